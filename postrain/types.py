@@ -1,0 +1,187 @@
+"""The batches and records that flow between the rooms of the house, and the shape legend they share.
+
+Axes: B items of a batch, L tokens of a row (ragged), T supervised tokens of a row (left-aligned, padded to the
+longest of the batch), N supervised tokens of a whole batch (flat), V vocabulary, D model width, P prompts,
+G completions of a prompt. Tensors carry their axes as a suffix: `logps_BT`, `margin_B`.
+
+Nothing here imports lightning, hydra or transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Self
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+
+# The ranges a YAML value can be held to; check.py reads them off the constructors.
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+
+
+class ConfigError(ValueError):
+    """A user's mistake: one line that names the key, file or line, what was expected, and a remedy."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Base of every batch: each field is a tensor with leading axis B, a tuple of length B, or another Batch."""
+
+    def __len__(self) -> int:
+        value = getattr(self, fields(self)[0].name)
+        return len(value)
+
+    def select(self, index: Sequence[int]) -> Self:
+        """The items at `index`, in that order."""
+        return replace(self, **{f.name: _select(getattr(self, f.name), index) for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with every tensor on `device`."""
+        return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+
+    def cost(self) -> list[int]:
+        """Tokens that scoring each item runs through the model, [B]; micro-batches are cut by it."""
+        costs = [value.cost() for f in fields(self) if isinstance(value := getattr(self, f.name), Batch)]
+        return [sum(item) for item in zip(*costs, strict=True)]
+
+
+def _select(value: Any, index: Sequence[int]) -> Any:
+    if isinstance(value, Batch):
+        return value.select(index)
+    if isinstance(value, Tensor):
+        return value[torch.as_tensor(index, dtype=torch.long, device=value.device)]
+    return None if value is None else tuple(value[i] for i in index)
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Batch | Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_to(item, device) for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class Rows(Batch):
+    """Token rows with the positions that count: what scoring.py runs through a model."""
+
+    ids: tuple[Tensor, ...]
+    """Token ids of each row, prompt and completion together; int64 [L]."""
+    supervised: tuple[Tensor, ...]
+    """True where the token itself is learned or scored, given everything before it; bool [L]; never at position 0."""
+    row_ids: tuple[int, ...]
+    """The record each row came from, by its number in the source, for error messages and samples."""
+
+    def cost(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
+
+
+@dataclass(frozen=True)
+class Pairs(Batch):
+    """Preference pairs."""
+
+    chosen: Rows
+    rejected: Rows
+    margin_B: Tensor
+    """How much better the chosen one is said to be, float [B]; 0 where the data does not say."""
+
+
+@dataclass(frozen=True)
+class Judgements(Batch):
+    """Completions with a thumb up or down."""
+
+    rows: Rows
+    label_B: Tensor
+    """True where the completion is desirable, bool [B]."""
+
+
+@dataclass(frozen=True)
+class Prompts(Batch):
+    """Prompts to continue, with everything a reward may want to know about them."""
+
+    ids: tuple[Tensor, ...]
+    """Token ids of each prompt as the policy sees it; int64 [L]."""
+    texts: tuple[str, ...]
+    """The prompt as a person wrote it, without template."""
+    columns: tuple[Mapping[str, Any], ...]
+    """Every other column of the record (an answer, a gold specification); a reward function gets these by name."""
+    row_ids: tuple[int, ...]
+    """The record each prompt came from, by its number in the source."""
+
+    def cost(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says about the supervised tokens of a batch of Rows."""
+
+    logps_BT: Tensor
+    """Natural log-probability of each supervised token, float32; 0 where mask_BT is False."""
+    mask_BT: Tensor
+    """True at real supervised tokens."""
+    entropy_BT: Tensor | None = None
+    """Entropy of the distribution each supervised token was drawn from, in nats; on request."""
+    values_BT: Tensor | None = None
+    """Output of the scalar head before each supervised token; when a head was given."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a policy is sampled."""
+
+    max_new_tokens: Count
+    temperature: NonNegative = 1.0
+    """0 is greedy."""
+    top_k: CountOrZero = 0
+    """0 is off."""
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation of a prompt."""
+
+    ids: Tensor
+    """Token ids, the end-of-sequence token included when it was drawn; int64 [T]."""
+    logps: Tensor
+    """Log-probability of each token under the distribution it was drawn from, float32 [T]."""
+    finished: bool
+    """True when it ended by an end token, False when it was cut at max_new_tokens."""
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """Rewards of a batch of completions."""
+
+    total_B: Tensor
+    """What the policy is paid, float32 [B]; NaN where no part could score the completion."""
+    parts: Mapping[str, tuple[float | None, ...]]
+    """Each named part before weighting, [B]; None where it could not score."""
+
+
+@dataclass
+class Mean:
+    """A mean in the making: totals and counts add up over micro-batches, mini-batches and ranks."""
+
+    total: Tensor | float
+    count: Tensor | float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A loss summed (not averaged) over a micro-batch; the training loop divides by the step's global count."""
+
+    total: Tensor
+    """Scalar, differentiable."""
+    metrics: Mapping[str, Mean]
+    """What to log, each with its own count."""
