@@ -1,0 +1,154 @@
+"""Holds a composed config against the constructors it names, before anything is built, and then builds it.
+
+Every problem is reported, in one error, a line each: unknown key, missing key, wrong type, value out of range, target
+that cannot be imported. Leaves out what only a run can tell (does the file exist, does the model fit the data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from postrain.schema import Key, Schema, adapter, describe, is_node, load_target, schema_of
+from postrain.types import ConfigError
+
+MISSING = "???"
+
+
+def check(config: Mapping[str, Any], root: type) -> None:
+    """Raise one ConfigError with every problem of `config`, plain containers whose top-level keys are `root`'s fields.
+
+    A key of `root` whose type is itself a dataclass may be written without `_target_`.
+    """
+    problems = list(_problems("", config, root, config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def instantiate(node: Any) -> Any:
+    """The object a node describes, its nested nodes built before it.
+
+    Expects a node that passed `check`. Values arrive as their annotated types: 1 as 1.0, a list as a tuple.
+    """
+    if is_node(node):
+        target = load_target(node["_target_"])
+        keys = schema_of(target).keys
+        return target(**{name: instantiate(_typed(value, keys.get(name))) for name, value in _settings(node)})
+    if isinstance(node, Mapping):
+        return {key: instantiate(value) for key, value in node.items()}
+    return type(node)(instantiate(value) for value in node) if isinstance(node, list | tuple) else node
+
+
+def _typed(value: Any, key: Key | None) -> Any:
+    return value if key is None else adapter(key.annotation).validate_python(value)
+
+
+def _settings(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a node says to its constructor: `_target_` and its like are said to us."""
+    return ((name, value) for name, value in node.items() if not str(name).startswith("_"))
+
+
+def _problems(
+    path: str, node: Mapping[str, Any], target: Callable[..., Any], config: Mapping[str, Any]
+) -> Iterator[str]:
+    """Everything wrong with `node` as arguments of `target`."""
+    schema = schema_of(target)
+    for name, value in _settings(node):
+        here = f"{path}{name}"
+        if name in schema.keys:
+            yield from _value_problems(here, value, schema.keys[name].annotation, config)
+        elif schema.open:
+            yield from _nested_problems(here, value, config)
+        else:
+            yield from _unknown_problems(path, name, value, schema, config)
+    for name, key in schema.keys.items():
+        if key.required and name not in node:
+            yield f"{path}{name}: missing; expected {describe(key.annotation)}"
+
+
+def _value_problems(path: str, value: Any, annotation: Any, config: Mapping[str, Any]) -> Iterator[str]:
+    if value == MISSING:
+        yield f"{path}: has to be given, as {path}=...; expected {describe(annotation)}"
+    elif isinstance(value, Mapping) and not is_node(value) and hasattr(annotation, "__dataclass_fields__"):
+        yield from _problems(f"{path}.", value, annotation, config)
+    elif not _fits(value, annotation):
+        got = "null" if value is None else repr(value)
+        yield f"{path}: expected {describe(annotation)}, got {got}"
+    else:
+        yield from _nested_problems(path, value, config)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    try:
+        adapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _nested_problems(path: str, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
+    """The problems of every node in `value`, itself included."""
+    if is_node(value):
+        try:
+            target = load_target(value["_target_"])
+        except ConfigError as problem:
+            yield f"{path}._target_: {problem}"
+        else:
+            yield from _problems(f"{path}.", value, target, config)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _nested_problems(f"{path}.{name}", item, config)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _nested_problems(f"{path}[{index}]", item, config)
+
+
+def _unknown_problems(path: str, name: str, value: Any, schema: Schema, config: Mapping[str, Any]) -> Iterator[str]:
+    """An unknown key, or each leaf of an unknown section, with the closest key there is."""
+    for leaf in _leaves(f"{path}{name}", value):
+        meant = _meant(path, name, leaf, schema, config)
+        known = ", ".join(key for key in schema.keys)
+        yield f"{leaf}: unknown key; " + (f"did you mean {' or '.join(meant)}?" if meant else f"known here: {known}")
+
+
+def _leaves(path: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping) or not value or is_node(value):
+        yield path
+        return
+    for name, item in value.items():
+        yield from _leaves(f"{path}.{name}", item)
+
+
+def _meant(path: str, name: str, leaf: str, schema: Schema, config: Mapping[str, Any]) -> list[str]:
+    """Dotted keys a user may have meant: a misspelt neighbour first, else the same word elsewhere in the config."""
+    section = f"{path}{name}"
+    near = [path + match for match in get_close_matches(name, schema.keys, n=1, cutoff=0.7)]
+    if near:
+        return [near[0] + leaf[len(section) :]]
+    word = leaf.rpartition(".")[2]
+    elsewhere: dict[str, list[str]] = {}
+    for key in _known(config):
+        elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
+    matches = get_close_matches(word, elsewhere, n=1, cutoff=0.7)
+    return elsewhere[matches[0]][:3] if matches else []
+
+
+def _known(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Every dotted key that some node's constructor accepts."""
+    for name, value in config.items():
+        if is_node(value):
+            yield from _accepted(value, f"{path}{name}.")
+        elif isinstance(value, Mapping):
+            yield from _known(value, f"{path}{name}.")
+
+
+def _accepted(node: Mapping[str, Any], path: str) -> Iterator[str]:
+    try:
+        keys = schema_of(load_target(node["_target_"])).keys
+    except ConfigError:  # reported where the node itself is visited
+        return
+    yield from (f"{path}{name}" for name in keys)
+    yield from _known(dict(_settings(node)), path)

@@ -1,0 +1,183 @@
+"""What a `_target_` may be given: its keys, their types in words, and whether a value fits.
+
+The constructor's signature is the schema; nothing is declared twice. Knows nothing of where a node sits in a config:
+that is check.py. Types that YAML cannot write (a Protocol, a model class) stand for a nested node.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import operator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from functools import cache, reduce
+from pathlib import Path
+from types import ModuleType, NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
+from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter
+
+from postrain.types import ConfigError
+
+SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null", Path: "a path"}
+PLURALS = {int: "integers", float: "numbers", str: "texts"}
+SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
+LISTS = (list, tuple, set, frozenset, Sequence)
+MAPPINGS = (dict, Mapping)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One argument of a constructor."""
+
+    annotation: Any
+    required: bool
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The arguments of a constructor."""
+
+    keys: Mapping[str, Key]
+    open: bool
+    """True when the constructor takes any further keyword, as some constructors of other libraries do."""
+
+
+def is_node(value: Any) -> bool:
+    """True for a mapping that builds an object."""
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def load_target(path: str) -> Callable[..., Any]:
+    """The class or function behind a dotted path."""
+    if not isinstance(path, str) or "." not in path:
+        raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {path!r}")
+    module, name = _split(path)
+    try:
+        target = operator.attrgetter(name)(module)
+    except AttributeError:
+        near = get_close_matches(name, dir(module), n=1)
+        raise ConfigError(f"{module.__name__} has no {name}" + "".join(f"; did you mean {n}?" for n in near)) from None
+    if not callable(target):
+        raise ConfigError(f"{path} is a {type(target).__name__}, not a class or function")
+    return target
+
+
+def _split(path: str) -> tuple[ModuleType, str]:
+    """The longest part of a dotted path that is a module, imported, and the rest."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:end])
+        try:
+            return importlib.import_module(name), ".".join(parts[end:])
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise ConfigError(f"{path} needs the package {error.name!r}, which is not installed") from None
+        except (ImportError, SyntaxError) as error:
+            raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
+    raise ConfigError(f"there is no module {'.'.join(parts[:-1])}")
+
+
+@cache
+def schema_of(target: Callable[..., Any]) -> Schema:
+    """The arguments of a class or function, inherited dataclass fields included."""
+    keys, takes_any = {}, False
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            takes_any = takes_any or parameter.kind is parameter.VAR_KEYWORD
+            continue
+        annotation = _resolve(target, name, parameter.annotation)
+        keys[name] = Key(annotation, required=parameter.default is parameter.empty)
+    return Schema(keys, takes_any)
+
+
+def _resolve(target: Callable[..., Any], name: str, annotation: Any) -> Any:
+    """An annotation with its strings evaluated where they were written."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = SimpleNamespace(__annotations__={name: annotation})
+    try:
+        return get_type_hints(holder, globalns=_namespace(target, name), include_extras=True)[name]
+    except NameError:  # a name that only type checkers import, as in other libraries' constructors
+        return Any
+
+
+def _namespace(target: Callable[..., Any], name: str) -> dict[str, Any]:
+    if is_dataclass(target):  # a generated __init__ knows only the subclass's module, not that of an inherited field
+        for owner in target.__mro__:
+            if name in inspect.get_annotations(owner):
+                return vars(sys.modules[owner.__module__])
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    return getattr(function, "__globals__", {})
+
+
+@cache
+def adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Validates a value from YAML against `annotation`; a nested node passes as it is, check.py visits it by itself."""
+    return TypeAdapter(_plain(annotation))
+
+
+def _plain(annotation: Any) -> Any:
+    """The same type for pydantic: strict scalars, lists for tuples, nodes where a class stands."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in (int, str, bool):
+        return Annotated[annotation, Strict()]
+    if annotation is float:
+        return Annotated[float, Strict(), BeforeValidator(_scientific)]
+    if annotation in (Any, None, NoneType, Path, *LISTS, *MAPPINGS) or origin is Literal:
+        return annotation
+    if origin is Annotated:
+        return Annotated[(_plain(args[0]), *args[1:])]
+    if origin in (Union, UnionType):
+        return reduce(operator.or_, (_plain(arg) for arg in args))
+    if origin in LISTS or origin in MAPPINGS:
+        return origin[tuple(arg if arg is ... else _plain(arg) for arg in args)]
+    return Annotated[Any, AfterValidator(_node)]
+
+
+def _scientific(value: Any) -> Any:
+    """1e-4 without a dot is text to PyYAML; people mean the number."""
+    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
+
+
+def _node(value: Any) -> Any:
+    if not is_node(value):
+        raise ValueError("not a node")
+    return value
+
+
+def describe(annotation: Any) -> str:
+    """A type in the words of a YAML file."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in WORDS:
+        return WORDS[annotation]
+    if annotation is Any:
+        return "anything"
+    if origin is Annotated:
+        return " ".join([describe(args[0]), " and ".join(_ranges(args[1:]))]).strip()
+    if origin is Literal:
+        return "one of " + ", ".join("null" if choice is None else str(choice) for choice in args)
+    if origin in (Union, UnionType):
+        return " or ".join(describe(arg) for arg in args)
+    if origin in LISTS:
+        return f"a list of {PLURALS.get(args[0], describe(args[0]))}" if _uniform(args) else f"a list of {len(args)}"
+    if origin in MAPPINGS or annotation in MAPPINGS:
+        return "a mapping" if not args or args[1] is Any else f"a mapping to {describe(args[1])}"
+    return "a list" if annotation in LISTS else f"a node with _target_ ({getattr(annotation, '__name__', annotation)})"
+
+
+def _uniform(args: tuple[Any, ...]) -> bool:
+    return len(args) == 1 or args[1:] == (...,)
+
+
+def _ranges(metadata: Sequence[Any]) -> Iterator[str]:
+    for item in metadata:
+        if isinstance(item, GroupedMetadata):
+            yield from _ranges(list(item))
+        yield from (f"{sign} {getattr(item, field)}" for kind, field, sign in SIGNS if isinstance(item, kind))
