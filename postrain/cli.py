@@ -1,0 +1,159 @@
+"""The command line, before Hydra reads it: group options, `hydra.` keys and the grammar, all problems in one error.
+
+Hydra stops at its first unknown key and forgets the `+`-ed ones. So every `key=value` goes on as `++key=value`, which
+Hydra never refuses, and check.py holds the composed config against the constructors. Leaves out what only the composed
+config can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import get_type_hints
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.errors import HydraException
+
+from postrain.types import ConfigError
+
+# These may set hydra.mode to MULTIRUN in their YAML, so a list of values is theirs to judge.
+MULTIRUN_KEYS = {"hydra.mode", "sweep", "experiment", "pipeline"}
+
+
+def prepare(argv: Sequence[str], conf: Path) -> list[str]:
+    """The command line (without the program's name) that Hydra gets; flags may stand anywhere."""
+    arguments = get_args_parser().parse_intermixed_args(list(argv))
+    known = _Groups(conf, arguments.config_dir)
+    problems: list[str] = []
+    overrides: list[Override] = []
+    for token in arguments.overrides:
+        try:
+            overrides += OverridesParser.create().parse_overrides([token])
+        except HydraException as error:
+            problems.append(_unreadable(token, error))
+    if not arguments.multirun and not any(override.key_or_group in MULTIRUN_KEYS for override in overrides):
+        problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
+    problems += [problem for override in overrides for problem in _problems(override, known)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    flags = [token for token in argv if token not in arguments.overrides]
+    return [_forced(override, known) for override in overrides] + flags
+
+
+def asked(argv: Sequence[str], conf: Path) -> str | None:
+    """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
+    groups = _Groups(conf, None)
+    named = [token for token in argv if token.isidentifier() and groups.options(token)]
+    return "\n\n".join(listing(conf, group) for group in named) or None
+
+
+def listing(conf: Path, group: str) -> str:
+    """The options of a group, a line each: its name and the comment its YAML begins with."""
+    names = _Groups(conf, None).options(group)
+    width = max(len(name) for name in names)
+    return "\n".join([f"{group}=", *(f"  {name:<{width}}  {_comment(conf, group, name)}" for name in names)])
+
+
+def _comment(conf: Path, group: str, name: str) -> str:
+    path = next(root / group / f"{name}.yaml" for root in (conf, conf.parent) if (root / group).is_dir())
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+class _Groups:
+    """The config groups there are: folders of conf/, of a --config-dir, `sweep` beside conf/, and Hydra's own."""
+
+    def __init__(self, conf: Path, extra: str | None) -> None:
+        path = create_config_search_path(str(conf))
+        if extra is not None:
+            path.append("command-line", f"file://{Path(extra).resolve()}")
+        self.loader = ConfigLoaderImpl(path)
+        self.sweeps = sorted(file.stem for file in (conf.parent / "sweep").glob("*.yaml"))
+        self.options = cache(self._options)
+
+    def names(self) -> list[str]:
+        """The groups with options, Hydra's own left out."""
+        return [name for name in (*self.loader.list_groups(""), "sweep") if name != "hydra" and self.options(name)]
+
+    def _options(self, group: str) -> tuple[str, ...]:
+        found = set(self.loader.get_group_options(group)) | (set(self.sweeps) if group == "sweep" else set())
+        return tuple(sorted(found))
+
+
+def _unreadable(token: str, error: HydraException) -> str:
+    if "=" not in token:
+        return f"{token}: expected key=value"
+    reason = next(line for line in str(error).splitlines() if not line.startswith("Error parsing"))
+    return f"{token}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
+
+
+def _needs_multirun(override: Override) -> str:
+    key = override.key_or_group
+    return f"{override.input_line}: several values need -m (a job for each); for one list write {key}=[...]"
+
+
+def _problems(override: Override, known: _Groups) -> Iterator[str]:
+    key = override.key_or_group
+    if override.is_delete():
+        return
+    if key.startswith("hydra."):
+        yield from _hydra_problems(key)
+    elif options := known.options(key):
+        if override.is_force_add():
+            yield f"{override.input_line}: {key} is a config group; choose an option with {key}=..."
+        yield from _option_problems(override, options)
+    elif "." not in key and ("/" in key or get_close_matches(key, known.names(), n=1, cutoff=0.75)):
+        yield f"{key}: no such config group" + _hint(key, known.names())
+
+
+def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
+    for name in _chosen(override):
+        if name not in options:
+            yield f"{override.key_or_group}={name}: no such option" + _hint(name, options)
+
+
+def _chosen(override: Override) -> Iterator[str]:
+    """The option names of a group override: one, a list of them, or those of a sweep; none for null and for glob(*)."""
+    value = override.value()
+    if override.is_choice_sweep():
+        value = None if isinstance(value, Glob) else list(override.sweep_iterator())
+    for name in value if isinstance(value, list) else [value]:
+        if name is not None:
+            yield name.text if isinstance(name, QuotedString) else str(name)
+
+
+def _hint(name: str, choices: Sequence[str]) -> str:
+    near = get_close_matches(name, choices, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"{meant} (there are: {', '.join(choices)})" if meant else f"; there are: {', '.join(choices)}"
+
+
+def _hydra_problems(key: str) -> Iterator[str]:
+    """Hydra takes `hydra.ouput_subdir=x` with a `+` without a word, so its own schema is asked here."""
+    section: type = HydraConf
+    path = "hydra"
+    for part in key.split(".")[1:]:
+        names = [field.name for field in fields(section)]
+        if part not in names:
+            near = get_close_matches(part, names, n=1)
+            yield f"{key}: unknown key of Hydra" + (
+                f"; did you mean {path}.{near[0]}?" if near else f"; known here: {', '.join(names)}"
+            )
+            return
+        section, path = get_type_hints(section)[part], f"{path}.{part}"
+        if not is_dataclass(section):
+            return
+
+
+def _forced(override: Override, known: _Groups) -> str:
+    """`key=v` and `+key=v` as `++key=v`; choices of a group, deletions and Hydra's own keys as they were."""
+    key, line = override.key_or_group, override.input_line or ""
+    as_it_was = override.is_delete() or key.startswith("hydra.") or known.options(key) or override.package
+    return line if as_it_was else "++" + line.lstrip("+")

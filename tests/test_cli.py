@@ -1,0 +1,110 @@
+"""cli.py: what the command line says is checked before Hydra reads it, and nothing is lost on the way to Hydra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from postrain.cli import asked, listing, prepare
+from postrain.types import ConfigError
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    files = {
+        "conf/config.yaml": "defaults: [_self_, {method: sft}]\nseed: 0\n",
+        "conf/method/sft.yaml": "# Learn from demonstrations.\nlr: 0.1\n",
+        "conf/method/ppo.yaml": "# Learn from a reward.\nlr: 0.2\n",
+        "conf/logger/none.yaml": "x: 1\n",
+        "sweep/kl_coef.yaml": "# How much KL?\nseed: 1\n",
+        "more/method/mine.yaml": "# My own.\nlr: 0.3\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path / "conf"
+
+
+def problems(argv: list[str], conf: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        prepare(argv, conf)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("argv", "prepared"),
+    [
+        (["method=ppo", "method.lr=3"], ["method=ppo", "++method.lr=3"]),
+        (["+method.lr=3", "++seed=1", "~seed"], ["++method.lr=3", "++seed=1", "~seed"]),
+        (["seed=1,2", "-m", "method=sft,ppo"], ["++seed=1,2", "method=sft,ppo", "-m"]),
+        (["--cfg", "job", "seed=1"], ["++seed=1", "--cfg", "job"]),
+        (["-cn", "config", "name='a b'"], ["++name='a b'", "-cn", "config"]),
+        (["hydra.run.dir=x", "hydra.job.env_set.A=1"], ["hydra.run.dir=x", "hydra.job.env_set.A=1"]),
+        (
+            ["hydra/launcher=basic", "sweep=kl_coef", "seed=1,2"],
+            ["hydra/launcher=basic", "sweep=kl_coef", "++seed=1,2"],
+        ),
+        (["-m", "method=glob(*)"], ["method=glob(*)", "-m"]),
+        (["logger=[none]", "+method@other=sft"], ["logger=[none]", "+method@other=sft"]),
+        (["data.columns={prompt: question}"], ["++data.columns={prompt: question}"]),
+    ],
+)
+def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> None:
+    assert prepare(argv, conf) == prepared
+
+
+@pytest.mark.parametrize(
+    ("token", "line"),
+    [
+        ("method=pppo", "method=pppo: no such option; did you mean ppo? (there are: ppo, sft)"),
+        ("method=xyz", "method=xyz: no such option; there are: ppo, sft"),
+        ("sweep=kl", "sweep=kl: no such option; there are: kl_coef"),
+        ("metod=ppo", "metod: no such config group; did you mean method? (there are: logger, method, sweep)"),
+        ("hydra/launcher=joblb", "hydra/launcher=joblb: no such option; there are: basic"),
+        ("++method=ppo", "++method=ppo: method is a config group; choose an option with method=..."),
+        ("hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
+        ("+hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
+        ("hydra.run.dri=x", "hydra.run.dri: unknown key of Hydra; did you mean hydra.run.dir?"),
+        ("seed=1,2", "seed=1,2: several values need -m (a job for each); for one list write seed=[...]"),
+        ("seed", "seed: expected key=value"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
+    assert problems([token], conf) == [line]
+
+
+def test_unbalanced_brackets_say_to_quote(conf: Path) -> None:
+    (line,) = problems(["name=a:b,("], conf)
+    assert line.startswith("name=a:b,(: cannot be read (")
+    assert line.endswith("""quote special characters, as in name='"..."'""")
+
+
+def test_all_problems_come_at_once(conf: Path) -> None:
+    lines = problems(["method=sftt,ppp", "-m", "hydra.sweeep.dir=x", "logger=wandb"], conf)
+    assert [line.partition(":")[0] for line in lines] == [
+        "method=sftt",
+        "method=ppp",
+        "hydra.sweeep.dir",
+        "logger=wandb",
+    ]
+
+
+def test_a_config_dir_of_the_user_brings_its_options(conf: Path) -> None:
+    more = str(conf.parent / "more")
+    assert prepare(["method=mine", "--config-dir", more], conf) == ["method=mine", "--config-dir", more]
+
+
+def test_hydra_composes_what_it_gets_and_keeps_unknown_keys_for_the_check(conf: Path) -> None:
+    overrides = prepare(["method=ppo", "method.lr=5", "lr=1e-3", "methd.kl.coef=2"], conf)
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("config", overrides)
+    assert config == {"seed": 0, "method": {"lr": 5}, "lr": 1e-3, "methd": {"kl": {"coef": 2}}}
+
+
+def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
+    text = "method=\n  ppo  Learn from a reward.\n  sft  Learn from demonstrations."
+    assert asked(["method"], conf) == text == listing(conf, "method")
+    assert listing(conf, "sweep") == "sweep=\n  kl_coef  How much KL?"
+    assert asked(["method=ppo", "-m", "seed"], conf) is None
