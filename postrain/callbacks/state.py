@@ -1,0 +1,35 @@
+"""What the callbacks read from the method they watch: five attributes, so that a test needs a fake of ten lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from lightning.pytorch import LightningModule
+
+
+class CountersLike(Protocol):
+    """Own counters of a method; Lightning's global_step counts optimizer steps, which is not the same."""
+
+    updates: int
+    optimizer_steps: int
+    episodes: int
+    tokens: int
+
+
+class MethodLike(Protocol):
+    """A method, seen from a callback."""
+
+    counters: CountersLike
+    """Already counted when on_train_batch_end is called."""
+    latest: dict[str, float]
+    """Metrics of this update, the same on every rank; callbacks add theirs (`perf/...`)."""
+    headline: Sequence[str]
+    """Names of the three metrics that matter."""
+    updates: int
+    """How many updates the whole run has."""
+
+
+def method_of(module: LightningModule) -> MethodLike:
+    """The module as a method; every module of postrain/methods is one."""
+    return cast(MethodLike, module)

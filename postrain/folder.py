@@ -1,0 +1,174 @@
+"""The run folder: where it is made, how a later run finds it, and the two small files that say how the run is doing.
+
+What goes into the files of the folder is decided elsewhere: manifest.py, callbacks/metrics.py, callbacks/samples.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from postrain.jsonl import JsonLines, Record, atomic_write_text
+from postrain.types import ConfigError
+
+State = Literal["running", "done", "failed", "interrupted"]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Eight hex digits that two configs share only when they are equal."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@contextmanager
+def writing(path: Path, remedy: str = "choose another place with paths.output=DIRECTORY") -> Iterator[None]:
+    """Turn a failed write (read-only, full, not a directory) into the one line a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot write {path}: {reason}; {remedy}") from error
+
+
+@dataclass(frozen=True)
+class Status:
+    """status.json: running, done, failed or interrupted, written at the moment it becomes so.
+
+    `seconds` adds up over the sessions of a resumed run; the session that was killed is missing from it.
+    """
+
+    path: Path
+
+    def running(self) -> None:
+        """The run has started, or started again."""
+        self._write("running", "")
+
+    def done(self) -> None:
+        """The run came to its end."""
+        self._write("done", "")
+
+    def failed(self, reason: str) -> None:
+        """The run cannot go on; `reason` is the line the user saw."""
+        self._write("failed", reason)
+
+    def interrupted(self, reason: str) -> None:
+        """Somebody stopped the run; it can be resumed."""
+        self._write("interrupted", reason)
+
+    def read(self) -> Record:
+        """What the file says; {} when it is missing or no JSON object."""
+        return read_json(self.path)
+
+    def _write(self, status: State, reason: str) -> None:
+        now, before = round(time.time(), 3), self.read()
+        seconds = float(before.get("seconds", 0.0))
+        if status == "running":
+            started = now
+        else:
+            started = float(before.get("started", now))
+            seconds += 0.0 if before.get("status") != "running" else now - started
+        record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
+        with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
+            atomic_write_text(self.path, json.dumps(record, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Record:
+    """The JSON object in a file; {} when it is missing or damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """runs/<method>/<model>/<time>-<hash>/ and the names of what lies in it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, base: Path, method: str, model: str, config_hash: str) -> Self:
+        """A folder nobody else has: two runs that start in the same second get two folders."""
+        parent = base / _file_name(method) / _file_name(model)
+        stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config_hash}"
+        with writing(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = cls(_make_new(parent, stem))
+            folder.checkpoints.mkdir()
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """The folder of an earlier run."""
+        folder = cls(Path(path).expanduser())
+        if not folder.path.is_dir():
+            raise ConfigError(f"resume: there is no folder {folder.path}; give a run folder, such as runs/ppo/nano/...")
+        if not folder.config.is_file():
+            there = ", ".join(sorted(item.name for item in folder.path.iterdir())[:8]) or "nothing"
+            raise ConfigError(f"resume: {folder.path} is no run folder: it holds no config.yaml (it holds: {there})")
+        return folder
+
+    @property
+    def name(self) -> str:
+        """<method>-<model>-<time>-<hash>: what trackers call the run."""
+        return "-".join(self.path.parts[-3:])
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def metrics(self) -> JsonLines:
+        return JsonLines(self.path / "metrics.jsonl")
+
+    @property
+    def samples(self) -> JsonLines:
+        return JsonLines(self.path / "samples.jsonl")
+
+    @property
+    def explanations(self) -> JsonLines:
+        return JsonLines(self.path / "explanations.jsonl")
+
+    @property
+    def status(self) -> Status:
+        return Status(self.path / "status.json")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "run"
+
+
+def _make_new(parent: Path, stem: str) -> Path:
+    attempt = 1
+    while True:
+        path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            attempt += 1
+        else:
+            return path

@@ -1,0 +1,103 @@
+"""Append-only JSON Lines files: one record a line, whole or absent, whatever kills the process.
+
+A line is written by a single system call, so a killed process leaves at most one half line, at the end. `rewind` drops
+that and every record after a given update, so that a resumed file equals the uninterrupted one.
+
+Imports neither torch nor lightning: the report reads run folders without them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`; a reader sees the old content or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def number(value: object) -> float | None:
+    """The number a record holds under a key; "nan", "inf" and "-inf" are numbers, everything else is not."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    return float(value) if value in ("nan", "inf", "-inf") and isinstance(value, str) else None
+
+
+def plain(value: Any) -> Any:
+    """`value` with what JSON cannot say put into words: nan and infinities become "nan", "inf", "-inf"."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """One append-only file of records."""
+
+    path: Path
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Add the records, in one write."""
+        lines = [json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+        data = "".join(lines).encode("utf-8", errors="replace")
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> list[Record]:
+        """Every whole record, in order; half-written lines are left out, a missing file has none."""
+        if not self.path.is_file():
+            return []
+        parsed = (_parse(line) for line in self.path.read_bytes().split(b"\n"))
+        return [record for record in parsed if record is not None]
+
+    def damaged(self) -> int:
+        """How many lines are no record: a process was killed while it wrote, or someone edited the file."""
+        if not self.path.is_file():
+            return 0
+        return sum(bool(line.strip()) and _parse(line) is None for line in self.path.read_bytes().split(b"\n"))
+
+    def rewind(self, update: int) -> None:
+        """Drop half-written lines and every record after `update`; without any, the file is not touched."""
+        if not self.path.is_file():
+            return
+        before = self.path.read_bytes()
+        kept = [line for line in before.split(b"\n") if _belongs(line, update)]
+        after = b"".join(line + b"\n" for line in kept)
+        if after != before:
+            atomic_write_text(self.path, after.decode("utf-8"))
+
+
+def _belongs(line: bytes, update: int) -> bool:
+    record = _parse(line)
+    return record is not None and int(record.get("update", 0)) <= update
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
