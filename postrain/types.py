@@ -176,6 +176,24 @@ class Mean:
     def __add__(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
+    def value(self) -> float:
+        """The mean, 0 when nothing was counted."""
+        return float(self.total) / float(self.count) if float(self.count) else 0.0
+
+
+@dataclass
+class Max:
+    """A maximum in the making, added up like a Mean."""
+
+    peak: Tensor | float
+
+    def __add__(self, other: Max) -> Max:
+        return Max(max(float(self.peak), float(other.peak)))
+
+    def value(self) -> float:
+        """The maximum."""
+        return float(self.peak)
+
 
 @dataclass(frozen=True)
 class LossSum:
@@ -183,5 +201,5 @@ class LossSum:
 
     total: Tensor
     """Scalar, differentiable."""
-    metrics: Mapping[str, Mean]
+    metrics: Mapping[str, Mean | Max]
     """What to log, each with its own count."""

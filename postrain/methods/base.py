@@ -1,0 +1,258 @@
+"""The one training loop. A method answers two questions: `prepare` (what must be known before learning) and `loss`
+(what is minimised); everything else here is shared by all of them.
+
+    training_step(batch)
+        prepared = self.prepare(batch)                 # nothing; reference log-probs; a rollout with its advantages
+        for minibatch in self.minibatches(prepared):   # one, or epochs × mini-batches
+            self.update(minibatch)                     # micro-batches by token budget → sums / global count → one step
+
+Optimisation is manual for every method, so that accumulation, clipping and schedules are right once. One `update` is
+one optimizer step on one mini-batch, and the numbers do not depend on how it is cut into micro-batches or over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, dataclass_transform
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from postrain import parallel
+from postrain.data.chat import Template
+from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
+from postrain.models.reference import Reference
+from postrain.ops import derive_seed
+from postrain.rewards.base import Reward
+from postrain.rollout.engine import Engine
+from postrain.scoring import micro_batches
+from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
+
+Metrics = Mapping[str, Mean | Max]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run hands to its method."""
+
+    policy: nn.Module
+    """The model that learns: a causal LM or a scalar model, with its adapter if it has one."""
+    template: Template
+    """How text becomes tokens and back."""
+    seed: int
+    engine: Engine
+    """What samples, for rollouts and for looking at samples during evaluation."""
+    reference: Reference
+    """The weights the policy started from."""
+    reward: Reward | None = None
+    """What scores completions; only methods with `needs_reward` get one."""
+
+
+@dataclass
+class Counters:
+    """How far a run is; checkpointed and logged (Lightning's global_step counts something else)."""
+
+    updates: int = 0
+    optimizer_steps: int = 0
+    episodes: int = 0
+    """Items seen: rows, pairs or rollouts, over all ranks."""
+    tokens: int = 0
+    """Tokens run through the policy with a gradient, over all ranks."""
+
+
+@dataclass_transform(kw_only_default=True)
+class Method(LightningModule):
+    """Base of every method. Annotated fields are its config keys: a subclass is made a keyword-only dataclass."""
+
+    kind: ClassVar[str]
+    """The record it learns from: the name of a class in postrain.data.records."""
+    head: ClassVar[Literal["causal", "scalar"]] = "causal"
+    """What the policy puts on its trunk."""
+    needs_reward: ClassVar[bool] = False
+    headline: ClassVar[tuple[str, str, str]]
+    """The three metrics that tell a person how it goes."""
+
+    updates: Count
+    """Global batches to learn from."""
+    batch_size: Count
+    """Items of a global batch, over all ranks."""
+    learning_rate: Positive
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup: Fraction
+    """Share of the updates over which the learning rate rises from 0."""
+    weight_decay: NonNegative
+    """Decoupled (AdamW), on matrices only."""
+    adam_betas: tuple[Fraction, Fraction]
+    adam_eps: Positive
+    max_grad_norm: Positive
+    micro_batch_tokens: Count
+    """Tokens, padding included, that go through the model at once: a memory knob that changes no number."""
+    dropout: bool
+    """Whether the model's dropout is active while it learns."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        LightningModule.__init__(self)
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.counters = Counters()
+        self.latest: dict[str, float] = {}
+        self.current_rows: tuple[int, ...] = ()
+
+    # What a method says ------------------------------------------------------------------------------------------
+
+    def attached(self) -> None:
+        """Called once all parts are there: build what else learns (a critic)."""
+
+    def prepare(self, batch: Any) -> Any:
+        """What must be known before learning from this rank's share of the global batch."""
+        return batch
+
+    def minibatches(self, prepared: Any) -> Iterator[Batch]:
+        """The mini-batches of one update, one optimizer step each; all ranks yield equally many."""
+        yield prepared
+
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Further metrics of an update or an evaluation, from its means (a perplexity from a mean loss)."""
+        return {}
+
+    def loss(self, batch: Any) -> LossSum:
+        """The loss of a micro-batch, summed over what `denominator` counts."""
+        raise TypeError(f"{type(self).__name__} does not say what it minimises")
+
+    def denominator(self, batch: Any) -> int:
+        """What the loss sum is divided by, counted in this rank's mini-batch: supervised tokens, or items."""
+        return supervised_tokens(batch)
+
+    def state(self) -> dict[str, Any]:
+        """What else a resumed run needs (a KL coefficient), as plain containers."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` gave."""
+
+    def evaluate(self, batch: Any, index: int) -> Metrics:
+        """Metrics of one held-out batch; `index` numbers it, for seeds."""
+        found: dict[str, Mean | Max] = {}
+        for group in micro_batches(batch.cost(), self.micro_batch_tokens):
+            part = batch.select(group)
+            loss = self.loss(part)
+            add_metrics(found, {"loss": Mean(loss.total.detach(), self.denominator(part)), **loss.metrics})
+        return found
+
+    # The loop ----------------------------------------------------------------------------------------------------
+
+    def attach(self, parts: Parts) -> None:
+        """Takes what the run has built; before this a method is only its settings."""
+        self.policy = parts.policy
+        # A plain object, not a module: the reference must stay out of state_dict, optimizer and device moves.
+        self.parts = parts
+        self.attached()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One update: Lightning's batch is this rank's share of a global batch."""
+        self.policy.train(self.dropout)
+        # Dropout is the only ambient randomness: pinned to the update, a resumed run draws the same masks.
+        torch.manual_seed(derive_seed(self.parts.seed, "dropout", self.counters.updates, parallel.rank()))
+        self.current_rows = getattr(batch, "row_ids", ())
+        self.noted: dict[str, Mean | Max] = {}
+        set_learning_rate(self.optimizers(), self.lr_factor())
+        self.note({"learning_rate": Max(self.learning_rate * self.lr_factor())})
+        for minibatch in self.minibatches(self.prepare(batch.to(self.device))):
+            self.update(minibatch)
+        self.counters.updates += 1
+        self.counters.episodes += int(parallel.all_sum(torch.tensor(len(batch))))
+        self.latest = self.combined(self.noted)
+
+    def update(self, minibatch: Batch) -> None:
+        """One optimizer step on the global mini-batch of which this is the rank's share."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        counts = parallel.all_sum(
+            torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
+        )
+        for group in micro_batches(minibatch.cost(), self.micro_batch_tokens):
+            with self.unsynchronised():
+                found = self.loss(minibatch.select(group))
+                self.manual_backward(found.total / counts[0])
+            self.note(found.metrics)
+            self.note({"loss": Mean(found.total.detach(), 0)})
+        self.note({"loss": Mean(0.0, self.denominator(minibatch))})
+        parallel.sum_gradients(self.trainable())
+        norm = nn.utils.clip_grad_norm_(self.trainable(), self.max_grad_norm)
+        self.note({"grad_norm": Mean(norm.detach(), 1)})
+        optimizer.step()
+        self.counters.optimizer_steps += 1
+        self.counters.tokens += int(counts[1])
+
+    def note(self, metrics: Metrics) -> None:
+        """Adds to the metrics of the current update."""
+        add_metrics(self.noted, metrics)
+
+    def combined(self, metrics: Metrics) -> dict[str, float]:
+        """Metrics over all ranks as plain floats, with what derives from them."""
+        total = combine(metrics)
+        return dict(sorted((total | self.derived(total)).items()))
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Everything that learns."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def lr_factor(self) -> float:
+        """The schedule's factor for the current update: a function of counters alone, so resume needs no state."""
+        return lr_factor(self.schedule, self.counters.updates, self.updates, self.warmup)
+
+    def unsynchronised(self) -> AbstractContextManager[None]:
+        """Keeps DistributedDataParallel's own reduction off: `parallel.sum_gradients` does it once a step."""
+        wrapped = self.trainer.model
+        return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One AdamW over everything that learns."""
+        return make_optimizer(
+            self, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.adam_betas, eps=self.adam_eps
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what learns and the counters; the frozen rest comes from the model's source again."""
+        learns = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in learns}
+        # Lightning's own progress counts optimizer steps and batches of a loader that starts over on resume.
+        checkpoint.pop("loops", None)
+        checkpoint["postrain"] = {"counters": asdict(self.counters), "state": self.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the counters back."""
+        self.counters = Counters(**checkpoint["postrain"]["counters"])
+        self.load_state(checkpoint["postrain"]["state"])
+
+
+def supervised_tokens(batch: Batch) -> int:
+    """Supervised tokens in a batch of Rows, or in the rows a batch holds."""
+    rows = batch if isinstance(batch, Rows) else batch.rows
+    return sum(int(mask.sum()) for mask in rows.supervised)
+
+
+def add_metrics(into: dict[str, Mean | Max], metrics: Metrics) -> None:
+    """Adds metrics up by name; tensors are detached."""
+    for name, value in metrics.items():
+        into[name] = into[name] + value if name in into else value
+
+
+def combine(metrics: Metrics) -> dict[str, float]:
+    """The metrics of an update over all ranks, as plain floats in a fixed order."""
+    total: dict[str, Mean | Max] = {}
+    for part in parallel.gather({name: plain(value) for name, value in metrics.items()}):
+        add_metrics(total, part)
+    return {name: total[name].value() for name in sorted(total)}
+
+
+def plain(value: Mean | Max) -> Mean | Max:
+    """The same metric in plain floats, free of device and graph."""
+    return Max(float(value.peak)) if isinstance(value, Max) else Mean(float(value.total), float(value.count))

@@ -1,0 +1,310 @@
+"""Proximal policy optimisation for language models: rollouts, a penalty on the KL to the start, a learned critic,
+clipped policy and value losses over several epochs (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022).
+
+Axes: B episodes, T completion tokens. Left out: running reward normalisation, since it makes runs incomparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from postrain import parallel
+from postrain.methods.base import Method, Metrics
+from postrain.models.heads import ValueHead, frozen_copy
+from postrain.ops import (
+    KLEstimator,
+    adapt_kl_coef,
+    derive_seed,
+    explained_variance,
+    gae,
+    generator,
+    kl_estimate,
+    last_true,
+    moments,
+    whiten,
+)
+from postrain.rollout.collect import Episodes, collect
+from postrain.scoring import Comparison, compare, in_micro_batches, kl_metrics, score, values
+from postrain.types import (
+    Batch,
+    ConfigError,
+    Count,
+    CountOrZero,
+    Fraction,
+    LossSum,
+    Max,
+    Mean,
+    NonNegative,
+    Positive,
+    Prompts,
+    Rows,
+)
+
+
+def clipped_policy_loss(logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, clip: float) -> Tensor:
+    """−min(r·A, clip(r, 1 ± clip)·A) per token, [B, T], with r = exp(logps − old) (Schulman et al. 2017, eq. 7)."""
+    ratio_BT = (logps_BT - old_logps_BT).exp()
+    return -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT)
+
+
+def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip: float) -> Tensor:
+    """½ max((v − R)², (v_clipped − R)²) per token, [B, T], with v held to ± clip around its old value."""
+    held_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values_BT - returns_BT) ** 2, (held_BT - returns_BT) ** 2)
+
+
+def token_rewards(reward_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
+    """−kl_coef · KL at every token, and the episode's reward on its last one, [B, T] (Ziegler et al. 2019, eq. 2)."""
+    rewards_BT = -kl_coef * kl_BT * mask_BT
+    return rewards_BT.scatter_add(1, last_true(mask_BT)[:, None], reward_B[:, None].to(rewards_BT))
+
+
+@dataclass(frozen=True)
+class Experience(Batch):
+    """Episodes with everything the loss needs, all constants, [B, T] over completion tokens."""
+
+    rows: Rows
+    logps_BT: Tensor
+    """Under the policy that sampled."""
+    ref_logps_BT: Tensor
+    values_BT: Tensor
+    """The critic's before the update."""
+    advantages_BT: Tensor
+    """Whitened over the global batch."""
+    returns_BT: Tensor
+    """What the critic is to predict: unwhitened advantage + value."""
+
+    def narrowed(self, width: int) -> Experience:
+        """The same rows with the [B, T] tensors cut to the `width` that scoring these rows alone gives."""
+        tensors = {f.name: getattr(self, f.name)[:, :width] for f in fields(self) if f.name != "rows"}
+        return replace(self, **tensors)
+
+
+class PPO(Method):
+    """Maximises reward − kl_coef · KL(policy ‖ start) with clipped policy-gradient steps."""
+
+    kind: ClassVar[str] = "Prompt"
+    needs_reward: ClassVar[bool] = True
+    headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
+
+    epochs: Count
+    """Passes over each rollout."""
+    minibatches_per_epoch: Count
+    """Optimizer steps in each pass."""
+    clip: Positive
+    value_clip: Positive
+    value_coef: NonNegative
+    entropy_coef: NonNegative
+    """Weight of an entropy bonus."""
+    gamma: Fraction
+    lam: Fraction
+    """λ of generalised advantage estimation."""
+    kl_coef: NonNegative
+    """Weight of the KL to the start."""
+    kl_estimator: KLEstimator
+    """Which estimate is trained on; all are logged."""
+    kl_in: Literal["reward", "loss"]
+    """Whether the KL is taken off the reward or added to the loss."""
+    kl_target: Positive | None
+    """Mean KL of an episode that the coefficient is steered to; null keeps it fixed."""
+    kl_horizon: Count
+    """Episodes over which the steering takes effect."""
+    target_kl: Positive | None
+    """Stops the passes over a rollout once the mean k3 to the policy that sampled exceeds this; null never stops."""
+    missing_eos_penalty: NonNegative
+    """Taken off the reward of a completion that was cut at the length limit."""
+    critic: Literal["shared", "separate"]
+    """A value head on the policy's trunk, or on a trunk of its own."""
+    critic_warmup: CountOrZero
+    """Updates in which only the critic learns."""
+
+    def attached(self) -> None:
+        self.check()
+        width = self.policy.config.hidden_size
+        self.value_head = ValueHead(width)
+        # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
+        self.critic_trunk = frozen_copy(self.policy).requires_grad_(True) if self.critic == "separate" else None
+        self.coef = self.kl_coef
+        self.sampling = self.parts.engine.sampling
+        self.moved = Mean(0.0, 0.0)
+
+    def check(self) -> None:
+        """What only the settings together can say."""
+        if self.kl_in == "loss" and self.kl_estimator not in ("k2", "k3"):
+            raise ConfigError(
+                f"method.kl_in=loss needs method.kl_estimator=k2 or k3 (the gradient of k1 is not the KL's, exact is for "
+                f"kl_in=reward), got {self.kl_estimator}"
+            )
+        if self.batch_size % self.minibatches_per_epoch:
+            raise ConfigError(
+                f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide method.batch_size={self.batch_size}"
+            )
+        if self.parts.engine.sampling.temperature == 0:
+            raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
+
+    def prepare(self, batch: Prompts) -> Experience:
+        """Roll out, score, and turn rewards and values into advantages."""
+        episodes = self.rollout(batch)
+        found = in_micro_batches(self.compare, episodes.rows, self.micro_batch_tokens)
+        # Under top-k or top-p the drawn distribution is not the policy's: the ratio must start from the policy's.
+        cut = self.sampling.top_k or self.sampling.top_p < 1
+        logps_BT = found.logps_BT if cut else episodes.logps_BT
+        if self.critic_trunk is not None:
+            found = replace(
+                found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
+            )
+        kl_BT = self.penalty(logps_BT, found)
+        rewards_BT = token_rewards(
+            self.paid(episodes), kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0
+        )
+        advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
+        returns_BT = (advantages_BT + found.values_BT) * found.mask_BT
+        self.note(episodes.metrics() | kl_metrics(found) | rollout_metrics(episodes, found, advantages_BT, returns_BT))
+        self.steer(kl_BT)
+        whitened_BT = self.whitened(advantages_BT, found.mask_BT)
+        return Experience(episodes.rows, logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
+
+    def rollout(self, prompts: Prompts) -> Episodes:
+        """Sample and reward; a row's seed depends on its place in the global batch, not on the rank that draws it."""
+        update, world, rank = self.counters.updates, parallel.world_size(), parallel.rank()
+        keys = [derive_seed(self.parts.seed, "rollout", update, i * world + rank) for i in range(len(prompts))]
+        return collect(
+            self.parts.engine, self.policy, self.parts.template, prompts, keys=keys, reward=self.parts.reward
+        )
+
+    def compare(self, rows: Rows) -> Comparison:
+        """Policy, reference and shared critic on the same tokens."""
+        return compare(
+            self.policy, self.parts.reference, rows, temperature=self.sampling.temperature, head=self.shared_head()
+        )
+
+    def shared_head(self) -> Callable[[Tensor], Tensor] | None:
+        """The value head where it reads the policy's trunk; in the warm-up it reads without moving it."""
+        if self.critic_trunk is not None:
+            return None
+        return (lambda states: self.value_head(states.detach())) if self.warming_up() else self.value_head
+
+    def separate_values(self, rows: Rows) -> Tensor:
+        """Values of a critic with its own trunk."""
+        return values(self.critic_trunk, rows, self.value_head)
+
+    def warming_up(self) -> bool:
+        """True while only the critic learns."""
+        return self.counters.updates < self.critic_warmup
+
+    def penalty(self, logps_BT: Tensor, found: Comparison) -> Tensor:
+        """The chosen estimate of the KL to the start at each token, [B, T]."""
+        if self.kl_estimator == "exact":
+            return found.kl_BT
+        return kl_estimate(logps_BT, found.ref_logps_BT, self.kl_estimator) * found.mask_BT
+
+    def paid(self, episodes: Episodes) -> Tensor:
+        """The reward of each episode, [B]: unscorable ones earn the mean of the others, so that they push nowhere."""
+        scored_B = ~episodes.reward_B.isnan()
+        total, count = parallel.all_sum(torch.stack([episodes.reward_B[scored_B].sum(), scored_B.sum().float()]))
+        reward_B = torch.where(scored_B, episodes.reward_B, total / count.clamp(min=1))
+        return reward_B - self.missing_eos_penalty * (~episodes.finished_B)
+
+    def whitened(self, advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Advantages with mean 0 and variance 1 over the tokens of the global batch."""
+        sums = parallel.all_sum(torch.stack([advantages_BT.sum(), (advantages_BT**2).sum(), mask_BT.sum().float()]))
+        mean, variance = moments(*sums)
+        return whiten(advantages_BT, mask_BT, mean=mean, variance=variance)
+
+    def steer(self, kl_BT: Tensor) -> None:
+        """Moves the coefficient towards the target, once a rollout."""
+        self.note({"kl/coef": Max(self.coef)})
+        if self.kl_target is None:
+            return
+        total, episodes = parallel.all_sum(
+            torch.stack([kl_BT.sum(), torch.tensor(float(len(kl_BT)), device=kl_BT.device)])
+        )
+        self.coef = adapt_kl_coef(
+            self.coef, float(total / episodes), target=self.kl_target, samples=int(episodes), horizon=self.kl_horizon
+        )
+
+    def minibatches(self, prepared: Experience) -> Iterator[Experience]:
+        """Epochs × mini-batches; a permutation of the global batch, of which each rank takes its own rows."""
+        world, rank = parallel.world_size(), parallel.rank()
+        for epoch in range(self.epochs):
+            source = generator(self.parts.seed, "minibatches", self.counters.updates, epoch)
+            for chunk in torch.randperm(self.batch_size, generator=source).chunk(self.minibatches_per_epoch):
+                self.moved = Mean(0.0, 0.0)
+                yield prepared.select([place // world for place in chunk.tolist() if place % world == rank])
+                if (
+                    self.target_kl is not None
+                    and sum(part.total for part in parallel.gather(self.moved))
+                    / sum(part.count for part in parallel.gather(self.moved))
+                    > self.target_kl
+                ):
+                    return
+
+    def loss(self, batch: Experience) -> LossSum:
+        found = score(
+            self.policy,
+            batch.rows,
+            temperature=self.sampling.temperature,
+            entropy=self.entropy_coef > 0,
+            head=self.shared_head(),
+        )
+        batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
+        values_BT = found.values_BT if self.critic_trunk is None else self.separate_values(batch.rows)
+        value_loss = (clipped_value_loss(values_BT, batch.values_BT, batch.returns_BT, self.value_clip) * mask_BT).sum()
+        policy_loss = (
+            clipped_policy_loss(found.logps_BT, batch.logps_BT, batch.advantages_BT, self.clip) * mask_BT
+        ).sum()
+        total = self.value_coef * value_loss
+        if not self.warming_up():
+            total = total + policy_loss
+            if self.entropy_coef:
+                total = total - self.entropy_coef * found.entropy_BT.sum()
+            if self.kl_in == "loss":
+                total = (
+                    total
+                    + self.coef * (kl_estimate(found.logps_BT, batch.ref_logps_BT, self.kl_estimator) * mask_BT).sum()
+                )
+        metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip)
+        self.moved = self.moved + Mean(float(metrics["kl/step"].total), float(metrics["kl/step"].count))
+        tokens = mask_BT.sum()
+        metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
+        return LossSum(total, metrics)
+
+    def evaluate(self, batch: Prompts, index: int) -> Metrics:
+        """Nothing to predict on held-out prompts: their samples, rewards and KL are measured for every method."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {"coef": self.coef}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.coef = state["coef"]
+
+
+def rollout_metrics(episodes: Episodes, found: Comparison, advantages_BT: Tensor, returns_BT: Tensor) -> Metrics:
+    """How good the critic is, how much there is to learn, and whether sampler and scorer agree."""
+    mask_BT = found.mask_BT
+    drift_BT = (episodes.logps_BT - found.logps_BT).abs() * mask_BT
+    return {
+        "rollout/logp_error": Max(drift_BT.max()),
+        "entropy": Mean(-(found.logps_BT * mask_BT).sum(), mask_BT.sum()),
+        "value/explained_variance": Mean(explained_variance(found.values_BT, returns_BT, mask_BT), 1),
+        "advantage/mean_abs": Mean(advantages_BT.abs().sum(), mask_BT.sum()),
+    }
+
+
+def step_metrics(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, clip: float) -> dict[str, Mean | Max]:
+    """How far one optimizer step's policy is from the one that sampled."""
+    log_ratio_BT = (logps_BT - old_logps_BT) * mask_BT
+    ratio_BT, tokens = log_ratio_BT.exp(), mask_BT.sum()
+    outside_BT = ((ratio_BT - 1).abs() > clip) & mask_BT
+    return {
+        "ratio/mean": Mean((ratio_BT * mask_BT).sum(), tokens),
+        "ratio/max": Max((ratio_BT * mask_BT).max()),
+        "clip_fraction": Mean(outside_BT.sum(), tokens),
+        "kl/step": Mean(((ratio_BT - 1 - log_ratio_BT) * mask_BT).sum(), tokens),
+    }

@@ -1,0 +1,53 @@
+"""A reward model from preference pairs: Bradley-Terry on a scalar head read at the last token of each completion."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from postrain.methods.base import Method
+from postrain.scoring import scalar
+from postrain.types import LossSum, Mean, NonNegative, Pairs
+
+
+def bradley_terry(chosen_B: Tensor, rejected_B: Tensor, margin_B: Tensor) -> Tensor:
+    """−log σ(r_c − r_r − margin) of each pair, [B] (Bradley and Terry 1952; the margin from Llama 2, eq. 2)."""
+    return -logsigmoid(chosen_B - rejected_B - margin_B)
+
+
+def centring(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
+    """(r_c + r_r)² of each pair, [B]: pins the free constant of Bradley-Terry at zero (Eisenstein et al. 2023)."""
+    return (chosen_B + rejected_B) ** 2
+
+
+class RewardModel(Method):
+    """Minimises −log σ(r_c − r_r − margin) + centring_coef · (r_c + r_r)², a mean over pairs."""
+
+    kind: ClassVar[str] = "Preference"
+    head: ClassVar[Literal["causal", "scalar"]] = "scalar"
+    headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
+
+    use_margin: bool
+    """Whether the data's own margins (0 where it has none) are asked for."""
+    centring_coef: NonNegative
+
+    def denominator(self, batch: Pairs) -> int:
+        return len(batch)
+
+    def loss(self, batch: Pairs) -> LossSum:
+        chosen_B, rejected_B = scalar(self.policy, batch.chosen), scalar(self.policy, batch.rejected)
+        margin_B = batch.margin_B.to(chosen_B) * self.use_margin
+        total = (
+            bradley_terry(chosen_B, rejected_B, margin_B) + self.centring_coef * centring(chosen_B, rejected_B)
+        ).sum()
+        gap_B = (chosen_B - rejected_B).detach()
+        pairs = len(batch)
+        metrics = {
+            "accuracy": Mean((gap_B > 0).float().sum(), pairs),
+            "margin": Mean(gap_B.sum(), pairs),
+            "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
+            "reward/rejected": Mean(rejected_B.detach().sum(), pairs),
+        }
+        return LossSum(total, metrics)

@@ -1,0 +1,58 @@
+"""Supervised fine-tuning on demonstrations, with two optional leashes to the weights it started from.
+
+LoRA-SFT is this method with `adapter=lora`; there is no second class for it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from postrain.methods.base import Method
+from postrain.scoring import compare, score
+from postrain.types import LossSum, Max, Mean, NonNegative, Rows
+
+
+def l2_distance(parameters: list[Tensor], start: list[Tensor]) -> Tensor:
+    """Σ (θ − θ₀)² over all parameters, a scalar (L2-SP of Li, Grandvalet and Davoine 2018)."""
+    return torch.stack([((now - then) ** 2).sum() for now, then in zip(parameters, start, strict=True)]).sum()
+
+
+class SFT(Method):
+    """Minimises −Σ log p(answer token) / tokens + kl_coef · KL(policy ‖ start) + l2_coef · Σ (θ − θ₀)²."""
+
+    kind: ClassVar[str] = "Demonstration"
+    headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
+
+    kl_coef: NonNegative
+    """Weight of the exact KL to the start, a mean over supervised tokens as the loss itself."""
+    l2_coef: NonNegative
+    """Weight of the squared distance of what learns from where it started."""
+
+    def attached(self) -> None:
+        self.start = [parameter.detach().clone() for parameter in self.trainable()] if self.l2_coef else []
+
+    def loss(self, batch: Rows) -> LossSum:
+        tokens = self.denominator(batch)
+        metrics: dict[str, Mean | Max] = {}
+        if self.kl_coef:
+            found = compare(self.policy, self.parts.reference, batch)
+            log_ratio_BT = (found.logps_BT - found.ref_logps_BT).detach()
+            metrics["kl/exact"] = Mean(found.kl_BT.detach().sum(), tokens)
+            metrics["kl/log_ratio_max"] = Max(log_ratio_BT.abs().max())
+            nll, penalty = -found.logps_BT.sum(), self.kl_coef * found.kl_BT.sum()
+        else:
+            nll, penalty = -score(self.policy, batch).logps_BT.sum(), 0.0
+        metrics["nll"] = Mean(nll.detach(), tokens)
+        if self.l2_coef:
+            distance = l2_distance(self.trainable(), [then.to(self.device) for then in self.start])
+            metrics["l2"] = Mean(distance.detach() * tokens, tokens)
+            # The caller divides by the tokens of the whole step, of which this micro-batch holds `tokens`.
+            penalty = penalty + self.l2_coef * distance * tokens
+        return LossSum(nll + penalty, metrics)
+
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {"perplexity": math.exp(min(metrics["nll"], 50.0))}

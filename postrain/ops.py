@@ -1,0 +1,93 @@
+"""Maths that two or more methods use, as pure functions of tensors; no models, no configuration, no randomness of its own.
+
+Axes: B rows, T tokens (left-aligned, padded), mask_BT True at real tokens. Log-probabilities are natural.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3", "exact"]
+
+
+def derive_seed(seed: int, purpose: str, *indices: int) -> int:
+    """A 63-bit seed that depends on every argument and on nothing else, so that a sample never depends on its
+    neighbours in the batch, on the number of ranks or on how far an earlier generator has been drawn from."""
+    digest = hashlib.blake2b(repr((seed, purpose, indices)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
+    """A CPU generator of its own for (seed, purpose, indices)."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *indices))
+
+
+def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean over the True positions, a scalar; 0 when there are none."""
+    return (values_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+
+
+def whiten(values_BT: Tensor, mask_BT: Tensor, *, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:
+    """(values − mean) / sqrt(variance + 1e-8), with the mean added back unless `shift_mean`; 0 outside the mask.
+
+    The moments are arguments because they belong to the global batch: see `moments`.
+    """
+    whitened_BT = (values_BT - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened_BT if shift_mean else whitened_BT + mean) * mask_BT
+
+
+def moments(total: Tensor, total_of_squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population variance from sums that were added up over ranks."""
+    mean = total / count
+    return mean, (total_of_squares / count - mean**2).clamp(min=0)
+
+
+def kl_estimate(logps_BT: Tensor, ref_logps_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Per-token estimate of KL(policy ‖ reference) from tokens the policy drew (Schulman 2020, "Approximating KL").
+
+    With log r = ref − policy: k1 = −log r (unbiased), k2 = ½ (log r)² (low variance), k3 = r − 1 − log r (both, ≥ 0).
+    """
+    log_ratio_BT = ref_logps_BT - logps_BT
+    if estimator == "k1":
+        return -log_ratio_BT
+    if estimator == "k2":
+        return 0.5 * log_ratio_BT**2
+    return log_ratio_BT.exp() - 1 - log_ratio_BT
+
+
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimates over completion tokens, right to left (Schulman et al. 2016, eq. 16).
+
+    `values_BT[b, t]` is the value before token t is drawn; the value after the last real token is 0, since a
+    completion is a whole episode. 0 outside the mask.
+    """
+    advantages_BT = torch.zeros_like(rewards_BT)
+    following = torch.zeros_like(rewards_BT[:, 0])
+    next_value = torch.zeros_like(following)
+    for t in reversed(range(rewards_BT.shape[1])):
+        real = mask_BT[:, t]
+        delta = rewards_BT[:, t] + gamma * next_value - values_BT[:, t]
+        following = torch.where(real, delta + gamma * lam * following, 0.0)
+        next_value = torch.where(real, values_BT[:, t], 0.0)
+        advantages_BT[:, t] = following
+    return advantages_BT
+
+
+def last_true(mask_BT: Tensor) -> Tensor:
+    """Index of the last True of each row, [B]; rows are left-aligned and have at least one."""
+    return mask_BT.sum(1).long() - 1
+
+
+def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:
+    """The proportional controller of Ziegler et al. 2019: coef · (1 + clip(KL/target − 1, ±0.2) · n/horizon)."""
+    return coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * samples / horizon)
+
+
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """1 − Var(returns − values) / Var(returns) over real tokens; 1 is a perfect critic, 0 a constant one."""
+    returns, errors = returns_BT[mask_BT], (returns_BT - values_BT)[mask_BT]
+    return 1 - errors.var(correction=0) / returns.var(correction=0).clamp(min=1e-8)

@@ -1,0 +1,85 @@
+"""From prompts to scored episodes: sample, decode, reward. What every online method does first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from postrain.data.chat import Template
+from postrain.rewards.base import Reward
+from postrain.rollout.engine import Engine
+from postrain.types import Batch, Completion, Max, Mean, Prompts, Rows
+
+
+@dataclass(frozen=True)
+class Episodes(Batch):
+    """Sampled completions of prompts, with what they earned."""
+
+    rows: Rows
+    """Prompt and completion; the completion is supervised."""
+    logps_BT: Tensor
+    """Log-probabilities recorded while sampling, [B, T]."""
+    finished_B: Tensor
+    """True where the completion ended by itself."""
+    reward_B: Tensor
+    """What was earned, [B]; 0 without a reward, NaN where it could not be scored."""
+    prompts: tuple[str, ...]
+    completions: tuple[str, ...]
+    parts: tuple[Mapping[str, float | None], ...]
+    """Each row's reward by part."""
+
+    def metrics(self) -> dict[str, Mean | Max]:
+        """Rewards by part and the shape of the completions, ready to log."""
+        rows = len(self)
+        scored_B = ~self.reward_B.isnan()
+        found: dict[str, Mean | Max] = {
+            "reward/total": Mean(self.reward_B[scored_B].sum(), scored_B.sum()),
+            "reward/unscorable": Mean((~scored_B).sum(), rows),
+            "completion/length": Mean(sum(int(mask.sum()) for mask in self.rows.supervised), rows),
+            "completion/finished": Mean(self.finished_B.sum(), rows),
+        }
+        for name in self.parts[0] if rows else ():
+            known = [part[name] for part in self.parts if part[name] is not None]
+            found[f"reward/{name}"] = Mean(sum(known), len(known))
+        return found
+
+
+def collect(
+    engine: Engine,
+    policy: nn.Module,
+    template: Template,
+    prompts: Prompts,
+    *,
+    keys: Sequence[int],
+    reward: Reward | None = None,
+) -> Episodes:
+    """One episode a prompt, on the prompts' device; `keys` are the rows' seeds."""
+    completions = engine.generate(policy, prompts.ids, keys=keys, stop_ids=template.stop_ids)
+    texts = tuple(template.decode(completion.ids) for completion in completions)
+    earned = reward(prompts.texts, texts, prompts.columns) if reward else None
+    device = next(policy.parameters()).device
+    return Episodes(
+        rows=_rows(prompts, completions).to(device),
+        logps_BT=pad_sequence([completion.logps for completion in completions], batch_first=True).to(device),
+        finished_B=torch.tensor([completion.finished for completion in completions], device=device),
+        reward_B=earned.total_B.to(device) if earned else torch.zeros(len(texts), device=device),
+        prompts=prompts.texts,
+        completions=texts,
+        parts=tuple(
+            {name: part[i] for name, part in earned.parts.items()} if earned else {} for i in range(len(texts))
+        ),
+    )
+
+
+def _rows(prompts: Prompts, completions: Sequence[Completion]) -> Rows:
+    """Prompt and completion joined; the completion supervised."""
+    pairs = [(prompt.cpu(), completion.ids) for prompt, completion in zip(prompts.ids, completions, strict=True)]
+    return Rows(
+        ids=tuple(torch.cat([prompt, ids]) for prompt, ids in pairs),
+        supervised=tuple(torch.cat([torch.zeros(len(prompt)), torch.ones(len(ids))]).bool() for prompt, ids in pairs),
+        row_ids=prompts.row_ids,
+    )

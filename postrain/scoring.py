@@ -1,0 +1,213 @@
+"""Log-probabilities, entropies and values of supervised tokens under a model: the hot path of training.
+
+Only positions that predict a supervised token reach the LM head, and their logits are taken in chunks, each forgotten
+and recomputed in the backward pass when there is more than one, so that [N, V] never exists whole. Rows are padded on
+the right and need no attention mask: causal attention never looks at what comes later, so a row's result cannot depend
+on its neighbours. How a batch is cut into micro-batches is decided here and changes no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from postrain.models.parts import logits_of, trunk
+from postrain.models.reference import Reference
+from postrain.ops import kl_estimate
+from postrain.types import Max, Mean, Rows, Scores
+
+# Elements of [positions, V] that are alive at once: 64 MiB in float32 (a step's own activations are larger).
+CHUNK_ELEMENTS = 2**24
+
+
+def micro_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut items into groups of similar length whose padded size (items × longest) stays within `budget` tokens.
+
+    An item longer than the budget stands alone. Longest first, so that memory peaks at once or never.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        if groups and (len(groups[-1]) + 1) * costs[groups[-1][0]] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What the trunk says just before each supervised token."""
+
+    states_ND: Tensor
+    targets_N: Tensor
+    """The supervised token ids themselves."""
+    mask_BT: Tensor
+    """Where the N flat positions stand in the padded [B, T] layout, in row-major order."""
+
+    def unflatten(self, values_N: Tensor) -> Tensor:
+        """[N] → [B, T], 0 where mask_BT is False."""
+        values_BT = values_N.new_zeros(self.mask_BT.shape)
+        values_BT[self.mask_BT] = values_N
+        return values_BT
+
+
+def hidden(model: nn.Module, rows: Rows) -> Hidden:
+    """One forward of the trunk over right-padded rows, then the states that predict supervised tokens."""
+    device = next(model.parameters()).device
+    rows = rows.to(device)
+    ids_BL = pad_sequence(list(rows.ids), batch_first=True, padding_value=_filler(model))
+    supervised_BL = pad_sequence(list(rows.supervised), batch_first=True, padding_value=False)
+    states_BLD = trunk(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
+    counts_B = supervised_BL.sum(1)
+    mask_BT = torch.arange(int(counts_B.max()), device=device)[None] < counts_B[:, None]
+    return Hidden(states_BLD[:, :-1][supervised_BL[:, 1:]], ids_BL[supervised_BL], mask_BT)
+
+
+def _filler(model: nn.Module) -> int:
+    """Any id but the pad token: transformers warns when it sees that one without an attention mask."""
+    return 1 if model.config.pad_token_id == 0 else 0
+
+
+def score(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> Scores:
+    """Score all rows in one forward, differentiable.
+
+    `temperature` divides the logits, as in sampling; `head` maps states [N, D] to values [N, 1].
+    """
+    found = hidden(model, rows)
+
+    def chunk(states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        logits_NV = logits_of(model, states_ND).float() / temperature
+        log_norm_N = logits_NV.logsumexp(-1)
+        logps_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - log_norm_N
+        if not entropy:
+            return logps_N, logps_N.detach()
+        expected_N = (torch.softmax(logits_NV, -1) * logits_NV).sum(-1)
+        return logps_N, log_norm_N - expected_N
+
+    logps_N, entropy_N = _in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model.config.vocab_size)
+    return Scores(
+        logps_BT=found.unflatten(logps_N),
+        mask_BT=found.mask_BT,
+        entropy_BT=found.unflatten(entropy_N) if entropy else None,
+        values_BT=found.unflatten(head(found.states_ND).float().squeeze(-1)) if head is not None else None,
+    )
+
+
+def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
+    """Apply `function` to at most CHUNK_ELEMENTS / V positions at a time and concatenate what it returns."""
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    if len(flat[0]) <= size:
+        return function(*flat)
+    pieces = zip(*(tensor.split(size) for tensor in flat), strict=True)
+    if torch.is_grad_enabled():
+        found = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
+    else:
+        found = [function(*piece) for piece in pieces]
+    return tuple(torch.cat(outputs) for outputs in zip(*found, strict=True))
+
+
+def values(model: nn.Module, rows: Rows, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """The head's value before each supervised token, [B, T], 0 outside; no logits are computed."""
+    found = hidden(model, rows)
+    return found.unflatten(head(found.states_ND).float().squeeze(-1))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model and its reference on the same supervised tokens."""
+
+    logps_BT: Tensor
+    ref_logps_BT: Tensor
+    """Log-probabilities under the reference, without gradient."""
+    kl_BT: Tensor
+    """Exact KL(model ‖ reference) of the two next-token distributions, summed over the vocabulary."""
+    mask_BT: Tensor
+    values_BT: Tensor
+    """The head's values under the model; zeros without a head."""
+
+
+def compare(
+    model: nn.Module,
+    reference: Reference,
+    rows: Rows,
+    *,
+    temperature: float = 1.0,
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> Comparison:
+    """One forward of each over all rows; differentiable in `model`."""
+    mine = hidden(model, rows)
+    with torch.no_grad(), reference.scoring() as frozen:
+        theirs = hidden(frozen, rows)
+
+    def chunk(states_ND: Tensor, ref_states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
+        logps_NV = (logits_of(model, states_ND).float() / temperature).log_softmax(-1)
+        with torch.no_grad(), reference.scoring() as frozen:
+            ref_logps_NV = (logits_of(frozen, ref_states_ND).float() / temperature).log_softmax(-1)
+        kl_N = (logps_NV.exp() * (logps_NV - ref_logps_NV)).sum(-1)
+        return *(table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV)), kl_N
+
+    flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model.config.vocab_size)
+    logps_BT, ref_logps_BT, kl_BT = map(mine.unflatten, flat)
+    values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(head(mine.states_ND).float().squeeze(-1))
+    return Comparison(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT)
+
+
+Found = TypeVar("Found", Scores, Comparison, Tensor)
+
+
+@torch.no_grad()
+def in_micro_batches(function: Callable[[Rows], Found], rows: Rows, budget: int) -> Found:
+    """`function` over micro-batches of `budget` tokens, without gradient, its [B, T] fields put back in row order."""
+    groups = micro_batches(rows.cost(), budget)
+    found = [function(rows.select(group)) for group in groups]
+    order = torch.as_tensor([index for group in groups for index in group]).argsort()
+    if isinstance(found[0], Tensor):
+        return _reassemble(found, order)
+    names = [field.name for field in fields(found[0]) if getattr(found[0], field.name) is not None]
+    return replace(found[0], **{name: _reassemble([getattr(part, name) for part in found], order) for name in names})
+
+
+def pad_T(values_BT: Tensor, width: int) -> Tensor:
+    """Widen [B, T] to [B, width] with zeros (False for masks)."""
+    return nn.functional.pad(values_BT, (0, width - values_BT.shape[1]))
+
+
+def _reassemble(parts: list[Tensor], order: Tensor) -> Tensor:
+    """Rows that were scored group by group, padded to one width and back in their original order."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([pad_T(part, width) for part in parts])[order.to(parts[0].device)]
+
+
+def scalar(model: nn.Module, rows: Rows) -> Tensor:
+    """A scalar model's output at the last real token of each row, [B]: padding cannot move it."""
+    device = next(model.parameters()).device
+    rows = rows.to(device)
+    ids_BL = pad_sequence(list(rows.ids), batch_first=True, padding_value=_filler(model))
+    states_BLD = trunk(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
+    last_B = torch.tensor([len(ids) - 1 for ids in rows.ids], device=device)
+    return logits_of(model, states_BLD[torch.arange(len(last_B), device=device), last_B]).float().squeeze(-1)
+
+
+def kl_metrics(found: Comparison) -> dict[str, Mean | Max]:
+    """Every estimate of KL(policy ‖ reference), per token, and the largest log-ratio (0 before the first update)."""
+    mask_BT, tokens = found.mask_BT, found.mask_BT.sum()
+    estimates = {
+        name: kl_estimate(found.logps_BT, found.ref_logps_BT, name) * mask_BT for name in ("k1", "k2", "k3")
+    } | {"exact": found.kl_BT}
+    log_ratio_BT = (found.logps_BT - found.ref_logps_BT).detach() * mask_BT
+    return {f"kl/{name}": Mean(kl_BT.detach().sum(), tokens) for name, kl_BT in estimates.items()} | {
+        "kl/log_ratio_max": Max(log_ratio_BT.abs().max())
+    }
