@@ -1,0 +1,31 @@
+"""Does a reward model's margin mean what Bradley-Terry says it means? Sums that add up over batches and ranks.
+
+Axes: B pairs, K confidence bins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BINS = 10
+
+
+def bin_sums(margin_B: Tensor, bins: int = BINS) -> Tensor:
+    """Pairs, confidence and correct answers in each confidence bin, float64 [K, 3].
+
+    `margin_B` is reward of the chosen minus reward of the rejected. The model prefers the larger reward with
+    confidence sigmoid(|margin|), between 1/2 and 1, and is right where the margin is positive (half right at 0).
+    """
+    margin_B = margin_B.detach().double()
+    confidence_B = torch.sigmoid(margin_B.abs())
+    right_B = (margin_B > 0).double() + 0.5 * (margin_B == 0)
+    index_B = ((confidence_B - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    sums_K3 = torch.zeros(bins, 3, dtype=torch.float64, device=margin_B.device)
+    return sums_K3.index_add_(0, index_B, torch.stack([torch.ones_like(margin_B), confidence_B, right_B], dim=1))
+
+
+def expected_error(sums_K3: Tensor) -> float:
+    """Expected calibration error (Guo et al. 2017): mean over pairs of |share right - confidence| of their bin."""
+    pairs_K, confidence_K, right_K = sums_K3.unbind(1)
+    return float((right_K - confidence_K).abs().sum() / pairs_K.sum().clamp(min=1))

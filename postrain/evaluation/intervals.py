@@ -1,0 +1,54 @@
+"""95 % intervals, for proportions and for means over few seeds. Standard library only: the report imports it too."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
+
+Z = 1.959964  # 97.5 % quantile of the normal distribution
+# The same of Student's t with 1, 2, ... 30 degrees of freedom: three seeds are far from normal.
+T = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the 95 % interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: float, total: int) -> Interval:
+    """A proportion with Wilson's score interval, honest at 0 and 1 too; [0, 1] when nothing was counted."""
+    if total == 0:
+        return Interval(float("nan"), 0.0, 1.0)
+    share, z2 = successes / total, Z * Z
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total * total))
+    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """A mean with Student's interval, for independent values such as seeds; a single value has an infinite one."""
+    mean, degrees = fmean(values), len(values) - 1
+    if degrees == 0:
+        return Interval(mean, float("-inf"), float("inf"))
+    quantile = T[degrees - 1] if degrees <= len(T) else Z + (T[-1] - Z) * len(T) / degrees
+    half = quantile * stdev(values) / sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
+    """A mean with its percentile bootstrap interval, for many values of an odd shape such as rewards of samples."""
+    generator = random.Random(seed)
+    means = sorted(fmean(generator.choices(values, k=len(values))) for _ in range(resamples))
+    low, high = means[int(0.025 * resamples)], means[int(0.975 * resamples)]
+    return Interval(fmean(values), low, high)
