@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from postrain.types import ConfigError, Count
 
@@ -59,8 +59,10 @@ class TensorBoard:
     flush_seconds: Count
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
-        folder = {"save_dir": str(run_dir), "name": "tensorboard", "version": ""}
-        return [TensorBoardLogger(**folder, default_hp_metric=False, flush_secs=self.flush_seconds)]
+        logger = TensorBoardLogger(
+            run_dir, name="tensorboard", version="", default_hp_metric=False, flush_secs=self.flush_seconds
+        )
+        return [logger]
 
     def close(self, status: str) -> None:
         """Lightning closes the writer itself."""
@@ -77,7 +79,7 @@ class Wandb:
     """How long to wait for the server, when online."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
-        if rank_zero_only.rank != 0:
+        if getattr(rank_zero_only, "rank", 0) != 0:
             return [WandbLogger(project=self.project, save_dir=run_dir)]
         import wandb  # noqa: PLC0415 - start-up time
 
@@ -209,7 +211,11 @@ def forget_after(loggers: Sequence[Logger], update: int) -> None:
     """Tell the loggers that can be told that whatever came after `update` was lost and comes again."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 - start-up time
+            # The two names are made at run time, out of pyright's sight.
+            from tensorboard.compat.proto.event_pb2 import (  # noqa: PLC0415 - start-up time
+                Event,  # pyright: ignore[reportAttributeAccessIssue]
+                SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+            )
 
             events = _writer(logger)._get_file_writer()
             start = SessionLog(status=SessionLog.START)

@@ -1,0 +1,49 @@
+"""When a run is evaluated, and where the results go: into the update's metrics and samples.jsonl."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from postrain.callbacks.samples import Sample, SamplesFile
+from postrain.data.module import DataModule
+from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
+from postrain.methods.base import Method
+
+
+class Evaluator(Callback):
+    """Evaluates before the first update, every `settings.every` updates, and after the last one."""
+
+    def __init__(self, data: DataModule, settings: Evaluation, samples: SamplesFile) -> None:
+        self.data, self.settings, self.samples = data, settings, samples
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.counters.updates == 0:
+            pl_module.latest = self.measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        update = pl_module.counters.updates
+        if update % self.settings.every == 0 or update == pl_module.updates:
+            pl_module.latest = pl_module.latest | self.measure(trainer, pl_module)
+
+    def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
+        """One evaluation; its first completions are kept."""
+        found = evaluate(method, self.data, self.settings)
+        self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
+        return dict(found.metrics)
+
+
+def samples(found: Evaluated, count: int) -> list[Sample]:
+    """The first completions of an evaluation, as samples.jsonl keeps them."""
+    if found.episodes is None:
+        return []
+    episodes = found.episodes
+    return [
+        Sample(row, prompt, completion, rewards, gold)
+        for row, prompt, completion, rewards, gold in zip(
+            episodes.rows.row_ids, episodes.prompts, episodes.completions, episodes.parts, found.gold, strict=True
+        )
+    ][:count]

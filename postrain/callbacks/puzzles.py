@@ -1,0 +1,202 @@
+"""What puzzles people in a training run, as small pure functions: the metrics so far in, one clear paragraph out, or
+None.
+
+A rule looks at the history, oldest first; the last entry is the update that has just ended. It says what it saw, what
+that means, and what to do, if anything. explain.py decides when to listen, and that each speaks once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+History = Sequence[Mapping[str, float]]
+
+STALL = 5
+"""Updates with a gradient of exactly 0 before a run is stopped."""
+WINDOW = 5
+"""Updates that a trend is averaged over."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that puzzles people."""
+
+    name: str
+    title: str
+    explain: Callable[[History], str | None]
+    stops: bool = False
+    """True where going on would be a waste."""
+
+
+def last(history: History, name: str, count: int) -> list[float] | None:
+    """The metric in each of the last `count` updates; None when one of them lacks it or there are not so many."""
+    values = [entry[name] for entry in history[-count:] if name in entry]
+    return values if len(values) == count else None
+
+
+def seen(history: History, name: str) -> list[float]:
+    """The metric wherever it was measured: evaluations are not in every update."""
+    return [entry[name] for entry in history if name in entry]
+
+
+def ends(history: History, name: str) -> tuple[float, float] | None:
+    """Means over the first and the last updates; None while they overlap."""
+    values = seen(history, name)
+    return (fmean(values[:WINDOW]), fmean(values[-WINDOW:])) if len(values) >= 3 * WINDOW else None
+
+
+def loss_is_not_the_objective(history: History) -> str | None:
+    now = history[-1]
+    if not ("policy_loss" in now and now.get("grad_norm", 0.0) > 0 and abs(now["policy_loss"]) < 0.01):
+        return None
+    return (
+        f"The policy loss is {now['policy_loss']:.1e}, yet the gradient norm is {now['grad_norm']:.2g}. That is as it "
+        "should be: while the policy still equals the one that sampled, the ratio is 1 and the loss is the mean of "
+        "advantages that were made to have mean 0. Its value says nothing; its gradient does the work. "
+        "Watch the reward and the KL instead."
+    )
+
+
+def dead_gradient(history: History) -> str | None:
+    norms = last(history, "grad_norm", STALL)
+    if norms is None or any(norms):
+        return None
+    now = history[-1]
+    if now.get("advantage/mean_abs", now.get("advantage/std")) == 0:
+        reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
+    elif now.get("completion/length") == 0:
+        reason = "every completion is empty, so there is no token to learn from: look at the prompts and the template"
+    else:
+        reason = "no parameter that can learn has any influence on the loss: look at what is frozen and what is masked"
+    return f"the gradient was exactly 0 in {STALL} updates in a row; {reason}"
+
+
+def stuck_at_ln_2(history: History) -> str | None:
+    losses, margins = last(history, "loss", 3), last(history, "margin", 3)
+    if losses is None or margins is None or any(margins) or any(abs(loss - math.log(2)) > 1e-6 for loss in losses):
+        return None
+    now = history[-1]
+    if now.get("learning_rate") == 0:
+        reason = "the learning rate is 0 (a warm-up that has not begun, or method.learning_rate)"
+    elif now.get("grad_norm") == 0:
+        reason = (
+            "no parameter that can learn receives a gradient: they are frozen, or the two answers are the same text"
+        )
+    else:
+        reason = "there is a gradient but no movement against the reference: do the two share their weights?"
+    return (
+        f"The loss is still ln 2 = 0.6931 and every margin exactly 0 after three updates, a fair coin. Here {reason}."
+    )
+
+
+def both_answers_fall(history: History) -> str | None:
+    chosen, rejected = (last(history, f"logp_change/{name}", WINDOW) for name in ("chosen", "rejected"))
+    if chosen is None or rejected is None or not fmean(rejected) < fmean(chosen) < -1:
+        return None
+    return (
+        f"The chosen answers have become less likely than at the start ({fmean(chosen):.1f} nats), the rejected ones "
+        f"more so ({fmean(rejected):.1f}). The loss only asks for the gap, so this is expected; the probability goes "
+        "to texts that are in no pair. When the answers get worse, add weight on the chosen ones or raise beta."
+    )
+
+
+def negative_kl(history: History) -> str | None:
+    now = history[-1]
+    if now.get("kl/k1", 0.0) >= -1e-3:
+        return None
+    exact = f"The exact KL of the same tokens is {now['kl/exact']:.3g}." if "kl/exact" in now else ""
+    return (
+        f"The KL estimate k1 is {now['kl/k1']:.3g}. A KL cannot be negative, an estimate of it can: k1 is the mean of "
+        f"log(policy/reference) over sampled tokens, right on average and noisy. {exact} It is a reason to worry only "
+        "when it keeps falling while samples are drawn with top-k or top-p, whose tokens are not the policy's."
+    )
+
+
+def kl_runs_away(history: History) -> str | None:
+    name = "kl/exact" if "kl/exact" in history[-1] else "kl/k3"
+    values = last(history, name, 4 * WINDOW)
+    if values is None:
+        return None
+    before, now = fmean(values[WINDOW : 2 * WINDOW]), fmean(values[-WINDOW:])
+    if now < RUNAWAY or now < 3 * before:
+        return None
+    return (
+        f"{name} went from {before:.2g} to {now:.2g} nats within {3 * WINDOW} updates. The policy is leaving the text "
+        "it came from; fluency goes first. Raise method.kl_coef or lower method.learning_rate, and read the samples "
+        "before you trust the reward."
+    )
+
+
+RUNAWAY = 0.5
+"""Nats a token below which no KL is called large."""
+
+
+def reward_grows_with_length(history: History) -> str | None:
+    reward, length = ends(history, "reward/total"), ends(history, "completion/length")
+    if reward is None or length is None or reward[1] <= reward[0] or length[1] < 1.5 * length[0]:
+        return None
+    return (
+        f"The reward rose from {reward[0]:.2f} to {reward[1]:.2f} while completions grew from {length[0]:.0f} to "
+        f"{length[1]:.0f} tokens. The policy may be paid for length and not for what you meant: compare samples of "
+        "equal length, or add a part to the reward that does not grow with it."
+    )
+
+
+def reward_grows_with_repetition(history: History) -> str | None:
+    reward, repeated = (seen(history, f"eval/{name}") for name in ("reward/total", "repetition"))
+    if min(len(reward), len(repeated)) < 2 or reward[-1] <= reward[0] or repeated[-1] < max(0.1, 2 * repeated[0]):
+        return None
+    return (
+        f"On held-out prompts the reward rose from {reward[0]:.2f} to {reward[-1]:.2f}, and so did the share of "
+        f"repeated phrases, from {repeated[0]:.0%} to {repeated[-1]:.0%}. Saying again and again what pays is the "
+        "commonest way to cheat a reward: add a penalty on repetition, or raise method.kl_coef."
+    )
+
+
+def reward_leaves_gold(history: History) -> str | None:
+    reward, gold = seen(history, "eval/reward/total")[-3:], seen(history, "gold/total")[-3:]
+    if min(len(reward), len(gold)) < 3 or not (reward[0] < reward[1] < reward[2] and gold[0] > gold[1] > gold[2]):
+        return None
+    return (
+        f"For three evaluations the reward has risen ({reward[0]:.2f} to {reward[2]:.2f}) while the gold score it "
+        f"stands for has fallen ({gold[0]:.2f} to {gold[2]:.2f}): the policy exploits the reward's mistakes. An "
+        "earlier checkpoint is better than this one; raise method.kl_coef or train a better reward."
+    )
+
+
+def nothing_finishes(history: History) -> str | None:
+    if last(history, "completion/finished", 3) != [0.0, 0.0, 0.0]:
+        return None
+    return (
+        "In three updates not one completion ended by itself: all were cut at rollout.max_new_tokens. Either the limit "
+        "is too short for this model, or it has not learnt to stop. That is harmless when the reward can judge an "
+        "unfinished text; otherwise raise the limit or method.missing_eos_penalty."
+    )
+
+
+def much_is_clipped(history: History) -> str | None:
+    fractions = last(history, "clip_fraction", 3)
+    if fractions is None or min(fractions) < 0.3:
+        return None
+    return (
+        f"{fmean(fractions):.0%} of the tokens are clipped: the policy moves further in one update than the clip range "
+        "allows, and those tokens teach nothing. Lower method.learning_rate or method.epochs."
+    )
+
+
+RULES = (
+    Rule("loss_is_not_the_objective", "The loss is near 0 and that is fine", loss_is_not_the_objective),
+    Rule("dead_gradient", "The gradient is 0", dead_gradient, stops=True),
+    Rule("stuck_at_ln_2", "The loss stays at ln 2", stuck_at_ln_2),
+    Rule("both_answers_fall", "Chosen and rejected both become less likely", both_answers_fall),
+    Rule("negative_kl", "A negative KL", negative_kl),
+    Rule("kl_runs_away", "The KL runs away", kl_runs_away),
+    Rule("reward_grows_with_length", "More reward, longer texts", reward_grows_with_length),
+    Rule("reward_grows_with_repetition", "More reward, more repetition", reward_grows_with_repetition),
+    Rule("reward_leaves_gold", "More reward, less of what it stands for", reward_leaves_gold),
+    Rule("nothing_finishes", "No completion comes to an end", nothing_finishes),
+    Rule("much_is_clipped", "Much is clipped", much_is_clipped),
+)
