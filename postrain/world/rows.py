@@ -1,0 +1,133 @@
+"""Rows of any data format from the world: text, demonstrations, preferences, judgements, prompts, step-labelled chains.
+
+Every row but plain text carries its `category` and its `gold` specification, from which gold.score says what a completion
+is really worth. Stories and sums are continuations of running text (their completions begin with a space, no chat template
+wanted); facts and instructions are chat.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Literal, get_args
+
+from postrain.types import ConfigError
+from postrain.world import facts, instructions, stories, sums
+from postrain.world.gold import score
+from postrain.world.items import Item
+from postrain.world.splits import Split, generator, split_of
+from postrain.world.spoil import draft
+
+Kind = Literal["text", "demonstrations", "preferences", "judgements", "prompts", "steps"]
+Task = Literal["stories", "sums", "instructions", "facts", "mixed"]
+Row = dict[str, Any]
+
+CONTINUATIONS = ("stories", "sums")
+NOISE = 0.1
+"""Temperature of the annotators: P(a over b) = sigmoid((gold(a) - gold(b)) / noise)."""
+THUMB = 0.7
+"""Gold score at which a thumb goes up half of the time."""
+
+MAKERS: dict[str, Callable[[random.Random], Item]] = {
+    "stories": stories.make,
+    "sums": sums.make,
+    "facts": facts.make,
+    "instructions": instructions.make,
+}
+MIX = {"stories": 0.45, "sums": 0.35, "facts": 0.15, "code": 0.05}
+"""Shares of documents in mixed text."""
+ANSWERED = ("stories", "sums", "instructions", "facts")
+SENSE = {
+    "text": ("stories", "sums", "facts", "mixed"),
+    "demonstrations": ANSWERED,
+    "preferences": ANSWERED,
+    "judgements": ANSWERED,
+    "prompts": ANSWERED,
+    "steps": ("sums",),
+}
+
+
+def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: float = NOISE) -> list[Row]:
+    """The first `count` rows of the stream that (kind, task, seed, split) names; noise is the annotators' temperature."""
+    _check(kind, task, count, split, noise)
+    return list(islice(stream(kind, task=task, seed=seed, split=split, noise=noise), count))
+
+
+def stream(kind: Kind, *, task: Task, seed: int, split: Split, noise: float = NOISE) -> Iterator[Row]:
+    """The same rows without an end."""
+    rng = generator(seed, kind, task, split)
+    while True:
+        item = _draw(rng, task)
+        side = item.text if kind == "text" else item.content
+        if side and split_of(_content(item) if kind == "text" else side) == split:
+            yield _row(kind, item, rng, noise)
+
+
+def _content(item: Item) -> str:
+    """What decides the side of a document: the sum it holds or the whole text."""
+    return item.text if item.category == "facts" else item.content
+
+
+def _draw(rng: random.Random, task: str) -> Item:
+    if task == "mixed":
+        task = rng.choices(tuple(MIX), tuple(MIX.values()))[0]
+    return instructions.code(rng) if task == "code" else MAKERS[task](rng)
+
+
+def _row(kind: str, item: Item, rng: random.Random, noise: float) -> Row:
+    if kind == "text":
+        return {"text": item.text}
+    about = {"category": item.category, "gold": item.gold}
+    if kind == "demonstrations":
+        return {"prompt": item.prompt, "completion": item.reference, **about}
+    if kind == "preferences":
+        return {"prompt": item.prompt, **_preference(item, rng, noise), **about}
+    if kind == "judgements":
+        return {"prompt": item.prompt, **_judgement(item, rng, noise), **about}
+    if kind == "steps":
+        shown = item.bad_steps if rng.random() < 0.5 else item.steps
+        return {"prompt": item.prompt, "steps": list(shown), "labels": sums.labels(item.steps, shown), **about}
+    return {"prompt": item.prompt, **({"answer": item.answer} if item.answer is not None else {}), **about}
+
+
+def _preference(item: Item, rng: random.Random, noise: float) -> Row:
+    """Two drafts of different worth; which one is called the better is a draw of Bradley and Terry's."""
+    while True:
+        a, b = draft(item, rng), draft(item, rng)
+        gap = _total(item, a) - _total(item, b)
+        if gap:
+            break
+    if rng.random() >= _sigmoid(gap / noise):
+        a, b, gap = b, a, -gap
+    return {"chosen": a, "rejected": b, "gold_margin": round(gap, 6)}
+
+
+def _judgement(item: Item, rng: random.Random, noise: float) -> Row:
+    completion = draft(item, rng)
+    return {
+        "completion": completion,
+        "label": rng.random() < _sigmoid((_total(item, completion) - THUMB) / noise),
+    }
+
+
+def _total(item: Item, completion: str) -> float:
+    return score(item.prompt, completion, item.gold)["total"]
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+
+
+def _check(kind: str, task: str, count: int, split: str, noise: float) -> None:
+    if kind not in SENSE:
+        raise ConfigError(f"world kind={kind}: expected one of {', '.join(SENSE)}")
+    if task not in SENSE[kind]:
+        raise ConfigError(f"world task={task}: {kind} can be had for {', '.join(SENSE[kind])}; name one of these")
+    if split not in get_args(Split):
+        raise ConfigError(f"world split={split}: expected train or eval")
+    if count < 0:
+        raise ConfigError(f"world count={count}: expected a number of rows, 0 or more")
+    if noise <= 0:
+        raise ConfigError(f"world noise={noise}: expected more than 0; try noise={NOISE}")

@@ -1,0 +1,110 @@
+"""Sums of two to four numbers, with the steps written out: 3 + 4 + 2 = ? 3 + 4 = 7. 7 + 2 = 9. The answer is 9.
+
+Kept small (results from 0 to 40) so that a model of a million parameters learns them. In running text half of them go
+straight to the answer: a base model then knows both ways, and a policy paid for right answers can find out that writing
+the steps is the better one.
+"""
+
+from __future__ import annotations
+
+import random
+
+from postrain.world.items import Gold, Item
+from postrain.world.lexicon import NAMES
+
+LIMIT = 40
+DIRECT = 0.5
+"""Share of running text that gives the answer without the steps."""
+TOLD = 0.15
+"""Share of running text that tells the sum as a tiny story."""
+WEIGHTS = {"correct": 0.6, "steps": 0.2, "format": 0.1, "non_repetition": 0.1}
+FRUITS = ("apples", "pears", "plums", "books", "coins", "balls")
+
+
+def gold(answer: int, steps: int) -> Gold:
+    """What a chain is scored by: the final number, true equations, the closing sentence."""
+    return {
+        "weights": WEIGHTS,
+        "correct": {"type": "number", "accept": str(answer)},
+        "steps": {"count": steps},
+        "format": {"type": "final"},
+        "non_repetition": {},
+    }
+
+
+def make(rng: random.Random) -> Item:
+    """A sum as it stands in running text: `3 + 4 + 2 = ?`, continued after a space."""
+    terms = draw(rng)
+    steps, bad = chain(terms), spoiled(rng, terms)
+    prompt = f"{expression(terms)} = ?"
+    told = rng.random() < TOLD
+    direct = rng.random() < DIRECT
+    shown = steps[-1:] if direct else steps
+    return Item(
+        content=expression(terms),
+        category="sums",
+        prompt=prompt,
+        reference=" " + " ".join(steps),
+        wrong=" " + " ".join(bad),
+        answer=str(total(terms)),
+        steps=steps,
+        bad_steps=bad,
+        text=" ".join((tale(rng, terms) if told else prompt, *shown)),
+        gold=gold(total(terms), len(terms) - 1),
+    )
+
+
+def draw(rng: random.Random) -> tuple[int, ...]:
+    """Signed terms whose partial results stay within 0 and LIMIT, no equation standing twice."""
+    while True:
+        count = rng.choice((2, 3, 3, 4))
+        terms = [_number(rng)] + [_number(rng) * rng.choice((1, 1, -1)) for _ in range(count - 1)]
+        partial = [sum(terms[: i + 1]) for i in range(count)]
+        if min(partial) >= 0 and max(partial) <= LIMIT and len(set(chain(tuple(terms)))) == count:
+            return tuple(terms)
+
+
+def _number(rng: random.Random) -> int:
+    return rng.randint(1, 9) if rng.random() < 0.75 else rng.randint(10, 20)
+
+
+def total(terms: tuple[int, ...]) -> int:
+    """The right answer."""
+    return sum(terms)
+
+
+def expression(terms: tuple[int, ...]) -> str:
+    """The terms as they are written: 3 + 4 - 2."""
+    return str(terms[0]) + "".join(f" {'-' if term < 0 else '+'} {abs(term)}" for term in terms[1:])
+
+
+def chain(terms: tuple[int, ...], slips: tuple[int, ...] = ()) -> tuple[str, ...]:
+    """One equation a step and the closing sentence; a slip is added to the result of its step and carried on."""
+    steps, result = [], terms[0]
+    for i, term in enumerate(terms[1:]):
+        before, result = result, result + term + (slips[i] if slips else 0)
+        steps.append(f"{expression((before, term))} = {result}.")
+    return (*steps, f"The answer is {result}.")
+
+
+def spoiled(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
+    """The same chain with one step gone wrong, so that the answer is wrong too."""
+    while True:
+        at, slip = rng.randrange(len(terms) - 1), rng.choice((-10, -2, -1, 1, 2, 10))
+        slips = tuple(slip if i == at else 0 for i in range(len(terms) - 1))
+        partial = [sum(terms[: i + 2]) + (slip if i >= at else 0) for i in range(len(terms) - 1)]
+        if min(partial) >= 0:
+            return chain(terms, slips)
+
+
+def labels(right: tuple[str, ...], shown: tuple[str, ...]) -> list[bool]:
+    """True while every step so far is the right one: after the first slip nothing can be right any more."""
+    first = next((i for i, pair in enumerate(zip(right, shown, strict=True)) if pair[0] != pair[1]), len(right))
+    return [i < first for i in range(len(right))]
+
+
+def tale(rng: random.Random, terms: tuple[int, ...]) -> str:
+    """The sum as a tiny story that ends in a question."""
+    name, what = rng.choice(NAMES), rng.choice(FRUITS)
+    middle = "".join(f" {name} {'loses' if term < 0 else 'finds'} {abs(term)}." for term in terms[1:])
+    return f"{name} has {terms[0]} {what}.{middle} How many {what}?"
