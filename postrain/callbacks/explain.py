@@ -72,4 +72,4 @@ class Explain(Callback):
             raise ConfigError(f"stopped at update {update}: {text}")
         if trainer.is_global_zero:
             self._console.print(f"{rule.title} (update {update})", style="bold cyan", markup=False)
-            self._console.print(Padding(text, (0, 0, 0, 2)), markup=False)
+            self._console.print(Padding(text, (0, 0, 0, 2), expand=False), markup=False)

@@ -1,0 +1,99 @@
+"""The run folder: never shared, found again, and its status written at once."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from postrain.folder import RunFolder, Status, config_hash
+from postrain.jsonl import atomic_write_text
+from postrain.types import ConfigError
+
+
+def test_where_it_lies(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
+    assert folder.path.parent == tmp_path / "ppo" / "nano"
+    assert folder.path.name.endswith("-0123abcd")
+    assert folder.checkpoints.is_dir()
+    assert folder.name == f"ppo-nano-{folder.path.name}"
+
+
+def test_a_name_is_not_a_path(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "ppo", "org/model:../x", "0123abcd")
+    assert folder.path.parent == tmp_path / "ppo" / "org-model-..-x"
+
+
+def test_runs_of_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: RunFolder.create(tmp_path, "ppo", "nano", "0123abcd").path, range(24)))
+    assert len(set(made)) == 24
+
+
+@pytest.mark.parametrize("base", ["/proc", "{tmp}/file"])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, base: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"^cannot write .*ppo.nano: .*; choose another place with paths\.output="
+    ) as e:
+        RunFolder.create(Path(base.format(tmp=tmp_path)), "ppo", "nano", "0123abcd")
+    assert "\n" not in str(e.value)
+
+
+def test_open(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^resume: there is no folder .*missing"):
+        RunFolder.open(tmp_path / "missing")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"is no run folder: it holds no config\.yaml \(it holds: notes\.txt\)"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    assert RunFolder.open(str(tmp_path)).path == tmp_path
+
+
+def test_status_says_what_happens_when_it_happens(tmp_path: Path) -> None:
+    status = Status(tmp_path / "status.json")
+    assert status.read() == {}
+    status.running()
+    assert status.read()["status"] == "running"
+    status.failed("loss is nan")
+    assert (status.read()["status"], status.read()["reason"]) == ("failed", "loss is nan")
+    status.running()
+    status.interrupted("SIGTERM")
+    assert status.read()["status"] == "interrupted"
+    status.running()
+    status.done()
+    assert (status.read()["status"], status.read()["reason"]) == ("done", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_seconds_add_up_over_sessions(tmp_path: Path) -> None:
+    status = Status(tmp_path / "status.json")
+    status.running()
+    record = status.read()
+    # A session of 40 s before, and this one began 10 s ago.
+    atomic_write_text(status.path, json.dumps(record | {"seconds": 40.0, "started": record["started"] - 10}))
+    status.done()
+    assert 50 <= status.read()["seconds"] < 60
+
+
+def test_a_damaged_status_is_no_obstacle(tmp_path: Path) -> None:
+    status = Status(tmp_path / "status.json")
+    status.path.write_text('{"status": "run')
+    assert status.read() == {}
+    status.done()
+    assert status.read()["status"] == "done"
+
+
+def test_atomic_write_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    with pytest.raises(OSError, match="target"):
+        atomic_write_text(tmp_path / "target", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_config_hash() -> None:
+    assert config_hash({"a": 1, "b": {"c": 2}}) == config_hash({"b": {"c": 2}, "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+    assert len(config_hash({})) == 8
