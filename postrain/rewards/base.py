@@ -1,0 +1,64 @@
+"""What a reward is: text and rows in, numbers out. It knows no tokenizer and no model of the policy's.
+
+Axes: B completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from postrain.types import ConfigError, RewardBatch
+
+
+class Reward(Protocol):
+    """Scores completions of prompts."""
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
+    ) -> RewardBatch:
+        """Rewards in order; `columns` holds whatever else each prompt's record said (an answer, a gold score)."""
+        ...
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves what computes, if anything does, to where the policy is."""
+        ...
+
+
+def total_of(values: Sequence[float | None]) -> Tensor:
+    """[B] float32, NaN where a value is None."""
+    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
+
+
+def optional(total_B: Tensor) -> tuple[float | None, ...]:
+    """The reverse of `total_of`: None where NaN."""
+    return tuple(None if value != value else value for value in total_B.tolist())
+
+
+def preflight(rewards: RewardBatch) -> None:
+    """Refuse a reward that tells no completion from another: training on it would change nothing, and say nothing."""
+    scored_B = rewards.total_B[~rewards.total_B.isnan()]
+    count = len(rewards.total_B)
+    if not len(scored_B):
+        raise ConfigError(
+            f"reward: none of the {count} pre-flight completions could be scored (every part returned None); "
+            f"check that the data has the columns the reward reads (parts: {', '.join(rewards.parts)})"
+        )
+    if len(scored_B) > 1 and float(scored_B.max() - scored_B.min()) == 0.0:
+        raise ConfigError(
+            f"reward: all {len(scored_B)} pre-flight completions scored {float(scored_B[0]):g}, and a constant reward "
+            f"trains nothing; choose a reward this model's samples differ in, an easier task, or sample hotter "
+            f"(parts: {_spread(rewards)})"
+        )
+
+
+def _spread(rewards: RewardBatch) -> str:
+    """Lowest and highest value of each part."""
+    told = []
+    for name, values in rewards.parts.items():
+        scored = [value for value in values if value is not None]
+        told.append(f"{name} {min(scored):g} to {max(scored):g}" if scored else f"{name} never scored")
+    return ", ".join(told)

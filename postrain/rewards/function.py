@@ -1,0 +1,114 @@
+"""A reward from any Python function with the ecosystem's signature,
+
+    def reward(prompts, completions, **columns) -> list[float | None]
+
+given as a dotted path or as `file.py:name`. Whatever it does wrong is told in one line with its own file and line.
+Leaves out chat-message completions, token ids and coroutines: a reward sees text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+
+from postrain.rewards.base import total_of
+from postrain.rewards.user_code import Blame, load_function, place
+from postrain.types import ConfigError, RewardBatch
+
+Columns = Sequence[Mapping[str, Any]]
+
+
+@dataclass(kw_only=True, eq=False)
+class Function:
+    """Pays what `function` returns."""
+
+    function: str
+    """`package.module.name`, or `path/to/file.py:name`."""
+    arguments: Mapping[str, Any]
+    """Further keyword arguments, the same for every completion."""
+    call: Callable[..., Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.call = load_function(self.function, key="reward.function")
+
+    def to(self, device: torch.device | str) -> None:
+        """Nothing to move."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> RewardBatch:
+        values = self._returned(prompts, completions, columns)
+        if len(values) != len(prompts):
+            raise ConfigError(f"{self}: returned {len(values)} rewards for {len(prompts)} completions")
+        scored = tuple(self._number(value, index, prompts, columns) for index, value in enumerate(values))
+        return RewardBatch(
+            total_of(scored), {self.function.rpartition(":" if ":" in self.function else ".")[2]: scored}
+        )
+
+    def __str__(self) -> str:
+        file, line = place(self.call)
+        return f"reward function {self.function} ({file}:{line})"
+
+    def _returned(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> list[Any]:
+        keywords = self._keywords(prompts, completions, columns)
+        file, _ = place(self.call)
+        culprit = partial(self._culprit, keywords, prompts, columns)
+        with Blame(f"reward function {self.function} raised", file, culprit):
+            values = self.call(**keywords)
+        listed = values.tolist() if hasattr(values, "tolist") else values
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {values!r:.80}")
+        return list(listed)
+
+    def _culprit(self, keywords: Mapping[str, Any], prompts: Sequence[str], columns: Columns) -> str:
+        """The first prompt that the function, having raised on a batch, raises on alone too."""
+        for index in range(len(prompts)):
+            own = slice(index, index + 1)
+            alone = {name: value if name in self.arguments else value[own] for name, value in keywords.items()}
+            with suppress(Exception):
+                self.call(**alone)
+                continue
+            return f" on {told(index, prompts, columns)}"
+        return " on this batch, though on none of its prompts alone"
+
+    def _keywords(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> dict[str, Any]:
+        """What the function takes of prompts, completions, the columns as lists, and its fixed arguments."""
+        names = dict.fromkeys(name for row in columns for name in row)
+        offered: dict[str, Any] = {name: [row.get(name) for row in columns] for name in names}
+        offered |= {"prompts": list(prompts), "completions": list(completions), **self.arguments}
+        parameters = inspect.signature(self.call).parameters.values()
+        wanted = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        missing = [p.name for p in wanted if p.default is p.empty and p.name not in offered]
+        if missing:
+            raise ConfigError(
+                f"{self}: needs {', '.join(missing)}, and the data has only the columns {', '.join(names) or '(none)'}"
+                f"; map one with data.columns or set reward.arguments"
+            )
+        unused = [name for name in self.arguments if name not in {p.name for p in wanted}]
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return offered
+        if unused:
+            raise ConfigError(f"{self}: takes no argument {', '.join(unused)} (reward.arguments)")
+        return {p.name: offered[p.name] for p in wanted if p.name in offered}
+
+    def _number(self, value: Any, index: int, prompts: Sequence[str], columns: Columns) -> float | None:
+        if value is None:
+            return None
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ConfigError(
+                f"{self}: returned {value!r:.80} for {told(index, prompts, columns)}; expected a finite number, or "
+                "None for a completion it cannot score"
+            )
+        return float(value)
+
+
+def told(index: int, prompts: Sequence[str], columns: Columns) -> str:
+    """A prompt as an error names it."""
+    row = f"row {columns[index]['row']}, " if "row" in columns[index] else ""
+    return f"{row}prompt {prompts[index][:60]!r}"

@@ -1,0 +1,59 @@
+"""The bundled world's own gold score as a reward: all of it, or some of its parts. No model, no file, never wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from postrain.rewards.base import total_of
+from postrain.types import ConfigError, RewardBatch
+from postrain.world import gold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gold:
+    """Pays the weighted sum of gold parts that a row has; a row with none of them is unscorable.
+
+    Every part of the gold score is told, weighted or not, so that a run shows what it pays for and what it neglects.
+    """
+
+    weights: Mapping[str, float]
+    """Weight of each part: total, or mood, correct, format, polite, non_repetition, ..."""
+
+    def __post_init__(self) -> None:
+        known = ("total", *gold.CHECKS)
+        unknown = [part for part in self.weights if part not in known]
+        if unknown or not self.weights:
+            raise ConfigError(
+                f"reward.weights: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}"
+            )
+
+    def to(self, device: torch.device | str) -> None:
+        """Nothing to move."""
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
+    ) -> RewardBatch:
+        scores = [
+            gold.score(prompt, completion, _specification(row))
+            for prompt, completion, row in zip(prompts, completions, columns, strict=True)
+        ]
+        names = sorted({name for score in scores for name in score})
+        parts = {name: tuple(score.get(name) for score in scores) for name in names}
+        return RewardBatch(total_of([self._paid(score) for score in scores]), parts)
+
+    def _paid(self, score: Mapping[str, float]) -> float | None:
+        present = [weight * score[part] for part, weight in self.weights.items() if part in score]
+        return sum(present) if present else None
+
+
+def _specification(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "gold" not in row:
+        raise ConfigError(
+            f"reward: the world's gold score needs the column gold, and the data has only {', '.join(row) or 'none'}; "
+            "use data=world_... or another reward"
+        )
+    return row["gold"]

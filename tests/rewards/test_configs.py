@@ -1,0 +1,35 @@
+"""Every conf/reward/*.yaml holds against its constructor, and those that need nothing from outside are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.check import check, instantiate
+
+CONF = Path(__file__).parents[2] / "conf" / "reward"
+GIVEN = {"function": {"function": "postrain.rewards.text.exact"}, "learned": {"path": "runs/reward"}}
+
+
+@dataclass
+class Root:
+    reward: Any
+
+
+def node(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file)) | GIVEN.get(file.stem, {})
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+def test_it_passes_the_check_and_says_what_it_is(file: Path) -> None:
+    check({"reward": node(file)}, root=Root)
+    assert file.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", ["world_mood", "world_gold", "answer", "function"])
+def test_it_is_built(name: str) -> None:
+    instantiate(node(CONF / f"{name}.yaml"))

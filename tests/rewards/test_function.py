@@ -1,0 +1,148 @@
+"""function.py: the ecosystem's signature works unchanged, and what a function does wrong is one line with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from postrain.rewards.function import Function
+from postrain.types import ConfigError
+
+SOURCE = """
+import torch
+
+def by_keyword(completions, **columns):
+    return [float(len(text)) + extra for text, extra in zip(completions, columns["extra"])]
+
+def by_name(prompts, completions, answer):
+    return [None if a is None else float(a in c) for c, a in zip(completions, answer)]
+
+def fixed(completions, scale=1.0):
+    return [scale * len(text) for text in completions]
+
+def tensor(prompts, completions):
+    return torch.tensor([1.0, 2.0])
+
+def divides(completions, answer):
+    return [helper(c, a) for c, a in zip(completions, answer)]
+
+def helper(text, answer):
+    return len(text) / answer
+
+def needs_batch(completions):
+    return [completions[1] == "x" for _ in completions]
+
+def short(completions):
+    return [1.0]
+
+def text(completions):
+    return "12"
+
+def odd(completions, answer):
+    return list(answer)
+
+NUMBER = 3
+"""
+PROMPTS, COMPLETIONS = ("say a", "say b"), ("aa", "c")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(SOURCE)
+    return tmp_path / "mine.py"
+
+
+def pay(path: Path, name: str, columns: Any = ({}, {}), **arguments: Any) -> tuple[float | None, ...]:
+    rewards = Function(function=f"{path}:{name}", arguments=arguments)(PROMPTS, COMPLETIONS, columns)
+    return rewards.parts[name]
+
+
+def error(path: Path, name: str, columns: Any = ({}, {}), **arguments: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        pay(path, name, columns, **arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_columns_come_by_name_all_of_them_only_to_a_function_that_takes_all(path: Path) -> None:
+    columns = ({"answer": "a", "extra": 1}, {"answer": None, "extra": 2})
+    assert pay(path, "by_keyword", columns) == (3.0, 3.0)  # len("aa") + 1, len("c") + 2
+    assert pay(path, "by_name", columns) == (1.0, None)
+    assert pay(path, "fixed", columns) == (2.0, 1.0)
+    assert pay(path, "fixed", columns, scale=2) == (4.0, 2.0)
+    assert pay(path, "tensor") == (1.0, 2.0)
+
+
+def test_none_is_nan_in_the_total(path: Path) -> None:
+    rewards = Function(function=f"{path}:by_name", arguments={})(PROMPTS, COMPLETIONS, ({"answer": "a"}, {}))
+    torch.testing.assert_close(rewards.total_B, torch.tensor([1.0, float("nan")]), equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [True, np.float32(1.0), np.int64(1), 1])
+def test_numbers_of_any_kind(path: Path, value: Any) -> None:
+    assert pay(path, "odd", ({"answer": value},) * 2) == (1.0, 1.0)
+
+
+def test_a_dotted_path() -> None:
+    reward = Function(function="postrain.rewards.text.numeric", arguments={})
+    assert reward(PROMPTS, ("it is 7.0", "8"), ({"answer": "7"},) * 2).parts == {"numeric": (1.0, 0.0)}
+
+
+def test_an_error_inside_is_named_with_its_line_and_the_prompt_it_fails_on(path: Path) -> None:
+    line = SOURCE.splitlines().index("    return len(text) / answer") + 1
+    assert error(path, "divides", ({"answer": 1, "row": 4}, {"answer": 0, "row": 9})) == (
+        f"reward function {path}:divides raised ZeroDivisionError: division by zero at {path}:{line} "
+        "on row 9, prompt 'say b'"
+    )
+
+
+def test_an_error_that_only_a_batch_raises(path: Path) -> None:
+    source = path.read_text() + "\ndef small(completions):\n    assert len(completions) == 1\n    return [0]\n"
+    path.write_text(source)
+    assert error(path, "small").endswith("on this batch, though on none of its prompts alone")
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "words"),
+    [
+        ("short", ({}, {}), "returned 1 rewards for 2 completions"),
+        ("text", ({}, {}), "expected a list of numbers (or None), one a completion, got '12'"),
+        ("odd", ({"answer": 1}, {"answer": float("nan")}), "returned nan for prompt 'say b'; expected a finite number"),
+        ("odd", ({"answer": float("inf")}, {"answer": 1}), "returned inf for prompt 'say a'"),
+        ("odd", ({"answer": "1"}, {"answer": 1}), "returned '1' for prompt 'say a'"),
+        ("by_name", ({"question": 1}, {"label": 1}), "needs answer, and the data has only the columns question, label"),
+    ],
+)  # fmt: skip
+def test_a_wrong_return_is_named(path: Path, name: str, columns: Any, words: str) -> None:
+    found = error(path, name, columns)
+    assert found.startswith(f"reward function {path}:{name} ({path}:")
+    assert words in found
+
+
+def test_an_argument_nobody_takes(path: Path) -> None:
+    assert error(path, "fixed", sclae=2).endswith("takes no argument sclae (reward.arguments)")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("{path}:by_nam", "has no function by_nam; did you mean by_name?"),
+        ("{path}:NUMBER", "has no function NUMBER"),
+        ("nowhere.py:f", "there is no file nowhere.py (looked for"),
+        ("postrain.rewards.text.numerc", "postrain.rewards.text has no numerc; did you mean numeric?"),
+    ],
+)
+def test_a_function_that_is_not_there(path: Path, function: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Function(function=function.format(path=path), arguments={})
+    assert words in str(caught.value)
+
+
+def test_a_file_with_a_mistake_in_it(path: Path) -> None:
+    path.write_text("def f(:\n")
+    with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: SyntaxError: invalid syntax"):
+        Function(function=f"{path}:f", arguments={})

@@ -1,0 +1,74 @@
+"""weighted.py and base.py: sums with their parts, silence, and the pre-flight check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from postrain.rewards.base import optional, preflight, total_of
+from postrain.rewards.weighted import WeightedSum
+from postrain.types import ConfigError, RewardBatch
+
+
+@dataclass
+class Fixed:
+    """Pays the same numbers whatever is said."""
+
+    values: tuple[float | None, ...]
+    inner: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def to(self, device: torch.device | str) -> None:
+        self.device = str(device)
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
+    ) -> RewardBatch:
+        return RewardBatch(total_of(self.values), self.inner or {"fixed": self.values})
+
+
+def batch(*values: float | None) -> RewardBatch:
+    return RewardBatch(total_of(values), {"fixed": values})
+
+
+def test_worked_sum_with_missing_parts() -> None:
+    first, second = Fixed((1.0, 2.0, None, None)), Fixed((10.0, None, 30.0, None), {"a": (1.0,) * 4, "b": (2.0,) * 4})
+    rewards = WeightedSum(parts={"first": first, "second": second}, weights={"first": 2.0, "second": -0.5})("", "", ())
+    # 2·1 - 0.5·10 = -3;  2·2 + nothing = 4;  nothing - 0.5·30 = -15;  nothing at all
+    assert optional(rewards.total_B) == (-3.0, 4.0, -15.0, None)
+    assert rewards.parts == {
+        "first": (1.0, 2.0, None, None),
+        "second": (10.0, None, 30.0, None),
+        "second/a": (1.0,) * 4,
+        "second/b": (2.0,) * 4,
+    }
+
+
+def test_it_moves_its_parts() -> None:
+    part = Fixed((1.0,))
+    WeightedSum(parts={"part": part}, weights={"part": 1.0}).to("meta")
+    assert part.device == "meta"
+
+
+def test_each_part_has_one_weight() -> None:
+    with pytest.raises(ConfigError, match=r"one weight for each of reward.parts \(a\), got b"):
+        WeightedSum(parts={"a": Fixed((1.0,))}, weights={"b": 1.0})
+
+
+@pytest.mark.parametrize("values", [(1.0, 2.0), (1.0,), (0.0, None, 1e-6)])
+def test_preflight_passes_what_differs_and_what_is_alone(values: tuple[float | None, ...]) -> None:
+    preflight(batch(*values))
+
+
+def test_preflight_refuses_a_constant() -> None:
+    with pytest.raises(ConfigError, match=r"all 3 pre-flight completions scored 0.5, .* \(parts: fixed 0.5 to 0.5\)"):
+        preflight(batch(0.5, None, 0.5, 0.5))
+
+
+def test_preflight_refuses_silence() -> None:
+    with pytest.raises(ConfigError, match="none of the 2 pre-flight completions could be scored"):
+        preflight(batch(None, None))

@@ -1,0 +1,46 @@
+"""world.py: the gold score as a reward, and that spamming good words does not beat a story."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.rewards.base import optional
+from postrain.rewards.world import Gold
+from postrain.types import ConfigError
+from postrain.world import gold
+
+STORY = {
+    "gold": {
+        "weights": {"mood": 0.5, "non_repetition": 0.5},
+        "mood": {"target": "good"},
+        "non_repetition": {},
+    }
+}
+NUMBER = {"gold": {"weights": {"correct": 1.0}, "correct": {"type": "number", "accept": "7"}}}
+TEXT = " The sun was bright and warm. Tom smiled at a friend."
+
+
+def test_pays_the_weighted_parts_a_row_has_and_tells_all_of_them() -> None:
+    rewards = Gold(weights={"mood": 1.0, "non_repetition": 0.3})(("A.", "3 + 4 = "), (TEXT, "7"), (STORY, NUMBER))
+    parts = gold.score("A.", TEXT, STORY["gold"])
+    assert optional(rewards.total_B) == (pytest.approx(parts["mood"] + 0.3 * parts["non_repetition"]), None)
+    assert rewards.parts["correct"] == (None, 1.0)
+    assert rewards.parts["total"] == (pytest.approx(parts["total"]), 1.0)
+
+
+def test_the_whole_score() -> None:
+    rewards = Gold(weights={"total": 2.0})(("3 + 4 = ",) * 2, ("7", "8"), (NUMBER, NUMBER))
+    assert optional(rewards.total_B) == (2.0, 0.0)
+
+
+def test_spam_is_paid_less_than_a_story() -> None:
+    reward = Gold(weights={"mood": 1.0, "non_repetition": 0.3})
+    story, spam = reward(("A.",) * 2, (TEXT, " happy" * 30), (STORY,) * 2).total_B.tolist()
+    assert story > spam
+
+
+def test_a_row_without_gold_and_a_part_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="needs the column gold, and the data has only answer"):
+        Gold(weights={"total": 1.0})(("a",), ("b",), ({"answer": 1},))
+    with pytest.raises(ConfigError, match=r"expected some of total, correct, .*, got mod"):
+        Gold(weights={"mod": 1.0})
