@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from postrain.jsonl import JsonLines, Record, atomic_write_text
+from postrain.jsonl import JsonLines, Record, atomic_write_text, read_json
 from postrain.types import ConfigError
 
 State = Literal["running", "done", "failed", "interrupted"]
@@ -77,15 +77,6 @@ class Status:
         record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
         with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
             atomic_write_text(self.path, json.dumps(record, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Record:
-    """The JSON object in a file; {} when it is missing or damaged."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 @dataclass(frozen=True)

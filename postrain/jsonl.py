@@ -29,6 +29,15 @@ def atomic_write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> Record:
+    """The JSON object in a file; {} when it is missing or damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def number(value: object) -> float | None:
     """The number a record holds under a key; "nan", "inf" and "-inf" are numbers, everything else is not."""
     if isinstance(value, bool) or value is None:

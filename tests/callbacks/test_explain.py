@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ def rising(history: History) -> str | None:
 RULES = (Rule("high", "High", high), Rule("rising", "Rising", rising))
 
 
-def train(folder: RunFolder, trainer: Any, method: Any, values: list[float], rules: Any = RULES) -> str:
+def train(folder: RunFolder, trainer: Any, method: Any, values: Sequence[float], rules: Any = RULES) -> str:
     """Updates with these values of x, through MetricsFile and Explain; what was printed."""
     out = io.StringIO()
     callbacks = [MetricsFile(folder), Explain(folder, rules, Console(file=out, width=80))]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from postrain.callbacks.interrupt import Interrupt, Interrupted
 
@@ -73,7 +73,7 @@ class Killed(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.counters, self.latest, self.headline, self.updates = counters, {}, (), 10
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         if self.counters.updates == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         self.counters.updates += 1
@@ -89,7 +89,7 @@ def test_lightning_ends_in_order(make_method: Callable[..., Any]) -> None:
             accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[interrupt],
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        trainer.fit(module, DataLoader(torch.zeros(10, 1)))
+        trainer.fit(module, DataLoader(TensorDataset(torch.zeros(10, 1))))
     # No exception, the update it came in is the last one, and the handlers of Lightning did not take over.
     assert module.counters.updates == 3
     assert interrupt.exit_code == 143

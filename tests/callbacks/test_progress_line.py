@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from postrain.callbacks.progress import ProgressLine, clock, duration, figure, headline, is_shown, short, tail
+from postrain.callbacks.progress import ProgressLine, headline, is_shown, tail
+from postrain.readable import clock, duration, figure, short
 
 
 def test_the_line() -> None:

@@ -13,11 +13,13 @@ from postrain.manifest import git_state, masked, reproduce, write_manifest
 def test_secrets_are_masked_by_their_key() -> None:
     config = {
         "hub_token": "abc", "logger": {"api_key": "abc", "keys": ["a"]}, "list": [{"password": "abc"}],
-        "client_secret": "", "max_new_tokens": 64, "token_budget": 4096, "eos_token": "<|end|>", "tokenizer": "path", "key": None,
+        "client_secret": "", "max_new_tokens": 64, "token_budget": 4096,
+        "eos_token": "<|end|>", "tokenizer": "path", "key": None,
     }  # fmt: skip
     assert masked(config) == {
         "hub_token": "***", "logger": {"api_key": "***", "keys": ["a"]}, "list": [{"password": "***"}],
-        "client_secret": "", "max_new_tokens": 64, "token_budget": 4096, "eos_token": "<|end|>", "tokenizer": "path", "key": None,
+        "client_secret": "", "max_new_tokens": 64, "token_budget": 4096,
+        "eos_token": "<|end|>", "tokenizer": "path", "key": None,
     }  # fmt: skip
 
 
