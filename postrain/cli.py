@@ -55,7 +55,7 @@ def asked(argv: Sequence[str], conf: Path) -> str | None:
 
 
 def listing(conf: Path, group: str) -> str:
-    """The options of a group, a line each: its name and the comment its YAML begins with."""
+    """The options of a group, a line each: its name and the comment its YAML begins with, after a package line."""
     names = _Groups(conf, None).options(group)
     width = max(len(name) for name in names)
     return "\n".join([f"{group}=", *(f"  {name:<{width}}  {_comment(conf, group, name)}" for name in names)])
@@ -63,7 +63,8 @@ def listing(conf: Path, group: str) -> str:
 
 def _comment(conf: Path, group: str, name: str) -> str:
     path = next(root / group / f"{name}.yaml" for root in (conf, conf.parent) if (root / group).is_dir())
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith("# @package")), "")
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 

@@ -16,7 +16,7 @@ def conf(tmp_path: Path) -> Path:
     files = {
         "conf/config.yaml": "defaults: [_self_, {method: sft}]\nseed: 0\n",
         "conf/method/sft.yaml": "# Learn from demonstrations.\nlr: 0.1\n",
-        "conf/method/ppo.yaml": "# Learn from a reward.\nlr: 0.2\n",
+        "conf/method/ppo.yaml": "# @package _global_\n# Learn from a reward.\nmethod: {lr: 0.2}\n",
         "conf/logger/none.yaml": "x: 1\n",
         "sweep/kl_coef.yaml": "# How much KL?\nseed: 1\n",
         "more/method/mine.yaml": "# My own.\nlr: 0.3\n",

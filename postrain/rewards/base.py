@@ -38,27 +38,17 @@ def optional(total_B: Tensor) -> tuple[float | None, ...]:
     return tuple(None if value != value else value for value in total_B.tolist())
 
 
-def preflight(rewards: RewardBatch) -> None:
-    """Refuse a reward that tells no completion from another: training on it would change nothing, and say nothing."""
-    scored_B = rewards.total_B[~rewards.total_B.isnan()]
-    count = len(rewards.total_B)
+def preflight(total_B: Tensor) -> None:
+    """Refuse rewards that tell no completion from another: training on them would change nothing, and say nothing."""
+    scored_B = total_B[~total_B.isnan()]
     if not len(scored_B):
         raise ConfigError(
-            f"reward: none of the {count} pre-flight completions could be scored (every part returned None); "
-            f"check that the data has the columns the reward reads (parts: {', '.join(rewards.parts)})"
+            f"reward: none of the {len(total_B)} pre-flight completions could be scored; check that the data has the "
+            "columns the reward reads"
         )
     if len(scored_B) > 1 and float(scored_B.max() - scored_B.min()) == 0.0:
         raise ConfigError(
             f"reward: all {len(scored_B)} pre-flight completions scored {float(scored_B[0]):g}, and a constant reward "
-            f"trains nothing; choose a reward this model's samples differ in, an easier task, or sample hotter "
-            f"(parts: {_spread(rewards)})"
+            "trains nothing; choose a reward in which this model's samples differ, an easier task, or a higher "
+            "temperature"
         )
-
-
-def _spread(rewards: RewardBatch) -> str:
-    """Lowest and highest value of each part."""
-    told = []
-    for name, values in rewards.parts.items():
-        scored = [value for value in values if value is not None]
-        told.append(f"{name} {min(scored):g} to {max(scored):g}" if scored else f"{name} never scored")
-    return ", ".join(told)

@@ -31,10 +31,6 @@ class Fixed:
         return RewardBatch(total_of(self.values), self.inner or {"fixed": self.values})
 
 
-def batch(*values: float | None) -> RewardBatch:
-    return RewardBatch(total_of(values), {"fixed": values})
-
-
 def test_worked_sum_with_missing_parts() -> None:
     first, second = Fixed((1.0, 2.0, None, None)), Fixed((10.0, None, 30.0, None), {"a": (1.0,) * 4, "b": (2.0,) * 4})
     rewards = WeightedSum(parts={"first": first, "second": second}, weights={"first": 2.0, "second": -0.5})("", "", ())
@@ -61,14 +57,14 @@ def test_each_part_has_one_weight() -> None:
 
 @pytest.mark.parametrize("values", [(1.0, 2.0), (1.0,), (0.0, None, 1e-6)])
 def test_preflight_passes_what_differs_and_what_is_alone(values: tuple[float | None, ...]) -> None:
-    preflight(batch(*values))
+    preflight(total_of(values))
 
 
 def test_preflight_refuses_a_constant() -> None:
-    with pytest.raises(ConfigError, match=r"all 3 pre-flight completions scored 0.5, .* \(parts: fixed 0.5 to 0.5\)"):
-        preflight(batch(0.5, None, 0.5, 0.5))
+    with pytest.raises(ConfigError, match="all 3 pre-flight completions scored 0.5, and a constant"):
+        preflight(total_of((0.5, None, 0.5, 0.5)))
 
 
 def test_preflight_refuses_silence() -> None:
     with pytest.raises(ConfigError, match="none of the 2 pre-flight completions could be scored"):
-        preflight(batch(None, None))
+        preflight(total_of((None, None)))
