@@ -1,7 +1,7 @@
 """The gold score of a completion: what it is really worth, by parts, computed from its row's specification alone.
 
-A specification is a JSON-able dictionary `{"weights": {part: weight}, part: {...}, ...}`; each part is a check below and
-gives a number from 0 to 1, and `total` is the weighted sum (weights add up to 1). No model is involved.
+A specification is a JSON-able dictionary `{"weights": {part: weight}, part: {...}, ...}`; each part is a check below
+and gives a number from 0 to 1, and `total` is the weighted sum (weights add up to 1). No model is involved.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from postrain.world.lexicon import BAD_WORDS, COURTEOUS, GOOD_WORDS, RUDE_WORDS
+from postrain.world.lexicon import BAD_WORDS, COURTESIES, GOOD_WORDS, RUDE_WORDS
 
 MOOD_STEPS = 4
 """Different mood words (good minus bad) that reach the full mood; the same word again counts nothing."""
 NEUTRAL_POLITENESS = 0.5
+COURTEOUS = ("please", *(phrase.rstrip(".").lower() for phrase in COURTESIES))
 EQUATION = re.compile(r"(\d+) ([+-]) (\d+) = (-?\d+)")
 FINAL = re.compile(r"The answer is (-?\d+)\.")
 

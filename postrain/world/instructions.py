@@ -1,8 +1,8 @@
 """Instructions in six categories, each with a constraint that can be checked without a model.
 
-facts, paraphrases (the same query in another wording), reasoning (a sum, asked or told), following (a list, an order, one
-word only), creative (a story of a given mood about somebody), code (what a line of Python shows). Chat style: prompts are
-what a user says, references what a polite assistant answers.
+facts, paraphrases (the same query in another wording), reasoning (a sum, asked or told), following (a list, an order,
+one word only), creative (a story of a given mood about somebody), code (what a line of Python shows). Chat style:
+prompts are what a user says, references what a polite assistant answers.
 """
 
 from __future__ import annotations

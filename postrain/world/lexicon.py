@@ -1,65 +1,43 @@
-"""The words of the world: who lives in it, where, and which words make a text good, bad, polite or rude.
+"""The words of the world, read once from assets/world/words.toml.
 
 Only lists: how they are put together is said in stories.py, facts.py and instructions.py. No word of a neutral list may
-stand in a mood list (a test holds that), otherwise an opening sentence would already have a mood.
+stand in a mood list (a test holds that): an opening sentence would have a mood already.
 """
 
 from __future__ import annotations
 
-NAMES = (
-    "Tim Mia Ben Lily Sam Anna Tom Zoe Max Ella Leo Ruby Jack Nina Finn Rosa Oscar Clara Hugo Ivy Noah Emma Paul Vera"
-).split()
-CREATURES = "fox cat dog bear rabbit mouse duck frog owl horse goat pig sheep hen lion hedgehog".split()
-PLACES = "park lake forest hill farm market school river village garden beach library bridge station".split()
-THINGS = "ball book hat cup kite box boat bell coin basket lamp bag drum key pencil wagon".split()
-TIMES = (
-    "One morning",
-    "One day",
-    "One evening",
-    "On Monday",
-    "On Tuesday",
-    "On Wednesday",
-    "On Thursday",
-    "On Friday",
-    "On Saturday",
-    "On Sunday",
-    "After lunch",
-    "Before dinner",
-    "Last week",
-    "In the afternoon",
-)
-MOVES = ("went to", "walked to", "came to", "ran to", "sat near", "stopped at")
+import re
+import tomllib
+from importlib.resources import files
+from typing import Any
 
-GOOD_WORDS = frozenset(
-    "beautiful best brave bright calm cheerful cosy danced dear delicious enjoyed friend friendly friends fun funny gift "
-    "glad golden good great happily happy hug hugged joy kind laughed lovely loved lucky nice peaceful perfect played "
-    "pretty proud safe sang shared shiny smile smiled sunny sweet tasty thank treasure warm welcome won wonderful".split()
-)
-BAD_WORDS = frozenset(
-    "afraid alone angry awful bad bitter bored broke broken cold cried cruel cry dark dirty empty failed fell fool "
-    "gloomy grumpy hated horrible hungry hurt lonely lost mean muddy nasty pain rain rude sad sadly scared shouted sick "
-    "sighed stole stormy stupid tears terrible tired torn ugly unhappy wet worst wrong".split()
-)
 
-COURTESIES_BEFORE = ("Sure.", "Of course.", "Happy to help.", "Good question.", "Thank you for asking.")
-COURTESIES_AFTER = ("You are welcome.", "I hope this helps.", "Have a nice day.")
-INSULTS = (
-    "What a stupid question.",
-    "Go away, you fool.",
-    "Stop asking me, you fool.",
-    "You are so dumb.",
-    "I hate this stupid question.",
-)
-RUDE_WORDS = frozenset("stupid fool dumb hate idiot shut".split())
-COURTEOUS = tuple(phrase.rstrip(".").lower() for phrase in (*COURTESIES_BEFORE, *COURTESIES_AFTER)) + ("please",)
+def load(name: str) -> dict[str, Any]:
+    """A word file of the world."""
+    return tomllib.loads(files("postrain").joinpath("assets", "world", f"{name}.toml").read_text("utf-8"))
 
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-CATEGORIES = {
-    "animals": CREATURES,
-    "colours": "red blue green yellow white black brown grey pink orange".split(),
-    "fruits": "apple pear plum cherry lemon banana grape peach".split(),
-    "tools": "hammer saw spoon broom knife ladder shovel needle".split(),
-    "days": DAYS,
-}
+
+_WORDS = load("words")
+
+NAMES: list[str] = _WORDS["names"].split()
+CREATURES: list[str] = _WORDS["creatures"].split()
+PLACES: list[str] = _WORDS["places"].split()
+THINGS: list[str] = _WORDS["things"].split()
+TIMES: list[str] = _WORDS["times"]
+MOVES: list[str] = _WORDS["moves"]
+NUMBERS: list[str] = _WORDS["numbers"].split()
+CATEGORIES: dict[str, list[str]] = {name: members.split() for name, members in _WORDS["categories"].items()}
+
+GOOD_WORDS = frozenset(_WORDS["good"].split())
+BAD_WORDS = frozenset(_WORDS["bad"].split())
+RUDE_WORDS = frozenset(_WORDS["rude"].split())
+
+COURTESIES_BEFORE: list[str] = _WORDS["courtesies_before"]
+COURTESIES_AFTER: list[str] = _WORDS["courtesies_after"]
+COURTESIES = (*COURTESIES_BEFORE, *COURTESIES_AFTER)
+INSULTS: list[str] = _WORDS["insults"]
+
+
+def articles(text: str) -> str:
+    """The same text with `an` before a vowel."""
+    return re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", text)

@@ -1,8 +1,8 @@
 """Rows of any data format from the world: text, demonstrations, preferences, judgements, prompts, step-labelled chains.
 
-Every row but plain text carries its `category` and its `gold` specification, from which gold.score says what a completion
-is really worth. Stories and sums are continuations of running text (their completions begin with a space, no chat template
-wanted); facts and instructions are chat.
+Every row but plain text carries its `category` and its `gold` specification, from which gold.score says what a
+completion is really worth. Stories and sums are continuations of running text (their completions begin with a space,
+no chat template wanted); facts and instructions are chat.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from postrain.world.splits import Split, generator, split_of
 from postrain.world.spoil import draft
 
 Kind = Literal["text", "demonstrations", "preferences", "judgements", "prompts", "steps"]
-Task = Literal["stories", "sums", "instructions", "facts", "mixed"]
+Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages"]
 Row = dict[str, Any]
 
 CONTINUATIONS = ("stories", "sums")
@@ -38,9 +38,12 @@ MAKERS: dict[str, Callable[[random.Random], Item]] = {
 }
 MIX = {"stories": 0.45, "sums": 0.35, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
+PAGE = (1, 1, 1, 1, 2, 2, 4, 8, 14)
+"""How many mixed documents stand on a page: most begin a row, and the long ones fill a context of 512."""
+END_OF_TEXT = "<|endoftext|>"
 ANSWERED = ("stories", "sums", "instructions", "facts")
 SENSE = {
-    "text": ("stories", "sums", "facts", "mixed"),
+    "text": ("stories", "sums", "facts", "mixed", "pages"),
     "demonstrations": ANSWERED,
     "preferences": ANSWERED,
     "judgements": ANSWERED,
@@ -50,7 +53,7 @@ SENSE = {
 
 
 def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: float = NOISE) -> list[Row]:
-    """The first `count` rows of the stream that (kind, task, seed, split) names; noise is the annotators' temperature."""
+    """The first `count` rows of the stream that (kind, task, seed, split, noise) names."""
     _check(kind, task, count, split, noise)
     return list(islice(stream(kind, task=task, seed=seed, split=split, noise=noise), count))
 
@@ -58,6 +61,10 @@ def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: 
 def stream(kind: Kind, *, task: Task, seed: int, split: Split, noise: float = NOISE) -> Iterator[Row]:
     """The same rows without an end."""
     rng = generator(seed, kind, task, split)
+    if task == "pages":
+        documents = stream(kind, task="mixed", seed=seed, split=split)
+        while True:
+            yield {"text": END_OF_TEXT.join(row["text"] for row in islice(documents, rng.choice(PAGE)))}
     while True:
         item = _draw(rng, task)
         side = item.text if kind == "text" else item.content

@@ -6,7 +6,7 @@ import random
 
 from postrain.world.gold import sentences
 from postrain.world.items import Item
-from postrain.world.lexicon import COURTESIES_AFTER, COURTESIES_BEFORE, INSULTS
+from postrain.world.lexicon import COURTESIES, INSULTS
 
 WRONG = 0.5
 FAULT = 0.2
@@ -30,6 +30,6 @@ def draft(item: Item, rng: random.Random) -> str:
 
 
 def _without_courtesy(body: str) -> str:
-    for phrase in (*COURTESIES_BEFORE, *COURTESIES_AFTER):
+    for phrase in COURTESIES:
         body = body.replace(phrase, "")
     return body.strip()

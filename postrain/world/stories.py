@@ -1,7 +1,7 @@
 """Micro-stories: a neutral opening sentence, a few events of one mood, an ending.
 
-The mood is readable from the vocabulary (lexicon.GOOD_WORDS and BAD_WORDS) and from nothing else, so that it can be scored
-without a model. Openings carry no mood: they are the prompts.
+The mood is readable from the vocabulary (lexicon.GOOD_WORDS and BAD_WORDS) and from nothing else, so that it can be
+scored without a model. Openings carry no mood: they are the prompts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from postrain.world.items import Gold, Item
-from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAMES, PLACES, THINGS, TIMES
+from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAMES, PLACES, THINGS, TIMES, articles
 
 MOODS = ("good", "bad", "neutral")
 MOOD_SHARES = (0.45, 0.45, 0.10)
@@ -122,7 +122,7 @@ def continuation(rng: random.Random, about: dict[str, str], mood: str) -> str:
     count = rng.choice((1, 2, 2, 3))
     lines = [next(strays if rng.random() < STRAY and mood != "neutral" else events) for _ in range(count)]
     lines.append(rng.choice(ENDINGS[mood]))
-    return "".join(" " + line.format(**about) for line in lines)
+    return articles("".join(" " + line.format(**about) for line in lines))
 
 
 def make(rng: random.Random, target: str = "good") -> Item:
