@@ -1,4 +1,4 @@
-"""Maths that two or more methods use, as pure functions of tensors; no models, no configuration, no randomness of its own.
+"""Maths that two or more methods use, as pure functions of tensors; no models, no configuration.
 
 Axes: B rows, T tokens (left-aligned, padded), mask_BT True at real tokens. Log-probabilities are natural.
 """
@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from postrain.types import Max, Mean
 
 KLEstimator = Literal["k1", "k2", "k3", "exact"]
 
@@ -91,3 +93,16 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     """1 − Var(returns − values) / Var(returns) over real tokens; 1 is a perfect critic, 0 a constant one."""
     returns, errors = returns_BT[mask_BT], (returns_BT - values_BT)[mask_BT]
     return 1 - errors.var(correction=0) / returns.var(correction=0).clamp(min=1e-8)
+
+
+def step_metrics(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, clip: float) -> dict[str, Mean | Max]:
+    """How far one optimizer step's policy is from the one that sampled."""
+    log_ratio_BT = (logps_BT - old_logps_BT) * mask_BT
+    ratio_BT, tokens = log_ratio_BT.exp(), mask_BT.sum()
+    outside_BT = ((ratio_BT - 1).abs() > clip) & mask_BT
+    return {
+        "ratio/mean": Mean((ratio_BT * mask_BT).sum(), tokens),
+        "ratio/max": Max((ratio_BT * mask_BT).max()),
+        "clip_fraction": Mean(outside_BT.sum(), tokens),
+        "kl/step": Mean(((ratio_BT - 1 - log_ratio_BT) * mask_BT).sum(), tokens),
+    }

@@ -196,9 +196,9 @@ class Method(LightningModule):
         add_metrics(self.noted, metrics)
 
     def combined(self, metrics: Metrics) -> dict[str, float]:
-        """Metrics over all ranks as plain floats, with what derives from them."""
+        """Metrics over all ranks as plain floats, with what derives from them; names with a leading _ only derive."""
         total = combine(metrics)
-        return dict(sorted((total | self.derived(total)).items()))
+        return {name: value for name, value in sorted((total | self.derived(total)).items()) if name[0] != "_"}
 
     def trainable(self) -> list[nn.Parameter]:
         """Everything that learns."""

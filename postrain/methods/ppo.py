@@ -26,6 +26,7 @@ from postrain.ops import (
     kl_estimate,
     last_true,
     moments,
+    step_metrics,
     whiten,
 )
 from postrain.rollout.collect import Episodes, collect
@@ -137,12 +138,13 @@ class PPO(Method):
         """What only the settings together can say."""
         if self.kl_in == "loss" and self.kl_estimator not in ("k2", "k3"):
             raise ConfigError(
-                f"method.kl_in=loss needs method.kl_estimator=k2 or k3 (the gradient of k1 is not the KL's, exact is for "
-                f"kl_in=reward), got {self.kl_estimator}"
+                "method.kl_in=loss needs method.kl_estimator=k2 or k3 (the gradient of k1 is not that of the KL), "
+                f"got {self.kl_estimator}"
             )
         if self.batch_size % self.minibatches_per_epoch:
             raise ConfigError(
-                f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide method.batch_size={self.batch_size}"
+                f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide "
+                f"method.batch_size={self.batch_size}"
             )
         if self.parts.engine.sampling.temperature == 0:
             raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
@@ -294,17 +296,4 @@ def rollout_metrics(episodes: Episodes, found: Comparison, advantages_BT: Tensor
         "entropy": Mean(-(found.logps_BT * mask_BT).sum(), mask_BT.sum()),
         "value/explained_variance": Mean(explained_variance(found.values_BT, returns_BT, mask_BT), 1),
         "advantage/mean_abs": Mean(advantages_BT.abs().sum(), mask_BT.sum()),
-    }
-
-
-def step_metrics(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, clip: float) -> dict[str, Mean | Max]:
-    """How far one optimizer step's policy is from the one that sampled."""
-    log_ratio_BT = (logps_BT - old_logps_BT) * mask_BT
-    ratio_BT, tokens = log_ratio_BT.exp(), mask_BT.sum()
-    outside_BT = ((ratio_BT - 1).abs() > clip) & mask_BT
-    return {
-        "ratio/mean": Mean((ratio_BT * mask_BT).sum(), tokens),
-        "ratio/max": Max((ratio_BT * mask_BT).max()),
-        "clip_fraction": Mean(outside_BT.sum(), tokens),
-        "kl/step": Mean(((ratio_BT - 1 - log_ratio_BT) * mask_BT).sum(), tokens),
     }

@@ -50,4 +50,10 @@ class RewardModel(Method):
             "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
             "reward/rejected": Mean(rejected_B.detach().sum(), pairs),
         }
+        # The signed gap of each confidence bin adds up over batches; `derived` makes the calibration error of them.
+        for index, (_, confidence, right) in enumerate(bin_sums(gap_B).tolist()):
+            metrics[f"_bin/{index}"] = Mean(confidence - right, pairs)
         return LossSum(total, metrics)
+
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {"calibration_error": sum(abs(value) for name, value in metrics.items() if name.startswith("_bin/"))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Episodes(Batch):
     completions: tuple[str, ...]
     parts: tuple[Mapping[str, float | None], ...]
     """Each row's reward by part."""
+    columns: tuple[Mapping[str, Any], ...]
+    """Each prompt's other columns."""
 
     def metrics(self) -> dict[str, Mean | Max]:
         """Rewards by part and the shape of the completions, ready to log."""
@@ -72,6 +75,7 @@ def collect(
         parts=tuple(
             {name: part[i] for name, part in earned.parts.items()} if earned else {} for i in range(len(texts))
         ),
+        columns=prompts.columns,
     )
 
 

@@ -1,0 +1,88 @@
+"""The `trainer` group: what a run runs on. Everything that learns is decided elsewhere; nothing here changes a number
+except the precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from postrain.types import ConfigError, Count
+
+# Lightning's name for each, and the type the weights are kept in.
+PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {
+    "fp32": ("32-true", torch.float32),
+    "bf16-mixed": ("bf16-mixed", torch.float32),
+    "bf16": ("bf16-true", torch.bfloat16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Devices, how ranks share the work, and the precision."""
+
+    accelerator: Literal["cpu", "gpu"]
+    devices: Count
+    """Ranks on each node."""
+    num_nodes: Count
+    strategy: Literal["single", "ddp", "fsdp"]
+    """fsdp shards weights, gradients and optimizer state over the ranks (PyTorch's fully_shard)."""
+    precision: Literal["fp32", "bf16-mixed", "bf16"]
+    """fp16 is not offered: it gives NaN on a CPU and loses the small log-ratios these methods live on."""
+    threads: Count | None
+    """CPU threads of a rank; null leaves the choice to PyTorch, divided by the ranks of the node."""
+    checkpoint_every: Count
+    """Updates between checkpoints: what a kill -9 can lose."""
+    checkpoints_kept: Count
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are kept in."""
+        return PRECISIONS[self.precision][1]
+
+    def check(self) -> None:
+        """What only the machine can say."""
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ConfigError("trainer: no GPU is visible to PyTorch here; use trainer=cpu (or trainer=ddp_cpu)")
+        if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
+            raise ConfigError(f"trainer.devices={self.devices}, but only {torch.cuda.device_count()} GPUs are visible")
+        if self.strategy == "single" and self.ranks > 1:
+            raise ConfigError(f"trainer.strategy=single runs one process, not {self.ranks}; use trainer=ddp or fsdp")
+
+    def make_trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger], root: Path) -> Trainer:
+        """A Trainer that only drives: one epoch is the whole run, and batches come sharded already."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return Trainer(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self._strategy(),
+            precision=PRECISIONS[self.precision][0],
+            callbacks=list(callbacks),
+            logger=list(loggers),
+            default_root_dir=root,
+            max_epochs=1,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def _strategy(self) -> Strategy | str:
+        if self.strategy == "single":
+            return "auto"
+        if self.strategy == "ddp":
+            return DDPStrategy(process_group_backend="gloo" if self.accelerator == "cpu" else "nccl")
+        raise ConfigError("unreachable")

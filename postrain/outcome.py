@@ -1,0 +1,77 @@
+"""What a run leaves when training is over: the model as a Hugging Face directory, its report, and a few lines to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from postrain.build import Built
+from postrain.callbacks.progress import figure
+from postrain.folder import RunFolder
+from postrain.jsonl import number
+from postrain.models.export import export
+from postrain.models.sources import ResolvedModel
+from postrain.report import write_report
+
+
+def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | None:
+    """Exports, reports and sums up; returns the method's own measure of how good it has become."""
+    method = built.method
+    changes = before_and_after(folder.metrics.read())
+    export(method.policy, built.tokenizer, folder.model, card=model_card(built, resolved, folder, changes))
+    write_report(folder.path)
+    console = Console(highlight=False)
+    console.print(summary(changes, method.headline))
+    console.print(f"model   {folder.model}\nreport  {folder.report}", soft_wrap=True)
+    final = changes.get(method.headline[2])
+    return None if final is None else final[1]
+
+
+def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The first and the last value of every metric that evaluations measured."""
+    found: dict[str, tuple[float, float]] = {}
+    for record in records:
+        for name, value in record.items():
+            known = number(value)
+            if known is not None and name.startswith(("eval/", "gold/")):
+                found[name] = (found[name][0] if name in found else known, known)
+    return dict(sorted(found.items()))
+
+
+def summary(changes: Mapping[str, tuple[float, float]], headline: Sequence[str]) -> Table:
+    """Held-out numbers before and after; the ones the method is judged by stand out."""
+    table = Table(box=None, pad_edge=False, title="held-out, before → after", title_justify="left", title_style="bold")
+    table.add_column("metric")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for name, (before, after) in changes.items():
+        table.add_row(name, figure(before), figure(after), style="bold green" if name in headline else None)
+    return table
+
+
+def model_card(
+    built: Built, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
+) -> str:
+    """README.md of the exported model: what it is, what it came from, what was measured."""
+    method = type(built.method).__name__
+    rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
+    stand_in = (
+        f"\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which could not be had: this is not a "
+        f"fine-tuned {resolved.stand_in_for}.\n"
+        if resolved.stand_in_for
+        else ""
+    )
+    return f"""# {folder.name}
+
+{resolved.name} after {built.method.counters.updates} updates of {method} with postrain.
+{stand_in}
+Data fingerprint `{built.audit.fingerprint}`; the whole config, the versions and the command are in the run folder's
+`manifest.json`.
+
+| held-out | before | after |
+|---|---:|---:|
+{rows}
+"""

@@ -1,0 +1,57 @@
+"""Going on with an earlier run: its own config, plus what the command line asks for now, which must be allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from postrain.folder import RunFolder
+from postrain.types import ConfigError
+
+# Said about this session, not about the run.
+SESSION_KEYS = ("resume", "allow_change", "debug")
+
+
+def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of the run in `folder` with today's overrides on top.
+
+    `composed` is what today's command line composes to, the source of the overrides' values. Raises ConfigError with
+    the differences unless `allow_change` is set.
+    """
+    saved = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
+    assert isinstance(saved, dict)
+    changed = dict(saved)
+    for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
+        if key.split(".")[0] not in SESSION_KEYS:
+            changed = _with(changed, key.split("."), composed)
+    differences = [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION_KEYS]
+    if differences and not composed["allow_change"]:
+        raise ConfigError(
+            f"resume: {folder.path} was run with other settings ({'; '.join(differences)}); "
+            "say allow_change=true to go on with the new ones, or start a new run"
+        )
+    return changed | {key: composed[key] for key in SESSION_KEYS}
+
+
+def _with(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` whose value at the path `keys` is that of `source`."""
+    first, rest = keys[0], keys[1:]
+    value = source.get(first)
+    if rest and isinstance(value, Mapping):
+        inner = config.get(first)
+        return {**config, first: _with(inner if isinstance(inner, Mapping) else {}, rest, value)}
+    return {**config, first: value}
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """One `key: old → new` for each leaf that differs."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = sorted(set(before) | set(after))
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if before == after else [f"{path}: {before} → {after}"]

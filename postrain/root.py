@@ -1,0 +1,44 @@
+"""The top level of a config: which groups there are and what each has to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from postrain.data.module import DataModule
+from postrain.evaluation.evaluator import Evaluation
+from postrain.hardware import Hardware
+from postrain.methods.base import Method
+from postrain.models.adapters import Adapter
+from postrain.models.sources import ModelSource
+from postrain.rewards.base import Reward
+from postrain.rollout.engine import Engine
+from postrain.tracking import Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Where things go."""
+
+    output: str
+    """Run folders are made here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """A whole run."""
+
+    method: Method
+    model: ModelSource
+    adapter: Adapter
+    data: DataModule
+    reward: Reward | None = None
+    rollout: Engine
+    trainer: Hardware
+    logger: Tracker
+    evaluation: Evaluation
+    seed: int
+    name: str | None
+    resume: str | None
+    allow_change: bool
+    debug: bool
+    paths: Paths

@@ -1,0 +1,160 @@
+"""One run, from its config to its folder: check → resolve → build → audit → fit → export → report.
+
+`execute` is a run in this process; `main` is what a further rank of a multi-process run starts with.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from omegaconf import OmegaConf
+
+from postrain.build import Built, build
+from postrain.callbacks.checkpoint import Checkpoints, newest_readable
+from postrain.callbacks.evaluation import Evaluator
+from postrain.callbacks.explain import Explain
+from postrain.callbacks.guards import Guards
+from postrain.callbacks.interrupt import Interrupt, Interrupted
+from postrain.callbacks.metrics import MetricsFile
+from postrain.callbacks.progress import ProgressLine
+from postrain.callbacks.samples import SamplesFile
+from postrain.callbacks.throughput import Throughput
+from postrain.check import check, instantiate
+from postrain.folder import RunFolder, config_hash, writing
+from postrain.jsonl import atomic_write_text
+from postrain.launch import is_first_rank, ranks
+from postrain.manifest import masked, write_manifest
+from postrain.models.sources import ResolvedModel
+from postrain.outcome import finish
+from postrain.resume import SESSION_KEYS, resumed_config
+from postrain.root import Root
+from postrain.tracking import Tracker
+from postrain.types import ConfigError
+
+
+def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None) -> float | None:
+    """Runs `config`, a new run or the resumed one it names; returns the number a sweep compares.
+
+    Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; whatever was trained is saved.
+    """
+    quieten()
+    earlier = RunFolder.open(config["resume"]) if config["resume"] else None
+    if earlier:
+        config = resumed_config(earlier, config, overrides)
+    check(config, Root)
+    instantiate(config["trainer"]).check()
+    resolved = instantiate(config["model"]).resolve()
+    folder = earlier or new_folder(config, resolved)
+    atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
+    folder.status.running()
+    status = "failed"
+    try:
+        with Interrupt() as interrupt, ranks(instantiate(config["trainer"]), folder.path):
+            result = train(config, resolved, folder, interrupt, overrides=overrides, group=group)
+        status = "done"
+        folder.status.done()
+        return result
+    except Interrupted as stop:
+        status = "interrupted"
+        folder.status.interrupted(stop.signal.name)
+        raise
+    except Exception as error:
+        folder.status.failed(str(error) or type(error).__name__)
+        raise
+    finally:
+        instantiate(config["logger"]).close(status)
+
+
+def new_folder(config: Mapping[str, Any], resolved: ResolvedModel) -> RunFolder:
+    """A folder of this run's own."""
+    method = str(config["method"]["_target_"]).rpartition(".")[2]
+    return RunFolder.create(
+        Path(config["paths"]["output"]), config["name"] or method, resolved.name, config_hash(settings(config))
+    )
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run is, without what was said about this session."""
+    return {**config, **dict.fromkeys(SESSION_KEYS), "debug": False, "allow_change": False}
+
+
+def train(
+    config: Mapping[str, Any],
+    resolved: ResolvedModel,
+    folder: RunFolder,
+    interrupt: Interrupt,
+    *,
+    overrides: Sequence[str],
+    group: str | None,
+) -> float | None:
+    """The part every rank goes through."""
+    built = build(config, resolved)
+    first = is_first_rank()
+    if first:
+        print(f"{built.method.parts.reference.says}\n{built.audit.render()}\nrun folder: {folder.path}", flush=True)
+        write_manifest(
+            folder,
+            config=config,
+            overrides=overrides,
+            seeds={"seed": config["seed"]},
+            data=built.audit.to_dict(),
+            stand_in_for=resolved.stand_in_for,
+        )
+    tracker: Tracker = instantiate(config["logger"])
+    name = f"{folder.name}"
+    loggers = tracker.build(run_dir=folder.path, run_name=name, group=group, config=masked(config)) if first else []
+    checkpoint, damaged = newest_readable(folder.checkpoints)
+    for path in damaged if first else []:
+        print(f"warning: {path} is damaged and was passed over", file=sys.stderr)
+    trainer = built.hardware.make_trainer(callbacks(config, built, folder, interrupt, resolved), loggers, folder.path)
+    trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint)
+    if interrupt.signal is not None:
+        raise Interrupted(interrupt.signal)
+    return finish(built, resolved, folder) if first else None
+
+
+def callbacks(
+    config: Mapping[str, Any], built: Built, folder: RunFolder, interrupt: Interrupt, resolved: ResolvedModel
+) -> list[Callback]:
+    """In the order they act after an update: measure, write down, judge, stop, and only then save."""
+    samples = SamplesFile(folder)
+    title = f"{folder.path.parts[-3]} · {resolved.name}"
+    return [
+        Throughput(),
+        samples,
+        Evaluator(built.data, instantiate(config["evaluation"]), samples),
+        MetricsFile(folder),
+        Explain(folder),
+        Guards(folder),
+        ProgressLine(title),
+        interrupt,
+        Checkpoints(folder, every=built.hardware.checkpoint_every, keep=built.hardware.checkpoints_kept),
+    ]
+
+
+def quieten() -> None:
+    """Keeps the libraries' own chatter out of a run's output: advertisements, notes on what they think is unusual."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.pytorch")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def main(path: str) -> None:
+    """A further rank of the run in the folder `path`."""
+    folder = RunFolder.open(path)
+    config = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
+    assert isinstance(config, dict)
+    quieten()
+    resolved = instantiate(config["model"]).resolve()
+    with Interrupt() as interrupt:
+        train(config, resolved, folder, interrupt, overrides=(), group=None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
