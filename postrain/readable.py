@@ -18,8 +18,10 @@ def figure(value: float) -> str:
     """Three digits that mean something."""
     if not math.isfinite(value):
         return str(value)
+    if value == 0:
+        return "0"
     size = abs(value)
-    if size >= 1000 or 0 < size < 0.001:
+    if size >= 1000 or size < 0.001:
         return f"{value:.2e}"
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 3
     return f"{value:.{digits}f}"

@@ -73,7 +73,7 @@ def test_words_and_figures() -> None:
     assert [short(name) for name in names] == ["reward", "kl", "eval reward", "token accuracy", "ratio max"]
     values = [0.0, 0.42, 0.0314, -1.5, 24.13, 371.2, 4200.0, 1e-5, float("nan")]
     assert [figure(value) for value in values] == [
-        "0.000", "0.42", "0.031", "-1.50", "24.1", "371", "4.20e+03", "1.00e-05", "nan",
+        "0", "0.42", "0.031", "-1.50", "24.1", "371", "4.20e+03", "1.00e-05", "nan",
     ]  # fmt: skip
     assert [clock(seconds) for seconds in (0, 42, 3723)] == ["00:00", "00:42", "1:02:03"]
     assert [duration(seconds) for seconds in (0.045, 1.3, 126)] == ["45 ms", "1.3 s", "2.1 min"]

@@ -1,0 +1,132 @@
+"""Which curves a reader gets to see, in which order, and what each of them means in one line.
+
+A panel that no run of some method fills does not appear; a metric nobody thought of gets a panel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from postrain.readable import short
+from postrain.report.run_data import Curve
+
+HEADLINES = (
+    "eval/reward/total",
+    "gold/total",
+    "eval/accuracy",
+    "eval/perplexity",
+    "eval/kl/exact",
+    "eval/token_accuracy",
+    "eval/completion/length",
+    "eval/loss",
+    "reward/total",
+    "accuracy",
+    "kl/exact",
+    "perplexity",
+    "loss",
+)
+"""What is shown large, the first few that were measured."""
+
+LARGE = 4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small picture."""
+
+    title: str
+    about: str
+    names: tuple[str, ...]
+    """The metrics in it."""
+    primary: bool = True
+    """Shown at once; the others are folded away."""
+
+
+# Title, one line on what it means, the metrics (as patterns), whether it is shown at once.
+PANELS = (
+    Panel("Reward", "what the policy is paid, mean of a batch", ("reward/total", "eval/reward/total")),
+    Panel("Gold score", "what is known to be good, on held-out prompts; nobody trains on it", ("gold/*",)),
+    Panel("Accuracy", "how often the chosen answer gets the higher score", ("accuracy", "eval/accuracy")),
+    Panel(
+        "KL to the start", "how far the policy has moved, nats a token", ("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3")
+    ),
+    Panel("Perplexity", "how many tokens the model hesitates between", ("perplexity", "eval/perplexity")),
+    Panel(
+        "Token accuracy", "how often the likeliest token is the right one", ("token_accuracy", "eval/token_accuracy")
+    ),
+    Panel("Loss", "what is minimised", ("loss", "eval/loss")),
+    Panel("Scores of the two answers", "only their difference matters", ("*reward/chosen", "*reward/rejected")),
+    Panel("Margin", "score of the chosen minus the rejected answer", ("margin", "eval/margin")),
+    Panel("Parts of the reward", "each before weighting", ("reward/*",)),
+    Panel("Parts, held-out", "each before weighting, on held-out prompts", ("eval/reward/*",)),
+    Panel("Length", "tokens of a completion", ("completion/length", "eval/completion/length")),
+    Panel(
+        "Finished", "share of completions that end by themselves", ("completion/finished", "eval/completion/finished")
+    ),
+    Panel("Repetition", "share of phrases said before", ("*repetition*", "*distinct*")),
+    Panel("Entropy", "how undecided the policy is, nats a token", ("entropy", "eval/entropy")),
+    Panel("Policy loss", "near 0 by construction: its gradient does the work", ("policy_loss",)),
+    Panel("Value loss", "half the squared error of the critic", ("value_loss",)),
+    Panel("Explained variance", "1 is a perfect critic, 0 a constant one", ("value/explained_variance",)),
+    Panel("Clipped tokens", "share that moved further than the clip range", ("clip_fraction",)),
+    Panel("Gradient norm", "before clipping", ("grad_norm",)),
+    Panel("Ratio", "probability of a token now over when it was sampled", ("ratio/mean", "ratio/max"), False),
+    Panel("KL coefficient", "the price of a nat", ("kl/coef",), False),
+    Panel("Learning rate", "", ("learning_rate",), False),
+    Panel("Seconds per update", "median of the last updates", ("perf/seconds",), False),
+    Panel("Tokens per second", "", ("perf/tokens_per_second",), False),
+    Panel("Peak memory", "GB", ("perf/peak_*",), False),
+)
+HIDDEN = ("optimizer_steps", "episodes", "tokens")
+
+
+def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
+    """The panels that have something to show, and the metrics that never changed."""
+    constant = [name for name, (_, values) in metrics.items() if len(values) > 1 and min(values) == max(values)]
+    left = [name for name in metrics if name not in HIDDEN and name not in constant]
+    panels = []
+    for panel in PANELS:
+        names = tuple(dict.fromkeys(name for pattern in panel.names for name in left if fnmatchcase(name, pattern)))
+        if names:
+            panels.append(Panel(panel.title, panel.about, names, panel.primary))
+            left = [name for name in left if name not in names]
+    return panels + _others(left), [name for name in constant if name not in HIDDEN]
+
+
+def _others(names: Iterable[str]) -> list[Panel]:
+    """One folded panel for every metric that is left, together with the same one on held-out data."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(name.removeprefix("eval/"), []).append(name)
+    return [Panel(short(base).capitalize(), "", tuple(sorted(family)), False) for base, family in families.items()]
+
+
+def smooth(values: list[float], window: int) -> list[float]:
+    """The mean of the values around each one, as far as there are any."""
+    total = [0.0]
+    for value in values:
+        total.append(total[-1] + value)
+    smoothed = []
+    for index in range(len(values)):
+        low, high = max(0, index - window // 2), min(len(values), index + window // 2 + 1)
+        smoothed.append((total[high] - total[low]) / (high - low))
+    return smoothed
+
+
+def before_and_after(curve: Curve) -> tuple[float, float]:
+    """First and last value; of a noisy curve the means over its first and last twentieth."""
+    values = curve[1]
+    count = max(1, len(values) // 20)
+    return sum(values[:count]) / count, sum(values[-count:]) / count
+
+
+def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
+    """Name, before and after of the few numbers that matter most: no training figure where there is a held-out one."""
+    found: list[tuple[str, float, float]] = []
+    for name in HEADLINES:
+        known = {shown.removeprefix("eval/") for shown, _, _ in found}
+        if name in metrics and name not in known and len(found) < LARGE:
+            found.append((name, *before_and_after(metrics[name])))
+    return found
