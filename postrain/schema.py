@@ -28,8 +28,8 @@ SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null", Path: "a path"}
 PLURALS = {int: "integers", float: "numbers", str: "texts"}
 SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
-LISTS = (list, tuple, set, frozenset, Sequence)
-MAPPINGS = (dict, Mapping)
+LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
+MAPPINGS: tuple[Any, ...] = (dict, Mapping)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def schema_of(target: Callable[..., Any]) -> Schema:
     return Schema(keys, takes_any)
 
 
-def _resolve(target: Callable[..., Any], name: str, annotation: Any) -> Any:
+def _resolve(target: Any, name: str, annotation: Any) -> Any:
     """An annotation with its strings evaluated where they were written."""
     if annotation is inspect.Parameter.empty:
         return Any
@@ -108,12 +108,14 @@ def _resolve(target: Callable[..., Any], name: str, annotation: Any) -> Any:
         return Any
 
 
-def _namespace(target: Callable[..., Any], name: str) -> dict[str, Any]:
-    if is_dataclass(target):  # a generated __init__ knows only the subclass's module, not that of an inherited field
+def _namespace(target: Any, name: str) -> dict[str, Any]:
+    if inspect.isclass(target) and is_dataclass(
+        target
+    ):  # a generated __init__ knows only the subclass's module, not that of an inherited field
         for owner in target.__mro__:
             if name in inspect.get_annotations(owner):
                 return vars(sys.modules[owner.__module__])
-    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    function: Any = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
     return getattr(function, "__globals__", {})
 
 
@@ -137,7 +139,8 @@ def _plain(annotation: Any) -> Any:
     if origin in (Union, UnionType):
         return reduce(operator.or_, (_plain(arg) for arg in args))
     if origin in LISTS or origin in MAPPINGS:
-        return origin[tuple(arg if arg is ... else _plain(arg) for arg in args)]
+        generic: Any = origin
+        return generic[tuple(arg if arg is ... else _plain(arg) for arg in args)]
     return Annotated[Any, AfterValidator(_node)]
 
 

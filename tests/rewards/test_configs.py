@@ -21,7 +21,7 @@ class Root:
 
 
 def node(file: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(file)) | GIVEN.get(file.stem, {})
+    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), GIVEN.get(file.stem, {})))
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
