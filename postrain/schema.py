@@ -109,9 +109,8 @@ def _resolve(target: Any, name: str, annotation: Any) -> Any:
 
 
 def _namespace(target: Any, name: str) -> dict[str, Any]:
-    if inspect.isclass(target) and is_dataclass(
-        target
-    ):  # a generated __init__ knows only the subclass's module, not that of an inherited field
+    # A generated __init__ knows only its own class's module, not that of an inherited field.
+    if inspect.isclass(target) and is_dataclass(target):
         for owner in target.__mro__:
             if name in inspect.get_annotations(owner):
                 return vars(sys.modules[owner.__module__])
