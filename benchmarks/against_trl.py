@@ -1,0 +1,157 @@
+"""Seconds per update, tokens per second and peak memory of our methods, beside TRL's on the same token rows.
+
+    python benchmarks/against_trl.py --methods sft,reward,ppo --models nano,smollm2 \\
+        --trl-python TRL_VENV/bin/python --ppo-python OLD_TRL_VENV/bin/python
+
+Every measurement is a process of its own, so that peak memory is its own; ours and TRL's take turns, so that what else
+the machine does falls on both. Leaves out start-up, data loading and evaluation. benchmarks/README.md has results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).parent
+BATCH = {"nano": 16, "smollm2": 4}
+PPO_BATCH = {"nano": 16, "smollm2": 8}
+NEW_TOKENS = 48
+EPOCHS = 4
+VARIANTS = {"ppo": ("ppo", "ppo_shared")}
+"""Our variants of a method; the first does TRL's computation, the others what we would rather do."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All rounds of one side of one benchmark, the warm-up left out."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    args = arguments()
+    print_header()
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in args.models.split(","):
+            rows = prepare(model, args, Path(scratch) / model)
+            for method in args.methods.split(","):
+                for line in compare(method, model, rows, args):
+                    print(line, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="sft,reward,ppo")
+    parser.add_argument("--models", default="nano,smollm2")
+    parser.add_argument("--trl-python", help="an interpreter with TRL; without it only ours is measured")
+    parser.add_argument("--ppo-python", help="an interpreter with TRL 1.12, the last with PPO (default: --trl-python)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes a side, in turns")
+    parser.add_argument("--updates", type=int, default=6, help="timed updates a process")
+    parser.add_argument("--warmup", type=int, default=2, help="updates before the clock counts")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def print_header() -> None:
+    print("| method | model | side | s/update | CPU-s/update | tokens/s | peak MB | against TRL: time, CPU, memory |")
+    print("|---|---|---|---|---|---|---|---|")
+
+
+def prepare(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Rows, as text for us and as ids for TRL, and a reward model of the policy's own size."""
+    folder.mkdir()
+    command = [sys.executable, HERE / "make_rows.py", "--model", model, "--folder", folder]
+    counts = [
+        "--batch-size",
+        BATCH[model],
+        "--ppo-batch-size",
+        PPO_BATCH[model],
+        "--updates",
+        args.warmup + args.updates,
+    ]
+    run([*command, *counts], args.threads)
+    return json.loads((folder / "rows.json").read_text(encoding="utf-8")) | {"folder": str(folder), "name": model}
+
+
+def compare(method: str, model: str, rows: dict[str, Any], args: argparse.Namespace) -> Iterator[str]:
+    """Table rows of one method on one model: TRL's, then each of ours against it."""
+    sides = dict.fromkeys(VARIANTS.get(method, (method,)), run_ours)
+    if args.trl_python:
+        sides = {"TRL": run_trl, **sides}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(args.rounds):
+        for side, measure in sides.items():
+            found[side].append(measure(side if side != "TRL" else method, method, rows, args))
+    summaries = {side: summary(rounds, args.warmup) for side, rounds in found.items()}
+    for side, ours in summaries.items():
+        rate = rows["tokens"][method] / ours.seconds
+        cells = [method, model, side if side == "TRL" else f"ours: {side}", f"{ours.seconds:.3g}"]
+        cells += [f"{ours.cpu_seconds:.3g}", f"{rate:.0f}", f"{ours.peak_mb:.0f}", against(ours, summaries.get("TRL"))]
+        yield f"| {' | '.join(cells)} |"
+
+
+def against(ours: Measured, peer: Measured | None) -> str:
+    if peer is None or peer is ours:
+        return ""
+    time, cpu = peer.seconds / ours.seconds, peer.cpu_seconds / ours.cpu_seconds
+    return f"{time:.1f}x faster, {cpu:.1f}x, {ours.peak_mb / peer.peak_mb:.2f} of it"
+
+
+def summary(rounds: list[dict[str, Any]], warmup: int) -> Measured:
+    """Medians over the updates of all rounds; the largest peak."""
+
+    def middle(key: str) -> float:
+        return median([value for measured in rounds for value in measured[key][warmup:]])
+
+    return Measured(middle("wall"), middle("cpu"), max(measured["peak_mb"] for measured in rounds))
+
+
+def run_ours(variant: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    return measured([sys.executable, HERE / "run_ours.py", "--variant", variant], method, rows, args)
+
+
+def run_trl(_: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    python = args.ppo_python or args.trl_python if method == "ppo" else args.trl_python
+    return measured([python, HERE / "run_trl.py", "--method", method], method, rows, args)
+
+
+def measured(command: list[Any], method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One process of one side."""
+    batch = (PPO_BATCH if method == "ppo" else BATCH)[rows["name"]]
+    out = Path(rows["folder"]) / "measured.json"
+    options = {
+        "model": rows["model"],
+        "reward-model": rows["reward_model"],
+        "rows": rows["ids" if "run_trl" in str(command[1]) else "texts"][method],
+        "out": out,
+        "batch-size": batch,
+        "updates": args.warmup + args.updates,
+        "new-tokens": NEW_TOKENS,
+        "epochs": EPOCHS,
+    }
+    run([*command, *(part for name, value in options.items() for part in (f"--{name}", value))], args.threads)
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def run(command: list[Any], threads: int) -> None:
+    """A process on `threads` cores, offline; its output is shown only when it fails."""
+    settings = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([str(part) for part in command], env=os.environ | settings, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+if __name__ == "__main__":
+    main()

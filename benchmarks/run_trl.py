@@ -1,0 +1,135 @@
+"""One measurement of TRL: a few updates of one method on token rows that are already made. Run by against_trl.py.
+
+TRL's defaults, but for gradient checkpointing and bf16, which are off (ours has neither here), no evaluation and no
+saving. SFT and the reward model are TRL 1.16's; PPO is the experimental one, last seen in 1.12.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+from datasets import Dataset
+from measure import Stopwatch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
+
+
+class Watch(TrainerCallback):
+    """The stopwatch, where TRL's trainers call back."""
+
+    def __init__(self) -> None:
+        self.stopwatch = Stopwatch()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.stopwatch.start()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.stopwatch.start()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.stopwatch.stop()
+        self.stopwatch.start()  # PPO says nothing when a step begins: it begins where the last one ended
+
+
+def common(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
+    """Training arguments of every method."""
+    return {
+        "output_dir": scratch,
+        "per_device_train_batch_size": args.batch_size,
+        "learning_rate": 1e-5,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }
+
+
+def sft(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    from trl import SFTConfig, SFTTrainer  # noqa: PLC0415 (PPO's release must not import it)
+
+    config = SFTConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    return SFTTrainer(
+        model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[watch]
+    )
+
+
+def reward(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    from trl import RewardConfig, RewardTrainer  # noqa: PLC0415 (PPO's release must not import it)
+
+    config = RewardConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
+    return RewardTrainer(
+        scalar(args.reward_model),
+        config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(args.model),
+        callbacks=[watch],
+    )
+
+
+def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: PLC0415 (gone from later releases)
+
+    config = PPOConfig(
+        **common(args, scratch),
+        total_episodes=args.updates * args.batch_size,
+        response_length=args.new_tokens,
+        num_ppo_epochs=args.epochs,
+        num_mini_batches=1,
+        num_sample_generations=0,
+        temperature=1.0,
+        local_rollout_forward_batch_size=args.batch_size,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
+    policy, reference = (AutoModelForCausalLM.from_pretrained(args.model, dtype="float32") for _ in range(2))
+    data = Dataset.from_list(rows)
+    return PPOTrainer(
+        args=config,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=reference,
+        reward_model=scalar(args.reward_model),
+        value_model=scalar(args.reward_model),
+        train_dataset=data,
+        eval_dataset=data.select(range(args.batch_size)),
+        callbacks=[watch],
+    )
+
+
+def scalar(path: str) -> Any:
+    """A model with one number for a head."""
+    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype="float32")
+
+
+def main() -> None:
+    """Measures, and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", choices=["sft", "reward", "ppo"], required=True)
+    for name in ("--model", "--reward-model", "--rows", "--out"):
+        parser.add_argument(name, required=True)
+    for name in ("--batch-size", "--updates", "--new-tokens", "--epochs"):
+        parser.add_argument(name, type=int, required=True)
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in Path(args.rows).read_text(encoding="utf-8").splitlines()]
+    watch = Watch()
+    with tempfile.TemporaryDirectory() as scratch:
+        {"sft": sft, "reward": reward, "ppo": ppo}[args.method](args, rows, watch, scratch).train()
+    watch.stopwatch.write(Path(args.out))
+
+
+if __name__ == "__main__":
+    main()
