@@ -55,7 +55,8 @@ def write_report(path: Path) -> Path:
     run = read_run(path)
     panels, constant = arrange(run.metrics)
     if panels:
-        write_png(run.path / "training_curves.png", panels[:PNG_PANELS], run.metrics, run.updates)
+        title = f"{run.method} on {run.model}"
+        write_png(run.path / "training_curves.png", title, panels[:PNG_PANELS], run.metrics, run.updates)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -129,7 +130,7 @@ def _histograms(samples: Sequence[Sample]) -> list[Picture]:
     measures: dict[str, tuple[list[float], list[float]]] = {
         "words": ([float(len(s.completion.split())) for s in first], [float(len(s.completion.split())) for s in last])
     }
-    for name in sorted(names, key=lambda name: (not name.endswith("/total"), name)):
+    for name in sorted(names, key=lambda name: (name.startswith("gold/"), not name.endswith("/total"), name)):
         before, after = ([s.scores[name] for s in group if name in s.scores] for group in (first, last))
         measures[short(name)] = before, after
     enough = {name: both for name, both in measures.items() if min(map(len, both)) >= LEAST_FOR_A_HISTOGRAM}

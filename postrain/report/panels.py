@@ -85,7 +85,9 @@ HIDDEN = ("optimizer_steps", "episodes", "tokens")
 def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     """The panels that have something to show, and the metrics that never changed."""
     constant = [name for name, (_, values) in metrics.items() if len(values) > 1 and min(values) == max(values)]
-    left = [name for name in metrics if name not in HIDDEN and name not in constant]
+    left = [
+        name for name in metrics if name not in HIDDEN and name not in constant and not _is_the_total(name, metrics)
+    ]
     panels = []
     for panel in PANELS:
         names = tuple(dict.fromkeys(name for pattern in panel.names for name in left if fnmatchcase(name, pattern)))
@@ -93,6 +95,12 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
             panels.append(Panel(panel.title, panel.about, names, panel.primary))
             left = [name for name in left if name not in names]
     return panels + _others(left), [name for name in constant if name not in HIDDEN]
+
+
+def _is_the_total(name: str, metrics: Mapping[str, Curve]) -> bool:
+    """Whether this is the only part of a sum, and so the same curve a second time."""
+    total = f"{name.rpartition('/')[0]}/total"
+    return name != total and total in metrics and metrics[name] == metrics[total]
 
 
 def _others(names: Iterable[str]) -> list[Panel]:

@@ -67,7 +67,7 @@ def histogram_svg(title: str, before: Sequence[float], after: Sequence[float]) -
     return _drawn(lambda axes: _draw_histogram(axes, before, after), size=(3.6, 1.7), label=title)
 
 
-def write_png(path: Path, panels: Sequence[Panel], metrics: Mapping[str, Curve], updates: int) -> None:
+def write_png(path: Path, title: str, panels: Sequence[Panel], metrics: Mapping[str, Curve], updates: int) -> None:
     """The panels in one picture, three in a row."""
     import matplotlib  # noqa: PLC0415 - start-up time
     from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
@@ -75,6 +75,7 @@ def write_png(path: Path, panels: Sequence[Panel], metrics: Mapping[str, Curve],
     rows = -(-len(panels) // 3)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 2.9 * rows), layout="constrained", facecolor="white")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         grid = figure.subplots(rows, min(3, len(panels)), squeeze=False).flat
         for axes, panel in zip(grid, panels, strict=False):
             _draw_curves(axes, panel, metrics, updates)

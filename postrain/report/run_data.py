@@ -114,11 +114,11 @@ def _sample(record: Record) -> Sample | None:
 
 
 def _scores(parts: Any) -> Iterable[tuple[str, float]]:
-    if isinstance(parts, dict):
-        for name, value in parts.items():
-            known = number(value)
-            if known is not None and abs(known) < float("inf"):
-                yield name, known
+    """The finite scores; of a single part that is the whole total, only the total."""
+    found = {name: number(value) for name, value in parts.items()} if isinstance(parts, dict) else {}
+    if len(found) == 2 and "total" in found and len(set(found.values())) == 1:
+        found = {"total": found["total"]}
+    return [(name, value) for name, value in found.items() if value is not None and abs(value) < float("inf")]
 
 
 def _missing(path: Path) -> Iterable[str]:

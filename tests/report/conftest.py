@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from postrain.report import write_report
+
 STORIES = (
-    "Mia found a red kite in the",
+    "Mia found a kite in the",
     "Tom went to the lake with",
     "The old dog looked at the",
     "One rainy day, Ana and",
@@ -71,8 +73,8 @@ def sample_of(update: int, row: int, way: float, rng: random.Random) -> dict[str
     }
 
 
-def make_run(base: Path, *, updates: int = 60, samples: int = 32, seed: int = 0) -> Path:
-    """A finished run in base/ppo/nano/<time>-<hash>."""
+def make_run(base: Path, *, updates: int = 60, samples: int = 32, seed: int = 0, few: bool = False) -> Path:
+    """A finished run in base/ppo/nano/<time>-<hash>; with `few`, of three curves."""
     rng = random.Random(seed)
     path = base / "ppo" / "nano" / "2026-01-02_03-04-05-0123abcd"
     path.mkdir(parents=True)
@@ -81,6 +83,8 @@ def make_run(base: Path, *, updates: int = 60, samples: int = 32, seed: int = 0)
         {"update": k, "time": 1.7e9 + k / 2, "optimizer_steps": 8 * k} | metrics_of(k, updates, rng)
         for k in range(1, updates + 1)
     ]
+    kept = ("update", "time", "reward/total", "loss", "eval/reward/total")
+    records = [{name: value for name, value in record.items() if not few or name in kept} for record in records]
     write_lines(path / "metrics.jsonl", records)
     shown = [(update, row) for update in (0, updates) for row in range(samples)]
     write_lines(path / "samples.jsonl", [sample_of(update, row, update / updates, rng) for update, row in shown])
@@ -107,6 +111,14 @@ def make_run(base: Path, *, updates: int = 60, samples: int = 32, seed: int = 0)
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with its report, for tests that only look."""
+    path = make_run(tmp_path_factory.mktemp("runs"))
+    write_report(path)
+    return path
 
 
 @pytest.fixture

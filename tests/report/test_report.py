@@ -1,0 +1,182 @@
+"""The page: complete, self-contained, escaped, and written from whatever is there."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from postrain.report import write_report
+from postrain.report.pictures import VARIABLES
+
+FILES = ("metrics.jsonl", "samples.jsonl", "explanations.jsonl", "status.json", "manifest.json", "config.yaml")
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class Nesting(HTMLParser):
+    """Fails on a tag that is closed in the wrong order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page_of(path: Path) -> str:
+    return checked(write_report(path).read_text(encoding="utf-8"))
+
+
+def checked(text: str) -> str:
+    parser = Nesting()
+    parser.feed(text)
+    assert parser.open == []
+    return text
+
+
+def test_everything_is_on_the_page(full_run: Path) -> None:
+    text = checked((full_run / "report.html").read_text(encoding="utf-8"))
+    for wanted in (
+        "<title>ppo · nano</title>",
+        "nano stood in for gpt2",
+        "took</span> 31.5 s",
+        '<span class="was">0.24</span>',  # eval/reward/total before the first update
+        "The loss is near 0 and that is fine",
+        "Explained variance",
+        "Mia found a kite in the",
+        "the world: stories",
+        "python train.py method=ppo model=gpt2 trainer=cpu",
+        "a made-up CPU",
+        "kl/coef <b>0.050</b>",
+    ):
+        assert wanted in text, wanted
+    assert "What is missing here" not in text
+    assert (full_run / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_comes_from_elsewhere(full_run: Path) -> None:
+    text = (full_run / "report.html").read_text(encoding="utf-8")
+    addresses = set(re.findall(r"https?://[^\s\"'<>]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # Names of dialects, not pages.
+    assert not re.search(r"<(script|link|iframe|img)\b|@import|\bsrc=", text)
+    assert all(
+        target.startswith("#")
+        for target in re.findall(r'href="([^"]*)"|url\(([^)]*)\)', text)
+        for target in target
+        if target
+    )
+
+
+def test_pictures_take_their_colours_from_the_page(full_run: Path) -> None:
+    text = (full_run / "report.html").read_text(encoding="utf-8")
+    pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(pictures) > 15
+    for picture in pictures:
+        assert set(re.findall(r"#[0-9a-f]{6}\b", picture)) <= {"#000000"}  # matplotlib's tick marks, of length 0.
+        assert "var(--muted)" in picture
+    style = text[: text.index("</style>")]
+    for variable in VARIABLES.values():
+        name = variable.removeprefix("var(").removesuffix(")")
+        assert style.count(f"{name}:") == 2, f"{name} needs a light and a dark value"
+
+
+def test_text_of_a_model_stays_text(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_maker(tmp_path, few=True)
+    evil = "</p><script>alert(1)</script>{{ 7 * 7 }}"
+    sample = {"row": 0, "prompt": evil, "completion": evil, "rewards": {evil: 0.5}, "gold": {}}
+    (path / "samples.jsonl").write_text("".join(json.dumps({"update": k, **sample}) + "\n" for k in (0, 60)))
+    note = {"update": 1, "title": evil, "text": evil}
+    (path / "explanations.jsonl").write_text(json.dumps(note) + "\n")
+    (path / "status.json").write_text(json.dumps({"status": evil, "reason": evil}))
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps({"update": k, evil: k * 0.1}) + "\n" for k in (58, 59, 60)))
+    text = page_of(path)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "{{ 7 * 7 }}" in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(run_maker: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    path = run_maker(tmp_path, samples=2, few=True)
+    (path / name).unlink()
+    text = page_of(path)
+    # Without explanations nothing was puzzling: that is not missing.
+    assert (f"<li>{name} is missing: " in text) == (name != "explanations.jsonl")
+
+
+def test_an_empty_folder_still_has_a_page(tmp_path: Path) -> None:
+    text = page_of(tmp_path)
+    assert text.count("<li>") == 5
+    assert "unknown" in text
+    assert not (tmp_path / "training_curves.png").exists()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_files_cut_anywhere_never_break_it(run_maker: Callable[..., Path], tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = run_maker(tmp_path, samples=2, seed=seed, few=True)
+    for name in FILES:
+        content = (path / name).read_bytes()
+        junk = rng.choice([b"", b"\xff\xfe", b"[1, 2", b'\n{"update": "x", "loss": []}\n', b"\nnull\n"])
+        (path / name).write_bytes(content[: rng.randrange(len(content))] + junk)
+    page_of(path)
+
+
+def test_numbers_that_are_none_are_named_and_left_out(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_maker(tmp_path, few=True)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"update": 61, "loss": "nan", "grad_norm": "inf"}) + '\n{"update": 62, "lo')
+    (path / "status.json").write_text(json.dumps({"status": "failed", "reason": "loss is nan at update 61"}))
+    text = page_of(path)
+    assert "loss was no finite number, first at update 61" in text
+    assert "metrics.jsonl: 1 damaged line left out" in text
+    assert "Why it ended.</b> loss is nan at update 61" in text
+
+
+def test_a_run_without_text_and_without_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "reward" / "nano" / "run"
+    path.mkdir(parents=True)
+    lines = [json.dumps({"update": k, "loss": 0.7 - 0.1 * k, "accuracy": 0.5 + 0.1 * k}) + "\n" for k in range(1, 4)]
+    (path / "metrics.jsonl").write_text("".join(lines))
+    text = page_of(path)
+    assert "<strong>0.80</strong>" in text
+    assert "before and after</h2>" not in text
+
+
+def test_twice_the_same(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_maker(tmp_path, few=True)
+    assert page_of(path) == page_of(path)
+
+
+def test_command_needs_no_torch(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_maker(tmp_path, few=True)
+    code = (
+        "import runpy, sys; sys.argv = ['report', sys.argv[1]]\n"
+        "try: runpy.run_module('postrain.report', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "loaded = {'torch', 'lightning', 'transformers', 'hydra'} & set(sys.modules); assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(path / "report.html")
+
+
+def test_command_on_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "postrain.report", str(tmp_path / "missing")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("there is no folder ")
+    assert done.stderr.count("\n") == 1
