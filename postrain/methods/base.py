@@ -64,6 +64,7 @@ class Counters:
 
 
 @dataclass_transform(kw_only_default=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Method(LightningModule):
     """Base of every method. Annotated fields are its config keys: a subclass is made a keyword-only dataclass."""
 

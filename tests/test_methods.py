@@ -1,0 +1,140 @@
+"""What every method owes, over conf/method/*.yaml: a new YAML is tested without touching this file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from postrain import run as run_module
+from postrain.callbacks.interrupt import Interrupted
+from postrain.types import ConfigError
+from tests.runs import METHODS, composed, final_state, records, same, small_run
+
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+class Recorder(Callback):
+    """Keeps the first gradients and the weights before and after."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+        self.learns = {name for name, p in pl_module.named_parameters() if p.requires_grad}
+        self.gradients = None
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if self.gradients is None:
+            self.gradients = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
+
+    def on_train_end(self, trainer, pl_module):
+        self.after = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+        self.module = pl_module
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """A Recorder in every run of the test."""
+    made = Recorder()
+    original = run_module.callbacks
+    monkeypatch.setattr(run_module, "callbacks", lambda *args: [*original(*args), made])
+    return made
+
+
+@each_method
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_what_learns_moves_and_what_is_frozen_stays(method, adapter, recorder, tmp_path):
+    folder = small_run(tmp_path, f"method={method}", f"adapter={adapter}")
+    moved = {name for name in recorder.before if not torch.equal(recorder.before[name], recorder.after[name])}
+    assert moved == recorder.learns
+    assert recorder.learns
+    assert len(records(folder)) == 4
+    assert folder.status.read()["status"] == "done"
+
+
+@each_method
+def test_resumed_equals_never_interrupted(method, tmp_path):
+    whole = small_run(tmp_path / "whole", f"method={method}")
+    killed = small_run(tmp_path / "killed", f"method={method}")
+    # A kill -9 after update 1 leaves this: its checkpoint, and later lines that no checkpoint stands for.
+    for path in sorted(killed.checkpoints.glob("*.ckpt"))[1:]:
+        path.unlink()
+    shutil.rmtree(killed.model)
+    small_run(tmp_path / "killed", f"resume={killed.path}")
+    assert records(killed) == records(whole)
+    assert killed.samples.read() == whole.samples.read()
+    one, other = final_state(killed), final_state(whole)
+    assert same(one["state_dict"], other["state_dict"])
+    assert same(one["optimizer_states"], other["optimizer_states"])
+    assert one["postrain"] == other["postrain"]
+
+
+@each_method
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_rest_follows_bit_for_bit(method, number, tmp_path, monkeypatch):
+    class Sender(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if pl_module.counters.updates == 1:
+                os.kill(os.getpid(), number)
+
+    whole = small_run(tmp_path / "whole", f"method={method}")
+    original = run_module.callbacks
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "callbacks", lambda *args: [*original(*args), Sender()])
+        with pytest.raises(Interrupted) as stop:
+            small_run(tmp_path / "stopped", f"method={method}", "trainer.checkpoint_every=100")
+    assert stop.value.code == 128 + number
+    (path,) = (tmp_path / "stopped").glob("*/*/*")
+    assert [item.name for item in (path / "checkpoints").iterdir()] == ["update=000002.ckpt"]
+    resumed = small_run(tmp_path / "stopped", f"resume={path}")
+    assert records(resumed) == records(whole)
+    assert same(final_state(resumed)["state_dict"], final_state(whole)["state_dict"])
+
+
+@each_method
+def test_the_gradient_does_not_know_the_micro_batches(method, recorder, tmp_path):
+    found = []
+    for budget in (1, 100, 100_000):
+        small_run(tmp_path / str(budget), f"method={method}", "method.updates=1", f"method.micro_batch_tokens={budget}")
+        found.append(recorder.gradients)
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        for name, gradient in found[0].items():
+            scale = float(gradient.abs().max()) + 1e-12
+            assert float((gradient - other[name]).abs().max()) / scale < 1e-5, name
+
+
+@each_method
+def test_before_the_first_update_the_policy_is_its_reference(method, tmp_path):
+    first = records(small_run(tmp_path, f"method={method}"))
+    shown = {key: value for key, value in first[0].items() if key.endswith("log_ratio_max")}
+    shown |= {key: value for key, value in first[1].items() if key == "rollout/logp_error"}
+    assert all(value <= 1e-5 for value in shown.values())
+    assert shown or "eval/accuracy" in first[0]
+
+
+@each_method
+def test_the_exported_model_is_the_trained_one_in_plain_transformers(method, recorder, tmp_path):
+    folder = small_run(tmp_path, f"method={method}", "adapter=none")
+    scalar = recorder.module.head == "scalar"
+    loaded = (AutoModelForSequenceClassification if scalar else AutoModelForCausalLM).from_pretrained(folder.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder.model)
+    assert tokenizer.chat_template
+    ids = torch.tensor([tokenizer("Tom found a red ball.").input_ids])
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, recorder.module.policy.eval()(ids).logits, atol=1e-5)
+    assert (folder.path / "report.html").is_file()
+    assert (folder.model / "README.md").is_file()
+
+
+@each_method
+def test_a_misspelt_key_is_named_before_anything_is_made(method, tmp_path):
+    config = composed([f"method={method}", f"paths.output={tmp_path / 'runs'}", "++method.learning_rat=1"])
+    with pytest.raises(ConfigError, match=r"method\.learning_rat.*learning_rate"):
+        run_module.execute(config, overrides=[], group=None)
+    assert not (tmp_path / "runs").exists()
