@@ -1,0 +1,113 @@
+"""The `adapter` group: what learns in a policy besides, or instead of, its own weights. LoRA and QLoRA through PEFT.
+
+An adapter is no method: each works with every method, under a language model's head or a scalar one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from postrain.models.quiet import quiet
+from postrain.models.seeded import seeded
+from postrain.types import ConfigError, Count, Fraction, Positive
+
+Head = Literal["causal", "scalar"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Base of every adapter: all weights learn."""
+
+    def quantization(self) -> Any:
+        """How the base weights are to be quantised when they are loaded; None leaves them as they are."""
+        return None
+
+    def wrap(self, model: nn.Module, *, head: Head) -> nn.Module:
+        """The policy: `model` with the adapter in it, in eval mode."""
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoAdapter(Adapter):
+    """Full fine-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Adapter):
+    """Low-rank additions to linear layers; the base weights stay as they are (Hu et al. 2021)."""
+
+    r: Count
+    """Rank."""
+    alpha: Positive
+    """The additions are scaled by alpha / r."""
+    dropout: Fraction
+    """On what enters an addition; active only where the method says dropout."""
+    rslora: bool
+    """Scale by alpha / √r, so that a higher rank does not learn more slowly (Kalajdzievski 2023)."""
+    dora: bool
+    """Learn magnitude and direction of weights apart (Liu et al. 2024)."""
+    target_modules: tuple[str, ...] | None
+    """Names of the layers that get additions; null is every linear layer of the trunk."""
+
+    def wrap(self, model: nn.Module, *, head: Head) -> nn.Module:
+        with quiet():
+            # Start-up time: seconds that only a run with an adapter has to spend.
+            from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+
+        self._check_targets(model)
+        config = LoraConfig(
+            task_type="SEQ_CLS" if head == "scalar" else "CAUSAL_LM",
+            r=self.r,
+            # PEFT says int and divides by r.
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            target_modules=list(self.target_modules) if self.target_modules else "all-linear",
+            # GPT-2 keeps its linear weights transposed.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+            modules_to_save=["score"] if head == "scalar" else None,
+        )
+        with quiet(), seeded("adapter"):
+            return get_peft_model(model, config).eval()  # pyright: ignore[reportArgumentType]
+
+    def _check_targets(self, model: nn.Module) -> None:
+        """Every name must be that of some linear layer."""
+        linear = sorted(
+            {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+        )
+        for target in self.target_modules or ():
+            if target.rpartition(".")[2] not in linear:
+                raise ConfigError(
+                    f"adapter.target_modules: {type(model).__name__} has no linear layer {target!r}; "
+                    f"it has {', '.join(linear)} (null takes all of the trunk)"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLoRA(LoRA):
+    """LoRA on base weights kept in 4 bits: NormalFloat, its scales quantised again (Dettmers et al. 2023)."""
+
+    compute_dtype: Literal["float32", "bfloat16"]
+    """What weights are unpacked to for a product."""
+
+    def quantization(self) -> Any:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError('adapter=qlora needs the package bitsandbytes: pip install "postrain[quant]"')
+        # Start-up time: only this adapter needs it.
+        from transformers import BitsAndBytesConfig  # noqa: PLC0415
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype),
+            # Heads stay as they are: small, and one of them is to be trained.
+            llm_int8_skip_modules=["lm_head", "score"],
+        )

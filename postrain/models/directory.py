@@ -1,0 +1,121 @@
+"""What a Hugging Face model directory holds and what it lacks, found without loading any weight.
+
+Leaves out whether the weights fit the config: that shows when they are loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from postrain.types import ConfigError
+
+ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
+# Of a larger file this many windows of a mebibyte are read: it tells two trainings apart, it does not authenticate.
+WINDOWS = 64
+MEBIBYTE = 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a model directory."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent} has no {path.name}; is it a Hugging Face model directory?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}); copy the model directory again") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not a {type(found).__name__}; copy the directory again")
+    return found
+
+
+def is_adapter(directory: Path) -> bool:
+    """True where a PEFT adapter lies."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """True where a tokenizer lies."""
+    return any((directory / name).is_file() for name in TOKENIZERS)
+
+
+def check_tokenizer(directory: Path) -> None:
+    """Raises when there is no tokenizer."""
+    if not has_tokenizer(directory):
+        raise ConfigError(
+            f"{directory} has no tokenizer (none of {', '.join(TOKENIZERS)}); "
+            "copy the tokenizer files of the model it was made from into it"
+        )
+
+
+def check_weights(directory: Path, stem: str = "model") -> None:
+    """Raises unless `stem`.safetensors, or every shard of it, is there and whole."""
+    for name in _weight_files(directory, stem):
+        if not (directory / name).is_file():
+            raise ConfigError(f"{directory} lacks {name}, which {stem}.safetensors.index.json lists; copy it again")
+        try:
+            with safe_open(directory / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{directory / name} is damaged or cut short ({error}); copy it again") from None
+
+
+def _weight_files(directory: Path, stem: str) -> list[str]:
+    if (directory / f"{stem}.safetensors").is_file():
+        return [f"{stem}.safetensors"]
+    if (directory / f"{stem}.safetensors.index.json").is_file():
+        return sorted(set(read_json(directory / f"{stem}.safetensors.index.json")["weight_map"].values()))
+    pickled = [path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(suffix))]
+    if pickled:
+        raise ConfigError(
+            f"{directory} has its weights as a pickle ({pickled[0]}), which can run code when it is loaded; "
+            "save them again with model.save_pretrained(DIR), which writes safetensors"
+        )
+    raise ConfigError(f"{directory} has no weights ({stem}.safetensors); a model that was saved whole has them")
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """Positions the model was made for."""
+    config = config.get("text_config", config)
+    for key in CONTEXT_KEYS:
+        if isinstance(config.get(key), int):
+            return config[key]
+    # Recurrent models and ALiBi state no limit.
+    return 2**20
+
+
+def head_of(config: Mapping[str, Any]) -> Literal["causal", "scalar"]:
+    """What the saved weights end in."""
+    names = config.get("architectures") or []
+    return "scalar" if any("SequenceClassification" in name for name in names) else "causal"
+
+
+def fingerprint(*directories: Path) -> str:
+    """A short hash of configs, tokenizers and weights."""
+    digest = hashlib.sha256()
+    for directory in directories:
+        for path in sorted(directory.iterdir()):
+            if path.suffix in (".json", ".safetensors", ".jinja", ".model"):
+                digest.update(f"{path.name} {fingerprint_file(path)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_file(path: Path) -> str:
+    """A short hash of a file; of a large one, of windows evenly spread over it."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= WINDOWS * MEBIBYTE:
+            digest.update(file.read())
+        else:
+            for window in range(WINDOWS):
+                file.seek(window * (size - MEBIBYTE) // (WINDOWS - 1))
+                digest.update(file.read(MEBIBYTE))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,66 @@
+"""Writes a trained policy as a Hugging Face directory that plain transformers, or PEFT, loads again.
+
+An adapter is written as an adapter only where its base weights can be found by name; else it is merged into them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from postrain.models.cache import write_directory
+from postrain.models.parts import unwrapped
+from postrain.models.quiet import quiet
+
+
+def export(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path, *, card: str, end_ids: Sequence[int] = ()
+) -> None:
+    """Writes weights or adapter, tokenizer with its chat template, generation config and README.md; all or nothing.
+
+    `end_ids` end a completion besides the tokenizer's end token: the template's end of a turn.
+    """
+
+    def fill(fresh: Path) -> None:
+        with quiet():
+            _save_weights(model, fresh)
+            tokenizer.save_pretrained(fresh)
+            _save_generation_config(model, tokenizer, end_ids, fresh)
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    write_directory(directory, fill)
+
+
+def _save_weights(model: Any, directory: Path) -> None:
+    if hasattr(model, "peft_config") and not _base_has_name(model):
+        # On a copy: the run may not be over.
+        model = copy.deepcopy(model).merge_and_unload()
+    if hasattr(model, "peft_config"):
+        # "auto" would ask the Hub whether the base model's vocabulary has been resized; ours never is.
+        model.save_pretrained(directory, save_embedding_layers=False)
+    else:
+        model.save_pretrained(directory)
+
+
+def _base_has_name(model: Any) -> bool:
+    return bool(model.peft_config["default"].base_model_name_or_path)
+
+
+def _save_generation_config(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int], directory: Path
+) -> None:
+    """What `generate` needs to stop where the policy learned to."""
+    config = copy.deepcopy(getattr(unwrapped(model), "generation_config", None))
+    if config is None:
+        return
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ends = dict.fromkeys(token for token in (tokenizer.eos_token_id, *end_ids, *known) if token is not None)
+    config.eos_token_id = list(ends)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(directory)

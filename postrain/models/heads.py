@@ -1,0 +1,30 @@
+"""What can be put on a trunk besides the language model's head, and copies of whole models."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ValueHead(nn.Module):
+    """A linear map from a hidden state to one number, 0 before it has learned anything."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(width, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., D] → [..., 1], computed in float32 whatever the weights are kept in: returns do not fit bfloat16."""
+        return linear(states.float(), self.output.weight.float(), self.output.bias.float())
+
+
+def frozen_copy(model: Model) -> Model:
+    """The model as it is now, in eval mode, without gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)

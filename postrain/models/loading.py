@@ -1,0 +1,183 @@
+"""Reads weights: a causal language model, or the same trunk with a scalar head, ready to be trained.
+
+Safetensors only, no code from a repository. Adapters found in the directory are merged into the weights, so that
+where a run starts is what a fresh adapter on top of it gives when it is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from postrain.models.cache import kept
+from postrain.models.parts import parts_agree, probe
+from postrain.models.quiet import quiet
+from postrain.models.seeded import seeded
+from postrain.models.sources import ResolvedModel
+from postrain.models.tokenizers import ensure_pad
+from postrain.types import ConfigError
+
+MERGE_TOLERANCE = 1e-3
+SCALAR_HEAD = "score"
+Head = Literal["causal", "scalar"]
+# The class that reads a model with each head, and the architectures it knows.
+HEADS: dict[Head, tuple[Any, Any]] = {
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "scalar": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what happened on the way."""
+
+    model: PreTrainedModel
+    """In eval mode; `name_or_path` is where plain transformers finds these weights, empty where it cannot."""
+    merge_gap: float | None
+    """The largest difference in a logit, on a fixed row, between an adapter beside the weights and merged into them."""
+
+
+def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a pad token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer in {resolved.tokenizer} cannot be read: {_one_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer in {resolved.tokenizer} has no end token; set eos_token in its config")
+    return ensure_pad(tokenizer)
+
+
+def load_causal(resolved: ResolvedModel, *, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
+    """The language model, as `load` gives it."""
+    return load(resolved, "causal", dtype=dtype, quantization=quantization).model
+
+
+def load_scalar(resolved: ResolvedModel, *, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
+    """The trunk with a head of one output; a head that is new starts small."""
+    return load(resolved, "scalar", dtype=dtype, quantization=quantization).model
+
+
+def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantization: Any = None) -> Loaded:
+    """The model, its adapters merged, in eval mode, its parts known to be the whole."""
+    if resolved.head == "scalar" and head == "causal":
+        raise ConfigError(f"model.path: {resolved.name} is a reward model, which cannot write; give a language model")
+    if quantization is not None and resolved.adapters:
+        resolved = _merged_on_disk(resolved, head)
+    gap = None
+    with quiet(), seeded("model"):
+        model = _read(resolved, head, torch.float32 if resolved.adapters else dtype, quantization)
+        if resolved.adapters:
+            model, gap = merge(model, resolved.adapters)
+            model = model.to(dtype)
+    # PEFT writes this name into the adapters it saves.
+    model.name_or_path = resolved.loads_as or (str(resolved.directory) if quantization is not None else "")
+    if not parts_agree(model.eval()):
+        raise ConfigError(
+            f"{resolved.name}: the parts of a {type(model).__name__} do not add up to the model; "
+            "this architecture needs its output scaling in postrain/models/parts.py"
+        )
+    return Loaded(model, gap)
+
+
+def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization: Any) -> PreTrainedModel:
+    """The base weights, or fresh ones."""
+    config, kind = _config(resolved, head), HEADS[head][0]
+    if resolved.from_scratch:
+        return kind.from_config(config, dtype=dtype)
+    model, report = kind.from_pretrained(
+        resolved.directory,
+        config=config,
+        dtype=dtype,
+        quantization_config=quantization,
+        local_files_only=True,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    new = {name for name in report["missing_keys"] if name.split(".")[0] == SCALAR_HEAD}
+    if new:
+        init_scalar_head(model)
+    amiss = sorted(report["missing_keys"] - new) or sorted(key[0] for key in report["mismatched_keys"])
+    if amiss:
+        raise ConfigError(
+            f"{resolved.directory}: its weights lack what its config.json describes, such as {amiss[0]} "
+            f"({len(amiss)} in all); copy config.json and weights from the same model"
+        )
+    return model
+
+
+def _config(resolved: ResolvedModel, head: Head) -> Any:
+    """The model's config; attention is left to transformers, which takes SDPA wherever an architecture allows it."""
+    try:
+        config = AutoConfig.from_pretrained(resolved.directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{resolved.directory / 'config.json'} cannot be used: {_one_line(error)}") from None
+    if type(config) not in HEADS[head][1]:
+        raise ConfigError(f"transformers has no {config.model_type} model with a {head} head; use another model")
+    if head == "scalar":
+        config.num_labels = 1
+        config.get_text_config().pad_token_id = load_tokenizer(resolved).pad_token_id
+    return config
+
+
+def init_scalar_head(model: nn.Module) -> None:
+    """Scores that start near 0, so that a reward model starts at even odds: standard deviation 1 / (D + 1)."""
+    head = getattr(model, SCALAR_HEAD, None)
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(f"a {type(model).__name__} has no scalar head called {SCALAR_HEAD}; use another architecture")
+    with seeded("scalar head"):
+        nn.init.normal_(head.weight, std=1 / (head.in_features + 1))
+
+
+def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedModel, float]:
+    """The model with each adapter merged into its weights, and the largest change in a logit that merging made."""
+    # Start-up time: seconds that only a run with an adapter has to spend.
+    from peft import PeftConfig, PeftModel  # noqa: PLC0415
+
+    gap = 0.0
+    for adapter in adapters:
+        config = PeftConfig.from_pretrained(str(adapter))
+        # The task would decide what may be under the adapter; a language model's adapter under a scalar head is fine.
+        config.task_type = None
+        beside = PeftModel.from_pretrained(model.eval(), str(adapter), config=config)
+        before = probe(beside)
+        model = beside.merge_and_unload()
+        change = (probe(model) - before).abs().max()
+        gap = max(gap, float(change))
+        if change > MERGE_TOLERANCE * before.abs().max().clamp(min=1):
+            raise ConfigError(
+                f"{adapter}: merging this adapter changes a logit by {gap:.2g}; merge it where it was trained and "
+                "give that directory"
+            )
+    return model, gap
+
+
+def _merged_on_disk(resolved: ResolvedModel, head: Head) -> ResolvedModel:
+    """The same model as a directory of its own: weights are merged in float32 before they are quantised."""
+
+    def make(directory: Path) -> None:
+        load(resolved, head, dtype=torch.float32).model.save_pretrained(directory)
+        load_tokenizer(resolved).save_pretrained(directory)
+
+    directory = kept(f"merged-{resolved.fingerprint}", make)
+    return replace(resolved, directory=directory, adapters=())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,72 @@
+"""The two parts of any Hugging Face model: the trunk, which gives hidden states, and what turns them into logits.
+
+Training scores only some positions, so it runs the parts by themselves; `parts_agree` shows that this is the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model inside a PEFT wrapper, with the adapter's layers in it; or the model itself."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    assert isinstance(inner, PreTrainedModel), f"{type(model).__name__} is not a Hugging Face model"
+    return inner
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    """What maps ids to `last_hidden_state`, its final normalisation included."""
+    return unwrapped(model).base_model
+
+
+def logits_of(model: nn.Module, states: Tensor) -> Tensor:
+    """The model's own output, vocabulary logits or a score, for hidden states [..., D]."""
+    inner = unwrapped(model)
+    if hasattr(inner, "score"):
+        return inner.score(states)
+    config = inner.config.get_text_config()
+    logits = inner.get_output_embeddings()(states)
+    # Granite divides its logits, Cohere and Falcon-H1 multiply them, Gemma bends them.
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    for name in ("logit_scale", "lm_head_multiplier"):
+        logits = logits * getattr(config, name, 1.0)
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+@torch.no_grad()
+def probe(model: nn.Module) -> Tensor:
+    """The model's logits on a fixed row of eight tokens, [8, V] in float32; of a scalar model the score, [1, 1]."""
+    return model(input_ids=_probe_ids(model), use_cache=False).logits[0].float().reshape(-1, model_width(model))
+
+
+@torch.no_grad()
+def parts_agree(model: nn.Module) -> bool:
+    """Whether trunk and `logits_of` give on eight tokens what the model gives; `model` in eval mode."""
+    states_1LD = trunk(model)(input_ids=_probe_ids(model), use_cache=False).last_hidden_state
+    whole = probe(model)
+    mine = logits_of(model, states_1LD)[0].float()[-len(whole) :]
+    tolerance = RELATIVE_TOLERANCE.get(states_1LD.dtype, 3e-2)
+    return mine.shape == whole.shape and bool((mine - whole).abs().max() <= tolerance * whole.abs().max().clamp(min=1))
+
+
+def model_width(model: nn.Module) -> int:
+    """Numbers per position that the model gives: V, or 1."""
+    inner = unwrapped(model)
+    return inner.num_labels if hasattr(inner, "score") else inner.config.get_text_config().vocab_size
+
+
+def _probe_ids(model: nn.Module) -> Tensor:
+    """Eight ids, [1, 8], none of them the pad token's, which a scalar model would read over."""
+    inner = unwrapped(model)
+    config = inner.config.get_text_config()
+    pad = -1 if config.pad_token_id is None else config.pad_token_id
+    ids_1L = torch.arange(1, 9)[None] * 7919 % config.vocab_size
+    return torch.where(ids_1L == pad, (pad + 1) % config.vocab_size, ids_1L).to(inner.device)

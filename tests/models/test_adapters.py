@@ -1,0 +1,128 @@
+"""Adapters: what learns, what stays, that a fresh one changes nothing, and that initial weights are the seed's."""
+
+import importlib.util
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from postrain.models.adapters import LoRA, NoAdapter, QLoRA
+from postrain.types import ConfigError
+from tests.models.conftest import architectures, rows, tiny_model
+
+
+def lora(**changes: Any) -> LoRA:
+    """conf/adapter/lora.yaml at a size for tiny models."""
+    return replace(
+        LoRA(r=2, alpha=4.0, dropout=0.0, rslora=False, dora=False, target_modules=None),
+        **changes,
+    )
+
+
+def moved(policy: nn.Module) -> nn.Module:
+    """The policy as after some training: every trainable weight a little elsewhere."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return policy
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    """On a fixed batch."""
+    with torch.no_grad():
+        return model(**rows("once", "upon")).logits
+
+
+def test_no_adapter_is_the_model_itself() -> None:
+    model = tiny_model("gpt2")
+    assert NoAdapter().wrap(model, head="causal") is model
+    assert NoAdapter().quantization() is None
+
+
+@architectures
+def test_a_fresh_adapter_changes_nothing_and_finds_every_linear_layer(
+    architecture: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = tiny_model(architecture)
+    before = logits(model)
+    policy = lora().wrap(model, head="causal")
+    assert not policy.training
+    assert torch.equal(logits(policy), before)
+    learns = {name.split(".lora_")[0].rpartition(".")[2] for name, p in policy.named_parameters() if p.requires_grad}
+    gpt2 = {"c_attn", "c_proj", "c_fc"}
+    others = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert learns == (gpt2 if architecture == "gpt2" else others)
+    assert not [warning for warning in recwarn if "fan_in" in str(warning.message)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"rslora": True}, {"dora": True}, {"dropout": 0.1}, {"r": 4}, {"alpha": 8.0}])
+def test_merged_equals_unmerged(changes: dict[str, Any]) -> None:
+    for architecture in ("gpt2", "llama"):
+        policy: Any = moved(lora(**changes).wrap(tiny_model(architecture), head="causal"))
+        apart = logits(policy)
+        torch.testing.assert_close(logits(policy.merge_and_unload()), apart, rtol=1e-4, atol=1e-4)
+
+
+def test_scale_is_alpha_over_r_and_with_rslora_alpha_over_its_root() -> None:
+    def scale(adapter: LoRA) -> float:
+        policy = adapter.wrap(tiny_model("llama"), head="causal")
+        return next(m.scaling["default"] for m in policy.modules() if hasattr(m, "lora_A"))
+
+    assert scale(lora(r=4, alpha=8.0)) == 2.0  # 8 / 4
+    assert scale(lora(r=4, alpha=8.0, rslora=True)) == 4.0  # 8 / √4
+
+
+def test_initial_weights_depend_on_the_seed_and_on_nothing_drawn_before() -> None:
+    def first(seed: int, draws: int) -> torch.Tensor:
+        model = tiny_model("gpt2")
+        torch.manual_seed(seed)
+        torch.randn(draws)
+        policy = lora().wrap(model, head="causal")
+        return next(p for name, p in policy.named_parameters() if "lora_A" in name)
+
+    assert torch.equal(first(1, 0), first(1, 5))
+    assert not torch.equal(first(1, 0), first(2, 0))
+
+
+def test_wrapping_leaves_the_ambient_generator_alone() -> None:
+    model = tiny_model("gpt2")
+    torch.manual_seed(3)
+    expected = torch.randn(2)
+    torch.manual_seed(3)
+    lora().wrap(model, head="causal")
+    assert torch.equal(torch.randn(2), expected)
+
+
+def test_a_target_that_does_not_exist_is_named_with_those_that_do() -> None:
+    with pytest.raises(ConfigError, match=r"no linear layer 'q_proj'; it has c_attn, c_fc, c_proj, lm_head"):
+        lora(target_modules=("q_proj",)).wrap(tiny_model("gpt2"), head="causal")
+
+
+def test_targets_that_are_given_are_the_only_ones() -> None:
+    policy = lora(target_modules=("c_attn",)).wrap(tiny_model("gpt2"), head="causal")
+    assert {name.split(".")[-4] for name, p in policy.named_parameters() if p.requires_grad} == {"c_attn"}
+
+
+def qlora() -> QLoRA:
+    return QLoRA(r=2, alpha=4.0, dropout=0.0, rslora=False, dora=False, target_modules=None, compute_dtype="float32")
+
+
+def test_qlora_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r'adapter=qlora needs the package bitsandbytes: pip install "postrain\[quant\]"'
+    ):
+        qlora().quantization()
+
+
+def test_qlora_asks_for_nf4_with_double_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The settings are transformers' own; only whether bitsandbytes is installed is pretended.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    found = qlora().quantization()
+    assert (found.load_in_4bit, found.bnb_4bit_quant_type, found.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert found.bnb_4bit_compute_dtype == torch.float32

@@ -1,0 +1,45 @@
+"""Trunk and head by themselves give what the model gives, for each architecture and under an adapter."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from postrain.models.loading import load_causal, load_scalar
+from postrain.models.parts import logits_of, parts_agree, trunk
+from tests.models.conftest import architectures, rows, source, tiny_model
+from tests.models.test_adapters import lora, moved
+
+
+@architectures
+def test_parts_give_the_models_logits(architecture: str) -> None:
+    model = tiny_model(architecture)
+    batch = rows("a story", "sum")
+    states_BLD = trunk(model)(**batch, use_cache=False).last_hidden_state
+    torch.testing.assert_close(logits_of(model, states_BLD), model(**batch).logits, rtol=1e-5, atol=1e-6)
+    assert parts_agree(model)
+
+
+@architectures
+def test_parts_of_a_policy_with_an_adapter_include_the_adapter(architecture: str) -> None:
+    model = tiny_model(architecture)
+    bare = trunk(model)(**rows("abc"), use_cache=False).last_hidden_state
+    policy = moved(lora().wrap(model, head="causal"))
+    states_BLD = trunk(policy)(**rows("abc"), use_cache=False).last_hidden_state
+    assert not torch.allclose(states_BLD, bare)
+    assert parts_agree(policy)
+
+
+def test_parts_of_a_scalar_model_agree_with_and_without_adapter(saved: Callable[[str], Path]) -> None:
+    model = load_scalar(source(saved("qwen2")).resolve(), dtype=torch.float32)
+    assert parts_agree(model)
+    assert parts_agree(moved(lora().wrap(model, head="scalar")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_unknown_output_scaling_is_noticed(saved: Callable[[str], Path], dtype: torch.dtype) -> None:
+    model = load_causal(source(saved("llama")).resolve(), dtype=dtype)
+    assert parts_agree(model)
+    model.config.logits_scaling = 1.5
+    assert not parts_agree(model)

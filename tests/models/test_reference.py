@@ -1,0 +1,99 @@
+"""What a policy is compared with: the weights it started from, whatever has been learned since."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from postrain.models.heads import ValueHead, frozen_copy
+from postrain.models.reference import Reference
+from tests.models.conftest import tiny_model
+from tests.models.test_adapters import logits, lora, moved
+
+
+def policy(adapted: bool) -> nn.Module:
+    model = tiny_model("gpt2")
+    return lora(dropout=0.5).wrap(model, head="causal") if adapted else model
+
+
+both = pytest.mark.parametrize("adapted", [True, False])
+
+
+@both
+def test_it_stays_where_the_policy_started(adapted: bool) -> None:
+    learner = policy(adapted)
+    start = logits(learner)
+    reference = Reference.of(learner)
+    moved(learner)
+    after = logits(learner)
+    with reference.scoring() as model:
+        assert torch.equal(logits(model), start)
+    assert torch.equal(logits(learner), after)
+    assert not torch.allclose(after, start)
+
+
+@both
+def test_it_scores_in_eval_mode_without_gradients_and_leaves_the_policy_as_it_was(adapted: bool) -> None:
+    learner = policy(adapted).train()
+    frozen_part: Any = next(module for module in learner.modules() if isinstance(module, nn.LayerNorm))
+    frozen_part.eval()
+    learns = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    with Reference.of(learner).scoring() as model:
+        assert not any(module.training for module in model.modules())
+        assert not model(input_ids=torch.tensor([[1, 2]])).logits.requires_grad
+    assert learner.training
+    assert not frozen_part.training
+    assert {name for name, parameter in learner.named_parameters() if parameter.requires_grad} == learns
+    assert learner(input_ids=torch.tensor([[1, 2]])).logits.requires_grad
+
+
+def test_a_pass_of_the_reference_between_forward_and_backward_leaves_the_gradient_alone() -> None:
+    learner = moved(policy(True))
+    reference = Reference.of(learner)
+
+    def gradient(interrupted: bool) -> torch.Tensor:
+        learner.zero_grad()
+        loss = learner(input_ids=torch.tensor([[1, 2, 3]])).logits.square().mean()
+        if interrupted:
+            with reference.scoring() as model:
+                logits(model)
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
+
+    assert torch.equal(gradient(True), gradient(False))
+
+
+def test_no_module_owns_it() -> None:
+    holder = nn.Module()
+    holder.reference = Reference.of(policy(False))  # pyright: ignore[reportArgumentType]
+    assert list(holder.parameters()) == []
+    assert holder.state_dict() == {}
+
+
+def test_a_model_given_is_the_reference_and_it_says_which_it_is() -> None:
+    other = tiny_model("gpt2", seed=5)
+    with Reference.of(policy(True), other).scoring() as model:
+        assert model is other
+    assert Reference.of(policy(True)).says == "reference: the policy's own weights with the adapter off"
+    assert "frozen" in Reference.of(policy(False)).says
+
+
+def test_a_frozen_copy_shares_nothing() -> None:
+    model = tiny_model("llama").train()
+    copied = frozen_copy(model)
+    moved(model)
+    assert not copied.training
+    assert not any(parameter.requires_grad for parameter in copied.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not torch.equal(model.lm_head.weight, copied.lm_head.weight)
+
+
+def test_a_value_head_starts_at_zero_and_gives_float32_whatever_it_is_kept_in() -> None:
+    head = ValueHead(4)
+    states_BTD = torch.randn(2, 3, 4)
+    assert torch.equal(head(states_BTD), torch.zeros(2, 3, 1))
+    head.output.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    # 1·1 + 2·1 + 3·1 + 4·1 = 10
+    assert head(torch.ones(4)).item() == 10.0
+    assert head.to(torch.bfloat16)(states_BTD.to(torch.bfloat16)).dtype == torch.float32
