@@ -23,7 +23,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`; a reader sees the old content or the new, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -42,8 +42,10 @@ def number(value: object) -> float | None:
     """The number a record holds under a key; "nan", "inf" and "-inf" are numbers, everything else is not."""
     if isinstance(value, bool) or value is None:
         return None
-    if isinstance(value, int | float):
-        return float(value)
+    if isinstance(value, int):
+        return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
+    if isinstance(value, float):
+        return value
     return float(value) if value in ("nan", "inf", "-inf") and isinstance(value, str) else None
 
 
@@ -101,7 +103,8 @@ class JsonLines:
 
 def _belongs(line: bytes, update: int) -> bool:
     record = _parse(line)
-    return record is not None and int(record.get("update", 0)) <= update
+    reached = None if record is None else number(record.get("update"))
+    return reached is not None and reached <= update
 
 
 def _parse(line: bytes) -> Record | None:

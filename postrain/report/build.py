@@ -25,6 +25,8 @@ SHOWN_SAMPLES = 8
 LEAST_FOR_A_HISTOGRAM = 12
 MOST_HISTOGRAMS = 6
 PNG_PANELS = 9
+MOST_SECONDS = 1e11
+"""Later than any run: a damaged status file."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     """The line under the title."""
     seconds = number(run.status.get("seconds")) or run.seconds
     started = number(run.status.get("started"))
-    found = [("updates", str(run.updates)), ("took", duration(seconds) if seconds else "")]
-    found.append(("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if started else ""))
+    found = [("updates", str(run.updates)), ("took", duration(seconds) if 0 < seconds < MOST_SECONDS else "")]
+    if started is not None and 0 < started < MOST_SECONDS:
+        found.append(("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(started))))
     data = flat(run.manifest.get("data"))
     names = ("source", "name", "train", "rows", "records")
     found += [("data", value) for name, value in data if name in names][:1]

@@ -127,16 +127,18 @@ def _attribute(text: str) -> str:
 def _draw_curves(axes: Axes, panel: Panel, metrics: Mapping[str, Curve], updates: int) -> None:
     for index, name in enumerate(panel.names):
         shade = SERIES[index % len(SERIES)]
+        # A dollar sign would start a formula.
+        label = name.replace("$", r"\$").lstrip("_")
         xs, ys = metrics[name]
         if name.startswith(("eval/", "gold/")) or len(xs) < 8:
             axes.plot(
-                xs, ys, color=shade, linewidth=1.6, marker="o", markersize=3.2, label=name, zorder=3, clip_on=False
+                xs, ys, color=shade, linewidth=1.6, marker="o", markersize=3.2, label=label, zorder=3, clip_on=False
             )
             continue
         xs, raw = thinned(xs, ys)
         _, even = thinned(metrics[name][0], smooth(ys, max(1, len(ys) // 10)))
         axes.plot(xs, raw, color=shade, linewidth=0.7, alpha=0.35)
-        axes.plot(xs, even, color=shade, linewidth=1.7, label=name)
+        axes.plot(xs, even, color=shade, linewidth=1.7, label=label)
     axes.set_xlim(0, max(1, updates))
     axes.locator_params(axis="y", nbins=4)
     axes.locator_params(axis="x", nbins=5, integer=True)

@@ -15,6 +15,9 @@ from postrain.jsonl import JsonLines, Record, number, read_json
 Curve = tuple[list[int], list[float]]
 """Updates, and the metric after each of them."""
 
+LARGEST = 1e100
+"""What is larger has left all bounds and cannot be drawn; infinity is larger, and nan is nothing."""
+
 WHY = {
     "metrics.jsonl": "no curves: the run ended before its first update",
     "samples.jsonl": "no samples: the method writes no text, or evaluation.completions is 0",
@@ -86,8 +89,12 @@ def read_run(path: Path) -> RunData:
 
 def update_of(record: Record) -> int:
     """The update a record belongs to; 0 when it does not say."""
-    value = number(record.get("update"))
-    return int(value) if value is not None and abs(value) < 1e15 else 0
+    return _whole(record.get("update"), 0)
+
+
+def _whole(value: Any, otherwise: int) -> int:
+    known = number(value)
+    return int(known) if known is not None and 0 <= known < 1e15 else otherwise
 
 
 def curves(records: Iterable[Record]) -> dict[str, Curve]:
@@ -96,7 +103,7 @@ def curves(records: Iterable[Record]) -> dict[str, Curve]:
     for record in records:
         for name, value in record.items():
             known = number(value)
-            if name not in ("update", "time") and known is not None and abs(known) < float("inf"):
+            if name not in ("update", "time") and known is not None and abs(known) < LARGEST:
                 updates, values = found.setdefault(name, ([], []))
                 updates.append(update_of(record))
                 values.append(known)
@@ -109,8 +116,7 @@ def _sample(record: Record) -> Sample | None:
         return None
     scores = {f"reward/{name}": value for name, value in _scores(record.get("rewards"))}
     scores |= {f"gold/{name}": value for name, value in _scores(record.get("gold"))}
-    row = number(record.get("row"))
-    return Sample(update_of(record), int(row) if row is not None else -1, prompt, completion, scores)
+    return Sample(update_of(record), _whole(record.get("row"), -1), prompt, completion, scores)
 
 
 def _scores(parts: Any) -> Iterable[tuple[str, float]]:
@@ -118,7 +124,7 @@ def _scores(parts: Any) -> Iterable[tuple[str, float]]:
     found = {name: number(value) for name, value in parts.items()} if isinstance(parts, dict) else {}
     if len(found) == 2 and "total" in found and len(set(found.values())) == 1:
         found = {"total": found["total"]}
-    return [(name, value) for name, value in found.items() if value is not None and abs(value) < float("inf")]
+    return [(name, value) for name, value in found.items() if value is not None and abs(value) < LARGEST]
 
 
 def _missing(path: Path) -> Iterable[str]:
@@ -136,6 +142,6 @@ def _not_numbers(records: Iterable[Record]) -> list[str]:
     for record in records:
         for name, value in record.items():
             known = number(value)
-            if known is not None and not abs(known) < float("inf"):
+            if known is not None and not abs(known) < LARGEST:
                 first.setdefault(name, update_of(record))
     return [f"{name} was no finite number, first at update {update}" for name, update in first.items()]

@@ -135,6 +135,48 @@ def test_files_cut_anywhere_never_break_it(run_maker: Callable[..., Path], tmp_p
     page_of(path)
 
 
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    1e-320,
+    1e308,
+    -1e308,
+    10**400,
+    "nan",
+    "inf",
+    "text",
+    "\ud800",
+    "$x$ _",
+    "",
+    [],
+    {},
+    [{}],
+    [1, "a"],
+]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_odd_values_anywhere_never_break_it(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+
+    def odd(*names: str) -> dict[str, object]:
+        return {name: rng.choice([*ODD, {"commit": rng.choice(ODD), "$x$": rng.choice(ODD)}]) for name in names}
+
+    def lines(*names: str) -> str:
+        return "".join(json.dumps(odd(*names)) + "\n" for _ in range(12))
+
+    (tmp_path / "metrics.jsonl").write_text(lines("update", "time", "loss", "eval/loss", "$x$", "_a", "gold/$"))
+    (tmp_path / "samples.jsonl").write_text(lines("update", "row", "prompt", "completion", "rewards", "gold"))
+    (tmp_path / "explanations.jsonl").write_text(lines("update", "title", "text", "stops"))
+    (tmp_path / "status.json").write_text(json.dumps(odd("status", "reason", "started", "seconds")))
+    names = ("reproduce", "stand_in_for", "git", "seeds", "data", "versions", "hardware")
+    (tmp_path / "manifest.json").write_text(json.dumps(odd(*names)))
+    page_of(tmp_path)
+
+
 def test_numbers_that_are_none_are_named_and_left_out(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True)
     with (path / "metrics.jsonl").open("a") as file:
