@@ -6,6 +6,7 @@ and gives a number from 0 to 1, and `total` is the weighted sum (weights add up 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ Spec = Mapping[str, Any]
 def score(prompt: str, completion: str, gold: Spec) -> dict[str, float]:
     """Each part that applies to this row, and their weighted `total`."""
     parts = {part: CHECKS[part](prompt, completion.strip(), gold[part]) for part in gold["weights"]}
-    return {**parts, "total": sum(weight * parts[part] for part, weight in gold["weights"].items())}
+    return {**parts, "total": math.fsum(weight * parts[part] for part, weight in gold["weights"].items())}
 
 
 def words(text: str) -> list[str]:

@@ -36,7 +36,7 @@ MAKERS: dict[str, Callable[[random.Random], Item]] = {
     "facts": facts.make,
     "instructions": instructions.make,
 }
-MIX = {"stories": 0.45, "sums": 0.35, "facts": 0.15, "code": 0.05}
+MIX = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
 PAGE = (1, 1, 1, 1, 2, 2, 4, 8, 14)
 """How many mixed documents stand on a page: most begin a row, and the long ones fill a context of 512."""

@@ -1,0 +1,133 @@
+"""The streams of rows: same seed same rows in any process, train and eval apart, columns, Bradley-Terry frequencies."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from postrain.types import ConfigError
+from postrain.world import rows, score
+from postrain.world.rows import END_OF_TEXT, MAKERS, SENSE
+from postrain.world.splits import EVAL_SHARE, generator, split_of
+
+COMBINATIONS = [(kind, task) for kind, tasks in SENSE.items() for task in tasks]
+COLUMNS = {
+    "text": {"text"},
+    "demonstrations": {"prompt", "completion", "category", "gold"},
+    "preferences": {"prompt", "chosen", "rejected", "gold_margin", "category", "gold"},
+    "judgements": {"prompt", "completion", "label", "category", "gold"},
+    "steps": {"prompt", "steps", "labels", "category", "gold"},
+}
+
+
+def identity(row: dict) -> str:
+    return row["text"] if "text" in row else row["prompt"]
+
+
+@pytest.mark.parametrize(("kind", "task"), COMBINATIONS)
+def test_same_seed_same_rows_and_a_longer_stream_begins_with_the_shorter(kind: str, task: str) -> None:
+    first = rows(kind, task=task, count=20, seed=3, split="train")
+    assert rows(kind, task=task, count=30, seed=3, split="train")[:20] == first
+    assert rows(kind, task=task, count=20, seed=4, split="train") != first
+    assert json.loads(json.dumps(first)) == first
+
+
+@pytest.mark.parametrize(("kind", "task"), COMBINATIONS)
+def test_train_and_eval_share_nothing(kind: str, task: str) -> None:
+    train = {identity(row) for row in rows(kind, task=task, count=400, seed=1, split="train")}
+    held_out = {identity(row) for row in rows(kind, task=task, count=200, seed=1, split="eval")}
+    assert not train & held_out
+
+
+@pytest.mark.parametrize("task", MAKERS)
+def test_the_split_follows_content_whatever_the_wording(task: str) -> None:
+    rng = generator("wordings", task)
+    items = [MAKERS[task](rng) for _ in range(1500)]
+    shares = Counter(split_of(content) for content in {item.content for item in items})
+    # Expected share 1/10 of the different contents; five standard deviations for the smallest set.
+    total = shares.total()
+    assert abs(shares["eval"] - total / EVAL_SHARE) < 5 * math.sqrt(total * 0.1 * 0.9)
+
+
+def test_eval_sums_stand_nowhere_in_train_text_or_train_instructions() -> None:
+    held_out = {row["prompt"].removesuffix(" = ?") for row in rows("prompts", task="sums", count=300, seed=0, split="eval")}
+    train = {row["text"].split(" = ?")[0] for row in rows("text", task="sums", count=3000, seed=0, split="train")}
+    asked = {row["prompt"] for row in rows("prompts", task="instructions", count=1500, seed=0, split="train")}
+    assert not held_out & train
+    assert not {f"What is {sum_}?" for sum_ in held_out} & asked
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_columns(kind: str) -> None:
+    for task in SENSE[kind]:
+        assert all(set(row) == COLUMNS[kind] for row in rows(kind, task=task, count=10, seed=0, split="train"))
+
+
+def test_pages_are_mixed_documents_in_order() -> None:
+    pages = rows("text", task="pages", count=20, seed=2, split="train")
+    documents = [document for page in pages for document in page["text"].split(END_OF_TEXT)]
+    assert documents == [row["text"] for row in rows("text", task="mixed", count=len(documents), seed=2, split="train")]
+
+
+def test_another_process_with_another_hash_seed_draws_the_same_rows() -> None:
+    command = [sys.executable, "-m", "postrain.world", "--kind", "preferences", "--task", "instructions", "--count", "6"]
+    printed = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    here = [json.dumps(row) for row in rows("preferences", task="instructions", count=6, seed=0, split="train")]
+    assert printed == {"\n".join(here) + "\n"}
+
+
+@pytest.mark.parametrize("task", SENSE["preferences"])
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_preferences_follow_bradley_terry(task: str, noise: float) -> None:
+    found = rows("preferences", task=task, count=1500, seed=5, split="train", noise=noise)
+    # Given a pair, P(better one chosen) = σ(|Δ| / noise): the count is a sum of independent draws.
+    chances = [1 / (1 + math.exp(-abs(row["gold_margin"]) / noise)) for row in found]
+    agreed = sum(row["gold_margin"] > 0 for row in found)
+    deviation = math.sqrt(sum(p * (1 - p) for p in chances))
+    assert abs(agreed - sum(chances)) < 4 * deviation
+
+
+def test_gold_margin_is_the_difference_of_gold_totals() -> None:
+    for row in rows("preferences", task="instructions", count=100, seed=6, split="eval"):
+        chosen, rejected = (score(row["prompt"], row[side], row["gold"])["total"] for side in ("chosen", "rejected"))
+        assert row["gold_margin"] == pytest.approx(chosen - rejected, abs=1e-6)
+        assert row["chosen"] != row["rejected"]
+
+
+def test_steps_are_true_up_to_the_first_slip() -> None:
+    found = rows("steps", task="sums", count=200, seed=7, split="train")
+    for row in found:
+        whole = score(row["prompt"], " ".join(row["steps"]), row["gold"])
+        assert whole["correct"] == float(all(row["labels"]))
+        assert row["labels"] == sorted(row["labels"], reverse=True)
+        assert len(row["labels"]) == len(row["steps"])
+    assert 0.35 < sum(all(row["labels"]) for row in found) / len(found) < 0.65
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": "steps", "task": "stories"}, "sums"),
+        ({"kind": "demonstrations", "task": "mixed"}, "stories, sums, instructions, facts"),
+        ({"kind": "chat"}, "text, demonstrations"),
+        ({"split": "test"}, "train or eval"),
+        ({"count": -1}, "0 or more"),
+        ({"noise": 0.0}, "more than 0"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_one_line(change: dict, said: str) -> None:
+    chosen = {"kind": "preferences", "task": "sums", "count": 1, "seed": 0, "split": "train", "noise": 0.1} | change
+    with pytest.raises(ConfigError, match=said) as error:
+        rows(chosen.pop("kind"), **chosen)
+    assert "\n" not in str(error.value)
