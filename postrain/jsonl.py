@@ -79,16 +79,15 @@ class JsonLines:
 
     def read(self) -> list[Record]:
         """Every whole record, in order; half-written lines are left out, a missing file has none."""
-        if not self.path.is_file():
-            return []
-        parsed = (_parse(line) for line in self.path.read_bytes().split(b"\n"))
-        return [record for record in parsed if record is not None]
+        return self.examine()[0]
 
-    def damaged(self) -> int:
-        """How many lines are no record: a process was killed while it wrote, or someone edited the file."""
+    def examine(self) -> tuple[list[Record], int]:
+        """Every whole record, and how many lines are none: a process was killed while it wrote, or someone edited."""
         if not self.path.is_file():
-            return 0
-        return sum(bool(line.strip()) and _parse(line) is None for line in self.path.read_bytes().split(b"\n"))
+            return [], 0
+        parsed = [_parse(line) for line in self.path.read_bytes().split(b"\n") if line.strip()]
+        records = [record for record in parsed if record is not None]
+        return records, len(parsed) - len(records)
 
     def rewind(self, update: int) -> None:
         """Drop half-written lines and every record after `update`; without any, the file is not touched."""

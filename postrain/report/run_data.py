@@ -69,8 +69,9 @@ class RunData:
 def read_run(path: Path) -> RunData:
     """Read the folder of a run, finished or not."""
     path = path.resolve()
-    metrics, samples = JsonLines(path / "metrics.jsonl"), JsonLines(path / "samples.jsonl")
-    records = metrics.read()
+    records, damaged_records = JsonLines(path / "metrics.jsonl").examine()
+    samples, damaged_samples = JsonLines(path / "samples.jsonl").examine()
+    damaged = {"metrics.jsonl": damaged_records, "samples.jsonl": damaged_samples}
     times = [value for record in records if (value := number(record.get("time"))) is not None]
     config = path / "config.yaml"
     return RunData(
@@ -81,9 +82,9 @@ def read_run(path: Path) -> RunData:
         metrics=curves(records),
         updates=max((update_of(record) for record in records), default=0),
         seconds=times[-1] - times[0] if times else 0.0,
-        samples=[sample for record in samples.read() if (sample := _sample(record)) is not None],
+        samples=[sample for record in samples if (sample := _sample(record)) is not None],
         explanations=[record for record in JsonLines(path / "explanations.jsonl").read() if record.get("text")],
-        missing=list(_missing(path)) + _not_numbers(records),
+        missing=list(_missing(path, damaged)) + _not_numbers(records),
     )
 
 
@@ -127,14 +128,14 @@ def _scores(parts: Any) -> Iterable[tuple[str, float]]:
     return [(name, value) for name, value in found.items() if value is not None and abs(value) < LARGEST]
 
 
-def _missing(path: Path) -> Iterable[str]:
+def _missing(path: Path, damaged: dict[str, int]) -> Iterable[str]:
     for name, why in WHY.items():
         if not (path / name).is_file():
             yield f"{name} is missing: {why}"
         elif name.endswith(".json") and not read_json(path / name):
             yield f"{name} is damaged: {why}"
-        elif name.endswith(".jsonl") and (damaged := JsonLines(path / name).damaged()):
-            yield f"{name}: {damaged} damaged line{'s' if damaged > 1 else ''} left out"
+        elif lines := damaged.get(name):
+            yield f"{name}: {lines} damaged line{'s' if lines > 1 else ''} left out"
 
 
 def _not_numbers(records: Iterable[Record]) -> list[str]:

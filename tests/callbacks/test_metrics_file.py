@@ -116,4 +116,4 @@ def test_a_damaged_line_in_the_middle_is_counted_and_left_out(tmp_path: Any) -> 
     lines = JsonLines(tmp_path / "x.jsonl")
     lines.path.write_bytes(b'{"update": 1}\n{"upd\n[1]\n\xff\xfe\n{"update": 2}\n')
     assert [record["update"] for record in lines.read()] == [1, 2]
-    assert lines.damaged() == 3
+    assert lines.examine()[1] == 3
