@@ -1,0 +1,96 @@
+"""learned.py: a reward model scores text, whatever stands beside it in a batch and however it is padded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig
+
+from postrain.rewards.learned import Learned
+from postrain.types import ConfigError
+
+NANO = Path(__file__).parents[2] / "postrain" / "assets" / "nano"
+PROMPTS = ("Say hello.", "What is 3 + 4? " * 5, "Tell a story.", "Hi.")
+COMPLETIONS = ("Hello, dear friend!", "7", "Tom ran home. " * 9, "")
+
+
+def reward_model(folder: Path, *, architecture: str, pad_is_eos: bool = False) -> Path:
+    """A random reward model with the bundled tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    if pad_is_eos:
+        tokenizer.pad_token = tokenizer.eos_token
+    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 1}
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if architecture == "gpt2":
+        drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config = GPT2Config(**size, **ends, **drops, n_layer=2, n_embd=32, n_head=2, n_positions=128)
+    else:
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = LlamaConfig(**size, **ends, **shape, max_position_embeddings=128)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(path: Path, batch_tokens: int = 4096) -> Learned:
+    return Learned(path=str(path), batch_tokens=batch_tokens, dtype="fp32")
+
+
+def scores(reward: Learned, order: tuple[int, ...] = (0, 1, 2, 3)) -> torch.Tensor:
+    columns = tuple({} for _ in order)
+    return reward([PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order], columns).total_B
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_a_score_is_the_rows_own(tmp_path: Path, architecture: str, pad_is_eos: bool) -> None:
+    path = reward_model(tmp_path, architecture=architecture, pad_is_eos=pad_is_eos)
+    together = scores(load(path))
+    assert len(set(together.tolist())) == 4
+    alone = torch.cat([scores(load(path), (index,)) for index in range(4)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together[[2, 0]], scores(load(path, batch_tokens=1), (2, 0)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_it_is_what_plain_transformers_says_of_the_same_tokens(tmp_path: Path, side: str) -> None:
+    reward = load(reward_model(tmp_path, architecture="llama"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side=side)
+    rows = reward.rows(PROMPTS, COMPLETIONS).ids
+    # the end token closes every row, so plain transformers' "last token that is not padding" is the same one
+    assert all(int(ids[-1]) in reward.template.stop_ids for ids in rows)
+    batch = tokenizer.pad({"input_ids": [ids.tolist() for ids in rows]}, return_tensors="pt")
+    with torch.no_grad():
+        theirs_B = AutoModelForSequenceClassification.from_pretrained(tmp_path)(**batch).logits.squeeze(-1)
+    torch.testing.assert_close(scores(reward), theirs_B, atol=1e-5, rtol=0)
+
+
+def test_text_longer_than_the_context_loses_the_start_of_its_prompt(tmp_path: Path) -> None:
+    reward = load(reward_model(tmp_path, architecture="gpt2"))
+    (short,), (long,) = reward.rows(["b " * 200], ["end"]).ids, reward.rows(["a " * 200 + "b " * 200], ["end"]).ids
+    assert len(long) == 128
+    assert torch.equal(short[-100:], long[-100:])
+    assert reward(["a " * 400], ["end"], [{}]).total_B.isfinite().all()
+
+
+def test_it_is_frozen_and_tells_its_part(tmp_path: Path) -> None:
+    reward = load(reward_model(tmp_path, architecture="gpt2"))
+    assert not any(parameter.requires_grad for parameter in reward.model.parameters())
+    assert not reward.model.training
+    rewards = reward(PROMPTS, COMPLETIONS, ({},) * 4)
+    assert rewards.parts == {"learned": tuple(rewards.total_B.tolist())}
+
+
+def test_a_language_model_is_refused_and_so_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward.path=.*: a language model, not a reward model"):
+        load(NANO)
+    with pytest.raises(ConfigError, match=r"reward.path=.*nowhere: there is no such directory"):
+        load(tmp_path / "nowhere")
