@@ -140,6 +140,7 @@ def measured(command: list[Any], method: str, rows: dict[str, Any], args: argpar
         "updates": args.warmup + args.updates,
         "new-tokens": NEW_TOKENS,
         "epochs": EPOCHS,
+        "threads": args.threads,
     }
     run([*command, *(part for name, value in options.items() for part in (f"--{name}", value))], args.threads)
     return json.loads(out.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import torch
 from datasets import Dataset
 from measure import Stopwatch
 from transformers import (
@@ -121,10 +122,11 @@ def main() -> None:
     parser.add_argument("--method", choices=["sft", "reward", "ppo"], required=True)
     for name in ("--model", "--reward-model", "--rows", "--out"):
         parser.add_argument(name, required=True)
-    for name in ("--batch-size", "--updates", "--new-tokens", "--epochs"):
+    for name in ("--batch-size", "--updates", "--new-tokens", "--epochs", "--threads"):
         parser.add_argument(name, type=int, required=True)
     args = parser.parse_args()
     rows = [json.loads(line) for line in Path(args.rows).read_text(encoding="utf-8").splitlines()]
+    torch.set_num_threads(args.threads)
     watch = Watch()
     with tempfile.TemporaryDirectory() as scratch:
         {"sft": sft, "reward": reward, "ppo": ppo}[args.method](args, rows, watch, scratch).train()

@@ -1,0 +1,96 @@
+"""One measurement of ours: a few updates of one method through train.py's own path. Run by against_trl.py.
+
+The run is a user's run, with tracker, checkpoints and evaluation turned down. Two things differ: the clock around each
+update, and that nothing ends a sampled completion early, since the peer's PPO knows no end token either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measure import Stopwatch
+
+from postrain.main import start
+from postrain.methods.base import Method
+from postrain.rollout.local import LocalEngine
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PPO = ["method.critic_warmup=0", "method.minibatches_per_epoch=1", "reward=learned", "method.micro_batch_tokens=8192"]
+VARIANTS = {
+    "sft": ["method=sft", "method.dropout=false"],
+    "reward": ["method=reward"],
+    "ppo": ["method=ppo", "method.critic=separate", *PPO],
+    "ppo_shared": ["method=ppo", "method.critic=shared", *PPO],
+}
+
+
+def main() -> None:
+    """Measures, and writes JSON after the last update."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variant", choices=VARIANTS, required=True)
+    for name in ("--model", "--reward-model", "--rows", "--out"):
+        parser.add_argument(name, required=True)
+    for name in ("--batch-size", "--updates", "--new-tokens", "--epochs", "--threads"):
+        parser.add_argument(name, type=int, required=True)
+    args = parser.parse_args()
+    watch_updates(Path(args.out), args.updates)
+    LocalEngine.generate = endless(LocalEngine.generate)
+    with tempfile.TemporaryDirectory() as scratch:
+        code = start(["train.py", *overrides(args, scratch)], CONF)
+    sys.exit(code)
+
+
+def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
+    """The command line a user would give."""
+    online = [f"method.epochs={args.epochs}", f"reward.path={args.reward_model}"]
+    return [
+        *VARIANTS[args.variant],
+        *(online if args.variant.startswith("ppo") else []),
+        "model=local",
+        f"model.path={args.model}",
+        "data=jsonl",
+        f"data.path={args.rows}",
+        f"rollout.max_new_tokens={args.new_tokens}",
+        f"method.batch_size={args.batch_size}",
+        f"method.updates={args.updates}",
+        f"trainer.threads={args.threads}",
+        "trainer.checkpoint_every=1000000",
+        "evaluation=quick",
+        "evaluation.completions=1",
+        "logger=none",
+        f"paths.output={scratch}",
+    ]
+
+
+def watch_updates(out: Path, updates: int) -> None:
+    """Times every update, and writes the measurement down once the last one is over."""
+    stopwatch, update = Stopwatch(), Method.training_step
+
+    def timed(method: Method, batch: Any, batch_idx: int) -> None:
+        stopwatch.start()
+        update(method, batch, batch_idx)
+        stopwatch.stop()
+        if len(stopwatch.wall) == updates:
+            stopwatch.write(out)
+
+    Method.training_step = timed
+
+
+def endless(generate: Any) -> Any:
+    """The engine's `generate` without stop tokens."""
+
+    def unstopped(engine: Any, model: Any, prompts: Any, *, keys: Sequence[int], stop_ids: Sequence[int]) -> Any:
+        return generate(engine, model, prompts, keys=keys, stop_ids=())
+
+    return unstopped
+
+
+if __name__ == "__main__":
+    main()
