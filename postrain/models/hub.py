@@ -9,7 +9,6 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -30,8 +29,6 @@ REQUEST_SECONDS = 4.0
 # Looking a name up in the DNS has no timeout of its own, so the whole question is given one.
 PROBE_SECONDS = 8.0
 
-Answer = TypeVar("Answer")
-
 
 class Unreachable(Exception):
     """The Hub could not be asked; says why."""
@@ -45,24 +42,36 @@ def cache_directory() -> str:
 def cached(repository: str, revision: str | None) -> Path | None:
     """The snapshot in the cache, which may be incomplete."""
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        return _snapshot(repository, revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
 
 
 def fetch(repository: str, revision: str | None) -> Path:
     """Downloads what is missing. Raises Unreachable within PROBE_SECONDS where there is no network."""
-    commit = _within(PROBE_SECONDS, lambda: _commit(repository, revision))
+    _within(PROBE_SECONDS, lambda: _ask_for(repository, revision))
     try:
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return _snapshot(repository, revision, local_files_only=False)
     except (HTTPError, OSError) as error:
         raise ConfigError(
             f"the download of {repository} broke off ({_one_line(error)}); run the command again, it goes on from there"
         ) from None
 
 
-def _commit(repository: str, revision: str | None) -> str:
-    """The commit to download, once it is known to hold safetensors."""
+def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) -> Path:
+    return Path(
+        snapshot_download(
+            repository,
+            revision=revision,
+            local_files_only=local_files_only,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+        )
+    )
+
+
+def _ask_for(repository: str, revision: str | None) -> None:
+    """Raises unless the Hub answers, lets us have the model, and has it as safetensors."""
     if constants.is_offline_mode():
         raise Unreachable("HF_HUB_OFFLINE is set")
     at = f"{repository}@{revision}" if revision else repository
@@ -80,27 +89,26 @@ def _commit(repository: str, revision: str | None) -> str:
         raise Unreachable(_one_line(error)) from None
     if not any(file.rfilename.endswith(".safetensors") for file in found.siblings or ()):
         raise ConfigError(f"{at} has no safetensors weights, and nothing else is loaded; look for a conversion of it")
-    return found.sha or "main"
 
 
-def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """The answer of `ask`, which is left behind in a daemon thread when it takes longer."""
-    answers: queue.Queue[Answer | Unreachable | ConfigError] = queue.Queue()
+def _within(seconds: float, ask: Callable[[], None]) -> None:
+    """Raises what `ask` raises; when it takes longer it is left behind in a daemon thread."""
+    answers: queue.Queue[Unreachable | ConfigError | None] = queue.Queue()
 
     def work() -> None:
         try:
-            answers.put(ask())
+            ask()
+            answers.put(None)
         except (Unreachable, ConfigError) as error:
             answers.put(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        answer = answers.get(timeout=seconds)
+        problem = answers.get(timeout=seconds)
     except queue.Empty:
         raise Unreachable(f"no answer within {seconds:.0f} s") from None
-    if isinstance(answer, Unreachable | ConfigError):
-        raise answer
-    return answer
+    if problem is not None:
+        raise problem
 
 
 def _one_line(error: BaseException) -> str:

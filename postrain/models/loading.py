@@ -77,14 +77,18 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
     """The model, its adapters merged, in eval mode, its parts known to be the whole."""
     if resolved.head == "scalar" and head == "causal":
         raise ConfigError(f"model.path: {resolved.name} is a reward model, which cannot write; give a language model")
+    if quantization is not None and resolved.from_scratch:
+        raise ConfigError("adapter=qlora keeps trained weights in 4 bits, and model.from_scratch=true has none of them")
     if quantization is not None and resolved.adapters:
-        resolved = _merged_on_disk(resolved, head)
+        resolved = _merged_on_disk(resolved)
     gap = None
     with quiet(), seeded("model"):
         model = _read(resolved, head, torch.float32 if resolved.adapters else dtype, quantization)
         if resolved.adapters:
             model, gap = merge(model, resolved.adapters)
             model = model.to(dtype)
+    if quantization is not None:
+        keep_differentiable(model)
     # PEFT writes this name into the adapters it saves.
     model.name_or_path = resolved.loads_as or (str(resolved.directory) if quantization is not None else "")
     if not parts_agree(model.eval()):
@@ -145,6 +149,17 @@ def init_scalar_head(model: nn.Module) -> None:
         nn.init.normal_(head.weight, std=1 / (head.in_features + 1))
 
 
+def keep_differentiable(model: nn.Module) -> None:
+    """Keeps bitsandbytes on the kernel that has a gradient.
+
+    In eval mode on a CPU with AVX512-BF16 it repacks the weights for good, for a product that drops the gradient of
+    its input without a word: everything below would learn from a wrong one.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedModel, float]:
     """The model with each adapter merged into its weights, and the largest change in a logit that merging made."""
     # Start-up time: seconds that only a run with an adapter has to spend.
@@ -168,11 +183,11 @@ def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedM
     return model, gap
 
 
-def _merged_on_disk(resolved: ResolvedModel, head: Head) -> ResolvedModel:
+def _merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
     """The same model as a directory of its own: weights are merged in float32 before they are quantised."""
 
     def make(directory: Path) -> None:
-        load(resolved, head, dtype=torch.float32).model.save_pretrained(directory)
+        load(resolved, resolved.head, dtype=torch.float32).model.save_pretrained(directory)
         load_tokenizer(resolved).save_pretrained(directory)
 
     directory = kept(f"merged-{resolved.fingerprint}", make)

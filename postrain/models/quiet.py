@@ -23,6 +23,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # PEFT 0.21 reads an attribute that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            # True of an adapter that was trained on quantised weights, which are not transposed.
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,83 @@
+"""The Hub: what the cache has needs no network, what it lacks is fetched whole, and silence is noticed."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from postrain.models import hub
+from postrain.models.loading import load_causal
+from postrain.types import ConfigError
+from tests.models.conftest import source, tiny_model
+from tests.models.hub_server import COMMIT, serving
+from tests.models.test_adapters import logits
+
+
+@pytest.fixture
+def online(saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A Hub that has org/tiny, and an empty cache; gives the directory it serves."""
+    directory = saved("llama")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving(directory) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        yield directory
+
+
+def test_a_model_is_fetched_once_and_then_found_without_a_network(
+    online: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (online / "pytorch_model.bin").write_bytes(b"not wanted")
+    fetched = source("org/tiny").resolve()
+    assert (fetched.source, fetched.loads_as, fetched.revision) == ("hub", "org/tiny", COMMIT)
+    assert fetched.name == "tiny"
+    assert not (fetched.directory / "pytorch_model.bin").exists()
+    assert torch.equal(logits(load_causal(fetched, dtype=torch.float32)), logits(tiny_model("llama")))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert source("org/tiny").resolve() == fetched
+
+
+def test_a_download_that_broke_off_is_completed(online: Path) -> None:
+    directory = source("org/tiny").resolve().directory
+    (directory / "model.safetensors").unlink()
+    assert (source("org/tiny").resolve().directory / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("org/gated", "org/gated asks for its licence to be accepted"),
+        ("org/absent", "the Hub has no model org/absent"),
+        ("org/broken", "the Hub not reached"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_line(online: Path, path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        source(path).resolve()
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_not_downloaded(online: Path) -> None:
+    (online / "model.safetensors").rename(online / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="org/tiny has no safetensors weights"):
+        source("org/tiny").resolve()
+
+
+def test_a_typing_mistake_gets_no_stand_in(online: Path) -> None:
+    with pytest.raises(ConfigError, match="the Hub has no model org/absent"):
+        source("org/absent", offline="nano").resolve()
+
+
+def test_silence_is_noticed() -> None:
+    with pytest.raises(hub.Unreachable, match="no answer within 0 s"):
+        hub._within(0.01, lambda: time.sleep(0.5))
+
+
+def test_the_time_for_a_question_is_under_ten_seconds() -> None:
+    assert hub.REQUEST_SECONDS < hub.PROBE_SECONDS < 10
