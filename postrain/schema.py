@@ -168,7 +168,9 @@ def describe(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin in LISTS:
-        return f"a list of {PLURALS.get(args[0], describe(args[0]))}" if _uniform(args) else f"a list of {len(args)}"
+        if _uniform(args):
+            return f"a list of {PLURALS.get(args[0], describe(args[0]))}"
+        return f"a list of {len(args)}: {', '.join(map(describe, args))}"
     if origin in MAPPINGS or annotation in MAPPINGS:
         return "a mapping" if not args or args[1] is Any else f"a mapping to {describe(args[1])}"
     return "a list" if annotation in LISTS else f"a node with _target_ ({getattr(annotation, '__name__', annotation)})"

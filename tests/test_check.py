@@ -118,7 +118,7 @@ def test_a_good_config_passes_and_is_built_with_its_annotated_types() -> None:
         ("method.learning_rate", None, "method.learning_rate: expected a number > 0, got null"),
         ("method.kl", "k4", "method.kl: expected one of k1, k2, k3, got 'k4'"),
         ("method.dropout", 1.5, "method.dropout: expected a number >= 0 and <= 1 or null, got 1.5"),
-        ("method.betas", [0.9], "method.betas: expected a list of 2, got [0.9]"),
+        ("method.betas", [0.9], "method.betas: expected a list of 2: a number, a number, got [0.9]"),
         ("method.layers", [1, "x"], "method.layers: expected a list of integers or one of all, got [1, 'x']"),
         ("method.shuffle", 1, "method.shuffle: expected true or false, got 1"),
         ("method.name", 7, "method.name: expected text, got 7"),

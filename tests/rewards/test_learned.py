@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,18 @@ def reward_model(folder: Path, *, architecture: str, pad_is_eos: bool = False) -
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     if pad_is_eos:
         tokenizer.pad_token = tokenizer.eos_token
-    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 1}
-    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    size: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 1}
+    ends: dict[str, Any] = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if architecture == "gpt2":
-        drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        drops: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         config = GPT2Config(**size, **ends, **drops, n_layer=2, n_embd=32, n_head=2, n_positions=128)
     else:
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape: dict[str, Any] = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         config = LlamaConfig(**size, **ends, **shape, max_position_embeddings=128)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
