@@ -57,6 +57,7 @@ def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
         f"model.path={args.model}",
         "data=jsonl",
         f"data.path={args.rows}",
+        "data.template=plain",
         f"rollout.max_new_tokens={args.new_tokens}",
         f"method.batch_size={args.batch_size}",
         f"method.updates={args.updates}",

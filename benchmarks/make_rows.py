@@ -1,0 +1,104 @@
+"""The rows both sides of a benchmark learn from: as text for us, as the very same token ids for TRL. Run by
+against_trl.py.
+
+Prompts have 16 to 64 tokens, completions 16 to 128, cut out of the bundled world's running text; the reward model is
+the policy with a new scalar head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from omegaconf import OmegaConf
+
+from postrain.check import instantiate
+from postrain.data.chat import Template
+from postrain.data.records import Message
+from postrain.models.loading import load_scalar, load_tokenizer
+from postrain.world.rows import rows as world_rows
+
+CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
+PROMPT, COMPLETION = (16, 64), (16, 128)
+
+
+def main() -> None:
+    """Writes rows.json, which says where everything is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    for name in ("--batch-size", "--ppo-batch-size", "--updates", "--new-tokens"):
+        parser.add_argument(name, type=int, required=True)
+    args = parser.parse_args()
+    resolved = instantiate(OmegaConf.to_container(OmegaConf.load(CONF / f"{args.model}.yaml"))).resolve()
+    tokenizer = load_tokenizer(resolved)
+    reward_model = args.folder / "reward_model"
+    load_scalar(resolved, dtype=torch.float32).save_pretrained(reward_model)
+    tokenizer.save_pretrained(reward_model)
+    maker = Maker(Template(tokenizer, mode="plain"))
+    found: dict[str, Any] = {"model": str(resolved.directory), "reward_model": str(reward_model)}
+    found |= {"texts": {}, "ids": {}, "tokens": {}}
+    for method, make in {"sft": maker.demonstration, "reward": maker.preference, "ppo": maker.prompt}.items():
+        batch = args.ppo_batch_size if method == "ppo" else args.batch_size
+        made = [make() for _ in range(batch * args.updates)]
+        found["texts"][method] = write(args.folder / f"{method}.jsonl", [text for text, _ in made])
+        found["ids"][method] = write(args.folder / f"{method}.ids.jsonl", [ids for _, ids in made])
+        offline = sum(len(value) for _, ids in made for name, value in ids.items() if name.endswith("ids"))
+        found["tokens"][method] = batch * args.new_tokens if method == "ppo" else offline / args.updates
+    (args.folder / "rows.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    """JSON lines; returns where."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+class Maker:
+    """Cuts rows out of running text, each as (text, ids)."""
+
+    def __init__(self, template: Template) -> None:
+        self.template = template
+        self.random = random.Random(0)
+        text = " ".join(row["text"] for row in world_rows("text", task="mixed", count=2000, seed=0, split="train"))
+        self.ids = template.encode_text(text)
+
+    def cut(self, shortest: int, longest: int) -> str:
+        """Text of so many tokens."""
+        length = self.random.randint(shortest, longest)
+        start = self.random.randrange(len(self.ids) - length)
+        return self.template.decode(self.ids[start : start + length])
+
+    def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        prompt, completion = self.cut(*PROMPT), self.cut(*COMPLETION)
+        asked, said = self.encoded(prompt, completion)
+        ids = {"input_ids": asked + said, "completion_mask": [0] * len(asked) + [1] * len(said)}
+        return {"prompt": prompt, "completion": completion}, ids
+
+    def preference(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        prompt, answers = self.cut(*PROMPT), {name: self.cut(*COMPLETION) for name in ("chosen", "rejected")}
+        ids = {}
+        for name, answer in answers.items():
+            asked, said = self.encoded(prompt, answer)
+            ids[f"{name}_ids"] = asked + said
+        return {"prompt": prompt, **answers}, ids
+
+    def prompt(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        prompt = self.cut(*PROMPT)
+        return {"prompt": prompt}, {"input_ids": self.template.encode_prompt((Message("user", prompt),)).tolist()}
+
+    def encoded(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and of an answer to it."""
+        asked, said = self.template.encode_completion((Message("user", prompt),), completion)
+        return asked.tolist(), said.tolist()
+
+
+if __name__ == "__main__":
+    main()
