@@ -1,0 +1,1 @@
+"""From files, the Hub or the world to batches: records, formats, templates, masks, quality, audit, schedule."""

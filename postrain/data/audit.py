@@ -1,0 +1,173 @@
+"""What a run is about to learn from, counted before the first update, and a refusal where it is nothing.
+
+Prints little: a table of counts and, with `data.show_mask`, a few rows with what is learned in green.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from postrain.data.chat import Template
+from postrain.data.encode import Encoded, EncodedPrompt, EncodedRow, token_rows
+from postrain.types import ConfigError
+
+PERCENTILES = (50, 90, 99, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The counts."""
+
+    source: str
+    kind: str
+    """What the method learns from."""
+    template: str
+    rows_read: int
+    """Training rows in the source, and held-out rows if it brings its own."""
+    rows_train: int
+    rows_eval: int
+    dropped: Mapping[str, int]
+    """Rows that are in neither part, by reason."""
+    cut: Mapping[str, int]
+    """Training and held-out rows that lost tokens, by what they lost."""
+    items: int
+    """Training items: rows, or blocks of packed text."""
+    tokens: int
+    """Training tokens, prompts included."""
+    supervised: int
+    """Training tokens that are learned."""
+    supervised_min: int
+    supervised_mean: float
+    """Over training token rows; a pair has two."""
+    unsupervised_rows: int
+    """Token rows where nothing is learned."""
+    ended: float
+    """Share of token rows whose last learned token is an end token."""
+    bos: int
+    """Most beginning-of-sequence tokens at the start of a row."""
+    lengths: Mapping[str, int]
+    """Percentiles of the tokens of a row."""
+    fingerprint: str
+    """sha256 of all ids and masks, training and held out."""
+    samples: str
+    """Rows printed with their mask; empty unless asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {name: value for name, value in asdict(self).items() if name != "samples"}
+
+    def render(self) -> str:
+        """For the console."""
+        table = Table(title=f"data: {self.source}", title_justify="left", show_header=False, box=None)
+        for name, value in self._lines():
+            table.add_row(name, value)
+        return _printed(table) + (f"\n{self.samples}" if self.samples else "")
+
+    def _lines(self) -> list[tuple[str, str]]:
+        lines = [
+            ("rows", f"{self.rows_read} read, {self.rows_train} to learn from, {self.rows_eval} held out"),
+            ("dropped", _counts(self.dropped)),
+            ("cut", _counts(self.cut)),
+            ("tokens a row", ", ".join(f"{name} {value}" for name, value in self.lengths.items())),
+        ]
+        if self.kind != "Prompt":
+            share = 100 * self.supervised / max(1, self.tokens)
+            learned = f"{self.supervised} of {self.tokens} ({share:.0f} %)"
+            lines += [
+                ("tokens learned", f"{learned}; a row {self.supervised_mean:.1f}, at least {self.supervised_min}"),
+                ("rows that end", f"{100 * self.ended:.0f} %"),
+            ]
+        return [*lines, ("template", f"{self.template}, {self.bos} BOS"), ("fingerprint", self.fingerprint[:16])]
+
+    def check(self) -> None:
+        """Raises ConfigError for data that would train on nothing."""
+        if self.unsupervised_rows:
+            raise ConfigError(
+                f"{self.source}: {self.unsupervised_rows} rows have no token to learn from; show them with "
+                "data.show_mask=3, and try data.loss_on=completion or another data.template"
+            )
+        if self.bos > 1:
+            raise ConfigError(
+                f"{self.source}: rows start with {self.bos} beginning-of-sequence tokens; the template writes one and "
+                "the text another: remove it from the data"
+            )
+
+
+def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Template) -> dict[str, Any]:
+    """The part of an audit that is counted on tokens, as its fields."""
+    ids = [
+        row.ids
+        for item in train
+        for row in (token_rows(item) or (item,))
+        if isinstance(row, EncodedRow | EncodedPrompt)
+    ]
+    rows = [row for item in train for row in token_rows(item)]
+    learned = [int(row.supervised.sum()) for row in rows]
+    lengths = sorted(map(len, ids))
+    ends = [bool(row.supervised[-1]) and int(row.ids[-1]) in template.stop_ids for row in rows]
+    return {
+        "items": len(train),
+        "tokens": sum(lengths),
+        "supervised": sum(learned),
+        "supervised_min": min(learned, default=0),
+        "supervised_mean": sum(learned) / max(1, len(learned)),
+        "unsupervised_rows": learned.count(0),
+        "ended": sum(ends) / max(1, len(ends)),
+        "bos": max((_leading(tokens.tolist(), template.tokenizer.bos_token_id) for tokens in ids), default=0),
+        "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
+        "fingerprint": fingerprint([*train, *held_out]),
+    }
+
+
+def fingerprint(items: Sequence[Encoded]) -> str:
+    """Changes with any token or mask of any item, and with their order."""
+    digest = hashlib.sha256()
+    for item in items:
+        for row in token_rows(item):
+            digest.update(row.ids.numpy().tobytes() + row.supervised.numpy().tobytes() + b"|")
+        if isinstance(item, EncodedPrompt):
+            digest.update(item.ids.numpy().tobytes() + repr(sorted(item.columns.items())).encode() + b"|")
+    return digest.hexdigest()
+
+
+def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
+    """The first items as text, what is learned in green and the rest dim; special tokens are written out."""
+    decode = template.tokenizer.decode
+    shown = Text()
+    for item in items[:rows]:
+        for row in token_rows(item):
+            shown.append(f"row {row.row}\n", style="bold")
+            for token, learned in zip(row.ids.tolist(), row.supervised.tolist(), strict=True):
+                shown.append(decode([token]), style="green" if learned else "dim")
+            shown.append("\n")
+        if isinstance(item, EncodedPrompt):
+            shown.append(f"row {item.row}\n", style="bold").append(decode(item.ids) + "\n", style="dim")
+    return _printed(shown)
+
+
+def _printed(renderable: Any) -> str:
+    """As the console would show it, with its colours if it has any."""
+    console = Console(file=io.StringIO(), width=Console().width, color_system=Console().color_system)  # type: ignore[arg-type]
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get().rstrip("\n")
+
+
+def _name(percentile: int) -> str:
+    return "longest" if percentile == 100 else f"p{percentile}"
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in found.items()) or "none"
+
+
+def _leading(ids: Sequence[int], token: int | None) -> int:
+    return next((place for place, found in enumerate(ids) if found != token), len(ids)) if token is not None else 0

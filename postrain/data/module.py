@@ -1,0 +1,266 @@
+"""The `data` group: from a source to the batches of every update, with the audit in between.
+
+`prepare` does all the work once, before any weight is loaded; Lightning then only asks for the batches. The loader is
+our own (schedule.py), so that a resumed run and any number of ranks see the same rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from annotated_types import Ge, Interval
+from lightning.pytorch import LightningDataModule
+
+from postrain.data import audit as audits
+from postrain.data.audit import Audit
+from postrain.data.chat import Mode, Template
+from postrain.data.collate import collate, prompts
+from postrain.data.encode import Encoded, EncodedPrompt, Encoder, LossOn
+from postrain.data.formats import parse
+from postrain.data.quality import Quality, sane, sift
+from postrain.data.readers import Table, read_file
+from postrain.data.records import Prompt, Record, Text, prompt_content
+from postrain.data.schedule import Schedule
+from postrain.data.sources import Files, Loaded, Source
+from postrain.data.split import SEEN, Split, split, unseen
+from postrain.data.views import convert
+from postrain.schema import load_target
+from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts
+
+Length = Annotated[int, Ge(4)]
+Share = Annotated[float, Interval(gt=0, lt=1)]
+FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s+\S)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the rest of a run says about its data."""
+
+    kind: str
+    context: int
+    completion_tokens: int
+    batch_size: int
+    updates: int
+    seed: int
+
+
+class DataModule(LightningDataModule):
+    """Everything between a source of rows and the batches of a run."""
+
+    def __init__(
+        self,
+        *,
+        source: Source | None,
+        path: str | None,
+        eval_path: str | None,
+        eval_fraction: Share,
+        eval_rows: Count,
+        columns: Mapping[str, str | None],
+        template: Mode,
+        loss_on: LossOn,
+        max_length: Length | None,
+        max_prompt_length: Count | None,
+        pack: bool,
+        quality: Quality,
+        gold: str | None,
+        show_mask: CountOrZero,
+    ) -> None:
+        """`path` takes the place of the source; what each key means is written in conf/data/base/common.yaml."""
+        super().__init__()
+        if source is None and path is None:
+            raise ConfigError("data.path: has to be given for this data option, as data.path=FILE")
+        self.source = source
+        self.path, self.eval_path = path, eval_path
+        self.eval_fraction, self.eval_rows = eval_fraction, eval_rows
+        self.columns = columns
+        self.mode, self.loss_on = template, loss_on
+        self.max_length, self.max_prompt_length, self.pack = max_length, max_prompt_length, pack
+        self.quality = quality
+        self.gold: Callable[..., Mapping[str, float]] | None = None if gold is None else load_target(gold)
+        """Scores a completion of this data: gold(prompt, completion, columns["gold"])."""
+        self.show_mask = show_mask
+        self.start_update = 0
+        """The first update to give batches for; a resumed method's counters go before it."""
+
+    # Before training ----------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        *,
+        kind: str,
+        tokenizer: Any,
+        context: int,
+        batch_size: int,
+        updates: int,
+        seed: int,
+        completion_tokens: int = 0,
+    ) -> Audit:
+        """Reads, filters, splits and encodes everything. Raises ConfigError for data that cannot be learned from.
+
+        `kind` names a record; `completion_tokens` are left free after the prompts that will be sampled from.
+        """
+        self.plan = Plan(kind, context, completion_tokens, batch_size, updates, seed)
+        # Running text says nothing of templates: an exported base model keeps its tokenizer's own.
+        running = kind == Text.__name__
+        self.template = Template(tokenizer, mode="plain" if running else self.mode, seed=seed, install=not running)
+        loaded = self._load()
+        dropped: Counter[str] = Counter()
+        parts = self._split(loaded, dropped)
+        self.records = parts
+        encoder = self._encoder(self._row_length())
+        self.train: tuple[Encoded, ...] = encoder.encode(self._presented(parts.train))
+        self.eval: tuple[Encoded, ...] = encoder.encode(self._presented(parts.held_out))
+        self.audit = self._audit(loaded, parts, dropped, encoder)
+        self.audit.check()
+        return self.audit
+
+    def _load(self) -> Loaded:
+        if self.path is not None:
+            return Files(path=self.path, eval_path=self.eval_path).load(eval_rows=self.eval_rows)
+        assert self.source is not None
+        loaded = self.source.load(eval_rows=self.eval_rows)
+        return replace(loaded, held_out=read_file(self.eval_path)) if self.eval_path else loaded
+
+    def _split(self, loaded: Loaded, dropped: Counter[str]) -> Split:
+        """The records of both parts; what falls by the way is counted in `dropped`."""
+        train, name, seed = self._read(loaded.train, dropped), loaded.train.name, self.plan.seed
+        if loaded.held_out is None:
+            parts = split(train, fraction=self.eval_fraction, eval_rows=self.eval_rows, seed=seed, source=name)
+        else:
+            held_out = self._read(loaded.held_out, dropped)
+            parts = unseen(train, held_out, eval_rows=self.eval_rows, source=loaded.held_out.name)
+            dropped[SEEN] += parts.seen
+        sifted = sift(parts.train, self.quality, seed=seed)
+        dropped.update(sifted.dropped)
+        if not sifted.records:
+            raise ConfigError(f"{name}: no row is left to learn from: {_reasons(dropped)}; loosen data.quality")
+        return replace(parts, train=sifted.records)
+
+    def _read(self, table: Table, dropped: Counter[str]) -> tuple[Record, ...]:
+        """The rows of a table as the records the method learns from."""
+        parsed = parse(table, self.columns)
+        records, lost = convert(parsed.records, self.plan.kind, source=table.name)
+        sound = sane(records, self.quality, table.where)
+        for counts in (parsed.dropped, lost, sound.dropped):
+            dropped.update(counts)
+        if not sound.records:
+            raise ConfigError(f"{table.name}: no row can be used: {_reasons(dropped)}")
+        return sound.records
+
+    def _presented(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
+        """Prompts of several turns are also given to rewards as messages, since their text alone has no roles."""
+        asked = [record for record in records if isinstance(record, Prompt)]
+        if all(len(record.prompt) == 1 for record in asked):
+            return records
+        return tuple(
+            replace(
+                record,
+                columns={
+                    **record.columns,
+                    "messages": [{"role": turn.role, "content": turn.content} for turn in record.prompt],
+                },
+            )
+            for record in asked
+        )
+
+    def _row_length(self) -> int:
+        """Tokens a training row may have; a prompt leaves room for what will be sampled."""
+        context = self.plan.context
+        if self.max_length is not None and self.max_length > context:
+            raise ConfigError(
+                f"data.max_length={self.max_length}: the model has a context of {context}; give at most that"
+            )
+        return self._prompt_length() if self.plan.kind == Prompt.__name__ else self.max_length or context
+
+    def _prompt_length(self) -> int:
+        """Tokens a prompt that is sampled from may have."""
+        room = self.plan.context - self.plan.completion_tokens
+        if room < 1:
+            raise ConfigError(
+                f"rollout.max_new_tokens={self.plan.completion_tokens} fills the model's context of "
+                f"{self.plan.context} tokens and leaves none for a prompt; give fewer"
+            )
+        return room
+
+    def _encoder(self, max_length: int) -> Encoder:
+        return Encoder(
+            template=self.template,
+            loss_on=self.loss_on,
+            max_length=max_length,
+            max_prompt_length=self.max_prompt_length or max_length,
+            pack=self.pack,
+        )
+
+    def _audit(self, loaded: Loaded, parts: Split, dropped: Counter[str], encoder: Encoder) -> Audit:
+        return Audit(
+            source=loaded.train.name,
+            kind=self.plan.kind,
+            template=self.template.name,
+            rows_read=len(loaded.train.rows) + (len(loaded.held_out.rows) if loaded.held_out else 0),
+            rows_train=len(parts.train),
+            rows_eval=len(parts.held_out),
+            dropped={reason: number for reason, number in dropped.items() if number},
+            cut=dict(encoder.cuts),
+            samples=audits.show(self.train, self.template, self.show_mask),
+            **audits.count(self.train, self.eval, self.template),
+        )
+
+    # While training -----------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Schedule:
+        """The batches of the updates that are still to do, this rank's share."""
+        trainer = self.trainer
+        method = trainer.lightning_module if trainer else None
+        done = getattr(getattr(method, "counters", None), "updates", 0)
+        ranks = trainer.world_size if trainer else 1
+        if ranks > self.plan.batch_size:
+            raise ConfigError(f"method.batch_size={self.plan.batch_size}: {ranks} ranks need at least {ranks} rows")
+        return Schedule(
+            items=self.train,
+            batch_size=self.plan.batch_size,
+            updates=self.plan.updates,
+            seed=self.plan.seed,
+            start=max(self.start_update, done),
+            rank=trainer.global_rank if trainer else 0,
+            ranks=ranks,
+        )
+
+    def eval_batches(self, batch_size: int) -> list[Batch]:
+        """All held-out items in order; the last batch may be short."""
+        return [collate(self.eval[at : at + batch_size]) for at in range(0, len(self.eval), batch_size)]
+
+    def eval_prompts(self, count: int) -> Prompts:
+        """The first `count` different held-out prompts, to sample from; of running text, the beginning of each."""
+        different = list({prompt_content(record): record for record in self.records.held_out}.values())[:count]
+        encoder = self._encoder(self._prompt_length())
+        if self.plan.kind == Text.__name__:
+            return prompts([self._beginning(record, encoder) for record in different if isinstance(record, Text)])
+        asked, _ = convert(different, Prompt.__name__, source="the held-out rows")
+        return prompts([encoder.prompt(record) for record in self._presented(asked) if isinstance(record, Prompt)])
+
+    def _beginning(self, record: Text, encoder: Encoder) -> EncodedPrompt:
+        text = beginning(record.text)
+        return EncodedPrompt(record.row, encoder.fitted(self.template.encode_text(text)), text, record.columns)
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """Columns that every training record brings, for rewards."""
+        common = set.intersection(*(set(record.columns) for record in self.records.train))
+        return tuple(name for name in self.records.train[0].columns if name in common)
+
+
+def beginning(text: str) -> str:
+    """The first sentence of a text, or its first half where that is all."""
+    found = FIRST_SENTENCE.match(text)
+    if found:
+        return found.group()
+    words = text.split(" ")
+    return " ".join(words[: max(1, len(words) // 2)])
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "there are none"

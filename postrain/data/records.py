@@ -1,0 +1,137 @@
+"""The kinds of record a method can learn from, whatever file or format they came in.
+
+A record knows its row in the source to the end, for error messages and samples, and keeps every column that is not
+part of its kind, for rewards and gold scores. Tokens come later (encode.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What every record has."""
+
+    row: int
+    """Its number in the source: the line of a file, or the index in a data set."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that stood in the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Record):
+    """Running text."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration(Record):
+    """A conversation to imitate."""
+
+    messages: Messages
+    """The last one is the assistant's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Record):
+    """Two completions of a prompt, one of them preferred."""
+
+    prompt: Messages
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    """How much better the chosen one is said to be; 0 where the data does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement(Record):
+    """A completion with a thumb up or down."""
+
+    prompt: Messages
+    completion: str
+    label: bool
+    """True where the completion is desirable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Record):
+    """A prompt to continue; its columns are what a reward gets to know."""
+
+    prompt: Messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps(Record):
+    """A chain of reasoning, each step labelled right or wrong."""
+
+    prompt: Messages
+    steps: tuple[str, ...]
+    labels: tuple[bool, ...]
+
+
+def user(text: str) -> Messages:
+    """A prompt of one user message."""
+    return (Message("user", text),)
+
+
+def plain_text(messages: Messages) -> str:
+    """A prompt as a person wrote it: one message as it stands, several under each other."""
+    return "\n\n".join(message.content for message in messages)
+
+
+def content(record: Record) -> tuple[str, ...]:
+    """All a record says, part by part: equal contents are duplicates."""
+    match record:
+        case Text():
+            return (record.text,)
+        case Demonstration():
+            return tuple(message.content for message in record.messages)
+        case Preference():
+            return (plain_text(record.prompt), record.chosen, record.rejected)
+        case Judgement():
+            return (plain_text(record.prompt), record.completion)
+        case Prompt():
+            return (plain_text(record.prompt),)
+        case Steps():
+            return (plain_text(record.prompt), *record.steps)
+    raise TypeError(f"{type(record).__name__} is not a kind of record")
+
+
+def prompt_content(record: Record) -> str:
+    """What must not be both in training and held out: the prompt, or the whole of a text."""
+    match record:
+        case Text():
+            return record.text
+        case Demonstration():
+            return plain_text(record.messages[:-1])
+        case _:
+            return content(record)[0]
+
+
+def completions(record: Record) -> tuple[str, ...]:
+    """What a record would have a model say, without the prompt."""
+    match record:
+        case Demonstration():
+            return (record.messages[-1].content,)
+        case Prompt():
+            return ()
+        case Text():
+            return (record.text,)
+        case _:
+            return content(record)[1:]

@@ -1,0 +1,48 @@
+"""Which items make the batch of which update: a function of (seed, update) and nothing else.
+
+So a run resumes by its number of updates alone, an epoch's end leaves no short batch, and ranks share a global batch
+whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from postrain.data.collate import collate
+from postrain.data.encode import Encoded
+from postrain.ops import generator
+from postrain.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The batches of the updates from `start` on, this rank's share of each."""
+
+    items: Sequence[Encoded]
+    batch_size: int
+    """Items of a global batch, over all ranks."""
+    updates: int
+    seed: int
+    start: int = 0
+    """The first update to give: those before it are done."""
+    rank: int = 0
+    ranks: int = 1
+
+    def __len__(self) -> int:
+        return max(0, self.updates - self.start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for update in range(self.start, self.updates):
+            yield collate([self.items[index] for index in self.indices(update)[self.rank :: self.ranks]])
+
+    def indices(self, update: int) -> list[int]:
+        """The items of a global batch. Epochs follow each other without a seam, each in its own order."""
+        count = len(self.items)
+        first = update * self.batch_size
+        epochs = range(first // count, (first + self.batch_size - 1) // count + 1)
+        order = torch.cat([torch.randperm(count, generator=generator(self.seed, "epoch", epoch)) for epoch in epochs])
+        offset = first - epochs.start * count
+        return order[offset : offset + self.batch_size].tolist()

@@ -1,0 +1,94 @@
+"""Where rows come from: the bundled world, files, the Hugging Face Hub. Each is a node under `data.source`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from postrain.data.hub import load_split
+from postrain.data.readers import Row, Table, read_file
+from postrain.types import ConfigError, Count, Positive
+from postrain.world.rows import Kind, Task, rows
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of a source."""
+
+    train: Table
+    held_out: Table | None
+    """None where the source says nothing of its own; a share of the training rows is held out then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """What every source can do."""
+
+    @abstractmethod
+    def load(self, *, eval_rows: int) -> Loaded:
+        """Reads all rows; `eval_rows` is how many held-out ones are wanted at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World(Source):
+    """The bundled synthetic world: as many rows as asked for, with gold scores, offline."""
+
+    kind: Kind
+    """The format of the rows."""
+    task: Task
+    """What they are about."""
+    count: Count
+    """Rows to learn from."""
+    seed: int
+    """Another seed is another world of the same rules."""
+    noise: Positive
+    """Temperature of the simulated annotators; small is truthful."""
+
+    def load(self, *, eval_rows: int) -> Loaded:
+        return Loaded(self._table("train", self.count), self._table("eval", eval_rows))
+
+    def _table(self, split: str, count: int) -> Table:
+        made = rows(
+            self.kind,
+            task=self.task,
+            count=count,
+            seed=self.seed,
+            split="train" if split == "train" else "eval",
+            noise=self.noise,
+        )
+        name = f"the world's {self.kind} ({self.task}, {split})"
+        return Table(name, "row", tuple(Row(number, values) for number, values in enumerate(made)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Source):
+    """A file to learn from and, if there is one, a file to evaluate on."""
+
+    path: str
+    eval_path: str | None
+
+    def load(self, *, eval_rows: int) -> Loaded:
+        return Loaded(read_file(self.path), read_file(self.eval_path) if self.eval_path else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Source):
+    """A data set of the Hugging Face Hub, or a local directory that `datasets` can load."""
+
+    repo: str
+    """owner/name, or a directory."""
+    subset: str | None
+    """The configuration of a data set that has several."""
+    train_split: str
+    eval_split: str | None
+    """None holds a share of the training rows out."""
+    revision: str | None
+    """Branch, tag or commit; null takes the newest."""
+
+    def load(self, *, eval_rows: int) -> Loaded:
+        train = load_split(self.repo, self.subset, self.train_split, self.revision)
+        if not train.rows:
+            raise ConfigError(f"{train.name} is empty; expected at least one row")
+        if self.eval_split is None:
+            return Loaded(train, None)
+        return Loaded(train, load_split(self.repo, self.subset, self.eval_split, self.revision))
