@@ -76,7 +76,7 @@ def _value_problems(path: str, value: Any, annotation: Any, config: Mapping[str,
         yield from _problems(f"{path}.", value, annotation, config)
     elif not _fits(value, annotation):
         got = "null" if value is None else repr(value)
-        yield f"{path}: expected {describe(annotation)}, got {got}"
+        yield f"{path}: expected {describe(annotation)}, got {got}{_quoting(path, value, annotation)}"
     else:
         yield from _nested_problems(path, value, config)
 
@@ -87,6 +87,12 @@ def _fits(value: Any, annotation: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _quoting(path: str, value: Any, annotation: Any) -> str:
+    """How to say a number where text was expected."""
+    is_text = isinstance(value, int | float) and _fits(str(value), annotation)
+    return f"; for text write {path}='\"{value}\"'" if is_text else ""
 
 
 def _nested_problems(path: str, value: Any, config: Mapping[str, Any]) -> Iterator[str]:

@@ -121,12 +121,12 @@ def test_a_good_config_passes_and_is_built_with_its_annotated_types() -> None:
         ("method.betas", [0.9], "method.betas: expected a list of 2: a number, a number, got [0.9]"),
         ("method.layers", [1, "x"], "method.layers: expected a list of integers or one of all, got [1, 'x']"),
         ("method.shuffle", 1, "method.shuffle: expected true or false, got 1"),
-        ("method.name", 7, "method.name: expected text, got 7"),
+        ("method.name", 7, "method.name: expected text, got 7; for text write method.name='\"7\"'"),
         ("method.name", "???", "method.name: has to be given, as method.name=...; expected text"),
         ("method.scorers.length.target", -1, "method.scorers.length.target: expected an integer >= 1, got -1"),
         ("seed", "x", "seed: expected an integer, got 'x'"),
-        ("paths.output", 3, "paths.output: expected text, got 3"),
-        ("resume", 3, "resume: expected text or null, got 3"),
+        ("paths.output", 3, "paths.output: expected text, got 3; for text write paths.output='\"3\"'"),
+        ("resume", [3], "resume: expected text or null, got [3]"),
     ],
 )
 def test_a_wrong_value_is_one_line(path: str, value: Any, line: str) -> None:
