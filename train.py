@@ -1,9 +1,14 @@
 """The entry point: `python train.py method=ppo`, `python train.py --help`."""
 
+import os
 import sys
 from pathlib import Path
 
-from postrain.main import start
+# Before torch is imported: threads that spin while they wait make every step many times slower as soon as anything else
+# uses the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from postrain.main import start  # noqa: E402 - see above
 
 if __name__ == "__main__":
     sys.exit(start(sys.argv, Path(__file__).parent / "conf"))

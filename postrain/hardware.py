@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from postrain.types import ConfigError, Count
 
@@ -85,4 +85,6 @@ class Hardware:
             return "auto"
         if self.strategy == "ddp":
             return DDPStrategy(process_group_backend="gloo" if self.accelerator == "cpu" else "nccl")
-        raise ConfigError("unreachable")
+        return ModelParallelStrategy(
+            data_parallel_size=self.ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )

@@ -1,5 +1,9 @@
-"""One process a rank. The first rank starts the others itself, each on the run folder's own config: nobody composes the
-command line twice, so a sweep cannot give two ranks different settings and no rank makes a folder of its own."""
+"""One process a rank, and one process group for a run.
+
+On one machine the first rank starts the others itself, each on the run folder's own config: nobody composes the command
+line twice, so a sweep cannot give two ranks different settings, and no rank makes a folder of its own. Under torchrun
+or Slurm the ranks are there already. Either way the group is up before anything is built.
+"""
 
 from __future__ import annotations
 
@@ -11,36 +15,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch.distributed as dist
+
 from postrain.hardware import Hardware
 
 
 def is_first_rank() -> bool:
-    """False in the processes that `ranks` or a cluster started beside the first one."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
+    """False in the processes that stand beside the first one."""
+    return global_rank() == 0
+
+
+def global_rank(devices: int = 0) -> int:
+    """This process's number among all ranks, by whatever started it; `devices` is the ranks of a node."""
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    return int(os.environ.get("NODE_RANK", 0)) * devices + int(os.environ.get("LOCAL_RANK", 0))
 
 
 @contextmanager
-def ranks(hardware: Hardware, folder: Path) -> Iterator[None]:
-    """Starts the node's other ranks on `folder` and makes this process rank 0; ends them when the block is left."""
-    externally = "SLURM_PROCID" in os.environ or "LOCAL_RANK" in os.environ
-    if hardware.strategy == "single" or externally:
-        yield
+def ranks(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
+    """Brings up the process group of a run and gives every rank the first one's `folder`; takes it down afterwards."""
+    if hardware.strategy == "single":
+        assert folder is not None
+        yield folder
         return
-    shared = {
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": os.environ.get("MASTER_PORT", str(_free_port())),
-        "NODE_RANK": os.environ.get("NODE_RANK", "0"),
-        "WORLD_SIZE": str(hardware.ranks),
-        "OMP_NUM_THREADS": str(hardware.threads or max(1, (os.cpu_count() or 1) // hardware.devices)),
-    }
     before = dict(os.environ)
-    os.environ.update(shared, LOCAL_RANK="0")
-    command = [sys.executable, "-m", "postrain.run", str(folder)]
-    others = [
-        subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(1, hardware.devices)
-    ]
+    others: list[subprocess.Popen[bytes]] = []
+    if not {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
+        assert folder is not None
+        others = _start_others(hardware, folder)
+    mine = not dist.is_initialized()
+    if mine:
+        backend = "gloo" if hardware.accelerator == "cpu" else "nccl"
+        dist.init_process_group(backend, rank=global_rank(hardware.devices), world_size=hardware.ranks)
     try:
-        yield
+        shared: list[Path | None] = [folder]
+        dist.broadcast_object_list(shared)
+        assert shared[0] is not None
+        yield shared[0]
+        dist.barrier()
+        if mine:
+            dist.destroy_process_group()
         for process in others:
             process.wait(timeout=60)
     finally:
@@ -48,6 +63,19 @@ def ranks(hardware: Hardware, folder: Path) -> Iterator[None]:
             process.kill()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _start_others(hardware: Hardware, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Makes this process rank 0 and starts the node's further ranks on the run in `folder`."""
+    threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.devices)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": str(hardware.ranks), "OMP_NUM_THREADS": str(threads)}
+    os.environ.setdefault("NODE_RANK", "0")
+    command = [sys.executable, "-m", "postrain.run", str(folder)]
+    return [
+        subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(1, hardware.devices)
+    ]
 
 
 def _free_port() -> int:

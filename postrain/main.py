@@ -44,6 +44,7 @@ def run_job(config: DictConfig, conf: Path) -> float | None:
     if "method" not in plain and not plain["resume"]:
         print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))
         sys.exit(2)
+    plain["name"] = plain["name"] or HydraConfig.get().runtime.choices["method"]
     multirun = HydraConfig.get().mode is RunMode.MULTIRUN
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
     from postrain.run import execute  # noqa: PLC0415

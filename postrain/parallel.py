@@ -1,17 +1,21 @@
-"""What ranks owe each other: sums, gathered objects and gradients; every function is the identity on one rank.
+"""What ranks owe each other: sums, gathered objects, gradients and shards; every function is the identity on one rank.
 
 Gradients are summed here, once a step, instead of by DistributedDataParallel's hooks: ranks may then cut their share
-into different numbers of micro-batches, and a rank without rows in a mini-batch contributes zeros.
+into different numbers of micro-batches, and a rank without rows in a mini-batch contributes zeros. Sharded parameters
+(DTensors) are the exception: PyTorch sums them while it scatters them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 T = TypeVar("T")
@@ -44,12 +48,46 @@ def gather(value: T) -> list[T]:
     return found
 
 
-def sum_gradients(parameters: Iterable[Parameter]) -> None:
-    """Replace each gradient by its sum over ranks; a missing one counts as zero."""
-    if world_size() == 1:
+def sum_gradients(parameters: Sequence[Parameter]) -> None:
+    """Replace the gradient of each whole parameter by its sum over ranks; a missing one counts as zero."""
+    whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    if world_size() == 1 or not whole:
         return
-    trainable = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trainable])
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in whole])
     dist.all_reduce(flat)
-    for parameter, total in zip(trainable, flat.split([p.numel() for p in trainable]), strict=True):
+    for parameter, total in zip(whole, flat.split([p.numel() for p in whole]), strict=True):
         parameter.grad = total.view_as(parameter).clone()
+
+
+def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:
+    """Scales gradients so that their norm over whole and sharded parameters is at most `max_norm`; the norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+    norm = nn.utils.get_total_norm(whole)
+    if shards:
+        norm = (norm**2 + all_sum(nn.utils.get_total_norm(shards) ** 2)).sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in (*whole, *shards):
+        gradient.mul_(factor)
+    return norm
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards every transformer block over the ranks of `mesh` (PyTorch's fully_shard); what is not in a block, such as
+    the embedding, stays whole, since scoring and sampling call trunk and head by themselves.
+
+    Blocks keep their gathered weights from a forward to the next backward, so a rollout gathers each only once.
+    """
+    for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for block in blocks:
+            if not isinstance(block, FSDPModule):
+                fully_shard(block, mesh=mesh, reshard_after_forward=False)
+                block.set_gradient_divide_factor(1.0)
+
+
+def unshard(model: nn.Module) -> None:
+    """Gathers every sharded block, on all ranks, so that `state_dict` holds whole weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()

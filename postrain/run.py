@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ from postrain.callbacks.progress import ProgressLine
 from postrain.callbacks.samples import SamplesFile
 from postrain.callbacks.throughput import Throughput
 from postrain.check import check, instantiate
-from postrain.folder import RunFolder, config_hash, writing
+from postrain.folder import RunFolder, config_hash
+from postrain.hardware import Hardware
 from postrain.jsonl import atomic_write_text
 from postrain.launch import is_first_rank, ranks
 from postrain.manifest import masked, write_manifest
 from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
+from postrain.parallel import unshard
 from postrain.resume import SESSION_KEYS, resumed_config
 from postrain.root import Root
 from postrain.tracking import Tracker
-from postrain.types import ConfigError
 
 
 def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None) -> float | None:
@@ -48,24 +50,34 @@ def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str |
     if earlier:
         config = resumed_config(earlier, config, overrides)
     check(config, Root)
-    instantiate(config["trainer"]).check()
+    hardware: Hardware = instantiate(config["trainer"])
+    hardware.check()
     resolved = instantiate(config["model"]).resolve()
-    folder = earlier or new_folder(config, resolved)
-    atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
-    folder.status.running()
+    folder = earlier or (new_folder(config, resolved) if is_first_rank() else None)
+    if folder and is_first_rank():
+        atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
+        folder.status.running()
+    with Interrupt() as interrupt, outcome_of(folder, config), ranks(hardware, folder and folder.path) as path:
+        return train(config, resolved, RunFolder(path), interrupt, overrides=overrides, group=group)
+
+
+@contextmanager
+def outcome_of(folder: RunFolder | None, config: Mapping[str, Any]) -> Iterator[None]:
+    """Writes how the run ended into status.json and closes its tracker with it."""
     status = "failed"
     try:
-        with Interrupt() as interrupt, ranks(instantiate(config["trainer"]), folder.path):
-            result = train(config, resolved, folder, interrupt, overrides=overrides, group=group)
+        yield
         status = "done"
-        folder.status.done()
-        return result
+        if folder and is_first_rank():
+            folder.status.done()
     except Interrupted as stop:
         status = "interrupted"
-        folder.status.interrupted(stop.signal.name)
+        if folder:
+            folder.status.interrupted(stop.signal.name)
         raise
     except Exception as error:
-        folder.status.failed(str(error) or type(error).__name__)
+        if folder:
+            folder.status.failed(str(error) or type(error).__name__)
         raise
     finally:
         instantiate(config["logger"]).close(status)
@@ -73,10 +85,8 @@ def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str |
 
 def new_folder(config: Mapping[str, Any], resolved: ResolvedModel) -> RunFolder:
     """A folder of this run's own."""
-    method = str(config["method"]["_target_"]).rpartition(".")[2]
-    return RunFolder.create(
-        Path(config["paths"]["output"]), config["name"] or method, resolved.name, config_hash(settings(config))
-    )
+    name = config["name"] or str(config["method"]["_target_"]).rpartition(".")[2].lower()
+    return RunFolder.create(Path(config["paths"]["output"]), name, resolved.name, config_hash(settings(config)))
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,8 +117,8 @@ def train(
             stand_in_for=resolved.stand_in_for,
         )
     tracker: Tracker = instantiate(config["logger"])
-    name = f"{folder.name}"
-    loggers = tracker.build(run_dir=folder.path, run_name=name, group=group, config=masked(config)) if first else []
+    about = {"run_dir": folder.path, "run_name": folder.name, "group": group, "config": masked(config)}
+    loggers = tracker.build(**about) if first else []
     checkpoint, damaged = newest_readable(folder.checkpoints)
     for path in damaged if first else []:
         print(f"warning: {path} is damaged and was passed over", file=sys.stderr)
@@ -116,6 +126,7 @@ def train(
     trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint)
     if interrupt.signal is not None:
         raise Interrupted(interrupt.signal)
+    unshard(built.method)
     return finish(built, resolved, folder) if first else None
 
 
@@ -152,7 +163,7 @@ def main(path: str) -> None:
     assert isinstance(config, dict)
     quieten()
     resolved = instantiate(config["model"]).resolve()
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, ranks(instantiate(config["trainer"]), None):
         train(config, resolved, folder, interrupt, overrides=(), group=None)
 
 

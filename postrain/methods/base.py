@@ -178,19 +178,26 @@ class Method(LightningModule):
         counts = parallel.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
-        for group in micro_batches(minibatch.cost(), self.micro_batch_tokens):
+        groups = micro_batches(minibatch.cost(), self.micro_batch_tokens)
+        for group in groups:
             with self.unsynchronised():
                 found = self.loss(minibatch.select(group))
                 self.manual_backward(found.total / counts[0])
-            self.note(found.metrics)
-            self.note({"loss": Mean(found.total.detach(), 0)})
+            self.note({**found.metrics, "loss": Mean(found.total.detach(), 0)})
+        self.keep_step(minibatch, len(groups))
         self.note({"loss": Mean(0.0, self.denominator(minibatch))})
         parallel.sum_gradients(self.trainable())
-        norm = nn.utils.clip_grad_norm_(self.trainable(), self.max_grad_norm)
-        self.note({"grad_norm": Mean(norm.detach(), 1)})
+        self.note({"grad_norm": Mean(parallel.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
         optimizer.step()
         self.counters.optimizer_steps += 1
         self.counters.tokens += int(counts[1])
+
+    def keep_step(self, minibatch: Batch, done: int) -> None:
+        """Under sharding every rank must gather weights equally often: idle passes make up for fewer micro-batches."""
+        if self.device_mesh is None:
+            return
+        for _ in range(max(parallel.gather(done)) - done):
+            self.manual_backward(self.loss(minibatch.select([0])).total * 0.0)
 
     def note(self, metrics: Metrics) -> None:
         """Adds to the metrics of the current update."""
@@ -213,6 +220,11 @@ class Method(LightningModule):
         """Keeps DistributedDataParallel's own reduction off: `parallel.sum_gradients` does it once a step."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def configure_model(self) -> None:
+        """Shards the policy where the strategy has made a mesh for it."""
+        if self.device_mesh is not None:
+            parallel.shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW over everything that learns."""

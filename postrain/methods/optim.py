@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def lr_factor(schedule: str, update: int, updates: int, warmup: float) -> float:
@@ -27,8 +29,11 @@ def make_optimizer(
     same eps early steps differ by a factor of several, which is why it is a setting."""
     learns = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in learns if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in learns if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in learns if (p.ndim >= 2) is matrix and isinstance(p, DTensor) is sharded],
+            "weight_decay": weight_decay if matrix else 0.0,
+        }
+        for matrix, sharded in itertools.product((True, False), (False, True))
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
 

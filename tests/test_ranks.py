@@ -1,0 +1,45 @@
+"""Two ranks are one rank: same batches, same samples, same gradients, same metrics."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from postrain.folder import RunFolder
+from postrain.launch import _free_port
+from tests.runs import METHODS, final_state, records, small_run
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The run folders of every method, trained by two processes."""
+    output = tmp_path_factory.mktemp("ranks")
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.rank", str(output)],
+            env=os.environ | shared | {"LOCAL_RANK": str(rank), "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-4000:]
+    return output
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_equal_one(method, two_ranks, tmp_path):
+    (path,) = two_ranks.glob(f"{method}/*/*")
+    two, one = RunFolder(path), small_run(tmp_path, f"method={method}", f"name={method}")
+    assert [record.keys() for record in records(two)] == [record.keys() for record in records(one)]
+    for mine, theirs in zip(records(two), records(one), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+    assert [item["completion"] for item in two.samples.read()] == [item["completion"] for item in one.samples.read()]
+    weights, expected = final_state(two)["state_dict"], final_state(one)["state_dict"]
+    for name, value in expected.items():
+        assert torch.allclose(weights[name], value, atol=1e-4), name
