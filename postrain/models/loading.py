@@ -80,13 +80,13 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
     if quantization is not None and resolved.from_scratch:
         raise ConfigError("adapter=qlora keeps trained weights in 4 bits, and model.from_scratch=true has none of them")
     if quantization is not None and resolved.adapters:
-        resolved = _merged_on_disk(resolved)
+        resolved = merged_on_disk(resolved)
     gap = None
     with quiet(), seeded("model"):
         model = _read(resolved, head, torch.float32 if resolved.adapters else dtype, quantization)
         if resolved.adapters:
             model, gap = merge(model, resolved.adapters)
-            model = model.to(dtype)
+            model = model.to(dtype)  # pyright: ignore[reportArgumentType] - wrapped by a decorator
     if quantization is not None:
         keep_differentiable(model)
     # PEFT writes this name into the adapters it saves.
@@ -157,7 +157,7 @@ def keep_differentiable(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
 
 
 def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedModel, float]:
@@ -183,7 +183,7 @@ def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedM
     return model, gap
 
 
-def _merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
+def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
     """The same model as a directory of its own: weights are merged in float32 before they are quantised."""
 
     def make(directory: Path) -> None:

@@ -5,6 +5,8 @@ Training scores only some positions, so it runs the parts by themselves; `parts_
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
-def unwrapped(model: nn.Module) -> PreTrainedModel:
+def unwrapped(model: Any) -> PreTrainedModel:
     """The Hugging Face model inside a PEFT wrapper, with the adapter's layers in it; or the model itself."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     assert isinstance(inner, PreTrainedModel), f"{type(model).__name__} is not a Hugging Face model"
@@ -26,7 +28,7 @@ def trunk(model: nn.Module) -> nn.Module:
 
 def logits_of(model: nn.Module, states: Tensor) -> Tensor:
     """The model's own output, vocabulary logits or a score, for hidden states [..., D]."""
-    inner = unwrapped(model)
+    inner: Any = unwrapped(model)
     if hasattr(inner, "score"):
         return inner.score(states)
     config = inner.config.get_text_config()
@@ -59,7 +61,7 @@ def parts_agree(model: nn.Module) -> bool:
 
 def model_width(model: nn.Module) -> int:
     """Numbers per position that the model gives: V, or 1."""
-    inner = unwrapped(model)
+    inner: Any = unwrapped(model)
     return inner.num_labels if hasattr(inner, "score") else inner.config.get_text_config().vocab_size
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from postrain.models.heads import frozen_copy
 class Reference:
     """The start of a policy. A plain object, so that a module which holds it does not own its weights."""
 
-    def __init__(self, policy: nn.Module, frozen: nn.Module | None) -> None:
+    def __init__(self, policy: Any, frozen: nn.Module | None) -> None:
         self._policy = policy
         self._frozen = frozen
 

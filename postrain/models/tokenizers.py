@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 # What the usual vocabularies reserve without using it in text, best first.
 PAD_TOKENS = (

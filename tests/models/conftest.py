@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -73,6 +74,7 @@ def byte_tokenizer(pad: str | None = "<|pad|>") -> PreTrainedTokenizerBase:
         pad_token=pad,
         eos_token="<|endoftext|>",
         bos_token="<|endoftext|>",
+        extra_special_tokens=["<|end|>"],
         chat_template="{% for m in messages %}{{ m.content }}<|end|>{% endfor %}",
     )
 
@@ -90,8 +92,16 @@ def source(path: Path | str, **changes: object) -> ModelSource:
     return ModelSource(**settings | changes)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.fixture(autouse=True)
+def _empty_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a person has downloaded or converted is none of a test's business."""
+    caches = tmp_path_factory.mktemp("caches")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(caches / "hub"))
+    monkeypatch.setenv("POSTRAIN_CACHE", str(caches / "postrain"))
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[[str], Path]:
+def saved(tmp_path: Path) -> Callable[..., Path]:
     """Saves a tiny model of an architecture, with its tokenizer, and says where."""
 
     def save(architecture: str = "gpt2") -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from postrain.models.adapters import LoRA, NoAdapter, QLoRA
+from postrain.models.loading import keep_differentiable
 from postrain.types import ConfigError
 from tests.models.conftest import architectures, rows, tiny_model
 
@@ -32,7 +33,7 @@ def moved(policy: nn.Module) -> nn.Module:
     return policy
 
 
-def logits(model: nn.Module) -> torch.Tensor:
+def logits(model: Any) -> torch.Tensor:
     """On a fixed batch."""
     with torch.no_grad():
         return model(**rows("once", "upon")).logits
@@ -70,7 +71,7 @@ def test_merged_equals_unmerged(changes: dict[str, Any]) -> None:
 
 def test_scale_is_alpha_over_r_and_with_rslora_alpha_over_its_root() -> None:
     def scale(adapter: LoRA) -> float:
-        policy = adapter.wrap(tiny_model("llama"), head="causal")
+        policy: Any = adapter.wrap(tiny_model("llama"), head="causal")
         return next(m.scaling["default"] for m in policy.modules() if hasattr(m, "lora_A"))
 
     assert scale(lora(r=4, alpha=8.0)) == 2.0  # 8 / 4
@@ -126,3 +127,12 @@ def test_qlora_asks_for_nf4_with_double_quantisation(monkeypatch: pytest.MonkeyP
     found = qlora().quantization()
     assert (found.load_in_4bit, found.bnb_4bit_quant_type, found.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert found.bnb_4bit_compute_dtype == torch.float32
+
+
+def test_quantised_layers_are_kept_on_the_kernel_that_has_a_gradient() -> None:
+    layer: Any = nn.Linear(2, 2)
+    layer.support_avx512bf16_for_cpu = True
+    model = nn.Sequential(nn.Linear(2, 2), layer)
+    keep_differentiable(model)
+    assert layer.support_avx512bf16_for_cpu is False
+    assert not hasattr(model[0], "support_avx512bf16_for_cpu")

@@ -17,7 +17,7 @@ from tests.models.test_adapters import logits
 
 
 @pytest.fixture
-def online(saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def online(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A Hub that has org/tiny, and an empty cache; gives the directory it serves."""
     directory = saved("llama")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

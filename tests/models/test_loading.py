@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from postrain.models.loading import load, load_causal, load_scalar, load_tokenizer
+from postrain.models.loading import load, load_causal, load_scalar, load_tokenizer, merged_on_disk
 from postrain.models.tokenizers import ensure_pad
 from postrain.types import ConfigError
 from tests.models.conftest import END, PAD, architectures, byte_tokenizer, source, tiny_model
@@ -19,7 +20,7 @@ FP32 = torch.float32
 
 
 @architectures
-def test_weights_come_back_in_eval_mode_with_sdpa(saved: Callable[[str], Path], architecture: str) -> None:
+def test_weights_come_back_in_eval_mode_with_sdpa(saved: Callable[..., Path], architecture: str) -> None:
     model = load_causal(source(saved(architecture)).resolve(), dtype=FP32)
     assert torch.equal(logits(model), logits(tiny_model(architecture)))
     assert not model.training
@@ -28,7 +29,7 @@ def test_weights_come_back_in_eval_mode_with_sdpa(saved: Callable[[str], Path], 
     assert {parameter.dtype for parameter in model.parameters()} == {FP32}
 
 
-def test_the_asked_type_is_given(saved: Callable[[str], Path]) -> None:
+def test_the_asked_type_is_given(saved: Callable[..., Path]) -> None:
     resolved = source(saved("llama")).resolve()
     for load_model in (load_causal, load_scalar):
         model = load_model(resolved, dtype=torch.bfloat16)
@@ -44,7 +45,7 @@ def test_the_bundled_model_loads() -> None:
 
 
 @architectures
-def test_a_new_scalar_head_is_small_and_its_seeds(saved: Callable[[str], Path], architecture: str) -> None:
+def test_a_new_scalar_head_is_small_and_its_seeds(saved: Callable[..., Path], architecture: str) -> None:
     resolved = source(saved(architecture)).resolve()
     if architecture in ("granite", "cohere"):  # transformers has no sequence classifier for these
         with pytest.raises(ConfigError, match=r"no .* model with a scalar head"):
@@ -53,7 +54,7 @@ def test_a_new_scalar_head_is_small_and_its_seeds(saved: Callable[[str], Path], 
 
     def head(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        model = load_scalar(resolved, dtype=FP32)
+        model: Any = load_scalar(resolved, dtype=FP32)
         assert model.config.pad_token_id == PAD
         return model.score.weight
 
@@ -64,18 +65,19 @@ def test_a_new_scalar_head_is_small_and_its_seeds(saved: Callable[[str], Path], 
     assert 0 < head(1).abs().max() < 4 / 17
 
 
-def test_a_trained_scalar_head_comes_back(saved: Callable[[str], Path], tmp_path: Path) -> None:
-    model = moved(load_scalar(source(saved()).resolve(), dtype=FP32))
+def test_a_trained_scalar_head_comes_back(saved: Callable[..., Path], tmp_path: Path) -> None:
+    model: Any = moved(load_scalar(source(saved()).resolve(), dtype=FP32))
     model.save_pretrained(tmp_path / "rm")
     byte_tokenizer().save_pretrained(tmp_path / "rm")
     resolved = source(tmp_path / "rm").resolve()
     assert resolved.head == "scalar"
-    assert torch.equal(load_scalar(resolved, dtype=FP32).score.weight, model.score.weight)
+    again: Any = load_scalar(resolved, dtype=FP32)
+    assert torch.equal(again.score.weight, model.score.weight)
     with pytest.raises(ConfigError, match="rm is a reward model, which cannot write"):
         load_causal(resolved, dtype=FP32)
 
 
-def test_fresh_weights_depend_on_the_seed_alone(saved: Callable[[str], Path]) -> None:
+def test_fresh_weights_depend_on_the_seed_alone(saved: Callable[..., Path]) -> None:
     directory = saved()
     (directory / "model.safetensors").unlink()
     resolved = source(directory, from_scratch=True).resolve()
@@ -93,13 +95,13 @@ def save_adapter(base: Path, directory: Path, head: str = "causal") -> torch.Ten
     """A trained adapter as PEFT saves it, without a tokenizer; returns the logits it gives."""
     kind = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
     extra = {} if head == "causal" else {"num_labels": 1, "pad_token_id": PAD}
-    policy = moved(lora().wrap(kind.from_pretrained(base, **extra).eval(), head=head))  # pyright: ignore
+    policy: Any = moved(lora().wrap(kind.from_pretrained(base, **extra).eval(), head=head))  # pyright: ignore
     policy.save_pretrained(directory)
     return logits(policy)
 
 
 @pytest.mark.parametrize("head", ["causal", "scalar"])
-def test_an_adapter_is_merged_and_the_gap_is_measured(saved: Callable[[str], Path], tmp_path: Path, head: str) -> None:
+def test_an_adapter_is_merged_and_the_gap_is_measured(saved: Callable[..., Path], tmp_path: Path, head: str) -> None:
     expected = save_adapter(saved(), tmp_path / "adapter", head)
     resolved = source(tmp_path / "adapter").resolve()
     assert (resolved.name, resolved.head, resolved.loads_as) == ("adapter", head, None)
@@ -110,19 +112,19 @@ def test_an_adapter_is_merged_and_the_gap_is_measured(saved: Callable[[str], Pat
     assert load_tokenizer(resolved).pad_token_id == PAD
 
 
-def test_a_reward_model_starts_from_a_language_models_adapter(saved: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_reward_model_starts_from_a_language_models_adapter(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = saved()
     save_adapter(base, tmp_path / "adapter")
-    model = load_scalar(source(tmp_path / "adapter").resolve(), dtype=FP32)
-    plain = load_scalar(source(base).resolve(), dtype=FP32)
+    model: Any = load_scalar(source(tmp_path / "adapter").resolve(), dtype=FP32)
+    plain: Any = load_scalar(source(base).resolve(), dtype=FP32)
     assert not torch.equal(model.transformer.h[0].attn.c_attn.weight, plain.transformer.h[0].attn.c_attn.weight)
     assert torch.equal(model.score.weight, plain.score.weight)
 
 
-def test_an_adapter_on_an_adapter_is_merged_in_order(saved: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_adapter_on_an_adapter_is_merged_in_order(saved: Callable[..., Path], tmp_path: Path) -> None:
     save_adapter(saved(), tmp_path / "first")
     model = load_causal(source(tmp_path / "first").resolve(), dtype=FP32)
-    policy = moved(lora().wrap(model, head="causal"))
+    policy: Any = moved(lora().wrap(model, head="causal"))
     policy.save_pretrained(tmp_path / "second")
     config = tmp_path / "second" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "../first"}))
@@ -132,7 +134,26 @@ def test_an_adapter_on_an_adapter_is_merged_in_order(saved: Callable[[str], Path
     torch.testing.assert_close(logits(found), logits(policy), rtol=1e-4, atol=1e-4)
 
 
-def test_weights_of_another_model_are_refused(saved: Callable[[str], Path]) -> None:
+def test_before_weights_are_quantised_an_adapter_is_merged_into_a_directory(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    expected = save_adapter(saved(), tmp_path / "adapter")
+    resolved = source(tmp_path / "adapter").resolve()
+    merged = merged_on_disk(resolved)
+    assert (merged.adapters, merged.directory.name) == ((), f"merged-{resolved.fingerprint}")
+    assert merged_on_disk(resolved) == merged
+    torch.testing.assert_close(logits(load_causal(merged, dtype=FP32)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_to_quantise_is_said(saved: Callable[..., Path]) -> None:
+    resolved = source(saved(), from_scratch=True).resolve()
+    with pytest.raises(
+        ConfigError, match=r"adapter=qlora keeps trained weights in 4 bits, and model.from_scratch=true"
+    ):
+        load_causal(resolved, dtype=FP32, quantization="4 bits")
+
+
+def test_weights_of_another_model_are_refused(saved: Callable[..., Path]) -> None:
     directory = saved("llama")
     weights = load_file(directory / "model.safetensors")
     save_file(
@@ -146,7 +167,7 @@ def test_weights_of_another_model_are_refused(saved: Callable[[str], Path]) -> N
         load_causal(source(directory).resolve(), dtype=FP32)
 
 
-def test_a_tokenizer_that_cannot_be_read_or_never_ends_is_refused(saved: Callable[[str], Path]) -> None:
+def test_a_tokenizer_that_cannot_be_read_or_never_ends_is_refused(saved: Callable[..., Path]) -> None:
     directory = saved()
     resolved = source(directory).resolve()
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')

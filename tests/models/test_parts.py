@@ -31,14 +31,14 @@ def test_parts_of_a_policy_with_an_adapter_include_the_adapter(architecture: str
     assert parts_agree(policy)
 
 
-def test_parts_of_a_scalar_model_agree_with_and_without_adapter(saved: Callable[[str], Path]) -> None:
+def test_parts_of_a_scalar_model_agree_with_and_without_adapter(saved: Callable[..., Path]) -> None:
     model = load_scalar(source(saved("qwen2")).resolve(), dtype=torch.float32)
     assert parts_agree(model)
     assert parts_agree(moved(lora().wrap(model, head="scalar")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_unknown_output_scaling_is_noticed(saved: Callable[[str], Path], dtype: torch.dtype) -> None:
+def test_an_unknown_output_scaling_is_noticed(saved: Callable[..., Path], dtype: torch.dtype) -> None:
     model = load_causal(source(saved("llama")).resolve(), dtype=dtype)
     assert parts_agree(model)
     model.config.logits_scaling = 1.5
