@@ -8,10 +8,10 @@ from postrain.world import rows, score
 from postrain.world.gold import mood
 from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAMES, PLACES, THINGS, TIMES
 from postrain.world.rows import SENSE, THUMB
+from postrain.world.splits import generator
 from postrain.world.stories import ENDINGS, EVENTS, gold
 from postrain.world.sums import chain, draw, labels, spoiled, total
 from postrain.world.sums import gold as sum_gold
-from postrain.world.splits import generator
 
 FACT = {
     "weights": {"correct": 0.5, "format": 0.15, "polite": 0.15, "non_repetition": 0.1, "concise": 0.1},

@@ -56,7 +56,9 @@ def test_the_split_follows_content_whatever_the_wording(task: str) -> None:
 
 
 def test_eval_sums_stand_nowhere_in_train_text_or_train_instructions() -> None:
-    held_out = {row["prompt"].removesuffix(" = ?") for row in rows("prompts", task="sums", count=300, seed=0, split="eval")}
+    held_out = {
+        row["prompt"].removesuffix(" = ?") for row in rows("prompts", task="sums", count=300, seed=0, split="eval")
+    }
     train = {row["text"].split(" = ?")[0] for row in rows("text", task="sums", count=3000, seed=0, split="train")}
     asked = {row["prompt"] for row in rows("prompts", task="instructions", count=1500, seed=0, split="train")}
     assert not held_out & train
@@ -76,7 +78,17 @@ def test_pages_are_mixed_documents_in_order() -> None:
 
 
 def test_another_process_with_another_hash_seed_draws_the_same_rows() -> None:
-    command = [sys.executable, "-m", "postrain.world", "--kind", "preferences", "--task", "instructions", "--count", "6"]
+    command = [
+        sys.executable,
+        "-m",
+        "postrain.world",
+        "--kind",
+        "preferences",
+        "--task",
+        "instructions",
+        "--count",
+        "6",
+    ]
     printed = {
         subprocess.run(
             command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

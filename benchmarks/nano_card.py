@@ -1,0 +1,119 @@
+"""Measures what the bundled base model can do on held-out items of the world: python benchmarks/nano_card.py [DIR].
+
+Plain transformers only, one thread. Shares come with Wilson's 95 % interval, means with 1.96 standard errors. The model
+card quotes what this prints; it measures continuing, not answering (a base model does not answer).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from postrain.world import rows, score
+from postrain.world.facts import all_facts
+from postrain.world.gold import mood
+
+ITEMS = 400
+SEED = 2024
+BATCH = 100
+
+
+def main(folder: str) -> None:
+    """Prints one line a measurement."""
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for line in (*perplexities(model, tokenizer), *sums(model, tokenizer), *stories(model, tokenizer)):
+        print(line)
+    for line in facts(model, tokenizer):
+        print(line)
+
+
+def perplexities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Per token, the end mark included, each document on its own."""
+    for task in ("stories", "sums", "facts"):
+        total = count = 0.0
+        for row in rows("text", task=task, count=ITEMS, seed=SEED, split="eval"):
+            ids = torch.tensor([[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]])
+            with torch.no_grad():
+                logps = model(ids).logits[0, :-1].log_softmax(-1)
+            total -= float(logps.gather(1, ids[0, 1:, None]).sum())
+            count += ids.shape[1] - 1
+        yield f"perplexity of held-out {task}: {math.exp(total / count):.3f} ({ITEMS} documents)"
+
+
+def sums(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Right answers on held-out sums, sampled and greedy, by number of steps."""
+    found = rows("prompts", task="sums", count=ITEMS, seed=SEED, split="eval")
+    for temperature in (1.0, 0.0):
+        said = sample(model, tokenizer, [row["prompt"] for row in found], temperature)
+        right = [
+            (row["gold"]["steps"]["count"], "=" in text, score(row["prompt"], text, row["gold"])["correct"] == 1.0)
+            for row, text in zip(found, said, strict=True)
+        ]
+        yield f"sums at temperature {temperature}: {share([r for *_, r in right])}"
+        for steps in (1, 2, 3):
+            yield f"  of {steps} step(s): {share([r for count, _, r in right if count == steps])}"
+        for name, written in (("steps written", True), ("straight to the answer", False)):
+            yield f"  {name}: {share([r for _, shown, r in right if shown == written])}"
+
+
+def stories(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Mood and form of continued stories."""
+    found = rows("prompts", task="stories", count=ITEMS, seed=SEED, split="eval")
+    said = sample(model, tokenizer, [row["prompt"] for row in found], 1.0)
+    moods = [mood(text) for text in said]
+    yield f"stories, mean mood: {mean(moods)}"
+    yield f"  good (> 0.5): {share([m > 0.5 for m in moods])}, bad (< 0.5): {share([m < 0.5 for m in moods])}"
+    parts = [score(row["prompt"], text, row["gold"]) for row, text in zip(found, said, strict=True)]
+    for part in ("format", "non_repetition", "total"):
+        yield f"  gold {part}: {mean([found[part] for found in parts])}"
+    for row, text in list(zip(found, said, strict=True))[:4]:
+        yield f"  {row['prompt']} |{text}"
+
+
+def facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Facts whose value ends their first statement, continued greedily from before the value."""
+    cut = [(fact.plain("@").split(" @")[0], fact.value) for fact in all_facts() if fact.plain("@").endswith(" @.")]
+    said = sample(model, tokenizer, [start for start, _ in cut], 0.0)
+    yield f"facts, greedy: {share([t.strip().startswith(v + '.') for t, (_, v) in zip(said, cut, strict=True)])}"
+
+
+def sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], temperature: float
+) -> list[str]:
+    """A continuation of each prompt, without its end mark."""
+    said = []
+    for start in range(0, len(prompts), BATCH):
+        batch = tokenizer(prompts[start : start + BATCH], return_tensors="pt", padding=True)
+        chance = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        ids = model.generate(**batch, **chance, max_new_tokens=90)[:, batch["input_ids"].shape[1] :]
+        said += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return said
+
+
+def share(hits: list[bool]) -> str:
+    """Hits of n with Wilson's 95 % interval."""
+    n, z = len(hits), 1.96
+    if not n:
+        return "none"
+    p = sum(hits) / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return f"{p:.3f} [{middle - half:.3f}, {middle + half:.3f}], n = {n}"
+
+
+def mean(values: list[float]) -> str:
+    """The mean with 1.96 standard errors."""
+    return f"{statistics.mean(values):.3f} ± {1.96 * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parents[1] / "postrain" / "assets" / "nano"))
