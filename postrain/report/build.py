@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from postrain.jsonl import atomic_write_text, number
 from postrain.readable import duration, figure, short
-from postrain.report.panels import Panel, arrange, headlines
+from postrain.report.panels import Panel, arrange, headlines, totals_first
 from postrain.report.pictures import color, curve_svg, histogram_svg, write_png
 from postrain.report.run_data import RunData, Sample, read_run
 
@@ -90,7 +90,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     if started is not None and 0 < started < MOST_SECONDS:
         found.append(("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(started))))
     data = flat(run.manifest.get("data"))
-    names = ("source", "name", "train", "rows", "records")
+    names = ("source", "name")
     found += [("data", value) for name, value in data if name in names][:1]
     git = run.manifest.get("git")
     if isinstance(git, dict):
@@ -108,10 +108,19 @@ def pairs(samples: Sequence[Sample]) -> list[Pair]:
     found = []
     for key in [key for key in first if key in last]:
         before, after = first[key], last[key]
-        names = dict.fromkeys([*before.scores, *after.scores])
+        names = sorted({**before.scores, **after.scores}, key=totals_first)
         changes = [(name, before.scores.get(name), after.scores.get(name)) for name in names]
         found.append(Pair(key[0], key[1], before, after, changes))
-    return found
+    return _without_repeated_gold(found)
+
+
+def _without_repeated_gold(found: list[Pair]) -> list[Pair]:
+    """Where the gold score itself is the reward, saying every number twice helps nobody."""
+    rewards = [{name[7:]: rest for name, *rest in pair.changes if name.startswith("reward/")} for pair in found]
+    gold = [{name[5:]: rest for name, *rest in pair.changes if name.startswith("gold/")} for pair in found]
+    if rewards != gold:
+        return found
+    return [replace(p, changes=[change for change in p.changes if not change[0].startswith("gold/")]) for p in found]
 
 
 def _curve(panel: Panel, run: RunData) -> Picture:
@@ -133,7 +142,7 @@ def _histograms(samples: Sequence[Sample]) -> list[Picture]:
     measures: dict[str, tuple[list[float], list[float]]] = {
         "words": ([float(len(s.completion.split())) for s in first], [float(len(s.completion.split())) for s in last])
     }
-    for name in sorted(names, key=lambda name: (name.startswith("gold/"), not name.endswith("/total"), name)):
+    for name in sorted(names, key=totals_first):
         before, after = ([s.scores[name] for s in group if name in s.scores] for group in (first, last))
         measures[short(name)] = before, after
     enough = {name: both for name, both in measures.items() if min(map(len, both)) >= LEAST_FOR_A_HISTOGRAM}
@@ -156,7 +165,8 @@ def tables(manifest: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """A nested record as name and text; lists of plain values stay together."""
     if isinstance(value, dict):
-        return [row for name, item in value.items() for row in flat(item, f"{prefix} {name}".strip())]
+        rows = ((f"{prefix} {name}".strip().replace("_", " "), item) for name, item in value.items())
+        return [row for name, item in rows for row in flat(item, name)]
     if value is None or value in ("", [], {}):
         return []
     if isinstance(value, list):

@@ -47,7 +47,7 @@ class Panel:
 # Title, one line on what it means, the metrics (as patterns), whether it is shown at once.
 PANELS = (
     Panel("Reward", "what the policy is paid, mean of a batch", ("reward/total", "eval/reward/total")),
-    Panel("Gold score", "what is known to be good, on held-out prompts; nobody trains on it", ("gold/*",)),
+    Panel("Gold score", "what is known to be good, on held-out prompts", ("gold/*",)),
     Panel("Accuracy", "how often the chosen answer gets the higher score", ("accuracy", "eval/accuracy")),
     Panel(
         "KL to the start", "how far the policy has moved, nats a token", ("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3")
@@ -85,9 +85,8 @@ HIDDEN = ("optimizer_steps", "episodes", "tokens")
 def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     """The panels that have something to show, and the metrics that never changed."""
     constant = [name for name, (_, values) in metrics.items() if len(values) > 1 and min(values) == max(values)]
-    left = [
-        name for name in metrics if name not in HIDDEN and name not in constant and not _is_the_total(name, metrics)
-    ]
+    left = [name for name in metrics if name not in (*HIDDEN, *constant) and not _is_twin(name, metrics)]
+    left.sort(key=totals_first)
     panels = []
     for panel in PANELS:
         names = tuple(dict.fromkeys(name for pattern in panel.names for name in left if fnmatchcase(name, pattern)))
@@ -97,10 +96,17 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     return panels + _others(left), [name for name in constant if name not in HIDDEN]
 
 
-def _is_the_total(name: str, metrics: Mapping[str, Curve]) -> bool:
-    """Whether this is the only part of a sum, and so the same curve a second time."""
-    total = f"{name.rpartition('/')[0]}/total"
-    return name != total and total in metrics and metrics[name] == metrics[total]
+def totals_first(name: str) -> tuple[bool, bool]:
+    """A sort key: what is paid before what is known to be good, sums before their parts."""
+    return name.startswith("gold/"), not name.endswith("/total")
+
+
+def _is_twin(name: str, metrics: Mapping[str, Curve]) -> bool:
+    """Whether this is a curve a second time: the only part of a sum, or a part of the reward that is gold itself."""
+    group, _, part = name.rpartition("/")
+    twins = [f"{group}/total"] if part != "total" else []
+    twins += [f"gold/{part}"] if group == "eval/reward" and part != "total" else []
+    return any(metrics[name] == metrics[twin] for twin in twins if twin in metrics)
 
 
 def _others(names: Iterable[str]) -> list[Panel]:

@@ -62,6 +62,17 @@ def test_the_only_part_of_a_total_is_not_shown_twice() -> None:
     assert [panel.names for panel in panels] == [("reward/total",), ("reward/other",)]
 
 
+def test_a_reward_that_is_gold_itself_is_not_shown_twice() -> None:
+    parts = {"eval/reward/mood": curve(1, 2), "gold/mood": curve(1, 2), "eval/reward/total": curve(3, 4)}
+    panels, _ = arrange(parts | {"gold/total": curve(3, 4)})
+    assert [panel.names for panel in panels] == [("eval/reward/total",), ("gold/total", "gold/mood")]
+    scores = {"reward/mood": 0.5, "gold/mood": 0.5, "gold/total": 0.4, "reward/total": 0.4}
+    first, last = (Sample(update, 0, "prompt", "text", scores) for update in (0, 1))
+    assert pairs([first, last])[0].changes == [("reward/total", 0.4, 0.4), ("reward/mood", 0.5, 0.5)]
+    other = Sample(1, 0, "prompt", "text", scores | {"gold/mood": 0.6})
+    assert len(pairs([first, other])[0].changes) == 4
+
+
 def test_pairs_match_prompts_of_the_first_and_the_last_evaluation() -> None:
     def sample(update: int, row: int, **scores: float) -> Sample:
         return Sample(update, row, f"prompt {row}", f"{update}", scores)
