@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from postrain.models.quiet import quiet
@@ -100,9 +101,6 @@ class QLoRA(LoRA):
     def quantization(self) -> Any:
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError('adapter=qlora needs the package bitsandbytes: pip install "postrain[quant]"')
-        # Start-up time: only this adapter needs it.
-        from transformers import BitsAndBytesConfig  # noqa: PLC0415
-
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -9,6 +9,8 @@ import importlib.util
 from importlib import metadata
 from pathlib import Path
 
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
 from postrain.models.cache import kept
 from postrain.models.directory import fingerprint_file
 from postrain.models.quiet import quiet
@@ -35,9 +37,6 @@ def convert(file: Path, directory: Path) -> None:
     """Writes weights in float32, config, tokenizer and chat template."""
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{file.name} needs the package gguf to be read: pip install gguf")
-    # Start-up time: transformers takes seconds, and only the first use of a GGUF file comes here.
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
-
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(

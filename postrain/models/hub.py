@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] - httpx or httpx2, whichever the client uses
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -45,6 +46,8 @@ def cached(repository: str, revision: str | None) -> Path | None:
         return _snapshot(repository, revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError:
+        raise ConfigError(f"model.path={repository}: neither a directory here nor a name the Hub allows") from None
 
 
 def fetch(repository: str, revision: str | None) -> Path:

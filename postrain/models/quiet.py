@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from transformers.utils import logging as transformers_logging
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Errors only, inside the block."""
-    # Start-up time: configs are checked without transformers.
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
-
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -6,6 +6,7 @@ cannot be had is either refused in one line or, where the config allows it, stoo
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,7 +167,7 @@ class ModelSource:
 
     def _of_hub(self, directory: Path) -> ResolvedModel:
         if is_adapter(directory):
-            return replace(self._in_directory(directory), source="hub")
+            return replace(self._in_directory(directory), source="hub", name=name_of(Path(self.path)))
         return replace(self._plain(directory, source="hub", loads_as=self.path), revision=directory.name)
 
     def _without_hub(self, reason: str) -> ResolvedModel:
@@ -185,8 +186,9 @@ class ModelSource:
         )
 
     def _stand_in(self, sought: str) -> ResolvedModel:
-        found = self._bundled(STAND_IN)
-        Console(stderr=True, highlight=False).print(
+        # Said once, not by every process of a run.
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        Console(stderr=True, highlight=False, quiet=not first).print(
             Panel(
                 f"{self.path} cannot be had: {sought}.\n\n"
                 f"The small bundled model [bold]{STAND_IN}[/bold] stands in for it. What this run shows is true of "
@@ -198,7 +200,7 @@ class ModelSource:
                 border_style="red",
             )
         )
-        asked = self.name or name_of(Path(self.path))
+        found, asked = self._bundled(STAND_IN), self.name or name_of(Path(self.path))
         return replace(found, name=f"{asked}-standin-{STAND_IN}", stand_in_for=self.path)
 
     def _plain(

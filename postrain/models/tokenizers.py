@@ -12,6 +12,7 @@ PAD_TOKENS = (
     "[PAD]",
     "<|padding|>",
     "<|finetune_right_pad_id|>",
+    "<|fim_pad|>",
     "<|endoftext|>",
     "<|reserved_special_token_0|>",
     "<unk>",

@@ -14,6 +14,7 @@ from postrain.types import ConfigError
 from tests.models.conftest import source, tiny_model
 from tests.models.hub_server import COMMIT, serving
 from tests.models.test_adapters import logits
+from tests.models.test_loading import save_adapter
 
 
 @pytest.fixture
@@ -47,6 +48,19 @@ def test_a_download_that_broke_off_is_completed(online: Path) -> None:
     directory = source("org/tiny").resolve().directory
     (directory / "model.safetensors").unlink()
     assert (source("org/tiny").resolve().directory / "model.safetensors").is_file()
+
+
+def test_an_adapter_of_the_hub_is_named_after_its_repository(online: Path, tmp_path: Path) -> None:
+    base = online.rename(tmp_path / "base")
+    save_adapter(base, online)
+    found = source("org/tiny").resolve()
+    assert (found.name, found.source, found.directory) == ("tiny", "hub", base)
+    assert len(found.adapters) == 1
+
+
+def test_a_name_the_hub_does_not_allow_is_said() -> None:
+    with pytest.raises(ConfigError, match="neither a directory here nor a name the Hub allows"):
+        source("org/a--b").resolve()
 
 
 @pytest.mark.parametrize(
