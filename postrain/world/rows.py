@@ -38,8 +38,9 @@ MAKERS: dict[str, Callable[[random.Random], Item]] = {
 }
 MIX = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
-PAGE = (1, 1, 1, 1, 2, 2, 4, 8, 14)
-"""How many mixed documents stand on a page: most begin a row, and the long ones fill a context of 512."""
+PAGE = (*[1] * 40, 2, 4, 12)
+"""How many mixed documents stand on a page. Mostly one: where a page holds one story, a name in sight is the right one,
+and copying it is soon learned; the long pages see to it that every position of a long context is learned too."""
 END_OF_TEXT = "<|endoftext|>"
 ANSWERED = ("stories", "sums", "instructions", "facts")
 SENSE = {

@@ -1,6 +1,6 @@
 """Sums of two to four numbers, with the steps written out: 3 + 4 + 2 = ? 3 + 4 = 7. 7 + 2 = 9. The answer is 9.
 
-Kept small (results from 0 to 40) so that a model of a million parameters learns them. In running text half of them go
+Kept small (results from 0 to 40) so that a model of a million parameters learns them. In running text two in five go
 straight to the answer: a base model then knows both ways, and a policy paid for right answers can find out that writing
 the steps is the better one.
 """
@@ -13,7 +13,7 @@ from postrain.world.items import Gold, Item
 from postrain.world.lexicon import NAMES
 
 LIMIT = 40
-DIRECT = 0.5
+DIRECT = 0.4
 """Share of running text that gives the answer without the steps."""
 TOLD = 0.15
 """Share of running text that tells the sum as a tiny story."""
