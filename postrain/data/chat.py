@@ -64,18 +64,30 @@ class Template:
         return _tensor(self._ids(self._render(messages, row, prompt=True), first=True))
 
     def encode_completion(self, prompt: Messages, completion: str, *, row: int = 0) -> tuple[Tensor, Tensor]:
-        """Ids of the prompt and of its completion with the token that ends it, [L] each.
+        """Ids of the prompt and of its completion with the token that ends it, [L] each."""
+        before, (after,) = self.encode_completions(prompt, (completion,), row=row)
+        return before, after
+
+    def encode_completions(
+        self, prompt: Messages, completions: Sequence[str], *, row: int = 0
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Ids of a prompt and of several completions of it.
 
         Raises ConfigError where the template writes the prompt differently once there is an answer.
         """
         before = self._render(prompt, row, prompt=True)
+        afters = (self._answer(prompt, before, completion, row) for completion in completions)
+        return _tensor(self._ids(before, first=True)), tuple(map(_tensor, afters))
+
+    def _answer(self, prompt: Messages, before: str, completion: str, row: int) -> list[int]:
+        """Ids of what the template writes after the prompt."""
         whole = self._render((*prompt, Message("assistant", completion)), row)
         if not whole.startswith(before):
             raise ConfigError(
                 f"row {row}: the template {self.name} writes the prompt differently once it is answered, so no mask "
                 "can tell them apart; use data.template=plain or another template"
             )
-        return _tensor(self._ids(before, first=True)), _tensor(self._ended(self._ids(whole[len(before) :])))
+        return self._ended(self._ids(whole[len(before) :]))
 
     def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor]:
         """Ids of a whole conversation, [L], and where an assistant speaks, its end tokens included, bool [L]."""
@@ -129,7 +141,7 @@ class Template:
             )
         except TemplateError as error:
             raise ConfigError(f"row {row}: the chat template refuses the conversation: {error}") from None
-        return texts[0], spans[0] if marks else []
+        return texts[0], [(int(start), int(end)) for start, end in spans[0]] if marks else []
 
     def _spans(self, messages: Messages, whole: str, row: int) -> list[tuple[int, int]]:
         """Where an assistant speaks, in characters: by the template's marks, else by rendering up to each answer."""

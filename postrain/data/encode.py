@@ -183,10 +183,10 @@ class Encoder:
 
     def _answers(self, record: Record, prompt: Messages, answers: Sequence[str]) -> list[EncodedRow]:
         """Each answer after the same prompt, which leaves room for the longest of them."""
-        pairs = [self.template.encode_completion(prompt, answer, row=record.row) for answer in answers]
-        kept = self._room_made(pairs[0][0], max(len(completion) for _, completion in pairs))
+        before, completions = self.template.encode_completions(prompt, answers, row=record.row)
+        kept = self._room_made(before, max(map(len, completions)))
         mask = torch.zeros(len(kept), dtype=torch.bool)
-        return [self._row(record.row, kept, mask, completion) for _, completion in pairs]
+        return [self._row(record.row, kept, mask, completion) for completion in completions]
 
     def _room_made(self, prompt: Tensor, answer: int) -> Tensor:
         """The prompt, cut as far as an answer of that many tokens asks for; one token of it always stays."""

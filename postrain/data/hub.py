@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - httpx or httpx2, whichever the client uses
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -33,7 +33,7 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
     """All rows of one split."""
     trouble = None if Path(repo).is_dir() else _trouble(repo, revision)
     # Start-up time: only runs with Hub data pay for the import.
-    import datasets  # noqa: PLC0415
+    import datasets.config  # noqa: PLC0415
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
     try:
@@ -42,7 +42,7 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
     except (OSError, ValueError, DatasetsError, HfHubHTTPError, HTTPError) as error:
         raise ConfigError(_refusal(repo, subset, split, trouble, error)) from None
     name = "/".join(part for part in (repo, subset) if part)
-    return Table(f"{name} ({split})", "row", tuple(Row(number, values) for number, values in enumerate(found)))
+    return Table(f"{name} ({split})", "row", tuple(Row(number, dict(values)) for number, values in enumerate(found)))
 
 
 def _refusal(repo: str, subset: str | None, split: str, trouble: str | None, error: Exception) -> str:

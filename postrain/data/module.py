@@ -77,7 +77,8 @@ class DataModule(LightningDataModule):
         self.path, self.eval_path = path, eval_path
         self.eval_fraction, self.eval_rows = eval_fraction, eval_rows
         self.columns = columns
-        self.mode, self.loss_on = template, loss_on
+        self.mode: Mode = template
+        self.loss_on: LossOn = loss_on
         self.max_length, self.max_prompt_length, self.pack = max_length, max_prompt_length, pack
         self.quality = quality
         self.gold: Callable[..., Mapping[str, float]] | None = None if gold is None else load_target(gold)
