@@ -50,7 +50,7 @@ PANELS = (
     Panel("Gold score", "what is known to be good, on held-out prompts", ("gold/*",)),
     Panel("Accuracy", "how often the chosen answer gets the higher score", ("accuracy", "eval/accuracy")),
     Panel(
-        "KL to the start", "how far the policy has moved, nats a token", ("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3")
+        "KL to the start", "how far the model has moved, nats a token", ("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3")
     ),
     Panel("Perplexity", "how many tokens the model hesitates between", ("perplexity", "eval/perplexity")),
     Panel(
@@ -96,9 +96,9 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     return panels + _others(left), [name for name in constant if name not in HIDDEN]
 
 
-def totals_first(name: str) -> tuple[bool, bool]:
-    """A sort key: what is paid before what is known to be good, sums before their parts."""
-    return name.startswith("gold/"), not name.endswith("/total")
+def totals_first(name: str) -> tuple[bool, bool, bool]:
+    """A sort key: what is paid before what is known to be good, sums before their parts, training before held-out."""
+    return name.startswith("gold/"), not name.endswith("/total"), name.startswith("eval/")
 
 
 def _is_twin(name: str, metrics: Mapping[str, Curve]) -> bool:

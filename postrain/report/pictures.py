@@ -24,7 +24,7 @@ BINS = 18
 
 # Drawn colour → CSS variable. No two may be equal, and none may be a colour matplotlib uses by itself.
 INK, MUTED, GRID = "#101112", "#737475", "#d9dadb"
-SERIES = ("#2f6fd1", "#d8602a", "#2a9461", "#8d5bc9", "#c23b72", "#a08a1d")
+SERIES = ("#2f6fd1", "#d8602a", "#2a9461", "#8d5bc9", "#c23b72", "#a08a1d", "#1f93a6", "#8a5a44")
 BEFORE, AFTER = "#9aa1a9", "#2f6fd2"
 VARIABLES = {
     INK: "var(--ink)",
@@ -139,7 +139,7 @@ def _draw_curves(axes: Axes, panel: Panel, metrics: Mapping[str, Curve], updates
         _, even = thinned(metrics[name][0], smooth(ys, max(1, len(ys) // 10)))
         axes.plot(xs, raw, color=shade, linewidth=0.7, alpha=0.35)
         axes.plot(xs, even, color=shade, linewidth=1.7, label=label)
-    axes.set_xlim(0, max(1, updates))
+    axes.set_xlim(-0.02 * max(1, updates), max(1, updates))
     axes.locator_params(axis="y", nbins=4)
     axes.locator_params(axis="x", nbins=5, integer=True)
     axes.ticklabel_format(axis="y", scilimits=(-3, 4))
