@@ -72,16 +72,14 @@ def print_header() -> None:
 def prepare(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Rows, as text for us and as ids for TRL, and a reward model of the policy's own size."""
     folder.mkdir()
-    command = [sys.executable, HERE / "make_rows.py", "--model", model, "--folder", folder]
-    counts = [
-        "--batch-size",
-        BATCH[model],
-        "--ppo-batch-size",
-        PPO_BATCH[model],
-        "--updates",
-        args.warmup + args.updates,
-    ]
-    run([*command, *counts], args.threads)
+    counts = {
+        "batch-size": BATCH[model],
+        "ppo-batch-size": PPO_BATCH[model],
+        "updates": args.warmup + args.updates,
+        "new-tokens": NEW_TOKENS,
+    }
+    command = [sys.executable, HERE / "make_rows.py", f"--model={model}", f"--folder={folder}"]
+    run([*command, *options(counts)], args.threads)
     return json.loads((folder / "rows.json").read_text(encoding="utf-8")) | {"folder": str(folder), "name": model}
 
 
@@ -131,7 +129,7 @@ def measured(command: list[Any], method: str, rows: dict[str, Any], args: argpar
     """One process of one side."""
     batch = (PPO_BATCH if method == "ppo" else BATCH)[rows["name"]]
     out = Path(rows["folder"]) / "measured.json"
-    options = {
+    said = {
         "model": rows["model"],
         "reward-model": rows["reward_model"],
         "rows": rows["ids" if "run_trl" in str(command[1]) else "texts"][method],
@@ -142,8 +140,13 @@ def measured(command: list[Any], method: str, rows: dict[str, Any], args: argpar
         "epochs": EPOCHS,
         "threads": args.threads,
     }
-    run([*command, *(part for name, value in options.items() for part in (f"--{name}", value))], args.threads)
+    run([*command, *options(said)], args.threads)
     return json.loads(out.read_text(encoding="utf-8"))
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    """A mapping as command-line options."""
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def run(command: list[Any], threads: int) -> None:
