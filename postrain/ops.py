@@ -89,12 +89,6 @@ def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizo
     return coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * samples / horizon)
 
 
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """1 − Var(returns − values) / Var(returns) over real tokens; 1 is a perfect critic, 0 a constant one."""
-    returns, errors = returns_BT[mask_BT], (returns_BT - values_BT)[mask_BT]
-    return 1 - errors.var(correction=0) / returns.var(correction=0).clamp(min=1e-8)
-
-
 def step_metrics(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, clip: float) -> dict[str, Mean | Max]:
     """How far one optimizer step's policy is from the one that sampled."""
     log_ratio_BT = (logps_BT - old_logps_BT) * mask_BT

@@ -17,15 +17,18 @@ from postrain.models.sources import ResolvedModel
 from postrain.report import write_report
 
 
-def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | None:
+def finish(built: Built, resolved: ResolvedModel, folder: RunFolder, *, report: bool) -> float | None:
     """Exports, reports and sums up; returns the method's own measure of how good it has become."""
     method = built.method
     changes = before_and_after(folder.metrics.read())
-    export(method.policy, built.tokenizer, folder.model, card=model_card(built, resolved, folder, changes))
-    write_report(folder.path)
+    card = model_card(built, resolved, folder, changes)
+    export(method.policy, built.tokenizer, folder.model, card=card, end_ids=built.data.template.stop_ids)
     console = Console(highlight=False)
     console.print(summary(changes, method.headline))
-    console.print(f"model   {folder.model}\nreport  {folder.report}", soft_wrap=True)
+    console.print(f"model   {folder.model}", soft_wrap=True)
+    if report:
+        write_report(folder.path)
+        console.print(f"report  {folder.report}", soft_wrap=True)
     final = changes.get(method.headline[2])
     return None if final is None else final[1]
 

@@ -40,5 +40,6 @@ class Root:
     name: str | None
     resume: str | None
     allow_change: bool
+    report: bool
     debug: bool
     paths: Paths

@@ -127,7 +127,7 @@ def train(
     if interrupt.signal is not None:
         raise Interrupted(interrupt.signal)
     unshard(built.method)
-    return finish(built, resolved, folder) if first else None
+    return finish(built, resolved, folder, report=config["report"]) if first else None
 
 
 def callbacks(

@@ -22,8 +22,10 @@ SMALL = (
     "evaluation=quick",
     "evaluation.completions=4",
     "data.eval_rows=8",
+    "data.source.count=64",
     "rollout.max_new_tokens=8",
     "logger=none",
+    "report=false",
     "trainer.checkpoint_every=1",
     "trainer.checkpoints_kept=9",
 )
@@ -37,13 +39,17 @@ def composed(overrides: Sequence[str]) -> dict:
 
 def small_run(output: Path, *overrides: str) -> RunFolder:
     """One small run; its folder."""
-    config = composed([*SMALL, *overrides, f"paths.output={output}"])
     before = set(output.glob("*/*/*"))
-    run_module.execute(config, overrides=list(overrides), group=None)
-    if config["resume"]:
-        return RunFolder(Path(config["resume"]))
+    run_module.execute(composed([*SMALL, *overrides, f"paths.output={output}"]), overrides=list(overrides), group=None)
     (made,) = set(output.glob("*/*/*")) - before
     return RunFolder(made)
+
+
+def resumed(folder: RunFolder, *overrides: str) -> RunFolder:
+    """The same run, gone on with."""
+    config = composed([f"resume={folder.path}", *(f"++{override}" for override in overrides)])
+    run_module.execute(config, overrides=list(overrides), group=None)
+    return folder
 
 
 def records(folder: RunFolder) -> list[dict]:

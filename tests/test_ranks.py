@@ -40,6 +40,11 @@ def test_two_ranks_equal_one(method, two_ranks, tmp_path):
     for mine, theirs in zip(records(two), records(one), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     assert [item["completion"] for item in two.samples.read()] == [item["completion"] for item in one.samples.read()]
-    weights, expected = final_state(two)["state_dict"], final_state(one)["state_dict"]
-    for name, value in expected.items():
-        assert torch.allclose(weights[name], value, atol=1e-4), name
+    # Momentum, not weights: where a gradient is 0 but for rounding (key biases), Adam steps by the rounding's sign.
+    mine, theirs = (momentum(final_state(folder)) for folder in (two, one))
+    assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
+
+
+def momentum(state: dict) -> torch.Tensor:
+    """Adam's first moments of everything that learns, flat."""
+    return torch.cat([entry["exp_avg"].flatten() for entry in state["optimizer_states"][0]["state"].values()])

@@ -20,7 +20,6 @@ from postrain.ops import (
     KLEstimator,
     adapt_kl_coef,
     derive_seed,
-    explained_variance,
     gae,
     generator,
     kl_estimate,
@@ -280,6 +279,15 @@ class PPO(Method):
         """Nothing to predict on held-out prompts: their samples, rewards and KL are measured for every method."""
         return {}
 
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        if "_returns" not in metrics:
+            return {}
+        return {
+            "value/explained_variance": explained_variance(
+                metrics["_returns"], metrics["_returns²"], metrics["_errors"], metrics["_errors²"]
+            )
+        }
+
     def state(self) -> dict[str, Any]:
         return {"coef": self.coef}
 
@@ -287,13 +295,20 @@ class PPO(Method):
         self.coef = state["coef"]
 
 
+def explained_variance(returns: float, returns2: float, errors: float, errors2: float) -> float:
+    """1 − Var(returns − values) / Var(returns) from means and mean squares: 1 is a perfect critic, 0 a constant one."""
+    return 1 - (errors2 - errors**2) / max(returns2 - returns**2, 1e-8)
+
+
 def rollout_metrics(episodes: Episodes, found: Comparison, advantages_BT: Tensor, returns_BT: Tensor) -> Metrics:
     """How good the critic is, how much there is to learn, and whether sampler and scorer agree."""
     mask_BT = found.mask_BT
+    errors_BT = returns_BT - found.values_BT
+    squares = {"returns": returns_BT, "returns²": returns_BT**2, "errors": errors_BT, "errors²": errors_BT**2}
     drift_BT = (episodes.logps_BT - found.logps_BT).abs() * mask_BT
     return {
         "rollout/logp_error": Max(drift_BT.max()),
         "entropy": Mean(-(found.logps_BT * mask_BT).sum(), mask_BT.sum()),
-        "value/explained_variance": Mean(explained_variance(found.values_BT, returns_BT, mask_BT), 1),
+        **{f"_{name}": Mean((values_BT * mask_BT).sum(), mask_BT.sum()) for name, values_BT in squares.items()},
         "advantage/mean_abs": Mean(advantages_BT.abs().sum(), mask_BT.sum()),
     }

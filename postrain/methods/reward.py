@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from postrain.calibration import bin_sums
 from postrain.methods.base import Method
 from postrain.scoring import scalar
 from postrain.types import LossSum, Mean, NonNegative, Pairs

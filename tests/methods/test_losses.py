@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from postrain.methods.optim import lr_factor
-from postrain.methods.ppo import clipped_policy_loss, clipped_value_loss, token_rewards
+from postrain.methods.ppo import clipped_policy_loss, clipped_value_loss, explained_variance, token_rewards
 from postrain.methods.reward import bradley_terry, centring
 from postrain.methods.sft import l2_distance
 
@@ -70,3 +70,11 @@ def test_the_schedule_rises_and_falls():
     assert linear == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert lr_factor("cosine", 6, 10, 0.2) == pytest.approx(0.5)
     assert [lr_factor("constant", update, 10, 0.0) for update in (0, 9)] == [1.0, 1.0]
+
+
+def test_explained_variance():
+    # returns 1 and 3: mean 2, mean square 5, variance 1; predicting 2 leaves errors −1 and 1, predicting them none
+    assert explained_variance(2.0, 5.0, 0.0, 1.0) == pytest.approx(0)
+    assert explained_variance(2.0, 5.0, 0.0, 0.0) == pytest.approx(1)
+    # a constant offset of all predictions costs nothing: errors 1 and 1
+    assert explained_variance(2.0, 5.0, 1.0, 1.0) == pytest.approx(1)
