@@ -180,7 +180,8 @@ def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedM
                 f"{adapter}: merging this adapter changes a logit by {gap:.2g}; merge it where it was trained and "
                 "give that directory"
             )
-    return model, gap
+    # PEFT froze the weights for its adapter; now they are the model.
+    return model.requires_grad_(True), gap
 
 
 def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:

@@ -107,6 +107,7 @@ def test_an_adapter_is_merged_and_the_gap_is_measured(saved: Callable[..., Path]
     assert (resolved.name, resolved.head, resolved.loads_as) == ("adapter", head, None)
     found = load(resolved, head, dtype=FP32)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(logits(found.model), expected, rtol=1e-4, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in found.model.parameters())
     assert found.merge_gap is not None
     assert found.merge_gap < 1e-4
     assert load_tokenizer(resolved).pad_token_id == PAD
