@@ -129,7 +129,7 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
 
 
 def _meant(path: str, name: str, leaf: str, schema: Schema, config: Mapping[str, Any]) -> list[str]:
-    """Dotted keys a user may have meant: a misspelt neighbour first, else the same word elsewhere in the config."""
+    """Dotted keys a user may have meant: a misspelt neighbour first, else the word, or what it abbreviates, elsewhere."""
     section = f"{path}{name}"
     near = [path + match for match in get_close_matches(name, schema.keys, n=1, cutoff=0.7)]
     if near:
@@ -139,6 +139,7 @@ def _meant(path: str, name: str, leaf: str, schema: Schema, config: Mapping[str,
     for key in _known(config):
         elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
     matches = get_close_matches(word, elsewhere, n=1, cutoff=0.7)
+    matches = matches or [key for key in elsewhere if "".join(part[:1] for part in key.split("_")) == word]
     return elsewhere[matches[0]][:3] if matches else []
 
 

@@ -140,6 +140,7 @@ def test_a_wrong_value_is_one_line(path: str, value: Any, line: str) -> None:
         ("method.scorers.length.sacle", 1, "method.scorers.length.sacle: unknown key; "
          "did you mean method.scorers.length.scale?"),
         ("kl_coef", 0.2, "kl_coef: unknown key; did you mean method.kl_coef?"),
+        ("lr", 0.2, "lr: unknown key; did you mean method.learning_rate?"),
         ("lerning_rate", 0.2, "lerning_rate: unknown key; did you mean method.learning_rate?"),
         ("methd", {"kl_coef": 1}, "methd.kl_coef: unknown key; did you mean method.kl_coef?"),
         ("paths.outptu", "x", "paths.outptu: unknown key; did you mean paths.output?"),
