@@ -129,7 +129,7 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
 
 
 def _meant(path: str, name: str, leaf: str, schema: Schema, config: Mapping[str, Any]) -> list[str]:
-    """Dotted keys a user may have meant: a misspelt neighbour first, else the word, or what it abbreviates, elsewhere."""
+    """Dotted keys a user may have meant: a misspelt neighbour first, else the word or its long form elsewhere."""
     section = f"{path}{name}"
     near = [path + match for match in get_close_matches(name, schema.keys, n=1, cutoff=0.7)]
     if near:
