@@ -42,6 +42,7 @@ ROLES = {
 }
 TRANSCRIPT_TURN = re.compile(r"\n\nHuman:|\n\nAssistant:")
 LAST_TURN = "\n\nAssistant:"
+CONVERSATIONS = ("messages", "conversations")
 FINAL_ANSWER = "####"
 
 Values = Mapping[str, Any]
@@ -135,9 +136,14 @@ def _string(values: Values, name: str) -> str:
     return value
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def _messages(value: Any, name: str) -> Messages:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise Malformed(f"{name} has to be a list of messages with role and content, got {value!r:.60}")
+    if not _is_list(value) or not value:
+        text = "" if name in CONVERSATIONS else "text or "
+        raise Malformed(f"{name} has to be {text}a list of messages with role and content, got {value!r:.60}")
     return tuple(_message(item, name) for item in value)
 
 
@@ -230,9 +236,9 @@ def _judgement(row: int, values: Values, rest: Values) -> Record:
 
 def _steps(row: int, values: Values, rest: Values) -> Record:
     steps, labels = values.get("steps", values.get("completions")), values["labels"]
-    if not isinstance(steps, Sequence) or not all(isinstance(step, str) for step in steps):
+    if not _is_list(steps) or not all(isinstance(step, str) for step in steps):
         raise Malformed(f"steps has to be a list of texts, got {steps!r:.60}")
-    if not isinstance(labels, Sequence) or not all(isinstance(label, bool) for label in labels):
+    if not _is_list(labels) or not all(isinstance(label, bool) for label in labels):
         raise Malformed(f"labels has to be a list of true and false, got {labels!r:.60}")
     if len(steps) != len(labels):
         raise Malformed(f"there are {len(steps)} steps but {len(labels)} labels")
@@ -240,7 +246,7 @@ def _steps(row: int, values: Values, rest: Values) -> Record:
 
 
 def _conversation(row: int, values: Values, rest: Values) -> Record:
-    name = "messages" if "messages" in values else "conversations"
+    name = next(name for name in CONVERSATIONS if name in values)
     messages = _messages(values[name], name)
     if messages[-1].role != "assistant" or len(messages) == 1:
         raise Unusable("the conversation does not end with an answer")

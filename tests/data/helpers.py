@@ -1,0 +1,91 @@
+"""A tokenizer of bytes, made in milliseconds, and what tests of data say often."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from postrain.data.quality import Quality
+from postrain.data.readers import Row, Table
+from postrain.data.records import Message, Messages
+
+SPECIAL = ["<|end|>", "<|bos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|stop|>"]
+CORPUS = ["What is 2 + 2? The answer is 4. The answer is", "Once upon a time the answer was the question."] * 3
+MARKED = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|stop|>' }}{% endgeneration %}{% else %}{{ m.content + '<|stop|>' }}{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+UNMARKED = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+OFF = Quality(
+    empty="drop",
+    min_characters=0,
+    max_characters=None,
+    max_repetition=1.0,
+    dedupe=False,
+    near_dedupe=None,
+    balance=None,
+)
+
+
+def byte_tokenizer(
+    *, template: str | None = None, pad: str = "<|pad|>", adds_bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a few merges, some of them across spaces and words, as real ones have."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
+    if adds_bos:
+        inner.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", inner.token_to_id("<|bos|>"))]
+        )
+    return _wrapped(inner, template, pad)
+
+
+def metaspace_tokenizer(*, template: str | None = None) -> PreTrainedTokenizerFast:
+    """One that opens every text with a space, as Llama 2's does."""
+    letters = sorted({letter for text in CORPUS for letter in text} | set("abcdefghijklmnopqrstuvwxyz:#-\n▁"))
+    tokens = {token: place for place, token in enumerate([*SPECIAL, "<unk>", *letters])}
+    inner = Tokenizer(models.BPE(vocab=tokens, merges=[], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.decoder = decoders.Metaspace(prepend_scheme="first")
+    inner.add_special_tokens(SPECIAL)
+    return _wrapped(inner, template, "<|pad|>")
+
+
+def _wrapped(inner: Tokenizer, template: str | None, pad: str) -> PreTrainedTokenizerFast:
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|end|>",
+        bos_token="<|bos|>",
+        pad_token=pad,
+        clean_up_tokenization_spaces=False,
+    )
+    made.add_special_tokens({"extra_special_tokens": SPECIAL[3:]})
+    made.chat_template = template
+    return made
+
+
+def chat(*turns: str) -> Messages:
+    """User and assistant in turn."""
+    return tuple(Message(("user", "assistant")[place % 2], text) for place, text in enumerate(turns))
+
+
+def table(rows: Iterable[Mapping[str, Any]], name: str = "rows.jsonl") -> Table:
+    """Rows as if read from a file."""
+    return Table(name, "line", tuple(Row(number, values) for number, values in enumerate(rows, start=1)))
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """A JSON-lines file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

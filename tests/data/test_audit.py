@@ -1,0 +1,106 @@
+"""The counts before step 0, and what stops a run there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from postrain.data.audit import Audit, count, fingerprint, show
+from postrain.data.chat import Template
+from postrain.data.encode import EncodedPrompt, EncodedRow
+from postrain.types import ConfigError
+from tests.data.helpers import byte_tokenizer
+
+TEMPLATE = Template(byte_tokenizer(pad="<|end|>"), mode="plain")
+EOS = TEMPLATE.tokenizer.eos_token_id
+BOS = TEMPLATE.tokenizer.bos_token_id
+
+
+def row(ids: list[int], learned: int, number: int = 1) -> EncodedRow:
+    """The last `learned` tokens are learned."""
+    mask = torch.arange(len(ids)) >= len(ids) - learned
+    return EncodedRow(number, torch.tensor(ids), mask)
+
+
+def audit(items, held_out=(), kind: str = "Demonstration") -> Audit:
+    return Audit(
+        source="x.jsonl",
+        kind=kind,
+        template="plain",
+        rows_read=9,
+        rows_train=len(items),
+        rows_eval=len(held_out),
+        dropped={"duplicate": 2},
+        cut={},
+        samples="",
+        **count(items, held_out, TEMPLATE),
+    )
+
+
+def test_tokens_are_counted():
+    # 3 + 5 + 4 = 12 tokens, of which 2 + 1 + 3 = 6 are learned; two of three rows end with the end token.
+    found = audit([row([7, 8, EOS], 2), row([7, 8, 9, 9, EOS], 1), row([7, 8, 9, 9], 3)])
+    assert (found.tokens, found.supervised, found.supervised_min, found.supervised_mean) == (12, 6, 1, 2)
+    assert found.ended == pytest.approx(2 / 3)
+    assert found.lengths == {"p50": 4, "p90": 4, "p99": 4, "longest": 5}
+    assert found.bos == 0
+    found.check()
+
+
+def test_data_where_nothing_is_learned_stops_the_run():
+    with pytest.raises(ConfigError, match=r"x\.jsonl: 1 rows have no token to learn from; .*data\.show_mask=3"):
+        audit([row([7, 8, EOS], 2), row([7, 8, EOS], 0)]).check()
+
+
+def test_two_beginnings_of_a_row_stop_the_run():
+    audit([row([BOS, 8, EOS], 2)]).check()
+    with pytest.raises(ConfigError, match="rows start with 2 beginning-of-sequence tokens"):
+        audit([row([BOS, BOS, 8, EOS], 2)]).check()
+
+
+def test_the_fingerprint_sees_tokens_masks_columns_and_order():
+    one, other = row([7, 8, EOS], 2), row([7, 9, EOS], 2)
+    prompt = EncodedPrompt(1, torch.tensor([7]), "a", {"answer": 4})
+    prints = [
+        fingerprint(items)
+        for items in (
+            [one],
+            [other],
+            [row([7, 8, EOS], 1)],
+            [one, other],
+            [other, one],
+            [prompt],
+            [replace(prompt, columns={"answer": 5})],
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint([row([7, 8, EOS], 2, number=5)]) == prints[0]
+
+
+def test_the_table_is_short_and_plain_where_there_are_no_colours():
+    text = audit([row([7, 8, EOS], 2)], [row([7, 8, EOS], 2)]).render()
+    assert "data: x.jsonl" in text
+    assert "9 read, 1 to learn from, 1 held out" in text
+    assert "2 duplicate" in text
+    assert "2 of 3 (67 %)" in text
+    assert "\x1b" not in text
+    assert len(text.splitlines()) <= 10
+
+
+def test_the_manifest_gets_the_counts_and_no_samples():
+    found = audit([row([7, 8, EOS], 2)]).to_dict()
+    assert found["supervised"] == 2
+    assert "samples" not in found
+
+
+def test_shown_rows_say_what_is_learned(monkeypatch):
+    ids = TEMPLATE.tokenizer("xz?", add_special_tokens=False)["input_ids"]
+    item = row([*ids, EOS], 2)
+    plain = show([item, item, item], TEMPLATE, 2)
+    assert plain == "row 1\nxz?<|end|>\nrow 1\nxz?<|end|>"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = show([item], TEMPLATE, 1)
+    assert "\x1b[32m?\x1b[0m\x1b[32m<|end|>\x1b[0m" in coloured or "\x1b[32m?<|end|>" in coloured
+    assert "\x1b[2mx" in coloured

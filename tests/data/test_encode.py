@@ -1,0 +1,181 @@
+"""Truncation, loss masks and packing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from postrain.data.chat import Template
+from postrain.data.encode import ANSWER_CUT, PROMPT_CUT, TEXT_CUT, EncodedPair, EncodedPrompt, EncodedRow, Encoder
+from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Steps, Text
+from postrain.types import ConfigError
+from tests.data.helpers import MARKED, byte_tokenizer, chat
+
+
+def encoder(max_length: int = 64, **changes) -> Encoder:
+    mode = changes.pop("mode", "plain")
+    adds_bos = changes.pop("adds_bos", False)
+    template = Template(byte_tokenizer(template=MARKED, pad="<|end|>", adds_bos=adds_bos), mode=mode)
+    made = Encoder(template=template, loss_on="completion", max_length=max_length, max_prompt_length=999, pack=False)
+    return replace(made, **changes)
+
+
+def letters(rng: random.Random, low: int, high: int) -> str:
+    """Letters that merge with nothing: as many tokens."""
+    return "".join(rng.choices("xzqkj", k=rng.randint(low, high)))
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_cutting_takes_the_prompts_left_first_and_never_the_end(adds_bos):
+    rng = random.Random(0)
+    for _ in range(150):
+        length = rng.randint(4, 40)
+        prompt, answer = letters(rng, 1, 50), letters(rng, 1, 50)
+        make = encoder(length, adds_bos=adds_bos)
+        row = make.one(Demonstration(row=1, messages=chat(prompt, answer)))
+        assert isinstance(row, EncodedRow)
+        assert len(row.ids) == len(row.supervised) <= length
+        assert not row.supervised[0]
+        learned = row.ids[row.supervised].tolist()
+        assert learned[-1] == make.template.tokenizer.eos_token_id
+        assert row.supervised[-1]
+        assert len(learned) >= 2
+        said = make.template.decode(learned)
+        assert answer.startswith(said)
+        if len(answer) + 1 < length:
+            # The answer, its end and one token of the prompt fit: nothing of the answer is lost.
+            assert said == answer
+            assert make.cuts[ANSWER_CUT] == 0
+        kept = make.template.decode(row.ids[~row.supervised])
+        assert prompt.endswith(kept)
+        assert make.cuts[PROMPT_CUT] == (int((~row.supervised).sum()) < len(prompt) + adds_bos)
+
+
+def test_a_pair_keeps_one_prompt_and_both_ends():
+    rng = random.Random(1)
+    for _ in range(80):
+        length = rng.randint(4, 30)
+        make = encoder(length)
+        pair = make.one(
+            Preference(
+                row=1, prompt=chat(letters(rng, 1, 30)), chosen=letters(rng, 1, 40), rejected=letters(rng, 1, 40)
+            )
+        )
+        assert isinstance(pair, EncodedPair)
+        prompts = [side.ids[~side.supervised] for side in (pair.chosen, pair.rejected)]
+        assert prompts[0].equal(prompts[1])
+        for side in (pair.chosen, pair.rejected):
+            assert len(side.ids) <= length
+            assert int(side.ids[-1]) == make.template.tokenizer.eos_token_id
+            assert int(side.supervised.sum()) >= 2
+        assert make.cuts[PROMPT_CUT] <= 1
+
+
+def test_a_shared_prefix_of_both_answers_is_learned_in_both():
+    make = encoder()
+    pair = make.one(Preference(row=1, prompt=chat("2 + 2"), chosen="The answer is 4.", rejected="The answer is 5."))
+    assert isinstance(pair, EncodedPair)
+    for side, said in ((pair.chosen, "The answer is 4."), (pair.rejected, "The answer is 5.")):
+        assert make.template.decode(side.ids[side.supervised]) == said
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "learned"),
+    [
+        ("completion", "zz<|stop|>"),
+        ("assistant", "xx<|stop|>zz<|stop|>"),
+        ("all", "q<|stop|>\n<|assistant|>xx<|stop|>\n<|user|>k<|stop|>\n<|assistant|>zz<|stop|>"),
+    ],
+)
+def test_what_is_learned_of_a_conversation(loss_on, learned):
+    make = encoder(mode="chat", loss_on=loss_on)
+    row = make.one(Demonstration(row=1, messages=chat("q", "xx", "k", "zz")))
+    assert isinstance(row, EncodedRow)
+    assert make.template.tokenizer.decode(row.ids[row.supervised]) == learned
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_a_cut_conversation_keeps_its_mask_aligned(loss_on):
+    talk = Demonstration(row=1, messages=chat("q" * 9, "x" * 9, "k" * 9, "z" * 9))
+    whole = encoder(mode="chat", loss_on=loss_on).one(talk)
+    assert isinstance(whole, EncodedRow)
+    for length in range(4, len(whole.ids)):
+        row = encoder(length, mode="chat", loss_on=loss_on).one(talk)
+        assert isinstance(row, EncodedRow)
+        assert len(row.ids) == length
+        # 11 tokens: nine letters, the end of the turn and one before them, are still whole.
+        if length >= 11:
+            assert row.ids.equal(whole.ids[-length:])
+            assert row.supervised[1:].equal(whole.supervised[-length + 1 :])
+
+
+def test_an_answer_without_a_prompt_still_follows_something():
+    make = encoder()
+    row = make.one(Demonstration(row=1, messages=chat("", "xz")))
+    assert isinstance(row, EncodedRow)
+    assert make.template.decode(row.ids[row.supervised]) == "xz"
+    assert int(row.supervised.sum()) == 3
+
+
+def test_prompts_are_cut_to_their_own_limit():
+    make = encoder(max_prompt_length=5)
+    prompt = make.one(Prompt(row=1, prompt=chat("xzqkjxz"), columns={"answer": "4"}))
+    assert isinstance(prompt, EncodedPrompt)
+    assert make.template.decode(prompt.ids) == "qkjxz"
+    assert prompt.text == "xzqkjxz"
+    assert prompt.columns == {"answer": "4"}
+    row = make.one(Judgement(row=2, prompt=chat("xzqkjxz"), completion="z", label=True))
+    assert make.template.decode(row.answer.ids) == "qkjxzz"
+    assert make.cuts == {PROMPT_CUT: 2}
+
+
+def test_an_empty_prompt_cannot_be_continued():
+    with pytest.raises(ConfigError, match="row 4: the prompt is empty"):
+        encoder().one(Prompt(row=4, prompt=chat("")))
+
+
+def test_the_beginning_of_a_row_survives_a_cut():
+    make = encoder(5, adds_bos=True)
+    prompt = make.one(Prompt(row=1, prompt=chat("xzqkjxz")))
+    assert isinstance(prompt, EncodedPrompt)
+    assert make.template.tokenizer.decode(prompt.ids) == "<|bos|>kjxz"
+
+
+def test_running_text_is_learned_whole_and_cut_on_the_right():
+    make = encoder(5)
+    short, long = make.encode([Text(row=1, text="xzq"), Text(row=2, text="xzqkjxz")])
+    assert isinstance(short, EncodedRow)
+    assert isinstance(long, EncodedRow)
+    assert make.template.tokenizer.decode(short.ids) == "xzq<|end|>"
+    assert make.template.tokenizer.decode(long.ids) == "xzqkj"
+    assert short.supervised.tolist() == [False, True, True, True]
+    assert make.cuts == {TEXT_CUT: 1}
+
+
+def test_packed_blocks_are_the_documents_one_after_the_other():
+    rng = random.Random(2)
+    for _ in range(20):
+        length = rng.randint(4, 20)
+        texts = [letters(rng, 1, 30) for _ in range(rng.randint(1, 8))]
+        make = encoder(length, pack=True)
+        blocks = make.encode([Text(row=number, text=text) for number, text in enumerate(texts)])
+        rows = [block for block in blocks if isinstance(block, EncodedRow)]
+        joined = make.template.tokenizer.decode(torch.cat([row.ids for row in rows]))
+        whole = "".join(text + "<|end|>" for text in texts)
+        # Only a last block of a single token, which has nothing to learn, may be missing.
+        assert joined in (whole, whole.removesuffix("<|end|>"))
+        assert all(len(row.ids) == length for row in rows[:-1])
+        assert all(row.supervised.tolist() == [False] + [True] * (len(row.ids) - 1) for row in rows)
+
+
+def test_packing_is_refused_where_rows_would_see_each_other():
+    with pytest.raises(ConfigError, match=r"data\.pack=true is for running text"):
+        encoder(pack=True).encode([Demonstration(row=1, messages=chat("a", "b"))])
+
+
+def test_steps_are_learned_only_through_other_kinds():
+    with pytest.raises(ConfigError, match="Steps records"):
+        encoder().one(Steps(row=1, prompt=chat("a"), steps=("b",), labels=(True,)))

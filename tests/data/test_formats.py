@@ -1,0 +1,201 @@
+"""Which rows become which records, and what is said of rows that cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.data.formats import parse, transcript
+from postrain.data.records import Demonstration, Judgement, Message, Preference, Prompt, Steps, Text
+from postrain.types import ConfigError
+from tests.data.helpers import chat, table
+
+HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: What is 2 + 2?\n\nAssistant:"
+
+
+def only(row: dict, **columns: str):
+    """The one record of a table of one row."""
+    (record,) = parse(table([row]), columns).records
+    return record
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict]:
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"text": "Once.", "id": 3}, Text(row=1, text="Once.", columns={"id": 3})),
+        ({"text": "fine .", "label": 1}, Text(row=1, text="fine .", columns={"label": 1})),
+        ({"prompt": "a", "completion": "b"}, Demonstration(row=1, messages=chat("a", "b"))),
+        (
+            {"prompt": turns(("user", "a")), "completion": turns(("assistant", "b"))},
+            Demonstration(row=1, messages=chat("a", "b")),
+        ),
+        ({"instruction": "a", "input": "", "output": "b"}, Demonstration(row=1, messages=chat("a", "b"))),
+        ({"instruction": "a", "input": "i", "output": "b"}, Demonstration(row=1, messages=chat("a\n\ni", "b"))),
+        (
+            {"instruction": "a", "context": "c", "response": "b", "category": "qa"},
+            Demonstration(row=1, messages=chat("a\n\nc", "b"), columns={"category": "qa"}),
+        ),
+        ({"instruction": "a", "response": "b"}, Demonstration(row=1, messages=chat("a", "b"))),
+        (
+            {"instruction": "a", "input": "", "output": "b", "text": "a b"},
+            Demonstration(row=1, messages=chat("a", "b"), columns={"text": "a b"}),
+        ),
+        (
+            {"messages": turns(("system", "s"), ("user", "a"), ("assistant", "b"))},
+            Demonstration(row=1, messages=(Message("system", "s"), *chat("a", "b"))),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            Demonstration(row=1, messages=chat("a", "b")),
+        ),
+        (
+            {"question": "q", "answer": "2 * 600 = 1,200\n#### 1,200"},
+            Demonstration(
+                row=1,
+                messages=chat("q", "2 * 600 = 1,200\n#### 1,200"),
+                columns={"answer": "1200", "solution": "2 * 600 = 1,200\n#### 1,200"},
+            ),
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "gold": {"x": 1}},
+            Preference(row=1, prompt=chat("a"), chosen="b", rejected="c", columns={"gold": {"x": 1}}),
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2},
+            Preference(row=1, prompt=chat("a"), chosen="b", rejected="c", margin=2),
+        ),
+        (
+            {
+                "prompt": "a",
+                "chosen": turns(("user", "a"), ("assistant", "b")),
+                "rejected": turns(("user", "a"), ("assistant", "c")),
+                "messages": turns(("user", "a"), ("assistant", "b")),
+            },
+            Preference(
+                row=1,
+                prompt=chat("a"),
+                chosen="b",
+                rejected="c",
+                columns={"messages": turns(("user", "a"), ("assistant", "b"))},
+            ),
+        ),
+        (
+            {"prompt": "a", "chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))},
+            Preference(row=1, prompt=chat("a"), chosen="b", rejected="c"),
+        ),
+        (
+            {"chosen": f"{HH} It is 4. ", "rejected": f"{HH} It is 5."},
+            Preference(row=1, prompt=chat("Hi", "Hello.", "What is 2 + 2?"), chosen="It is 4.", rejected="It is 5."),
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": False},
+            Judgement(row=1, prompt=chat("a"), completion="b", label=False),
+        ),
+        (
+            {"prompt": "a", "steps": ["b", "c"], "labels": [True, False]},
+            Steps(row=1, prompt=chat("a"), steps=("b", "c"), labels=(True, False)),
+        ),
+        (
+            {"prompt": "a", "completions": ["b"], "labels": [True]},
+            Steps(row=1, prompt=chat("a"), steps=("b",), labels=(True,)),
+        ),
+        ({"prompt": HH}, Prompt(row=1, prompt=chat("Hi", "Hello.", "What is 2 + 2?"))),
+        (
+            {"prompt": "a", "nums": [1, 2], "target": 3},
+            Prompt(row=1, prompt=chat("a"), columns={"nums": [1, 2], "target": 3}),
+        ),
+    ],
+)
+def test_the_usual_columns_are_recognised(row, record):
+    assert only(row) == record
+
+
+def test_columns_of_other_names_are_mapped():
+    found = only({"frage": "a", "antwort": "b", "prompt": "not this"}, prompt="frage", completion="antwort")
+    assert found == Demonstration(row=1, messages=chat("a", "b"))
+
+
+def test_columns_can_be_swapped():
+    found = only({"prompt": "b", "completion": "a"}, prompt="completion", completion="prompt")
+    assert found == Demonstration(row=1, messages=chat("a", "b"))
+
+
+def test_a_mapped_column_that_is_not_there_names_those_that_are():
+    with pytest.raises(ConfigError, match=r"data\.columns\.prompt=frage: rows\.jsonl has no such column.*are q, a"):
+        only({"q": "a", "a": "b"}, prompt="frage")
+
+
+def test_unknown_columns_are_listed_with_a_remedy():
+    with pytest.raises(ConfigError, match=r"no known format has the columns frage, antwort; .*data\.columns\.prompt="):
+        only({"frage": "a", "antwort": "b"})
+
+
+def test_a_column_missing_in_one_row_names_the_line():
+    with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2: the column completion is missing; .* are prompt, c"):
+        parse(table([{"prompt": "a", "completion": "b"}, {"prompt": "a", "c": "b"}]), {})
+
+
+@pytest.mark.parametrize("label", [1, 0, "true", None, 0.5])
+def test_a_label_that_is_no_boolean_is_refused(label):
+    with pytest.raises(ConfigError, match=r"line 1: label has to be true or false, got"):
+        only({"prompt": "a", "completion": "b", "label": label})
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": 3}, "text has to be text, got 3"),
+        ({"prompt": 3, "completion": "b"}, "prompt has to be text or a list of messages"),
+        ({"prompt": "a", "completion": None}, "completion has to be text or a list of messages"),
+        ({"prompt": "a", "completion": turns(("user", "b"))}, "completion has to be text or one assistant message"),
+        ({"messages": [{"role": "judge", "content": "b"}]}, "the role 'judge'; known are"),
+        ({"messages": [{"role": "user", "content": None}]}, "whose content is no text"),
+        ({"messages": ["b"]}, "messages has to hold messages"),
+        ({"chosen": "b", "rejected": "c"}, "the column prompt is missing, and chosen is no transcript"),
+        ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "there is no prompt"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"}, "margin has to be a number"),
+        ({"prompt": "a", "steps": "b", "labels": [True]}, "steps has to be a list of texts, got 'b'"),
+        ({"prompt": "a", "steps": ["b"], "labels": [1]}, "labels has to be a list of true and false"),
+        ({"prompt": "a", "steps": ["b"], "labels": []}, "there are 1 steps but 0 labels"),
+    ],
+)
+def test_malformed_rows_are_refused_with_their_line(row, says):
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*({says})"):
+        only(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": turns(("user", "a"))}, "the conversation does not end with an answer"),
+        ({"messages": turns(("assistant", "a"))}, "the conversation does not end with an answer"),
+        ({"chosen": f"{HH} x", "rejected": "\n\nHuman: Other\n\nAssistant: x"}, "do not share their prompt"),
+        ({"chosen": f"{HH} x", "rejected": f"{HH} x\n\nHuman: So?\n\nAssistant: y"}, "do not share their prompt"),
+        (
+            {"chosen": turns(("user", "a"), ("assistant", "b")), "rejected": turns(("user", "x"), ("assistant", "b"))},
+            "do not share their prompt",
+        ),
+        (
+            {"chosen": turns(("user", "a"), ("user", "b")), "rejected": turns(("user", "a"), ("user", "c"))},
+            "does not end",
+        ),
+    ],
+)
+def test_unusable_rows_are_counted(row, reason):
+    parsed = parse(table([row, row]), {})
+    assert parsed.records == ()
+    ((said, number),) = parsed.dropped.items()
+    assert reason in said
+    assert number == 2
+
+
+def test_a_transcript_splits_exactly_at_the_last_assistant_turn():
+    quoted = "\n\nHuman: He wrote 'Assistant: no' to me\n\nAssistant: I see: go on\n\nHuman: Well"
+    assert transcript(quoted) == chat("He wrote 'Assistant: no' to me", "I see: go on", "Well")
+
+
+def test_an_empty_table_has_no_records():
+    assert parse(table([]), {}).records == ()

@@ -1,0 +1,76 @@
+"""Data sets through `datasets`: a directory of files as the Hub has them, and a Hub that cannot be asked."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from postrain.data import hub
+from postrain.data.sources import Hub
+from postrain.types import ConfigError
+from tests.data.helpers import write_lines
+
+ROWS = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(3)]
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    import datasets.config  # noqa: PLC0415 - the other tests need not wait for it
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    write_lines(tmp_path / "set" / "train.jsonl", ROWS)
+    write_lines(tmp_path / "set" / "test.jsonl", ROWS[:1])
+    return str(tmp_path / "set")
+
+
+def source(repo: str, **changes) -> Hub:
+    settings = {"subset": None, "train_split": "train", "eval_split": None, "revision": None}
+    return Hub(repo=repo, **(settings | changes))
+
+
+def test_a_split_becomes_rows(local):
+    loaded = source(local, eval_split="test").load(eval_rows=9)
+    assert [row.values for row in loaded.train.rows] == ROWS
+    assert loaded.held_out is not None
+    assert [row.values for row in loaded.held_out.rows] == ROWS[:1]
+    assert loaded.train.where(1).endswith("set (train), row 1")
+    assert source(local).load(eval_rows=9).held_out is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train_split": "valid"}, "the split valid cannot be read"),
+        ({"subset": "other"}, "the split train of the subset other"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused_in_one_line(local, changes, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        source(local, **changes).load(eval_rows=9)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_it_is_said_what_was_looked_for_where_and_the_two_ways_on():
+    with pytest.raises(ConfigError) as caught:
+        source("nobody/nothing").load(eval_rows=9)
+    message = str(caught.value)
+    assert "data set nobody/nothing: not in the cache " in message
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "run once where there is a network and copy that cache, or give a file with data=jsonl" in message
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(hub, "_ask", lambda repo, revision: time.sleep(1))
+    monkeypatch.setattr(hub.constants, "is_offline_mode", lambda: False)
+    with pytest.raises(ConfigError, match=r"the Hub cannot be asked \(no answer within 0 s\)"):
+        source("nobody/nothing").load(eval_rows=9)
+
+
+def test_what_the_hub_says_is_not_there_is_not_looked_for_again(monkeypatch):
+    monkeypatch.setattr(hub, "_ask", lambda repo, revision: ConfigError(f"the Hub has no data set {repo}"))
+    monkeypatch.setattr(hub.constants, "is_offline_mode", lambda: False)
+    with pytest.raises(ConfigError, match="the Hub has no data set nobody/nothing"):
+        source("nobody/nothing").load(eval_rows=9)

@@ -1,0 +1,105 @@
+"""What is dropped before learning, and that it is counted."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from postrain.data.quality import repetition, sane, sift
+from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Text
+from postrain.types import ConfigError
+from tests.data.helpers import OFF, chat
+
+
+def answers(*texts: str) -> list[Demonstration]:
+    return [Demonstration(row=row, messages=chat(f"p{row}", text)) for row, text in enumerate(texts)]
+
+
+def kept(records, **changes) -> tuple[list[int], dict[str, int]]:
+    sifted = sift(records, replace(OFF, **changes), seed=0)
+    return [record.row for record in sifted.records], dict(sifted.dropped)
+
+
+def test_nothing_is_dropped_unless_asked_for():
+    assert kept(answers("a", "a", "a a a a a a")) == ([0, 1, 2], {})
+
+
+def test_length():
+    assert kept(answers("a", "abc", "abcdef"), min_characters=2) == ([1, 2], {"shorter than 2 characters": 1})
+    assert kept(answers("a", "abc", "abcdef"), max_characters=3) == ([0, 1], {"longer than 3 characters": 1})
+
+
+def test_repetition_is_the_share_of_three_word_sequences_seen_before():
+    # a b c a b c a b: sequences abc bca cab abc bca cab: three of six have been there.
+    assert repetition("a b c a b c a b") == pytest.approx(0.5)
+    assert repetition("one two three four") == 0
+    assert repetition("two words") == 0
+    assert kept(answers("a b c a b c a b", "a b c d"), max_repetition=0.4) == ([1], {"repetition above 0.4": 1})
+
+
+def test_exact_duplicates_go_and_opposite_judgements_stay():
+    same = [Demonstration(row=row, messages=chat("p", text)) for row, text in enumerate("abab")]
+    assert kept(same, dedupe=True) == ([0, 1], {"duplicate": 2})
+    judged = [
+        Judgement(row=row, prompt=chat("p"), completion="a", label=label) for row, label in enumerate([1 > 0, 1 < 0])
+    ]
+    assert kept(judged, dedupe=True) == ([0, 1], {})
+
+
+def test_near_duplicates_go():
+    rng = random.Random(0)
+    words = [f"w{number}" for number in range(500)]
+    texts = [" ".join(rng.sample(words, 60)) for _ in range(20)]
+    # One word of sixty changed: 3 of 58 three-word sequences differ, Jaccard 55/61 = 0.90.
+    near = [text.replace(text.split()[30], "other") for text in texts]
+    records = [Text(row=row, text=text) for row, text in enumerate(texts + near)]
+    assert kept(records, near_dedupe=0.6) == (list(range(20)), {"near duplicate": 20})
+    assert kept(records[:20], near_dedupe=0.6) == (list(range(20)), {})
+
+
+def test_near_duplicates_without_datasketch_say_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(ConfigError, match=r'needs the package datasketch; pip install "postrain\[quality\]"'):
+        kept(answers("a"), near_dedupe=0.8)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_balance_cuts_every_value_down_to_the_rarest(seed):
+    records = [
+        Demonstration(row=row, messages=chat("p", "a"), columns={"task": task})
+        for row, task in enumerate("aaaaaabbbcc")
+    ]
+    sifted = sift(records, replace(OFF, balance="task"), seed=seed)
+    assert Counter(record.columns["task"] for record in sifted.records) == {"a": 2, "b": 2, "c": 2}
+    assert sifted.dropped == {"balance of task": 5}
+    assert [record.row for record in sifted.records] == sorted(record.row for record in sifted.records)
+
+
+def test_balance_of_labels_and_of_a_column_that_is_not_there():
+    judged = [Judgement(row=row, prompt=chat("p"), completion="a", label=row > 0) for row in range(4)]
+    assert len(kept(judged, balance="label")[0]) == 2
+    with pytest.raises(ConfigError, match=r"data\.quality\.balance=task: row 0 has no such column; there are label"):
+        kept(judged, balance="task")
+
+
+def test_labels_that_teach_nothing_are_dropped_and_counted():
+    records = [
+        Preference(row=0, prompt=chat("p"), chosen="a", rejected="b"),
+        Preference(row=1, prompt=chat("p"), chosen="a", rejected=" a\n"),
+        Preference(row=2, prompt=chat("p"), chosen="a", rejected=" "),
+        Demonstration(row=3, messages=chat("p", "\n")),
+        Prompt(row=4, prompt=chat("p")),
+        Text(row=5, text=" "),
+    ]
+    found = sane(records, OFF, str)
+    assert [record.row for record in found.records] == [0, 4]
+    assert found.dropped == {"chosen equals rejected": 1, "empty completion": 3}
+
+
+def test_empty_completions_can_be_an_error():
+    with pytest.raises(ConfigError, match=r"x\.jsonl, line 1: the completion is empty; .*data\.quality\.empty=drop"):
+        sane(answers("a", " "), replace(OFF, empty="error"), lambda row: f"x.jsonl, line {row}")

@@ -1,0 +1,91 @@
+"""Files as rows, and files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from postrain.data.readers import read_file
+from postrain.types import ConfigError
+
+ROWS = [
+    {"prompt": "a\nb", "completion": "ü", "label": True},
+    {"prompt": 'c"', "completion": "d\u2028e", "label": False},
+]
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def jsonl(path: Path) -> str:
+    return write(path / "x.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n\n")
+
+
+def js(path: Path) -> str:
+    return write(path / "x.json", "\ufeff" + json.dumps(ROWS))
+
+
+def csv(path: Path) -> str:
+    return write(path / "x.csv", 'prompt,completion,label\n"a\nb",ü,true\n"c""","d\u2028e",False\n')
+
+
+def parquet(path: Path) -> str:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path / "x.parquet")
+    return str(path / "x.parquet")
+
+
+@pytest.mark.parametrize(("make", "numbers"), [(jsonl, [1, 2]), (js, [0, 1]), (csv, [2, 4]), (parquet, [0, 1])])
+def test_every_format_gives_the_same_rows_with_their_place(make, numbers, tmp_path):
+    table = read_file(make(tmp_path))
+    assert [dict(row.values) for row in table.rows] == ROWS
+    assert [row.number for row in table.rows] == numbers
+
+
+def test_text_is_cut_at_blank_lines_into_documents(tmp_path):
+    paragraphs = [f"{number} " + ("word " * 150).strip() for number in range(6)]
+    table = read_file(write(tmp_path / "x.txt", "\n\n" + "\n\n".join(paragraphs) + "\n"))
+    documents = [row.values["text"] for row in table.rows]
+    # 751 characters a paragraph: the third takes a document over 2000.
+    assert documents == ["\n\n".join(paragraphs[:3]), "\n\n".join(paragraphs[3:])]
+    assert [row.number for row in table.rows] == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.jsonl", '{"text": "a"}\n{"text": \n', r"line 2: not valid JSON \(.* at column"),
+        ("x.jsonl", '{"text": "a"}\n["b"]\n', "line 2: expected an object"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9t\xe9"}\n', "line 2: not UTF-8 text; save the file as UTF-8"),
+        ("x.csv", b"text\na\n\xe9\n", "line 3: not UTF-8"),
+        ("x.csv", "text,id\na,1\nb\n", "line 3: expected 2 cells"),
+        ("x.csv", "text,id\na,1,2\n", "line 2: expected 2 cells"),
+        ("x.csv", 'text\n"a', "not valid CSV"),
+        ("x.jsonl", "", "is empty; expected at least one row"),
+        ("x.jsonl", "\n \n", "is empty"),
+        ("x.json", "", "is empty"),
+        ("x.json", "[]", "is empty"),
+        ("x.csv", "text\n", "is empty"),
+        ("x.csv", "", "is empty"),
+        ("x.txt", "\n\n", "is empty"),
+        ("x.json", '{"text": "a"}', "expected a list of objects; .* named .jsonl"),
+        ("x.json", '[{"text": "a"}, 3]', "item 1: expected an object"),
+        ("x.parquet", "text", "not a Parquet file"),
+        ("x.docx", "text", r"cannot read \.docx; expected one of \.jsonl, "),
+    ],
+)
+def test_bad_files_are_refused_in_one_line_that_says_where(name, content, says, tmp_path):
+    with pytest.raises(ConfigError, match=says) as caught:
+        read_file(write(tmp_path / name, content))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.path: there is no file .*gone\.jsonl"):
+        read_file(str(tmp_path / "gone.jsonl"))

@@ -1,0 +1,64 @@
+"""Which items make which batch."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from postrain.data.encode import EncodedRow
+from postrain.data.schedule import Schedule
+from postrain.types import Rows
+
+
+def schedule(items: int, **changes: int) -> Schedule:
+    made = [EncodedRow(row, torch.full((3,), row), torch.tensor([False, True, True])) for row in range(items)]
+    return replace(Schedule(items=made, batch_size=4, updates=9, seed=0), **changes)
+
+
+def seen(batches: Schedule) -> list[tuple[int, ...]]:
+    found = []
+    for batch in batches:
+        assert isinstance(batch, Rows)
+        found.append(batch.row_ids)
+    return found
+
+
+def test_every_epoch_is_whole_every_batch_is_full_and_orders_differ():
+    rng = random.Random(0)
+    for _ in range(40):
+        items, size = rng.randint(1, 30), rng.randint(1, 40)
+        batches = seen(schedule(items, batch_size=size, updates=12, seed=rng.randint(0, 9)))
+        assert [len(batch) for batch in batches] == [size] * 12
+        stream = [row for batch in batches for row in batch]
+        epochs = [stream[at : at + items] for at in range(0, len(stream) - items + 1, items)]
+        assert all(sorted(epoch) == list(range(items)) for epoch in epochs)
+        if items > 8 and len(epochs) > 1:
+            assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 9])
+def test_starting_later_is_the_rest_of_the_same_batches(start):
+    whole = seen(schedule(10))
+    rest = schedule(10, start=start)
+    assert seen(rest) == whole[start:]
+    assert len(rest) == 9 - start
+
+
+def test_a_batch_does_not_depend_on_how_many_updates_follow():
+    assert seen(schedule(10, updates=3)) == seen(schedule(10))[:3]
+
+
+def test_another_seed_is_another_order():
+    assert seen(schedule(10)) != seen(schedule(10, seed=1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_share_a_global_batch(ranks):
+    parts = [seen(schedule(10, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    for update, whole in enumerate(seen(schedule(10))):
+        shares = [part[update] for part in parts]
+        assert sorted(row for share in shares for row in share) == sorted(whole)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -1,0 +1,62 @@
+"""Records seen as another kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Steps, Text
+from postrain.data.views import convert
+from postrain.types import ConfigError
+from tests.data.helpers import chat
+
+WITH = {"gold": {"x": 1}}
+PREFERENCE = Preference(row=5, prompt=chat("a"), chosen="b", rejected="c", columns=WITH)
+DEMONSTRATION = Demonstration(row=5, messages=chat("a", "b"), columns=WITH)
+UP = Judgement(row=5, prompt=chat("a"), completion="b", label=True, columns=WITH)
+DOWN = Judgement(row=6, prompt=chat("a"), completion="c", label=False, columns=WITH)
+RIGHT = Steps(row=5, prompt=chat("a"), steps=("b", "c"), labels=(True, True), columns=WITH)
+WRONG = Steps(row=6, prompt=chat("a"), steps=("b", "d"), labels=(True, False), columns=WITH)
+PROMPT = Prompt(row=5, prompt=chat("a"), columns=WITH)
+
+
+@pytest.mark.parametrize(
+    ("records", "seen"),
+    [
+        ([PREFERENCE], [DEMONSTRATION]),
+        ([PREFERENCE], [PROMPT]),
+        ([DEMONSTRATION], [PROMPT]),
+        ([DEMONSTRATION], [Text(row=5, text="a\n\nb", columns=WITH)]),
+        ([UP], [DEMONSTRATION]),
+        ([UP], [PROMPT]),
+        ([RIGHT], [PROMPT]),
+        ([RIGHT], [Demonstration(row=5, messages=chat("a", "b c"), columns=WITH)]),
+        (
+            [RIGHT, WRONG],
+            [
+                Judgement(row=5, prompt=chat("a"), completion="b c", label=True, columns=WITH),
+                Judgement(row=6, prompt=chat("a"), completion="b d", label=False, columns=WITH),
+            ],
+        ),
+        ([PREFERENCE], [PREFERENCE]),
+    ],
+)
+def test_a_view_keeps_row_and_columns(records, seen):
+    kept, lost = convert(records, type(seen[0]).__name__, source="rows")
+    assert list(kept) == seen
+    assert lost == {}
+
+
+@pytest.mark.parametrize("records", [[UP, DOWN], [RIGHT, WRONG]])
+def test_what_is_known_to_be_bad_is_not_imitated_but_counted(records):
+    kept, lost = convert(records, "Demonstration", source="rows")
+    assert len(kept) == 1
+    assert lost == {f"{type(records[0]).__name__} that is no Demonstration": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [(DEMONSTRATION, "Preference"), (Text(row=1, text="a"), "Prompt"), (PROMPT, "Demonstration"), (UP, "Preference")],
+)
+def test_what_the_data_does_not_say_is_refused_with_both_kinds(record, kind):
+    with pytest.raises(ConfigError, match=rf"learns from {kind} records, but rows\.csv holds {type(record).__name__}"):
+        convert([record], kind, source="rows.csv")
