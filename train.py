@@ -8,7 +8,7 @@ from pathlib import Path
 # uses the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from postrain.main import start  # noqa: E402 - see above
+from postrain.main import start
 
 if __name__ == "__main__":
     sys.exit(start(sys.argv, Path(__file__).parent / "conf"))

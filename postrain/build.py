@@ -60,13 +60,19 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
             template=data.template,
             seed=config["seed"],
             engine=engine,
-            reference=Reference.of(policy),
+            # A copy of a model is a lot of memory: only where somebody looks at it.
+            reference=Reference.of(policy) if compared(method, config) else None,
             reward=reward,
         )
     )
     if reward is not None:
         check_reward(method, data)
     return Built(method, data, audit, tokenizer, hardware)
+
+
+def compared(method: Method, config: Mapping[str, Any]) -> bool:
+    """Whether the weights at the start are asked for: by the method, or for the KL of evaluated completions."""
+    return method.needs_reference() or (method.head == "causal" and config["evaluation"]["completions"] > 0)
 
 
 def load_policy(method: Method, config: Mapping[str, Any], resolved: ResolvedModel, dtype: torch.dtype) -> nn.Module:

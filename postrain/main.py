@@ -52,7 +52,8 @@ def run_job(config: DictConfig, conf: Path) -> float | None:
     try:
         return execute(
             plain,
-            overrides=list(HydraConfig.get().overrides.task),
+            # cli.py forces every key past Hydra; people did not write the ++.
+            overrides=[word.removeprefix("++") for word in HydraConfig.get().overrides.task],
             group=Path(HydraConfig.get().sweep.dir).name if multirun else None,
         )
     except ConfigError as error:

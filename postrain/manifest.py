@@ -35,13 +35,14 @@ def write_manifest(
     overrides: Sequence[str],
     seeds: Mapping[str, int],
     data: Mapping[str, Any],
+    model: Mapping[str, Any],
     stand_in_for: str | None = None,
 ) -> None:
     """Write manifest.json.
 
     `config` is resolved and of plain containers; `overrides` are the words of the command line after train.py;
-    `data` says which rows were read (a fingerprint, counts); `stand_in_for` names the model that was asked for
-    when another one took its place.
+    `data` says which rows were read (a fingerprint, counts); `model` which weights it began with; `stand_in_for` names
+    the model that was asked for when another one took its place.
     """
     manifest = {
         "reproduce": reproduce(overrides),
@@ -49,6 +50,7 @@ def write_manifest(
         "git": git_state(Path(__file__).parent),
         "seeds": dict(seeds),
         "data": plain(data),
+        "model": dict(model),
         "versions": versions(),
         "hardware": hardware(),
         "config": masked(plain(config)),

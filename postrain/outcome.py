@@ -1,4 +1,4 @@
-"""What a run leaves when training is over: the model as a Hugging Face directory, its report, and a few lines to read."""
+"""What a run leaves when training is over: the model as a Hugging Face directory, and a few lines to read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from postrain.build import Built
-from postrain.callbacks.progress import figure
 from postrain.folder import RunFolder
 from postrain.jsonl import number
 from postrain.models.export import export
 from postrain.models.sources import ResolvedModel
-from postrain.report import write_report
+from postrain.readable import figure
 
 
-def finish(built: Built, resolved: ResolvedModel, folder: RunFolder, *, report: bool) -> float | None:
-    """Exports, reports and sums up; returns the method's own measure of how good it has become."""
+def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | None:
+    """Exports and sums up; returns the method's own measure of how good it has become."""
     method = built.method
     changes = before_and_after(folder.metrics.read())
     card = model_card(built, resolved, folder, changes)
@@ -26,9 +25,6 @@ def finish(built: Built, resolved: ResolvedModel, folder: RunFolder, *, report: 
     console = Console(highlight=False)
     console.print(summary(changes, method.headline))
     console.print(f"model   {folder.model}", soft_wrap=True)
-    if report:
-        write_report(folder.path)
-        console.print(f"report  {folder.report}", soft_wrap=True)
     final = changes.get(method.headline[2])
     return None if final is None else final[1]
 

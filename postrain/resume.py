@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from postrain.folder import RunFolder
+from postrain.jsonl import read_json
+from postrain.models.sources import ResolvedModel
 from postrain.types import ConfigError
 
 # Said about this session, not about the run.
@@ -33,6 +35,16 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
             "say allow_change=true to go on with the new ones, or start a new run"
         )
     return changed | {key: composed[key] for key in SESSION_KEYS}
+
+
+def check_model(folder: RunFolder, resolved: ResolvedModel) -> None:
+    """Refuses to go on with other weights than the run began with: a checkpoint holds only what learned."""
+    began = read_json(folder.manifest).get("model", {}).get("fingerprint")
+    if began not in (None, resolved.fingerprint):
+        raise ConfigError(
+            f"resume: {folder.path} began with other weights than {resolved.name} has now ({began} → "
+            f"{resolved.fingerprint}): the files changed, or a stand-in was replaced; start a new run"
+        )
 
 
 def _with(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,9 +35,11 @@ from postrain.manifest import masked, write_manifest
 from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
 from postrain.parallel import unshard
-from postrain.resume import SESSION_KEYS, resumed_config
+from postrain.report import write_report
+from postrain.resume import SESSION_KEYS, check_model, resumed_config
 from postrain.root import Root
 from postrain.tracking import Tracker
+from postrain.types import ConfigError
 
 
 def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None) -> float | None:
@@ -53,6 +55,8 @@ def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str |
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()
     resolved = instantiate(config["model"]).resolve()
+    if earlier:
+        check_model(earlier, resolved)
     folder = earlier or (new_folder(config, resolved) if is_first_rank() else None)
     if folder and is_first_rank():
         atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
@@ -81,6 +85,17 @@ def outcome_of(folder: RunFolder | None, config: Mapping[str, Any]) -> Iterator[
         raise
     finally:
         instantiate(config["logger"]).close(status)
+        if folder and is_first_rank() and config["report"]:
+            report(folder, status)
+
+
+def report(folder: RunFolder, status: str) -> None:
+    """Writes report.html, of a failed run too; that it cannot be written must not hide why the run failed."""
+    try:
+        print(f"report  {write_report(folder.path)}")
+    except ConfigError:
+        if status == "done":
+            raise
 
 
 def new_folder(config: Mapping[str, Any], resolved: ResolvedModel) -> RunFolder:
@@ -107,13 +122,16 @@ def train(
     built = build(config, resolved)
     first = is_first_rank()
     if first:
-        print(f"{built.method.parts.reference.says}\n{built.audit.render()}\nrun folder: {folder.path}", flush=True)
+        reference = built.method.parts.reference
+        lines = [reference.says if reference else "", built.audit.render(), f"run folder: {folder.path}"]
+        print("\n".join(filter(None, lines)), flush=True)
         write_manifest(
             folder,
             config=config,
             overrides=overrides,
             seeds={"seed": config["seed"]},
             data=built.audit.to_dict(),
+            model={"name": resolved.name, "source": resolved.source, "fingerprint": resolved.fingerprint},
             stand_in_for=resolved.stand_in_for,
         )
     tracker: Tracker = instantiate(config["logger"])
@@ -127,7 +145,7 @@ def train(
     if interrupt.signal is not None:
         raise Interrupted(interrupt.signal)
     unshard(built.method)
-    return finish(built, resolved, folder, report=config["report"]) if first else None
+    return finish(built, resolved, folder) if first else None
 
 
 def callbacks(

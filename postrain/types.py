@@ -9,6 +9,7 @@ Nothing here imports lightning, hydra or transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Self
@@ -188,7 +189,8 @@ class Max:
     peak: Tensor | float
 
     def __add__(self, other: Max) -> Max:
-        return Max(max(float(self.peak), float(other.peak)))
+        peaks = float(self.peak), float(other.peak)
+        return Max(math.nan if any(map(math.isnan, peaks)) else max(peaks))
 
     def value(self) -> float:
         """The maximum."""

@@ -64,7 +64,8 @@ def test_chunks_and_micro_batches_change_no_number_and_no_gradient(monkeypatch):
 def test_micro_batches_hold_every_row_once_within_the_budget():
     generator = torch.Generator().manual_seed(3)
     for _ in range(50):
-        costs = torch.randint(1, 40, (int(torch.randint(1, 30, (1,), generator=generator)),), generator=generator).tolist()
+        count = int(torch.randint(1, 30, (1,), generator=generator))
+        costs = torch.randint(1, 40, (count,), generator=generator).tolist()
         groups = micro_batches(costs, 64)
         assert sorted(index for group in groups for index in group) == list(range(len(costs)))
         assert all(len(group) == 1 or len(group) * max(costs[i] for i in group) <= 64 for group in groups)

@@ -10,6 +10,7 @@ from postrain.callbacks.samples import Sample, SamplesFile
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
 from postrain.methods.base import Method
+from postrain.rewards.base import optional
 
 
 class Evaluator(Callback):
@@ -42,8 +43,14 @@ def samples(found: Evaluated, count: int) -> list[Sample]:
         return []
     episodes = found.episodes
     return [
-        Sample(row, prompt, completion, rewards, gold)
-        for row, prompt, completion, rewards, gold in zip(
-            episodes.rows.row_ids, episodes.prompts, episodes.completions, episodes.parts, found.gold, strict=True
+        Sample(row, prompt, completion, {**rewards, "total": total} if rewards else {}, gold)
+        for row, prompt, completion, rewards, total, gold in zip(
+            episodes.rows.row_ids,
+            episodes.prompts,
+            episodes.completions,
+            episodes.parts,
+            optional(episodes.reward_B),
+            found.gold,
+            strict=True,
         )
     ][:count]

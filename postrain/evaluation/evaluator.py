@@ -85,7 +85,7 @@ def kl_to_start(method: Method, episodes: Episodes) -> dict[str, Mean | Max]:
     """How far the policy has moved from where it started, on its own completions."""
     temperature = method.parts.engine.sampling.temperature or 1.0
     found = in_micro_batches(
-        lambda rows: compare(method.policy, method.parts.reference, rows, temperature=temperature),
+        lambda rows: compare(method.policy, method.reference, rows, temperature=temperature),
         episodes.rows,
         method.micro_batch_tokens,
     )

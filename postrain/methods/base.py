@@ -45,8 +45,8 @@ class Parts:
     seed: int
     engine: Engine
     """What samples, for rollouts and for looking at samples during evaluation."""
-    reference: Reference
-    """The weights the policy started from."""
+    reference: Reference | None = None
+    """The weights the policy started from; None where nobody compares."""
     reward: Reward | None = None
     """What scores completions; only methods with `needs_reward` get one."""
 
@@ -108,6 +108,10 @@ class Method(LightningModule):
 
     # What a method says ------------------------------------------------------------------------------------------
 
+    def needs_reference(self) -> bool:
+        """Whether learning compares the policy with where it started."""
+        return False
+
     def attached(self) -> None:
         """Called once all parts are there: build what else learns (a critic)."""
 
@@ -148,6 +152,12 @@ class Method(LightningModule):
         return found
 
     # The loop ----------------------------------------------------------------------------------------------------
+
+    @property
+    def reference(self) -> Reference:
+        """The weights the policy started from, for a method that needs them."""
+        assert self.parts.reference is not None
+        return self.parts.reference
 
     def attach(self, parts: Parts) -> None:
         """Takes what the run has built; before this a method is only its settings."""

@@ -123,6 +123,9 @@ class PPO(Method):
     critic_warmup: CountOrZero
     """Updates in which only the critic learns."""
 
+    def needs_reference(self) -> bool:
+        return True
+
     def attached(self) -> None:
         self.check()
         width = self.policy.config.hidden_size
@@ -181,7 +184,7 @@ class PPO(Method):
     def compare(self, rows: Rows) -> Comparison:
         """Policy, reference and shared critic on the same tokens."""
         return compare(
-            self.policy, self.parts.reference, rows, temperature=self.sampling.temperature, head=self.shared_head()
+            self.policy, self.reference, rows, temperature=self.sampling.temperature, head=self.shared_head()
         )
 
     def shared_head(self) -> Callable[[Tensor], Tensor] | None:

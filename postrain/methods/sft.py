@@ -32,6 +32,9 @@ class SFT(Method):
     l2_coef: NonNegative
     """Weight of the squared distance of what learns from where it started."""
 
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
     def attached(self) -> None:
         self.start = [parameter.detach().clone() for parameter in self.trainable()] if self.l2_coef else []
 
@@ -39,14 +42,15 @@ class SFT(Method):
         tokens = self.denominator(batch)
         metrics: dict[str, Mean | Max] = {}
         if self.kl_coef:
-            found = compare(self.policy, self.parts.reference, batch)
+            found = compare(self.policy, self.reference, batch)
             log_ratio_BT = (found.logps_BT - found.ref_logps_BT).detach()
             metrics["kl/exact"] = Mean(found.kl_BT.detach().sum(), tokens)
             metrics["kl/log_ratio_max"] = Max(log_ratio_BT.abs().max())
             nll, penalty = -found.logps_BT.sum(), self.kl_coef * found.kl_BT.sum()
         else:
             nll, penalty = -score(self.policy, batch).logps_BT.sum(), 0.0
-        metrics["nll"] = Mean(nll.detach(), tokens)
+        if self.kl_coef or self.l2_coef:
+            metrics["nll"] = Mean(nll.detach(), tokens)
         if self.l2_coef:
             distance = l2_distance(self.trainable(), [then.to(self.device) for then in self.start])
             metrics["l2"] = Mean(distance.detach() * tokens, tokens)
@@ -55,4 +59,4 @@ class SFT(Method):
         return LossSum(nll + penalty, metrics)
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
-        return {"perplexity": math.exp(min(metrics["nll"], 50.0))}
+        return {"perplexity": math.exp(min(metrics.get("nll", metrics["loss"]), 50.0))}

@@ -25,9 +25,8 @@ def test_greedy_equals_generate(architecture):
     model = tiny_model(architecture)
     found = engine(temperature=0.0).generate(model, prompts(6), keys=range(6), stop_ids=[0])
     for prompt, completion in zip(prompts(6), found, strict=True):
-        expected = model.generate(
-            prompt[None], attention_mask=torch.ones_like(prompt)[None], do_sample=False, max_new_tokens=12, pad_token_id=0
-        )[0, len(prompt) :]
+        alone = {"input_ids": prompt[None], "attention_mask": torch.ones_like(prompt)[None]}
+        expected = model.generate(**alone, do_sample=False, max_new_tokens=12, pad_token_id=0)[0, len(prompt) :]
         assert completion.ids.tolist() == expected.tolist()
         assert completion.finished == (expected[-1] == 0)
 

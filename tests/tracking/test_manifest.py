@@ -54,6 +54,7 @@ def test_everything_is_there(tmp_path: Path) -> None:
         overrides=["method=ppo"],
         seeds={"seed": 1},
         data={"fingerprint": "f00"},
+        model={"name": "nano", "source": "bundled", "fingerprint": "beef"},
         stand_in_for="gpt2",
     )
     text = folder.manifest.read_text()
