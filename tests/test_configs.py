@@ -1,0 +1,54 @@
+"""Every YAML in conf/ composes, says what it is, and fits the constructors it names."""
+
+from pathlib import Path
+
+import pytest
+
+from postrain.check import check
+from postrain.root import Root
+from tests.runs import CONF, METHODS, composed
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+# What a user has to say for options that cannot know it.
+GIVEN = {
+    ("data", "jsonl"): ["data.path=rows.jsonl"],
+    ("model", "local"): ["model.path=somewhere"],
+    ("model", "run"): ["model.path=somewhere"],
+    ("reward", "function"): ["reward.function=math.sqrt"],
+    ("reward", "learned"): ["reward.path=somewhere"],
+}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_fits_its_constructor(group, option):
+    method = [] if group in ("method", "experiment") else ["method=ppo"]
+    check(composed([*method, f"{group}={option}", *GIVEN.get((group, option), [])]), Root)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_begins_with_a_line_that_says_what_it_is(group, option):
+    lines = [line for line in (CONF / group / f"{option}.yaml").read_text().splitlines() if "@package" not in line]
+    assert lines[0].startswith("# ")
+    assert 10 < len(lines[0]) <= 110
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_command_line_wins_over_the_method(method):
+    config = composed([f"method={method}", "data=jsonl", "data.path=x", "adapter=none", "rollout.temperature=0.25"])
+    assert config["data"]["path"] == "x"
+    assert config["adapter"]["_target_"].endswith("NoAdapter")
+    assert config["rollout"]["temperature"] == 0.25
+
+
+def test_the_experiment_wins_over_the_method_and_loses_to_the_command_line():
+    assert composed(["method=pretrain"])["method"]["batch_size"] == 16
+    assert composed(["experiment=nano"])["method"]["batch_size"] == 36
+    assert composed(["experiment=nano", "method.batch_size=5"])["method"]["batch_size"] == 5
+
+
+def test_no_yaml_lies_where_nobody_finds_it():
+    shared = {path for path in CONF.rglob("*.yaml") if path.parent.name == "base"}
+    assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared == {
+        path for path in CONF.rglob("*.yaml") if path != Path(CONF / "config.yaml")
+    }
