@@ -38,6 +38,8 @@ class Audit:
     """Rows that are in neither part, by reason."""
     cut: Mapping[str, int]
     """Training and held-out rows that lost tokens, by what they lost."""
+    packed: bool
+    """True when an item is a block of several texts, which starts and ends anywhere."""
     items: int
     """Training items: rows, or blocks of packed text."""
     tokens: int
@@ -83,9 +85,11 @@ class Audit:
             learned = f"{self.supervised} of {self.tokens} ({share:.0f} %)"
             lines += [
                 ("tokens learned", f"{learned}; a row {self.supervised_mean:.1f}, at least {self.supervised_min}"),
-                ("rows that end", f"{100 * self.ended:.0f} %"),
             ]
-        return [*lines, ("template", f"{self.template}, {self.bos} BOS"), ("fingerprint", self.fingerprint[:16])]
+        if self.kind != "Prompt" and not self.packed:
+            lines.append(("rows that end", f"{100 * self.ended:.0f} %"))
+        template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
+        return [*lines, ("template", template), ("fingerprint", self.fingerprint[:16])]
 
     def check(self) -> None:
         """Raises ConfigError for data that would train on nothing."""
@@ -94,7 +98,7 @@ class Audit:
                 f"{self.source}: {self.unsupervised_rows} rows have no token to learn from; show them with "
                 "data.show_mask=3, and try data.loss_on=completion or another data.template"
             )
-        if self.bos > 1:
+        if self.bos > 1 and not self.packed:
             raise ConfigError(
                 f"{self.source}: rows start with {self.bos} beginning-of-sequence tokens; the template writes one and "
                 "the text another: remove it from the data"

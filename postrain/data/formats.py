@@ -79,7 +79,7 @@ class Parsed:
 
 def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
     """The records of a table, after `columns` (ours to theirs) has been applied."""
-    renames = {theirs: ours for ours, theirs in columns.items() if theirs}
+    renames = {ours: theirs for ours, theirs in columns.items() if theirs}
     found = _recognise(_renamed(table, table.rows[0].values, renames), table) if table.rows else None
     records: list[Record] = []
     dropped: Counter[str] = Counter()
@@ -96,15 +96,14 @@ def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
 
 
 def _renamed(table: Table, values: Values, renames: Mapping[str, str]) -> Values:
-    missing = [theirs for theirs in renames if theirs not in values]
-    if missing:
-        raise ConfigError(
-            f"data.columns.{renames[missing[0]]}={missing[0]}: {table.name} has no such column; "
-            f"its columns are {', '.join(values)}"
-        )
+    for ours, theirs in renames.items():
+        if theirs not in values:
+            raise ConfigError(
+                f"data.columns.{ours}={theirs}: {table.name} has no such column; its columns are {', '.join(values)}"
+            )
     # A column that is mapped wins over one that has the name already.
-    kept = {name: value for name, value in values.items() if name not in set(renames.values()) - set(renames)}
-    return {renames.get(name, name): value for name, value in kept.items()}
+    others = {name: value for name, value in values.items() if name not in renames.values()}
+    return others | {ours: values[theirs] for ours, theirs in renames.items()}
 
 
 def _recognise(values: Values, table: Table) -> Format:

@@ -26,7 +26,7 @@ from postrain.data.readers import Table, read_file
 from postrain.data.records import Prompt, Record, Text, prompt_content
 from postrain.data.schedule import Schedule
 from postrain.data.sources import Files, Loaded, Source
-from postrain.data.split import SEEN, Split, split, unseen
+from postrain.data.split import Split, split, unseen
 from postrain.data.views import convert
 from postrain.schema import load_target
 from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts
@@ -134,7 +134,7 @@ class DataModule(LightningDataModule):
         else:
             held_out = self._read(loaded.held_out, dropped)
             parts = unseen(train, held_out, eval_rows=self.eval_rows, source=loaded.held_out.name)
-            dropped[SEEN] += parts.seen
+        dropped.update(parts.dropped)
         sifted = sift(parts.train, self.quality, seed=seed)
         dropped.update(sifted.dropped)
         if not sifted.records:
@@ -207,6 +207,7 @@ class DataModule(LightningDataModule):
             dropped={reason: number for reason, number in dropped.items() if number},
             cut=dict(encoder.cuts),
             samples=audits.show(self.train, self.template, self.show_mask),
+            packed=self.pack,
             **audits.count(self.train, self.eval, self.template),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from postrain.data.records import Record, prompt_content
@@ -11,6 +11,7 @@ from postrain.ops import derive_seed
 from postrain.types import ConfigError
 
 SEEN = "held-out prompt also in training"
+SPARE = "held out beyond data.eval_rows"
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Split:
 
     train: tuple[Record, ...]
     held_out: tuple[Record, ...]
-    seen: int
-    """Held-out rows left out because training has their prompt."""
+    dropped: Mapping[str, int]
+    """Held-out rows that are left out, by reason."""
 
 
 def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: int, source: str) -> Split:
@@ -33,11 +34,9 @@ def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: i
         )
     wanted = min(math.ceil(fraction * len(prompts)), eval_rows, len(prompts) - 1)
     drawn = set(sorted(prompts, key=lambda prompt: derive_seed(seed, f"held out: {prompt}"))[:wanted])
-    return Split(
-        train=tuple(record for record in records if prompt_content(record) not in drawn),
-        held_out=tuple(record for record in records if prompt_content(record) in drawn)[:eval_rows],
-        seen=0,
-    )
+    held_out = tuple(record for record in records if prompt_content(record) in drawn)
+    train = tuple(record for record in records if prompt_content(record) not in drawn)
+    return Split(train, held_out[:eval_rows], {SPARE: len(held_out[eval_rows:])})
 
 
 def unseen(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: int, source: str) -> Split:
@@ -49,4 +48,4 @@ def unseen(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: in
             f"{source}: every held-out row has a prompt that is also in training, so there is nothing to evaluate on; "
             "give other rows with data.eval_path=FILE"
         )
-    return Split(tuple(train), kept[:eval_rows], len(held_out) - len(kept))
+    return Split(tuple(train), kept[:eval_rows], {SEEN: len(held_out) - len(kept), SPARE: len(kept[eval_rows:])})

@@ -24,10 +24,11 @@ def row(ids: list[int], learned: int, number: int = 1) -> EncodedRow:
     return EncodedRow(number, torch.tensor(ids), mask)
 
 
-def audit(items, held_out=(), kind: str = "Demonstration") -> Audit:
+def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False) -> Audit:
     return Audit(
         source="x.jsonl",
         kind=kind,
+        packed=packed,
         template="plain",
         rows_read=9,
         rows_train=len(items),
@@ -58,6 +59,12 @@ def test_two_beginnings_of_a_row_stop_the_run():
     audit([row([BOS, 8, EOS], 2)]).check()
     with pytest.raises(ConfigError, match="rows start with 2 beginning-of-sequence tokens"):
         audit([row([BOS, BOS, 8, EOS], 2)]).check()
+
+
+def test_packed_blocks_may_start_and_end_anywhere():
+    found = audit([row([BOS, BOS, 8, 9], 3)], kind="Text", packed=True)
+    found.check()
+    assert "rows that end" not in found.render()
 
 
 def test_the_fingerprint_sees_tokens_masks_columns_and_order():

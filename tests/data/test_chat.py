@@ -55,9 +55,12 @@ def test_masks_without_generation_marks_are_those_with_them():
     other_ids, other_speaks = unmarked.encode(talk)
     assert ids.equal(other_ids)
     # Without marks an answer reaches to the end of what the template writes for it, its line break included.
-    decode = marked.tokenizer.decode
-    assert decode(ids[speaks]) == "4<|stop|>The answer is 4.\n<|stop|>"
-    assert decode(ids[other_speaks]) == "4<|stop|>\nThe answer is 4.\n<|stop|>"
+    assert decoded(marked, ids[speaks]) == "4<|stop|>The answer is 4.\n<|stop|>"
+    assert decoded(marked, ids[other_speaks]) == "4<|stop|>\nThe answer is 4.\n<|stop|>"
+
+
+def decoded(template: Template, ids: torch.Tensor) -> str:
+    return template.tokenizer.decode(ids.tolist())
 
 
 def test_an_end_of_turn_after_the_mark_is_learned():
@@ -71,7 +74,7 @@ def test_an_end_of_turn_after_the_mark_is_learned():
 
 def test_stop_ids_are_eos_end_of_turn_and_what_the_model_says():
     tokenizer = byte_tokenizer(template=MARKED)
-    eos, stop = tokenizer.convert_tokens_to_ids(["<|end|>", "<|stop|>"])
+    eos, stop = (tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|stop|>"))
     assert Template(tokenizer).stop_ids == tuple(sorted({eos, stop}))
     assert Template(tokenizer, eos_ids=[77]).stop_ids == tuple(sorted({eos, stop, 77}))
     assert Template(tokenizer, mode="plain").stop_ids == (eos,)

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from postrain.data.chat import Template
-from postrain.data.encode import ANSWER_CUT, PROMPT_CUT, TEXT_CUT, EncodedPair, EncodedPrompt, EncodedRow, Encoder
+from postrain.data.encode import (
+    ANSWER_CUT,
+    PROMPT_CUT,
+    TEXT_CUT,
+    EncodedJudgement,
+    EncodedPair,
+    EncodedPrompt,
+    EncodedRow,
+    Encoder,
+)
 from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Steps, Text
 from postrain.types import ConfigError
 from tests.data.helpers import MARKED, byte_tokenizer, chat
@@ -127,8 +136,9 @@ def test_prompts_are_cut_to_their_own_limit():
     assert make.template.decode(prompt.ids) == "qkjxz"
     assert prompt.text == "xzqkjxz"
     assert prompt.columns == {"answer": "4"}
-    row = make.one(Judgement(row=2, prompt=chat("xzqkjxz"), completion="z", label=True))
-    assert make.template.decode(row.answer.ids) == "qkjxzz"
+    judged = make.one(Judgement(row=2, prompt=chat("xzqkjxz"), completion="z", label=True))
+    assert isinstance(judged, EncodedJudgement)
+    assert make.template.decode(judged.answer.ids) == "qkjxzz"
     assert make.cuts == {PROMPT_CUT: 2}
 
 

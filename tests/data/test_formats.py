@@ -123,6 +123,11 @@ def test_columns_can_be_swapped():
     assert found == Demonstration(row=1, messages=chat("a", "b"))
 
 
+def test_one_column_can_be_two():
+    found = only({"word": "a", "other": 1}, prompt="word", completion="word")
+    assert found == Demonstration(row=1, messages=chat("a", "a"), columns={"other": 1})
+
+
 def test_a_mapped_column_that_is_not_there_names_those_that_are():
     with pytest.raises(ConfigError, match=r"data\.columns\.prompt=frage: rows\.jsonl has no such column.*are q, a"):
         only({"q": "a", "a": "b"}, prompt="frage")

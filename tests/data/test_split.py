@@ -7,7 +7,7 @@ import random
 import pytest
 
 from postrain.data.records import Demonstration, Record, prompt_content
-from postrain.data.split import split, unseen
+from postrain.data.split import SEEN, SPARE, split, unseen
 from postrain.types import ConfigError
 from tests.data.helpers import chat
 
@@ -28,6 +28,7 @@ def test_a_fraction_of_the_prompts_is_held_out_with_all_their_rows():
         assert held_out
         assert not train & held_out
         assert len(parts.train) + len(parts.held_out) == len(records)
+        assert parts.dropped == {SPARE: 0}
 
 
 def test_a_tenth_of_forty_prompts_is_four_and_never_more_than_asked_for():
@@ -54,6 +55,6 @@ def test_one_prompt_cannot_be_split():
 def test_held_out_rows_that_training_gives_away_are_left_out():
     parts = unseen(rows([1, 2]), rows([2, 3, 4]), eval_rows=1, source="x")
     assert [prompt_content(record) for record in parts.held_out] == ["p3"]
-    assert parts.seen == 1
+    assert parts.dropped == {SEEN: 1, SPARE: 1}
     with pytest.raises(ConfigError, match=r"every held-out row has a prompt that is also in training"):
         unseen(rows([1, 2]), rows([2]), eval_rows=1, source="x")
