@@ -1,6 +1,6 @@
 """Sums of two to four numbers, with the steps written out: 3 + 4 + 2 = ? 3 + 4 = 7. 7 + 2 = 9. The answer is 9.
 
-Kept small (results from 0 to 40) so that a model of a million parameters learns them. In running text two in five go
+Kept small (results from 0 to 20) so that a model of a million parameters learns them. In running text two in five go
 straight to the answer: a base model then knows both ways, and a policy paid for right answers can find out that writing
 the steps is the better one.
 """
@@ -12,7 +12,7 @@ import random
 from postrain.world.items import Gold, Item
 from postrain.world.lexicon import NAMES
 
-LIMIT = 40
+LIMIT = 20
 DIRECT = 0.4
 """Share of running text that gives the answer without the steps."""
 TOLD = 0.15
@@ -65,7 +65,7 @@ def draw(rng: random.Random) -> tuple[int, ...]:
 
 
 def _number(rng: random.Random) -> int:
-    return rng.randint(1, 9) if rng.random() < 0.75 else rng.randint(10, 20)
+    return rng.randint(1, 9) if rng.random() < 0.85 else rng.randint(10, 15)
 
 
 def total(terms: tuple[int, ...]) -> int:
