@@ -102,6 +102,19 @@ def test_gold_scores_the_held_out_prompts():
     assert right["correct"] > wrong["correct"]
 
 
+def test_rows_travel_with_their_prompts_whatever_the_order():
+    data = prepared("world_sums", kind="Prompt", updates=9)
+    assert data.gold is not None
+    order = []
+    for batch in data.train_dataloader():
+        assert isinstance(batch, Prompts)
+        for text, columns, row in zip(batch.texts, batch.columns, batch.row_ids, strict=True):
+            # An oracle that knows the answer column is right about every shuffled row.
+            assert data.gold(text, f" The answer is {columns['answer']}.", columns["gold"])["correct"] == 1
+            order.append(row)
+    assert order[:30] != sorted(order[:30])
+
+
 @pytest.mark.parametrize("option", sorted(HUB))
 def test_hub_options_say_without_a_network_what_they_looked_for(option):
     with pytest.raises(ConfigError, match=rf"data set {config(option)['source']['repo']}: not in the cache"):
@@ -293,6 +306,7 @@ def test_filters_that_leave_nothing_say_what_went(talks):
 
 
 def test_a_data_option_without_rows_asks_for_a_path():
+    assert config("jsonl")["path"] == "???"
     with pytest.raises(ConfigError, match=r"data\.path: has to be given"):
         module("jsonl", "data.path=null")
 
