@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -49,7 +50,10 @@ def gather(value: T) -> list[T]:
 
 
 def sum_gradients(parameters: Sequence[Parameter]) -> None:
-    """Replace the gradient of each whole parameter by its sum over ranks; a missing one counts as zero."""
+    """Replace each gradient by its sum over ranks; a missing one counts as zero."""
+    for parameter in parameters:
+        if isinstance(parameter, DTensor) and parameter.grad is not None:
+            parameter.grad *= world_size()  # fully_shard has left the mean over ranks
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if world_size() == 1 or not whole:
         return
@@ -83,11 +87,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         for block in blocks:
             if not isinstance(block, FSDPModule):
                 fully_shard(block, mesh=mesh, reshard_after_forward=False)
-                block.set_gradient_divide_factor(1.0)
 
 
-def unshard(model: nn.Module) -> None:
-    """Gathers every sharded block, on all ranks, so that `state_dict` holds whole weights."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.unshard()
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """A sharded model's state, put together on the first rank, {} on the others; all ranks have to call it."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

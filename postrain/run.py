@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from postrain.build import Built, build
+from postrain.build import Built, build, load_policy
 from postrain.callbacks.checkpoint import Checkpoints, newest_readable
 from postrain.callbacks.evaluation import Evaluator
 from postrain.callbacks.explain import Explain
@@ -34,7 +34,7 @@ from postrain.launch import is_first_rank, ranks
 from postrain.manifest import masked, write_manifest
 from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
-from postrain.parallel import unshard
+from postrain.parallel import whole_state
 from postrain.report import write_report
 from postrain.resume import SESSION_KEYS, check_model, resumed_config
 from postrain.root import Root
@@ -144,7 +144,10 @@ def train(
     trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint)
     if interrupt.signal is not None:
         raise Interrupted(interrupt.signal)
-    unshard(built.method)
+    if built.method.device_mesh is not None:
+        state = whole_state(built.method.policy)
+        built.method.policy = load_policy(built.method, config, resolved, built.hardware.dtype)
+        built.method.policy.load_state_dict(state, strict=False)
     return finish(built, resolved, folder) if first else None
 
 

@@ -13,9 +13,14 @@ def main(output: Path) -> None:
     """Runs all methods, one after another, in one group."""
     dist.init_process_group("gloo")
     for method in METHODS:
-        overrides = [*SMALL, f"method={method}", "trainer=ddp_cpu", "trainer.checkpoint_every=1", f"name={method}"]
-        run_module.execute(composed([*overrides, f"paths.output={output}"]), overrides=[], group=None)
+        run([f"method={method}", "trainer=ddp_cpu", f"name={method}"], output)
+    run(["method=ppo", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=fp32", "name=sharded"], output)
     dist.destroy_process_group()
+
+
+def run(words: list[str], output: Path) -> None:
+    """One small run of this rank."""
+    run_module.execute(composed([*SMALL, *words, f"paths.output={output}"]), overrides=[], group=None)
 
 
 if __name__ == "__main__":

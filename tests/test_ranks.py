@@ -32,10 +32,10 @@ def two_ranks(tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_equal_one(method, two_ranks, tmp_path):
-    (path,) = two_ranks.glob(f"{method}/*/*")
-    two, one = RunFolder(path), small_run(tmp_path, f"method={method}", f"name={method}")
+@pytest.mark.parametrize(("name", "method"), [*zip(METHODS, METHODS, strict=True), ("sharded", "ppo")])
+def test_two_ranks_equal_one(name, method, two_ranks, tmp_path):
+    (path,) = two_ranks.glob(f"{name}/*/*")
+    two, one = RunFolder(path), small_run(tmp_path, f"method={method}")
     assert [record.keys() for record in records(two)] == [record.keys() for record in records(one)]
     for mine, theirs in zip(records(two), records(one), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)

@@ -7,7 +7,7 @@ log-probability of each token is recorded as it is drawn. Left out: stop strings
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -42,6 +42,7 @@ class LocalEngine:
         """How it draws."""
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
 
+    @torch.no_grad()
     def generate(
         self, model: nn.Module, prompts: Sequence[Tensor], *, keys: Sequence[int], stop_ids: Sequence[int]
     ) -> list[Completion]:
@@ -55,16 +56,10 @@ class LocalEngine:
         for start in range(0, len(order), self.batch_rows):
             index = order[start : start + self.batch_rows]
             uniform_BT = uniforms([keys[i] for i in index], sampling.max_new_tokens)
-            with torch.inference_mode():
-                completions = Decoder(model, [prompts[i] for i in index], uniform_BT, sampling, stop_ids).run()
-            found.update(zip(index, map(_usable, completions), strict=True))
+            decoder = Decoder(model, [prompts[i] for i in index], uniform_BT, sampling, stop_ids)
+            found.update(zip(index, decoder.run(), strict=True))
         model.train(was_training)
         return [found[i] for i in range(len(prompts))]
-
-
-def _usable(completion: Completion) -> Completion:
-    """A copy that autograd accepts: tensors born in inference mode may not be saved for a backward pass."""
-    return replace(completion, ids=completion.ids.clone(), logps=completion.logps.clone())
 
 
 class Decoder:
