@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from postrain.evaluation.calibration import bin_sums, expected_error
+from postrain.calibration import bin_sums, expected_error
 
 
 def test_worked_numbers() -> None:
