@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
 
 
 def print_header() -> None:
-    print("| method | model | side | s/update | CPU-s/update | tokens/s | peak MB | against TRL: time, CPU, memory |")
+    print("| method | model | side | s/update | CPU-s/update | tokens/s | peak MB | against TRL: CPU, wall, memory |")
     print("|---|---|---|---|---|---|---|---|")
 
 
@@ -104,7 +104,7 @@ def against(ours: Measured, peer: Measured | None) -> str:
     if peer is None or peer is ours:
         return ""
     time, cpu = peer.seconds / ours.seconds, peer.cpu_seconds / ours.cpu_seconds
-    return f"{time:.1f}x faster, {cpu:.1f}x, {ours.peak_mb / peer.peak_mb:.2f} of it"
+    return f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / peer.peak_mb:.2f} of it"
 
 
 def summary(rounds: list[dict[str, Any]], warmup: int) -> Measured:
