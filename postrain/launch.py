@@ -8,16 +8,23 @@ or Slurm the ranks are there already. Either way the group is up before anything
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
+from postrain.folder import RunFolder
 from postrain.hardware import Hardware
+
+# How a rank ends when all is well: still running, done, killed by the first rank, or told to stop like it.
+ENDINGS = (None, 0, -signal.SIGKILL, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def is_first_rank() -> bool:
@@ -72,10 +79,26 @@ def _start_others(hardware: Hardware, folder: Path) -> list[subprocess.Popen[byt
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": str(hardware.ranks), "OMP_NUM_THREADS": str(threads)}
     os.environ.setdefault("NODE_RANK", "0")
-    command = [sys.executable, "-m", "postrain.run", str(folder)]
-    return [
-        subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(1, hardware.devices)
+    command = [sys.executable, "-m", "postrain.run", str(folder.resolve())]
+    here = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    others = [
+        subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(rank), "PYTHONPATH": here})
+        for rank in range(1, hardware.devices)
     ]
+    threading.Thread(target=_watch, args=(others, RunFolder(folder)), daemon=True).start()
+    return others
+
+
+def _watch(others: list[subprocess.Popen[bytes]], folder: RunFolder) -> None:
+    """Ends this process when another rank has died: it would wait for that rank for ever, deaf to exceptions."""
+    while any(process.poll() is None for process in others):
+        time.sleep(0.5)
+        died = [process for process in others if process.poll() not in ENDINGS]
+        if died:
+            reason = f"another rank of this run ended with code {died[0].returncode}; what it printed is above"
+            folder.status.failed(reason)
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def _free_port() -> int:
