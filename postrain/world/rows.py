@@ -24,26 +24,26 @@ Kind = Literal["text", "demonstrations", "preferences", "judgements", "prompts",
 Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages"]
 Row = dict[str, Any]
 
-CONTINUATIONS = ("stories", "sums")
+CONTINUATIONS: tuple[Task, ...] = ("stories", "sums")
 NOISE = 0.1
 """Temperature of the annotators: P(a over b) = sigmoid((gold(a) - gold(b)) / noise)."""
 THUMB = 0.7
 """Gold score at which a thumb goes up half of the time."""
 
-MAKERS: dict[str, Callable[[random.Random], Item]] = {
+MAKERS: dict[Task, Callable[[random.Random], Item]] = {
     "stories": stories.make,
     "sums": sums.make,
     "facts": facts.make,
     "instructions": instructions.make,
 }
-MIX = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
+MIX: dict[Task | Literal["code"], float] = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
 PAGE = (*[1] * 40, 2, 4, 12)
 """How many mixed documents stand on a page. Mostly one: where a page holds one story, a name in sight is the right one,
 and copying it is soon learned; the long pages see to it that every position of a long context is learned too."""
 END_OF_TEXT = "<|endoftext|>"
-ANSWERED = ("stories", "sums", "instructions", "facts")
-SENSE = {
+ANSWERED: tuple[Task, ...] = ("stories", "sums", "instructions", "facts")
+SENSE: dict[Kind, tuple[Task, ...]] = {
     "text": ("stories", "sums", "facts", "mixed", "pages"),
     "demonstrations": ANSWERED,
     "preferences": ANSWERED,
@@ -78,13 +78,12 @@ def _content(item: Item) -> str:
     return item.text if item.category == "facts" else item.content
 
 
-def _draw(rng: random.Random, task: str) -> Item:
-    if task == "mixed":
-        task = rng.choices(tuple(MIX), tuple(MIX.values()))[0]
-    return instructions.code(rng) if task == "code" else MAKERS[task](rng)
+def _draw(rng: random.Random, task: Task) -> Item:
+    chosen = rng.choices(tuple(MIX), tuple(MIX.values()))[0] if task == "mixed" else task
+    return instructions.code(rng) if chosen == "code" else MAKERS[chosen](rng)
 
 
-def _row(kind: str, item: Item, rng: random.Random, noise: float) -> Row:
+def _row(kind: Kind, item: Item, rng: random.Random, noise: float) -> Row:
     if kind == "text":
         return {"text": item.text}
     about = {"category": item.category, "gold": item.gold}

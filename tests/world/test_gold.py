@@ -7,8 +7,8 @@ import pytest
 from postrain.world import rows, score
 from postrain.world.gold import mood
 from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAMES, PLACES, THINGS, TIMES
-from postrain.world.rows import SENSE, THUMB
-from postrain.world.splits import generator
+from postrain.world.rows import SENSE, THUMB, Task
+from postrain.world.splits import Split, generator
 from postrain.world.stories import ENDINGS, EVENTS, gold
 from postrain.world.sums import chain, draw, labels, spoiled, total
 from postrain.world.sums import gold as sum_gold
@@ -25,14 +25,14 @@ FACT = {
 
 @pytest.mark.parametrize("task", SENSE["demonstrations"])
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_every_reference_is_worth_one_in_every_part(task: str, split: str) -> None:
+def test_every_reference_is_worth_one_in_every_part(task: Task, split: Split) -> None:
     for row in rows("demonstrations", task=task, count=600, seed=8, split=split):
         parts = score(row["prompt"], row["completion"], row["gold"])
         assert parts == pytest.approx(dict.fromkeys(parts, 1.0)), row
 
 
 @pytest.mark.parametrize("task", SENSE["demonstrations"])
-def test_weights_add_up_and_scores_stay_within_bounds(task: str) -> None:
+def test_weights_add_up_and_scores_stay_within_bounds(task: Task) -> None:
     for row in rows("judgements", task=task, count=200, seed=9, split="train"):
         assert sum(row["gold"]["weights"].values()) == pytest.approx(1.0)
         for text in (row["completion"], "", "?", "a" * 50, "5 " * 50):

@@ -13,11 +13,11 @@ import pytest
 
 from postrain.types import ConfigError
 from postrain.world import rows, score
-from postrain.world.rows import END_OF_TEXT, MAKERS, SENSE
+from postrain.world.rows import END_OF_TEXT, MAKERS, SENSE, Kind, Task
 from postrain.world.splits import EVAL_SHARE, generator, split_of
 
-COMBINATIONS = [(kind, task) for kind, tasks in SENSE.items() for task in tasks]
-COLUMNS = {
+COMBINATIONS: list[tuple[Kind, Task]] = [(kind, task) for kind, tasks in SENSE.items() for task in tasks]
+COLUMNS: dict[Kind, set[str]] = {
     "text": {"text"},
     "demonstrations": {"prompt", "completion", "category", "gold"},
     "preferences": {"prompt", "chosen", "rejected", "gold_margin", "category", "gold"},
@@ -31,7 +31,7 @@ def identity(row: dict) -> str:
 
 
 @pytest.mark.parametrize(("kind", "task"), COMBINATIONS)
-def test_same_seed_same_rows_and_a_longer_stream_begins_with_the_shorter(kind: str, task: str) -> None:
+def test_same_seed_same_rows_and_a_longer_stream_begins_with_the_shorter(kind: Kind, task: Task) -> None:
     first = rows(kind, task=task, count=20, seed=3, split="train")
     assert rows(kind, task=task, count=30, seed=3, split="train")[:20] == first
     assert rows(kind, task=task, count=20, seed=4, split="train") != first
@@ -39,14 +39,14 @@ def test_same_seed_same_rows_and_a_longer_stream_begins_with_the_shorter(kind: s
 
 
 @pytest.mark.parametrize(("kind", "task"), COMBINATIONS)
-def test_train_and_eval_share_nothing(kind: str, task: str) -> None:
+def test_train_and_eval_share_nothing(kind: Kind, task: Task) -> None:
     train = {identity(row) for row in rows(kind, task=task, count=400, seed=1, split="train")}
     held_out = {identity(row) for row in rows(kind, task=task, count=200, seed=1, split="eval")}
     assert not train & held_out
 
 
 @pytest.mark.parametrize("task", MAKERS)
-def test_the_split_follows_content_whatever_the_wording(task: str) -> None:
+def test_the_split_follows_content_whatever_the_wording(task: Task) -> None:
     rng = generator("wordings", task)
     items = [MAKERS[task](rng) for _ in range(1500)]
     shares = Counter(split_of(content) for content in {item.content for item in items})
@@ -66,7 +66,7 @@ def test_eval_sums_stand_nowhere_in_train_text_or_train_instructions() -> None:
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_columns(kind: str) -> None:
+def test_columns(kind: Kind) -> None:
     for task in SENSE[kind]:
         assert all(set(row) == COLUMNS[kind] for row in rows(kind, task=task, count=10, seed=0, split="train"))
 
@@ -101,7 +101,7 @@ def test_another_process_with_another_hash_seed_draws_the_same_rows() -> None:
 
 @pytest.mark.parametrize("task", SENSE["preferences"])
 @pytest.mark.parametrize("noise", [0.1, 1.0])
-def test_preferences_follow_bradley_terry(task: str, noise: float) -> None:
+def test_preferences_follow_bradley_terry(task: Task, noise: float) -> None:
     found = rows("preferences", task=task, count=1500, seed=5, split="train", noise=noise)
     # Given a pair, P(better one chosen) = σ(|Δ| / noise): the count is a sum of independent draws.
     chances = [1 / (1 + math.exp(-abs(row["gold_margin"]) / noise)) for row in found]
