@@ -59,8 +59,8 @@ def sums(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator
             for row, text in zip(found, said, strict=True)
         ]
         yield f"sums at temperature {temperature}: {share([r for *_, r in right])}"
-        for steps in (1, 2, 3):
-            yield f"  of {steps} step(s): {share([r for count, _, r in right if count == steps])}"
+        for steps in (2, 3, 4):
+            yield f"  of {steps + 1} numbers: {share([r for count, _, r in right if count == steps])}"
         for name, written in (("steps written", True), ("straight to the answer", False)):
             yield f"  {name}: {share([r for _, shown, r in right if shown == written])}"
 

@@ -38,6 +38,8 @@ MAKERS: dict[Task, Callable[[random.Random], Item]] = {
 }
 MIX: dict[Task | Literal["code"], float] = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
+ASKED: dict[Task, Callable[[random.Random], Item]] = {**MAKERS, "sums": sums.asked}
+"""What the kinds other than text are made from."""
 PAGE = (*[1] * 40, 2, 4, 12)
 """How many mixed documents stand on a page. Mostly one: where a page holds one story, a name in sight is the right one,
 and copying it is soon learned; the long pages see to it that every position of a long context is learned too."""
@@ -67,15 +69,11 @@ def stream(kind: Kind, *, task: Task, seed: int, split: Split, noise: float = NO
         while True:
             yield {"text": END_OF_TEXT.join(row["text"] for row in islice(documents, rng.choice(PAGE)))}
     while True:
-        item = _draw(rng, task)
-        side = item.text if kind == "text" else item.content
-        if side and split_of(_content(item) if kind == "text" else side) == split:
+        item = _draw(rng, task) if kind == "text" else ASKED[task](rng)
+        # A document of facts holds several, none of which is asked about: its own words decide its side.
+        content = item.text if kind == "text" and item.category == "facts" else item.content
+        if split_of(content) == split:
             yield _row(kind, item, rng, noise)
-
-
-def _content(item: Item) -> str:
-    """What decides the side of a document: the sum it holds or the whole text."""
-    return item.text if item.category == "facts" else item.content
 
 
 def _draw(rng: random.Random, task: Task) -> Item:

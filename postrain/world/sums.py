@@ -1,8 +1,9 @@
-"""Sums of two to four numbers, with the steps written out: 3 + 4 + 2 = ? 3 + 4 = 7. 7 + 2 = 9. The answer is 9.
+"""Sums of a few numbers, with the steps written out: 3 + 4 + 2 = ? 3 + 4 = 7. 7 + 2 = 9. The answer is 9.
 
 Kept small (results from 0 to 20) so that a model of a million parameters learns them. In running text two in five go
 straight to the answer: a base model then knows both ways, and a policy paid for right answers can find out that writing
-the steps is the better one.
+the steps is the better one. What is asked outside running text is longer on average, up to one number more than any sum
+the base model has read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from postrain.world.items import Gold, Item
 from postrain.world.lexicon import NAMES
 
 LIMIT = 20
+TOLD_TERMS = (2, 3, 3, 4)
+"""How many numbers a sum of running text has, each as likely."""
+ASKED_TERMS = (3, 4, 4, 5, 5)
+"""The same for prompts: the bundled base model, sampled, finds between a third and two thirds of these."""
 DIRECT = 0.4
 """Share of running text that gives the answer without the steps."""
 TOLD = 0.15
@@ -32,9 +37,14 @@ def gold(answer: int, steps: int) -> Gold:
     }
 
 
-def make(rng: random.Random) -> Item:
+def asked(rng: random.Random) -> Item:
+    """A sum as it stands in prompts."""
+    return make(rng, ASKED_TERMS)
+
+
+def make(rng: random.Random, counts: tuple[int, ...] = TOLD_TERMS) -> Item:
     """A sum as it stands in running text: `3 + 4 + 2 = ?`, continued after a space."""
-    terms = draw(rng)
+    terms = draw(rng, counts)
     steps, bad = chain(terms), spoiled(rng, terms)
     prompt = f"{expression(terms)} = ?"
     told = rng.random() < TOLD
@@ -54,10 +64,10 @@ def make(rng: random.Random) -> Item:
     )
 
 
-def draw(rng: random.Random) -> tuple[int, ...]:
+def draw(rng: random.Random, counts: tuple[int, ...] = TOLD_TERMS) -> tuple[int, ...]:
     """Signed terms whose partial results stay within 0 and LIMIT, no equation standing twice."""
     while True:
-        count = rng.choice((2, 3, 3, 4))
+        count = rng.choice(counts)
         terms = [_number(rng)] + [_number(rng) * rng.choice((1, 1, -1)) for _ in range(count - 1)]
         partial = [sum(terms[: i + 1]) for i in range(count)]
         if min(partial) >= 0 and max(partial) <= LIMIT and len(set(chain(tuple(terms)))) == count:
