@@ -11,17 +11,22 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from postrain.world import rows, score
 from postrain.world.facts import all_facts
 from postrain.world.gold import mood
+from postrain.world.rows import Task
 
 ITEMS = 400
 SEED = 2024
 BATCH = 100
+TASKS: tuple[Task, ...] = ("stories", "sums", "facts")
+
+Model = Any  # a causal LM: transformers types calling and generating too loosely to check
 
 
 def main(folder: str) -> None:
@@ -36,9 +41,9 @@ def main(folder: str) -> None:
         print(line)
 
 
-def perplexities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def perplexities(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Per token, the end mark included, each document on its own."""
-    for task in ("stories", "sums", "facts"):
+    for task in TASKS:
         total = count = 0.0
         for row in rows("text", task=task, count=ITEMS, seed=SEED, split="eval"):
             ids = torch.tensor([[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]])
@@ -49,7 +54,7 @@ def perplexities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         yield f"perplexity of held-out {task}: {math.exp(total / count):.3f} ({ITEMS} documents)"
 
 
-def sums(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def sums(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Right answers on held-out sums, sampled and greedy, by number of steps."""
     found = rows("prompts", task="sums", count=ITEMS, seed=SEED, split="eval")
     for temperature in (1.0, 0.0):
@@ -65,7 +70,7 @@ def sums(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator
             yield f"  {name}: {share([r for _, shown, r in right if shown == written])}"
 
 
-def stories(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def stories(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Mood and form of continued stories."""
     found = rows("prompts", task="stories", count=ITEMS, seed=SEED, split="eval")
     said = sample(model, tokenizer, [row["prompt"] for row in found], 1.0)
@@ -79,16 +84,14 @@ def stories(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Itera
         yield f"  {row['prompt']} |{text}"
 
 
-def facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def facts(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Facts whose value ends their first statement, continued greedily from before the value."""
     cut = [(fact.plain("@").split(" @")[0], fact.value) for fact in all_facts() if fact.plain("@").endswith(" @.")]
     said = sample(model, tokenizer, [start for start, _ in cut], 0.0)
     yield f"facts, greedy: {share([t.strip().startswith(v + '.') for t, (_, v) in zip(said, cut, strict=True)])}"
 
 
-def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], temperature: float
-) -> list[str]:
+def sample(model: Model, tokenizer: PreTrainedTokenizerBase, prompts: list[str], temperature: float) -> list[str]:
     """A continuation of each prompt, without its end mark."""
     said = []
     for start in range(0, len(prompts), BATCH):

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from postrain.world.rows import END_OF_TEXT, rows
+from postrain.world.rows import END_OF_TEXT, Kind, Task, rows
 
 SIZE = 1024
 PAD = "<|pad|>"
@@ -28,7 +28,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-SAMPLE = (
+SAMPLE: tuple[tuple[Kind, Task, int], ...] = (
     ("text", "mixed", 9000),
     ("text", "facts", 6000),
     ("demonstrations", "instructions", 4000),

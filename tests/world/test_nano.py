@@ -6,10 +6,11 @@ import json
 import random
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from postrain.world import rows
 from postrain.world.tokenizer import CHAT, SIZE, TEMPLATE, train
@@ -17,20 +18,22 @@ from postrain.world.tokenizer import CHAT, SIZE, TEMPLATE, train
 NANO = Path(str(files("postrain").joinpath("assets", "nano")))
 MEGABYTE = 1_000_000
 
+Tokenizer = Any  # transformers types what a tokenizer returns as a union of everything it might
+
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Tokenizer:
     return AutoTokenizer.from_pretrained(NANO)
 
 
-def test_it_is_what_the_script_trains(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_it_is_what_the_script_trains(tokenizer: Tokenizer) -> None:
     made = json.loads(train().backend_tokenizer.to_str())
     assert made["model"] == json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     assert tokenizer.chat_template == TEMPLATE
     assert len(tokenizer) <= SIZE
 
 
-def test_any_text_comes_back_as_it_was(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_any_text_comes_back_as_it_was(tokenizer: Tokenizer) -> None:
     rng = random.Random(0)
     texts = [row["text"] for row in rows("text", task="pages", count=50, seed=0, split="eval")]
     texts += ["".join(chr(rng.randint(32, 0x2FFF)) for _ in range(40)) for _ in range(50)]
@@ -38,26 +41,26 @@ def test_any_text_comes_back_as_it_was(tokenizer: PreTrainedTokenizerFast) -> No
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_numbers_are_read_digit_by_digit(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_numbers_are_read_digit_by_digit(tokenizer: Tokenizer) -> None:
     pieces = [tokenizer.decode([i]).strip() for i in tokenizer("x1234 = 17 + 905.")["input_ids"]]
     assert [piece for piece in pieces if piece.isdigit()] == list("123417905")
 
 
-def test_special_tokens_are_one_token_each_and_pad_is_none_of_them(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_special_tokens_are_one_token_each_and_pad_is_none_of_them(tokenizer: Tokenizer) -> None:
     ids = [tokenizer(token)["input_ids"] for token in (*CHAT, tokenizer.eos_token, tokenizer.pad_token)]
     assert all(len(found) == 1 for found in ids)
     assert len({found[0] for found in ids}) == len(CHAT) + 2
     assert tokenizer.bos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
 
 
-def test_a_continuation_begins_at_a_token_boundary(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_continuation_begins_at_a_token_boundary(tokenizer: Tokenizer) -> None:
     for task in ("stories", "sums"):
         for row in rows("demonstrations", task=task, count=50, seed=0, split="eval"):
             apart = tokenizer(row["prompt"])["input_ids"] + tokenizer(row["completion"])["input_ids"]
             assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == apart
 
 
-def test_the_template_marks_what_the_assistant_says_and_where_it_ends(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_template_marks_what_the_assistant_says_and_where_it_ends(tokenizer: Tokenizer) -> None:
     turns = [("system", "Be kind."), ("user", "What is 2 + 3?"), ("assistant", "It is 5."), ("user", "And 1 + 1?")]
     turns.append(("assistant", "It is 2."))
     chat = [{"role": role, "content": content} for role, content in turns]
@@ -70,9 +73,9 @@ def test_the_template_marks_what_the_assistant_says_and_where_it_ends(tokenizer:
 
 
 def test_the_model_loads_ends_at_both_marks_and_gives_no_chance_to_tokens_it_never_saw(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Tokenizer,
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(NANO)
+    model: Any = AutoModelForCausalLM.from_pretrained(NANO)
     end, system = (tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|system|>"))
     assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, end]
     assert model.config.vocab_size == len(tokenizer)
