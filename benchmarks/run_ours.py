@@ -74,9 +74,9 @@ def watch_updates(out: Path, updates: int) -> None:
     """Times every update, and writes the measurement down once the last one is over."""
     stopwatch, update = Stopwatch(), Method.training_step
 
-    def timed(method: Method, batch: Any, batch_idx: int) -> None:
+    def timed(self: Method, batch: Any, batch_idx: int) -> None:
         stopwatch.start()
-        update(method, batch, batch_idx)
+        update(self, batch, batch_idx)
         stopwatch.stop()
         if len(stopwatch.wall) == updates:
             stopwatch.write(out)

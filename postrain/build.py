@@ -52,7 +52,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
         seed=config["seed"],
     )
     torch.manual_seed(config["seed"])
-    policy = load_policy(method, config, resolved, hardware.dtype)
+    policy = load_policy(method, config, resolved, hardware)
     reward: Reward | None = instantiate(config["reward"]) if method.needs_reward else None
     method.attach(
         Parts(
@@ -65,8 +65,6 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
             reward=reward,
         )
     )
-    if reward is not None:
-        check_reward(method, data)
     return Built(method, data, audit, tokenizer, hardware)
 
 
@@ -75,12 +73,12 @@ def compared(method: Method, config: Mapping[str, Any]) -> bool:
     return method.needs_reference() or (method.head == "causal" and config["evaluation"]["completions"] > 0)
 
 
-def load_policy(method: Method, config: Mapping[str, Any], resolved: ResolvedModel, dtype: torch.dtype) -> nn.Module:
+def load_policy(method: Method, config: Mapping[str, Any], resolved: ResolvedModel, hardware: Hardware) -> nn.Module:
     """The model that learns, with its adapter."""
     adapter: Adapter = instantiate(config["adapter"])
     load = load_causal if method.head == "causal" else load_scalar
-    model = load(resolved, dtype=dtype, quantization=adapter.quantization())
-    return adapter.wrap(model, head=method.head)
+    model = load(resolved, dtype=hardware.dtype, quantization=adapter.quantization())
+    return adapter.wrap(model if adapter.quantization() else model.to(hardware.device), head=method.head)
 
 
 def check_reward(method: Method, data: DataModule) -> None:

@@ -3,6 +3,7 @@ except the precision."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from postrain.types import ConfigError, Count
 PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {
     "fp32": ("32-true", torch.float32),
     "bf16-mixed": ("bf16-mixed", torch.float32),
-    "bf16": ("bf16-true", torch.bfloat16),
+    # Lightning is told nothing: its own bf16 changes the default type of every tensor that is made.
+    "bf16": ("32-true", torch.bfloat16),
 }
 
 
@@ -50,6 +52,11 @@ class Hardware:
     def dtype(self) -> torch.dtype:
         """What the weights are kept in."""
         return PRECISIONS[self.precision][1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return torch.device(self.accelerator.replace("gpu", "cuda"), int(os.environ.get("LOCAL_RANK", 0)))
 
     def check(self) -> None:
         """What only the machine can say."""

@@ -28,9 +28,9 @@ def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *indices))
 
 
-def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over the True positions, a scalar; 0 when there are none."""
-    return (values_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+def full(values: Tensor) -> Tensor:
+    """The values in float32 at least: sums over a vocabulary do not fit bfloat16."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:
@@ -87,6 +87,11 @@ def last_true(mask_BT: Tensor) -> Tensor:
 def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:
     """The proportional controller of Ziegler et al. 2019: coef · (1 + clip(KL/target − 1, ±0.2) · n/horizon)."""
     return coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * samples / horizon)
+
+
+def explained_variance(returns: float, returns2: float, errors: float, errors2: float) -> float:
+    """1 − Var(returns − values) / Var(returns) from means and mean squares: 1 is a perfect critic, 0 a constant one."""
+    return 1 - (errors2 - errors**2) / max(returns2 - returns**2, 1e-8)
 
 
 def step_metrics(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, clip: float) -> dict[str, Mean | Max]:

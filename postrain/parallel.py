@@ -8,7 +8,7 @@ into different numbers of micro-batches, and a rank without rows in a mini-batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
+
+from postrain.ops import moments, whiten
 
 T = TypeVar("T")
 
@@ -40,6 +42,13 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def whiten_globally(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Values with mean 0 and variance 1 over the real tokens of the global batch; 0 outside the mask."""
+    sums = all_sum(torch.stack([values_BT.sum(), (values_BT**2).sum(), mask_BT.sum().float()]))
+    mean, variance = moments(*sums)
+    return whiten(values_BT, mask_BT, mean=mean, variance=variance)
+
+
 def gather(value: T) -> list[T]:
     """One object of each rank, in rank order."""
     if world_size() == 1:
@@ -50,13 +59,16 @@ def gather(value: T) -> list[T]:
 
 
 def sum_gradients(parameters: Sequence[Parameter]) -> None:
-    """Replace each gradient by its sum over ranks; a missing one counts as zero."""
+    """Replace each gradient by its sum over ranks; one that only some ranks have counts as zero elsewhere."""
     for parameter in parameters:
         if isinstance(parameter, DTensor) and parameter.grad is not None:
             parameter.grad *= world_size()  # fully_shard has left the mean over ranks
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if world_size() == 1 or not whole:
         return
+    # Where no rank has one (a frozen policy in a critic's warm-up) there is none, or Adam would step by its momentum.
+    present = all_sum(torch.tensor([p.grad is not None for p in whole], dtype=torch.float32, device=whole[0].device))
+    whole = [parameter for parameter, found in zip(whole, present.tolist(), strict=True) if found]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in whole])
     dist.all_reduce(flat)
     for parameter, total in zip(whole, flat.split([p.numel() for p in whole]), strict=True):
@@ -91,4 +103,5 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """A sharded model's state, put together on the first rank, {} on the others; all ranks have to call it."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return cast("dict[str, Tensor]", state)

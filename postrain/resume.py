@@ -16,14 +16,20 @@ from postrain.types import ConfigError
 SESSION_KEYS = ("resume", "allow_change", "debug")
 
 
+def saved_config(folder: RunFolder) -> dict[str, Any]:
+    """The config of the run in `folder`."""
+    config = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
 def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the run in `folder` with today's overrides on top.
 
     `composed` is what today's command line composes to, the source of the overrides' values. Raises ConfigError with
     the differences unless `allow_change` is set.
     """
-    saved = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
-    assert isinstance(saved, dict)
+    saved = saved_config(folder)
     changed = dict(saved)
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION_KEYS:

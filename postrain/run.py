@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from postrain.build import Built, build, load_policy
+from postrain.build import Built, build, check_reward, load_policy
 from postrain.callbacks.checkpoint import Checkpoints, newest_readable
 from postrain.callbacks.evaluation import Evaluator
 from postrain.callbacks.explain import Explain
@@ -36,7 +37,7 @@ from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
 from postrain.parallel import whole_state
 from postrain.report import write_report
-from postrain.resume import SESSION_KEYS, check_model, resumed_config
+from postrain.resume import SESSION_KEYS, check_model, resumed_config, saved_config
 from postrain.root import Root
 from postrain.tracking import Tracker
 from postrain.types import ConfigError
@@ -140,13 +141,15 @@ def train(
     checkpoint, damaged = newest_readable(folder.checkpoints)
     for path in damaged if first else []:
         print(f"warning: {path} is damaged and was passed over", file=sys.stderr)
+    if built.method.needs_reward and checkpoint is None:
+        check_reward(built.method, built.data)
     trainer = built.hardware.make_trainer(callbacks(config, built, folder, interrupt, resolved), loggers, folder.path)
     trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint)
     if interrupt.signal is not None:
         raise Interrupted(interrupt.signal)
-    if built.method.device_mesh is not None:
-        state = whole_state(built.method.policy)
-        built.method.policy = load_policy(built.method, config, resolved, built.hardware.dtype)
+    state = whole_state(built.method.policy) if built.method.device_mesh is not None else None
+    if state is not None and first:
+        built.method.policy = load_policy(built.method, config, resolved, built.hardware)
         built.method.policy.load_state_dict(state, strict=False)
     return finish(built, resolved, folder) if first else None
 
@@ -180,8 +183,7 @@ def quieten() -> None:
 def main(path: str) -> None:
     """A further rank of the run in the folder `path`."""
     folder = RunFolder.open(path)
-    config = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
-    assert isinstance(config, dict)
+    config = saved_config(folder)
     quieten()
     resolved = instantiate(config["model"]).resolve()
     with Interrupt() as interrupt, ranks(instantiate(config["trainer"]), None):
@@ -189,4 +191,8 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except ConfigError as mistake:
+        # The first rank has made the same mistake and says so.
+        sys.exit(f"rank {os.environ['RANK']}: {mistake}")

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from postrain.models.parts import logits_of, trunk
+from postrain.models.parts import logits_of, model_width, trunk, unwrapped
 from postrain.models.reference import Reference
-from postrain.ops import kl_estimate
+from postrain.ops import full, kl_estimate
 from postrain.types import Max, Mean, Rows, Scores
 
-# Elements of [positions, V] that are alive at once: 64 MiB in float32 (a step's own activations are larger).
-CHUNK_ELEMENTS = 2**24
+# Elements of [positions, V] that are alive at once: 64 MiB in float32 on a CPU, 1 GiB on a GPU, where launches cost.
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
 
 
 def micro_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
@@ -71,7 +71,7 @@ def hidden(model: nn.Module, rows: Rows) -> Hidden:
 
 def _filler(model: nn.Module) -> int:
     """Any id but the pad token: transformers warns when it sees that one without an attention mask."""
-    return 1 if model.config.pad_token_id == 0 else 0
+    return 1 if unwrapped(model).config.get_text_config().pad_token_id == 0 else 0
 
 
 def score(
@@ -89,7 +89,7 @@ def score(
     found = hidden(model, rows)
 
     def chunk(states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NV = logits_of(model, states_ND).float() / temperature
+        logits_NV = full(logits_of(model, states_ND)) / temperature
         log_norm_N = logits_NV.logsumexp(-1)
         logps_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - log_norm_N
         if not entropy:
@@ -97,18 +97,18 @@ def score(
         expected_N = (torch.softmax(logits_NV, -1) * logits_NV).sum(-1)
         return logps_N, log_norm_N - expected_N
 
-    logps_N, entropy_N = _in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model.config.vocab_size)
+    logps_N, entropy_N = _in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model_width(model))
     return Scores(
         logps_BT=found.unflatten(logps_N),
         mask_BT=found.mask_BT,
         entropy_BT=found.unflatten(entropy_N) if entropy else None,
-        values_BT=found.unflatten(head(found.states_ND).float().squeeze(-1)) if head is not None else None,
+        values_BT=found.unflatten(full(head(found.states_ND)).squeeze(-1)) if head is not None else None,
     )
 
 
 def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
     """Apply `function` to at most CHUNK_ELEMENTS / V positions at a time and concatenate what it returns."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    size = max(1, CHUNK_ELEMENTS[flat[0].device.type] // vocabulary)
     if len(flat[0]) <= size:
         return function(*flat)
     pieces = zip(*(tensor.split(size) for tensor in flat), strict=True)
@@ -122,7 +122,7 @@ def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocab
 def values(model: nn.Module, rows: Rows, head: Callable[[Tensor], Tensor]) -> Tensor:
     """The head's value before each supervised token, [B, T], 0 outside; no logits are computed."""
     found = hidden(model, rows)
-    return found.unflatten(head(found.states_ND).float().squeeze(-1))
+    return found.unflatten(full(head(found.states_ND)).squeeze(-1))
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,15 @@ def compare(
         theirs = hidden(frozen, rows)
 
     def chunk(states_ND: Tensor, ref_states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
-        logps_NV = (logits_of(model, states_ND).float() / temperature).log_softmax(-1)
+        logps_NV = (full(logits_of(model, states_ND)) / temperature).log_softmax(-1)
         with torch.no_grad(), reference.scoring() as frozen:
-            ref_logps_NV = (logits_of(frozen, ref_states_ND).float() / temperature).log_softmax(-1)
+            ref_logps_NV = (full(logits_of(frozen, ref_states_ND)) / temperature).log_softmax(-1)
         kl_N = (logps_NV.exp() * (logps_NV - ref_logps_NV)).sum(-1)
         return *(table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV)), kl_N
 
-    flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model.config.vocab_size)
+    flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
     logps_BT, ref_logps_BT, kl_BT = map(mine.unflatten, flat)
-    values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(head(mine.states_ND).float().squeeze(-1))
+    values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(full(head(mine.states_ND)).squeeze(-1))
     return Comparison(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT)
 
 
@@ -175,7 +175,7 @@ def in_micro_batches(function: Callable[[Rows], Found], rows: Rows, budget: int)
     found = [function(rows.select(group)) for group in groups]
     order = torch.as_tensor([index for group in groups for index in group]).argsort()
     if isinstance(found[0], Tensor):
-        return _reassemble(found, order)
+        return _reassemble([part for part in found if isinstance(part, Tensor)], order)
     names = [field.name for field in fields(found[0]) if getattr(found[0], field.name) is not None]
     return replace(found[0], **{name: _reassemble([getattr(part, name) for part in found], order) for name in names})
 
@@ -198,7 +198,7 @@ def scalar(model: nn.Module, rows: Rows) -> Tensor:
     ids_BL = pad_sequence(list(rows.ids), batch_first=True, padding_value=_filler(model))
     states_BLD = trunk(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
     last_B = torch.tensor([len(ids) - 1 for ids in rows.ids], device=device)
-    return logits_of(model, states_BLD[torch.arange(len(last_B), device=device), last_B]).float().squeeze(-1)
+    return full(logits_of(model, states_BLD[torch.arange(len(last_B), device=device), last_B])).squeeze(-1)
 
 
 def kl_metrics(found: Comparison) -> dict[str, Mean | Max]:

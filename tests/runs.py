@@ -34,7 +34,9 @@ SMALL = (
 def composed(overrides: Sequence[str]) -> dict:
     """The plain config of a command line."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return OmegaConf.to_container(compose("config", [*overrides]), resolve=True)
+        config = OmegaConf.to_container(compose("config", [*overrides]), resolve=True)
+    assert isinstance(config, dict)
+    return config
 
 
 def small_run(output: Path, *overrides: str) -> RunFolder:

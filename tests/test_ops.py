@@ -11,7 +11,6 @@ from postrain.ops import (
     gae,
     kl_estimate,
     last_true,
-    masked_mean,
     moments,
     step_metrics,
     whiten,
@@ -89,8 +88,6 @@ def test_adaptive_kl_moves_by_at_most_a_fifth_of_its_share():
 def test_small_helpers():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert last_true(mask).tolist() == [1, 0]
-    # (1 + 2 + 4) / 3
-    assert float(masked_mean(torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]]), mask)) == pytest.approx(7 / 3)
 
 
 def test_step_metrics_of_two_tokens():

@@ -39,6 +39,7 @@ def test_scores_equal_plain_transformers(architecture, temperature):
         assert torch.allclose(found.logps_BT[row][real], plain_logps(model, ids, mask, temperature), atol=1e-5)
         logps = (model(ids[None]).logits[0, :-1] / temperature).log_softmax(-1)
         entropy = -(logps.exp() * logps).sum(-1)[mask[1:]]
+        assert found.entropy_BT is not None
         assert torch.allclose(found.entropy_BT[row][real], entropy, atol=1e-5)
     assert not found.logps_BT[~found.mask_BT].any()
 
@@ -52,7 +53,7 @@ def test_chunks_and_micro_batches_change_no_number_and_no_gradient(monkeypatch):
         return [parameter.grad.clone() for parameter in model.parameters()]
 
     whole, at_once = score(model, rows), gradient()
-    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setitem(scoring.CHUNK_ELEMENTS, "cpu", 5 * VOCABULARY)
     for one, other in zip(at_once, gradient(), strict=True):
         assert torch.allclose(one, other, atol=1e-5, rtol=1e-5)
     for budget in (1, 25, 60, 10_000):
@@ -90,7 +91,9 @@ def test_values_stand_before_the_token_they_value():
     model, rows = tiny_model(), ragged(4)
     head = torch.nn.Linear(16, 1)
     found = values(model, rows, head)
-    assert torch.equal(found, score(model, rows, head=head).values_BT)
+    beside = score(model, rows, head=head).values_BT
+    assert beside is not None
+    assert torch.equal(found, beside)
     for row, (ids, mask) in enumerate(zip(rows.ids, rows.supervised, strict=True)):
         states = model.transformer(ids[None]).last_hidden_state[0, :-1][mask[1:]]
         assert torch.allclose(found[row, : int(mask.sum())], head(states).squeeze(-1), atol=1e-5)

@@ -1,7 +1,9 @@
 """Tiny random models of the architectures people use, made in milliseconds."""
 
+from typing import Any
+
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 VOCABULARY = 61
 
@@ -45,8 +47,11 @@ SHAPES = {
 }
 
 
-def tiny_model(architecture: str = "gpt2", seed: int = 0) -> PreTrainedModel:
-    """A random model with weights large enough that its distributions are far from uniform."""
+def tiny_model(architecture: str = "gpt2", seed: int = 0) -> Any:
+    """A random model with weights large enough that its distributions are far from uniform.
+
+    Any, since what the parts of a Hugging Face model are called depends on its architecture.
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(SHAPES[architecture](), attn_implementation="sdpa").eval()
     with torch.no_grad():

@@ -20,19 +20,22 @@ class Evaluator(Callback):
         self.data, self.settings, self.samples = data, settings, samples
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Method)
         if pl_module.counters.updates == 0:
             pl_module.latest = self.measure(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, Method)
         update = pl_module.counters.updates
         if update % self.settings.every == 0 or update == pl_module.updates:
             pl_module.latest = pl_module.latest | self.measure(trainer, pl_module)
 
     def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
         """One evaluation; its first completions are kept."""
-        found = evaluate(method, self.data, self.settings)
+        with trainer.precision_plugin.forward_context():
+            found = evaluate(method, self.data, self.settings)
         self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
         return dict(found.metrics)
 

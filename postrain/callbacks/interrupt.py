@@ -74,6 +74,7 @@ class Interrupt(Callback):
         self._update = method_of(pl_module).counters.updates + 1
         # Every rank must stop after the same update, whichever of them the signal reached.
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -29,7 +29,7 @@ class MetricsFile(Callback):
         updates = method.counters.updates
         if trainer.is_global_zero:
             with writing(self.lines.path, NO_SPACE):
-                self.lines.rewind(updates)
+                self.lines.rewind(updates or -1)
             if updates > 0:
                 forget_after(trainer.loggers, updates)
         if updates == 0 and method.latest:

@@ -40,7 +40,7 @@ class SamplesFile(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             with writing(self.lines.path, NO_SPACE):
-                self.lines.rewind(method_of(pl_module).counters.updates)
+                self.lines.rewind(method_of(pl_module).counters.updates or -1)
 
     def write(self, trainer: Trainer, update: int, samples: Sequence[Sample]) -> None:
         """Keep the samples of one evaluation; on ranks other than the first nothing happens."""

@@ -175,7 +175,8 @@ class DataModule(LightningDataModule):
             raise ConfigError(
                 f"data.max_length={self.max_length}: the model has a context of {context}; give at most that"
             )
-        return self._prompt_length() if self.plan.kind == Prompt.__name__ else self.max_length or context
+        longest = self._prompt_length() if self.plan.kind == Prompt.__name__ else context
+        return min(longest, self.max_length or longest)
 
     def _prompt_length(self) -> int:
         """Tokens a prompt that is sampled from may have."""

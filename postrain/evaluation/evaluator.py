@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from postrain.data.module import DataModule
+from postrain.evaluation.repetition import distinct_n
 from postrain.methods.base import Method, add_metrics
 from postrain.ops import derive_seed
 from postrain.rollout.collect import Episodes, collect
@@ -60,6 +61,7 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation) -> Evaluate
     episodes = complete(method, data, settings.completions)
     gold = gold_scores(episodes, data)
     extra = episodes.metrics() if method.parts.reward else completion_metrics(episodes)
+    extra = {**extra, "repetition": Mean(1 - distinct_n(episodes.completions, 3), 1)}
     sampled = {f"eval/{name}": value for name, value in (extra | kl_to_start(method, episodes)).items()}
     for part in sorted({name for scores in gold for name in scores}):
         known = [scores[part] for scores in gold if part in scores]

@@ -75,6 +75,8 @@ class Method(LightningModule):
     needs_reward: ClassVar[bool] = False
     headline: ClassVar[tuple[str, str, str]]
     """The three metrics that tell a person how it goes."""
+    learns: ClassVar[tuple[str, float]]
+    """The held-out metric that shows it has learned, and by how much a third of its default run moves it at least."""
 
     updates: Count
     """Global batches to learn from."""
@@ -159,6 +161,13 @@ class Method(LightningModule):
         assert self.parts.reference is not None
         return self.parts.reference
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one optimizer, in Lightning's wrapper, which is an instance of what it wraps."""
+        found = self.optimizers()
+        assert isinstance(found, torch.optim.Optimizer)
+        return found
+
     def attach(self, parts: Parts) -> None:
         """Takes what the run has built; before this a method is only its settings."""
         self.policy = parts.policy
@@ -168,23 +177,25 @@ class Method(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update: Lightning's batch is this rank's share of a global batch."""
-        self.policy.train(self.dropout)
         # Dropout is the only ambient randomness: pinned to the update, a resumed run draws the same masks.
         torch.manual_seed(derive_seed(self.parts.seed, "dropout", self.counters.updates, parallel.rank()))
         self.current_rows = getattr(batch, "row_ids", ())
         self.noted: dict[str, Mean | Max] = {}
-        set_learning_rate(self.optimizers(), self.lr_factor())
+        set_learning_rate(self.optimizer, self.lr_factor())
         self.note({"learning_rate": Max(self.learning_rate * self.lr_factor())})
-        for minibatch in self.minibatches(self.prepare(batch.to(self.device))):
+        self.policy.eval()
+        prepared = self.prepare(batch.to(self.device))
+        self.policy.train(self.dropout)
+        self.spare = prepared.select([0])
+        for minibatch in self.minibatches(prepared):
             self.update(minibatch)
         self.counters.updates += 1
-        self.counters.episodes += int(parallel.all_sum(torch.tensor(len(batch))))
+        self.counters.episodes += int(parallel.all_sum(torch.tensor(len(batch), device=self.device)))
         self.latest = self.combined(self.noted)
 
     def update(self, minibatch: Batch) -> None:
         """One optimizer step on the global mini-batch of which this is the rank's share."""
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         counts = parallel.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
@@ -198,16 +209,21 @@ class Method(LightningModule):
         self.note({"loss": Mean(0.0, self.denominator(minibatch))})
         parallel.sum_gradients(self.trainable())
         self.note({"grad_norm": Mean(parallel.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
-        optimizer.step()
+        self.optimizer.step()
         self.counters.optimizer_steps += 1
         self.counters.tokens += int(counts[1])
+
+    def in_float32(self) -> bool:
+        """Whether everything is computed in float32, so that two ways to the same number agree to rounding."""
+        whole = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
+        return whole and not torch.is_autocast_enabled(self.device.type)
 
     def keep_step(self, minibatch: Batch, done: int) -> None:
         """Under sharding every rank must gather weights equally often: idle passes make up for fewer micro-batches."""
         if self.device_mesh is None:
             return
         for _ in range(max(parallel.gather(done)) - done):
-            self.manual_backward(self.loss(minibatch.select([0])).total * 0.0)
+            self.manual_backward(self.loss(self.spare).total * 0.0)
 
     def note(self, metrics: Metrics) -> None:
         """Adds to the metrics of the current update."""
@@ -230,6 +246,11 @@ class Method(LightningModule):
         """Keeps DistributedDataParallel's own reduction off: `parallel.sum_gradients` does it once a step."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def on_fit_start(self) -> None:
+        """Moves what no module owns to where the policy is."""
+        if self.parts.reward is not None:
+            self.parts.reward.to(self.device)
 
     def configure_model(self) -> None:
         """Shards the policy where the strategy has made a mesh for it."""
@@ -256,16 +277,25 @@ class Method(LightningModule):
         self.load_state(checkpoint["postrain"]["state"])
 
 
-def supervised_tokens(batch: Batch) -> int:
+def supervised_tokens(batch: Any) -> int:
     """Supervised tokens in a batch of Rows, or in the rows a batch holds."""
     rows = batch if isinstance(batch, Rows) else batch.rows
-    return sum(int(mask.sum()) for mask in rows.supervised)
+    return int(torch.cat(rows.supervised).sum()) if len(rows) else 0
 
 
 def add_metrics(into: dict[str, Mean | Max], metrics: Metrics) -> None:
     """Adds metrics up by name; tensors are detached."""
     for name, value in metrics.items():
-        into[name] = into[name] + value if name in into else value
+        into[name] = added(into[name], value) if name in into else value
+
+
+def added(one: Mean | Max, other: Mean | Max) -> Mean | Max:
+    """The sum of two metrics of one name, which are of one kind."""
+    if isinstance(one, Mean):
+        assert isinstance(other, Mean)
+        return one + other
+    assert isinstance(other, Max)
+    return one + other
 
 
 def combine(metrics: Metrics) -> dict[str, float]:

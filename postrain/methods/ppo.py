@@ -6,6 +6,7 @@ Axes: B episodes, T completion tokens. Left out: running reward normalisation, s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -15,18 +16,18 @@ from torch import Tensor
 
 from postrain import parallel
 from postrain.methods.base import Method, Metrics
-from postrain.models.heads import ValueHead, frozen_copy
+from postrain.models.heads import ValueHead
+from postrain.models.parts import trunk, unwrapped
 from postrain.ops import (
     KLEstimator,
     adapt_kl_coef,
     derive_seed,
+    explained_variance,
     gae,
     generator,
     kl_estimate,
     last_true,
-    moments,
     step_metrics,
-    whiten,
 )
 from postrain.rollout.collect import Episodes, collect
 from postrain.scoring import Comparison, compare, in_micro_batches, kl_metrics, score, values
@@ -90,6 +91,7 @@ class PPO(Method):
 
     kind: ClassVar[str] = "Prompt"
     needs_reward: ClassVar[bool] = True
+    learns: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
 
     epochs: Count
@@ -128,10 +130,10 @@ class PPO(Method):
 
     def attached(self) -> None:
         self.check()
-        width = self.policy.config.hidden_size
+        width = unwrapped(self.policy).config.get_text_config().hidden_size
         self.value_head = ValueHead(width)
         # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
-        self.critic_trunk = frozen_copy(self.policy).requires_grad_(True) if self.critic == "separate" else None
+        self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
         self.coef = self.kl_coef
         self.sampling = self.parts.engine.sampling
         self.moved = Mean(0.0, 0.0)
@@ -140,7 +142,7 @@ class PPO(Method):
         """What only the settings together can say."""
         if self.kl_in == "loss" and self.kl_estimator not in ("k2", "k3"):
             raise ConfigError(
-                "method.kl_in=loss needs method.kl_estimator=k2 or k3 (the gradient of k1 is not that of the KL), "
+                "method.kl_in=loss needs method.kl_estimator=k2 or k3 (k1 has no gradient on average), "
                 f"got {self.kl_estimator}"
             )
         if self.batch_size % self.minibatches_per_epoch:
@@ -156,21 +158,28 @@ class PPO(Method):
         episodes = self.rollout(batch)
         found = in_micro_batches(self.compare, episodes.rows, self.micro_batch_tokens)
         # Under top-k or top-p the drawn distribution is not the policy's: the ratio must start from the policy's.
-        cut = self.sampling.top_k or self.sampling.top_p < 1
+        cut = self.sampling.top_k > 0 or self.sampling.top_p < 1
         logps_BT = found.logps_BT if cut else episodes.logps_BT
         if self.critic_trunk is not None:
             found = replace(
                 found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
             )
         kl_BT = self.penalty(logps_BT, found)
+        reward_B = episodes.paid() - self.missing_eos_penalty * (~episodes.finished_B)
         rewards_BT = token_rewards(
-            self.paid(episodes), kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0
+            episodes.paid() - self.missing_eos_penalty * (~episodes.finished_B),
+            kl_BT,
+            found.mask_BT,
+            self.coef if self.kl_in == "reward" else 0.0,
         )
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
         returns_BT = (advantages_BT + found.values_BT) * found.mask_BT
         self.note(episodes.metrics() | kl_metrics(found) | rollout_metrics(episodes, found, advantages_BT, returns_BT))
-        self.steer(kl_BT)
-        whitened_BT = self.whitened(advantages_BT, found.mask_BT)
+        self.episode_kl = kl_BT.sum(1)
+        self.note({"kl/coef": Max(self.coef)})
+        if not cut:
+            self.note({"rollout/logp_error": episodes.sampler_error(found.logps_BT, strict=self.in_float32())})
+        whitened_BT = parallel.whiten_globally(advantages_BT, found.mask_BT)
         return Experience(episodes.rows, logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
 
     def rollout(self, prompts: Prompts) -> Episodes:
@@ -195,6 +204,7 @@ class PPO(Method):
 
     def separate_values(self, rows: Rows) -> Tensor:
         """Values of a critic with its own trunk."""
+        assert self.critic_trunk is not None
         return values(self.critic_trunk, rows, self.value_head)
 
     def warming_up(self) -> bool:
@@ -207,32 +217,21 @@ class PPO(Method):
             return found.kl_BT
         return kl_estimate(logps_BT, found.ref_logps_BT, self.kl_estimator) * found.mask_BT
 
-    def paid(self, episodes: Episodes) -> Tensor:
-        """The reward of each episode, [B]: unscorable ones earn the mean of the others, so that they push nowhere."""
-        scored_B = ~episodes.reward_B.isnan()
-        total, count = parallel.all_sum(torch.stack([episodes.reward_B[scored_B].sum(), scored_B.sum().float()]))
-        reward_B = torch.where(scored_B, episodes.reward_B, total / count.clamp(min=1))
-        return reward_B - self.missing_eos_penalty * (~episodes.finished_B)
-
-    def whitened(self, advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Advantages with mean 0 and variance 1 over the tokens of the global batch."""
-        sums = parallel.all_sum(torch.stack([advantages_BT.sum(), (advantages_BT**2).sum(), mask_BT.sum().float()]))
-        mean, variance = moments(*sums)
-        return whiten(advantages_BT, mask_BT, mean=mean, variance=variance)
-
-    def steer(self, kl_BT: Tensor) -> None:
+    def steer(self, kl_B: Tensor) -> None:
         """Moves the coefficient towards the target, once a rollout."""
-        self.note({"kl/coef": Max(self.coef)})
         if self.kl_target is None:
             return
-        total, episodes = parallel.all_sum(
-            torch.stack([kl_BT.sum(), torch.tensor(float(len(kl_BT)), device=kl_BT.device)])
-        )
+        total, episodes = parallel.all_sum(torch.stack([kl_B.sum(), torch.ones_like(kl_B).sum()]))
         self.coef = adapt_kl_coef(
             self.coef, float(total / episodes), target=self.kl_target, samples=int(episodes), horizon=self.kl_horizon
         )
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
+        """The passes over a rollout; the coefficient is steered once they are over."""
+        yield from self.passes(prepared)
+        self.steer(self.episode_kl)
+
+    def passes(self, prepared: Experience) -> Iterator[Experience]:
         """Epochs × mini-batches; a permutation of the global batch, of which each rank takes its own rows."""
         world, rank = parallel.world_size(), parallel.rank()
         for epoch in range(self.epochs):
@@ -258,6 +257,7 @@ class PPO(Method):
         )
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         values_BT = found.values_BT if self.critic_trunk is None else self.separate_values(batch.rows)
+        assert values_BT is not None
         value_loss = (clipped_value_loss(values_BT, batch.values_BT, batch.returns_BT, self.value_clip) * mask_BT).sum()
         policy_loss = (
             clipped_policy_loss(found.logps_BT, batch.logps_BT, batch.advantages_BT, self.clip) * mask_BT
@@ -265,15 +265,18 @@ class PPO(Method):
         total = self.value_coef * value_loss
         if not self.warming_up():
             total = total + policy_loss
-            if self.entropy_coef:
+            if found.entropy_BT is not None:
                 total = total - self.entropy_coef * found.entropy_BT.sum()
             if self.kl_in == "loss":
+                assert self.kl_estimator != "exact"
                 total = (
                     total
                     + self.coef * (kl_estimate(found.logps_BT, batch.ref_logps_BT, self.kl_estimator) * mask_BT).sum()
                 )
         metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip)
-        self.moved = self.moved + Mean(float(metrics["kl/step"].total), float(metrics["kl/step"].count))
+        step = metrics["kl/step"]
+        assert isinstance(step, Mean)
+        self.moved = self.moved + Mean(float(step.total), float(step.count))
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
         return LossSum(total, metrics)
@@ -298,19 +301,14 @@ class PPO(Method):
         self.coef = state["coef"]
 
 
-def explained_variance(returns: float, returns2: float, errors: float, errors2: float) -> float:
-    """1 − Var(returns − values) / Var(returns) from means and mean squares: 1 is a perfect critic, 0 a constant one."""
-    return 1 - (errors2 - errors**2) / max(returns2 - returns**2, 1e-8)
-
-
-def rollout_metrics(episodes: Episodes, found: Comparison, advantages_BT: Tensor, returns_BT: Tensor) -> Metrics:
+def rollout_metrics(
+    episodes: Episodes, found: Comparison, advantages_BT: Tensor, returns_BT: Tensor
+) -> dict[str, Mean | Max]:
     """How good the critic is, how much there is to learn, and whether sampler and scorer agree."""
     mask_BT = found.mask_BT
     errors_BT = returns_BT - found.values_BT
     squares = {"returns": returns_BT, "returns²": returns_BT**2, "errors": errors_BT, "errors²": errors_BT**2}
-    drift_BT = (episodes.logps_BT - found.logps_BT).abs() * mask_BT
     return {
-        "rollout/logp_error": Max(drift_BT.max()),
         "entropy": Mean(-(found.logps_BT * mask_BT).sum(), mask_BT.sum()),
         **{f"_{name}": Mean((values_BT * mask_BT).sum(), mask_BT.sum()) for name, values_BT in squares.items()},
         "advantage/mean_abs": Mean(advantages_BT.abs().sum(), mask_BT.sum()),

@@ -14,6 +14,7 @@ class Pretrain(Method):
     """Minimises −Σ log p(token | all before it) over the tokens of whole documents."""
 
     kind: ClassVar[str] = "Text"
+    learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
 
     def loss(self, batch: Rows) -> LossSum:

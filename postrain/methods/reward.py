@@ -28,6 +28,7 @@ class RewardModel(Method):
 
     kind: ClassVar[str] = "Preference"
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
+    learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
     use_margin: bool
@@ -46,7 +47,7 @@ class RewardModel(Method):
         gap_B = (chosen_B - rejected_B).detach()
         pairs = len(batch)
         metrics = {
-            "accuracy": Mean((gap_B > 0).float().sum(), pairs),
+            "accuracy": Mean(((gap_B > 0) + 0.5 * (gap_B == 0)).sum(), pairs),
             "margin": Mean(gap_B.sum(), pairs),
             "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
             "reward/rejected": Mean(rejected_B.detach().sum(), pairs),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from postrain.ops import full
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,8 +24,9 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., D] → [..., 1], computed in float32 whatever the weights are kept in: returns do not fit bfloat16."""
-        return linear(states.float(), self.output.weight.float(), self.output.bias.float())
+        """[..., D] → [..., 1], in float32 at least, whatever the weights are kept in: returns do not fit bfloat16."""
+        with torch.autocast(states.device.type, enabled=False):
+            return linear(full(states), full(self.output.weight), full(self.output.bias))
 
 
 def frozen_copy(model: Model) -> Model:

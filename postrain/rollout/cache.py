@@ -27,10 +27,11 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.key_room[:, :, :end], self.value_room[:, :, :end]
         return self.keys, self.values
 
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) the given rows of the batch."""
+    def batch_select_indices(self, indices: Tensor) -> None:
         length = self.get_seq_length()
-        self.key_room, self.value_room = self._selected(self.keys, rows), self._selected(self.values, rows)
+        assert self.keys is not None
+        assert self.values is not None
+        self.key_room, self.value_room = self._selected(self.keys, indices), self._selected(self.values, indices)
         self.keys, self.values = self.key_room[:, :, :length], self.value_room[:, :, :length]
 
     def _room(self, like: Tensor) -> Tensor:
@@ -48,12 +49,3 @@ def make_cache(config: PreTrainedConfig, capacity: int) -> Cache:
     if set(layer_types) != {"full_attention"}:
         return DynamicCache(config=config)
     return Cache(layers=[RoomyLayer(capacity) for _ in range(config.num_hidden_layers)])
-
-
-def select_rows(cache: Cache, rows: Tensor) -> None:
-    """Keep (or repeat) the given rows of every layer."""
-    for layer in cache.layers:
-        if isinstance(layer, RoomyLayer):
-            layer.select(rows)
-        else:
-            layer.batch_select_indices(rows)

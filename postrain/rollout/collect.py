@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from postrain import parallel
 from postrain.data.chat import Template
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine
-from postrain.types import Batch, Completion, Max, Mean, Prompts, Rows
+from postrain.types import Batch, Completion, ConfigError, Max, Mean, Prompts, Rows
+
+# Largest difference of two float32 log-probabilities that the order of summation explains.
+SAMPLER_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,26 @@ class Episodes(Batch):
     columns: tuple[Mapping[str, Any], ...]
     """Each prompt's other columns."""
 
+    def paid(self) -> Tensor:
+        """The reward of each episode, [B]: unscorable ones earn the global mean of the others and push nowhere."""
+        scored_B = ~self.reward_B.isnan()
+        total, count = parallel.all_sum(torch.stack([self.reward_B[scored_B].sum(), scored_B.sum().float()]))
+        return torch.where(scored_B, self.reward_B, total / count.clamp(min=1))
+
+    def sampler_error(self, logps_BT: Tensor, *, strict: bool) -> Max:
+        """Largest difference between the recorded log-probabilities and the scorer's, [B, T].
+
+        Raises ConfigError where `strict` (float32 throughout) and it is more than rounding: the ratio of an update
+        would not start at 1.
+        """
+        error = float(((self.logps_BT - logps_BT) * (logps_BT != 0)).abs().max())
+        if strict and error > SAMPLER_TOLERANCE:
+            raise ConfigError(
+                f"rollout: sampled log-probabilities differ by {error:.2g} from the policy's own in float32, so the "
+                "engine and the model do not compute the same"
+            )
+        return Max(error)
+
     def metrics(self) -> dict[str, Mean | Max]:
         """Rewards by part and the shape of the completions, ready to log."""
         rows = len(self)
@@ -42,11 +66,11 @@ class Episodes(Batch):
         found: dict[str, Mean | Max] = {
             "reward/total": Mean(self.reward_B[scored_B].sum(), scored_B.sum()),
             "reward/unscorable": Mean((~scored_B).sum(), rows),
-            "completion/length": Mean(sum(int(mask.sum()) for mask in self.rows.supervised), rows),
+            "completion/length": Mean(torch.cat(self.rows.supervised).sum(), rows),
             "completion/finished": Mean(self.finished_B.sum(), rows),
         }
         for name in self.parts[0] if rows else ():
-            known = [part[name] for part in self.parts if part[name] is not None]
+            known = [value for part in self.parts if (value := part[name]) is not None]
             found[f"reward/{name}"] = Mean(sum(known), len(known))
         return found
 

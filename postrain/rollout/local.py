@@ -15,7 +15,8 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from postrain.rollout.cache import make_cache, select_rows
+from postrain.models.parts import unwrapped
+from postrain.rollout.cache import make_cache
 from postrain.rollout.sampling import draw, uniforms
 from postrain.types import Completion, Count, CountOrZero, NonNegative, Sampling
 
@@ -79,7 +80,7 @@ class Decoder:
         self.stop = torch.as_tensor(list(stop_ids), device=self.device)
         rows = len(prompts)
         self.tokens_BT = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=self.device)
-        self.logps_BT = torch.zeros(rows, sampling.max_new_tokens, device=self.device)
+        self.logps_BT = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float32, device=self.device)
         self.lengths_B = torch.full((rows,), sampling.max_new_tokens, device=self.device)
         self.finished_B = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self.live = torch.arange(rows, device=self.device)
@@ -111,7 +112,7 @@ class Decoder:
         width = max(map(len, distinct))
         ids_PL = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in distinct], device=self.device)
         mask_PL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in distinct], device=self.device)
-        cache = make_cache(self.model.config, width + self.sampling.max_new_tokens)
+        cache = make_cache(unwrapped(self.model).config, width + self.sampling.max_new_tokens)
         found = self.model(
             input_ids=ids_PL,
             attention_mask=mask_PL,
@@ -121,7 +122,7 @@ class Decoder:
             logits_to_keep=1,
         )
         rows = torch.tensor(which, device=self.device)
-        select_rows(cache, rows)
+        cache.batch_select_indices(rows)
         return found.logits[rows, -1], cache, mask_PL[rows]
 
     def _forward(self, tokens_B: Tensor) -> None:
@@ -142,5 +143,5 @@ class Decoder:
         if still_open and still_open <= (1 - DROP_SHARE) * len(self.live):
             keep = open_B.nonzero().squeeze(-1)
             self.live, self.mask_BL, self.logits_BV = self.live[keep], self.mask_BL[keep], self.logits_BV[keep]
-            select_rows(self.cache, keep)
+            self.cache.batch_select_indices(keep)
         return still_open > 0

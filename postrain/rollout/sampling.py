@@ -12,7 +12,9 @@ from postrain.types import Sampling
 
 def uniforms(keys: Sequence[int], count: int) -> Tensor:
     """One row of `count` uniform numbers for each key, [B, count]: a row's randomness is its own."""
-    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(key)) for key in keys])
+    return torch.stack(
+        [torch.rand(count, dtype=torch.float32, generator=torch.Generator().manual_seed(key)) for key in keys]
+    )
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,74 @@
+"""Every key of PPO changes what is learned; those that only change how, run."""
+
+import pytest
+import torch
+
+from tests.runs import final_state, records, small_run
+
+BASE = ("method=ppo", "rollout.max_new_tokens=24", "evaluation.completions=0")
+CHANGES = [
+    "method.epochs=1",
+    "method.minibatches_per_epoch=1",
+    "method.clip=0.01",
+    "method.value_clip=0.0001",
+    "method.value_coef=1.0",
+    "method.entropy_coef=0.1",
+    "method.gamma=0.9",
+    "method.lam=0.5",
+    "method.kl_coef=1.0",
+    "method.kl_estimator=k2",
+    "method.kl_estimator=k3",
+    "method.kl_estimator=exact",
+    "method.kl_in=loss method.kl_estimator=k3",
+    "method.kl_target=0.01 method.kl_horizon=20",
+    "method.target_kl=1e-6",
+    "method.missing_eos_penalty=1.0",
+    "method.critic=separate",
+    "method.critic_warmup=1",
+    "method.learning_rate=1e-4",
+    "method.schedule=linear",
+    "method.warmup=1.0",
+    "method.weight_decay=0.5",
+    "method.adam_betas=[0.5,0.9]",
+    "method.adam_eps=1e-3",
+    "method.max_grad_norm=0.01",
+    "rollout.temperature=0.7",
+    "rollout.top_k=5",
+    "rollout.top_p=0.8",
+    "reward.weights.mood=0.1",
+    "seed=1",
+]
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """What the run learns without any change."""
+    return flat(small_run(tmp_path_factory.mktemp("base"), *BASE))
+
+
+def flat(folder) -> torch.Tensor:
+    """The policy at the end."""
+    state = final_state(folder)["state_dict"]
+    return torch.cat([value.flatten() for name, value in state.items() if name.startswith("policy.")])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_key_changes_what_is_learned(change, untouched, tmp_path):
+    folder = small_run(tmp_path, *BASE, *change.split())
+    assert not torch.equal(flat(folder), untouched)
+    last = records(folder)[-1]
+    assert last["kl/exact"] >= -1e-6
+    assert last["kl/k3"] >= -1e-6
+
+
+def test_the_coefficient_follows_the_kl(tmp_path):
+    found = records(small_run(tmp_path, *BASE, "method.kl_target=1e-4", "method.kl_horizon=10"))
+    # KL far above the target: the coefficient grows by its most, 0.2 · 8 episodes / 10, once the KL is there
+    coefs = [record["kl/coef"] for record in found if "kl/coef" in record]
+    assert coefs[2] == pytest.approx(coefs[1] * 1.16)
+
+
+def test_only_the_critic_learns_in_the_warm_up(tmp_path):
+    folder = small_run(tmp_path, *BASE, "method.critic_warmup=3")
+    assert records(folder)[-1]["ratio/max"] == pytest.approx(1, abs=1e-5)
+    assert float(final_state(folder)["state_dict"]["value_head.output.weight"].abs().sum()) > 0
