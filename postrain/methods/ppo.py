@@ -166,12 +166,7 @@ class PPO(Method):
             )
         kl_BT = self.penalty(logps_BT, found)
         reward_B = episodes.paid() - self.missing_eos_penalty * (~episodes.finished_B)
-        rewards_BT = token_rewards(
-            episodes.paid() - self.missing_eos_penalty * (~episodes.finished_B),
-            kl_BT,
-            found.mask_BT,
-            self.coef if self.kl_in == "reward" else 0.0,
-        )
+        rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
         returns_BT = (advantages_BT + found.values_BT) * found.mask_BT
         self.note(episodes.metrics() | kl_metrics(found) | rollout_metrics(episodes, found, advantages_BT, returns_BT))
