@@ -1,7 +1,8 @@
 """One measurement of TRL: a few updates of one method on token rows that are already made. Run by against_trl.py.
 
 TRL's defaults, but for gradient checkpointing and bf16, which are off (ours has neither here), no evaluation and no
-saving. SFT and the reward model are TRL 1.16's; PPO is the experimental one, last seen in 1.12.
+saving. SFT and the reward model are TRL 1.16's; PPO is the experimental one, last seen in 1.12. TRL is imported by
+name, each part where it is used: the two releases differ, and our own environment has neither.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import os
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +61,19 @@ def common(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
 
 
 def sft(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
-    from trl import SFTConfig, SFTTrainer  # noqa: PLC0415 (PPO's release must not import it)
-
-    config = SFTConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
+    trl = import_module("trl")
+    config = trl.SFTConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    return SFTTrainer(
+    return trl.SFTTrainer(
         model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[watch]
     )
 
 
 def reward(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
-    from trl import RewardConfig, RewardTrainer  # noqa: PLC0415 (PPO's release must not import it)
-
-    config = RewardConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
-    return RewardTrainer(
+    trl = import_module("trl")
+    config = trl.RewardConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
+    return trl.RewardTrainer(
         scalar(args.reward_model),
         config,
         train_dataset=Dataset.from_list(rows),
@@ -83,9 +83,8 @@ def reward(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, s
 
 
 def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
-    from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: PLC0415 (gone from later releases)
-
-    config = PPOConfig(
+    trl_ppo = import_module("trl.experimental.ppo")  # gone from later releases
+    config = trl_ppo.PPOConfig(
         **common(args, scratch),
         total_episodes=args.updates * args.batch_size,
         response_length=args.new_tokens,
@@ -98,7 +97,7 @@ def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(args.model, dtype="float32") for _ in range(2))
     data = Dataset.from_list(rows)
-    return PPOTrainer(
+    return trl_ppo.PPOTrainer(
         args=config,
         processing_class=tokenizer,
         model=policy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -77,7 +77,8 @@ def load_policy(method: Method, config: Mapping[str, Any], resolved: ResolvedMod
     """The model that learns, with its adapter."""
     adapter: Adapter = instantiate(config["adapter"])
     load = load_causal if method.head == "causal" else load_scalar
-    model = load(resolved, dtype=hardware.dtype, quantization=adapter.quantization())
+    # Seen as what it is derived from: transformers wraps `to` in a way that loses its type.
+    model = cast("nn.Module", load(resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
     return adapter.wrap(model if adapter.quantization() else model.to(hardware.device), head=method.head)
 
 

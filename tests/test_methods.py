@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,9 @@ class Recorder(Callback):
     """Keeps the first gradients and the weights before and after."""
 
     double = False
+    batch: Any = None
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer, pl_module: Any):
         if self.double:
             pl_module.double()
         self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
@@ -45,7 +47,7 @@ class Recorder(Callback):
         if self.gradients is None:
             self.gradients = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
 
-    def on_train_end(self, trainer, pl_module):
+    def on_train_end(self, trainer, pl_module: Any):
         self.after = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
         self.module = pl_module
 
