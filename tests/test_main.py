@@ -117,6 +117,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_rest_is_the_same(tmp_path, 
     assert "damaged" in line
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    whole, killed = (small_run(tmp_path / name, "method=sft") for name in ("whole", "killed"))
+    for path in killed.checkpoints.glob("*.ckpt"):
+        path.unlink()
+    resumed(killed)
+    assert records(killed) == records(whole)
+    assert killed.samples.read() == whole.samples.read()
+
+
 def test_a_resumed_run_says_what_would_change(tmp_path, capsys):
     folder = small_run(tmp_path, "method=sft")
     assert run(f"resume={folder.path}", "method.updates=4", "method.learning_rate=0.5") == 2
