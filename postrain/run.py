@@ -86,7 +86,8 @@ def outcome_of(folder: RunFolder | None, config: Mapping[str, Any]) -> Iterator[
         raise
     finally:
         instantiate(config["logger"]).close(status)
-        if folder and is_first_rank() and config["report"]:
+        # A run that never began has nothing to show.
+        if folder and is_first_rank() and config["report"] and folder.metrics.path.exists():
             report(folder, status)
 
 
