@@ -1,0 +1,45 @@
+"""What the tests of data share: a stand-in for datasketch, an extra that brings scipy with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import pytest
+
+
+class MinHash:
+    """The set itself instead of its sketch."""
+
+    def __init__(self, num_perm: int) -> None:
+        self.members: set[bytes] = set()
+
+    def update_batch(self, members: Sequence[bytes]) -> None:
+        self.members.update(members)
+
+
+class MinHashLSH:
+    """Finds what overlaps by comparing with everything: exact where datasketch estimates."""
+
+    def __init__(self, threshold: float, num_perm: int) -> None:
+        self.threshold = threshold
+        self.sketches: dict[str, MinHash] = {}
+
+    def insert(self, name: str, sketch: MinHash) -> None:
+        self.sketches[name] = sketch
+
+    def query(self, sketch: MinHash) -> list[str]:
+        return [
+            name
+            for name, other in self.sketches.items()
+            if len(sketch.members & other.members) >= self.threshold * len(sketch.members | other.members)
+        ]
+
+
+@pytest.fixture(autouse=True)
+def datasketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two classes of datasketch that quality.py uses."""
+    module = ModuleType("datasketch")
+    module.__dict__.update(MinHash=MinHash, MinHashLSH=MinHashLSH)
+    monkeypatch.setitem(sys.modules, "datasketch", module)
