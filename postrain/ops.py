@@ -94,6 +94,18 @@ def explained_variance(returns: float, returns2: float, errors: float, errors2: 
     return 1 - (errors2 - errors**2) / max(returns2 - returns**2, 1e-8)
 
 
+def critic_metrics(
+    values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor
+) -> dict[str, Mean | Max]:
+    """How much there is to learn, and the sums `explained_variance` is derived from (names with a leading _)."""
+    errors_BT, tokens = returns_BT - values_BT, mask_BT.sum()
+    squares = {"returns": returns_BT, "returns²": returns_BT**2, "errors": errors_BT, "errors²": errors_BT**2}
+    return {
+        "advantage/mean_abs": Mean(advantages_BT.abs().sum(), tokens),
+        **{f"_{name}": Mean((terms_BT * mask_BT).sum(), tokens) for name, terms_BT in squares.items()},
+    }
+
+
 def step_metrics(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, clip: float) -> dict[str, Mean | Max]:
     """How far one optimizer step's policy is from the one that sampled."""
     log_ratio_BT = (logps_BT - old_logps_BT) * mask_BT

@@ -15,7 +15,8 @@ import torch
 
 from postrain.data.module import DataModule
 from postrain.evaluation.repetition import distinct_n
-from postrain.methods.base import Method, add_metrics
+from postrain.methods.base import Method
+from postrain.methods.metrics import add_metrics
 from postrain.ops import derive_seed
 from postrain.rollout.collect import Episodes, collect
 from postrain.scoring import compare, in_micro_batches, kl_metrics

@@ -23,6 +23,7 @@ from torch import nn
 
 from postrain import parallel
 from postrain.data.chat import Template
+from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.ops import derive_seed
@@ -30,8 +31,6 @@ from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine
 from postrain.scoring import micro_batches
 from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
-
-Metrics = Mapping[str, Mean | Max]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,31 +280,3 @@ def supervised_tokens(batch: Any) -> int:
     """Supervised tokens in a batch of Rows, or in the rows a batch holds."""
     rows = batch if isinstance(batch, Rows) else batch.rows
     return int(torch.cat(rows.supervised).sum()) if len(rows) else 0
-
-
-def add_metrics(into: dict[str, Mean | Max], metrics: Metrics) -> None:
-    """Adds metrics up by name; tensors are detached."""
-    for name, value in metrics.items():
-        into[name] = added(into[name], value) if name in into else value
-
-
-def added(one: Mean | Max, other: Mean | Max) -> Mean | Max:
-    """The sum of two metrics of one name, which are of one kind."""
-    if isinstance(one, Mean):
-        assert isinstance(other, Mean)
-        return one + other
-    assert isinstance(other, Max)
-    return one + other
-
-
-def combine(metrics: Metrics) -> dict[str, float]:
-    """The metrics of an update over all ranks, as plain floats in a fixed order."""
-    total: dict[str, Mean | Max] = {}
-    for part in parallel.gather({name: plain(value) for name, value in metrics.items()}):
-        add_metrics(total, part)
-    return {name: total[name].value() for name in sorted(total)}
-
-
-def plain(value: Mean | Max) -> Mean | Max:
-    """The same metric in plain floats, free of device and graph."""
-    return Max(float(value.peak)) if isinstance(value, Max) else Mean(float(value.total), float(value.count))

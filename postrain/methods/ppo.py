@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.base import Method, Metrics
+from postrain.methods.base import Method
+from postrain.methods.metrics import Metrics
 from postrain.models.heads import ValueHead
 from postrain.models.parts import trunk, unwrapped
 from postrain.ops import (
     KLEstimator,
     adapt_kl_coef,
+    critic_metrics,
     derive_seed,
     explained_variance,
     gae,
@@ -169,7 +171,9 @@ class PPO(Method):
         rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
         returns_BT = (advantages_BT + found.values_BT) * found.mask_BT
-        self.note(episodes.metrics() | kl_metrics(found) | rollout_metrics(episodes, found, advantages_BT, returns_BT))
+        self.note(episodes.metrics() | kl_metrics(found))
+        self.note(critic_metrics(found.values_BT, returns_BT, advantages_BT, found.mask_BT))
+        self.note({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
         self.note({"kl/coef": Max(self.coef)})
         if not cut:
@@ -294,17 +298,3 @@ class PPO(Method):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.coef = state["coef"]
-
-
-def rollout_metrics(
-    episodes: Episodes, found: Comparison, advantages_BT: Tensor, returns_BT: Tensor
-) -> dict[str, Mean | Max]:
-    """How good the critic is, how much there is to learn, and whether sampler and scorer agree."""
-    mask_BT = found.mask_BT
-    errors_BT = returns_BT - found.values_BT
-    squares = {"returns": returns_BT, "returns²": returns_BT**2, "errors": errors_BT, "errors²": errors_BT**2}
-    return {
-        "entropy": Mean(-(found.logps_BT * mask_BT).sum(), mask_BT.sum()),
-        **{f"_{name}": Mean((values_BT * mask_BT).sum(), mask_BT.sum()) for name, values_BT in squares.items()},
-        "advantage/mean_abs": Mean(advantages_BT.abs().sum(), mask_BT.sum()),
-    }
