@@ -1,4 +1,4 @@
-"""The one training loop. A method answers two questions: `prepare` (what must be known before learning) and `loss`
+"""The one training loop. A method answers two questions: `prepare` (what must be known before learning) and `loss_sum`
 (what is minimised); everything else here is shared by all of them.
 
     training_step(batch)
@@ -128,7 +128,7 @@ class Method(LightningModule):
         """Further metrics of an update or an evaluation, from its means (a perplexity from a mean loss)."""
         return {}
 
-    def loss(self, batch: Any) -> LossSum:
+    def loss_sum(self, batch: Any) -> LossSum:
         """The loss of a micro-batch, summed over what `denominator` counts."""
         raise TypeError(f"{type(self).__name__} does not say what it minimises")
 
@@ -148,7 +148,7 @@ class Method(LightningModule):
         found: dict[str, Mean | Max] = {}
         for group in micro_batches(batch.cost(), self.micro_batch_tokens):
             part = batch.select(group)
-            loss = self.loss(part)
+            loss = self.loss_sum(part)
             add_metrics(found, {"loss": Mean(loss.total.detach(), self.denominator(part)), **loss.metrics})
         return found
 
@@ -201,7 +201,7 @@ class Method(LightningModule):
         groups = micro_batches(minibatch.cost(), self.micro_batch_tokens)
         for group in groups:
             with self.unsynchronised():
-                found = self.loss(minibatch.select(group))
+                found = self.loss_sum(minibatch.select(group))
                 self.manual_backward(found.total / counts[0])
             self.note({**found.metrics, "loss": Mean(found.total.detach(), 0)})
         self.keep_step(minibatch, len(groups))
@@ -222,7 +222,7 @@ class Method(LightningModule):
         if self.device_mesh is None:
             return
         for _ in range(max(parallel.gather(done)) - done):
-            self.manual_backward(self.loss(self.spare).total * 0.0)
+            self.manual_backward(self.loss_sum(self.spare).total * 0.0)
 
     def note(self, metrics: Metrics) -> None:
         """Adds to the metrics of the current update."""

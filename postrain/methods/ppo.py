@@ -246,7 +246,7 @@ class PPO(Method):
                 ):
                     return
 
-    def loss(self, batch: Experience) -> LossSum:
+    def loss_sum(self, batch: Experience) -> LossSum:
         found = score(
             self.policy,
             batch.rows,

@@ -17,7 +17,7 @@ class Pretrain(Method):
     learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
 
-    def loss(self, batch: Rows) -> LossSum:
+    def loss_sum(self, batch: Rows) -> LossSum:
         return LossSum(-score(self.policy, batch).logps_BT.sum(), {})
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:

@@ -38,7 +38,7 @@ class RewardModel(Method):
     def denominator(self, batch: Pairs) -> int:
         return len(batch)
 
-    def loss(self, batch: Pairs) -> LossSum:
+    def loss_sum(self, batch: Pairs) -> LossSum:
         chosen_B, rejected_B = scalar(self.policy, batch.chosen), scalar(self.policy, batch.rejected)
         margin_B = batch.margin_B.to(chosen_B) * self.use_margin
         total = (

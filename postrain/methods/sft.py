@@ -48,7 +48,7 @@ class SFT(Method):
         if self.l2_coef:
             self.start = [parameter.detach().clone() for parameter in self.trainable()]
 
-    def loss(self, batch: Rows) -> LossSum:
+    def loss_sum(self, batch: Rows) -> LossSum:
         tokens = self.denominator(batch)
         metrics: dict[str, Mean | Max] = {}
         if self.kl_coef:
