@@ -1,9 +1,9 @@
 """Log-probabilities, entropies and values of supervised tokens under a model: the hot path of training.
 
 Only positions that predict a supervised token reach the LM head, and their logits are taken in chunks, each forgotten
-and recomputed in the backward pass when there is more than one, so that [N, V] never exists whole. Rows are padded on
-the right and need no attention mask: causal attention never looks at what comes later, so a row's result cannot depend
-on its neighbours. How a batch is cut into micro-batches is decided here and changes no number.
+and recomputed in the backward pass when there is more than one, so that [N, V] never exists whole. Rows go through the
+trunk without padding, and a prompt that several of them share goes once (models/packing.py). How a batch is cut into
+micro-batches is decided here and changes no number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from postrain.models.parts import logits_of, model_width, trunk, unwrapped
+from postrain.models.packing import states
+from postrain.models.parts import logits_of, model_width
 from postrain.models.reference import Reference
 from postrain.ops import full, kl_estimate
 from postrain.types import Max, Mean, Rows, Scores
@@ -27,16 +28,19 @@ CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
 
 
 def micro_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut items into groups of similar length whose padded size (items × longest) stays within `budget` tokens.
+    """Cut items into groups of similar length of at most `budget` tokens together.
 
     An item longer than the budget stands alone. Longest first, so that memory peaks at once or never.
     """
     groups: list[list[int]] = []
+    room = 0
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        if groups and (len(groups[-1]) + 1) * costs[groups[-1][0]] <= budget:
+        if groups and costs[index] <= room:
             groups[-1].append(index)
         else:
             groups.append([index])
+            room = budget
+        room -= costs[index]
     return groups
 
 
@@ -58,20 +62,15 @@ class Hidden:
 
 
 def hidden(model: nn.Module, rows: Rows) -> Hidden:
-    """One forward of the trunk over right-padded rows, then the states that predict supervised tokens."""
+    """One forward of the trunk, then the states that predict supervised tokens."""
     device = next(model.parameters()).device
     rows = rows.to(device)
-    ids_BL = pad_sequence(list(rows.ids), batch_first=True, padding_value=_filler(model))
+    states_ND, place_BL = states(model, rows.ids)
     supervised_BL = pad_sequence(list(rows.supervised), batch_first=True, padding_value=False)
-    states_BLD = trunk(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
     counts_B = supervised_BL.sum(1)
     mask_BT = torch.arange(int(counts_B.max()), device=device)[None] < counts_B[:, None]
-    return Hidden(states_BLD[:, :-1][supervised_BL[:, 1:]], ids_BL[supervised_BL], mask_BT)
-
-
-def _filler(model: nn.Module) -> int:
-    """Any id but the pad token: transformers warns when it sees that one without an attention mask."""
-    return 1 if unwrapped(model).config.get_text_config().pad_token_id == 0 else 0
+    targets_N = torch.cat([ids[learned] for ids, learned in zip(rows.ids, rows.supervised, strict=True)])
+    return Hidden(states_ND.index_select(0, place_BL[:, :-1][supervised_BL[:, 1:]]), targets_N, mask_BT)
 
 
 def score(
@@ -194,11 +193,10 @@ def _reassemble(parts: list[Tensor], order: Tensor) -> Tensor:
 def scalar(model: nn.Module, rows: Rows) -> Tensor:
     """A scalar model's output at the last real token of each row, [B]: padding cannot move it."""
     device = next(model.parameters()).device
-    rows = rows.to(device)
-    ids_BL = pad_sequence(list(rows.ids), batch_first=True, padding_value=_filler(model))
-    states_BLD = trunk(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
+    states_ND, place_BL = states(model, rows.to(device).ids)
     last_B = torch.tensor([len(ids) - 1 for ids in rows.ids], device=device)
-    return full(logits_of(model, states_BLD[torch.arange(len(last_B), device=device), last_B])).squeeze(-1)
+    at_B = place_BL.gather(1, last_B[:, None]).squeeze(1)
+    return full(logits_of(model, states_ND.index_select(0, at_B))).squeeze(-1)
 
 
 def kl_metrics(found: Comparison) -> dict[str, Mean | Max]:

@@ -79,6 +79,10 @@ class Rows(Batch):
     row_ids: tuple[int, ...]
     """The record each row came from, by its number in the source, for error messages and samples."""
 
+    def __add__(self, other: Rows) -> Rows:
+        """These rows and then those, to be run through a model together."""
+        return Rows(self.ids + other.ids, self.supervised + other.supervised, self.row_ids + other.row_ids)
+
     def cost(self) -> list[int]:
         return [len(ids) for ids in self.ids]
 
@@ -91,6 +95,12 @@ class Pairs(Batch):
     rejected: Rows
     margin_B: Tensor
     """How much better the chosen one is said to be, float [B]; 0 where the data does not say."""
+
+    def cost(self) -> list[int]:
+        """The prompt counts once: both answers follow one copy of it."""
+        prompts = [int(learned.long().argmax()) for learned in self.chosen.supervised]
+        both = zip(self.chosen.cost(), self.rejected.cost(), prompts, strict=True)
+        return [one + other - shared for one, other, shared in both]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class RewardModel(Method):
         return len(batch)
 
     def loss_sum(self, batch: Pairs) -> LossSum:
-        chosen_B, rejected_B = scalar(self.policy, batch.chosen), scalar(self.policy, batch.rejected)
+        chosen_B, rejected_B = scalar(self.policy, batch.chosen + batch.rejected).chunk(2)
         margin_B = batch.margin_B.to(chosen_B) * self.use_margin
         total = (
             bradley_terry(chosen_B, rejected_B, margin_B) + self.centring_coef * centring(chosen_B, rejected_B)

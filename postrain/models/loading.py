@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from postrain.models.cache import kept
+from postrain.models.packing import packs
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
 from postrain.models.seeded import seeded
@@ -96,6 +97,8 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
             f"{resolved.name}: the parts of a {type(model).__name__} do not add up to the model; "
             "this architecture needs its output scaling in postrain/models/parts.py"
         )
+    # Found out now: under sharding all ranks would have to run the trial at the same moment.
+    packs(model)
     return Loaded(model, gap)
 
 

@@ -1,0 +1,180 @@
+"""Hidden states of ragged rows without padding: all tokens of a batch are one sequence, and what rows have in common at
+their beginning (a prompt and its completions) is there once.
+
+Everything in a transformer but attention looks at tokens one by one, so it may run on the packed sequence. Attention is
+given each row as it is, prefix and all, gathered from the packed tokens: causal, without a mask, so that the result is
+that of separate rows. Leaves out architectures where this is not so (recurrent, ALiBi, chunked attention): `packs`
+finds them by trying, and they get padded rows.
+
+Axes: R rows, L tokens of the longest row, N packed tokens, H heads, K width of a head, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from postrain.models.parts import RELATIVE_TOLERANCE, trunk, unwrapped
+from postrain.models.reference import in_eval_mode
+
+NAME = "postrain_packed"
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of ragged rows stand in one sequence."""
+
+    ids_N: Tensor
+    positions_N: Tensor
+    """The position of each packed token in its own row."""
+    place_RL: Tensor
+    """Which packed token stands at each position of each row; any behind the end of a row."""
+    home_N: Tensor
+    """A row and position that hold the packed token, as an index into [R·L]."""
+
+
+def pack(ids: Sequence[Tensor]) -> Packing:
+    """Rows in lexicographic order, so that each can take what it shares with the one before from there."""
+    order = sorted(range(len(ids)), key=lambda row: ids[row].tolist())
+    longest = max(map(len, ids))
+    place_RL = torch.zeros(len(ids), longest, dtype=torch.long)
+    pieces, positions, homes = [], [], []
+    used, before = 0, order[0]
+    for row in order:
+        shared = 0 if row == before else common(ids[before], ids[row])
+        new = torch.arange(shared, len(ids[row]))
+        place_RL[row, :shared] = place_RL[before, :shared]
+        place_RL[row, shared : len(ids[row])] = used + new - shared
+        pieces.append(ids[row][shared:])
+        positions.append(new)
+        homes.append(row * longest + new)
+        used, before = used + len(new), row
+    device = ids[0].device
+    rest = (torch.cat(positions).to(device), place_RL.to(device), torch.cat(homes).to(device))
+    return Packing(torch.cat(pieces), *rest)
+
+
+def common(one: Tensor, other: Tensor) -> int:
+    """How many tokens two rows share at their beginning."""
+    both = min(len(one), len(other))
+    return int((one[:both] == other[:both]).long().cumprod(0).sum())
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing,
+    sliding_window: int | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls instead of its own attention: [1, H, N, K] three times → [1, N, H, K].
+
+    `settings` are the architecture's (scaling, dropout), handed on to transformers' own function.
+    """
+    rows, longest = packing.place_RL.shape
+
+    def unpacked(packed_1HNK: Tensor) -> Tensor:
+        flat = packed_1HNK[0].transpose(0, 1).flatten(1)
+        return flat.index_select(0, packing.place_RL.flatten()).view(rows, longest, -1, value.shape[-1]).transpose(1, 2)
+
+    mask = None
+    if sliding_window is not None and longest > sliding_window:
+        at = torch.arange(longest, device=query.device)
+        mask = ((at[:, None] >= at) & (at[:, None] - at < sliding_window))[None, None]
+    settings["is_causal"] = mask is None
+    found_RLHK, _ = sdpa_attention_forward(module, unpacked(query), unpacked(key), unpacked(value), mask, **settings)
+    return found_RLHK.flatten(0, 1).index_select(0, packing.home_N)[None], None
+
+
+def no_mask(*_: Any, **__: Any) -> None:
+    """Causality is attention's own here."""
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, no_mask)
+
+
+@contextmanager
+def packing_attention(inner: Any) -> Iterator[None]:
+    """Transformers calls `packed_attention` inside the block."""
+    usual = inner.config._attn_implementation
+    inner.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        inner.config._attn_implementation = usual
+
+
+def states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The trunk's state at every token, [N, D], and where each row's tokens stand in it, [R, L].
+
+    Packed where that saves tokens and the architecture allows it, else padded on the right, which causal attention
+    never looks at.
+    """
+    rows, longest = len(ids), max(map(len, ids))
+    if rows > 1 and packs(model):
+        packing = pack(ids)
+        if len(packing.ids_N) < rows * longest:
+            return packed_states(model, packing), packing.place_RL
+    states_RLD = padded_states(model, ids)
+    return states_RLD.flatten(0, 1), torch.arange(rows * longest, device=states_RLD.device).view(rows, longest)
+
+
+def packed_states(model: nn.Module, packing: Packing) -> Tensor:
+    """One forward over packed tokens, [N, D]."""
+    with packing_attention(unwrapped(model)):
+        found = trunk(model)(
+            input_ids=packing.ids_N[None], position_ids=packing.positions_N[None], use_cache=False, packing=packing
+        )
+    return found.last_hidden_state[0]
+
+
+def padded_states(model: nn.Module, ids: Sequence[Tensor]) -> Tensor:
+    """One forward over right-padded rows, [R, L, D]."""
+    # Any id but the pad token: transformers warns when it sees that one without an attention mask.
+    filler = 1 if unwrapped(model).config.get_text_config().pad_token_id == 0 else 0
+    ids_RL = pad_sequence(list(ids), batch_first=True, padding_value=filler)
+    return trunk(model)(input_ids=ids_RL, use_cache=False).last_hidden_state
+
+
+def packs(model: nn.Module) -> bool:
+    """Whether packed rows give this architecture's own states; tried once on two short rows and remembered."""
+    inner: Any = unwrapped(model)
+    if not hasattr(inner, "packs_rows"):
+        inner.packs_rows = _suitable(inner) and _agrees(model)
+    return inner.packs_rows
+
+
+def _suitable(inner: Any) -> bool:
+    layers = getattr(inner.config.get_text_config(), "layer_types", None) or KNOWN_LAYERS
+    return inner.config._attn_implementation == "sdpa" and KNOWN_LAYERS.issuperset(layers)
+
+
+@torch.no_grad()
+def _agrees(model: nn.Module) -> bool:
+    inner = unwrapped(model)
+    row = torch.arange(2, 12, device=inner.device) * 7919 % inner.config.get_text_config().vocab_size
+    ids = (row[:8], torch.cat([row[:3], row[8:]]))
+    with in_eval_mode(model):
+        packing = pack(ids)
+        whole_RLD = padded_states(model, ids)
+        try:
+            mine_ND = packed_states(model, packing)
+        except TypeError:  # an attention function that was never called with, or a layer that refuses, the packing
+            return False
+    gaps = [(mine_ND[packing.place_RL[r, : len(i)]] - whole_RLD[r, : len(i)]).abs().max() for r, i in enumerate(ids)]
+    tolerance = RELATIVE_TOLERANCE.get(whole_RLD.dtype, 3e-2)
+    return bool(max(gaps) <= tolerance * whole_RLD.abs().max().clamp(min=1))

@@ -1,0 +1,83 @@
+"""Packed rows give the states, and the gradients, of separate rows; where they would not, rows are padded."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig
+
+from postrain.models.packing import common, pack, packs, states
+from postrain.models.parts import trunk
+from tests.tiny import SHAPES, VOCABULARY, tiny_model
+
+
+def families(seed: int) -> tuple[torch.Tensor, ...]:
+    """Rows of random lengths in families that share a beginning; some are equal, some the beginning of another."""
+    source = torch.Generator().manual_seed(seed)
+
+    def draw(longest: int) -> torch.Tensor:
+        length = int(torch.randint(1, longest, (1,), generator=source))
+        return torch.randint(1, VOCABULARY, (length,), generator=source)
+
+    rows = []
+    for _ in range(int(torch.randint(1, 4, (1,), generator=source))):
+        prompt = draw(20)
+        rows += [torch.cat([prompt, draw(12)]) for _ in range(int(torch.randint(1, 4, (1,), generator=source)))]
+        rows.append(prompt)
+    rows.append(rows[0].clone())
+    return tuple(rows[i] for i in torch.randperm(len(rows), generator=source).tolist())
+
+
+def test_a_shared_beginning_is_there_once():
+    ids = (torch.tensor([5, 6, 7, 8]), torch.tensor([9]), torch.tensor([5, 6, 1]))
+    # in lexicographic order: [5, 6, 1], then [7, 8] after its first two, then [9]
+    packing = pack(ids)
+    assert packing.ids_N.tolist() == [5, 6, 1, 7, 8, 9]
+    assert packing.positions_N.tolist() == [0, 1, 2, 2, 3, 0]
+    assert [packing.place_RL[row, : len(ids[row])].tolist() for row in range(3)] == [[0, 1, 3, 4], [5], [0, 1, 2]]
+    assert packing.home_N.tolist() == [8, 9, 10, 2, 3, 4]
+    assert common(ids[0], ids[2]) == 2
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_states_and_gradients_are_those_of_separate_rows(architecture):
+    # In float64, but for the parts (norms, rotary angles) that some architectures compute in float32 whatever they get.
+    model = tiny_model(architecture).double()
+    assert packs(model)
+    for seed in range(25):
+        ids = families(seed)
+        weights = [torch.randn(len(row), model.config.hidden_size).double() for row in ids]
+        states_ND, place_RL = states(model, ids)
+        assert len(states_ND) == len({tuple(row[: i + 1].tolist()) for row in ids for i in range(len(row))})
+        packed = [states_ND[place_RL[r, : len(row)]] for r, row in enumerate(ids)]
+        alone = [trunk(model)(input_ids=row[None]).last_hidden_state[0] for row in ids]
+        found = []
+        for rows in (packed, alone):
+            model.zero_grad()
+            torch.stack([(row * weight).sum() for row, weight in zip(rows, weights, strict=True)]).sum().backward()
+            found.append(torch.cat([p.grad.flatten() for p in trunk(model).parameters() if p.grad is not None]))
+        assert all(torch.allclose(one, other, atol=1e-6, rtol=0) for one, other in zip(packed, alone, strict=True))
+        assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-6
+
+
+def test_transformers_own_attention_is_back_afterwards():
+    model = tiny_model()
+    states(model, families(0))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_rows_without_anything_to_save_are_not_packed():
+    ids = (torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
+    _, place_RL = states(tiny_model(), ids)
+    assert place_RL.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_an_architecture_that_cannot_be_packed_is_padded():
+    torch.manual_seed(0)
+    # ALiBi counts distances along the sequence, whatever the positions say.
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert not packs(model)
+    ids = (torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2]))
+    states_ND, place_RL = states(model, ids)
+    for row, place_L in zip(ids, place_RL, strict=True):
+        alone = trunk(model)(input_ids=row[None]).last_hidden_state[0]
+        assert torch.allclose(states_ND[place_L[: len(row)]], alone, atol=1e-6)
