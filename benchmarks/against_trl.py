@@ -1,6 +1,6 @@
 """Seconds per update, tokens per second and peak memory of our methods, beside TRL's on the same token rows.
 
-    python benchmarks/against_trl.py --methods sft,reward,ppo --models nano,smollm2 \\
+    python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo --models nano,smollm2 \\
         --trl-python TRL_VENV/bin/python --ppo-python OLD_TRL_VENV/bin/python
 
 Every measurement is a process of its own, so that peak memory is its own; ours and TRL's take turns, so that what else
@@ -26,7 +26,7 @@ BATCH = {"nano": 16, "smollm2": 4}
 PPO_BATCH = {"nano": 16, "smollm2": 8}
 NEW_TOKENS = 48
 EPOCHS = 4
-VARIANTS = {"ppo": ("ppo", "ppo_shared")}
+VARIANTS = {"ppo": ("ppo", "ppo_shared"), "dpo": ("dpo", "dpo_cached"), "kto": ("kto", "kto_cached")}
 """Our variants of a method; the first does TRL's computation, the others what we would rather do."""
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="sft,reward,ppo")
+    parser.add_argument("--methods", default="sft,reward,ppo,dpo,kto,orpo")
     parser.add_argument("--models", default="nano,smollm2")
     parser.add_argument("--trl-python", help="an interpreter with TRL; without it only ours is measured")
     parser.add_argument("--ppo-python", help="an interpreter with TRL 1.12, the last with PPO (default: --trl-python)")

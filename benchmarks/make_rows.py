@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from postrain.world.rows import rows as world_rows
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
 PROMPT, COMPLETION = (16, 64), (16, 128)
+
+Row = tuple[dict[str, Any], dict[str, Any]]
+"""A row as text for us, and as ids for TRL."""
 
 
 def main() -> None:
@@ -45,11 +49,12 @@ def main() -> None:
     maker = Maker(Template(tokenizer, mode="plain"))
     found: dict[str, Any] = {"model": str(resolved.directory), "reward_model": str(reward_model)}
     found |= {"texts": {}, "ids": {}, "tokens": {}}
-    for method, make in {"sft": maker.demonstration, "reward": maker.preference, "ppo": maker.prompt}.items():
+    for method, make in maker.makes().items():
         batch = args.ppo_batch_size if method == "ppo" else args.batch_size
         made = [make() for _ in range(batch * args.updates)]
         found["texts"][method] = write(args.folder / f"{method}.jsonl", [text for text, _ in made])
         found["ids"][method] = write(args.folder / f"{method}.ids.jsonl", [ids for _, ids in made])
+        # A pair counts its prompt twice: that is how the peer runs it, and so what both sides' tokens/s are of.
         offline = sum(len(value) for _, ids in made for name, value in ids.items() if name.endswith("ids"))
         found["tokens"][method] = batch * args.new_tokens if method == "ppo" else offline / args.updates
     (args.folder / "rows.json").write_text(json.dumps(found), encoding="utf-8")
@@ -62,13 +67,25 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 class Maker:
-    """Cuts rows out of running text, each as (text, ids)."""
+    """Cuts rows out of running text, each as (text, ids); ids are of whole rows, with the length of their prompt."""
 
     def __init__(self, template: Template) -> None:
         self.template = template
         self.random = random.Random(0)
+        self.good = False
         text = " ".join(row["text"] for row in world_rows("text", task="mixed", count=2000, seed=0, split="train"))
         self.ids = template.encode_text(text)
+
+    def makes(self) -> dict[str, Callable[[], Row]]:
+        """What makes a row of each method; the order is part of the rows, as all draw from one generator."""
+        return {
+            "sft": self.demonstration,
+            "reward": self.preference,
+            "ppo": self.prompt,
+            "dpo": self.preference,
+            "orpo": self.preference,
+            "kto": self.judgement,
+        }
 
     def cut(self, shortest: int, longest: int) -> str:
         """Text of so many tokens."""
@@ -76,21 +93,29 @@ class Maker:
         start = self.random.randrange(len(self.ids) - length)
         return self.template.decode(self.ids[start : start + length])
 
-    def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def demonstration(self) -> Row:
         prompt, completion = self.cut(*PROMPT), self.cut(*COMPLETION)
         asked, said = self.encoded(prompt, completion)
         ids = {"input_ids": asked + said, "completion_mask": [0] * len(asked) + [1] * len(said)}
         return {"prompt": prompt, "completion": completion}, ids
 
-    def preference(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def preference(self) -> Row:
         prompt, answers = self.cut(*PROMPT), {name: self.cut(*COMPLETION) for name in ("chosen", "rejected")}
-        ids = {}
+        ids: dict[str, Any] = {}
         for name, answer in answers.items():
             asked, said = self.encoded(prompt, answer)
-            ids[f"{name}_ids"] = asked + said
+            ids |= {f"{name}_ids": asked + said, "prompt_length": len(asked)}
         return {"prompt": prompt, **answers}, ids
 
-    def prompt(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def judgement(self) -> Row:
+        """Good and bad take turns, so that a batch has as many of one as of the other."""
+        prompt, completion = self.cut(*PROMPT), self.cut(*COMPLETION)
+        self.good = not self.good
+        asked, said = self.encoded(prompt, completion)
+        ids = {"input_ids": asked + said, "prompt_length": len(asked), "label": self.good}
+        return {"prompt": prompt, "completion": completion, "label": self.good}, ids
+
+    def prompt(self) -> Row:
         prompt = self.cut(*PROMPT)
         return {"prompt": prompt}, {"input_ids": self.template.encode_prompt((Message("user", prompt),)).tolist()}
 

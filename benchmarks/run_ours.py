@@ -26,6 +26,11 @@ PPO = ["method.critic_warmup=0", "method.minibatches_per_epoch=1", "reward=learn
 VARIANTS = {
     "sft": ["method=sft", "method.dropout=false"],
     "reward": ["method=reward"],
+    "dpo": ["method=dpo", "method.reference_logps=fresh"],
+    "dpo_cached": ["method=dpo", "method.reference_logps=cached"],
+    "kto": ["method=kto", "method.reference_logps=fresh"],
+    "kto_cached": ["method=kto", "method.reference_logps=cached"],
+    "orpo": ["method=orpo"],
     "ppo": ["method=ppo", "method.critic=separate", *PPO],
     "ppo_shared": ["method=ppo", "method.critic=shared", *PPO],
 }

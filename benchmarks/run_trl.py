@@ -1,8 +1,9 @@
 """One measurement of TRL: a few updates of one method on token rows that are already made. Run by against_trl.py.
 
 TRL's defaults, but for gradient checkpointing and bf16, which are off (ours has neither here), no evaluation and no
-saving. SFT and the reward model are TRL 1.16's; PPO is the experimental one, last seen in 1.12. TRL is imported by
-name, each part where it is used: the two releases differ, and our own environment has neither.
+saving. All are TRL 1.16's (ORPO its experimental one), but for PPO: the experimental one, last seen in 1.12. TRL is
+imported by name, each part where it is used: the two releases differ, and our own environment has neither. DPO, KTO
+and ORPO only know text, so the one step of theirs that makes tokens of it is replaced by handing the ids through.
 """
 
 from __future__ import annotations
@@ -63,23 +64,46 @@ def common(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
 def sft(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
     trl = import_module("trl")
     config = trl.SFTConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    return trl.SFTTrainer(
-        model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[watch]
-    )
+    return trl.SFTTrainer(causal(args), config, **parts(args, rows, watch))
 
 
 def reward(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
     trl = import_module("trl")
     config = trl.RewardConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
-    return trl.RewardTrainer(
-        scalar(args.reward_model),
-        config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(args.model),
-        callbacks=[watch],
-    )
+    return trl.RewardTrainer(scalar(args.reward_model), config, **parts(args, rows, watch))
+
+
+def dpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    trl = import_module("trl")
+
+    class DPOOnIds(trl.DPOTrainer):
+        def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+            return dataset
+
+    config = trl.DPOConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
+    return DPOOnIds(causal(args), args=config, **parts(args, [split_pair(row) for row in rows], watch))
+
+
+def kto(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    trl = import_module("trl")
+
+    class KTOOnIds(trl.KTOTrainer):
+        def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+            return dataset.map(rotated, batched=True, batch_size=args.batch_size)
+
+    config = trl.KTOConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
+    return KTOOnIds(causal(args), args=config, **parts(args, [split_judgement(row) for row in rows], watch))
+
+
+def orpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    trl_orpo = import_module("trl.experimental.orpo")
+
+    class ORPOOnIds(trl_orpo.ORPOTrainer):
+        def tokenize_row(self, feature: dict[str, Any], *_: Any) -> dict[str, Any]:
+            return feature
+
+    config = trl_orpo.ORPOConfig(**common(args, scratch), max_steps=args.updates)
+    return ORPOOnIds(causal(args), args=config, **parts(args, [labelled_pair(row) for row in rows], watch))
 
 
 def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
@@ -95,7 +119,7 @@ def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
         local_rollout_forward_batch_size=args.batch_size,
     )
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
-    policy, reference = (AutoModelForCausalLM.from_pretrained(args.model, dtype="float32") for _ in range(2))
+    policy, reference = (causal(args) for _ in range(2))
     data = Dataset.from_list(rows)
     return trl_ppo.PPOTrainer(
         args=config,
@@ -110,15 +134,63 @@ def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
     )
 
 
+def split_pair(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair as DPOTrainer wants it: the prompt apart."""
+    cut = row["prompt_length"]
+    answers = {name: row[name][cut:] for name in ("chosen_ids", "rejected_ids")}
+    return {"prompt_ids": row["chosen_ids"][:cut], **answers}
+
+
+def split_judgement(row: dict[str, Any]) -> dict[str, Any]:
+    """A judgement as KTOTrainer wants it."""
+    ids, cut = row["input_ids"], row["prompt_length"]
+    return {"prompt_ids": ids[:cut], "completion_ids": ids[cut:], "label": row["label"]}
+
+
+def rotated(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Each prompt with the completion before its own, as KTOTrainer pairs them for its estimate of the KL."""
+    completions = batch["completion_ids"]
+    return {**batch, "KL_completion_ids": completions[-1:] + completions[:-1]}
+
+
+def labelled_pair(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair as ORPOTrainer wants it: whole rows, with the prompt hidden from the labels."""
+    cut, found = row["prompt_length"], {}
+    for name in ("chosen", "rejected"):
+        ids = row[f"{name}_ids"]
+        found[f"{name}_input_ids"] = ids
+        found[f"{name}_attention_mask"] = [1] * len(ids)
+        found[f"{name}_labels"] = [-100] * cut + ids[cut:]
+    prompt = row["chosen_ids"][:cut]
+    return {**found, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * cut}
+
+
+def parts(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
+    """What an offline trainer takes beside its model and its settings."""
+    return {
+        "train_dataset": Dataset.from_list(rows),
+        "processing_class": AutoTokenizer.from_pretrained(args.model),
+        "callbacks": [watch],
+    }
+
+
+def causal(args: argparse.Namespace) -> Any:
+    """The policy."""
+    return AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
+
+
 def scalar(path: str) -> Any:
     """A model with one number for a head."""
     return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype="float32")
 
 
+METHODS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "kto": kto, "orpo": orpo}
+
+
 def main() -> None:
     """Measures, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", choices=["sft", "reward", "ppo"], required=True)
+    parser.add_argument("--method", choices=METHODS, required=True)
     for name in ("--model", "--reward-model", "--rows", "--out"):
         parser.add_argument(name, required=True)
     for name in ("--batch-size", "--updates", "--new-tokens", "--epochs", "--threads"):
@@ -128,7 +200,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     watch = Watch()
     with tempfile.TemporaryDirectory() as scratch:
-        {"sft": sft, "reward": reward, "ppo": ppo}[args.method](args, rows, watch, scratch).train()
+        METHODS[args.method](args, rows, watch, scratch).train()
     watch.stopwatch.write(Path(args.out))
 
 
