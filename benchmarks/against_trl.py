@@ -65,8 +65,9 @@ def arguments() -> argparse.Namespace:
 
 
 def print_header() -> None:
-    print("| method | model | side | s/update | CPU-s/update | tokens/s | peak MB | against TRL: CPU, wall, memory |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ["method", "model", "side", "CPU-s/update", "tokens/CPU-s", "s/update", "tokens/s", "peak MB"]
+    print(f"| {' | '.join([*columns, 'against TRL: CPU, wall, memory'])} |")
+    print("|---" * (len(columns) + 1) + "|")
 
 
 def prepare(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -94,10 +95,16 @@ def compare(method: str, model: str, rows: dict[str, Any], args: argparse.Namesp
             found[side].append(measure(side if side != "TRL" else method, method, rows, args))
     summaries = {side: summary(rounds, args.warmup) for side, rounds in found.items()}
     for side, ours in summaries.items():
-        rate = rows["tokens"][method] / ours.seconds
-        cells = [method, model, side if side == "TRL" else f"ours: {side}", f"{ours.seconds:.3g}"]
-        cells += [f"{ours.cpu_seconds:.3g}", f"{rate:.0f}", f"{ours.peak_mb:.0f}", against(ours, summaries.get("TRL"))]
+        cells = [method, model, side if side == "TRL" else f"ours: {side}"]
+        for seconds in (ours.cpu_seconds, ours.seconds):
+            cells += [short(seconds), short(rows["tokens"][method] / seconds)]
+        cells += [f"{ours.peak_mb:.0f}", against(ours, summaries.get("TRL"))]
         yield f"| {' | '.join(cells)} |"
+
+
+def short(value: float) -> str:
+    """Three digits, but never an exponent."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def against(ours: Measured, peer: Measured | None) -> str:
