@@ -108,8 +108,13 @@ class Judgements(Batch):
     """Completions with a thumb up or down."""
 
     rows: Rows
+    unrelated: Rows
+    """Each row's prompt followed by the completion of another row: what KTO measures its KL baseline on."""
     label_B: Tensor
     """True where the completion is desirable, bool [B]."""
+
+    def cost(self) -> list[int]:
+        return self.rows.cost()  # the unrelated rows are never run with a gradient
 
 
 @dataclass(frozen=True)

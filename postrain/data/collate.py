@@ -45,6 +45,7 @@ def judgements(items: Sequence[EncodedJudgement]) -> Judgements:
     """Judged completions."""
     return Judgements(
         rows=rows([item.answer for item in items]),
+        unrelated=rows([item.unrelated for item in items]),
         label_B=torch.tensor([item.label for item in items], dtype=torch.bool),
     )
 

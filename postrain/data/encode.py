@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from postrain.data.chat import Template
+from postrain.data.mismatch import mismatched
 from postrain.data.records import (
     Demonstration,
     Judgement,
@@ -64,6 +65,8 @@ class EncodedJudgement:
 
     row: int
     answer: EncodedRow
+    unrelated: EncodedRow
+    """The same prompt with the completion of another judgement."""
     label: bool
 
 
@@ -111,13 +114,14 @@ class Encoder:
     def encode(self, records: Sequence[Record]) -> tuple[Encoded, ...]:
         """All records, in order. Packed text has fewer rows than records."""
         if not self.pack:
-            return tuple(self.one(record) for record in records)
+            judged = [record for record in records if isinstance(record, Judgement)]
+            return self._judgements(judged) if judged else tuple(self.one(record) for record in records)
         if not all(isinstance(record, Text) for record in records):
             raise ConfigError("data.pack=true is for running text, where all is learned; use data.pack=false here")
         return tuple(self._packed(record for record in records if isinstance(record, Text)))
 
     def one(self, record: Record) -> Encoded:
-        """One record by itself."""
+        """One record by itself; a judgement cannot be, because it borrows the completion of another."""
         match record:
             case Text():
                 return self._text(record)
@@ -125,9 +129,6 @@ class Encoder:
                 return self._demonstration(record)
             case Preference():
                 return self._preference(record)
-            case Judgement():
-                answer = self._answers(record, record.prompt, (record.completion,))[0]
-                return EncodedJudgement(record.row, answer, record.label)
             case Prompt():
                 return self.prompt(record)
         raise ConfigError(
@@ -181,6 +182,25 @@ class Encoder:
         chosen, rejected = self._answers(record, record.prompt, (record.chosen, record.rejected))
         return EncodedPair(record.row, chosen, rejected, record.margin)
 
+    def _judgements(self, records: Sequence[Judgement]) -> tuple[EncodedJudgement, ...]:
+        """Each answer after its own prompt, and the prompt with the answer of another record."""
+        encode = self.template.encode_completion
+        asked = [encode(record.prompt, record.completion, row=record.row) for record in records]
+        answers = [self._answer(record.row, *parts) for record, parts in zip(records, asked, strict=True)]
+        # What is left of an answer depends on max_length alone, so it is the same after any prompt.
+        said = [answer.ids[answer.supervised] for answer in answers]
+        others = mismatched([_key(prompt) for prompt, _ in asked], [_key(ids) for ids in said])
+        uncounted = replace(self, cuts=Counter())
+        return tuple(
+            EncodedJudgement(record.row, answer, uncounted._answer(record.row, prompt, said[other]), label=record.label)
+            for record, (prompt, _), answer, other in zip(records, asked, answers, others, strict=True)
+        )
+
+    def _answer(self, row: int, prompt: Tensor, completion: Tensor) -> EncodedRow:
+        """A completion after a prompt, which leaves room for it."""
+        kept = self._room_made(prompt, len(completion))
+        return self._row(row, kept, torch.zeros(len(kept), dtype=torch.bool), completion)
+
     def _answers(self, record: Record, prompt: Messages, answers: Sequence[str]) -> list[EncodedRow]:
         """Each answer after the same prompt, which leaves room for the longest of them."""
         before, completions = self.template.encode_completions(prompt, answers, row=record.row)
@@ -217,6 +237,10 @@ class Encoder:
 
     def _eos(self) -> Tensor:
         return torch.tensor([self.template.tokenizer.eos_token_id])
+
+
+def _key(ids: Tensor) -> bytes:
+    return ids.numpy().tobytes()
 
 
 def _trailing(mask: Tensor) -> int:

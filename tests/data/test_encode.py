@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from postrain.data.chat import Template
+from postrain.data.collate import collate
 from postrain.data.encode import (
     ANSWER_CUT,
     PROMPT_CUT,
@@ -20,7 +21,7 @@ from postrain.data.encode import (
     Encoder,
 )
 from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Steps, Text
-from postrain.types import ConfigError
+from postrain.types import ConfigError, Judgements
 from tests.data.helpers import MARKED, byte_tokenizer, chat
 
 
@@ -136,10 +137,48 @@ def test_prompts_are_cut_to_their_own_limit():
     assert make.template.decode(prompt.ids) == "qkjxz"
     assert prompt.text == "xzqkjxz"
     assert prompt.columns == {"answer": "4"}
-    judged = make.one(Judgement(row=2, prompt=chat("xzqkjxz"), completion="z", label=True))
-    assert isinstance(judged, EncodedJudgement)
-    assert make.template.decode(judged.answer.ids) == "qkjxzz"
-    assert make.cuts == {PROMPT_CUT: 2}
+    assert make.cuts == {PROMPT_CUT: 1}
+
+
+def test_a_judgement_borrows_the_completion_of_another_and_only_true_rows_are_counted():
+    make = encoder(6)
+    records = [
+        Judgement(row=2, prompt=chat("xzqkj"), completion="z", label=True),
+        Judgement(row=3, prompt=chat("xz"), completion="xxxxx", label=False),
+    ]
+    first, second = make.encode(records)
+    assert isinstance(first, EncodedJudgement)
+    assert isinstance(second, EncodedJudgement)
+    decode = make.template.tokenizer.decode
+    assert (decode(first.answer.ids), decode(second.answer.ids)) == ("zqkjz<|end|>", "zxxxx<|end|>")
+    assert (decode(first.unrelated.ids), decode(second.unrelated.ids)) == ("jxxxx<|end|>", "xzz<|end|>")
+    assert (first.label, second.label) == (True, False)
+    # Of the true rows, both prompts and the long answer are cut; the first prompt's second cut is not counted.
+    assert make.cuts == {PROMPT_CUT: 2, ANSWER_CUT: 1}
+    batch = collate([first, second])
+    assert isinstance(batch, Judgements)
+    assert batch.cost() == batch.rows.cost() == [6, 6]
+    assert batch.unrelated.cost() == [6, 4]
+
+
+def test_no_judgement_borrows_its_own_completion_whatever_is_cut():
+    rng = random.Random(3)
+    for _ in range(40):
+        make = encoder(rng.randint(4, 12))
+        records = [
+            Judgement(row=n, prompt=chat(rng.choice("xz")), completion=letters(rng, 1, 9), label=rng.random() < 0.5)
+            for n in range(rng.randint(2, 9))
+        ]
+        try:
+            items = make.encode(records)
+        except ConfigError:
+            continue
+        for item in items:
+            assert isinstance(item, EncodedJudgement)
+            own, other = (row.ids[row.supervised].tolist() for row in (item.answer, item.unrelated))
+            assert own != other
+            assert len(item.unrelated.ids) <= make.max_length
+            assert other[-1] == make.template.tokenizer.eos_token_id
 
 
 def test_an_empty_prompt_cannot_be_continued():
