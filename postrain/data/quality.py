@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from postrain.data.records import Preference, Record, completions, content
+from postrain.data.records import EQUAL_SIDES, Preference, Record, completions, content, equal_sides
 from postrain.ops import generator
 from postrain.types import ConfigError, Count, CountOrZero, Fraction
 
@@ -63,8 +63,8 @@ def sane(records: Iterable[Record], quality: Quality, where: Callable[[int], str
                     "data.quality.empty=drop"
                 )
             dropped["empty completion"] += 1
-        elif isinstance(record, Preference) and record.chosen.strip() == record.rejected.strip():
-            dropped["chosen equals rejected"] += 1
+        elif isinstance(record, Preference) and equal_sides(record):
+            dropped[EQUAL_SIDES] += 1
         else:
             kept.append(record)
     return Sifted(tuple(kept), dropped)

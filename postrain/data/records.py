@@ -21,6 +21,8 @@ class Message:
 
 
 Messages = tuple[Message, ...]
+EQUAL_SIDES = "chosen equals rejected"
+"""Why a preference says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,11 @@ def content(record: Record) -> tuple[str, ...]:
         case Steps():
             return (plain_text(record.prompt), *record.steps)
     raise TypeError(f"{type(record).__name__} is not a kind of record")
+
+
+def equal_sides(record: Preference) -> bool:
+    """True where nothing is preferred to anything."""
+    return record.chosen.strip() == record.rejected.strip()
 
 
 def prompt_content(record: Record) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Steps, Text
@@ -37,6 +39,7 @@ PROMPT = Prompt(row=5, prompt=chat("a"), columns=WITH)
                 Judgement(row=6, prompt=chat("a"), completion="b d", label=False, columns=WITH),
             ],
         ),
+        ([PREFERENCE], [UP, replace(DOWN, row=5)]),
         ([PREFERENCE], [PREFERENCE]),
     ],
 )
@@ -51,6 +54,18 @@ def test_what_is_known_to_be_bad_is_not_imitated_but_counted(records):
     kept, lost = convert(records, "Demonstration", source="rows")
     assert len(kept) == 1
     assert lost == {f"{type(records[0]).__name__} that is no Demonstration": 1}
+
+
+def test_equal_sides_are_not_judged_both_ways():
+    same = replace(PREFERENCE, rejected="b\n")
+    kept, lost = convert([PREFERENCE, same], "Judgement", source="rows")
+    assert (len(kept), lost) == (2, {"chosen equals rejected": 1})
+
+
+def test_a_pair_without_one_side_is_named():
+    half = replace(PROMPT, columns={"chosen": "b"})
+    with pytest.raises(ConfigError, match=r"holds Prompt records \(row 5 has chosen but no column rejected\)"):
+        convert([half], "Preference", source="rows.csv")
 
 
 @pytest.mark.parametrize(
