@@ -8,13 +8,12 @@ transcripts that do not share their prompt) is dropped and counted. Leaves out t
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from postrain.data.readers import Table
+from postrain.data.readers import Cell, Table
 from postrain.data.records import (
     Demonstration,
     Judgement,
@@ -27,6 +26,7 @@ from postrain.data.records import (
     Text,
     user,
 )
+from postrain.data.transcripts import FIRST_TURN, LAST_TURN, transcript
 from postrain.types import ConfigError
 
 ROLES = {
@@ -40,10 +40,11 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
-TRANSCRIPT_TURN = re.compile(r"\n\nHuman:|\n\nAssistant:")
-LAST_TURN = "\n\nAssistant:"
 CONVERSATIONS = ("messages", "conversations")
 FINAL_ANSWER = "####"
+UNSHARED = "chosen and rejected do not share their prompt"
+UNANSWERED = "chosen or rejected does not end with the assistant"
+CSV_TRUTH = {"true": True, "false": False}
 
 Values = Mapping[str, Any]
 
@@ -162,20 +163,7 @@ def _prompt(values: Values) -> Messages:
     value = values.get("prompt")
     if not isinstance(value, str):
         return _messages(value, "prompt")
-    return transcript(value) if value.startswith("\n\nHuman:") else user(value)
-
-
-def transcript(text: str) -> Messages:
-    """The turns of a Human/Assistant transcript; one that ends by opening the assistant's turn has none there."""
-    starts = [match.start() for match in TRANSCRIPT_TURN.finditer(text)]
-    turns = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
-    found = [_turn(turn) for turn in turns]
-    return tuple(found[:-1] if found[-1] == Message("assistant", "") else found)
-
-
-def _turn(text: str) -> Message:
-    speaker, _, said = text.strip("\n").partition(":")
-    return Message("user" if speaker == "Human" else "assistant", said.strip())
+    return transcript(value) if value.startswith(FIRST_TURN) else user(value)
 
 
 def _reply(value: Any, name: str) -> str:
@@ -203,11 +191,15 @@ def _sides(values: Values) -> tuple[Messages, str, str]:
     chosen, rejected = values["chosen"], values["rejected"]
     if isinstance(chosen, str) and isinstance(rejected, str):
         return (_prompt(values), chosen, rejected) if values.get("prompt") is not None else _split(chosen, rejected)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise Malformed(
+            f"chosen and rejected have to be two texts or two message lists, got {chosen!r:.40} and {rejected!r:.40}"
+        )
     one, other = _messages(chosen, "chosen"), _messages(rejected, "rejected")
     if one[:-1] != other[:-1]:
-        raise Unusable("chosen and rejected do not share their prompt")
+        raise Unusable(UNSHARED)
     if one[-1].role != "assistant" or other[-1].role != "assistant":
-        raise Unusable("chosen or rejected does not end with the assistant")
+        raise Unusable(UNANSWERED)
     prompt = one[:-1] or (_prompt(values) if values.get("prompt") is not None else ())
     if not prompt:
         raise Malformed("there is no prompt: neither a column prompt nor a user message before chosen")
@@ -216,21 +208,30 @@ def _sides(values: Values) -> tuple[Messages, str, str]:
 
 def _split(chosen: str, rejected: str) -> tuple[Messages, str, str]:
     """Two transcripts, split exactly at the last assistant turn."""
-    cut = chosen.rfind(LAST_TURN)
-    if cut < 0:
+    # Some files have lost the blank line that opens a transcript.
+    chosen, rejected = ("\n\n" + side.lstrip() for side in (chosen, rejected))
+    cut = chosen.rfind(LAST_TURN) + len(LAST_TURN)
+    if not chosen.startswith(FIRST_TURN) or LAST_TURN not in chosen:
         raise Malformed("the column prompt is missing, and chosen is no transcript (Human: ... Assistant: ...)")
-    prompt = chosen[: cut + len(LAST_TURN)]
-    if not rejected.startswith(prompt) or LAST_TURN in rejected[len(prompt) :]:
-        raise Unusable("chosen and rejected do not share their prompt")
-    return transcript(prompt), chosen[len(prompt) :].strip(), rejected[len(prompt) :].strip()
+    prompt, answers = chosen[:cut], (chosen[cut:], rejected[cut:])
+    if not rejected.startswith(prompt) or LAST_TURN in answers[1]:
+        raise Unusable(UNSHARED)
+    if any(FIRST_TURN in answer for answer in answers):
+        raise Unusable(UNANSWERED)
+    return transcript(prompt), answers[0].strip(), answers[1].strip()
 
 
 def _judgement(row: int, values: Values, rest: Values) -> Record:
-    label = values["label"]
-    if not isinstance(label, bool):
-        raise Malformed(f"label has to be true or false, got {label!r:.40}")
+    label = _label(values["label"])
     completion = _reply(values["completion"], "completion")
     return Judgement(row=row, prompt=_prompt(values), completion=completion, label=label, columns=rest)
+
+
+def _label(value: Any) -> bool:
+    label = CSV_TRUTH.get(value.strip().lower()) if isinstance(value, Cell) else value
+    if not isinstance(label, bool):
+        raise Malformed(f"label has to be true or false, got {value!r:.40}; write true or false without quotes")
+    return label
 
 
 def _steps(row: int, values: Values, rest: Values) -> Record:

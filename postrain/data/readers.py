@@ -19,7 +19,10 @@ from postrain.types import ConfigError
 # and enough of them for a held-out part.
 DOCUMENT_CHARACTERS = 2000
 UNITS = {".jsonl": "line", ".csv": "line", ".txt": "line", ".json": "item"}
-CSV_TRUTH = {"true": True, "True": True, "false": False, "False": False}
+
+
+class Cell(str):
+    """A cell of a CSV file, where nothing tells the truth value true from the word."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _csv(file: Path) -> Iterator[Row]:
         for values in lines:
             if None in values or None in values.values():
                 raise ConfigError(f"{file}, line {line + 1}: expected {len(lines.fieldnames or ())} cells as in line 1")
-            yield Row(line + 1, {name: CSV_TRUTH.get(cell, cell) for name, cell in values.items()})
+            yield Row(line + 1, {name: Cell(cell) for name, cell in values.items()})
             line = lines.line_num
     except csv.Error as error:
         raise ConfigError(f"{file}, line {lines.line_num}: not valid CSV ({error})") from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.data.formats import parse, transcript
+from postrain.data.formats import parse
+from postrain.data.readers import Cell
 from postrain.data.records import Demonstration, Judgement, Message, Preference, Prompt, Steps, Text
+from postrain.data.transcripts import transcript
 from postrain.types import ConfigError
 from tests.data.helpers import chat, table
 
@@ -91,6 +93,19 @@ def turns(*pairs: tuple[str, str]) -> list[dict]:
             Preference(row=1, prompt=chat("Hi", "Hello.", "What is 2 + 2?"), chosen="It is 4.", rejected="It is 5."),
         ),
         (
+            {"chosen": f"{HH} 'Assistant: 4'\n\nOr Human: 5", "rejected": f"{HH} It is 5."},
+            Preference(
+                row=1,
+                prompt=chat("Hi", "Hello.", "What is 2 + 2?"),
+                chosen="'Assistant: 4'\n\nOr Human: 5",
+                rejected="It is 5.",
+            ),
+        ),
+        (
+            {"chosen": "Human: Hi\n\nAssistant: a", "rejected": "Human: Hi\n\nAssistant: b"},
+            Preference(row=1, prompt=chat("Hi"), chosen="a", rejected="b"),
+        ),
+        (
             {"prompt": "a", "completion": "b", "label": False},
             Judgement(row=1, prompt=chat("a"), completion="b", label=False),
         ),
@@ -143,10 +158,18 @@ def test_a_column_missing_in_one_row_names_the_line():
         parse(table([{"prompt": "a", "completion": "b"}, {"prompt": "a", "c": "b"}]), {})
 
 
-@pytest.mark.parametrize("label", [1, 0, "true", None, 0.5])
+@pytest.mark.parametrize("label", [1, 0, "true", "1", "👍", None, 0.5, Cell("1"), Cell("yes"), Cell("")])
 def test_a_label_that_is_no_boolean_is_refused(label):
-    with pytest.raises(ConfigError, match=r"line 1: label has to be true or false, got"):
+    with pytest.raises(
+        ConfigError, match=r"line 1: label has to be true or false, got .*; write true or false without"
+    ):
         only({"prompt": "a", "completion": "b", "label": label})
+
+
+@pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE", True)])
+def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
+    found = only({"prompt": "a", "completion": Cell(cell), "label": Cell(cell)})
+    assert found == Judgement(row=1, prompt=chat("a"), completion=cell, label=label)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +183,11 @@ def test_a_label_that_is_no_boolean_is_refused(label):
         ({"messages": [{"role": "user", "content": None}]}, "whose content is no text"),
         ({"messages": ["b"]}, "messages has to hold messages"),
         ({"chosen": "b", "rejected": "c"}, "the column prompt is missing, and chosen is no transcript"),
+        ({"chosen": "Well.\n\nAssistant: b", "rejected": "Well.\n\nAssistant: c"}, "chosen is no transcript"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": None},
+            "have to be two texts or two message lists, got 'b' and None",
+        ),
         ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "there is no prompt"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"}, "margin has to be a number"),
         ({"prompt": "a", "steps": "b", "labels": [True]}, "steps has to be a list of texts, got 'b'"),
@@ -179,6 +207,8 @@ def test_malformed_rows_are_refused_with_their_line(row, says):
         ({"messages": turns(("assistant", "a"))}, "the conversation does not end with an answer"),
         ({"chosen": f"{HH} x", "rejected": "\n\nHuman: Other\n\nAssistant: x"}, "do not share their prompt"),
         ({"chosen": f"{HH} x", "rejected": f"{HH} x\n\nHuman: So?\n\nAssistant: y"}, "do not share their prompt"),
+        ({"chosen": f"{HH} x\n\nAssistant: z", "rejected": f"{HH} x"}, "do not share their prompt"),
+        ({"chosen": f"{HH} x", "rejected": f"{HH} y\n\nHuman: Thanks."}, "does not end with the assistant"),
         (
             {"chosen": turns(("user", "a"), ("assistant", "b")), "rejected": turns(("user", "x"), ("assistant", "b"))},
             "do not share their prompt",

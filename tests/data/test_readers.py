@@ -32,7 +32,7 @@ def js(path: Path) -> str:
 
 
 def csv(path: Path) -> str:
-    return write(path / "x.csv", 'prompt,completion,label\n"a\nb",ü,true\n"c""","d\u2028e",False\n')
+    return write(path / "x.csv", 'prompt,completion,label\n"a\nb",ü,True\n"c""","d\u2028e",False\n')
 
 
 def parquet(path: Path) -> str:
@@ -43,7 +43,9 @@ def parquet(path: Path) -> str:
 @pytest.mark.parametrize(("make", "numbers"), [(jsonl, [1, 2]), (js, [0, 1]), (csv, [2, 4]), (parquet, [0, 1])])
 def test_every_format_gives_the_same_rows_with_their_place(make, numbers, tmp_path):
     table = read_file(make(tmp_path))
-    assert [dict(row.values) for row in table.rows] == ROWS
+    # A CSV file does not say what is a truth and what a word.
+    rows = [{**row, "label": str(row["label"])} for row in ROWS] if make is csv else ROWS
+    assert [dict(row.values) for row in table.rows] == rows
     assert [row.number for row in table.rows] == numbers
 
 
