@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from postrain.data.chat import Template
-from postrain.data.encode import Encoded, EncodedPrompt, EncodedRow, token_rows
+from postrain.data.encode import Encoded, EncodedJudgement, EncodedPrompt, EncodedRow, token_rows
 from postrain.types import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
@@ -57,6 +57,8 @@ class Audit:
     """Most beginning-of-sequence tokens at the start of a row."""
     lengths: Mapping[str, int]
     """Percentiles of the tokens of a row."""
+    labels: Mapping[str, int]
+    """Training judgements, by label; empty where there are none."""
     fingerprint: str
     """sha256 of all ids and masks, training and held out."""
     samples: str
@@ -86,6 +88,8 @@ class Audit:
             lines += [
                 ("tokens learned", f"{learned}; a row {self.supervised_mean:.1f}, at least {self.supervised_min}"),
             ]
+        if self.labels:
+            lines.append(("labels", f"{_counts(self.labels)}{_weights(**self.labels)}"))
         if self.kind != "Prompt" and not self.packed:
             lines.append(("rows that end", f"{100 * self.ended:.0f} %"))
         template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
@@ -115,6 +119,7 @@ def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Templ
     ]
     rows = [row for item in train for row in token_rows(item)]
     learned = [int(row.supervised.sum()) for row in rows]
+    labels = [item.label for item in train if isinstance(item, EncodedJudgement)]
     lengths = sorted(map(len, ids))
     ends = [bool(row.supervised[-1]) and int(row.ids[-1]) in template.stop_ids for row in rows]
     return {
@@ -127,6 +132,7 @@ def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Templ
         "ended": sum(ends) / max(1, len(ends)),
         "bos": max((_leading(tokens.tolist(), template.tokenizer.bos_token_id) for tokens in ids), default=0),
         "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
+        "labels": {"desirable": sum(labels), "undesirable": labels.count(False)} if labels else {},
         "fingerprint": fingerprint([*train, *held_out]),
     }
 
@@ -171,6 +177,20 @@ def _name(percentile: int) -> str:
 
 def _counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in found.items()) or "none"
+
+
+def _weights(desirable: int, undesirable: int) -> str:
+    """KTO (Ethayarajh et al. 2024, section 4.2) wants weight times count of both labels within 1 to 4/3."""
+    few, many = sorted((desirable, undesirable))
+    if 3 * many <= 4 * few:
+        return ""
+    if not few:
+        return "; a model learns little from one label alone"
+    rare = "desirable" if desirable < undesirable else "undesirable"
+    # Desirable over undesirable: raising the rarer side's weight w puts many / (w few), or its inverse, there.
+    low, high = (3 / 4, 1) if rare == "undesirable" else (1, 4 / 3)
+    ratio = many / few
+    return f"; raise method.{rare}_weight to between {low * ratio:.3g} and {high * ratio:.3g} for method=kto"
 
 
 def _leading(ids: Sequence[int], token: int | None) -> int:

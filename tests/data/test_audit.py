@@ -9,7 +9,7 @@ import torch
 
 from postrain.data.audit import Audit, count, fingerprint, show
 from postrain.data.chat import Template
-from postrain.data.encode import EncodedPrompt, EncodedRow
+from postrain.data.encode import EncodedJudgement, EncodedPrompt, EncodedRow
 from postrain.types import ConfigError
 from tests.data.helpers import byte_tokenizer
 
@@ -94,6 +94,26 @@ def test_the_table_is_short_and_plain_where_there_are_no_colours():
     assert "2 of 3 (67 %)" in text
     assert "\x1b" not in text
     assert len(text.splitlines()) <= 10
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "says"),
+    [
+        (4, 3, "4 desirable, 3 undesirable"),
+        (3, 4, "3 desirable, 4 undesirable"),
+        # 1 * 6 over w * 2 is 4/3 at w = 2.25 and 1 at w = 3.
+        (6, 2, "6 desirable, 2 undesirable; raise method.undesirable_weight to between 2.25 and 3 for method=kto"),
+        # w * 2 over 1 * 6 is 1 at w = 3 and 4/3 at w = 4.
+        (2, 6, "2 desirable, 6 undesirable; raise method.desirable_weight to between 3 and 4 for method=kto"),
+        (0, 2, "0 desirable, 2 undesirable; a model learns little from one label alone"),
+    ],
+)
+def test_labels_out_of_balance_say_which_weight_to_raise(up, down, says):
+    one = row([7, 8, EOS], 2)
+    found = audit([EncodedJudgement(1, one, one, label) for label in [True] * up + [False] * down], kind="Judgement")
+    assert says == " ".join(dict(found._lines())["labels"].split())
+    assert found.to_dict()["labels"] == {"desirable": up, "undesirable": down}
+    assert found.tokens == 3 * (up + down)
 
 
 def test_the_manifest_gets_the_counts_and_no_samples():
