@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from postrain.check import instantiate
 from postrain.data.module import DataModule, beginning
-from postrain.data.records import Prompt, prompt_content
+from postrain.data.records import Judgement, Prompt, prompt_content
 from postrain.schema import schema_of
 from postrain.types import ConfigError, Judgements, Pairs, Prompts, Rows
 from tests.data.helpers import write_lines
@@ -28,7 +28,7 @@ OPTIONS = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
 WORLD = {
     "world_text": {"Text": Rows},
     "world_demonstrations": {"Demonstration": Rows, "Prompt": Prompts, "Text": Rows},
-    "world_preferences": {"Preference": Pairs, "Demonstration": Rows, "Prompt": Prompts},
+    "world_preferences": {"Preference": Pairs, "Judgement": Judgements, "Demonstration": Rows, "Prompt": Prompts},
     "world_judgements": {"Judgement": Judgements, "Demonstration": Rows, "Prompt": Prompts},
     "world_stories": {"Prompt": Prompts},
     "world_sums": {"Prompt": Prompts},
@@ -252,6 +252,7 @@ def lines(*rows: Any) -> bytes:
 
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+JUDGED = {"prompt": "a", "completion": "b", "label": True}
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,11 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
         (b"", "Prompt", "is empty"),
         (lines({"prompt": "a", "completion": " "}), "Demonstration", "no row can be used: 1 empty completion"),
         (lines({**PAIR, "rejected": "b"}), "Preference", "no row can be used: 1 chosen equals rejected"),
-        (lines(PAIR), "Judgement", "learns from Judgement records, but .* holds Preference records"),
+        (lines(JUDGED, {**JUDGED, "label": "true"}), "Judgement", "line 2: label .* got 'true'; write true or false"),
+        (lines({**PAIR, "rejected": "b "}), "Judgement", "no row can be used: 1 chosen equals rejected"),
+        (lines(PAIR, {"prompt": "a", "chosen": "b"}), "Preference", "line 2: the column rejected is missing"),
+        (lines({"prompt": "a", "chosen": "b"}), "Preference", "row 1 has chosen but no column rejected"),
+        (lines(JUDGED), "Preference", "learns from Preference records, but .* holds Judgement records"),
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],
 )
@@ -282,6 +287,40 @@ def test_pairs_of_equals_are_dropped_and_printed(tmp_path):
     data = prepared("jsonl", f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}", kind="Preference")
     assert data.audit.dropped == {"chosen equals rejected": 1}
     assert "1 chosen equals rejected" in data.audit.render()
+
+
+def test_pairs_as_judgements_stay_on_one_side_and_what_is_empty_is_counted(tmp_path):
+    rows = [{**PAIR, "prompt": f"p{n}", "chosen": f"up {n}", "rejected": f"down {n}"} for n in range(10)]
+    rows += [
+        {**rows[0], "prompt": "empty side", "rejected": " "},
+        {**rows[1], "prompt": "no prefix", "chosen": "down 1"},
+    ]
+    path = write_lines(tmp_path / "x.jsonl", rows)
+    data = prepared("jsonl", f"data.path={path}", "data.eval_fraction=0.3", "data.eval_rows=20", kind="Judgement")
+    assert data.audit.dropped == {"empty completion": 1, "chosen equals rejected": 1}
+    for part in (data.records.train, data.records.held_out):
+        labels = {prompt_content(record): [] for record in part}
+        for record in part:
+            assert isinstance(record, Judgement)
+            labels[prompt_content(record)].append(record.label)
+        assert all(both == [True, False] for prompt, both in labels.items() if prompt != "empty side")
+    assert "desirable" in data.audit.render()
+
+
+def test_batches_of_any_size_and_rank_borrow_the_same_completions(tmp_path):
+    rows = [{**talk, "label": n % 3 > 0} for n, talk in enumerate(TALKS)]
+    path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
+    found = []
+    for size in (1, 5, 8):
+        borrowed = {}
+        for batch in prepared("jsonl", path, kind="Judgement", batch_size=size, updates=40 // size).train_dataloader():
+            assert isinstance(batch, Judgements)
+            assert len(batch.unrelated) == len(batch.rows) == len(batch.label_B) == size
+            own = [tuple(ids.tolist()) for ids in batch.rows.ids]
+            borrowed |= dict(zip(own, (tuple(ids.tolist()) for ids in batch.unrelated.ids), strict=True))
+        found.append(borrowed)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == len({tuple(sorted(talk.items())) for talk in TALKS}) - 3
 
 
 def test_prompts_longer_than_the_context_are_cut_counted_and_printed(tmp_path):
