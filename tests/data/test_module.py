@@ -307,7 +307,7 @@ def test_pairs_as_judgements_stay_on_one_side_and_what_is_empty_is_counted(tmp_p
     assert "desirable" in data.audit.render()
 
 
-def test_batches_of_any_size_and_rank_borrow_the_same_completions(tmp_path):
+def test_batches_of_any_size_borrow_the_same_completions(tmp_path):
     rows = [{**talk, "label": n % 3 > 0} for n, talk in enumerate(TALKS)]
     path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
     found = []
