@@ -18,10 +18,11 @@ from postrain.methods.base import Method, Parts
 from postrain.models.adapters import Adapter
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
-from postrain.models.sources import ResolvedModel
+from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import Reward, preflight
 from postrain.rollout.collect import collect
 from postrain.rollout.engine import Engine
+from postrain.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
         updates=method.updates,
         seed=config["seed"],
     )
+    # Before the weights: a model that cannot be compared with is found out at once.
+    other = compared_with(config, tokenizer)
     torch.manual_seed(config["seed"])
     policy = load_policy(method, config, resolved, hardware)
     reward: Reward | None = instantiate(config["reward"]) if method.needs_reward else None
@@ -60,17 +63,47 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
             template=data.template,
             seed=config["seed"],
             engine=engine,
-            # A copy of a model is a lot of memory: only where somebody looks at it.
-            reference=Reference.of(policy) if compared(method, config) else None,
+            reference=reference_for(method, config, policy, other, hardware),
+            foreign_reference=other is not None,
+            origin=f"{(other or resolved).fingerprint} {hardware.precision} {config['adapter']['_target_']}",
             reward=reward,
         )
     )
     return Built(method, data, audit, tokenizer, hardware)
 
 
-def compared(method: Method, config: Mapping[str, Any]) -> bool:
-    """Whether the weights at the start are asked for: by the method, or for the KL of evaluated completions."""
-    return method.needs_reference() or (method.head == "causal" and config["evaluation"]["completions"] > 0)
+def compared_with(config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | None:
+    """The model that `reference` names in place of the policy's start, if it does."""
+    path = config["reference"]
+    if path is None:
+        return None
+    source = ModelSource(name=None, path=path, revision=None, gguf_package=None, offline="fail", from_scratch=False)
+    try:
+        found = source.resolve()
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("model.path", "reference")) from None
+    theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
+    if theirs != ours:
+        raise ConfigError(
+            f"reference={path}: its vocabulary ({len(theirs)} tokens) is not the policy's ({len(ours)}); "
+            "log-probabilities can be compared over the same tokens only: give a model of the same family"
+        )
+    return found
+
+
+def reference_for(
+    method: Method, config: Mapping[str, Any], policy: nn.Module, other: ResolvedModel | None, hardware: Hardware
+) -> Reference | None:
+    """What the policy is compared with, if anybody asks: the method, or the KL of evaluated completions.
+
+    A copy of a model is a lot of memory: there is none where nobody looks at it.
+    """
+    if other is not None:
+        model = cast("nn.Module", load_causal(other, dtype=hardware.dtype)).to(hardware.device)
+        return Reference(policy, model.requires_grad_(False), says=f"reference: {other.name} ({config['reference']})")
+    if method.needs_reference() or (method.head == "causal" and config["evaluation"]["completions"] > 0):
+        return Reference.of(policy)
+    return None
 
 
 def load_policy(method: Method, config: Mapping[str, Any], resolved: ResolvedModel, hardware: Hardware) -> nn.Module:

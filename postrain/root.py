@@ -37,6 +37,8 @@ class Root:
     logger: Tracker
     evaluation: Evaluation
     seed: int
+    reference: str | None
+    """A model to compare with in place of the one the policy starts from."""
     name: str | None
     resume: str | None
     allow_change: bool

@@ -39,10 +39,17 @@ class Schedule:
             yield collate([self.items[index] for index in self.indices(update)[self.rank :: self.ranks]])
 
     def indices(self, update: int) -> list[int]:
-        """The items of a global batch. Epochs follow each other without a seam, each in its own order."""
+        """The items of a global batch. Epochs follow each other without a seam."""
+        return self.places(update * self.batch_size, self.batch_size)
+
+    def visited(self) -> list[int]:
+        """Every item of the whole run, however often it comes: all, or the beginning of the first epoch."""
+        return self.places(0, min(len(self.items), self.updates * self.batch_size))
+
+    def places(self, first: int, length: int) -> list[int]:
+        """The items from `first` on in the endless row of epochs, each with an order of its own."""
         count = len(self.items)
-        first = update * self.batch_size
-        epochs = range(first // count, (first + self.batch_size - 1) // count + 1)
+        epochs = range(first // count, (first + length - 1) // count + 1)
         order = torch.cat([torch.randperm(count, generator=generator(self.seed, "epoch", epoch)) for epoch in epochs])
         offset = first - epochs.start * count
-        return order[offset : offset + self.batch_size].tolist()
+        return order[offset : offset + length].tolist()

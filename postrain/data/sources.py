@@ -43,18 +43,20 @@ class World(Source):
     """Another seed is another world of the same rules."""
     noise: Positive
     """Temperature of the simulated annotators; small is truthful."""
+    eval_noise: Positive
+    """The same for held-out rows."""
 
     def load(self, *, eval_rows: int) -> Loaded:
-        return Loaded(self._table("train", self.count), self._table("eval", eval_rows))
+        return Loaded(self._table("train", self.count, self.noise), self._table("eval", eval_rows, self.eval_noise))
 
-    def _table(self, split: str, count: int) -> Table:
+    def _table(self, split: str, count: int, noise: float) -> Table:
         made = rows(
             self.kind,
             task=self.task,
             count=count,
             seed=self.seed,
             split="train" if split == "train" else "eval",
-            noise=self.noise,
+            noise=noise,
         )
         name = f"the world's {self.kind} ({self.task}, {split})"
         return Table(name, "row", tuple(Row(number, values) for number, values in enumerate(made)))

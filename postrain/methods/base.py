@@ -45,7 +45,11 @@ class Parts:
     engine: Engine
     """What samples, for rollouts and for looking at samples during evaluation."""
     reference: Reference | None = None
-    """The weights the policy started from; None where nobody compares."""
+    """The weights the policy started from, or another model; None where nobody compares."""
+    foreign_reference: bool = False
+    """True when the reference is another model than the policy's start."""
+    origin: str = ""
+    """Stands for the reference's weights and their precision, in the names of what is kept on disk."""
     reward: Reward | None = None
     """What scores completions; only methods with `needs_reward` get one."""
 

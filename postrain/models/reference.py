@@ -16,22 +16,21 @@ from postrain.models.heads import frozen_copy
 class Reference:
     """The start of a policy. A plain object, so that a module which holds it does not own its weights."""
 
-    def __init__(self, policy: Any, frozen: nn.Module | None) -> None:
+    def __init__(self, policy: Any, frozen: nn.Module | None, *, says: str = "") -> None:
         self._policy = policy
         self._frozen = frozen
+        self.says = says or (
+            "reference: the policy's own weights with the adapter off"
+            if frozen is None
+            else "reference: a frozen copy of the weights the policy starts from"
+        )
+        """Which weights these are, for a person."""
 
     @classmethod
     def of(cls, policy: nn.Module, frozen: nn.Module | None = None) -> Self:
         """`frozen` if there is one, else the policy without its adapter, else a copy of the policy as it is now."""
         adapted = hasattr(policy, "disable_adapter")
         return cls(policy, frozen if frozen is not None or adapted else frozen_copy(policy))
-
-    @property
-    def says(self) -> str:
-        """Which weights these are, for a person."""
-        if self._frozen is None:
-            return "reference: the policy's own weights with the adapter off"
-        return "reference: a frozen copy of the weights the policy starts from"
 
     @contextmanager
     def scoring(self) -> Iterator[nn.Module]:

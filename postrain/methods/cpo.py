@@ -1,0 +1,30 @@
+"""Contrastive preference optimisation: DPO with a uniform reference, kept fluent by imitating the chosen completions
+(Xu et al. 2024).
+
+Axes: B pairs, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
+from postrain.methods.preference_losses import Smoothing, sigmoid
+from postrain.types import LossSum, Mean, NonNegative, Pairs, Positive
+
+
+class CPO(PairMethod):
+    """Minimises −log σ(β (log π(chosen) − log π(rejected))) − nll_coef · log π(chosen) per token, a mean over pairs."""
+
+    beta: Positive
+    label_smoothing: Smoothing
+    """Share of labels taken to be wrong."""
+    nll_coef: NonNegative
+    """Weight of imitation."""
+
+    def loss_sum(self, batch: Pairs) -> LossSum:
+        scores = score_pairs(self.policy, batch)
+        chosen_B, rejected_B = scores.chosen.logps_BT.sum(1), scores.rejected.logps_BT.sum(1)
+        loss_B = sigmoid(chosen_B - rejected_B, beta=self.beta, smoothing=self.label_smoothing)
+        nll_B = -mean_logps(scores.chosen)
+        metrics = pair_metrics(self.beta * chosen_B, self.beta * rejected_B, scores)
+        metrics["nll/chosen"] = Mean(nll_B.detach().sum(), len(batch))
+        return LossSum((loss_B + self.nll_coef * nll_B).sum(), metrics)

@@ -1,0 +1,124 @@
+"""Kahneman-Tversky optimisation: single completions with a thumb up or down, weighed by how far their log-ratio to the
+reference lies from a baseline (Ethayarajh et al. 2024).
+
+Axes: B judged completions, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from postrain import parallel
+from postrain.methods.metrics import Metrics
+from postrain.methods.referenced import LogpsByRow, Referenced, in_order
+from postrain.scoring import score
+from postrain.types import Batch, ConfigError, Judgements, LossSum, Max, Mean, Positive, Rows
+
+
+def kto(log_ratio_B: Tensor, label_B: Tensor, baseline_B: Tensor, *, beta: float) -> Tensor:
+    """1 − σ(β(l − z)) of desirable completions, 1 − σ(β(z − l)) of undesirable ones, [B] (eq. 8 without its weights).
+
+    l is the log-ratio to the reference, z the baseline; both 0 give ½. With z = 0 throughout this is APO-zero for
+    single completions (D'Oosterlinck et al. 2024).
+    """
+    gain_B = torch.where(label_B, log_ratio_B - baseline_B, baseline_B - log_ratio_B)
+    return 1 - torch.sigmoid(beta * gain_B)
+
+
+def kl_baseline(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
+    """max(0, mean log-ratio of mismatched completions), a scalar: an estimate of KL(policy ‖ reference), biased but
+    cheap (section 4.1)."""
+    return (log_ratio_sum / count).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class ReferencedJudgements(Batch):
+    """Judged completions with all that is constant while the policy learns from them."""
+
+    rows: Rows
+    label_B: Tensor
+    ref_logps: tuple[Tensor, ...]
+    """Log-probabilities under the reference, [T] each."""
+    baseline_B: Tensor
+    """z, the same for the whole global batch."""
+
+
+class KTO(Referenced):
+    """Minimises w·(1 − σ(±β(log π/π_ref − z))), a mean over completions; w by label."""
+
+    kind: ClassVar[str] = "Judgement"
+    learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
+    headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
+
+    loss: Literal["kto", "apo_zero_unpaired"]
+    """APO-zero does without the baseline."""
+    beta: Positive
+    """Strength of the leash to the reference."""
+    desirable_weight: Positive
+    """λ_D."""
+    undesirable_weight: Positive
+    """λ_U."""
+
+    def attached(self) -> None:
+        super().attached()
+        if self.batch_size == 1:
+            raise ConfigError("method.batch_size=1: KTO's baseline is a mean over a batch; give at least 2, better 16")
+
+    def denominator(self, batch: ReferencedJudgements) -> int:
+        return len(batch)
+
+    def prepare(self, batch: Judgements) -> ReferencedJudgements:
+        known = self.reference_of(batch)
+        baseline_B = self.baseline(batch, known).expand(len(batch))
+        return ReferencedJudgements(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
+
+    def baseline(self, batch: Judgements, known: LogpsByRow) -> Tensor:
+        """z, measured on each prompt with another prompt's completion."""
+        if self.loss != "kto":
+            return torch.zeros((), device=batch.label_B.device)
+        mine = self.logps_by_row(self.policy, batch.unrelated)
+        gains_B = summed(in_order(mine, batch.unrelated)) - summed(in_order(known, batch.unrelated))
+        return kl_baseline(*parallel.all_sum(torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()])))
+
+    def loss_sum(self, batch: ReferencedJudgements) -> LossSum:
+        scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)
+        gains_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True)
+        log_ratio_B = gains_BT.sum(1)
+        loss_B = kto(log_ratio_B, label_B, batch.baseline_B, beta=self.beta)
+        weight_B = torch.where(label_B, self.desirable_weight, self.undesirable_weight)
+        above_B = (log_ratio_B - batch.baseline_B).detach()
+        right_B = torch.where(label_B, above_B > 0, above_B < 0) + 0.5 * (above_B == 0)
+        metrics: dict[str, Mean | Max] = {
+            "accuracy": Mean(right_B.sum(), count),
+            "kl/baseline": Mean(batch.baseline_B.sum(), count),
+        }
+        for name, chosen_B in (("desirable", label_B), ("undesirable", ~label_B)):
+            found = int(chosen_B.sum())
+            metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[chosen_B].sum(), found)
+            metrics[f"logp_change/{name}"] = Mean(log_ratio_B.detach()[chosen_B].sum(), found)
+            metrics[f"length/{name}"] = Mean(scores.mask_BT[chosen_B].sum(), found)
+        return LossSum((weight_B * loss_B).sum(), metrics | self.moved(gains_BT))
+
+    def moved(self, log_ratio_BT: Tensor) -> dict[str, Mean | Max]:
+        """The largest log-ratio of a token; nothing without a reference."""
+        if self.reference_logps == "none":
+            return {}
+        furthest = log_ratio_BT.detach().abs().max()
+        self.check_start(furthest)
+        return {"log_ratio_max": Max(furthest)}
+
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {"margin": metrics["reward/desirable"] - metrics["reward/undesirable"]}
+
+    def evaluate(self, batch: Judgements, index: int) -> Metrics:
+        return super().evaluate(self.prepare(batch), index)
+
+
+def summed(logps: tuple[Tensor, ...]) -> Tensor:
+    """Log-probability of each completion, [B]."""
+    return torch.stack([logps_T.sum() for logps_T in logps])

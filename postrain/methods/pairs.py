@@ -1,0 +1,77 @@
+"""What methods that learn from preference pairs share: scoring both sides behind one prompt, and what they log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from postrain.methods.base import Method
+from postrain.scoring import score
+from postrain.types import Max, Mean, Pairs, Scores
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of both sides of pairs, padded to one width."""
+
+    chosen: Scores
+    rejected: Scores
+
+    @classmethod
+    def of(cls, chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Self:
+        """Log-probabilities [T] of each completion, laid out as `score_pairs` does."""
+        logps_BT = pad_sequence([*chosen, *rejected], batch_first=True)
+        sizes_B = torch.tensor([len(logps_T) for logps_T in (*chosen, *rejected)], device=logps_BT.device)
+        mask_BT = torch.arange(logps_BT.shape[1], device=logps_BT.device) < sizes_B[:, None]
+        return cls.halves(Scores(logps_BT, mask_BT))
+
+    @classmethod
+    def halves(cls, both: Scores) -> Self:
+        """Chosen first, rejected behind them."""
+        (chosen_BT, rejected_BT), masks = both.logps_BT.chunk(2), both.mask_BT.chunk(2)
+        return cls(Scores(chosen_BT, masks[0]), Scores(rejected_BT, masks[1]))
+
+
+def score_pairs(model: nn.Module, pairs: Pairs) -> PairScores:
+    """Scores of the chosen and of the rejected completions, from one forward, each behind one copy of its prompt."""
+    return PairScores.halves(score(model, pairs.chosen + pairs.rejected))
+
+
+def lengths(scores: Scores) -> Tensor:
+    """Tokens of each completion, [B]."""
+    return scores.mask_BT.sum(1)
+
+
+def mean_logps(scores: Scores) -> Tensor:
+    """Log-probability per token of each completion, [B]."""
+    return scores.logps_BT.sum(1) / lengths(scores)
+
+
+def pair_metrics(chosen_B: Tensor, rejected_B: Tensor, scores: PairScores) -> dict[str, Mean | Max]:
+    """What to log of pairs whose implicit rewards are `chosen_B` and `rejected_B`."""
+    gap_B, pairs = (chosen_B - rejected_B).detach(), len(chosen_B)
+    found: dict[str, Mean | Max] = {
+        "accuracy": Mean(((gap_B > 0) + 0.5 * (gap_B == 0)).sum(), pairs),
+        "margin": Mean(gap_B.sum(), pairs),
+    }
+    for name, reward_B, side in (("chosen", chosen_B, scores.chosen), ("rejected", rejected_B, scores.rejected)):
+        found[f"reward/{name}"] = Mean(reward_B.detach().sum(), pairs)
+        found[f"logp/{name}"] = Mean(side.logps_BT.detach().sum(), pairs)
+        found[f"length/{name}"] = Mean(lengths(side).sum(), pairs)
+    return found
+
+
+class PairMethod(Method):
+    """A method whose loss is a mean over preference pairs."""
+
+    kind: ClassVar[str] = "Preference"
+    learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
+    headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
+
+    def denominator(self, batch: Pairs) -> int:
+        return len(batch)

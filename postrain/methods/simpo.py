@@ -1,0 +1,28 @@
+"""Simple preference optimisation: the mean log-probability per token is the reward, and the chosen completion's must be
+larger by a margin; no reference (Meng, Xia and Chen 2024).
+
+Axes: B pairs, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
+from postrain.methods.preference_losses import Smoothing, sigmoid
+from postrain.types import LossSum, NonNegative, Pairs, Positive
+
+
+class SimPO(PairMethod):
+    """Minimises −log σ(β (mean log π(chosen) − mean log π(rejected)) − γ), a mean over pairs (eq. 6)."""
+
+    beta: Positive
+    gamma_beta_ratio: NonNegative
+    """γ/β, the margin in nats per token."""
+    label_smoothing: Smoothing
+    """Share of labels taken to be wrong."""
+
+    def loss_sum(self, batch: Pairs) -> LossSum:
+        scores = score_pairs(self.policy, batch)
+        chosen_B, rejected_B = mean_logps(scores.chosen), mean_logps(scores.rejected)
+        gap_B = chosen_B - rejected_B - self.gamma_beta_ratio
+        total = sigmoid(gap_B, beta=self.beta, smoothing=self.label_smoothing).sum()
+        return LossSum(total, pair_metrics(self.beta * chosen_B, self.beta * rejected_B, scores))
