@@ -76,7 +76,9 @@ def dead_gradient(history: History) -> str | None:
 
 def stuck_at_ln_2(history: History) -> str | None:
     losses, margins = last(history, "loss", 3), last(history, "margin", 3)
-    if losses is None or margins is None or any(margins) or any(abs(loss - math.log(2)) > 1e-6 for loss in losses):
+    if losses is None or margins is None:
+        return None
+    if any(abs(margin) > ROUNDING for margin in margins) or any(abs(loss - math.log(2)) > ROUNDING for loss in losses):
         return None
     now = history[-1]
     if now.get("learning_rate") == 0:
@@ -87,8 +89,23 @@ def stuck_at_ln_2(history: History) -> str | None:
         )
     else:
         reason = "there is a gradient but no movement against the reference: do the two share their weights?"
+    return f"The loss is still ln 2 = 0.6931 and every margin 0 after three updates, a fair coin. Here {reason}."
+
+
+ROUNDING = 1e-6
+"""What the order of summation makes of a difference that is 0."""
+
+
+def saturated_margins(history: History) -> str | None:
+    accuracies, losses = last(history, "accuracy", WINDOW), last(history, "loss", WINDOW)
+    margins, held_out = last(history, "margin", WINDOW), seen(history, "eval/accuracy")
+    if accuracies is None or losses is None or margins is None or fmean(accuracies) < 0.995 or fmean(losses) > 0.02:
+        return None
+    known = f" Held-out pairs: {held_out[-1]:.0%} right (best so far {max(held_out):.0%})." if held_out else ""
     return (
-        f"The loss is still ln 2 = 0.6931 and every margin exactly 0 after three updates, a fair coin. Here {reason}."
+        f"The policy tells all training pairs apart, with a margin of {fmean(margins):.1f}, and the loss is "
+        f"{fmean(losses):.2g}: there is hardly a gradient left, and what remains widens gaps that are wide enough."
+        f"{known} More updates will not help; more pairs, fewer epochs, a larger beta or label smoothing may."
     )
 
 
@@ -99,7 +116,19 @@ def both_answers_fall(history: History) -> str | None:
     return (
         f"The chosen answers have become less likely than at the start ({fmean(chosen):.1f} nats), the rejected ones "
         f"more so ({fmean(rejected):.1f}). The loss only asks for the gap, so this is expected; the probability goes "
-        "to texts that are in no pair. When the answers get worse, add weight on the chosen ones or raise beta."
+        "to texts that are in no pair. When the answers get worse, imitate the chosen ones too (method.nll_coef=1) or "
+        "raise method.beta."
+    )
+
+
+def accuracy_is_not_quality(history: History) -> str | None:
+    accuracy, gold = seen(history, "eval/accuracy"), seen(history, "gold/total")
+    if min(len(accuracy), len(gold)) < 2 or accuracy[-1] < accuracy[0] + 0.05 or gold[-1] > gold[0] - 0.02:
+        return None
+    return (
+        f"Held-out pairs are told apart better ({accuracy[0]:.0%} to {accuracy[-1]:.0%}), but what the policy writes "
+        f"has become worse (gold score {gold[0]:.2f} to {gold[-1]:.2f}). Ranking two given texts and writing a good one "
+        "are different skills: lower method.learning_rate, raise method.beta, or imitate the chosen answers too."
     )
 
 
@@ -191,7 +220,9 @@ RULES = (
     Rule("loss_is_not_the_objective", "The loss is near 0 and that is fine", loss_is_not_the_objective),
     Rule("dead_gradient", "The gradient is 0", dead_gradient, stops=True),
     Rule("stuck_at_ln_2", "The loss stays at ln 2", stuck_at_ln_2),
+    Rule("saturated_margins", "The pairs have nothing more to teach", saturated_margins),
     Rule("both_answers_fall", "Chosen and rejected both become less likely", both_answers_fall),
+    Rule("accuracy_is_not_quality", "Better at ranking, worse at writing", accuracy_is_not_quality),
     Rule("negative_kl", "A negative KL", negative_kl),
     Rule("kl_runs_away", "The KL runs away", kl_runs_away),
     Rule("reward_grows_with_length", "More reward, longer texts", reward_grows_with_length),
