@@ -40,6 +40,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
     """Everything between a checked config and training. Raises ConfigError for what only the parts together tell."""
     method: Method = instantiate(config["method"])
     hardware: Hardware = instantiate(config["trainer"])
+    hardware.settle()
     engine: Engine = instantiate(config["rollout"])
     data: DataModule = instantiate(config["data"])
     tokenizer = load_tokenizer(resolved)

@@ -127,7 +127,7 @@ def accuracy_is_not_quality(history: History) -> str | None:
         return None
     return (
         f"Held-out pairs are told apart better ({accuracy[0]:.0%} to {accuracy[-1]:.0%}), but what the policy writes "
-        f"has become worse (gold score {gold[0]:.2f} to {gold[-1]:.2f}). Ranking two given texts and writing a good one "
+        f"has become worse (gold score {gold[0]:.2f} to {gold[-1]:.2f}). Ranking two texts and writing a good one "
         "are different skills: lower method.learning_rate, raise method.beta, or imitate the chosen answers too."
     )
 
