@@ -37,6 +37,8 @@ class Measured:
     seconds: float
     cpu_seconds: float
     peak_mb: float
+    pass_cpu_seconds: float
+    """What the method did once, before its first update."""
 
 
 def main() -> None:
@@ -108,19 +110,25 @@ def short(value: float) -> str:
 
 
 def against(ours: Measured, peer: Measured | None) -> str:
-    if peer is None or peer is ours:
-        return ""
-    time, cpu = peer.seconds / ours.seconds, peer.cpu_seconds / ours.cpu_seconds
-    return f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / peer.peak_mb:.2f} of it"
+    """CPU, wall and memory beside the peer's, and what came before the clock."""
+    said = []
+    if peer is not None and peer is not ours:
+        time, cpu = peer.seconds / ours.seconds, peer.cpu_seconds / ours.cpu_seconds
+        said += [f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / peer.peak_mb:.2f} of it"]
+    # A method without a pass still sets itself up, in no time.
+    if ours.pass_cpu_seconds > 0.01:
+        said += [f"pass before: {short(ours.pass_cpu_seconds)} CPU-s"]
+    return "; ".join(said)
 
 
 def summary(rounds: list[dict[str, Any]], warmup: int) -> Measured:
-    """Medians over the updates of all rounds; the largest peak."""
+    """Medians over the updates of all rounds; the largest peak; the median pass."""
 
     def middle(key: str) -> float:
         return median([value for measured in rounds for value in measured[key][warmup:]])
 
-    return Measured(middle("wall"), middle("cpu"), max(measured["peak_mb"] for measured in rounds))
+    peak, before = (tuple(measured[key] for measured in rounds) for key in ("peak_mb", "pass_cpu"))
+    return Measured(middle("wall"), middle("cpu"), max(peak), median(before))
 
 
 def run_ours(variant: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

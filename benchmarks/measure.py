@@ -1,4 +1,5 @@
-"""What both sides of a benchmark are measured with: the clock around each update, and peak memory of the process.
+"""What both sides of a benchmark are measured with: the clock around each update, peak memory of the process, and CPU
+seconds of what a method does once before it learns.
 
 Standard library only, so that it runs in any environment the peer is installed in.
 """
@@ -13,11 +14,12 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Wall and CPU seconds of each update."""
+    """Wall and CPU seconds of each update, and CPU seconds of a pass before the first."""
 
     def __init__(self) -> None:
         self.wall: list[float] = []
         self.cpu: list[float] = []
+        self.pass_cpu = 0.0
         self._started = (0.0, 0.0)
 
     def start(self) -> None:
@@ -29,9 +31,13 @@ class Stopwatch:
         self.wall.append(time.perf_counter() - self._started[0])
         self.cpu.append(time.process_time() - self._started[1])
 
+    def stop_pass(self) -> None:
+        """What began was no update but what comes before the first."""
+        self.pass_cpu = time.process_time() - self._started[1]
+
     def write(self, path: Path) -> None:
         """The measurement as JSON."""
-        found = {"wall": self.wall, "cpu": self.cpu, "peak_mb": peak_mb()}
+        found = {"wall": self.wall, "cpu": self.cpu, "peak_mb": peak_mb(), "pass_cpu": self.pass_cpu}
         path.write_text(json.dumps(found), encoding="utf-8")
 
 

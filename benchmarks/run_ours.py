@@ -1,12 +1,14 @@
 """One measurement of ours: a few updates of one method through train.py's own path. Run by against_trl.py.
 
-The run is a user's run, with tracker, checkpoints and evaluation turned down. Two things differ: the clock around each
-update, and that nothing ends a sampled completion early, since the peer's PPO knows no end token either.
+The run is a user's run, with tracker, checkpoints and evaluation turned down. Three things differ: the clock around
+each update and around the reference's pass over the data; that nothing ends a sampled completion early, since the
+peer's PPO knows no end token either; and a cache of its own, so that no earlier process has computed anything for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from measure import Stopwatch
 
 from postrain.main import start
 from postrain.methods.base import Method
+from postrain.methods.referenced import Referenced
 from postrain.rollout.local import LocalEngine
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -45,9 +48,12 @@ def main() -> None:
     for name in ("--batch-size", "--updates", "--new-tokens", "--epochs", "--threads"):
         parser.add_argument(name, type=int, required=True)
     args = parser.parse_args()
-    watch_updates(Path(args.out), args.updates)
+    stopwatch = Stopwatch()
+    watch_updates(stopwatch, Path(args.out), args.updates)
+    watch_pass(stopwatch)
     LocalEngine.generate = endless(LocalEngine.generate)
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["POSTRAIN_CACHE"] = f"{scratch}/cache"
         code = start(["train.py", *overrides(args, scratch)], CONF)
     sys.exit(code)
 
@@ -69,15 +75,15 @@ def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
         f"trainer.threads={args.threads}",
         "trainer.checkpoint_every=1000000",
         "evaluation=quick",
-        "evaluation.completions=1",
+        "evaluation.completions=0",
         "logger=none",
         f"paths.output={scratch}",
     ]
 
 
-def watch_updates(out: Path, updates: int) -> None:
+def watch_updates(stopwatch: Stopwatch, out: Path, updates: int) -> None:
     """Times every update, and writes the measurement down once the last one is over."""
-    stopwatch, update = Stopwatch(), Method.training_step
+    update = Method.training_step
 
     def timed(self: Method, batch: Any, batch_idx: int) -> None:
         stopwatch.start()
@@ -87,6 +93,18 @@ def watch_updates(out: Path, updates: int) -> None:
             stopwatch.write(out)
 
     Method.training_step = timed
+
+
+def watch_pass(stopwatch: Stopwatch) -> None:
+    """Times what a method with a reference does before its first update."""
+    setup = Referenced.setup
+
+    def timed(self: Referenced, stage: str) -> None:
+        stopwatch.start()
+        setup(self, stage)
+        stopwatch.stop_pass()
+
+    Referenced.setup = timed
 
 
 def endless(generate: Any) -> Any:
