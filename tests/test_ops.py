@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 
 from postrain.ops import (
     adapt_kl_coef,
@@ -13,6 +14,7 @@ from postrain.ops import (
     last_true,
     moments,
     step_metrics,
+    token_logps,
     whiten,
 )
 
@@ -101,3 +103,12 @@ def test_step_metrics_of_two_tokens():
     assert found["clip_fraction"].value() == pytest.approx(0.5)
     # k3 of the old policy: (0.5 − ln 1.5 + (−0.1) − ln 0.9) / 2
     assert found["kl/step"].value() == pytest.approx((0.5 - math.log(1.5) - 0.1 - math.log(0.9)) / 2)
+
+
+def test_token_logps_are_log_softmax_with_its_gradient():
+    source = torch.Generator().manual_seed(0)
+    logits_NV = torch.randn(5, 7, generator=source, dtype=torch.float64, requires_grad=True)
+    targets_N = torch.tensor([0, 6, 3, 3, 1])
+    expected_N = logits_NV.log_softmax(-1)[torch.arange(5), targets_N]
+    assert torch.allclose(token_logps(logits_NV, targets_N), expected_N, atol=1e-12)
+    assert gradcheck(lambda logits: token_logps(logits, targets_N), (logits_NV,))
