@@ -20,8 +20,8 @@ Smoothing = Annotated[float, Ge(0), Lt(0.5)]
 """ε, the share of labels taken to be wrong."""
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
-# exp(80) is still a float32: a ratio that far off would otherwise make the loss infinite.
-LARGEST_EXPONENT = 80.0
+# The square of exp(40) is still a float32: a ratio that far off would otherwise make a loss infinite, SPPO's first.
+LARGEST_EXPONENT = 40.0
 
 
 def sigmoid(gap_B: Tensor, *, beta: float, smoothing: float = 0.0) -> Tensor:
@@ -69,18 +69,18 @@ def exo(gap_B: Tensor, *, beta: float, smoothing: float) -> Tensor:
 
 
 def apo_zero(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
-    """1 − σ(βl_c) + σ(βl_r): chosen up, rejected down (D'Oosterlinck et al. 2024)."""
+    """1 − σ(βl_c) + σ(βl_r): chosen up, rejected down (D'Oosterlinck et al. 2024, eq. 7)."""
     return 1 - torch.sigmoid(beta * chosen_B) + torch.sigmoid(beta * rejected_B)
 
 
 def apo_down(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
     """σ(βl_c) + 1 − σ(βΔ): both down, rejected further, for a policy better than its data (D'Oosterlinck et al.
-    2024)."""
+    2024, eq. 8)."""
     return torch.sigmoid(beta * chosen_B) + 1 - torch.sigmoid(beta * (chosen_B - rejected_B))
 
 
 def discopop(gap_B: Tensor, *, beta: float, tau: float) -> Tensor:
-    """(1 − m)·(−log σ(βΔ)) + m·exp(−βΔ) with m = σ(βΔ/τ) (the discovered loss LRML of Lu et al. 2024)."""
+    """(1 − m)·(−log σ(βΔ)) + m·exp(−βΔ) with m = σ(βΔ/τ) (the discovered loss LRML of Lu et al. 2024, eq. 5)."""
     mix_B = torch.sigmoid(beta * gap_B / tau)
     exponential_B = torch.exp((-beta * gap_B).clamp(max=LARGEST_EXPONENT))
     return (1 - mix_B) * -logsigmoid(beta * gap_B) + mix_B * exponential_B

@@ -2,11 +2,12 @@
 their beginning (a prompt and its completions) is there once.
 
 Everything in a transformer but attention looks at tokens one by one, so it may run on the packed sequence. Attention is
-given each row as it is, prefix and all, gathered from the packed tokens: causal, without a mask, so that the result is
-that of separate rows. Leaves out architectures where this is not so (recurrent, ALiBi, chunked attention): `packs`
-finds them by trying, and they get padded rows.
+given each row as it is, prefix and all, gathered from the packed tokens into blocks of rows of similar length: causal,
+without a mask, so that the result is that of separate rows. Leaves out architectures where this is not so (recurrent,
+ALiBi, chunked attention): `packs` finds them by trying, and they get padded rows.
 
-Axes: R rows, L tokens of the longest row, N packed tokens, H heads, K width of a head, D model width.
+Axes: R rows, L tokens of the longest row, N packed tokens, M places in all blocks, H heads, K width of a head, D model
+width.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ from postrain.models.reference import in_eval_mode
 
 NAME = "postrain_packed"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+# Rows go into one block of attention down to this share of its longest row.
+SIMILAR = 0.7
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,22 @@ class Packing:
     """The position of each packed token in its own row."""
     place_RL: Tensor
     """Which packed token stands at each position of each row; any behind the end of a row."""
+    blocks: tuple[tuple[int, int], ...]
+    """Rows and their padded length, of each block."""
+    gather_M: Tensor
+    """Which packed token stands at each place of the blocks, one block's rows after the other."""
     home_N: Tensor
-    """A row and position that hold the packed token, as an index into [R·L]."""
+    """A place in the blocks that holds the packed token."""
 
 
 def pack(ids: Sequence[Tensor]) -> Packing:
     """Rows in lexicographic order, so that each can take what it shares with the one before from there."""
+    device, ids = ids[0].device, [row.cpu() for row in ids]
+    blocks = in_blocks([len(row) for row in ids])
+    padded = {row: length for rows, length in blocks for row in rows}
+    starts = dict(zip(padded, accumulate(padded.values(), initial=0), strict=False))
+    place_RL = torch.zeros(len(ids), max(padded.values()), dtype=torch.long)
     order = sorted(range(len(ids)), key=lambda row: ids[row].tolist())
-    longest = max(map(len, ids))
-    place_RL = torch.zeros(len(ids), longest, dtype=torch.long)
     pieces, positions, homes = [], [], []
     used, before = 0, order[0]
     for row in order:
@@ -56,11 +67,27 @@ def pack(ids: Sequence[Tensor]) -> Packing:
         place_RL[row, shared : len(ids[row])] = used + new - shared
         pieces.append(ids[row][shared:])
         positions.append(new)
-        homes.append(row * longest + new)
+        homes.append(starts[row] + new)
         used, before = used + len(new), row
-    device = ids[0].device
-    rest = (torch.cat(positions).to(device), place_RL.to(device), torch.cat(homes).to(device))
-    return Packing(torch.cat(pieces), *rest)
+    return Packing(
+        ids_N=torch.cat(pieces).to(device),
+        positions_N=torch.cat(positions).to(device),
+        place_RL=place_RL.to(device),
+        blocks=tuple((len(rows), length) for rows, length in blocks),
+        gather_M=torch.cat([place_RL[rows, :length].flatten() for rows, length in blocks]).to(device),
+        home_N=torch.cat(homes).to(device),
+    )
+
+
+def in_blocks(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Rows of similar length together, longest first, each block with its padded length."""
+    blocks: list[tuple[list[int], int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if blocks and lengths[row] > SIMILAR * blocks[-1][1]:
+            blocks[-1][0].append(row)
+        else:
+            blocks.append(([row], lengths[row]))
+    return blocks
 
 
 def common(one: Tensor, other: Tensor) -> int:
@@ -84,19 +111,28 @@ def packed_attention(
 
     `settings` are the architecture's (scaling, dropout), handed on to transformers' own function.
     """
-    rows, longest = packing.place_RL.shape
+    sizes = [rows * length for rows, length in packing.blocks]
 
-    def unpacked(packed_1HNK: Tensor) -> Tensor:
-        flat = packed_1HNK[0].transpose(0, 1).flatten(1)
-        return flat.index_select(0, packing.place_RL.flatten()).view(rows, longest, -1, value.shape[-1]).transpose(1, 2)
+    def unpacked(packed_1HNK: Tensor) -> list[Tensor]:
+        gathered = packed_1HNK[0].transpose(0, 1).flatten(1).index_select(0, packing.gather_M).split(sizes)
+        shape = (packed_1HNK.shape[1], packed_1HNK.shape[3])
+        return [flat.view(*block, *shape).transpose(1, 2) for flat, block in zip(gathered, packing.blocks, strict=True)]
 
-    mask = None
-    if sliding_window is not None and longest > sliding_window:
-        at = torch.arange(longest, device=query.device)
-        mask = ((at[:, None] >= at) & (at[:, None] - at < sliding_window))[None, None]
-    settings["is_causal"] = mask is None
-    found_RLHK, _ = sdpa_attention_forward(module, unpacked(query), unpacked(key), unpacked(value), mask, **settings)
-    return found_RLHK.flatten(0, 1).index_select(0, packing.home_N)[None], None
+    found = []
+    for query_RHLK, key_RHLK, value_RHLK in zip(unpacked(query), unpacked(key), unpacked(value), strict=True):
+        mask = window(query_RHLK.shape[2], sliding_window, query.device)
+        settings["is_causal"] = mask is None
+        block_RLHK, _ = sdpa_attention_forward(module, query_RHLK, key_RHLK, value_RHLK, mask, **settings)
+        found.append(block_RLHK.flatten(0, 1))
+    return torch.cat(found).index_select(0, packing.home_N)[None], None
+
+
+def window(length: int, size: int | None, device: torch.device) -> Tensor | None:
+    """A causal mask of at most `size` tokens back, [1, 1, L, L]; None where plain causality says the same."""
+    if size is None or length <= size:
+        return None
+    at = torch.arange(length, device=device)
+    return ((at[:, None] >= at) & (at[:, None] - at < size))[None, None]
 
 
 def no_mask(*_: Any, **__: Any) -> None:

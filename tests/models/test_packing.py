@@ -33,7 +33,10 @@ def test_a_shared_beginning_is_there_once():
     assert packing.ids_N.tolist() == [5, 6, 1, 7, 8, 9]
     assert packing.positions_N.tolist() == [0, 1, 2, 2, 3, 0]
     assert [packing.place_RL[row, : len(ids[row])].tolist() for row in range(3)] == [[0, 1, 3, 4], [5], [0, 1, 2]]
-    assert packing.home_N.tolist() == [8, 9, 10, 2, 3, 4]
+    # attention gets the first and the third row as a block of 2 × 4, then the second by itself
+    assert packing.blocks == ((2, 4), (1, 1))
+    assert packing.gather_M.tolist() == [0, 1, 3, 4, 0, 1, 2, 0, 5]
+    assert packing.ids_N[packing.gather_M[packing.home_N]].tolist() == packing.ids_N.tolist()
     assert common(ids[0], ids[2]) == 2
 
 
