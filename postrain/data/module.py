@@ -105,10 +105,11 @@ class DataModule(LightningDataModule):
         `kind` names a record; `completion_tokens` are left free after the prompts that will be sampled from.
         """
         self.plan = Plan(kind, context, completion_tokens, batch_size, updates, seed)
+        loaded = self._load()
         # Running text says nothing of templates: an exported base model keeps its tokenizer's own.
         running = kind == Text.__name__
-        self.template = Template(tokenizer, mode="plain" if running else self.mode, seed=seed, install=not running)
-        loaded = self._load()
+        mode = "plain" if running else loaded.template if self.mode == "auto" else self.mode
+        self.template = Template(tokenizer, mode=mode, seed=seed, install=not running)
         dropped: Counter[str] = Counter()
         parts = self._split(loaded, dropped)
         self.records = parts

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from postrain.data.chat import Mode
 from postrain.data.hub import load_split
 from postrain.data.readers import Row, Table, read_file
 from postrain.types import ConfigError, Count, Positive
-from postrain.world.rows import Kind, Task, rows
+from postrain.world.rows import CONTINUATIONS, Kind, Task, rows
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Loaded:
     train: Table
     held_out: Table | None
     """None where the source says nothing of its own; a share of the training rows is held out then."""
+    template: Mode = "auto"
+    """How its rows are meant to be shown to a model, where they are made for one way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,11 @@ class World(Source):
     """The same for held-out rows."""
 
     def load(self, *, eval_rows: int) -> Loaded:
-        return Loaded(self._table("train", self.count, self.noise), self._table("eval", eval_rows, self.eval_noise))
+        return Loaded(
+            self._table("train", self.count, self.noise),
+            self._table("eval", eval_rows, self.eval_noise),
+            template="plain" if self.task in CONTINUATIONS else "auto",
+        )
 
     def _table(self, split: str, count: int, noise: float) -> Table:
         made = rows(
