@@ -99,6 +99,8 @@ class KTO(Referenced):
         }
         for name, chosen_B in (("desirable", label_B), ("undesirable", ~label_B)):
             found = int(chosen_B.sum())
+            if not found:  # a mean of nothing is not 0, and a margin from it is none
+                continue
             metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[chosen_B].sum(), found)
             metrics[f"logp_change/{name}"] = Mean(log_ratio_B.detach()[chosen_B].sum(), found)
             metrics[f"length/{name}"] = Mean(scores.mask_BT[chosen_B].sum(), found)
@@ -113,6 +115,8 @@ class KTO(Referenced):
         return {"log_ratio_max": Max(furthest)}
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        if not metrics.keys() >= {"reward/desirable", "reward/undesirable"}:
+            return {}
         return {"margin": metrics["reward/desirable"] - metrics["reward/undesirable"]}
 
     def evaluate(self, batch: Judgements, index: int) -> Metrics:

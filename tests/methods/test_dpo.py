@@ -1,0 +1,182 @@
+"""DPO on tiny models: where it starts, which way it goes, and that nothing depends on how a batch is cut."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from postrain.methods.dpo import weights_of
+from postrain.methods.metrics import combine
+from postrain.methods.preference_losses import LOSSES, RANKED
+from postrain.types import ConfigError, Pairs
+from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
+from tests.tiny import tiny_model
+
+CUTS = [[[0, 1, 2, 3, 4, 5, 6]], [[3], [1, 6], [0, 2, 5, 4]], [[6], [5], [4], [3], [2], [1], [0]]]
+"""Seven pairs in one, three and seven micro-batches."""
+
+
+def gaps(policy, reference, batch: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides' log-ratios [B], each row scored alone."""
+    sides = (batch.chosen, batch.rejected)
+    chosen, rejected = (summed(policy, side) - summed(reference, side).detach() for side in sides)
+    return chosen, rejected
+
+
+def test_at_the_start_the_loss_is_ln_2_and_the_gradient_half_beta_times_rejected_minus_chosen():
+    policy, batch = precise(), pairs(5)
+    method = made("dpo", policy, beta=0.3)
+    loss = method.loss_sum(method.prepare(batch)).total
+    # −ln σ(0) = ln 2 for each of the 5 pairs
+    assert loss.item() / 5 == pytest.approx(log(2), abs=1e-12)
+    # d/dθ −ln σ(β Δ) = −β σ(−β Δ) ∇Δ = −β/2 (∇ log π(chosen) − ∇ log π(rejected)) at Δ = 0
+    expected = 0.3 / 2 * flat_gradient(policy, (summed(policy, batch.rejected) - summed(policy, batch.chosen)).sum())
+    assert torch.allclose(flat_gradient(policy, loss), expected, atol=1e-10)
+
+
+def test_away_from_the_start_it_is_equation_7():
+    policy, reference, batch = precise(0), precise(1), pairs(4)
+    method = made("dpo", policy, reference=reference, beta=0.1)
+    chosen, rejected = gaps(policy, reference, batch)
+    expected = -torch.log(1 / (1 + torch.exp(-0.1 * (chosen - rejected)))).sum()
+    found = method.loss_sum(method.prepare(batch))
+    assert found.total.item() == pytest.approx(expected.item())
+    metrics = combine(found.metrics)
+    assert metrics["reward/chosen"] == pytest.approx(0.1 * chosen.mean().item())
+    assert metrics["reward/rejected"] == pytest.approx(0.1 * rejected.mean().item())
+    assert metrics["margin"] == pytest.approx(0.1 * (chosen - rejected).mean().item())
+    assert metrics["accuracy"] == pytest.approx((chosen > rejected).double().mean().item())
+    assert metrics["logp_change/chosen"] == pytest.approx(chosen.mean().item())
+    assert metrics["logp_change/rejected"] == pytest.approx(rejected.mean().item())
+
+
+def test_ipo_counts_per_token():
+    policy, reference, batch = precise(0), precise(1), pairs(4)
+    method = made("ipo", policy, reference=reference, beta=0.1)
+    chosen, rejected = gaps(policy, reference, batch)
+    sizes = [torch.tensor([int(mask.sum()) for mask in side.supervised]) for side in (batch.chosen, batch.rejected)]
+    # (l_c / |c| − l_r / |r| − 1 / (2 · 0.1))²
+    expected = ((chosen / sizes[0] - rejected / sizes[1] - 5) ** 2).sum()
+    assert method.loss_sum(method.prepare(batch)).total.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradient_does_not_know_the_micro_batches(loss):
+    policy, batch = precise(0), pairs(7)
+    method = made("dpo", policy, reference=precise(1), loss=loss, label_smoothing=0.1 if loss == "exo" else 0.0)
+    prepared, found = method.prepare(batch), []
+    for cut in CUTS:
+        total = torch.stack([method.loss_sum(prepared.select(group)).total for group in cut]).sum()
+        found.append((total.item(), flat_gradient(policy, total)))
+    for total, gradient in found[1:]:
+        assert total == pytest.approx(found[0][0])
+        assert torch.allclose(gradient, found[0][1], atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", sorted(RANKED))
+def test_partners_are_sought_in_the_whole_batch(loss):
+    policy, reference, batch = precise(0), precise(1), pairs(7)
+    method = made("dpo", policy, reference=reference, loss=loss, beta=0.2)
+    prepared = method.prepare(batch)
+    total = torch.stack([method.loss_sum(prepared.select([index])).total for index in range(7)]).sum()
+    if loss == "aot":
+        up = (summed(policy, batch.chosen) - summed(policy, batch.rejected)).sort().values
+        down = (summed(reference, batch.chosen) - summed(reference, batch.rejected)).detach().sort().values
+    else:
+        up, down = (side.sort().values for side in gaps(policy, reference, batch))
+    whole = -torch.nn.functional.logsigmoid(0.2 * (up - down)).sum()
+    # these pairs are not already in order
+    paired = made("dpo", policy, reference=reference, loss="sigmoid", beta=0.2)
+    assert abs(paired.loss_sum(paired.prepare(batch)).total.item() - whole.item()) > 1e-3
+    assert total.item() == pytest.approx(whole.item())
+    assert torch.allclose(flat_gradient(policy, total), flat_gradient(policy, whole), atol=1e-9)
+
+
+def test_a_mixture_is_the_weighted_sum_of_its_losses():
+    policy, reference, batch = precise(0), precise(1), pairs(5)
+
+    def total(loss) -> torch.Tensor:
+        method = made("dpo", policy, reference=reference, loss=loss)
+        return method.loss_sum(method.prepare(batch)).total
+
+    mixed = total({"sigmoid": 0.8, "hinge": 0.2})
+    assert mixed.item() == pytest.approx(0.8 * total("sigmoid").item() + 0.2 * total("hinge").item())
+    assert weights_of("hinge") == {"hinge": 1.0}
+    assert total({"hinge": 1.0}).item() == total("hinge").item()
+
+
+def test_imitation_is_per_token():
+    policy, batch = precise(0), pairs(5)
+    plain, imitating = (made("dpo", policy, reference=precise(1), nll_coef=coef) for coef in (0.0, 0.5))
+    added = imitating.loss_sum(imitating.prepare(batch)).total - plain.loss_sum(plain.prepare(batch)).total
+    per_token = torch.stack([logps.mean() for logps in plain_logps(policy, batch.chosen)])
+    assert added.item() == pytest.approx(-0.5 * per_token.sum().item())
+
+
+def test_without_length_weight_only_the_common_length_counts():
+    policy, batch = precise(0), pairs(6)
+    settings = {"reference": precise(1), "length_weight": 0.0}
+    method = made("dpo", policy, **settings)
+    expected = 0.0
+    for index in range(6):
+        pair = batch.select([index])
+        common = min(int(side.supervised[0].sum()) for side in (pair.chosen, pair.rejected))
+        policy_c, policy_r = (plain_logps(policy, side)[0][:common].sum() for side in (pair.chosen, pair.rejected))
+        ref_c, ref_r = (plain_logps(precise(1), side)[0][:common].sum() for side in (pair.chosen, pair.rejected))
+        expected -= torch.nn.functional.logsigmoid(0.1 * (policy_c - ref_c - policy_r + ref_r)).item()
+    assert method.loss_sum(method.prepare(batch)).total.item() == pytest.approx(expected)
+
+
+def test_without_a_reference_its_log_probabilities_are_0():
+    policy, batch = precise(0), pairs(4)
+    method = made("dpo", policy, reference_logps="none")
+    expected = -torch.nn.functional.logsigmoid(0.1 * (summed(policy, batch.chosen) - summed(policy, batch.rejected)))
+    found = method.loss_sum(method.prepare(batch))
+    assert found.total.item() == pytest.approx(expected.sum().item())
+    assert not any("logp_change" in name or "log_ratio" in name for name in found.metrics)
+    assert not method.needs_reference()
+
+
+def test_bco_keeps_a_running_mean_of_the_rewards():
+    batch = pairs(6)
+    method = made("dpo", precise(0), reference=precise(1), loss={"sigmoid": 1.0, "bco": 1.0}, bco_momentum=0.75)
+    prepared, expected = method.prepare(batch), 0.0
+    chosen, rejected = gaps(precise(0), precise(1), batch)
+    mean = 0.1 * (chosen.mean() + rejected.mean()).item() / 2
+    for _ in range(2):
+        method.noted = {}
+        for minibatch in method.minibatches(prepared):
+            for cut in CUTS[1]:
+                method.note(method.loss_sum(minibatch.select([index for index in cut if index < 6])).metrics)
+        # ¾ of what it was, ¼ of the mean over both sides
+        expected = 0.75 * expected + 0.25 * mean
+        assert method.shift == pytest.approx(expected)
+    state = method.state()
+    method.shift = 0.0
+    method.load_state(state)
+    assert method.shift == pytest.approx(expected)
+
+
+def test_a_reference_that_is_not_the_start_is_noticed():
+    method = made("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
+    with pytest.raises(
+        ConfigError, match=r"^method\.reference_logps=fresh: before the first update .*has to be 0"
+    ) as e:
+        method.loss_sum(method.prepare(pairs(3)))
+    assert "\n" not in str(e.value)
+    method.counters.optimizer_steps = 1
+    method.loss_sum(method.prepare(pairs(3)))
+
+
+@pytest.mark.parametrize("loss", ["hinge", "ipo", "apo_zero", "bco", "discopop"])
+def test_label_smoothing_is_refused_where_it_means_nothing(loss):
+    with pytest.raises(ConfigError, match=rf"^method\.label_smoothing=0\.1 means nothing to method\.loss={loss}; .*$"):
+        made("dpo", precise(), loss=loss, label_smoothing=0.1)
+    made("dpo", precise(), loss={loss: 0.5, "sigmoid": 0.5}, label_smoothing=0.1)
+
+
+def test_exo_needs_label_smoothing():
+    with pytest.raises(ConfigError, match=r"^method\.label_smoothing=0: exo .*$"):
+        made("dpo", precise(), loss={"exo": 1.0, "sigmoid": 1.0})

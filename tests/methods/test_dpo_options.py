@@ -1,0 +1,169 @@
+"""Every key of the preference methods changes what is learned, and what cannot be meant is refused in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from postrain.check import check, instantiate
+from postrain.methods.preference_losses import LOSSES
+from postrain.root import Root
+from postrain.types import ConfigError
+from tests.methods.made import QUICK, defaults, flat_gradient, judgements, made, pairs, precise
+from tests.runs import composed, final_state, small_run
+
+Change = tuple[dict[str, Any], dict[str, Any]]
+"""What is changed, and beside which settings that say it matters."""
+
+DPO: list[Change] = [
+    *(({"loss": name}, {}) for name in LOSSES if name not in {"sigmoid", "robust", "exo"}),
+    ({"loss": "robust"}, {"label_smoothing": 0.1}),
+    ({"loss": "exo"}, {"label_smoothing": 0.1}),
+    ({"loss": {"sigmoid": 0.8, "bco": 0.2}}, {}),
+    ({"beta": 0.3}, {}),
+    *(({"label_smoothing": 0.1}, {"loss": name}) for name in ("sigmoid", "robust", "aot", "aot_unpaired")),
+    ({"label_smoothing": 0.2}, {"loss": "exo", "label_smoothing": 0.1}),
+    *(({"divergence": name}, {}) for name in ("forward_kl", "js", "alpha")),
+    ({"divergence_alpha": 0.1}, {"divergence": "alpha"}),
+    ({"length_weight": 0.3}, {}),
+    ({"nll_coef": 0.5}, {}),
+    ({"discopop_tau": 1.0}, {"loss": "discopop"}),
+    ({"bco_momentum": 0.1}, {"loss": "bco"}),
+    ({"reference_logps": "none"}, {}),
+    ({"sync_every": 1}, {}),
+    ({"sync_mix": 0.1}, {"sync_every": 1}),
+]
+KTO: list[Change] = [
+    ({"loss": "apo_zero_unpaired"}, {}),
+    ({"beta": 0.3}, {}),
+    ({"desirable_weight": 2.0}, {}),
+    ({"undesirable_weight": 2.0}, {}),
+    ({"reference_logps": "none"}, {}),
+    ({"sync_every": 1}, {}),
+    ({"sync_mix": 0.1}, {"sync_every": 1}),
+]
+CHANGES: dict[str, list[Change]] = {
+    "dpo": DPO,
+    "ipo": [({"loss": "sigmoid"}, {}), ({"beta": 0.3}, {})],
+    "kto": KTO,
+    "orpo": [({"odds_coef": 0.5}, {})],
+    "simpo": [({"beta": 1.0}, {}), ({"gamma_beta_ratio": 0.1}, {}), ({"label_smoothing": 0.1}, {})],
+    "cpo": [({"beta": 0.3}, {}), ({"label_smoothing": 0.1}, {}), ({"nll_coef": 0.5}, {})],
+}
+LOOP = {
+    "updates": "method.updates=3",
+    "batch_size": "method.batch_size=5",
+    "learning_rate": "method.learning_rate=1e-4",
+    "schedule": "method.schedule=constant",
+    "warmup": "method.warmup=1.0",
+    "weight_decay": "method.weight_decay=0.5",
+    "adam_betas": "method.adam_betas=[0.5,0.9]",
+    "adam_eps": "method.adam_eps=1e-3",
+    "max_grad_norm": "method.max_grad_norm=1e-6",
+}
+"""What belongs to the loop and not to a loss; DPO speaks for all."""
+ELSEWHERE = {"_target_", "micro_batch_tokens", "dropout"}
+"""micro_batch_tokens changes no number (tests/test_methods.py); the bundled model has no dropout."""
+
+each_change = pytest.mark.parametrize(
+    ("method", "change", "beside"),
+    [(method, *change) for method, changes in CHANGES.items() for change in changes],
+    ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value,
+)
+
+
+def learned(method: str, **settings: Any) -> torch.Tensor:
+    """Two updates of plain gradient descent, from a policy that has left its reference."""
+    policy = precise(0)
+    learner = made(method, policy, reference=precise(1), **settings)
+    batch = judgements([True, False, True, True, False]) if method == "kto" else pairs(8)
+    for _ in range(2):
+        learner.noted = {}
+        for minibatch in learner.minibatches(learner.prepare(batch)):
+            found = learner.loss_sum(minibatch)
+            learner.note(found.metrics)
+            step = flat_gradient(policy, found.total)
+            with torch.no_grad():
+                sizes = [parameter.numel() for parameter in policy.parameters()]
+                for parameter, part in zip(policy.parameters(), step.split(sizes), strict=True):
+                    parameter -= 1e-4 * part.view_as(parameter)
+        learner.counters.updates += 1
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+@each_change
+def test_the_key_changes_what_is_learned(method, change, beside):
+    with_it, without = learned(method, **(beside | change)), learned(method, **beside)
+    assert torch.isfinite(with_it).all()
+    assert float((with_it - without).abs().max()) > 1e-9
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "cpo"])
+def test_no_key_is_forgotten(method):
+    tested = {name for change, _ in CHANGES[method] for name in change}
+    assert tested | LOOP.keys() | ELSEWHERE == defaults(method).keys()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One for all runs of this file."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("POSTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def weights(output, *overrides: str) -> torch.Tensor:
+    state = final_state(small_run(output, *QUICK, *overrides))["state_dict"]
+    return torch.cat([value.flatten() for name, value in state.items() if name.startswith("policy.")])
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory, cache):
+    """What a run learns without any change."""
+    return weights(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("override", LOOP.values())
+def test_the_key_of_the_loop_changes_what_is_learned(override, untouched, tmp_path):
+    assert not torch.equal(weights(tmp_path, override), untouched)
+
+
+@pytest.mark.parametrize(
+    ("method", "override", "line"),
+    [
+        ("dpo", "method.loss=hing", r"method\.loss: expected one of sigmoid, robust, hinge, .*, got 'hing'"),
+        ("dpo", "method.loss={sigmiod:1}", r"method\.loss: expected one of sigmoid, .*, got {'sigmiod': 1}"),
+        ("dpo", "method.loss={sigmoid:0}", r"method\.loss: expected .* a number > 0, got {'sigmoid': 0}"),
+        ("dpo", "method.beta=0", r"method\.beta: expected a number > 0, got 0"),
+        ("ipo", "method.beta=-1", r"method\.beta: expected a number > 0, got -1"),
+        ("kto", "method.beta=0", r"method\.beta: expected a number > 0, got 0"),
+        ("kto", "method.desirable_weight=0", r"method\.desirable_weight: expected a number > 0, got 0"),
+        ("kto", "method.loss=sigmoid", r"method\.loss: expected one of kto, apo_zero_unpaired, got 'sigmoid'"),
+        ("simpo", "method.beta=0", r"method\.beta: expected a number > 0, got 0"),
+        ("cpo", "method.beta=0", r"method\.beta: expected a number > 0, got 0"),
+        ("orpo", "method.odds_coef=-1", r"method\.odds_coef: expected a number >= 0, got -1"),
+        ("orpo", "+method.beta=0.1", r"method\.beta: unknown key; .*"),
+        *(
+            (
+                method,
+                "method.label_smoothing=0.5",
+                r"method\.label_smoothing: expected a number >= 0 and < 0\.5, got .*",
+            )
+            for method in ("dpo", "simpo", "cpo")
+        ),
+        ("dpo", "method.reference_logps=frozen", r"method\.reference_logps: expected one of cached, fresh, none, .*"),
+        ("dpo", "method.sync_mix=0", r"method\.sync_mix: expected a number > 0 and <= 1, got 0"),
+        ("dpo", "method.divergence=kl", r"method\.divergence: expected one of reverse_kl, forward_kl, js, alpha, .*"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(method, override, line):
+    with pytest.raises(ConfigError, match=rf"^{line}$"):
+        check(composed([f"method={method}", override]), Root)
+
+
+def test_several_losses_are_weighed_on_the_command_line():
+    config = composed(["method=dpo", "method.loss={sigmoid:0.8,bco:0.2}"])
+    check(config, Root)
+    assert instantiate(config["method"]).loss == {"sigmoid": 0.8, "bco": 0.2}

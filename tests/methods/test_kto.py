@@ -1,0 +1,132 @@
+"""KTO: worked numbers of its loss and baseline, and the batches it might choke on."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from postrain.methods.kto import kl_baseline, kto
+from postrain.methods.metrics import combine
+from postrain.types import ConfigError
+from tests.methods.made import flat_gradient, judgements, made, precise, summed
+from tests.runs import records, small_run
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_kto():
+    labels = torch.tensor([True, False, True, False])
+    # at 0: 1 − σ(0) = ½ whatever the label; β (l − z) = ½ (2 ln 3 + 1 − 1) = ln 3: good 1 − ¾, bad ¾
+    ratio, baseline = tensor(0, 0, 2 * log(3) + 1, 2 * log(3) + 1), tensor(0, 0, 1, 1)
+    assert kto(ratio, labels, baseline, beta=0.5).tolist() == pytest.approx([0.5, 0.5, 0.25, 0.75])
+
+
+def test_its_gradient_at_zero_is_a_quarter_of_beta():
+    ratio = tensor(0, 0).requires_grad_(True)
+    loss = kto(ratio, torch.tensor([True, False]), tensor(0, 0), beta=0.2).sum()
+    # σ′(0) = ¼: good up, bad down
+    assert torch.autograd.grad(loss, ratio)[0].tolist() == pytest.approx([-0.05, 0.05])
+
+
+def test_it_is_finite_however_far_the_policy_has_gone():
+    ratio = torch.tensor([-500.0, 500.0, -500.0, 500.0], requires_grad=True)
+    loss = kto(ratio, torch.tensor([True, True, False, False]), torch.zeros(4), beta=1.0)
+    assert loss.tolist() == pytest.approx([1, 0, 0, 1])
+    assert torch.isfinite(torch.autograd.grad(loss.sum(), ratio)[0]).all()
+
+
+def test_the_baseline_is_a_mean_and_never_negative():
+    # (1 + 2 + 6) / 3; a negative mean is no KL
+    assert kl_baseline(tensor(9), tensor(3)).item() == 3
+    assert kl_baseline(tensor(-9), tensor(3)).item() == 0
+
+
+def test_the_baseline_is_measured_on_unrelated_completions():
+    batch = judgements([True, False, True, False, True])
+    found = []
+    for seeds in ((0, 1), (1, 0)):
+        policy, reference = map(precise, seeds)
+        mean = (summed(policy, batch.unrelated) - summed(reference, batch.unrelated)).mean().item()
+        for budget in (1, 20, 10_000):
+            baseline_B = made("kto", policy, reference=reference, micro_batch_tokens=budget).prepare(batch).baseline_B
+            assert not baseline_B.requires_grad
+            assert baseline_B.tolist() == pytest.approx([max(0.0, mean)] * 5)
+        found.append(baseline_B[0].item())
+    # one model seen from the other: one mean is negative, the other is not
+    assert min(found) == 0 < max(found)
+    assert not made("kto", policy, reference=reference, loss="apo_zero_unpaired").prepare(batch).baseline_B.any()
+
+
+@pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
+def test_at_the_start_every_completion_costs_half_its_weight(loss):
+    method = made("kto", precise(), loss=loss, desirable_weight=2.0, undesirable_weight=3.0)
+    found = method.loss_sum(method.prepare(judgements([True, False, False])))
+    # ½ · 2 + ½ · 3 + ½ · 3
+    assert found.total.item() == pytest.approx(4)
+    metrics = combine(found.metrics)
+    assert metrics["kl/baseline"] == pytest.approx(0, abs=1e-12)
+    assert metrics["log_ratio_max"] == pytest.approx(0, abs=1e-12)
+
+
+def test_away_from_the_start_it_is_equation_8():
+    policy, reference, batch = precise(1), precise(0), judgements([True, False, True, False, False])
+    settings = {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 0.5}
+    method = made("kto", policy, reference=reference, **settings)
+    ratio = summed(policy, batch.rows) - summed(reference, batch.rows).detach()
+    unrelated = summed(policy, batch.unrelated) - summed(reference, batch.unrelated)
+    baseline = unrelated.mean().clamp(min=0).detach()
+    value = torch.where(batch.label_B, ratio - baseline, baseline - ratio)
+    weight = torch.where(batch.label_B, 2.0, 0.5)
+    # λ − λ σ(±β (l − z))
+    expected = (weight - weight * torch.sigmoid(0.3 * value)).sum()
+    found = method.loss_sum(method.prepare(batch))
+    assert found.total.item() == pytest.approx(expected.item())
+    assert torch.allclose(flat_gradient(policy, found.total), flat_gradient(policy, expected))
+    metrics = combine(found.metrics)
+    assert metrics["reward/desirable"] == pytest.approx(0.3 * ratio[batch.label_B].mean().item())
+    assert metrics["logp_change/undesirable"] == pytest.approx(ratio[~batch.label_B].mean().item())
+    assert metrics["accuracy"] == pytest.approx((value > 0).double().mean().item())
+    margin = 0.3 * (ratio[batch.label_B].mean() - ratio[~batch.label_B].mean()).item()
+    assert method.derived(metrics)["margin"] == pytest.approx(margin)
+
+
+@pytest.mark.parametrize("labels", [[True] * 3, [False] * 3, [True] * 2, [True, False] * 3 + [True]])
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1), (1, 0)])
+def test_batches_of_one_label_and_of_odd_sizes_are_finite(labels, seeds):
+    policy = precise(seeds[0])
+    method, batch = made("kto", policy, reference=precise(seeds[1])), judgements(labels)
+    prepared = method.prepare(batch)
+    found = method.loss_sum(prepared)
+    gradient = flat_gradient(policy, found.total)
+    assert torch.isfinite(found.total)
+    assert torch.isfinite(gradient).all()
+    assert float(gradient.abs().max()) > 0
+    metrics = combine(found.metrics)
+    assert all(abs(value) < 1e9 for value in (metrics | method.derived(metrics)).values())
+    parts = torch.stack([method.loss_sum(prepared.select([index])).total for index in range(len(labels))]).sum()
+    assert torch.allclose(flat_gradient(policy, parts), gradient, atol=1e-9)
+
+
+def test_one_completion_has_no_unrelated_one():
+    with pytest.raises(ConfigError, match=r"^method\.batch_size=1: .*at least 2.*$"):
+        made("kto", precise(), batch_size=1)
+
+
+def test_a_run_with_an_odd_batch_on_data_without_a_single_thumb_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "good.jsonl"
+    path.write_text(
+        "".join(f'{{"prompt": "Tom has {n}", "completion": " balls {n}.", "label": true}}\n' for n in range(30))
+    )
+    quick = ("method.updates=2", "evaluation.completions=0", "data.eval_rows=5", "trainer.checkpoint_every=9")
+    found = records(small_run(tmp_path / "runs", "method=kto", f"data.path={path}", "method.batch_size=5", *quick))
+    # each of 5 completions costs ½ at the start, held-out ones too
+    assert [found[0]["eval/loss"], found[1]["loss"]] == pytest.approx([0.5, 0.5])
+    assert found[1]["grad_norm"] > 0
+    # nothing is said of what was not there
+    assert "reward/desirable" in found[1]
+    assert not {"reward/undesirable", "margin", "eval/margin"} & (found[0].keys() | found[1].keys())

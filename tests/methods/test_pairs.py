@@ -1,0 +1,130 @@
+"""What pair methods share, and ORPO, SimPO and CPO, which need nothing else."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import pytest
+import torch
+
+from postrain.methods.metrics import combine
+from postrain.methods.orpo import log_odds, odds_ratio
+from postrain.methods.pairs import PairScores, lengths, mean_logps, pair_metrics, score_pairs
+from postrain.types import Scores
+from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
+
+WITHOUT_REFERENCE = ["orpo", "simpo", "cpo"]
+
+
+def scores(*rows: list[float]) -> Scores:
+    """Completions with these log-probabilities, all as long as the first."""
+    logps = torch.tensor(rows, dtype=torch.float64)
+    return Scores(logps, logps < 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_sides_are_scored_as_each_row_alone(seed):
+    policy, batch = precise(seed), pairs(5, seed)
+    found = score_pairs(policy, batch)
+    chosen, rejected = plain_logps(policy, batch.chosen), plain_logps(policy, batch.rejected)
+    same = PairScores.of(chosen, rejected)
+    for one, other in ((found.chosen, same.chosen), (found.rejected, same.rejected)):
+        assert torch.equal(one.mask_BT, other.mask_BT)
+        assert torch.allclose(one.logps_BT, other.logps_BT)
+    assert lengths(found.chosen).tolist() == [len(logps) for logps in chosen]
+    assert torch.allclose(mean_logps(found.rejected), torch.stack([logps.mean() for logps in rejected]))
+
+
+def test_a_tie_is_half_right():
+    rewards = torch.tensor([1.0, 2.0, 0.0, 3.0]), torch.tensor([1.0, 1.0, 4.0, 3.0])
+    both = PairScores(scores([-1, -2], [-1, 0], [-3, 0], [-2, -2]), scores([-4, 0], [-1, -1], [-2, 0], [-1, 0]))
+    found = combine(pair_metrics(*rewards, both))
+    # tie, right, wrong, tie: (½ + 1 + 0 + ½) / 4; gaps 0, 1, −4, 0; lengths 2, 1, 1, 2 and 1, 2, 1, 1
+    assert found["accuracy"] == pytest.approx(2 / 4)
+    assert found["margin"] == pytest.approx(-3 / 4)
+    assert found["reward/chosen"] == pytest.approx(6 / 4)
+    assert found["reward/rejected"] == pytest.approx(9 / 4)
+    assert found["logp/chosen"] == pytest.approx((-3 - 1 - 3 - 4) / 4)
+    assert found["logp/rejected"] == pytest.approx((-4 - 2 - 2 - 1) / 4)
+    assert found["length/chosen"] == pytest.approx(6 / 4)
+    assert found["length/rejected"] == pytest.approx(5 / 4)
+
+
+def test_log_odds():
+    # P = ½: ln 1; P = 4/5: ln (4/5 / 1/5) = ln 4; P = 1/5: −ln 4
+    found = log_odds(torch.tensor([0.5, 0.8, 0.2]).log())
+    assert found.tolist() == pytest.approx([0, log(4), -log(4)], abs=1e-6)
+    # ln 4 − (−ln 4) = ln 16: −ln σ(ln 16) = ln (17/16)
+    assert odds_ratio(torch.tensor([0.8]).log(), torch.tensor([0.2]).log()).item() == pytest.approx(log(17 / 16))
+
+
+def test_a_policy_that_is_sure_has_finite_odds():
+    means = torch.tensor([0.0, -1e-9, -1e-6, -200.0], requires_grad=True)
+    assert torch.isfinite(log_odds(means)).all()
+    # ln P − ln (1 − P) of P = e^−200 is −200; the most there is, at P = 1 − 1e−7, is 7 ln 10
+    assert log_odds(means)[[0, 3]].tolist() == pytest.approx([7 * log(10), -200], rel=1e-5)
+    for chosen, rejected in ((means, means.flip(0)), (means.flip(0), means)):
+        (gradient,) = torch.autograd.grad(odds_ratio(chosen, rejected).sum(), means)
+        assert torch.isfinite(gradient).all()
+
+
+def means(policy, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability per token of both sides."""
+    chosen, rejected = (
+        torch.stack([logps.mean() for logps in plain_logps(policy, side)]) for side in (batch.chosen, batch.rejected)
+    )
+    return chosen, rejected
+
+
+def test_orpo():
+    policy, batch = precise(), pairs(4)
+    chosen, rejected = means(policy, batch)
+    odds = [p / (1 - p) for p in (chosen.exp(), rejected.exp())]
+    # −log π(chosen) per token − λ ln σ(ln (odds ratio)), and σ(ln x) = x / (1 + x)
+    expected = (-chosen - 0.3 * torch.log(odds[0] / odds[1] / (1 + odds[0] / odds[1]))).sum()
+    found = made("orpo", policy, odds_coef=0.3).loss_sum(batch)
+    assert found.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert combine(found.metrics)["nll/chosen"] == pytest.approx(-chosen.mean().item())
+
+
+def test_simpo():
+    policy, batch = precise(), pairs(4)
+    chosen, rejected = means(policy, batch)
+    # −ln σ(β (m_c − m_r) − γ) with β = 2 and γ = 0.5 β = 1
+    expected = torch.log1p(torch.exp(-(2 * (chosen - rejected) - 1))).sum()
+    found = made("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(batch)
+    assert found.total.item() == pytest.approx(expected.item())
+    # the margin that is logged is that of the rewards, before γ is asked of it
+    assert combine(found.metrics)["margin"] == pytest.approx(2 * (chosen - rejected).mean().item())
+
+
+def test_simpo_is_content_where_its_margin_is():
+    # β 2, γ/β 0.5: equal means cost −ln σ(−1) = ln (1 + e), a gap of ½ costs ln 2
+    policy, batch = precise(), pairs(1)
+    same = type(batch)(batch.chosen, batch.chosen, batch.margin_B)
+    assert made("simpo", policy).loss_sum(same).total.item() == pytest.approx(log(1 + exp(1)))
+
+
+def test_cpo_is_dpo_without_reference_beside_imitation():
+    policy, batch = precise(), pairs(5)
+    cpo = made("cpo", policy, beta=0.2, nll_coef=0.7, label_smoothing=0.1).loss_sum(batch).total
+    dpo = made("dpo", policy, beta=0.2, nll_coef=0.7, label_smoothing=0.1, reference_logps="none")
+    other = dpo.loss_sum(dpo.prepare(batch)).total
+    assert cpo.item() == pytest.approx(other.item())
+    assert torch.allclose(flat_gradient(policy, cpo), flat_gradient(policy, other))
+    # −ln σ(0.2 Δ), smoothed, − 0.7 log π(chosen) per token
+    gap = 0.2 * (summed(policy, batch.chosen) - summed(policy, batch.rejected))
+    expected = 0.9 * torch.log1p(torch.exp(-gap)) + 0.1 * torch.log1p(torch.exp(gap)) - 0.7 * means(policy, batch)[0]
+    assert cpo.item() == pytest.approx(expected.sum().item())
+
+
+@pytest.mark.parametrize("method", WITHOUT_REFERENCE)
+def test_the_gradient_does_not_know_the_micro_batches(method):
+    policy, batch = precise(), pairs(5)
+    learner = made(method, policy)
+    whole = flat_gradient(policy, learner.loss_sum(batch).total)
+    one_by_one = torch.stack([learner.loss_sum(batch.select([index])).total for index in range(5)]).sum()
+    # ORPO's odds are float32
+    assert torch.allclose(flat_gradient(policy, one_by_one), whole, atol=1e-5)
+    assert learner.denominator(batch) == 5
+    assert not learner.needs_reference()

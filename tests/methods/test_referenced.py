@@ -1,0 +1,192 @@
+"""Where the reference's log-probabilities come from: kept, fresh or with the adapter off, they are the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from postrain.folder import RunFolder
+from postrain.methods.referenced import in_order, read, row_digest, rows_in, write
+from postrain.types import ConfigError
+from tests.methods.made import QUICK, judgements, made, pairs, precise
+from tests.models.test_adapters import lora
+from tests.runs import final_state, records, resumed, same, small_run
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The cache of this test alone."""
+    monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def quick(tmp_path: Path, *overrides: str) -> RunFolder:
+    return small_run(tmp_path / "runs", *QUICK, *overrides)
+
+
+def model_of(tmp_path: Path) -> RunFolder:
+    """A run whose exported model differs from the one it began with."""
+    return small_run(tmp_path / "runs", *QUICK[2:], "method=orpo", "method.updates=1")
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_kept_and_fresh_give_the_same_run(adapter, cache, tmp_path, capsys):
+    def run(how: str) -> list[dict]:
+        return records(quick(tmp_path, f"adapter={adapter}", f"method.reference_logps={how}"))
+
+    fresh = run("fresh")
+    weights = {"none": "a frozen copy of the weights", "lora": "the policy's own weights with the adapter off"}
+    assert f"reference: {weights[adapter]}" in capsys.readouterr().out
+    assert not cache.exists()
+    computed, said = run("cached"), capsys.readouterr().out
+    (kept,) = cache.iterdir()
+    # 8 training pairs and 4 held-out ones
+    assert "24 rows" in said
+    assert f"kept in {kept}" in said
+    read_back, said = run("cached"), capsys.readouterr().out
+    assert f"24 rows, read from {kept}" in said
+    assert read_back == computed
+    for one, other in zip(fresh, computed, strict=True):
+        for name in ("loss", "margin", "eval/loss", "eval/margin", "reward/chosen"):
+            assert one.get(name) == pytest.approx(other.get(name), abs=2e-6)
+    assert computed[1]["log_ratio_max"] < 1e-5
+
+
+def test_what_is_kept_goes_by_model_and_data_and_another_reference_is_named(cache, tmp_path, capsys):
+    other = model_of(tmp_path).model
+    assert not cache.exists()
+    quick(tmp_path, "method.updates=1")
+    quick(tmp_path, "method.updates=1", "data.source.seed=1")
+    quick(tmp_path, "method.updates=1", f"model.path={other}")
+    assert len(list(cache.iterdir())) == 3
+    capsys.readouterr()
+    # The same weights as a reference, on the same data: what the last run kept.
+    found = records(quick(tmp_path, "method.updates=1", f"reference={other}"))
+    assert len(list(cache.iterdir())) == 3
+    said = capsys.readouterr().out
+    assert f"({other})" in next(line for line in said.splitlines() if line.startswith("reference: "))
+    assert "read from" in said
+    # The policy is not its own reference: allowed, and no margin of 0.
+    assert abs(found[1]["margin"]) > 1e-6
+    # Fresh is the same again, from a model beside the policy.
+    fresh = records(quick(tmp_path, "method.updates=1", f"reference={other}", "method.reference_logps=fresh"))
+    assert fresh[1]["loss"] == pytest.approx(found[1]["loss"], abs=2e-6)
+
+
+def test_a_reference_with_another_vocabulary_is_refused(cache, tmp_path):
+    other = model_of(tmp_path).model
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(ConfigError, match=rf"^reference={other}: its vocabulary \(\d+ tokens\) is not .*\)") as caught:
+        quick(tmp_path, f"reference={other}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_that_is_not_there_is_refused(cache, tmp_path):
+    with pytest.raises(ConfigError, match=r"^reference=.*nowhere: .*check the path$") as caught:
+        quick(tmp_path, f"reference={tmp_path / 'nowhere'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_reference_follows_and_comes_back_on_resume(cache, tmp_path):
+    settings = (
+        "method.updates=3",
+        "method.reference_logps=fresh",
+        "method.sync_every=1",
+        "method.sync_mix=1",
+        "method.loss={sigmoid:1,bco:1}",
+        "trainer.checkpoint_every=1",
+    )
+    whole = quick(tmp_path / "whole", *settings)
+    # At every update the reference is the policy as it is: no margin, no log-ratio, while the policy moves.
+    for record in records(whole)[1:]:
+        assert record["margin"] == pytest.approx(0, abs=1e-5)
+        assert record["log_ratio_max"] == pytest.approx(0, abs=1e-4)
+    assert abs(records(whole)[3]["eval/logp/chosen"] - records(whole)[0]["eval/logp/chosen"]) > 1e-3
+    killed = quick(tmp_path / "killed", *settings)
+    for path in sorted(killed.checkpoints.glob("*.ckpt"))[1:]:
+        path.unlink()
+    resumed(killed)
+    assert records(killed) == records(whole)
+    one, other = final_state(killed), final_state(whole)
+    assert same(one["state_dict"], other["state_dict"])
+    assert one["postrain"]["state"].keys() == {"reference", "shift"}
+    assert same(one["postrain"], other["postrain"])
+
+
+@pytest.mark.parametrize("mix", [0.25, 1.0])
+def test_the_reference_takes_a_step_towards_the_policy(mix):
+    batch = pairs(3)
+    method = made("dpo", precise(0), sync_every=2, sync_mix=mix)
+    start = {name: value.clone() for name, value in method.policy.state_dict().items()}
+    moves = precise(1).state_dict()
+    expected = start
+    for update in range(4):
+        prepared = method.prepare(batch)
+        for _ in method.minibatches(prepared):
+            # stands for an optimizer step
+            method.policy.load_state_dict({name: start[name] + (update + 1) * moves[name] for name in start})
+        method.counters.updates += 1
+        if update % 2 == 1:
+            # θ_ref ← mix θ + (1 − mix) θ_ref, after updates 2 and 4
+            reached = method.policy.state_dict()
+            expected = {name: mix * reached[name] + (1 - mix) * expected[name] for name in start}
+        with method.moving.scoring() as reference:
+            found = reference.state_dict()
+        assert all(torch.allclose(found[name], expected[name]) for name in found)
+    # what evaluations compare with has stayed
+    with method.reference.scoring() as reference:
+        assert same(dict(reference.state_dict()), start)
+    if mix == 1.0:
+        total = method.loss_sum(method.prepare(batch)).total.item()
+        assert total == pytest.approx(3 * torch.tensor(2.0, dtype=torch.float64).log().item())
+
+
+@pytest.mark.parametrize("how", ["cached", "none"])
+def test_only_a_fresh_reference_can_follow(how):
+    with pytest.raises(ConfigError, match=rf"^method\.sync_every=4 .*method\.reference_logps=fresh, got {how}$"):
+        made("dpo", precise(), sync_every=4, reference_logps=how)
+
+
+def test_an_adapter_switched_off_cannot_follow():
+    with pytest.raises(ConfigError, match=r"^method\.sync_every: with an adapter .*leave it 0$"):
+        made("kto", lora().wrap(tiny_model(), head="causal"), sync_every=4)
+
+
+@pytest.mark.parametrize("batch", [pairs(4), judgements([True, False, True])])
+def test_rows_are_known_by_their_content(batch, tmp_path):
+    method = made("dpo", precise())
+    known = method.reference_of(batch)
+    rows = rows_in(batch)
+    assert len(known) == len(rows)
+    # in any order, and as read from disk
+    tmp_path.joinpath("kept").mkdir()
+    write(tmp_path / "kept", known)
+    again = read(tmp_path / "kept")
+    backwards = rows.select(range(len(rows) - 1, -1, -1))
+    for one, other in zip(in_order(known, rows), reversed(in_order(again, backwards)), strict=True):
+        assert torch.equal(one, other)
+    ids, supervised = rows.ids[0], rows.supervised[0]
+    changed = supervised.clone()
+    changed[-1] = False
+    digests = {row_digest(ids, supervised), row_digest(ids + 1, supervised), row_digest(ids, changed)}
+    assert len(digests) == 3
+
+
+def test_the_adapter_switched_off_is_the_frozen_copy():
+    batch, model = pairs(5), tiny_model()
+    frozen, adapted = tiny_model(), lora().wrap(model, head="causal")
+    learner = made("dpo", adapted)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    off = learner.prepare(batch)
+    copied = made("dpo", adapted, reference=frozen).prepare(batch)
+    for one, other in zip(off.ref_chosen + off.ref_rejected, copied.ref_chosen + copied.ref_rejected, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
