@@ -18,6 +18,7 @@ COMMANDS = [
 TRAIN = [command.partition("#")[0].strip() for command in COMMANDS if command.startswith("python train.py")]
 MAKE = [command.split()[1] for command in COMMANDS if command.startswith("make ")]
 
+THUMB = '{{"prompt": "Say {0}.", "completion": "Here it is: {0}.", "label": {1}}}\n'
 JSONL = '{{"prompt": "Say {0}.", "completion": "Here it is: {0}."}}\n'
 
 
@@ -26,6 +27,7 @@ def elsewhere(tmp_path, monkeypatch):
     """A folder with the files the README speaks of."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.jsonl").write_text("".join(JSONL.format(number) for number in range(40)))
+    (tmp_path / "thumbs.jsonl").write_text("".join(THUMB.format(n, str(n % 3 > 0).lower()) for n in range(40)))
     (tmp_path / "mine.py").write_text(
         "def brevity(prompts, completions, **columns):\n    return [-len(text) / 100 for text in completions]\n"
     )

@@ -112,19 +112,18 @@ class Referenced(Method):
     def computed(self, batch: Batch) -> LogpsByRow:
         """Log-probabilities of all rows, read from disk where they were computed before; ranks share the work."""
         path = cache_directory() / f"reference-{self.cache_key(batch)}"
+        said = f"reference: log-probabilities of {len(rows_in(batch))} rows"
+        if all(parallel.gather(path.is_dir())):
+            say(f"{said}, read from {path}\n")
+            return read(path)
+        say(f"{said}, computing them once ... ")
         began = time.monotonic()
-        there = all(parallel.gather(path.is_dir()))
-        if there:
-            known = read(path)
-        else:
-            groups = micro_batches(batch.cost(), self.micro_batch_tokens)
-            with self.trainer.strategy.precision_plugin.forward_context(), self.start() as model:
-                mine = logps_by_row(model, batch, groups[parallel.rank() :: parallel.world_size()])
-            known = {digest: logps for part in parallel.gather(mine) for digest, logps in part.items()}
-            kept(path.name, lambda directory: write(directory, known))
-        if parallel.rank() == 0:
-            how = "read from" if there else f"computed in {time.monotonic() - began:.1f} s, kept in"
-            print(f"reference log-probabilities of {len(known)} rows: {how} {path}", flush=True)
+        groups = micro_batches(batch.cost(), self.micro_batch_tokens)
+        with self.trainer.strategy.precision_plugin.forward_context(), self.start() as model:
+            mine = logps_by_row(model, batch, groups[parallel.rank() :: parallel.world_size()])
+        known = {digest: logps for part in parallel.gather(mine) for digest, logps in part.items()}
+        kept(path.name, lambda directory: write(directory, known))
+        say(f"{time.monotonic() - began:.1f} s, kept in {path}\n")
         return known
 
     @contextmanager
@@ -197,6 +196,12 @@ class Referenced(Method):
         if self.moving is not None:
             with self.moving.scoring() as model:
                 model.load_state_dict(state["reference"])
+
+
+def say(text: str) -> None:
+    """Prints, on the first rank alone."""
+    if parallel.rank() == 0:
+        print(text, end="", flush=True)
 
 
 def everything(data: DataModule) -> Batch:
