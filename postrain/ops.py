@@ -113,6 +113,15 @@ def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizo
     return coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * samples / horizon)
 
 
+# Rewards closer than this are equal but for rounding: before the first update all of a DPO run are.
+TIE = 1e-4
+
+
+def share_above(gap_B: Tensor) -> Tensor:
+    """How many gaps are positive, a scalar; a tie counts half."""
+    return ((gap_B > TIE) + 0.5 * (gap_B.abs() <= TIE)).sum()
+
+
 def explained_variance(returns: float, returns2: float, errors: float, errors2: float) -> float:
     """1 − Var(returns − values) / Var(returns) from means and mean squares: 1 is a perfect critic, 0 a constant one."""
     return 1 - (errors2 - errors**2) / max(returns2 - returns**2, 1e-8)

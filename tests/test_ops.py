@@ -13,6 +13,7 @@ from postrain.ops import (
     kl_estimate,
     last_true,
     moments,
+    share_above,
     step_metrics,
     token_logps,
     whiten,
@@ -112,3 +113,8 @@ def test_token_logps_are_log_softmax_with_its_gradient():
     expected_N = logits_NV.log_softmax(-1)[torch.arange(5), targets_N]
     assert torch.allclose(token_logps(logits_NV, targets_N), expected_N, atol=1e-12)
     assert gradcheck(lambda logits: token_logps(logits, targets_N), (logits_NV,))
+
+
+def test_equal_rewards_are_a_coin_flip():
+    # one above, one below, one equal but for rounding: 1 + 0 + ½
+    assert float(share_above(torch.tensor([0.3, -0.2, 2e-8]))) == 1.5

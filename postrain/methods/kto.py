@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from postrain import parallel
 from postrain.methods.metrics import Metrics
 from postrain.methods.referenced import LogpsByRow, Referenced, in_order
+from postrain.ops import share_above
 from postrain.scoring import score
 from postrain.types import Batch, ConfigError, Judgements, LossSum, Max, Mean, Positive, Rows
 
@@ -91,10 +92,9 @@ class KTO(Referenced):
         log_ratio_B = gains_BT.sum(1)
         loss_B = kto(log_ratio_B, label_B, batch.baseline_B, beta=self.beta)
         weight_B = torch.where(label_B, self.desirable_weight, self.undesirable_weight)
-        above_B = (log_ratio_B - batch.baseline_B).detach()
-        right_B = torch.where(label_B, above_B > 0, above_B < 0) + 0.5 * (above_B == 0)
+        above_B = self.beta * (log_ratio_B - batch.baseline_B).detach()
         metrics: dict[str, Mean | Max] = {
-            "accuracy": Mean(right_B.sum(), count),
+            "accuracy": Mean(share_above(torch.where(label_B, above_B, -above_B)), count),
             "kl/baseline": Mean(batch.baseline_B.sum(), count),
         }
         for name, chosen_B in (("desirable", label_B), ("undesirable", ~label_B)):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain.methods.base import Method
+from postrain.ops import share_above
 from postrain.scoring import score
 from postrain.types import Max, Mean, Pairs, Scores
 
@@ -56,7 +57,7 @@ def pair_metrics(chosen_B: Tensor, rejected_B: Tensor, scores: PairScores) -> di
     """What to log of pairs whose implicit rewards are `chosen_B` and `rejected_B`."""
     gap_B, pairs = (chosen_B - rejected_B).detach(), len(chosen_B)
     found: dict[str, Mean | Max] = {
-        "accuracy": Mean(((gap_B > 0) + 0.5 * (gap_B == 0)).sum(), pairs),
+        "accuracy": Mean(share_above(gap_B), pairs),
         "margin": Mean(gap_B.sum(), pairs),
     }
     for name, reward_B, side in (("chosen", chosen_B, scores.chosen), ("rejected", rejected_B, scores.rejected)):

@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from postrain.calibration import bin_sums
 from postrain.methods.base import Method
+from postrain.ops import share_above
 from postrain.scoring import scalar
 from postrain.types import LossSum, Mean, NonNegative, Pairs
 
@@ -47,7 +48,7 @@ class RewardModel(Method):
         gap_B = (chosen_B - rejected_B).detach()
         pairs = len(batch)
         metrics = {
-            "accuracy": Mean(((gap_B > 0) + 0.5 * (gap_B == 0)).sum(), pairs),
+            "accuracy": Mean(share_above(gap_B), pairs),
             "margin": Mean(gap_B.sum(), pairs),
             "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
             "reward/rejected": Mean(rejected_B.detach().sum(), pairs),
