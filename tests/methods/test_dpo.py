@@ -117,8 +117,7 @@ def test_imitation_is_per_token():
 
 def test_without_length_weight_only_the_common_length_counts():
     policy, batch = precise(0), pairs(6)
-    settings = {"reference": precise(1), "length_weight": 0.0}
-    method = made("dpo", policy, **settings)
+    method = made("dpo", policy, reference=precise(1), beta=0.1, length_weight=0.0)
     expected = 0.0
     for index in range(6):
         pair = batch.select([index])
@@ -131,7 +130,7 @@ def test_without_length_weight_only_the_common_length_counts():
 
 def test_without_a_reference_its_log_probabilities_are_0():
     policy, batch = precise(0), pairs(4)
-    method = made("dpo", policy, reference_logps="none")
+    method = made("dpo", policy, beta=0.1, reference_logps="none")
     expected = -torch.nn.functional.logsigmoid(0.1 * (summed(policy, batch.chosen) - summed(policy, batch.rejected)))
     found = method.loss_sum(method.prepare(batch))
     assert found.total.item() == pytest.approx(expected.sum().item())
@@ -141,7 +140,8 @@ def test_without_a_reference_its_log_probabilities_are_0():
 
 def test_bco_keeps_a_running_mean_of_the_rewards():
     batch = pairs(6)
-    method = made("dpo", precise(0), reference=precise(1), loss={"sigmoid": 1.0, "bco": 1.0}, bco_momentum=0.75)
+    settings = {"loss": {"sigmoid": 1.0, "bco": 1.0}, "beta": 0.1, "bco_momentum": 0.75}
+    method = made("dpo", precise(0), reference=precise(1), **settings)
     prepared, expected = method.prepare(batch), 0.0
     chosen, rejected = gaps(precise(0), precise(1), batch)
     mean = 0.1 * (chosen.mean() + rejected.mean()).item() / 2

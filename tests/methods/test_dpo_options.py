@@ -15,47 +15,47 @@ from tests.methods.made import QUICK, defaults, flat_gradient, judgements, made,
 from tests.runs import composed, final_state, small_run
 
 Change = tuple[dict[str, Any], dict[str, Any]]
-"""What is changed, and beside which settings that say it matters."""
+"""What is changed, to a value that no default is likely to take, and beside which settings that say it matters."""
 
 DPO: list[Change] = [
     *(({"loss": name}, {}) for name in LOSSES if name not in {"sigmoid", "robust", "exo"}),
     ({"loss": "robust"}, {"label_smoothing": 0.1}),
     ({"loss": "exo"}, {"label_smoothing": 0.1}),
     ({"loss": {"sigmoid": 0.8, "bco": 0.2}}, {}),
-    ({"beta": 0.3}, {}),
+    ({"beta": 0.37}, {}),
     *(({"label_smoothing": 0.1}, {"loss": name}) for name in ("sigmoid", "robust", "aot", "aot_unpaired")),
     ({"label_smoothing": 0.2}, {"loss": "exo", "label_smoothing": 0.1}),
     *(({"divergence": name}, {}) for name in ("forward_kl", "js", "alpha")),
-    ({"divergence_alpha": 0.1}, {"divergence": "alpha"}),
-    ({"length_weight": 0.3}, {}),
-    ({"nll_coef": 0.5}, {}),
-    ({"discopop_tau": 1.0}, {"loss": "discopop"}),
-    ({"bco_momentum": 0.1}, {"loss": "bco"}),
+    ({"divergence_alpha": 0.13}, {"divergence": "alpha"}),
+    ({"length_weight": 0.37}, {}),
+    ({"nll_coef": 0.37}, {}),
+    ({"discopop_tau": 1.3}, {"loss": "discopop"}),
+    ({"bco_momentum": 0.13}, {"loss": "bco"}),
     ({"reference_logps": "none"}, {}),
     ({"sync_every": 1}, {}),
-    ({"sync_mix": 0.1}, {"sync_every": 1}),
+    ({"sync_mix": 0.13}, {"sync_every": 1}),
 ]
 KTO: list[Change] = [
     ({"loss": "apo_zero_unpaired"}, {}),
-    ({"beta": 0.3}, {}),
-    ({"desirable_weight": 2.0}, {}),
-    ({"undesirable_weight": 2.0}, {}),
+    ({"beta": 0.37}, {}),
+    ({"desirable_weight": 1.9}, {}),
+    ({"undesirable_weight": 1.9}, {}),
     ({"reference_logps": "none"}, {}),
     ({"sync_every": 1}, {}),
-    ({"sync_mix": 0.1}, {"sync_every": 1}),
+    ({"sync_mix": 0.13}, {"sync_every": 1}),
 ]
 CHANGES: dict[str, list[Change]] = {
     "dpo": DPO,
-    "ipo": [({"loss": "sigmoid"}, {}), ({"beta": 0.3}, {})],
+    "ipo": [({"loss": "sigmoid"}, {}), ({"beta": 0.37}, {})],
     "kto": KTO,
-    "orpo": [({"odds_coef": 0.5}, {})],
-    "simpo": [({"beta": 1.0}, {}), ({"gamma_beta_ratio": 0.1}, {}), ({"label_smoothing": 0.1}, {})],
-    "cpo": [({"beta": 0.3}, {}), ({"label_smoothing": 0.1}, {}), ({"nll_coef": 0.5}, {})],
+    "orpo": [({"odds_coef": 0.37}, {})],
+    "simpo": [({"beta": 1.3}, {}), ({"gamma_beta_ratio": 0.13}, {}), ({"label_smoothing": 0.13}, {})],
+    "cpo": [({"beta": 0.37}, {}), ({"label_smoothing": 0.13}, {}), ({"nll_coef": 0.37}, {})],
 }
 LOOP = {
     "updates": "method.updates=3",
     "batch_size": "method.batch_size=5",
-    "learning_rate": "method.learning_rate=1e-4",
+    "learning_rate": "method.learning_rate=1.3e-5",
     "schedule": "method.schedule=constant",
     "warmup": "method.warmup=1.0",
     "weight_decay": "method.weight_decay=0.5",

@@ -98,11 +98,13 @@ def test_simpo():
     assert combine(found.metrics)["margin"] == pytest.approx(2 * (chosen - rejected).mean().item())
 
 
-def test_simpo_is_content_where_its_margin_is():
-    # β 2, γ/β 0.5: equal means cost −ln σ(−1) = ln (1 + e), a gap of ½ costs ln 2
+def test_simpo_asks_equal_answers_for_its_margin():
+    # β 2, γ/β 0.5: equal means cost −ln σ(−1) = ln (1 + e)
     policy, batch = precise(), pairs(1)
     same = type(batch)(batch.chosen, batch.chosen, batch.margin_B)
-    assert made("simpo", policy).loss_sum(same).total.item() == pytest.approx(log(1 + exp(1)))
+    assert made("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(same).total.item() == pytest.approx(
+        log(1 + exp(1))
+    )
 
 
 def test_cpo_is_dpo_without_reference_beside_imitation():
