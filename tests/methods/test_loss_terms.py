@@ -1,5 +1,5 @@
-"""What the losses of the DPO family are given: other divergences, desensitised lengths, the table that chooses; and that
-none of them is infinite whatever it gets."""
+"""What the losses of the DPO family are given: other divergences, desensitised lengths, the table that chooses; and
+that none of them is infinite whatever it gets."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from postrain.methods.preference_losses import (
     Divergence,
     LossName,
     Terms,
-    aot,
-    aot_unpaired,
     apo_down,
     apo_zero,
     bco,
