@@ -232,7 +232,9 @@ class Encoder:
         self.cuts[PROMPT_CUT] += 1
         bos = self.template.tokenizer.bos_token_id
         if room > 1 and bos is not None and int(prompt[0]) == bos:
-            return torch.cat([prompt[:1], prompt[len(prompt) - room + 1 :]])
+            kept = prompt[len(prompt) - room + 1 :]
+            # Where turns begin with the same token (<|im_start|>), a cut just before one has it in front already.
+            return kept if int(kept[0]) == bos else torch.cat([prompt[:1], kept])
         return prompt[len(prompt) - room :]
 
     def _eos(self) -> Tensor:

@@ -21,17 +21,17 @@ from postrain.methods.pairs import PairScores, lengths, mean_logps, pair_metrics
 from postrain.methods.preference_losses import (
     LOSSES,
     RANKED,
-    SMOOTHED,
     Divergence,
     LossName,
     Smoothing,
     Terms,
+    check_losses,
     desensitised,
     f_prime,
     of_equal_rank,
 )
 from postrain.methods.referenced import Referenced, in_order
-from postrain.types import Batch, ConfigError, Fraction, LossSum, Max, Mean, NonNegative, Pairs, Positive
+from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Pairs, Positive
 
 Share = Annotated[float, Gt(0), Lt(1)]
 
@@ -88,14 +88,7 @@ class DPO(Referenced):
         super().attached()
         self.weights = weights_of(self.loss)
         self.shift = 0.0
-        smoothed = SMOOTHED.intersection(self.weights)
-        if self.label_smoothing and not smoothed:
-            raise ConfigError(
-                f"method.label_smoothing={self.label_smoothing} means nothing to method.loss={'+'.join(self.weights)}; "
-                f"leave it 0 or use one of {', '.join(sorted(SMOOTHED))}"
-            )
-        if "exo" in self.weights and not self.label_smoothing:
-            raise ConfigError("method.label_smoothing=0: exo takes its logarithm; give it 0.001")
+        check_losses(self.weights, smoothing=self.label_smoothing, divergence=self.divergence)
 
     def denominator(self, batch: ReferencedPairs) -> int:
         return len(batch)

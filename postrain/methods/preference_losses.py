@@ -16,6 +16,8 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu, softplus
 
+from postrain.types import ConfigError
+
 Smoothing = Annotated[float, Ge(0), Lt(0.5)]
 """ε, the share of labels taken to be wrong."""
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
@@ -122,6 +124,22 @@ def of_equal_rank(values_B: Tensor, others_B: Tensor) -> Tensor:
     return others_B.sort().values[values_B.argsort().argsort()]
 
 
+def check_losses(weights: Mapping[LossName, float], *, smoothing: float, divergence: Divergence) -> None:
+    """Raises ConfigError for settings that a chosen loss would ignore or cannot use."""
+    names = "+".join(weights)
+    if not weights:
+        raise ConfigError(f"method.loss: names no loss; give one of {', '.join(LOSSES)}")
+    if smoothing and not SMOOTHED.intersection(weights):
+        raise ConfigError(
+            f"method.label_smoothing={smoothing} means nothing to method.loss={names}; leave it 0 or use one of "
+            f"{', '.join(sorted(SMOOTHED))}"
+        )
+    if "exo" in weights and not smoothing:
+        raise ConfigError("method.label_smoothing=0: exo takes its logarithm; give it 0.001")
+    if divergence != "reverse_kl" and PLAIN.intersection(weights):
+        raise ConfigError(f"method.divergence={divergence} means nothing to method.loss={names}; leave it reverse_kl")
+
+
 def f_prime(log_ratio_B: Tensor, divergence: Divergence, alpha: float) -> Tensor:
     """f′(u) − f′(1) of u = π/π_ref, which takes the log-ratio's place under another f-divergence (Wang et al. 2024,
     table 1): log u, 1 − 1/u, log(2u/(1+u)) or (1 − u^−α)/α."""
@@ -209,5 +227,7 @@ LOSSES: Mapping[LossName, Callable[[Terms], Tensor]] = {
 
 SMOOTHED: frozenset[LossName] = frozenset({"sigmoid", "robust", "exo", "aot", "aot_unpaired"})
 """Losses that label smoothing means something to."""
+PLAIN: frozenset[LossName] = frozenset({"ipo", "aot"})
+"""Losses of the log-probabilities themselves, which know no other divergence."""
 RANKED: frozenset[LossName] = frozenset({"aot", "aot_unpaired"})
 """Losses that compare a pair with others of the global batch."""

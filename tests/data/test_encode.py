@@ -228,3 +228,11 @@ def test_packing_is_refused_where_rows_would_see_each_other():
 def test_steps_are_learned_only_through_other_kinds():
     with pytest.raises(ConfigError, match="Steps records"):
         encoder().one(Steps(row=1, prompt=chat("a"), steps=("b",), labels=(True,)))
+
+
+def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one():
+    make = encoder(5, adds_bos=True)
+    bos = make.template.tokenizer.bos_token_id
+    # kept are five: the first token and the last four, which begin with the same token: it stands there once
+    assert make.fitted(torch.tensor([bos, 9, 9, 9, bos, 7, 7, 7])).tolist() == [bos, 7, 7, 7]
+    assert make.fitted(torch.tensor([bos, 9, 9, 9, 8, 7, 7, 7])).tolist() == [bos, 8, 7, 7, 7]
