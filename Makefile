@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(RUN) train.py method=ppo model=gpt2 trainer=cpu
 
 test: .venv/ready lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import get_class
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -20,14 +25,18 @@ from postrain.outcome import before_and_after
 from postrain.types import ConfigError
 from tests.runs import METHODS, composed, final_state, records, resumed, same, small_run
 
-each_method = pytest.mark.parametrize("method", METHODS)
+OneUpdate = Callable[[int], "Recorder"]
+SmallRun = Callable[..., "Recorder"]
 
 
 class Recorder(Callback):
-    """Keeps the first gradients and the weights before and after."""
+    """A run that is watched: keeps its folder, the first gradients and the weights before and after."""
 
-    double = False
     batch: Any = None
+    folder: RunFolder
+
+    def __init__(self, *, double: bool = False) -> None:
+        self.double = double
 
     def on_train_start(self, trainer, pl_module: Any):
         if self.double:
@@ -52,30 +61,75 @@ class Recorder(Callback):
         self.module = pl_module
 
 
-@pytest.fixture
-def recorder(monkeypatch):
-    """A Recorder in every run of the test."""
-    made = Recorder()
+@contextmanager
+def every_run_has(callback: Callback) -> Iterator[None]:
+    """A further callback in all runs."""
     original = run_module.callbacks
-    monkeypatch.setattr(run_module, "callbacks", lambda *args: [*original(*args), made])
-    return made
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "callbacks", lambda *args: [*original(*args), callback])
+        yield
 
 
-@each_method
+def watched(output: Path, *words: str, double: bool = False) -> Recorder:
+    """A small run and what a Recorder saw of it."""
+    recorder = Recorder(double=double)
+    with every_run_has(recorder):
+        recorder.folder = small_run(output, *words)
+    return recorder
+
+
+# All tests of a method follow each other, in one process (tests/conftest.py): they share the runs below.
+@pytest.fixture(scope="module", params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def untouched(method: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """Small runs of the method to look at and never to change: one with each adapter, asked for or the method's own."""
+    made: dict[str, Recorder] = {}
+
+    @cache
+    def run(adapter: str | None = None) -> Recorder:
+        words = [f"method={method}", *([f"adapter={adapter}"] if adapter else [])]
+        chosen = composed(words)["adapter"]
+        if str(chosen) not in made:
+            # Reports take longer than the runs they are of: one for each method is enough.
+            report = f"report={chosen['_target_'].endswith('NoAdapter')}"
+            made[str(chosen)] = watched(tmp_path_factory.mktemp("untouched"), *words, report)
+        return made[str(chosen)]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_update(method: str, tmp_path_factory: pytest.TempPathFactory) -> OneUpdate:
+    """One update with at most so many tokens in a micro-batch; each is made once.
+
+    In float64, where rounding cannot hide a mistake: a reward model's gradient is a small difference of large ones.
+    """
+
+    @cache
+    def run(tokens: int) -> Recorder:
+        words = (f"method={method}", "method.updates=1", f"method.micro_batch_tokens={tokens}")
+        return watched(tmp_path_factory.mktemp("update"), *words, double=True)
+
+    return run
+
+
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_what_learns_moves_and_what_is_frozen_stays(method, adapter, recorder, tmp_path):
-    folder = small_run(tmp_path, f"method={method}", f"adapter={adapter}")
+def test_what_learns_moves_and_what_is_frozen_stays(adapter, untouched):
+    recorder = untouched(adapter)
     moved = {name for name in recorder.before if not torch.equal(recorder.before[name], recorder.after[name])}
     assert moved == recorder.learns
     assert recorder.learns
-    assert len(records(folder)) == 4
-    assert folder.status.read()["status"] == "done"
+    assert len(records(recorder.folder)) == 4
+    assert recorder.folder.status.read()["status"] == "done"
 
 
-@each_method
-def test_resumed_equals_never_interrupted(method, tmp_path):
-    whole = small_run(tmp_path / "whole", f"method={method}")
-    killed = small_run(tmp_path / "killed", f"method={method}")
+def test_resumed_equals_never_interrupted(untouched, tmp_path):
+    whole = untouched().folder
+    killed = RunFolder(shutil.copytree(whole.path, tmp_path / Path(*whole.path.parts[-3:])))
     # A kill -9 after update 1 leaves this: its checkpoint, and later lines that no checkpoint stands for.
     for path in sorted(killed.checkpoints.glob("*.ckpt"))[1:]:
         path.unlink()
@@ -89,43 +143,33 @@ def test_resumed_equals_never_interrupted(method, tmp_path):
     assert one["postrain"] == other["postrain"]
 
 
-@each_method
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_rest_follows_bit_for_bit(method, number, tmp_path, monkeypatch):
+def test_a_signal_saves_and_the_rest_follows_bit_for_bit(method, number, untouched, tmp_path):
     class Sender(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if method_of(pl_module).counters.updates == 1:
                 os.kill(os.getpid(), number)
 
-    whole = small_run(tmp_path / "whole", f"method={method}")
-    original = run_module.callbacks
-    with monkeypatch.context() as patched:
-        patched.setattr(run_module, "callbacks", lambda *args: [*original(*args), Sender()])
-        with pytest.raises(Interrupted) as stop:
-            small_run(tmp_path / "stopped", f"method={method}", "trainer.checkpoint_every=100")
+    whole = untouched().folder
+    with every_run_has(Sender()), pytest.raises(Interrupted) as stop:
+        small_run(tmp_path, f"method={method}", "trainer.checkpoint_every=100")
     assert stop.value.code == 128 + number
-    (path,) = (tmp_path / "stopped").glob("*/*/*")
+    (path,) = tmp_path.glob("*/*/*")
     assert [item.name for item in (path / "checkpoints").iterdir()] == ["update=000002.ckpt"]
     finished = resumed(RunFolder(path))
     assert records(finished) == records(whole)
     assert same(final_state(finished)["state_dict"], final_state(whole)["state_dict"])
 
 
-@each_method
-def test_the_gradient_does_not_know_the_micro_batches(method, recorder, tmp_path):
-    # In float64, where rounding cannot hide a mistake: a reward model's gradient is a small difference of large ones.
-    recorder.double = True
+def test_the_gradient_does_not_know_the_micro_batches(one_update):
     found = []
-    for budget in (1, 100, 100_000):
-        small_run(tmp_path / str(budget), f"method={method}", "method.updates=1", f"method.micro_batch_tokens={budget}")
-        found.append(torch.cat([gradient.flatten() for gradient in recorder.gradients.values()]))
+    for tokens in (1, 100, 100_000):
+        found.append(torch.cat([gradient.flatten() for gradient in one_update(tokens).gradients.values()]))
     assert all(float((found[0] - other).norm() / found[0].norm()) < 1e-6 for other in found[1:])
 
 
-@each_method
-def test_the_gradient_does_not_know_the_order_of_rows(method, recorder, tmp_path):
-    small_run(tmp_path, f"method={method}", "method.updates=1")
-    made, batch = recorder.module.double(), recorder.batch
+def test_the_gradient_does_not_know_the_order_of_rows(one_update):
+    made, batch = one_update(100_000).module, one_update(100_000).batch
     found = []
     for order in (list(range(len(batch))), list(range(len(batch)))[::-1]):
         made.zero_grad()
@@ -134,18 +178,17 @@ def test_the_gradient_does_not_know_the_order_of_rows(method, recorder, tmp_path
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-6
 
 
-@each_method
-def test_before_the_first_update_the_policy_is_its_reference(method, tmp_path):
-    first = records(small_run(tmp_path, f"method={method}"))
+def test_before_the_first_update_the_policy_is_its_reference(untouched):
+    first = records(untouched().folder)
     shown = {key: value for key, value in first[0].items() if key.endswith("log_ratio_max")}
     shown |= {key: value for key, value in first[1].items() if key == "rollout/logp_error"}
     assert all(value <= 1e-5 for value in shown.values())
     assert shown or "eval/accuracy" in first[0]
 
 
-@each_method
-def test_the_exported_model_is_the_trained_one_in_plain_transformers(method, recorder, tmp_path):
-    folder = small_run(tmp_path, f"method={method}", "adapter=none", "report=true")
+def test_the_exported_model_is_the_trained_one_in_plain_transformers(untouched):
+    recorder = untouched("none")
+    folder = recorder.folder
     scalar = recorder.module.head == "scalar"
     loaded = (AutoModelForSequenceClassification if scalar else AutoModelForCausalLM).from_pretrained(folder.model)
     tokenizer = AutoTokenizer.from_pretrained(folder.model)
@@ -157,19 +200,18 @@ def test_the_exported_model_is_the_trained_one_in_plain_transformers(method, rec
     assert (folder.model / "README.md").is_file()
 
 
-@each_method
-def test_it_learns(method, recorder, tmp_path):
+def test_it_learns(method, tmp_path):
     """A third of the default run moves the held-out metric the method is judged by."""
-    third = composed([f"method={method}"])["method"]["updates"] // 3
-    config = composed([f"method={method}", f"method.updates={third}", f"paths.output={tmp_path}", "report=false"])
+    words = [f"method={method}", f"paths.output={tmp_path}", "report=false", "evaluation.every=1000000"]
+    third = composed(words)["method"]["updates"] // 3
+    config = composed([*words, f"method.updates={third}"])
     run_module.execute(config, overrides=[], group=None)
     (path,) = tmp_path.glob("*/*/*")
-    metric, margin = recorder.module.learns
+    metric, margin = get_class(config["method"]["_target_"]).learns
     before, after = before_and_after(RunFolder(path).metrics.read())[metric]
     assert after - before >= margin if margin > 0 else after - before <= margin
 
 
-@each_method
 def test_a_misspelt_key_is_named_before_anything_is_made(method, tmp_path):
     config = composed([f"method={method}", f"paths.output={tmp_path / 'runs'}", "++method.learning_rat=1"])
     with pytest.raises(ConfigError, match=r"method\.learning_rat.*learning_rate"):

@@ -5,7 +5,7 @@ import torch
 
 from tests.runs import final_state, records, small_run
 
-BASE = ("method=ppo", "rollout.max_new_tokens=24", "evaluation.completions=0")
+BASE = ("method=ppo", "rollout.max_new_tokens=24", "evaluation.completions=0", "trainer.checkpoint_every=100")
 CHANGES = [
     "method.epochs=1",
     "method.minibatches_per_epoch=1",
