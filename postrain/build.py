@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import nn
 
 from postrain.check import instantiate
@@ -34,6 +35,8 @@ class Built:
     audit: Audit
     tokenizer: Any
     hardware: Hardware
+    other: ResolvedModel | None
+    """What the policy is compared with, where it is not its own start."""
 
 
 def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
@@ -44,17 +47,16 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
     engine: Engine = instantiate(config["rollout"])
     data: DataModule = instantiate(config["data"])
     tokenizer = load_tokenizer(resolved)
+    other = compared_with(method, config, tokenizer)
     audit = data.prepare(
         kind=method.kind,
         tokenizer=tokenizer,
-        context=resolved.context,
+        context=min(model.context for model in (resolved, other) if model is not None),
         completion_tokens=engine.sampling.max_new_tokens,
         batch_size=method.batch_size,
         updates=method.updates,
         seed=config["seed"],
     )
-    # Before the weights: a model that cannot be compared with is found out at once.
-    other = compared_with(config, tokenizer)
     torch.manual_seed(config["seed"])
     policy = load_policy(method, config, resolved, hardware)
     reward: Reward | None = instantiate(config["reward"]) if method.needs_reward else None
@@ -66,14 +68,14 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
             engine=engine,
             reference=reference_for(method, config, policy, other, hardware),
             foreign_reference=other is not None,
-            origin=f"{(other or resolved).fingerprint} {hardware.precision} {config['adapter']['_target_']}",
+            origin=origin(other or resolved, config, hardware),
             reward=reward,
         )
     )
-    return Built(method, data, audit, tokenizer, hardware)
+    return Built(method, data, audit, tokenizer, hardware, other)
 
 
-def compared_with(config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | None:
+def compared_with(method: Method, config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | None:
     """The model that `reference` names in place of the policy's start, if it does."""
     path = config["reference"]
     if path is None:
@@ -82,7 +84,11 @@ def compared_with(config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | 
     try:
         found = source.resolve()
     except ConfigError as error:
-        raise ConfigError(str(error).replace("model.path", "reference")) from None
+        reason = str(error).removeprefix(f"model.path={path}: ").partition(";")[0]
+        raise ConfigError(f"reference={path}: {reason}; give a directory or run folder") from None
+    if "scalar" in (method.head, found.head):
+        who = "this method" if method.head == "scalar" else "a reward model"
+        raise ConfigError(f"reference={path}: {who} gives no log-probabilities to compare; leave it out")
     theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
         raise ConfigError(
@@ -90,6 +96,13 @@ def compared_with(config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | 
             "log-probabilities can be compared over the same tokens only: give a model of the same family"
         )
     return found
+
+
+def origin(model: ResolvedModel, config: Mapping[str, Any], hardware: Hardware) -> str:
+    """Everything but rows that decides log-probabilities under the start of this run."""
+    adapter: Adapter = instantiate(config["adapter"])
+    weights = f"{model.fingerprint} {model.from_scratch} {adapter.quantization()}"
+    return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
 
 
 def reference_for(

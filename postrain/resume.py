@@ -53,6 +53,16 @@ def check_model(folder: RunFolder, resolved: ResolvedModel) -> None:
         )
 
 
+def check_reference(folder: RunFolder, other: ResolvedModel | None) -> None:
+    """Refuses to go on against another reference than the run began with."""
+    began = read_json(folder.manifest).get("model", {}).get("reference") if folder.manifest.is_file() else None
+    if other is not None and began not in (None, other.fingerprint):
+        raise ConfigError(
+            f"resume: {folder.path} began with another reference than {other.name} is now ({began} → "
+            f"{other.fingerprint}): its files changed; start a new run"
+        )
+
+
 def _with(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `config` whose value at the path `keys` is that of `source`."""
     first, rest = keys[0], keys[1:]

@@ -37,7 +37,7 @@ from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
 from postrain.parallel import whole_state
 from postrain.report import write_report
-from postrain.resume import SESSION_KEYS, check_model, resumed_config, saved_config
+from postrain.resume import SESSION_KEYS, check_model, check_reference, resumed_config, saved_config
 from postrain.root import Root
 from postrain.tracking import Tracker
 from postrain.types import ConfigError
@@ -124,6 +124,7 @@ def train(
     built = build(config, resolved)
     first = is_first_rank()
     if first:
+        check_reference(folder, built.other)
         reference = built.method.parts.reference
         lines = [reference.says if reference else "", built.audit.render(), f"run folder: {folder.path}"]
         print("\n".join(filter(None, lines)), flush=True)
@@ -133,7 +134,8 @@ def train(
             overrides=overrides,
             seeds={"seed": config["seed"]},
             data=built.audit.to_dict(),
-            model={"name": resolved.name, "source": resolved.source, "fingerprint": resolved.fingerprint},
+            model={"name": resolved.name, "source": resolved.source, "fingerprint": resolved.fingerprint}
+            | ({"reference": built.other.fingerprint} if built.other else {}),
             stand_in_for=resolved.stand_in_for,
         )
     tracker: Tracker = instantiate(config["logger"])

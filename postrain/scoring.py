@@ -63,14 +63,14 @@ class Hidden:
 
 def hidden(model: nn.Module, rows: Rows) -> Hidden:
     """One forward of the trunk, then the states that predict supervised tokens."""
-    device = next(model.parameters()).device
-    rows = rows.to(device)
     states_ND, place_BL = states(model, rows.ids)
     supervised_BL = pad_sequence(list(rows.supervised), batch_first=True, padding_value=False)
     counts_B = supervised_BL.sum(1)
-    mask_BT = torch.arange(int(counts_B.max()), device=device)[None] < counts_B[:, None]
+    mask_BT = torch.arange(int(counts_B.max())) < counts_B[:, None]
+    at_N = place_BL[:, :-1][supervised_BL[:, 1:]]
     targets_N = torch.cat([ids[learned] for ids, learned in zip(rows.ids, rows.supervised, strict=True)])
-    return Hidden(states_ND.index_select(0, place_BL[:, :-1][supervised_BL[:, 1:]]), targets_N, mask_BT)
+    at_N, targets_N, mask_BT = (tensor.to(states_ND.device) for tensor in (at_N, targets_N, mask_BT))
+    return Hidden(states_ND.index_select(0, at_N), targets_N, mask_BT)
 
 
 def score(
@@ -193,10 +193,9 @@ def _reassemble(parts: list[Tensor], order: Tensor) -> Tensor:
 
 def scalar(model: nn.Module, rows: Rows) -> Tensor:
     """A scalar model's output at the last real token of each row, [B]: padding cannot move it."""
-    device = next(model.parameters()).device
-    states_ND, place_BL = states(model, rows.to(device).ids)
-    last_B = torch.tensor([len(ids) - 1 for ids in rows.ids], device=device)
-    at_B = place_BL.gather(1, last_B[:, None]).squeeze(1)
+    states_ND, place_BL = states(model, rows.ids)
+    last_B = torch.tensor([len(ids) - 1 for ids in rows.ids])
+    at_B = place_BL.gather(1, last_B[:, None]).squeeze(1).to(states_ND.device)
     return full(logits_of(model, states_ND.index_select(0, at_B))).squeeze(-1)
 
 

@@ -70,7 +70,10 @@ def _to(value: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True)
 class Rows(Batch):
-    """Token rows with the positions that count: what scoring.py runs through a model."""
+    """Token rows with the positions that count: what scoring.py runs through a model.
+
+    They stay on the CPU, where they are sorted, packed and counted; whoever runs a model moves the tokens once.
+    """
 
     ids: tuple[Tensor, ...]
     """Token ids of each row, prompt and completion together; int64 [L]."""
@@ -82,6 +85,9 @@ class Rows(Batch):
     def __add__(self, other: Rows) -> Rows:
         """These rows and then those, to be run through a model together."""
         return Rows(self.ids + other.ids, self.supervised + other.supervised, self.row_ids + other.row_ids)
+
+    def to(self, device: torch.device | str) -> Self:
+        return self
 
     def cost(self) -> list[int]:
         return [len(ids) for ids in self.ids]
@@ -95,6 +101,11 @@ class Pairs(Batch):
     rejected: Rows
     margin_B: Tensor
     """How much better the chosen one is said to be, float [B]; 0 where the data does not say."""
+
+    @property
+    def row_ids(self) -> tuple[int, ...]:
+        """The records the pairs came from."""
+        return self.chosen.row_ids
 
     def cost(self) -> list[int]:
         """The prompt counts once: both answers follow one copy of it."""
@@ -113,8 +124,10 @@ class Judgements(Batch):
     label_B: Tensor
     """True where the completion is desirable, bool [B]."""
 
-    def cost(self) -> list[int]:
-        return self.rows.cost()  # the unrelated rows are never run with a gradient
+    @property
+    def row_ids(self) -> tuple[int, ...]:
+        """The records the completions came from."""
+        return self.rows.row_ids
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from postrain.data.chat import Template
-from postrain.data.encode import Encoded, EncodedJudgement, EncodedPrompt, EncodedRow, token_rows
+from postrain.data.encode import Encoded, EncodedJudgement, EncodedPair, EncodedPrompt, EncodedRow, token_rows
 from postrain.types import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
@@ -138,11 +138,13 @@ def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Templ
 
 
 def fingerprint(items: Sequence[Encoded]) -> str:
-    """Changes with any token or mask of any item, and with their order."""
+    """Changes with any token, mask, label or margin of any item, and with their order."""
     digest = hashlib.sha256()
     for item in items:
         for row in token_rows(item):
             digest.update(row.ids.numpy().tobytes() + row.supervised.numpy().tobytes() + b"|")
+        if isinstance(item, EncodedJudgement | EncodedPair):
+            digest.update(repr(item.label if isinstance(item, EncodedJudgement) else item.margin).encode())
         if isinstance(item, EncodedPrompt):
             digest.update(item.ids.numpy().tobytes() + repr(sorted(item.columns.items())).encode() + b"|")
     return digest.hexdigest()

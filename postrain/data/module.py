@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge, Interval
 from lightning.pytorch import LightningDataModule
 
@@ -19,7 +20,7 @@ from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Mode, Template
 from postrain.data.collate import collate, prompts
-from postrain.data.encode import Encoded, EncodedPrompt, Encoder, LossOn
+from postrain.data.encode import Encoded, EncodedPair, EncodedPrompt, Encoder, LossOn
 from postrain.data.formats import parse
 from postrain.data.quality import Quality, sane, sift
 from postrain.data.readers import Table, read_file
@@ -114,8 +115,8 @@ class DataModule(LightningDataModule):
         parts = self._split(loaded, dropped)
         self.records = parts
         encoder = self._encoder(self._row_length())
-        self.train: tuple[Encoded, ...] = encoder.encode(self._presented(parts.train))
-        self.eval: tuple[Encoded, ...] = encoder.encode(self._presented(parts.held_out))
+        self.train = differing(encoder.encode(self._presented(parts.train)), dropped, loaded.train.name)
+        self.eval = differing(encoder.encode(self._presented(parts.held_out)), dropped, loaded.train.name)
         self.audit = self._audit(loaded, parts, dropped, encoder)
         self.audit.check()
         return self.audit
@@ -255,6 +256,20 @@ class DataModule(LightningDataModule):
         """Columns that every training record brings, for rewards."""
         common = set.intersection(*(set(record.columns) for record in self.records.train))
         return tuple(name for name in self.records.train[0].columns if name in common)
+
+
+def differing(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
+    """Without the pairs whose sides are the same tokens, as they are when they differ only beyond the cut."""
+    kept = tuple(
+        item
+        for item in items
+        if not (isinstance(item, EncodedPair) and torch.equal(item.chosen.ids, item.rejected.ids))
+    )
+    if len(kept) < len(items):
+        dropped["chosen equals rejected once cut"] += len(items) - len(kept)
+    if items and not kept:
+        raise ConfigError(f"{source}: all pairs are equal once cut to the model's context; raise data.max_length")
+    return kept
 
 
 def beginning(text: str) -> str:

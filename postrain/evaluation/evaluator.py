@@ -22,6 +22,8 @@ from postrain.rollout.collect import Episodes, collect
 from postrain.scoring import compare, in_micro_batches, kl_metrics
 from postrain.types import Count, CountOrZero, Max, Mean
 
+# Items measured together. Where a metric looks at a whole batch (KTO's baseline), runs with other batch sizes compare.
+EVAL_BATCH = 64
 Gold = Callable[[str, str, Any], Mapping[str, float]]
 
 
@@ -54,7 +56,7 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation) -> Evaluate
     """Measures the method as it is now; changes nothing in it."""
     method.policy.eval()
     found: dict[str, Mean | Max] = {}
-    for index, batch in enumerate(data.eval_batches(method.batch_size)):
+    for index, batch in enumerate(data.eval_batches(EVAL_BATCH)):
         add_metrics(found, method.evaluate(batch.to(method.device), index))
     metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
     if method.head != "causal" or not settings.completions:

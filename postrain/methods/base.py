@@ -95,7 +95,7 @@ class Method(LightningModule):
     adam_eps: Positive
     max_grad_norm: Positive
     micro_batch_tokens: Count
-    """Tokens, padding included, that go through the model at once: a memory knob that changes no number."""
+    """Tokens that go through the model at once: a memory knob that changes no number."""
     dropout: bool
     """Whether the model's dropout is active while it learns."""
 
@@ -203,12 +203,14 @@ class Method(LightningModule):
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
         groups = micro_batches(minibatch.cost(), self.micro_batch_tokens)
+        idle = self.idle_passes(len(groups))
         for group in groups:
             with self.unsynchronised():
                 found = self.loss_sum(minibatch.select(group))
                 self.manual_backward(found.total / counts[0])
             self.note({**found.metrics, "loss": Mean(found.total.detach(), 0)})
-        self.keep_step(minibatch, len(groups))
+        for _ in range(idle):
+            self.manual_backward(self.loss_sum(self.spare).total * 0.0)
         self.note({"loss": Mean(0.0, self.denominator(minibatch))})
         parallel.sum_gradients(self.trainable())
         self.note({"grad_norm": Mean(parallel.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
@@ -221,12 +223,9 @@ class Method(LightningModule):
         whole = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
         return whole and not torch.is_autocast_enabled(self.device.type)
 
-    def keep_step(self, minibatch: Batch, done: int) -> None:
-        """Under sharding every rank must gather weights equally often: idle passes make up for fewer micro-batches."""
-        if self.device_mesh is None:
-            return
-        for _ in range(max(parallel.gather(done)) - done):
-            self.manual_backward(self.loss_sum(self.spare).total * 0.0)
+    def idle_passes(self, passes: int) -> int:
+        """Under sharding every rank must gather weights equally often: how many passes without effect this one owes."""
+        return 0 if self.device_mesh is None else max(parallel.gather(passes)) - passes
 
     def note(self, metrics: Metrics) -> None:
         """Adds to the metrics of the current update."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.metrics import Metrics, combine
-from postrain.methods.pairs import PairScores, lengths, mean_logps, pair_metrics, score_pairs
+from postrain.methods.known_logps import in_order
+from postrain.methods.metrics import combine
+from postrain.methods.pairs import PairMethod, PairScores, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.methods.preference_losses import (
     LOSSES,
     RANKED,
@@ -30,7 +31,7 @@ from postrain.methods.preference_losses import (
     f_prime,
     of_equal_rank,
 )
-from postrain.methods.referenced import Referenced, in_order
+from postrain.methods.referenced import Referenced
 from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Pairs, Positive
 
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -51,7 +52,7 @@ class ReferencedPairs(Batch):
 
     def reference(self) -> PairScores:
         """The reference's scores, laid out as the policy's."""
-        return PairScores.of(self.ref_chosen, self.ref_rejected)
+        return PairScores.of(self.ref_chosen, self.ref_rejected, self.ref_margin_of_rank_B.device)
 
 
 def weights_of(loss: LossName | Mapping[LossName, float]) -> Mapping[LossName, float]:
@@ -59,12 +60,8 @@ def weights_of(loss: LossName | Mapping[LossName, float]) -> Mapping[LossName, f
     return {loss: 1.0} if isinstance(loss, str) else loss
 
 
-class DPO(Referenced):
+class DPO(Referenced, PairMethod):
     """Minimises, over pairs, −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected))) or a relative of it."""
-
-    kind: ClassVar[str] = "Preference"
-    learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
-    headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
     loss: LossName | Mapping[LossName, Positive]
     """One loss, or several with their weights: {sigmoid: 0.8, bco: 0.2}."""
@@ -90,9 +87,6 @@ class DPO(Referenced):
         self.shift = 0.0
         check_losses(self.weights, smoothing=self.label_smoothing, divergence=self.divergence)
 
-    def denominator(self, batch: ReferencedPairs) -> int:
-        return len(batch)
-
     def prepare(self, batch: Pairs) -> ReferencedPairs:
         known = self.reference_of(batch)
         nobody_B = torch.zeros_like(batch.margin_B)
@@ -104,7 +98,8 @@ class DPO(Referenced):
     def ranked(self, prepared: ReferencedPairs) -> ReferencedPairs:
         """Finds each pair's partners in the global batch, by what the policy says before this update."""
         known = self.logps_by_row(self.policy, prepared.pairs)
-        policy = PairScores.of(in_order(known, prepared.pairs.chosen), in_order(known, prepared.pairs.rejected))
+        pairs = prepared.pairs
+        policy = PairScores.of(in_order(known, pairs.chosen), in_order(known, pairs.rejected), pairs.margin_B.device)
         found = self.terms(policy, prepared)
         ref_chosen_B, ref_rejected_B = self.sums(prepared.reference())
         mine = [found.chosen_B, found.rejected_B, found.margin_B, ref_chosen_B - ref_rejected_B]
@@ -183,9 +178,6 @@ class DPO(Referenced):
         if "bco" in self.weights:
             rewards = combine({name: self.noted[name] for name in ("reward/chosen", "reward/rejected")})
             self.shift = self.bco_momentum * self.shift + (1 - self.bco_momentum) * sum(rewards.values()) / 2
-
-    def evaluate(self, batch: Pairs, index: int) -> Metrics:
-        return super().evaluate(self.prepare(batch), index)
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"shift": self.shift}

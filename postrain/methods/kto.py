@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain import parallel
-from postrain.methods.metrics import Metrics
-from postrain.methods.referenced import LogpsByRow, Referenced, in_order
+from postrain.methods.known_logps import LogpsByRow, in_order
+from postrain.methods.referenced import Referenced
 from postrain.ops import share_above
 from postrain.scoring import score
 from postrain.types import Batch, ConfigError, Judgements, LossSum, Max, Mean, Positive, Rows
@@ -73,8 +73,12 @@ class KTO(Referenced):
     def denominator(self, batch: ReferencedJudgements) -> int:
         return len(batch)
 
+    def compared(self, batch: Batch) -> Batch:
+        assert isinstance(batch, Judgements)
+        return batch if self.loss == "kto" else batch.rows
+
     def prepare(self, batch: Judgements) -> ReferencedJudgements:
-        known = self.reference_of(batch)
+        known = self.reference_of(self.compared(batch))
         baseline_B = self.baseline(batch, known).expand(len(batch))
         return ReferencedJudgements(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
 
@@ -84,11 +88,12 @@ class KTO(Referenced):
             return torch.zeros((), device=batch.label_B.device)
         mine = self.logps_by_row(self.policy, batch.unrelated)
         gains_B = summed(in_order(mine, batch.unrelated)) - summed(in_order(known, batch.unrelated))
-        return kl_baseline(*parallel.all_sum(torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()])))
+        sums = torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()]).to(batch.label_B.device)
+        return kl_baseline(*parallel.all_sum(sums))
 
     def loss_sum(self, batch: ReferencedJudgements) -> LossSum:
         scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)
-        gains_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True)
+        gains_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True).to(scores.logps_BT)
         log_ratio_B = gains_BT.sum(1)
         loss_B = kto(log_ratio_B, label_B, batch.baseline_B, beta=self.beta)
         weight_B = torch.where(label_B, self.desirable_weight, self.undesirable_weight)
@@ -118,9 +123,6 @@ class KTO(Referenced):
         if not metrics.keys() >= {"reward/desirable", "reward/undesirable"}:
             return {}
         return {"margin": metrics["reward/desirable"] - metrics["reward/undesirable"]}
-
-    def evaluate(self, batch: Judgements, index: int) -> Metrics:
-        return super().evaluate(self.prepare(batch), index)
 
 
 def summed(logps: tuple[Tensor, ...]) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from postrain.methods.base import Method
 from postrain.ops import share_above
 from postrain.scoring import score
-from postrain.types import Max, Mean, Pairs, Scores
+from postrain.types import Batch, Max, Mean, Pairs, Scores
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class PairScores:
     rejected: Scores
 
     @classmethod
-    def of(cls, chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Self:
-        """Log-probabilities [T] of each completion, laid out as `score_pairs` does."""
+    def of(cls, chosen: Sequence[Tensor], rejected: Sequence[Tensor], device: torch.device) -> Self:
+        """Log-probabilities [T] of each completion, laid out as `score_pairs` does, on `device`."""
         logps_BT = pad_sequence([*chosen, *rejected], batch_first=True)
-        sizes_B = torch.tensor([len(logps_T) for logps_T in (*chosen, *rejected)], device=logps_BT.device)
-        mask_BT = torch.arange(logps_BT.shape[1], device=logps_BT.device) < sizes_B[:, None]
-        return cls.halves(Scores(logps_BT, mask_BT))
+        sizes_B = torch.tensor([len(logps_T) for logps_T in (*chosen, *rejected)])
+        mask_BT = torch.arange(logps_BT.shape[1]) < sizes_B[:, None]
+        return cls.halves(Scores(logps_BT.to(device), mask_BT.to(device)))
 
     @classmethod
     def halves(cls, both: Scores) -> Self:
@@ -74,5 +74,5 @@ class PairMethod(Method):
     learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
-    def denominator(self, batch: Pairs) -> int:
+    def denominator(self, batch: Batch) -> int:
         return len(batch)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -52,7 +52,6 @@ class Packing:
 
 def pack(ids: Sequence[Tensor]) -> Packing:
     """Rows in lexicographic order, so that each can take what it shares with the one before from there."""
-    device, ids = ids[0].device, [row.cpu() for row in ids]
     blocks = in_blocks([len(row) for row in ids])
     padded = {row: length for rows, length in blocks for row in rows}
     starts = dict(zip(padded, accumulate(padded.values(), initial=0), strict=False))
@@ -70,12 +69,12 @@ def pack(ids: Sequence[Tensor]) -> Packing:
         homes.append(starts[row] + new)
         used, before = used + len(new), row
     return Packing(
-        ids_N=torch.cat(pieces).to(device),
-        positions_N=torch.cat(positions).to(device),
-        place_RL=place_RL.to(device),
+        ids_N=torch.cat(pieces),
+        positions_N=torch.cat(positions),
+        place_RL=place_RL,
         blocks=tuple((len(rows), length) for rows, length in blocks),
-        gather_M=torch.cat([place_RL[rows, :length].flatten() for rows, length in blocks]).to(device),
-        home_N=torch.cat(homes).to(device),
+        gather_M=torch.cat([place_RL[rows, :length].flatten() for rows, length in blocks]),
+        home_N=torch.cat(homes),
     )
 
 
@@ -155,7 +154,7 @@ def packing_attention(inner: Any) -> Iterator[None]:
 
 
 def states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The trunk's state at every token, [N, D], and where each row's tokens stand in it, [R, L].
+    """The trunk's state at every token, [N, D], and where each row's tokens stand in it, [R, L] on the CPU.
 
     Packed where that saves tokens and the architecture allows it, else padded on the right, which causal attention
     never looks at.
@@ -166,15 +165,16 @@ def states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if len(packing.ids_N) < rows * longest:
             return packed_states(model, packing), packing.place_RL
     states_RLD = padded_states(model, ids)
-    return states_RLD.flatten(0, 1), torch.arange(rows * longest, device=states_RLD.device).view(rows, longest)
+    return states_RLD.flatten(0, 1), torch.arange(rows * longest).view(rows, longest)
 
 
 def packed_states(model: nn.Module, packing: Packing) -> Tensor:
     """One forward over packed tokens, [N, D]."""
+    device = next(model.parameters()).device
+    there = replace(packing, gather_M=packing.gather_M.to(device), home_N=packing.home_N.to(device))
+    ids_1N, positions_1N = packing.ids_N[None].to(device), packing.positions_N[None].to(device)
     with packing_attention(unwrapped(model)):
-        found = trunk(model)(
-            input_ids=packing.ids_N[None], position_ids=packing.positions_N[None], use_cache=False, packing=packing
-        )
+        found = trunk(model)(input_ids=ids_1N, position_ids=positions_1N, use_cache=False, packing=there)
     return found.last_hidden_state[0]
 
 
@@ -182,7 +182,7 @@ def padded_states(model: nn.Module, ids: Sequence[Tensor]) -> Tensor:
     """One forward over right-padded rows, [R, L, D]."""
     # Any id but the pad token: transformers warns when it sees that one without an attention mask.
     filler = 1 if unwrapped(model).config.get_text_config().pad_token_id == 0 else 0
-    ids_RL = pad_sequence(list(ids), batch_first=True, padding_value=filler)
+    ids_RL = pad_sequence(list(ids), batch_first=True, padding_value=filler).to(next(model.parameters()).device)
     return trunk(model)(input_ids=ids_RL, use_cache=False).last_hidden_state
 
 
@@ -195,21 +195,25 @@ def packs(model: nn.Module) -> bool:
 
 
 def _suitable(inner: Any) -> bool:
-    layers = getattr(inner.config.get_text_config(), "layer_types", None) or KNOWN_LAYERS
-    return inner.config._attn_implementation == "sdpa" and KNOWN_LAYERS.issuperset(layers)
+    config = inner.config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    # A window that no layer speaks of would be in the mask, which packed rows do without.
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    known = KNOWN_LAYERS.issuperset(layers) if layers else not windowed
+    return inner.config._attn_implementation == "sdpa" and known
 
 
 @torch.no_grad()
 def _agrees(model: nn.Module) -> bool:
     inner = unwrapped(model)
-    row = torch.arange(2, 12, device=inner.device) * 7919 % inner.config.get_text_config().vocab_size
+    row = torch.arange(2, 12) * 7919 % inner.config.get_text_config().vocab_size
     ids = (row[:8], torch.cat([row[:3], row[8:]]))
     with in_eval_mode(model):
         packing = pack(ids)
         whole_RLD = padded_states(model, ids)
         try:
             mine_ND = packed_states(model, packing)
-        except TypeError:  # an attention function that was never called with, or a layer that refuses, the packing
+        except (TypeError, ValueError, RuntimeError, IndexError):  # layers that refuse the argument, or the shapes
             return False
     gaps = [(mine_ND[packing.place_RL[r, : len(i)]] - whole_RLD[r, : len(i)]).abs().max() for r, i in enumerate(ids)]
     tolerance = RELATIVE_TOLERANCE.get(whole_RLD.dtype, 3e-2)

@@ -37,11 +37,25 @@ class Reference:
         """The reference model in eval mode, without gradients; afterwards the policy is as it was."""
         with torch.no_grad():
             if self._frozen is None:
-                with in_eval_mode(self._policy), self._policy.disable_adapter():
+                with in_eval_mode(self._policy), adapter_off(self._policy):
                     yield self._policy
             else:
                 # Lightning moves the policy to its device; nobody else moves what no module owns.
                 yield self._frozen.to(next(self._policy.parameters()).device)
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """The adapter's layers give what they wrap. PEFT's own switch also takes `requires_grad` away and gives it back, to
+    other parameters than it took it from where they are sharded."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 @contextmanager

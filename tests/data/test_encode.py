@@ -157,8 +157,9 @@ def test_a_judgement_borrows_the_completion_of_another_and_only_true_rows_are_co
     assert make.cuts == {PROMPT_CUT: 2, ANSWER_CUT: 1}
     batch = collate([first, second])
     assert isinstance(batch, Judgements)
-    assert batch.cost() == batch.rows.cost() == [6, 6]
-    assert batch.unrelated.cost() == [6, 4]
+    # what scoring both costs: 6 + 6 and 6 + 4
+    assert batch.cost() == [12, 10]
+    assert batch.row_ids == (2, 3)
 
 
 def test_no_judgement_borrows_its_own_completion_whatever_is_cut():

@@ -42,7 +42,10 @@ def made(method: str, policy: nn.Module, *, reference: nn.Module | None = None, 
     asked = {"reference_logps": "fresh"} if "reference_logps" in defaults(method) else {}
     found = instantiate({**defaults(method), **asked, **changes})
     frozen = Reference.of(policy, reference)
-    found.attach(Parts(policy=policy, template=NOBODY, seed=0, engine=NOBODY, reference=frozen))
+    foreign = reference is not None and changes.get("reference_logps") != "none"
+    found.attach(
+        Parts(policy=policy, template=NOBODY, seed=0, engine=NOBODY, reference=frozen, foreign_reference=foreign)
+    )
     return found
 
 

@@ -161,6 +161,8 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
 
 def test_a_reference_that_is_not_the_start_is_noticed():
     method = made("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
+    method.loss_sum(method.prepare(pairs(3)))  # another model is expected to differ
+    method.parts = replace(method.parts, foreign_reference=False)
     with pytest.raises(
         ConfigError, match=r"^method\.reference_logps=fresh: before the first update .*has to be 0"
     ) as e:

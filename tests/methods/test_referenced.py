@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from postrain.folder import RunFolder
-from postrain.methods.referenced import in_order, read, row_digest, rows_in, write
+from postrain.methods.known_logps import in_order, read, row_digest, rows_in, write
 from postrain.types import ConfigError
 from tests.methods.made import QUICK, judgements, made, pairs, precise
 from tests.models.test_adapters import lora
@@ -48,7 +48,7 @@ def test_kept_and_fresh_give_the_same_run(adapter, cache, tmp_path, capsys):
     assert "24 rows" in said
     assert f"kept in {kept}" in said
     read_back, said = run("cached"), capsys.readouterr().out
-    assert f"24 rows, read from {kept}" in said
+    assert f"24 rows under what the policy starts from, read from {kept}" in said
     assert read_back == computed
     for one, other in zip(fresh, computed, strict=True):
         for name in ("loss", "margin", "eval/loss", "eval/margin", "reward/chosen"):
@@ -89,7 +89,9 @@ def test_a_reference_with_another_vocabulary_is_refused(cache, tmp_path):
 
 
 def test_a_reference_that_is_not_there_is_refused(cache, tmp_path):
-    with pytest.raises(ConfigError, match=r"^reference=.*nowhere: .*check the path$") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^reference=.*nowhere: there is no such .*; give a directory or run folder$"
+    ) as caught:
         quick(tmp_path, f"reference={tmp_path / 'nowhere'}")
     assert "\n" not in str(caught.value)
 
@@ -155,7 +157,7 @@ def test_only_a_fresh_reference_can_follow(how):
 
 
 def test_an_adapter_switched_off_cannot_follow():
-    with pytest.raises(ConfigError, match=r"^method\.sync_every: with an adapter .*leave it 0$"):
+    with pytest.raises(ConfigError, match=r"^method\.sync_every: not with an adapter.*leave it 0$"):
         made("kto", lora().wrap(tiny_model(), head="causal"), sync_every=4)
 
 
