@@ -22,7 +22,8 @@ torch.set_num_threads(1)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What runs keep for later ones is neither sought in the user's cache nor left there; each worker has its own."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("POSTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("POSTRAIN_CACHE", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            patched.setenv(name, str(tmp_path_factory.mktemp("cache")))
         yield
 
 
