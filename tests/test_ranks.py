@@ -9,6 +9,7 @@ import torch
 
 from postrain.folder import RunFolder
 from postrain.launch import _free_port
+from tests.rank import SHARDED
 from tests.runs import METHODS, final_state, records, small_run
 
 
@@ -32,10 +33,10 @@ def two_ranks(tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize(("name", "method"), [*zip(METHODS, METHODS, strict=True), ("sharded", "ppo")])
-def test_two_ranks_equal_one(name, method, two_ranks, tmp_path):
+@pytest.mark.parametrize(("name", "words"), [*((method, [f"method={method}"]) for method in METHODS), *SHARDED.items()])
+def test_two_ranks_equal_one(name, words, two_ranks, tmp_path):
     (path,) = two_ranks.glob(f"{name}/*/*")
-    two, one = RunFolder(path), small_run(tmp_path, f"method={method}")
+    two, one = RunFolder(path), small_run(tmp_path, *words)
     assert [record.keys() for record in records(two)] == [record.keys() for record in records(one)]
     for mine, theirs in zip(records(two), records(one), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
