@@ -430,3 +430,20 @@ def test_one_file_of_each_kind_reads_the_same(tmp_path: Path):
         fingerprint("x.csv", [as_csv]),
     }
     assert len(found) == 1
+
+
+def test_a_file_in_place_of_the_worlds_stories_keeps_the_models_template(talks):
+    assert prepared("world_stories", kind="Prompt").template.name == "plain"
+    assert prepared("world_stories", "data.source.task=instructions", kind="Prompt").template.name == "chat"
+    assert prepared("world_stories", talks, kind="Prompt").template.name == "chat"
+    assert prepared("world_stories", "data.template=alpaca", kind="Prompt").template.name == "alpaca"
+
+
+def test_pairs_that_differ_only_beyond_the_cut_are_dropped_and_counted(tmp_path):
+    same, answers = "no " * 40, ("yes", "never")
+    rows = [{"prompt": f"Is it {n}?", "chosen": same + answers[n % 2], "rejected": same + "maybe"} for n in range(20)]
+    rows += [{"prompt": f"Was it {n}?", "chosen": "yes", "rejected": "no"} for n in range(20)]
+    path = write_lines(tmp_path / "pairs.jsonl", rows)
+    data = prepared("jsonl", f"data.path={path}", "data.max_length=24", kind="Preference")
+    assert len(data.train) + len(data.eval) == 20
+    assert data.audit.dropped["chosen equals rejected once cut"] == 20

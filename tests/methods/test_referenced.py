@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from postrain.folder import RunFolder
@@ -193,3 +194,12 @@ def test_the_adapter_switched_off_is_the_frozen_copy():
     copied = made("dpo", adapted, reference=frozen).prepare(batch)
     for one, other in zip(off.ref_chosen + off.ref_rejected, copied.ref_chosen + copied.ref_rejected, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_a_reference_that_changed_is_noticed_on_resume(cache, tmp_path):
+    other = model_of(tmp_path).model
+    run = quick(tmp_path, f"reference={other}")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"^resume: .* began with another reference than .*; start a new run$"):
+        resumed(run)
