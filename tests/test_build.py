@@ -1,20 +1,29 @@
 """What a run's parts have to agree on before anything learns."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from postrain.build import compared_with, origin
 from postrain.check import instantiate
+from postrain.models.adapters import Adapter
 from postrain.models.loading import load_tokenizer
 from postrain.types import ConfigError
 from tests.runs import composed
 
 
+@dataclass(frozen=True, kw_only=True)
+class InFourBits(Adapter):
+    """What QLoRA does to the weights, without the library that does it."""
+
+    def quantization(self) -> str:
+        return "nf4"
+
+
 def test_what_is_kept_of_a_reference_depends_on_all_that_decides_its_numbers():
     config = composed(["method=dpo"])
     nano, cpu = instantiate(config["model"]).resolve(), instantiate(config["trainer"])
-    qlora = composed(["method=dpo", "adapter=qlora"])
+    quantised = {**config, "adapter": {"_target_": "tests.test_build.InFourBits"}}
     lora = composed(["method=dpo", "adapter=lora"])
     names = [
         origin(nano, config, cpu),
@@ -22,7 +31,7 @@ def test_what_is_kept_of_a_reference_depends_on_all_that_decides_its_numbers():
         origin(replace(nano, fingerprint="other"), config, cpu),
         origin(nano, config, replace(cpu, precision="bf16")),
         origin(nano, config, replace(cpu, accelerator="gpu")),
-        origin(nano, qlora, cpu),
+        origin(nano, quantised, cpu),
     ]
     assert len(set(names)) == len(names)
     # A fresh LoRA adapter changes nothing yet.
