@@ -7,6 +7,17 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 
 VOCABULARY = 61
 
+# What all shapes that come after GPT-2 call by the same names.
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
 SHAPES = {
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY,
@@ -21,43 +32,25 @@ SHAPES = {
         eos_token_id=0,
     ),
     "llama": lambda: LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
+        **SMALL,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
     ),
     "qwen3": lambda: Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
+        **SMALL,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
         tie_word_embeddings=True,
     ),
     # Every other layer looks back six tokens only.
     "gemma3": lambda: Gemma3TextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
+        **SMALL,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=64,
         sliding_window=6,
         layer_types=["sliding_attention", "full_attention"],
-        bos_token_id=0,
-        eos_token_id=0,
         pad_token_id=0,
     ),
 }

@@ -268,10 +268,8 @@ class PPO(Method):
                 total = total - self.entropy_coef * found.entropy_BT.sum()
             if self.kl_in == "loss":
                 assert self.kl_estimator != "exact"
-                total = (
-                    total
-                    + self.coef * (kl_estimate(found.logps_BT, batch.ref_logps_BT, self.kl_estimator) * mask_BT).sum()
-                )
+                kl_BT = kl_estimate(found.logps_BT, batch.ref_logps_BT, self.kl_estimator) * mask_BT
+                total = total + self.coef * kl_BT.sum()
         metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip)
         step = metrics["kl/step"]
         assert isinstance(step, Mean)
