@@ -23,6 +23,7 @@ from postrain.main import start
 from postrain.methods.base import Method
 from postrain.methods.referenced import Referenced
 from postrain.rollout.local import LocalEngine
+from postrain.types import Stop
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PPO = ["method.critic_warmup=0", "method.minibatches_per_epoch=1", "reward=learned", "method.micro_batch_tokens=8192"]
@@ -110,8 +111,8 @@ def watch_pass(stopwatch: Stopwatch) -> None:
 def endless(generate: Any) -> Any:
     """The engine's `generate` without stop tokens."""
 
-    def unstopped(engine: Any, model: Any, prompts: Any, *, keys: Sequence[int], stop_ids: Sequence[int]) -> Any:
-        return generate(engine, model, prompts, keys=keys, stop_ids=())
+    def unstopped(engine: Any, model: Any, prompts: Any, *, keys: Sequence[int], stop: Any) -> Any:
+        return generate(engine, model, prompts, keys=keys, stop=Stop(()))
 
     return unstopped
 

@@ -27,14 +27,21 @@ from postrain.types import Max, Mean, Rows, Scores
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 
 
-def micro_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
+def micro_batches(costs: Sequence[int], budget: int, families: Sequence[int] | None = None) -> list[list[int]]:
     """Cut items into groups of similar length of at most `budget` tokens together.
 
-    An item longer than the budget stands alone. Longest first, so that memory peaks at once or never.
+    An item longer than the budget stands alone; one that costs nothing needs no pass and is in no group. Longest first,
+    so that memory peaks at once or never; but items of one family (completions of a prompt) follow each other, so that
+    what they share is run once.
     """
     groups: list[list[int]] = []
     room = 0
-    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+    families = range(len(costs)) if families is None else families
+    longest: dict[int, int] = {}
+    for family, cost in zip(families, costs, strict=True):
+        longest[family] = max(cost, longest.get(family, 0))
+    paid = [index for index, cost in enumerate(costs) if cost]
+    for index in sorted(paid, key=lambda i: (-longest[families[i]], families[i], -costs[i], i)):
         if groups and costs[index] <= room:
             groups[-1].append(index)
         else:

@@ -10,7 +10,7 @@ Nothing here imports lightning, hydra or transformers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Self
 
@@ -171,6 +171,22 @@ class Sampling:
     top_k: CountOrZero = 0
     """0 is off."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    min_p: Fraction = 0.0
+    """Tokens less likely than this share of the likeliest one are not drawn; 0 is off."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, besides the template's end tokens; they stay part of it."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What ends a completion; whatever ends it stays part of it."""
+
+    ids: tuple[int, ...]
+    """End tokens."""
+    texts: tuple[str, ...] = ()
+    """A completion whose text holds one of these is over."""
+    decode: Callable[[Sequence[int]], str] | None = None
+    """Text of token ids, special tokens and all; needed for `texts`."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +198,7 @@ class Completion:
     logps: Tensor
     """Log-probability of each token under the distribution it was drawn from, float32 [T]."""
     finished: bool
-    """True when it ended by an end token, False when it was cut at max_new_tokens."""
+    """True when it ended by an end token or a stop text, False when it was cut at max_new_tokens."""
 
 
 @dataclass(frozen=True)

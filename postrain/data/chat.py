@@ -115,6 +115,10 @@ class Template:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text if self.name == "plain" else text.strip()
 
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The text of tokens as they stand, special tokens too: what stop texts are looked for in."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def source(self, row: int = 0) -> str:
         """The Jinja template a row is written with."""
         draw = derive_seed(self.seed, "template", row) if len(self._sources) > 1 else 0

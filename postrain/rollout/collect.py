@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from postrain import parallel
 from postrain.data.chat import Template
 from postrain.rewards.base import Reward
-from postrain.rollout.engine import Engine
-from postrain.types import Batch, Completion, ConfigError, Max, Mean, Prompts, Rows
+from postrain.rollout.engine import Engine, Mixture
+from postrain.types import Batch, Completion, ConfigError, Max, Mean, Prompts, Rows, Stop
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2
@@ -77,7 +77,7 @@ class Episodes(Batch):
 
 def collect(
     engine: Engine,
-    policy: nn.Module,
+    policy: nn.Module | Mixture,
     template: Template,
     prompts: Prompts,
     *,
@@ -85,10 +85,11 @@ def collect(
     reward: Reward | None = None,
 ) -> Episodes:
     """One episode a prompt, on the prompts' device; `keys` are the rows' seeds."""
-    completions = engine.generate(policy, prompts.ids, keys=keys, stop_ids=template.stop_ids)
+    stop = Stop(template.stop_ids, engine.sampling.stop, template.decode_all)
+    completions = engine.generate(policy, prompts.ids, keys=keys, stop=stop)
     texts = tuple(template.decode(completion.ids) for completion in completions)
     earned = reward(prompts.texts, texts, prompts.columns) if reward else None
-    device = next(policy.parameters()).device
+    device = next((policy.policy if isinstance(policy, Mixture) else policy).parameters()).device
     return Episodes(
         rows=_rows(prompts, completions).to(device),
         logps_BT=pad_sequence([completion.logps for completion in completions], batch_first=True).to(device),

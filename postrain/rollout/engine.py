@@ -7,11 +7,24 @@ causal LM in this process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Annotated, Protocol
 
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from postrain.types import Completion, Sampling
+from postrain.models.reference import Reference
+from postrain.types import Completion, Sampling, Stop
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The geometric mixture of a policy and its reference, renormalised: π^(1−c) · ref^c (Munos et al. 2023, eq. 6)."""
+
+    policy: nn.Module
+    reference: Reference
+    coef: Annotated[float, Interval(ge=0, le=1)]
+    """c, the reference's share."""
 
 
 class Engine(Protocol):
@@ -23,12 +36,12 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, model: nn.Module, prompts: Sequence[Tensor], *, keys: Sequence[int], stop_ids: Sequence[int]
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
     ) -> list[Completion]:
         """One completion for each prompt, in order, drawn as `sampling` says.
 
         `prompts` are int64 [L]; repeat a prompt to get a group. `keys` are one seed a row (`ops.derive_seed`): a
-        completion depends on its prompt, its key and the weights, never on its neighbours. A completion ends with the
-        first token of `stop_ids`, which it includes.
+        completion depends on its prompt, its key and the weights, never on its neighbours. What ends a completion
+        is part of it.
         """
         ...

@@ -17,8 +17,9 @@ from transformers.cache_utils import Cache
 
 from postrain.models.parts import unwrapped
 from postrain.rollout.cache import make_cache
+from postrain.rollout.engine import Mixture
 from postrain.rollout.sampling import draw, uniforms
-from postrain.types import Completion, Count, CountOrZero, NonNegative, Sampling
+from postrain.types import Completion, Count, CountOrZero, NonNegative, Sampling, Stop
 
 # Rows that have ended are dropped from the batch once they are this share of it: each drop copies the cache.
 DROP_SHARE = 0.2
@@ -45,9 +46,11 @@ class LocalEngine:
 
     @torch.no_grad()
     def generate(
-        self, model: nn.Module, prompts: Sequence[Tensor], *, keys: Sequence[int], stop_ids: Sequence[int]
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
     ) -> list[Completion]:
         """See `Engine.generate`."""
+        if isinstance(model, Mixture):
+            raise TypeError("a mixture cannot be sampled yet")
         sampling = self.sampling
         was_training = model.training
         model.eval()
@@ -57,7 +60,7 @@ class LocalEngine:
         for start in range(0, len(order), self.batch_rows):
             index = order[start : start + self.batch_rows]
             uniform_BT = uniforms([keys[i] for i in index], sampling.max_new_tokens)
-            decoder = Decoder(model, [prompts[i] for i in index], uniform_BT, sampling, stop_ids)
+            decoder = Decoder(model, [prompts[i] for i in index], uniform_BT, sampling, stop.ids)
             found.update(zip(index, decoder.run(), strict=True))
         model.train(was_training)
         return [found[i] for i in range(len(prompts))]
