@@ -23,6 +23,7 @@ from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import Reward, preflight
 from postrain.rollout.collect import collect
 from postrain.rollout.engine import Engine
+from postrain.rollout.turns import Environment
 from postrain.types import ConfigError
 
 
@@ -45,6 +46,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
     hardware: Hardware = instantiate(config["trainer"])
     hardware.settle()
     engine: Engine = instantiate(config["rollout"])
+    environment: Environment = instantiate(config["environment"])
     data: DataModule = instantiate(config["data"])
     tokenizer = load_tokenizer(resolved)
     other = compared_with(method, config, tokenizer)
@@ -52,7 +54,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
         kind=method.kind,
         tokenizer=tokenizer,
         context=min(model.context for model in (resolved, other) if model is not None),
-        completion_tokens=engine.sampling.max_new_tokens,
+        completion_tokens=engine.sampling.max_new_tokens + environment.room,
         batch_size=method.batch_size,
         updates=method.updates,
         seed=config["seed"],
@@ -70,6 +72,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
             foreign_reference=other is not None,
             origin=origin(other or resolved, config, hardware),
             reward=reward,
+            environment=environment,
         )
     )
     return Built(method, data, audit, tokenizer, hardware, other)
@@ -135,6 +138,12 @@ def check_reward(method: Method, data: DataModule) -> None:
     parts = method.parts
     with torch.no_grad():
         episodes = collect(
-            parts.engine, method.policy, parts.template, prompts, keys=list(range(len(prompts))), reward=parts.reward
+            parts.engine,
+            method.policy,
+            parts.template,
+            prompts,
+            keys=list(range(len(prompts))),
+            reward=parts.reward,
+            environment=parts.environment,
         )
     preflight(episodes.reward_B)

@@ -12,6 +12,7 @@ from postrain.models.adapters import Adapter
 from postrain.models.sources import ModelSource
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine
+from postrain.rollout.turns import Environment
 from postrain.tracking import Tracker
 
 
@@ -33,6 +34,7 @@ class Root:
     data: DataModule
     reward: Reward | None = None
     rollout: Engine
+    environment: Environment
     trainer: Hardware
     logger: Tracker
     evaluation: Evaluation

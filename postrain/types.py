@@ -222,6 +222,22 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> float:
+@dataclass(frozen=True)
+class Step:
+    """What an environment says to a turn of the policy."""
+
+    observation: str
+    """Text that goes on right after the turn: the policy reads it and does not learn to write it."""
+    state: Any
+    """What the environment wants to know at the next turn."""
+    reward: float | None = None
+    """What this turn earned, if anything."""
+    done: bool = False
+    """True when nothing more is to be written."""
+    error: bool = False
+    """True when the turn asked for something the environment cannot do."""
+
+
         """The mean, 0 when nothing was counted."""
         return float(self.total) / float(self.count) if float(self.count) else 0.0
 

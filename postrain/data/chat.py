@@ -129,6 +129,10 @@ class Template:
         return "{{ bos_token }}" + source if self._adds_bos else source
 
     def _render(self, messages: Messages, row: int, *, prompt: bool = False) -> str:
+    def encode_more(self, text: str) -> Tensor:
+        """Ids of text that goes on within a row (what a tool answers), without an end, [L]."""
+        return _tensor(self._ids(text))
+
         return self._rendered(self.source(row), messages, row, prompt=prompt)[0]
 
     def _rendered(

@@ -76,14 +76,22 @@ def complete(method: Method, data: DataModule, count: int) -> Episodes:
     """Continues the first `count` held-out prompts, with the same seeds at every evaluation."""
     prompts = data.eval_prompts(count)
     keys = [derive_seed(method.parts.seed, "evaluation", place) for place in range(len(prompts))]
+    parts = method.parts
     return collect(
-        method.parts.engine, method.policy, method.parts.template, prompts, keys=keys, reward=method.parts.reward
+        parts.engine,
+        method.policy,
+        parts.template,
+        prompts,
+        keys=keys,
+        reward=parts.reward,
+        environment=parts.environment,
     )
 
 
 def completion_metrics(episodes: Episodes) -> dict[str, Mean | Max]:
     """The shape of completions alone, where nothing pays for them."""
-    return {name: value for name, value in episodes.metrics().items() if name.startswith("completion/")}
+    shapes = ("completion/", "environment/")
+    return {name: value for name, value in episodes.metrics().items() if name.startswith(shapes)}
 
 
 def kl_to_start(method: Method, episodes: Episodes) -> dict[str, Mean | Max]:

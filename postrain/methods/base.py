@@ -29,6 +29,7 @@ from postrain.models.reference import Reference
 from postrain.ops import derive_seed
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine
+from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.scoring import micro_batches
 from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
 
@@ -52,6 +53,8 @@ class Parts:
     """Stands for the reference's weights and their precision, in the names of what is kept on disk."""
     reward: Reward | None = None
     """What scores completions; only methods with `needs_reward` get one."""
+    environment: Environment = SINGLE_TURN
+    """What answers the policy while it writes."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from postrain import parallel
 from postrain.data.chat import Template
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine, Mixture
-from postrain.types import Batch, Completion, ConfigError, Max, Mean, Prompts, Rows, Stop
+from postrain.rollout.turns import SINGLE_TURN, Environment, Episode, Tally, play
+from postrain.types import Batch, ConfigError, Max, Mean, Prompts, RewardBatch, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2
@@ -25,9 +26,9 @@ class Episodes(Batch):
     """Sampled completions of prompts, with what they earned."""
 
     rows: Rows
-    """Prompt and completion; the completion is supervised."""
+    """Prompt and completion; what the policy wrote of it is supervised, what an environment answered is not."""
     logps_BT: Tensor
-    """Log-probabilities recorded while sampling, [B, T]."""
+    """Log-probabilities recorded while sampling, of the supervised tokens, [B, T]."""
     finished_B: Tensor
     """True where the completion ended by itself."""
     reward_B: Tensor
@@ -38,6 +39,8 @@ class Episodes(Batch):
     """Each row's reward by part."""
     columns: tuple[Mapping[str, Any], ...]
     """Each prompt's other columns."""
+    tallies: tuple[Tally, ...] | None = None
+    """What happened in each episode; None where there was no environment."""
 
     def paid(self) -> Tensor:
         """The reward of each episode, [B]: unscorable ones earn the global mean of the others and push nowhere."""
@@ -72,6 +75,9 @@ class Episodes(Batch):
         for name in self.parts[0] if rows else ():
             known = [value for part in self.parts if (value := part[name]) is not None]
             found[f"reward/{name}"] = Mean(sum(known), len(known))
+        tallies = [asdict(tally) for tally in self.tallies or ()]
+        for name in tallies[0] if tallies else ():
+            found[f"environment/{name}"] = Mean(sum(tally[name] for tally in tallies), rows)
         return found
 
 
@@ -83,32 +89,43 @@ def collect(
     *,
     keys: Sequence[int],
     reward: Reward | None = None,
+    environment: Environment = SINGLE_TURN,
 ) -> Episodes:
-    """One episode a prompt, on the prompts' device; `keys` are the rows' seeds."""
-    stop = Stop(template.stop_ids, engine.sampling.stop, template.decode_all)
-    completions = engine.generate(policy, prompts.ids, keys=keys, stop=stop)
-    texts = tuple(template.decode(completion.ids) for completion in completions)
-    earned = reward(prompts.texts, texts, prompts.columns) if reward else None
+    """One episode a prompt, on the prompts' device; `keys` are the rows' seeds.
+
+    The reward is that of the whole text, answers of the environment included, plus what the environment itself paid,
+    which is logged as a part by that name.
+    """
+    played = play(engine, policy, template, prompts, keys=keys, environment=environment)
+    texts = tuple(template.decode(episode.ids) for episode in played)
+    earned = reward(prompts.texts, texts, prompts.columns) if reward else RewardBatch(torch.zeros(len(texts)), {})
+    if environment.stop:
+        earned = _with_paid(earned, played)
     device = next((policy.policy if isinstance(policy, Mixture) else policy).parameters()).device
     return Episodes(
-        rows=_rows(prompts, completions).to(device),
-        logps_BT=pad_sequence([completion.logps for completion in completions], batch_first=True).to(device),
-        finished_B=torch.tensor([completion.finished for completion in completions], device=device),
-        reward_B=earned.total_B.to(device) if earned else torch.zeros(len(texts), device=device),
+        rows=_rows(prompts, played).to(device),
+        logps_BT=pad_sequence([episode.logps for episode in played], batch_first=True).to(device),
+        finished_B=torch.tensor([episode.finished for episode in played], device=device),
+        reward_B=earned.total_B.to(device),
         prompts=prompts.texts,
         completions=texts,
-        parts=tuple(
-            {name: part[i] for name, part in earned.parts.items()} if earned else {} for i in range(len(texts))
-        ),
+        parts=tuple({name: part[i] for name, part in earned.parts.items()} for i in range(len(texts))),
         columns=prompts.columns,
+        tallies=tuple(episode.tally for episode in played) if environment.stop else None,
     )
 
 
-def _rows(prompts: Prompts, completions: Sequence[Completion]) -> Rows:
-    """Prompt and completion joined; the completion supervised."""
-    pairs = [(prompt.cpu(), completion.ids) for prompt, completion in zip(prompts.ids, completions, strict=True)]
+def _with_paid(earned: RewardBatch, played: Sequence[Episode]) -> RewardBatch:
+    """The reward with what the environment paid."""
+    paid = tuple(episode.reward for episode in played)
+    return RewardBatch(earned.total_B + torch.tensor(paid), {**earned.parts, "environment": paid})
+
+
+def _rows(prompts: Prompts, played: Sequence[Episode]) -> Rows:
+    """Prompt and what follows it joined; what the policy wrote is supervised."""
+    pairs = [(prompt.cpu(), episode) for prompt, episode in zip(prompts.ids, played, strict=True)]
     return Rows(
-        ids=tuple(torch.cat([prompt, ids]) for prompt, ids in pairs),
-        supervised=tuple(torch.cat([torch.zeros(len(prompt)), torch.ones(len(ids))]).bool() for prompt, ids in pairs),
+        ids=tuple(torch.cat([prompt, episode.ids]) for prompt, episode in pairs),
+        supervised=tuple(torch.cat([torch.zeros(len(prompt)).bool(), episode.own]) for prompt, episode in pairs),
         row_ids=prompts.row_ids,
     )

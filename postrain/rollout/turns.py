@@ -1,0 +1,191 @@
+"""Turns: the policy writes, an environment answers, the policy goes on, until one of them is through.
+
+An environment is text in, text out, and deterministic; it knows no tokens. What it answers stands in the row as the
+policy read it and is not learned. Tokens are never decoded and encoded again, so that what is trained on is what was
+sampled. Left out: environments that answer a finished message (an end token always ends the episode).
+
+L tokens of an episode after its prompt, T tokens of it that the policy wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from postrain.data.chat import Template
+from postrain.ops import derive_seed
+from postrain.rollout.engine import Engine, Mixture
+from postrain.types import Completion, Count, CountOrZero, Prompts, Step, Stop
+
+
+class Environment(Protocol):
+    """Answers the policy's turns; pure functions of state and text."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that hand the turn to the environment; they stay part of the policy's turn."""
+        ...
+
+    @property
+    def max_turns(self) -> Count:
+        """Turns the policy gets at most."""
+        ...
+
+    @property
+    def room(self) -> CountOrZero:
+        """Tokens of an episode that answers may fill, besides the policy's own `max_new_tokens`."""
+        ...
+
+    def reset(self, prompt: str, columns: Mapping[str, Any]) -> Any:
+        """The state at the start of an episode; `columns` is what else the prompt's record says."""
+        ...
+
+    def step(self, state: Any, turn: str) -> Step:
+        """The answer to a turn that ended with one of `stop`."""
+        ...
+
+
+class SingleTurn:
+    """No environment: the policy writes once."""
+
+    stop: tuple[str, ...] = ()
+    max_turns: Count = 1
+    room: CountOrZero = 0
+
+    def reset(self, prompt: str, columns: Mapping[str, Any]) -> None:
+        """Nothing to remember."""
+
+    def step(self, state: Any, turn: str) -> Step:
+        """Never asked, since nothing hands over."""
+        return Step("", state, done=True)
+
+
+SINGLE_TURN = SingleTurn()
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What happened in an episode besides text."""
+
+    turns: int = 0
+    calls: int = 0
+    """Turns handed to the environment."""
+    errors: int = 0
+    """Those of them it could not make sense of."""
+    cut: int = 0
+    """1 where an answer did not fit `room`: it was left out, and the episode ended there."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What follows one prompt, as far as it has got."""
+
+    ids: Tensor
+    """Every token after the prompt; int64 [L]."""
+    own: Tensor
+    """True where the policy wrote it; bool [L]."""
+    logps: Tensor
+    """Log-probability of each token the policy wrote, float32 [T]."""
+    state: Any
+    """The environment's."""
+    finished: bool = False
+    """True when it ended by an end token, by the engine's stop texts or because the environment said so."""
+    open: bool = True
+    """True while there is more to write."""
+    reward: float = 0.0
+    """What the environment paid."""
+    tally: Tally = Tally()
+
+    def written(self) -> int:
+        """Tokens the policy wrote."""
+        return len(self.logps)
+
+
+def play(
+    engine: Engine,
+    policy: nn.Module | Mixture,
+    template: Template,
+    prompts: Prompts,
+    *,
+    keys: Sequence[int],
+    environment: Environment,
+) -> list[Episode]:
+    """One episode a prompt. `max_new_tokens` counts what the policy writes over all turns of an episode.
+
+    The seed of a turn depends on the row's key and the turn's number alone: a row does not depend on how many turns its
+    neighbours need, and the first turn is what it would be without an environment.
+    """
+    starts = zip(prompts.texts, prompts.columns, strict=True)
+    episodes = [_start(environment.reset(text, columns)) for text, columns in starts]
+    heads = [ids.cpu() for ids in prompts.ids]
+    for turn in range(environment.max_turns):
+        live = [row for row, episode in enumerate(episodes) if episode.open]
+        if not live:
+            break
+        completions = engine.generate(
+            policy,
+            [torch.cat([heads[row], episodes[row].ids]) for row in live],
+            keys=[keys[row] if turn == 0 else derive_seed(keys[row], "turn", turn) for row in live],
+            stop=Stop(template.stop_ids, engine.sampling.stop + environment.stop, template.decode_all),
+        )
+        for row, completion in zip(live, completions, strict=True):
+            left = engine.sampling.max_new_tokens - episodes[row].written()
+            said = _said(episodes[row], _at_most(completion, left))
+            text = template.decode_all(completion.ids.tolist())
+            if said.finished and _hands_over(completion, text, template.stop_ids, environment.stop):
+                said = _answered(said, environment.step(said.state, text), template, environment.room)
+                episodes[row] = replace(said, open=said.open and said.written() < engine.sampling.max_new_tokens)
+            else:
+                episodes[row] = replace(said, open=False)
+    return episodes
+
+
+def _start(state: Any) -> Episode:
+    nothing = torch.zeros(0)
+    return Episode(nothing.long(), nothing.bool(), nothing, state)
+
+
+def _at_most(completion: Completion, left: int) -> Completion:
+    """The completion, cut to what the policy may still write."""
+    if len(completion.ids) <= left:
+        return completion
+    return Completion(completion.ids[:left], completion.logps[:left], finished=False)
+
+
+def _said(episode: Episode, completion: Completion) -> Episode:
+    """The episode with another turn of the policy."""
+    return replace(
+        episode,
+        ids=torch.cat([episode.ids, completion.ids]),
+        own=torch.cat([episode.own, torch.ones(len(completion.ids), dtype=torch.bool)]),
+        logps=torch.cat([episode.logps, completion.logps]),
+        finished=completion.finished,
+        tally=replace(episode.tally, turns=episode.tally.turns + 1),
+    )
+
+
+def _hands_over(completion: Completion, text: str, end_ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether a turn that ended by itself ended for the environment: not by an end token, but by one of its texts."""
+    ended = len(completion.ids) == 0 or int(completion.ids[-1]) in end_ids
+    return not ended and any(handing in text for handing in stop)
+
+
+def _answered(episode: Episode, step: Step, template: Template, room: int) -> Episode:
+    """The episode with the environment's answer. One that does not fit is left out and ends the episode: half a number
+    would be a wrong one."""
+    tally = replace(episode.tally, calls=episode.tally.calls + 1, errors=episode.tally.errors + step.error)
+    episode = replace(episode, state=step.state, reward=episode.reward + (step.reward or 0.0), tally=tally)
+    answer = template.encode_more(step.observation)
+    if int((~episode.own).sum()) + len(answer) > room:
+        return replace(episode, finished=False, open=False, tally=replace(tally, cut=1))
+    return replace(
+        episode,
+        ids=torch.cat([episode.ids, answer]),
+        own=torch.cat([episode.own, torch.zeros(len(answer), dtype=torch.bool)]),
+        finished=step.done,
+        open=not step.done,
+    )
