@@ -21,7 +21,8 @@ from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import Reward, preflight
-from postrain.rollout.collect import collect
+from postrain.rewards.pairwise import Preference
+from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.types import ConfigError
@@ -55,13 +56,18 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
         tokenizer=tokenizer,
         context=min(model.context for model in (resolved, other) if model is not None),
         completion_tokens=engine.sampling.max_new_tokens + environment.room,
-        batch_size=method.batch_size,
+        batch_size=method.items_drawn(),
         updates=method.updates,
         seed=config["seed"],
     )
     torch.manual_seed(config["seed"])
     policy = load_policy(method, config, resolved, hardware)
-    reward: Reward | None = instantiate(config["reward"]) if method.needs_reward else None
+    reward, preference = judges(config) if method.needs_reward else (None, None)
+    if reward is None and method.needs_reward and not method.compares:
+        raise ConfigError(
+            f"reward: {type(preference).__name__} compares two completions, and {type(method).__name__} needs a number "
+            "for each; choose another reward, or a method that learns from comparisons (online_dpo, nash_md)"
+        )
     method.attach(
         Parts(
             policy=policy,
@@ -72,10 +78,17 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
             foreign_reference=other is not None,
             origin=origin(other or resolved, config, hardware),
             reward=reward,
+            preference=preference,
             environment=environment,
         )
     )
     return Built(method, data, audit, tokenizer, hardware, other)
+
+
+def judges(config: Mapping[str, Any]) -> tuple[Reward | None, Preference | None]:
+    """What the `reward` group gives: something that scores completions, compares them, or can do both."""
+    found = instantiate(config["reward"])
+    return (found if callable(found) else None), (found if isinstance(found, Preference) else None)
 
 
 def compared_with(method: Method, config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | None:
@@ -136,14 +149,22 @@ def check_reward(method: Method, data: DataModule) -> None:
     """Scores a few completions of the untrained policy: a reward that says the same of all of them teaches nothing."""
     prompts = data.eval_prompts(16)
     parts = method.parts
-    with torch.no_grad():
-        episodes = collect(
+
+    def completed(first_key: int) -> Episodes:
+        return collect(
             parts.engine,
             method.policy,
             parts.template,
             prompts,
-            keys=list(range(len(prompts))),
+            keys=range(first_key, first_key + len(prompts)),
             reward=parts.reward,
             environment=parts.environment,
         )
-    preflight(episodes.reward_B)
+
+    with torch.no_grad():
+        one = completed(0)
+        if parts.reward is not None:
+            preflight(one.reward_B)
+        elif parts.preference is not None:
+            other = completed(len(prompts))
+            preflight(parts.preference.beats(one.prompts, one.completions, other.completions, one.columns))

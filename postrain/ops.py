@@ -103,6 +103,11 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
     return advantages_BT
 
 
+def to_come(values_BT: Tensor) -> Tensor:
+    """Sum of this and all later tokens' values, [B, T]."""
+    return values_BT.flip(1).cumsum(1).flip(1)
+
+
 def last_true(mask_BT: Tensor) -> Tensor:
     """Index of the last True of each row, [B]; rows are left-aligned and have at least one."""
     return mask_BT.sum(1).long() - 1
@@ -139,11 +144,23 @@ def critic_metrics(
     }
 
 
-def step_metrics(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, clip: float) -> dict[str, Mean | Max]:
-    """How far one optimizer step's policy is from the one that sampled."""
+def kl_estimates(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> dict[str, Mean | Max]:
+    """Every sampled estimate of KL(policy ‖ reference), per token, and the largest log-ratio."""
+    estimators: tuple[Literal["k1", "k2", "k3"], ...] = ("k1", "k2", "k3")
+    means: dict[str, Mean | Max] = {
+        f"kl/{name}": Mean((kl_estimate(logps_BT, ref_logps_BT, name) * mask_BT).sum(), mask_BT.sum())
+        for name in estimators
+    }
+    return means | {"kl/log_ratio_max": Max(((logps_BT - ref_logps_BT) * mask_BT).abs().max())}
+
+
+def step_metrics(
+    logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, low: float, high: float
+) -> dict[str, Mean | Max]:
+    """How far one optimizer step's policy is from the one that sampled; the ratio is clipped to 1 − low … 1 + high."""
     log_ratio_BT = (logps_BT - old_logps_BT) * mask_BT
     ratio_BT, tokens = log_ratio_BT.exp(), mask_BT.sum()
-    outside_BT = ((ratio_BT - 1).abs() > clip) & mask_BT
+    outside_BT = ((ratio_BT < 1 - low) | (ratio_BT > 1 + high)) & mask_BT
     return {
         "ratio/mean": Mean((ratio_BT * mask_BT).sum(), tokens),
         "ratio/max": Max((ratio_BT * mask_BT).max()),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from postrain.models.packing import states
 from postrain.models.parts import logits_of, model_width
 from postrain.models.reference import Reference
-from postrain.ops import full, kl_estimate, token_logps
+from postrain.ops import full, kl_estimates, token_logps
 from postrain.types import Max, Mean, Rows, Scores
 
 # Elements of [positions, V] that are alive at once: 128 MiB in float32 on a CPU, 1 GiB on a GPU, where launches cost.
@@ -178,7 +179,7 @@ Found = TypeVar("Found", Scores, Comparison, Tensor)
 @torch.no_grad()
 def in_micro_batches(function: Callable[[Rows], Found], rows: Rows, budget: int) -> Found:
     """`function` over micro-batches of `budget` tokens, without gradient, its [B, T] fields put back in row order."""
-    groups = micro_batches(rows.cost(), budget)
+    groups = micro_batches(rows.cost(), budget, rows.row_ids)
     found = [function(rows.select(group)) for group in groups]
     order = torch.as_tensor([index for group in groups for index in group]).argsort()
     if isinstance(found[0], Tensor):
@@ -206,13 +207,12 @@ def scalar(model: nn.Module, rows: Rows) -> Tensor:
     return full(logits_of(model, states_ND.index_select(0, at_B))).squeeze(-1)
 
 
+def step_logits(model: nn.Module, rows: Rows) -> Tensor:
+    """A scalar model's output at the end of each step, [B, S], 0 outside: log-odds that the step is right."""
+    return values(model, rows, partial(logits_of, model))
+
+
 def kl_metrics(found: Comparison) -> dict[str, Mean | Max]:
     """Every estimate of KL(policy ‖ reference), per token, and the largest log-ratio (0 before the first update)."""
-    mask_BT, tokens = found.mask_BT, found.mask_BT.sum()
-    estimates = {
-        name: kl_estimate(found.logps_BT, found.ref_logps_BT, name) * mask_BT for name in ("k1", "k2", "k3")
-    } | {"exact": found.kl_BT}
-    log_ratio_BT = (found.logps_BT - found.ref_logps_BT).detach() * mask_BT
-    return {f"kl/{name}": Mean(kl_BT.detach().sum(), tokens) for name, kl_BT in estimates.items()} | {
-        "kl/log_ratio_max": Max(log_ratio_BT.abs().max())
-    }
+    exact = {"kl/exact": Mean(found.kl_BT.detach().sum(), found.mask_BT.sum())}
+    return kl_estimates(found.logps_BT.detach(), found.ref_logps_BT, found.mask_BT) | exact

@@ -28,6 +28,7 @@ from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.ops import derive_seed
 from postrain.rewards.base import Reward
+from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.scoring import micro_batches
@@ -53,6 +54,8 @@ class Parts:
     """Stands for the reference's weights and their precision, in the names of what is kept on disk."""
     reward: Reward | None = None
     """What scores completions; only methods with `needs_reward` get one."""
+    preference: Preference | None = None
+    """What compares two completions, where the reward group names something that does."""
     environment: Environment = SINGLE_TURN
     """What answers the policy while it writes."""
 
@@ -79,6 +82,8 @@ class Method(LightningModule):
     head: ClassVar[Literal["causal", "scalar"]] = "causal"
     """What the policy puts on its trunk."""
     needs_reward: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
+    """Whether it can learn from comparisons alone, without a number for each completion."""
     headline: ClassVar[tuple[str, str, str]]
     """The three metrics that tell a person how it goes."""
     learns: ClassVar[tuple[str, float]]
@@ -120,6 +125,10 @@ class Method(LightningModule):
         """Whether learning compares the policy with where it started."""
         return False
 
+    def items_drawn(self) -> int:
+        """Items of data that an update is given, over all ranks; more than batch_size where it may choose."""
+        return self.batch_size
+
     def attached(self) -> None:
         """Called once all parts are there: build what else learns (a critic)."""
 
@@ -153,7 +162,7 @@ class Method(LightningModule):
     def evaluate(self, batch: Any, index: int) -> Metrics:
         """Metrics of one held-out batch; `index` numbers it, for seeds."""
         found: dict[str, Mean | Max] = {}
-        for group in micro_batches(batch.cost(), self.micro_batch_tokens):
+        for group in micro_batches(batch.cost(), self.micro_batch_tokens, batch.families()):
             part = batch.select(group)
             loss = self.loss_sum(part)
             add_metrics(found, {"loss": Mean(loss.total.detach(), self.denominator(part)), **loss.metrics})
@@ -205,7 +214,7 @@ class Method(LightningModule):
         counts = parallel.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
-        groups = micro_batches(minibatch.cost(), self.micro_batch_tokens)
+        groups = micro_batches(minibatch.cost(), self.micro_batch_tokens, minibatch.families())
         idle = self.idle_passes(len(groups))
         for group in groups:
             with self.unsynchronised():
@@ -254,8 +263,9 @@ class Method(LightningModule):
 
     def on_fit_start(self) -> None:
         """Moves what no module owns to where the policy is."""
-        if self.parts.reward is not None:
-            self.parts.reward.to(self.device)
+        for judge in (self.parts.reward, self.parts.preference):
+            if judge is not None:
+                judge.to(self.device)
 
     def configure_model(self) -> None:
         """Shards the policy where the strategy has made a mesh for it."""

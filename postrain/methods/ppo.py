@@ -15,23 +15,19 @@ import torch
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.base import Method
-from postrain.methods.metrics import Metrics
+from postrain.methods.online import Online, own_share, sampler_error
 from postrain.models.heads import ValueHead
 from postrain.models.parts import trunk, unwrapped
 from postrain.ops import (
     KLEstimator,
     adapt_kl_coef,
     critic_metrics,
-    derive_seed,
     explained_variance,
     gae,
-    generator,
     kl_estimate,
     last_true,
     step_metrics,
 )
-from postrain.rollout.collect import Episodes, collect
 from postrain.scoring import Comparison, compare, in_micro_batches, kl_metrics, score, values
 from postrain.types import (
     Batch,
@@ -88,18 +84,12 @@ class Experience(Batch):
         return replace(self, **tensors)
 
 
-class PPO(Method):
+class PPO(Online):
     """Maximises reward − kl_coef · KL(policy ‖ start) with clipped policy-gradient steps."""
 
-    kind: ClassVar[str] = "Prompt"
-    needs_reward: ClassVar[bool] = True
     learns: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
 
-    epochs: Count
-    """Passes over each rollout."""
-    minibatches_per_epoch: Count
-    """Optimizer steps in each pass."""
     clip: Positive
     value_clip: Positive
     value_coef: NonNegative
@@ -131,37 +121,28 @@ class PPO(Method):
         return True
 
     def attached(self) -> None:
-        self.check()
+        super().attached()
         width = unwrapped(self.policy).config.get_text_config().hidden_size
         self.value_head = ValueHead(width)
         # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
         self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
         self.coef = self.kl_coef
-        self.sampling = self.parts.engine.sampling
         self.moved = Mean(0.0, 0.0)
 
     def check(self) -> None:
-        """What only the settings together can say."""
+        super().check()
         if self.kl_in == "loss" and self.kl_estimator not in ("k2", "k3"):
             raise ConfigError(
                 "method.kl_in=loss needs method.kl_estimator=k2 or k3 (k1 has no gradient on average), "
                 f"got {self.kl_estimator}"
             )
-        if self.batch_size % self.minibatches_per_epoch:
-            raise ConfigError(
-                f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide "
-                f"method.batch_size={self.batch_size}"
-            )
-        if self.parts.engine.sampling.temperature == 0:
-            raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
 
     def prepare(self, batch: Prompts) -> Experience:
         """Roll out, score, and turn rewards and values into advantages."""
         episodes = self.rollout(batch)
         found = in_micro_batches(self.compare, episodes.rows, self.micro_batch_tokens)
-        # Under top-k or top-p the drawn distribution is not the policy's: the ratio must start from the policy's.
-        cut = self.sampling.top_k > 0 or self.sampling.top_p < 1
-        logps_BT = found.logps_BT if cut else episodes.logps_BT
+        # Where another distribution was drawn from (top-k, other weights) the ratio must still start at 1.
+        logps_BT = episodes.logps_BT if self.recorded() else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(
                 found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
@@ -176,18 +157,10 @@ class PPO(Method):
         self.note({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
         self.note({"kl/coef": Max(self.coef)})
-        if not cut:
-            self.note({"rollout/logp_error": episodes.sampler_error(found.logps_BT, strict=self.in_float32())})
+        strict = self.recorded() and self.in_float32()
+        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=strict)})
         whitened_BT = parallel.whiten_globally(advantages_BT, found.mask_BT)
         return Experience(episodes.rows, logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
-
-    def rollout(self, prompts: Prompts) -> Episodes:
-        """Sample and reward; a row's seed depends on its place in the global batch, not on the rank that draws it."""
-        update, world, rank = self.counters.updates, parallel.world_size(), parallel.rank()
-        keys = [derive_seed(self.parts.seed, "rollout", update, i * world + rank) for i in range(len(prompts))]
-        return collect(
-            self.parts.engine, self.policy, self.parts.template, prompts, keys=keys, reward=self.parts.reward
-        )
 
     def compare(self, rows: Rows) -> Comparison:
         """Policy, reference and shared critic on the same tokens."""
@@ -226,25 +199,18 @@ class PPO(Method):
         )
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
-        """The passes over a rollout; the coefficient is steered once they are over."""
-        yield from self.passes(prepared)
+        """The passes over a rollout, until the policy has moved too far; then the coefficient is steered."""
+        for places in self.passes(self.batch_size):
+            self.moved = Mean(0.0, 0.0)
+            yield prepared.select(own_share(places))
+            if self.target_kl is not None and self.step_kl() > self.target_kl:
+                break
         self.steer(self.episode_kl)
 
-    def passes(self, prepared: Experience) -> Iterator[Experience]:
-        """Epochs × mini-batches; a permutation of the global batch, of which each rank takes its own rows."""
-        world, rank = parallel.world_size(), parallel.rank()
-        for epoch in range(self.epochs):
-            source = generator(self.parts.seed, "minibatches", self.counters.updates, epoch)
-            for chunk in torch.randperm(self.batch_size, generator=source).chunk(self.minibatches_per_epoch):
-                self.moved = Mean(0.0, 0.0)
-                yield prepared.select([place // world for place in chunk.tolist() if place % world == rank])
-                if (
-                    self.target_kl is not None
-                    and sum(part.total for part in parallel.gather(self.moved))
-                    / sum(part.count for part in parallel.gather(self.moved))
-                    > self.target_kl
-                ):
-                    return
+    def step_kl(self) -> float:
+        """Mean k3, over all ranks, of the last mini-batch's policy to the one that sampled."""
+        parts = parallel.gather(self.moved)
+        return sum(part.total for part in parts) / sum(part.count for part in parts)
 
     def loss_sum(self, batch: Experience) -> LossSum:
         found = score(
@@ -270,17 +236,13 @@ class PPO(Method):
                 assert self.kl_estimator != "exact"
                 kl_BT = kl_estimate(found.logps_BT, batch.ref_logps_BT, self.kl_estimator) * mask_BT
                 total = total + self.coef * kl_BT.sum()
-        metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip)
+        metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip, self.clip)
         step = metrics["kl/step"]
         assert isinstance(step, Mean)
         self.moved = self.moved + Mean(float(step.total), float(step.count))
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
         return LossSum(total, metrics)
-
-    def evaluate(self, batch: Prompts, index: int) -> Metrics:
-        """Nothing to predict on held-out prompts: their samples, rewards and KL are measured for every method."""
-        return {}
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         if "_returns" not in metrics:

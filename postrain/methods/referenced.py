@@ -98,7 +98,7 @@ class Referenced(Method):
             return read(path)
         say(f"{said}, computing them once ... ")
         began = time.monotonic()
-        groups = micro_batches(batch.cost(), self.micro_batch_tokens)
+        groups = micro_batches(batch.cost(), self.micro_batch_tokens, batch.families())
         with self.trainer.strategy.precision_plugin.forward_context(), self.start() as model:
             mine = logps_by_row(model, batch, groups[parallel.rank() :: parallel.world_size()])
         known = {digest: logps for part in parallel.gather(mine) for digest, logps in part.items()}
@@ -131,7 +131,7 @@ class Referenced(Method):
 
     def logps_by_row(self, model: nn.Module, batch: Batch) -> LogpsByRow:
         """Of all items of a batch, without gradient."""
-        return logps_by_row(model, batch, micro_batches(batch.cost(), self.micro_batch_tokens))
+        return logps_by_row(model, batch, micro_batches(batch.cost(), self.micro_batch_tokens, batch.families()))
 
     def check_start(self, log_ratio_max: Tensor) -> None:
         """Before the first step the policy is its reference. Raises ConfigError where it is not."""

@@ -1,0 +1,79 @@
+"""What methods share that learn from comparisons of completions: who beats whom, and how often the policy beats its
+start. A preference is all they ask for; a reward becomes one by the difference it sees.
+
+Axes: P prompts, G completions of a prompt, B completions, prompt-major.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from postrain.methods.metrics import Metrics
+from postrain.methods.online import Online
+from postrain.ops import derive_seed, share_above
+from postrain.rewards.pairwise import Preference, RewardDifference
+from postrain.rollout.collect import Episodes, collect
+from postrain.types import Count, Mean, Positive, Prompts
+
+
+class Dueling(Online):
+    """Learns from which of two completions is preferred."""
+
+    compares: ClassVar[bool] = True
+    learns: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
+    headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/win_rate")
+
+    group_size: Count
+    """Completions of each prompt; method.batch_size counts prompts."""
+    beta: Positive
+    """Strength of the leash to the reference."""
+    preference_temperature: Positive
+    """Where a reward scores single completions: P(a beats b) = σ((r(a) − r(b)) / this)."""
+
+    def needs_reference(self) -> bool:
+        return True
+
+    def attached(self) -> None:
+        super().attached()
+        self.starts: dict[int, Episodes] = {}
+
+    @property
+    def preference(self) -> Preference:
+        """Who beats whom."""
+        if self.parts.preference is not None:
+            return self.parts.preference
+        assert self.parts.reward is not None
+        return RewardDifference(self.parts.reward, self.preference_temperature)
+
+    def duel(self, one: Episodes, other: Episodes) -> Tensor:
+        """P(a completion beats its opponent of the same prompt), NaN where nobody can tell, [B]."""
+        return self.preference.beats(one.prompts, one.completions, other.completions, one.columns).to(self.device)
+
+    def evaluate(self, batch: Prompts, index: int) -> Metrics:
+        """How often the policy's completions of held-out prompts beat its start's, both drawn with the same seeds."""
+        if index not in self.starts:
+            with self.reference.scoring() as frozen:
+                self.starts[index] = self.completed(frozen, batch, index)
+        beats_B = self.duel(self.completed(self.policy, batch, index), self.starts[index])
+        known_B = beats_B[~beats_B.isnan()]
+        return {
+            "win_rate": Mean(share_above(known_B - 0.5), len(known_B)),
+            "preference": Mean(known_B.sum(), len(known_B)),
+        }
+
+    def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Episodes:
+        """One completion of each held-out prompt."""
+        keys = [derive_seed(self.parts.seed, "win_rate", index, place) for place in range(len(prompts))]
+        return collect(
+            self.parts.engine, model, self.parts.template, prompts, keys=keys, environment=self.parts.environment
+        )
+
+
+def paired(grouped: Episodes, size: int) -> tuple[Episodes, Episodes]:
+    """Every completion beside every other one of its group, itself included: [P·G·G] each."""
+    rows = range(len(grouped))
+    first = [row for row in rows for _ in range(size)]
+    second = [row // size * size + other for row in rows for other in range(size)]
+    return grouped.select(first), grouped.select(second)

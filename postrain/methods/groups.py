@@ -1,0 +1,225 @@
+"""What methods share that compare the completions of a prompt with each other: groups instead of a critic.
+
+A group whose completions all earn the same teaches nothing; `resample` draws groups of further prompts in its place.
+Completions with nothing to learn from do not go through the model again. Axes: P prompts, G completions of a prompt,
+B = P·G completions, prompt-major, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from postrain import parallel
+from postrain.methods.online import Online, joined, mask_of, own_share, sampler_error
+from postrain.ops import kl_estimates, step_metrics
+from postrain.rollout.collect import Episodes
+from postrain.scoring import score
+from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, Mean, NonNegative, Positive, Prompts, Rows
+
+
+def centred(reward_PG: Tensor) -> Tensor:
+    """Each reward less the mean of its group, [P, G]; NaN (unscorable) leaves the mean and becomes 0."""
+    return (reward_PG - reward_PG.nanmean(1, keepdim=True)).nan_to_num(0.0)
+
+
+def differing(reward_PG: Tensor) -> Tensor:
+    """True for groups in which not all that could be scored earned the same, [P]."""
+    return centred(reward_PG).abs().amax(1) > 1e-6
+
+
+@dataclass(frozen=True)
+class Rollout(Batch):
+    """Completions with everything the loss needs, all constants, [B, T] over completion tokens."""
+
+    rows: Rows
+    logps_BT: Tensor
+    """Under the policy that sampled."""
+    ref_logps_BT: Tensor
+    """Under the reference; zeros where no KL is asked for."""
+    advantages_BT: Tensor
+    weight_B: Tensor
+    """What each token's loss is multiplied with before everything is summed."""
+    learned_B: Tensor
+    """False where the loss has no gradient: such a completion needs no pass."""
+
+    def cost(self) -> list[int]:
+        families = Counter(self.rows.row_ids)
+        tokens = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, self.learned_B.tolist(), strict=True)
+        completion = [(len(ids), int(mask.sum()), families[row], learned) for ids, mask, row, learned in tokens]
+        return [(own - (own - said) * (kin - 1) // kin) * learned for own, said, kin, learned in completion]
+
+    def narrowed(self, width: int) -> Rollout:
+        """The same rows with the [B, T] tensors cut to the `width` that scoring these rows alone gives."""
+        wide = {f.name: getattr(self, f.name)[:, :width] for f in fields(self) if f.name.endswith("_BT")}
+        return replace(self, **wide)
+
+
+class Grouped(Online):
+    """Policy gradient with advantages from groups of completions. A subclass says what they and the surrogate are."""
+
+    headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
+    learns: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
+
+    group_size: Count
+    """Completions of each prompt; method.batch_size counts prompts."""
+    clip_low: Positive
+    clip_high: Positive
+    """How far below and above 1 the ratio to the policy that sampled may go before it stops counting."""
+    kl_coef: NonNegative
+    """Weight of the KL to the start; 0 needs no reference."""
+    entropy_coef: NonNegative
+    """Weight of an entropy bonus."""
+    missing_eos_penalty: NonNegative
+    """Taken off the reward of a completion that was cut at the length limit."""
+    mask_truncated: bool
+    """Whether a completion that was cut at the length limit is left out of the loss."""
+    resample: CountOrZero
+    """Further batches of prompts that may be drawn at an update to replace groups that all earned the same."""
+
+    smallest_group: ClassVar[int] = 2
+
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    def check(self) -> None:
+        super().check()
+        if self.group_size < self.smallest_group:
+            raise ConfigError(
+                f"method.group_size={self.group_size}: completions are compared with others of the same prompt; "
+                f"give at least {self.smallest_group}"
+            )
+
+    def items_drawn(self) -> int:
+        return self.batch_size * (1 + self.resample)
+
+    # What a subclass says ----------------------------------------------------------------------------------------
+
+    def advantages(self, reward_PG: Tensor, kl_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """How much better each token was than expected, [B, T]; `kl_BT` is the k1 estimate of the KL to the start."""
+        raise NotImplementedError
+
+    def kl_in_loss(self, logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor | None:
+        """An estimate of the KL at each token that is added to the loss, [B, T]."""
+        return None
+
+    def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
+        """What is minimised at each token, [B, T]."""
+        raise NotImplementedError
+
+    def shaped(self, episodes: Episodes) -> Tensor:
+        """The reward of each completion, NaN where nothing could score it, [B]."""
+        return episodes.reward_B - self.missing_eos_penalty * (~episodes.finished_B)
+
+    def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
+        """The weight of each completion's tokens, [B]; by default completions count alike, however long."""
+        return counted_B / lengths_B
+
+    # From prompts to mini-batches --------------------------------------------------------------------------------
+
+    def prepare(self, batch: Prompts) -> Rollout:
+        """Sample, score, compare within groups."""
+        episodes, self.kept = self.sampled(batch)
+        rows, mask_BT = episodes.rows, mask_of(episodes.rows, self.device)
+        logps_BT = self.old_logps(episodes)
+        ref_logps_BT = self.reference_logps(rows) if self.kl_coef else torch.zeros_like(logps_BT)
+        kl_BT = (logps_BT - ref_logps_BT) * mask_BT if self.kl_coef else ref_logps_BT
+        reward_PG = self.shaped(episodes).view(-1, self.group_size)
+        advantages_BT = self.advantages(reward_PG, kl_BT, mask_BT) * ~episodes.reward_B.isnan()[:, None]
+        counted_B = self.of_kept(len(episodes))
+        if self.mask_truncated:
+            counted_B = counted_B & episodes.finished_B
+        weight_B = self.weights(mask_BT.sum(1), counted_B)
+        moves_B = (advantages_BT != 0).any(1) | (self.kl_coef + self.entropy_coef > 0)
+        self.note(episodes.metrics())
+        self.note_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
+        if self.kl_coef:
+            self.note(kl_estimates(logps_BT, ref_logps_BT, mask_BT))
+        return Rollout(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, (weight_B != 0) & moves_B)
+
+    def old_logps(self, episodes: Episodes) -> Tensor:
+        """Log-probabilities under the policy that sampled, [B, T]; `first_pass` says that the first mini-batch is to
+        find the same numbers again."""
+        self.first_pass = self.recorded()
+        if self.first_pass:
+            return episodes.logps_BT
+        logps_BT = self.logps(self.policy, episodes.rows)
+        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, logps_BT, strict=False)})
+        return logps_BT
+
+    def note_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
+        """How much there is to learn from."""
+        tokens, groups = mask_BT.sum(), len(reward_PG)
+        spread_P = (centred(reward_PG) ** 2).sum(1).div(self.group_size - 1 or 1).sqrt()
+        self.note(
+            {
+                "group/all_equal": Mean((~differing(reward_PG)).sum(), groups),
+                "group/reward_std": Mean(spread_P.sum(), groups),
+                "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), tokens),
+                "entropy": Mean(-logps_BT.sum(), tokens),
+            }
+        )
+
+    def sampled(self, batch: Prompts) -> tuple[Episodes, list[int]]:
+        """Groups of completions, and the global places of the prompts that are learned from.
+
+        In waves of batch_size prompts over all ranks, until that many groups differ or the prompts are used up.
+        """
+        world, rank = parallel.world_size(), parallel.rank()
+        found: list[Episodes] = []
+        useful: list[int] = []
+        for first in range(0, self.items_drawn(), self.batch_size):
+            mine = [p for p in range(first, first + self.batch_size) if p % world == rank]
+            wave = self.rollout(batch.select([p // world for p in mine]), places=mine, copies=self.group_size)
+            found.append(wave)
+            differs = differing(self.shaped(wave).view(-1, self.group_size)).tolist()
+            useful += chain.from_iterable(parallel.gather([p for p, good in zip(mine, differs, strict=True) if good]))
+            if len(useful) >= self.batch_size:
+                break
+        if not self.resample:
+            return found[0], list(range(self.batch_size))
+        self.note({"group/prompts_drawn": Mean(len(found) * self.batch_size, 1)})
+        return joined(found), sorted(useful)[: self.batch_size]
+
+    def of_kept(self, completions: int) -> Tensor:
+        """True for this rank's completions of prompts that are learned from, [B]."""
+        mine = set(own_share(self.kept))
+        kept = [group in mine for group in range(completions // self.group_size)]
+        return torch.tensor(kept, device=self.device).repeat_interleave(self.group_size)
+
+    def minibatches(self, prepared: Rollout) -> Iterator[Rollout]:
+        """Whole groups, so that a prompt is run once for all its completions."""
+        for places in self.passes(len(self.kept)):
+            groups = own_share([self.kept[place] for place in places])
+            minibatch = prepared.select([g * self.group_size + i for g in groups for i in range(self.group_size)])
+            self.note({"policy_loss": Mean(0.0, self.denominator(minibatch))})
+            yield minibatch
+            self.first_pass = False
+
+    def loss_sum(self, batch: Rollout) -> LossSum:
+        entropy = self.entropy_coef > 0
+        found = score(self.policy, batch.rows, temperature=self.sampling.temperature, entropy=entropy)
+        batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
+        if self.first_pass:
+            error = sampler_error(batch.logps_BT, found.logps_BT.detach(), strict=self.in_float32())
+            self.note({"rollout/logp_error": error})
+        loss_BT = self.surrogate(found.logps_BT, batch, mask_BT)
+        metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip_low, self.clip_high)
+        # Counted by mini-batch, since completions without a gradient are not here.
+        metrics["policy_loss"] = Mean((loss_BT.detach() * mask_BT * batch.weight_B[:, None]).sum(), 0)
+        kl_BT = self.kl_in_loss(found.logps_BT, batch.ref_logps_BT) if self.kl_coef else None
+        if kl_BT is not None:
+            loss_BT = loss_BT + self.kl_coef * kl_BT
+        if found.entropy_BT is not None:
+            loss_BT = loss_BT - self.entropy_coef * found.entropy_BT
+            metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())
+        return LossSum((loss_BT * mask_BT * batch.weight_B[:, None]).sum(), metrics)
+
+    def denominator(self, batch: Rollout) -> int:
+        return len(batch)

@@ -1,0 +1,162 @@
+"""Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) and its family: how advantages are scaled, how
+tokens are summed up, what the ratio is taken over and how it is clipped are four independent choices.
+
+With one pass over a rollout the ratio is 1, and the gradient is REINFORCE's with these advantages. Axes: P prompts,
+G completions of a prompt, B = P·G completions, T completion tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from postrain import parallel
+from postrain.methods.groups import Grouped, Rollout, centred
+from postrain.ops import kl_estimate
+from postrain.rollout.collect import Episodes
+from postrain.types import ConfigError, CountOrZero, NonNegative, Positive
+
+EPSILON = 1e-4
+"""Added to a standard deviation before it divides."""
+
+
+# Advantages ----------------------------------------------------------------------------------------------------------
+
+
+def group_std(reward_PG: Tensor) -> Tensor:
+    """Bessel-corrected standard deviation of what could be scored (not NaN) in each group, [P, 1]; 0 of one reward."""
+    count_P1 = (~reward_PG.isnan()).sum(1, keepdim=True)
+    return ((centred(reward_PG) ** 2).sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
+
+
+def batch_std(reward_PG: Tensor) -> Tensor:
+    """The same over all rewards of the global batch, a scalar."""
+    scored_PG = ~reward_PG.isnan()
+    known_PG = reward_PG.nan_to_num(0.0)
+    total, squares, count = parallel.all_sum(torch.stack([known_PG.sum(), (known_PG**2).sum(), scored_PG.sum()]))
+    return ((squares - total**2 / count).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
+
+
+SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "group": lambda reward_PG: group_std(reward_PG) + EPSILON,
+    "batch": lambda reward_PG: batch_std(reward_PG) + EPSILON,
+    "none": lambda reward_PG: torch.ones(()),
+}
+"""What the difference to the group's mean is divided by: the group's spread (Shao et al. 2024), the batch's (Liu et al.
+2025, "Tricks or traps"), nothing (Liu et al. 2025, Dr. GRPO)."""
+
+
+# Ratios --------------------------------------------------------------------------------------------------------------
+
+
+def token_ratio(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """π/π_old of each token, [B, T]."""
+    return log_ratio_BT.exp()
+
+
+def sequence_ratio(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """(π/π_old of the completion)^(1/length), one number a completion, [B, 1] (Zheng et al. 2025, GSPO, eq. 7)."""
+    return ((log_ratio_BT * mask_BT).sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True)).exp()
+
+
+RATIOS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"token": token_ratio, "sequence": sequence_ratio}
+
+
+# Surrogates ----------------------------------------------------------------------------------------------------------
+
+
+def clipped(ratio_BT: Tensor, advantages_BT: Tensor, low: float, high: float, ceiling: float = math.inf) -> Tensor:
+    """−min(min(r, ceiling)·A, clip(r, 1 − low, 1 + high)·A), [B, T].
+
+    high > low is clip-higher (Yu et al. 2025, DAPO, eq. 8); a finite ceiling also bounds what a negative advantage can
+    do (two-sided clip; Prime Intellect 2025, INTELLECT-2, eq. 1).
+    """
+    held_BT = ratio_BT.clamp(1 - low, 1 + high)
+    return -torch.minimum(ratio_BT.clamp(max=ceiling) * advantages_BT, held_BT * advantages_BT)
+
+
+def cispo(ratio_BT: Tensor, advantages_BT: Tensor, logps_BT: Tensor, low: float, high: float) -> Tensor:
+    """−stop_gradient(clip(r, 1 − low, 1 + high))·A·log π, [B, T]: no token loses its gradient (MiniMax 2025, eq. 4)."""
+    return -ratio_BT.clamp(1 - low, 1 + high).detach() * advantages_BT * logps_BT
+
+
+# The rest ------------------------------------------------------------------------------------------------------------
+
+
+def overlong(lengths_B: Tensor, limit: int, buffer: int) -> Tensor:
+    """0 up to limit − buffer tokens, falling evenly to −1 at the limit, [B] (Yu et al. 2025, DAPO, eq. 13)."""
+    return -((lengths_B - (limit - buffer)) / max(buffer, 1)).clamp(0, 1)
+
+
+class GRPO(Grouped):
+    """Minimises the clipped surrogate with group-relative advantages, + kl_coef · k3."""
+
+    scale: Literal["group", "batch", "none"]
+    """What advantages are divided by: the spread of rewards in the group, in the batch, or nothing."""
+    aggregation: Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+    """How token losses are summed up: mean over completions of their means; mean over the tokens of a mini-batch; sum
+    over completions times max_new_tokens; mean over the tokens of the whole rollout."""
+    ratio: Literal["token", "sequence"]
+    """What is compared with the policy that sampled: each token, or the completion (GSPO)."""
+    objective: Literal["clipped", "cispo"]
+    """Whether a clipped ratio takes the gradient away, or only bounds its weight."""
+    ratio_ceiling: Positive | None
+    """Bounds the ratio where the advantage is negative; null does not."""
+    overlong_buffer: CountOrZero
+    """Tokens before max_new_tokens over which a growing penalty sets in."""
+    overlong_penalty: NonNegative
+    """That penalty at max_new_tokens."""
+
+    def check(self) -> None:
+        super().check()
+        if self.overlong_buffer > self.sampling.max_new_tokens:
+            raise ConfigError(
+                f"method.overlong_buffer={self.overlong_buffer} is more than "
+                f"rollout.max_new_tokens={self.sampling.max_new_tokens}"
+            )
+        if self.objective == "cispo" and self.ratio_ceiling is not None:
+            raise ConfigError(
+                "method.ratio_ceiling: method.objective=cispo bounds the ratio by clip_high; leave it null"
+            )
+
+    def shaped(self, episodes: Episodes) -> Tensor:
+        if not self.overlong_buffer:
+            return super().shaped(episodes)
+        lengths_B = torch.tensor([int(mask.sum()) for mask in episodes.rows.supervised], device=self.device)
+        late_B = overlong(lengths_B, self.sampling.max_new_tokens, self.overlong_buffer)
+        return super().shaped(episodes) + self.overlong_penalty * late_B
+
+    def advantages(self, reward_PG: Tensor, kl_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        return (centred(reward_PG) / SCALES[self.scale](reward_PG)).view(-1, 1) * mask_BT
+
+    def kl_in_loss(self, logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
+        return kl_estimate(logps_BT, ref_logps_BT, "k3")
+
+    def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
+        ratio_BT = RATIOS[self.ratio](logps_BT - batch.logps_BT, mask_BT)
+        if self.objective == "cispo":
+            return cispo(ratio_BT, batch.advantages_BT, logps_BT, self.clip_low, self.clip_high)
+        return clipped(ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high, self.ratio_ceiling or math.inf)
+
+    def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
+        match self.aggregation:
+            case "grpo":
+                return counted_B / lengths_B
+            case "bnpo":
+                return counted_B.float()
+            case "dr_grpo":
+                return counted_B / self.sampling.max_new_tokens
+            case "dapo":
+                tokens = parallel.all_sum((lengths_B * counted_B).sum())
+                return counted_B * (len(self.kept) * self.group_size / tokens.clamp(min=1))
+
+    def denominator(self, batch: Rollout) -> int:
+        if self.aggregation != "bnpo":
+            return super().denominator(batch)
+        return sum(
+            int(mask.sum()) for mask, weight in zip(batch.rows.supervised, batch.weight_B, strict=True) if weight
+        )

@@ -1,0 +1,93 @@
+"""Nash learning from human feedback by mirror descent (Munos et al. 2023, Nash-MD-PG): the policy plays against a
+geometric mixture of itself and its start, and is paid by how likely its completion is preferred to the mixture's.
+
+What it approaches is the Nash equilibrium of the preference, regularised by the KL to the start; no reward needs to
+exist that explains the preference. Axes: P prompts, G completions of a prompt, B = P·G completions, prompt-major, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from postrain.methods.duels import Dueling
+from postrain.methods.online import mask_of, own_share, sampler_error
+from postrain.ops import kl_estimates, to_come
+from postrain.rollout.engine import Mixture
+from postrain.scoring import score
+from postrain.types import Batch, Fraction, LossSum, Mean, Prompts, Rows
+
+
+def nash_advantages(beats_B: Tensor, log_ratio_BT: Tensor, mask_BT: Tensor, beta: float) -> Tensor:
+    """P(y beats y') − ½ − β · Σ log π/π_start of this and all later tokens, [B, T] (Munos et al. 2023, section 7.2).
+
+    The tokens before do not depend on this one, so leaving theirs out changes no mean. NaN (nobody can tell) pays 0.
+    """
+    won_B = (beats_B - 0.5).nan_to_num(0.0)
+    return (won_B[:, None] - beta * to_come(log_ratio_BT * mask_BT)) * mask_BT
+
+
+@dataclass(frozen=True)
+class Played(Batch):
+    """Completions with what they won, [B, T] over completion tokens."""
+
+    rows: Rows
+    logps_BT: Tensor
+    """Under the policy that sampled."""
+    advantages_BT: Tensor
+
+    def narrowed(self, width: int) -> Played:
+        """The same rows with the [B, T] tensors cut to the `width` that scoring these rows alone gives."""
+        wide = {f.name: getattr(self, f.name)[:, :width] for f in fields(self) if f.name.endswith("_BT")}
+        return replace(self, **wide)
+
+
+class NashMD(Dueling):
+    """Maximises P(policy's completion beats the mixture's) − β · KL(policy ‖ start)."""
+
+    headline: ClassVar[tuple[str, str, str]] = ("win/mixture", "kl/k3", "eval/win_rate")
+
+    mixture: Fraction
+    """The start's share in the opponent: 0 is self-play, 1 plays against the start."""
+
+    def prepare(self, batch: Prompts) -> Played:
+        """Play: each completion meets every one of the mixture's for its prompt."""
+        size = self.group_size
+        mine = self.rollout(batch, copies=size)
+        opponent = Mixture(self.policy, self.reference, self.mixture)
+        theirs = self.rollout(batch, copies=size, purpose="opponent", model=opponent)
+        rows = range(len(mine))
+        meets = [row // size * size + other for row in rows for other in range(size)]
+        beats_B = self.duel(mine.select([row for row in rows for _ in range(size)]), theirs.select(meets))
+        won_B = beats_B.view(-1, size).nanmean(1)
+        mask_BT = mask_of(mine.rows, self.device)
+        logps_BT = mine.logps_BT if self.recorded() else self.logps(self.policy, mine.rows)
+        ref_logps_BT = self.reference_logps(mine.rows)
+        known_B = ~won_B.isnan()
+        self.note(mine.metrics() | kl_estimates(logps_BT, ref_logps_BT, mask_BT))
+        self.note({"win/mixture": Mean(won_B[known_B].sum(), known_B.sum())})
+        advantages_BT = nash_advantages(won_B, logps_BT - ref_logps_BT, mask_BT, self.beta)
+        self.first_pass = self.recorded()
+        return Played(mine.rows, logps_BT, advantages_BT)
+
+    def minibatches(self, prepared: Played) -> Iterator[Played]:
+        for places in self.passes(self.batch_size):
+            prompts = own_share(places)
+            yield prepared.select([p * self.group_size + i for p in prompts for i in range(self.group_size)])
+            self.first_pass = False
+
+    def loss_sum(self, batch: Played) -> LossSum:
+        found = score(self.policy, batch.rows, temperature=self.sampling.temperature)
+        batch = batch.narrowed(found.mask_BT.shape[1])
+        if self.first_pass:
+            strict = self.in_float32()
+            self.note({"rollout/logp_error": sampler_error(batch.logps_BT, found.logps_BT.detach(), strict=strict)})
+        # Its gradient at ratio 1 is that of A · log π; in later passes the ratio keeps it unbiased token by token.
+        ratio_BT = (found.logps_BT - batch.logps_BT).exp()
+        return LossSum(-(ratio_BT * batch.advantages_BT * found.mask_BT).sum(), {})
+
+    def denominator(self, batch: Played) -> int:
+        return len(batch)

@@ -1,0 +1,152 @@
+"""What methods share that learn from what the policy itself writes: sampling, and several passes over a rollout.
+
+Row seeds depend on the place of a prompt in the global batch and on the number of its completion, never on the rank
+that draws it. Axes: B completions, prompt-major, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import reduce
+from operator import add
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from postrain import parallel
+from postrain.methods.base import Method
+from postrain.methods.metrics import Metrics
+from postrain.ops import derive_seed, generator
+from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.engine import Mixture
+from postrain.scoring import in_micro_batches, pad_T, score
+from postrain.types import ConfigError, Count, Max, Prompts, Rows
+
+# Largest difference of two float32 log-probabilities that the order of summation explains.
+SAMPLER_TOLERANCE = 1e-2
+
+
+class Online(Method):
+    """Learns from its own completions of prompts."""
+
+    kind: ClassVar[str] = "Prompt"
+    needs_reward: ClassVar[bool] = True
+
+    epochs: Count
+    """Passes over each rollout."""
+    minibatches_per_epoch: Count
+    """Optimizer steps in each pass."""
+
+    def attached(self) -> None:
+        self.sampling = self.parts.engine.sampling
+        self.check()
+
+    def check(self) -> None:
+        """What only the settings together can say."""
+        if self.batch_size % self.minibatches_per_epoch:
+            raise ConfigError(
+                f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide "
+                f"method.batch_size={self.batch_size}"
+            )
+        if self.sampling.temperature == 0:
+            raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
+
+    def recorded(self) -> bool:
+        """Whether the log-probabilities recorded while sampling are the policy's own, so that none need be computed."""
+        drawn = self.sampling
+        return drawn.top_k == 0 and drawn.top_p == 1 and drawn.min_p == 0
+
+    def rollout(
+        self,
+        prompts: Prompts,
+        *,
+        places: Sequence[int] | None = None,
+        copies: int = 1,
+        purpose: str = "rollout",
+        model: nn.Module | Mixture | None = None,
+    ) -> Episodes:
+        """`copies` completions of each prompt, prompt-major, drawn from the policy or from `model`, with rewards.
+
+        `places` are the prompts' in the global batch, by default those of this rank's share.
+        """
+        if places is None:
+            places = range(parallel.rank(), len(prompts) * parallel.world_size(), parallel.world_size())
+        keys = [
+            derive_seed(self.parts.seed, purpose, self.counters.updates, place, copy)
+            for place in places
+            for copy in range(copies)
+        ]
+        return collect(
+            self.parts.engine,
+            self.policy if model is None else model,
+            self.parts.template,
+            prompts.select([i for i in range(len(prompts)) for _ in range(copies)]),
+            keys=keys,
+            reward=self.parts.reward,
+            environment=self.parts.environment,
+        )
+
+    def logps(self, model: nn.Module, rows: Rows) -> Tensor:
+        """Log-probabilities of the completions under a model, at the sampling temperature, without gradient, [B, T]."""
+        return in_micro_batches(
+            lambda part: score(model, part, temperature=self.sampling.temperature).logps_BT,
+            rows,
+            self.micro_batch_tokens,
+        )
+
+    def reference_logps(self, rows: Rows) -> Tensor:
+        """The same under the reference."""
+        with self.reference.scoring() as frozen:
+            return self.logps(frozen, rows)
+
+    def passes(self, items: int) -> Iterator[Sequence[int]]:
+        """Epochs × mini-batches: the places of a mini-batch in a rollout of so many items over all ranks."""
+        for epoch in range(self.epochs):
+            source = generator(self.parts.seed, "minibatches", self.counters.updates, epoch)
+            for chunk in torch.randperm(items, generator=source).chunk(self.minibatches_per_epoch):
+                yield chunk.tolist()
+
+    def evaluate(self, batch: Any, index: int) -> Metrics:
+        """Nothing to predict on held-out prompts: their samples, rewards and KL are measured for every method."""
+        return {}
+
+
+def own_share(places: Sequence[int]) -> list[int]:
+    """Where this rank keeps those items of a global batch that it has, its share being rank::ranks."""
+    world, rank = parallel.world_size(), parallel.rank()
+    return [place // world for place in places if place % world == rank]
+
+
+def mask_of(rows: Rows, device: torch.device) -> Tensor:
+    """True at the completion tokens of each row, left-aligned, [B, T]."""
+    counts_B = torch.tensor([int(mask.sum()) for mask in rows.supervised], device=device)
+    return torch.arange(int(counts_B.max()), device=device) < counts_B[:, None]
+
+
+def sampler_error(recorded_BT: Tensor, own_BT: Tensor, *, strict: bool) -> Max:
+    """Largest difference between log-probabilities recorded while sampling and the policy's own, 0 outside the mask.
+
+    Raises ConfigError where `strict` (float32 throughout) and it is more than rounding: the ratio would not start at 1.
+    """
+    error = float((recorded_BT - own_BT).abs().max())
+    if strict and error > SAMPLER_TOLERANCE:
+        raise ConfigError(
+            f"rollout: sampled log-probabilities differ by {error:.2g} from the policy's own in float32, so the engine "
+            "and the model do not compute the same"
+        )
+    return Max(error)
+
+
+def joined(parts: Sequence[Episodes]) -> Episodes:
+    """Episodes one after the other, their tensors widened to the longest."""
+    names = [f.name for f in fields(Episodes)]
+    return Episodes(**{name: _joined([getattr(part, name) for part in parts]) for name in names})
+
+
+def _joined(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        width = max(value.shape[-1] for value in values)
+        return torch.cat([pad_T(value, width) if value.ndim > 1 else value for value in values])
+    return reduce(add, values)

@@ -1,0 +1,93 @@
+"""Direct preference optimisation on the policy's own completions, judged as they come (Guo et al. 2024, "Direct
+language model alignment from online AI feedback").
+
+Of each prompt's completions the one preferred on average to all others is chosen and the least preferred rejected; with
+two, that is the paper's. A prompt whose completions tie is left out. Axes: P prompts, G completions of a prompt, B pairs
+(one a prompt), T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from postrain.methods.duels import Dueling, paired
+from postrain.methods.online import own_share
+from postrain.methods.pairs import PairScores, lengths, pair_metrics
+from postrain.methods.preference_losses import ipo, sigmoid
+from postrain.ops import TIE
+from postrain.scoring import score
+from postrain.types import Batch, ConfigError, LossSum, Mean, Pairs, Prompts
+
+
+def standings(beats_PGG: Tensor) -> Tensor:
+    """How likely each completion is preferred to the others of its prompt on average, [P, G]; ½ where nobody can tell.
+
+    `beats_PGG[p, i, j]` is P(i beats j); a completion does not meet itself.
+    """
+    itself = torch.eye(beats_PGG.shape[1], dtype=torch.bool, device=beats_PGG.device)
+    return beats_PGG.masked_fill(itself, torch.nan).nanmean(2).nan_to_num(0.5)
+
+
+@dataclass(frozen=True)
+class JudgedPairs(Batch):
+    """Pairs of completions with all that is constant while the policy learns from them."""
+
+    pairs: Pairs
+    ref_chosen_B: Tensor
+    """Log-probability of the whole completion under the reference."""
+    ref_rejected_B: Tensor
+    decided_B: Tensor
+    """False where neither is preferred: nothing to learn, and no pass through the model."""
+
+    def cost(self) -> list[int]:
+        return [cost * decided for cost, decided in zip(self.pairs.cost(), self.decided_B.tolist(), strict=True)]
+
+
+class OnlineDPO(Dueling):
+    """Minimises a DPO loss over pairs of fresh completions."""
+
+    loss: Literal["sigmoid", "ipo"]
+
+    headline: ClassVar[tuple[str, str, str]] = ("accuracy", "completion/length", "eval/win_rate")
+
+    def check(self) -> None:
+        super().check()
+        if self.group_size < 2:
+            raise ConfigError(f"method.group_size={self.group_size}: a pair needs two completions; give at least 2")
+
+    def prepare(self, batch: Prompts) -> JudgedPairs:
+        """Sample, judge, and keep the best and the worst of each prompt."""
+        episodes = self.rollout(batch, copies=self.group_size)
+        beats_PGG = self.duel(*paired(episodes, self.group_size)).view(-1, self.group_size, self.group_size)
+        standing_PG = standings(beats_PGG)
+        best_P, worst_P = standing_PG.argmax(1), standing_PG.argmin(1)
+        first_P = torch.arange(len(batch), device=self.device) * self.group_size
+        chosen, rejected = ((first_P + which_P).tolist() for which_P in (best_P, worst_P))
+        rows, ref_B = episodes.rows, self.reference_logps(episodes.rows).sum(1)
+        decided_P = standing_PG.amax(1) - standing_PG.amin(1) > TIE
+        self.note(episodes.metrics() | {"undecided": Mean((~decided_P).sum(), len(batch))})
+        pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
+        return JudgedPairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
+
+    def minibatches(self, prepared: JudgedPairs) -> Iterator[JudgedPairs]:
+        for places in self.passes(self.batch_size):
+            yield prepared.select(own_share(places))
+
+    def loss_sum(self, batch: JudgedPairs) -> LossSum:
+        both = batch.pairs.chosen + batch.pairs.rejected
+        found = PairScores.halves(score(self.policy, both, temperature=self.sampling.temperature))
+        chosen_B = found.chosen.logps_BT.sum(1) - batch.ref_chosen_B
+        rejected_B = found.rejected.logps_BT.sum(1) - batch.ref_rejected_B
+        if self.loss == "ipo":
+            loss_B = ipo(chosen_B / lengths(found.chosen), rejected_B / lengths(found.rejected), beta=self.beta)
+        else:
+            loss_B = sigmoid(chosen_B - rejected_B, beta=self.beta)
+        return LossSum(loss_B.sum(), pair_metrics(self.beta * chosen_B, self.beta * rejected_B, found))
+
+    def denominator(self, batch: JudgedPairs) -> int:
+        return len(batch)

@@ -1,0 +1,43 @@
+"""REINFORCE with a leave-one-out baseline (Kool et al. 2019; Ahmadian et al. 2024, "Back to Basics"): a completion is
+one action, its baseline the mean reward of the prompt's other completions, and the KL comes off the reward.
+
+Axes: P prompts, G completions of a prompt, B = P·G completions, T completion tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from postrain.methods.groups import Grouped, Rollout, centred
+
+
+def leave_one_out(reward_PG: Tensor) -> Tensor:
+    """Each reward less the mean of the others in its group, [P, G]; NaN (unscorable) leaves the means and becomes 0.
+
+    r_i − Σ_{j≠i} r_j / (n − 1) = n / (n − 1) · (r_i − mean).
+    """
+    count_P1 = (~reward_PG.isnan()).sum(1, keepdim=True)
+    return centred(reward_PG) * count_P1 / (count_P1 - 1).clamp(min=1)
+
+
+def clipped_sequence_loss(
+    logps_BT: Tensor, old_logps_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor, low: float, high: float
+) -> Tensor:
+    """−min(r·A, clip(r, 1 − low, 1 + high)·A) with r = π/π_old of the whole completion, [B, 1]."""
+    ratio_B1 = ((logps_BT - old_logps_BT) * mask_BT).sum(1, keepdim=True).exp()
+    return -torch.minimum(ratio_B1 * advantages_B1, ratio_B1.clamp(1 - low, 1 + high) * advantages_B1)
+
+
+class RLOO(Grouped):
+    """Minimises the clipped surrogate of whole completions, their reward less kl_coef · log π/π_start."""
+
+    def advantages(self, reward_PG: Tensor, kl_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        paid_PG = reward_PG - self.kl_coef * kl_BT.sum(1).view_as(reward_PG)
+        return leave_one_out(paid_PG).view(-1, 1) * mask_BT
+
+    def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
+        # The first token's advantage is the completion's; weights of 1/length make one loss of its equal tokens.
+        return clipped_sequence_loss(
+            logps_BT, batch.logps_BT, batch.advantages_BT[:, :1], mask_BT, self.clip_low, self.clip_high
+        )
