@@ -7,7 +7,7 @@ are the same each time, so that two evaluations differ by the model alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics
 from postrain.ops import derive_seed
 from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.engine import Engine, greedy
 from postrain.scoring import compare, in_micro_batches, kl_metrics
 from postrain.types import Count, CountOrZero, Max, Mean
 
@@ -37,6 +38,8 @@ class Evaluation:
     """Held-out prompts that are continued and scored; 0 writes none."""
     shown: Count
     """How many of them are kept in samples.jsonl."""
+    greedy: bool
+    """Whether they are also continued greedily (temperature 0), for `greedy/…`."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,35 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation) -> Evaluate
     extra = episodes.metrics() if method.parts.reward else completion_metrics(episodes)
     extra = {**extra, "repetition": Mean(1 - distinct_n(episodes.completions, 3), 1)}
     sampled = {f"eval/{name}": value for name, value in (extra | kl_to_start(method, episodes)).items()}
-    for part in sorted({name for scores in gold for name in scores}):
-        known = [scores[part] for scores in gold if part in scores]
-        sampled[f"gold/{part}"] = Mean(sum(known), len(known))
+    sampled |= {f"gold/{part}": mean for part, mean in means(gold).items()}
+    if settings.greedy:
+        sampled |= {f"greedy/{name}": value for name, value in greedily(method, data, settings.completions).items()}
     return Evaluated(metrics | {name: value.value() for name, value in sampled.items()}, episodes, gold)
 
 
-def complete(method: Method, data: DataModule, count: int) -> Episodes:
+def means(gold: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
+    """Each part of the gold score over the completions that have it."""
+    return {
+        part: Mean(sum(known), len(known))
+        for part in sorted({name for scores in gold for name in scores})
+        if (known := [scores[part] for scores in gold if part in scores])
+    }
+
+
+def greedily(method: Method, data: DataModule, count: int) -> dict[str, Mean | Max]:
+    """What the likeliest completions of the same prompts earn and are worth."""
+    episodes = complete(method, data, count, engine=greedy(method.parts.engine))
+    rewards = {name: value for name, value in episodes.metrics().items() if name == "reward/total"}
+    return (rewards if method.parts.reward else {}) | dict(means(gold_scores(episodes, data)))
+
+
+def complete(method: Method, data: DataModule, count: int, engine: Engine | None = None) -> Episodes:
     """Continues the first `count` held-out prompts, with the same seeds at every evaluation."""
     prompts = data.eval_prompts(count)
     keys = [derive_seed(method.parts.seed, "evaluation", place) for place in range(len(prompts))]
     parts = method.parts
     return collect(
-        parts.engine,
+        engine or parts.engine,
         method.policy,
         parts.template,
         prompts,
