@@ -87,7 +87,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
 
 def judges(config: Mapping[str, Any]) -> tuple[Reward | None, Preference | None]:
     """What the `reward` group gives: something that scores completions, compares them, or can do both."""
-    found = instantiate(config["reward"])
+    found: Any = instantiate(config["reward"])
     return (found if callable(found) else None), (found if isinstance(found, Preference) else None)
 
 

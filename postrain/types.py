@@ -51,6 +51,11 @@ class Batch:
         costs = [value.cost() for f in fields(self) if isinstance(value := getattr(self, f.name), Batch)]
         return [sum(item) for item in zip(*costs, strict=True)]
 
+    def families(self) -> Sequence[int] | None:
+        """Items that come from one record, and so share their beginning, have one number, [B]; None: nobody knows."""
+        rows = next((value for f in fields(self) if isinstance(value := getattr(self, f.name), Rows)), self)
+        return getattr(rows, "row_ids", None)
+
 
 def _select(value: Any, index: Sequence[int]) -> Any:
     if isinstance(value, Batch):
@@ -131,6 +136,21 @@ class Judgements(Batch):
 
 
 @dataclass(frozen=True)
+class StepRows(Batch):
+    """Chains of reasoning with a label for each step; S steps of a chain (ragged)."""
+
+    rows: Rows
+    """`supervised` is True at the token right after each step, so that what is read before it is the step's end."""
+    labels: tuple[Tensor, ...]
+    """True where the step is right; bool [S] of each chain, S ≥ 1."""
+
+    @property
+    def row_ids(self) -> tuple[int, ...]:
+        """The records the chains came from."""
+        return self.rows.row_ids
+
+
+@dataclass(frozen=True)
 class Prompts(Batch):
     """Prompts to continue, with everything a reward may want to know about them."""
 
@@ -202,6 +222,22 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What an environment says to a turn of the policy."""
+
+    observation: str
+    """Text that goes on right after the turn: the policy reads it and does not learn to write it."""
+    state: Any
+    """What the environment wants to know at the next turn."""
+    reward: float | None = None
+    """What this turn earned, if anything."""
+    done: bool = False
+    """True when nothing more is to be written."""
+    error: bool = False
+    """True when the turn asked for something the environment cannot do."""
+
+
+@dataclass(frozen=True)
 class RewardBatch:
     """Rewards of a batch of completions."""
 
@@ -222,22 +258,6 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> float:
-@dataclass(frozen=True)
-class Step:
-    """What an environment says to a turn of the policy."""
-
-    observation: str
-    """Text that goes on right after the turn: the policy reads it and does not learn to write it."""
-    state: Any
-    """What the environment wants to know at the next turn."""
-    reward: float | None = None
-    """What this turn earned, if anything."""
-    done: bool = False
-    """True when nothing more is to be written."""
-    error: bool = False
-    """True when the turn asked for something the environment cannot do."""
-
-
         """The mean, 0 when nothing was counted."""
         return float(self.total) / float(self.count) if float(self.count) else 0.0
 

@@ -7,7 +7,7 @@ causal LM in this process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 from annotated_types import Interval
@@ -45,3 +45,8 @@ class Engine(Protocol):
         is part of it.
         """
         ...
+
+
+def greedy(engine: Engine) -> Engine:
+    """The same engine, always taking the likeliest token."""
+    return replace(engine, temperature=0.0)  # type: ignore[type-var]  # every engine is a dataclass of its settings
