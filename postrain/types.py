@@ -207,6 +207,8 @@ class Stop:
     """A completion whose text holds one of these is over."""
     decode: Callable[[Sequence[int]], str] | None = None
     """Text of token ids, special tokens and all; needed for `texts`."""
+    limits: tuple[int, ...] | None = None
+    """Tokens each row gets at most, where that is fewer than max_new_tokens: what earlier turns have left of them."""
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ def play(
     The seed of a turn depends on the row's key and the turn's number alone: a row does not depend on how many turns its
     neighbours need, and the first turn is what it would be without an environment.
     """
+    budget = engine.sampling.max_new_tokens
+    stop = Stop(template.stop_ids, engine.sampling.stop + environment.stop, template.decode_all)
     starts = zip(prompts.texts, prompts.columns, strict=True)
     episodes = [_start(environment.reset(text, columns)) for text, columns in starts]
     heads = [ids.cpu() for ids in prompts.ids]
@@ -130,15 +132,14 @@ def play(
             policy,
             [torch.cat([heads[row], episodes[row].ids]) for row in live],
             keys=[keys[row] if turn == 0 else derive_seed(keys[row], "turn", turn) for row in live],
-            stop=Stop(template.stop_ids, engine.sampling.stop + environment.stop, template.decode_all),
+            stop=stop if turn == 0 else replace(stop, limits=tuple(budget - episodes[row].written() for row in live)),
         )
         for row, completion in zip(live, completions, strict=True):
-            left = engine.sampling.max_new_tokens - episodes[row].written()
-            said = _said(episodes[row], _at_most(completion, left))
+            said = _said(episodes[row], completion)
             text = template.decode_all(completion.ids.tolist())
-            if said.finished and _hands_over(completion, text, template.stop_ids, environment.stop):
+            if completion.finished and _hands_over(completion, text, template.stop_ids, environment.stop):
                 said = _answered(said, environment.step(said.state, text), template, environment.room)
-                episodes[row] = replace(said, open=said.open and said.written() < engine.sampling.max_new_tokens)
+                episodes[row] = replace(said, open=said.open and said.written() < budget)
             else:
                 episodes[row] = replace(said, open=False)
     return episodes
@@ -147,13 +148,6 @@ def play(
 def _start(state: Any) -> Episode:
     nothing = torch.zeros(0)
     return Episode(nothing.long(), nothing.bool(), nothing, state)
-
-
-def _at_most(completion: Completion, left: int) -> Completion:
-    """The completion, cut to what the policy may still write."""
-    if len(completion.ids) <= left:
-        return completion
-    return Completion(completion.ids[:left], completion.logps[:left], finished=False)
 
 
 def _said(episode: Episode, completion: Completion) -> Episode:
