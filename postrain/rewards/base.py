@@ -38,9 +38,16 @@ def optional(total_B: Tensor) -> tuple[float | None, ...]:
     return tuple(None if value != value else value for value in total_B.tolist())
 
 
+def per_completion(value: Mapping[str, Any] | str | Sequence[Any], count: int) -> list[Any]:
+    """A column as it is; one mapping, or the JSON text of one, once for each completion."""
+    return [value] * count if isinstance(value, Mapping | str) else list(value)
+
+
 def preflight(total_B: Tensor) -> None:
     """Refuse rewards that tell no completion from another: training on them would change nothing, and say nothing."""
     scored_B = total_B[~total_B.isnan()]
+    if scored_B.isinf().any():
+        raise ConfigError("reward: a pre-flight completion scored infinity; a reward is a finite number, or None")
     if not len(scored_B):
         raise ConfigError(
             f"reward: none of the {len(total_B)} pre-flight completions could be scored; check that the data has the "

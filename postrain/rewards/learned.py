@@ -20,6 +20,7 @@ from postrain.data.records import Message
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import optional
+from postrain.rewards.function import told
 from postrain.scoring import micro_batches, scalar
 from postrain.types import ConfigError, Count, RewardBatch, Rows
 
@@ -54,7 +55,18 @@ class Learned:
         total_B = torch.empty(len(rows), dtype=torch.float32)
         for group in micro_batches(rows.cost(), self.batch_tokens):
             total_B[group] = scalar(self.model, rows.select(group)).float().cpu()
+        self._check(total_B, prompts, columns)
         return RewardBatch(total_B, {"learned": optional(total_B)})
+
+    def _check(self, total_B: Tensor, prompts: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> None:
+        """A score that is no number is a fault of the model, not a completion without worth."""
+        wrong = (~total_B.isfinite()).nonzero()
+        if len(wrong):
+            first = int(wrong[0])
+            raise ConfigError(
+                f"reward.path={self.path}: the reward model says {float(total_B[first])} of "
+                f"{told(first, prompts, columns)}; its weights are broken, or overflow in reward.dtype={self.dtype}"
+            )
 
     def rows(self, prompts: Sequence[str], completions: Sequence[str]) -> Rows:
         """The texts as the reward model reads them; one longer than its context loses the start of its prompt."""

@@ -1,6 +1,7 @@
 """Rewards that read nothing but text and a column or two, in the ecosystem's signature, for `reward=function`.
 
-Each is pure; None is for a completion that cannot be judged since its record lacks the answer.
+Each is pure; None is for a completion that cannot be judged since its record lacks the answer. Answers that take a
+library or a search to verify are verified.py's, demands on the form of a text constraints.py's.
 """
 
 from __future__ import annotations
@@ -9,32 +10,32 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from postrain.rewards.answers import final_answer, last_number
 from postrain.rewards.ngrams import distinct_share
 from postrain.types import ConfigError
 
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?!\w)")
 
-
-def exact(completions: Sequence[str], answer: Sequence[str | None]) -> list[float | None]:
-    """1 where the whole completion is the answer, case and outer space aside."""
+def exact(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
+    """1 where the final answer (marked, or the whole completion) is the row's, case and outer space aside."""
     return [
-        None if right is None else float(said.strip().casefold() == str(right).strip().casefold())
+        None if right is None else float(final_answer(said).casefold() == final_answer(str(right)).casefold())
         for said, right in zip(completions, answer, strict=True)
     ]
 
 
 def numeric(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
-    """1 where the last number of the completion equals the last number of the answer (7, 7.0 and 7.00 are one)."""
+    """1 where the last number of the final answer equals that of the row's (7, 7.0 and 7.00 are one).
+
+    A row whose answer holds no number cannot be judged.
+    """
     return [
-        None if right is None else float(last_number(said) is not None and last_number(said) == last_number(str(right)))
-        for said, right in zip(completions, answer, strict=True)
+        None if (right := _number(asked)) is None else float(_number(said) == right)
+        for said, asked in zip(completions, answer, strict=True)
     ]
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number written in a text, thousands commas allowed; None when there is none."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "").rstrip(".")) if found else None
+def _number(text: str | float | None) -> Decimal | None:
+    return None if text is None else last_number(final_answer(str(text)))
 
 
 def length(completions: Sequence[str], words: int) -> list[float]:
@@ -46,11 +47,37 @@ def length(completions: Sequence[str], words: int) -> list[float]:
 
 def matches(completions: Sequence[str], pattern: str) -> list[float]:
     """1 where the whole completion, outer space aside, has the form of a regular expression."""
+    form = _compiled(pattern)
+    return [float(form.fullmatch(said.strip()) is not None) for said in completions]
+
+
+def finds(completions: Sequence[str], pattern: str) -> list[float]:
+    """1 where a regular expression is found anywhere in the completion."""
+    form = _compiled(pattern)
+    return [float(form.search(said) is not None) for said in completions]
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
     try:
-        form = re.compile(pattern, re.DOTALL)
+        return re.compile(pattern, re.DOTALL)
     except re.error as error:
         raise ConfigError(f"reward.arguments.pattern: {pattern!r} is not a regular expression ({error})") from None
-    return [float(form.fullmatch(said.strip()) is not None) for said in completions]
+
+
+def tagged(completions: Sequence[str], tags: Sequence[str], opened: bool = False) -> list[float]:
+    """1 where the completion is these tags in this order, each once and around some text, and nothing outside them.
+
+    `opened` is for chat templates whose prompt has written the first opening tag already.
+    """
+    if isinstance(tags, str) or not tags:
+        raise ConfigError(f"reward.arguments.tags: expected a list of names such as [think, answer], got {tags!r}")
+    name = "|".join(re.escape(tag) for tag in tags)
+    # No tag's text may hold another of the tags: `.*` would let `<answer>1</answer><answer>2</answer>` pass for one.
+    inside = rf"(?!</?(?:{name})>)"
+    text = rf"\s*{inside}\S(?:{inside}.)*"
+    form = re.compile(r"\s*".join(f"<{re.escape(tag)}>{text}</{re.escape(tag)}>" for tag in tags), re.DOTALL)
+    start = f"<{tags[0]}>" if opened else ""
+    return [float(form.fullmatch(start + said.strip()) is not None) for said in completions]
 
 
 def non_repetition(completions: Sequence[str], n: int = 2) -> list[float]:

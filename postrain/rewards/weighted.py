@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ class WeightedSum:
                 f"reward.weights: expected one weight for each of reward.parts ({', '.join(self.parts) or 'none'}), "
                 f"got {', '.join(self.weights) or 'none'}"
             )
+        endless = [name for name, weight in self.weights.items() if not math.isfinite(weight)]
+        if endless:
+            raise ConfigError(f"reward.weights.{endless[0]}: expected a finite number, got {self.weights[endless[0]]}")
 
     def to(self, device: torch.device | str) -> None:
         """Moves every part."""

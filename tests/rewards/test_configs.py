@@ -30,6 +30,20 @@ def test_it_passes_the_check_and_says_what_it_is(file: Path) -> None:
     assert file.read_text().startswith("# ")
 
 
-@pytest.mark.parametrize("name", ["world_mood", "world_gold", "answer", "function"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "world_mood",
+        "world_gold",
+        "answer",
+        "function",
+        "math",
+        "format",
+        "json",
+        "constraints",
+        "countdown",
+        "reasoning",
+    ],
+)
 def test_it_is_built(name: str) -> None:
     instantiate(node(CONF / f"{name}.yaml"))

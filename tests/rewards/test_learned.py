@@ -95,6 +95,14 @@ def test_it_is_frozen_and_tells_its_part(tmp_path: Path) -> None:
     assert rewards.parts == {"learned": tuple(rewards.total_B.tolist())}
 
 
+def test_a_score_that_is_no_number_is_the_models_fault(tmp_path: Path) -> None:
+    reward = load(reward_model(tmp_path, architecture="gpt2"))
+    with torch.no_grad():
+        next(reward.model.parameters())[reward.rows(PROMPTS[:1], ("Hm",)).ids[0][-2]] = float("nan")
+    with pytest.raises(ConfigError, match=r"reward.path=.* says nan of row 7, prompt .*overflow in reward.dtype=fp32$"):
+        reward(PROMPTS[:2], ("Hm", "Hm"), ({"row": 7}, {"row": 8}))
+
+
 def test_a_language_model_is_refused_and_so_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reward.path=.*: a language model, not a reward model"):
         load(NANO)

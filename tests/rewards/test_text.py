@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 import pytest
 
-from postrain.rewards.text import exact, last_number, length, matches, non_repetition, numeric
+from postrain.rewards.text import exact, finds, length, matches, non_repetition, numeric, tagged
 from postrain.types import ConfigError
 
 
 def test_exact() -> None:
     assert exact([" Paris\n", "paris!", "x"], ["paris", "Paris", None]) == [1.0, 0.0, None]
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("3 + 4 = 7.", "7"),
-        ("#### 1,234", "1234"),
-        ("it is -0.50", "-0.5"),
-        ("about .5 of it", "0.5"),
-        ("10 - 3 is 7", "7"),
-        ("none", None),
-        ("room 4b", None),
-    ],
-)
-def test_last_number(text: str, number: str | None) -> None:
-    assert last_number(text) == (None if number is None else Decimal(number))
+    assert exact(["So <answer> Paris</answer>.", "", "12"], ["Paris", "Paris", 12]) == [1.0, 0.0, 1.0]
 
 
 def test_numeric() -> None:
     completions = ["so 3 + 4 = 7.00", "8, no: 7", "7 or 8", "seven"]
     assert numeric(completions, ["#### 7", 7, "7", "7"]) == [1.0, 1.0, 0.0, 0.0]
-    assert numeric(["7"], [None]) == [None]
+    assert numeric(["7", "7"], [None, "seven"]) == [None, None]
+
+
+def test_numeric_takes_what_is_marked_before_what_is_said_last() -> None:
+    completions = ["\\boxed{72}, after 3 hours", "<answer>72</answer> 3", "9 - 2\n#### 72\n3", "\\boxed{3} 72"]
+    assert numeric(completions, ["72"] * 4) == [1.0, 1.0, 1.0, 0.0]
+    assert numeric(["72"], ["He sold 48 / 2 = 24, 48 + 24.\n#### 72"]) == [1.0]
 
 
 def test_length() -> None:
@@ -45,8 +34,33 @@ def test_length() -> None:
 
 def test_matches() -> None:
     assert matches([" <b>1\n2</b> ", "<b>1</b> more"], pattern="<b>.*</b>") == [1.0, 0.0]
-    with pytest.raises(ConfigError, match="not a regular expression"):
-        matches(["a"], pattern="(")
+    assert finds(["say <b>1</b> more", "b"], pattern="<b>.*</b>") == [1.0, 0.0]
+    for reward in (matches, finds):
+        with pytest.raises(ConfigError, match="not a regular expression"):
+            reward(["a"], pattern="(")
+
+
+@pytest.mark.parametrize(
+    ("said", "opened", "paid"),
+    [
+        ("<think>a\nb</think>\n<answer>c</answer>\n", False, 1.0),
+        ("a</think><answer>c</answer>", True, 1.0),
+        ("a</think><answer>c</answer>", False, 0.0),
+        ("<think> </think><answer>c</answer>", False, 0.0),  # nothing thought
+        ("<answer>c</answer><think>a</think>", False, 0.0),  # the wrong order
+        ("<think>a</think><answer>1</answer><answer>2</answer>", False, 0.0),  # two guesses
+        ("<think>a<think>b</think><answer>c</answer>", False, 0.0),
+        ("<think>a</think><answer>c</answer> and more", False, 0.0),
+        ("<think>a</think><answer>c", False, 0.0),  # cut short
+    ],
+)
+def test_tagged(said: str, opened: bool, paid: float) -> None:
+    assert tagged([said], tags=["think", "answer"], opened=opened) == [paid]
+
+
+def test_tags_are_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"reward.arguments.tags: expected a list of names .*, got 'think'"):
+        tagged(["a"], tags="think")
 
 
 def test_non_repetition() -> None:

@@ -44,6 +44,14 @@ def test_worked_sum_with_missing_parts() -> None:
     }
 
 
+def test_silence_has_no_weight() -> None:
+    parts = {"judge": Fixed((None, 1.0)), "length": Fixed((2.0, 3.0))}
+    rewards = WeightedSum(parts=parts, weights={"judge": 0.0, "length": 1.0})("", "", ())
+    assert optional(rewards.total_B) == (2.0, 3.0)
+    with pytest.raises(ConfigError, match=r"reward.weights.judge: expected a finite number, got nan"):
+        WeightedSum(parts=parts, weights={"judge": float("nan"), "length": 1.0})
+
+
 def test_it_moves_its_parts() -> None:
     part = Fixed((1.0,))
     WeightedSum(parts={"part": part}, weights={"part": 1.0}).to("meta")
@@ -68,3 +76,8 @@ def test_preflight_refuses_a_constant() -> None:
 def test_preflight_refuses_silence() -> None:
     with pytest.raises(ConfigError, match="none of the 2 pre-flight completions could be scored"):
         preflight(total_of((None, None)))
+
+
+def test_preflight_refuses_infinity() -> None:
+    with pytest.raises(ConfigError, match="scored infinity"):
+        preflight(total_of((1.0, float("-inf"))))

@@ -1,0 +1,92 @@
+"""constraints.py: each demand met and missed, and what is no demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from postrain.rewards.constraints import constraints, paragraphs, sentences
+from postrain.types import ConfigError
+
+TEXT = 'The sun rose, at 3.5 degrees. "Warm!" said Tom.\n\n- one bird\n* two birds\n\nWas it? Yes'
+
+
+def pay(demands: Any, said: str = TEXT, *, strict: bool = False) -> float | None:
+    (paid,) = constraints([said], [demands], strict=strict)
+    return paid
+
+
+@pytest.mark.parametrize(
+    ("name", "met", "missed"),
+    [
+        ("min_words", 18, 19),
+        ("max_words", 18, 17),
+        ("min_sentences", 5, 6),  # degrees. | "Warm!" | Tom. | it? | Yes
+        ("max_sentences", 5, 4),
+        ("min_paragraphs", 3, 4),
+        ("max_paragraphs", 3, 2),
+        ("min_bullets", 2, 3),
+        ("max_bullets", 2, 1),
+        ("contains", ["SUN", "said tom"], ["sun", "bir"]),
+        ("contains", "3.5 degrees", "moon"),
+        ("excludes", ["bir", "moon"], ["moon", "bird"]),
+        ("starts_with", "the sun", "sun"),
+        ("starts_with", ["A", "The"], ["A", "B"]),
+        ("ends_with", "yes", "it?"),
+    ],
+)
+def test_each_demand(name: str, met: Any, missed: Any) -> None:
+    assert pay({name: met}) == 1.0
+    assert pay({name: missed}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [('One. Two! "Three?" Four', 4), ("3.5 is not two", 1), ("Wait... what?", 2), ("", 0), ("a.b", 1)],
+)
+def test_sentences(text: str, count: int) -> None:
+    assert sentences(text) == count
+
+
+def test_paragraphs() -> None:
+    assert [paragraphs(text) for text in ("", "a\nb", "a\n \n\nb", "a\n\n")] == [0, 1, 2, 1]
+
+
+def test_a_share_or_all_of_them() -> None:
+    demands = {"min_words": 2, "max_words": 3, "contains": "sun", "excludes": "moon"}  # "the moon": 2 of 4
+    assert pay(demands, "the moon") == 0.5
+    assert pay(demands, "the moon", strict=True) == 0.0
+    assert pay(demands, "the sun", strict=True) == 1.0
+
+
+@pytest.mark.parametrize("said", ["", "  \n"])
+def test_an_empty_completion_meets_nothing(said: str) -> None:
+    assert pay({"max_words": 5, "excludes": "moon"}, said) == 0.0
+
+
+def test_demands_of_a_column_of_one_argument_and_as_text() -> None:
+    assert constraints(["a", "a b"], [{"max_words": 1, "contains": None}, '{"max_words": 1}']) == [1.0, 0.0]
+    assert constraints(["a", "a b"], {"max_words": 1}) == [1.0, 0.0]
+    assert constraints(["a"] * 3, [None, {}, {"max_words": None}]) == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("demands", "words"),
+    [
+        ({"min_word": 2}, "there is none called min_word; did you mean min_words?"),
+        ({"tone": 2}, "there is none called tone; expected some of min_words, max_words"),
+        ({"min_words": -1}, "min_words: expected an integer >= 0, got -1"),
+        ({"min_words": "2"}, "min_words: expected an integer >= 0, got '2'"),
+        ({"contains": ["a", 3]}, "contains: expected some text, or a list of texts, got ['a', 3]"),
+        ({"ends_with": " "}, "ends_with: expected some text"),
+        ("at most two words", "expected a mapping, got 'at most two words'"),
+        (3, "expected a mapping such as {min_words: 20}, got 3"),
+    ],
+)
+def test_no_demand(demands: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        pay(demands)
+    assert str(caught.value).startswith("constraints: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,67 @@
+"""countdown.py: the numbers, each once, and the target; nothing is ever run."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.rewards.countdown import countdown
+
+
+def pay(said: str, *, nums: tuple[int, ...] = (3, 1, 6, 6), target: int = 48, form: float = 0.0) -> float | None:
+    (paid,) = countdown([said], [nums], [target], form=form)
+    return paid
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "(3 + 1) * (6 + 6)",
+        " (3 + 1) × (6 + 6) = 48\n",
+        "First I thought 6 * 6.\nAnswer: (3+1)*(6+6)",
+        "<think>6*6</think><answer>(3+1)*(6+6)</answer> So it is.",
+        r"\boxed{(3+1)\times(6+6)}",
+        "(6--6)*(1+3)",
+    ],
+)
+def test_right(said: str) -> None:
+    assert pay(said) == 1.0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "48",
+        "6*6+6+6",  # numbers twice, others never
+        "(3 + 1) * 12",
+        "(3 + 1) * (6 + 6) * 1",
+        "3 ** 1 + 6 + 6",
+        "31 + 6 + 6",
+        "so it is (3 + 1) * (6 + 6) I think",
+        "(3 + 1) * (6 + 6",
+        "3 1 6 6",
+        "3(1)(6)(6)",
+        "(6 + 1) / (6 - 3 - 3)",
+        "1 / (6 - 6) + 3",
+        "__import__('os').abort()",
+        "-" * 5000 + "3",
+        "(" * 5000,
+    ],
+)
+def test_wrong(said: str) -> None:
+    assert pay(said) == 0.0
+
+
+def test_fractions_are_exact() -> None:
+    # 8 / (3 - 8/3) = 8 / (1/3) = 24, which floats miss
+    assert pay("8 / (3 - 8 / 3)", nums=(3, 3, 8, 8), target=24) == 1.0
+
+
+def test_form_is_paid_for_the_right_numbers_alone() -> None:
+    assert pay("3 + 1 + 6 + 6", form=0.1) == 0.1
+    assert pay("3 + 1 + 6", form=0.1) == 0.0
+    assert pay("(3 + 1) * (6 + 6)", form=0.1) == 1.0
+
+
+def test_a_row_without_numbers_or_target_cannot_be_judged() -> None:
+    assert countdown(["1", "1"], [None, [1]], [1, None]) == [None, None]

@@ -1,0 +1,54 @@
+"""shaping.py: the arithmetic of length and repetition."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.rewards.shaping import cosine, overlong, repetition
+from postrain.types import ConfigError
+
+
+def said(words: int) -> str:
+    return "a " * words
+
+
+def test_repetition() -> None:
+    # "a b a b": bigrams ab ba ab, 2 of 3 are new → 2/3 - 1;  a repeated six times: 1 of 5 bigrams → 1/5 - 1
+    expected = [0.0, pytest.approx(-1 / 3), pytest.approx(-0.8), 0.0]
+    assert repetition(["a b c", "a b a b", said(6), ""], n=2) == expected
+    assert repetition(["a b a b"]) == [0.0]  # of three words, none comes twice
+    with pytest.raises(ConfigError, match=r"reward.arguments.n: expected an integer >= 1, got 0"):
+        repetition(["a"], n=0)
+
+
+def test_overlong() -> None:
+    # max 10, cache 4: free up to 6; 8 → (6 - 8) / 4 = -0.5; 10 and more → -1
+    assert overlong([said(n) for n in (0, 6, 7, 8, 10, 30)], max_words=10, cache=4) == [0, 0, -0.25, -0.5, -1, -1]
+    with pytest.raises(ConfigError, match=r"reward.arguments.cache: expected an integer >= 1"):
+        overlong(["a"], max_words=10, cache=0)
+    with pytest.raises(ConfigError, match=r"reward.arguments.max_words: expected at least cache \(4\), got 3"):
+        overlong(["a"], max_words=3, cache=4)
+
+
+def test_cosine() -> None:
+    completions = ["7", "a a a 7", "", "a a a 8", said(7) + "7", "7"]
+    # 8 words at most. Right, 1 word: 1 + ½ (2 - 1)(1 + cos π/8) = 1.9619; 4 words, half way: 1.5.
+    # Wrong, no words: -10; half way: -5. Eight words, though right: -10. No answer to compare with: None.
+    assert cosine(completions, ["7"] * 5 + [None], max_words=8) == [
+        pytest.approx(1.9619, abs=1e-4),
+        pytest.approx(1.5),
+        -10.0,
+        pytest.approx(-5.0),
+        -10.0,
+        None,
+    ]
+
+
+def test_cosine_by_other_ends_and_another_judge() -> None:
+    ends = {"right": (1.0, 0.5), "wrong": (-1.0, -0.5), "exceeded": -2.0}
+    scorer = "postrain.rewards.text.exact"
+    # half way: 0.5 + ½ · 0.5 = 0.75; -0.5 - ½ · 0.5 = -0.75
+    expected = [pytest.approx(0.75), pytest.approx(-0.75), -2.0]
+    assert cosine(["b", "a", "b b"], ["b"] * 3, max_words=2, scorer=scorer, **ends) == expected
+    with pytest.raises(ConfigError, match="has no numerc; did you mean numeric"):
+        cosine(["b"], ["b"], max_words=2, scorer="postrain.rewards.text.numerc")

@@ -1,0 +1,136 @@
+"""verified.py: what it asks of its libraries, stood in for here, and what it makes of their answers."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from postrain.rewards.verified import json_valid, math_equal
+from postrain.types import ConfigError
+
+SCHEMA = {"type": "object", "required": ["a"]}
+
+
+class Mathematics:
+    """Reads what stands in a box, or the last word; halves written in two ways are equal."""
+
+    def __init__(self) -> None:
+        self.limits: set[int | None] = set()
+
+    def parse(self, text: str, *, parsing_timeout: int | None) -> list[str]:
+        self.limits.add(parsing_timeout)
+        inner = text.removeprefix(r"\boxed{").removesuffix("}") if text.startswith(r"\boxed{") else text
+        return [{r"\frac{1}{2}": "0.5", "1/2": "0.5"}.get(word, word) for word in inner.split()[-1:]]
+
+    def verify(self, gold: list[str], found: list[str], *, timeout_seconds: int | None) -> bool:
+        self.limits.add(timeout_seconds)
+        return gold == found
+
+
+@pytest.fixture
+def mathematics(monkeypatch: pytest.MonkeyPatch) -> Mathematics:
+    library = Mathematics()
+    monkeypatch.setitem(sys.modules, "math_verify", library)
+    return library
+
+
+def test_the_marked_answer_or_the_text_goes_to_the_library_as_mathematics(mathematics: Mathematics) -> None:
+    completions = ["it is 0.5", r"\boxed{\frac{1}{2}} of 3", "<answer>1/2</answer> of 3", "1/3", ""]
+    assert math_equal(completions, [r"\frac{1}{2}"] * 5) == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert math_equal(["$x$", "72"], ["$x$", "so\n#### 72"]) == [1.0, 1.0]
+    assert mathematics.limits == {5}
+
+
+def test_an_answer_that_is_missing_or_unreadable_cannot_be_judged(mathematics: Mathematics) -> None:
+    assert math_equal(["1", "1"], [None, ""]) == [None, None]
+
+
+def test_outside_the_main_thread_there_is_no_alarm(mathematics: Mathematics) -> None:
+    thread = threading.Thread(target=math_equal, args=(["1"], ["1"]))
+    thread.start()
+    thread.join()
+    assert mathematics.limits == {None}
+
+
+class SchemaError(Exception):
+    """jsonschema's."""
+
+
+class Unresolvable(Exception):
+    """referencing's."""
+
+
+class Validator:
+    """Knows objects and what they require."""
+
+    registries: ClassVar[list[Any]] = []
+
+    def __init__(self, schema: Mapping[str, Any], *, registry: Any) -> None:
+        self.schema = schema
+        self.registries.append(registry)
+
+    @staticmethod
+    def check_schema(schema: Any) -> None:
+        if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
+            raise SchemaError("a type that is none,\n\ntold in several lines")
+
+    def is_valid(self, value: Any) -> bool:
+        if "$ref" in self.schema:
+            raise Unresolvable(self.schema["$ref"])
+        if self.schema.get("deep"):
+            raise RecursionError
+        return isinstance(value, dict) and set(self.schema.get("required", ())) <= set(value)
+
+
+@pytest.fixture(autouse=True)
+def _schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    validators = SimpleNamespace(validator_for=lambda schema: Validator)
+    referencing = SimpleNamespace(Registry=lambda: "empty", exceptions=SimpleNamespace(Unresolvable=Unresolvable))
+    monkeypatch.setitem(sys.modules, "jsonschema", SimpleNamespace(validators=validators, SchemaError=SchemaError))
+    monkeypatch.setitem(sys.modules, "referencing", referencing)
+    yield
+    Validator.registries.clear()
+
+
+@pytest.mark.parametrize(
+    ("said", "paid"),
+    [
+        ('{"a": 1}', 1.0),
+        ('Here [you are]: ```json\n{"a": [2]}\n``` {"b": 3}', 1.0),
+        ('{"b": 1} {"a": 1}', 0.0),  # the first one counts
+        ('[{"a": 1}]', 0.0),
+        ('{"b": {"a": 1}', 0.0),  # cut short: what lies inside is not the answer
+        ('{"a": NaN}', 0.0),
+        ('{"a": 1', 0.0),
+        ("a", 0.0),
+        ("", 0.0),
+        ("[" * 100_000, 0.0),
+    ],
+)
+def test_the_first_json_value_against_the_schema(said: str, paid: float) -> None:
+    assert json_valid([said], SCHEMA) == [paid]
+
+
+def test_schemas_of_a_column_as_text_and_none() -> None:
+    assert json_valid(["{}"] * 3, [SCHEMA, '{"type": "object"}', None]) == [0.0, 1.0, None]
+    assert json_valid(["{}"] * 2, '{"type": "object"}') == [1.0, 1.0]
+    assert json_valid(["{}"], {"deep": True}) == [0.0]
+    assert set(Validator.registries) == {"empty"}
+
+
+@pytest.mark.parametrize("schema", [{"type": "strin"}, "not JSON", "[1]", {"$ref": "https://example.org/x"}])
+def test_a_schema_that_is_none_is_one_line(schema: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^schema: .* is no JSON schema that stands alone \(.*\)$"):
+        json_valid(["{}"], schema)
+
+
+@pytest.mark.parametrize(("reward", "package"), [(math_equal, "math-verify"), (json_valid, "jsonschema")])
+def test_a_package_that_is_missing(reward: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    with pytest.raises(ConfigError, match=rf"needs the package {package}; pip install \"postrain\["):
+        reward(["1"], [SCHEMA])
