@@ -110,6 +110,10 @@ class Template:
         bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
         return _tensor(bos + self._ids(text, first=True))
 
+    def encode_more(self, text: str) -> Tensor:
+        """Ids of text that goes on within a row (what a tool answers), without an end, [L]."""
+        return _tensor(self._ids(text))
+
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of a completion, without special tokens and without the space that opens an answer."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -129,10 +133,6 @@ class Template:
         return "{{ bos_token }}" + source if self._adds_bos else source
 
     def _render(self, messages: Messages, row: int, *, prompt: bool = False) -> str:
-    def encode_more(self, text: str) -> Tensor:
-        """Ids of text that goes on within a row (what a tool answers), without an end, [L]."""
-        return _tensor(self._ids(text))
-
         return self._rendered(self.source(row), messages, row, prompt=prompt)[0]
 
     def _rendered(
