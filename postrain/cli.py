@@ -24,27 +24,35 @@ from hydra.errors import HydraException
 from postrain.types import ConfigError
 
 # These may set hydra.mode to MULTIRUN in their YAML, so a list of values is theirs to judge.
-MULTIRUN_KEYS = {"hydra.mode", "sweep", "experiment", "pipeline"}
+MULTIRUN_KEYS = {"hydra.mode", "sweep", "experiment"}
 
 
 def prepare(argv: Sequence[str], conf: Path) -> list[str]:
     """The command line (without the program's name) that Hydra gets; flags may stand anywhere."""
     arguments = get_args_parser().parse_intermixed_args(list(argv))
-    known = _Groups(conf, arguments.config_dir)
+    flags = [token for token in argv if token not in arguments.overrides]
+    return forced(arguments.overrides, conf, extra=arguments.config_dir, multirun=arguments.multirun) + flags
+
+
+def forced(tokens: Sequence[str], conf: Path, *, extra: str | None = None, multirun: bool = False) -> list[str]:
+    """Overrides as Hydra gets them, `++key=value` but for choices of a group; all problems in one ConfigError.
+
+    `extra` is a further folder of config groups.
+    """
+    known = _Groups(conf, extra)
     problems: list[str] = []
     overrides: list[Override] = []
-    for token in arguments.overrides:
+    for token in tokens:
         try:
             overrides += OverridesParser.create().parse_overrides([token])
         except HydraException as error:
             problems.append(_unreadable(token, error))
-    if not arguments.multirun and not any(override.key_or_group in MULTIRUN_KEYS for override in overrides):
+    if not multirun and not any(override.key_or_group in MULTIRUN_KEYS for override in overrides):
         problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
     problems += [problem for override in overrides for problem in _problems(override, known)]
     if problems:
         raise ConfigError("\n".join(problems))
-    flags = [token for token in argv if token not in arguments.overrides]
-    return [_forced(override, known) for override in overrides] + flags
+    return [_forced(override, known) for override in overrides]
 
 
 def asked(argv: Sequence[str], conf: Path) -> str | None:

@@ -88,12 +88,14 @@ class RunFolder:
     @classmethod
     def create(cls, base: Path, method: str, model: str, config_hash: str) -> Self:
         """A folder nobody else has: two runs that start in the same second get two folders."""
-        parent = base / _file_name(method) / _file_name(model)
-        stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config_hash}"
-        with writing(parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(_make_new(parent, stem))
-            folder.checkpoints.mkdir()
+        return cls.at(new_directory(base, method, model, config_hash))
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """The folder of a new run at a place that was decided before."""
+        folder = cls(path)
+        with writing(path):
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
         return folder
 
     @classmethod
@@ -147,6 +149,15 @@ class RunFolder:
     @property
     def status(self) -> Status:
         return Status(self.path / "status.json")
+
+
+def new_directory(base: Path, method: str, model: str, config_hash: str) -> Path:
+    """Makes <base>/<method>/<model>/<time>-<hash>/, which nobody else has."""
+    parent = base / _file_name(method) / _file_name(model)
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config_hash}"
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        return _make_new(parent, stem)
 
 
 def _file_name(text: str) -> str:

@@ -25,6 +25,7 @@ from postrain.jsonl import atomic_write_text, plain
 
 PACKAGES = ("postrain", "torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
 MASK = "***"
+TRAIN = ("python", "train.py")
 _SECRET = re.compile(r"(?<!eos_)(?<!bos_)(?<!pad_)(token|key|secret|password)$", re.IGNORECASE)
 
 
@@ -37,15 +38,16 @@ def write_manifest(
     data: Mapping[str, Any],
     model: Mapping[str, Any],
     stand_in_for: str | None = None,
+    program: Sequence[str] = TRAIN,
 ) -> None:
     """Write manifest.json.
 
-    `config` is resolved and of plain containers; `overrides` are the words of the command line after train.py;
+    `config` is resolved and of plain containers; `overrides` are the words of the command line after `program`;
     `data` says which rows were read (a fingerprint, counts); `model` which weights it began with; `stand_in_for` names
     the model that was asked for when another one took its place.
     """
     manifest = {
-        "reproduce": reproduce(overrides),
+        "reproduce": reproduce(overrides, program),
         "stand_in_for": stand_in_for,
         "git": git_state(Path(__file__).parent),
         "seeds": dict(seeds),
@@ -68,13 +70,13 @@ def masked(value: Any, key: str = "") -> Any:
     return MASK if isinstance(value, str) and value and _SECRET.search(key) else value
 
 
-def reproduce(overrides: Sequence[str]) -> str:
+def reproduce(overrides: Sequence[str], program: Sequence[str] = TRAIN) -> str:
     """The command line that makes the run again, secrets masked."""
     words = []
     for override in overrides:
         key, equals, value = override.partition("=")
         words.append(key + equals + (MASK if equals and _SECRET.search(key) else value))
-    return shlex.join(["python", "train.py", *words])
+    return shlex.join([*program, *words])
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:

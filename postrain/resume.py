@@ -23,6 +23,11 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run is, without what was said about this session."""
+    return {**config, **dict.fromkeys(SESSION_KEYS), "debug": False, "allow_change": False}
+
+
 def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the run in `folder` with today's overrides on top.
 
@@ -30,6 +35,9 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     the differences unless `allow_change` is set.
     """
     saved = saved_config(folder)
+    if ("keep" in saved) != ("keep" in composed):
+        what, program = ("generation", "-m postrain.generate") if "keep" in saved else ("training run", "train.py")
+        raise ConfigError(f"resume: {folder.path} is a {what}; go on with python {program} resume={folder.path}")
     changed = dict(saved)
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION_KEYS:

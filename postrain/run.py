@@ -37,15 +37,18 @@ from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
 from postrain.parallel import whole_state
 from postrain.report import write_report
-from postrain.resume import SESSION_KEYS, check_model, check_reference, resumed_config, saved_config
+from postrain.resume import check_model, check_reference, resumed_config, saved_config, settings
 from postrain.root import Root
 from postrain.tracking import Tracker
 from postrain.types import ConfigError
 
 
-def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None) -> float | None:
+def execute(
+    config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None, place: Path | None = None
+) -> float | None:
     """Runs `config`, a new run or the resumed one it names; returns the number a sweep compares.
 
+    `place` is where a new run's folder shall be, if somebody has decided that; it may not hold a run yet.
     Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; whatever was trained is saved.
     """
     quieten()
@@ -58,7 +61,7 @@ def execute(config: Mapping[str, Any], *, overrides: Sequence[str], group: str |
     resolved = instantiate(config["model"]).resolve()
     if earlier:
         check_model(earlier, resolved)
-    folder = earlier or (new_folder(config, resolved) if is_first_rank() else None)
+    folder = earlier or (new_folder(config, resolved, place) if is_first_rank() else None)
     if folder and is_first_rank():
         atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
         folder.status.running()
@@ -100,15 +103,12 @@ def report(folder: RunFolder, status: str) -> None:
             raise
 
 
-def new_folder(config: Mapping[str, Any], resolved: ResolvedModel) -> RunFolder:
+def new_folder(config: Mapping[str, Any], resolved: ResolvedModel, place: Path | None) -> RunFolder:
     """A folder of this run's own."""
+    if place is not None:
+        return RunFolder.at(place)
     name = config["name"] or str(config["method"]["_target_"]).rpartition(".")[2].lower()
     return RunFolder.create(Path(config["paths"]["output"]), name, resolved.name, config_hash(settings(config)))
-
-
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run is, without what was said about this session."""
-    return {**config, **dict.fromkeys(SESSION_KEYS), "debug": False, "allow_change": False}
 
 
 def train(
@@ -162,7 +162,7 @@ def callbacks(
 ) -> list[Callback]:
     """In the order they act after an update: measure, write down, judge, stop, and only then save."""
     samples = SamplesFile(folder)
-    title = f"{folder.path.parts[-3]} · {resolved.name}"
+    title = f"{config['name'] or folder.path.parts[-3]} · {resolved.name}"
     return [
         Throughput(),
         samples,

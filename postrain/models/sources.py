@@ -239,8 +239,10 @@ def model_directory(path: Path) -> Path:
 
 
 def name_of(directory: Path) -> str:
-    """A short name: of an earlier run its method and model, else the last part of the path."""
+    """A short name: of a run its method and model, or its pipeline and stage, else the last part of the path."""
     directory = directory.absolute()
+    if directory.name == "model" and (directory.parents[1] / "pipeline.yaml").is_file():
+        return "-".join((directory.parts[-4], directory.parts[-2]))
     if directory.name == "model" and (directory.parent / "manifest.json").is_file():
         return "-".join(directory.parts[-4:-2])
     return directory.stem if directory.suffix == ".gguf" else directory.name

@@ -1,0 +1,120 @@
+"""The `keep` group: which of a prompt's completions become rows of a data file, and what kind of rows.
+
+Pure: answers in, rows out. Rows carry the columns of their prompt, so that what is made here can be checked, scored or
+sampled from again. Leaves out files and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from postrain.types import Count, Positive
+
+Row = dict[str, Any]
+
+# Rewards are float32: a weighted sum that is 1 on paper may miss it by so much.
+ROUNDING = 1e-6
+# Columns that would make a reader take the row for something else than a demonstration (data/formats.py).
+TELLING = ("chosen", "rejected", "margin", "completion", "completions", "label", "labels", "steps", "messages")
+TELLING = (*TELLING, "conversations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """A prompt and what a model wrote, in the order it was sampled."""
+
+    row: int
+    """Number of the prompt in its source."""
+    prompt: str
+    columns: Mapping[str, Any]
+    """The other columns of the prompt; its turns, as `messages`, where there are several."""
+    completions: tuple[str, ...]
+    rewards: tuple[float | None, ...]
+    """None where a completion cannot be scored."""
+    finished: tuple[bool, ...]
+    """False where a completion was cut at rollout.max_new_tokens."""
+    gold: tuple[float | None, ...]
+    """The data's own gold score; None where nobody knows."""
+    greedy: float | None
+    """Reward of the greedy completion, where one was asked for."""
+
+
+class Keep(Protocol):
+    """Makes rows of a prompt's completions."""
+
+    def __call__(self, answers: Answers) -> list[Row]:
+        """The rows to keep, of the scored completions that came to an end by themselves."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top:
+    """Demonstrations: the best completions of each prompt."""
+
+    count: Count | None
+    """At most so many of each prompt; null is all of them."""
+    at_least: float | None
+    """The reward a completion has to reach; null is any."""
+    unique: bool
+    """Of completions that say the same, one."""
+
+    def __call__(self, answers: Answers) -> list[Row]:
+        """The best first; of equal ones the first that was sampled."""
+        kept = [(said, paid) for said, paid in _ranked(answers) if reaches(paid, self.at_least)]
+        if self.unique:
+            kept = list({said.strip(): (said, paid) for said, paid in reversed(kept)}.values())[::-1]
+        return [_demonstration(answers, said, paid) for said, paid in kept[: self.count]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences:
+    """Pairs: the best completion of each prompt over the worst."""
+
+    margin: Positive
+    """How much more reward the better one must have."""
+
+    def __call__(self, answers: Answers) -> list[Row]:
+        ranked = _ranked(answers)
+        if not ranked or ranked[0][1] - ranked[-1][1] < self.margin - ROUNDING:
+            return []
+        (chosen, most), (rejected, least) = ranked[0], ranked[-1]
+        if chosen.strip() == rejected.strip():
+            return []
+        prompt = answers.columns.get("messages", answers.prompt)
+        margin = round(most - least, 6)
+        return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin, **_about(answers)}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """No rows: the completions are measured only."""
+
+    def __call__(self, answers: Answers) -> list[Row]:
+        return []
+
+
+def reaches(reward: float, least: float | None) -> bool:
+    """True where a reward is at least so much, but for rounding."""
+    return least is None or reward >= least - ROUNDING
+
+
+def _ranked(answers: Answers) -> list[tuple[str, float]]:
+    """Usable completions and their rewards, the best first."""
+    found = zip(answers.completions, answers.rewards, answers.finished, strict=True)
+    usable = [(said, paid) for said, paid, finished in found if finished and paid is not None]
+    return sorted(usable, key=lambda pair: -pair[1])
+
+
+def _demonstration(answers: Answers, said: str, paid: float) -> Row:
+    about = {"reward": round(paid, 6), **_about(answers)}
+    if "messages" in answers.columns:
+        return {"messages": [*answers.columns["messages"], {"role": "assistant", "content": said}], **about}
+    return {"prompt": answers.prompt, "completion": said, **about}
+
+
+def _about(answers: Answers) -> Row:
+    """What a row says besides prompt and completion: where the prompt stood, and its columns."""
+    others = {name: value for name, value in answers.columns.items() if name not in (*TELLING, "prompt")}
+    return {"row": answers.row, **others}

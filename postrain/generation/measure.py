@@ -1,0 +1,71 @@
+"""How good a model's completions are, as numbers: how many are right, of one try and of several, with intervals.
+
+A prompt is the unit: its tries are no independent samples. Prompts none of whose completions could be scored are left
+out, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from postrain.evaluation.intervals import Interval, bootstrap_interval, wilson
+from postrain.generation.keep import Answers, reaches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a generation says of its model; fields are None where nothing could be measured."""
+
+    prompts: int
+    samples: int
+    """Completions of each prompt."""
+    unscorable: int
+    """Prompts without a scored completion."""
+    reward: float | None
+    """Mean over the scored completions."""
+    best: float | None
+    """Mean over prompts of their best completion's reward."""
+    gold: float | None
+    """Mean gold score."""
+    gold_of_best: float | None
+    """Mean over prompts of the gold score of the completion with the best reward."""
+    finished: float
+    """Share of completions that ended by themselves."""
+    sampled: Interval | None
+    """pass@1: the share of right completions."""
+    solved: Interval | None
+    """pass@n: the share of prompts with at least one right completion."""
+    greedy: Interval | None
+    """The share of right greedy completions."""
+
+
+def measure(answers: Sequence[Answers], threshold: float) -> Measured:
+    """The numbers; `threshold` is the reward from which a completion is right."""
+    scored = [paid for one in answers if (paid := [r for r in one.rewards if r is not None])]
+    shares = [fmean(float(reaches(r, threshold)) for r in paid) for paid in scored]
+    greedy = [float(reaches(one.greedy, threshold)) for one in answers if one.greedy is not None]
+    return Measured(
+        prompts=len(answers),
+        samples=len(answers[0].completions) if answers else 0,
+        unscorable=len(answers) - len(scored),
+        reward=_mean([r for paid in scored for r in paid]),
+        best=_mean([max(paid) for paid in scored]),
+        gold=_mean([g for one in answers for g in one.gold if g is not None]),
+        gold_of_best=_mean([gold for one in answers if (gold := gold_of_best(one)) is not None]),
+        finished=_mean([float(ended) for one in answers for ended in one.finished]) or 0.0,
+        sampled=bootstrap_interval(shares) if shares else None,
+        solved=wilson(sum(share > 0 for share in shares), len(shares)) if shares else None,
+        greedy=wilson(sum(greedy), len(greedy)) if greedy else None,
+    )
+
+
+def gold_of_best(answers: Answers) -> float | None:
+    """The gold score of the completion with the best reward, the first of equal ones."""
+    scored = [(-reward, place) for place, reward in enumerate(answers.rewards) if reward is not None]
+    return answers.gold[min(scored)[1]] if scored else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None

@@ -1,0 +1,143 @@
+"""Samples and scores completions of prompts chunk by chunk, each written as soon as it is done.
+
+The seed of a completion comes from its prompt's row and its number alone, and chunks are cut at fixed places: a
+generation that was killed and gone on with is the one that never was. Leaves out what is kept of the completions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from postrain.data.collate import prompts as as_prompts
+from postrain.data.encode import EncodedPrompt
+from postrain.data.module import DataModule
+from postrain.evaluation.evaluator import gold_scores
+from postrain.folder import writing
+from postrain.generation.keep import Answers
+from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
+from postrain.ops import derive_seed
+from postrain.rewards.base import Reward, optional
+from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.engine import Engine
+from postrain.rollout.turns import Environment
+from postrain.types import ConfigError, Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A model with everything it takes to ask it."""
+
+    model: nn.Module
+    engine: Engine
+    greedy: Engine | None
+    """Draws the greedy completion, where it is to be measured too."""
+    data: DataModule
+    reward: Reward
+    environment: Environment
+    samples: int
+    """Completions of each prompt."""
+    part: str
+    seed: int
+
+    @torch.no_grad()
+    def __call__(self, items: Sequence[EncodedPrompt]) -> list[Answers]:
+        """The answers to each prompt."""
+        prompts = as_prompts(items)
+        copies = prompts.select([place for place in range(len(items)) for _ in range(self.samples)])
+        keys = [self._key(item.row, number) for item in items for number in range(self.samples)]
+        episodes = self._episodes(self.engine, copies, keys)
+        gold = [scores.get("total") for scores in gold_scores(episodes, self.data)]
+        greedy = self._greedy(prompts)
+        return [
+            self._answers(item, episodes, gold, range(place * self.samples, (place + 1) * self.samples), greedy[place])
+            for place, item in enumerate(items)
+        ]
+
+    def _key(self, row: int, number: int) -> int:
+        return derive_seed(self.seed, f"generate {self.part}", row, number)
+
+    def _episodes(self, engine: Engine, prompts: Prompts, keys: Sequence[int]) -> Episodes:
+        template = self.data.template
+        return collect(
+            engine, self.model, template, prompts, keys=keys, reward=self.reward, environment=self.environment
+        )
+
+    def _greedy(self, prompts: Prompts) -> tuple[float | None, ...]:
+        if self.greedy is None:
+            return (None,) * len(prompts)
+        keys = [self._key(row, self.samples) for row in prompts.row_ids]
+        return optional(self._episodes(self.greedy, prompts, keys).reward_B)
+
+    def _answers(
+        self,
+        item: EncodedPrompt,
+        episodes: Episodes,
+        gold: Sequence[float | None],
+        mine: range,
+        greedy: float | None,
+    ) -> Answers:
+        rewards, finished = optional(episodes.reward_B), episodes.finished_B.tolist()
+        return Answers(
+            row=item.row,
+            prompt=item.text,
+            columns=_json(item.columns),
+            completions=tuple(episodes.completions[place] for place in mine),
+            rewards=tuple(rewards[place] for place in mine),
+            finished=tuple(finished[place] for place in mine),
+            gold=tuple(gold[place] for place in mine),
+            greedy=greedy,
+        )
+
+
+def distinct(items: Sequence[Any], count: int | None) -> list[EncodedPrompt]:
+    """The first `count` different prompts."""
+    found = {item.text: item for item in reversed(items) if isinstance(item, EncodedPrompt)}
+    return list(reversed(found.values()))[:count]
+
+
+def sample(sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, chunk: int) -> Iterator[list[Answers]]:
+    """The answers to all prompts, a chunk at a time; chunks that `lines` has already are read from there."""
+    done = _begun(lines, items, chunk, sampler.samples)
+    for start in range(0, len(items), chunk):
+        if start < len(done):
+            yield done[start : start + chunk]
+            continue
+        answers = sampler(items[start : start + chunk])
+        with writing(lines.path, "free some space, then resume"):
+            lines.append(*map(asdict, answers))
+        yield answers
+
+
+def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples: int) -> list[Answers]:
+    """The answers of whole chunks in the file of an earlier session; anything after them is cut off."""
+    records, damaged = lines.examine()
+    whole = len(records) if len(records) == len(items) else len(records) - len(records) % chunk
+    if damaged or whole < len(records):
+        kept = [json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records[:whole]]
+        with writing(lines.path, "free some space, then resume"):
+            atomic_write_text(lines.path, "".join(kept))
+    found = [read(record) for record in records[:whole]]
+    same_rows = [answers.row for answers in found] == [item.row for item in items[:whole]]
+    if not same_rows or any(len(answers.completions) != samples for answers in found):
+        raise ConfigError(
+            f"resume: {lines.path} holds completions of other prompts, or another number of them, than asked for now; "
+            "start a new generation"
+        )
+    return found
+
+
+def read(record: Record) -> Answers:
+    """One line of completions.jsonl."""
+    lists = {name: tuple(record[name]) for name in ("completions", "rewards", "finished", "gold")}
+    return Answers(**{**record, **lists})
+
+
+def _json(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Columns as they come back from a file: dates and the like are text there."""
+    return json.loads(json.dumps(plain(columns), default=str))

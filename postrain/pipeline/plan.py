@@ -1,0 +1,182 @@
+"""A pipeline ready to start: every stage composed and checked, kept in pipeline.yaml so that it can be gone on with.
+
+Composed configs keep their references to other stages as they were written; they are resolved against the folder the
+pipeline lies in when a stage starts. Leaves out running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from postrain.check import check, instantiate
+from postrain.cli import forced
+from postrain.folder import writing
+from postrain.generation.settings import Generation
+from postrain.jsonl import atomic_write_text
+from postrain.manifest import reproduce
+from postrain.pipeline.stages import Stage, places, stages_of
+from postrain.pipeline.words import for_stage, key_of, split, unheard
+from postrain.root import Root
+from postrain.types import ConfigError
+
+FILE = "pipeline.yaml"
+# The primary config of each kind of stage and what it has to be.
+ROOTS: Mapping[str, tuple[str, type]] = {"train": ("config", Root), "generate": ("generate", Generation)}
+FILES = (("data", "path"), ("data", "eval_path"))
+# Stands for the pipeline's folder while there is none: what lies in it is not looked for.
+CHECKED = Path("PIPELINE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A stage that calls a function."""
+
+    call: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage with its config."""
+
+    stage: Stage
+    words: tuple[str, ...]
+    """The overrides it was composed from."""
+    config: Mapping[str, Any]
+    """References not resolved yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All stages of a pipeline."""
+
+    name: str
+    node: Mapping[str, Any]
+    """The pipeline as its YAML wrote it."""
+    words: tuple[str, ...]
+    """The command line."""
+    steps: tuple[Step, ...]
+
+    def save(self, folder: Path) -> None:
+        """Writes pipeline.yaml."""
+        text = OmegaConf.to_yaml(OmegaConf.create(asdict(self)))
+        with writing(folder):
+            atomic_write_text(folder / FILE, f"# {reproduce(self.words)}\n{text}")
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """The plan of the pipeline in `folder`."""
+        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
+        steps = [Step(**{**step, "stage": Stage(**step["stage"])}) for step in saved["steps"]]
+        return cls(**{**saved, "words": tuple(saved["words"]), "steps": tuple(steps)})
+
+    def resolved(self, step: Step, folder: Path) -> tuple[dict[str, Any], list[str]]:
+        """Config and overrides of a step as they are with the pipeline in `folder`."""
+        return resolved(step, places([each.stage for each in self.steps], folder))
+
+
+def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path) -> Plan:
+    """Composes and checks all stages, all problems in one ConfigError. Called inside a Hydra job."""
+    stages = stages_of(node)
+    said = split(words, stages)
+    known = places(stages, CHECKED)
+    heard: set[str] = set()
+    steps: list[Step] = []
+    problems: dict[str, list[str]] = {}
+    for stage in stages:
+        try:
+            words_here, reached = for_stage(said, stage, partial(takes, stage.kind), groups())
+            heard |= reached
+            step = _composed(stage, words_here, conf)
+            _check(step, known)
+            steps.append(step)
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                problems.setdefault(line, []).append(stage.name)
+    lines = [f"stage {', '.join(names)}: {line}" for line, names in problems.items()] + unheard(said, heard)
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return Plan(name=name, node=node, words=tuple(words), steps=tuple(steps))
+
+
+def resolved(step: Step, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Config and overrides with every reference resolved; `known` is what `${stages...}` stands for."""
+    whole = OmegaConf.create({**step.config, "stages": known, "words": list(step.words)})
+    try:
+        config: Any = OmegaConf.to_container(whole, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    words = config.pop("words")
+    del config["stages"]
+    return config, words
+
+
+def takes(kind: str, key: str) -> bool:
+    """Whether a stage of this kind has the key; one that no kind has goes to training runs, where it is refused."""
+    top = key.partition(".")[0].partition("/")[0].partition("@")[0]
+    known = {name: {field.name for field in fields(root)} for name, (_, root) in ROOTS.items()}
+    return top in known.get(kind, ()) or (kind == "train" and not any(top in names for names in known.values()))
+
+
+def groups() -> set[str]:
+    """The config groups there are."""
+    return set(GlobalHydra.instance().config_loader().list_groups(""))
+
+
+def _composed(stage: Stage, words: Sequence[str], conf: Path) -> Step:
+    if stage.kind == "call":
+        call = OmegaConf.create(dict(stage.call))
+        call.merge_with_dotlist(list(words))
+        return Step(stage=stage, words=(), config={"call": OmegaConf.to_container(call)})
+    sources = HydraConfig.get().runtime.config_sources
+    extra = next((source.path for source in sources if source.provider == "command-line"), None)
+    ready = forced(words, conf, extra=extra)
+    # The last choice of a group is the one; values come after all choices, and the last one wins by itself.
+    choices = {key_of(word): word for word in ready if not word.startswith(("+", "~"))}
+    values = [word for word in ready if word.startswith(("+", "~"))]
+    paths = [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath")]
+    try:
+        config = compose(ROOTS[stage.kind][0], [*paths, *choices.values(), *values])
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    plain: Any = OmegaConf.to_container(config)
+    plain["name"] = plain["name"] or stage.name
+    return Step(
+        stage=stage, words=tuple(word.removeprefix("++") for word in (*choices.values(), *values)), config=plain
+    )
+
+
+def _check(step: Step, known: Mapping[str, Any]) -> None:
+    """Everything wrong with a stage that can be told before the ones before it have run."""
+    config, _ = resolved(step, known)
+    if step.stage.kind == "call":
+        check({"call": {**config["call"], "folder": str(CHECKED)}}, Call)
+        return
+    missing = list(_missing_files(config))
+    try:
+        check(config, ROOTS[step.stage.kind][1])
+    except ConfigError as error:
+        raise ConfigError("\n".join([str(error), *missing])) from None
+    if missing:
+        raise ConfigError("\n".join(missing))
+    # What constructors and the machine refuse beyond that; none of these parts reads weights or rows.
+    made = {part: instantiate(config.get(part)) for part in ("method", "trainer", "rollout", "data", "keep")}
+    made["trainer"].check()
+
+
+def _missing_files(config: Mapping[str, Any]) -> Iterator[str]:
+    """Files that no stage makes and that are not there."""
+    for group, key in FILES:
+        path = config[group].get(key)
+        if path is not None and CHECKED not in Path(path).parents and not Path(path).expanduser().is_file():
+            yield f"{group}.{key}: there is no file {path}"

@@ -1,0 +1,122 @@
+"""Runs the stages of a pipeline one after the other, in one folder, skipping those that are done.
+
+runs/pipeline/<name>/<time>-<hash>/
+  pipeline.yaml   every stage as composed       status.json      summary.md   the table at the end
+  1-sft/  2-grpo/  3-sample/  ...               a run folder, a generation's, or what a function wrote
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from postrain import run
+from postrain.callbacks.interrupt import Interrupt
+from postrain.check import instantiate
+from postrain.folder import Status, config_hash, new_directory, writing
+from postrain.generation import run as generation
+from postrain.generation.outcome import Outcome
+from postrain.jsonl import atomic_write_text
+from postrain.pipeline.plan import Plan, Step, make
+from postrain.pipeline.summary import result, summary, table
+from postrain.pipeline.words import PIPELINE_KEYS, key_of
+from postrain.resume import SESSION_KEYS
+from postrain.types import ConfigError
+
+EXECUTE: Mapping[str, Callable[..., float | None]] = {"train": run.execute, "generate": generation.execute}
+# Columns the table at the end takes: where there is no terminal, rich knows of 80.
+WIDTH = 104
+
+
+def execute(config: DictConfig, words: Sequence[str], conf: Path) -> float | None:
+    """Runs the pipeline that `config` names, or goes on with an earlier one; returns the last stage's measure.
+
+    Raises ConfigError for a user's mistake, before the first stage where it can be told, and Interrupted.
+    """
+    if "RANK" in os.environ:
+        raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
+    folder, plan = _resumed(config, words, conf) if config.resume else _new(config, words, conf)
+    print(f"pipeline folder: {folder}", flush=True)
+    with Interrupt(), Outcome(Status(folder / "status.json")):
+        for number, step in enumerate(plan.steps, start=1):
+            title = f"stage {number} of {len(plan.steps)}, {step.stage.name}"
+            _advance(plan, step, folder, title, allow_change=config.allow_change)
+        results = [result(step, folder) for step in plan.steps]
+        with writing(folder):
+            atomic_write_text(folder / "summary.md", summary(results))
+    Console(highlight=False, width=max(Console().width, WIDTH)).print(table(results, plan.name))
+    return results[-1].objective
+
+
+def _new(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path, Plan]:
+    """Composes, checks, and only then makes the folder."""
+    name = config.name or HydraConfig.get().runtime.choices["pipeline"]
+    node: Any = OmegaConf.to_container(config.pipeline)
+    plan = make(node, name, words, conf)
+    folder = new_directory(Path(config.paths.output), "pipeline", name, config_hash(asdict(plan)))
+    plan.save(folder)
+    return folder, plan
+
+
+def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path, Plan]:
+    """The plan as it was saved, and with today's words where there are any: stages that are done stay as they are."""
+    folder = Path(config.resume)
+    plan = Plan.load(folder)
+    new = [word for word in words if key_of(word) not in SESSION_KEYS]
+    fixed = [word for word in new if key_of(word).partition(".")[0] in PIPELINE_KEYS]
+    if fixed:
+        raise ConfigError(f"resume: {folder} cannot go on as {' '.join(fixed)}; start a new pipeline for that")
+    if not new:
+        return folder, plan
+    changed = make(plan.node, plan.name, [*plan.words, *new], conf)
+    for old, step in zip(plan.steps, changed.steps, strict=True):
+        if old.config != step.config and _is_done(folder / step.stage.folder):
+            raise ConfigError(
+                f"resume: stage {step.stage.name} is done and was not done with {' '.join(new)}; start a new pipeline, "
+                "or say it to a later stage: stage.NAME.KEY=VALUE"
+            )
+    changed.save(folder)
+    return folder, changed
+
+
+def _is_done(folder: Path) -> bool:
+    return Status(folder / "status.json").read().get("status") == "done"
+
+
+def _advance(plan: Plan, step: Step, root: Path, title: str, *, allow_change: bool) -> None:
+    """Runs a stage, or what is left of it. Its mistakes are told with its name."""
+    folder = root / step.stage.folder
+    if _is_done(folder):
+        print(f"\n{title}: done before", flush=True)
+        return
+    print(f"\n{title}", flush=True)
+    threads = torch.get_num_threads()
+    try:
+        _run(plan, step, root, allow_change=allow_change)
+    except ConfigError as error:
+        raise ConfigError(f"stage {step.stage.name}: {error}") from error
+    finally:
+        # A stage may ask for threads of its own; the next one gets what it would get by itself.
+        torch.set_num_threads(threads)
+
+
+def _run(plan: Plan, step: Step, root: Path, *, allow_change: bool) -> None:
+    config, words = plan.resolved(step, root)
+    folder = root / step.stage.folder
+    if step.stage.kind == "call":
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        with Outcome(Status(folder / "status.json")):
+            instantiate({**config["call"], "folder": str(folder)})
+        return
+    begun = (folder / "config.yaml").is_file()
+    session = {"resume": str(folder) if begun else None, "allow_change": allow_change}
+    EXECUTE[step.stage.kind]({**config, **session}, overrides=words, group=root.name, place=folder)

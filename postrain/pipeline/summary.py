@@ -1,0 +1,95 @@
+"""What came out of each stage, read from its folder: one table for the console and for summary.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from postrain.folder import RunFolder
+from postrain.generation.run import SUMMARY
+from postrain.jsonl import number, read_json
+from postrain.outcome import before_and_after
+from postrain.pipeline.plan import Step
+from postrain.readable import duration, figure, short
+from postrain.schema import load_target
+
+MADE, GREEDY, SAMPLED, SOLVED = "held-out, or kept", "right, greedy", "right, sampled", "pass@n"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row."""
+
+    stage: str
+    time: str
+    cells: Mapping[str, str]
+    """What there is to say, by column."""
+    objective: float | None
+    """The stage's own measure, for a sweep."""
+
+
+def result(step: Step, root: Path) -> Result:
+    """What a stage that is done has left."""
+    folder = RunFolder(root / step.stage.folder)
+    cells, objective = READERS[step.stage.kind](step, folder)
+    return Result(step.stage.name, duration(float(folder.status.read().get("seconds", 0.0))), cells, objective)
+
+
+def _trained(step: Step, folder: RunFolder) -> tuple[dict[str, str], float | None]:
+    name = load_target(step.config["method"]["_target_"]).headline[2]  # type: ignore[attr-defined]
+    before, after = before_and_after(folder.metrics.read()).get(name, (None, None))
+    if before is None or after is None:
+        return {}, None
+    return {MADE: f"{short(name).removeprefix('eval ')} {figure(before)} → {figure(after)}"}, after
+
+
+def _generated(step: Step, folder: RunFolder) -> tuple[dict[str, str], float | None]:
+    found = read_json(folder.path / SUMMARY)
+    columns = {GREEDY: "greedy", SAMPLED: "sampled", SOLVED: "solved"}
+    cells = {column: _interval(found[name]) for column, name in columns.items() if found.get(name)}
+    if SOLVED in cells:
+        cells[SOLVED] += f" (n={found['samples']})"
+    if found.get("kept"):
+        cells[MADE] = f"{found['kept']} of {found['prompts'] * found['samples']} kept"
+    return cells, number(found["sampled"]["value"]) if found.get("sampled") else None
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    """A number and half its 95 % interval; the whole one stands in summary.json."""
+    return f"{found['value']:.3f} ± {(found['high'] - found['low']) / 2:.2f}"
+
+
+def _called(step: Step, folder: RunFolder) -> tuple[dict[str, str], float | None]:
+    return {}, None
+
+
+READERS = {"train": _trained, "generate": _generated, "call": _called}
+
+
+def grid(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows; columns that nobody fills are left out."""
+    said = [column for column in (MADE, GREEDY, SAMPLED, SOLVED) if any(column in r.cells for r in results)]
+    rows = [[found.stage, *(found.cells.get(column, "") for column in said), found.time] for found in results]
+    return ["stage", *said, "time"], rows
+
+
+def table(results: Sequence[Result], name: str) -> Table:
+    """For the console."""
+    columns, rows = grid(results)
+    made = Table(box=None, pad_edge=False, title=f"pipeline {name}", title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def summary(results: Sequence[Result]) -> str:
+    """The same as Markdown."""
+    columns, rows = grid(results)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
