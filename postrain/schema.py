@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
+from annotated_types import DocInfo, Ge, GroupedMetadata, Gt, Le, Lt
 from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter
 
 from postrain.types import ConfigError
@@ -162,7 +162,8 @@ def describe(annotation: Any) -> str:
     if annotation is Any:
         return "anything"
     if origin is Annotated:
-        return " ".join([describe(args[0]), " and ".join(_ranges(args[1:]))]).strip()
+        told = [item.documentation for item in args[1:] if isinstance(item, DocInfo)]
+        return told[0] if told else " ".join([describe(args[0]), " and ".join(_ranges(args[1:]))]).strip()
     if origin is Literal:
         return "one of " + ", ".join("null" if choice is None else str(choice) for choice in args)
     if origin in (Union, UnionType):

@@ -12,7 +12,14 @@ from omegaconf import OmegaConf
 from postrain.check import check, instantiate
 
 CONF = Path(__file__).parents[2] / "conf" / "reward"
-GIVEN = {"function": {"function": "postrain.rewards.text.exact"}, "learned": {"path": "runs/reward"}}
+SERVED = {"url": "http://127.0.0.1:8000/v1", "model": "judge"}
+GIVEN = {
+    "function": {"function": "postrain.rewards.text.exact"},
+    "learned": {"path": "runs/reward"},
+    "judge": SERVED,
+    "judge_pairwise": SERVED,
+    "self_judge": {"path": "runs/sft"},
+}
 
 
 @dataclass
