@@ -2,7 +2,7 @@
 geometric mixture of itself and its start, and is paid by how likely its completion is preferred to the mixture's.
 
 What it approaches is the Nash equilibrium of the preference, regularised by the KL to the start; no reward needs to
-exist that explains the preference. Axes: P prompts, G completions of a prompt, B = P·G completions, prompt-major, T tokens.
+exist that explains the preference. Axes: P prompts, G completions of a prompt, B = P·G of them, prompt-major, T tokens.
 """
 
 from __future__ import annotations

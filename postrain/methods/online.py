@@ -41,6 +41,8 @@ class Online(Method):
 
     def attached(self) -> None:
         self.sampling = self.parts.engine.sampling
+        # True while the first mini-batch of a rollout should find the recorded log-probabilities again.
+        self.first_pass = False
         self.check()
 
     def check(self) -> None:
@@ -149,4 +151,4 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(values[0], Tensor):
         width = max(value.shape[-1] for value in values)
         return torch.cat([pad_T(value, width) if value.ndim > 1 else value for value in values])
-    return reduce(add, values)
+    return None if values[0] is None else reduce(add, values)

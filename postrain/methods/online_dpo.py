@@ -2,8 +2,8 @@
 language model alignment from online AI feedback").
 
 Of each prompt's completions the one preferred on average to all others is chosen and the least preferred rejected; with
-two, that is the paper's. A prompt whose completions tie is left out. Axes: P prompts, G completions of a prompt, B pairs
-(one a prompt), T completion tokens.
+two, that is the paper's. A prompt whose completions tie is left out. Axes: P prompts, G completions of a prompt, B
+pairs (one a prompt), T completion tokens.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@ smallest run, for those that cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -13,11 +15,12 @@ from torch import nn
 from postrain.check import instantiate
 from postrain.methods.base import Parts
 from postrain.models.reference import Reference
-from postrain.types import Judgements, Pairs, Rows
+from postrain.types import Completion, Judgements, Pairs, Rows, Sampling, Stop
 from tests.runs import composed
 from tests.tiny import VOCABULARY, tiny_model
 
 NOBODY: Any = None
+SAMPLING = Sampling(16)
 QUICK = (
     "method=dpo",
     "method.updates=2",
@@ -36,7 +39,34 @@ def defaults(method: str) -> dict[str, Any]:
     return composed([f"method={method}"])["method"]
 
 
-def made(method: str, policy: nn.Module, *, reference: nn.Module | None = None, **changes: Any) -> Any:
+@dataclass
+class Scripted:
+    """An engine that writes what it is told: the n-th completion it is asked for is the n-th of `says`."""
+
+    says: Sequence[Sequence[int]] = ()
+    sampling: Sampling = SAMPLING
+    exact: bool = True
+    asked: int = 0
+
+    def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, keys: Sequence[int], stop: Stop) -> list:
+        """Each completion with the model's own log-probabilities; one that ends in 0 has finished."""
+        found = []
+        for prompt in prompts:
+            ids = torch.tensor(self.says[self.asked % len(self.says)])
+            self.asked += 1
+            (logps,) = plain_logps(model, rows([prompt], [ids]))
+            found.append(Completion(ids, logps.detach().float(), bool(ids[-1] == 0)))
+        return found
+
+
+def made(
+    method: str,
+    policy: nn.Module,
+    *,
+    reference: nn.Module | None = None,
+    parts: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
+) -> Any:
     """The method with these keys changed; its reference is asked at every update, and is the policy's start if none is
     given. Any, since each method has attributes of its own."""
     asked = {"reference_logps": "fresh"} if "reference_logps" in defaults(method) else {}
@@ -44,7 +74,17 @@ def made(method: str, policy: nn.Module, *, reference: nn.Module | None = None, 
     frozen = Reference.of(policy, reference)
     foreign = reference is not None and changes.get("reference_logps") != "none"
     found.attach(
-        Parts(policy=policy, template=NOBODY, seed=0, engine=NOBODY, reference=frozen, foreign_reference=foreign)
+        Parts(
+            **{
+                "policy": policy,
+                "template": NOBODY,
+                "seed": 0,
+                "engine": Scripted(),
+                "reference": frozen,
+                "foreign_reference": foreign,
+                **parts,
+            }
+        )
     )
     return found
 

@@ -1,0 +1,158 @@
+"""Learning from who beats whom: standings, judged pairs, Nash's advantages, and what no reward can express."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from postrain.check import instantiate
+from postrain.methods.nash_md import nash_advantages
+from postrain.methods.online_dpo import standings
+from postrain.rewards.pairwise import PairwiseFunction, Preference, RewardDifference
+from postrain.types import ConfigError
+from tests.methods.made import Scripted, made
+from tests.methods.test_rollouts import Table, Words, prompts
+from tests.runs import composed
+from tests.tiny import tiny_model
+
+NAN = float("nan")
+
+
+class Duel:
+    """Prefers by a table of first tokens: P(a beats b)."""
+
+    def __init__(self, table: dict[tuple[str, str], float]) -> None:
+        self.table = table
+
+    def beats(self, prompts: Any, first: Sequence[str], second: Sequence[str], columns: Any) -> torch.Tensor:
+        pairs = zip(first, second, strict=True)
+        return torch.tensor([self.table.get((one.split()[0], other.split()[0]), 0.5) for one, other in pairs])
+
+    def to(self, device: Any) -> None: ...
+
+
+def test_standings_leave_out_oneself_and_what_nobody_can_tell():
+    beats_PGG = torch.tensor([[[0.5, 1.0, 0.8], [0.0, 0.5, NAN], [0.2, NAN, 0.5]]])
+    # 1 and 0.8; 0; 0.2.
+    assert standings(beats_PGG).tolist() == [pytest.approx([0.9, 0.0, 0.2])]
+    assert standings(torch.full((1, 2, 2), NAN)).tolist() == [[0.5, 0.5]]
+
+
+def test_a_reward_becomes_a_preference_by_its_difference():
+    found = RewardDifference(Table({"a": 2.0, "b": 1.0, "c": NAN}), temperature=0.5)
+    assert isinstance(found, Preference)
+    # sigmoid(1 / 0.5) = 0.8808.
+    beats_B = found.beats(["", "", ""], ["a", "b", "a"], ["b", "a", "c"], [{}, {}, {}])
+    assert beats_B[:2].tolist() == pytest.approx([0.8808, 0.1192], abs=1e-4)
+    assert beats_B[2].isnan()
+
+
+def longer(first: list[str], second: list[str], bonus: float = 0.0) -> list[float | None]:
+    return [None if not one else float(len(one) > len(other)) + bonus for one, other in zip(first, second, strict=True)]
+
+
+def test_a_function_compares(monkeypatch):
+    found = PairwiseFunction(function=f"{__name__}.longer", arguments={})
+    beats_B = found.beats(["p", "p", "p"], ["aaa", "a", ""], ["a", "aa", "b"], [{}, {}, {}])
+    assert beats_B[:2].tolist() == [1, 0]
+    assert beats_B[2].isnan()
+    wrong = PairwiseFunction(function=f"{__name__}.longer", arguments={"bonus": 0.5})
+    with pytest.raises(ConfigError, match=r"longer .*returned 1\.5.*probability"):
+        wrong.beats(["p"], ["aa"], ["a"], [{}])
+
+
+def asked(method: str, says: Sequence[Sequence[int]], table: dict[tuple[str, str], float], **changes: Any) -> Any:
+    parts = {"engine": Scripted(says), "template": Words(), "preference": Duel(table)}
+    found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **changes})
+    found.noted = {}
+    return found
+
+
+def test_online_dpo_keeps_the_best_and_the_worst():
+    table = {("3", "1"): 0.9, ("1", "3"): 0.1}
+    found = asked("online_dpo", [[1, 0], [3, 4, 0], [2, 0], [2, 0]], table)
+    prepared = found.prepare(prompts(2))
+    assert prepared.decided_B.tolist() == [True, False]
+    assert prepared.pairs.chosen.ids[0].tolist() == [5, 6, 3, 4, 0]
+    assert prepared.pairs.rejected.ids[0].tolist() == [5, 6, 1, 0]
+    assert prepared.cost()[1] == 0
+    # The policy is its reference: the gap is 0 and each pair's loss ln 2.
+    assert float(found.loss_sum(prepared.select([0])).total.detach()) == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_nash_advantages():
+    # Won 0.8 - ½ = 0.3; log-ratios 0.1 and 0.2, β = ½: 0.3 - ½ · 0.3 and 0.3 - ½ · 0.2. Nobody can tell: 0 less KL.
+    log_ratio_BT = torch.tensor([[0.1, 0.2, 9.0], [0.4, 0.0, 0.0]])
+    mask_BT = torch.tensor([[True, True, False], [True, False, False]])
+    found = nash_advantages(torch.tensor([0.8, NAN]), log_ratio_BT, mask_BT, beta=0.5)
+    assert found.tolist() == [pytest.approx([0.15, 0.2, 0.0]), pytest.approx([-0.2, 0.0, 0.0])]
+
+
+def test_a_scalar_method_refuses_what_only_compares(tmp_path):
+    from postrain.run import execute  # noqa: PLC0415  # only this test runs anything
+
+    words = ["method=grpo", "reward=pairwise", f"reward.function={__name__}.longer", f"paths.output={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"PairwiseFunction compares two completions, and GRPO needs a number"):
+        execute(composed(words), overrides=[], group=None)
+
+
+ROCK, PAPER, SCISSORS = 1, 2, 3
+CIRCLE = {("2", "1"): 1.0, ("1", "2"): 0.0, ("3", "2"): 1.0, ("2", "3"): 0.0, ("1", "3"): 1.0, ("3", "1"): 0.0}
+
+
+def player(probabilities: Sequence[float]) -> Any:
+    """A model of one token: from any prompt it says rock, paper or scissors with these probabilities."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=48,
+        bos_token_id=0,
+        eos_token_id=0,
+        n_layer=1,
+        n_embd=8,
+        n_head=1,
+        n_positions=8,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(48, 8))
+    logits_V = torch.full((48,), -20.0)
+    logits_V[ROCK : SCISSORS + 1] = torch.tensor(probabilities).log()
+    with torch.no_grad():
+        # The final normalisation gives its bias alone, and the head the logits of it.
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(torch.eye(8)[0])
+        model.lm_head.weight[:, 0] = logits_V
+    return model
+
+
+def says(model: Any) -> list[float]:
+    with torch.no_grad():
+        return model(torch.tensor([[5]])).logits[0, -1].softmax(-1)[ROCK : SCISSORS + 1].tolist()
+
+
+def test_rock_paper_scissors_comes_out_uniform():
+    """No reward can express a circle: whatever is paid most would be all that is said. The equilibrium plays all alike.
+
+    The policy begins with rock, nearly always; the start it is held to plays uniformly.
+    """
+    policy, start = player([0.9, 0.07, 0.03]), player([1 / 3, 1 / 3, 1 / 3])
+    engine = instantiate(composed(["method=nash_md", "rollout.max_new_tokens=1"])["rollout"])
+    parts = {"engine": engine, "template": Words(), "preference": Duel(CIRCLE)}
+    settings = {"batch_size": 16, "group_size": 4, "beta": 0.1, "mixture": 0.25}
+    found = made("nash_md", policy, reference=start, parts=parts, **settings)
+    # Only what the head makes of its constant input learns.
+    optimizer = torch.optim.SGD([policy.lm_head.weight], lr=3.0)
+    asked = prompts(16)
+    for update in range(50):
+        found.noted, found.counters.updates = {}, update
+        loss = found.loss_sum(found.prepare(asked)).total / 64
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert says(policy) == pytest.approx([1 / 3] * 3, abs=0.08)

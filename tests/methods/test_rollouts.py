@@ -1,0 +1,152 @@
+"""From prompts to what is learned, with an engine that says what it is told and a reward that is a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from postrain.types import ConfigError, Prompts, RewardBatch
+from tests.methods.made import Scripted, made
+from tests.tiny import tiny_model
+
+NAN = float("nan")
+FAMILY = ("grpo", "rloo", "reinforce")
+
+
+class Words:
+    """Tokens are their numbers."""
+
+    stop_ids = (0,)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(str(int(token)) for token in ids)
+
+    decode_all = decode
+
+
+@dataclass
+class Table:
+    """Pays a completion by its first token."""
+
+    values: Mapping[str, float]
+
+    def __call__(self, prompts: Any, completions: Any, columns: Any) -> RewardBatch:
+        paid = torch.tensor([self.values[text.split()[0]] for text in completions])
+        return RewardBatch(paid, {"table": tuple(paid.tolist())})
+
+    def to(self, device: Any) -> None: ...
+
+
+def prompts(count: int) -> Prompts:
+    ids = tuple(torch.tensor([5, 6 + place]) for place in range(count))
+    return Prompts(ids, tuple(map(str, range(count))), ({},) * count, tuple(range(count)))
+
+
+def asked(method: str, says: Sequence[Sequence[int]], values: Mapping[str, float], **changes: Any) -> Any:
+    """The method with an engine that says `says` in turns and a reward of first tokens."""
+    parts = {"engine": Scripted(says), "template": Words(), "reward": Table(values)}
+    found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **changes})
+    found.noted = {}
+    return found
+
+
+def noted(method: Any, name: str) -> float:
+    return method.noted[name].value()
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_equal_rewards_give_no_gradient_and_say_so(method):
+    found = asked(method, [[1, 0], [2, 3, 0]], {"1": 1.0, "2": 1.0})
+    prepared = found.prepare(prompts(2))
+    assert not prepared.advantages_BT.any()
+    assert prepared.cost() == [0, 0, 0, 0]
+    assert noted(found, "group/all_equal") == 1
+
+
+def test_nobody_can_score_anything():
+    found = asked("grpo", [[1, 0], [2, 0]], {"1": NAN, "2": NAN})
+    assert not found.prepare(prompts(2)).advantages_BT.any()
+    assert noted(found, "reward/unscorable") == 1
+
+
+def test_groups_of_the_same_prompt_are_compared():
+    # First prompt 3 and 1, second 1 and 1: with scale none ±1 and 0, at every token of each completion.
+    says = [[3, 4, 0], [1, 0], [1, 0], [1, 7, 7, 0]]
+    found = asked("grpo", says, {"3": 3.0, "1": 1.0}, scale="none")
+    prepared = found.prepare(prompts(2))
+    assert prepared.advantages_BT.tolist() == [[1, 1, 1, 0], [-1, -1, 0, 0], [0] * 4, [0] * 4]
+    assert prepared.learned_B.tolist() == [True, True, False, False]
+    assert noted(found, "group/all_equal") == 0.5
+    (minibatch,) = found.minibatches(prepared)
+    assert sorted(minibatch.rows.row_ids) == [0, 0, 1, 1]
+    assert found.denominator(minibatch) == 4
+
+
+def test_what_was_cut_is_fined_or_left_out():
+    says = [[3, 4], [3, 0]]
+    fined = asked("grpo", says, {"3": 1.0}, scale="none", missing_eos_penalty=0.5, batch_size=1)
+    # Rewards 0.5 and 1: mean 0.75.
+    assert fined.prepare(prompts(1)).advantages_BT[:, 0].tolist() == [-0.25, 0.25]
+    masked = asked("grpo", says, {"3": 1.0}, scale="none", missing_eos_penalty=0.5, mask_truncated=True, batch_size=1)
+    assert masked.prepare(prompts(1)).learned_B.tolist() == [False, True]
+
+
+def test_further_prompts_replace_groups_that_are_all_equal():
+    # Prompts 0 and 2 agree with themselves, 1 and 3 do not: the second wave supplies the second group.
+    says = [[1, 0], [1, 0], [1, 0], [2, 0], [2, 0], [2, 0], [2, 0], [1, 0]]
+    found = asked("grpo", says, {"1": 1.0, "2": 0.0}, resample=2)
+    assert found.items_drawn() == 6
+    prepared = found.prepare(prompts(6))
+    assert found.kept == [1, 3]
+    assert noted(found, "group/prompts_drawn") == 4
+    assert prepared.learned_B.tolist() == [False, False, True, True, False, False, True, True]
+    (minibatch,) = found.minibatches(prepared)
+    assert sorted(minibatch.rows.row_ids) == [1, 1, 3, 3]
+
+
+def test_two_minibatches_hold_whole_groups():
+    says = [[1, 0], [2, 0]]
+    found = asked("rloo", says, {"1": 1.0, "2": 0.0}, batch_size=4, minibatches_per_epoch=2, epochs=2)
+    seen = [minibatch.rows.row_ids for minibatch in found.minibatches(found.prepare(prompts(4)))]
+    assert [len(rows) for rows in seen] == [4, 4, 4, 4]
+    assert all(sorted(one + other) == [0, 0, 1, 1, 2, 2, 3, 3] for one, other in (seen[:2], seen[2:]))
+    assert all(rows[0] == rows[1] and rows[2] == rows[3] for rows in seen)
+
+
+def test_rloo_takes_the_kl_off_the_reward():
+    """The policy is e^0.1 times likelier than the start at each of two tokens: 2 · 0.1 · kl_coef less reward."""
+    found = asked("rloo", [[1, 0], [2, 0]], {"1": 1.0, "2": 1.0}, batch_size=1, kl_coef=0.5)
+    kl_BT = torch.tensor([[0.1, 0.1], [0.0, 0.0]])
+    # Paid 0.9 and 1: leave one out -0.1 and 0.1.
+    advantages_BT = found.advantages(torch.ones(1, 2), kl_BT, torch.ones(2, 2, dtype=torch.bool))
+    assert advantages_BT[:, 0].tolist() == pytest.approx([-0.1, 0.1])
+
+
+def test_reinforce_whitens_over_all_tokens():
+    found = asked("reinforce", [[1, 0]], {"1": 1.0}, batch_size=1)
+    # Rewards 2 and 0, baseline 1: returns 1, 1, 1 and -1; mean 0.5, variance 0.75.
+    mask_BT = torch.tensor([[True, True, True], [True, False, False]])
+    advantages_BT = found.advantages(torch.tensor([[2.0, 0.0]]), torch.zeros(2, 3), mask_BT)
+    up, down = 0.5 / 0.75**0.5, -1.5 / 0.75**0.5
+    assert advantages_BT.flatten().tolist() == pytest.approx([up, up, up, down, 0, 0])
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "online_dpo"])
+def test_a_group_of_one_is_refused(method):
+    with pytest.raises(ConfigError, match=r"method\.group_size=1"):
+        asked(method, [[1, 0]], {"1": 1.0}, group_size=1)
+    assert asked("reinforce", [[1, 0]], {"1": 1.0}, group_size=1).group_size == 1
+
+
+def test_an_engine_that_computes_something_else_is_found():
+    found = asked("grpo", [[1, 0], [2, 0]], {"1": 1.0, "2": 0.0})
+    prepared = found.prepare(prompts(2))
+    found.loss_sum(prepared)
+    assert noted(found, "rollout/logp_error") < 1e-5
+    prepared.logps_BT.add_(0.1)
+    with pytest.raises(ConfigError, match=r"sampled log-probabilities differ by 0\.1"):
+        found.loss_sum(prepared)
