@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from postrain.check import instantiate
 from postrain.methods.nash_md import nash_advantages
 from postrain.methods.online_dpo import standings
 from postrain.rewards.pairwise import PairwiseFunction, Preference, RewardDifference
-from postrain.types import ConfigError
+from postrain.rollout.engine import Mixture
+from postrain.types import Completion, ConfigError, Sampling, Stop
 from tests.methods.made import Scripted, made
 from tests.methods.test_rollouts import Table, Words, prompts
 from tests.runs import composed
@@ -131,6 +131,25 @@ def player(probabilities: Sequence[float]) -> Any:
     return model
 
 
+class Throw:
+    """Draws the one token from a player, or from the mixture of two, whatever the prompt."""
+
+    sampling, exact = Sampling(1), True
+
+    def generate(self, model: Any, prompts: Any, *, keys: Sequence[int], stop: Stop) -> list[Completion]:
+        logps_V = self.logps(model)
+        draws = torch.multinomial(logps_V.exp(), len(keys), True, generator=torch.Generator().manual_seed(keys[0]))
+        return [Completion(token[None], logps_V[token][None], False) for token in draws]
+
+    @torch.no_grad()
+    def logps(self, model: Any) -> torch.Tensor:
+        if not isinstance(model, Mixture):
+            return model(torch.tensor([[5]])).logits[0, -1].log_softmax(-1)
+        with model.reference.scoring() as start:
+            theirs_V = self.logps(start)
+        return ((1 - model.coef) * self.logps(model.policy) + model.coef * theirs_V).log_softmax(-1)
+
+
 def says(model: Any) -> list[float]:
     with torch.no_grad():
         return model(torch.tensor([[5]])).logits[0, -1].softmax(-1)[ROCK : SCISSORS + 1].tolist()
@@ -142,16 +161,15 @@ def test_rock_paper_scissors_comes_out_uniform():
     The policy begins with rock, nearly always; the start it is held to plays uniformly.
     """
     policy, start = player([0.9, 0.07, 0.03]), player([1 / 3, 1 / 3, 1 / 3])
-    engine = instantiate(composed(["method=nash_md", "rollout.max_new_tokens=1"])["rollout"])
-    parts = {"engine": engine, "template": Words(), "preference": Duel(CIRCLE)}
-    settings = {"batch_size": 16, "group_size": 4, "beta": 0.1, "mixture": 0.25}
+    parts = {"engine": Throw(), "template": Words(), "preference": Duel(CIRCLE)}
+    settings = {"batch_size": 32, "group_size": 8, "beta": 0.1, "mixture": 0.25}
     found = made("nash_md", policy, reference=start, parts=parts, **settings)
     # Only what the head makes of its constant input learns.
     optimizer = torch.optim.SGD([policy.lm_head.weight], lr=3.0)
-    asked = prompts(16)
-    for update in range(50):
+    asked = prompts(32)
+    for update in range(60):
         found.noted, found.counters.updates = {}, update
-        loss = found.loss_sum(found.prepare(asked)).total / 64
+        loss = found.loss_sum(found.prepare(asked)).total / 256
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
