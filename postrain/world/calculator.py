@@ -82,7 +82,7 @@ class Calculator:
 
 def trailing(text: str) -> str:
     """The arithmetic a text ends with, from the last full stop on."""
-    found = ARITHMETIC.search(text[-LONGEST - 1 :])
+    found = ARITHMETIC.search(text[-2 * LONGEST :])
     return SENTENCE_END.split(found[0])[-1] if found else ""
 
 

@@ -1,0 +1,86 @@
+"""Weights handed to another engine: under plain names, adapters merged in, the policy as it was."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from postrain.check import instantiate
+from postrain.models.handover import check_whole, fingerprint, merged_weights
+from postrain.types import ConfigError
+from tests.runs import composed
+from tests.tiny import SHAPES, tiny_model
+
+
+def adapted(architecture: str, **changes: Any) -> Any:
+    """A tiny model with a LoRA that does something."""
+    config = composed(["method=sft", "adapter=lora"])["adapter"] | {"r": 2} | changes
+    policy = instantiate(config).wrap(tiny_model(architecture), head="causal")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.1)
+    return policy
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+@pytest.mark.parametrize("changes", [{}, {"dora": True}], ids=["lora", "dora"])
+def test_an_adapter_is_merged_and_the_policy_stays_to_the_bit(architecture, changes):
+    policy = adapted(architecture, **changes)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    found = dict(merged_weights(policy))
+    expected = dict(copy.deepcopy(policy).merge_and_unload().named_parameters())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=1e-6), name
+    after = policy.state_dict()
+    assert all(value.equal(after[name]) for name, value in before.items())
+    ids = torch.arange(1, 9)[None]
+    plain = tiny_model(architecture)
+    plain.load_state_dict(found, strict=False)
+    assert torch.allclose(plain(ids).logits, policy(ids).logits, atol=1e-5)
+
+
+def test_without_an_adapter_the_weights_are_the_models_own():
+    model = tiny_model("qwen3")
+    found = dict(merged_weights(model))
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(value.equal(model.get_parameter(name)) for name, value in found.items())
+
+
+def test_a_step_of_the_optimizer_in_use_changes_the_fingerprint():
+    """The fused AdamW leaves autograd's version counters where they are."""
+    policy = adapted("llama")
+    learns = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learns, lr=1e-5, fused=True)
+    start = fingerprint(policy)
+    assert fingerprint(policy) == start
+    policy(torch.arange(1, 9)[None]).logits.sum().backward()
+    assert fingerprint(policy) == start
+    optimizer.step()
+    assert fingerprint(policy) != start
+
+
+def test_merging_leaves_the_fingerprint():
+    policy = adapted("gpt2")
+    start = fingerprint(policy)
+    list(merged_weights(policy))
+    assert fingerprint(policy) == start
+
+
+def test_fingerprints_know_bits_of_every_width():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        model = tiny_model("llama").to(dtype)
+        start = fingerprint(model)
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] *= -1
+        assert fingerprint(model) != start
+
+
+def test_four_bit_weights_cannot_be_handed_over():
+    weight = torch.zeros(2)
+    weight.quant_state = object()  # pyright: ignore[reportAttributeAccessIssue] - as bitsandbytes marks its own
+    with pytest.raises(ConfigError, match="adapter=qlora"):
+        check_whole("model.weight", weight)

@@ -1,0 +1,342 @@
+"""rollout=vllm with a stand-in for vLLM: what it is told, when it gets weights, and what becomes of its answers.
+
+The stand-in is a module named vllm whose LLM writes a script; the server is a real HTTP server on loopback.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from postrain.check import instantiate
+from postrain.rollout.engine import Mixture
+from postrain.types import ConfigError, Stop
+from tests.runs import composed
+from tests.tiny import tiny_model
+
+END = 0
+PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([5, 6, 7])]
+KEYS = [11, 2**62, 13]
+
+
+@dataclass
+class Told:
+    """Everything the stand-in was told, in order."""
+
+    made: dict[str, Any] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    prompts: list[list[int]] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
+
+
+def answer(prompt: list[int], settings: Mapping[str, Any]) -> tuple[list[int], list[float], str]:
+    """The prompt's own tokens again and the end token, within max_tokens: tokens, log-probabilities, why it ended."""
+    ids = [*prompt, END][: settings["max_tokens"]]
+    return ids, [-0.5 * (i + 1) for i in range(len(ids))], "stop" if ids[-1] == END else "length"
+
+
+def stand_in(told: Told) -> ModuleType:
+    """A module with what the engine uses of vLLM."""
+
+    class LLM:
+        def __init__(self, **settings: Any) -> None:
+            told.made = settings
+
+        def apply_model(self, function: Any) -> list[Any]:
+            told.events.append("weights")
+            return [function(SimpleNamespace(load_weights=lambda weights: told.weights.update(weights)))]
+
+        def reset_prefix_cache(self) -> None:
+            told.events.append("reset")
+
+        def sleep(self, level: int) -> None:
+            told.events.append(f"sleep {level}")
+
+        def wake_up(self) -> None:
+            told.events.append("wake")
+
+        def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool) -> list[Any]:
+            told.events.append("generate")
+            told.prompts = [prompt["prompt_token_ids"] for prompt in prompts]
+            told.settings = [vars(values) for values in settings]
+            found = [answer(prompt, values) for prompt, values in zip(told.prompts, told.settings, strict=True)]
+            return [SimpleNamespace(outputs=[output(*one)]) for one in found]
+
+    def output(ids: list[int], logps: list[float], reason: str) -> Any:
+        # Beside the drawn token there may be others, whose log-probabilities are not to be taken.
+        known = [
+            {99: SimpleNamespace(logprob=-9.0), i: SimpleNamespace(logprob=p)} for i, p in zip(ids, logps, strict=True)
+        ]
+        return SimpleNamespace(token_ids=tuple(ids), logprobs=known, finish_reason=reason)
+
+    module: Any = ModuleType("vllm")
+    module.__spec__ = SimpleNamespace(name="vllm")
+    module.LLM, module.SamplingParams, module.TokensPrompt = LLM, SimpleNamespace, dict
+    return module
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    found = Told()
+    monkeypatch.setitem(sys.modules, "vllm", stand_in(found))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("RANK", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        monkeypatch.setenv(name, "0")
+    return found
+
+
+@cache
+def configured() -> dict[str, Any]:
+    return composed(["method=ppo", "rollout=vllm"])["rollout"]
+
+
+def engine(**changes: Any) -> Any:
+    return instantiate(configured() | changes)
+
+
+@pytest.fixture
+def model() -> Any:
+    model = tiny_model()
+    model.name_or_path = "some/model"
+    return model
+
+
+STOP = Stop((END, 3), ("=", "</calc>"), str)
+
+
+def test_each_row_has_its_own_seed_and_all_the_same_stops(told, model):
+    engine(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, max_new_tokens=9).generate(
+        model, PROMPTS, keys=KEYS, stop=STOP
+    )
+    assert told.prompts == [[5, 6, 7], [8], [5, 6, 7]]
+    assert [settings.pop("seed") for settings in told.settings] == KEYS
+    assert told.settings[0] == told.settings[1] == told.settings[2]
+    assert told.settings[0] == {
+        "max_tokens": 9,
+        "temperature": 0.7,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.0,
+        "stop_token_ids": [END, 3],
+        "stop": ["=", "</calc>"],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "logprobs": 0,
+    }
+
+
+def test_no_top_k_is_all_tokens(told, model):
+    engine().generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    assert told.settings[0]["top_k"] == -1
+
+
+def test_what_earlier_turns_left_is_each_rows_limit(told, model):
+    found = engine().generate(model, PROMPTS, keys=KEYS, stop=Stop((END,), limits=(2, 1, 40)))
+    assert [settings["max_tokens"] for settings in told.settings] == [2, 1, 40]
+    assert [item.ids.tolist() for item in found] == [[5, 6], [8], [5, 6, 7, END]]
+    assert [item.finished for item in found] == [False, False, True]
+
+
+def test_tokens_and_their_own_logps_come_back_in_order(told, model):
+    found = engine().generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
+    assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
+    assert found[0].ids.dtype == torch.int64
+    assert found[0].logps.dtype == torch.float32
+
+
+def test_what_it_records_is_not_taken_for_the_policys(told):
+    assert not engine().exact
+    sampling = engine(stop=["."], min_p=0.25).sampling
+    assert (sampling.stop, sampling.min_p) == ((".",), 0.25)
+
+
+def test_weights_are_handed_over_once_for_each_change(told, model):
+    vllm = engine()
+    for _ in range(2):
+        vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    assert told.events == ["weights", "reset", "generate", "generate"]
+    with torch.no_grad():
+        model.transformer.wte.weight[3] += 1
+    vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    assert told.events[4:] == ["weights", "reset", "generate"]
+    assert told.weights.keys() == dict(model.named_parameters()).keys()
+    assert told.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
+
+
+def test_memory_is_given_back_between_rollouts(told, model):
+    vllm = engine(sleep=True)
+    for _ in range(2):
+        vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    assert told.made["enable_sleep_mode"]
+    assert told.events == ["weights", "reset", "generate", "sleep 1", "wake", "generate", "sleep 1"]
+
+
+def test_the_engine_starts_from_the_policys_directory_and_type(told, model):
+    engine(gpu_memory_utilization=0.4, max_model_len=256).generate(model.bfloat16(), PROMPTS, keys=KEYS, stop=STOP)
+    assert told.made == {
+        "model": "some/model",
+        "dtype": "bfloat16",
+        "gpu_memory_utilization": 0.4,
+        "max_model_len": 256,
+        "enable_sleep_mode": False,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "distributed_executor_backend": None,
+    }
+
+
+def test_a_model_without_a_directory_is_refused(told):
+    with pytest.raises(ConfigError, match="rollout=local"):
+        engine().generate(tiny_model(), PROMPTS, keys=KEYS, stop=STOP)
+
+
+def test_a_mixture_is_refused(told, model):
+    mixture = Mixture(model, SimpleNamespace(), 0.5)  # pyright: ignore[reportArgumentType] - never looked at
+    with pytest.raises(ConfigError, match=r"mixture.*rollout=local"):
+        engine().generate(mixture, PROMPTS, keys=KEYS, stop=STOP)
+
+
+def test_what_is_missing_is_said_in_one_line(told, monkeypatch):
+    for changes in ({"mode": "server"}, {"url": "http://x"}):
+        with pytest.raises(ConfigError, match=r"^rollout\.url=.*rollout\.mode=server[^\n]*$"):
+            engine(**changes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^rollout=vllm needs a GPU[^\n]*rollout=local[^\n]*$"):
+        engine()
+    monkeypatch.delitem(sys.modules, "vllm")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^rollout=vllm needs[^\n]*postrain\[vllm\][^\n]*rollout=local[^\n]*$"):
+        engine()
+
+
+# A server -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(told: Told) -> Iterator[str]:
+    """A server that answers as vLLM's does; what it was asked is in `told`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answers = {"/v1/models": {"data": [{"id": "served"}]}, "/get_world_size": {"world_size": 2}}
+            self.say(answers[self.path])
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            told.events.append(self.path)
+            if self.path != "/v1/completions":
+                return self.say(None)
+            if asked["prompt"] == [8]:
+                return self.say({"message": "too\nlong"}, 400) if asked["seed"] == 666 else self.complete(asked)
+            return self.complete(asked)
+
+        def complete(self, asked: dict[str, Any]) -> None:
+            told.settings.append(asked)
+            ids, logps, reason = answer(asked["prompt"], asked)
+            choice = {"token_ids": ids, "logprobs": {"token_logprobs": logps}, "finish_reason": reason}
+            self.say({"choices": [choice]})
+
+        def say(self, body: Any, status: int = 200) -> None:
+            text = b"" if body is None else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Quiet."""
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{listening.server_port}/"
+    listening.shutdown()
+    listening.server_close()
+
+
+@pytest.fixture
+def transfer(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's sender of weights: asks the source for names and then for numbers."""
+
+    class Factory:
+        @staticmethod
+        def trainer_init(*, init_info: Any, client: Any, source: Any) -> Any:
+            told.made = {**vars(init_info), "client": client}
+
+            def send_weights() -> None:
+                told.events.append("weights")
+                described = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+                assert described == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]
+                told.weights.update(source)
+
+            return SimpleNamespace(send_weights=send_weights)
+
+    package, nccl, network = (ModuleType(name) for name in ("weight_transfer", "nccl_engine", "network_utils"))
+    vars(package).update(
+        WeightTransferTrainerFactory=Factory,
+        HTTPVLLMWeightSyncClient=lambda url, timeout: (url, timeout),
+        ParamMeta=lambda name, dtype, shape: SimpleNamespace(name=name, dtype=dtype, shape=shape),
+    )
+    vars(nccl).update(NCCLTrainerInitInfo=SimpleNamespace)
+    vars(network).update(get_ip=lambda: "10.0.0.1", get_open_port=lambda: 4321)
+    monkeypatch.setitem(sys.modules, "vllm.distributed", ModuleType("distributed"))
+    monkeypatch.setitem(sys.modules, "vllm.utils", ModuleType("utils"))
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer", package)
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_engine", nccl)
+    monkeypatch.setitem(sys.modules, "vllm.utils.network_utils", network)
+
+
+@pytest.mark.usefixtures("transfer")
+def test_a_server_is_asked_row_by_row_and_answers_in_order(told, server, model):
+    vllm = engine(mode="server", url=server, timeout=7.0)
+    found = vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
+    assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
+    assert all(item.finished for item in found)
+    assert {asked["seed"] for asked in told.settings} == set(KEYS)
+    for asked in told.settings:
+        assert (asked["model"], asked["return_token_ids"], asked["logprobs"]) == ("served", True, 0)
+        assert (asked["stop_token_ids"], asked["stop"]) == ([END, 3], ["=", "</calc>"])
+    # Two workers of the server and this process.
+    assert told.made == {
+        "master_address": "10.0.0.1",
+        "master_port": 4321,
+        "world_size": 3,
+        "rank": 0,
+        "client": (server.rstrip("/"), 7.0),
+    }
+
+
+@pytest.mark.usefixtures("transfer")
+def test_a_server_gets_weights_before_prompts_and_once_for_each_change(told, server, model):
+    vllm = engine(mode="server", url=server)
+    for _ in range(2):
+        vllm.generate(model, PROMPTS[:1], keys=KEYS[:1], stop=STOP)
+    assert told.events == ["weights", "/reset_prefix_cache", "/v1/completions", "/v1/completions"]
+    with torch.no_grad():
+        model.transformer.wte.weight[3] += 1
+    vllm.generate(model, PROMPTS[:1], keys=KEYS[:1], stop=STOP)
+    assert told.events[4:] == ["weights", "/reset_prefix_cache", "/v1/completions"]
+    assert told.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
+
+
+@pytest.mark.usefixtures("transfer")
+def test_a_refusal_is_told_in_one_line(server, model):
+    with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*/v1/completions was refused \(400\)[^\n]*$"):
+        engine(mode="server", url=server).generate(model, PROMPTS[1:2], keys=[666], stop=STOP)
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line(told, model):
+    with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*cannot be reached[^\n]*vllm serve[^\n]*$"):
+        engine(mode="server", url="http://127.0.0.1:9").generate(model, PROMPTS, keys=KEYS, stop=STOP)

@@ -1,0 +1,109 @@
+"""The calculator answers arithmetic as it is written, refuses everything else, and never runs a text."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from postrain.check import instantiate
+from postrain.types import ConfigError
+from postrain.world.calculator import Calculator, calculate
+from tests.runs import composed
+
+
+@cache
+def configured(option: str) -> dict[str, Any]:
+    return composed(["method=ppo", f"environment={option}"])["environment"]
+
+
+def calculator(option: str = "calculator", **changes: Any) -> Calculator:
+    return instantiate(configured(option) | changes)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("7 + 2", "9"),
+        ("12 - 5 * 2", "2"),
+        ("(12 - 5) * 2", "14"),
+        ("-3 + 1", "-2"),
+        ("7 / 2", "3.5"),
+        ("0.1 + 0.2", "0.3"),
+        ("1 / 3", "0.3333333333"),
+        ("6 / 3", "2"),
+        ("99999999999999999999 + 1", "100000000000000000000"),
+    ],
+)
+def test_arithmetic_comes_out_as_people_write_it(expression: str, value: str) -> None:
+    assert calculate(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "7 +",
+        "7 2",
+        "1 / 0",
+        "2 ** 9",
+        "1e999",
+        "1e308 * 10",
+        "True + 1",
+        "1j",
+        "x + 1",
+        "__import__('os')",
+        "(" * 60,
+        "1+" * 60 + "1",
+        "1\x00",
+        "[1][0]",
+        "'a' * 9",
+    ],
+)
+def test_what_is_no_arithmetic_has_no_value(expression: str) -> None:
+    assert calculate(expression) is None
+
+
+@pytest.mark.parametrize(
+    ("turn", "answer"),
+    [
+        (" 7 + 2 =", " 9."),
+        (" 7. 7 + 2 =", " 9."),
+        ("First,\n7 + 2 =", " 9."),
+        (" so 1.5 + 2 =", " 3.5."),
+        (" the sum =", " error."),
+        ("=", " error."),
+        (" 1 / 0 =", " error."),
+        (f" {'9' * 5000} + 1 =", " error."),
+        (f" {'1' * 5000} a =", " error."),
+    ],
+)
+def test_in_running_text_the_call_is_the_arithmetic_before_the_sign(turn: str, answer: str) -> None:
+    step = calculator().step(None, turn)
+    assert step.observation == answer
+    assert step.error == ("error" in answer)
+    assert not step.done
+
+
+def test_as_a_tool_the_call_stands_between_its_tags() -> None:
+    step = calculator("calculator_tags").step
+    assert step(None, "I add: <calc>7 + 2</calc>").observation == "<result>9</result>"
+    assert step(None, "<calc>1</calc> <calc>2 + 2</calc>").observation == "<result>4</result>"
+    assert step(None, "<calc>seven</calc>").observation == "<result>error</result>"
+    assert step(None, "7 + 2</calc>").error
+
+
+def test_every_key_changes_something() -> None:
+    turn = "<c>7 + 2 ="
+    assert calculator().step(None, turn).observation == " 9."
+    assert calculator(open="<d>").step(None, turn).error
+    assert calculator(close=">").stop == (">",)
+    assert calculator(before=": ").step(None, turn).observation == ": 9."
+    assert calculator(after="!").step(None, turn).observation == " 9!"
+    assert (calculator().step(None, "=").reward, calculator(error_penalty=0.5).step(None, "=").reward) == (0, -0.5)
+    assert calculator(error_penalty=0.5).step(None, turn).reward == 0
+    assert (calculator(max_turns=3).max_turns, calculator(room=7).room) == (3, 7)
+
+
+def test_a_call_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"environment\.close"):
+        calculator(close="")
