@@ -35,6 +35,12 @@ class Engine(Protocol):
         """How it draws."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether the recorded log-probabilities are the policy's own, up to rounding in its type: nothing is cut off
+        the distribution, and the weights are not rounded further. Where not, whoever forms a ratio scores anew."""
+        ...
+
     def generate(
         self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
     ) -> list[Completion]:

@@ -1,4 +1,7 @@
-"""Drawing a token from logits, with the log-probability of what was drawn; no model, no loop."""
+"""Drawing a token from logits, with the log-probability of what was drawn; no model, no loop.
+
+Axes: B rows, V vocabulary, C blocks of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from postrain.ops import full
 from postrain.types import Sampling
+
+# Tokens in a block of the two-level search for a token: the cumulative sum of a whole vocabulary is the slow part.
+BLOCK = 64
 
 
 def uniforms(keys: Sequence[int], count: int) -> Tensor:
     """One row of `count` uniform numbers for each key, [B, count]: a row's randomness is its own."""
-    return torch.stack(
-        [torch.rand(count, dtype=torch.float32, generator=torch.Generator().manual_seed(key)) for key in keys]
-    )
+    rows_BT = torch.empty(len(keys), count, dtype=torch.float32)
+    for row_T, key in zip(rows_BT, keys, strict=True):
+        row_T.uniform_(generator=torch.Generator().manual_seed(key))
+    return rows_BT
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -23,21 +32,42 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tens
     Inverse transform sampling: the token whose slice of the cumulative distribution holds the row's uniform number.
     Temperature 0 is greedy and reports log-probabilities at temperature 1.
     """
-    logps_BV = allowed_logps(logits_BV, sampling)
+    logits_BV = allowed_logits(logits_BV, sampling)
+    top_B1 = logits_BV.amax(-1, keepdim=True)
+    weights_BV = (logits_BV - top_B1).exp_()
+    width = -logits_BV.shape[-1] % BLOCK
+    weights_BCW = (F.pad(weights_BV, (0, width)) if width else weights_BV).unflatten(-1, (-1, BLOCK))
+    mass_BC = weights_BCW.sum(-1)
     if sampling.temperature == 0:
-        tokens_B = logps_BV.argmax(-1)
+        tokens_B1 = logits_BV.argmax(-1, keepdim=True)
     else:
-        cumulative_BV = logps_BV.exp().cumsum(-1)
-        tokens_B = torch.searchsorted(
-            cumulative_BV, (uniform_B.to(logps_BV) * cumulative_BV[:, -1])[:, None], right=True
-        )
-        tokens_B = tokens_B.squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
-    return tokens_B, logps_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
+        tokens_B1 = invert(weights_BCW, mass_BC, uniform_B.to(mass_BC)[:, None])
+    logps_B1 = logits_BV.gather(-1, tokens_B1) - top_B1 - mass_BC.sum(-1, keepdim=True).log()
+    return tokens_B1.squeeze(-1), logps_B1.squeeze(-1)
 
 
-def allowed_logps(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities after temperature, top-k and top-p, renormalised; −inf where a token is cut off."""
-    logits_BV = logits_BV.float() / (sampling.temperature or 1.0)
+def invert(weights_BCW: Tensor, mass_BC: Tensor, uniform_B1: Tensor) -> Tensor:
+    """The flat index at which the cumulative sum of the weights passes the uniform share of it, [B, 1]: first the
+    block, then the place in it."""
+    cumulative_BC = mass_BC.cumsum(-1)
+    sought_B1 = uniform_B1 * cumulative_BC[:, -1:]
+    block_B1 = passing(cumulative_BC, sought_B1)
+    inside_BW = weights_BCW.gather(1, block_B1[:, :, None].expand(-1, 1, BLOCK)).squeeze(1).cumsum(-1)
+    before_B1 = cumulative_BC.gather(1, block_B1) - mass_BC.gather(1, block_B1)
+    return block_B1 * BLOCK + passing(inside_BW, sought_B1 - before_B1)
+
+
+def passing(cumulative_BN: Tensor, sought_B1: Tensor) -> Tensor:
+    """First place where the sum is above what is sought, [B, 1]; never one that added nothing, whatever is rounded."""
+    most_B1 = torch.nextafter(cumulative_BN[:, -1:], cumulative_BN.new_zeros(()))
+    return torch.searchsorted(cumulative_BN, torch.minimum(sought_B1, most_B1).clamp(min=0), right=True)
+
+
+def allowed_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Logits after temperature, top-k, top-p and min-p; −inf where a token is cut off."""
+    logits_BV = full(logits_BV)
+    if sampling.temperature not in (0, 1):
+        logits_BV = logits_BV / sampling.temperature
     if sampling.top_k:
         kept = logits_BV.topk(min(sampling.top_k, logits_BV.shape[-1])).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < kept, -torch.inf)
@@ -46,4 +76,18 @@ def allowed_logps(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         # A token stays when the mass of the likelier ones has not yet reached top_p: the likeliest always stays.
         beyond = (ordered.cumsum(-1) - ordered) >= sampling.top_p
         logits_BV = logits_BV.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-    return logits_BV.log_softmax(-1)
+    if sampling.min_p:
+        shares_BV = logits_BV.softmax(-1)
+        unlikely_BV = shares_BV < sampling.min_p * shares_BV.amax(-1, keepdim=True)
+        logits_BV = logits_BV.masked_fill(unlikely_BV, -torch.inf)
+    return logits_BV
+
+
+def allowed_logps(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities of the distribution that tokens are drawn from."""
+    return allowed_logits(logits_BV, sampling).log_softmax(-1)
+
+
+def cuts(sampling: Sampling) -> bool:
+    """Whether some tokens are never drawn, so that log-probabilities are not the model's own."""
+    return bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)

@@ -10,7 +10,8 @@ from tests.tiny import SHAPES, VOCABULARY, tiny_model
 
 
 def engine(**changes) -> LocalEngine:
-    settings = {"max_new_tokens": 12, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "batch_rows": 64}
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ()}
+    settings |= {"batch_rows": 64, "dtype": "policy"}
     return LocalEngine(**(settings | changes))
 
 
@@ -35,7 +36,17 @@ def test_greedy_equals_generate(architecture):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_recorded_logps_are_the_models_own(architecture, temperature):
     model = tiny_model(architecture)
-    found = engine(temperature=temperature).generate(model, prompts(8), keys=range(8), stop=Stop((0, 5,)))
+    found = engine(temperature=temperature).generate(
+        model,
+        prompts(8),
+        keys=range(8),
+        stop=Stop(
+            (
+                0,
+                5,
+            )
+        ),
+    )
     for prompt, completion in zip(prompts(8), found, strict=True):
         logits = model(torch.cat([prompt, completion.ids])[None]).logits[0, len(prompt) - 1 : -1]
         logps = (logits / temperature).log_softmax(-1).gather(-1, completion.ids[:, None]).squeeze(-1)
@@ -44,12 +55,49 @@ def test_recorded_logps_are_the_models_own(architecture, temperature):
 
 def test_a_completion_does_not_depend_on_its_neighbours():
     model, many, keys = tiny_model(), prompts(12), [7 * i + 3 for i in range(12)]
-    together = engine().generate(model, many, keys=keys, stop=Stop((0, 5, 9,)))
+    together = engine().generate(
+        model,
+        many,
+        keys=keys,
+        stop=Stop(
+            (
+                0,
+                5,
+                9,
+            )
+        ),
+    )
     for cut in (engine(batch_rows=1), engine(batch_rows=5)):
-        for one, other in zip(together, cut.generate(model, many, keys=keys, stop=Stop((0, 5, 9,))), strict=True):
+        for one, other in zip(
+            together,
+            cut.generate(
+                model,
+                many,
+                keys=keys,
+                stop=Stop(
+                    (
+                        0,
+                        5,
+                        9,
+                    )
+                ),
+            ),
+            strict=True,
+        ):
             assert one.ids.tolist() == other.ids.tolist()
             assert torch.allclose(one.logps, other.logps, atol=1e-6)
-    turned = engine().generate(model, many[::-1], keys=keys[::-1], stop=Stop((0, 5, 9,)))[::-1]
+    turned = engine().generate(
+        model,
+        many[::-1],
+        keys=keys[::-1],
+        stop=Stop(
+            (
+                0,
+                5,
+                9,
+            )
+        ),
+    )[::-1]
     assert [item.ids.tolist() for item in turned] == [item.ids.tolist() for item in together]
 
 
@@ -61,7 +109,21 @@ def test_a_group_shares_its_prompt_and_not_its_completions():
 
 def test_a_completion_ends_with_its_first_stop_token():
     model = tiny_model()
-    found = engine(max_new_tokens=40).generate(model, prompts(20), keys=range(20), stop=Stop((3, 4, 5, 6, 7, 8,)))
+    found = engine(max_new_tokens=40).generate(
+        model,
+        prompts(20),
+        keys=range(20),
+        stop=Stop(
+            (
+                3,
+                4,
+                5,
+                6,
+                7,
+                8,
+            )
+        ),
+    )
     for item in found:
         stops = [position for position, token in enumerate(item.ids.tolist()) if 3 <= token <= 8]
         assert (stops == [len(item.ids) - 1]) == item.finished
