@@ -1,6 +1,6 @@
 """Seconds per update, tokens per second and peak memory of our methods, beside TRL's on the same token rows.
 
-    python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo --models nano,smollm2 \\
+    python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo,grpo,rloo --models nano,smollm2 \\
         --trl-python TRL_VENV/bin/python --ppo-python OLD_TRL_VENV/bin/python
 
 Every measurement is a process of its own, so that peak memory is its own; ours and TRL's take turns, so that what else
@@ -24,6 +24,9 @@ from typing import Any
 HERE = Path(__file__).parent
 BATCH = {"nano": 16, "smollm2": 4}
 PPO_BATCH = {"nano": 16, "smollm2": 8}
+GROUPS = {"nano": (16, 8), "smollm2": (2, 4)}
+"""Prompts of an update, and completions of each, of methods that compare completions."""
+GROUPED = ("grpo", "rloo")
 NEW_TOKENS = 48
 EPOCHS = 4
 VARIANTS = {"ppo": ("ppo", "ppo_shared"), "dpo": ("dpo", "dpo_cached"), "kto": ("kto", "kto_cached")}
@@ -55,7 +58,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="sft,reward,ppo,dpo,kto,orpo")
+    parser.add_argument("--methods", default="sft,reward,ppo,dpo,kto,orpo,grpo,rloo")
     parser.add_argument("--models", default="nano,smollm2")
     parser.add_argument("--trl-python", help="an interpreter with TRL; without it only ours is measured")
     parser.add_argument("--ppo-python", help="an interpreter with TRL 1.12, the last with PPO (default: --trl-python)")
@@ -78,6 +81,8 @@ def prepare(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
     counts = {
         "batch-size": BATCH[model],
         "ppo-batch-size": PPO_BATCH[model],
+        "group-prompts": GROUPS[model][0],
+        "group-size": GROUPS[model][1],
         "updates": args.warmup + args.updates,
         "new-tokens": NEW_TOKENS,
     }
@@ -142,7 +147,8 @@ def run_trl(_: str, method: str, rows: dict[str, Any], args: argparse.Namespace)
 
 def measured(command: list[Any], method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One process of one side."""
-    batch = (PPO_BATCH if method == "ppo" else BATCH)[rows["name"]]
+    prompts, group = GROUPS[rows["name"]] if method in GROUPED else (0, 1)
+    batch = prompts or (PPO_BATCH if method == "ppo" else BATCH)[rows["name"]]
     out = Path(rows["folder"]) / "measured.json"
     said = {
         "model": rows["model"],
@@ -150,6 +156,7 @@ def measured(command: list[Any], method: str, rows: dict[str, Any], args: argpar
         "rows": rows["ids" if "run_trl" in str(command[1]) else "texts"][method],
         "out": out,
         "batch-size": batch,
+        "group-size": group,
         "updates": args.warmup + args.updates,
         "new-tokens": NEW_TOKENS,
         "epochs": EPOCHS,

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--folder", type=Path, required=True)
-    for name in ("--batch-size", "--ppo-batch-size", "--updates", "--new-tokens"):
+    for name in ("--batch-size", "--ppo-batch-size", "--group-prompts", "--group-size", "--updates", "--new-tokens"):
         parser.add_argument(name, type=int, required=True)
     args = parser.parse_args()
     resolved = instantiate(OmegaConf.to_container(OmegaConf.load(CONF / f"{args.model}.yaml"))).resolve()
@@ -50,13 +50,16 @@ def main() -> None:
     found: dict[str, Any] = {"model": str(resolved.directory), "reward_model": str(reward_model)}
     found |= {"texts": {}, "ids": {}, "tokens": {}}
     for method, make in maker.makes().items():
-        batch = args.ppo_batch_size if method == "ppo" else args.batch_size
+        batch = {"ppo": args.ppo_batch_size, "grpo": args.group_prompts, "rloo": args.group_prompts}.get(
+            method, args.batch_size
+        )
         made = [make() for _ in range(batch * args.updates)]
         found["texts"][method] = write(args.folder / f"{method}.jsonl", [text for text, _ in made])
         found["ids"][method] = write(args.folder / f"{method}.ids.jsonl", [ids for _, ids in made])
         # A pair counts its prompt twice: that is how the peer runs it, and so what both sides' tokens/s are of.
         offline = sum(len(value) for _, ids in made for name, value in ids.items() if name.endswith("ids"))
-        found["tokens"][method] = batch * args.new_tokens if method == "ppo" else offline / args.updates
+        sampled = {"ppo": 1, "grpo": args.group_size, "rloo": args.group_size}.get(method)
+        found["tokens"][method] = batch * sampled * args.new_tokens if sampled else offline / args.updates
     (args.folder / "rows.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -85,6 +88,8 @@ class Maker:
             "dpo": self.preference,
             "orpo": self.preference,
             "kto": self.judgement,
+            "grpo": self.question,
+            "rloo": self.question,
         }
 
     def cut(self, shortest: int, longest: int) -> str:
@@ -118,6 +123,11 @@ class Maker:
     def prompt(self) -> Row:
         prompt = self.cut(*PROMPT)
         return {"prompt": prompt}, {"input_ids": self.template.encode_prompt((Message("user", prompt),)).tolist()}
+
+    def question(self) -> Row:
+        """A prompt as text for both: TRL's group trainers make the same ids of it."""
+        prompt = {"prompt": self.cut(*PROMPT)}
+        return prompt, prompt
 
     def encoded(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Ids of a prompt and of an answer to it."""

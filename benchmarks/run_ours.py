@@ -2,7 +2,8 @@
 
 The run is a user's run, with tracker, checkpoints and evaluation turned down. Three things differ: the clock around
 each update and around the reference's pass over the data; that nothing ends a sampled completion early, since the
-peer's PPO knows no end token either; and a cache of its own, so that no earlier process has computed anything for it.
+peer's PPO knows no end token either, and GRPO and RLOO are told not to end; and a cache of its own, so that no earlier
+process has computed anything for it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from postrain.types import Stop
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PPO = ["method.critic_warmup=0", "method.minibatches_per_epoch=1", "reward=learned", "method.micro_batch_tokens=8192"]
+GROUPED = ["reward=function", f"reward.function={Path(__file__).with_name('paid.py')}:vowels"]
 VARIANTS = {
     "sft": ["method=sft", "method.dropout=false"],
     "reward": ["method=reward"],
@@ -35,6 +37,8 @@ VARIANTS = {
     "kto": ["method=kto", "method.reference_logps=fresh"],
     "kto_cached": ["method=kto", "method.reference_logps=cached"],
     "orpo": ["method=orpo"],
+    "grpo": ["method=grpo", "method.aggregation=dapo", *GROUPED],
+    "rloo": ["method=rloo", "method.kl_coef=0.05", *GROUPED],
     "ppo": ["method=ppo", "method.critic=separate", *PPO],
     "ppo_shared": ["method=ppo", "method.critic=shared", *PPO],
 }
@@ -46,7 +50,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     for name in ("--model", "--reward-model", "--rows", "--out"):
         parser.add_argument(name, required=True)
-    for name in ("--batch-size", "--updates", "--new-tokens", "--epochs", "--threads"):
+    for name in ("--batch-size", "--updates", "--new-tokens", "--group-size", "--epochs", "--threads"):
         parser.add_argument(name, type=int, required=True)
     args = parser.parse_args()
     stopwatch = Stopwatch()
@@ -65,6 +69,7 @@ def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
     return [
         *VARIANTS[args.variant],
         *(online if args.variant.startswith("ppo") else []),
+        *([f"method.group_size={args.group_size}"] if args.group_size > 1 else []),
         "model=local",
         f"model.path={args.model}",
         "data=jsonl",

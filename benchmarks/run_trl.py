@@ -21,6 +21,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 from datasets import Dataset
 from measure import Stopwatch
+from paid import vowels
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -134,6 +135,29 @@ def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
     )
 
 
+def grpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    trl = import_module("trl")
+    config = trl.GRPOConfig(**grouped(args, scratch))
+    return trl.GRPOTrainer(causal(args), vowels, args=config, **parts(args, rows, watch))
+
+
+def rloo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+    trl = import_module("trl")
+    config = trl.RLOOConfig(**grouped(args, scratch))
+    return trl.RLOOTrainer(causal(args), vowels, args=config, **parts(args, rows, watch))
+
+
+def grouped(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
+    """What GRPO and RLOO are told alike: its batches count completions, and none may end early."""
+    return common(args, scratch) | {
+        "per_device_train_batch_size": args.batch_size * args.group_size,
+        "num_generations": args.group_size,
+        "max_steps": args.updates,
+        "max_completion_length": args.new_tokens,
+        "generation_kwargs": {"min_new_tokens": args.new_tokens},
+    }
+
+
 def split_pair(row: dict[str, Any]) -> dict[str, Any]:
     """A pair as DPOTrainer wants it: the prompt apart."""
     cut = row["prompt_length"]
@@ -184,7 +208,7 @@ def scalar(path: str) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype="float32")
 
 
-METHODS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "kto": kto, "orpo": orpo}
+METHODS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "kto": kto, "orpo": orpo, "grpo": grpo, "rloo": rloo}
 
 
 def main() -> None:
@@ -193,7 +217,7 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, required=True)
     for name in ("--model", "--reward-model", "--rows", "--out"):
         parser.add_argument(name, required=True)
-    for name in ("--batch-size", "--updates", "--new-tokens", "--epochs", "--threads"):
+    for name in ("--batch-size", "--updates", "--new-tokens", "--group-size", "--epochs", "--threads"):
         parser.add_argument(name, type=int, required=True)
     args = parser.parse_args()
     rows = [json.loads(line) for line in Path(args.rows).read_text(encoding="utf-8").splitlines()]
