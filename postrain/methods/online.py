@@ -57,8 +57,7 @@ class Online(Method):
 
     def recorded(self) -> bool:
         """Whether the log-probabilities recorded while sampling are the policy's own, so that none need be computed."""
-        drawn = self.sampling
-        return drawn.top_k == 0 and drawn.top_p == 1 and drawn.min_p == 0
+        return self.parts.engine.exact
 
     def rollout(
         self,
