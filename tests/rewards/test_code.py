@@ -1,0 +1,121 @@
+"""code.py: programs held to the tests of their rows, and what is no test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from postrain.rewards.base import optional
+from postrain.rewards.code import Code, checks_of, program_of
+from postrain.types import ConfigError
+
+SQUARE = "def f(x):\n    return x * x"
+ASSERTS = "from math import inf\nassert f(2) == 4\nassert f(3) == 9\nfor x in range(2):\n    assert f(x) == x"
+PAIRS = [{"input": "1 2\n", "output": "3\n"}, {"stdin": "2 2", "stdout": "4"}]
+
+
+def reward(**changed: Any) -> Code:
+    given: dict[str, Any] = {"credit": "share", "seconds": 1, "memory_mb": 256, "workers": 2}
+    return Code(**{"allow_execution": True, **given, **changed})
+
+
+def pay(tests: Any, *said: str, **changed: Any) -> tuple[float | None, ...]:
+    return optional(reward(**changed)(["p"] * len(said), said, [{"tests": tests}] * len(said)).total_B)
+
+
+def test_asserts_are_counted() -> None:
+    # f(x) = 4 passes the first of three; f(x) = x the loop
+    half, other = "def f(x):\n    return 4", "def f(x):\n    return x"
+    assert pay(ASSERTS, SQUARE, half, other, "", "f = 3") == (1.0, pytest.approx(1 / 3), pytest.approx(1 / 3), 0.0, 0.0)
+    assert pay(ASSERTS, SQUARE, half, credit="all") == (1.0, 0.0)
+
+
+def test_an_endless_loop_is_a_counted_row_with_the_tests_passed_before_it() -> None:
+    loops = "def f(x):\n    while x == 3:\n        pass\n    return x * x"
+    rewards = reward()(
+        ["p"] * 4, [loops, "while True: pass", SQUARE, SQUARE], [{"tests": ASSERTS}] * 3 + [{"tests": ""}]
+    )
+    assert rewards.parts["code"] == (pytest.approx(1 / 3), 0.0, 1.0, None)
+    assert rewards.parts["out_of_limits"] == (1.0, 1.0, 0.0, None)
+
+
+def test_inputs_and_outputs() -> None:
+    adds = "print(sum(map(int, input().split())), ' ')"
+    assert pay(PAIRS, adds, "print(3)", "print(3)\nraise SystemExit(1)") == (1.0, 0.5, 0.0)
+    assert pay(PAIRS, "print(3)", credit="all") == (0.0,)
+    rewards = reward()(["p"], ["print(3, flush=True)\nwhile True: pass"], [{"tests": PAIRS}])
+    assert (rewards.parts["code"], rewards.parts["out_of_limits"]) == ((0.0,), (1.0,))
+
+
+def test_limits_are_what_was_said() -> None:
+    asked = "import resource\nassert resource.getrlimit(resource.RLIMIT_CPU) == (7, 7)"
+    assert pay(f"{asked}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7) == (0.5,)
+    assert pay(f"{asked}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
+
+
+def test_workers_change_no_score() -> None:
+    said = [SQUARE, "f = 3", "", SQUARE]
+    assert pay(ASSERTS, *said, workers=1) == pay(ASSERTS, *said, workers=3) == (1.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("completion", "program"),
+    [
+        ("Here:\n```python\na = 1\n```\nor\n```python\na = 2\n```", "a = 1\n"),
+        ("```bash\nls\n```\n```py\na = 1\n```", "a = 1\n"),
+        ("```\na = 1\n```", "a = 1\n"),
+        ("<think>```python\na = 0\n```</think>```Python\na = 1\n```", "a = 1\n"),
+        ("```python\na = 1\n", "a = 1\n"),  # cut short
+        ("a = 1", "a = 1"),
+        ("", ""),
+    ],
+)
+def test_program_of(completion: str, program: str) -> None:
+    assert program_of(completion) == program
+
+
+@pytest.mark.parametrize(
+    ("tests", "pieces"),
+    [
+        ("import os\nx = 1\nassert x\n'words'\nassert os", ("import os\nx = 1\nassert x", '"""words"""\nassert os')),
+        (["assert f(1)", "assert f(2)"], ("assert f(1)", "assert f(2)")),
+        ("def check(g):\n    assert g(1)\ncheck(f)\ny = 2", ("def check(g):\n    assert g(1)\ncheck(f)",)),
+    ],
+)
+def test_snippets(tests: Any, pieces: tuple[str, ...]) -> None:
+    found = checks_of({"tests": tests}, "row 1")
+    assert found is not None
+    assert found.tests == pieces
+
+
+@pytest.mark.parametrize("tests", [None, "", []])
+def test_a_row_without_tests_cannot_be_judged(tests: Any) -> None:
+    assert checks_of({"tests": tests}, "row 1") is None
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"tests": "assert f("}, "the tests of row 1 are no Python ('(' was never closed (<unknown>, line 1))"),
+        ({"tests": "x = 1"}, "the tests of row 1 hold no assert and call nothing: 'x = 1'"),
+        ({"tests": 3}, "the tests of row 1: expected Python with asserts, a list of asserts, or a list of {input: ..."),
+        ({"tests": [{"in": "1"}]}, "the tests of row 1: expected text under stdin or input, got {'in': '1'}"),
+        (
+            {"answer": 1},
+            "needs the column tests, and the data has only the columns answer; map one with data.columns.t",
+        ),
+    ],
+)
+def test_what_is_no_test_is_one_line(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        checks_of(row, "row 1")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_it_is_off_unless_asked_for_and_refuses_limits_nothing_can_run_in() -> None:
+    with pytest.raises(ConfigError, match=r"reward.allow_execution: this reward runs Python .* say reward.allow_exec"):
+        reward(allow_execution=False)
+    with pytest.raises(ConfigError, match=r"reward.memory_mb=1, .*not even an empty program can run"):
+        reward(memory_mb=1)

@@ -1,0 +1,154 @@
+"""contained.py and sandbox.py: what programs may not do, and that nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from postrain.rewards import contained
+from postrain.rewards.sandbox import Limits, execute
+
+LIMITS = Limits(seconds=1, memory_mb=256)
+# Starts a process behind the back of the audit hook: what is left to try when all else is refused.
+SPAWN = """
+import os, _posixsubprocess
+def spawn(*words):
+    words = [word.encode() for word in words]
+    ends = os.pipe()
+    _posixsubprocess.fork_exec(words, words[:1], True, (), None, None, -1, -1, -1, -1, -1, -1, *ends, False, True, -1,
+                               None, None, None, -1, None, True)
+"""
+
+
+def processes(mark: str) -> list[str]:
+    """Command lines that hold a mark."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_text())
+        except OSError:  # it has just ended
+            continue
+    return [line for line in found if mark in line]
+
+
+def temporary() -> set[Path]:
+    return set(Path("/tmp").glob("postrain-*"))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os; os.fork()",
+        "import os; os.system('true')",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.kill(os.getppid(), 0)",
+        "import socket; socket.socket()",
+        "import socket; socket.getaddrinfo('localhost', 80)",
+        "import ctypes; ctypes.CDLL(None)",
+        "open('{outside}/new', 'w')",
+        "open('{outside}/kept', 'a')",
+        "import os; os.remove('{outside}/kept')",
+        "import os; os.mkdir('{outside}/new')",
+        "import os; os.symlink('{outside}/kept', 'link'); open('link', 'w')",
+        "import os; os.rename('{outside}/kept', 'mine')",
+        "import shutil; shutil.rmtree('{outside}')",
+        "import os; os.chdir('{outside}'); open('new', 'w')",
+    ],
+)
+def test_refused(program: str, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("all of it")
+    program = f"try:\n    {program.format(outside=tmp_path)}\nexcept PermissionError:\n    refused = True\n"
+    assert execute(program, tests=["assert refused"], limits=LIMITS).output == "1"
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_text() == "all of it"
+
+
+def test_allowed() -> None:
+    program = """
+import asyncio, tempfile, threading
+async def one():
+    return 1
+with tempfile.TemporaryDirectory() as folder:
+    open(folder + "/file", "w").write(str(asyncio.run(one())))
+    said = open(folder + "/file").read()
+thread = threading.Thread(target=print)
+thread.start()
+"""
+    assert execute(program, tests=["assert said == '1'"], limits=LIMITS).output == "1"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "everything = [0] * 10**9",
+        "file = open('big', 'w')\nwhile True:\n    file.write('a' * 2**16)\n    file.flush()",
+        "raise SystemExit(0)",
+        "import os; os._exit(0)",
+        "print('1' * 99)",
+        "def f(: pass",
+        "(" * 10_000,
+        "a\0b",
+    ],
+)
+def test_what_fails_passes_no_test(program: str) -> None:
+    outcome = execute(program, tests=["assert f(1)"], limits=LIMITS)
+    assert outcome.output in ("", "0")
+    assert not outcome.limited
+
+
+def test_a_sleep_is_over_by_the_clock() -> None:
+    watcher = os.fork()
+    if not watcher:  # watch() takes the alarm, which is pytest's here
+        sleeper = os.fork()
+        if not sleeper:
+            time.sleep(99)
+        os._exit(contained.watch(sleeper, 0.05))
+    assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == contained.OUT_OF_LIMITS
+
+
+def test_tests_passed_before_the_end_count() -> None:
+    outcome = execute("import os", tests=["assert True", "assert False", "os._exit(3)", "pass"], limits=LIMITS)
+    assert (outcome.output, outcome.status) == ("10", 3)
+
+
+def test_a_fork_bomb_leaves_no_process() -> None:
+    # 1 + 2 + 4 + … + 32 shells behind the hook's back, in sessions of their own, the last of them asleep for long
+    shell = '[ $0 -gt 5 ] && exec sleep 98765; setsid sh -c "$1" $(($0 + 1)) "$1" & setsid sh -c "$1" $(($0 + 1)) "$1"'
+    program = f"{SPAWN}\nimport time\nspawn('/bin/sh', '-c', {shell!r}, '1', {shell!r})\ntime.sleep(0.3)"
+    assert execute(program, tests=["assert True"], limits=LIMITS).output == "1"
+    assert processes("sleep\x0098765") == []
+
+
+def test_what_is_left_is_swept_where_the_kernel_grants_no_tree_of_its_own() -> None:
+    ended = os.fork()
+    if not ended:  # what isolate() does in a container that forbids unshare
+        contained.ctypes.CDLL(None).prctl(contained.ADOPT_ORPHANS, 1, 0, 0, 0)
+        os.system("setsid setsid sleep 98766 & setsid sh -c 'sleep 98766 & sleep 98766' &")
+        contained.sweep()
+        os._exit(len(processes("sleep\x0098766")))
+    assert os.waitstatus_to_exitcode(os.waitpid(ended, 0)[1]) == 0
+
+
+def test_input_output_and_status() -> None:
+    script = "print(int(input()) + 1)\nif __name__ == '__main__':\n    raise SystemExit(3)"
+    outcome = execute(script, tests=None, stdin="4\n", limits=LIMITS)
+    assert (outcome.output, outcome.status) == ("5\n", 3)
+
+
+def test_a_start_knows_packages_and_no_secrets_and_gives_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "1")
+    seen = "print('SECRET' in os.environ, len(os.environ) < 5, list({'a', 'b', 'c'}), annotated_types.__name__)"
+    script = f"import os, annotated_types\n{seen}"
+    first, second = (execute(script, tests=None, limits=LIMITS).output for _ in range(2))
+    assert first == second
+    assert first.startswith("False True")
+    assert "annotated_types" in first
+
+
+def test_no_folder_is_left() -> None:
+    before = temporary()
+    execute("import os\nos.mkdir('a')\nopen('a/b', 'w')\nos.chmod('a', 0)", tests=["pass"], limits=LIMITS)
+    assert temporary() == before
