@@ -1,7 +1,8 @@
 """Sampling from a Hugging Face causal LM in this process.
 
 Each distinct prompt is run once however many completions it gets; rows that have ended make room for waiting ones; the
-log-probability of each token is recorded as it is drawn. What a decode step is made of: steppers.py.
+log-probability of each token is recorded as it is drawn. The loop is in decoding.py; what a step of it is made of, in
+steppers.py.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
+from postrain.rollout.choice import stepper_for
 from postrain.rollout.decoding import Decoding
 from postrain.rollout.engine import Mixture
+from postrain.rollout.mixture import MixtureStepper
 from postrain.rollout.sampling import cuts
-from postrain.rollout.steppers import MixtureStepper, Stepper, stepper_for
+from postrain.rollout.steppers import Stepper
 from postrain.types import Completion, ConfigError, Count, CountOrZero, Fraction, NonNegative, Sampling, Stop
 
 
@@ -63,7 +66,8 @@ class LocalEngine:
             return []
         policy = model.policy if isinstance(model, Mixture) else model
         slots = min(self.batch_rows, len(prompts))
-        capacity = max(map(len, prompts)) + self.max_new_tokens
+        limits = stop.limits or [self.max_new_tokens] * len(prompts)
+        capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
         self._check_room(policy, capacity)
         with in_eval_mode(policy):
             stepper = self._stepper(model, slots, capacity)

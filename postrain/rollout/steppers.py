@@ -1,8 +1,8 @@
-"""What turns tokens into next-token logits for rows that decode together: a model with its cache, or two of them.
+"""What turns tokens into next-token logits for rows that decode together: a model with its cache.
 
-Three ways through a model. `lean`: our own forward for one token a row (lean.py). `slots`: the model's own forward over
-a slot cache. `padded`: rows padded on the left in the model's own cache, which works for everything and lets no row
-join others on the way. The first that gives the model's logits, tried once on two short rows, is taken.
+Three ways through a model: our own forward for one token a row (lean.py); the model's own forward over a slot cache;
+and rows padded on the left in the model's own cache, which works for everything and lets no row join others on the
+way. Which one a model gets is decided in choice.py.
 
 Axes: B rows in slots, P prefilled prompts, L positions, V vocabulary.
 """
@@ -16,17 +16,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache
 
-from postrain.models.parts import RELATIVE_TOLERANCE, logits_of, trunk, unwrapped
-from postrain.models.reference import Reference, in_eval_mode
+from postrain.models.parts import logits_of, trunk, unwrapped
 from postrain.rollout.cache import SlotCache
-from postrain.rollout.lean import Decoder, decoder_of, knows
-from postrain.rollout.weights import NotPlain
-
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+from postrain.rollout.lean import Decoder, decoder_of
 
 
 @dataclass(frozen=True)
@@ -195,38 +190,6 @@ class PaddedStepper:
         return ids_PL.to(self.device), mask_PL.to(self.device)
 
 
-class MixtureStepper:
-    """Policy and reference side by side, each with its own cache: π^(1−c) · ref^c, up to the constant that drawing
-    takes out. Mixing the logits mixes the log-probabilities, at any temperature."""
-
-    def __init__(self, policy: Stepper, theirs: Stepper, reference: Reference, coef: float) -> None:
-        self.policy, self.theirs, self.reference, self.coef = policy, theirs, reference, coef
-        self.device = policy.device
-        self.joins = policy.joins and theirs.joins
-
-    def prefill(self, prompts: Sequence[Tensor]) -> Filled:
-        mine = self.policy.prefill(prompts)
-        with self.reference.scoring():
-            other = self.theirs.prefill(prompts)
-        return Filled(self.mixed(mine.logits_PV, other.logits_PV), mine.lengths_P, mine.caches + other.caches)
-
-    def seat(self, filled: Filled, which_B: Tensor, slots_B: Tensor) -> None:
-        for stepper, cache in zip((self.policy, self.theirs), filled.caches, strict=True):
-            stepper.seat(Filled(filled.logits_PV, filled.lengths_P, (cache,)), which_B, slots_B)
-
-    def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
-        self.policy.move(source_B, target_B, rows)
-        self.theirs.move(source_B, target_B, rows)
-
-    def step(self, tokens_B: Tensor) -> Tensor:
-        mine_BV = self.policy.step(tokens_B)
-        with self.reference.scoring():
-            return self.mixed(mine_BV, self.theirs.step(tokens_B))
-
-    def mixed(self, mine_BV: Tensor, theirs_BV: Tensor) -> Tensor:
-        return torch.lerp(mine_BV.float(), theirs_BV.float(), self.coef)
-
-
 @contextmanager
 def casting(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Products in `dtype` inside the block; the surroundings' own if None."""
@@ -235,54 +198,3 @@ def casting(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     else:
         with torch.autocast(device.type, dtype):
             yield
-
-
-def stepper_for(model: nn.Module, *, slots: int, capacity: int, dtype: torch.dtype | None) -> Stepper:
-    """The best way through this model, for rows of at most `capacity` tokens; `model` in eval mode."""
-    inner: Any = unwrapped(model)
-    # A window that no layer speaks of is in masks we do not make; one that is wider than all rows hides nothing.
-    config = inner.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    narrow = window is not None and window < capacity
-    if not hasattr(inner, "decodes_by"):
-        inner.decodes_by = {}
-    settings = {"slots": slots, "capacity": capacity, "dtype": dtype}
-    whole = not any(isinstance(module, FSDPModule) for module in inner.modules())
-    plain = whole and not torch.is_autocast_enabled(inner.device.type) and not (narrow and layers != {"full_attention"})
-    if plain and knows(inner) and (found := tried(LeanStepper, model, settings)):
-        return found
-    if KNOWN_LAYERS.issuperset(layers) and (layers or not narrow) and (found := tried(SlotStepper, model, settings)):
-        return found
-    return PaddedStepper(model, dtype=dtype)
-
-
-def tried(way: type[SlotStepper], model: nn.Module, settings: Any) -> SlotStepper | None:
-    """The stepper, if it is known to give the model's own logits; found out once and remembered."""
-    known: dict[type[SlotStepper], bool] = unwrapped(model).decodes_by  # pyright: ignore[reportAssignmentType]
-    try:
-        if way not in known:
-            known[way] = agrees(way, model)
-        return way(model, **settings) if known[way] else None
-    except NotPlain:
-        return None
-
-
-@torch.no_grad()
-def agrees(way: type[SlotStepper], model: nn.Module) -> bool:
-    """Whether two rows of unlike length get from it the logits that the model gives them."""
-    row = torch.arange(2, 12) * 7919 % unwrapped(model).config.get_text_config().vocab_size
-    rows = [row[:5], row[2:]]
-    with in_eval_mode(model):
-        stepper = way(model, slots=3, capacity=len(row), dtype=None)
-        turned = torch.tensor([1, 0], device=stepper.device)
-        try:
-            stepper.seat(stepper.prefill([ids[:-1] for ids in rows]), turned, turned)
-            mine_BV = stepper.step(torch.stack([ids[-1] for ids in rows]).to(stepper.device))
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # what refuses masks or shapes
-            return False
-        whole_BV = torch.stack(
-            [model(input_ids=ids[None].to(stepper.device), use_cache=False).logits[0, -1] for ids in rows]
-        )
-    tolerance = RELATIVE_TOLERANCE.get(whole_BV.dtype, 3e-2)
-    return bool((mine_BV - whole_BV).abs().max() <= tolerance * whole_BV.abs().max().clamp(min=1))
