@@ -49,6 +49,7 @@ class Decoding:
         self.stop_ids = torch.tensor(stop.ids, dtype=torch.long, device=self.device)
         self.stop_texts = StopTexts(stop)
         rows, last = len(prompts), sampling.max_new_tokens
+        self.limit_R = torch.tensor(stop.limits or [last] * rows, device=self.device)
         # One column more than there are tokens: what rows draw that have ended goes there.
         self.uniform_RT = torch.cat([uniforms(keys, last), torch.zeros(rows, 1)], dim=1).to(self.device)
         self.tokens_RT = torch.zeros(rows, last + 1, dtype=torch.long, device=self.device)
@@ -148,7 +149,7 @@ class Decoding:
         if self.stop_texts.texts:
             ended_B |= self.complete_texts(rows_B, open_B & ~ended_B)
         self.finished_R[rows_B] |= ended_B
-        self.open_R[rows_B] = open_B & ~ended_B & (at_B + 1 < last)
+        self.open_R[rows_B] = open_B & ~ended_B & (at_B + 1 < self.limit_R[rows_B])
 
     def complete_texts(self, rows_B: Tensor, asked_B: Tensor) -> Tensor:
         """Which of the rows that are asked about have just completed a stop text."""

@@ -23,6 +23,7 @@ from postrain.scoring import score
 from postrain.types import Completion, Prompts, Sampling, Step, Stop
 from postrain.world.calculator import calculate
 from tests.runs import SMALL, composed, records, small_run
+from tests.tiny import SHAPES, tiny_model
 
 END = "<|endoftext|>"
 
@@ -272,6 +273,23 @@ def test_a_row_does_not_know_its_neighbours(policy: Any, template: Template, epi
     for row in (0, 3, 17):
         alone = sampled(policy, template, [(SUMS * 3)[row]], keys=[row])
         assert alone.rows.ids[0].equal(episodes.rows.ids[row])
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_limits_cut_rows_and_nothing_else(architecture: str) -> None:
+    """A row with a limit is the beginning of the row without; one that ends before it is not touched. With limits a
+    prompt may come so close to the 64 positions of the model that max_new_tokens would not fit behind it."""
+    model, engine = tiny_model(architecture), instantiate(configured("none")["rollout"] | {"max_new_tokens": 12})
+    asked = [torch.arange(1, 1 + length) for length in (3, 9, 3, 5, 50)]
+    whole = engine.generate(model, asked, keys=range(5), stop=Stop((0, 5)))
+    asked.append(torch.arange(1, 61))
+    limits = (1, 4, 12, 2, 7, 4)
+    short = engine.generate(model, asked, keys=range(6), stop=Stop((0, 5), limits=limits))
+    for one, other, limit in zip(short, whole, limits, strict=False):
+        assert one.ids.equal(other.ids[:limit])
+        assert torch.allclose(one.logps, other.logps[:limit], atol=1e-5)
+        assert one.finished == (other.finished and len(other.ids) <= limit)
+    assert len(short[5].ids) <= 4
 
 
 def test_a_tool_nobody_calls_changes_nothing(policy: Any, template: Template) -> None:
