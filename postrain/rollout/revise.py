@@ -1,0 +1,104 @@
+"""Critique and revision, the first half of constitutional AI (Bai et al. 2022, section 3): a model says where its reply
+falls short of a principle and writes it anew; the revision is then preferred to the original.
+
+Needs an engine and a model, no reward. Which of two replies follows a principle better is rewards/self_judge.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from postrain.data.chat import Template
+from postrain.data.records import Message, Messages
+from postrain.models.directory import context_length
+from postrain.models.parts import unwrapped
+from postrain.ops import derive_seed
+from postrain.rollout.engine import Engine
+from postrain.types import ConfigError, Stop
+
+CRITIQUE = """\
+Here is a principle for replies: {principle}
+Say in one or two sentences where your last reply falls short of it."""
+REVISION = """\
+Now write your reply to the request anew, so that it follows the principle: {principle}
+Write the reply only."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A completion and what became of it."""
+
+    prompt: str
+    original: str
+    critique: str
+    """What the model found amiss; empty where there was no room in its context to ask."""
+    revised: str
+    """The completion written anew; the original where nothing came of it."""
+    principle: str
+    """The sentence it was held to."""
+
+
+def revise(
+    engine: Engine,
+    model: nn.Module,
+    template: Template,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    principles: Sequence[str],
+    keys: Sequence[int],
+) -> list[Revision]:
+    """One critique and one revision of each completion, in order, by a principle drawn from the row's key.
+
+    What a row becomes depends on its texts, its key and the weights alone.
+    """
+    if not principles:
+        raise ConfigError("principles: expected at least one sentence that says what makes a reply good")
+    drawn = [principles[derive_seed(key, "principle") % len(principles)] for key in keys]
+    rows = zip(prompts, completions, drawn, strict=True)
+    asked = [
+        (Message("user", prompt), Message("assistant", said), Message("user", CRITIQUE.format(principle=principle)))
+        for prompt, said, principle in rows
+    ]
+    critiques = _written(engine, model, template, asked, [derive_seed(key, "critique") for key in keys])
+    again = [
+        (*turns, Message("assistant", critique), Message("user", REVISION.format(principle=principle)))
+        for turns, critique, principle in zip(asked, critiques, drawn, strict=True)
+    ]
+    # Without a critique there is nothing to revise by.
+    wanted = [turns if critique else () for turns, critique in zip(again, critiques, strict=True)]
+    revised = _written(engine, model, template, wanted, [derive_seed(key, "revision") for key in keys])
+    found = zip(prompts, completions, critiques, revised, drawn, strict=True)
+    return [
+        Revision(prompt, said, critique, new or said, principle) for prompt, said, critique, new, principle in found
+    ]
+
+
+def preferences(revisions: Sequence[Revision], columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of preference data, the revision over the original, with each prompt's other columns; those that a revision
+    did not change are left out."""
+    return [
+        {**others, "prompt": item.prompt, "chosen": item.revised, "rejected": item.original}
+        for item, others in zip(revisions, columns, strict=True)
+        if item.revised.strip() != item.original.strip()
+    ]
+
+
+def _written(
+    engine: Engine, model: nn.Module, template: Template, asked: Sequence[Messages], keys: Sequence[int]
+) -> list[str]:
+    """What the model says after each conversation; nothing where it is empty or leaves no room in the context."""
+    room = context_length(unwrapped(model).config.to_dict()) - engine.sampling.max_new_tokens
+    ids = {place: template.encode_prompt(turns) for place, turns in enumerate(asked) if turns}
+    fitting = [place for place, row in ids.items() if len(row) <= room]
+    if not fitting:
+        return [""] * len(asked)
+    stop = Stop(template.stop_ids, engine.sampling.stop, template.decode_all)
+    found = engine.generate(
+        model, [ids[place] for place in fitting], keys=[keys[place] for place in fitting], stop=stop
+    )
+    said = {place: template.decode(completion.ids).strip() for place, completion in zip(fitting, found, strict=True)}
+    return [said.get(place, "") for place in range(len(asked))]

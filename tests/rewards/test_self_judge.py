@@ -1,0 +1,96 @@
+"""self_judge.py: a choice is read off the letters' log-probabilities, and is the pair's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from postrain.check import instantiate
+from postrain.data.records import user
+from postrain.rewards import self_judge
+from postrain.rewards.self_judge import SelfJudge
+from postrain.types import ConfigError
+from tests.rewards.test_configs import CONF
+from tests.rewards.test_learned import NANO, reward_model
+
+KIND, BRIEF = "The reply is polite.", "The reply is short."
+PROMPTS = ("Say hello.", "What is 3 + 4?", "Tell a story.")
+FIRST = ("Hello, dear friend!", "7", "Tom ran home. He was glad.")
+SECOND = ("Go away.", "It is 8, of course.", "Tom.")
+
+
+def judge(*principles: str, path: Path = NANO, **changes: Any) -> SelfJudge:
+    given = {"path": str(path), "principles": list(principles or (KIND,)), **changes}
+    return instantiate(OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF / "self_judge.yaml"), given)))
+
+
+@pytest.fixture(scope="module")
+def kind() -> SelfJudge:
+    return judge(KIND)
+
+
+def beats(comparer: SelfJudge, order: tuple[int, ...] = (0, 1, 2), swapped: bool = False) -> torch.Tensor:
+    first, second = (SECOND, FIRST) if swapped else (FIRST, SECOND)
+    asked, one, other = ([texts[i] for i in order] for texts in (PROMPTS, first, second))
+    return comparer.beats(asked, one, other, [{}] * len(order))
+
+
+def test_it_is_what_the_models_next_token_says_of_both_letters_in_both_orders(kind: SelfJudge) -> None:
+    def leaning(first: str, second: str) -> float:
+        question = self_judge.QUESTION.format(prompt=PROMPTS[0], first=first, second=second, principle=KIND)
+        ids, (a, b) = kind.template.encode_completions(user(question), ("A", "B"))
+        logits_V = kind.model(input_ids=ids[None]).logits[0, -1]
+        return float(torch.sigmoid(logits_V[a[0]] - logits_V[b[0]]))
+
+    with torch.no_grad():
+        expected = (leaning(FIRST[0], SECOND[0]) + 1 - leaning(SECOND[0], FIRST[0])) / 2
+    assert 0 < expected < 1
+    assert float(beats(kind, (0,))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_preference_is_the_pairs_own(kind: SelfJudge) -> None:
+    together = beats(kind)
+    assert len(set(together.tolist())) == 3
+    torch.testing.assert_close(together, torch.cat([beats(kind, (i,)) for i in range(3)]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(together[[2, 0]], beats(judge(KIND, batch_tokens=1), (2, 0)), atol=1e-6, rtol=0)
+
+
+def test_what_beats_is_beaten_the_other_way_round(kind: SelfJudge) -> None:
+    torch.testing.assert_close(beats(kind) + beats(kind, swapped=True), torch.ones(3), atol=1e-6, rtol=0)
+    same = kind.beats(PROMPTS, FIRST, FIRST, [{}] * 3)
+    torch.testing.assert_close(same, torch.full((3,), 0.5), atol=1e-6, rtol=0)
+
+
+def test_principles_count_equally(kind: SelfJudge) -> None:
+    both, other = beats(judge(KIND, BRIEF)), beats(judge(BRIEF))
+    assert not torch.allclose(other, beats(kind), atol=1e-5)
+    torch.testing.assert_close(both, (beats(kind) + other) / 2, atol=1e-6, rtol=0)
+
+
+def test_a_question_beyond_the_context_cannot_be_answered(kind: SelfJudge) -> None:
+    long = "word " * kind.context
+    found = kind.beats([*PROMPTS[:1], *PROMPTS[:1]], [FIRST[0], long], [SECOND[0]] * 2, [{}] * 2)
+    assert found.isnan().tolist() == [False, True]
+    assert float(found[0]) == pytest.approx(float(beats(kind, (0,))), abs=1e-6)
+    assert kind.beats(PROMPTS[:1], [long], [long], [{}]).isnan().all()
+
+
+def test_it_is_frozen_and_may_be_rounded(kind: SelfJudge) -> None:
+    kind.to("cpu")
+    assert not any(parameter.requires_grad for parameter in kind.model.parameters())
+    rounded = judge(KIND, dtype="bf16")
+    assert next(rounded.model.parameters()).dtype == torch.bfloat16
+    torch.testing.assert_close(beats(rounded), beats(kind), atol=0.05, rtol=0)
+
+
+def test_what_cannot_judge_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^reward.path=.*nowhere: there is no such directory"):
+        judge(path=tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"^reward.path: .* is a reward model, which cannot write"):
+        judge(path=reward_model(tmp_path / "scores", architecture="gpt2"))
+    with pytest.raises(ConfigError, match=r"^reward.principles: expected at least one sentence"):
+        SelfJudge(path=str(NANO), principles=(), batch_tokens=1, dtype="fp32")
