@@ -1,8 +1,9 @@
 """A script, started by sandbox.py in a process of its own: runs one program that a model wrote, under limits.
 
 It keeps mistakes in: endless loops, full memories, forks, the network, files written or removed outside the working
-folder. It is no jail against malice: the program shares the user's account and can read what the user can. For that,
-start training in a container or a virtual machine. Standard library only, and nothing of postrain: it starts in 30 ms.
+folder. It is no jail against malice: the program shares the user's account, can read what the user can, and one that
+searches this process for it finds where its score is written. Against that, train in a container or a virtual machine.
+Standard library only, and nothing of postrain: it starts in 30 ms.
 """
 
 from __future__ import annotations

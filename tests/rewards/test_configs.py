@@ -15,7 +15,9 @@ CONF = Path(__file__).parents[2] / "conf" / "reward"
 SERVED = {"url": "http://127.0.0.1:8000/v1", "model": "judge"}
 GIVEN = {
     "function": {"function": "postrain.rewards.text.exact"},
+    "pairwise": {"function": "postrain.rewards.text.exact"},
     "learned": {"path": "runs/reward"},
+    "process": {"path": "runs/prm"},
     "judge": SERVED,
     "judge_pairwise": SERVED,
     "self_judge": {"path": "runs/sft"},
