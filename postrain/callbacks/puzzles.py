@@ -216,6 +216,19 @@ def much_is_clipped(history: History) -> str | None:
     )
 
 
+def groups_agree(history: History) -> str | None:
+    shares = last(history, "group/all_equal", WINDOW)
+    if shares is None or fmean(shares) < 0.8:
+        return None
+    rewards = [value for value in (record.get("reward/total") for record in history[-WINDOW:]) if value is not None]
+    return (
+        f"In {fmean(shares):.0%} of the groups all completions earned the same (the mean reward is {fmean(rewards):.2f}): "
+        "a group teaches by its differences, so most of each rollout is thrown away. Give easier or harder prompts, more "
+        "completions a prompt (method.group_size), a higher rollout.temperature, a reward in steps instead of all or "
+        "nothing, or let further prompts replace such groups (method.resample)."
+    )
+
+
 RULES = (
     Rule("loss_is_not_the_objective", "The loss is near 0 and that is fine", loss_is_not_the_objective),
     Rule("dead_gradient", "The gradient is 0", dead_gradient, stops=True),
@@ -228,6 +241,7 @@ RULES = (
     Rule("reward_grows_with_length", "More reward, longer texts", reward_grows_with_length),
     Rule("reward_grows_with_repetition", "More reward, more repetition", reward_grows_with_repetition),
     Rule("reward_leaves_gold", "More reward, less of what it stands for", reward_leaves_gold),
+    Rule("groups_agree", "Most groups have nothing to compare", groups_agree),
     Rule("nothing_finishes", "No completion comes to an end", nothing_finishes),
     Rule("much_is_clipped", "Much is clipped", much_is_clipped),
 )

@@ -49,6 +49,7 @@ PUZZLING: list[tuple[str, History, str]] = [
     ("reward_grows_with_repetition", [{"eval/reward/total": 0.1, "eval/repetition": 0.05},
                                       {"eval/reward/total": 0.9, "eval/repetition": 0.4}], "5% to 40%"),
     ("reward_leaves_gold", EVALS, "0.60 to 0.20"),
+    ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 5, "90% of the groups"),
     ("nothing_finishes", [{"completion/finished": 0.0}] * 3, "max_new_tokens"),
     ("much_is_clipped", [{"clip_fraction": 0.4}] * 3, "40%"),
 ]  # fmt: skip
@@ -74,6 +75,7 @@ CLEAR: list[tuple[str, History]] = [
                                       {"eval/reward/total": 0.9, "eval/repetition": 0.3}]),
     ("reward_leaves_gold", EVALS[:2]),
     ("reward_leaves_gold", join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.2, 0.6, 3))),
+    ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 4 + [{"group/all_equal": 0.1}]),
     ("nothing_finishes", [{"completion/finished": 0.0}] * 2 + [{"completion/finished": 0.1}]),
     ("much_is_clipped", [{"clip_fraction": 0.4}, {"clip_fraction": 0.1}, {"clip_fraction": 0.4}]),
 ]  # fmt: skip
