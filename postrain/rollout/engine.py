@@ -48,7 +48,7 @@ class Engine(Protocol):
 
         `prompts` are int64 [L]; repeat a prompt to get a group. `keys` are one seed a row (`ops.derive_seed`): a
         completion depends on its prompt, its key and the weights, never on its neighbours. What ends a completion
-        is part of it.
+        is part of it; `stop.limits` cut a row short of `max_new_tokens`.
         """
         ...
 

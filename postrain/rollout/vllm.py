@@ -39,7 +39,16 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass
+class Host:
+    """What is running, once it is."""
+
+    backend: Backend | None = None
+    loaded: tuple[int, ...] | None = None
+    """The fingerprint of the weights it has."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VLLMEngine:
     """See `postrain.rollout.engine.Engine`."""
 
@@ -66,8 +75,8 @@ class VLLMEngine:
     """server: where it listens."""
     timeout: Positive
     """server: seconds to wait for a completion."""
-    _backend: Backend | None = field(default=None, init=False, repr=False)
-    _loaded: tuple[int, ...] | None = field(default=None, init=False, repr=False)
+    _host: Host = field(default_factory=Host, repr=False)
+    """No key: a field, so that the same engine with other settings (a greedy one) samples from the same vLLM."""
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -96,14 +105,15 @@ class VLLMEngine:
         """See `Engine.generate`."""
         if isinstance(model, Mixture):
             raise ConfigError("rollout=vllm samples one model, and this method a mixture of two; use rollout=local")
-        if self._backend is None:
-            self._backend = self._start(model)
-        if (now := fingerprint(model)) != self._loaded:
-            self._backend.load(model)
-            self._loaded = now
+        host = self._host
+        if host.backend is None:
+            host.backend = self._start(model)
+        if (now := fingerprint(model)) != host.loaded:
+            host.backend.load(model)
+            host.loaded = now
         limits = stop.limits or [self.max_new_tokens] * len(prompts)
         rows = zip(keys, limits, strict=True)
-        return self._backend.complete(prompts, [settings(self.sampling, key, limit, stop) for key, limit in rows])
+        return host.backend.complete(prompts, [settings(self.sampling, key, limit, stop) for key, limit in rows])
 
     def _start(self, model: nn.Module) -> Backend:
         if self.url is not None:

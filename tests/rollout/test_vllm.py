@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from postrain.check import instantiate
-from postrain.rollout.engine import Mixture
+from postrain.rollout.engine import Mixture, greedy
 from postrain.types import ConfigError, Stop
 from tests.runs import composed
 from tests.tiny import tiny_model
@@ -173,6 +173,16 @@ def test_weights_are_handed_over_once_for_each_change(told, model):
     assert told.events[4:] == ["weights", "reset", "generate"]
     assert told.weights.keys() == dict(model.named_parameters()).keys()
     assert told.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
+
+
+def test_a_greedy_look_samples_from_the_same_weights(told, model):
+    vllm = engine(temperature=0.7)
+    vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    told.made.clear()
+    greedy(vllm).generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    assert told.settings[0]["temperature"] == 0
+    assert told.events == ["weights", "reset", "generate", "generate"]
+    assert not told.made
 
 
 def test_memory_is_given_back_between_rollouts(told, model):
