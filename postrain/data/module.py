@@ -186,7 +186,7 @@ class DataModule(LightningDataModule):
         if room < 1:
             raise ConfigError(
                 f"rollout.max_new_tokens={self.plan.completion_tokens} fills the model's context of "
-                f"{self.plan.context} tokens and leaves none for a prompt; give fewer"
+                f"{self.plan.context} tokens (environment.room counted in) and leaves none for a prompt; give fewer"
             )
         return room
 
