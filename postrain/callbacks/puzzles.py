@@ -66,7 +66,7 @@ def dead_gradient(history: History) -> str | None:
         return None
     now = history[-1]
     if now.get("advantage/mean_abs", now.get("advantage/std")) == 0:
-        reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
+        reason = "all that was compared earned the same, so every advantage is 0: use a reward that varies"
     elif now.get("completion/length") == 0:
         reason = "every completion is empty, so there is no token to learn from: look at the prompts and the template"
     else:
@@ -222,9 +222,9 @@ def groups_agree(history: History) -> str | None:
         return None
     rewards = [value for value in (record.get("reward/total") for record in history[-WINDOW:]) if value is not None]
     return (
-        f"In {fmean(shares):.0%} of the groups all completions earned the same (the mean reward is {fmean(rewards):.2f}): "
-        "a group teaches by its differences, so most of each rollout is thrown away. Give easier or harder prompts, more "
-        "completions a prompt (method.group_size), a higher rollout.temperature, a reward in steps instead of all or "
+        f"In {fmean(shares):.0%} of the groups all completions earned the same (mean reward {fmean(rewards):.2f}): a "
+        "group teaches by its differences, so most of each rollout is thrown away. Give easier or harder prompts, more "
+        "completions of each (method.group_size), a higher rollout.temperature, a reward in steps instead of all or "
         "nothing, or let further prompts replace such groups (method.resample)."
     )
 
