@@ -64,7 +64,10 @@ class Top:
         """The best first; of equal ones the first that was sampled."""
         kept = [(said, paid) for said, paid in _ranked(answers) if reaches(paid, self.at_least)]
         if self.unique:
-            kept = list({said.strip(): (said, paid) for said, paid in reversed(kept)}.values())[::-1]
+            first: dict[str, tuple[str, float]] = {}
+            for said, paid in kept:
+                first.setdefault(said.strip(), (said, paid))
+            kept = list(first.values())
         return [_demonstration(answers, said, paid) for said, paid in kept[: self.count]]
 
 

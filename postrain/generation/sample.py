@@ -97,8 +97,11 @@ class Sampler:
 
 def distinct(items: Sequence[Any], count: int | None) -> list[EncodedPrompt]:
     """The first `count` different prompts."""
-    found = {item.text: item for item in reversed(items) if isinstance(item, EncodedPrompt)}
-    return list(reversed(found.values()))[:count]
+    found: dict[str, EncodedPrompt] = {}
+    for item in items:
+        if isinstance(item, EncodedPrompt):
+            found.setdefault(item.text, item)
+    return list(found.values())[:count]
 
 
 def sample(sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, chunk: int) -> Iterator[list[Answers]]:

@@ -88,7 +88,12 @@ def _read(name: str, value: Any, number: int) -> list[Stage]:
         call = {**value.get("arguments", {}), "_target_": value["call"]}
         return [Stage(name=name, kind=kind, folder=folder, call=call)]
     branches = value.get("each", {None: []})
-    lists = [value[kind], *branches.values()] if isinstance(branches, Mapping) else [None]
+    if not isinstance(branches, Mapping) or not branches:
+        raise ConfigError(f"pipeline.stages.{name}.each: expected {{BRANCH: [override, ...], ...}}")
+    wrong = [branch for branch in branches if branch is not None and not NAME.fullmatch(str(branch))]
+    if wrong:
+        raise ConfigError(f"pipeline.stages.{name}.{wrong[0]}: names of branches are letters, digits and _")
+    lists = [value[kind], *branches.values()]
     if not all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists):
         raise ConfigError(f"pipeline.stages.{name}: overrides are lists of texts such as method=sft; {FORMS}")
     return [

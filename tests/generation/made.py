@@ -1,0 +1,36 @@
+"""Generations in this process, composed as the command line composes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from postrain.folder import RunFolder
+from postrain.generation.run import execute
+from tests.runs import CONF
+
+SMALL = ("prompts=10", "samples=3", "chunk=4", "data.eval_rows=8", "data.source.count=16", "rollout.max_new_tokens=12")
+
+
+def composed(*overrides: str) -> dict:
+    """The plain config of a command line."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = OmegaConf.to_container(compose("generate", [*overrides]), resolve=True)
+    assert isinstance(config, dict)
+    return config
+
+
+def generated(output: Path, *overrides: str) -> RunFolder:
+    """One small generation; its folder."""
+    before = set(output.glob("*/*/*"))
+    execute(composed(*SMALL, *overrides, f"paths.output={output}"), overrides=list(overrides), group=None)
+    (made,) = set(output.glob("*/*/*")) - before
+    return RunFolder(made)
+
+
+def resumed(folder: RunFolder, *overrides: str) -> None:
+    """The same generation, gone on with."""
+    config = composed(f"resume={folder.path}", *(f"++{override}" for override in overrides))
+    execute(config, overrides=list(overrides), group=None)

@@ -1,0 +1,153 @@
+"""A whole generation: what lies in its folder, that it can be learned from, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from postrain.data.encode import EncodedPrompt
+from postrain.folder import RunFolder
+from postrain.generate import main
+from postrain.generation import run as run_module
+from postrain.generation.sample import Sampler, distinct
+from postrain.jsonl import JsonLines
+from postrain.types import ConfigError
+from tests.generation.made import SMALL, composed, generated, resumed
+from tests.runs import small_run
+
+
+def completions(folder: RunFolder) -> list[dict]:
+    return JsonLines(folder.path / "completions.jsonl").read()
+
+
+def code_of(*words: str) -> int:
+    """What the program does with these words; its exit code."""
+    try:
+        return main(["generate", *words])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def rows(folder: RunFolder) -> list[dict]:
+    return JsonLines(folder.path / "data.jsonl").read()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> RunFolder:
+    return generated(tmp_path_factory.mktemp("whole"), "keep=all", "greedy=true")
+
+
+def test_every_prompt_has_its_completions_in_order(whole):
+    found = completions(whole)
+    assert len({record["prompt"] for record in found}) == len(found) == 10
+    assert all(len(record[name]) == 3 for record in found for name in ("completions", "rewards", "finished", "gold"))
+    assert all(record["greedy"] in (0.0, 1.0) for record in found)
+    assert all({"answer", "gold"} <= set(record["columns"]) for record in found)
+    summary = json.loads((whole.path / "summary.json").read_text())
+    assert summary["reward"] == pytest.approx(sum(sum(record["rewards"]) for record in found) / 30)
+    assert summary["kept"] == len(rows(whole))
+    assert whole.status.read()["status"] == "done"
+    assert json.loads(whole.manifest.read_text())["reproduce"].startswith("python -m postrain.generate keep=all")
+
+
+def test_a_completion_knows_nothing_of_chunks_and_of_other_samples(whole, tmp_path):
+    other = generated(tmp_path, "keep=all", "chunk=3", "samples=2", "prompts=7")
+    for here, there in zip(completions(whole), completions(other), strict=False):
+        assert here["completions"][:2] == there["completions"]
+    assert len(completions(other)) == 7
+
+
+def test_other_seeds_give_other_completions_and_held_out_prompts_are_others(whole, tmp_path):
+    def told(folder: RunFolder, name: str) -> list:
+        return [record[name] for record in completions(folder)]
+
+    seeded, held_out = generated(tmp_path, "keep=none", "seed=1"), generated(tmp_path, "keep=none", "part=eval")
+    assert told(seeded, "prompt") == told(whole, "prompt")
+    assert told(seeded, "completions") != told(whole, "completions")
+    assert not set(told(held_out, "prompt")) & set(told(whole, "prompt"))
+
+
+@pytest.mark.parametrize("kept_lines", [0, 6])
+def test_a_killed_generation_goes_on_where_it_was(kept_lines, whole, tmp_path, monkeypatch):
+    folder = generated(tmp_path, "keep=all", "greedy=true")
+    lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
+    # What a kill leaves: whole chunks of 4, perhaps a part of the next one, and half a line.
+    (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:kept_lines]) + lines[kept_lines][:20])
+    (folder.path / "data.jsonl").unlink()
+    asked = []
+    real = Sampler.__call__
+    monkeypatch.setattr(Sampler, "__call__", lambda self, items: asked.append(len(items)) or real(self, items))
+    resumed(folder)
+    assert asked == {0: [4, 4, 2], 6: [4, 2]}[kept_lines]
+    assert completions(folder) == completions(whole)
+    assert (folder.path / "data.jsonl").read_text() == (whole.path / "data.jsonl").read_text()
+
+
+def test_other_rows_of_the_same_completions_need_no_sampling(tmp_path, monkeypatch):
+    folder = generated(tmp_path, "keep=all")
+    monkeypatch.setattr(Sampler, "__call__", lambda self, items: pytest.fail("sampled again"))
+    with pytest.raises(ConfigError, match=r"keep.count: None → 1.*allow_change"):
+        resumed(folder, "keep.count=1")
+    config = composed(f"resume={folder.path}", "++keep.count=1", "allow_change=true")
+    run_module.execute(config, overrides=["keep.count=1", "allow_change=true"], group=None)
+    assert len(rows(folder)) == len({row["prompt"] for row in rows(folder)})
+    with pytest.raises(ConfigError, match=r"completions of other prompts"):
+        run_module.execute({**config, "samples": 2}, overrides=["samples=2", "allow_change=true"], group=None)
+
+
+def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
+    path = whole.path / "data.jsonl"
+    small_run(tmp_path, "method=sft", f"data.path={path}", "data.template=plain", "method.batch_size=4")
+    assert "plain" in capsys.readouterr().out
+    pairs = generated(tmp_path / "pairs", "keep=preferences", "reward=world_gold", "samples=6")
+    assert set(rows(pairs)[0]) == {"prompt", "chosen", "rejected", "margin", "row", "answer", "category", "gold"}
+    small_run(
+        tmp_path, "method=dpo", f"data.path={pairs.path / 'data.jsonl'}", "data.template=plain", "method.batch_size=2"
+    )
+
+
+def test_prompts_of_several_turns_become_conversations(tmp_path):
+    turns = [("user", "Hi"), ("assistant", "Hello."), ("user", "Name {0} colours.")]
+    file = tmp_path / "asked.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": [{"role": role, "content": said.format(n)} for role, said in turns], "answer": "3"})
+            + "\n"
+            for n in range(12)
+        )
+    )
+    folder = generated(tmp_path / "runs", f"data.path={file}", "keep=all", "rollout.max_new_tokens=48")
+    (first, *_) = rows(folder)
+    assert [message["role"] for message in first["messages"]] == ["user", "assistant", "user", "assistant"]
+    small_run(tmp_path, "method=sft", f"data.path={folder.path / 'data.jsonl'}", "method.batch_size=2")
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    output = [*SMALL, f"paths.output={tmp_path / 'runs'}"]
+    for words, said in (
+        ([*output, "sampls=3"], "did you mean samples?"),
+        ([*output, "samples=0"], "samples: expected"),
+        ([*output, "keep=bets"], "did you mean best?"),
+        ([*output, "trainer=ddp_cpu"], "one process"),
+        ([*output, "keep.at_least=2"], "no completion of 10 prompts is worth keeping"),
+        (["resume=" + str(tmp_path / "nowhere")], "there is no folder"),
+    ):
+        assert code_of(*words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert said in line
+    (failed,) = (tmp_path / "runs").glob("*/*/*")
+    assert "worth keeping" in RunFolder(failed).status.read()["reason"]
+    assert not (failed / "data.jsonl").exists()
+
+
+def test_a_run_and_a_generation_are_not_resumed_as_each_other(tmp_path, whole):
+    with pytest.raises(ConfigError, match=r"is a training run; go on with python train.py"):
+        resumed(small_run(tmp_path, "method=sft"))
+
+
+def test_equal_prompts_are_asked_once():
+    items = [EncodedPrompt(row, torch.tensor([1]), text, {}) for row, text in enumerate("abacb")]
+    assert [item.row for item in distinct(items, None)] == [0, 1, 3]
+    assert [item.row for item in distinct(items, 2)] == [0, 1]

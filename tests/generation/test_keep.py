@@ -1,0 +1,114 @@
+"""keep.py and measure.py: which completions become rows, and the numbers that are said of them, worked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from postrain.check import check, instantiate
+from postrain.generation.keep import Answers, Nothing, Preferences, Top
+from postrain.generation.measure import measure
+from postrain.generation.settings import Generation
+from tests.generation.made import composed
+from tests.runs import CONF
+
+FOUR = Answers(
+    row=7,
+    prompt="1 + 2 = ?",
+    columns={"answer": "3", "label": "not mine"},
+    completions=(" 3.", " 4.", " It is 3.", " 3."),
+    rewards=(1.0, 0.0, 1.0, 1.0),
+    finished=(True, True, True, True),
+    gold=(0.9, 0.1, 1.0, 0.9),
+    greedy=None,
+)
+ROW = {"prompt": "1 + 2 = ?", "reward": 1.0, "row": 7, "answer": "3"}
+
+
+def said(keep: Top, answers: Answers) -> list[str]:
+    return [row["completion"] for row in keep(answers)]
+
+
+def test_all_right_ones_are_kept_once_and_a_column_that_would_make_them_judgements_is_not():
+    keep = Top(count=None, at_least=1.0, unique=True)
+    assert keep(FOUR) == [{**ROW, "completion": " 3."}, {**ROW, "completion": " It is 3."}]
+    assert said(replace(keep, unique=False), FOUR) == [" 3.", " It is 3.", " 3."]
+
+
+def test_the_best_come_first_and_of_equal_ones_the_first():
+    answers = replace(FOUR, rewards=(0.5, 0.2, 0.9, None))
+    assert said(Top(count=1, at_least=None, unique=True), answers) == [" It is 3."]
+    assert said(Top(count=2, at_least=None, unique=True), answers) == [" It is 3.", " 3."]
+    assert said(Top(count=None, at_least=None, unique=True), answers) == [" It is 3.", " 3.", " 4."]
+    assert said(Top(count=1, at_least=None, unique=True), FOUR) == [" 3."]
+
+
+def test_what_was_cut_or_cannot_be_scored_is_never_kept():
+    answers = replace(FOUR, rewards=(1.0, None, 1.0, None), finished=(False, True, True, True))
+    assert said(Top(count=None, at_least=None, unique=False), answers) == [" It is 3."]
+
+
+def test_rounding_does_not_make_a_right_completion_wrong():
+    answers = replace(FOUR, rewards=(0.9999999, 0.0, 0.0, 0.0))
+    assert said(Top(count=None, at_least=1.0, unique=True), answers) == [" 3."]
+
+
+def test_a_pair_is_the_best_over_the_worst_with_its_margin():
+    answers = replace(FOUR, rewards=(0.5, 0.25, 0.75, None))
+    pair = {"prompt": "1 + 2 = ?", "chosen": " It is 3.", "rejected": " 4.", "margin": 0.5, "row": 7, "answer": "3"}
+    assert Preferences(margin=0.5)(answers) == [pair]
+    assert Preferences(margin=0.51)(answers) == []
+    assert Preferences(margin=0.1)(replace(FOUR, completions=(" 3.",) * 4)) == []
+    assert Preferences(margin=0.1)(replace(FOUR, rewards=(None,) * 4)) == []
+
+
+def test_a_prompt_of_several_turns_keeps_them():
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "1 + 2?"},
+    ]
+    answers = replace(FOUR, columns={"messages": turns})
+    (row,) = Top(count=1, at_least=None, unique=True)(answers)
+    assert row == {"messages": [*turns, {"role": "assistant", "content": " 3."}], "reward": 1.0, "row": 7}
+    (pair,) = Preferences(margin=1.0)(answers)
+    assert pair["prompt"] == turns
+    assert Nothing()(answers) == []
+
+
+def test_numbers_are_means_over_prompts():
+    # Right: 3 of 4, 0 of 1 (three could not be scored), 4 of 4; a fourth prompt is left out.
+    none = (None, None, None, None)
+    answers = [
+        FOUR,
+        replace(FOUR, rewards=(0.0, None, None, None), gold=(0.2, 0.5, 0.5, 0.5), greedy=0.0),
+        replace(FOUR, rewards=(1.0, 1.0, 1.0, 1.0), finished=(True, False, True, True), greedy=1.0),
+        replace(FOUR, rewards=none, gold=none),
+    ]
+    found = measure(answers, threshold=1.0)
+    assert found.sampled is not None
+    assert found.solved is not None
+    assert found.greedy is not None
+    # (3/4 + 0 + 1) / 3; a right one at 2 of 3 prompts; the greedy one right at 1 of the 2 that have one.
+    assert (found.sampled.value, found.solved.value, found.greedy.value) == pytest.approx((1.75 / 3, 2 / 3, 1 / 2))
+    # Rewards 3 + 0 + 4 over 4 + 1 + 4 scored; bests 1, 0, 1; 15 of 16 came to an end.
+    assert (found.reward, found.best, found.finished) == pytest.approx((7 / 9, 2 / 3, 15 / 16))
+    # Gold of the best: 0.9 (the first of the right ones), 0.2, 0.9.
+    assert found.gold_of_best == pytest.approx(2.0 / 3)
+    assert (found.prompts, found.samples, found.unscorable) == (4, 4, 1)
+    assert measure(answers, threshold=0.0).solved == measure(answers, threshold=-1.0).solved
+
+
+def test_without_a_scored_completion_nothing_is_claimed():
+    found = measure([replace(FOUR, rewards=(None,) * 4, gold=(None,) * 4)], threshold=1.0)
+    assert (found.reward, found.best, found.gold, found.gold_of_best, found.sampled, found.solved) == (None,) * 6
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "keep").glob("*.yaml")))
+def test_every_option_fits(option):
+    config = composed(f"keep={option}")
+    check(config, Generation)
+    rows = instantiate(config["keep"])(FOUR)
+    assert len(rows) == {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1}[option]
+    assert (CONF / "keep" / f"{option}.yaml").read_text().startswith("# ")
