@@ -9,11 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from postrain.build import Built
+from postrain.data.records import Steps
+from postrain.data.steps import LAYOUT_FILE
 from postrain.folder import RunFolder
 from postrain.jsonl import number
 from postrain.models.export import export
 from postrain.models.sources import ResolvedModel
 from postrain.readable import figure
+
+STEP_SCORES = f"""
+It judges steps: sigmoid of `model.score(model.base_model(ids).last_hidden_state)` at the last token of a step (with the
+joiner and separator in `{LAYOUT_FILE}`) is the probability that the step is right. `reward=process` does it.
+"""
 
 
 def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | None:
@@ -21,12 +28,19 @@ def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | 
     method = built.method
     changes = before_and_after(folder.metrics.read())
     card = model_card(built, resolved, folder, changes)
-    export(method.policy, built.tokenizer, folder.model, card=card, end_ids=built.data.template.stop_ids)
+    ends, files = built.data.template.stop_ids, reading(built)
+    export(method.policy, built.tokenizer, folder.model, card=card, end_ids=ends, files=files)
     console = Console(highlight=False)
     console.print(summary(changes, method.headline))
     console.print(f"model   {folder.model}", soft_wrap=True)
     final = changes.get(method.headline[2])
     return None if final is None else final[1]
+
+
+def reading(built: Built) -> dict[str, str]:
+    """What has to lie beside a process reward model, so that it is known for one and reads as it has learned to."""
+    of_steps = built.method.kind == Steps.__name__ and built.method.head == "scalar"
+    return {LAYOUT_FILE: built.data.steps.to_json()} if of_steps else {}
 
 
 def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -69,7 +83,7 @@ def model_card(
 {stand_in}
 Data fingerprint `{built.audit.fingerprint}`; the whole config, the versions and the command are in the run folder's
 `manifest.json`.
-
+{STEP_SCORES if reading(built) else ""}
 | held-out | before | after |
 |---|---:|---:|
 {rows}

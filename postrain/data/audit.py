@@ -16,7 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from postrain.data.chat import Template
-from postrain.data.encode import Encoded, EncodedJudgement, EncodedPair, EncodedPrompt, EncodedRow, token_rows
+from postrain.data.encode import (
+    Encoded,
+    EncodedJudgement,
+    EncodedPair,
+    EncodedPrompt,
+    EncodedRow,
+    EncodedSteps,
+    token_rows,
+)
 from postrain.types import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
@@ -45,7 +53,7 @@ class Audit:
     tokens: int
     """Training tokens, prompts included."""
     supervised: int
-    """Training tokens that are learned."""
+    """Training tokens that are learned; of chains, steps with a label."""
     supervised_min: int
     supervised_mean: float
     """Over training token rows; a pair has two."""
@@ -58,7 +66,7 @@ class Audit:
     lengths: Mapping[str, int]
     """Percentiles of the tokens of a row."""
     labels: Mapping[str, int]
-    """Training judgements, by label; empty where there are none."""
+    """Training judgements or steps, by label; empty where there are none."""
     fingerprint: str
     """sha256 of all ids and masks, training and held out."""
     samples: str
@@ -85,12 +93,12 @@ class Audit:
         if self.kind != "Prompt":
             share = 100 * self.supervised / max(1, self.tokens)
             learned = f"{self.supervised} of {self.tokens} ({share:.0f} %)"
-            lines += [
-                ("tokens learned", f"{learned}; a row {self.supervised_mean:.1f}, at least {self.supervised_min}"),
-            ]
+            name, learned = ("steps", str(self.supervised)) if self.kind == "Steps" else ("tokens learned", learned)
+            lines.append((name, f"{learned}; a row {self.supervised_mean:.1f}, at least {self.supervised_min}"))
         if self.labels:
-            lines.append(("labels", f"{_counts(self.labels)}{_weights(**self.labels)}"))
-        if self.kind != "Prompt" and not self.packed:
+            advice = _weights(**self.labels) if "desirable" in self.labels else _one_sided(self.labels)
+            lines.append(("labels", f"{_counts(self.labels)}{advice}"))
+        if self.kind not in ("Prompt", "Steps") and not self.packed:
             lines.append(("rows that end", f"{100 * self.ended:.0f} %"))
         template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
         return [*lines, ("template", template), ("fingerprint", self.fingerprint[:16])]
@@ -119,7 +127,6 @@ def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Templ
     ]
     rows = [row for item in train for row in token_rows(item)]
     learned = [int(row.supervised.sum()) for row in rows]
-    labels = [item.label for item in train if isinstance(item, EncodedJudgement)]
     lengths = sorted(map(len, ids))
     ends = [bool(row.supervised[-1]) and int(row.ids[-1]) in template.stop_ids for row in rows]
     return {
@@ -132,9 +139,18 @@ def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Templ
         "ended": sum(ends) / max(1, len(ends)),
         "bos": max((_leading(tokens.tolist(), template.tokenizer.bos_token_id) for tokens in ids), default=0),
         "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
-        "labels": {"desirable": sum(labels), "undesirable": labels.count(False)} if labels else {},
+        "labels": _labels(train),
         "fingerprint": fingerprint([*train, *held_out]),
     }
+
+
+def _labels(items: Sequence[Encoded]) -> dict[str, int]:
+    """How often each label stands there, by name."""
+    thumbs = [item.label for item in items if isinstance(item, EncodedJudgement)]
+    steps = [label for item in items if isinstance(item, EncodedSteps) for label in item.labels]
+    if steps:
+        return {"right": sum(steps), "wrong": steps.count(False)}
+    return {"desirable": sum(thumbs), "undesirable": thumbs.count(False)} if thumbs else {}
 
 
 def fingerprint(items: Sequence[Encoded]) -> str:
@@ -145,24 +161,38 @@ def fingerprint(items: Sequence[Encoded]) -> str:
             digest.update(row.ids.numpy().tobytes() + row.supervised.numpy().tobytes() + b"|")
         if isinstance(item, EncodedJudgement | EncodedPair):
             digest.update(repr(item.label if isinstance(item, EncodedJudgement) else item.margin).encode())
+        if isinstance(item, EncodedSteps):
+            digest.update(repr(item.labels).encode())
         if isinstance(item, EncodedPrompt):
             digest.update(item.ids.numpy().tobytes() + repr(sorted(item.columns.items())).encode() + b"|")
     return digest.hexdigest()
 
 
 def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
-    """The first items as text, what is learned in green and the rest dim; special tokens are written out."""
+    """The first items as text, what is learned in green and the rest dim; special tokens are written out.
+
+    Of a chain the tokens that steps are read at: green where the step is right, red where it is wrong.
+    """
     decode = template.tokenizer.decode
     shown = Text()
     for item in items[:rows]:
         for row in token_rows(item):
             shown.append(f"row {row.row}\n", style="bold")
-            for token, learned in zip(row.ids.tolist(), row.supervised.tolist(), strict=True):
-                shown.append(decode([token]), style="green" if learned else "dim")
+            for token, style in zip(row.ids.tolist(), _styles(item, row), strict=True):
+                shown.append(decode([token]), style=style)
             shown.append("\n")
         if isinstance(item, EncodedPrompt):
             shown.append(f"row {item.row}\n", style="bold").append(decode(item.ids) + "\n", style="dim")
     return _printed(shown)
+
+
+def _styles(item: Encoded, row: EncodedRow) -> list[str]:
+    """How each token of a row is shown."""
+    if not isinstance(item, EncodedSteps):
+        return ["green" if learned else "dim" for learned in row.supervised.tolist()]
+    labels = iter(item.labels)
+    read = row.supervised.roll(-1).tolist()
+    return [("bold green" if next(labels) else "bold red") if here else "dim" for here in read]
 
 
 def _printed(renderable: Any) -> str:
@@ -179,6 +209,10 @@ def _name(percentile: int) -> str:
 
 def _counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in found.items()) or "none"
+
+
+def _one_sided(labels: Mapping[str, int]) -> str:
+    return "" if all(labels.values()) else "; a model learns little from one label alone"
 
 
 def _weights(desirable: int, undesirable: int) -> str:

@@ -30,6 +30,8 @@ INSTRUCTION = ("alpaca", "vicuna", "qa", "dialogue", "inst")
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = (Message("user", "a"), Message("assistant", "b"))
+ANSWER = "¶"
+"""Stands for an answer where only what a template writes around it is wanted; in no template itself."""
 
 
 class Template:
@@ -79,15 +81,32 @@ class Template:
         afters = (self._answer(prompt, before, completion, row) for completion in completions)
         return _tensor(self._ids(before, first=True)), tuple(map(_tensor, afters))
 
+    def encode_pieces(
+        self, prompt: Messages, pieces: Sequence[str], *, row: int = 0
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Ids of a prompt, of the pieces of its answer, each tokenised by itself, and of what ends it, [L] each.
+
+        What the template writes before an answer is part of the first piece.
+        """
+        before = self._render(prompt, row, prompt=True)
+        head, _, tail = self._after(prompt, before, ANSWER, row).partition(ANSWER)
+        texts = [head + piece if place == 0 else piece for place, piece in enumerate(pieces)]
+        ended = self._ended(self._ids(tail))
+        return _tensor(self._ids(before, first=True)), [_tensor(self._ids(text)) for text in texts], _tensor(ended)
+
     def _answer(self, prompt: Messages, before: str, completion: str, row: int) -> list[int]:
         """Ids of what the template writes after the prompt."""
+        return self._ended(self._ids(self._after(prompt, before, completion, row)))
+
+    def _after(self, prompt: Messages, before: str, completion: str, row: int) -> str:
+        """What the template writes after the prompt, which it writes as `before`."""
         whole = self._render((*prompt, Message("assistant", completion)), row)
         if not whole.startswith(before):
             raise ConfigError(
                 f"row {row}: the template {self.name} writes the prompt differently once it is answered, so no mask "
                 "can tell them apart; use data.template=plain or another template"
             )
-        return self._ended(self._ids(whole[len(before) :]))
+        return whole[len(before) :]
 
     def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor]:
         """Ids of a whole conversation, [L], and where an assistant speaks, its end tokens included, bool [L]."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from postrain.data.encode import Encoded, EncodedJudgement, EncodedPair, EncodedPrompt, EncodedRow
-from postrain.types import Batch, Judgements, Pairs, Prompts, Rows
+from postrain.data.encode import Encoded, EncodedJudgement, EncodedPair, EncodedPrompt, EncodedRow, EncodedSteps
+from postrain.types import Batch, Judgements, Pairs, Prompts, Rows, StepRows
 
 
 def collate(items: Sequence[Encoded]) -> Batch:
@@ -21,6 +21,8 @@ def collate(items: Sequence[Encoded]) -> Batch:
             return judgements([item for item in items if isinstance(item, EncodedJudgement)])
         case EncodedPrompt():
             return prompts([item for item in items if isinstance(item, EncodedPrompt)])
+        case EncodedSteps():
+            return steps([item for item in items if isinstance(item, EncodedSteps)])
 
 
 def rows(items: Sequence[EncodedRow]) -> Rows:
@@ -57,4 +59,12 @@ def prompts(items: Sequence[EncodedPrompt]) -> Prompts:
         texts=tuple(item.text for item in items),
         columns=tuple(item.columns for item in items),
         row_ids=tuple(item.row for item in items),
+    )
+
+
+def steps(items: Sequence[EncodedSteps]) -> StepRows:
+    """Labelled chains."""
+    return StepRows(
+        rows=rows([item.chain for item in items]),
+        labels=tuple(torch.tensor(item.labels, dtype=torch.bool) for item in items),
     )

@@ -1,7 +1,8 @@
 """Records to token rows: what is supervised, and what is cut when a row is too long.
 
 A row that is too long loses the left end of its prompt first; only when one prompt token is left does the answer lose
-its right end, and it keeps the token that ends it. A pair keeps one prompt for both answers. Every cut is counted.
+its right end, and it keeps the token that ends it. A pair keeps one prompt for both answers; of a chain of steps the
+last ones go, whole. Every cut is counted.
 Running text may be packed: documents joined by the end token and cut into blocks, where every token is learned anyway.
 
 L tokens of a row.
@@ -26,9 +27,11 @@ from postrain.data.records import (
     Preference,
     Prompt,
     Record,
+    Steps,
     Text,
     plain_text,
 )
+from postrain.data.steps import StepLayout
 from postrain.types import ConfigError
 
 LossOn = Literal["completion", "assistant", "all"]
@@ -36,6 +39,7 @@ LossOn = Literal["completion", "assistant", "all"]
 PROMPT_CUT = "prompt cut on the left"
 ANSWER_CUT = "answer cut on the right"
 TEXT_CUT = "text cut on the right"
+STEPS_CUT = "last steps left out"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,18 @@ class EncodedPrompt:
     columns: Mapping[str, Any]
 
 
-Encoded = EncodedRow | EncodedPair | EncodedJudgement | EncodedPrompt
+@dataclass(frozen=True)
+class EncodedSteps:
+    """A chain of reasoning with a label for each step."""
+
+    row: int
+    chain: EncodedRow
+    """`supervised` is True at the token right after each step."""
+    labels: tuple[bool, ...]
+    """True where the step is right; of as many steps as fit into the row, maybe of none."""
+
+
+Encoded = EncodedRow | EncodedPair | EncodedJudgement | EncodedPrompt | EncodedSteps
 
 
 def token_rows(item: Encoded) -> tuple[EncodedRow, ...]:
@@ -94,6 +109,8 @@ def token_rows(item: Encoded) -> tuple[EncodedRow, ...]:
             return (item.chosen, item.rejected)
         case EncodedJudgement():
             return (item.answer,)
+        case EncodedSteps():
+            return (item.chain,)
     return ()
 
 
@@ -108,6 +125,8 @@ class Encoder:
     max_prompt_length: int
     """Tokens a prompt may have, before its answer is looked at."""
     pack: bool
+    layout: StepLayout
+    """How steps follow each other."""
     cuts: Counter[str] = field(default_factory=Counter)
     """Rows that lost tokens, by what they lost."""
 
@@ -131,6 +150,8 @@ class Encoder:
                 return self._preference(record)
             case Prompt():
                 return self.prompt(record)
+            case Steps():
+                return self._steps(record)
         raise ConfigError(
             f"data: {type(record).__name__} records are not learned from as they are, only through others"
         )
@@ -181,6 +202,17 @@ class Encoder:
     def _preference(self, record: Preference) -> EncodedPair:
         chosen, rejected = self._answers(record, record.prompt, (record.chosen, record.rejected))
         return EncodedPair(record.row, chosen, rejected, record.margin)
+
+    def _steps(self, record: Steps) -> EncodedSteps:
+        """Steps that do not fit are left out whole: a label is for all of its step. The prompt makes room for one."""
+        chain = self.layout.chain(self.template, record.prompt, record.steps, row=record.row)
+        prompt = self._room_made(chain.prompt, len(chain.steps[0]) + len(chain.end))
+        chain = replace(chain, prompt=prompt)
+        fitting = chain.steps_within(self.max_length)
+        if fitting < len(chain.steps):
+            self.cuts[STEPS_CUT] += 1
+        kept = replace(chain, steps=chain.steps[:fitting])
+        return EncodedSteps(record.row, EncodedRow(record.row, *kept.row()), record.labels[:fitting])
 
     def _judgements(self, records: Sequence[Judgement]) -> tuple[EncodedJudgement, ...]:
         """Each answer after its own prompt, and the prompt with the answer of another record."""

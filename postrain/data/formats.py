@@ -238,6 +238,8 @@ def _steps(row: int, values: Values, rest: Values) -> Record:
     steps, labels = values.get("steps", values.get("completions")), values["labels"]
     if not _is_list(steps) or not all(isinstance(step, str) for step in steps):
         raise Malformed(f"steps has to be a list of texts, got {steps!r:.60}")
+    if not steps:
+        raise Malformed("steps is an empty list; write at least one step, or remove the row")
     if not _is_list(labels) or not all(isinstance(label, bool) for label in labels):
         raise Malformed(f"labels has to be a list of true and false, got {labels!r:.60}")
     if len(steps) != len(labels):

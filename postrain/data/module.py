@@ -20,7 +20,7 @@ from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Mode, Template
 from postrain.data.collate import collate, prompts
-from postrain.data.encode import Encoded, EncodedPair, EncodedPrompt, Encoder, LossOn
+from postrain.data.encode import Encoded, EncodedPair, EncodedPrompt, EncodedSteps, Encoder, LossOn
 from postrain.data.formats import parse
 from postrain.data.quality import Quality, sane, sift
 from postrain.data.readers import Table, read_file
@@ -28,6 +28,7 @@ from postrain.data.records import Prompt, Record, Text, prompt_content
 from postrain.data.schedule import Schedule
 from postrain.data.sources import Files, Loaded, Source
 from postrain.data.split import Split, split, unseen
+from postrain.data.steps import StepLayout
 from postrain.data.views import convert
 from postrain.schema import load_target
 from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts
@@ -66,6 +67,7 @@ class DataModule(LightningDataModule):
         max_length: Length | None,
         max_prompt_length: Count | None,
         pack: bool,
+        steps: StepLayout,
         quality: Quality,
         gold: str | None,
         show_mask: CountOrZero,
@@ -81,6 +83,7 @@ class DataModule(LightningDataModule):
         self.mode: Mode = template
         self.loss_on: LossOn = loss_on
         self.max_length, self.max_prompt_length, self.pack = max_length, max_prompt_length, pack
+        self.steps = steps
         self.quality = quality
         self.gold: Callable[..., Mapping[str, float]] | None = None if gold is None else load_target(gold)
         """Scores a completion of this data: gold(prompt, completion, columns["gold"])."""
@@ -115,8 +118,8 @@ class DataModule(LightningDataModule):
         parts = self._split(loaded, dropped)
         self.records = parts
         encoder = self._encoder(self._row_length())
-        self.train = differing(encoder.encode(self._presented(parts.train)), dropped, loaded.train.name)
-        self.eval = differing(encoder.encode(self._presented(parts.held_out)), dropped, loaded.train.name)
+        self.train = learnable(encoder.encode(self._presented(parts.train)), dropped, loaded.train.name)
+        self.eval = learnable(encoder.encode(self._presented(parts.held_out)), dropped, loaded.train.name)
         self.audit = self._audit(loaded, parts, dropped, encoder)
         self.audit.check()
         return self.audit
@@ -197,6 +200,7 @@ class DataModule(LightningDataModule):
             max_length=max_length,
             max_prompt_length=self.max_prompt_length or max_length,
             pack=self.pack,
+            layout=self.steps,
         )
 
     def _audit(self, loaded: Loaded, parts: Split, dropped: Counter[str], encoder: Encoder) -> Audit:
@@ -258,18 +262,20 @@ class DataModule(LightningDataModule):
         return tuple(name for name in self.records.train[0].columns if name in common)
 
 
-def differing(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
-    """Without the pairs whose sides are the same tokens, as they are when they differ only beyond the cut."""
-    kept = tuple(
-        item
-        for item in items
-        if not (isinstance(item, EncodedPair) and torch.equal(item.chosen.ids, item.rejected.ids))
-    )
-    if len(kept) < len(items):
-        dropped["chosen equals rejected once cut"] += len(items) - len(kept)
-    if items and not kept:
-        raise ConfigError(f"{source}: all pairs are equal once cut to the model's context; raise data.max_length")
-    return kept
+def learnable(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
+    """Without what cutting has left nothing to learn from."""
+    reasons = [lost(item) for item in items]
+    dropped.update(reason for reason in reasons if reason)
+    if items and all(reasons):
+        raise ConfigError(f"{source}: {reasons[0]}, in every row; raise data.max_length")
+    return tuple(item for item, reason in zip(items, reasons, strict=True) if not reason)
+
+
+def lost(item: Encoded) -> str | None:
+    """Why there is nothing to learn from an item, as where the sides of a pair differ only beyond the cut."""
+    if isinstance(item, EncodedPair) and torch.equal(item.chosen.ids, item.rejected.ids):
+        return "chosen equals rejected once cut"
+    return "first step too long" if isinstance(item, EncodedSteps) and not item.labels else None
 
 
 def beginning(text: str) -> str:

@@ -6,7 +6,7 @@ An adapter is written as an adapter only where its base weights can be found by 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,18 @@ from postrain.models.quiet import quiet
 
 
 def export(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path, *, card: str, end_ids: Sequence[int] = ()
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    card: str,
+    end_ids: Sequence[int] = (),
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes weights or adapter, tokenizer with its chat template, generation config and README.md; all or nothing.
 
-    `end_ids` end a completion besides the tokenizer's end token: the template's end of a turn.
+    `end_ids` end a completion besides the tokenizer's end token: the template's end of a turn. `files` are further
+    ones, by name.
     """
 
     def fill(fresh: Path) -> None:
@@ -31,7 +38,8 @@ def export(
             _save_weights(model, fresh)
             tokenizer.save_pretrained(fresh)
             _save_generation_config(model, tokenizer, end_ids, fresh)
-        (fresh / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **(files or {})}.items():
+            (fresh / name).write_text(text, encoding="utf-8")
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     write_directory(directory, fill)

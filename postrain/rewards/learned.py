@@ -17,6 +17,7 @@ from torch import Tensor
 
 from postrain.data.chat import Template
 from postrain.data.records import Message
+from postrain.data.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import optional
@@ -39,6 +40,11 @@ class Learned:
 
     def __post_init__(self) -> None:
         resolved = resolve(self.path)
+        if StepLayout.of_model(resolved.tokenizer):
+            raise ConfigError(
+                f"reward.path={self.path}: a process reward model, which judges steps and not whole answers; use "
+                "reward=process"
+            )
         self.context = resolved.context
         self.template = Template(load_tokenizer(resolved))
         self.model = load_scalar(resolved, dtype=DTYPES[self.dtype]).eval().requires_grad_(False)

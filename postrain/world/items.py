@@ -29,7 +29,5 @@ class Item:
     """The bare right answer, where there is one."""
     steps: tuple[str, ...] = ()
     """The reference cut into steps, where it has them."""
-    bad_steps: tuple[str, ...] = ()
-    """The wrong completion cut into steps."""
     text: str = field(default="")
     """The item as a document of running text; empty where it has no place in one."""

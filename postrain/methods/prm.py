@@ -1,0 +1,88 @@
+"""A process reward model from step labels: is a step of a chain of reasoning right, given all that stands before it?
+
+One binary cross-entropy a step, on a scalar head read at the step's end (Uesato et al. 2022, "Solving math word
+problems with process- and outcome-based feedback"; Lightman et al. 2023, "Let's verify step by step"). Leaves out
+neutral labels.
+
+Axes: B chains, S steps of a chain (left-aligned, padded to the longest of the batch).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from torch.nn.utils.rnn import pad_sequence
+
+from postrain.methods.base import Method
+from postrain.scoring import step_logits
+from postrain.types import LossSum, Mean, StepRows
+
+
+def step_loss(logits_BS: Tensor, labels_BS: Tensor) -> Tensor:
+    """−log σ(z) of a right step and −log(1 − σ(z)) = −log σ(−z) of a wrong one, [B, S]."""
+    return -logsigmoid(torch.where(labels_BS, logits_BS, -logits_BS))
+
+
+def first_error(wrong_BS: Tensor) -> Tensor:
+    """Which step is the first wrong one, [B]; S, one behind the last, where none is."""
+    return (~wrong_BS).long().cumprod(1).sum(1)
+
+
+def up_to_first_error(labels_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """True at the steps up to the first wrong one, itself included: what follows is neither right nor wrong."""
+    first_B = first_error(~labels_BS & mask_BS)
+    return mask_BS & (torch.arange(mask_BS.shape[1], device=mask_BS.device) <= first_B[:, None])
+
+
+class PRM(Method):
+    """Minimises −log p(label of the step | everything up to its end), a mean over steps."""
+
+    kind: ClassVar[str] = "Steps"
+    head: ClassVar[Literal["causal", "scalar"]] = "scalar"
+    learns: ClassVar[tuple[str, float]] = ("eval/step_accuracy", 0.2)
+    headline: ClassVar[tuple[str, str, str]] = ("loss", "step_accuracy", "eval/step_accuracy")
+
+    after_first_error: Literal["use", "ignore"]
+    """Whether labels behind the first wrong step of a chain are learned; they are measured either way."""
+
+    def learned(self, batch: StepRows) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, which of them are real and which of these are learned, bool [B, S] each."""
+        labels_BS = pad_sequence(list(batch.labels), batch_first=True)
+        steps_B = torch.tensor([len(labels) for labels in batch.labels], device=labels_BS.device)
+        mask_BS = torch.arange(labels_BS.shape[1], device=labels_BS.device) < steps_B[:, None]
+        used_BS = mask_BS if self.after_first_error == "use" else up_to_first_error(labels_BS, mask_BS)
+        return labels_BS, mask_BS, used_BS
+
+    def denominator(self, batch: StepRows) -> int:
+        return int(self.learned(batch)[2].sum())
+
+    def loss_sum(self, batch: StepRows) -> LossSum:
+        labels_BS, mask_BS, used_BS = self.learned(batch)
+        logits_BS = step_logits(self.policy, batch.rows)
+        total = (step_loss(logits_BS, labels_BS) * used_BS).sum()
+        return LossSum(total, accuracies(logits_BS.detach() > 0, labels_BS, mask_BS))
+
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        """What always giving the more frequent label would come to, next to what the model does."""
+        share = metrics["right_share"]
+        return {"majority_accuracy": max(share, 1 - share)}
+
+
+def accuracies(right_BS: Tensor, labels_BS: Tensor, mask_BS: Tensor) -> dict[str, Mean]:
+    """How often a model's verdicts and the labels agree: on steps, on whole chains, on where a chain goes wrong."""
+    agree_BS = (right_BS == labels_BS) & mask_BS
+    good_BS, bad_BS = labels_BS & mask_BS, ~labels_BS & mask_BS
+    said_B, true_B = first_error(~right_BS & mask_BS), first_error(bad_BS)
+    flawed_B = bad_BS.any(1)
+    solved_B = (~right_BS & mask_BS).any(1) == flawed_B
+    return {
+        "step_accuracy": Mean(agree_BS.sum(), mask_BS.sum()),
+        "step_accuracy/right": Mean((agree_BS & good_BS).sum(), good_BS.sum()),
+        "step_accuracy/wrong": Mean((agree_BS & bad_BS).sum(), bad_BS.sum()),
+        "first_error_accuracy": Mean(((said_B == true_B) & flawed_B).sum(), flawed_B.sum()),
+        "solution_accuracy": Mean(solved_B.sum(), len(solved_B)),
+        "right_share": Mean(good_BS.sum(), mask_BS.sum()),
+    }
