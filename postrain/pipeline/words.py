@@ -14,7 +14,7 @@ from postrain.pipeline.stages import REFERENCE, Stage, misspelt
 from postrain.types import ConfigError
 
 # Said of the pipeline or of this session; no stage hears of it.
-PIPELINE_KEYS = ("pipeline", "resume", "allow_change", "debug", "name", "paths")
+PIPELINE_KEYS = ("pipeline", "experiment", "resume", "allow_change", "debug", "name", "paths")
 
 
 @dataclass(frozen=True)
