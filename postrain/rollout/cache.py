@@ -41,8 +41,9 @@ class SlotLayer(DynamicLayer):
         return self.keys_SHLK[: len(rows), :, :used], self.values_SHLK[: len(rows), :, :used]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """What transformers calls, with [B, H, 1, K]."""
-        return self.write(key_states.squeeze(2), value_states.squeeze(2))
+        """What transformers calls, with [B, H, 1, K]; under autocast the two need not be of one type."""
+        keys_BHK, values_BHK = key_states.squeeze(2), value_states.squeeze(2)
+        return self.write(keys_BHK.to(self.keys_SHLK.dtype), values_BHK.to(self.values_SHLK.dtype))
 
     def get_seq_length(self) -> int:
         return self.cursor.used - 1
@@ -58,8 +59,9 @@ class SlotCache(Cache):
         self.slots, self.capacity, self.cursor = slots, capacity, Cursor()
         self.length_S = torch.zeros(slots, dtype=torch.long)
 
-    def seat(self, filled: Any, lengths_P: Tensor, which_B: Tensor, slots_B: Tensor, dtype: torch.dtype) -> None:
-        """Copy prefilled prompts, padded on the right, into slots: `which_B` of them into `slots_B`."""
+    def seat(self, filled: Any, lengths_P: Tensor, which_B: Tensor, slots_B: Tensor, dtype: torch.dtype | None) -> None:
+        """Copy prefilled prompts, padded on the right, into slots: `which_B` of them into `slots_B`. What they are kept
+        in is said by the first that come; None is their own type."""
         pairs = [(layer.keys, layer.values) for layer in filled.layers]
         if not self.rooms:
             self.rooms = [SlotLayer(self._room(k, dtype), self._room(v, dtype), self.cursor) for k, v in pairs]
@@ -67,7 +69,7 @@ class SlotCache(Cache):
             self.length_S = self.length_S.to(lengths_P.device)
         for layer, pair in zip(self.rooms, pairs, strict=True):
             for room_SHLK, new_PHLK in zip((layer.keys_SHLK, layer.values_SHLK), pair, strict=True):
-                room_SHLK[slots_B, :, : new_PHLK.shape[2]] = new_PHLK[which_B].to(dtype)
+                room_SHLK[slots_B, :, : new_PHLK.shape[2]] = new_PHLK[which_B].to(room_SHLK.dtype)
         self.length_S[slots_B] = lengths_P[which_B]
 
     def move(self, source_B: Tensor, target_B: Tensor) -> None:
@@ -93,7 +95,7 @@ class SlotCache(Cache):
             seen_BL &= positions_L > at_B1 - window
         return seen_BL[:, None, None]
 
-    def _room(self, like_PHLK: Tensor, dtype: torch.dtype) -> Tensor:
+    def _room(self, like_PHLK: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Zeros, since a masked position still takes part in a product."""
         shape = (self.slots, like_PHLK.shape[1], self.capacity, like_PHLK.shape[3])
         return like_PHLK.new_zeros(shape, dtype=dtype)

@@ -112,11 +112,10 @@ class Decoding:
 
     def filled(self, families: list[int]) -> Iterator[tuple[list[int], Filled]]:
         """The prompts of these rows, run in blocks of similar length; one that was split between waves is kept."""
-        if self.spare is not None and self.spare[0] in families:
-            family, filled = self.spare
-            families.remove(family)
-            yield [family], filled
-        self.spare = None
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            families.remove(spare[0])
+            yield [spare[0]], spare[1]
         lengths = [len(self.distinct[family]) for family in families]
         for places, length in in_blocks(lengths) if self.stepper.joins else [(list(range(len(families))), 1)]:
             size = max(1, PREFILL_TOKENS // length)

@@ -69,13 +69,14 @@ class SlotStepper:
     """A model's own forward, each row at its own place in a slot cache."""
 
     joins = True
+    kept_in: torch.dtype | None = None
+    """The type of the cache; None is what the model's own forward gives."""
 
     def __init__(self, model: nn.Module, *, slots: int, capacity: int, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
         self.config: Any = unwrapped(model).config.get_text_config()
         self.device = next(model.parameters()).device
         self.cache = SlotCache(slots, capacity)
-        self.cache_dtype = dtype or next(model.parameters()).dtype
 
     def prefill(self, prompts: Sequence[Tensor]) -> Filled:
         """Padded on the right, where causal attention never looks."""
@@ -90,7 +91,7 @@ class SlotStepper:
             return Filled(logits_of(self.model, last), lengths_P, (cache,))
 
     def seat(self, filled: Filled, which_B: Tensor, slots_B: Tensor) -> None:
-        self.cache.seat(filled.caches[0], filled.lengths_P, which_B, slots_B, self.cache_dtype)
+        self.cache.seat(filled.caches[0], filled.lengths_P, which_B, slots_B, self.kept_in)
 
     def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
         self.cache.move(source_B, target_B)
@@ -128,7 +129,8 @@ class LeanStepper(SlotStepper):
 
     def __init__(self, model: nn.Module, *, slots: int, capacity: int, dtype: torch.dtype | None) -> None:
         super().__init__(model, slots=slots, capacity=capacity, dtype=dtype)
-        self.decoder: Decoder = decoder_of(unwrapped(model), dtype or next(model.parameters()).dtype)
+        self.kept_in = dtype or next(model.parameters()).dtype
+        self.decoder: Decoder = decoder_of(unwrapped(model), self.kept_in)
 
     def forward(self, tokens_B: Tensor) -> Tensor:
         return self.decoder(tokens_B, self.cache)

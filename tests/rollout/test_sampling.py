@@ -1,0 +1,74 @@
+"""Tokens are drawn from the distribution that is reported."""
+
+import pytest
+import torch
+
+from postrain.rollout.sampling import BLOCK, allowed_logps, draw, uniforms
+from postrain.types import Sampling
+
+TENTHS = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+
+
+def test_samples_follow_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(40_000, 1)
+    uniform = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
+    tokens, logps = draw(logits, uniform, Sampling(1))
+    expected = logits[0].softmax(-1)
+    shares = torch.bincount(tokens, minlength=4) / 40_000
+    # three standard errors of a share are at most 3 · sqrt(0.25 / 40000) = 0.0075
+    assert torch.allclose(shares, expected, atol=0.0075)
+    assert torch.allclose(logps, expected.log()[tokens])
+
+
+@pytest.mark.parametrize("vocabulary", [5, BLOCK, BLOCK + 1, 3 * BLOCK, 1000])
+def test_the_token_is_where_the_cumulative_distribution_passes_the_number(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(500, vocabulary, generator=generator).double()
+    uniform = torch.rand(500, generator=generator).double()
+    tokens, logps = draw(logits, uniform, Sampling(1))
+    cumulative = logits.softmax(-1).cumsum(-1)
+    assert tokens.tolist() == (cumulative <= uniform[:, None]).sum(-1).tolist()
+    assert torch.allclose(logps, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1))
+
+
+def test_a_token_that_is_cut_is_never_drawn():
+    """Not even by the numbers at both ends, nor where the last tokens of the vocabulary are the ones cut off."""
+    logits = torch.full((4, 200), -torch.inf)
+    logits[:, [70, 130]] = torch.tensor([1.0, 0.5])
+    tokens, logps = draw(logits, torch.tensor([0.0, 1 - 2**-24, 1.0, 0.3]), Sampling(1))
+    assert tokens.tolist() == [70, 130, 130, 70]
+    assert logps.isfinite().all()
+
+
+def test_greedy_takes_the_likeliest_and_reports_temperature_one():
+    tokens, logps = draw(TENTHS, torch.tensor([0.99]), Sampling(1, temperature=0.0))
+    assert tokens.tolist() == [0]
+    assert logps.exp().tolist() == pytest.approx([0.4])
+
+
+def test_top_k_and_top_p_keep_the_likeliest():
+    assert allowed_logps(TENTHS, Sampling(1, top_k=2)).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    # 0.4 has not reached 0.5, so 0.3 stays; 0.7 has, so the rest goes
+    assert allowed_logps(TENTHS, Sampling(1, top_p=0.5)).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    assert allowed_logps(TENTHS, Sampling(1, top_p=0.01)).exp()[0].tolist() == pytest.approx([1, 0, 0, 0])
+    # temperature 0.5 squares the odds: 0.16 : 0.09 : 0.04 : 0.01
+    squared = allowed_logps(TENTHS, Sampling(1, temperature=0.5)).exp()[0].tolist()
+    assert squared == pytest.approx([0.16 / 0.3, 0.09 / 0.3, 0.04 / 0.3, 0.01 / 0.3])
+
+
+def test_min_p_cuts_at_a_share_of_the_likeliest():
+    # 0.6 · 0.4 = 0.24: 0.3 stays, 0.2 goes
+    assert allowed_logps(TENTHS, Sampling(1, min_p=0.6)).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    assert allowed_logps(TENTHS, Sampling(1, min_p=1.0)).exp()[0].tolist() == pytest.approx([1, 0, 0, 0])
+
+
+def test_reported_log_probabilities_are_those_after_the_cut():
+    tokens, logps = draw(TENTHS, torch.tensor([0.99]), Sampling(1, top_k=2))
+    assert tokens.tolist() == [1]
+    assert logps.exp().tolist() == pytest.approx([3 / 7])
+
+
+def test_a_rows_numbers_are_its_own():
+    assert torch.equal(uniforms([3, 4, 5], 7)[1], uniforms([4], 7)[0])
+    # fewer tokens are the beginning of more
+    assert torch.equal(uniforms([4], 16)[0], uniforms([4], 32)[0, :16])
