@@ -66,7 +66,7 @@ def dead_gradient(history: History) -> str | None:
         return None
     now = history[-1]
     if now.get("advantage/mean_abs", now.get("advantage/std")) == 0:
-        reason = "all that was compared earned the same, so every advantage is 0: use a reward that varies"
+        reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
     elif now.get("completion/length") == 0:
         reason = "every completion is empty, so there is no token to learn from: look at the prompts and the template"
     else:
