@@ -39,7 +39,7 @@ def forced(tokens: Sequence[str], conf: Path, *, extra: str | None = None, multi
 
     `extra` is a further folder of config groups.
     """
-    known = _Groups(conf, extra)
+    known = _groups(conf, extra)
     problems: list[str] = []
     overrides: list[Override] = []
     for token in tokens:
@@ -57,14 +57,14 @@ def forced(tokens: Sequence[str], conf: Path, *, extra: str | None = None, multi
 
 def asked(argv: Sequence[str], conf: Path) -> str | None:
     """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
-    groups = _Groups(conf, None)
+    groups = _groups(conf, None)
     named = [token for token in argv if token.isidentifier() and groups.options(token)]
     return "\n\n".join(listing(conf, group) for group in named) or None
 
 
 def listing(conf: Path, group: str) -> str:
     """The options of a group, a line each: its name and the comment its YAML begins with, after a package line."""
-    names = _Groups(conf, None).options(group)
+    names = _groups(conf, None).options(group)
     width = max(len(name) for name in names)
     return "\n".join([f"{group}=", *(f"  {name:<{width}}  {_comment(conf, group, name)}" for name in names)])
 
@@ -94,6 +94,12 @@ class _Groups:
     def _options(self, group: str) -> tuple[str, ...]:
         found = set(self.loader.get_group_options(group)) | (set(self.sweeps) if group == "sweep" else set())
         return tuple(sorted(found))
+
+
+@cache
+def _groups(conf: Path, extra: str | None) -> _Groups:
+    """One for all stages of a pipeline: finding the options takes longer than anything else here."""
+    return _Groups(conf, extra)
 
 
 def _unreadable(token: str, error: HydraException) -> str:

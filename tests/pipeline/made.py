@@ -1,4 +1,4 @@
-"""A pipeline in the form of a laboratory, and the function its last stage calls."""
+"""Two pipelines, one of them in the form of a laboratory, and the function its last stage calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+TWO = """\
+# Learn from demonstrations, then write some
+stages:
+  learn: [method=sft, data.source.count=32]
+  make: {generate: [model=run, "model.path=${stages.learn.model}", keep=all, prompts=6, samples=2]}
+"""
 LAB = """\
 # A reward model, two policies trained on it, the best of several, and a picture
 stages:
