@@ -39,7 +39,7 @@ class Evaluation:
     shown: Count
     """How many of them are kept in samples.jsonl."""
     greedy: bool
-    """Whether they are also continued greedily (temperature 0), for `greedy/…`."""
+    """Whether they are also continued greedily (temperature 0), for `eval/greedy/…`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation) -> Evaluate
     sampled = {f"eval/{name}": value for name, value in (extra | kl_to_start(method, episodes)).items()}
     sampled |= {f"gold/{part}": mean for part, mean in means(gold).items()}
     if settings.greedy:
-        sampled |= {f"greedy/{name}": value for name, value in greedily(method, data, settings.completions).items()}
+        sampled |= {f"eval/greedy/{name}": value for name, value in greedily(method, data, settings.completions).items()}
     return Evaluated(metrics | {name: value.value() for name, value in sampled.items()}, episodes, gold)
 
 
