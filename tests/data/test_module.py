@@ -19,7 +19,7 @@ from postrain.check import instantiate
 from postrain.data.module import DataModule, beginning
 from postrain.data.records import Judgement, Prompt, prompt_content
 from postrain.schema import schema_of
-from postrain.types import ConfigError, Judgements, Pairs, Prompts, Rows
+from postrain.types import ConfigError, Judgements, Pairs, Prompts, Rows, StepRows
 from tests.data.helpers import write_lines
 from tests.runs import CONF
 
@@ -32,7 +32,7 @@ WORLD = {
     "world_judgements": {"Judgement": Judgements, "Demonstration": Rows, "Prompt": Prompts},
     "world_stories": {"Prompt": Prompts},
     "world_sums": {"Prompt": Prompts},
-    "world_steps": {"Demonstration": Rows, "Judgement": Judgements, "Prompt": Prompts},
+    "world_steps": {"Steps": StepRows, "Demonstration": Rows, "Judgement": Judgements, "Prompt": Prompts},
 }
 HUB = {"alpaca", "dolly", "gsm8k", "hh_rlhf", "tiny_shakespeare", "ultrafeedback"}
 TALKS = [
@@ -68,7 +68,7 @@ def talks(tmp_path) -> str:
 
 
 def test_every_option_is_tested():
-    assert set(OPTIONS) == {*WORLD, *HUB, "jsonl"}
+    assert set(OPTIONS) == {*WORLD, *HUB, "jsonl", "reasoning_gym"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -1,0 +1,156 @@
+"""Tasks of reasoning-gym as a source of prompts: a hundred generators of puzzles and sums, as many rows as asked for.
+
+Rows carry what their own scorer needs, as plain JSON, for `reward=reasoning_gym` (rewards/tasks.py) and for files made
+of them. The sides of the split share no prompt: a hash of the prompt says where it belongs. Left out are the sets whose
+scorer cannot be trusted with what a model writes, and `composite`, which mixes others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from postrain.data.readers import Row, Table
+from postrain.data.sources import Loaded, Source
+from postrain.ops import derive_seed
+from postrain.types import ConfigError, Count
+from postrain.world.splits import Split, split_of
+
+COLUMN = "reasoning_gym"
+"""The column that `reward=reasoning_gym` reads."""
+RUNS_TEXT = "its scorer runs what the model writes as Python"
+NEEDS_TUPLES = "its scorer does not know its own items again once they were written as JSON"
+REFUSED: Mapping[str, str] = {
+    "arc_agi": NEEDS_TUPLES,
+    "coin_flip": "its scorer pays for the answer 0",
+    "complex_arithmetic": "its scorer pays for the answer nan",
+    "composite": "it mixes other tasks; name one of them",
+    "game_of_life_halting": "its scorer pays for any answer",
+    "intermediate_integration": RUNS_TEXT,
+    "n_queens": RUNS_TEXT,
+    "polynomial_multiplication": RUNS_TEXT,
+    "rearc": NEEDS_TUPLES,
+    "simple_integration": RUNS_TEXT,
+    "string_insertion": RUNS_TEXT,
+}
+HASHED = ("isomorphic_strings", "knight_swap", "ransom_note", "word_ladder")
+"""Tasks that walk through sets, whose order Python draws anew for each process."""
+# One item in ten is held out: so many draws for each wanted one, and a few more, find them where there are enough.
+DRAWS: Mapping[Split, int] = {"train": 2, "eval": 20}
+MORE_DRAWS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningGym(Source):
+    """One of reasoning-gym's tasks."""
+
+    task: str
+    """Its name there, such as chain_sum or lcm."""
+    settings: Mapping[str, Any]
+    """What the task's own configuration calls its difficulty."""
+    kind: Literal["prompts", "demonstrations"]
+    """Whether rows have the answer as their completion."""
+    count: Count
+    """Rows to learn from; fewer where a task has not so many."""
+    seed: int
+    """Another seed draws other rows."""
+    instruction: str
+    """Stands after each question."""
+    reply: str
+    """The completion of demonstrations, with {answer} in it."""
+
+    def load(self, *, eval_rows: int) -> Loaded:
+        if "{answer}" not in self.reply:
+            raise ConfigError(f"data.source.reply={self.reply!r}: expected a text with {{answer}} in it")
+        return Loaded(
+            self._table("train", self.count),
+            self._table("eval", eval_rows),
+        )
+
+    def _table(self, side: Split, count: int) -> Table:
+        name = f"reasoning-gym's {self.task} ({side})"
+        draws = DRAWS[side] * count + MORE_DRAWS
+        items = self._items(side, count, draws)
+        if not items:
+            raise ConfigError(
+                f"{name}: none of {draws} draws; these settings make too few different prompts to hold some out, so "
+                "set data.source.settings to harder ones"
+            )
+        return Table(name, "row", tuple(Row(number, self._values(item)) for number, item in enumerate(items)))
+
+    def _items(self, side: Split, count: int, draws: int) -> list[dict[str, Any]]:
+        """The first `count` items of a side; held-out ones with different questions. Touches nobody's randomness."""
+        seed = derive_seed(self.seed, side) % 2**31
+        found: dict[int | str, dict[str, Any]] = {}
+        with isolate_rng(include_cuda=False):
+            made = dataset(self.task, self.settings, seed=seed, size=draws)
+            for index in range(draws):
+                item = seeded_item(made, seed, index)
+                if split_of(item["question"]) == side:
+                    found.setdefault(index if side == "train" else item["question"], item)
+                if len(found) == count:
+                    break
+        return list(found.values())
+
+    def _values(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        values = {
+            "prompt": item["question"] + self.instruction,
+            "answer": item["answer"],
+            COLUMN: {"task": self.task, "settings": dict(self.settings), "entry": dict(item)},
+        }
+        if self.kind == "prompts":
+            return values
+        if not isinstance(item["answer"], str):
+            raise ConfigError(f"data.source.kind=demonstrations: {self.task} states no answers; use prompts")
+        return {**values, "completion": self.reply.replace("{answer}", item["answer"])}
+
+
+def seeded_item(made: Any, seed: int, index: int) -> dict[str, Any]:
+    """An item, plain. Some tasks draw from Python's or numpy's own generator instead of their seed."""
+    random.seed(seed + index)
+    np.random.seed(seed + index)
+    return json.loads(json.dumps(made[index]))
+
+
+def dataset(task: str, settings: Mapping[str, Any], *, seed: int, size: int) -> Any:
+    """A task of reasoning-gym, checked; what is wrong with it is told with the config's keys."""
+    gym = library()
+    known: Mapping[str, tuple[type, type]] = gym.factory.DATASETS
+    if task in REFUSED:
+        raise ConfigError(f"data.source.task={task}: left out, since {REFUSED[task]}; choose another task")
+    if task not in known:
+        near = get_close_matches(task, known, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+        raise ConfigError(f"data.source.task={task}: reasoning-gym has no such task; {meant}")
+    if task in HASHED and os.environ.get("PYTHONHASHSEED", "random") == "random":
+        raise ConfigError(
+            f"data.source.task={task}: its items change with Python's hash seed, so a resumed run would see others; "
+            "set the environment variable PYTHONHASHSEED=0"
+        )
+    there = {field.name for field in fields(known[task][1])} - {"seed", "size"}
+    if unknown := [name for name in settings if name not in there]:
+        names = ", ".join(sorted(there))
+        raise ConfigError(f"data.source.settings.{unknown[0]}: {task} has no such setting; there are {names}")
+    try:
+        return gym.create_dataset(task, **settings, seed=seed, size=size)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ConfigError(f"data.source.settings: {task} refuses them: {' '.join(str(error).split())}") from None
+
+
+def library() -> Any:
+    """reasoning-gym, an extra."""
+    try:
+        return importlib.import_module("reasoning_gym")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'reasoning-gym: the package {error.name} is not installed; pip install "postrain[tasks]"'
+        ) from None

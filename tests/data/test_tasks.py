@@ -1,0 +1,155 @@
+"""data/tasks.py: reasoning-gym's tasks as rows, on a stand-in: the same from run to run, split cleanly, or refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+
+from postrain.check import instantiate
+from postrain.data.module import DataModule
+from postrain.data.tasks import COLUMN, REFUSED, ReasoningGym
+from postrain.types import ConfigError
+from tests import fake_gym
+from tests.runs import CONF, composed
+
+NANO = CONF.parent / "postrain" / "assets" / "nano"
+
+
+@pytest.fixture(autouse=True)
+def _gym(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gym.install(monkeypatch)
+
+
+def source(task: str = "adding", **changes: Any) -> ReasoningGym:
+    given = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "reasoning_gym.yaml"))
+    assert isinstance(given, dict)
+    return instantiate({**given["source"], "task": task, "count": 40, **changes})
+
+
+def sides(made: ReasoningGym, eval_rows: int = 6) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    loaded = made.load(eval_rows=eval_rows)
+    assert loaded.held_out is not None
+    train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
+    return train, held_out
+
+
+def test_rows_have_a_prompt_its_answer_and_what_the_scorer_needs() -> None:
+    train, held_out = sides(source())
+    assert (len(train), len(held_out)) == (40, 6)
+    row = train[0]
+    one, other = (int(word) for word in row["prompt"].removesuffix(" = ?").split(" + "))
+    assert row["answer"] == str(one + other)
+    entry = {"question": row["prompt"], "answer": row["answer"], "metadata": {"range": [0, 99]}}
+    assert row[COLUMN] == {"task": "adding", "settings": {}, "entry": entry}
+    # rows of a file made of them are the same rows
+    assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.parametrize("task", ["adding", "ambient"])
+def test_rows_depend_on_the_seed_and_their_place_alone(task: str) -> None:
+    train, held_out = sides(source(task))
+    random.seed(1)
+    assert sides(source(task)) == (train, held_out)
+    assert sides(source(task, count=10))[0] == train[:10]
+    assert sides(source(task), eval_rows=2)[1] == held_out[:2]
+    assert sides(source(task, seed=1))[0] != train
+
+
+def test_nobody_elses_randomness_is_touched() -> None:
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.random()
+    random.seed(3)
+    np.random.seed(3)
+    sides(source("ambient"))
+    assert (random.random(), np.random.random()) == expected
+
+
+def test_no_prompt_is_on_both_sides_however_few_there_are() -> None:
+    # 7 · 7 = 49 different sums, each drawn many times
+    train, held_out = sides(source(settings={"largest": 6}, count=400), eval_rows=40)
+    asked = {row["prompt"] for row in train}, [row["prompt"] for row in held_out]
+    assert not asked[0] & set(asked[1])
+    assert len(set(asked[1])) == len(asked[1]) > 0
+
+
+def test_settings_are_the_tasks_and_the_scorer_learns_of_them() -> None:
+    train, _ = sides(source(settings={"largest": 20}))
+    assert all(int(row["answer"]) <= 40 for row in train)
+    assert train[0][COLUMN]["settings"] == {"largest": 20}
+
+
+def test_an_instruction_stands_after_the_question_and_not_in_what_the_scorer_sees() -> None:
+    plain, told = sides(source())[0][0], sides(source(instruction=" Only the number."))[0][0]
+    assert told["prompt"] == plain["prompt"] + " Only the number."
+    assert told[COLUMN] == plain[COLUMN]
+
+
+def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
+    row = sides(source(kind="demonstrations", reply="<answer>{answer}</answer>"))[0][0]
+    assert row["completion"] == f"<answer>{row['answer']}</answer>"
+    with pytest.raises(ConfigError, match=r"data.source.kind=demonstrations: open states no answers"):
+        sides(source("open", kind="demonstrations"))
+    with pytest.raises(ConfigError, match=r"data.source.reply='42': expected a text with \{answer\} in it"):
+        sides(source(reply="42"))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "told"),
+    [
+        ("ading", {}, r"data.source.task=ading: reasoning-gym has no such task; did you mean adding\?"),
+        ("coin_flip", {}, r"data.source.task=coin_flip: left out, since its scorer pays for the answer 0"),
+        ("adding", {"settings": {"bigest": 3}}, r"data.source.settings.bigest: adding has no such .* are largest$"),
+        (
+            "adding",
+            {"settings": {"largest": 0}},
+            r"data.source.settings: adding refuses them: largest must be positive",
+        ),
+        ("adding", {"settings": {"largest": "x"}}, r"data.source.settings: adding refuses them: "),
+        ("adding", {"settings": {"seed": 1}}, r"data.source.settings.seed: adding has no such setting"),
+        ("adding", {"settings": {"largest": 1}, "count": 4}, r"too few different prompts"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(task: str, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        sides(source(task, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_changes_with_the_hash_seed_needs_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with pytest.raises(ConfigError, match=r"ransom_note: .* set the environment variable PYTHONHASHSEED=0"):
+        sides(source("ransom_note"))
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert len(sides(source("ransom_note"))[0]) == 40
+
+
+def test_without_the_extra_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ConfigError, match=r'reasoning_gym is not installed; pip install "postrain\[tasks\]"'):
+        sides(source())
+
+
+def test_every_refusal_says_why() -> None:
+    assert all(len(reason) > 10 for reason in REFUSED.values())
+
+
+@pytest.mark.parametrize(("kind", "record"), [("prompts", "Prompt"), ("demonstrations", "Demonstration")])
+def test_a_run_learns_from_them(kind: str, record: str) -> None:
+    overrides = ["data=reasoning_gym", "data.source.task=adding", "data.source.count=30", "data.eval_rows=5"]
+    config = composed(["method=ppo", *overrides, "++data.source.settings.largest=50", f"data.source.kind={kind}"])
+    data: DataModule = instantiate(config["data"])
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    data.prepare(kind=record, tokenizer=tokenizer, context=256, batch_size=4, updates=2, seed=0, completion_tokens=8)
+    assert len(data.train) == 30
+    assert {"answer", COLUMN} <= set(data.prompt_columns)
+    first = data.audit.to_dict()["fingerprint"]
+    data.prepare(kind=record, tokenizer=tokenizer, context=256, batch_size=4, updates=2, seed=0, completion_tokens=8)
+    assert data.audit.to_dict()["fingerprint"] == first

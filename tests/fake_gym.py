@@ -1,0 +1,102 @@
+"""A stand-in for reasoning-gym with the ways of its tasks: seeded and not, strict, loose, raising and evaluating."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Config:
+    """Every task's settings."""
+
+    largest: int = 99
+    seed: int = 0
+    size: int = 500
+
+    def validate(self) -> None:
+        assert self.largest > 0, "largest must be\npositive"
+
+
+class Adding:
+    """Sums; a longer answer that holds the right one gets its share, as in reasoning-gym's own default."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = random.Random(self.config.seed + index)
+        one, other = rng.randint(0, self.config.largest), rng.randint(0, self.config.largest)
+        return self.item(f"{one} + {other} = ?", str(one + other))
+
+    def item(self, question: str, answer: str | None) -> dict[str, Any]:
+        return {"question": question, "answer": answer, "metadata": {"range": (0, self.config.largest)}}
+
+    def score_answer(self, answer: str, entry: Mapping[str, Any]) -> float:
+        if answer == entry["answer"]:
+            return 1.0
+        return len(entry["answer"]) / len(answer) if entry["answer"] in answer else 0.0
+
+
+class Ambient(Adding):
+    """Draws from the generator that everybody shares."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        drawn = random.randint(0, 10**9)
+        return self.item(f"Say {drawn}.", str(drawn))
+
+
+class Raising(Adding):
+    """Takes integers only."""
+
+    def score_answer(self, answer: str, entry: Mapping[str, Any]) -> float:
+        return float(int(answer) == int(entry["answer"]))
+
+
+class Evaluating(Adding):
+    """Works out what it is given."""
+
+    def score_answer(self, answer: str, entry: Mapping[str, Any]) -> float:
+        return float(eval(answer) == int(entry["answer"]))
+
+
+class Open(Adding):
+    """Knows no answer itself, but a right one when it sees it: one not larger than its setting allows."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.item(f"Name number {index}.", None)
+
+    def score_answer(self, answer: str, entry: Mapping[str, Any]) -> float:
+        return float(int(answer) <= self.config.largest)
+
+
+DATASETS = {
+    "adding": (Adding, Config),
+    "ambient": (Ambient, Config),
+    "raising": (Raising, Config),
+    "countdown": (Evaluating, Config),
+    "open": (Open, Config),
+    "ransom_note": (Adding, Config),
+    "coin_flip": (Adding, Config),
+}
+
+
+def create_dataset(name: str, **settings: Any) -> Adding:
+    """A task by name, its settings checked."""
+    made, configure = DATASETS[name]
+    config = configure(**settings)
+    config.validate()
+    return made(config)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the stand-in where the package would be."""
+    module = ModuleType("reasoning_gym")
+    module.__dict__.update(create_dataset=create_dataset, factory=SimpleNamespace(DATASETS=DATASETS))
+    monkeypatch.setitem(sys.modules, "reasoning_gym", module)

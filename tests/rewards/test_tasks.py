@@ -1,0 +1,87 @@
+"""rewards/tasks.py: a task's own scorer on the answer that was found, and what it is never given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.check import instantiate
+from postrain.data.tasks import COLUMN
+from postrain.rewards import tasks
+from postrain.rewards.tasks import TaskScore, extracted
+from postrain.types import ConfigError
+from tests import fake_gym
+from tests.rewards.test_configs import CONF
+
+
+@pytest.fixture(autouse=True)
+def _gym(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gym.install(monkeypatch)
+    tasks._scorer.cache_clear()
+
+
+def reward(**changes: Any) -> TaskScore:
+    given = OmegaConf.merge(OmegaConf.load(CONF / "reasoning_gym.yaml"), changes)
+    return instantiate(OmegaConf.to_container(given))
+
+
+def row(task: str, answer: str | None = "12", **settings: Any) -> dict[str, Any]:
+    entry = {"question": "5 + 7 = ?", "answer": answer, "metadata": {}}
+    return {COLUMN: {"task": task, "settings": settings, "entry": entry}}
+
+
+def paid(task: str, *said: str, extract: str = "number", **about: Any) -> list[float]:
+    found = reward(extract=extract)(["5 + 7 = ?"] * len(said), said, [row(task, **about)] * len(said))
+    assert found.parts == {"right": tuple(found.total_B.tolist())}
+    return found.total_B.tolist()
+
+
+def test_only_full_marks_count() -> None:
+    # The task's own score of "= 12" is 2 / 4, and of "it is 12." 2 / 9: what counts is the answer found.
+    assert paid("adding", "It is 12.", "5 + 7 = 12", "13", "112", "none") == [1, 1, 0, 0, 0]
+    assert paid("adding", "12", "= 12", extract="whole") == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("how", "text", "answers"),
+    [
+        ("number", "First 3, then -4.50.", ("-4.50", "-4.5")),
+        ("number", "1,200", ("1200", "1200")),
+        ("number", "none", ()),
+        ("tags", "<answer>a</answer> or <answer> b </answer>", ("b",)),
+        ("tags", "b", ()),
+        ("line", "Because.\n\n  True. \n", ("True.", "True")),
+        ("whole", " a\nb ", ("a\nb", "a\nb")),
+        ("line", " ", ()),
+    ],
+)
+def test_where_the_answer_stands_is_the_users_choice(how: Any, text: str, answers: tuple[str, ...]) -> None:
+    assert extracted(text, how) == answers
+
+
+def test_a_scorer_that_cannot_read_an_answer_gives_it_nothing() -> None:
+    assert paid("raising", "twelve", "12", "", extract="whole") == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["print(3) or 12", "3**1 + 9", "9* *9**9", "len([1]*999999999999) or 12", "__import__('os').abort()", "(" * 9999],
+)
+def test_what_a_model_writes_is_worked_out_only_where_it_is_arithmetic(said: str) -> None:
+    assert paid("countdown", said, "(1 + 3) * 3", "6 + 6", extract="whole") == [0, 1, 1]
+
+
+def test_the_scorer_has_the_settings_of_its_rows() -> None:
+    assert paid("open", "60", answer=None) == [1]
+    assert paid("open", "60", answer=None, largest=50) == [0]
+
+
+def test_rows_of_other_data_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs the column reasoning_gym, and the data has only answer; use data="):
+        reward()(["p"], ["12"], [{"answer": "12"}])
+
+
+def test_moving_it_moves_nothing() -> None:
+    reward().to("cpu")
