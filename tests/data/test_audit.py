@@ -9,7 +9,7 @@ import torch
 
 from postrain.data.audit import Audit, count, fingerprint, show
 from postrain.data.chat import Template
-from postrain.data.encode import EncodedJudgement, EncodedPrompt, EncodedRow
+from postrain.data.encode import EncodedJudgement, EncodedPrompt, EncodedRow, EncodedSteps
 from postrain.types import ConfigError
 from tests.data.helpers import byte_tokenizer
 
@@ -114,6 +114,32 @@ def test_labels_out_of_balance_say_which_weight_to_raise(up, down, says):
     assert says == " ".join(dict(found._lines())["labels"].split())
     assert found.to_dict()["labels"] == {"desirable": up, "undesirable": down}
     assert found.tokens == 3 * (up + down)
+
+
+def chain(ids: list[int], marked: list[int], labels: tuple[bool, ...]) -> EncodedSteps:
+    """A chain whose steps end right before the marked places."""
+    mask = torch.zeros(len(ids), dtype=torch.bool).index_fill(0, torch.tensor(marked), True)
+    return EncodedSteps(1, EncodedRow(1, torch.tensor(ids), mask), labels)
+
+
+def test_steps_are_counted_with_their_labels():
+    one, other = chain([7, 8, 9, EOS], [2, 3], (True, False)), chain([7, 8, EOS], [2], (True,))
+    found = audit([one, other], kind="Steps")
+    found.check()
+    lines = dict(found._lines())
+    # 2 + 1 steps, of which 1 + 1 are right
+    assert lines["steps"] == "3; a row 1.5, at least 1"
+    assert lines["labels"] == "2 right, 1 wrong"
+    assert "rows that end" not in lines
+    assert dict(audit([other], kind="Steps")._lines())["labels"].endswith("a model learns little from one label alone")
+    assert fingerprint([one]) != fingerprint([replace(one, labels=(True, True))])
+
+
+def test_shown_steps_say_where_they_are_read_and_what_they_are_called(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ids = TEMPLATE.tokenizer("xzq", add_special_tokens=False)["input_ids"]
+    shown = show([chain([*ids, EOS], [2, 3], (True, False))], TEMPLATE, 1)
+    assert "\x1b[2mx\x1b[0m\x1b[1;32mz\x1b[0m\x1b[1;31mq\x1b[0m\x1b[2m<|end|>" in shown
 
 
 def test_the_manifest_gets_the_counts_and_no_samples():

@@ -20,7 +20,8 @@ from postrain.data.encode import (
     EncodedRow,
     Encoder,
 )
-from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Steps, Text
+from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Text
+from postrain.data.steps import StepLayout
 from postrain.types import ConfigError, Judgements
 from tests.data.helpers import MARKED, byte_tokenizer, chat
 
@@ -29,7 +30,14 @@ def encoder(max_length: int = 64, **changes) -> Encoder:
     mode = changes.pop("mode", "plain")
     adds_bos = changes.pop("adds_bos", False)
     template = Template(byte_tokenizer(template=MARKED, pad="<|end|>", adds_bos=adds_bos), mode=mode)
-    made = Encoder(template=template, loss_on="completion", max_length=max_length, max_prompt_length=999, pack=False)
+    made = Encoder(
+        template=template,
+        loss_on="completion",
+        max_length=max_length,
+        max_prompt_length=999,
+        pack=False,
+        layout=StepLayout(joiner="\n", separator=""),
+    )
     return replace(made, **changes)
 
 
@@ -226,9 +234,9 @@ def test_packing_is_refused_where_rows_would_see_each_other():
         encoder(pack=True).encode([Demonstration(row=1, messages=chat("a", "b"))])
 
 
-def test_steps_are_learned_only_through_other_kinds():
-    with pytest.raises(ConfigError, match="Steps records"):
-        encoder().one(Steps(row=1, prompt=chat("a"), steps=("b",), labels=(True,)))
+def test_a_judgement_is_not_encoded_without_the_others():
+    with pytest.raises(ConfigError, match="Judgement records"):
+        encoder().one(Judgement(row=1, prompt=chat("a"), completion="b", label=True))
 
 
 def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one():

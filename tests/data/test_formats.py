@@ -193,6 +193,7 @@ def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
         ({"prompt": "a", "steps": "b", "labels": [True]}, "steps has to be a list of texts, got 'b'"),
         ({"prompt": "a", "steps": ["b"], "labels": [1]}, "labels has to be a list of true and false"),
         ({"prompt": "a", "steps": ["b"], "labels": []}, "there are 1 steps but 0 labels"),
+        ({"prompt": "a", "steps": [], "labels": []}, "steps is an empty list; write at least one step, or remove"),
     ],
 )
 def test_malformed_rows_are_refused_with_their_line(row, says):

@@ -10,7 +10,7 @@ from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAME
 from postrain.world.rows import SENSE, THUMB, Task
 from postrain.world.splits import Split, generator
 from postrain.world.stories import ENDINGS, EVENTS, gold
-from postrain.world.sums import chain, draw, labels, spoiled, total
+from postrain.world.sums import chain, draw, expression, flawed, labels, spoiled, terms_of, total
 from postrain.world.sums import gold as sum_gold
 
 FACT = {
@@ -85,6 +85,29 @@ def test_chains_worked_out() -> None:
     assert chain(terms, (1, 0)) == ("3 + 4 = 8.", "8 - 2 = 6.", "The answer is 6.")
     assert labels(chain(terms), chain(terms, (1, 0))) == [False, False, False]
     assert labels(chain(terms), chain(terms, (0, 1))) == [True, False, False]
+
+
+def test_steps_are_wrong_from_the_first_mistake_on() -> None:
+    right = chain((3, 4, -2))
+    assert labels(right, ("3 - 2 = 1.", "The answer is 1.")) == [False, False]
+    assert labels(right, ("3 + 4 = 7.", "The answer is 7.")) == [True, False]
+    # The right answer is right, however soon it comes; behind a mistake it no longer is.
+    assert labels(right, ("The answer is 5.",)) == [True]
+    assert labels(right, ("3 + 4 = 8.", "7 - 2 = 5.", "The answer is 5.")) == [False, False, False]
+
+
+def test_flawed_chains_go_wrong_in_every_way() -> None:
+    rng = generator("flawed")
+    found = {flawed(rng, (3, 4, -2, 6)) for _ in range(3000)}
+    assert ("3 + 4 = 7.", "7 - 2 = 5.", "The answer is 5.") in found  # too soon
+    assert ("The answer is 12.",) in found  # a guess, off by one
+    assert ("3 - 2 = 1.", "1 + 6 = 7.", "The answer is 7.") in found  # a number left out
+    assert ("3 + 4 = 7.", "7 - 2 = 6.", "6 + 6 = 12.", "The answer is 12.") in found  # arithmetic
+    assert chain((3, 4, -2, 6)) not in found
+
+
+def test_terms_are_read_back() -> None:
+    assert terms_of(expression((12, -3, 4))) == (12, -3, 4)
 
 
 def test_spoiled_chains_never_end_right() -> None:

@@ -1,0 +1,136 @@
+"""Chains as tokens: a step's last token is its own, whatever the tokenizer merges, and labels stay with whole steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+
+from postrain.data.chat import Template
+from postrain.data.collate import collate
+from postrain.data.encode import PROMPT_CUT, STEPS_CUT, EncodedSteps, Encoder
+from postrain.data.module import learnable
+from postrain.data.records import Steps, user
+from postrain.data.steps import LAYOUT_FILE, StepLayout
+from postrain.types import ConfigError, StepRows
+from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
+
+LINES = StepLayout(joiner="\n", separator="")
+TEMPLATES = {
+    "plain": (lambda: Template(byte_tokenizer(), mode="plain")),
+    "marked": (lambda: Template(byte_tokenizer(template=MARKED))),
+    "trimmed": (lambda: Template(byte_tokenizer(template=UNMARKED.replace("m.content", "(m.content | trim)")))),
+    "metaspace": (lambda: Template(metaspace_tokenizer(template=UNMARKED))),
+}
+
+
+def template(name: str = "plain") -> Template:
+    return TEMPLATES[name]()
+
+
+def encoder(length: int = 64, layout: StepLayout = LINES) -> Encoder:
+    return Encoder(
+        template=template(), loss_on="completion", max_length=length, max_prompt_length=999, pack=False, layout=layout
+    )
+
+
+def record(prompt: str, *steps: str, wrong: int = 99) -> Steps:
+    """Right up to step `wrong`."""
+    labels = tuple(at < wrong for at in range(len(steps)))
+    return Steps(row=1, prompt=chat(prompt), steps=steps, labels=labels)
+
+
+def said(found: Template, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """What stands before each marked token, since the one before it."""
+    ends = [0, *mask.nonzero().flatten().tolist()]
+    return [found.decode_all(ids[a:b].tolist()) for a, b in pairwise(ends)]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("separator", ["", "\n", "<|stop|>"])
+def test_each_mark_stands_right_behind_its_step(name: str, separator: str) -> None:
+    made, layout = template(name), StepLayout(joiner=" ", separator=separator)
+    ids, mask = layout.chain(made, user("what is it?"), ("the answer is", "the question", "done")).row()
+    first, *rest = said(made, ids, mask)
+    # metaspace has no newline of its own and writes special tokens apart
+    assert [text.strip() for text in rest] == [f"the question{separator}".strip(), f"done{separator}".strip()]
+    assert first.endswith(f"the answer is{separator}")
+    assert not mask[0]
+    assert int(mask.sum()) == 3
+
+
+def test_a_border_inside_a_merge_is_kept() -> None:
+    made = template()
+    tokens = made.tokenizer.tokenize
+    # The tokenizer writes " answer" as one token; the two halves of it are steps of their own.
+    assert len(tokens(" answer")) < len(tokens(" ans")) + len(tokens("wer"))
+    ids, mask = StepLayout(joiner="", separator="").chain(made, user("q:"), (" ans", "wer")).row()
+    assert said(made, ids, mask) == ["q: ans", "wer"]
+    # The end token follows the last step and is its mark.
+    assert int(ids[-1]) == made.tokenizer.eos_token_id
+    assert bool(mask[-1])
+
+
+def test_the_first_joiner_is_the_templates_where_it_sets_answers_off() -> None:
+    layout = StepLayout(joiner="\n- ", separator="")
+    plain, marked = (layout.chain(template(name), user("x"), ("a", "b")) for name in ("plain", "marked"))
+    # In running text nothing else would part a prompt from its answer; white space before an answer is the template's.
+    assert template().decode_all(plain.steps[0].tolist()) == "\n- a"
+    assert template("marked").decode_all(marked.steps[0].tolist()) == "- a"
+    assert template("marked").decode_all(marked.steps[1].tolist()) == "\n- b"
+
+
+def test_steps_that_do_not_fit_go_whole_and_with_their_labels() -> None:
+    # Letters that merge with nothing: the prompt is 4 tokens, each step with its joiner 5, the end 1.
+    whole = record("zqxk", "jzqx", "kqzj", "xqzk", wrong=1)
+    for length, steps in ((20, 3), (19, 2), (15, 2), (14, 1), (10, 1)):
+        make = encoder(length)
+        found = make.one(whole)
+        assert isinstance(found, EncodedSteps)
+        assert found.labels == (True, False, False)[:steps]
+        assert int(found.chain.supervised.sum()) == steps
+        assert len(found.chain.ids) == 4 + 5 * steps + 1
+        assert make.cuts == ({STEPS_CUT: 1} if steps < 3 else {})
+
+
+def test_a_prompt_makes_room_for_one_step() -> None:
+    make = encoder(8)
+    found = make.one(record("zqxk", "jzqx", "kqzj"))
+    assert isinstance(found, EncodedSteps)
+    # 8 - 5 for the step - 1 for the end leave two tokens of the prompt.
+    assert make.template.decode(found.chain.ids[:2]) == "xk"
+    assert found.labels == (True,)
+    assert make.cuts == {PROMPT_CUT: 1, STEPS_CUT: 1}
+
+
+def test_a_chain_without_a_step_is_dropped_and_counted() -> None:
+    items = encoder(6).encode([record("zqxk", "jzqx"), record("zq", "x")])
+    dropped: Counter[str] = Counter()
+    assert [item.row for item in learnable(items, dropped, "x.jsonl")] == [1]
+    assert dropped == {"first step too long": 1}
+    with pytest.raises(ConfigError, match=r"^x\.jsonl: first step too long, in every row; raise data\.max_length$"):
+        learnable(items[:1], dropped, "x.jsonl")
+
+
+def test_a_batch_keeps_labels_beside_their_rows() -> None:
+    batch = collate(encoder().encode([record("zq", "x", "j", wrong=0), record("zq", "k")]))
+    assert isinstance(batch, StepRows)
+    assert [labels.tolist() for labels in batch.labels] == [[False, False], [True]]
+    swapped = batch.select([1, 0])
+    assert [labels.tolist() for labels in swapped.labels] == [[True], [False, False]]
+    assert swapped.rows.ids[0].equal(batch.rows.ids[1])
+    # prompt 2 + two steps of 2 + end 1 = 7; prompt 2 + one step of 2 + end 1 = 5
+    assert batch.cost() == [7, 5]
+    assert batch.row_ids == (1, 1)
+
+
+def test_a_layout_is_kept_beside_its_model(tmp_path) -> None:
+    assert StepLayout.of_model(tmp_path) is None
+    layout = StepLayout(joiner=" ", separator="<|stop|>")
+    (tmp_path / LAYOUT_FILE).write_text(layout.to_json())
+    assert StepLayout.of_model(tmp_path) == layout
+    (tmp_path / LAYOUT_FILE).write_text('{"joiner": " "}')
+    with pytest.raises(ConfigError, match=r"steps\.json does not hold a joiner and a separator"):
+        StepLayout.of_model(tmp_path)
