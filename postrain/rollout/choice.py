@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from postrain.models.parts import RELATIVE_TOLERANCE, unwrapped
 from postrain.models.reference import in_eval_mode
+from postrain.rollout.cache import Room
 from postrain.rollout.lean import knows
 from postrain.rollout.steppers import LeanStepper, PaddedStepper, SlotStepper, Stepper
 from postrain.rollout.weights import NotPlain
@@ -20,17 +21,17 @@ from postrain.rollout.weights import NotPlain
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def stepper_for(model: nn.Module, *, slots: int, capacity: int, dtype: torch.dtype | None) -> Stepper:
-    """The best way through this model, for rows of at most `capacity` tokens; `model` in eval mode."""
+def stepper_for(model: nn.Module, *, room: Room, dtype: torch.dtype | None) -> Stepper:
+    """The best way through this model, for rows that fit in `room`; `model` in eval mode."""
     inner: Any = unwrapped(model)
     # A window that no layer speaks of is in masks we do not make; one that is wider than all rows hides nothing.
     config = inner.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    narrow = window is not None and window < capacity
+    narrow = window is not None and window < room.row
     if not hasattr(inner, "decodes_by"):
         inner.decodes_by = {}
-    settings = {"slots": slots, "capacity": capacity, "dtype": dtype}
+    settings = {"room": room, "dtype": dtype}
     whole = not any(isinstance(module, FSDPModule) for module in inner.modules())
     plain = whole and not torch.is_autocast_enabled(inner.device.type) and not (narrow and layers != {"full_attention"})
     if plain and knows(inner) and (found := tried(LeanStepper, model, settings)):
@@ -57,7 +58,7 @@ def agrees(way: type[SlotStepper], model: nn.Module) -> bool:
     row = torch.arange(2, 12) * 7919 % unwrapped(model).config.get_text_config().vocab_size
     rows = [row[:5], row[2:]]
     with in_eval_mode(model):
-        stepper = way(model, slots=3, capacity=len(row), dtype=None)
+        stepper = way(model, room=Room(slots=3, prompt=7, new_tokens=1, row=8), dtype=None)
         turned = torch.tensor([1, 0], device=stepper.device)
         try:
             stepper.seat(stepper.prefill([ids[:-1] for ids in rows]), turned, turned)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from postrain.rollout.cache import SlotCache, SlotLayer
+from postrain.rollout.groups import shared_attention
 from postrain.rollout.weights import Activation, NotPlain, Weights
 
 # Names of activations in transformers' configs, and what oneDNN calls them.
@@ -78,7 +79,7 @@ class Decoder:
 
     def __call__(self, tokens_B: Tensor, cache: SlotCache) -> Tensor:
         """Logits of the next token, [B, V]; the token is added to the cache, which has advanced for it."""
-        at_B = cache.cursor.at_B
+        at_B = cache.cursor.position_B
         x_BD = self.embed(tokens_B, at_B)
         turn = rotation(*self.rotary(x_BD, at_B[:, None])) if self.rotary else None
         seen = cache.seen()
@@ -106,11 +107,12 @@ class Decoder:
             cosines, sines = turn
             turned = (turned * cosines).addcmul_(turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sines)
         query_BHGK = turned[:, :queries].unflatten(1, (heads, -1))
-        keys_BHLK, values_BHLK = layer.write(turned[:, queries:], values_BHK)
-        # The query heads that share keys and values stand where else the tokens of a sequence do: nothing is repeated.
-        found = F.scaled_dot_product_attention(
-            query_BHGK, keys_BHLK, values_BHLK, attn_mask=mask_B11L, scale=block.scale
-        )
+        layer.write(turned[:, queries:], values_BHK)
+        if groups := layer.cursor.groups:
+            found = shared_attention(query_BHGK, groups, layer.shared(groups), layer.own(), mask_B11L, block.scale)
+        else:
+            # Query heads that share keys and values stand where else the tokens of a sequence do: nothing is repeated.
+            found = F.scaled_dot_product_attention(query_BHGK, *layer.whole(), attn_mask=mask_B11L, scale=block.scale)
         return block.out.plus(found.flatten(1), x_BD)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
+from postrain.rollout.cache import Room
 from postrain.rollout.choice import stepper_for
 from postrain.rollout.decoding import Decoding
 from postrain.rollout.engine import Mixture
@@ -65,28 +66,32 @@ class LocalEngine:
         if not prompts:
             return []
         policy = model.policy if isinstance(model, Mixture) else model
-        slots = min(self.batch_rows, len(prompts))
         limits = stop.limits or [self.max_new_tokens] * len(prompts)
-        capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
-        self._check_room(policy, capacity)
+        room = Room(
+            slots=min(self.batch_rows, len(prompts)),
+            prompt=max(map(len, prompts)),
+            new_tokens=max(limits),
+            row=max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)),
+        )
+        self._check_context(policy, room)
         with in_eval_mode(policy):
-            stepper = self._stepper(model, slots, capacity)
-            return Decoding(stepper, prompts, keys, self.sampling, stop, slots=slots).run()
+            stepper = self._stepper(model, room)
+            return Decoding(stepper, prompts, keys, self.sampling, stop, slots=room.slots).run()
 
-    def _stepper(self, model: nn.Module | Mixture, slots: int, capacity: int) -> Stepper:
+    def _stepper(self, model: nn.Module | Mixture, room: Room) -> Stepper:
         dtype = torch.bfloat16 if self.dtype == "bf16" else None
         if not isinstance(model, Mixture):
-            return stepper_for(model, slots=slots, capacity=capacity, dtype=dtype)
-        policy = stepper_for(model.policy, slots=slots, capacity=capacity, dtype=dtype)
+            return stepper_for(model, room=room, dtype=dtype)
+        policy = stepper_for(model.policy, room=room, dtype=dtype)
         with model.reference.scoring() as frozen:
-            theirs = stepper_for(frozen, slots=slots, capacity=capacity, dtype=dtype)
+            theirs = stepper_for(frozen, room=room, dtype=dtype)
         return MixtureStepper(policy, theirs, model.reference, model.coef)
 
-    def _check_room(self, policy: nn.Module, capacity: int) -> None:
+    def _check_context(self, policy: nn.Module, room: Room) -> None:
         """Beyond the positions a model was made for it fails, or writes nonsense."""
         context = context_length(unwrapped(policy).config.to_dict())
-        if capacity > context:
+        if room.row > context:
             raise ConfigError(
-                f"rollout.max_new_tokens={self.max_new_tokens}: a prompt of {capacity - self.max_new_tokens} tokens "
+                f"rollout.max_new_tokens={self.max_new_tokens}: a prompt of {room.row - room.new_tokens} tokens "
                 f"and its completion need more than the model's {context} positions; shorten one of them"
             )

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache
 
 from postrain.models.parts import logits_of, trunk, unwrapped
-from postrain.rollout.cache import SlotCache
+from postrain.rollout.cache import Room, SlotCache
 from postrain.rollout.lean import Decoder, decoder_of
 
 
@@ -72,11 +72,11 @@ class SlotStepper:
     kept_in: torch.dtype | None = None
     """The type of the cache; None is what the model's own forward gives."""
 
-    def __init__(self, model: nn.Module, *, slots: int, capacity: int, dtype: torch.dtype | None) -> None:
+    def __init__(self, model: nn.Module, *, room: Room, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
         self.config: Any = unwrapped(model).config.get_text_config()
         self.device = next(model.parameters()).device
-        self.cache = SlotCache(slots, capacity)
+        self.cache = SlotCache(room, self.device)
 
     def prefill(self, prompts: Sequence[Tensor]) -> Filled:
         """Padded on the right, where causal attention never looks."""
@@ -105,7 +105,7 @@ class SlotStepper:
         found = self.model(
             input_ids=tokens_B[:, None],
             attention_mask=self.masks(),
-            position_ids=self.cache.cursor.at_B[:, None],
+            position_ids=self.cache.cursor.position_B[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -127,8 +127,8 @@ class SlotStepper:
 class LeanStepper(SlotStepper):
     """Prompts through the model, single tokens through our own forward."""
 
-    def __init__(self, model: nn.Module, *, slots: int, capacity: int, dtype: torch.dtype | None) -> None:
-        super().__init__(model, slots=slots, capacity=capacity, dtype=dtype)
+    def __init__(self, model: nn.Module, *, room: Room, dtype: torch.dtype | None) -> None:
+        super().__init__(model, room=room, dtype=dtype)
         self.kept_in = dtype or next(model.parameters()).dtype
         self.decoder: Decoder = decoder_of(unwrapped(model), self.kept_in)
 

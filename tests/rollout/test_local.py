@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from postrain.ops import derive_seed
+from postrain.rollout.cache import Room
 from postrain.rollout.choice import stepper_for
 from postrain.rollout.steppers import LeanStepper, PaddedStepper, SlotStepper
 from postrain.scoring import score
 from postrain.types import Completion, ConfigError, Rows, Stop
 from tests.engines import adapted, engine, prompts, text
 from tests.tiny import SHAPES, tiny_model
+
+ROOM = Room(slots=2, prompt=8, new_tokens=12, row=20)
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
@@ -102,20 +105,20 @@ def test_all_ways_through_a_model_draw_the_same(architecture):
 
 
 def test_each_architecture_goes_the_fastest_way_it_can():
-    ways = {name: type(stepper_for(tiny_model(name), slots=2, capacity=20, dtype=None)) for name in SHAPES}
+    ways = {name: type(stepper_for(tiny_model(name), room=ROOM, dtype=None)) for name in SHAPES}
     assert ways == {"gpt2": LeanStepper, "llama": LeanStepper, "qwen3": LeanStepper, "gemma3": SlotStepper}
     with torch.autocast("cpu", torch.bfloat16):
-        assert isinstance(stepper_for(tiny_model(), slots=2, capacity=20, dtype=None), SlotStepper)
+        assert isinstance(stepper_for(tiny_model(), room=ROOM, dtype=None), SlotStepper)
 
 
 def test_a_way_that_gives_other_logits_is_not_taken():
     model = tiny_model("llama")
     # Granite's: a factor that our own forward knows nothing of.
     model.lm_head.register_forward_hook(lambda layer, given, logits: logits * 2)
-    assert type(stepper_for(model, slots=2, capacity=20, dtype=None)) is SlotStepper
+    assert type(stepper_for(model, room=ROOM, dtype=None)) is SlotStepper
     model.model.layers[0].register_forward_pre_hook(refuse_masks, with_kwargs=True)
     del model.decodes_by
-    assert isinstance(stepper_for(model, slots=2, capacity=20, dtype=None), PaddedStepper)
+    assert isinstance(stepper_for(model, room=ROOM, dtype=None), PaddedStepper)
 
 
 def refuse_masks(layer, given, named):
@@ -129,7 +132,7 @@ def test_a_prompt_is_run_once_for_its_group():
     model.transformer.register_forward_pre_hook(
         lambda layer, args, named: run.append(len(named.get("input_ids", *args))), with_kwargs=True
     )
-    stepper_for(model, slots=2, capacity=20, dtype=None)
+    stepper_for(model, room=ROOM, dtype=None)
     run.clear()
     # Three slots for ten rows: both groups are split between waves. Our own forward takes the rest.
     found = engine(batch_rows=3).generate(model, [first] * 5 + [second] * 5, keys=range(10), stop=Stop((0, 5)))
