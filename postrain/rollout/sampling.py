@@ -41,7 +41,8 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tens
     if sampling.temperature == 0:
         tokens_B1 = logits_BV.argmax(-1, keepdim=True)
     else:
-        tokens_B1 = invert(weights_BCW, mass_BC, uniform_B.to(mass_BC)[:, None])
+        # Weights that are no numbers give some token all the same: a guard on the loss says more than an index error.
+        tokens_B1 = invert(weights_BCW, mass_BC, uniform_B.to(mass_BC)[:, None]).clamp(max=logits_BV.shape[-1] - 1)
     logps_B1 = logits_BV.gather(-1, tokens_B1) - top_B1 - mass_BC.sum(-1, keepdim=True).log()
     return tokens_B1.squeeze(-1), logps_B1.squeeze(-1)
 
@@ -60,7 +61,8 @@ def invert(weights_BCW: Tensor, mass_BC: Tensor, uniform_B1: Tensor) -> Tensor:
 def passing(cumulative_BN: Tensor, sought_B1: Tensor) -> Tensor:
     """First place where the sum is above what is sought, [B, 1]; never one that added nothing, whatever is rounded."""
     most_B1 = torch.nextafter(cumulative_BN[:, -1:], cumulative_BN.new_zeros(()))
-    return torch.searchsorted(cumulative_BN, torch.minimum(sought_B1, most_B1).clamp(min=0), right=True)
+    found_B1 = torch.searchsorted(cumulative_BN, torch.minimum(sought_B1, most_B1).clamp(min=0), right=True)
+    return found_B1.clamp(max=cumulative_BN.shape[-1] - 1)
 
 
 def allowed_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:

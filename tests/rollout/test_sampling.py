@@ -72,3 +72,9 @@ def test_a_rows_numbers_are_its_own():
     assert torch.equal(uniforms([3, 4, 5], 7)[1], uniforms([4], 7)[0])
     # fewer tokens are the beginning of more
     assert torch.equal(uniforms([4], 16)[0], uniforms([4], 32)[0, :16])
+
+
+def test_what_is_no_number_still_gives_a_token():
+    tokens, logps = draw(torch.full((2, 100), torch.nan), torch.tensor([0.2, 0.9]), Sampling(1))
+    assert ((tokens >= 0) & (tokens < 100)).all()
+    assert logps.isnan().all()
