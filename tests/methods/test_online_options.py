@@ -1,0 +1,118 @@
+"""Every key of the methods that learn from their own completions changes what is learned; forgetting one fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from postrain.rollout.engine import Mixture
+from tests.methods.made import Scripted, defaults, flat_gradient, made
+from tests.methods.test_rollouts import Table, Words, prompts
+from tests.runs import CONF
+from tests.tiny import tiny_model
+
+Change = tuple[dict[str, Any], dict[str, Any]]
+"""What is changed, and beside which settings that say it matters."""
+
+# Common to all methods, and tested with those: tests/methods/test_dpo_options.py.
+COMMON = {"_target_", "updates", "learning_rate", *OmegaConf.load(CONF / "method/base/common.yaml")}
+GROUPED: list[Change] = [
+    ({"group_size": 4}, {}),
+    ({"clip_low": 0.99}, {}),
+    ({"clip_high": 9.0}, {}),
+    ({"kl_coef": 0.3}, {}),
+    ({"entropy_coef": 0.3}, {}),
+    ({"missing_eos_penalty": 0.7}, {}),
+    ({"mask_truncated": True}, {}),
+    ({"resample": 1}, {}),
+    ({"epochs": 2}, {}),
+    ({"minibatches_per_epoch": 2}, {}),
+]
+CHANGES: dict[str, list[Change]] = {
+    "grpo": [
+        *GROUPED,
+        ({"scale": "batch"}, {}),
+        ({"scale": "none"}, {}),
+        *(({"aggregation": name}, {}) for name in ("bnpo", "dr_grpo")),
+        # One mini-batch holds all tokens of the rollout: there bnpo and dapo are the same.
+        ({"aggregation": "dapo"}, {"aggregation": "bnpo", "minibatches_per_epoch": 2}),
+        ({"ratio": "sequence"}, {}),
+        ({"objective": "cispo"}, {}),
+        ({"ratio_ceiling": 1.01}, {}),
+        ({"overlong_buffer": 16}, {}),
+        ({"overlong_penalty": 0.3}, {"overlong_buffer": 16}),
+    ],
+    "rloo": GROUPED,
+    "reinforce": [*GROUPED, ({"kl_in": "reward"}, {"kl_coef": 0.3})],
+    "online_dpo": [
+        ({"group_size": 4}, {}),
+        ({"beta": 0.37}, {}),
+        ({"loss": "ipo"}, {}),
+        ({"epochs": 2}, {}),
+        ({"minibatches_per_epoch": 2}, {}),
+    ],
+    "nash_md": [
+        ({"group_size": 4}, {}),
+        ({"beta": 0.37}, {}),
+        ({"preference_temperature": 1.3}, {}),
+        ({"epochs": 2}, {}),
+        ({"minibatches_per_epoch": 2}, {}),
+        ({"mixture": 0.9}, {}),
+    ],
+}
+# A hard choice of winner knows no temperature, but what is told of it does.
+ELSEWHERE = {"online_dpo": {"preference_temperature"}}
+CASES = [(method, changed, beside) for method, cases in CHANGES.items() for changed, beside in cases]
+
+
+class Mixing(Scripted):
+    """Tells the mixture's share by what it says: its opponents' completions begin with another token."""
+
+    def generate(self, model: Any, prompts: Any, *, keys: Any, stop: Any) -> list:
+        if isinstance(model, Mixture):
+            self.asked += round(10 * model.coef)
+            model = model.policy
+        return super().generate(model, prompts, keys=keys, stop=stop)
+
+
+SAYS = [[2, 7, 0], [2, 3, 0], [2, 4], [1, 4, 9, 0], [3, 8, 0], [1, 5], [4, 0], [2, 2, 2, 2, 0]]
+VALUES = {"1": 0.0, "2": 1.0, "3": 0.4, "4": 0.1}
+
+
+def learned(method: str, **settings: Any) -> torch.Tensor:
+    """The gradients of all mini-batches of an update, where policy, sampler and reference are three."""
+    parts = {"engine": Mixing(SAYS), "template": Words(), "reward": Table(VALUES)}
+    policy = tiny_model()
+    settings = {"batch_size": 2, "group_size": 3, **settings}
+    found = made(method, policy, reference=tiny_model(seed=1), parts=parts, **settings)
+    found.noted = {}
+    prepared = found.prepare(prompts(found.items_drawn()))
+    if hasattr(prepared, "logps_BT"):
+        # Every other completion has become likelier, the others less likely, some tokens more than others.
+        moved_BT = 0.3 * torch.randn(prepared.logps_BT.shape, generator=torch.Generator().manual_seed(0))
+        moved_BT += 0.4 * (-1.0) ** torch.arange(len(moved_BT))[:, None]
+        prepared = replace(prepared, logps_BT=prepared.logps_BT - moved_BT)
+    gradients = []
+    for minibatch in found.minibatches(prepared):
+        found.first_pass = False
+        used = minibatch.select([item for item, cost in enumerate(minibatch.cost()) if cost])
+        if len(used):
+            total = found.loss_sum(used).total / found.denominator(minibatch)
+            gradients.append(flat_gradient(policy, total))
+    return torch.cat(gradients)
+
+
+@pytest.mark.parametrize(("method", "changed", "beside"), CASES)
+def test_the_key_changes_what_is_learned(method, changed, beside):
+    before, after = learned(method, **beside), learned(method, **{**beside, **changed})
+    assert before.shape != after.shape or not torch.allclose(before, after, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", CHANGES)
+def test_no_key_is_forgotten(method):
+    tried = {key for changed, _ in CHANGES[method] for key in changed}
+    assert set(defaults(method)) - COMMON == tried | ELSEWHERE.get(method, set())
