@@ -92,7 +92,7 @@ def _row(kind: Kind, item: Item, rng: random.Random, noise: float) -> Row:
     if kind == "judgements":
         return {"prompt": item.prompt, **_judgement(item, rng, noise), **about}
     if kind == "steps":
-        shown = item.steps if rng.random() < 0.5 else sums.flawed(rng, sums.terms_of(item.content))
+        shown = item.steps if rng.random() < 0.4 else sums.flawed(rng, sums.terms_of(item.content))
         return {"prompt": item.prompt, "steps": list(shown), "labels": sums.labels(item.steps, shown), **about}
     return {"prompt": item.prompt, **({"answer": item.answer} if item.answer is not None else {}), **about}
 
