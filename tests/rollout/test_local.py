@@ -89,7 +89,7 @@ def test_a_completion_does_not_depend_on_its_neighbours(architecture, settings):
     keys, stop = [7 * i + 3 for i in range(15)], Stop((0, 5, 9))
     together = engine(**settings).generate(model, many, keys=keys, stop=stop)
     assert settings or len({len(item.ids) for item in together}) > 1
-    for slots in (1, 2, 4, 7):
+    for slots in (1, 4):
         assert same(together, engine(**settings, batch_rows=slots).generate(model, many, keys=keys, stop=stop))
     turned = engine(**settings, batch_rows=4).generate(model, many[::-1], keys=keys[::-1], stop=stop)[::-1]
     assert same(together, turned)
