@@ -118,10 +118,11 @@ def test_a_fresh_gradient_is_reinforce(method):
     ours = flat_gradient(policy, asked.loss_sum(batch).total)
     logps = plain_logps(policy, batch.rows)
     per_token = method != "rloo"
-    expected = -sum(
+    paid = [
         float(advantage) * (logp.mean() if per_token else logp.sum())
         for advantage, logp in zip(batch.advantages_BT[:, 0], logps, strict=True)
-    )
+    ]
+    expected = -torch.stack(paid).sum()
     assert torch.allclose(ours, flat_gradient(policy, expected), atol=1e-10)
 
 

@@ -92,9 +92,8 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     found.noted = {}
     prepared = found.prepare(prompts(found.items_drawn()))
     if hasattr(prepared, "logps_BT"):
-        # Every other completion has become likelier, the others less likely, some tokens more than others.
-        moved_BT = 0.3 * torch.randn(prepared.logps_BT.shape, generator=torch.Generator().manual_seed(0))
-        moved_BT += 0.4 * (-1.0) ** torch.arange(len(moved_BT))[:, None]
+        # Some tokens have become likelier, others less likely: beyond both clips, for good and for bad completions.
+        moved_BT = 0.3 * torch.randn(prepared.logps_BT.shape, generator=torch.Generator().manual_seed(8))
         prepared = replace(prepared, logps_BT=prepared.logps_BT - moved_BT)
     gradients = []
     for minibatch in found.minibatches(prepared):
