@@ -141,7 +141,7 @@ class Decoding:
         open_B, last = self.open_R[rows_B], self.sampling.max_new_tokens
         at_B = torch.where(open_B, self.count_R[rows_B], last)
         tokens_B, logps_B = draw(logits_BV, self.uniform_RT[rows_B, at_B], self.sampling)
-        self.tokens_RT[rows_B, at_B], self.logps_RT[rows_B, at_B] = tokens_B, logps_B
+        self.tokens_RT[rows_B, at_B], self.logps_RT[rows_B, at_B] = tokens_B, logps_B.float()
         self.token_S[slots_B] = tokens_B
         self.count_R[rows_B] += open_B
         ended_B = open_B & torch.isin(tokens_B, self.stop_ids)

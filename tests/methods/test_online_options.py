@@ -87,7 +87,8 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     """The gradients of all mini-batches of an update, where policy, sampler and reference are three."""
     parts = {"engine": Mixing(SAYS), "template": Words(), "reward": Table(VALUES)}
     policy = tiny_model()
-    settings = {"batch_size": 2, "group_size": 3, **settings}
+    alone = {"resample": 0} if "resample" in defaults(method) else {}
+    settings = {"batch_size": 2, "group_size": 3, **alone, **settings}
     found = made(method, policy, reference=tiny_model(seed=1), parts=parts, **settings)
     found.noted = {}
     prepared = found.prepare(prompts(found.items_drawn()))

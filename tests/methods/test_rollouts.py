@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from postrain.types import ConfigError, Prompts, RewardBatch
-from tests.methods.made import Scripted, made
+from tests.methods.made import Scripted, defaults, made
 from tests.tiny import tiny_model
 
 NAN = float("nan")
@@ -49,7 +49,8 @@ def prompts(count: int) -> Prompts:
 def asked(method: str, says: Sequence[Sequence[int]], values: Mapping[str, float], **changes: Any) -> Any:
     """The method with an engine that says `says` in turns and a reward of first tokens."""
     parts = {"engine": Scripted(says), "template": Words(), "reward": Table(values)}
-    found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **changes})
+    alone = {"resample": 0} if "resample" in defaults(method) else {}
+    found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **alone, **changes})
     found.noted = {}
     return found
 
