@@ -30,6 +30,7 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "thumbs.jsonl").write_text("".join(THUMB.format(n, str(n % 3 > 0).lower()) for n in range(40)))
     (tmp_path / "mine.py").write_text(
         "def brevity(prompts, completions, **columns):\n    return [-len(text) / 100 for text in completions]\n"
+        "def shorter(prompts, first, second):\n    return [len(a) < len(b) for a, b in zip(first, second)]\n"
     )
     return tmp_path
 
