@@ -88,7 +88,8 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
 def judges(config: Mapping[str, Any]) -> tuple[Reward | None, Preference | None]:
     """What the `reward` group gives: something that scores completions, compares them, or can do both."""
     found: Any = instantiate(config["reward"])
-    return (found if callable(found) else None), (found if isinstance(found, Preference) else None)
+    scores, compares = callable(found), isinstance(found, Preference)
+    return (found if scores else None), (found if compares else None)
 
 
 def compared_with(method: Method, config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | None:

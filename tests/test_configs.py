@@ -19,7 +19,6 @@ GIVEN = {
     ("model", "run"): ["model.path=somewhere"],
     ("reward", "function"): ["reward.function=math.sqrt"],
     ("reward", "learned"): ["reward.path=somewhere"],
-    ("reward", "process"): ["reward.path=somewhere"],
     ("reward", "pairwise"): ["reward.function=math.sqrt"],
     ("reward", "process"): ["reward.path=somewhere"],
     ("reward", "judge"): ["reward.url=http://127.0.0.1:8000/v1", "reward.model=judge"],

@@ -71,7 +71,9 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation) -> Evaluate
     sampled = {f"eval/{name}": value for name, value in (extra | kl_to_start(method, episodes)).items()}
     sampled |= {f"gold/{part}": mean for part, mean in means(gold).items()}
     if settings.greedy:
-        sampled |= {f"eval/greedy/{name}": value for name, value in greedily(method, data, settings.completions).items()}
+        sampled |= {
+            f"eval/greedy/{name}": value for name, value in greedily(method, data, settings.completions).items()
+        }
     return Evaluated(metrics | {name: value.value() for name, value in sampled.items()}, episodes, gold)
 
 

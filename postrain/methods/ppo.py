@@ -210,7 +210,7 @@ class PPO(Online):
     def step_kl(self) -> float:
         """Mean k3, over all ranks, of the last mini-batch's policy to the one that sampled."""
         parts = parallel.gather(self.moved)
-        return sum(part.total for part in parts) / sum(part.count for part in parts)
+        return sum(parts[1:], start=parts[0]).value()
 
     def loss_sum(self, batch: Experience) -> LossSum:
         found = score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_at_the_start_every_completion_costs_half_its_weight(loss):
 
 def test_away_from_the_start_it_is_equation_8():
     policy, reference, batch = precise(1), precise(0), judgements([True, False, True, False, False])
-    settings = {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 0.5}
+    settings: dict[str, Any] = {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 0.5}
     method = made("kto", policy, reference=reference, **settings)
     ratio = summed(policy, batch.rows) - summed(reference, batch.rows).detach()
     unrelated = summed(policy, batch.unrelated) - summed(reference, batch.unrelated)
