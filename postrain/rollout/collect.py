@@ -15,10 +15,7 @@ from postrain.data.chat import Template
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine, Mixture
 from postrain.rollout.turns import SINGLE_TURN, Environment, Episode, Tally, play
-from postrain.types import Batch, ConfigError, Max, Mean, Prompts, RewardBatch, Rows
-
-# Largest difference of two float32 log-probabilities that the order of summation explains.
-SAMPLER_TOLERANCE = 1e-2
+from postrain.types import Batch, Max, Mean, Prompts, RewardBatch, Rows
 
 
 @dataclass(frozen=True)
@@ -47,20 +44,6 @@ class Episodes(Batch):
         scored_B = ~self.reward_B.isnan()
         total, count = parallel.all_sum(torch.stack([self.reward_B[scored_B].sum(), scored_B.sum().float()]))
         return torch.where(scored_B, self.reward_B, total / count.clamp(min=1))
-
-    def sampler_error(self, logps_BT: Tensor, *, strict: bool) -> Max:
-        """Largest difference between the recorded log-probabilities and the scorer's, [B, T].
-
-        Raises ConfigError where `strict` (float32 throughout) and it is more than rounding: the ratio of an update
-        would not start at 1.
-        """
-        error = float(((self.logps_BT - logps_BT) * (logps_BT != 0)).abs().max())
-        if strict and error > SAMPLER_TOLERANCE:
-            raise ConfigError(
-                f"rollout: sampled log-probabilities differ by {error:.2g} from the policy's own in float32, so the "
-                "engine and the model do not compute the same"
-            )
-        return Max(error)
 
     def metrics(self) -> dict[str, Mean | Max]:
         """Rewards by part and the shape of the completions, ready to log."""

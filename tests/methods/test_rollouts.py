@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -57,6 +57,39 @@ def asked(method: str, says: Sequence[Sequence[int]], values: Mapping[str, float
 
 def noted(method: Any, name: str) -> float:
     return method.noted[name].value()
+
+
+class Oracle(Scripted):
+    """Knows each prompt's answer: the token after its last one."""
+
+    def generate(self, model: Any, prompts: Any, *, keys: Any, stop: Any) -> list:
+        self.says, self.asked = [[int(prompt[-1]) + 1, 0] for prompt in prompts], 0
+        return super().generate(model, prompts, keys=keys, stop=stop)
+
+
+class Answer:
+    """Pays 1 for the row's own answer."""
+
+    def __call__(self, prompts: Any, completions: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> RewardBatch:
+        right = [float(said.split()[0] == row["answer"]) for said, row in zip(completions, columns, strict=True)]
+        return RewardBatch(torch.tensor(right), {"answer": tuple(right)})
+
+    def to(self, device: Any) -> None: ...
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_an_oracle_is_right_about_every_shuffled_row(method):
+    found = made(
+        method,
+        tiny_model(),
+        parts={"engine": Oracle(), "template": Words(), "reward": Answer()},
+        group_size=3,
+        resample=0,
+    )
+    found.noted, asked = {}, prompts(16)
+    asked = replace(asked, columns=tuple({"answer": str(int(ids[-1]) + 1)} for ids in asked.ids))
+    found.prepare(asked.select(torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()))
+    assert noted(found, "reward/total") == 1.0
 
 
 @pytest.mark.parametrize("method", FAMILY)
