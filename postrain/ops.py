@@ -6,6 +6,7 @@ Axes: B rows, T tokens (left-aligned, padded), mask_BT True at real tokens. Log-
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, Literal
 
 import torch
@@ -106,6 +107,18 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
 def to_come(values_BT: Tensor) -> Tensor:
     """Sum of this and all later tokens' values, [B, T]."""
     return values_BT.flip(1).cumsum(1).flip(1)
+
+
+def clipped_surrogate(
+    ratio_BT: Tensor, advantages_BT: Tensor, low: float, high: float, ceiling: float = math.inf
+) -> Tensor:
+    """−min(min(r, ceiling)·A, clip(r, 1 − low, 1 + high)·A), [B, T] (Schulman et al. 2017, eq. 7).
+
+    high > low is clip-higher (Yu et al. 2025, DAPO, eq. 8); a finite ceiling also bounds what a negative advantage can
+    do (two-sided clip; Prime Intellect 2025, INTELLECT-2, eq. 1).
+    """
+    held_BT = ratio_BT.clamp(1 - low, 1 + high)
+    return -torch.minimum(ratio_BT.clamp(max=ceiling) * advantages_BT, held_BT * advantages_BT)
 
 
 def last_true(mask_BT: Tensor) -> Tensor:

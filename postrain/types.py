@@ -51,6 +51,11 @@ class Batch:
         costs = [value.cost() for f in fields(self) if isinstance(value := getattr(self, f.name), Batch)]
         return [sum(item) for item in zip(*costs, strict=True)]
 
+    def narrowed(self, width: int) -> Self:
+        """The same items with their [B, T] tensors cut to the `width` that scoring these rows alone gives."""
+        wide = [f.name for f in fields(self) if f.name.endswith("_BT")]
+        return replace(self, **{name: getattr(self, name)[:, :width] for name in wide})
+
     def families(self) -> Sequence[int] | None:
         """Items that come from one record, and so share their beginning, have one number, [B]; None: nobody knows."""
         rows = next((value for f in fields(self) if isinstance(value := getattr(self, f.name), Rows)), self)

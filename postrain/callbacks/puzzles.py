@@ -65,7 +65,9 @@ def dead_gradient(history: History) -> str | None:
     if norms is None or any(norms):
         return None
     now = history[-1]
-    if now.get("advantage/mean_abs", now.get("advantage/std")) == 0:
+    if now.get("reward/unscorable") == 1:
+        reason = "nothing could score a single completion (reward/unscorable is 1): look at the reward, or at the judge"
+    elif now.get("advantage/mean_abs", now.get("advantage/std")) == 0:
         reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
     elif now.get("completion/length") == 0:
         reason = "every completion is empty, so there is no token to learn from: look at the prompts and the template"

@@ -71,9 +71,9 @@ class Dueling(Online):
         )
 
 
-def paired(grouped: Episodes, size: int) -> tuple[Episodes, Episodes]:
-    """Every completion beside every other one of its group, itself included: [P·G·G] each."""
-    rows = range(len(grouped))
+def paired(some: Episodes, others: Episodes, size: int) -> tuple[Episodes, Episodes]:
+    """Every completion beside each one that the others have for its prompt, G · G pairs a prompt."""
+    rows = range(len(some))
     first = [row for row in rows for _ in range(size)]
     second = [row // size * size + other for row in rows for other in range(size)]
-    return grouped.select(first), grouped.select(second)
+    return some.select(first), others.select(second)

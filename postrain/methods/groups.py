@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.online import Online, joined, mask_of, own_share, sampler_error
+from postrain.methods.online import Online, joined, mask_of, own_share
 from postrain.ops import kl_estimates, step_metrics
 from postrain.rollout.collect import Episodes
 from postrain.scoring import score
@@ -27,6 +27,12 @@ from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, Mean
 def centred(reward_PG: Tensor) -> Tensor:
     """Each reward less the mean of its group, [P, G]; NaN (unscorable) leaves the mean and becomes 0."""
     return (reward_PG - reward_PG.nanmean(1, keepdim=True)).nan_to_num(0.0)
+
+
+def group_std(reward_PG: Tensor) -> Tensor:
+    """Bessel-corrected standard deviation of what could be scored (not NaN) in each group, [P, 1]; 0 of one reward."""
+    count_P1 = (~reward_PG.isnan()).sum(1, keepdim=True)
+    return ((centred(reward_PG) ** 2).sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
 
 
 def differing(reward_PG: Tensor) -> Tensor:
@@ -54,11 +60,6 @@ class Rollout(Batch):
         tokens = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, self.learned_B.tolist(), strict=True)
         completion = [(len(ids), int(mask.sum()), families[row], learned) for ids, mask, row, learned in tokens]
         return [(own - (own - said) * (kin - 1) // kin) * learned for own, said, kin, learned in completion]
-
-    def narrowed(self, width: int) -> Rollout:
-        """The same rows with the [B, T] tensors cut to the `width` that scoring these rows alone gives."""
-        wide = {f.name: getattr(self, f.name)[:, :width] for f in fields(self) if f.name.endswith("_BT")}
-        return replace(self, **wide)
 
 
 class Grouped(Online):
@@ -143,24 +144,13 @@ class Grouped(Online):
             self.note(kl_estimates(logps_BT, ref_logps_BT, mask_BT))
         return Rollout(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, (weight_B != 0) & moves_B)
 
-    def old_logps(self, episodes: Episodes) -> Tensor:
-        """Log-probabilities under the policy that sampled, [B, T]; `first_pass` says that the first mini-batch is to
-        find the same numbers again."""
-        self.first_pass = self.recorded()
-        if self.first_pass:
-            return episodes.logps_BT
-        logps_BT = self.logps(self.policy, episodes.rows)
-        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, logps_BT, strict=False)})
-        return logps_BT
-
     def note_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
         """How much there is to learn from."""
         tokens, groups = mask_BT.sum(), len(reward_PG)
-        spread_P = (centred(reward_PG) ** 2).sum(1).div(self.group_size - 1 or 1).sqrt()
         self.note(
             {
                 "group/all_equal": Mean((~differing(reward_PG)).sum(), groups),
-                "group/reward_std": Mean(spread_P.sum(), groups),
+                "group/reward_std": Mean(group_std(reward_PG).sum(), groups),
                 "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), tokens),
                 "entropy": Mean(-logps_BT.sum(), tokens),
             }
@@ -206,9 +196,7 @@ class Grouped(Online):
         entropy = self.entropy_coef > 0
         found = score(self.policy, batch.rows, temperature=self.sampling.temperature, entropy=entropy)
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
-        if self.first_pass:
-            error = sampler_error(batch.logps_BT, found.logps_BT.detach(), strict=self.in_float32())
-            self.note({"rollout/logp_error": error})
+        self.note_first_pass(batch.logps_BT, found.logps_BT)
         loss_BT = self.surrogate(found.logps_BT, batch, mask_BT)
         metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip_low, self.clip_high)
         # Counted by mini-batch, since completions without a gradient are not here.

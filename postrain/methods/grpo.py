@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.groups import Grouped, Rollout, centred
-from postrain.ops import kl_estimate
+from postrain.methods.groups import Grouped, Rollout, centred, group_std
+from postrain.ops import clipped_surrogate, kl_estimate
 from postrain.rollout.collect import Episodes
 from postrain.types import ConfigError, CountOrZero, NonNegative, Positive
 
@@ -27,14 +27,8 @@ EPSILON = 1e-4
 # Advantages ----------------------------------------------------------------------------------------------------------
 
 
-def group_std(reward_PG: Tensor) -> Tensor:
-    """Bessel-corrected standard deviation of what could be scored (not NaN) in each group, [P, 1]; 0 of one reward."""
-    count_P1 = (~reward_PG.isnan()).sum(1, keepdim=True)
-    return ((centred(reward_PG) ** 2).sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
-
-
 def batch_std(reward_PG: Tensor) -> Tensor:
-    """The same over all rewards of the global batch, a scalar."""
+    """Bessel-corrected standard deviation of what could be scored in the whole global batch, a scalar."""
     scored_PG = ~reward_PG.isnan()
     known_PG = reward_PG.nan_to_num(0.0)
     total, squares, count = parallel.all_sum(torch.stack([known_PG.sum(), (known_PG**2).sum(), scored_PG.sum()]))
@@ -67,16 +61,6 @@ RATIOS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"token": token_ratio
 
 
 # Surrogates ----------------------------------------------------------------------------------------------------------
-
-
-def clipped(ratio_BT: Tensor, advantages_BT: Tensor, low: float, high: float, ceiling: float = math.inf) -> Tensor:
-    """−min(min(r, ceiling)·A, clip(r, 1 − low, 1 + high)·A), [B, T].
-
-    high > low is clip-higher (Yu et al. 2025, DAPO, eq. 8); a finite ceiling also bounds what a negative advantage can
-    do (two-sided clip; Prime Intellect 2025, INTELLECT-2, eq. 1).
-    """
-    held_BT = ratio_BT.clamp(1 - low, 1 + high)
-    return -torch.minimum(ratio_BT.clamp(max=ceiling) * advantages_BT, held_BT * advantages_BT)
 
 
 def cispo(ratio_BT: Tensor, advantages_BT: Tensor, logps_BT: Tensor, low: float, high: float) -> Tensor:
@@ -140,7 +124,9 @@ class GRPO(Grouped):
         ratio_BT = RATIOS[self.ratio](logps_BT - batch.logps_BT, mask_BT)
         if self.objective == "cispo":
             return cispo(ratio_BT, batch.advantages_BT, logps_BT, self.clip_low, self.clip_high)
-        return clipped(ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high, self.ratio_ceiling or math.inf)
+        return clipped_surrogate(
+            ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high, self.ratio_ceiling or math.inf
+        )
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         match self.aggregation:

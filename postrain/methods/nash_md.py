@@ -8,13 +8,13 @@ exist that explains the preference. Axes: P prompts, G completions of a prompt, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from postrain.methods.duels import Dueling
-from postrain.methods.online import mask_of, own_share, sampler_error
+from postrain.methods.duels import Dueling, paired
+from postrain.methods.online import mask_of, own_share
 from postrain.ops import kl_estimates, to_come
 from postrain.rollout.engine import Mixture
 from postrain.scoring import score
@@ -39,11 +39,6 @@ class Played(Batch):
     """Under the policy that sampled."""
     advantages_BT: Tensor
 
-    def narrowed(self, width: int) -> Played:
-        """The same rows with the [B, T] tensors cut to the `width` that scoring these rows alone gives."""
-        wide = {f.name: getattr(self, f.name)[:, :width] for f in fields(self) if f.name.endswith("_BT")}
-        return replace(self, **wide)
-
 
 class NashMD(Dueling):
     """Maximises P(policy's completion beats the mixture's) − β · KL(policy ‖ start)."""
@@ -59,18 +54,14 @@ class NashMD(Dueling):
         mine = self.rollout(batch, copies=size)
         opponent = Mixture(self.policy, self.reference, self.mixture)
         theirs = self.rollout(batch, copies=size, purpose="opponent", model=opponent)
-        rows = range(len(mine))
-        meets = [row // size * size + other for row in rows for other in range(size)]
-        beats_B = self.duel(mine.select([row for row in rows for _ in range(size)]), theirs.select(meets))
-        won_B = beats_B.view(-1, size).nanmean(1)
+        won_B = self.duel(*paired(mine, theirs, size)).view(-1, size).nanmean(1)
         mask_BT = mask_of(mine.rows, self.device)
-        logps_BT = mine.logps_BT if self.recorded() else self.logps(self.policy, mine.rows)
+        logps_BT = self.old_logps(mine)
         ref_logps_BT = self.reference_logps(mine.rows)
         known_B = ~won_B.isnan()
         self.note(mine.metrics() | kl_estimates(logps_BT, ref_logps_BT, mask_BT))
         self.note({"win/mixture": Mean(won_B[known_B].sum(), known_B.sum())})
         advantages_BT = nash_advantages(won_B, logps_BT - ref_logps_BT, mask_BT, self.beta)
-        self.first_pass = self.recorded()
         return Played(mine.rows, logps_BT, advantages_BT)
 
     def minibatches(self, prepared: Played) -> Iterator[Played]:
@@ -82,9 +73,7 @@ class NashMD(Dueling):
     def loss_sum(self, batch: Played) -> LossSum:
         found = score(self.policy, batch.rows, temperature=self.sampling.temperature)
         batch = batch.narrowed(found.mask_BT.shape[1])
-        if self.first_pass:
-            strict = self.in_float32()
-            self.note({"rollout/logp_error": sampler_error(batch.logps_BT, found.logps_BT.detach(), strict=strict)})
+        self.note_first_pass(batch.logps_BT, found.logps_BT)
         # Its gradient at ratio 1 is that of A · log π; in later passes the ratio keeps it unbiased token by token.
         ratio_BT = (found.logps_BT - batch.logps_BT).exp()
         return LossSum(-(ratio_BT * batch.advantages_BT * found.mask_BT).sum(), {})

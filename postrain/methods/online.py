@@ -55,10 +55,6 @@ class Online(Method):
         if self.sampling.temperature == 0:
             raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
 
-    def recorded(self) -> bool:
-        """Whether the log-probabilities recorded while sampling are the policy's own, so that none need be computed."""
-        return self.parts.engine.exact
-
     def rollout(
         self,
         prompts: Prompts,
@@ -96,6 +92,21 @@ class Online(Method):
             rows,
             self.micro_batch_tokens,
         )
+
+    def old_logps(self, episodes: Episodes) -> Tensor:
+        """Log-probabilities under the policy that sampled, [B, T], recorded or computed; sets `first_pass`."""
+        self.first_pass = self.parts.engine.exact
+        if self.first_pass:
+            return episodes.logps_BT
+        logps_BT = self.logps(self.policy, episodes.rows)
+        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, logps_BT, strict=False)})
+        return logps_BT
+
+    def note_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
+        """Before the policy has moved it has to find the recorded log-probabilities again."""
+        if self.first_pass:
+            error = sampler_error(recorded_BT, own_BT.detach(), strict=self.in_float32())
+            self.note({"rollout/logp_error": error})
 
     def reference_logps(self, rows: Rows) -> Tensor:
         """The same under the reference."""

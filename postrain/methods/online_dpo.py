@@ -63,7 +63,7 @@ class OnlineDPO(Dueling):
     def prepare(self, batch: Prompts) -> JudgedPairs:
         """Sample, judge, and keep the best and the worst of each prompt."""
         episodes = self.rollout(batch, copies=self.group_size)
-        beats_PGG = self.duel(*paired(episodes, self.group_size)).view(-1, self.group_size, self.group_size)
+        beats_PGG = self.duel(*paired(episodes, episodes, self.group_size)).view(-1, self.group_size, self.group_size)
         standing_PG = standings(beats_PGG)
         best_P, worst_P = standing_PG.argmax(1), standing_PG.argmin(1)
         first_P = torch.arange(len(batch), device=self.device) * self.group_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +21,7 @@ from postrain.models.parts import trunk, unwrapped
 from postrain.ops import (
     KLEstimator,
     adapt_kl_coef,
+    clipped_surrogate,
     critic_metrics,
     explained_variance,
     gae,
@@ -43,12 +44,6 @@ from postrain.types import (
     Prompts,
     Rows,
 )
-
-
-def clipped_policy_loss(logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, clip: float) -> Tensor:
-    """−min(r·A, clip(r, 1 ± clip)·A) per token, [B, T], with r = exp(logps − old) (Schulman et al. 2017, eq. 7)."""
-    ratio_BT = (logps_BT - old_logps_BT).exp()
-    return -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT)
 
 
 def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip: float) -> Tensor:
@@ -77,11 +72,6 @@ class Experience(Batch):
     """Whitened over the global batch."""
     returns_BT: Tensor
     """What the critic is to predict: unwhitened advantage + value."""
-
-    def narrowed(self, width: int) -> Experience:
-        """The same rows with the [B, T] tensors cut to the `width` that scoring these rows alone gives."""
-        tensors = {f.name: getattr(self, f.name)[:, :width] for f in fields(self) if f.name != "rows"}
-        return replace(self, **tensors)
 
 
 class PPO(Online):
@@ -142,7 +132,7 @@ class PPO(Online):
         episodes = self.rollout(batch)
         found = in_micro_batches(self.compare, episodes.rows, self.micro_batch_tokens)
         # Where another distribution was drawn from (top-k, other weights) the ratio must still start at 1.
-        logps_BT = episodes.logps_BT if self.recorded() else found.logps_BT
+        logps_BT = episodes.logps_BT if self.parts.engine.exact else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(
                 found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
@@ -157,7 +147,7 @@ class PPO(Online):
         self.note({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
         self.note({"kl/coef": Max(self.coef)})
-        strict = self.recorded() and self.in_float32()
+        strict = self.parts.engine.exact and self.in_float32()
         self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=strict)})
         whitened_BT = parallel.whiten_globally(advantages_BT, found.mask_BT)
         return Experience(episodes.rows, logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
@@ -224,9 +214,8 @@ class PPO(Online):
         values_BT = found.values_BT if self.critic_trunk is None else self.separate_values(batch.rows)
         assert values_BT is not None
         value_loss = (clipped_value_loss(values_BT, batch.values_BT, batch.returns_BT, self.value_clip) * mask_BT).sum()
-        policy_loss = (
-            clipped_policy_loss(found.logps_BT, batch.logps_BT, batch.advantages_BT, self.clip) * mask_BT
-        ).sum()
+        ratio_BT = (found.logps_BT - batch.logps_BT).exp()
+        policy_loss = (clipped_surrogate(ratio_BT, batch.advantages_BT, self.clip, self.clip) * mask_BT).sum()
         total = self.value_coef * value_loss
         if not self.warming_up():
             total = total + policy_loss

@@ -9,20 +9,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from postrain import parallel
 from postrain.methods.groups import Grouped, Rollout, centred
-from postrain.ops import kl_estimate, to_come
-
-
-def clipped_policy_loss(
-    logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, low: float, high: float
-) -> Tensor:
-    """−min(r·A, clip(r, 1 − low, 1 + high)·A) with r = π/π_old of the token, [B, T] (Hu et al. 2025, eq. 1)."""
-    ratio_BT = (logps_BT - old_logps_BT).exp()
-    return -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(1 - low, 1 + high) * advantages_BT)
+from postrain.ops import clipped_surrogate, kl_estimate, to_come
 
 
 class Reinforce(Grouped):
@@ -45,4 +36,5 @@ class Reinforce(Grouped):
         return kl_estimate(logps_BT, ref_logps_BT, "k2") if self.kl_in == "loss" else None
 
     def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
-        return clipped_policy_loss(logps_BT, batch.logps_BT, batch.advantages_BT, self.clip_low, self.clip_high)
+        ratio_BT = (logps_BT - batch.logps_BT).exp()
+        return clipped_surrogate(ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high)

@@ -6,10 +6,10 @@ Axes: P prompts, G completions of a prompt, B = P·G completions, T completion t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from postrain.methods.groups import Grouped, Rollout, centred
+from postrain.ops import clipped_surrogate
 
 
 def leave_one_out(reward_PG: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def clipped_sequence_loss(
 ) -> Tensor:
     """−min(r·A, clip(r, 1 − low, 1 + high)·A) with r = π/π_old of the whole completion, [B, 1]."""
     ratio_B1 = ((logps_BT - old_logps_BT) * mask_BT).sum(1, keepdim=True).exp()
-    return -torch.minimum(ratio_B1 * advantages_B1, ratio_B1.clamp(1 - low, 1 + high) * advantages_B1)
+    return clipped_surrogate(ratio_B1, advantages_B1, low, high)
 
 
 class RLOO(Grouped):

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -86,14 +87,14 @@ def of_samples(name: str, folder: Path) -> Curve:
 
 
 def _best(answers: Sequence[Mapping[str, Any]], size: int) -> Point:
-    """The mean over all ways to cut a prompt's completions into groups of `size` next to each other."""
-    proxies, golds = [], []
+    """The mean over a prompt's completions, in groups of `size` next to each other; unscored ones do not compete."""
+    best = []
     for answer in answers:
-        for start in range(0, len(answer["rewards"]) - size + 1, size):
-            best = max(range(start, start + size), key=lambda place: answer["rewards"][place])
-            proxies.append(answer["rewards"][best])
-            golds.append(answer["gold"][best])
-    return Point(best_of_n_kl(size), fmean(proxies), fmean(golds))
+        scores = list(zip(answer["rewards"], answer["gold"], strict=True))
+        for start in range(0, len(scores) - size + 1, size):
+            scored = [pair for pair in scores[start : start + size] if None not in pair]
+            best += [max(scored, key=itemgetter(0))] if scored else []
+    return Point(best_of_n_kl(size), fmean(proxy for proxy, _ in best), fmean(gold for _, gold in best))
 
 
 def overoptimization(*, folder: str, runs: Mapping[str, Mapping[str, Any]], samples: Mapping[str, str]) -> None:
@@ -107,7 +108,8 @@ def overoptimization(*, folder: str, runs: Mapping[str, Mapping[str, Any]], samp
         atomic_write_text(home / "overoptimization.json", json.dumps([asdict(curve) for curve in curves], indent=1))
         atomic_write_text(home / "overoptimization.md", markdown(curves))
         picture(curves, home / "overoptimization.png")
-    Console(highlight=False).print(table(curves))
+    # Where there is no terminal, rich knows of 80 columns.
+    Console(highlight=False, width=max(Console().width, 104)).print(table(curves))
 
 
 def _runs(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:

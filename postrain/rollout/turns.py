@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from postrain.data.chat import Template
 from postrain.ops import derive_seed
 from postrain.rollout.engine import Engine, Mixture
-from postrain.types import Completion, Count, CountOrZero, Prompts, Step, Stop
+from postrain.types import Completion, ConfigError, Count, CountOrZero, Prompts, Step, Stop
 
 
 class Environment(Protocol):
@@ -152,6 +152,8 @@ def _start(state: Any) -> Episode:
 
 def _said(episode: Episode, completion: Completion) -> Episode:
     """The episode with another turn of the policy."""
+    if not len(completion.ids):
+        raise ConfigError("rollout: the engine gave back a completion without a token, not even the one that ended it")
     return replace(
         episode,
         ids=torch.cat([episode.ids, completion.ids]),

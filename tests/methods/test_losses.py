@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from postrain.methods.optim import lr_factor
-from postrain.methods.ppo import clipped_policy_loss, clipped_value_loss, token_rewards
+from postrain.methods.ppo import clipped_value_loss, token_rewards
 from postrain.methods.reward import bradley_terry, centring
 from postrain.methods.sft import l2_distance
-from postrain.ops import explained_variance
+from postrain.ops import clipped_surrogate, explained_variance
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -28,7 +28,7 @@ def test_bradley_terry():
 def test_policy_loss_is_clipped_only_where_clipping_is_pessimistic():
     ratios = tensor(math.log(1.5), math.log(0.5), math.log(1.5), math.log(0.5), 0.0)
     advantages = tensor(1.0, 1.0, -1.0, -1.0, 3.0)
-    found = clipped_policy_loss(ratios, torch.zeros_like(ratios), advantages, clip=0.2)
+    found = clipped_surrogate(ratios.exp(), advantages, 0.2, 0.2)
     # A > 0: −min(1.5, 1.2) = −1.2 and −min(0.5, 0.8) = −0.5; A < 0: −min(−1.5, −1.2) = 1.5 and −min(−0.5, −0.8) = 0.8
     assert found[0].tolist() == pytest.approx([-1.2, -0.5, 1.5, 0.8, -3.0])
 
@@ -36,7 +36,7 @@ def test_policy_loss_is_clipped_only_where_clipping_is_pessimistic():
 def test_at_ratio_one_the_gradient_is_reinforces():
     logps = tensor(-1.0, -2.0).requires_grad_(True)
     advantages = tensor(0.7, -0.3)
-    clipped_policy_loss(logps, logps.detach(), advantages, clip=0.2).sum().backward()
+    clipped_surrogate((logps - logps.detach()).exp(), advantages, 0.2, 0.2).sum().backward()
     # d(−A·exp(logp − old))/dlogp = −A
     assert logps.grad is not None
     assert logps.grad[0].tolist() == pytest.approx([-0.7, 0.3])
