@@ -20,24 +20,30 @@ from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from postrain.types import ConfigError
 
 # These may set hydra.mode to MULTIRUN in their YAML, so a list of values is theirs to judge.
 MULTIRUN_KEYS = {"hydra.mode", "sweep", "experiment"}
+# Who reads which primary config.
+PROGRAMS = {"config": "python train.py", "generate": "python -m postrain.generate"}
 
 
-def prepare(argv: Sequence[str], conf: Path) -> list[str]:
+def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> list[str]:
     """The command line (without the program's name) that Hydra gets; flags may stand anywhere."""
     arguments = get_args_parser().parse_intermixed_args(list(argv))
     flags = [token for token in argv if token not in arguments.overrides]
-    return forced(arguments.overrides, conf, extra=arguments.config_dir, multirun=arguments.multirun) + flags
+    root, extra = arguments.config_name or config_name, arguments.config_dir
+    return forced(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun) + flags
 
 
-def forced(tokens: Sequence[str], conf: Path, *, extra: str | None = None, multirun: bool = False) -> list[str]:
+def forced(
+    tokens: Sequence[str], conf: Path, *, root: str, extra: str | None = None, multirun: bool = False
+) -> list[str]:
     """Overrides as Hydra gets them, `++key=value` but for choices of a group; all problems in one ConfigError.
 
-    `extra` is a further folder of config groups.
+    `root` is the primary config they are for, `extra` a further folder of config groups.
     """
     known = _groups(conf, extra)
     problems: list[str] = []
@@ -50,6 +56,8 @@ def forced(tokens: Sequence[str], conf: Path, *, extra: str | None = None, multi
     if not multirun and not any(override.key_or_group in MULTIRUN_KEYS for override in overrides):
         problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
     problems += [problem for override in overrides for problem in _problems(override, known)]
+    staged = any(override.key_or_group == "pipeline" for override in overrides)
+    problems += [problem for override in overrides for problem in _misplaced(override, conf, root, staged)]
     if problems:
         raise ConfigError("\n".join(problems))
     return [_forced(override, known) for override in overrides]
@@ -60,6 +68,12 @@ def asked(argv: Sequence[str], conf: Path) -> str | None:
     groups = _groups(conf, None)
     named = [token for token in argv if token.isidentifier() and groups.options(token)]
     return "\n\n".join(listing(conf, group) for group in named) or None
+
+
+def overview(argv: Sequence[str], conf: Path, config_name: str) -> str:
+    """The groups this program has, a line each with their options; Hydra's own list shows every folder there is."""
+    groups = _groups(conf, get_args_parser().parse_intermixed_args(list(argv)).config_dir)
+    return "\n".join(f"{group}: {', '.join(groups.options(group))}" for group in sorted(_taken(conf, config_name)))
 
 
 def listing(conf: Path, group: str) -> str:
@@ -126,6 +140,25 @@ def _problems(override: Override, known: _Groups) -> Iterator[str]:
         yield from _option_problems(override, options)
     elif "." not in key and ("/" in key or get_close_matches(key, known.names(), n=1, cutoff=0.75)):
         yield f"{key}: no such config group" + _hint(key, known.names())
+
+
+def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Iterator[str]:
+    """A choice in a group that another program has; Hydra would say that it is not in the defaults list."""
+    key = override.key_or_group
+    chooses = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
+    if root in PROGRAMS and chooses and key not in _taken(conf, root):
+        for name, program in PROGRAMS.items():
+            if key in _taken(conf, name):
+                yield f"{key}: belongs to {program}" + (f"; say stage.NAME.{override.input_line}" if staged else "")
+
+
+@cache
+def _taken(conf: Path, root: str) -> frozenset[str]:
+    """The groups that a primary config has in its defaults list."""
+    file = conf / f"{root}.yaml"
+    chosen = OmegaConf.load(file).get("defaults", []) if file.is_file() else []
+    keys = (str(key) for item in chosen if not isinstance(item, str) for key in item)
+    return frozenset(key for key in keys if not key.startswith("override "))
 
 
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from postrain.cli import asked, listing, prepare
+from postrain.cli import asked, listing, overview, prepare
 from postrain.types import ConfigError
 
 Run = Callable[[DictConfig, list[str], str | None], float | None]
@@ -26,13 +26,15 @@ def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: 
     """Runs one command line, with `run` in place of training; returns the exit code."""
     try:
         shown = asked(argv[1:], conf)
-        arguments = prepare(argv[1:], conf) if shown is None else []
+        arguments = prepare(argv[1:], conf, config_name) if shown is None else []
     except ConfigError as error:
         return complain(error)
     if shown is not None:
         print(shown)
         return 0
     sys.argv = [argv[0], *arguments]
+    # For --help, in the primary config's hydra.help.template.
+    OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
 
     def job(config: DictConfig) -> float | None:
         return run_job(config, run or train_with(conf))

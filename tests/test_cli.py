@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from postrain.cli import asked, listing, prepare
+from postrain.cli import asked, listing, overview, prepare
 from postrain.types import ConfigError
+from tests.runs import CONF
 
 
 @pytest.fixture
@@ -89,6 +90,34 @@ def test_all_problems_come_at_once(conf: Path) -> None:
         "hydra.sweeep.dir",
         "logger=wandb",
     ]
+
+
+@pytest.mark.parametrize(
+    ("root", "argv", "line"),
+    [
+        ("config", ["method=sft", "keep=best"], "keep: belongs to python -m postrain.generate"),
+        ("generate", ["method=ppo"], "method: belongs to python train.py"),
+        (
+            "config",
+            ["pipeline=reasoning", "keep=best"],
+            "keep: belongs to python -m postrain.generate; say stage.NAME.keep=best",
+        ),
+    ],
+)
+def test_a_group_of_the_other_program_names_it(root: str, argv: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare(argv, CONF, root)
+    assert str(caught.value) == line
+
+
+def test_help_lists_the_groups_that_the_program_has(conf: Path) -> None:
+    assert overview(["--help"], conf, "config") == "method: ppo, sft"
+    more = str(conf.parent / "more")
+    assert overview(["--help", "--config-dir", more], conf, "config") == "method: mine, ppo, sft"
+    lines = overview([], CONF, "generate").splitlines()
+    assert [line.partition(":")[0] for line in lines] == sorted(
+        ["model", "data", "reward", "rollout", "environment", "trainer", "keep"]
+    )
 
 
 def test_a_config_dir_of_the_user_brings_its_options(conf: Path) -> None:

@@ -9,7 +9,7 @@ from postrain.callbacks.interrupt import Interrupted
 from postrain.folder import Status
 
 
-class Outcome:
+class Ending:
     """Writes running, then done, interrupted or failed with its reason. Errors go on."""
 
     def __init__(self, status: Status) -> None:

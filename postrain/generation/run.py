@@ -21,14 +21,14 @@ from rich.progress import track
 from torch import nn
 
 from postrain.callbacks.interrupt import Interrupt
-from postrain.check import check, instantiate
+from postrain.check import instantiate
 from postrain.data.module import DataModule
 from postrain.folder import RunFolder, config_hash, new_directory, writing
+from postrain.generation.ending import Ending
 from postrain.generation.keep import Answers, Keep, Nothing, Row
 from postrain.generation.measure import Measured, measure
-from postrain.generation.outcome import Outcome
 from postrain.generation.sample import Sampler, distinct, sample
-from postrain.generation.settings import Generation
+from postrain.generation.settings import check_generation
 from postrain.generation.table import table
 from postrain.hardware import Hardware
 from postrain.jsonl import JsonLines, atomic_write_text, plain
@@ -37,7 +37,7 @@ from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.sources import ResolvedModel
 from postrain.readable import figure
 from postrain.resume import check_model, resumed_config, settings
-from postrain.rollout.engine import Engine
+from postrain.rollout.engine import Engine, greedy
 from postrain.rollout.turns import Environment
 from postrain.types import ConfigError
 
@@ -56,7 +56,7 @@ def execute(
     earlier = RunFolder.open(config["resume"]) if config["resume"] else None
     if earlier:
         config = resumed_config(earlier, config, overrides)
-    check(config, Generation)
+    check_generation(config)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()
     if hardware.ranks > 1:
@@ -67,7 +67,7 @@ def execute(
     folder = earlier or _new_folder(config, resolved, place)
     with writing(folder.config):
         atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
-    with Interrupt(), Outcome(folder.status):
+    with Interrupt(), Ending(folder.status):
         return _generate(config, resolved, hardware, folder, overrides)
 
 
@@ -140,7 +140,7 @@ def _sampler(
     return Sampler(
         model=model,
         engine=engine,
-        greedy=instantiate({**config["rollout"], "temperature": 0.0}) if config["greedy"] else None,
+        greedy=greedy(engine) if config["greedy"] else None,
         data=data,
         reward=reward,
         environment=environment,

@@ -1,10 +1,12 @@
-"""The top level of conf/generate.yaml: which groups a generation has and what each has to be."""
+"""The top level of conf/generate.yaml: which groups a generation has, what each has to be, and what goes together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from postrain.check import check
 from postrain.data.module import DataModule
 from postrain.generation.keep import Keep
 from postrain.hardware import Hardware
@@ -12,7 +14,8 @@ from postrain.models.sources import ModelSource
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
-from postrain.types import Count
+from postrain.schema import load_target
+from postrain.types import ConfigError, Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +55,15 @@ class Generation:
     allow_change: bool
     debug: bool
     paths: Paths
+
+
+def check_generation(config: Mapping[str, Any]) -> None:
+    """Raises one ConfigError with what is wrong with a generation's config; builds nothing."""
+    check(config, Generation)
+    found = load_target(config["reward"]["_target_"])
+    # Whether objects of a class can be called stands in the class; every class itself can be.
+    if isinstance(found, type) and not any("__call__" in vars(base) for base in found.__mro__):
+        raise ConfigError(
+            f"reward: {found.__name__} compares two completions, and a generation needs a number for each; choose "
+            "another reward"
+        )

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from postrain.check import check, instantiate
 from postrain.cli import forced
 from postrain.folder import writing
-from postrain.generation.settings import Generation
+from postrain.generation.settings import Generation, check_generation
 from postrain.jsonl import atomic_write_text
 from postrain.manifest import reproduce
 from postrain.pipeline.stages import Stage, places, stages_of
@@ -33,6 +33,7 @@ from postrain.types import ConfigError
 FILE = "pipeline.yaml"
 # The primary config of each kind of stage and what it has to be.
 ROOTS: Mapping[str, tuple[str, type]] = {"train": ("config", Root), "generate": ("generate", Generation)}
+CHECKS = {"train": partial(check, root=Root), "generate": check_generation}
 FILES = (("data", "path"), ("data", "eval_path"))
 # Stands for the pipeline's folder while there is none: what lies in it is not looked for.
 CHECKED = Path("PIPELINE")
@@ -140,7 +141,7 @@ def _composed(stage: Stage, words: Sequence[str], conf: Path) -> Step:
         return Step(stage=stage, words=(), config={"call": OmegaConf.to_container(call)})
     sources = HydraConfig.get().runtime.config_sources
     extra = next((source.path for source in sources if source.provider == "command-line"), None)
-    ready = forced(words, conf, extra=extra)
+    ready = forced(words, conf, root=ROOTS[stage.kind][0], extra=extra)
     # The last choice of a group is the one; values come after all choices, and the last one wins by itself.
     choices = {key_of(word): word for word in ready if not word.startswith(("+", "~"))}
     values = [word for word in ready if word.startswith(("+", "~"))]
@@ -164,7 +165,7 @@ def _check(step: Step, known: Mapping[str, Any]) -> None:
         return
     missing = list(_missing_files(config))
     try:
-        check(config, ROOTS[step.stage.kind][1])
+        CHECKS[step.stage.kind](config)
     except ConfigError as error:
         raise ConfigError("\n".join([str(error), *missing])) from None
     if missing:

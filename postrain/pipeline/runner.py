@@ -23,7 +23,7 @@ from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
 from postrain.folder import Status, config_hash, new_directory, writing
 from postrain.generation import run as generation
-from postrain.generation.outcome import Outcome
+from postrain.generation.ending import Ending
 from postrain.jsonl import atomic_write_text
 from postrain.pipeline.plan import Plan, Step, make
 from postrain.pipeline.summary import result, summary, table
@@ -45,7 +45,7 @@ def execute(config: DictConfig, words: Sequence[str], conf: Path) -> float | Non
         raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
     folder, plan = _resumed(config, words, conf) if config.resume else _new(config, words, conf)
     print(f"pipeline folder: {folder}", flush=True)
-    with Interrupt(), Outcome(Status(folder / "status.json")):
+    with Interrupt(), Ending(Status(folder / "status.json")):
         for number, step in enumerate(plan.steps, start=1):
             title = f"stage {number} of {len(plan.steps)}, {step.stage.name}"
             _advance(plan, step, folder, title, allow_change=config.allow_change)
@@ -114,7 +114,7 @@ def _run(plan: Plan, step: Step, root: Path, *, allow_change: bool) -> None:
     if step.stage.kind == "call":
         with writing(folder):
             folder.mkdir(exist_ok=True)
-        with Outcome(Status(folder / "status.json")):
+        with Ending(Status(folder / "status.json")):
             instantiate({**config["call"], "folder": str(folder)})
         return
     begun = (folder / "config.yaml").is_file()

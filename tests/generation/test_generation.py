@@ -133,6 +133,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         ([*output, "trainer=ddp_cpu"], "one process"),
         ([*output, "keep.at_least=2"], "no completion of 10 prompts is worth keeping"),
         (["resume=" + str(tmp_path / "nowhere")], "there is no folder"),
+        (
+            [*output, "reward=pairwise", "reward.function=m.py:f"],
+            "PairwiseFunction compares two completions, and a gen",
+        ),
     ):
         assert code_of(*words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -140,6 +144,14 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     (failed,) = (tmp_path / "runs").glob("*/*/*")
     assert "worth keeping" in RunFolder(failed).status.read()["reason"]
     assert not (failed / "data.jsonl").exists()
+
+
+def test_the_greedy_completion_comes_from_the_same_engine(tmp_path, monkeypatch):
+    made, real = [], run_module.instantiate
+    monkeypatch.setattr(run_module, "instantiate", lambda node: made.append(node["_target_"]) or real(node))
+    folder = generated(tmp_path, "keep=none", "greedy=true", "prompts=1", "samples=1")
+    assert made.count("postrain.rollout.local.LocalEngine") == 1
+    assert completions(folder)[0]["greedy"] in (0.0, 1.0)
 
 
 def test_a_run_and_a_generation_are_not_resumed_as_each_other(tmp_path, whole):

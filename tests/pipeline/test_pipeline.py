@@ -131,6 +131,14 @@ def test_stopped_between_stages_it_goes_on_and_repeats_nothing(two, conf, tmp_pa
     assert status(moved)["status"] == "done"
 
 
+def test_a_generation_wants_a_number_before_the_first_stage_runs(conf, tmp_path, capsys):
+    words = ("stage.make.reward=pairwise", "stage.make.reward.function=m.py:f")
+    assert run(*SMALL, "pipeline=two", *words, f"paths.output={tmp_path}", *conf) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: stage make: reward: PairwiseFunction compares two completions")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_done_does_not_change(two, conf, capsys):
     assert run(f"resume={two}", "stage.learn.method.updates=3", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
