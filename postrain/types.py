@@ -201,6 +201,10 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """Texts that end a completion, besides the template's end tokens; they stay part of it."""
 
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise ConfigError("rollout.stop: an empty text ends nothing; name texts, or give [] for none")
+
 
 @dataclass(frozen=True)
 class Stop:

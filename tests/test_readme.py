@@ -17,6 +17,7 @@ COMMANDS = [
 ]
 TRAIN = [command.partition("#")[0].strip() for command in COMMANDS if command.startswith("python train.py")]
 MAKE = [command.split()[1] for command in COMMANDS if command.startswith("make ")]
+(SHORTER,) = re.findall(r"```python\n# mine.py: .*?\n(.*?)```", README, re.DOTALL)
 
 THUMB = '{{"prompt": "Say {0}.", "completion": "Here it is: {0}.", "label": {1}}}\n'
 JSONL = '{{"prompt": "Say {0}.", "completion": "Here it is: {0}."}}\n'
@@ -30,7 +31,7 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "thumbs.jsonl").write_text("".join(THUMB.format(n, str(n % 3 > 0).lower()) for n in range(40)))
     (tmp_path / "mine.py").write_text(
         "def brevity(prompts, completions, **columns):\n    return [-len(text) / 100 for text in completions]\n"
-        "def shorter(prompts, first, second):\n    return [len(a) < len(b) for a, b in zip(first, second)]\n"
+        + SHORTER
     )
     return tmp_path
 

@@ -1,7 +1,7 @@
 """The seam between methods that learn online and whatever samples for them.
 
-An engine knows token ids only: no text, no template, no reward. `postrain.rollout.local` samples from any Hugging Face
-causal LM in this process.
+An engine knows token ids, and texts only to stop at: no template, no reward. `local.py` samples from any Hugging Face
+causal LM in this process, `vllm.py` through vLLM.
 """
 
 from __future__ import annotations

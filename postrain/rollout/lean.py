@@ -1,6 +1,6 @@
 """One token a row through a decoder we know, in few operations: GPT-2's family and Llama's (Llama, Mistral, Qwen2/3).
 
-The same numbers as the model's own forward up to rounding, which is tried before it is relied on (steppers.py). Reads
+The same numbers as the model's own forward up to rounding, which is tried before it is relied on (choice.py). Reads
 the weights when it is made, so it lasts for one generation. Leaves out prompts, sliding windows and everything else:
 those go through the model itself.
 

@@ -48,10 +48,6 @@ class LocalEngine:
     dtype: Literal["policy", "bf16"]
     """What single tokens are computed in: the policy's own type, or copies of the weights in bfloat16."""
 
-    def __post_init__(self) -> None:
-        if "" in self.stop:
-            raise ConfigError("rollout.stop: an empty text ends nothing; name texts, or give [] for none")
-
     @property
     def sampling(self) -> Sampling:
         """How it draws."""

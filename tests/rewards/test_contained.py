@@ -21,6 +21,13 @@ def spawn(*words):
     _posixsubprocess.fork_exec(words, words[:1], True, (), None, None, -1, -1, -1, -1, -1, -1, *ends, False, True, -1,
                                None, None, None, -1, None, True)
 """
+UNTIL_ONE_SLEEPS = """
+import time
+for _ in range(400):
+    if os.path.exists("asleep"):
+        break
+    time.sleep(0.01)
+"""
 
 
 def processes(mark: str) -> list[str]:
@@ -116,9 +123,10 @@ def test_tests_passed_before_the_end_count() -> None:
 
 def test_a_fork_bomb_leaves_no_process() -> None:
     # 1 + 2 + 4 + … + 32 shells behind the hook's back, in sessions of their own, the last of them asleep for long
-    shell = '[ $0 -gt 5 ] && exec sleep 98765; setsid sh -c "$1" $(($0 + 1)) "$1" & setsid sh -c "$1" $(($0 + 1)) "$1"'
-    program = f"{SPAWN}\nimport time\nspawn('/bin/sh', '-c', {shell!r}, '1', {shell!r})\ntime.sleep(0.3)"
-    assert execute(program, tests=["assert True"], limits=LIMITS).output == "1"
+    last = "[ $0 -gt 5 ] && : > asleep && exec sleep 98765"
+    shell = last + '; setsid sh -c "$1" $(($0 + 1)) "$1" & setsid sh -c "$1" $(($0 + 1)) "$1"'
+    program = f"{SPAWN}\nspawn('/bin/sh', '-c', {shell!r}, '1', {shell!r})\n{UNTIL_ONE_SLEEPS}"
+    assert execute(program, tests=["assert os.path.exists('asleep')"], limits=LIMITS).output == "1"
     assert processes("sleep\x0098765") == []
 
 

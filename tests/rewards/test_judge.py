@@ -140,7 +140,7 @@ def test_a_judge_that_is_not_there_at_first_is_a_mistake_in_one_line(option: str
 
 def test_a_slow_one_is_given_up() -> None:
     with judge_server(lambda body, place: Says(held=place > 0)) as server:
-        reward = judge(server, timeout=0.05, retries=0)
+        reward = judge(server, timeout=0.5, retries=0)
         with pytest.raises(ConfigError, match=r"could not be reached \(.*timed? ?out.*\)"):
             marks(reward, "a")
         # asked, and asked again for what '' does not say

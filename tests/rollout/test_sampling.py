@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from postrain.rollout.sampling import BLOCK, allowed_logps, draw, uniforms
-from postrain.types import Sampling
+from postrain.types import ConfigError, Sampling
 
 TENTHS = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
 
@@ -78,3 +78,8 @@ def test_what_is_no_number_still_gives_a_token():
     tokens, logps = draw(torch.full((2, 100), torch.nan), torch.tensor([0.2, 0.9]), Sampling(1))
     assert ((tokens >= 0) & (tokens < 100)).all()
     assert logps.isnan().all()
+
+
+def test_an_empty_stop_text_is_refused():
+    with pytest.raises(ConfigError, match=r"^rollout\.stop: an empty text ends nothing[^\n]*$"):
+        Sampling(1, stop=("a", ""))

@@ -231,6 +231,11 @@ def test_what_is_missing_is_said_in_one_line(told, monkeypatch):
         engine()
 
 
+def test_an_empty_stop_text_is_refused(told):
+    with pytest.raises(ConfigError, match=r"^rollout\.stop: an empty text"):
+        _ = engine(stop=["a", ""]).sampling
+
+
 # A server -------------------------------------------------------------------------------------------------------------
 
 
