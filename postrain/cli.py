@@ -162,6 +162,8 @@ def _taken(conf: Path, root: str) -> frozenset[str]:
 
 
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
+    if override.value() is None:
+        yield f"{override.input_line}: no such option; to go without one say ~{override.key_or_group}"
     for name in _chosen(override):
         if name not in options:
             yield f"{override.key_or_group}={name}: no such option" + _hint(name, options)

@@ -61,6 +61,7 @@ def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> No
     [
         ("method=pppo", "method=pppo: no such option; did you mean ppo? (there are: ppo, sft)"),
         ("method=xyz", "method=xyz: no such option; there are: ppo, sft"),
+        ("method=null", "method=null: no such option; to go without one say ~method"),
         ("sweep=kl", "sweep=kl: no such option; there are: kl_coef"),
         ("metod=ppo", "metod: no such config group; did you mean method? (there are: logger, method, sweep)"),
         ("hydra/launcher=joblb", "hydra/launcher=joblb: no such option; there are: basic"),

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from postrain.types import Count, Positive
+from annotated_types import MinLen
+
+from postrain.rollout.revise import Revision, preferences
+from postrain.types import ConfigError, Count, Positive
 
 Row = dict[str, Any]
 
@@ -39,6 +42,8 @@ class Answers:
     """The data's own gold score; None where nobody knows."""
     greedy: float | None
     """Reward of the greedy completion, where one was asked for."""
+    revisions: tuple[Revision, ...] = ()
+    """Of the completions that came to an end, in order, where they were asked for."""
 
 
 class Keep(Protocol):
@@ -88,6 +93,19 @@ class Preferences:
         prompt = answers.columns.get("messages", answers.prompt)
         margin = round(most - least, 6)
         return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin, **_about(answers)}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revisions:
+    """Pairs: what a completion became when the model criticised and rewrote it, over the completion. No reward."""
+
+    principles: Annotated[tuple[str, ...], MinLen(1)]
+    """Sentences that say what makes a reply good; one is drawn for each completion."""
+
+    def __call__(self, answers: Answers) -> list[Row]:
+        if len(answers.revisions) != sum(answers.finished):
+            raise ConfigError("keep: these completions were sampled without revising them; start a new generation")
+        return preferences(answers.revisions, [_about(answers)] * len(answers.revisions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from postrain.check import instantiate
 from postrain.data.module import DataModule
 from postrain.folder import RunFolder, config_hash, new_directory, writing
 from postrain.generation.ending import Ending
-from postrain.generation.keep import Answers, Keep, Nothing, Row
+from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
 from postrain.generation.measure import Measured, measure
 from postrain.generation.sample import Sampler, distinct, sample
 from postrain.generation.settings import check_generation
@@ -135,8 +135,10 @@ def _sampler(
 ) -> Sampler:
     torch.manual_seed(config["seed"])
     model = cast("nn.Module", load_causal(resolved, dtype=hardware.dtype)).to(hardware.device)
-    reward = instantiate(config["reward"])
-    reward.to(hardware.device)
+    reward = instantiate(config.get("reward"))
+    if reward is not None:
+        reward.to(hardware.device)
+    keep: Keep = instantiate(config["keep"])
     return Sampler(
         model=model,
         engine=engine,
@@ -145,6 +147,7 @@ def _sampler(
         reward=reward,
         environment=environment,
         samples=config["samples"],
+        principles=keep.principles if isinstance(keep, Revisions) else (),
         part=config["part"],
         seed=config["seed"],
     )
@@ -160,22 +163,31 @@ def _finish(config: Mapping[str, Any], answers: Sequence[Answers], folder: RunFo
     with writing(folder.path):
         summary = {**plain(asdict(found)), "kept": len(kept), "kept_prompts": prompts}
         atomic_write_text(folder.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    console.print(table(found, len(kept), prompts))
+    console.print(table(found, len(kept), prompts, scored=config.get("reward") is not None))
     if not isinstance(keep, Nothing):
-        _write_rows(kept, found, folder.path / DATA)
+        if not kept:
+            raise _no_rows(keep, found)
+        _write_rows(kept, folder.path / DATA)
         console.print(f"data    {folder.path / DATA}", soft_wrap=True)
     return found.sampled.value if found.sampled else None
 
 
-def _write_rows(rows: Sequence[Row], found: Measured, path: Path) -> None:
-    """The data file, in one piece; a file without rows would only be a riddle later."""
-    if not rows:
-        best = (
-            "none could be scored" if found.best is None else f"their best rewards are {figure(found.best)} on average"
+def _no_rows(keep: Keep, found: Measured) -> ConfigError:
+    """Why there is nothing to write; a file without rows would only be a riddle later."""
+    ended = f"{found.finished:.0%} came to an end"
+    if isinstance(keep, Revisions):
+        return ConfigError(
+            f"keep: no completion of {found.prompts} prompts was revised ({ended}); raise rollout.max_new_tokens, or "
+            "lower it where request, completion, critique and revision do not fit into the model's context"
         )
-        raise ConfigError(
-            f"keep: no completion of {found.prompts} prompts is worth keeping ({best}, {found.finished:.0%} came to an "
-            "end); ask less of them (keep=all, keep.at_least=...), sample more, or raise rollout.max_new_tokens"
-        )
+    best = "none could be scored" if found.best is None else f"their best rewards are {figure(found.best)} on average"
+    return ConfigError(
+        f"keep: no completion of {found.prompts} prompts is worth keeping ({best}, {ended}); ask less of them "
+        "(keep=all, keep.at_least=...), sample more, or raise rollout.max_new_tokens"
+    )
+
+
+def _write_rows(rows: Sequence[Row], path: Path) -> None:
+    """The data file, in one piece."""
     with writing(path):
         atomic_write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows))

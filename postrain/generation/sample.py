@@ -17,6 +17,7 @@ from torch import nn
 from postrain.data.collate import prompts as as_prompts
 from postrain.data.encode import EncodedPrompt
 from postrain.data.module import DataModule
+from postrain.data.records import Message, Messages
 from postrain.evaluation.evaluator import gold_scores
 from postrain.folder import writing
 from postrain.generation.keep import Answers
@@ -25,6 +26,7 @@ from postrain.ops import derive_seed
 from postrain.rewards.base import Reward, optional
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Engine
+from postrain.rollout.revise import Revision, revise
 from postrain.rollout.turns import Environment
 from postrain.types import ConfigError, Prompts
 
@@ -38,10 +40,13 @@ class Sampler:
     greedy: Engine | None
     """Draws the greedy completion, where it is to be measured too."""
     data: DataModule
-    reward: Reward
+    reward: Reward | None
+    """None where completions are not scored."""
     environment: Environment
     samples: int
     """Completions of each prompt."""
+    principles: tuple[str, ...]
+    """What completions are criticised and revised by; without any they are left as they are."""
     part: str
     seed: int
 
@@ -54,9 +59,10 @@ class Sampler:
         episodes = self._episodes(self.engine, copies, keys)
         gold = [scores.get("total") for scores in gold_scores(episodes, self.data)]
         greedy = self._greedy(prompts)
+        revised = self._revised(episodes, keys)
         return [
-            self._answers(item, episodes, gold, range(place * self.samples, (place + 1) * self.samples), greedy[place])
-            for place, item in enumerate(items)
+            self._answers(item, episodes, gold, revised, range(start, start + self.samples), greedy[place])
+            for place, (item, start) in enumerate(zip(items, range(0, len(keys), self.samples), strict=True))
         ]
 
     def _key(self, row: int, number: int) -> int:
@@ -72,17 +78,30 @@ class Sampler:
         if self.greedy is None:
             return (None,) * len(prompts)
         keys = [self._key(row, self.samples) for row in prompts.row_ids]
-        return optional(self._episodes(self.greedy, prompts, keys).reward_B)
+        return self._paid(self._episodes(self.greedy, prompts, keys))
+
+    def _paid(self, episodes: Episodes) -> tuple[float | None, ...]:
+        return optional(episodes.reward_B) if self.reward else (None,) * len(episodes.completions)
+
+    def _revised(self, episodes: Episodes, keys: Sequence[int]) -> dict[int, Revision]:
+        """What became of the completions that came to an end, by their place."""
+        ended = episodes.finished_B.nonzero().flatten().tolist() if self.principles else []
+        prompts = [_asked(episodes.prompts[place], episodes.columns[place]) for place in ended]
+        said = [episodes.completions[place] for place in ended]
+        own = [keys[place] for place in ended]
+        made = revise(self.engine, self.model, self.data.template, prompts, said, self.principles, own) if ended else []
+        return dict(zip(ended, made, strict=True))
 
     def _answers(
         self,
         item: EncodedPrompt,
         episodes: Episodes,
         gold: Sequence[float | None],
+        revised: Mapping[int, Revision],
         mine: range,
         greedy: float | None,
     ) -> Answers:
-        rewards, finished = optional(episodes.reward_B), episodes.finished_B.tolist()
+        rewards, finished = self._paid(episodes), episodes.finished_B.tolist()
         return Answers(
             row=item.row,
             prompt=item.text,
@@ -92,6 +111,7 @@ class Sampler:
             finished=tuple(finished[place] for place in mine),
             gold=tuple(gold[place] for place in mine),
             greedy=greedy,
+            revisions=tuple(revised[place] for place in mine if place in revised),
         )
 
 
@@ -138,7 +158,17 @@ def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples
 def read(record: Record) -> Answers:
     """One line of completions.jsonl."""
     lists = {name: tuple(record[name]) for name in ("completions", "rewards", "finished", "gold")}
-    return Answers(**{**record, **lists})
+    revisions = tuple(Revision(**{**made, "prompt": _prompt(made["prompt"])}) for made in record.get("revisions", ()))
+    return Answers(**{**record, **lists, "revisions": revisions})
+
+
+def _prompt(said: Any) -> str | Messages:
+    return said if isinstance(said, str) else tuple(Message(**turn) for turn in said)
+
+
+def _asked(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
+    """A prompt with its roles, where it has several turns."""
+    return _prompt(columns.get("messages", prompt))
 
 
 def _json(columns: Mapping[str, Any]) -> Mapping[str, Any]:

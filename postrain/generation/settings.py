@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from postrain.check import check
 from postrain.data.module import DataModule
-from postrain.generation.keep import Keep
+from postrain.generation.keep import Keep, Preferences, Top
 from postrain.hardware import Hardware
 from postrain.models.sources import ModelSource
 from postrain.rewards.base import Reward
@@ -32,7 +32,6 @@ class Generation:
 
     model: ModelSource
     data: DataModule
-    reward: Reward
     rollout: Engine
     environment: Environment
     trainer: Hardware
@@ -55,11 +54,20 @@ class Generation:
     allow_change: bool
     debug: bool
     paths: Paths
+    # Hydra leaves a group out that is null.
+    reward: Reward | None = None
+    """None with keep=revisions and keep=none only."""
 
 
 def check_generation(config: Mapping[str, Any]) -> None:
     """Raises one ConfigError with what is wrong with a generation's config; builds nothing."""
     check(config, Generation)
+    if config.get("reward") is None:
+        if load_target(config["keep"]["_target_"]) in (Top, Preferences):
+            raise ConfigError(
+                "reward: expected one, since keep chooses completions by it; only keep=none and keep=revisions go without"
+            )
+        return
     found = load_target(config["reward"]["_target_"])
     # Whether objects of a class can be called stands in the class; every class itself can be.
     if isinstance(found, type) and not any("__call__" in vars(base) for base in found.__mro__):

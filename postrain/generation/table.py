@@ -9,8 +9,8 @@ from postrain.generation.measure import Measured
 from postrain.readable import figure
 
 
-def table(found: Measured, kept: int, kept_prompts: int) -> Table:
-    """A line for each number; those that nobody knows are left out."""
+def table(found: Measured, kept: int, kept_prompts: int, *, scored: bool) -> Table:
+    """A line for each number; those that nobody knows are left out. `scored` is whether there was a reward."""
     made = Table(box=None, pad_edge=False, show_header=False)
     made.add_row("prompts", f"{found.prompts}, each {found.samples} times")
     means = {
@@ -27,7 +27,7 @@ def table(found: Measured, kept: int, kept_prompts: int) -> Table:
         if interval is not None:
             made.add_row(name, said(interval))
     made.add_row("came to an end", f"{found.finished:.1%}")
-    if found.unscorable:
+    if found.unscorable and scored:
         made.add_row("unscorable", f"{found.unscorable} prompts")
     if kept:
         made.add_row("kept", f"{kept} rows of {kept_prompts} prompts")

@@ -7,13 +7,13 @@ Needs an engine and a model, no reward. Which of two replies follows a principle
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
 from postrain.data.chat import Template
-from postrain.data.records import Message, Messages
+from postrain.data.records import Message, Messages, user
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.ops import derive_seed
@@ -32,12 +32,13 @@ Write the reply only."""
 class Revision:
     """A completion and what became of it."""
 
-    prompt: str
+    prompt: str | Messages
+    """Its turns, where there are several."""
     original: str
     critique: str
     """What the model found amiss; empty where there was no room in its context to ask."""
     revised: str
-    """The completion written anew; the original where nothing came of it."""
+    """The completion written anew; the original where nothing came of it, or it was cut at the engine's limit."""
     principle: str
     """The sentence it was held to."""
 
@@ -46,7 +47,7 @@ def revise(
     engine: Engine,
     model: nn.Module,
     template: Template,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Messages],
     completions: Sequence[str],
     principles: Sequence[str],
     keys: Sequence[int],
@@ -60,7 +61,7 @@ def revise(
     drawn = [principles[derive_seed(key, "principle") % len(principles)] for key in keys]
     rows = zip(prompts, completions, drawn, strict=True)
     asked = [
-        (Message("user", prompt), Message("assistant", said), Message("user", CRITIQUE.format(principle=principle)))
+        (*_turns(prompt), Message("assistant", said), Message("user", CRITIQUE.format(principle=principle)))
         for prompt, said, principle in rows
     ]
     critiques = _written(engine, model, template, asked, [derive_seed(key, "critique") for key in keys])
@@ -70,27 +71,51 @@ def revise(
     ]
     # Without a critique there is nothing to revise by.
     wanted = [turns if critique else () for turns, critique in zip(again, critiques, strict=True)]
-    revised = _written(engine, model, template, wanted, [derive_seed(key, "revision") for key in keys])
+    revised = _written(engine, model, template, wanted, [derive_seed(key, "revision") for key in keys], whole=True)
     found = zip(prompts, completions, critiques, revised, drawn, strict=True)
     return [
-        Revision(prompt, said, critique, new or said, principle) for prompt, said, critique, new, principle in found
+        Revision(prompt, said, critique, _begun_like(said, new) if new else said, principle)
+        for prompt, said, critique, new, principle in found
     ]
 
 
+def _begun_like(said: str, new: str) -> str:
+    """`new` with the blanks that `said` begins with: a pair shall not differ by what only a template decides."""
+    return said[: len(said) - len(said.lstrip())] + new
+
+
 def preferences(revisions: Sequence[Revision], columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of preference data, the revision over the original, with each prompt's other columns; those that a revision
-    did not change are left out."""
+    """Rows of preference data, the revision over the original, with why, and each prompt's other columns; those that a
+    revision did not change are left out."""
     return [
-        {**others, "prompt": item.prompt, "chosen": item.revised, "rejected": item.original}
+        {
+            **others,
+            "prompt": item.prompt if isinstance(item.prompt, str) else [asdict(turn) for turn in item.prompt],
+            "chosen": item.revised,
+            "rejected": item.original,
+            "critique": item.critique,
+            "principle": item.principle,
+        }
         for item, others in zip(revisions, columns, strict=True)
         if item.revised.strip() != item.original.strip()
     ]
 
 
+def _turns(prompt: str | Messages) -> Messages:
+    return user(prompt) if isinstance(prompt, str) else prompt
+
+
 def _written(
-    engine: Engine, model: nn.Module, template: Template, asked: Sequence[Messages], keys: Sequence[int]
+    engine: Engine,
+    model: nn.Module,
+    template: Template,
+    asked: Sequence[Messages],
+    keys: Sequence[int],
+    *,
+    whole: bool = False,
 ) -> list[str]:
-    """What the model says after each conversation; nothing where it is empty or leaves no room in the context."""
+    """What the model says after each conversation; nothing where it is empty or leaves no room in the context, and
+    where it is cut short, if it has to be `whole`."""
     room = context_length(unwrapped(model).config.to_dict()) - engine.sampling.max_new_tokens
     ids = {place: template.encode_prompt(turns) for place, turns in enumerate(asked) if turns}
     fitting = [place for place, row in ids.items() if len(row) <= room]
@@ -100,5 +125,9 @@ def _written(
     found = engine.generate(
         model, [ids[place] for place in fitting], keys=[keys[place] for place in fitting], stop=stop
     )
-    said = {place: template.decode(completion.ids).strip() for place, completion in zip(fitting, found, strict=True)}
+    said = {
+        place: template.decode(completion.ids).strip()
+        for place, completion in zip(fitting, found, strict=True)
+        if completion.finished or not whole
+    }
     return [said.get(place, "") for place in range(len(asked))]

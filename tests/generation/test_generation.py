@@ -108,6 +108,34 @@ def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
     )
 
 
+def test_revisions_need_no_reward_go_on_after_a_kill_and_can_be_learned_from(tmp_path, monkeypatch):
+    small = ("data=world_stories", "prompts=4", "samples=3", "chunk=2", "rollout.max_new_tokens=32")
+    folder = generated(tmp_path, "keep=revisions", *small)
+    found, pairs = completions(folder), rows(folder)
+    assert [record["rewards"] for record in found] == [[None] * 3] * 4
+    assert [len(record["revisions"]) for record in found] == [sum(record["finished"]) for record in found]
+    principles = composed("keep=revisions")["keep"]["principles"]
+    assert all(pair["chosen"] != pair["rejected"] and pair["principle"] in principles for pair in pairs)
+    (said,) = {json.dumps(record["completions"]) for record in found if record["prompt"] == pairs[0]["prompt"]}
+    assert pairs[0]["rejected"] in json.loads(said)
+    # Killed in the second chunk: what is written anew is what was lost.
+    lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
+    (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:3]))
+    (folder.path / "data.jsonl").unlink()
+    resumed(folder)
+    assert (completions(folder), rows(folder)) == (found, pairs)
+    words = [f"data.path={folder.path / 'data.jsonl'}", "data.eval_rows=1", "data.template=plain"]
+    small_run(tmp_path, "method=dpo", *words, "method.batch_size=1")
+
+
+def test_completions_that_were_not_revised_cannot_be_kept_as_revisions(tmp_path):
+    folder = generated(tmp_path, "keep=all")
+    node = composed("keep=revisions")["keep"]
+    config = composed(f"resume={folder.path}", "allow_change=true")
+    with pytest.raises(ConfigError, match=r"without revising them; start a new generation"):
+        run_module.execute({**config, "keep": node}, overrides=["keep=revisions", "allow_change=true"], group=None)
+
+
 def test_prompts_of_several_turns_become_conversations(tmp_path):
     turns = [("user", "Hi"), ("assistant", "Hello."), ("user", "Name {0} colours.")]
     file = tmp_path / "asked.jsonl"
@@ -131,6 +159,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         ([*output, "samples=0"], "samples: expected"),
         ([*output, "keep=bets"], "did you mean best?"),
         ([*output, "trainer=ddp_cpu"], "one process"),
+        ([*output, "~reward", "keep=best"], "reward: expected one, since keep chooses completions by it"),
+        ([*output, "keep=revisions", "keep.principles=[]"], "keep.principles: expected a list of"),
+        ([*output, "keep=revisions", "rollout.max_new_tokens=1"], "no completion of 10 prompts was revised"),
         ([*output, "keep.at_least=2"], "no completion of 10 prompts is worth keeping"),
         (["resume=" + str(tmp_path / "nowhere")], "there is no folder"),
         (
@@ -141,9 +172,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert code_of(*words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert said in line
-    (failed,) = (tmp_path / "runs").glob("*/*/*")
-    assert "worth keeping" in RunFolder(failed).status.read()["reason"]
-    assert not (failed / "data.jsonl").exists()
+    unrevised, unkept = sorted((tmp_path / "runs").glob("*/*/*"), key=lambda path: path.stat().st_ctime_ns)
+    assert "was revised" in RunFolder(unrevised).status.read()["reason"]
+    assert "worth keeping" in RunFolder(unkept).status.read()["reason"]
+    assert not (unkept / "data.jsonl").exists()
 
 
 def test_the_greedy_completion_comes_from_the_same_engine(tmp_path, monkeypatch):

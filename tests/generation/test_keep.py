@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from postrain.check import check, instantiate
-from postrain.generation.keep import Answers, Nothing, Preferences, Top
+from postrain.generation.keep import Answers, Nothing, Preferences, Revisions, Top
 from postrain.generation.measure import measure
 from postrain.generation.settings import Generation
+from postrain.rollout.revise import Revision
+from postrain.types import ConfigError
 from tests.generation.made import composed
 from tests.runs import CONF
 
@@ -23,6 +25,8 @@ FOUR = Answers(
     gold=(0.9, 0.1, 1.0, 0.9),
     greedy=None,
 )
+# Of the four, one stayed what it was.
+REVISED = tuple(Revision("1 + 2 = ?", said, "Short.", " It is 3.", "Sentences.") for said in FOUR.completions)
 ROW = {"prompt": "1 + 2 = ?", "reward": 1.0, "row": 7, "answer": "3"}
 
 
@@ -61,6 +65,16 @@ def test_a_pair_is_the_best_over_the_worst_with_its_margin():
     assert Preferences(margin=0.51)(answers) == []
     assert Preferences(margin=0.1)(replace(FOUR, completions=(" 3.",) * 4)) == []
     assert Preferences(margin=0.1)(replace(FOUR, rewards=(None,) * 4)) == []
+
+
+def test_a_revision_is_preferred_to_what_it_revises_with_why():
+    keep = Revisions(principles=("Sentences.",))
+    found = keep(replace(FOUR, rewards=(None,) * 4, revisions=REVISED))
+    why = {"critique": "Short.", "principle": "Sentences.", "row": 7, "answer": "3"}
+    pairs = [(" It is 3.", " 3."), (" It is 3.", " 4."), (" It is 3.", " 3.")]
+    assert found == [{"prompt": "1 + 2 = ?", "chosen": new, "rejected": old, **why} for new, old in pairs]
+    with pytest.raises(ConfigError, match="without revising"):
+        keep(FOUR)
 
 
 def test_a_prompt_of_several_turns_keeps_them():
@@ -108,7 +122,9 @@ def test_without_a_scored_completion_nothing_is_claimed():
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "keep").glob("*.yaml")))
 def test_every_option_fits(option):
     config = composed(f"keep={option}")
+    assert (config.get("reward") is None) == (option == "revisions")
     check(config, Generation)
-    rows = instantiate(config["keep"])(FOUR)
-    assert len(rows) == {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1}[option]
+    rows = instantiate(config["keep"])(replace(FOUR, revisions=REVISED))
+    sizes = {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1, "revisions": 3}
+    assert len(rows) == sizes[option]
     assert (CONF / "keep" / f"{option}.yaml").read_text().startswith("# ")

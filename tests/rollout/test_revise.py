@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from postrain.data.chat import Template
+from postrain.data.records import Message
 from postrain.rollout.engine import Mixture
 from postrain.rollout.revise import CRITIQUE, REVISION, Revision, preferences, revise
 from postrain.types import Completion, ConfigError, Sampling, Stop
@@ -30,6 +31,7 @@ class Scripted:
     max_new_tokens: int = 8
     asked: list[tuple[str, int]] = field(default_factory=list)
     exact: bool = True
+    finished: bool = True
 
     @property
     def sampling(self) -> Sampling:
@@ -41,7 +43,7 @@ class Scripted:
         texts = [self.template.decode_all(prompt.tolist()) for prompt in prompts]
         self.asked += zip(texts, keys, strict=True)
         ids = [torch.tensor(self.template.tokenizer(self.says(text))["input_ids"]) for text in texts]
-        return [Completion(row, torch.zeros(len(row)), finished=True) for row in ids]
+        return [Completion(row, torch.zeros(len(row)), finished=self.finished) for row in ids]
 
 
 class Model(nn.Module):
@@ -74,8 +76,9 @@ def run(
 
 def test_a_reply_is_criticised_and_written_anew(template: Template) -> None:
     engine = Scripted(template, by_turn)
-    (found,) = run(engine, ["Will you?"], ["No."])
-    assert found == Revision("Will you?", "No.", "It is curt.", "Thank you, I will.", KIND)
+    (found,) = run(engine, ["Will you?"], [" No."])
+    # It begins with the blank that its original begins with.
+    assert found == Revision("Will you?", " No.", "It is curt.", " Thank you, I will.", KIND)
     (first, one), (second, other) = engine.asked
     assert one != other
     # what is asked first stands in what is asked next
@@ -119,10 +122,24 @@ def test_a_model_that_says_nothing_changes_nothing(template: Template) -> None:
     assert found.revised == "No."
 
 
+def test_a_revision_that_was_cut_is_none(template: Template) -> None:
+    (found,) = run(Scripted(template, by_turn, finished=False), ["Will you?"], ["No."])
+    assert (found.critique, found.revised) == ("It is curt.", "No.")
+
+
+def test_a_prompt_of_several_turns_is_asked_with_all_of_them(template: Template) -> None:
+    engine = Scripted(template, by_turn)
+    turns = (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Will you?"))
+    (found,) = revise(engine, Model(512), template, [turns], ["No."], [KIND], [5])
+    assert all(turn.content in asked for turn in turns for asked, _ in engine.asked)
+    (row,) = preferences([found], [{}])
+    assert row["prompt"][1] == {"role": "assistant", "content": "Hello."}
+
+
 def test_revisions_become_pairs_unless_nothing_changed() -> None:
     changed, same = Revision("p", "No.", "c", "Thanks, no.", KIND), Revision("q", "No.", "c", "No. ", KIND)
     assert preferences([changed, same], [{"row": 3}, {"row": 4}]) == [
-        {"prompt": "p", "chosen": "Thanks, no.", "rejected": "No.", "row": 3}
+        {"prompt": "p", "chosen": "Thanks, no.", "rejected": "No.", "critique": "c", "principle": KIND, "row": 3}
     ]
 
 
