@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -156,8 +156,8 @@ def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Itera
 def _taken(conf: Path, root: str) -> frozenset[str]:
     """The groups that a primary config has in its defaults list."""
     file = conf / f"{root}.yaml"
-    chosen = OmegaConf.load(file).get("defaults", []) if file.is_file() else []
-    keys = (str(key) for item in chosen if not isinstance(item, str) for key in item)
+    written: Any = OmegaConf.load(file) if file.is_file() else {}
+    keys = (str(key) for item in written.get("defaults", []) if not isinstance(item, str) for key in item)
     return frozenset(key for key in keys if not key.startswith("override "))
 
 

@@ -65,7 +65,7 @@ def check_generation(config: Mapping[str, Any]) -> None:
     if config.get("reward") is None:
         if load_target(config["keep"]["_target_"]) in (Top, Preferences):
             raise ConfigError(
-                "reward: expected one, since keep chooses completions by it; only keep=none and keep=revisions go without"
+                "reward: expected one, since keep chooses completions by it; keep=none and keep=revisions do without"
             )
         return
     found = load_target(config["reward"]["_target_"])
