@@ -69,6 +69,7 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, *, mean: Tensor, variance: Tensor
 
 def moments(total: Tensor, total_of_squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population variance from sums that were added up over ranks."""
+    count = count.clamp(min=1)
     mean = total / count
     return mean, (total_of_squares / count - mean**2).clamp(min=0)
 
@@ -168,15 +169,17 @@ def kl_estimates(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> dic
 
 
 def step_metrics(
-    logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, low: float, high: float
+    log_ratio_BT: Tensor, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, low: float, high: float
 ) -> dict[str, Mean | Max]:
-    """How far one optimizer step's policy is from the one that sampled; the ratio is clipped to 1 − low … 1 + high."""
-    log_ratio_BT = (logps_BT - old_logps_BT) * mask_BT
-    ratio_BT, tokens = log_ratio_BT.exp(), mask_BT.sum()
-    outside_BT = ((ratio_BT < 1 - low) | (ratio_BT > 1 + high)) & mask_BT
+    """How far one optimizer step's policy is from the one that sampled, and how many tokens the clip silences.
+
+    `log_ratio_BT` is the tokens' own; `ratio_BT`, [B, T] or [B, 1], is what is clipped to 1 − low … 1 + high.
+    """
+    log_ratio_BT, tokens = log_ratio_BT * mask_BT, mask_BT.sum()
+    silent_BT = ((ratio_BT < 1 - low) & (advantages_BT < 0)) | ((ratio_BT > 1 + high) & (advantages_BT > 0))
     return {
         "ratio/mean": Mean((ratio_BT * mask_BT).sum(), tokens),
         "ratio/max": Max((ratio_BT * mask_BT).max()),
-        "clip_fraction": Mean(outside_BT.sum(), tokens),
-        "kl/step": Mean(((ratio_BT - 1 - log_ratio_BT) * mask_BT).sum(), tokens),
+        "clip_fraction": Mean((silent_BT & mask_BT).sum(), tokens),
+        "kl/step": Mean((log_ratio_BT.exp() - 1 - log_ratio_BT).sum(), tokens),
     }

@@ -44,6 +44,7 @@ def all_sum(value: Tensor) -> Tensor:
 
 def whiten_globally(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Values with mean 0 and variance 1 over the real tokens of the global batch; 0 outside the mask."""
+    values_BT = values_BT * mask_BT
     sums = all_sum(torch.stack([values_BT.sum(), (values_BT**2).sum(), mask_BT.sum().float()]))
     mean, variance = moments(*sums)
     return whiten(values_BT, mask_BT, mean=mean, variance=variance)
@@ -69,6 +70,8 @@ def sum_gradients(parameters: Sequence[Parameter]) -> None:
     # Where no rank has one (a frozen policy in a critic's warm-up) there is none, or Adam would step by its momentum.
     present = all_sum(torch.tensor([p.grad is not None for p in whole], dtype=torch.float32, device=whole[0].device))
     whole = [parameter for parameter, found in zip(whole, present.tolist(), strict=True) if found]
+    if not whole:
+        return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in whole])
     dist.all_reduce(flat)
     for parameter, total in zip(whole, flat.split([p.numel() for p in whole]), strict=True):

@@ -97,8 +97,10 @@ def test_step_metrics_of_two_tokens():
     mask = torch.tensor([[True, True, False]])
     old = torch.zeros(1, 3)
     new = torch.tensor([[math.log(1.5), math.log(0.9), 5.0]])
-    found = step_metrics(new, old, mask, low=0.2, high=0.2)
-    # ratios 1.5 and 0.9: mean 1.2, one of two outside 1 ± 0.2
+    found = step_metrics(new - old, new.exp(), torch.ones(1, 3), mask, low=0.2, high=0.2)
+    # ratios 1.5 and 0.9: mean 1.2, one of two above 1.2, where a good token is clipped, and a bad one is not
+    bad = step_metrics(new - old, new.exp(), -torch.ones(1, 3), mask, low=0.2, high=0.2)
+    assert bad["clip_fraction"].value() == 0
     assert found["ratio/mean"].value() == pytest.approx(1.2)
     assert found["ratio/max"].value() == pytest.approx(1.5)
     assert found["clip_fraction"].value() == pytest.approx(0.5)

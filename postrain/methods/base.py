@@ -67,7 +67,7 @@ class Counters:
     updates: int = 0
     optimizer_steps: int = 0
     episodes: int = 0
-    """Items seen: rows, pairs or rollouts, over all ranks."""
+    """Items of data given: rows, pairs or prompts, over all ranks."""
     tokens: int = 0
     """Tokens run through the policy with a gradient, over all ranks."""
 

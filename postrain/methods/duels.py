@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from postrain.methods.metrics import Metrics
 from postrain.methods.online import Online
 from postrain.ops import derive_seed, share_above
-from postrain.rewards.pairwise import Preference, RewardDifference
 from postrain.rollout.collect import Episodes, collect
 from postrain.types import Count, Mean, Positive, Prompts
 
@@ -39,20 +39,14 @@ class Dueling(Online):
         super().attached()
         self.starts: dict[int, Episodes] = {}
 
-    @property
-    def preference(self) -> Preference:
-        """Who beats whom."""
-        if self.parts.preference is not None:
-            return self.parts.preference
-        assert self.parts.reward is not None
-        return RewardDifference(self.parts.reward, self.preference_temperature)
-
     def duel(self, one: Episodes, other: Episodes) -> Tensor:
         """P(a completion beats its opponent of the same prompt), NaN where nobody can tell, [B]."""
-        return self.preference.beats(one.prompts, one.completions, other.completions, one.columns).to(self.device)
+        if self.parts.preference is None:
+            return torch.sigmoid((one.reward_B - other.reward_B) / self.preference_temperature)
+        return self.parts.preference.beats(one.prompts, one.completions, other.completions, one.columns).to(self.device)
 
     def evaluate(self, batch: Prompts, index: int) -> Metrics:
-        """How often the policy's completions of held-out prompts beat its start's, both drawn with the same seeds."""
+        """How often the policy's completions of held-out prompts beat the reference's, drawn with the same seeds."""
         if index not in self.starts:
             with self.reference.scoring() as frozen:
                 self.starts[index] = self.completed(frozen, batch, index)
@@ -67,8 +61,19 @@ class Dueling(Online):
         """One completion of each held-out prompt."""
         keys = [derive_seed(self.parts.seed, "win_rate", index, place) for place in range(len(prompts))]
         return collect(
-            self.parts.engine, model, self.parts.template, prompts, keys=keys, environment=self.parts.environment
+            self.parts.engine,
+            model,
+            self.parts.template,
+            prompts,
+            keys=keys,
+            reward=self.parts.reward,
+            environment=self.parts.environment,
         )
+
+    def measured(self, episodes: Episodes) -> Metrics:
+        """The metrics of a rollout; none of a reward where there is only a preference."""
+        found = episodes.metrics()
+        return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
 
 
 def paired(some: Episodes, others: Episodes, size: int) -> tuple[Episodes, Episodes]:

@@ -18,26 +18,31 @@ from torch import Tensor
 
 from postrain import parallel
 from postrain.methods.online import Online, joined, mask_of, own_share
-from postrain.ops import kl_estimates, step_metrics
+from postrain.ops import clipped_surrogate, kl_estimates, step_metrics
 from postrain.rollout.collect import Episodes
 from postrain.scoring import score
 from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, Mean, NonNegative, Positive, Prompts, Rows
 
 
+def differing(reward_PG: Tensor) -> Tensor:
+    """True for groups in which not all that could be scored earned the same, [P]; one alone differs from the batch."""
+    known_PG = ~reward_PG.isnan()
+    if reward_PG.shape[1] == 1:
+        return known_PG[:, 0]
+    highest_P = reward_PG.masked_fill(~known_PG, -torch.inf).amax(1)
+    return highest_P - reward_PG.masked_fill(~known_PG, torch.inf).amin(1) > 1e-6
+
+
 def centred(reward_PG: Tensor) -> Tensor:
     """Each reward less the mean of its group, [P, G]; NaN (unscorable) leaves the mean and becomes 0."""
-    return (reward_PG - reward_PG.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    # Rounding must not tell equal rewards apart.
+    return (reward_PG - reward_PG.nanmean(1, keepdim=True)).nan_to_num(0.0) * differing(reward_PG)[:, None]
 
 
 def group_std(reward_PG: Tensor) -> Tensor:
     """Bessel-corrected standard deviation of what could be scored (not NaN) in each group, [P, 1]; 0 of one reward."""
     count_P1 = (~reward_PG.isnan()).sum(1, keepdim=True)
     return ((centred(reward_PG) ** 2).sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
-
-
-def differing(reward_PG: Tensor) -> Tensor:
-    """True for groups in which not all that could be scored earned the same, [P]."""
-    return centred(reward_PG).abs().amax(1) > 1e-6
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,14 @@ class Rollout(Batch):
     """False where the loss has no gradient: such a completion needs no pass."""
 
     def cost(self) -> list[int]:
-        families = Counter(self.rows.row_ids)
-        tokens = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, self.learned_B.tolist(), strict=True)
-        completion = [(len(ids), int(mask.sum()), families[row], learned) for ids, mask, row, learned in tokens]
-        return [(own - (own - said) * (kin - 1) // kin) * learned for own, said, kin, learned in completion]
+        learned = self.learned_B.tolist()
+        kin = Counter(row for row, goes in zip(self.rows.row_ids, learned, strict=True) if goes)
+        rows = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, learned, strict=True)
+        # The prompt is shared with the completions that go through the model; answers of an environment are not.
+        return [
+            len(ids) - int(mask.long().argmax()) * (kin[row] - 1) // kin[row] if goes else 0
+            for ids, mask, row, goes in rows
+        ]
 
 
 class Grouped(Online):
@@ -110,9 +119,13 @@ class Grouped(Online):
         """An estimate of the KL at each token that is added to the loss, [B, T]."""
         return None
 
-    def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
+    def ratios(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """How much likelier something has become since it was sampled, [B, T], or [B, 1]; by default each token."""
+        return log_ratio_BT.exp()
+
+    def surrogate(self, ratio_BT: Tensor, logps_BT: Tensor, advantages_BT: Tensor) -> Tensor:
         """What is minimised at each token, [B, T]."""
-        raise NotImplementedError
+        return clipped_surrogate(ratio_BT, advantages_BT, self.clip_low, self.clip_high)
 
     def shaped(self, episodes: Episodes) -> Tensor:
         """The reward of each completion, NaN where nothing could score it, [B]."""
@@ -132,8 +145,10 @@ class Grouped(Online):
         ref_logps_BT = self.reference_logps(rows) if self.kl_coef else torch.zeros_like(logps_BT)
         kl_BT = (logps_BT - ref_logps_BT) * mask_BT if self.kl_coef else ref_logps_BT
         reward_PG = self.shaped(episodes).view(-1, self.group_size)
-        advantages_BT = self.advantages(reward_PG, kl_BT, mask_BT) * ~episodes.reward_B.isnan()[:, None]
         counted_B = self.of_kept(len(episodes))
+        # What is left out is in no statistic either, so that it does not matter how many groups were drawn.
+        learned_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
+        advantages_BT = self.advantages(learned_PG, kl_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
         if self.mask_truncated:
             counted_B = counted_B & episodes.finished_B
         weight_B = self.weights(mask_BT.sum(1), counted_B)
@@ -197,8 +212,11 @@ class Grouped(Online):
         found = score(self.policy, batch.rows, temperature=self.sampling.temperature, entropy=entropy)
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         self.note_first_pass(batch.logps_BT, found.logps_BT)
-        loss_BT = self.surrogate(found.logps_BT, batch, mask_BT)
-        metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip_low, self.clip_high)
+        log_ratio_BT = found.logps_BT - batch.logps_BT
+        ratio_BT = self.ratios(log_ratio_BT, mask_BT)
+        loss_BT = self.surrogate(ratio_BT, found.logps_BT, batch.advantages_BT)
+        logged = (log_ratio_BT.detach(), ratio_BT.detach(), batch.advantages_BT, mask_BT)
+        metrics = step_metrics(*logged, self.clip_low, self.clip_high)
         # Counted by mini-batch, since completions without a gradient are not here.
         metrics["policy_loss"] = Mean((loss_BT.detach() * mask_BT * batch.weight_B[:, None]).sum(), 0)
         kl_BT = self.kl_in_loss(found.logps_BT, batch.ref_logps_BT) if self.kl_coef else None

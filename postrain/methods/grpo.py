@@ -30,14 +30,14 @@ EPSILON = 1e-4
 def batch_std(reward_PG: Tensor) -> Tensor:
     """Bessel-corrected standard deviation of what could be scored in the whole global batch, a scalar."""
     scored_PG = ~reward_PG.isnan()
-    known_PG = reward_PG.nan_to_num(0.0)
+    known_PG = reward_PG.nan_to_num(0.0).double()
     total, squares, count = parallel.all_sum(torch.stack([known_PG.sum(), (known_PG**2).sum(), scored_PG.sum()]))
-    return ((squares - total**2 / count).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
+    return ((squares - total**2 / count.clamp(min=1)).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
 
 
 SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "group": lambda reward_PG: group_std(reward_PG) + EPSILON,
-    "batch": lambda reward_PG: batch_std(reward_PG) + EPSILON,
+    "batch": lambda reward_PG: batch_std(reward_PG).to(reward_PG) + EPSILON,
     "none": lambda reward_PG: torch.ones(()),
 }
 """What the difference to the group's mean is divided by: the group's spread (Shao et al. 2024), the batch's (Liu et al.
@@ -102,6 +102,11 @@ class GRPO(Grouped):
                 f"method.overlong_buffer={self.overlong_buffer} is more than "
                 f"rollout.max_new_tokens={self.sampling.max_new_tokens}"
             )
+        if self.ratio_ceiling is not None and self.ratio_ceiling <= 1 + self.clip_high:
+            raise ConfigError(
+                f"method.ratio_ceiling={self.ratio_ceiling}: bounds what the clip leaves alone; give more than "
+                f"1 + method.clip_high = {1 + self.clip_high:g}"
+            )
         if self.objective == "cispo" and self.ratio_ceiling is not None:
             raise ConfigError(
                 "method.ratio_ceiling: method.objective=cispo bounds the ratio by clip_high; leave it null"
@@ -120,13 +125,13 @@ class GRPO(Grouped):
     def kl_in_loss(self, logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
         return kl_estimate(logps_BT, ref_logps_BT, "k3")
 
-    def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
-        ratio_BT = RATIOS[self.ratio](logps_BT - batch.logps_BT, mask_BT)
+    def ratios(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        return RATIOS[self.ratio](log_ratio_BT, mask_BT)
+
+    def surrogate(self, ratio_BT: Tensor, logps_BT: Tensor, advantages_BT: Tensor) -> Tensor:
         if self.objective == "cispo":
-            return cispo(ratio_BT, batch.advantages_BT, logps_BT, self.clip_low, self.clip_high)
-        return clipped_surrogate(
-            ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high, self.ratio_ceiling or math.inf
-        )
+            return cispo(ratio_BT, advantages_BT, logps_BT, self.clip_low, self.clip_high)
+        return clipped_surrogate(ratio_BT, advantages_BT, self.clip_low, self.clip_high, self.ratio_ceiling or math.inf)
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         match self.aggregation:

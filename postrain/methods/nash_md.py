@@ -59,7 +59,7 @@ class NashMD(Dueling):
         logps_BT = self.old_logps(mine)
         ref_logps_BT = self.reference_logps(mine.rows)
         known_B = ~won_B.isnan()
-        self.note(mine.metrics() | kl_estimates(logps_BT, ref_logps_BT, mask_BT))
+        self.note({**self.measured(mine), **kl_estimates(logps_BT, ref_logps_BT, mask_BT)})
         self.note({"win/mixture": Mean(won_B[known_B].sum(), known_B.sum())})
         advantages_BT = nash_advantages(won_B, logps_BT - ref_logps_BT, mask_BT, self.beta)
         return Played(mine.rows, logps_BT, advantages_BT)
@@ -74,7 +74,7 @@ class NashMD(Dueling):
         found = score(self.policy, batch.rows, temperature=self.sampling.temperature)
         batch = batch.narrowed(found.mask_BT.shape[1])
         self.note_first_pass(batch.logps_BT, found.logps_BT)
-        # Its gradient at ratio 1 is that of A · log π; in later passes the ratio keeps it unbiased token by token.
+        # Its gradient at ratio 1 is that of A · log π; in later passes each token counts by how likely it has become.
         ratio_BT = (found.logps_BT - batch.logps_BT).exp()
         return LossSum(-(ratio_BT * batch.advantages_BT * found.mask_BT).sum(), {})
 

@@ -52,6 +52,10 @@ class Online(Method):
                 f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide "
                 f"method.batch_size={self.batch_size}"
             )
+        if parallel.world_size() > self.batch_size:
+            raise ConfigError(
+                f"method.batch_size={self.batch_size}: {parallel.world_size()} ranks need at least one prompt each"
+            )
         if self.sampling.temperature == 0:
             raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
 
@@ -95,7 +99,8 @@ class Online(Method):
 
     def old_logps(self, episodes: Episodes) -> Tensor:
         """Log-probabilities under the policy that sampled, [B, T], recorded or computed; sets `first_pass`."""
-        self.first_pass = self.parts.engine.exact
+        # In lower precision engine and scorer round differently, and a ratio has to start at 1.
+        self.first_pass = self.parts.engine.exact and self.in_float32()
         if self.first_pass:
             return episodes.logps_BT
         logps_BT = self.logps(self.policy, episodes.rows)
@@ -105,7 +110,7 @@ class Online(Method):
     def note_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
         """Before the policy has moved it has to find the recorded log-probabilities again."""
         if self.first_pass:
-            error = sampler_error(recorded_BT, own_BT.detach(), strict=self.in_float32())
+            error = sampler_error(recorded_BT, own_BT.detach(), strict=not self.dropout)
             self.note({"rollout/logp_error": error})
 
     def reference_logps(self, rows: Rows) -> Tensor:

@@ -25,12 +25,12 @@ from postrain.types import Batch, ConfigError, LossSum, Mean, Pairs, Prompts
 
 
 def standings(beats_PGG: Tensor) -> Tensor:
-    """How likely each completion is preferred to the others of its prompt on average, [P, G]; ½ where nobody can tell.
+    """How likely each completion is preferred to its prompt's others on average, [P, G]; NaN where nobody can tell.
 
     `beats_PGG[p, i, j]` is P(i beats j); a completion does not meet itself.
     """
     itself = torch.eye(beats_PGG.shape[1], dtype=torch.bool, device=beats_PGG.device)
-    return beats_PGG.masked_fill(itself, torch.nan).nanmean(2).nan_to_num(0.5)
+    return beats_PGG.masked_fill(itself, torch.nan).nanmean(2)
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ class OnlineDPO(Dueling):
         episodes = self.rollout(batch, copies=self.group_size)
         beats_PGG = self.duel(*paired(episodes, episodes, self.group_size)).view(-1, self.group_size, self.group_size)
         standing_PG = standings(beats_PGG)
-        best_P, worst_P = standing_PG.argmax(1), standing_PG.argmin(1)
+        best_P, worst_P = standing_PG.nan_to_num(-1.0).argmax(1), standing_PG.nan_to_num(2.0).argmin(1)
         first_P = torch.arange(len(batch), device=self.device) * self.group_size
         chosen, rejected = ((first_P + which_P).tolist() for which_P in (best_P, worst_P))
         rows, ref_B = episodes.rows, self.reference_logps(episodes.rows).sum(1)
-        decided_P = standing_PG.amax(1) - standing_PG.amin(1) > TIE
-        self.note(episodes.metrics() | {"undecided": Mean((~decided_P).sum(), len(batch))})
+        gap_P = standing_PG.gather(1, best_P[:, None]) - standing_PG.gather(1, worst_P[:, None])
+        decided_P = gap_P.squeeze(1).nan_to_num(0.0) > TIE
+        self.note({**self.measured(episodes), "undecided": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
         return JudgedPairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
 

@@ -117,7 +117,6 @@ class PPO(Online):
         # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
         self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
         self.coef = self.kl_coef
-        self.moved = Mean(0.0, 0.0)
 
     def check(self) -> None:
         super().check()
@@ -132,7 +131,8 @@ class PPO(Online):
         episodes = self.rollout(batch)
         found = in_micro_batches(self.compare, episodes.rows, self.micro_batch_tokens)
         # Where another distribution was drawn from (top-k, other weights) the ratio must still start at 1.
-        logps_BT = episodes.logps_BT if self.parts.engine.exact else found.logps_BT
+        recorded = self.parts.engine.exact and self.in_float32()
+        logps_BT = episodes.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(
                 found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
@@ -147,8 +147,7 @@ class PPO(Online):
         self.note({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
         self.note({"kl/coef": Max(self.coef)})
-        strict = self.parts.engine.exact and self.in_float32()
-        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=strict)})
+        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=recorded)})
         whitened_BT = parallel.whiten_globally(advantages_BT, found.mask_BT)
         return Experience(episodes.rows, logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
 
@@ -191,15 +190,22 @@ class PPO(Online):
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         """The passes over a rollout, until the policy has moved too far; then the coefficient is steered."""
         for places in self.passes(self.batch_size):
-            self.moved = Mean(0.0, 0.0)
+            before = self.step_kl()
             yield prepared.select(own_share(places))
-            if self.target_kl is not None and self.step_kl() > self.target_kl:
+            if self.target_kl is not None and self.moved(before) > self.target_kl:
                 break
         self.steer(self.episode_kl)
 
-    def step_kl(self) -> float:
-        """Mean k3, over all ranks, of the last mini-batch's policy to the one that sampled."""
-        parts = parallel.gather(self.moved)
+    def step_kl(self) -> Mean:
+        """k3 of all mini-batches so far to the policy that sampled, on this rank."""
+        found = self.noted.get("kl/step", Mean(0.0, 0.0))
+        assert isinstance(found, Mean)
+        return Mean(float(found.total), float(found.count))
+
+    def moved(self, before: Mean) -> float:
+        """Mean k3, over all ranks, of the mini-batch since `before`."""
+        now = self.step_kl()
+        parts = parallel.gather(Mean(now.total - before.total, now.count - before.count))
         return sum(parts[1:], start=parts[0]).value()
 
     def loss_sum(self, batch: Experience) -> LossSum:
@@ -225,10 +231,9 @@ class PPO(Online):
                 assert self.kl_estimator != "exact"
                 kl_BT = kl_estimate(found.logps_BT, batch.ref_logps_BT, self.kl_estimator) * mask_BT
                 total = total + self.coef * kl_BT.sum()
-        metrics = step_metrics(found.logps_BT.detach(), batch.logps_BT, mask_BT, self.clip, self.clip)
-        step = metrics["kl/step"]
-        assert isinstance(step, Mean)
-        self.moved = self.moved + Mean(float(step.total), float(step.count))
+        log_ratio_BT = (found.logps_BT - batch.logps_BT).detach()
+        logged = (log_ratio_BT, ratio_BT.detach(), batch.advantages_BT, mask_BT)
+        metrics = step_metrics(*logged, self.clip, self.clip)
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
         return LossSum(total, metrics)

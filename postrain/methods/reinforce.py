@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.groups import Grouped, Rollout, centred
-from postrain.ops import clipped_surrogate, kl_estimate, to_come
+from postrain.methods.groups import Grouped, centred
+from postrain.ops import kl_estimate, to_come
 
 
 class Reinforce(Grouped):
@@ -34,7 +34,3 @@ class Reinforce(Grouped):
 
     def kl_in_loss(self, logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor | None:
         return kl_estimate(logps_BT, ref_logps_BT, "k2") if self.kl_in == "loss" else None
-
-    def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
-        ratio_BT = (logps_BT - batch.logps_BT).exp()
-        return clipped_surrogate(ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high)

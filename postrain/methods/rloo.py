@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from postrain.methods.groups import Grouped, Rollout, centred
-from postrain.ops import clipped_surrogate
+from postrain.methods.groups import Grouped, centred
 
 
 def leave_one_out(reward_PG: Tensor) -> Tensor:
@@ -21,12 +20,9 @@ def leave_one_out(reward_PG: Tensor) -> Tensor:
     return centred(reward_PG) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
-def clipped_sequence_loss(
-    logps_BT: Tensor, old_logps_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor, low: float, high: float
-) -> Tensor:
-    """−min(r·A, clip(r, 1 − low, 1 + high)·A) with r = π/π_old of the whole completion, [B, 1]."""
-    ratio_B1 = ((logps_BT - old_logps_BT) * mask_BT).sum(1, keepdim=True).exp()
-    return clipped_surrogate(ratio_B1, advantages_B1, low, high)
+def completion_ratio(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """π/π_old of the whole completion, [B, 1]."""
+    return (log_ratio_BT * mask_BT).sum(1, keepdim=True).exp()
 
 
 class RLOO(Grouped):
@@ -36,8 +32,6 @@ class RLOO(Grouped):
         paid_PG = reward_PG - self.kl_coef * kl_BT.sum(1).view_as(reward_PG)
         return leave_one_out(paid_PG).view(-1, 1) * mask_BT
 
-    def surrogate(self, logps_BT: Tensor, batch: Rollout, mask_BT: Tensor) -> Tensor:
-        # The first token's advantage is the completion's; weights of 1/length make one loss of its equal tokens.
-        return clipped_sequence_loss(
-            logps_BT, batch.logps_BT, batch.advantages_BT[:, :1], mask_BT, self.clip_low, self.clip_high
-        )
+    def ratios(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        # All tokens of a completion get its ratio: weights of 1/length make one loss of them.
+        return completion_ratio(log_ratio_BT, mask_BT)

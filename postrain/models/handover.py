@@ -26,7 +26,9 @@ def fingerprint(model: nn.Module) -> tuple[int, ...]:
     """
     learns = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
     sums = [values.contiguous().view(INTEGERS[values.element_size()]).sum(dtype=torch.int64) for values in learns]
-    return tuple(torch.stack(sums).tolist()) if sums else ()
+    # A policy with its adapter off is its start.
+    off = int(any(getattr(module, "_disable_adapters", False) for module in model.modules()))
+    return (off, *torch.stack(sums).tolist()) if sums else (off,)
 
 
 @torch.no_grad()
@@ -38,7 +40,12 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         check_whole(name, parameter)
         owner, base, leaf = name.partition(BASE)
         if base:
-            yield f"{owner}.{leaf}", _merged(adapted[owner]) if leaf == "weight" else parameter.detach()
+            yield (
+                f"{owner}.{leaf}",
+                _merged(adapted[owner])
+                if leaf == "weight" and not adapted[owner].disable_adapters
+                else parameter.detach(),
+            )
         elif not any(name.startswith(f"{layer}.") for layer in adapted):
             yield name, parameter.detach()
 

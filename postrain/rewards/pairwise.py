@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from postrain.rewards.base import Reward
 from postrain.rewards.function import Function
 from postrain.types import ConfigError
 
@@ -32,24 +31,6 @@ class Preference(Protocol):
     def to(self, device: torch.device | str) -> None:
         """Moves what computes, if anything does, to where the policy is."""
         ...
-
-
-@dataclass(frozen=True)
-class RewardDifference:
-    """σ((r(first) − r(second)) / temperature): the Bradley–Terry preference of a reward."""
-
-    reward: Reward
-    temperature: float
-
-    def to(self, device: torch.device | str) -> None:
-        """Moves the reward."""
-        self.reward.to(device)
-
-    def beats(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
-        """See `Preference.beats`."""
-        both = self.reward([*prompts, *prompts], [*first, *second], [*columns, *columns]).total_B
-        one_B, other_B = both.chunk(2)
-        return torch.sigmoid((one_B - other_B) / self.temperature)
 
 
 @dataclass(kw_only=True, eq=False)

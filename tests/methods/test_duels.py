@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from postrain.methods.nash_md import nash_advantages
 from postrain.methods.online_dpo import standings
-from postrain.rewards.pairwise import PairwiseFunction, Preference, RewardDifference
+from postrain.rewards.pairwise import PairwiseFunction
 from postrain.rollout.engine import Mixture
 from postrain.types import Completion, ConfigError, Sampling, Stop
 from tests.methods.made import Scripted, made
@@ -39,16 +39,30 @@ def test_standings_leave_out_oneself_and_what_nobody_can_tell():
     beats_PGG = torch.tensor([[[0.5, 1.0, 0.8], [0.0, 0.5, NAN], [0.2, NAN, 0.5]]])
     # 1 and 0.8; 0; 0.2.
     assert standings(beats_PGG).tolist() == [pytest.approx([0.9, 0.0, 0.2])]
-    assert standings(torch.full((1, 2, 2), NAN)).tolist() == [[0.5, 0.5]]
+    assert standings(torch.full((1, 2, 2), NAN)).isnan().all()
 
 
 def test_a_reward_becomes_a_preference_by_its_difference():
-    found = RewardDifference(Table({"a": 2.0, "b": 1.0, "c": NAN}), temperature=0.5)
-    assert isinstance(found, Preference)
-    # sigmoid(1 / 0.5) = 0.8808.
-    beats_B = found.beats(["", "", ""], ["a", "b", "a"], ["b", "a", "c"], [{}, {}, {}])
+    parts = {
+        "engine": Scripted([[1, 0], [2, 0], [3, 0]]),
+        "template": Words(),
+        "reward": Table({"1": 2.0, "2": 1.0, "3": NAN}),
+    }
+    found = made("nash_md", tiny_model(), parts=parts, preference_temperature=0.5)
+    drawn = found.rollout(prompts(3))
+    # sigmoid((2 - 1) / 0.5) = 0.8808, the reverse 0.1192, and nobody knows.
+    beats_B = found.duel(drawn, drawn.select([1, 0, 0]))
     assert beats_B[:2].tolist() == pytest.approx([0.8808, 0.1192], abs=1e-4)
     assert beats_B[2].isnan()
+
+
+def test_a_completion_nobody_can_place_is_neither_best_nor_worst():
+    # 1 never beats the two that are known, nobody can tell of 4: without it 3 is the best and 1 the worst.
+    table = {("1", "3"): 0.3, ("3", "1"): 0.45} | {pair: NAN for known in "13" for pair in ((known, "4"), ("4", known))}
+    found = asked("online_dpo", [[1, 0], [4, 0], [3, 0]], table, group_size=3, batch_size=1)
+    prepared = found.prepare(prompts(1))
+    assert prepared.pairs.chosen.ids[0].tolist()[2:] == [3, 0]
+    assert prepared.pairs.rejected.ids[0].tolist()[2:] == [1, 0]
 
 
 def longer(first: list[str], second: list[str], bonus: float = 0.0) -> list[float | None]:

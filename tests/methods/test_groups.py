@@ -10,7 +10,7 @@ import torch
 
 from postrain.methods.groups import Rollout, centred, differing
 from postrain.methods.grpo import SCALES, batch_std, cispo, group_std, overlong, sequence_ratio, token_ratio
-from postrain.methods.rloo import clipped_sequence_loss, leave_one_out
+from postrain.methods.rloo import completion_ratio, leave_one_out
 from postrain.ops import clipped_surrogate, to_come
 from tests.methods.made import flat_gradient, made, pieces, plain_logps, precise, rows
 
@@ -33,6 +33,21 @@ def test_an_unscorable_reward_leaves_the_baseline_and_gets_nothing():
     assert centred(reward_PG).tolist() == [[-1.5, 0, 1.5], [0, 0, 0], [0, 0, 0]]
     assert leave_one_out(reward_PG).tolist() == [[-3, 0, 3], [0, 0, 0], [0, 0, 0]]
     assert differing(reward_PG).tolist() == [True, False, False]
+
+
+def test_rounding_does_not_tell_equal_rewards_apart():
+    reward_PG = torch.tensor([[100.1] * 8, [100.1] * 7 + [100.2]])
+    assert differing(reward_PG).tolist() == [False, True]
+    assert not centred(reward_PG)[0].any()
+    # One alone is compared with the batch, if it could be scored.
+    assert differing(torch.tensor([[1.0], [NAN]])).tolist() == [True, False]
+
+
+def test_the_batchs_spread_survives_large_rewards():
+    # 100 ± 0.01: the variance over n - 1 = 3 is 4 · 0.0001 / 3.
+    found = batch_std(torch.tensor([[100.01, 99.99], [99.99, 100.01]]))
+    assert float(found) == pytest.approx(math.sqrt(4e-4 / 3), rel=1e-2)
+    assert float(batch_std(torch.full((2, 2), NAN))) == 0
 
 
 def test_scales():
@@ -74,11 +89,10 @@ def test_cispo_keeps_every_gradient():
 
 def test_rloo_takes_the_completion_as_one_action():
     # Log-ratios 0.1 + 0.2 and the third token is padding: r = e^0.3 = 1.35, clipped to 1.2 for A = 2.
-    logps_BT = torch.tensor([[-1.0, -1.0, 5.0]])
-    old_BT = torch.tensor([[-1.1, -1.2, 0.0]])
     mask_BT = torch.tensor([[True, True, False]])
-    found = clipped_sequence_loss(logps_BT, old_BT, torch.tensor([[2.0]]), mask_BT, 0.2, 0.2)
-    assert found.tolist() == [[pytest.approx(-2.4)]]
+    ratio_B1 = completion_ratio(torch.tensor([[0.1, 0.2, 5.0]]), mask_BT)
+    assert ratio_B1.tolist() == [[pytest.approx(math.exp(0.3))]]
+    assert clipped_surrogate(ratio_B1, torch.tensor([[2.0]]), 0.2, 0.2).tolist() == [[pytest.approx(-2.4)]]
 
 
 def test_overlong_penalty_falls_over_the_buffer():

@@ -42,7 +42,7 @@ CHANGES: dict[str, list[Change]] = {
         ({"aggregation": "dapo"}, {"aggregation": "bnpo", "minibatches_per_epoch": 2}),
         ({"ratio": "sequence"}, {}),
         ({"objective": "cispo"}, {}),
-        ({"ratio_ceiling": 1.01}, {}),
+        ({"ratio_ceiling": 1.01}, {"clip_high": 0.005}),
         ({"overlong_buffer": 16}, {}),
         ({"overlong_penalty": 0.3}, {"overlong_buffer": 16}),
     ],

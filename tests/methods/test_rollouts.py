@@ -142,6 +142,39 @@ def test_further_prompts_replace_groups_that_are_all_equal():
     assert sorted(minibatch.rows.row_ids) == [1, 1, 3, 3]
 
 
+@pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale": "batch"})])
+def test_what_is_left_out_is_in_no_statistic(method, changes):
+    """Two groups that differ, drawn alone or among others that agree: the same advantages."""
+    pair, same = [[1, 0], [2, 0]], [[2, 0], [2, 0]]
+    values = {"1": 1.0, "2": 0.0}
+    alone = asked(method, pair + pair, values, **changes).prepare(prompts(2))
+    among = asked(method, same + pair + same + pair, values, resample=1, **changes).prepare(prompts(4))
+    kept = among.select([2, 3, 6, 7])
+    assert torch.allclose(kept.advantages_BT, alone.advantages_BT)
+    assert not among.select([0, 1, 4, 5]).learned_B.any()
+
+
+@pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale": "batch"}), ("rloo", {})])
+def test_nothing_that_can_be_scored_is_no_gradient(method, changes):
+    found = asked(method, [[1, 0], [2, 0]], {"1": NAN, "2": NAN}, **changes)
+    assert found.prepare(prompts(2)).cost() == [0, 0, 0, 0]
+
+
+def test_what_nobody_scored_is_in_no_mean():
+    """Its KL is off the returns of others: rewards 2, 0 and nobody knows, baseline 1, KL 0, 0 and 8."""
+    found = asked("reinforce", [[1, 0]], {"1": 1.0}, batch_size=1, group_size=3, kl_coef=1.0, kl_in="reward")
+    kl_BT, mask_BT = torch.tensor([[0.0], [0.0], [8.0]]), torch.ones(3, 1, dtype=torch.bool)
+    advantages_BT = found.advantages(torch.tensor([[2.0, 0.0, NAN]]), kl_BT, mask_BT)
+    assert advantages_BT[:2, 0].tolist() == pytest.approx([1.0, -1.0])
+
+
+def test_reinforce_learns_from_single_completions():
+    found = asked("reinforce", [[1, 0], [2, 0]], {"1": 1.0, "2": 0.0}, group_size=1, resample=2)
+    prepared = found.prepare(prompts(6))
+    assert found.kept == [0, 1]
+    assert prepared.learned_B.tolist() == [True, True]
+
+
 def test_two_minibatches_hold_whole_groups():
     says = [[1, 0], [2, 0]]
     found = asked("rloo", says, {"1": 1.0, "2": 0.0}, batch_size=4, minibatches_per_epoch=2, epochs=2)
@@ -181,6 +214,9 @@ def test_an_engine_that_computes_something_else_is_found():
     prepared = found.prepare(prompts(2))
     found.loss_sum(prepared)
     assert noted(found, "rollout/logp_error") < 1e-5
+    found.dropout = True
     prepared.logps_BT.add_(0.1)
+    found.loss_sum(prepared)
+    found.dropout = False
     with pytest.raises(ConfigError, match=r"sampled log-probabilities differ by 0\.1"):
         found.loss_sum(prepared)
