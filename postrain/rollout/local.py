@@ -7,7 +7,8 @@ steppers.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -74,7 +75,7 @@ class LocalEngine:
             row=max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)),
         )
         self._check_context(policy, room)
-        with in_eval_mode(policy):
+        with in_eval_mode(policy), threads_for(policy):
             stepper = self._stepper(model, room)
             return Decoding(stepper, prompts, keys, self.sampling, stop, slots=room.slots).run()
 
@@ -95,3 +96,19 @@ class LocalEngine:
                 f"rollout.max_new_tokens={self.max_new_tokens}: a prompt of {room.row - room.new_tokens} tokens "
                 f"and its completion need more than the model's {context} positions; shorten one of them"
             )
+
+
+# Below this width a decode step is made of operations too small to be shared between threads.
+NARROW = 512
+
+
+@contextmanager
+def threads_for(policy: nn.Module) -> Iterator[None]:
+    """One thread inside the block where a second one would only be waited for: a narrow model on a CPU."""
+    inner, threads = unwrapped(policy), torch.get_num_threads()
+    if inner.device.type == "cpu" and inner.config.get_text_config().hidden_size <= NARROW:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
