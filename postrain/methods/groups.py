@@ -113,7 +113,7 @@ class Grouped(Online):
 
     def advantages(self, reward_PG: Tensor, kl_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """How much better each token was than expected, [B, T]; `kl_BT` is the k1 estimate of the KL to the start."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what its advantages are")
 
     def kl_in_loss(self, logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor | None:
         """An estimate of the KL at each token that is added to the loss, [B, T]."""
