@@ -20,11 +20,27 @@ from postrain.types import ConfigError
 
 
 class Checkpoints(Callback):
-    """Saves every `every` updates, after the last one, and when the run is told to stop. Must be the last callback:
-    what it saves is then on record everywhere else."""
+    """Saves every `every` updates, after the last one, when the run is told to stop, and when a reward or a judge fails
+    in the middle of a run. Must be the last callback: what it saves is then on record everywhere else."""
 
     def __init__(self, folder: RunFolder, *, every: int, keep: int) -> None:
         self.directory, self.every, self.keep = folder.checkpoints, every, keep
+        self.begun: tuple[int, int] | None = None
+        """Updates and optimizer steps when the present update began."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        counters = method_of(pl_module).counters
+        self.begun = (counters.updates, counters.optimizer_steps)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Where an update failed before it changed anything, what was learned until then is whole: it is saved.
+
+        Only on a single rank: others may not have failed.
+        """
+        counters = method_of(pl_module).counters
+        untouched = self.begun == (counters.updates, counters.optimizer_steps)
+        if isinstance(exception, ConfigError) and untouched and counters.updates and trainer.world_size == 1:
+            self.save(trainer, counters.updates)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
