@@ -15,7 +15,9 @@ from postrain.report.run_data import Curve
 HEADLINES = (
     "eval/reward/total",
     "gold/total",
+    "eval/win_rate",
     "eval/accuracy",
+    "eval/step_accuracy",
     "eval/perplexity",
     "eval/kl/exact",
     "eval/token_accuracy",
@@ -48,6 +50,13 @@ class Panel:
 PANELS = (
     Panel("Reward", "what the policy is paid, mean of a batch", ("reward/total", "eval/reward/total")),
     Panel("Gold score", "what is known to be good, on held-out prompts", ("gold/*",)),
+    Panel("Likeliest completions", "the same, drawn greedily", ("eval/greedy/*",)),
+    Panel("Wins", "how often a completion is preferred to the start's", ("eval/win_rate", "eval/preference")),
+    Panel(
+        "Steps told right from wrong",
+        "and what saying the commoner label each time would give",
+        ("eval/step_accuracy", "eval/first_error_accuracy", "eval/majority_accuracy"),
+    ),
     Panel("Accuracy", "how often the chosen answer gets the higher score", ("accuracy", "eval/accuracy")),
     Panel(
         "KL to the start", "how far the model has moved, nats a token", ("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3")
@@ -70,6 +79,7 @@ PANELS = (
     Panel(
         "Finished", "share of completions that end by themselves", ("completion/finished", "eval/completion/finished")
     ),
+    Panel("Groups that agree", "share whose completions all earn the same: nothing to learn", ("group/all_equal",)),
     Panel("Repetition", "share of phrases said before", ("*repetition*", "*distinct*")),
     Panel("Entropy", "how undecided the policy is, nats a token", ("entropy", "eval/entropy")),
     Panel("Policy loss", "near 0 by construction: its gradient does the work", ("policy_loss",)),
