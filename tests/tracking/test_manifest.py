@@ -12,7 +12,7 @@ from postrain.manifest import git_state, masked, reproduce, write_manifest
 
 def test_secrets_are_masked_by_their_key() -> None:
     config = {
-        "hub_token": "abc", "logger": {"api_key": "abc", "keys": ["a"]}, "list": [{"password": "abc"}],
+        "hub_token": "s3cret", "logger": {"api_key": "s3cret", "keys": ["a"]}, "list": [{"password": "s3cret"}],
         "client_secret": "", "max_new_tokens": 64, "token_budget": 4096,
         "eos_token": "<|end|>", "tokenizer": "path", "key": None,
     }  # fmt: skip
@@ -24,7 +24,7 @@ def test_secrets_are_masked_by_their_key() -> None:
 
 
 def test_the_command_can_be_pasted() -> None:
-    words = ["method=ppo", "data.path=my file.jsonl", "+logger.api_key=abc"]
+    words = ["method=ppo", "data.path=my file.jsonl", "+logger.api_key=s3cret"]
     assert reproduce(words) == "python train.py method=ppo 'data.path=my file.jsonl' '+logger.api_key=***'"
 
 
@@ -50,7 +50,7 @@ def test_everything_is_there(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     write_manifest(
         folder,
-        config={"seed": 1, "logger": {"token": "abc"}, "rate": float("inf")},
+        config={"seed": 1, "logger": {"token": "s3cret"}, "rate": float("inf")},
         overrides=["method=ppo"],
         seeds={"seed": 1},
         data={"fingerprint": "f00"},
@@ -59,7 +59,7 @@ def test_everything_is_there(tmp_path: Path) -> None:
     )
     text = folder.manifest.read_text()
     manifest = json.loads(text)
-    assert "abc" not in text.replace("0123abcd", "")
+    assert "s3cret" not in text.replace("0123abcd", "")
     assert manifest["stand_in_for"] == "gpt2"
     assert manifest["reproduce"] == "python train.py method=ppo"
     assert manifest["config"]["rate"] == "inf"

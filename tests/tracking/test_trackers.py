@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from postrain.folder import RunFolder
 from postrain.tracking import NoTracker, TensorBoard, Tracker, Wandb, forget_after, log_table, markdown_table
@@ -27,7 +28,12 @@ def test_none_is_none(tmp_path: Path) -> None:
     NoTracker().close("done")
 
 
-def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(tmp_path: Path) -> None:
+def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A run goes on in another process and another second. Files of one second are read in the order of their numbers as
+    # text, in which this process's tenth writer would come before its ninth.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     loggers = make(TensorBoard(flush_seconds=1), folder)
     for step in (1, 2, 3):
