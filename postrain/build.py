@@ -19,7 +19,7 @@ from postrain.methods.base import Method, Parts
 from postrain.models.adapters import Adapter
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
-from postrain.models.sources import ModelSource, ResolvedModel
+from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.rewards.base import Reward, preflight
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.collect import Episodes, collect
@@ -97,12 +97,7 @@ def compared_with(method: Method, config: Mapping[str, Any], tokenizer: Any) -> 
     path = config["reference"]
     if path is None:
         return None
-    source = ModelSource(name=None, path=path, revision=None, gguf_package=None, offline="fail", from_scratch=False)
-    try:
-        found = source.resolve()
-    except ConfigError as error:
-        reason = str(error).removeprefix(f"model.path={path}: ").partition(";")[0]
-        raise ConfigError(f"reference={path}: {reason}; give a directory or run folder") from None
+    found = resolve_for("reference", path, "a directory or run folder")
     if "scalar" in (method.head, found.head):
         who = "this method" if method.head == "scalar" else "a reward model"
         raise ConfigError(f"reference={path}: {who} gives no log-probabilities to compare; leave it out")

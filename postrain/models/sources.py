@@ -246,3 +246,13 @@ def name_of(directory: Path) -> str:
     if directory.name == "model" and (directory.parent / "manifest.json").is_file():
         return "-".join(directory.parts[-4:-2])
     return directory.stem if directory.suffix == ".gguf" else directory.name
+
+
+def resolve_for(key: str, path: str, expected: str) -> ResolvedModel:
+    """The model that a key other than model.path names; its mistakes are told of that key, with what it expects."""
+    source = ModelSource(name=None, path=path, revision=None, gguf_package=None, offline="fail", from_scratch=False)
+    try:
+        return source.resolve()
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"model.path={path}: ").partition(";")[0]
+        raise ConfigError(f"{key}={path}: {reason}; give {expected}") from None

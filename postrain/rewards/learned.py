@@ -19,7 +19,7 @@ from postrain.data.chat import Template
 from postrain.data.records import Message
 from postrain.data.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
-from postrain.models.sources import ModelSource, ResolvedModel
+from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.rewards.base import optional
 from postrain.rewards.function import told
 from postrain.scoring import micro_batches, scalar
@@ -86,11 +86,7 @@ class Learned:
 
 def resolve(path: str) -> ResolvedModel:
     """The reward model at `path`; refuses a language model, whose scalar head would be noise."""
-    source = ModelSource(name=None, path=path, revision=None, gguf_package=None, offline="fail", from_scratch=False)
-    try:
-        resolved = source.resolve()
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("model.path=", "reward.path=")) from None
+    resolved = resolve_for("reward.path", path, "the run folder of a reward model, or a directory that holds one")
     if resolved.head != "scalar":
         raise ConfigError(
             f"reward.path={path}: a language model, not a reward model; train one first: "

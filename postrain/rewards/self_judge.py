@@ -23,7 +23,7 @@ from postrain.data.chat import Template
 from postrain.data.records import user
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.reference import in_eval_mode
-from postrain.models.sources import ModelSource
+from postrain.models.sources import resolve_for
 from postrain.rewards.learned import DTYPES
 from postrain.scoring import in_micro_batches, score
 from postrain.types import ConfigError, Count, Rows
@@ -57,11 +57,8 @@ class SelfJudge:
     def __post_init__(self) -> None:
         if not self.principles:
             raise ConfigError("reward.principles: expected at least one sentence that says what makes a reply good")
-        source = ModelSource(
-            name=None, path=self.path, revision=None, gguf_package=None, offline="fail", from_scratch=False
-        )
+        resolved = resolve_for("reward.path", self.path, "the run folder or directory of a language model")
         try:
-            resolved = source.resolve()
             self.model: nn.Module = load_causal(resolved, dtype=DTYPES[self.dtype]).requires_grad_(False)
         except ConfigError as error:
             raise ConfigError(str(error).replace("model.path", "reward.path")) from None
