@@ -36,14 +36,15 @@ EXECUTE: Mapping[str, Callable[..., float | None]] = {"train": run.execute, "gen
 WIDTH = 104
 
 
-def execute(config: DictConfig, words: Sequence[str], conf: Path) -> float | None:
+def execute(config: DictConfig, words: Sequence[str], conf: Path, place: Path | None = None) -> float | None:
     """Runs the pipeline that `config` names, or goes on with an earlier one; returns the last stage's measure.
 
+    `place` is where a new pipeline's folder shall be, if somebody has decided that.
     Raises ConfigError for a user's mistake, before the first stage where it can be told, and Interrupted.
     """
     if "RANK" in os.environ:
         raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
-    folder, plan = _resumed(config, words, conf) if config.resume else _new(config, words, conf)
+    folder, plan = _resumed(config, words, conf) if config.resume else _new(config, words, conf, place)
     print(f"pipeline folder: {folder}", flush=True)
     with Interrupt(), Ending(Status(folder / "status.json")):
         for number, step in enumerate(plan.steps, start=1):
@@ -56,14 +57,17 @@ def execute(config: DictConfig, words: Sequence[str], conf: Path) -> float | Non
     return results[-1].objective
 
 
-def _new(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path, Plan]:
+def _new(config: DictConfig, words: Sequence[str], conf: Path, place: Path | None) -> tuple[Path, Plan]:
     """Composes, checks, and only then makes the folder."""
     name = config.name or HydraConfig.get().runtime.choices["pipeline"]
     node: Any = OmegaConf.to_container(config.pipeline)
     plan = make(node, name, words, conf)
-    folder = new_directory(Path(config.paths.output), "pipeline", name, config_hash(asdict(plan)))
-    plan.save(folder)
-    return folder, plan
+    if place is None:
+        place = new_directory(Path(config.paths.output), "pipeline", name, config_hash(asdict(plan)))
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+    plan.save(place)
+    return place, plan
 
 
 def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path, Plan]:
