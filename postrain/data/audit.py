@@ -25,9 +25,13 @@ from postrain.data.encode import (
     EncodedSteps,
     token_rows,
 )
+from postrain.data.shown import ShownRow, Use, shown_rows
 from postrain.types import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
+STYLES: Mapping[Use, str] = {"learned": "green", "read": "dim", "right": "bold green", "wrong": "bold red"}
+KEPT = 3
+"""Items whose rows the manifest keeps, for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class Audit:
     """sha256 of all ids and masks, training and held out."""
     samples: str
     """Rows printed with their mask; empty unless asked for."""
+    shown: tuple[ShownRow, ...]
+    """The first training rows with what is learned of them, shortened."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -141,6 +147,7 @@ def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Templ
         "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
         "labels": _labels(train),
         "fingerprint": fingerprint([*train, *held_out]),
+        "shown": tuple(row.shortened() for row in shown_rows(train[:KEPT], template)),
     }
 
 
@@ -173,26 +180,13 @@ def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
 
     Of a chain the tokens that steps are read at: green where the step is right, red where it is wrong.
     """
-    decode = template.tokenizer.decode
     shown = Text()
-    for item in items[:rows]:
-        for row in token_rows(item):
-            shown.append(f"row {row.row}\n", style="bold")
-            for token, style in zip(row.ids.tolist(), _styles(item, row), strict=True):
-                shown.append(decode([token]), style=style)
-            shown.append("\n")
-        if isinstance(item, EncodedPrompt):
-            shown.append(f"row {item.row}\n", style="bold").append(decode(item.ids) + "\n", style="dim")
+    for row in shown_rows(items[:rows], template):
+        shown.append(f"row {row.row}\n", style="bold")
+        for stretch in row.stretches:
+            shown.append(stretch.text, style=STYLES[stretch.use])
+        shown.append("\n")
     return _printed(shown)
-
-
-def _styles(item: Encoded, row: EncodedRow) -> list[str]:
-    """How each token of a row is shown."""
-    if not isinstance(item, EncodedSteps):
-        return ["green" if learned else "dim" for learned in row.supervised.tolist()]
-    labels = iter(item.labels)
-    read = row.supervised.roll(-1).tolist()
-    return [("bold green" if next(labels) else "bold red") if here else "dim" for here in read]
 
 
 def _printed(renderable: Any) -> str:
