@@ -28,6 +28,7 @@ from postrain.callbacks.progress import ProgressLine
 from postrain.callbacks.samples import SamplesFile
 from postrain.callbacks.throughput import Throughput
 from postrain.check import check, instantiate
+from postrain.evaluation.subjects import InTraining
 from postrain.folder import RunFolder, config_hash
 from postrain.hardware import Hardware
 from postrain.jsonl import atomic_write_text
@@ -166,7 +167,7 @@ def callbacks(
     return [
         Throughput(),
         samples,
-        Evaluator(built.data, instantiate(config["evaluation"]), samples),
+        Evaluator(built.data, instantiate(config["evaluation"]), samples, InTraining(config, resolved, built.data)),
         MetricsFile(folder),
         Explain(folder),
         Guards(folder),

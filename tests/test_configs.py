@@ -60,7 +60,7 @@ def test_the_experiment_wins_over_the_method_and_loses_to_the_command_line():
 
 
 def test_no_yaml_lies_where_nobody_finds_it():
-    shared = {path for path in CONF.rglob("*.yaml") if path.parent.name == "base"}
+    shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "measure")}
     assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared == {
         path for path in CONF.rglob("*.yaml") if path not in (Path(CONF / "config.yaml"), Path(CONF / "generate.yaml"))
     }

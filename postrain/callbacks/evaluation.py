@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.callbacks.samples import Sample, SamplesFile
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
+from postrain.evaluation.subjects import InTraining
 from postrain.methods.base import Method
 from postrain.rewards.base import optional
 
@@ -16,8 +17,9 @@ from postrain.rewards.base import optional
 class Evaluator(Callback):
     """Evaluates before the first update, every `settings.every` updates, and after the last one."""
 
-    def __init__(self, data: DataModule, settings: Evaluation, samples: SamplesFile) -> None:
-        self.data, self.settings, self.samples = data, settings, samples
+    def __init__(self, data: DataModule, settings: Evaluation, samples: SamplesFile, subject: InTraining) -> None:
+        self.data, self.settings, self.samples, self.subject = data, settings, samples, subject
+        self.told: set[str] = set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
@@ -35,9 +37,19 @@ class Evaluator(Callback):
     def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
         """One evaluation; its first completions are kept."""
         with trainer.precision_plugin.forward_context():
-            found = evaluate(method, self.data, self.settings)
+            found = evaluate(method, self.data, self.settings, self.subject(method))
+        if trainer.is_global_zero:
+            self.tell(found)
         self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
         return dict(found.metrics)
+
+    def tell(self, found: Evaluated) -> None:
+        """Prints what the measures say beside their numbers, each thing once."""
+        for name, notes in found.notes.items():
+            for line in [f"evaluation.measures.{name}: {note}" for note in notes]:
+                if line not in self.told:
+                    print(line, flush=True)
+                self.told.add(line)
 
 
 def samples(found: Evaluated, count: int) -> list[Sample]:

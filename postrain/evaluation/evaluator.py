@@ -1,31 +1,29 @@
 """What a run measures on held-out data: before the first update, every so often, and at the end.
 
 Two looks, for every method alike: the method's own metrics on held-out batches, and fresh completions of held-out
-prompts with their reward, the world's gold score and the exact KL to the start. Prompts and seeds of the completions
-are the same each time, so that two evaluations differ by the model alone.
+prompts with their reward, the world's gold score and the exact KL to the start. Whatever else is to be measured is
+asked for by name, in `measures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from postrain.data.module import DataModule
+from postrain.evaluation.completions import compared, complete, gold_scores, means
+from postrain.evaluation.measures import Finding, Measure, Subject
 from postrain.evaluation.repetition import distinct_n
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics
-from postrain.ops import derive_seed
-from postrain.rollout.collect import Episodes, collect
-from postrain.rollout.engine import Engine, greedy
-from postrain.scoring import compare, in_micro_batches, kl_metrics
+from postrain.rollout.collect import Episodes
+from postrain.scoring import kl_metrics
 from postrain.types import Count, CountOrZero, Max, Mean
 
 # Items measured together. Where a metric looks at a whole batch (KTO's baseline), runs with other batch sizes compare.
 EVAL_BATCH = 64
-Gold = Callable[[str, str, Any], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,8 @@ class Evaluation:
     """How many of them are kept in samples.jsonl."""
     greedy: bool
     """Whether they are also continued greedily (temperature 0), for `eval/greedy/…`."""
+    measures: Mapping[str, Measure]
+    """What else is measured, by name, for `eval/<name>/…`."""
 
 
 @dataclass(frozen=True)
@@ -52,61 +52,57 @@ class Evaluated:
     """The completions; None for a method that writes no text."""
     gold: tuple[Mapping[str, float], ...]
     """The gold score of each completion by part; empty mappings where nobody knows."""
+    notes: Mapping[str, tuple[str, ...]]
+    """What the measures say beside their numbers, by their name."""
 
 
 @torch.no_grad()
-def evaluate(method: Method, data: DataModule, settings: Evaluation) -> Evaluated:
-    """Measures the method as it is now; changes nothing in it."""
+def evaluate(method: Method, data: DataModule, settings: Evaluation, subject: Subject | None) -> Evaluated:
+    """Measures the method as it is now; changes nothing in it. `subject` is its policy, where that writes text."""
     method.policy.eval()
     found: dict[str, Mean | Max] = {}
     for index, batch in enumerate(data.eval_batches(EVAL_BATCH)):
         add_metrics(found, method.evaluate(batch.to(method.device), index))
     metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
-    if method.head != "causal" or not settings.completions:
-        return Evaluated(metrics, None, ())
-    episodes = complete(method, data, settings.completions)
-    gold = gold_scores(episodes, data)
-    extra = episodes.metrics() if method.parts.reward else completion_metrics(episodes)
-    extra = {**extra, "repetition": Mean(1 - distinct_n(episodes.completions, 3), 1)}
-    sampled = {f"eval/{name}": value for name, value in (extra | kl_to_start(method, episodes)).items()}
-    sampled |= {f"gold/{part}": mean for part, mean in means(gold).items()}
+    if subject is None:
+        return Evaluated(metrics, None, (), {})
+    episodes, gold = None, ()
+    if settings.completions:
+        episodes = complete(subject, settings.completions, prompts=data.eval_prompts(settings.completions))
+        gold = gold_scores(episodes, data)
+        sampled = about_completions(subject, episodes, data, settings)
+        metrics |= {name: value.value() for name, value in sampled.items()}
+    findings = {name: measure(subject) for name, measure in settings.measures.items()}
+    metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(findings)}
+    return Evaluated(metrics, episodes, gold, {name: finding.notes for name, finding in findings.items()})
+
+
+def values(findings: Mapping[str, Finding]) -> list[tuple[str, str, float]]:
+    """Every number that measures found: the measure, the metric, the value."""
+    return [
+        (measure, name, estimate.value)
+        for measure, finding in findings.items()
+        for name, estimate in finding.metrics.items()
+    ]
+
+
+def about_completions(
+    subject: Subject, episodes: Episodes, data: DataModule, settings: Evaluation
+) -> dict[str, Mean | Max]:
+    """What is logged of fresh completions."""
+    found = episodes.metrics() if subject.reward else completion_metrics(episodes)
+    found = {**found, "repetition": Mean(1 - distinct_n(episodes.completions, 3), 1), **kl_to_start(subject, episodes)}
     if settings.greedy:
-        sampled |= {
-            f"eval/greedy/{name}": value for name, value in greedily(method, data, settings.completions).items()
-        }
-    return Evaluated(metrics | {name: value.value() for name, value in sampled.items()}, episodes, gold)
+        found |= {f"greedy/{name}": value for name, value in greedily(subject, data, settings.completions).items()}
+    gold = {f"gold/{part}": mean for part, mean in means(gold_scores(episodes, data)).items()}
+    return {f"eval/{name}": value for name, value in found.items()} | gold
 
 
-def means(gold: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
-    """Each part of the gold score over the completions that have it."""
-    return {
-        part: Mean(sum(known), len(known))
-        for part in sorted({name for scores in gold for name in scores})
-        if (known := [scores[part] for scores in gold if part in scores])
-    }
-
-
-def greedily(method: Method, data: DataModule, count: int) -> dict[str, Mean | Max]:
+def greedily(subject: Subject, data: DataModule, count: int) -> dict[str, Mean | Max]:
     """What the likeliest completions of the same prompts earn and are worth."""
-    episodes = complete(method, data, count, engine=greedy(method.parts.engine))
+    episodes = complete(subject, count, likeliest=True, prompts=data.eval_prompts(count))
     rewards = {name: value for name, value in episodes.metrics().items() if name == "reward/total"}
-    return (rewards if method.parts.reward else {}) | dict(means(gold_scores(episodes, data)))
-
-
-def complete(method: Method, data: DataModule, count: int, engine: Engine | None = None) -> Episodes:
-    """Continues the first `count` held-out prompts, with the same seeds at every evaluation."""
-    prompts = data.eval_prompts(count)
-    keys = [derive_seed(method.parts.seed, "evaluation", place) for place in range(len(prompts))]
-    parts = method.parts
-    return collect(
-        engine or parts.engine,
-        method.policy,
-        parts.template,
-        prompts,
-        keys=keys,
-        reward=parts.reward,
-        environment=parts.environment,
-    )
+    return (rewards if subject.reward else {}) | dict(means(gold_scores(episodes, data)))
 
 
 def completion_metrics(episodes: Episodes) -> dict[str, Mean | Max]:
@@ -115,22 +111,7 @@ def completion_metrics(episodes: Episodes) -> dict[str, Mean | Max]:
     return {name: value for name, value in episodes.metrics().items() if name.startswith(shapes)}
 
 
-def kl_to_start(method: Method, episodes: Episodes) -> dict[str, Mean | Max]:
+def kl_to_start(subject: Subject, episodes: Episodes) -> dict[str, Mean | Max]:
     """How far the policy has moved from where it started, on its own completions."""
-    temperature = method.parts.engine.sampling.temperature or 1.0
-    found = in_micro_batches(
-        lambda rows: compare(method.policy, method.reference, rows, temperature=temperature),
-        episodes.rows,
-        method.micro_batch_tokens,
-    )
-    return {name: value for name, value in kl_metrics(found).items() if name in ("kl/exact", "kl/log_ratio_max")}
-
-
-def gold_scores(episodes: Episodes, data: DataModule) -> tuple[Mapping[str, float], ...]:
-    """What the world says of each completion."""
-    if data.gold is None:
-        return tuple({} for _ in episodes.completions)
-    return tuple(
-        data.gold(prompt, completion, columns["gold"]) if "gold" in columns else {}
-        for prompt, completion, columns in zip(episodes.prompts, episodes.completions, episodes.columns, strict=True)
-    )
+    found = kl_metrics(compared(subject, episodes))
+    return {name: value for name, value in found.items() if name in ("kl/exact", "kl/log_ratio_max")}

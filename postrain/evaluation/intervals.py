@@ -52,3 +52,17 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
     means = sorted(fmean(generator.choices(values, k=len(values))) for _ in range(resamples))
     low, high = means[int(0.025 * resamples)], means[int(0.975 * resamples)]
     return Interval(fmean(values), low, high)
+
+
+def jackknife_interval(value: float, without: Sequence[float]) -> Interval:
+    """Any statistic of n independent items, with the normal interval of its jackknife error (Efron and Stein 1981).
+
+    `without` is the statistic with each item left out in turn. For what resampling would bend: ratios, and numbers of
+    different things, which fall as soon as an item is drawn twice. A single item has an infinite interval.
+    """
+    n = len(without)
+    if n < 2:
+        return Interval(value, float("-inf"), float("inf"))
+    mean = fmean(without)
+    half = Z * sqrt((n - 1) / n * sum((one - mean) ** 2 for one in without))
+    return Interval(value, value - half, value + half)

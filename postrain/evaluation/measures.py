@@ -1,8 +1,23 @@
 """What an evaluation is made of: a measure looks at a model and says what it found, each number with its interval.
 
 The same measures run during training (callbacks/evaluation.py) and by command (python -m postrain.evaluate). A measure
-is a frozen dataclass of its settings with `__call__(subject)`; its YAML stands in conf/evaluation. Leaves out what the
-measures are: each has a file of its own beside this one.
+is a frozen dataclass of its settings with `__call__(subject)`. Leaves out what the measures are: each has a file of its
+own beside this one.
+
+A measure's settings are written once, in conf/evaluation/measure/NAME.yaml (`_target_` and keys, no package line). An
+option of the group takes one or several of them by its defaults list:
+
+    # What evaluation=NAME does, in a line
+    defaults:
+      - default
+      - measure/NAME@measures.NAME
+
+so that `evaluation.measures.NAME.KEY=...` changes it from the command line, and `evaluation=all`, which lists several,
+repeats no setting. A further one joins any option with `+evaluation/measure@evaluation.measures.NAME=NAME`.
+
+Records: one mapping an item. `row` names the item, equal for equal items of two models; a field called like a metric is
+that item's share of it, a number or true/false, weighted by the field `weight` where there is one. Where the weighted
+mean of a field is the metric's value, models that are compared get its paired difference.
 """
 
 from __future__ import annotations
@@ -15,9 +30,10 @@ from torch import nn
 
 from postrain.data.chat import Template
 from postrain.data.module import DataModule
-from postrain.evaluation.intervals import bootstrap_interval, wilson
+from postrain.evaluation.intervals import bootstrap_interval, jackknife_interval, wilson
 from postrain.models.reference import Reference
 from postrain.rewards.base import Reward
+from postrain.rollout.collect import Episodes
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 
@@ -42,6 +58,19 @@ class Estimate:
         """The mean of at least one value, with its bootstrap interval."""
         found = bootstrap_interval(values)
         return cls(value=found.value, low=found.low, high=found.high, n=len(values))
+
+    @classmethod
+    def jackknife(cls, value: float, without: Sequence[float]) -> Estimate:
+        """Any statistic of items, from its values with each of them left out."""
+        found = jackknife_interval(value, without)
+        return cls(value=found.value, low=found.low, high=found.high, n=len(without))
+
+    @classmethod
+    def ratio(cls, totals: Sequence[float], counts: Sequence[float]) -> Estimate:
+        """Total over count of all items, such as nats per token over rows: not the mean of the items' own ratios."""
+        total, count = sum(totals), sum(counts)
+        without = [(total - t) / (count - c) for t, c in zip(totals, counts, strict=True) if count > c]
+        return cls.jackknife(total / count, without)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +127,8 @@ class Subject:
     view: Callable[[str], DataModule]
     """The `data` of the run, prepared as records of a kind ("Prompt", "Demonstration", "Preference", "Text"); its
     `eval` and `eval_prompts(count)` are the held-out part. Raises ConfigError where the data cannot be seen so."""
+    drawn: dict[tuple[int, float], Episodes] = field(default_factory=dict)
+    """Completions that some measure has already asked for, so that the next one need not; see completions.py."""
 
 
 class Measure(Protocol):

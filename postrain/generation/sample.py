@@ -18,7 +18,7 @@ from postrain.data.collate import prompts as as_prompts
 from postrain.data.encode import EncodedPrompt
 from postrain.data.module import DataModule
 from postrain.data.records import Message, Messages
-from postrain.evaluation.evaluator import gold_scores
+from postrain.evaluation.completions import gold_scores
 from postrain.folder import writing
 from postrain.generation.keep import Answers
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain

@@ -1,0 +1,100 @@
+"""Completions of held-out prompts, and what is read off them: for the look that every run takes at itself, and for the
+measures. Prompts and seeds are the same each time, so that two evaluations differ by the model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from postrain.data.module import DataModule
+from postrain.evaluation.measures import Subject
+from postrain.ops import derive_seed
+from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.engine import greedy
+from postrain.scoring import Comparison, compare, in_micro_batches
+from postrain.types import ConfigError, Mean, Prompts
+
+
+def held_out(subject: Subject) -> DataModule:
+    """The data as prompts to complete; of running text, the beginning of each text. Raises ConfigError where neither
+    can be had."""
+    try:
+        return subject.view("Prompt")
+    except ConfigError:
+        return subject.view("Text")
+
+
+@torch.no_grad()
+def complete(subject: Subject, count: int, *, likeliest: bool = False, prompts: Prompts | None = None) -> Episodes:
+    """The first `count` held-out prompts continued, greedily where `likeliest`; `prompts` are these, if known.
+
+    Whoever asks a subject again gets the same episodes.
+    """
+    engine = greedy(subject.engine) if likeliest else subject.engine
+    asked = count, engine.sampling.temperature
+    if asked not in subject.drawn:
+        prompts = held_out(subject).eval_prompts(count) if prompts is None else prompts
+        subject.drawn[asked] = collect(
+            engine,
+            subject.model,
+            subject.template,
+            prompts,
+            keys=[derive_seed(subject.seed, "evaluation", place) for place in range(len(prompts))],
+            reward=subject.reward,
+            environment=subject.environment,
+        )
+    return subject.drawn[asked]
+
+
+@torch.no_grad()
+def compared(subject: Subject, episodes: Episodes) -> Comparison:
+    """The model and its reference, which there has to be, on what the model wrote, at the temperature it was drawn."""
+    reference = subject.reference
+    assert reference is not None
+    return in_micro_batches(
+        lambda rows: compare(subject.model, reference, rows, temperature=subject.engine.sampling.temperature or 1.0),
+        episodes.rows,
+        subject.micro_batch_tokens,
+    )
+
+
+def gold_scores(episodes: Episodes, data: DataModule) -> tuple[Mapping[str, float], ...]:
+    """What the world says of each completion."""
+    if data.gold is None:
+        return tuple({} for _ in episodes.completions)
+    return tuple(
+        data.gold(prompt, completion, columns["gold"]) if "gold" in columns else {}
+        for prompt, completion, columns in zip(episodes.prompts, episodes.completions, episodes.columns, strict=True)
+    )
+
+
+def means(gold: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
+    """Each part of the gold score over the completions that have it."""
+    return {part: Mean(sum(known), len(known)) for part, known in by_part(gold).items()}
+
+
+def by_part(scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
+    """The scores of each part that are known, by its name."""
+    parts = sorted({name for one in scores for name in one})
+    known = {part: [value for one in scores if (value := one.get(part)) is not None] for part in parts}
+    return {part: values for part, values in known.items() if values}
+
+
+def asked_text(subject: Subject, ids: torch.Tensor) -> str:
+    """Token ids as the model is given them, special tokens and all."""
+    return subject.template.decode_all(ids.tolist())
+
+
+def first_prompt(subject: Subject, episodes: Episodes) -> str:
+    """The exact text of the first prompt that was completed."""
+    learned = episodes.rows.supervised[0].long()
+    at = int(learned.argmax()) if int(learned.max()) else len(learned)
+    return asked_text(subject, episodes.rows.ids[0][:at])
+
+
+def plain_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record keeps of a prompt's columns: the answer and the category, where there are any."""
+    return {name: columns[name] for name in ("answer", "category") if name in columns}

@@ -1,0 +1,64 @@
+"""The subject of an evaluation while a method trains: its policy as it is now, with the run's own parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from postrain.check import instantiate
+from postrain.data.module import DataModule
+from postrain.evaluation.measures import Subject
+from postrain.evaluation.views import Views
+from postrain.methods.base import Method
+from postrain.models.sources import ResolvedModel
+from postrain.rewards.base import Reward
+
+
+class InTraining:
+    """Makes the subject of each evaluation of a run."""
+
+    def __init__(self, config: Mapping[str, Any], resolved: ResolvedModel, data: DataModule) -> None:
+        self.config = config
+        plan = data.plan
+        self.view = Views(
+            node=config["data"],
+            resolved=resolved,
+            context=plan.context,
+            completion_tokens=plan.completion_tokens,
+            seed=plan.seed,
+            made={plan.kind: data},
+        )
+        self.name, self.tokenizer = resolved.name, data.template.tokenizer
+
+    def __call__(self, method: Method) -> Subject | None:
+        """None where the policy writes no text."""
+        if method.head != "causal":
+            return None
+        parts = method.parts
+        return Subject(
+            name=self.name,
+            model=method.policy,
+            tokenizer=self.tokenizer,
+            template=parts.template,
+            engine=parts.engine,
+            environment=parts.environment,
+            reward=parts.reward or self._chosen(method),
+            reference=parts.reference,
+            seed=parts.seed,
+            context=self.view.context,
+            micro_batch_tokens=method.micro_batch_tokens,
+            view=self.view,
+        )
+
+    def _chosen(self, method: Method) -> Reward | None:
+        """A reward that was asked for, though the method does not learn from it."""
+        if self._reward is not None:
+            self._reward.to(method.device)
+        return self._reward
+
+    @cached_property
+    def _reward(self) -> Reward | None:
+        found: Any = instantiate(self.config.get("reward"))
+        scores: Reward | None = found if callable(found) else None  # pyright: ignore[reportAssignmentType]
+        return scores
