@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from postrain.calibration import bin_sums, expected_error
+from postrain.calibration import bin_sums, confidence_sums, expected_error
 
 
 def test_worked_numbers() -> None:
@@ -33,3 +33,13 @@ def test_equals_torchmetrics_and_adds_up_over_batches(seed: int) -> None:
     # 20 bins on [0, 1] are our 10 on [½, 1]: a confidence is never below a half
     theirs = binary_calibration_error(torch.sigmoid(margins_B.abs()), (margins_B > 0).int(), n_bins=20)
     assert expected_error(whole) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_confidence_of_any_answers() -> None:
+    # three at 0.5, one of them right, and one at 1, right: (|1 − 1.5| + |1 − 1|) / 4 = 0.125
+    confidence_B, right_B = torch.tensor([0.5, 0.5, 0.5, 1.0]), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    assert expected_error(confidence_sums(confidence_B, right_B)) == pytest.approx(0.125)
+    drawn_B = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    truth_B = (torch.rand(200, generator=torch.Generator().manual_seed(1)) < drawn_B).int()
+    theirs = binary_calibration_error(drawn_B, truth_B, n_bins=10)
+    assert expected_error(confidence_sums(drawn_B, truth_B)) == pytest.approx(float(theirs), abs=1e-6)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from postrain.evaluation.scaling.rules import best_of_n_kl
 from postrain.folder import writing
 from postrain.jsonl import JsonLines, atomic_write_text
 from postrain.report.pictures import INK, SERIES, STYLE
@@ -53,11 +54,6 @@ class Curve:
         peak = max(self.points, key=lambda point: point.gold)
         after = self.points[self.points.index(peak) :]
         return peak if min(point.gold for point in after) < peak.gold - TURN else None
-
-
-def best_of_n_kl(n: int) -> float:
-    """KL of the best of n samples to the sampler: log n − (n − 1)/n, a close upper bound (Stiennon et al. 2020)."""
-    return math.log(n) - (n - 1) / n
 
 
 def of_run(name: str, folder: Path) -> Curve:

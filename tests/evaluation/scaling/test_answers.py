@@ -1,0 +1,43 @@
+"""answers.py: what a completion answers, and how likely its tokens were."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from postrain.evaluation.scaling.answers import Answer, certainty, read
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said", "span"),
+    [
+        (" 3 + 4 = 7. The answer is 7.", "number", "7", "7"),
+        ("7.00 apples", "number", "7", "7.00"),
+        ("it is 1,200, so <answer>1,200</answer> of 5", "number", "1.2E+3", "1,200"),
+        (r"so \boxed{12} of 13", "number", "12", "12"),
+        ("no number", "number", None, ""),
+        ("<answer>none</answer> 7", "number", None, ""),
+        ("The capital? <answer> Paris </answer>.", "text", "paris", "Paris"),
+        (" Paris\n", "text", "paris", "Paris"),
+        ("  ", "text", None, ""),
+    ],
+)
+def test_answers_are_read_with_their_place(text, kind, said, span):
+    found = read(text, kind)
+    if said is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.said == said
+        assert text[found.start : found.end] == span
+
+
+def test_certainty_is_that_of_the_tokens_that_write_the_answer():
+    pieces = ["The", " answer is", " 1", "2", "."]
+    logps = [math.log(p) for p in (0.1, 0.2, 0.5, 0.8, 0.3)]
+    answer = read("".join(pieces), "number")
+    assert answer == Answer("12", 14, 16)
+    found = certainty(answer, range(5), logps, lambda ids: "".join(pieces[place] for place in ids))
+    # p(" 1") · p("2") = 0.5 · 0.8
+    assert found == pytest.approx(0.4)

@@ -1,0 +1,77 @@
+"""rules.py: worked choices, and the closed forms against all subsets written out."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from statistics import fmean
+
+import pytest
+
+from postrain.evaluation.scaling.rules import Vote, beams, best_of_n_kl, expected_best, final, majority, sizes
+
+SCORES = (0.3, None, 0.9, 0.3, 0.1, 0.9)
+WORTHS = (1.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+
+
+def test_kl_of_the_best_of_n():
+    # ln 4 − 3/4 = 1.3863 − 0.75
+    assert best_of_n_kl(4) == pytest.approx(0.6363, abs=1e-4)
+    assert best_of_n_kl(1) == 0
+
+
+def test_sizes_are_powers_of_two():
+    assert sizes(1) == (1,)
+    assert sizes(16) == (1, 2, 4, 8, 16)
+    assert sizes(12) == (1, 2, 4, 8)
+
+
+def chosen_worth(places: tuple[int, ...]) -> float:
+    """The worth of the best-scored of these samples, any of equal ones as likely; unscored ones last."""
+    scores = [-math.inf if SCORES[place] is None else SCORES[place] for place in places]
+    return fmean(WORTHS[place] for place, score in zip(places, scores, strict=True) if score == max(scores))
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_best_of_n_is_the_mean_over_all_subsets(n):
+    written_out = fmean(chosen_worth(places) for places in combinations(range(6), n))
+    assert expected_best(SCORES, WORTHS, n) == pytest.approx(written_out)
+
+
+@pytest.mark.parametrize(("right", "total", "k"), [(0, 5, 2), (1, 5, 2), (3, 5, 2), (4, 16, 8), (5, 5, 1)])
+def test_chosen_by_what_is_right_it_is_pass_at_k(right, total, k):
+    worths = [1.0] * right + [0.0] * (total - right)
+    expected = 1 - math.comb(total - right, k) / math.comb(total, k)
+    assert expected_best(worths, worths, k) == pytest.approx(expected)
+
+
+def test_one_right_of_five_is_among_two_in_two_fifths():
+    # 1 − C(4, 2)/C(5, 2) = 1 − 6/10
+    assert expected_best([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], 2) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("answers", "weights", "vote"),
+    [
+        ("779", (0.1, 0.1, 0.9), Vote(0, 2 / 3)),
+        ("97799", (0.5,) * 5, Vote(0, 3 / 5)),
+        # Two votes each: 0.2 + 0.3 for 7, 0.4 + 0.4 for 9.
+        ("7979", (0.2, 0.4, 0.3, 0.4), Vote(1, 1 / 2)),
+        ("79", (0.5, 0.5), Vote(0, 1 / 2)),
+        ((None, None, "7", None), (1, 1, 1, 1), Vote(2, 1 / 4)),
+        ((None, None), (1, 1), Vote(0, 0)),
+    ],
+)
+def test_the_majority_has_it(answers, weights, vote):
+    assert majority(tuple(answers), weights) == vote
+
+
+def test_the_best_different_states_are_kept_best_first():
+    assert beams([0.2, 0.9, 0.9, 0.5], ["a", "b", "b", "c"], 2) == [1, 3]
+    assert beams([0.2, 0.9, 0.9, 0.5], ["a", "b", "c", "d"], 2) == [1, 2]
+    assert beams([0.1], ["a"], 4) == [0]
+
+
+def test_a_search_ends_with_what_has_ended():
+    assert final([0.9, 0.2, 0.4], [False, True, True]) == 2
+    assert final([0.9, 0.2], [False, False]) == 0
