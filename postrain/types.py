@@ -18,16 +18,14 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
+from postrain.errors import ConfigError as ConfigError
+
 # The ranges a YAML value can be held to; check.py reads them off the constructors.
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
-
-
-class ConfigError(ValueError):
-    """A user's mistake: one line that names the key, file or line, what was expected, and a remedy."""
 
 
 @dataclass(frozen=True)
