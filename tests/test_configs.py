@@ -15,6 +15,8 @@ OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (CONF / grou
 # What a user has to say for options that cannot know it.
 GIVEN = {
     ("data", "jsonl"): ["data.path=rows.jsonl"],
+    ("evaluation", "lm_eval"): ["evaluation.measures.lm_eval.tasks=[mine]"],
+    ("evaluation", "wins"): ["evaluation.measures.wins.against=somewhere"],
     ("model", "local"): ["model.path=somewhere"],
     ("model", "run"): ["model.path=somewhere"],
     ("reward", "function"): ["reward.function=math.sqrt"],

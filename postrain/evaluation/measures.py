@@ -72,6 +72,10 @@ class Estimate:
         without = [(total - t) / (count - c) for t, c in zip(totals, counts, strict=True) if count > c]
         return cls.jackknife(total / count, without)
 
+    def within(self, low: float, high: float) -> Estimate:
+        """The same with an interval that does not leave what the number can be."""
+        return Estimate(value=self.value, low=max(self.low, low), high=min(self.high, high), n=self.n)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:

@@ -1,0 +1,43 @@
+"""How far a model is from its reference, on what it writes itself: the exact KL divergence of next-token distributions.
+
+Axes: B completions, T tokens of a completion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from postrain.evaluation.completions import compared, complete, first_prompt
+from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.types import Count
+
+NEEDED = (
+    "needs a model to compare with; name one with reference=DIRECTORY (in training: evaluation.completions above 0)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """KL(model ‖ reference) summed over the vocabulary, in nats: `per_token`, over all tokens of sampled completions,
+    and `per_completion`, their sums; at the temperature of sampling."""
+
+    prompts: Count
+    """Held-out prompts at most; one completion each."""
+
+    def __call__(self, subject: Subject) -> Finding:
+        if subject.reference is None:
+            return Finding(metrics={}, notes=(NEEDED,))
+        episodes = complete(subject, self.prompts)
+        found = compared(subject, episodes)
+        tokens = found.mask_BT.sum(1).tolist()
+        sums = found.kl_BT.double().sum(1).tolist()
+        rows = zip(episodes.rows.row_ids, sums, tokens, strict=True)
+        return Finding(
+            metrics={"per_token": Estimate.ratio(sums, tokens), "per_completion": Estimate.mean(sums)},
+            example=first_prompt(subject, episodes),
+            records=tuple(
+                {"row": row, "per_completion": kl, "tokens": count, "kl_per_token": kl / max(count, 1)}
+                for row, kl, count in rows
+            ),
+            notes=(subject.reference.says,),
+        )

@@ -1,0 +1,29 @@
+"""How long fresh completions are, and how many come to an end by themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from postrain.evaluation.completions import complete, first_prompt
+from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.types import Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """`tokens` a completion, its end token counted, and the share that is `finished`: not cut at
+    rollout.max_new_tokens."""
+
+    prompts: Count
+    """Held-out prompts at most; one completion each."""
+
+    def __call__(self, subject: Subject) -> Finding:
+        episodes = complete(subject, self.prompts)
+        tokens = [int(own.sum()) for own in episodes.rows.supervised]
+        finished = episodes.finished_B.tolist()
+        rows = zip(episodes.rows.row_ids, tokens, finished, strict=True)
+        return Finding(
+            metrics={"tokens": Estimate.mean(tokens), "finished": Estimate.share(finished)},
+            example=first_prompt(subject, episodes),
+            records=tuple({"row": row, "tokens": length, "finished": ended} for row, length, ended in rows),
+        )

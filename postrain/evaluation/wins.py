@@ -1,0 +1,122 @@
+"""Win rate: how often a model's completion is better than another model's of the same prompt, and who says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+from torch import nn
+
+from postrain.data.chat import Template
+from postrain.data.module import DataModule
+from postrain.data.records import Prompt
+from postrain.data.views import convert
+from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out
+from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.scores import written
+from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.rewards.base import Reward, optional
+from postrain.rewards.pairwise import Preference
+from postrain.rollout.collect import Episodes
+from postrain.types import Count, Prompts
+
+KEY = "evaluation.measures.wins.against"
+NEEDED = "needs data with gold scores, a reward (reward=NAME) or a judge (evaluation.measures.wins.judge)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinRate:
+    """The share of held-out prompts on which this model's completion beats the other's, ties half.
+
+    The other model completes the same prompts with the same seeds, in this model's template where it has none itself.
+    """
+
+    against: str
+    """A run folder or model directory."""
+    judge: Reward | Preference | None
+    """What compares: a reward, by its score, or a preference. None takes the data's gold score, else the reward."""
+    prompts: Count
+    """Held-out prompts at most; one completion each."""
+
+    def __call__(self, subject: Subject) -> Finding:
+        data = held_out(subject)
+        ours = complete(subject, self.prompts)
+        theirs = self._theirs(subject, data)
+        found = self._points(subject, data, ours, theirs)
+        known = [points for points in found if points is not None]
+        if not known:
+            return Finding(metrics={}, notes=(NEEDED,))
+        records = [
+            {"win_rate": points, "other": other} for points, other in zip(found, theirs.completions, strict=True)
+        ]
+        return Finding(
+            metrics={"win_rate": Estimate.share(known)},
+            example=first_prompt(subject, ours),
+            records=written(ours, records),
+            notes=(f"against {self._other.name}, by {self._judged_by(subject, data)}",),
+        )
+
+    @cached_property
+    def _other(self) -> ResolvedModel:
+        return resolve_for(KEY, self.against, "a run folder or model directory")
+
+    def _theirs(self, subject: Subject, data: DataModule) -> Episodes:
+        """What the other model writes; the same at every evaluation of a run, but kept by none: memory is dear."""
+        device = next(subject.model.parameters()).device
+        dtype = next(subject.model.parameters()).dtype
+        model = cast("nn.Module", load_causal(self._other, dtype=dtype)).to(device)
+        tokenizer: Any = load_tokenizer(self._other)
+        template = same_template(subject.template, tokenizer)
+        prompts = data.eval_prompts(self.prompts)
+        asked = replace(subject, model=model, tokenizer=tokenizer, template=template, reward=None, drawn={})
+        return complete(asked, self.prompts, prompts=written_for(template, prompts, data))
+
+    def _points(self, subject: Subject, data: DataModule, ours: Episodes, theirs: Episodes) -> list[float | None]:
+        """1 for each prompt that is won, ½ for a tie, 0; between them where a preference is not sure; None unknown."""
+        judge = self.judge
+        if isinstance(judge, Preference):
+            return list(optional(judge.beats(ours.prompts, ours.completions, theirs.completions, ours.columns)))
+        if judge is None and data.gold is not None:
+            scores = [[one.get("total") for one in gold_scores(episodes, data)] for episodes in (ours, theirs)]
+        else:
+            reward = judge or subject.reward
+            scores = [paid(reward, episodes) for episodes in (ours, theirs)]
+        return [points(one, other) for one, other in zip(*scores, strict=True)]
+
+    def _judged_by(self, subject: Subject, data: DataModule) -> str:
+        judge = self.judge or (None if data.gold is not None else subject.reward)
+        return "the gold score" if judge is None else type(judge).__name__
+
+
+def paid(reward: Reward | None, episodes: Episodes) -> Sequence[float | None]:
+    """What a reward gives for each completion."""
+    if reward is None:
+        return [None] * len(episodes)
+    return optional(reward(episodes.prompts, episodes.completions, episodes.columns).total_B)
+
+
+def points(one: float | None, other: float | None) -> float | None:
+    """1 for a win, half a point for a tie."""
+    if one is None or other is None:
+        return None
+    return 0.5 if one == other else float(one > other)
+
+
+def same_template(template: Template, tokenizer: Any) -> Template:
+    """The subject's template on another model's tokenizer; a chat model of its own kind speaks its own."""
+    mode = "auto" if template.name == "chat" else template.name
+    return Template(tokenizer, mode=cast("Any", mode), seed=template.seed)
+
+
+def written_for(template: Template, prompts: Prompts, data: DataModule) -> Prompts:
+    """The same prompts as another model reads them; of running text the beginnings."""
+    held_out = {record.row: record for record in data.records.held_out}
+    records = [held_out[row] for row in prompts.row_ids]
+    if data.plan.kind == "Text":
+        return replace(prompts, ids=tuple(template.encode_text(text) for text in prompts.texts))
+    asked, _ = convert(records, Prompt.__name__, source="the held-out rows")
+    ids = tuple(template.encode_prompt(record.prompt, row=record.row) for record in asked if isinstance(record, Prompt))
+    return replace(prompts, ids=ids)
