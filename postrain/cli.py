@@ -8,7 +8,7 @@ config can tell.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -24,18 +24,38 @@ from omegaconf import OmegaConf
 
 from postrain.types import ConfigError
 
-# These may set hydra.mode to MULTIRUN in their YAML, so a list of values is theirs to judge.
-MULTIRUN_KEYS = {"hydra.mode", "sweep", "experiment"}
+# What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE.
+SWEEP = "sweep"
 # Who reads which primary config.
 PROGRAMS = {"config": "python train.py", "generate": "python -m postrain.generate"}
 
 
-def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> list[str]:
-    """The command line (without the program's name) that Hydra gets; flags may stand anywhere."""
+@dataclass(frozen=True)
+class Line:
+    """A command line (without the program's name), taken apart."""
+
+    arguments: list[str]
+    """What Hydra gets: flags may have stood anywhere."""
+    sweep: tuple[str, ...] | None
+    """What only a sweep hears: sweep=NAME, sweep.KEY=VALUE, lists of values; None where there is a single run."""
+
+
+def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Line:
+    """A command line as Hydra and the sweep get it; all problems in one ConfigError."""
     arguments = get_args_parser().parse_intermixed_args(list(argv))
     flags = [token for token in argv if token not in arguments.overrides]
     root, extra = arguments.config_name or config_name, arguments.config_dir
-    return forced(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun) + flags
+    overrides = _checked(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun)
+    known = _groups(conf, extra)
+    words = [(_forced(override, known), _is_swept(override)) for override in overrides]
+    if not arguments.multirun and not any(override.key_or_group == SWEEP for override in overrides):
+        return Line([word for word, _ in words] + flags, None)
+    flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    return Line([word for word, swept in words if not swept] + flags, tuple(word for word, swept in words if swept))
+
+
+def _is_swept(override: Override) -> bool:
+    return override.is_sweep_override() or override.key_or_group.partition(".")[0] == SWEEP
 
 
 def forced(
@@ -46,6 +66,23 @@ def forced(
     `root` is the primary config they are for, `extra` a further folder of config groups.
     """
     known = _groups(conf, extra)
+    overrides = _checked(tokens, conf, root=root, extra=extra, multirun=multirun)
+    return [_forced(override, known) for override in overrides]
+
+
+def settled(words: Sequence[str]) -> list[str]:
+    """Forced words with one choice for each group, the last; values come after all choices, and the last one wins."""
+    choices = {_key(word): word for word in words if not word.startswith(("+", "~"))}
+    return [*choices.values(), *(word for word in words if word.startswith(("+", "~")))]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None, multirun: bool) -> list[Override]:
+    """The overrides read, or everything that is wrong with them."""
+    known = _groups(conf, extra)
     problems: list[str] = []
     overrides: list[Override] = []
     for token in tokens:
@@ -53,14 +90,14 @@ def forced(
             overrides += OverridesParser.create().parse_overrides([token])
         except HydraException as error:
             problems.append(_unreadable(token, error))
-    if not multirun and not any(override.key_or_group in MULTIRUN_KEYS for override in overrides):
+    if not multirun and not any(override.key_or_group == SWEEP for override in overrides):
         problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
     problems += [problem for override in overrides for problem in _problems(override, known)]
     staged = any(override.key_or_group == "pipeline" for override in overrides)
     problems += [problem for override in overrides for problem in _misplaced(override, conf, root, staged)]
     if problems:
         raise ConfigError("\n".join(problems))
-    return [_forced(override, known) for override in overrides]
+    return overrides
 
 
 def asked(argv: Sequence[str], conf: Path) -> str | None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from postrain.errors import ConfigError
 from postrain.jsonl import JsonLines, Record, atomic_write_text, read_json
-from postrain.types import ConfigError
 
 State = Literal["running", "done", "failed", "interrupted"]
 
@@ -131,6 +131,10 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -151,10 +155,10 @@ class RunFolder:
         return Status(self.path / "status.json")
 
 
-def new_directory(base: Path, method: str, model: str, config_hash: str) -> Path:
-    """Makes <base>/<method>/<model>/<time>-<hash>/, which nobody else has."""
-    parent = base / _file_name(method) / _file_name(model)
-    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config_hash}"
+def new_directory(base: Path, *names: str) -> Path:
+    """Makes <base>/<name>/.../<time>-<last name>/, which nobody else has; the last name is a hash."""
+    parent = base.joinpath(*map(_file_name, names[:-1]))
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{names[-1]}"
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         return _make_new(parent, stem)

@@ -17,13 +17,13 @@ from postrain.main import start
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def generate(config: DictConfig, words: list[str], group: str | None) -> float | None:
+def generate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """One generation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
     from postrain.generation.run import execute  # noqa: PLC0415
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return execute(plain, overrides=words, group=group)
+    return execute(plain, overrides=words, group=group, place=place)
 
 
 def main(argv: list[str]) -> int:

@@ -1,85 +1,109 @@
 """From the command line to a job: what `train.py` and `python -m postrain.generate` call. It talks to Hydra.
 
-Mistakes of a user end here as one line each on stderr and exit code 2; `debug=true` shows where they came from.
+Mistakes of a user end here as one line each on stderr and exit code 2; `debug=true` shows where they came from. Lists
+of values and sweep=NAME make a sweep, whose jobs come through here again, in processes of their own.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from postrain.cli import asked, listing, overview, prepare
+from postrain.cli import Line, asked, listing, overview, prepare
+from postrain.sweep.orphan import stop_with_the_sweep
 from postrain.types import ConfigError
 
-Run = Callable[[DictConfig, list[str], str | None], float | None]
-"""Does one job: its config, its words of the command line, and the multirun it belongs to."""
+T = TypeVar("T")
+Run = Callable[[DictConfig, list[str], str | None, Path | None], float | None]
+"""Does one job: its config, its words of the command line, the sweep it belongs to, and where its folder shall be."""
 
 
 def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: Run | None = None) -> int:
     """Runs one command line, with `run` in place of training; returns the exit code."""
+    code = 0
+    stop_with_the_sweep()
     try:
         shown = asked(argv[1:], conf)
-        arguments = prepare(argv[1:], conf, config_name) if shown is None else []
+        line = prepare(continued(argv[1:]), conf, config_name) if shown is None else Line([], None)
     except ConfigError as error:
         return complain(error)
     if shown is not None:
         print(shown)
         return 0
-    sys.argv = [argv[0], *arguments]
+    sys.argv = [argv[0], *line.arguments]
     # For --help, in the primary config's hydra.help.template.
     OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
+    one = partial(run_job, run or partial(train, conf))
 
     def job(config: DictConfig) -> float | None:
-        return run_job(config, run or train_with(conf))
+        nonlocal code
+        if line.sweep is None:
+            return told(config, lambda: one(config))
+        from postrain.sweep.start import sweep  # noqa: PLC0415 - start-up time of a single run
+
+        code = told(config, lambda: sweep(config, line.sweep or (), conf, config_name, one))
+        return None
 
     hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=config_name)(job)()
-    return 0
+    return code
 
 
-def run_job(config: DictConfig, run: Run) -> float | None:
-    """One job of a command line, or one of a multirun."""
-    chosen = HydraConfig.get()
-    multirun = chosen.mode is RunMode.MULTIRUN
-    # cli.py forces every key past Hydra; people did not write the ++.
-    words = [word.removeprefix("++") for word in chosen.overrides.task]
+def continued(argv: Sequence[str]) -> list[str]:
+    """The command line, behind that of the sweep which it goes on with."""
+    folders = [Path(word.partition("=")[2]) for word in argv if word.startswith("resume=")]
+    if not folders or not (folders[-1] / "sweep.yaml").is_file():
+        return list(argv)
+    saved: Any = OmegaConf.load(folders[-1] / "sweep.yaml")
+    words = saved.get("words")
+    if not words:
+        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
+    return ["--multirun", *words, *(word for word in argv if word not in ("-m", "--multirun"))]
+
+
+def told(config: DictConfig, work: Callable[[], T]) -> T:
+    """What `work` returns; a user's mistake ends the program with a line."""
     try:
-        return run(config, words, Path(chosen.sweep.dir).name if multirun else None)
+        return work()
     except ConfigError as error:
         if config.debug:
             raise
-        code = complain(error)
-        if multirun:
-            # Hydra goes on with the other jobs and ends with a code that says one failed.
-            raise
-        sys.exit(code)
+        sys.exit(complain(error))
 
 
-def train_with(conf: Path) -> Run:
+def run_job(run: Run, config: DictConfig) -> float | None:
+    """A single run, or one of a sweep's: then Hydra has been told its folder."""
+    chosen = HydraConfig.get()
+    # cli.py forces every key past Hydra; people did not write the ++.
+    words = [word.removeprefix("++") for word in chosen.overrides.task]
+    output = Path(chosen.runtime.output_dir)
+    place = None if output == Path.cwd() else output
+    sweep = place.parents[1] if place is not None else Path()
+    group = "-".join(sweep.parts[-2:]) if (sweep / "sweep.yaml").is_file() else None
+    return run(config, words, group, place)
+
+
+def train(conf: Path, config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """Training, or a pipeline where one is named."""
+    if config.get("pipeline") or (config.resume and (Path(config.resume) / "pipeline.yaml").is_file()):
+        # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+        from postrain.pipeline.runner import execute as pipeline  # noqa: PLC0415
 
-    def train(config: DictConfig, words: list[str], group: str | None) -> float | None:
-        if config.get("pipeline") or (config.resume and (Path(config.resume) / "pipeline.yaml").is_file()):
-            # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-            from postrain.pipeline.runner import execute as pipeline  # noqa: PLC0415
+        return pipeline(config, words, conf, place)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if "method" not in plain and not plain["resume"]:
+        print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))
+        sys.exit(2)
+    plain["name"] = plain["name"] or HydraConfig.get().runtime.choices["method"]
+    from postrain.run import execute  # noqa: PLC0415 - as above
 
-            return pipeline(config, words, conf)
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        if "method" not in plain and not plain["resume"]:
-            print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))
-            sys.exit(2)
-        plain["name"] = plain["name"] or HydraConfig.get().runtime.choices["method"]
-        from postrain.run import execute  # noqa: PLC0415 - as above
-
-        return execute(plain, overrides=words, group=group)
-
-    return train
+    return execute(plain, overrides=words, group=group, place=place)
 
 
 def complain(error: ConfigError) -> int:

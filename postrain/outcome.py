@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from rich.table import Table
 from postrain.build import Built
 from postrain.data.records import Steps
 from postrain.data.steps import LAYOUT_FILE
-from postrain.folder import RunFolder
-from postrain.jsonl import number
+from postrain.folder import RunFolder, writing
+from postrain.jsonl import atomic_write_text, number, plain
+from postrain.methods.base import Method
 from postrain.models.export import export
 from postrain.models.sources import ResolvedModel
 from postrain.readable import figure
@@ -33,8 +35,30 @@ def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | 
     console = Console(highlight=False)
     console.print(summary(changes, method.headline))
     console.print(f"model   {folder.model}", soft_wrap=True)
+    if method.stopped:
+        console.print(f"ended early: {method.stopped}", soft_wrap=True)
+    write_result(method, folder, changes)
     final = changes.get(method.headline[2])
     return None if final is None else final[1]
+
+
+def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[float, float]]) -> None:
+    """result.json: what sweeps and comparisons read of a finished run."""
+    metric, margin = method.learns
+    parameters = list(method.policy.parameters())
+    result = {
+        "metric": metric,
+        "direction": "max" if margin > 0 else "min",
+        "objective": changes[metric][1] if metric in changes else None,
+        "headline": method.headline,
+        "changes": changes,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "updates": method.counters.updates,
+        "stopped": method.stopped or None,
+    }
+    with writing(folder.result):
+        atomic_write_text(folder.result, json.dumps(plain(result), indent=1) + "\n")
 
 
 def reading(built: Built) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from postrain.callbacks.hopeless import EarlyStop
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware import Hardware
@@ -22,6 +23,8 @@ class Paths:
 
     output: str
     """Run folders are made here."""
+    sweeps: str
+    """Folders of sweeps are made here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Root:
     trainer: Hardware
     logger: Tracker
     evaluation: Evaluation
+    early_stop: EarlyStop
     seed: int
     reference: str | None
     """A model to compare with in place of the one the policy starts from."""

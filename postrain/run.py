@@ -22,6 +22,7 @@ from postrain.callbacks.checkpoint import Checkpoints, newest_readable
 from postrain.callbacks.evaluation import Evaluator
 from postrain.callbacks.explain import Explain
 from postrain.callbacks.guards import Guards
+from postrain.callbacks.hopeless import EarlyStop, Hopeless
 from postrain.callbacks.interrupt import Interrupt, Interrupted
 from postrain.callbacks.metrics import MetricsFile
 from postrain.callbacks.progress import ProgressLine
@@ -140,7 +141,9 @@ def train(
             stand_in_for=resolved.stand_in_for,
         )
     tracker: Tracker = instantiate(config["logger"])
-    about = {"run_dir": folder.path, "run_name": folder.name, "group": group, "config": masked(config)}
+    # In a sweep, a job is called by what sets it apart.
+    name = config["name"] if group else folder.name
+    about = {"run_dir": folder.path, "run_name": name, "group": group, "config": masked(config)}
     loggers = tracker.build(**about) if first else []
     checkpoint, damaged = newest_readable(folder.checkpoints)
     for path in damaged if first else []:
@@ -166,6 +169,7 @@ def callbacks(
     title = f"{config['name'] or folder.path.parts[-3]} · {resolved.name}"
     return [
         Throughput(),
+        Hopeless(EarlyStop(**config["early_stop"]), folder),
         samples,
         Evaluator(built.data, instantiate(config["evaluation"]), samples, InTraining(config, resolved, built.data)),
         MetricsFile(folder),

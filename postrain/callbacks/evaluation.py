@@ -31,7 +31,7 @@ class Evaluator(Callback):
     ) -> None:
         assert isinstance(pl_module, Method)
         update = pl_module.counters.updates
-        if update % self.settings.every == 0 or update == pl_module.updates:
+        if update % self.settings.every == 0 or update == pl_module.updates or pl_module.stopped:
             pl_module.latest = pl_module.latest | self.measure(trainer, pl_module)
 
     def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:

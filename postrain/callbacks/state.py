@@ -1,4 +1,4 @@
-"""What the callbacks read from the method they watch: five attributes, so that a test needs a fake of ten lines."""
+"""What the callbacks read from the method they watch: six attributes, so that a test needs a fake of ten lines."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class MethodLike(Protocol):
     """Names of the three metrics that matter."""
     updates: int
     """How many updates the whole run has."""
+    stopped: str
+    """Why the run ends before its last update; empty while it does not."""
 
 
 def method_of(module: LightningModule) -> MethodLike:

@@ -118,6 +118,7 @@ class Method(LightningModule):
         self.counters = Counters()
         self.latest: dict[str, float] = {}
         self.current_rows: tuple[int, ...] = ()
+        self.stopped = ""  # why the run ends before its last update
 
     # What a method says ------------------------------------------------------------------------------------------
 

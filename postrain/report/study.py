@@ -1,0 +1,261 @@
+"""A sweep's folder as a table: settings in rows, means over seeds with 95 % intervals in columns, the best one marked.
+
+Reads what is there: jobs that run, failed or left half-written files are in the list of jobs and in no mean. Imports
+neither torch nor lightning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import yaml
+from rich.table import Table
+
+from postrain.errors import ConfigError
+from postrain.evaluation.intervals import Interval, mean_interval
+from postrain.jsonl import number, read_json
+from postrain.readable import duration, figure, short
+
+FILE, JOBS = "sweep.yaml", "jobs.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the sweep."""
+
+    number: int
+    folder: Path
+    label: str
+    settings: Mapping[str, Any]
+    seed: int | None
+    state: str
+    """done, failed, interrupted, running, or "not started"."""
+    reason: str
+    """Why it failed, or why it ended before its last update."""
+    seconds: float
+    metric: str | None
+    """What its own method is judged by."""
+    direction: str | None
+    changes: Mapping[str, tuple[float, float]]
+    """What it measured on held-out data before and after; {} unless it is done."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A setting: its jobs with all seeds."""
+
+    settings: Mapping[str, Any]
+    label: str
+    jobs: tuple[Job, ...]
+    values: Mapping[str, Interval]
+    """Every metric of its finished jobs."""
+    n: int
+    """Finished jobs."""
+
+    @property
+    def seconds(self) -> float:
+        """Of a finished job, mean."""
+        took = [job.seconds for job in self.jobs if job.state == "done"]
+        return fmean(took) if took else 0.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep."""
+
+    path: Path
+    name: str
+    question: str
+    words: tuple[str, ...]
+    """Its command line."""
+    metric: str | None
+    """What decides; None where the jobs are judged by different ones."""
+    direction: Literal["max", "min"]
+    x: str | None
+    y: str | None
+    """The axes of the picture; None for the metric over what varies."""
+    columns: tuple[str, ...]
+    settings: tuple[str, ...]
+    """The keys that vary."""
+    cells: tuple[Cell, ...]
+    missing: tuple[str, ...] = field(default=())
+    """What could not be read, a line each."""
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All of them, in order."""
+        return tuple(sorted((job for cell in self.cells for job in cell.jobs), key=lambda job: job.number))
+
+    @property
+    def failed(self) -> tuple[Job, ...]:
+        """Those that are not done."""
+        return tuple(job for job in self.jobs if job.state != "done")
+
+    @property
+    def best(self) -> Cell | None:
+        """The setting with the best mean; None where there is nothing to compare."""
+        judged = [cell for cell in self.cells if self.metric in cell.values]
+        if len(judged) < 2 or self.metric is None:
+            return None
+        choose = max if self.direction == "max" else min
+        return choose(judged, key=lambda cell: cell.values[str(self.metric)].value)
+
+    def shown(self) -> tuple[str, ...]:
+        """The metrics of the table: what decides, the picture's axes, the further ones; those that were measured."""
+        wanted = dict.fromkeys(filter(None, (self.metric, self.y, self.x, *self.columns)))
+        return tuple(name for name in wanted if any(name in cell.values for cell in self.cells))
+
+
+def read_study(path: Path) -> Study:
+    """The sweep in a folder, finished or not. Raises ConfigError where there is none."""
+    node, missing = _yaml(path / FILE)
+    records, more = _records(path / JOBS)
+    jobs = [_job(path, record) for record in records]
+    own = {(job.metric, job.direction) for job in jobs if job.metric}
+    metric, direction = node.get("metric"), node.get("direction")
+    if metric is None and len(own) == 1:
+        metric, direction = next(iter(own))
+    else:
+        direction = direction or next((job.direction for job in jobs if job.metric == metric and job.direction), None)
+    picture = node.get("picture")
+    axes = picture if isinstance(picture, dict) else {}
+    return Study(
+        path=path,
+        name=str(node.get("name", path.name)),
+        question=str(node.get("question") or ""),
+        words=tuple(map(str, node.get("words") or ())),
+        metric=metric,
+        direction="min" if direction == "min" else "max",
+        x=axes.get("x"),
+        y=axes.get("y"),
+        columns=tuple(map(str, node.get("columns") or ())),
+        settings=tuple(dict.fromkeys(key for job in jobs for key in job.settings)),
+        cells=tuple(_cells(jobs)),
+        missing=(*missing, *more),
+    )
+
+
+def _yaml(path: Path) -> tuple[Mapping[str, Any], list[str]]:
+    try:
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path.parent} is no sweep: {path.name}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        node = None
+    return (node, []) if isinstance(node, dict) else ({}, [f"{path.name} is damaged: the question is not known"])
+
+
+def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return [], [f"{path.name} is missing or damaged: the jobs are not known"]
+    records = [each for each in found if isinstance(each, dict) and "folder" in each] if isinstance(found, list) else []
+    return [*records], [] if records else [f"{path.name} holds no jobs"]
+
+
+def _job(root: Path, record: Mapping[str, Any]) -> Job:
+    folder = root / str(record["folder"])
+    status, result = read_json(folder / "status.json"), read_json(folder / "result.json")
+    state = str(status.get("status") or "not started")
+    settings = record.get("settings")
+    return Job(
+        number=int(number(record.get("number")) or 0),
+        folder=folder,
+        label=str(record.get("label", folder.name)),
+        settings=settings if isinstance(settings, dict) else {},
+        seed=record.get("seed"),
+        state=state,
+        reason=str(status.get("reason") or result.get("stopped") or ""),
+        seconds=number(status.get("seconds")) or 0.0,
+        metric=result.get("metric"),
+        direction=result.get("direction"),
+        changes=dict(_changes(result.get("changes"))) if state == "done" else {},
+    )
+
+
+def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
+    for name, both in found.items() if isinstance(found, dict) else ():
+        known = [number(value) for value in both] if isinstance(both, list) and len(both) == 2 else []
+        if known and known[0] is not None and known[1] is not None:
+            yield name, (known[0], known[1])
+
+
+def _cells(jobs: Sequence[Job]) -> Iterable[Cell]:
+    together: dict[str, list[Job]] = {}
+    for job in jobs:
+        together.setdefault(json.dumps(job.settings, sort_keys=True, default=str), []).append(job)
+    for group in together.values():
+        done = [job for job in group if job.state == "done"]
+        names = dict.fromkeys(name for job in done for name in job.changes)
+        values = {name: mean_interval([job.changes[name][1] for job in done if name in job.changes]) for name in names}
+        label = group[0].label.removesuffix(f" seed={group[0].seed}")
+        yield Cell(group[0].settings, label, tuple(group), values, len(done))
+
+
+def said(value: Interval) -> str:
+    """A mean with its interval, where there are several seeds."""
+    if value.low == float("-inf"):
+        return figure(value.value)
+    return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]"
+
+
+def result(cell: Cell) -> str:
+    """What its jobs are judged by, before → after; means over seeds."""
+    done = [job for job in cell.jobs if job.metric in job.changes]
+    if not done:
+        return ""
+    before, after = (fmean(job.changes[str(job.metric)][place] for job in done) for place in (0, 1))
+    return f"{short(str(done[0].metric))} {figure(before)} → {figure(after)}"
+
+
+def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:
+    """Column names, and the cells of each row with whether it is the best."""
+    names, best = study.shown(), study.best
+    keys = [key.rpartition(".")[2] for key in study.settings]
+    keys = keys if len(set(keys)) == len(keys) else [*study.settings]
+    own = [] if study.metric else ["result"]
+    made = []
+    for cell in study.cells:
+        chosen = [str(cell.settings.get(key, "")) for key in study.settings]
+        told = [said(cell.values[name]) if name in cell.values else "" for name in names]
+        states = f"{cell.n}" if cell.n == len(cell.jobs) else f"{cell.n} of {len(cell.jobs)}"
+        ends = [result(cell)] if own else []
+        made.append((cell is best, [*(chosen or ["all"]), *ends, *told, states, duration(cell.seconds)]))
+    return [*(keys or ["jobs"]), *own, *map(short, names), "n", "time"], made
+
+
+def table(study: Study) -> Table:
+    """For the console."""
+    columns, lines = rows(study)
+    made = Table(box=None, pad_edge=False, title=study.question or study.name, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column)
+    for best, line in lines:
+        made.add_row(*line, style="bold green" if best else None)
+    return made
+
+
+def markdown(study: Study) -> str:
+    """The same as Markdown, with the jobs that are not done and those that ended early."""
+    columns, lines = rows(study)
+    body = [[f"**{text}**" if best and text else text for text in line] for best, line in lines]
+    text = f"# {study.name}\n\n{study.question}\n\n" if study.question else f"# {study.name}\n\n"
+    for line in [columns, ["---"] * len(columns), *body]:
+        text += f"| {' | '.join(_cell(item) for item in line)} |\n"
+    if study.cells:
+        text += "\nMeans over seeds with 95 % intervals (Student's t); n counts finished jobs.\n"
+    listed = [job for job in study.jobs if job.state != "done" or job.reason]
+    if listed:
+        text += "\n| job | state | reason |\n| --- | --- | --- |\n"
+        text += "".join(f"| {_cell(job.label)} | {job.state} | {_cell(job.reason)} |\n" for job in listed)
+    return text
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,22 @@
+"""A job of a sweep ends when the sweep does, however that was killed. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+# Set for a job's process: its standard input ends when the sweep does.
+JOB = "POSTRAIN_SWEEP_JOB"
+
+
+def stop_with_the_sweep() -> None:
+    """In the process of a job, watches for the sweep's end: then the update in hand is finished and saved."""
+    if os.environ.pop(JOB, None):
+        threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)

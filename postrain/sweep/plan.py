@@ -1,0 +1,169 @@
+"""The jobs of a study: every one composed and checked before the first starts, all problems in one error."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from postrain.check import check
+from postrain.cli import forced, settled
+from postrain.folder import config_hash
+from postrain.generation.settings import check_generation
+from postrain.pipeline.plan import make
+from postrain.root import Root
+from postrain.sweep.study import Study, said, word
+from postrain.types import ConfigError
+
+# Where a run lies, what it is called and how it is shown: it is the same run.
+OF_NO_ACCOUNT = ("paths", "name", "report", "logger", "debug", "resume", "allow_change")
+CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "config": partial(check, root=Root),
+    "generate": check_generation,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A point of a study: what is compared, over seeds."""
+
+    values: Mapping[str, Any]
+    """What varies, by key; the name of a setting stands under "setting"."""
+    words: tuple[str, ...]
+    """The overrides that make it so."""
+
+    @property
+    def label(self) -> str:
+        """kl_coef=0.1 batch_size=8; keys are as short as they can be."""
+        return " ".join(
+            f"{name}={said(value)}" for name, value in zip(short(self.values), self.values.values(), strict=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a sweep."""
+
+    number: int
+    label: str
+    settings: Mapping[str, Any]
+    seed: int | None
+    words: tuple[str, ...]
+    """Its whole command line."""
+    hash: str
+    """Equal for equal configs."""
+    folder: str
+    """Inside the sweep's."""
+
+
+def settings(study: Study) -> Iterator[Setting]:
+    """Every combination of the grid with every named setting, in the order of the file."""
+    named = study.jobs or {None: []}
+    for (name, words), values in itertools.product(named.items(), itertools.product(*study.grid.values())):
+        chosen = dict(zip(study.grid, values, strict=True))
+        told = {"setting": name} if name is not None else {}
+        yield Setting(values={**told, **chosen}, words=(*words, *(word(*item) for item in chosen.items())))
+
+
+def short(keys: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """The last parts of keys, as many as tell them apart."""
+    whole = [key.split(".") for key in keys]
+    found = []
+    for parts in whole:
+        size = next(
+            size
+            for size in range(1, len(parts) + 1)
+            if size == len(parts) or sum(other[-size:] == parts[-size:] for other in whole) == 1
+        )
+        found.append(".".join(parts[-size:]))
+    return found
+
+
+class Planner:
+    """Makes jobs of settings; called inside a Hydra job, whose primary config `root` they share."""
+
+    def __init__(self, study: Study, words: Sequence[str], conf: Path, root: str) -> None:
+        """`words` are those of the command line, which win over the study's base and lose to what varies."""
+        self.study, self.words, self.conf, self.root = study, tuple(words), conf, root
+        self.made = 0
+
+    def jobs(self, chosen: Sequence[Setting]) -> list[Job]:
+        """The jobs of these settings, with each seed. Raises one ConfigError with what is wrong with any of them."""
+        found: list[Job] = []
+        problems: dict[str, list[str]] = {}
+        for setting, seed in itertools.product(chosen, self.study.seeds or (None,)):
+            try:
+                found.append(self._job(setting, seed))
+            except ConfigError as error:
+                for line in str(error).splitlines():
+                    problems.setdefault(line, []).append(setting.label)
+        if problems:
+            total = len(chosen) * len(self.study.seeds or (None,))
+            raise ConfigError("\n".join(line + _where(labels, total) for line, labels in problems.items()))
+        return found
+
+    def _job(self, setting: Setting, seed: int | None) -> Job:
+        seeded = () if seed is None else (word("seed", seed),)
+        label = " ".join(filter(None, [setting.label, *seeded])) or "alone"
+        named = (word("name", label),)
+        ready = forced(
+            [*self.study.base, *self.words, *setting.words, *seeded, *named], self.conf, root=self.root, extra=_extra()
+        )
+        words = settled(ready)
+        config = _composed(self.root, words)
+        digest = config_hash(self._checked(config, words))
+        number, self.made = self.made, self.made + 1
+        return Job(
+            number=number,
+            label=label,
+            settings=setting.values,
+            seed=seed,
+            words=tuple(each.removeprefix("++") for each in words),
+            hash=digest,
+            folder=f"jobs/{number:02d}-{digest}",
+        )
+
+    def _checked(self, config: Any, words: Sequence[str]) -> dict[str, Any]:
+        """What makes this job the job it is."""
+        if config.get("pipeline"):
+            node: Any = OmegaConf.to_container(config.pipeline)
+            plan = make(node, "pipeline", [each.removeprefix("++") for each in words], self.conf)
+            return {step.stage.name: _of_account(step.config) for step in plan.steps}
+        try:
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error).splitlines()[0]) from None
+        if self.root == "config" and "method" not in plain:
+            raise ConfigError("method: no job of the sweep names one, as in method=ppo")
+        CHECKS[self.root](plain)
+        return _of_account(plain)
+
+
+def _of_account(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in OF_NO_ACCOUNT}
+
+
+def _where(labels: Sequence[str], total: int) -> str:
+    return f" (in all {total} jobs)" if len(labels) == total and total > 1 else f" ({'; '.join(dict.fromkeys(labels))})"
+
+
+def _extra() -> str | None:
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
+def _composed(root: str, words: Sequence[str]) -> Any:
+    paths = [each for each in HydraConfig.get().overrides.hydra if each.startswith("hydra.searchpath")]
+    try:
+        return compose(root, [*paths, *words])
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None

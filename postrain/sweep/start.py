@@ -1,0 +1,40 @@
+"""From a command line with a sweep in it to its launcher: a process a job here, or one of Hydra's launchers."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from postrain.cli import PROGRAMS, forced
+from postrain.sweep.launch import Launcher, Local, ThroughHydra
+from postrain.sweep.runner import execute
+
+LOCAL = "local"
+
+
+def sweep(config: DictConfig, swept: Sequence[str], conf: Path, root: str, one: Callable[[Any], float | None]) -> int:
+    """Runs the sweep; `root` is the primary config's name, `one` a job in this process. Returns the exit code."""
+    return execute(config, swept, conf, launcher(conf, root, one), root)
+
+
+def launcher(conf: Path, root: str, one: Callable[[Any], float | None]) -> Launcher:
+    """What `hydra/launcher` names."""
+    chosen = HydraConfig.get()
+    if chosen.runtime.choices["hydra/launcher"] == LOCAL:
+        return Local(jobs=chosen.launcher.jobs, command=command(conf, root))
+    at_once = chosen.launcher.get("n_jobs") or 1
+    return ThroughHydra(task=one, forced=partial(forced, conf=conf, root=root), jobs=max(1, at_once))
+
+
+def command(conf: Path, root: str) -> tuple[str, ...]:
+    """What starts a job of a primary config in a process of its own."""
+    program, *words = shlex.split(PROGRAMS[root])
+    assert program == "python"
+    return (sys.executable, *(str(conf.resolve().parent / word) if word == "train.py" else word for word in words))
