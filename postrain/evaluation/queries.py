@@ -1,0 +1,184 @@
+"""The suite of hand-written queries: everyday questions in several wordings, each with an answer that can be checked.
+
+For any model: it is asked through the template that it learns with, without tools and without data. A query is the
+unit of all that is counted, since its wordings are no independent samples. Leaves out what is asked and expected
+(query_file.py, assets/queries.jsonl) and how an answer is judged (query_checks.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from postrain.data.records import user
+from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.query_checks import Expect, Verdict, judge, readable, refuses
+from postrain.evaluation.query_code import passes, signature, source
+from postrain.evaluation.query_file import Query, read_queries
+from postrain.ops import derive_seed
+from postrain.rollout.collect import collect
+from postrain.types import ConfigError, Count, NonNegative, Prompts
+
+PARSED = "code was parsed, not run; evaluation.measures.queries.allow_execution=true runs it on this machine"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One wording of a query, its answer and what is thought of it."""
+
+    query: Query
+    phrasing: int
+    prompt: str
+    """The exact text that the model was given."""
+    response: str
+    tokens: int
+    finished: bool
+    verdict: Verdict
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it."""
+        kept = {name: getattr(self, name) for name in ("phrasing", "prompt", "response", "tokens", "finished")}
+        return {"query": self.query.id, "category": self.query.category, **kept, **asdict(self.verdict)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Asks every query in its wordings; see conf/evaluation/measure/queries.yaml."""
+
+    temperature: NonNegative
+    max_new_tokens: Count
+    categories: tuple[str, ...] | None
+    phrasings: Count | None
+    path: str | None
+    allow_execution: bool
+
+    def __post_init__(self) -> None:
+        # A run of hours does not end in a misspelt category.
+        self._queries()
+        if self.allow_execution and sys.platform != "linux":
+            raise ConfigError(
+                "queries: allow_execution=true: running code needs Linux, whose limits it relies on; this is "
+                f"{sys.platform}; leave it false"
+            )
+
+    @torch.no_grad()
+    def __call__(self, subject: Subject) -> Finding:
+        """See `Measure`."""
+        wordings = [(query, number) for query in self._queries() for number in range(self._wordings(query))]
+        ids = [
+            subject.template.encode_prompt(user(query.phrasings[number]), row=row)
+            for row, (query, number) in enumerate(wordings)
+        ]
+        room = subject.context - max(map(len, ids))
+        if room < 1:
+            return Finding(metrics={}, notes=(f"the model's {subject.context} tokens of context hold no query",))
+        asked = self._ask(subject, wordings, ids, min(room, self.max_new_tokens))
+        return Finding(
+            metrics=metrics(asked),
+            example=asked[0].prompt,
+            records=tuple(one.record() for one in asked),
+            notes=tuple(self._notes(asked, room)),
+        )
+
+    def _queries(self) -> tuple[Query, ...]:
+        queries = read_queries(self.path)
+        known = list(dict.fromkeys(query.category for query in queries))
+        for name in known if self.categories is None else self.categories:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                raise ConfigError(f"queries: categories: no query is of the category {name}; {meant}")
+        found = tuple(query for query in queries if self.categories is None or query.category in self.categories)
+        if not found:
+            raise ConfigError(f"queries: categories: is empty; give some of {', '.join(known)}, or null for all")
+        return found
+
+    def _wordings(self, query: Query) -> int:
+        return min(len(query.phrasings), self.phrasings or len(query.phrasings))
+
+    def _ask(
+        self, subject: Subject, wordings: Sequence[tuple[Query, int]], ids: Sequence[torch.Tensor], tokens: int
+    ) -> list[Asked]:
+        engine = replace(subject.engine, temperature=self.temperature, max_new_tokens=tokens)  # type: ignore[type-var]
+        prompts = Prompts(
+            ids=tuple(ids),
+            texts=tuple(query.phrasings[number] for query, number in wordings),
+            columns=({},) * len(ids),
+            row_ids=tuple(range(len(ids))),
+        )
+        # By the query's own name: what else is asked changes no answer.
+        keys = [derive_seed(subject.seed, f"queries {query.id}", number) for query, number in wordings]
+        episodes = collect(engine, subject.model, subject.template, prompts, keys=keys)
+        lengths = [int(own.sum()) for own in episodes.rows.supervised]
+        said = zip(wordings, ids, episodes.completions, lengths, episodes.finished_B.tolist(), strict=True)
+        return [
+            Asked(
+                query=query,
+                phrasing=number,
+                prompt=subject.template.decode_all(prompt.tolist()),
+                response=response,
+                tokens=length,
+                finished=finished,
+                verdict=judge(query.expect, response, _passes if self.allow_execution else None),
+            )
+            for (query, number), prompt, response, length, finished in said
+        ]
+
+    def _notes(self, asked: Sequence[Asked], room: int) -> Iterator[str]:
+        if room < self.max_new_tokens:
+            yield f"answers had {room} tokens, not {self.max_new_tokens}: more do not fit the model's context"
+        if not self.allow_execution and any(one.query.expect.tests for one in asked):
+            yield PARSED
+
+
+def metrics(asked: Sequence[Asked]) -> dict[str, Estimate]:
+    """All that is counted; the observations are queries, whose wordings share one of them."""
+    queries = _grouped(asked)
+    right = {name: fmean(one.verdict.right for one in group) for name, group in queries.items()}
+    found = {"accuracy": Estimate.share(list(right.values()))}
+    for category in dict.fromkeys(one.query.category for one in asked):
+        of_it = [right[name] for name, group in queries.items() if group[0].query.category == category]
+        found[f"accuracy/{category}"] = Estimate.share(of_it)
+    found["worst_phrasing"] = Estimate.share([share == 1 for share in right.values()])
+    several = {name: group for name, group in queries.items() if len(group) > 1}
+    if several:
+        found["consistency"] = Estimate.share([right[name] in (0, 1) for name in several])
+    found |= _agreements([group for group in several.values() if readable(group[0].query.expect)])
+    refused = [fmean(refuses(one.response) for one in group) for group in queries.values()]
+    found["refusals_or_empty"] = Estimate.share(refused)
+    found["finished"] = Estimate.share([fmean(one.finished for one in group) for group in queries.values()])
+    found["tokens"] = Estimate.mean([fmean(one.tokens for one in group) for group in queries.values()])
+    return found
+
+
+def agreement(answers: Sequence[str]) -> float:
+    """The share of pairs among at least two answers that are equal."""
+    return fmean(one == other for one, other in combinations(answers, 2))
+
+
+def _agreements(groups: Sequence[Sequence[Asked]]) -> dict[str, Estimate]:
+    """How often two wordings get the same answer, right or wrong, where an answer can be read off; and of the queries
+    that are there for it."""
+    shares = [(group[0].query.category, agreement([one.verdict.answer for one in group])) for group in groups]
+    found = {"agreement": [share for _, share in shares]}
+    found["agreement/paraphrase"] = [share for category, share in shares if category == "paraphrase"]
+    return {name: Estimate.share(values) for name, values in found.items() if values}
+
+
+def _grouped(asked: Sequence[Asked]) -> Mapping[str, list[Asked]]:
+    groups: dict[str, list[Asked]] = {}
+    for one in asked:
+        groups.setdefault(one.query.id, []).append(one)
+    return groups
+
+
+def _passes(text: str, expect: Expect) -> bool:
+    name, _ = signature(expect.function or "")
+    return passes(source(text, name), expect.tests)

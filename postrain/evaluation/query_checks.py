@@ -1,0 +1,188 @@
+"""What a hand-written query expects of an answer, and whether a text is one: pure functions of text.
+
+All that an expectation says has to hold. Thinking before `</think>` is no part of an answer. Words, sentences and
+bullets are what rewards/constraints.py says they are. Leaves out the running of code (query_code.py does that).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from typing import Any, Literal
+
+from postrain.evaluation.query_answers import chosen, first_number_in, normalised, number_in, place_of
+from postrain.evaluation.query_code import defines
+from postrain.evaluation.repetition import loop_share
+from postrain.rewards import constraints
+from postrain.rewards.ngrams import distinct_share
+from postrain.types import CountOrZero
+
+MOST_LOOP, LEAST_DISTINCT = 0.2, 0.8
+FENCED = re.compile(r"```\w*\s*\n?(.*?)```", re.DOTALL)
+REFUSAL = re.compile(
+    r"\W*(?:(?:i['’]?m|i am) (?:very )?sorry|sorry|as an ai"
+    r"|i (?:can['’]?t|cannot|am unable to|am not able to) "
+    r"(?:help|assist|answer|provide|fulfill|comply|create|write|generate|give))\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expect:
+    """What an answer has to be; null asks for nothing. Phrases are sought as whole words, whatever their case."""
+
+    exact: tuple[str, ...] | None = None
+    """One of these and nothing else, but for case, quotes and marks at the ends."""
+    any_of: tuple[str, ...] | None = None
+    """Holds one of these phrases."""
+    contains: tuple[str, ...] | None = None
+    """Holds all of these phrases."""
+    excludes: tuple[str, ...] | None = None
+    """Holds none of these phrases."""
+    mentions: tuple[tuple[str, ...], ...] | None = None
+    """Of each group, holds a word that begins so."""
+    regex: str | None = None
+    """Python's re finds this."""
+    number: float | None = None
+    """The last number it writes, in digits or, where there are none, in words: for what is worked out."""
+    first_number: float | None = None
+    """The first number it writes: for what one knows, and may go on to explain."""
+    chooses: tuple[tuple[str, ...], ...] | None = None
+    """Options, each a list of its names, the right one first: the first one named (after "so" or "the answer is")."""
+    starts_with: tuple[str, ...] | None = None
+    ends_with: tuple[str, ...] | None = None
+    min_words: CountOrZero | None = None
+    max_words: CountOrZero | None = None
+    min_sentences: CountOrZero | None = None
+    max_sentences: CountOrZero | None = None
+    min_paragraphs: CountOrZero | None = None
+    max_paragraphs: CountOrZero | None = None
+    min_bullets: CountOrZero | None = None
+    max_bullets: CountOrZero | None = None
+    min_lines: CountOrZero | None = None
+    """Lines that are not empty."""
+    max_lines: CountOrZero | None = None
+    json_keys: tuple[str, ...] | None = None
+    """A JSON object with these keys, at most in a code fence."""
+    case: Literal["upper", "lower", None] = None
+    """All its letters are of this case."""
+    without_letters: str | None = None
+    """Holds none of these letters."""
+    fluent: Literal[True, None] = None
+    """Neither goes round in a loop nor repeats more than every fifth run of three words."""
+    function: str | None = None
+    """Defines a Python function that can be called as here: "add(a, b)"."""
+    tests: tuple[str, ...] = ()
+    """Python asserts that the function has to pass, where code may be run."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of an answer."""
+
+    right: bool
+    why: str
+    """The expectations that were missed, or else those that were met, in words."""
+    answer: str
+    """What was read off it to be compared with other answers: the number, the option, or all of it, normalised."""
+
+
+def judge(expect: Expect, said: str, passes: Callable[[str, Expect], bool] | None = None) -> Verdict:
+    """Whether a text meets an expectation. `passes` runs the tests of code; without it, that code parses is enough."""
+    text = said.rpartition("</think>")[2].strip()
+    if refuses(text):
+        return Verdict(False, "refused" if text else "empty", normalised(text))
+    asked = dict(_asked(expect))
+    missed = [name for name, value in asked.items() if not CHECKS[name](text, value)]
+    if passes and expect.function and not missed and not passes(text, expect):
+        missed, asked = ["tests"], {"tests": expect.tests}
+    read = reading(expect, text)
+    told = "; ".join(f"{name} {_short(asked[name])}" for name in missed or asked)
+    return Verdict(
+        right=not missed,
+        why=("missed " if missed else "met ") + told + (f" (read {read})" if readable(expect) else ""),
+        answer=normalised(text) if read is None else read,
+    )
+
+
+def readable(expect: Expect) -> bool:
+    """Whether one answer can be read off a text, so that two texts can be compared by it."""
+    return any(wanted is not None for wanted in (expect.number, expect.first_number, expect.chooses))
+
+
+def reading(expect: Expect, text: str) -> str | None:
+    """The number or the option that a text gives; None where it gives none, or none is asked for."""
+    if expect.chooses is not None:
+        return chosen(text, expect.chooses)
+    found = first_number_in(text) if expect.number is None else number_in(text)
+    return f"{found.normalize():f}" if found is not None and readable(expect) else None
+
+
+def refuses(text: str) -> bool:
+    """True for an empty text, and for one that begins by saying that it cannot."""
+    return not text.strip() or REFUSAL.match(text) is not None
+
+
+def _asked(expect: Expect) -> Iterator[tuple[str, Any]]:
+    """The expectations that say something, by name."""
+    values = ((field.name, getattr(expect, field.name)) for field in fields(expect))
+    return ((name, value) for name, value in values if value is not None and name in CHECKS)
+
+
+def _short(value: Any) -> str:
+    said = f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    return said if len(said) <= 80 else f"{said[:77]}..."
+
+
+def _mentions(text: str, groups: Sequence[Sequence[str]]) -> bool:
+    return all(re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, stems))})", text, re.IGNORECASE) for stems in groups)
+
+
+def _equal(found: Decimal | None, number: float) -> bool:
+    return found is not None and math.isclose(float(found), number, rel_tol=1e-9)
+
+
+def _has_keys(text: str, keys: Sequence[str]) -> bool:
+    fenced = FENCED.fullmatch(text)
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and all(key in value for key in keys)
+
+
+def _in_case(text: str, case: str) -> bool:
+    return text.isupper() if case == "upper" else text.islower()
+
+
+def _fluent(text: str, wanted: bool) -> bool:
+    return loop_share(text) <= MOST_LOOP and distinct_share(text.casefold().split(), 3) >= LEAST_DISTINCT
+
+
+def lines(text: str) -> int:
+    """Lines that are not empty."""
+    return sum(bool(line.strip()) for line in text.splitlines())
+
+
+CHECKS: Mapping[str, Callable[[str, Any], bool]] = {
+    "exact": lambda text, phrases: normalised(text) in map(normalised, phrases),
+    "any_of": lambda text, phrases: place_of(text, phrases) is not None,
+    "mentions": _mentions,
+    "regex": lambda text, pattern: re.search(pattern, text) is not None,
+    "number": lambda text, number: _equal(number_in(text), number),
+    "first_number": lambda text, number: _equal(first_number_in(text), number),
+    "chooses": lambda text, options: chosen(text, options) == options[0][0],
+    "min_lines": lambda text, least: lines(text) >= least,
+    "max_lines": lambda text, most: lines(text) <= most,
+    "json_keys": _has_keys,
+    "case": _in_case,
+    "without_letters": lambda text, letters: not set(letters.casefold()) & set(text.casefold()),
+    "fluent": _fluent,
+    "function": defines,
+    **constraints.CHECKS,
+}
+"""Each expectation by its name in `Expect`: does a text, not empty, meet it?"""

@@ -1,0 +1,66 @@
+"""Functions in an answer: where the source of one is, whether it can be called as asked, and whether it passes tests.
+
+An answer may hold its code in a block or among prose. Running it is for those who allow it: rewards/contained.py says
+what keeps mistakes in. Leaves out other languages.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+
+from postrain.rewards.code import program_of
+from postrain.rewards.sandbox import Limits, execute
+
+LIMITS = Limits(seconds=5, memory_mb=512)
+
+
+def signature(call: str) -> tuple[str, int]:
+    """The name and the number of arguments of a call such as "add(a, b)". Raises ValueError for anything else."""
+    try:
+        found = ast.parse(call, mode="eval").body
+    except SyntaxError:
+        raise ValueError(call) from None
+    if not (isinstance(found, ast.Call) and isinstance(found.func, ast.Name)) or found.keywords:
+        raise ValueError(call)
+    return found.func.id, len(found.args)
+
+
+def defines(text: str, call: str) -> bool:
+    """Whether the code of an answer parses and defines a function that can be called so."""
+    name, arguments = signature(call)
+    return any(_accepts(node.args, arguments) for node in _functions(source(text, name)) if node.name == name)
+
+
+def source(text: str, name: str) -> str:
+    """The code of an answer: its block or the whole of it, or else the lines of the function among prose."""
+    program = program_of(text)
+    if any(function.name == name for function in _functions(program)):
+        return program
+    found = re.search(
+        rf"^def {re.escape(name)}\b[^\n]*\n(?:[ \t]+[^\n]*(?:\n|\Z)|[ \t]*\n)*", program + "\n", re.MULTILINE
+    )
+    return found[0] if found else ""
+
+
+def passes(program: str, tests: Sequence[str]) -> bool:
+    """Whether a program passes all of its tests, run in a process with limits."""
+    return execute(program, tests=tests, limits=LIMITS).output == "1" * len(tests)
+
+
+def _functions(program: str) -> list[ast.FunctionDef]:
+    """The functions at the top of a program; none where it does not parse."""
+    try:
+        statements = ast.parse(program).body
+    except (SyntaxError, ValueError):
+        return []
+    return [statement for statement in statements if isinstance(statement, ast.FunctionDef)]
+
+
+def _accepts(signed: ast.arguments, count: int) -> bool:
+    """Whether `count` arguments by place are neither too few nor too many."""
+    by_place = len(signed.posonlyargs) + len(signed.args)
+    required = by_place - len(signed.defaults)
+    needs_names = any(default is None for default in signed.kw_defaults)
+    return required <= count and (count <= by_place or signed.vararg is not None) and not needs_names

@@ -1,0 +1,201 @@
+"""queries.py: the numbers of a suite that is answered as told, worked by hand, and what is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from postrain.data.chat import Template
+from postrain.data.records import user
+from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.queries import PARSED, Queries, agreement
+from postrain.evaluation.query_file import read_queries
+from postrain.models.loading import load_tokenizer
+from postrain.models.sources import ModelSource
+from postrain.rollout.turns import SINGLE_TURN
+from postrain.types import Completion, ConfigError, Sampling, Stop
+from tests.runs import CONF, composed
+
+ROWS = [
+    {"id": "sum", "category": "paraphrase", "phrasings": ["4 + 3?", "Add 4 and 3.", "4 plus 3?"]},
+    {"id": "sky", "category": "factual", "phrasings": ["Sky?", "The sky is"]},
+    {"id": "one", "category": "code", "phrasings": ["Write one()."]},
+]
+EXPECT = [{"number": 7}, {"any_of": ["blue"]}, {"function": "one()", "tests": ["assert one() == 1"]}]
+REFERENCES = ("7", "blue", "def one(): return 1")
+SAYS = {
+    "4 + 3?": "It is 7.",
+    "Add 4 and 3.": "seven",
+    "4 plus 3?": "8",
+    "Sky?": "",
+    "The sky is": "I'm sorry",
+    "Write one().": "def one(): return 2",
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """An engine that answers each prompt as told, and ends all answers but 8."""
+
+    tokenizer: Any
+    says: Mapping[str, str]
+    temperature: float = 1.0
+    max_new_tokens: int = 4
+    exact: bool = True
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_new_tokens, self.temperature)
+
+    def generate(
+        self, model: Any, prompts: Sequence[torch.Tensor], *, keys: Sequence[int], stop: Stop
+    ) -> list[Completion]:
+        assert self.temperature == 0.0
+        return [self._completed(self.tokenizer.decode(prompt)) for prompt in prompts]
+
+    def _completed(self, prompt: str) -> Completion:
+        (said,) = [answer for question, answer in self.says.items() if f"\n{question}<" in prompt]
+        ids = [*self.tokenizer(said)["input_ids"], *([] if said == "8" else [self.tokenizer.eos_token_id])]
+        return Completion(torch.tensor(ids), torch.zeros(len(ids)), finished=said != "8")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    source = ModelSource(
+        name=None, path="bundled:nano", revision=None, gguf_package=None, offline="fail", from_scratch=False
+    )
+    tokenizer = load_tokenizer(source.resolve())
+    return Subject(
+        name="told",
+        model=nn.Linear(1, 1),
+        tokenizer=tokenizer,
+        template=Template(tokenizer),
+        engine=Told(tokenizer, SAYS),
+        environment=SINGLE_TURN,
+        reward=None,
+        reference=None,
+        seed=0,
+        context=512,
+        micro_batch_tokens=64,
+        view=lambda kind: pytest.fail(f"asked for the data as {kind}"),
+    )
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("queries") / "own.jsonl"
+    parts = zip(ROWS, EXPECT, REFERENCES, strict=True)
+    rows = (row | {"expect": expect, "reference": reference} for row, expect, reference in parts)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def measure(path: str | None, **changes: Any) -> Queries:
+    settings: dict[str, Any] = {"categories": None, "phrasings": None, "allow_execution": False}
+    return Queries(**({"temperature": 0.0, "max_new_tokens": 32, "path": path} | settings | changes))
+
+
+@pytest.fixture(scope="module")
+def found(subject: Subject, path: str) -> Finding:
+    return measure(path)(subject)
+
+
+def test_metrics_by_hand(found: Finding) -> None:
+    # Right of each query: 2/3, 0 and 1 (parsed only), three observations.
+    assert found.metrics["accuracy"] == Estimate.share([2 / 3, 0.0, 1.0])
+    assert found.metrics["accuracy"].value == pytest.approx(5 / 9)
+    values = {name: (estimate.value, estimate.n) for name, estimate in found.metrics.items()}
+    assert values == {
+        "accuracy": (pytest.approx(5 / 9), 3),
+        "accuracy/paraphrase": (pytest.approx(2 / 3), 1),
+        "accuracy/factual": (0.0, 1),
+        "accuracy/code": (1.0, 1),
+        "worst_phrasing": (pytest.approx(1 / 3), 3),  # only the code has all its wordings right
+        "consistency": (0.5, 2),  # of the two with several wordings, the sky is wrong throughout
+        "agreement": (pytest.approx(1 / 3), 1),  # 7, seven and 8: one pair of three
+        "agreement/paraphrase": (pytest.approx(1 / 3), 1),
+        "refusals_or_empty": (pytest.approx(1 / 3), 3),  # both of the sky's
+        "finished": (pytest.approx((2 / 3 + 1 + 1) / 3), 3),
+        "tokens": values["tokens"],
+    }
+
+
+def test_tokens_are_a_mean_of_queries(found: Finding) -> None:
+    by_query: dict[str, list[int]] = {}
+    for record in found.records:
+        by_query.setdefault(record["query"], []).append(record["tokens"])
+    assert by_query["sky"][0] == 1  # nothing but the end
+    means = [sum(tokens) / len(tokens) for tokens in by_query.values()]
+    assert found.metrics["tokens"] == Estimate.mean(means)
+
+
+def test_records_keep_what_was_asked_said_and_thought(found: Finding) -> None:
+    assert found.example == "<|user|>\n4 + 3?<|end|>\n<|assistant|>\n"
+    third = dict(found.records[2])
+    assert third.pop("tokens") >= 1
+    assert third == {
+        "query": "sum",
+        "category": "paraphrase",
+        "phrasing": 2,
+        "prompt": "<|user|>\n4 plus 3?<|end|>\n<|assistant|>\n",
+        "response": "8",
+        "finished": False,
+        "right": False,
+        "why": "missed number 7 (read 8)",
+        "answer": "8",
+    }
+    assert [record["why"] for record in found.records[3:5]] == ["empty", "refused"]
+    assert found.notes == (PARSED,)
+
+
+def test_code_is_run_where_allowed(subject: Subject, path: str) -> None:
+    ran = measure(path, categories=("code",), allow_execution=True)(subject)
+    assert (ran.metrics["accuracy"].value, ran.metrics["accuracy/code"].value) == (0, 0)
+    assert "consistency" not in ran.metrics  # one wording says nothing about it
+    assert ran.notes == ()
+
+
+def test_categories_and_phrasings_are_limited(subject: Subject, path: str) -> None:
+    few = measure(path, categories=("factual", "paraphrase"), phrasings=2)(subject)
+    asked = [(record["query"], record["phrasing"]) for record in few.records]
+    assert asked == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
+
+
+def test_a_small_context(subject: Subject, path: str) -> None:
+    asked = [subject.template.encode_prompt(user(text)) for text in SAYS if text[0] in "4A"]
+    found = measure(path, categories=("paraphrase",))(replace(subject, context=max(map(len, asked)) + 6))
+    assert found.notes == ("answers had 6 tokens, not 32: more do not fit the model's context",)
+    none = measure(path)(replace(subject, context=3))
+    assert (none.metrics, none.notes) == ({}, ("the model's 3 tokens of context hold no query",))
+
+
+@pytest.mark.parametrize(
+    ("categories", "problem"),
+    [
+        (("factal",), "queries: categories: no query is of the category factal; did you mean factual?"),
+        (("x",), "queries: categories: no query is of the category x; there are factual, reasoning, "),
+        ((), "queries: categories: is empty; give some of factual, "),
+    ],
+)
+def test_a_category_that_is_not_there(categories: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        measure(None, categories=categories)
+
+
+def test_agreement_counts_pairs() -> None:
+    # a b, a a, b a: one of three
+    assert agreement(["a", "b", "a"]) == pytest.approx(1 / 3)
+
+
+def test_the_bundled_queries_are_asked_by_the_option() -> None:
+    node = composed(["method=sft", "evaluation=queries"])["evaluation"]["measures"]["queries"]
+    assert node.pop("_target_") == "postrain.evaluation.queries.Queries"
+    said = (CONF / "evaluation" / "queries.yaml").read_text()
+    assert said.startswith(f"# {len(read_queries(None))} hand-written queries")
+    assert Queries(**node) == measure(None, max_new_tokens=128)

@@ -1,0 +1,102 @@
+"""query_checks.py: each expectation met and missed, and what a verdict says."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from postrain.evaluation.query_checks import CHECKS, Expect, judge, readable, refuses
+
+STORY = "A dragon slept.\nHe woke up! Was he hungry?\n\n- a key\n* a door"
+CASES: list[tuple[str, Any, str, str]] = [
+    ("exact", ("The cat.",), "the cat", "the cat sat"),
+    ("any_of", ("Paris", "Lutetia"), "It is PARIS.", "Parisians"),
+    ("contains", ("key", "door"), STORY, "a key"),
+    ("excludes", ("snow", "white"), "cold flakes", "white flakes"),
+    ("mentions", (("evaporat", "vapor"), ("cloud",)), "It evaporates into clouds", "It evaporates"),
+    ("regex", r"^\d, \d$", "1, 2", "1, 2, 3"),
+    ("number", 8.0, "5 + 3 = 8", "8 or 9"),
+    ("first_number", 8.0, "8 or 9", "9 or 8"),
+    ("chooses", (("yes",), ("no", "not")), "Yes, not no", "No, not yes"),
+    ("starts_with", ("Dear",), "dear friend", "My dear"),
+    ("ends_with", ("all.",), "That is all.", "That is all. Bye"),
+    ("min_words", 2, "two words", "one"),
+    ("max_words", 1, "one", "two words"),
+    ("min_sentences", 2, "One. Two.", "One"),
+    ("max_sentences", 1, "One.", "One. Two."),
+    ("min_paragraphs", 2, STORY, "one"),
+    ("max_paragraphs", 1, "one", STORY),
+    ("min_bullets", 2, STORY, "- one"),
+    ("max_bullets", 1, "- one", STORY),
+    ("min_lines", 4, STORY, "one\n\ntwo"),
+    ("max_lines", 2, "one\n\ntwo", STORY),
+    ("json_keys", ("name",), '```json\n{"name": 1}\n```', '{"name": 1} is it'),
+    ("json_keys", ("name",), '{"name": 1, "age": 2}', '["name"]'),
+    ("json_keys", ("name",), '{"name": 1}', '{"age": 1}'),
+    ("case", "upper", "RAIN AT 5!", "RAIn"),
+    ("case", "lower", "rain", "Rain"),
+    ("without_letters", "e", "A dog ran", "EGGS"),
+    # A loop of 2 words in 4 of 12 is a third; of 11 runs of three words, 8 differ where one comes four times.
+    ("fluent", True, STORY, "one two three four five six go on go on seven eight"),
+    ("fluent", True, "so it is", "go by it now go by it then go by it ever go by it"),
+    ("function", "add(a, b)", "def add(x, y=0): return x", "def add(x): return x"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "met", "missed"), CASES)
+def test_each_expectation(name: str, value: Any, met: str, missed: str) -> None:
+    expect = Expect(**{name: value})
+    assert judge(expect, met).right
+    assert not judge(expect, missed).right
+
+
+def test_every_expectation_is_checked_and_was_tried() -> None:
+    assert {field.name for field in fields(Expect)} == {*CHECKS, "tests"} == {name for name, *_ in CASES} | {"tests"}
+
+
+def test_a_verdict_says_why_and_what_was_read() -> None:
+    expect = Expect(number=6, max_words=3)
+    assert judge(expect, "6 apples").why == "met number 6; max_words 3 (read 6)"
+    missed = judge(expect, "He has 7.0 of them")
+    assert (missed.right, missed.why, missed.answer) == (False, "missed number 6; max_words 3 (read 7)", "7")
+    # Nothing to read: compared by all that was said.
+    assert judge(expect, "Some  Apples.").answer == "some apples"
+    assert readable(expect)
+    assert not readable(Expect(any_of=("a",)))
+
+
+def test_thinking_is_no_answer() -> None:
+    assert judge(Expect(number=6), "3 or 4?</think> 6").right
+    assert judge(Expect(min_words=1), "hm</think> ").why == "empty"
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("", True),
+        (" \n", True),
+        ("I'm sorry, but I can't do that", True),
+        ("I cannot help with that", True),
+        ("I cannot walk, yet I have hands. What am I?", False),
+        ("Paris", False),
+    ],
+)
+def test_refusals_are_never_right(text: str, refused: bool) -> None:
+    assert refuses(text) == refused
+    assert judge(Expect(excludes=("snow",)), text).right != refused
+
+
+def test_tests_are_run_where_all_else_is_met() -> None:
+    expect = Expect(function="one()", tests=("assert one() == 1",))
+    tried: list[str] = []
+
+    def never(text: str, asked: Expect) -> bool:
+        tried.append(text)
+        return asked != expect
+
+    assert judge(expect, "def one(): return 2").right
+    assert judge(expect, "def one(): return 2", never).why == 'missed tests ["assert one() == 1"]'
+    assert judge(expect, "def two(): return 2", never).why == 'missed function "one()"'
+    assert tried == ["def one(): return 2"]
