@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from postrain.evaluation.intervals import Interval, bootstrap_interval, wilson
 from postrain.generation.keep import Answers, reaches
@@ -59,6 +60,21 @@ def measure(answers: Sequence[Answers], threshold: float) -> Measured:
         solved=wilson(sum(share > 0 for share in shares), len(shares)) if shares else None,
         greedy=wilson(sum(greedy), len(greedy)) if greedy else None,
     )
+
+
+def outcome(found: Measured) -> dict[str, Any]:
+    """result.json, in the form of a training run's: here nothing changes, and both numbers of a change are the same."""
+    rates = {"right/sampled": found.sampled, "right/solved": found.solved, "right/greedy": found.greedy}
+    numbers = {name: rate.value for name, rate in rates.items() if rate is not None}
+    means = {"reward/total": found.reward, "reward/best": found.best, "gold/total": found.gold}
+    numbers |= {name: mean for name, mean in means.items() if mean is not None}
+    return {
+        "metric": "right/sampled",
+        "direction": "max",
+        "objective": numbers.get("right/sampled"),
+        "headline": [*rates],
+        "changes": {name: [value, value] for name, value in numbers.items()},
+    }
 
 
 def gold_of_best(answers: Answers) -> float | None:

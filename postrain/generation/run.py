@@ -3,7 +3,7 @@
 runs/generate/<model>/<time>-<hash>/
   completions.jsonl   a line for each prompt: what was written, rewards, gold scores; grows chunk by chunk
   data.jsonl          the rows that are kept, for data.path=; whole or absent
-  summary.json        how many were right        manifest.json  config.yaml  status.json
+  summary.json        how many were right        manifest.json  config.yaml  status.json  result.json
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from postrain.data.module import DataModule
 from postrain.folder import RunFolder, config_hash, new_directory, writing
 from postrain.generation.ending import Ending
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
-from postrain.generation.measure import Measured, measure
+from postrain.generation.measure import Measured, measure, outcome
 from postrain.generation.sample import Sampler, distinct, sample
 from postrain.generation.settings import check_generation
 from postrain.generation.table import table
@@ -163,6 +163,7 @@ def _finish(config: Mapping[str, Any], answers: Sequence[Answers], folder: RunFo
     with writing(folder.path):
         summary = {**plain(asdict(found)), "kept": len(kept), "kept_prompts": prompts}
         atomic_write_text(folder.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        atomic_write_text(folder.result, json.dumps(plain(outcome(found)), indent=2) + "\n")
     console.print(table(found, len(kept), prompts, scored=config.get("reward") is not None))
     if not isinstance(keep, Nothing):
         if not kept:

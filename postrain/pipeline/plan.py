@@ -67,6 +67,8 @@ class Plan:
     words: tuple[str, ...]
     """The command line."""
     steps: tuple[Step, ...]
+    report: bool = True
+    """Whether there is to be a page on all of them at the end."""
 
     def save(self, folder: Path) -> None:
         """Writes pipeline.yaml."""
@@ -86,7 +88,7 @@ class Plan:
         return resolved(step, places([each.stage for each in self.steps], folder))
 
 
-def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path) -> Plan:
+def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *, report: bool) -> Plan:
     """Composes and checks all stages, all problems in one ConfigError. Called inside a Hydra job."""
     stages = stages_of(node)
     said = split(words, stages)
@@ -107,7 +109,7 @@ def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path) -
     lines = [f"stage {', '.join(names)}: {line}" for line, names in problems.items()] + unheard(said, heard)
     if lines:
         raise ConfigError("\n".join(lines))
-    return Plan(name=name, node=node, words=tuple(words), steps=tuple(steps))
+    return Plan(name=name, node=node, words=tuple(words), steps=tuple(steps), report=report)
 
 
 def resolved(step: Step, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

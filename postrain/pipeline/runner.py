@@ -1,12 +1,13 @@
 """Runs the stages of a pipeline one after the other, in one folder, skipping those that are done.
 
 runs/pipeline/<name>/<time>-<hash>/
-  pipeline.yaml   every stage as composed       status.json      summary.md   the table at the end
+  pipeline.yaml   every stage as composed       status.json      summary.md  result.json  report.html   the end
   1-sft/  2-grpo/  3-sample/  ...               a run folder, a generation's, or what a function wrote
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,12 +22,12 @@ from rich.console import Console
 from postrain import run
 from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
-from postrain.folder import Status, config_hash, new_directory, writing
+from postrain.folder import RunFolder, Status, config_hash, new_directory, writing
 from postrain.generation import run as generation
 from postrain.generation.ending import Ending
-from postrain.jsonl import atomic_write_text
+from postrain.jsonl import atomic_write_text, number
 from postrain.pipeline.plan import Plan, Step, make
-from postrain.pipeline.summary import result, summary, table
+from postrain.pipeline.summary import outcome, result, summary, table
 from postrain.pipeline.words import PIPELINE_KEYS, key_of
 from postrain.resume import SESSION_KEYS
 from postrain.types import ConfigError
@@ -46,22 +47,35 @@ def execute(config: DictConfig, words: Sequence[str], conf: Path, place: Path | 
         raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
     folder, plan = _resumed(config, words, conf) if config.resume else _new(config, words, conf, place)
     print(f"pipeline folder: {folder}", flush=True)
-    with Interrupt(), Ending(Status(folder / "status.json")):
-        for number, step in enumerate(plan.steps, start=1):
-            title = f"stage {number} of {len(plan.steps)}, {step.stage.name}"
-            _advance(plan, step, folder, title, allow_change=config.allow_change)
-        results = [result(step, folder) for step in plan.steps]
-        with writing(folder):
-            atomic_write_text(folder / "summary.md", summary(results))
+    status = Status(folder / "status.json")
+    try:
+        with Interrupt(), Ending(status):
+            for place, step in enumerate(plan.steps, start=1):
+                title = f"stage {place} of {len(plan.steps)}, {step.stage.name}"
+                _advance(plan, step, folder, title, allow_change=config.allow_change)
+            return _finish(plan, folder)
+    finally:
+        if plan.report:
+            run.report(RunFolder(folder), str(status.read().get("status")))
+
+
+def _finish(plan: Plan, folder: Path) -> float | None:
+    """Says what came of it, in the folder and on the console."""
+    results = [result(step, folder) for step in plan.steps]
+    found = outcome(plan.steps, folder)
+    with writing(folder):
+        atomic_write_text(folder / "summary.md", summary(results))
+        if found:
+            atomic_write_text(RunFolder(folder).result, json.dumps(found, indent=2) + "\n")
     Console(highlight=False, width=max(Console().width, WIDTH)).print(table(results, plan.name))
-    return results[-1].objective
+    return number(found.get("objective"))
 
 
 def _new(config: DictConfig, words: Sequence[str], conf: Path, place: Path | None) -> tuple[Path, Plan]:
     """Composes, checks, and only then makes the folder."""
     name = config.name or HydraConfig.get().runtime.choices["pipeline"]
     node: Any = OmegaConf.to_container(config.pipeline)
-    plan = make(node, name, words, conf)
+    plan = make(node, name, words, conf, report=config.report)
     if place is None:
         place = new_directory(Path(config.paths.output), "pipeline", name, config_hash(asdict(plan)))
     with writing(place):
@@ -80,7 +94,7 @@ def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path
         raise ConfigError(f"resume: {folder} cannot go on as {' '.join(fixed)}; start a new pipeline for that")
     if not new:
         return folder, plan
-    changed = make(plan.node, plan.name, [*plan.words, *new], conf)
+    changed = make(plan.node, plan.name, [*plan.words, *new], conf, report=plan.report and config.report)
     for old, step in zip(plan.steps, changed.steps, strict=True):
         if old.config != step.config and _is_done(folder / step.stage.folder):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What came out of each stage, read from its folder: one table for the console and for summary.md."""
+"""What came out of each stage, read from its folder: one table for the console and for summary.md, and result.json."""
 
 from __future__ import annotations
 
@@ -28,26 +28,41 @@ class Result:
     time: str
     cells: Mapping[str, str]
     """What there is to say, by column."""
-    objective: float | None
-    """The stage's own measure, for a sweep."""
 
 
 def result(step: Step, root: Path) -> Result:
     """What a stage that is done has left."""
     folder = RunFolder(root / step.stage.folder)
-    cells, objective = READERS[step.stage.kind](step, folder)
-    return Result(step.stage.name, duration(float(folder.status.read().get("seconds", 0.0))), cells, objective)
+    cells = READERS[step.stage.kind](step, folder)
+    return Result(step.stage.name, duration(float(folder.status.read().get("seconds", 0.0))), cells)
 
 
-def _trained(step: Step, folder: RunFolder) -> tuple[dict[str, str], float | None]:
+def outcome(steps: Sequence[Step], root: Path) -> dict[str, Any]:
+    """result.json of the whole: the last stage's that has a measure of its own, with the changes of all stages.
+
+    Changes stand under `<stage>/<metric>`, those of that last stage under `<metric>` too; {} where no stage has any.
+    """
+    found = {step.stage.name: read_json(RunFolder(root / step.stage.folder).result) for step in steps}
+    judged = [result for result in found.values() if number(result.get("objective")) is not None]
+    if not judged:
+        return {}
+    changes = {f"{stage}/{name}": both for stage, result in found.items() for name, both in _changes(result).items()}
+    return {**judged[-1], "changes": changes | _changes(judged[-1])}
+
+
+def _changes(result: Mapping[str, Any]) -> dict[str, Any]:
+    return result.get("changes") or {}
+
+
+def _trained(step: Step, folder: RunFolder) -> dict[str, str]:
     name = load_target(step.config["method"]["_target_"]).headline[2]  # type: ignore[attr-defined]
     before, after = before_and_after(folder.metrics.read()).get(name, (None, None))
     if before is None or after is None:
-        return {}, None
-    return {MADE: f"{short(name).removeprefix('eval ')} {figure(before)} → {figure(after)}"}, after
+        return {}
+    return {MADE: f"{short(name).removeprefix('eval ')} {figure(before)} → {figure(after)}"}
 
 
-def _generated(step: Step, folder: RunFolder) -> tuple[dict[str, str], float | None]:
+def _generated(step: Step, folder: RunFolder) -> dict[str, str]:
     found = read_json(folder.path / SUMMARY)
     columns = {GREEDY: "greedy", SAMPLED: "sampled", SOLVED: "solved"}
     cells = {column: _interval(found[name]) for column, name in columns.items() if found.get(name)}
@@ -55,7 +70,7 @@ def _generated(step: Step, folder: RunFolder) -> tuple[dict[str, str], float | N
         cells[SOLVED] += f" (n={found['samples']})"
     if found.get("kept"):
         cells[MADE] = f"{found['kept']} of {found['prompts'] * found['samples']} kept"
-    return cells, number(found["sampled"]["value"]) if found.get("sampled") else None
+    return cells
 
 
 def _interval(found: Mapping[str, Any]) -> str:
@@ -63,8 +78,8 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['value']:.3f} ± {(found['high'] - found['low']) / 2:.2f}"
 
 
-def _called(step: Step, folder: RunFolder) -> tuple[dict[str, str], float | None]:
-    return {}, None
+def _called(step: Step, folder: RunFolder) -> dict[str, str]:
+    return {}
 
 
 READERS = {"train": _trained, "generate": _generated, "call": _called}

@@ -202,5 +202,5 @@ def test_a_laboratory_with_branches_and_a_picture_is_only_yaml(conf, tmp_path, c
 def test_every_pipeline_composes_and_fits(name, tmp_path, capsys, monkeypatch):
     """All of it but the running."""
     monkeypatch.setattr(runner, "_advance", lambda *args, **kwargs: None)
-    monkeypatch.setattr(runner, "result", lambda step, root: Result(step.stage.name, "", {}, None))
+    monkeypatch.setattr(runner, "result", lambda step, root: Result(step.stage.name, "", {}))
     assert run(f"pipeline={name}", f"paths.output={tmp_path}") == 0, capsys.readouterr().err
