@@ -50,8 +50,8 @@ def execute(config: DictConfig, words: Sequence[str], conf: Path, place: Path | 
     status = Status(folder / "status.json")
     try:
         with Interrupt(), Ending(status):
-            for place, step in enumerate(plan.steps, start=1):
-                title = f"stage {place} of {len(plan.steps)}, {step.stage.name}"
+            for position, step in enumerate(plan.steps, start=1):
+                title = f"stage {position} of {len(plan.steps)}, {step.stage.name}"
                 _advance(plan, step, folder, title, allow_change=config.allow_change)
             return _finish(plan, folder)
     finally:
