@@ -41,7 +41,7 @@ def read(text: str, kind: Kind) -> Answer | None:
     value = last_number(text[start:end])
     if value is None or not numbers:
         return None
-    return Answer(str(value.normalize()), *numbers[-1].span(1))
+    return Answer(f"{value.normalize():f}", *numbers[-1].span(1))
 
 
 def certainty(answer: Answer, ids_L: Sequence[int], logps_L: Sequence[float], text_of: Callable[..., str]) -> float:

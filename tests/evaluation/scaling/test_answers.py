@@ -14,7 +14,7 @@ from postrain.evaluation.scaling.answers import Answer, certainty, read
     [
         (" 3 + 4 = 7. The answer is 7.", "number", "7", "7"),
         ("7.00 apples", "number", "7", "7.00"),
-        ("it is 1,200, so <answer>1,200</answer> of 5", "number", "1.2E+3", "1,200"),
+        ("it is 1,200, so <answer>1,200</answer> of 5", "number", "1200", "1,200"),
         (r"so \boxed{12} of 13", "number", "12", "12"),
         ("no number", "number", None, ""),
         ("<answer>none</answer> 7", "number", None, ""),

@@ -1,0 +1,86 @@
+"""Beam search over steps, guided by a process reward model (Snell et al. 2024, section 5): each level keeps the `width`
+beginnings whose steps it finds most right.
+
+The reward model says where steps end in text (its `split`) and what a chain is worth (its steps' probabilities, by
+`aggregate`); `ends` are texts at which sampling stops to ask it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+
+from postrain.evaluation.measures import Finding, Subject
+from postrain.evaluation.scaling.bench import Bench, OnPrompts, Unsuited
+from postrain.evaluation.scaling.search import Plan, Value
+from postrain.evaluation.scaling.searches import finding
+from postrain.rewards.process import AGGREGATES
+from postrain.types import Count, Prompts
+
+Aggregate = Literal["last", "min", "product", "mean"]
+NO_SCORER = (
+    "needs a process reward model: python train.py method=prm makes one, then say reward=process reward.path=RUN"
+)
+
+
+@runtime_checkable
+class StepScorer(Protocol):
+    """Whatever knows how right the steps of a completion are; `postrain.rewards.process.Process` does."""
+
+    def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
+        """Of each step of each completion, from 0 to 1; none where there is no step."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """Moves what computes, if anything does."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beam(OnPrompts):
+    """Accuracy of step search by a process reward model, for several widths."""
+
+    widths: tuple[Count, ...]
+    """Beginnings that are kept; a point for each number."""
+    expansions: Count
+    """Continuations of each."""
+    depth: Count
+    """Steps at most."""
+    ends: tuple[str, ...]
+    """Texts that end a step."""
+    aggregate: Aggregate
+    """What a beginning is worth, of the probabilities that its steps are right."""
+    scorer: StepScorer | None
+    """The process reward model; None is the subject's own reward, where that is one."""
+
+    def measured(self, subject: Subject, bench: Bench) -> Finding:
+        scorer = step_scorer(self.scorer, subject)
+        plans = {
+            f"{width} × {self.expansions}": Plan(width, self.expansions, self.depth, self.ends)
+            for width in sorted(self.widths)
+        }
+        value = step_value(scorer, bench.prompts, self.aggregate)
+        return finding(subject, bench, value, plans, "beam search", ("labels: beams × continuations of each",))
+
+
+def step_scorer(own: StepScorer | None, subject: Subject) -> StepScorer:
+    """The process reward model there is, on the subject's device; raises Unsuited where there is none."""
+    scorer = own or subject.reward
+    if not isinstance(scorer, StepScorer):
+        raise Unsuited(NO_SCORER)
+    scorer.to(next(subject.model.parameters()).device)
+    return scorer
+
+
+def step_value(scorer: StepScorer, prompts: Prompts, aggregate: Aggregate) -> Value:
+    """What the reward model makes of the steps so far."""
+    combined = AGGREGATES[aggregate]
+
+    def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
+        scores = scorer.step_scores([prompts.texts[place] for place in places], texts)
+        return [combined(steps) if steps else None for steps in scores]
+
+    return value

@@ -1,0 +1,206 @@
+"""What test-time scaling is measured on: held-out prompts, and who says which completions of them are right.
+
+A prompt is the unit of every interval: its completions are no independent samples. Leaves out how completions come
+about and which of them is taken: each way has a file of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+
+from postrain.data.module import DataModule
+from postrain.evaluation.measures import Estimate, Finding, Point, Subject
+from postrain.evaluation.scaling.answers import Kind, read
+from postrain.evaluation.scaling.tries import Tries, draw
+from postrain.rewards.answers import last_number
+from postrain.rewards.base import Reward, optional
+from postrain.rewards.learned import Learned
+from postrain.rewards.process import Process
+from postrain.rewards.text import exact, numeric
+from postrain.types import ConfigError, Count, Prompts
+
+Marker = Callable[[Prompts, Sequence[str]], Sequence[float | None]]
+"""What each completion is worth, mostly 1 or 0; None where that cannot be told."""
+Source = Literal["reward", "answer", "gold"]
+
+
+class Unsuited(Exception):
+    """The data or the subject lacks what a measure needs; says what, in a line."""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Completions and what they are worth, by prompt."""
+
+    tries: Tries
+    worths: tuple[tuple[float, ...], ...]
+    unjudged: int
+    """Completions that nobody could judge; they count as wrong."""
+
+    def firsts(self) -> list[float]:
+        """The worth of each prompt's first completion."""
+        return [mine[0] for mine in self.worths]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Prompts with their judge."""
+
+    data: DataModule
+    prompts: Prompts
+    marker: Marker
+    by: Source
+    """Who says what is right."""
+    says: str
+    """What counts as right, for a person."""
+
+    def grade(self, tries: Tries) -> Graded:
+        """What completions of the prompts are worth; all are judged together."""
+        places = [place for place, mine in enumerate(tries.of) for _ in mine]
+        found = self.marker(self.prompts.select(places), [one.text for mine in tries.of for one in mine])
+        worths = iter([0.0 if worth is None else float(worth) for worth in found])
+        graded = tuple(tuple(next(worths) for _ in mine) for mine in tries.of)
+        return Graded(tries, graded, sum(worth is None for worth in found))
+
+    def greedy(self, subject: Subject, purpose: str) -> Graded:
+        """The likeliest completion of each prompt."""
+        return self.grade(draw(subject, self.prompts, 1, purpose, likeliest=True))
+
+    def example(self, subject: Subject) -> str:
+        """The first prompt as the model is given it."""
+        return subject.template.decode_all(self.prompts.ids[0].tolist())
+
+    def records(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Mapping[str, Any], ...]:
+        """One an item: its number, its prompt, and its value of each of `columns`."""
+        rows = zip(self.prompts.row_ids, self.prompts.texts, *columns.values(), strict=True)
+        return tuple(dict(zip(("row", "prompt", *columns), row, strict=True)) for row in rows)
+
+    def notes(self, *graded: Graded) -> tuple[str, ...]:
+        """What a reader must know of these completions' worth."""
+        unjudged, total = sum(one.unjudged for one in graded), sum(len(mine) for one in graded for mine in one.worths)
+        left_out = f"{unjudged} of {total} completions could not be judged and count as wrong"
+        return (self.says, left_out) if unjudged else (self.says,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPrompts(ABC):
+    """A measure on held-out prompts."""
+
+    prompts: Count
+    """Held-out prompts at most."""
+    answers: Kind
+    """What the answer of a completion is."""
+    right: Literal["auto", "reward", "answer", "gold"]
+    """Who says what is right; auto is the first there is of a reward that is no model's guess, the rows' column
+    answer, and the data's gold score."""
+    threshold: float | None
+    """The reward or gold score from which a completion is right; None counts what it is."""
+
+    @torch.no_grad()
+    def __call__(self, subject: Subject) -> Finding:
+        """See `Measure`."""
+        try:
+            return self.measured(subject, self._bench(subject))
+        except Unsuited as reason:
+            return Finding(metrics={}, notes=(str(reason),))
+
+    @abstractmethod
+    def measured(self, subject: Subject, bench: Bench) -> Finding:
+        """What was found; raises Unsuited where something is missing."""
+
+    def said(self, tries: Tries) -> list[list[str | None]]:
+        """The answer of each completion, by prompt."""
+        found = [[read(one.text, self.answers) for one in mine] for mine in tries.of]
+        return [[None if answer is None else answer.said for answer in mine] for mine in found]
+
+    def _bench(self, subject: Subject) -> Bench:
+        try:
+            data = subject.view("Prompt")
+        except ConfigError as error:
+            raise Unsuited(f"needs data that can be seen as prompts ({error})") from None
+        prompts = data.eval_prompts(self.prompts)
+        known: dict[Source, bool] = {
+            "reward": subject.reward is not None,
+            "answer": all(self._has_answer(columns) for columns in prompts.columns),
+            "gold": data.gold is not None and all("gold" in columns for columns in prompts.columns),
+        }
+        order: tuple[Source, ...] = ("reward", "answer", "gold")
+        trusted = [source for source in order if known[source] and not (source == "reward" and guesses(subject.reward))]
+        chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
+        if chosen is None or not known[chosen]:
+            raise Unsuited(
+                f"right={self.right}: nothing says which completions are right; choose a reward that verifies them "
+                "(reward=answer), or data with a column answer or gold scores"
+            )
+        return Bench(data, prompts, self._marker(chosen, subject.reward, data), chosen, self._says(chosen))
+
+    def _has_answer(self, columns: Mapping[str, Any]) -> bool:
+        answer = columns.get("answer")
+        return answer is not None and (self.answers == "text" or last_number(str(answer)) is not None)
+
+    def _marker(self, source: Source, reward: Reward | None, data: DataModule) -> Marker:
+        if source == "answer":
+            compare = numeric if self.answers == "number" else exact
+            return lambda prompts, said: compare(said, [columns["answer"] for columns in prompts.columns])
+        if source == "gold":
+            return lambda prompts, said: self._reached(gold_worths(data, prompts, said))
+        assert reward is not None
+        return lambda prompts, said: self._reached(optional(reward(prompts.texts, said, prompts.columns).total_B))
+
+    def _reached(self, worths: Sequence[float | None]) -> Sequence[float | None]:
+        if self.threshold is None:
+            return worths
+        return [None if worth is None else float(worth >= self.threshold) for worth in worths]
+
+    def _says(self, source: Source) -> str:
+        if source == "answer":
+            return f"accuracy: the {self.answers} that a completion answers is the row's column answer"
+        what = "reward" if source == "reward" else "gold score (its part correct, where it has one)"
+        return f"accuracy: mean {what}" if self.threshold is None else f"accuracy: {what} of {self.threshold:g} or more"
+
+
+def guesses(reward: Reward | None) -> bool:
+    """Whether a reward is a model's guess, which may choose among completions but not say what is right."""
+    return isinstance(reward, Learned | Process)
+
+
+def gold_worths(data: DataModule, prompts: Prompts, completions: Sequence[str]) -> list[float]:
+    """Whether each completion is correct, where the gold score knows right and wrong, and else its total."""
+    assert data.gold is not None
+    rows = zip(prompts.texts, completions, prompts.columns, strict=True)
+    scores = [data.gold(prompt, said, columns["gold"]) for prompt, said, columns in rows]
+    return [parts.get("correct", parts["total"]) for parts in scores]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean over prompts: of right and wrong a share, with Wilson's interval."""
+    return Estimate.share(values) if set(values) <= {0.0, 1.0} else Estimate.mean(values)
+
+
+def estimates(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
+    """A metric of each column of worths by prompt; a gain may be negative, and so is never a share."""
+    return {
+        name: Estimate.mean(values) if name.startswith("gain") else estimate(values) for name, values in columns.items()
+    }
+
+
+def gains(values: Sequence[float], base: Sequence[float]) -> list[float]:
+    """By how much each prompt is better off."""
+    return [value - before for value, before in zip(values, base, strict=True)]
+
+
+def likeliest(greedy: Graded) -> Point:
+    """The point of greedy decoding, which every other way has to beat."""
+    tries = greedy.tries
+    return point("greedy", greedy.firsts(), tokens=fmean(tries.tokens()), seconds=tries.share(1))
+
+
+def point(label: str, values: Sequence[float], *, tokens: float, seconds: float, kl: float | None = None) -> Point:
+    """A point of a curve from each prompt's worth."""
+    return Point(label=label, tokens=tokens, seconds=seconds, score=estimate(values), kl=kl)

@@ -1,0 +1,123 @@
+"""Best of n: draw n completions, keep the one that scores best.
+
+Chosen by a reward (a model's guess, or any other) or by the mean log-probability of a completion's tokens; beside them
+stands the oracle, who knows which is right: pass@n, what no way of choosing can beat. Each point is the mean over all
+subsets of n of the samples (rules.expected_best), so that no sample is wasted and luck in their order counts nothing.
+
+The KL of a point is that of best-of-n sampling, log n − (n − 1)/n (Stiennon et al. 2020): what a policy would have to
+move to write so by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from postrain.evaluation.measures import Estimate, Finding, Point, Subject
+from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
+from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best, sizes
+from postrain.evaluation.scaling.tries import Tries, check_random, clocked, draw
+from postrain.rewards.base import Reward, optional
+from postrain.types import Count
+
+NO_SCORER = (
+    "by=reward: nothing scores completions but what says which are right, so they were chosen by log-probability; give "
+    "a scorer, or reward=process reward.path=RUN with a run of: python train.py method=prm"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to choose, on all samples."""
+
+    scores: tuple[tuple[float | None, ...], ...]
+    """Of each sample, by prompt."""
+    seconds: float
+    """That scoring all of them took."""
+
+    def worths(self, graded: Graded, n: int) -> list[float]:
+        """Of the best of n, by prompt."""
+        return [expected_best(*pair, n) for pair in zip(self.scores, graded.worths, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN(OnPrompts):
+    """Accuracy of the best of 1, 2, 4, ... samples."""
+
+    samples: Count
+    """Completions of each prompt."""
+    by: Literal["reward", "logprob"]
+    """What the metrics are of; the curves show all ways there are."""
+    scorer: Reward | None
+    """The reward to choose by; None is the subject's own, unless that is what says which are right."""
+
+    def measured(self, subject: Subject, bench: Bench) -> Finding:
+        check_random(subject)
+        graded = bench.grade(draw(subject, bench.prompts, self.samples, "best of n"))
+        greedy = bench.greedy(subject, "best of n")
+        choices = self._choices(subject, bench, graded)
+        by = self.by if self.by in choices else "logprob"
+        known = {f"best of n ({name})": self._curve(choice, graded) for name, choice in choices.items()}
+        columns = self._columns(choices[by], choices["oracle"], graded, greedy)
+        return Finding(
+            metrics=estimates(columns)
+            | {"tokens": Estimate.mean([sizes(self.samples)[-1] * one for one in graded.tries.tokens()])},
+            example=bench.example(subject),
+            records=bench.records({**columns, **self._details(choices[by], graded)}),
+            curves={**known, "greedy": (likeliest(greedy),)},
+            notes=(*bench.notes(graded, greedy), *([NO_SCORER] if by != self.by else [])),
+        )
+
+    def _choices(self, subject: Subject, bench: Bench, graded: Graded) -> dict[str, Choice]:
+        logps = tuple(tuple(one.logprob for one in mine) for mine in graded.tries.of)
+        found = {"logprob": Choice(logps, 0.0), "oracle": Choice(graded.worths, 0.0)}
+        scorer = self.scorer or (None if bench.by == "reward" else subject.reward)
+        return found if scorer is None else {"reward": scored(scorer, subject, bench, graded.tries), **found}
+
+    def _curve(self, choice: Choice, graded: Graded) -> tuple[Point, ...]:
+        tries, each = graded.tries, fmean(graded.tries.tokens())
+        return tuple(
+            point(
+                f"best of {n}",
+                choice.worths(graded, n),
+                tokens=n * each,
+                seconds=tries.share(n) + choice.seconds * n / (self.samples * len(tries.of)),
+                kl=best_of_n_kl(n),
+            )
+            for n in sizes(self.samples)
+        )
+
+    def _columns(self, choice: Choice, oracle: Choice, graded: Graded, greedy: Graded) -> dict[str, list[float]]:
+        """Each prompt's share of the metrics."""
+        most = sizes(self.samples)[-1]
+        best, one = choice.worths(graded, most), choice.worths(graded, 1)
+        return {
+            "accuracy": best,
+            "one_sample": one,
+            "gain": gains(best, one),
+            "greedy": greedy.firsts(),
+            "oracle": oracle.worths(graded, most),
+        }
+
+    def _details(self, choice: Choice, graded: Graded) -> Mapping[str, Sequence[object]]:
+        """What else is kept of each prompt."""
+        by_size = {str(n): choice.worths(graded, n) for n in sizes(self.samples)}
+        return {
+            "right": [{n: worths[place] for n, worths in by_size.items()} for place in range(len(graded.worths))],
+            "answers": self.said(graded.tries),
+            "worths": graded.worths,
+            "scores": choice.scores,
+        }
+
+
+def scored(scorer: Reward, subject: Subject, bench: Bench, tries: Tries) -> Choice:
+    """The choice of a reward."""
+    places = [place for place, mine in enumerate(tries.of) for _ in mine]
+    asked = bench.prompts.select(places)
+    scorer.to(next(subject.model.parameters()).device)
+    with clocked() as clock:
+        total_B = scorer(asked.texts, [one.text for mine in tries.of for one in mine], asked.columns).total_B
+    scores = iter(optional(total_B))
+    return Choice(tuple(tuple(next(scores) for _ in mine) for mine in tries.of), clock.seconds)

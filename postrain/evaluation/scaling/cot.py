@@ -1,0 +1,196 @@
+"""Chain-of-thought prompting: the same question asked in several ways, each answered once.
+
+As it stands; directly (a text that asks for the answer alone, or begins it); zero-shot, with a sentence that asks for
+steps (Kojima et al. 2022); few-shot, after k worked examples from the training part (Wei et al. 2022), written as
+earlier turns of the conversation: with a chat template they are turns, with the plain one whole documents before this
+one. Each prompt draws examples of its own, so that the interval holds the luck of the draw; fewer examples are the
+first of more.
+
+The confidence in an answer is the probability of the tokens that write it. Leaves out a second question that asks for
+the answer alone: it is read off the reasoning.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from postrain.data.records import Demonstration, Message, Messages, Prompt, plain_text, user
+from postrain.evaluation.measures import Estimate, Finding, Point, Subject
+from postrain.evaluation.scaling.answers import certainty, read
+from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimate, gains, point
+from postrain.evaluation.scaling.confidence import calibration_error
+from postrain.evaluation.scaling.tries import Try, draw
+from postrain.ops import derive_seed
+from postrain.types import ConfigError, Count, Prompts
+from postrain.world import sums
+
+DIRECT = "direct"
+NO_EXAMPLES = (
+    "few-shot is left out: the training rows have no worked answers; use data of demonstrations, or name the column "
+    "that holds them (worked)"
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask."""
+
+    name: str
+    """In the names of metrics."""
+    curve: str
+    label: str
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a way to ask."""
+
+    graded: Graded
+    said: list[str | None]
+    sure: list[float]
+    """The probability of each answer; 0 where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOfThought(OnPrompts):
+    """Accuracy and confidence of direct answers, of steps that are asked for, and of steps that are shown."""
+
+    direct: str
+    """Stands after the question, a space between, where the answer alone is wanted."""
+    zero_shot: str
+    """The same where steps are wanted."""
+    shots: tuple[Count, ...]
+    """Worked examples before the question; a point for each number."""
+    worked: str | None
+    """The column of the training rows that holds worked answers; None takes demonstrations' own, or sums' steps."""
+    greedy: bool
+    """Whether the likeliest answer is looked at, or one sample."""
+
+    def measured(self, subject: Subject, bench: Bench) -> Finding:
+        ways = list(self._ways(subject, bench))
+        fitting = [way for way in ways if self._fits(subject, way.prompts)]
+        found = {way.name: self._found(subject, bench, way) for way in fitting}
+        curves: dict[str, tuple[Point, ...]] = {}
+        for way in fitting:
+            curves[way.curve] = (*curves.get(way.curve, ()), self._point(way, found[way.name].graded))
+        too_long = [way.label for way in ways if way not in fitting]
+        last = fitting[-1]
+        return Finding(
+            metrics={
+                f"{way.name}/{metric}": value
+                for way in fitting
+                for metric, value in self._metrics(way, found[way.name], found.get(DIRECT)).items()
+            },
+            example=subject.template.decode_all(last.prompts.ids[0].tolist()),
+            records=bench.records(self._columns(found)),
+            curves=curves,
+            notes=(
+                *bench.notes(*(one.graded for one in found.values())),
+                f"the example is asked as {last.label}; tokens are those sampled, prompt_tokens those read",
+                *([NO_EXAMPLES] if self.shots and all(way.curve != "few-shot" for way in ways) else []),
+                *([f"longer than the model's context, so left out: {', '.join(too_long)}"] if too_long else []),
+            ),
+        )
+
+    def _ways(self, subject: Subject, bench: Bench) -> Iterator[Way]:
+        asked = questions(bench)
+        yield Way("as_it_stands", "as it stands", "as it stands", bench.prompts)
+        for name, curve, text in ((DIRECT, "direct", self.direct), ("zero_shot", "zero-shot", self.zero_shot)):
+            yield Way(name, curve, curve, written(subject, bench.prompts, [followed(turns, text) for turns in asked]))
+        pool = worked_examples(subject, bench, self.worked)
+        for k in self.shots if pool else ():
+            label = f"few-shot, {k} example{'s' if k > 1 else ''}"
+            before = [shown(pool, k, derive_seed(subject.seed, "shots", place)) for place in range(len(asked))]
+            turns = [(*examples, *question) for examples, question in zip(before, asked, strict=True)]
+            yield Way(f"few_shot_{k}", "few-shot", label, written(subject, bench.prompts, turns))
+
+    def _fits(self, subject: Subject, prompts: Prompts) -> bool:
+        needed = subject.engine.sampling.max_new_tokens + subject.environment.room
+        return max(map(len, prompts.ids)) + needed <= subject.context
+
+    def _found(self, subject: Subject, bench: Bench, way: Way) -> Found:
+        graded = bench.grade(draw(subject, way.prompts, 1, "chain of thought", likeliest=self.greedy))
+        (said,) = zip(*self.said(graded.tries), strict=True)
+        return Found(graded, list(said), [self._sure(subject, mine[0]) for mine in graded.tries.of])
+
+    def _sure(self, subject: Subject, one: Try) -> float:
+        answer = read(one.text, self.answers)
+        return certainty(answer, one.ids, one.logps, subject.template.decode) if answer else 0.0
+
+    def _point(self, way: Way, graded: Graded) -> Point:
+        tries = graded.tries
+        return point(way.label, graded.firsts(), tokens=fmean(tries.tokens()), seconds=tries.share(1))
+
+    def _metrics(self, way: Way, found: Found, direct: Found | None) -> Mapping[str, Estimate]:
+        right = found.graded.firsts()
+        metrics = {
+            "accuracy": estimate(right),
+            "confidence": Estimate.mean(found.sure),
+            "calibration_error": calibration_error(found.sure, right),
+            "tokens": Estimate.mean(found.graded.tries.tokens()),
+            "prompt_tokens": Estimate.mean([float(len(ids)) for ids in way.prompts.ids]),
+        }
+        if direct is None or way.name == DIRECT:
+            return metrics
+        return {**metrics, "gain": Estimate.mean(gains(right, direct.graded.firsts()))}
+
+    def _columns(self, found: Mapping[str, Found]) -> Mapping[str, Sequence[object]]:
+        columns: dict[str, Sequence[object]] = {}
+        for name, one in found.items():
+            columns[f"{name}/accuracy"] = one.graded.firsts()
+            columns[f"{name}/confidence"] = one.sure
+            columns[f"{name}/answer"] = one.said
+            columns[f"{name}/completion"] = [mine[0].text for mine in one.graded.tries.of]
+        return columns
+
+
+def questions(bench: Bench) -> list[Messages]:
+    """The turns of each prompt."""
+    held_out = {record.row: record.prompt for record in bench.data.records.held_out if isinstance(record, Prompt)}
+    return [held_out[row] for row in bench.prompts.row_ids]
+
+
+def followed(turns: Messages, text: str) -> Messages:
+    """The question with a text after it."""
+    *earlier, last = turns
+    return (*earlier, Message(last.role, f"{last.content} {text}"))
+
+
+def written(subject: Subject, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
+    """The prompts asked in other words; whoever judges still sees the question as it stands."""
+    rows = zip(turns, prompts.row_ids, strict=True)
+    return replace(prompts, ids=tuple(subject.template.encode_prompt(asked, row=row) for asked, row in rows))
+
+
+def shown(pool: Sequence[Messages], k: int, seed: int) -> Messages:
+    """The turns of k examples, drawn by the seed; fewer are the first of more."""
+    order = random.Random(seed).sample(range(len(pool)), len(pool))
+    return tuple(turn for place in order[:k] for turn in pool[place])
+
+
+def worked_examples(subject: Subject, bench: Bench, column: str | None) -> list[Messages]:
+    """Questions of the training part with worked answers, as turns; none where nothing holds such answers."""
+    asked = [record for record in bench.data.records.train if isinstance(record, Prompt)]
+    if column is not None:
+        if column not in bench.data.prompt_columns:
+            raise ConfigError(
+                f"worked={column}: the training rows have no such column; they have "
+                f"{', '.join(bench.data.prompt_columns) or 'none'}"
+            )
+        return [(*record.prompt, Message("assistant", str(record.columns[column]))) for record in asked]
+    if all(record.columns.get("category") == "sums" for record in asked):
+        return [summed(plain_text(record.prompt)) for record in asked]
+    try:
+        train = subject.view("Demonstration").records.train
+    except ConfigError:
+        return []
+    return [record.messages for record in train if isinstance(record, Demonstration)]
+
+
+def summed(question: str) -> Messages:
+    """A sum of the world with its steps."""
+    return (*user(question), Message("assistant", " " + " ".join(sums.chain(sums.terms_of(question)))))

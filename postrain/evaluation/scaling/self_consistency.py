@@ -1,0 +1,100 @@
+"""Self-consistency: draw n completions, take the answer that most of them give (Wang et al. 2022).
+
+No score is needed, only answers that can be told equal. Each point is the mean over groups of n samples that lie next
+to each other: a vote has no closed form over all subsets. The share of votes that the answer got is the confidence in
+it; whether an answer with confidence c is right in a share c of cases is the calibration error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from math import exp
+from statistics import fmean
+
+from postrain.evaluation.measures import Estimate, Finding, Point, Subject
+from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
+from postrain.evaluation.scaling.confidence import calibration_error
+from postrain.evaluation.scaling.rules import majority, sizes
+from postrain.evaluation.scaling.tries import Try, check_random, draw
+from postrain.types import Count
+
+
+@dataclass(frozen=True)
+class Elected:
+    """What one group of samples agreed on."""
+
+    worth: float
+    share: float
+    """Of the votes."""
+    answer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfConsistency(OnPrompts):
+    """Accuracy of the majority of 1, 2, 4, ... samples."""
+
+    samples: Count
+    """Completions of each prompt."""
+
+    def measured(self, subject: Subject, bench: Bench) -> Finding:
+        check_random(subject)
+        graded = bench.grade(draw(subject, bench.prompts, self.samples, "self-consistency"))
+        greedy = bench.greedy(subject, "self-consistency")
+        elected = {n: self._elected(graded, n) for n in sizes(self.samples)}
+        worths = {n: [fmean(one.worth for one in groups) for groups in found] for n, found in elected.items()}
+        most = sizes(self.samples)[-1]
+        columns = {
+            "accuracy": worths[most],
+            "one_sample": worths[1],
+            "gain": gains(worths[most], worths[1]),
+            "greedy": greedy.firsts(),
+            "confidence": [fmean(one.share for one in groups) for groups in elected[most]],
+        }
+        sure, right = ([getattr(groups[0], name) for groups in elected[most]] for name in ("share", "worth"))
+        return Finding(
+            metrics=estimates(columns)
+            | {
+                "calibration_error": calibration_error(sure, right),
+                "tokens": Estimate.mean([most * each for each in graded.tries.tokens()]),
+            },
+            example=bench.example(subject),
+            records=bench.records(
+                {
+                    **columns,
+                    "right": [{str(n): worths[n][place] for n in worths} for place in range(len(graded.worths))],
+                    "answer": [groups[0].answer for groups in elected[most]],
+                    "answers": self.said(graded.tries),
+                }
+            ),
+            curves={"self-consistency": self._curve(graded, worths), "greedy": (likeliest(greedy),)},
+            notes=(*bench.notes(graded, greedy), *self._unread(graded)),
+        )
+
+    def _elected(self, graded: Graded, n: int) -> list[list[Elected]]:
+        """What each whole group of n samples agreed on, by prompt."""
+        starts = range(0, self.samples - n + 1, n)
+        rows = zip(graded.tries.of, graded.worths, self.said(graded.tries), strict=True)
+        return [
+            [elect(tries[at : at + n], worths[at : at + n], said[at : at + n]) for at in starts]
+            for tries, worths, said in rows
+        ]
+
+    def _curve(self, graded: Graded, worths: dict[int, list[float]]) -> tuple[Point, ...]:
+        each = fmean(graded.tries.tokens())
+        return tuple(
+            point(f"majority of {n}", values, tokens=n * each, seconds=graded.tries.share(n))
+            for n, values in worths.items()
+        )
+
+    def _unread(self, graded: Graded) -> list[str]:
+        answers = list(chain.from_iterable(self.said(graded.tries)))
+        without = sum(answer is None for answer in answers)
+        return [f"{without} of {len(answers)} completions give no {self.answers} and have no vote"] if without else []
+
+
+def elect(tries: tuple[Try, ...], worths: tuple[float, ...], said: list[str | None]) -> Elected:
+    """The majority of a group; of equally frequent answers the likelier: each completion weighs as much as a token of
+    it is likely, in the geometric mean."""
+    won = majority(said, [exp(one.logprob) for one in tries])
+    return Elected(worths[won.place] if won.share else 0.0, won.share, said[won.place])

@@ -1,0 +1,109 @@
+"""Completions drawn for a way of using a model, with what they cost: tokens and seconds.
+
+Each is drawn from a seed of (subject, purpose, prompt, number), so a larger draw begins with a smaller one. Leaves out
+what they are worth: bench.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+
+from postrain.evaluation.measures import Subject
+from postrain.ops import derive_seed
+from postrain.rollout.engine import greedy
+from postrain.rollout.turns import Episode, play
+from postrain.types import ConfigError, Prompts
+
+
+@dataclass(frozen=True)
+class Try:
+    """One completion."""
+
+    text: str
+    tokens: int
+    """Sampled for it; of a search, all that it sampled."""
+    ids: tuple[int, ...] = ()
+    """All that follows the prompt, answers of an environment included."""
+    logps: tuple[float, ...] = ()
+    """Log-probability of each of `ids`; 0 where an environment wrote."""
+
+    @property
+    def logprob(self) -> float:
+        """Mean log-probability of a sampled token."""
+        return sum(self.logps) / max(self.tokens, 1)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """Completions of prompts, as many of each."""
+
+    of: tuple[tuple[Try, ...], ...]
+    """By prompt."""
+    seconds: float
+    """For all of them."""
+
+    def tokens(self) -> list[float]:
+        """Sampled for a completion of each prompt, mean."""
+        return [fmean(one.tokens for one in tries) for tries in self.of]
+
+    def share(self, count: int) -> float:
+        """Seconds for `count` of a prompt's completions: they are decoded side by side, so all cost alike."""
+        return self.seconds * count / sum(map(len, self.of))
+
+
+@dataclass
+class Clock:
+    """Seconds spent inside a block."""
+
+    seconds: float = 0.0
+
+
+@contextmanager
+def clocked() -> Iterator[Clock]:
+    """How long the block takes, once it is over."""
+    clock, start = Clock(), time.perf_counter()
+    yield clock
+    clock.seconds = time.perf_counter() - start
+
+
+def check_random(subject: Subject) -> None:
+    """Raises ConfigError where samples of a prompt would all be the same."""
+    if subject.engine.sampling.temperature == 0:
+        raise ConfigError(
+            "rollout.temperature=0: all samples of a prompt would be the same, and there is nothing to choose from; "
+            "give more than 0"
+        )
+
+
+def draw(subject: Subject, prompts: Prompts, count: int, purpose: str, *, likeliest: bool = False) -> Tries:
+    """`count` completions of each prompt; `likeliest` takes the likeliest token at each step."""
+    places = [place for place in range(len(prompts)) for _ in range(count)]
+    keys = [
+        derive_seed(subject.seed, purpose, place, number) for place in range(len(prompts)) for number in range(count)
+    ]
+    with clocked() as clock:
+        played = play(
+            greedy(subject.engine) if likeliest else subject.engine,
+            subject.model,
+            subject.template,
+            prompts.select(places),
+            keys=keys,
+            environment=subject.environment,
+        )
+    found = [_try(subject, episode) for episode in played]
+    return Tries(tuple(tuple(found[at : at + count]) for at in range(0, len(found), count)), clock.seconds)
+
+
+def _try(subject: Subject, episode: Episode) -> Try:
+    logps_L = episode.logps.new_zeros(len(episode.ids))
+    logps_L[episode.own] = episode.logps
+    return Try(
+        subject.template.decode(episode.ids),
+        episode.written(),
+        tuple(episode.ids.tolist()),
+        tuple(logps_L.tolist()),
+    )
