@@ -27,7 +27,11 @@ from postrain.types import ConfigError
 # What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE.
 SWEEP = "sweep"
 # Who reads which primary config.
-PROGRAMS = {"config": "python train.py", "generate": "python -m postrain.generate"}
+PROGRAMS = {
+    "config": "python train.py",
+    "generate": "python -m postrain.generate",
+    "evaluate": "python -m postrain.evaluate",
+}
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,8 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
     if override.value() is None:
         yield f"{override.input_line}: no such option; to go without one say ~{override.key_or_group}"
     for name in _chosen(override):
-        if name not in options:
+        of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
+        if name not in options and not of_a_user:
             yield f"{override.key_or_group}={name}: no such option" + _hint(name, options)
 
 

@@ -1,10 +1,9 @@
 """Every YAML in conf/ composes, says what it is, and fits the constructors it names."""
 
-from pathlib import Path
-
 import pytest
 
 from postrain.check import check
+from postrain.cli import PROGRAMS
 from postrain.root import Root
 from tests.runs import CONF, METHODS, composed
 
@@ -62,7 +61,7 @@ def test_the_experiment_wins_over_the_method_and_loses_to_the_command_line():
 
 
 def test_no_yaml_lies_where_nobody_finds_it():
-    shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "measure")}
+    shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "measure", "launcher")}
     assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared == {
-        path for path in CONF.rglob("*.yaml") if path not in (Path(CONF / "config.yaml"), Path(CONF / "generate.yaml"))
+        path for path in CONF.rglob("*.yaml") if path not in [CONF / f"{name}.yaml" for name in PROGRAMS]
     }

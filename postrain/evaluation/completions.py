@@ -4,8 +4,7 @@ measures. Prompts and seeds are the same each time, so that two evaluations diff
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -19,12 +18,19 @@ from postrain.types import ConfigError, Mean, Prompts
 
 
 def held_out(subject: Subject) -> DataModule:
-    """The data as prompts to complete; of running text, the beginning of each text. Raises ConfigError where neither
-    can be had."""
+    """The data as prompts to complete."""
+    return as_prompts(subject.view)
+
+
+def as_prompts(view: Callable[[str], DataModule]) -> DataModule:
+    """The data as prompts; of running text, the beginning of each text. Raises ConfigError where it is neither."""
     try:
-        return subject.view("Prompt")
-    except ConfigError:
-        return subject.view("Text")
+        return view("Prompt")
+    except ConfigError as error:
+        try:
+            return view("Text")
+        except ConfigError:
+            raise error from None
 
 
 @torch.no_grad()
@@ -93,8 +99,3 @@ def first_prompt(subject: Subject, episodes: Episodes) -> str:
     learned = episodes.rows.supervised[0].long()
     at = int(learned.argmax()) if int(learned.max()) else len(learned)
     return asked_text(subject, episodes.rows.ids[0][:at])
-
-
-def plain_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record keeps of a prompt's columns: the answer and the category, where there are any."""
-    return {name: columns[name] for name in ("answer", "category") if name in columns}

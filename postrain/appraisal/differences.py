@@ -1,0 +1,60 @@
+"""Two models on the same items: the mean of each item's difference, which is known far better than the difference of
+two means. Pure: findings in, estimates out; measures.py says what records have to hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from postrain.evaluation.measures import Estimate, Finding
+
+AGREES = 1e-6
+Shares = Mapping[Any, tuple[float, float]]
+"""Of each item that has the metric, by its row: its share and its weight."""
+
+
+def differences(one: Finding, other: Finding) -> dict[str, Estimate]:
+    """For every metric that both findings make of records of the same items: one minus other."""
+    found = {}
+    for metric in one.metrics:
+        if metric in other.metrics:
+            mine, theirs = shares(one, metric), shares(other, metric)
+            if mine and mine.keys() == theirs.keys():
+                found[metric] = paired(mine, theirs)
+    return found
+
+
+def shares(finding: Finding, metric: str) -> Shares:
+    """Each item's share of a metric; none where their weighted mean is not the metric's value, or items repeat."""
+    items = [record for record in finding.records if isinstance(record.get(metric), bool | int | float)]
+    found = {item.get("row"): (float(item[metric]), float(item.get("weight", 1))) for item in items}
+    total = sum(weight for _, weight in found.values())
+    if len(found) < len(items) or total <= 0:
+        return {}
+    mean = sum(value * weight for value, weight in found.values()) / total
+    return found if math.isclose(mean, finding.metrics[metric].value, rel_tol=AGREES, abs_tol=AGREES) else {}
+
+
+def paired(mine: Shares, theirs: Shares) -> Estimate:
+    """The difference of the two weighted means, with an interval over items.
+
+    Of equal weights on both sides it is the mean of the items' differences; otherwise a difference of two ratios.
+    """
+    rows = list(mine)
+    if all(mine[row][1] == theirs[row][1] == 1 for row in rows):
+        return Estimate.mean([mine[row][0] - theirs[row][0] for row in rows])
+    sums = [[(values[row][0] * values[row][1], values[row][1]) for row in rows] for values in (mine, theirs)]
+    totals = [(sum(total for total, _ in side), sum(weight for _, weight in side)) for side in sums]
+
+    def without(row: int) -> float:
+        left = [
+            (total - side[row][0]) / (weight - side[row][1]) for (total, weight), side in zip(totals, sums, strict=True)
+        ]
+        return left[0] - left[1]
+
+    value = totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1]
+    least = min(weight for _, weight in totals)
+    heaviest = max(weight for side in sums for _, weight in side)
+    return Estimate.jackknife(value, [without(row) for row in range(len(rows))] if heaviest < least else [value])

@@ -1,0 +1,75 @@
+"""The top level of conf/evaluate.yaml: which groups an evaluation has, what each has to be, and what goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from postrain.check import MISSING, check
+from postrain.data.module import DataModule
+from postrain.evaluation.evaluator import Evaluation
+from postrain.hardware import Hardware
+from postrain.models.sources import ModelSource
+from postrain.rewards.base import Reward
+from postrain.rollout.engine import Engine
+from postrain.rollout.turns import Environment
+from postrain.types import ConfigError, Count, CountOrZero
+
+START = "start"
+"""For `reference`: what the run began with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Where things go."""
+
+    output: str
+    """Folders are made here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appraisal:
+    """Measures of a model, or of several on the same prompts."""
+
+    model: ModelSource
+    data: DataModule
+    rollout: Engine
+    environment: Environment
+    trainer: Hardware
+    evaluation: Evaluation
+    reference: str | None
+    """What KL is measured against."""
+    compare: tuple[str, ...]
+    """Further models: run folders, model directories, or names of bundled ones."""
+    metric: str | None
+    """measure/metric, by which sweeps compare evaluations."""
+    shown: CountOrZero
+    """Completions of each model that are kept."""
+    micro_batch_tokens: Count
+    seed: int
+    name: str | None
+    report: bool
+    debug: bool
+    paths: Paths
+    # Hydra leaves a group out that is null.
+    reward: Reward | None = None
+
+
+def check_appraisal(config: Mapping[str, Any]) -> None:
+    """Raises one ConfigError with what is wrong with an evaluation's config; builds nothing."""
+    check(config, Appraisal)
+    if not config["evaluation"]["measures"]:
+        raise ConfigError(
+            "evaluation: this option only says when a training run is evaluated, and names no measure; choose "
+            "evaluation=all, or one of those listed by: python -m postrain.evaluate evaluation"
+        )
+
+
+def check_model(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where nobody has said what to evaluate: the most common first mistake."""
+    if config["model"].get("path") in (None, MISSING):
+        raise ConfigError(
+            "model.path: say what to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, or any "
+            "Hugging Face directory), or a model by name: model=nano"
+        )
