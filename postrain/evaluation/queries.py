@@ -64,7 +64,7 @@ class Queries:
         self._queries()
         if self.allow_execution and sys.platform != "linux":
             raise ConfigError(
-                "queries: allow_execution=true: running code needs Linux, whose limits it relies on; this is "
+                "evaluation.measures.queries.allow_execution=true: running code needs Linux, whose limits it relies on; this is "
                 f"{sys.platform}; leave it false"
             )
 
@@ -94,10 +94,14 @@ class Queries:
             if name not in known:
                 near = get_close_matches(name, known, n=1)
                 meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-                raise ConfigError(f"queries: categories: no query is of the category {name}; {meant}")
+                raise ConfigError(
+                    f"evaluation.measures.queries.categories: no query is of the category {name}; {meant}"
+                )
         found = tuple(query for query in queries if self.categories is None or query.category in self.categories)
         if not found:
-            raise ConfigError(f"queries: categories: is empty; give some of {', '.join(known)}, or null for all")
+            raise ConfigError(
+                f"evaluation.measures.queries.categories: is empty; give some of {', '.join(known)}, or null for all"
+            )
         return found
 
     def _wordings(self, query: Query) -> int:

@@ -45,7 +45,9 @@ BUILT = TypeAdapter(Query)
 def read_queries(path: str | None) -> tuple[Query, ...]:
     """The queries of a file, null being the bundled one. Raises ConfigError that names the line."""
     if path is not None and not (path.endswith(".jsonl") and Path(path).expanduser().is_file()):
-        raise ConfigError(f"queries: path={path}: there is no such .jsonl file; give one, or null for the bundled one")
+        raise ConfigError(
+            f"evaluation.measures.queries.path={path}: there is no such .jsonl file; null takes the bundled one"
+        )
     table = read_file(path or str(BUNDLED))
     queries: dict[str, Query] = {}
     for row in table.rows:

@@ -178,9 +178,15 @@ def test_a_small_context(subject: Subject, path: str) -> None:
 @pytest.mark.parametrize(
     ("categories", "problem"),
     [
-        (("factal",), "queries: categories: no query is of the category factal; did you mean factual?"),
-        (("x",), "queries: categories: no query is of the category x; there are factual, reasoning, "),
-        ((), "queries: categories: is empty; give some of factual, "),
+        (
+            ("factal",),
+            "evaluation.measures.queries.categories: no query is of the category factal; did you mean factual?",
+        ),
+        (
+            ("x",),
+            "evaluation.measures.queries.categories: no query is of the category x; there are factual, reasoning, ",
+        ),
+        ((), "evaluation.measures.queries.categories: is empty; give some of factual, "),
     ],
 )
 def test_a_category_that_is_not_there(categories: tuple[str, ...], problem: str) -> None:
