@@ -64,8 +64,8 @@ class Queries:
         self._queries()
         if self.allow_execution and sys.platform != "linux":
             raise ConfigError(
-                "evaluation.measures.queries.allow_execution=true: running code needs Linux, whose limits it relies on; this is "
-                f"{sys.platform}; leave it false"
+                "evaluation.measures.queries.allow_execution=true: running code needs Linux, whose limits it relies "
+                f"on; this is {sys.platform}; leave it false"
             )
 
     @torch.no_grad()
