@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from postrain.cli import asked, listing, overview, prepare
+from postrain.cli import Line, asked, listing, overview, prepare
 from postrain.types import ConfigError
 from tests.runs import CONF
 
@@ -39,21 +39,30 @@ def problems(argv: list[str], conf: Path) -> list[str]:
     [
         (["method=ppo", "method.lr=3"], ["method=ppo", "++method.lr=3"]),
         (["+method.lr=3", "++seed=1", "~seed"], ["++method.lr=3", "++seed=1", "~seed"]),
-        (["seed=1,2", "-m", "method=sft,ppo"], ["++seed=1,2", "method=sft,ppo", "-m"]),
         (["--cfg", "job", "seed=1"], ["++seed=1", "--cfg", "job"]),
         (["-cn", "config", "name='a b'"], ["++name='a b'", "-cn", "config"]),
         (["hydra.run.dir=x", "hydra.job.env_set.A=1"], ["hydra.run.dir=x", "hydra.job.env_set.A=1"]),
-        (
-            ["hydra/launcher=basic", "sweep=kl_coef", "seed=1,2"],
-            ["hydra/launcher=basic", "sweep=kl_coef", "++seed=1,2"],
-        ),
-        (["-m", "method=glob(*)"], ["method=glob(*)", "-m"]),
         (["logger=[none]", "+method@other=sft"], ["logger=[none]", "+method@other=sft"]),
         (["data.columns={prompt: question}"], ["++data.columns={prompt: question}"]),
     ],
 )
 def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> None:
-    assert prepare(argv, conf) == prepared
+    assert prepare(argv, conf) == Line(prepared, None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "prepared", "swept"),
+    [
+        (["seed=1,2", "-m", "method=sft,ppo"], [], ("++seed=1,2", "method=sft,ppo")),
+        (["-m", "method=glob(*)", "seed=3", "--cfg", "job"], ["++seed=3", "--cfg", "job"], ("method=glob(*)",)),
+        (["hydra/launcher=basic", "sweep=kl_coef", "seed=1,2"], ["hydra/launcher=basic"], ("sweep=kl_coef", "++seed=1,2")),
+        (["sweep=kl_coef", "sweep.seeds=[0]", "seed=3"], ["++seed=3"], ("sweep=kl_coef", "++sweep.seeds=[0]")),
+    ],
+)
+def test_what_a_sweep_hears_is_kept_from_hydra(
+    argv: list[str], prepared: list[str], swept: tuple[str, ...], conf: Path
+) -> None:
+    assert prepare(argv, conf) == Line(prepared, swept)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +132,11 @@ def test_help_lists_the_groups_that_the_program_has(conf: Path) -> None:
 
 def test_a_config_dir_of_the_user_brings_its_options(conf: Path) -> None:
     more = str(conf.parent / "more")
-    assert prepare(["method=mine", "--config-dir", more], conf) == ["method=mine", "--config-dir", more]
+    assert prepare(["method=mine", "--config-dir", more], conf).arguments == ["method=mine", "--config-dir", more]
 
 
 def test_hydra_composes_what_it_gets_and_keeps_unknown_keys_for_the_check(conf: Path) -> None:
-    overrides = prepare(["method=ppo", "method.lr=5", "lr=1e-3", "methd.kl.coef=2"], conf)
+    overrides = prepare(["method=ppo", "method.lr=5", "lr=1e-3", "methd.kl.coef=2"], conf).arguments
     with initialize_config_dir(str(conf), version_base="1.3"):
         config = compose("config", overrides)
     assert config == {"seed": 0, "method": {"lr": 5}, "lr": 1e-3, "methd": {"kl": {"coef": 2}}}

@@ -136,13 +136,6 @@ def test_a_resumed_run_says_what_would_change(tmp_path, capsys):
     assert [record["update"] for record in records(folder)] == [0, 1, 2, 3, 4]
 
 
-def test_a_multirun_has_a_folder_for_each_job(tmp_path):
-    code = run("-m", "method=sft", "seed=0,1", *SMALL, f"paths.output={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep")
-    assert code == 0
-    seeds = {json.loads(path.read_text())["seeds"]["seed"] for path in tmp_path.glob("sft/nano/*/manifest.json")}
-    assert seeds == {0, 1}
-
-
 def test_a_killed_process_loses_only_what_came_after_its_checkpoint(tmp_path):
     words = [*SMALL, "method=sft", "method.updates=40", "trainer.checkpoint_every=2", f"paths.output={tmp_path}"]
     process = subprocess.Popen(

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from omegaconf import open_dict
+from omegaconf import read_write
 
 from postrain.callbacks.interrupt import Interrupted
 from postrain.folder import Status, writing
@@ -154,15 +154,17 @@ class ThroughHydra:
         if not jobs:
             return
         loader = GlobalHydra.instance().config_loader()
-        config = HydraConfig.instance().cfg.copy()  # type: ignore[union-attr]
-        with open_dict(config):
+        config: Any = HydraConfig.instance().cfg
+        config = config.copy()
+        with read_write(config.hydra):
             config.hydra.sweep.dir = str(folder)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
             task_function=self.task,
             config=config,
         )
-        words = [[*self.forced(words_of(job, folder)), f"hydra.sweep.subdir={job.folder}"] for job in jobs]
+        home = f"hydra.sweep.dir='{folder}'"
+        words = [[*self.forced(words_of(job, folder)), home, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
         try:
             returns: Sequence[JobReturn | None] = launcher.launch(words, initial_job_idx=jobs[0].number)
         except RuntimeError as error:  # a worker was killed, and took the launcher's pool along
@@ -177,4 +179,5 @@ class ThroughHydra:
         ended = returned is not None and returned.status is JobStatus.COMPLETED
         if not ended and status.read().get("status") in (None, "running"):
             status.path.parent.mkdir(parents=True, exist_ok=True)
-            status.failed("its worker was killed" if returned is None else str(returned._return_value))
+            error = None if returned is None else returned._return_value
+            status.failed("its worker was killed" if error is None else str(error) or type(error).__name__)

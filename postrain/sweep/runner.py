@@ -87,7 +87,7 @@ def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Laun
     planner = Planner(study, shared, conf, root)
     jobs = [] if study.search else unlike(planner.jobs(list(settings(study))))
     name = config.name or name
-    folder = Path(config.resume) if config.resume else _new(config, name, study, shared)
+    folder = _earlier(Path(config.resume)) if config.resume else _new(config, name, study, shared)
     sweep = Sweep(name, study, folder, launcher, Console(highlight=False, width=max(Console().width, 104)))
     _record(sweep, words=[*shared, *swept])
     status = Status(folder / "status.json")
@@ -120,6 +120,12 @@ def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Laun
 def unlike(jobs: Sequence[Job]) -> list[Job]:
     """Without jobs that are the same run as an earlier one."""
     return list({job.hash: job for job in reversed(jobs)}.values())[::-1]
+
+
+def _earlier(folder: Path) -> Path:
+    if not (folder / FILE).is_file():
+        raise ConfigError(f"resume: there is no sweep in {folder}; give its folder, such as sweeps/kl_coef/TIME-HASH")
+    return folder
 
 
 def _new(config: DictConfig, name: str, study: Study, words: Sequence[str]) -> Path:

@@ -1,0 +1,98 @@
+"""What a sweep's YAML and its command line say."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.sweep.plan import settings, short
+from postrain.sweep.study import Picture, Study, read, said, word
+from postrain.types import ConfigError
+from tests.runs import CONF
+
+NAMES = sorted(path.stem for path in (CONF.parent / "sweep").glob("*.yaml"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(
+        "# Mine\nquestion: Which?\nbase: [method=ppo]\ngrid: {method.kl_coef: [0.1, 0.4]}\nseeds: [0, 1]\n"
+        "metric: gold/total\npicture: {x: eval/kl/exact}\n"
+    )
+    return tmp_path
+
+
+def test_a_file_is_read(root):
+    name, study = read(["sweep=mine"], root)
+    assert name == "mine"
+    assert study == Study(
+        question="Which?",
+        base=("method=ppo",),
+        grid={"method.kl_coef": [0.1, 0.4]},
+        seeds=(0, 1),
+        metric="gold/total",
+        picture=Picture(x="eval/kl/exact"),
+    )
+    assert read([f"sweep={root}/sweep/mine.yaml"], root) == (name, study)
+
+
+def test_the_command_line_wins_over_the_file(root):
+    words = ["sweep=mine", "++method.kl_coef=0.2,0.3", "++seed=5,6", "++sweep.metric=eval/loss", "++sweep.picture.y=b"]
+    _, study = read(words, root)
+    assert study.grid == {"method.kl_coef": [0.2, 0.3]}
+    assert study.seeds == (5, 6)
+    assert study.metric == "eval/loss"
+    assert study.picture == Picture(x="eval/kl/exact", y="b")
+    assert read(["sweep=mine", "++sweep.grid.method.kl_coef=[1.0]"], root)[1].grid == {"method.kl_coef": [1.0]}
+
+
+def test_lists_alone_are_a_study(root):
+    name, study = read(["method=ppo,dpo", "++seed=0,1", "++method.epochs=range(1,4)"], root)
+    assert name == "multirun"
+    assert study == Study(grid={"method": ["ppo", "dpo"], "method.epochs": [1, 2, 3]}, seeds=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep=mine", "++sweep.metrik=a"], "metrik: unknown key; did you mean metric?"),
+        (["sweep=mine", "++sweep.seeds=[a]"], "seeds: expected a list of integers or null, got ['a']"),
+        (["sweep=other.yaml"], "sweep=other.yaml: other.yaml cannot be read: No such file or directory"),
+        (["sweep=mine", "++sweep.search={a: [1]}", "++b=1,2"], "b: a search chooses values itself"),
+    ],
+)
+def test_mistakes_are_one_line(words, said, root):
+    with pytest.raises(ConfigError) as caught:
+        read(words, root)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_combination_is_a_setting():
+    found = list(settings(Study(grid={"a.b": [1, 2], "c": ["x"]}, jobs={"one": ["d=1"], "two": []})))
+    assert [setting.values for setting in found] == [
+        {"setting": name, "a.b": value, "c": "x"} for name in ("one", "two") for value in (1, 2)
+    ]
+    assert found[0].words == ("d=1", "a.b=1", "c=x")
+    assert found[0].label == "setting=one b=1 c=x"
+
+
+def test_keys_are_as_short_as_they_can_be():
+    assert short({"method.kl_coef": 0, "data.seed": 0, "model.seed": 0}) == ["kl_coef", "data.seed", "model.seed"]
+
+
+def test_values_are_said_in_hydras_grammar():
+    assert [said(value) for value in (None, True, 1e-5, "a b", "it's", [1, "x"], {"a": None}, "runs/x-1.2")] == [
+        "null", "true", "1e-05", "'a b'", "'it\\'s'", "[1,x]", "{a:null}", "runs/x-1.2",
+    ]  # fmt: skip
+    assert word("k", "1,2") == "k='1,2'"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sweep_asks_a_question(name):
+    lines = (CONF.parent / "sweep" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert 10 < len(lines[0]) <= 110
+    found, study = read([f"sweep={name}"], CONF.parent)
+    assert found == name
+    assert study.question.endswith("?")

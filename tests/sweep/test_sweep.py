@@ -1,0 +1,112 @@
+"""A sweep from its command line to its table: what is planned, what is repeated, what a failed job does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from postrain.folder import RunFolder
+from postrain.report.study import markdown, read_study
+from tests.sweep.made import Program, finish, sweep
+
+GRID = ("-m", "method=ppo", "method.kl_coef=0.1,0.4", "seed=0,1", "logger=none")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished sweep of two coefficients and two seeds."""
+    home = tmp_path_factory.mktemp("sweep")
+    program = Program()
+    assert sweep(program, *GRID, f"paths.sweeps={home}") == 0
+    (folder,) = home.glob("multirun/*")
+    return folder, program
+
+
+def test_every_job_has_a_folder_of_its_own(done):
+    folder, program = done
+    names = ["kl_coef=0.1 seed=0", "kl_coef=0.1 seed=1", "kl_coef=0.4 seed=0", "kl_coef=0.4 seed=1"]
+    assert program.ran == names
+    jobs = json.loads((folder / "jobs.json").read_text())
+    assert [job["label"] for job in jobs] == names
+    assert [job["settings"] for job in jobs] == [{"method.kl_coef": value} for value in (0.1, 0.1, 0.4, 0.4)]
+    assert sorted(path.name for path in (folder / "jobs").iterdir()) == [job["folder"][5:] for job in jobs]
+    assert len({job["hash"] for job in jobs}) == 4
+
+
+def test_the_table_has_means_and_intervals_over_seeds(done):
+    study = read_study(done[0])
+    assert (study.metric, study.direction) == ("eval/reward/total", "max")
+    first, second = study.cells
+    # Rewards 0.90 and 0.91: mean 0.905, standard error 0.005, t(1) = 12.7062.
+    value = first.values["eval/reward/total"]
+    assert (value.value, value.low) == pytest.approx((0.905, 0.905 - 12.7062 * 0.005))
+    assert (first.n, second.n, study.best, study.failed) == (2, 2, first, ())
+    assert second.values["eval/reward/total"].value == pytest.approx(0.605)
+    assert "| **0.1** | **0.91 [0.84, 0.97]** |" in markdown(study)
+    assert (done[0] / "table.md").read_text() == markdown(study)
+    assert json.loads((done[0] / "table.json").read_text())[0]["best"] is True
+    assert (done[0] / "report.html").is_file()
+    assert json.loads((done[0] / "status.json").read_text())["status"] == "done"
+
+
+def test_going_on_repeats_nothing_and_more_values_add_jobs(done):
+    folder, program = done
+    program.ran.clear()
+    assert sweep(program, f"resume={folder}") == 0
+    assert program.ran == []
+    assert sweep(program, f"resume={folder}", "method.kl_coef=0.1,0.4,0.8") == 0
+    assert program.ran == ["kl_coef=0.8 seed=0", "kl_coef=0.8 seed=1"]
+    assert [cell.n for cell in read_study(folder).cells] == [2, 2, 2]
+
+
+def test_a_failed_job_is_told_of_stops_nobody_and_is_tried_again(tmp_path, capsys):
+    program = Program()
+    program.broken = {"kl_coef=0.1 seed=1"}
+    assert sweep(program, *GRID, f"paths.sweeps={tmp_path}") == 1
+    assert len(program.ran) == 4
+    assert "failed: kl_coef=0.1 seed=1: kl_coef=0.1 seed=1 is broken" in capsys.readouterr().out
+    (folder,) = tmp_path.glob("multirun/*")
+    study = read_study(folder)
+    assert [cell.n for cell in study.cells] == [1, 2]
+    assert "| kl_coef=0.1 seed=1 | failed | kl_coef=0.1 seed=1 is broken |" in (folder / "table.md").read_text()
+    assert json.loads((folder / "status.json").read_text())["reason"] == "1 of 4 jobs failed"
+    program.ran.clear()
+    program.broken.clear()
+    assert sweep(program, f"resume={folder}") == 0
+    assert program.ran == ["kl_coef=0.1 seed=1"]
+
+
+def test_all_mistakes_are_told_before_the_first_job(tmp_path, capsys):
+    program = Program()
+    words = ("-m", "method=ppo", "method.kl_coeff=0.1,0.4", "method.epochs=0,1", f"paths.sweeps={tmp_path}/none")
+    assert sweep(program, *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: method.epochs: expected an integer >= 1, got 0 (kl_coeff=0.1 epochs=0; kl_coeff=0.4 epochs=0)",
+        "method.kl_coeff: unknown key; did you mean method.kl_coef? (in all 4 jobs)",
+    ]
+    assert program.ran == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_method_and_no_folder_are_one_line(tmp_path, capsys):
+    assert sweep(Program(), "-m", "seed=0,1", f"paths.sweeps={tmp_path}") == 2
+    assert "no job of the sweep names one" in capsys.readouterr().err
+    assert sweep(Program(), "sweep=kl_coef", f"resume={tmp_path}/no") == 2
+    assert f"there is no sweep in {tmp_path}/no" in capsys.readouterr().err
+
+
+def test_what_is_damaged_is_said_and_the_rest_is_read(done, tmp_path):
+    folder = tmp_path / "sweep"
+    RunFolder.at(folder / "jobs" / "00-a")
+    finish(RunFolder(folder / "jobs" / "00-a"), reward=float("nan"), kl=0.1, stopped="flat")
+    (folder / "jobs.json").write_text('[{"folder": "jobs/00-a", "number": "x"}, {"folder": "jobs/01-b"}, 3]')
+    (folder / "sweep.yaml").write_text("question: [half")
+    study = read_study(folder)
+    assert study.missing == ("sweep.yaml is damaged: the question is not known",)
+    assert [job.state for job in study.jobs] == ["done", "not started"]
+    assert study.best is None
+    assert "flat" in markdown(study)
+    (folder / "jobs.json").write_text("")
+    assert read_study(folder).missing[1] == "jobs.json is missing or damaged: the jobs are not known"
