@@ -1,7 +1,7 @@
-"""Run folder → report.html, one self-contained page, and training_curves.png. Imports neither torch nor lightning."""
+"""Any folder → report.html, one self-contained page, and its pictures. Imports neither torch nor lightning."""
 
 from __future__ import annotations
 
-from postrain.report.build import write_report
+from postrain.report.write import write_comparison, write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]

@@ -1,4 +1,4 @@
-"""python -m postrain.report RUN_FOLDER [--open]: write the report of a run anew, finished or not."""
+"""python -m postrain.report FOLDER... [--open] [--output DIRECTORY]: the report of any folder, or of several."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from postrain.report.build import write_report
+from postrain.errors import ConfigError
+from postrain.report.write import write_comparison, write_report
+
+ABOUT = """Write report.html of a run, sweep, pipeline, evaluation or generation, finished or not, and its pictures
+beside it. Several folders of runs, or of evaluations, are compared on one page."""
 
 
 def main() -> int:
     """Exit code 2 and one line for a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m postrain.report", description="Write report.html of a run.")
-    parser.add_argument("run", type=Path, help="a run folder, such as runs/ppo/nano/...")
+    parser = argparse.ArgumentParser(prog="python -m postrain.report", description=ABOUT)
+    parser.add_argument("folder", type=Path, nargs="+", help="such as runs/ppo/nano/... or sweeps/kl_coef/...")
+    parser.add_argument("--output", type=Path, help="where to write; otherwise into the folder itself")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     chosen = parser.parse_args()
-    if not chosen.run.is_dir():
-        print(f"there is no folder {chosen.run}; give a run folder, such as runs/ppo/nano/...", file=sys.stderr)
-        return 2
+    folders = list(dict.fromkeys(chosen.folder))
     try:
-        page = write_report(chosen.run)
-    except OSError as error:
-        print(f"cannot write the report into {chosen.run}: {error.strerror or error}", file=sys.stderr)
+        page = (
+            write_report(folders[0], chosen.output) if len(folders) == 1 else write_comparison(folders, chosen.output)
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
         return 2
     print(page)
     if chosen.open:

@@ -80,7 +80,11 @@ PANELS = (
         "Finished", "share of completions that end by themselves", ("completion/finished", "eval/completion/finished")
     ),
     Panel("Groups that agree", "share whose completions all earn the same: nothing to learn", ("group/all_equal",)),
-    Panel("Repetition", "share of phrases said before", ("*repetition*", "*distinct*")),
+    Panel("Base text", "how well text is foreseen that training is not about", ("eval/forgetting/perplexity",)),
+    Panel("Base facts", "share still known of what training is not about", ("eval/forgetting/fact_accuracy",)),
+    Panel("Gold score, measured apart", "on more prompts", ("eval/gold/*",), False),
+    Panel("Repetition", "share of phrases said before", ("*repetition", "*/loop_share")),
+    Panel("Variety", "share of phrases that are said only once", ("*distinct*",), False),
     Panel("Entropy", "how undecided the policy is, nats a token", ("entropy", "eval/entropy")),
     Panel("Policy loss", "near 0 by construction: its gradient does the work", ("policy_loss",)),
     Panel("Value loss", "half the squared error of the critic", ("value_loss",)),
@@ -159,3 +163,29 @@ def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
         if name in metrics and name not in known and len(found) < LARGE:
             found.append((name, *before_and_after(metrics[name])))
     return found
+
+
+# How a metric is good, by what stands in its name; the first that fits. What fits nothing is a matter of taste.
+WAYS = (
+    ("max", "*non_repetition *reward/* *gold/* *accuracy* *win_rate *finished *distinct*"),
+    ("min", "*loss *perplexity *repetition *loop* *kl/* */error *refusals* *unscorable"),
+    ("max", "*consistency *agreement* *worst_phrasing *margin *oracle *gain *one_sample *greedy *sampled"),
+)
+
+
+def better(name: str) -> str | None:
+    """Whether more of a metric is better, "max", or less of it, "min"; None where nobody can say."""
+    for way, patterns in WAYS:
+        if any(fnmatchcase(name, pattern) for pattern in patterns.split()):
+            return way
+    return None
+
+
+def best_of(name: str, values: Mapping[str, float | None], direction: str | None = None) -> set[str]:
+    """Whose value of a metric is the best, all of equal ones; nobody's where there is nothing to compare."""
+    known = {who: value for who, value in values.items() if value is not None and value == value}
+    direction = direction or better(name)
+    if direction is None or len(set(known.values())) < 2:
+        return set()
+    top = (max if direction == "max" else min)(known.values())
+    return {who for who, value in known.items() if value == top}

@@ -1,26 +1,31 @@
-"""Curves and histograms as SVG that takes its colours from the page, and the same curves as one PNG.
+"""Draws on matplotlib axes what a page shows: as an SVG that takes its colours from the page, and as a PNG beside it.
 
 An SVG is drawn in marker colours that are then replaced by CSS variables: one picture is legible on a light and on a
-dark page. matplotlib is imported when the first picture is drawn; pyplot and its global state stay out of it.
+dark page. matplotlib is imported when the first picture is drawn; pyplot and its global state stay out of it. What is
+drawn is said by charts.py.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from postrain.report.panels import Panel, smooth
-from postrain.report.run_data import Curve
+from markupsafe import Markup, escape
+
+from postrain.folder import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_POINTS = 240
-BINS = 18
+Draw = Callable[["Axes"], None]
+
+SMALL, LARGE = (3.6, 2.0), (5.0, 3.1)
+"""Inches: three of the small ones or two of the large ones stand side by side, and their letters are of one size."""
+REMEDY = "write the report elsewhere with --output DIRECTORY"
 
 # Drawn colour → CSS variable. No two may be equal, and none may be a colour matplotlib uses by itself.
 INK, MUTED, GRID = "#101112", "#737475", "#d9dadb"
@@ -54,58 +59,81 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
 }
+LETTER = 5.2
+"""Points that a letter of a tick takes."""
 
 
-def curve_svg(panel: Panel, metrics: Mapping[str, Curve], updates: int) -> str:
-    """One panel: each metric as a thin line with its smoothed course; held-out ones with a dot where measured."""
-    return _drawn(lambda axes: _draw_curves(axes, panel, metrics, updates), size=(3.6, 2.0), label=panel.title)
+def color(index: int) -> str:
+    """The CSS colour of series number `index`."""
+    return f"var(--series-{index % len(SERIES)})"
 
 
-def histogram_svg(title: str, before: Sequence[float], after: Sequence[float]) -> str:
-    """Two distributions over each other."""
-    return _drawn(lambda axes: _draw_histogram(axes, before, after), size=(3.6, 1.7), label=title)
+def css(shade: str) -> str:
+    """The CSS colour of a drawn one."""
+    return VARIABLES[shade]
 
 
-def write_png(path: Path, title: str, panels: Sequence[Panel], metrics: Mapping[str, Curve], updates: int) -> None:
-    """The panels in one picture, three in a row."""
+def svg(draw: Draw, *, label: str, size: tuple[float, float] = SMALL) -> Markup:
+    """A picture for the page."""
     import matplotlib  # noqa: PLC0415 - start-up time
     from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
 
-    rows = -(-len(panels) // 3)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 2.9 * rows), layout="constrained", facecolor="white")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        grid = figure.subplots(rows, min(3, len(panels)), squeeze=False).flat
-        for axes, panel in zip(grid, panels, strict=False):
-            _draw_curves(axes, panel, metrics, updates)
-            axes.set_title(panel.title, loc="left", fontweight="bold", fontsize=10)
-            if len(panel.names) > 1:
+        figure = Figure(figsize=size)
+        figure.patch.set_alpha(0)
+        axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+        axes.patch.set_alpha(0)
+        draw(axes)
+        _settle(axes, size)
+        return _for_page(figure, label)
+
+
+def write_png(path: Path, title: str, draws: Sequence[tuple[str, Draw]], *, legend: bool = True) -> None:
+    """The named pictures in one file, three in a row, each with its legend.
+
+    Raises ConfigError where it cannot be written.
+    """
+    import matplotlib  # noqa: PLC0415 - start-up time
+    from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
+
+    across = min(3, len(draws))
+    down = -(-len(draws) // across)
+    size = (7.5, 4.6) if len(draws) == 1 else (4 * across, 2.9 * down)
+    with matplotlib.rc_context(STYLE), writing(path, REMEDY):
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
+        grid = list(figure.subplots(down, across, squeeze=False).flat)
+        for axes, (name, draw) in zip(grid, draws, strict=False):
+            draw(axes)
+            axes.set_title(plain(name), loc="left", fontweight="bold", fontsize=10)
+            if legend and len(axes.get_legend_handles_labels()[0]) > 1:
                 axes.legend(frameon=False, fontsize=7, loc="best")
-        for axes in list(grid):
+        for axes in grid[len(draws) :]:
             axes.set_axis_off()
         figure.savefig(path, dpi=110)
 
 
-def color(index: int) -> str:
-    """The CSS colour of the panel's series number `index`."""
-    return f"var(--series-{index % len(SERIES)})"
+def plain(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign would start a formula, a leading _ hides a label."""
+    return text.replace("$", r"\$").lstrip("_")
 
 
-def _drawn(draw: Any, *, size: tuple[float, float], label: str) -> str:
-    import matplotlib  # noqa: PLC0415 - start-up time
-    from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
+def _settle(axes: Axes, size: tuple[float, float]) -> None:
+    """Margins as wide as the ticks need; matplotlib's own layout draws everything twice to find that out."""
+    width, height = size[0] * 72, size[1] * 72
+    formatter: Any = axes.yaxis.get_major_formatter()
+    low, high = sorted(axes.get_ylim())
+    texts = formatter.format_ticks([tick for tick in axes.get_yticks() if low <= tick <= high])
+    left = LETTER * max((len(text) for text in texts), default=0) + 8 + 13 * bool(axes.get_ylabel())
+    bottom, top = 16 + 13 * bool(axes.get_xlabel()), 14 if formatter.get_offset() else 6
+    left = min(left, width * 0.6)
+    axes.set_position((left / width, bottom / height, 1 - (left + 10) / width, 1 - (bottom + top) / height))
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.subplots()
-        axes.patch.set_alpha(0)
-        draw(axes)
-        return _page_svg(figure, label)
 
-
-def _page_svg(figure: Figure, label: str) -> str:
+def _for_page(figure: Figure, label: str) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
@@ -117,47 +145,4 @@ def _page_svg(figure: Figure, label: str) -> str:
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     for drawn, variable in VARIABLES.items():
         text = text.replace(drawn, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1).strip()
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-
-
-def _draw_curves(axes: Axes, panel: Panel, metrics: Mapping[str, Curve], updates: int) -> None:
-    for index, name in enumerate(panel.names):
-        shade = SERIES[index % len(SERIES)]
-        # A dollar sign would start a formula.
-        label = name.replace("$", r"\$").lstrip("_")
-        xs, ys = metrics[name]
-        if name.startswith(("eval/", "gold/")) or len(xs) < 8:
-            axes.plot(
-                xs, ys, color=shade, linewidth=1.6, marker="o", markersize=3.2, label=label, zorder=3, clip_on=False
-            )
-            continue
-        xs, raw = thinned(xs, ys)
-        _, even = thinned(metrics[name][0], smooth(ys, max(1, len(ys) // 10)))
-        axes.plot(xs, raw, color=shade, linewidth=0.7, alpha=0.35)
-        axes.plot(xs, even, color=shade, linewidth=1.7, label=label)
-    axes.set_xlim(-0.02 * max(1, updates), max(1, updates))
-    axes.locator_params(axis="y", nbins=4)
-    axes.locator_params(axis="x", nbins=5, integer=True)
-    axes.ticklabel_format(axis="y", scilimits=(-3, 4))
-
-
-def _draw_histogram(axes: Axes, before: Sequence[float], after: Sequence[float]) -> None:
-    low, high = min(*before, *after), max(*before, *after)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = [low + (high - low) * index / BINS for index in range(BINS + 1)]
-    axes.hist(before, bins=edges, color=BEFORE, alpha=0.75)
-    axes.hist(after, bins=edges, color=AFTER, alpha=0.6)
-    axes.locator_params(axis="y", nbins=3, integer=True)
-    axes.locator_params(axis="x", nbins=6)
-
-
-def thinned(xs: Sequence[int], ys: Sequence[float]) -> Curve:
-    """At most a few hundred points of a long curve; the last one is kept."""
-    step = -(-len(xs) // MOST_POINTS)
-    index = sorted({*range(0, len(xs), step), len(xs) - 1}) if xs else []
-    return [xs[i] for i in index], [ys[i] for i in index]
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())

@@ -12,11 +12,15 @@ from typing import Any
 
 from postrain.jsonl import JsonLines, Record, number, read_json
 
+STATES = ("done", "failed", "interrupted", "running")
+
 Curve = tuple[list[int], list[float]]
 """Updates, and the metric after each of them."""
 
 LARGEST = 1e100
 """What is larger has left all bounds and cannot be drawn; infinity is larger, and nan is nothing."""
+
+USES = ("read", "learned", "right", "wrong")
 
 WHY = {
     "metrics.jsonl": "no curves: the run ended before its first update",
@@ -37,6 +41,27 @@ class Sample:
     completion: str
     scores: dict[str, float]
     """reward/<part> and gold/<part>; parts that could not score are absent."""
+    finished: bool | None = None
+    """Whether it ended by itself, where that was noted."""
+
+    @property
+    def length(self) -> float:
+        """In words: tokens are not kept."""
+        return float(len(self.completion.split()))
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """A training row as the audit has kept it."""
+
+    title: str
+    stretches: tuple[tuple[str, str], ...]
+    """Text, and its use: read, learned, right or wrong."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether steps are judged in it."""
+        return any(use in ("right", "wrong") for _, use in self.stretches)
 
 
 @dataclass(frozen=True)
@@ -57,13 +82,52 @@ class RunData:
     missing: list[str]
     """One line for everything that is not there or could not be read."""
 
+    result: Record
+    """What the run says of itself at its end: result.json."""
+
     @property
     def method(self) -> str:
-        return self.path.parts[-3] if len(self.path.parts) > 2 else "run"
+        """What the run is called: its name, else its method's."""
+        settings = self.settings
+        target = _at(settings, "method", "_target_")
+        named = _text(settings.get("name")) or _text(target).rpartition(".")[2].lower()
+        return named or (self.path.parts[-3] if len(self.path.parts) > 2 else "run")
 
     @property
     def model(self) -> str:
-        return self.path.parts[-2] if len(self.path.parts) > 1 else ""
+        above = self.path.parts[-2] if len(self.path.parts) > 1 else ""
+        return _text(_at(self.manifest, "model", "name")) or above
+
+    @property
+    def settings(self) -> Record:
+        """The config, as the manifest has it."""
+        found = self.manifest.get("config")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def data(self) -> Record:
+        """What the audit has counted."""
+        found = self.manifest.get("data")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def state(self) -> str:
+        """running, done, failed, interrupted or unknown."""
+        return state_of(self.status)
+
+    def masks(self) -> list[MaskedRow]:
+        """The training rows of which the manifest tells what is learned."""
+        rows = self.data.get("shown")
+        return [row for one in rows if (row := _masked(one)) is not None] if isinstance(rows, list) else []
+
+    def after(self, name: str) -> float | None:
+        """The last value of a metric."""
+        return self.metrics[name][1][-1] if name in self.metrics else None
+
+
+def state_of(status: Record) -> str:
+    """What a status.json says, in a word that is known."""
+    return state if (state := status.get("status")) in STATES and isinstance(state, str) else "unknown"
 
 
 def read_run(path: Path) -> RunData:
@@ -82,9 +146,10 @@ def read_run(path: Path) -> RunData:
         metrics=curves(records),
         updates=max((update_of(record) for record in records), default=0),
         seconds=times[-1] - times[0] if times else 0.0,
-        samples=[sample for record in samples if (sample := _sample(record)) is not None],
+        samples=[sample for record in samples if (sample := sample_of(record)) is not None],
         explanations=[record for record in JsonLines(path / "explanations.jsonl").read() if record.get("text")],
         missing=list(_missing(path, damaged)) + _not_numbers(records),
+        result=read_json(path / "result.json"),
     )
 
 
@@ -111,13 +176,35 @@ def curves(records: Iterable[Record]) -> dict[str, Curve]:
     return found
 
 
-def _sample(record: Record) -> Sample | None:
+def sample_of(record: Record) -> Sample | None:
+    """A line of samples.jsonl; None for one without a prompt and a completion."""
     prompt, completion = record.get("prompt"), record.get("completion")
     if not isinstance(prompt, str) or not isinstance(completion, str):
         return None
     scores = {f"reward/{name}": value for name, value in _scores(record.get("rewards"))}
     scores |= {f"gold/{name}": value for name, value in _scores(record.get("gold"))}
-    return Sample(update_of(record), _whole(record.get("row"), -1), prompt, completion, scores)
+    ended = record.get("finished")
+    finished = ended if isinstance(ended, bool) else None
+    return Sample(update_of(record), _whole(record.get("row"), -1), prompt, completion, scores, finished)
+
+
+def _masked(record: Any) -> MaskedRow | None:
+    stretches = record.get("stretches") if isinstance(record, dict) else None
+    if not isinstance(stretches, list):
+        return None
+    parts = [(_text(part.get("text")), _text(part.get("use"))) for part in stretches if isinstance(part, dict)]
+    title = f"row {_whole(record.get('row'), 0)} {_text(record.get('role'))}"
+    return MaskedRow(title.strip(), tuple((text, use if use in USES else "read") for text, use in parts if text))
+
+
+def _at(record: Any, *keys: str) -> Any:
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _scores(parts: Any) -> Iterable[tuple[str, float]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from postrain.report.build import flat, pairs
-from postrain.report.panels import arrange, before_and_after, headlines, smooth
-from postrain.report.pictures import MOST_POINTS, thinned
-from postrain.report.run_data import Curve, Sample
+from postrain.report.charts import MOST_POINTS, spans_decades, thinned
+from postrain.report.page import Cell, estimate, flat, link
+from postrain.report.panels import arrange, before_and_after, best_of, better, headlines, smooth
+from postrain.report.run_data import Curve
 
 
 def curve(*values: float) -> Curve:
@@ -66,23 +67,49 @@ def test_a_reward_that_is_gold_itself_is_not_shown_twice() -> None:
     parts = {"eval/reward/mood": curve(1, 2), "gold/mood": curve(1, 2), "eval/reward/total": curve(3, 4)}
     panels, _ = arrange(parts | {"gold/total": curve(3, 4)})
     assert [panel.names for panel in panels] == [("eval/reward/total",), ("gold/total", "gold/mood")]
-    scores = {"reward/mood": 0.5, "gold/mood": 0.5, "gold/total": 0.4, "reward/total": 0.4}
-    first, last = (Sample(update, 0, "prompt", "text", scores) for update in (0, 1))
-    assert pairs([first, last])[0].changes == [("reward/total", 0.4, 0.4), ("reward/mood", 0.5, 0.5)]
-    other = Sample(1, 0, "prompt", "text", scores | {"gold/mood": 0.6})
-    assert len(pairs([first, other])[0].changes) == 4
 
 
-def test_pairs_match_prompts_of_the_first_and_the_last_evaluation() -> None:
-    def sample(update: int, row: int, **scores: float) -> Sample:
-        return Sample(update, row, f"prompt {row}", f"{update}", scores)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("eval/perplexity", "min"),
+        ("eval/forgetting/loss", "min"),
+        ("gold/total", "max"),
+        ("gold/non_repetition", "max"),
+        ("eval/repetition", "min"),
+        ("eval/forgetting/fact_accuracy", "max"),
+        ("eval/completion/length", None),
+        ("learning_rate", None),
+    ],
+)
+def test_which_way_a_metric_is_good(name: str, way: str | None) -> None:
+    assert better(name) == way
 
-    found = pairs(
-        [sample(0, 2, a=0.1), sample(0, 1), sample(5, 1), sample(9, 1, b=1.0), sample(9, 2, a=0.3), sample(9, 3)]
-    )
-    assert [(pair.row, pair.before.update, pair.after.update) for pair in found] == [(2, 0, 9), (1, 0, 9)]
-    assert [pair.changes for pair in found] == [[("a", 0.1, 0.3)], [("b", None, 1.0)]]
-    assert pairs([]) == []
+
+def test_the_best_is_the_one_that_nobody_beats() -> None:
+    values = {"a": 1.0, "b": 3.0, "c": 3.0, "d": None, "e": float("nan")}
+    assert best_of("gold/total", values) == {"b", "c"}
+    assert best_of("eval/loss", values) == {"a"}
+    assert best_of("eval/loss", values, "max") == {"b", "c"}
+    # No way is good, nobody to compare with, no difference.
+    assert best_of("eval/completion/length", values) == best_of("loss", {"a": 1.0}) == set()
+    assert best_of("loss", {"a": 1.0, "b": 1.0}) == set()
+
+
+def test_a_logarithmic_axis_is_for_decades() -> None:
+    assert spans_decades([1e-5, 1e-4, 1e-3])
+    assert not any(spans_decades(values) for values in ([0.0, 100.0], [1.0, 30.0], [5.0], [1.0, float("inf")]))
+
+
+def test_a_cell_says_its_interval_only_where_there_is_one() -> None:
+    assert estimate(0.5, 0.25, 0.75, 8, best=True) == Cell("0.50", "0.25 … 0.75, n=8", True)
+    assert estimate(0.5, float("-inf"), float("inf"), 1) == Cell("0.50", "n=1")
+    assert estimate(0.5, None, None, None) == Cell("0.50")
+    assert estimate(None, None, None, None) == Cell("–")
+
+
+def test_links_are_relative_and_survive_odd_names(tmp_path: Path) -> None:
+    assert link(tmp_path / "jobs" / "a#1?" / "report.html", tmp_path / "out") == "../jobs/a%231%3F/report.html"
 
 
 def test_flat() -> None:

@@ -117,7 +117,8 @@ def test_a_missing_file_is_named(run_maker: Callable[..., Path], tmp_path: Path,
     assert (f"<li>{name} is missing: " in text) == (name != "explanations.jsonl")
 
 
-def test_an_empty_folder_still_has_a_page(tmp_path: Path) -> None:
+def test_a_run_that_left_nothing_still_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text("")
     text = page_of(tmp_path)
     assert text.count("<li>") == 5
     assert "unknown" in text

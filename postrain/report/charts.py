@@ -1,0 +1,183 @@
+"""The kinds of pictures: curves over updates, distributions, bars with intervals, points with intervals both ways.
+
+Each function takes plain numbers and returns what draws them on axes; pictures.py makes a file or a part of a page of
+it. Values that cannot be drawn (nan, infinite, beyond all bounds) are left out here, whoever calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from postrain.report.panels import Panel, smooth
+from postrain.report.pictures import INK, MUTED, SERIES, Draw, plain
+from postrain.report.run_data import LARGEST, Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_POINTS = 240
+BINS = 18
+DASHES = ("-", "--", ":")
+LABEL_LETTERS = 26
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a picture."""
+
+    name: str
+    curve: Curve
+    series: int
+    """Number of its colour."""
+    measured: bool = False
+    """Held-out points: each has a dot, and there is nothing to smooth."""
+    thin: bool = False
+    """One of several whose mean is drawn too."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A point with its intervals; an interval is left out where it is not finite."""
+
+    x: float
+    y: float
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    label: str = ""
+    """Written beside it."""
+
+
+def is_drawable(value: float | None) -> bool:
+    """Whether a value can stand on an axis."""
+    return value is not None and abs(value) < LARGEST
+
+
+def lines_of(panel: Panel, metrics: Mapping[str, Curve]) -> list[Line]:
+    """The curves of a run's panel."""
+    return [
+        Line(name, metrics[name], index, measured=name.startswith(("eval/", "gold/")))
+        for index, name in enumerate(panel.names)
+    ]
+
+
+def curves(lines: Sequence[Line], updates: int) -> Draw:
+    """Each curve as a thin line with its smoothed course; held-out ones with a dot where measured."""
+
+    def draw(axes: Axes) -> None:
+        for line in lines:
+            _draw_line(axes, line)
+        axes.set_xlim(-0.02 * max(1, updates), max(1, updates))
+        axes.locator_params(axis="y", nbins=4)
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+
+    return draw
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    shade, dash = SERIES[line.series % len(SERIES)], DASHES[line.series // len(SERIES) % len(DASHES)]
+    label = plain(line.name)
+    xs, ys = line.curve
+    if line.thin:
+        xs, ys = thinned(xs, ys)
+        axes.plot(xs, ys, color=shade, linestyle=dash, linewidth=0.7, alpha=0.35)
+    elif line.measured or len(xs) < 8:
+        axes.plot(xs, ys, color=shade, ls=dash, lw=1.6, marker="o", ms=3.2, label=label, zorder=3, clip_on=False)
+    else:
+        few, raw = thinned(xs, ys)
+        _, even = thinned(xs, smooth(ys, max(1, len(ys) // 10)))
+        axes.plot(few, raw, color=shade, linewidth=0.7, alpha=0.35)
+        axes.plot(few, even, color=shade, linestyle=dash, linewidth=1.7, label=label)
+
+
+def histogram(groups: Sequence[tuple[str, str, Sequence[float]]]) -> Draw:
+    """Distributions over each other; a group is its name, its drawn colour and at least one value."""
+    low, high = (edge(edge(values) for _, _, values in groups) for edge in (min, max))
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = [low + (high - low) * index / BINS for index in range(BINS + 1)]
+
+    def draw(axes: Axes) -> None:
+        for place, (name, shade, values) in enumerate(groups):
+            axes.hist(values, bins=edges, color=shade, alpha=0.75 if place == 0 else 0.6, label=plain(name))
+        axes.locator_params(axis="y", nbins=3, integer=True)
+        axes.locator_params(axis="x", nbins=6)
+
+    return draw
+
+
+def bars(rows: Sequence[tuple[str, Spot, int]], *, named: bool = True) -> Draw:
+    """Horizontal bars from 0, the first on top: name, value (`x` of a spot) with its interval, number of its colour.
+
+    Names are left out where a legend tells the colours.
+    """
+    shown = [row for row in rows if is_drawable(row[1].x)]
+
+    def draw(axes: Axes) -> None:
+        for place, (_, spot, series) in enumerate(shown):
+            axes.barh(place, spot.x, height=0.62, color=SERIES[series % len(SERIES)], alpha=0.8)
+            axes.errorbar(spot.x, place, xerr=_error(spot.x, spot.x_range), color=INK, elinewidth=1, capsize=2.5)
+        axes.set_yticks(range(len(shown)), [plain(_cut(name)) if named else "" for name, _, _ in shown])
+        axes.invert_yaxis()
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+
+    return draw
+
+
+def points(series: Sequence[tuple[str, int, Sequence[Spot]]], *, x: str, y: str, log_x: bool = False) -> Draw:
+    """Points with intervals both ways, joined in their order; a series is a name, the number of its colour, points."""
+
+    def draw(axes: Axes) -> None:
+        for name, number, spots in series:
+            shown = [
+                spot for spot in spots if is_drawable(spot.x) and is_drawable(spot.y) and (spot.x > 0 or not log_x)
+            ]
+            shade = SERIES[number % len(SERIES)]
+            axes.plot([s.x for s in shown], [s.y for s in shown], color=shade, lw=1, alpha=0.5)
+            for place, spot in enumerate(shown):
+                _draw_spot(axes, spot, shade, plain(name) if place == 0 else None)
+        if log_x:
+            axes.set_xscale("log")
+        axes.set_xlabel(plain(x))
+        axes.set_ylabel(plain(y))
+        axes.grid(visible=True, axis="x")
+        axes.margins(0.08, 0.1)
+
+    return draw
+
+
+def _draw_spot(axes: Axes, spot: Spot, shade: str, label: str | None) -> None:
+    x_error, y_error = _error(spot.x, spot.x_range), _error(spot.y, spot.y_range)
+    axes.errorbar(
+        spot.x, spot.y, xerr=x_error, yerr=y_error, fmt="o", ms=4.5, color=shade, elinewidth=1, capsize=2, label=label
+    )
+    if spot.label:
+        text = plain(_cut(spot.label))
+        axes.annotate(text, (spot.x, spot.y), (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
+
+
+def _error(value: float, around: tuple[float, float] | None) -> list[list[float]] | None:
+    if around is None or not all(map(is_drawable, around)):
+        return None
+    return [[max(0.0, value - around[0])], [max(0.0, around[1] - value)]]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LABEL_LETTERS else text[: LABEL_LETTERS - 1] + "…"
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows the values better: all above 0, and the largest over thirty times the least."""
+    return len(values) > 1 and min(values) > 0 and math.isfinite(max(values)) and max(values) > 30 * min(values)
+
+
+def thinned(xs: Sequence[int], ys: Sequence[float]) -> Curve:
+    """At most a few hundred points of a long curve; the last one is kept."""
+    step = -(-len(xs) // MOST_POINTS)
+    index = sorted({*range(0, len(xs), step), len(xs) - 1}) if xs else []
+    return [xs[i] for i in index], [ys[i] for i in index]

@@ -1,0 +1,191 @@
+"""The page that sets several runs side by side: what each reached, how it got there, what it wrote, what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from postrain.readable import figure, short
+from postrain.report.charts import Line, Spot, bars, curves, points
+from postrain.report.efficiency import efficiency
+from postrain.report.labels import differing, labels
+from postrain.report.page import PAGE, RESPONSES, STATS, Cell, Picture, link, picture, write_json, write_page
+from postrain.report.panels import HEADLINES, PANELS, before_and_after, best_of
+from postrain.report.pictures import LARGE, Draw, color, write_png
+from postrain.report.run_data import RunData, Sample, read_run
+from postrain.report.samples import SHOWN, last, responses, side_by_side
+from postrain.report.stats import interval, run_stats
+
+MOST_COLUMNS, MOST_CURVES, MOST_BARS = 7, 12, 6
+DRIFT = ("eval/kl/exact", "kl/exact")
+GOOD = ("gold/total", "eval/reward/total", "eval/win_rate", "reward/total")
+Rows = list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the runs."""
+
+    name: str
+    number: int
+    """Decides its colour."""
+    run: RunData
+    samples: list[Sample]
+    """Of its last evaluation."""
+
+
+def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
+    """Writes report.html and its pictures into a folder. Raises ConfigError where they cannot be written."""
+    runs = [read_run(path) for path in paths]
+    named = enumerate(zip(labels(runs), runs, strict=True))
+    members = [Member(name, number, run, last(run.samples)) for number, (name, run) in named]
+    metrics, notes = judged_by(runs), warnings(members)
+    measured, frontier = _measured(members, metrics), _frontier(members)
+    groups = [(member.name, member.samples) for member in members if member.samples]
+    page = write_page(
+        folder,
+        "comparison.html",
+        {
+            "members": [(one.name, color(one.number), one.run, link(one.run.path / PAGE, folder)) for one in members],
+            "warnings": notes,
+            "headline": headline_table(members, metrics),
+            "bars": [
+                picture(*_title(name), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
+                for name, rows in measured
+            ],
+            "curves": _curves(members, metrics),
+            "frontier": _frontier_picture(frontier) if frontier else None,
+            "shown": side_by_side(groups, least=2)[:SHOWN],
+            "efficiency": efficiency_table(members),
+            "differing": differing(runs),
+            "missing": [f"{one.name}: {line}" for one in members for line in one.run.missing],
+        },
+    )
+    if measured:
+        drawn = [(short(name), bars(rows)) for name, rows in measured]
+        write_png(folder / "model_comparison.png", "at the end of training, with 95 % intervals", drawn)
+    if frontier:
+        write_png(folder / "frontier.png", "reward against drift", [("", frontier[2])])
+    stats = [{**run_stats(one.run, [("sample", one.samples)])["subjects"][0], "name": one.name} for one in members]
+    write_json(folder / STATS, {"subjects": stats, "notes": notes})
+    write_json(folder / RESPONSES, responses(groups))
+    return page
+
+
+def judged_by(runs: Sequence[RunData]) -> list[str]:
+    """The metrics that runs name themselves, then those usually looked at; held-out ones rather than training's."""
+    own = [name for run in runs if isinstance(name := run.result.get("metric"), str)]
+    found = [name for name in dict.fromkeys([*own, *HEADLINES]) if any(name in run.metrics for run in runs)]
+    return [name for name in found if f"eval/{name}" not in found][:MOST_COLUMNS]
+
+
+def warnings(members: Sequence[Member]) -> list[str]:
+    """Why the numbers may not be comparable."""
+    found = []
+    if len(fingerprints(members)) > 1:
+        sources = {one.name: str(one.run.data.get("source", "unknown")) for one in members}
+        told = "; ".join(f"{name}: {source}" for name, source in sources.items())
+        why = told if len(set(sources.values())) > 1 else "one source, but other rows, another template or tokenizer"
+        found.append(f"These runs did not see the same data ({why}). Their held-out numbers are of different items.")
+    if unknown := [one.name for one in members if not one.run.data.get("fingerprint")]:
+        found.append(f"On which data {', '.join(unknown)} trained is not known, nor whether the numbers compare.")
+    if unfinished := [one.name for one in members if one.run.state != "done"]:
+        found.append(f"Not finished: {', '.join(unfinished)}. The numbers are of the last update there is.")
+    if empty := [one.name for one in members if not one.run.metrics]:
+        found.append(f"Without any metric: {', '.join(empty)}.")
+    return found
+
+
+def fingerprints(members: Sequence[Member]) -> set[str]:
+    """Of the data that the runs saw, as far as it is known."""
+    return {str(known) for one in members if (known := one.run.data.get("fingerprint"))}
+
+
+def headline_table(members: Sequence[Member], metrics: Sequence[str]) -> tuple[list[str], Rows]:
+    """A row for each run, a column for each metric: its value at the end, under it the one before training.
+
+    Where the runs saw different data none is the best.
+    """
+    alike = len(fingerprints(members)) < 2
+    rows: dict[str, list[Cell]] = {one.name: [] for one in members}
+    for metric in metrics:
+        ends = {one.name: before_and_after(one.run.metrics[metric]) for one in members if metric in one.run.metrics}
+        best = best_of(metric, {name: after for name, (_, after) in ends.items()}) if alike else set()
+        for name, cells in rows.items():
+            both = ends.get(name)
+            cells.append(Cell(figure(both[1]), f"from {figure(both[0])}", name in best) if both else Cell("–"))
+    return ["run", *map(short, metrics)], list(rows.items())
+
+
+def efficiency_table(members: Sequence[Member]) -> tuple[list[str], Rows]:
+    """A row for each run, a column for each kind of cost."""
+    costs = {one.name: efficiency(one.run) for one in members}
+    names = list(dict.fromkeys(name for cost in costs.values() for name in cost))
+    return ["run", *names], [(who, [Cell(cost.get(name, "–")) for name in names]) for who, cost in costs.items()]
+
+
+def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
+    """A picture for each metric that two runs have, the usual ones first; held-out ones rather than training's."""
+    usual = [name for panel in PANELS if panel.primary for name in panel.names]
+    counts = {name: sum(name in one.run.metrics for one in members) for name in (*metrics, *usual)}
+    shown = [name for name, count in counts.items() if count > 1 and not counts.get(f"eval/{name}")]
+    updates = max(one.run.updates for one in members)
+    found = []
+    for name in shown[:MOST_CURVES]:
+        dots = name.startswith(("eval/", "gold/"))
+        there = [one for one in members if name in one.run.metrics]
+        lines = [Line(one.name, one.run.metrics[name], one.number, measured=dots) for one in there]
+        found.append(picture(*_title(name), curves(lines, updates)))
+    return found
+
+
+def _title(metric: str) -> tuple[str, str]:
+    """What a metric's picture is called, and the metric's own name."""
+    fits = (panel.title for panel in PANELS if any(fnmatchcase(metric, pattern) for pattern in panel.names))
+    return next(fits, short(metric).capitalize()), short(metric)
+
+
+def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[str, list[tuple[str, Spot, int]]]]:
+    """For each headline metric the bars of the runs that have it, with an interval where samples tell it."""
+    found = []
+    for metric in metrics[:MOST_BARS]:
+        rows = []
+        for one in members:
+            if (after := one.run.after(metric)) is not None:
+                around = interval(one.samples, metric, after)
+                rows.append((one.name, Spot(after, 0, (around[0].low, around[0].high) if around else None), one.number))
+        if len(rows) > 1:
+            found.append((metric, rows))
+    return found
+
+
+def _bar_picture(metric: str, rows: Sequence[tuple[str, Spot, int]]) -> Picture:
+    return picture(*_title(metric), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
+
+
+def _frontier(members: Sequence[Member]) -> tuple[str, str, Draw] | None:
+    """What is good against how far the model has moved: for each run a way through its evaluations."""
+    for x in DRIFT:
+        for y in GOOD:
+            ways = [(one.name, one.number, _way(one, x, y)) for one in members]
+            if series := [way for way in ways if way[2]]:
+                return short(x), short(y), points(series, x=f"{short(x)}, nats a token", y=short(y))
+    return None
+
+
+def _way(one: Member, x: str, y: str) -> list[Spot]:
+    xs, ys = one.run.metrics.get(x), one.run.metrics.get(y)
+    if xs is None or ys is None:
+        return []
+    there = dict(zip(*ys, strict=True))
+    way = [Spot(far, there[update]) for update, far in zip(*xs, strict=True) if update in there]
+    return [*way[:-1], *(replace(spot, label=one.name) for spot in way[-1:])]
+
+
+def _frontier_picture(found: tuple[str, str, Draw]) -> Picture:
+    x, y, draw = found
+    return picture(
+        f"{y} against {x}".capitalize(), "each dot an evaluation, joined in order, the last one named", draw, size=LARGE
+    )

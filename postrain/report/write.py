@@ -1,0 +1,54 @@
+"""Which page a folder gets, and where it goes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from postrain.errors import ConfigError
+from postrain.report.comparison_page import write_comparison_of_runs
+from postrain.report.run_page import write_run
+
+# What lies in a folder of each kind; the first that fits.
+FILES: Mapping[str, tuple[str, ...]] = {
+    "run": ("metrics.jsonl", "samples.jsonl", "config.yaml", "status.json"),
+}
+WRITERS: Mapping[str, Callable[[Path, Path | None], Path]] = {"run": write_run}
+COMPARED = {"run": write_comparison_of_runs}
+COMPARISONS = Path("runs", "comparison")
+
+
+def kind_of(path: Path) -> str:
+    """run, sweep, pipeline, evaluation or generation. Raises ConfigError for a folder that is none of them."""
+    if not path.is_dir():
+        raise ConfigError(f"there is no folder {path}; give a run folder, such as runs/ppo/nano/...")
+    for kind, files in FILES.items():
+        if any((path / name).is_file() for name in files):
+            return kind
+    there = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+    raise ConfigError(f"{path} is no folder of a run, sweep, pipeline, evaluation or generation (it holds: {there})")
+
+
+def write_report(path: Path, output: Path | None = None) -> Path:
+    """Writes report.html and its pictures into the folder itself or into `output`; returns the page.
+
+    Raises ConfigError for a folder that is none of ours, or one that cannot be written.
+    """
+    return WRITERS[kind_of(path)](path, output)
+
+
+def write_comparison(paths: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes one page on several runs, or on several evaluations; returns it.
+
+    It goes into `output`, otherwise into a folder of runs/comparison that is the same for the same folders.
+    """
+    kinds = {path: kind_of(path) for path in paths}
+    kind = kinds[paths[0]]
+    other = next((path for path in paths if kinds[path] != kind or kind not in COMPARED), None)
+    if other is not None:
+        raise ConfigError(
+            f"{other} is a {kinds[other]}; what can be compared are runs with runs and evaluations with evaluations"
+        )
+    digest = hashlib.sha256("\n".join(str(path.resolve()) for path in paths).encode()).hexdigest()[:8]
+    return COMPARED[kind](paths, output or COMPARISONS / digest)

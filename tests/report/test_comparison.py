@@ -1,0 +1,156 @@
+"""Several runs on one page: told apart, judged, and refused where they are not alike."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postrain.errors import ConfigError
+from postrain.report import write_comparison
+from postrain.report.comparison_page import Member, efficiency_table, headline_table, warnings
+from postrain.report.labels import differing, labels
+from postrain.report.run_data import RunData, Sample, read_run
+from postrain.report.stats import interval
+from tests.report.test_report import checked
+
+
+def member(name: str, fingerprint: str | None = "f", **metrics: tuple[float, float]) -> Member:
+    """A finished run with the first and the last value of some metrics."""
+    curves = {name.replace("__", "/"): ([0, 9], list(ends)) for name, ends in metrics.items()}
+    data = {"fingerprint": fingerprint, "source": f"source of {name}"} if fingerprint else {}
+    run = RunData(Path(name), {"status": "done"}, {"data": data}, "", curves, 9, 1.0, [], [], [], {})
+    return Member(name, 0, run, [])
+
+
+def settings_of(path: Path, **settings: Any) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["config"] = settings
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def three(run_maker: Callable[..., Path], tmp_path: Path) -> list[Path]:
+    """Two PPO runs and one of SFT."""
+    first = run_maker(tmp_path / "first", updates=20, samples=9, few=True)
+    paths = [first, *(tmp_path / name / "ppo" / "nano" / "2026-01-02_03-04-05-0123abcd" for name in ("b", "c"))]
+    for path in paths[1:]:
+        shutil.copytree(first, path)
+    ppo = {"_target_": "postrain.methods.ppo.PPO"}
+    settings_of(paths[0], seed=0, name=None, method={**ppo, "kl_coef": 0.02}, paths={"output": "a"})
+    settings_of(paths[1], seed=1, name=None, method={**ppo, "kl_coef": 0.5}, paths={"output": "b"})
+    settings_of(paths[2], seed=0, name="mine", method={"_target_": "postrain.methods.sft.SFT"})
+    return paths
+
+
+def test_runs_are_called_by_what_tells_them_apart(three: list[Path]) -> None:
+    runs = [read_run(path) for path in three]
+    assert labels(runs) == ["ppo kl_coef=0.02 seed=0", "ppo kl_coef=0.5 seed=1", "mine"]
+    assert labels(runs[:1]) == ["ppo"]
+    assert differing(runs[:2]) == {"method.kl_coef": ["0.02", "0.5"], "seed": ["0", "1"]}
+    # Nothing tells a run from itself but where it lies.
+    assert labels([runs[0], runs[0]]) == ["ppo 2026-01-02_03-04-05-0123abcd"] * 2
+
+
+def test_a_part_of_another_kind_is_told_by_its_kind(three: list[Path]) -> None:
+    method = {"_target_": "postrain.methods.sft.SFT"}
+    settings_of(three[0], method=method, adapter={"_target_": "postrain.models.adapters.NoAdapter"})
+    settings_of(three[1], method=method, adapter={"_target_": "postrain.models.adapters.LoRA", "r": 16, "alpha": 32})
+    assert labels([read_run(path) for path in three[:2]]) == ["sft adapter=none", "sft adapter=LoRA"]
+
+
+def test_the_best_of_each_metric_is_marked() -> None:
+    members = [
+        member("a", gold__total=(0.1, 0.5), eval__perplexity=(9, 3)),
+        member("b", gold__total=(0.1, 0.4), eval__perplexity=(9, 2)),
+        member("c", gold__total=(0.1, 0.3)),
+    ]
+    columns, rows = headline_table(members, ["gold/total", "eval/perplexity"])
+    assert columns == ["run", "gold", "eval perplexity"]
+    assert [[(cell.text, cell.best) for cell in cells] for _, cells in rows] == [
+        [("0.50", True), ("3.00", False)],
+        [("0.40", False), ("2.00", True)],
+        [("0.30", False), ("–", False)],
+    ]
+    assert rows[0][1][0].small == "from 0.10"
+
+
+def test_of_runs_on_different_data_none_is_the_best_and_that_is_said() -> None:
+    members = [member("a", "f", gold__total=(0, 1)), member("b", "g", gold__total=(0, 2)), member("c", None)]
+    _, rows = headline_table(members, ["gold/total"])
+    assert not any(cell.best for _, cells in rows for cell in cells)
+    said = warnings(members)
+    assert said[0].startswith("These runs did not see the same data (a: source of a; b: source of b; c: unknown)")
+    assert said[1] == "On which data c trained is not known, nor whether the numbers compare."
+    assert said[2] == "Without any metric: c."
+
+
+def test_what_runs_took_stands_side_by_side() -> None:
+    one, other = member("full"), member("lora")
+    one.run.result.update(trainable=1_064_000, parameters=1_064_000)
+    other.run.result.update(trainable=53_200, parameters=1_117_200)
+    columns, rows = efficiency_table([one, other])
+    assert columns == ["run", "parameters learned", "of", "share learned", "the whole run"]
+    # 53,200 of 1,117,200 are 4.76 %.
+    assert [cell.text for cell in rows[1][1]] == ["53.2 thousand", "1.12 million", "4.76 %", "1.0 s"]
+
+
+def test_an_interval_is_that_of_the_samples_scores() -> None:
+    def samples(*values: float) -> list[Sample]:
+        return [Sample(0, row, "", "", {"gold/total": value}) for row, value in enumerate(values)]
+
+    # Eight values of mean 0.5 and variance 8 / 7 * 0.25: 2.3646 * sqrt(2 / 7 / 8) = 0.4469.
+    found = interval(samples(*[0.0, 1.0] * 4), "gold/total", 0.5)
+    assert found is not None
+    assert (found[0].low, found[0].high, found[1]) == (
+        pytest.approx(0.0531, abs=1e-4),
+        pytest.approx(0.9469, abs=1e-4),
+        8,
+    )
+    assert interval(samples(0.0, 1.0), "gold/total", 0.5) is None
+    # The metric is of other completions, or on another scale.
+    assert interval(samples(*[0.4, 0.6] * 4), "gold/total", 5.0) is None
+
+
+def test_the_page_shows_them_side_by_side(three: list[Path], tmp_path: Path) -> None:
+    page = write_comparison(three, tmp_path / "out")
+    text = checked(page.read_text(encoding="utf-8"))
+    for wanted in (
+        "3 runs",
+        "ppo kl_coef=0.02 seed=0",
+        "../b/ppo/nano",
+        "Learning curves",
+        "The same prompts",
+        "method.kl_coef",
+    ):
+        assert wanted in text, wanted
+    assert "did not see the same data" not in text
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        "evaluation_stats.json", "model_comparison.png", "report.html", "sample_responses.json",
+    ]  # fmt: skip
+    subjects = json.loads((page.parent / "evaluation_stats.json").read_text())["subjects"]
+    assert [one["name"] for one in subjects] == labels([read_run(path) for path in three])
+
+
+def test_a_run_without_anything_does_not_hide_the_others(three: list[Path], tmp_path: Path) -> None:
+    (three[0] / "metrics.jsonl").write_text('{"update": 1, "lo')
+    (three[0] / "manifest.json").unlink()
+    (three[1] / "samples.jsonl").write_text("null\n[]\n")
+    text = checked(write_comparison(three[:2], tmp_path / "out").read_text(encoding="utf-8"))
+    assert "Without any metric: " in text
+    assert "metrics.jsonl: 1 damaged line left out" in text
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "status.json").write_text("{}")
+    checked(write_comparison([empty, three[0]], tmp_path / "out").read_text(encoding="utf-8"))
+
+
+def test_what_is_no_run_is_named(three: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "notes.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"x is no folder of a run, .* \(it holds: notes.txt\)"):
+        write_comparison([three[0], tmp_path / "x"], tmp_path / "out")
