@@ -19,7 +19,7 @@ lint: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint constraints.txt torch
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,gguf]"
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,gguf,search]"
 	touch .venv/ready
 
 clean:

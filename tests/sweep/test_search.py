@@ -1,0 +1,69 @@
+"""A search: what Optuna proposes is run, told, and remembered by the next session."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import optuna
+import pytest
+
+from postrain.report.study import read_study
+from postrain.sweep.search import distribution
+from postrain.types import ConfigError
+from tests.sweep.made import Program, sweep
+
+SEARCH = (
+    "sweep=search",
+    "sweep.search={method.kl_coef: {low: 0.0, high: 1.0}}",
+    "sweep.metric=eval/reward/total",
+    "logger=none",
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    yield
+    logging.getLogger("optuna").setLevel(logging.NOTSET)
+
+
+def test_trials_are_run_told_and_gone_on_with(tmp_path):
+    program = Program()
+    assert sweep(program, *SEARCH, "sweep.trials=3", f"paths.sweeps={tmp_path}") == 0
+    (folder,) = tmp_path.glob("search/*")
+    assert len(program.ran) == 3
+    found = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    assert [trial.value for trial in found.trials] == [
+        pytest.approx(1 - trial.params["method.kl_coef"]) for trial in found.trials
+    ]
+    assert read_study(folder).best.settings == found.best_params  # type: ignore[union-attr]
+    first = [trial.params for trial in found.trials]
+    program.ran.clear()
+    assert sweep(program, f"resume={folder}", "sweep.trials=5") == 0
+    assert len(program.ran) == 2
+    again = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    assert [trial.params for trial in again.trials][:3] == first
+    assert len(json.loads((folder / "jobs.json").read_text())) == 5
+
+
+def test_a_failed_trial_is_a_failed_trial_and_the_search_goes_on(tmp_path):
+    class Half(Program):
+        def __call__(self, config, words, group, place):
+            if len(self.ran) == 1:
+                self.broken.add(config.name)
+            return super().__call__(config, words, group, place)
+
+    assert sweep(Half(), *SEARCH, "sweep.trials=3", f"paths.sweeps={tmp_path}") == 1
+    (folder,) = tmp_path.glob("search/*")
+    found = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_what_is_searched():
+    kinds = optuna.distributions
+    assert distribution(kinds, "k", {"low": 1, "high": 8, "log": True}) == kinds.IntDistribution(1, 8, log=True)
+    assert distribution(kinds, "k", {"low": 0, "high": 1.0}) == kinds.FloatDistribution(0.0, 1.0)
+    assert distribution(kinds, "k", ["a", "b"]) == kinds.CategoricalDistribution(["a", "b"])
+    for said, told in (({"low": 1}, "expected a list of choices"), ({"low": 2, "high": 1}, "low < high, got 2 and 1")):
+        with pytest.raises(ConfigError, match=told):
+            distribution(kinds, "k", said)
