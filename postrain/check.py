@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from postrain.schema import Key, Schema, adapter, describe, is_node, load_target, schema_of
+from postrain.schema import MAPPINGS, NODE, Key, Schema, adapter, describe, is_node, load_target, schema_of
 from postrain.types import ConfigError
 
 MISSING = "???"
@@ -74,6 +74,13 @@ def _value_problems(path: str, value: Any, annotation: Any, config: Mapping[str,
         yield f"{path}: has to be given, as {path}=...; expected {describe(annotation)}"
     elif isinstance(value, Mapping) and not is_node(value) and hasattr(annotation, "__dataclass_fields__"):
         yield from _problems(f"{path}.", value, annotation, config)
+    elif isinstance(value, Mapping) and not is_node(value) and (items := _misfits(value, annotation)):
+        among = [name for name in value if name not in items]
+        for name, item in items.items():
+            near = get_close_matches(name, among, n=1)
+            known = f"; there are: {', '.join(among)}" if among else ""
+            hint = f"; did you mean {path}.{near[0]}?" if near else known
+            yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {item!r}{hint}"
     elif not _fits(value, annotation):
         got = "null" if value is None else repr(value)
         yield f"{path}: expected {describe(annotation)}, got {got}{_quoting(path, value, annotation)}"
@@ -87,6 +94,12 @@ def _fits(value: Any, annotation: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _misfits(value: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
+    """The items of a mapping to nodes that are none; empty where the annotation says nothing of nodes."""
+    of_nodes = get_origin(annotation) in MAPPINGS and describe(get_args(annotation)[1]).startswith(NODE)
+    return {name: item for name, item in value.items() if not is_node(item)} if of_nodes else {}
 
 
 def _quoting(path: str, value: Any, annotation: Any) -> str:

@@ -30,6 +30,7 @@ PLURALS = {int: "integers", float: "numbers", str: "texts"}
 SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
 MAPPINGS: tuple[Any, ...] = (dict, Mapping)
+NODE = "a node with _target_"
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def describe(annotation: Any) -> str:
         return f"a list of {len(args)}: {', '.join(map(describe, args))}"
     if origin in MAPPINGS or annotation in MAPPINGS:
         return "a mapping" if not args or args[1] is Any else f"a mapping to {describe(args[1])}"
-    return "a list" if annotation in LISTS else f"a node with _target_ ({getattr(annotation, '__name__', annotation)})"
+    return "a list" if annotation in LISTS else f"{NODE} ({getattr(annotation, '__name__', annotation)})"
 
 
 def _uniform(args: tuple[Any, ...]) -> bool:

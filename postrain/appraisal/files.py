@@ -110,7 +110,7 @@ def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
     return {
         "metric": chosen,
         "direction": "min" if chosen and chosen.rpartition("/")[2] in LESS else "max",
-        "objective": numbers[chosen][0] if chosen else None,
+        "objective": numbers[chosen][0] if chosen in numbers else None,
         "headline": list(numbers)[:3],
         "changes": {name: [values[1], values[0]] for name, values in numbers.items() if len(values) > 1},
         "parameters": measured[0].parameters,

@@ -56,6 +56,7 @@ def execute(
     hardware.check()
     if hardware.ranks > 1:
         raise ConfigError("trainer: an evaluation runs in one process; use trainer=cpu or trainer=gpu")
+    evaluation: Evaluation = instantiate(config["evaluation"])
     models = examinees(config)
     if origin and taken:
         print(f"as in {origin.folder.path}: {', '.join(taken)}; the command line can choose others", flush=True)
@@ -63,7 +64,7 @@ def execute(
     with writing(folder.config):
         atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
     with Interrupt(), Ending(folder.status):
-        objective = _appraise(config, models, hardware, folder, overrides)
+        objective = _appraise(config, evaluation.measures, models, hardware, folder, overrides)
     if config["report"]:
         print(f"report  {write_report(folder.path)}")
     return objective
@@ -80,6 +81,7 @@ def _folder(config: Mapping[str, Any], model: Examinee, place: Path | None) -> R
 
 def _appraise(
     config: Mapping[str, Any],
+    measures: Mapping[str, Measure],
     models: Sequence[Examinee],
     hardware: Hardware,
     folder: RunFolder,
@@ -87,7 +89,6 @@ def _appraise(
 ) -> float | None:
     hardware.settle()
     console = Console(highlight=False)
-    evaluation: Evaluation = instantiate(config["evaluation"])
     # A run that drew its held-out rows from a file drew them by its seed: the same ones are measured on.
     seed = models[0].origin.config["seed"] if models[0].origin else config["seed"]
     notes = different_data(models)
@@ -98,10 +99,11 @@ def _appraise(
         if one is models[0]:
             _manifest(config, one, folder, overrides, audit.to_dict(), seed)
             console.print(
-                f"data    {audit.source}: {audit.rows_eval} held-out rows, template {audit.template}", soft_wrap=True
+                f"data    {audit.rows_eval} rows held out from {audit.source}, template {audit.template}",
+                soft_wrap=True,
             )
             console.print(f"folder  {folder.path}", soft_wrap=True)
-        found = examined(subject, one, evaluation.measures, console, config["shown"], f"{audit.source}")
+        found = examined(subject, one, measures, console, config["shown"], audit.source)
         write_records(folder, found)
         measured.append(found)
     write_stats(folder, measured, notes, config["metric"])

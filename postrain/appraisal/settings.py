@@ -64,6 +64,9 @@ def check_appraisal(config: Mapping[str, Any]) -> None:
             "evaluation: this option only says when a training run is evaluated, and names no measure; choose "
             "evaluation=all, or one of those listed by: python -m postrain.evaluate evaluation"
         )
+    measures, metric = config["evaluation"]["measures"], config["metric"]
+    if metric is not None and metric.partition("/")[0] not in measures:
+        raise ConfigError(f"metric={metric}: expected MEASURE/METRIC of a measure there is: {', '.join(measures)}")
 
 
 def check_model(config: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ its YAML format. Most of its tasks take their data from the Hub.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,10 +17,12 @@ from postrain.evaluation.intervals import Z
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.types import ConfigError, Count, CountOrZero
 
+Items = Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Harness:
-    """Every numeric metric of these tasks, as `<task>/<metric>`; the interval is 1.96 of the harness's errors."""
+    """Every numeric metric of these tasks, as `<task>/<metric>`; with its interval."""
 
     tasks: Annotated[Sequence[str], MinLen(1)]
     """Names of the harness, or of tasks in `folder`."""
@@ -32,11 +36,15 @@ class Harness:
     chat: bool
     """Whether questions are put in the model's chat template."""
 
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("lm_eval") is None:
+            raise ConfigError(
+                "evaluation=lm_eval needs the package lm_eval, which is not installed; pip install 'postrain[eval]'"
+            )
+
     def __call__(self, subject: Subject) -> Finding:
-        harness, models, tasks = (
-            installed("lm_eval"),
-            installed("lm_eval.models.huggingface"),
-            installed("lm_eval.tasks"),
+        harness, models, tasks = map(
+            importlib.import_module, ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks")
         )
         manager = tasks.TaskManager(include_path=self.folder)
         unknown = sorted(set(self.tasks) - set(manager.all_tasks))
@@ -55,7 +63,7 @@ class Harness:
             limit=self.limit,
             task_manager=manager,
             apply_chat_template=self.chat,
-            bootstrap_iters=0,
+            bootstrap_iters=100,
             random_seed=subject.seed,
             numpy_random_seed=subject.seed,
             torch_random_seed=subject.seed,
@@ -64,42 +72,43 @@ class Harness:
         return read(found)
 
 
-def installed(module: str) -> Any:
-    """A module of the harness."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"evaluation=lm_eval needs the package {error.name}, which is not installed; pip install 'postrain[eval]'"
-        ) from None
-
-
 def read(found: Mapping[str, Any]) -> Finding:
     """What the harness returns as a finding: numbers, item 0's text, and a record an item."""
-    samples: Mapping[str, Sequence[Mapping[str, Any]]] = found.get("samples") or {}
+    samples: Mapping[str, Items] = found.get("samples") or {}
     first = next(iter(samples.values()), ())
+    metrics = {
+        f"{task}/{name}": estimate(
+            value, results, name, samples.get(task, ()), int(found["n-samples"][task]["effective"])
+        )
+        for task, results in found["results"].items()
+        for name, value in named(results)
+    }
     return Finding(
-        metrics=dict(numbers(found)),
+        metrics=metrics,
         example=str(first[0]["arguments"][0][0]) if first else "",
-        records=tuple(
-            {"row": f"{task} {one['doc_id']}", "target": str(one["target"]), "answer": str(one["filtered_resps"])}
-            for task, items in samples.items()
-            for one in items
-        ),
+        records=tuple(record(task, one, metrics) for task, items in samples.items() for one in items),
     )
 
 
-def numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate]]:
-    """Each task's metrics; the harness names them `acc,none`, after the filter that read the answer."""
-    made = []
-    for task, results in found["results"].items():
-        for key, value in results.items():
-            metric, comma, filtered = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            error = results.get(f"{metric}_stderr,{filtered}")
-            half = Z * error if isinstance(error, int | float) else float("inf")
-            name = f"{task}/{metric}" if filtered == "none" else f"{task}/{metric}/{filtered}"
-            count = int(found["n-samples"][task]["effective"])
-            made.append((name, Estimate(value=float(value), low=value - half, high=value + half, n=count)))
-    return made
+def named(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Each metric of a task; the harness writes `acc,none`, after the filter that read the answer."""
+    pairs = [(key.removesuffix(",none"), value) for key, value in results.items() if "," in key]
+    return [(key, value) for key, value in pairs if "_stderr" not in key and isinstance(value, int | float)]
+
+
+def estimate(value: float, results: Mapping[str, Any], name: str, items: Items, count: int) -> Estimate:
+    """A metric with its interval: from its items where it is their mean, else from the harness's error, if it has one."""
+    own = [one[name] for one in items if isinstance(one.get(name), int | float)]
+    if own and math.isclose(sum(own) / len(own), value, abs_tol=1e-9):
+        return Estimate.share(own) if set(own) <= {0, 1} else Estimate.mean(own)
+    metric, _, filtered = name.partition(",")
+    error = results.get(f"{metric}_stderr,{filtered or 'none'}")
+    half = Z * error if isinstance(error, int | float) else math.inf
+    return Estimate(value=float(value), low=value - half, high=value + half, n=count)
+
+
+def record(task: str, one: Mapping[str, Any], metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    """What is kept of an item: its own share of each metric that has one."""
+    own = {name: one[key] for name in metrics if (key := name.removeprefix(f"{task}/")) in one}
+    said = {"target": str(one["target"]), "answer": str(one["filtered_resps"])}
+    return {"row": f"{task} {one['doc_id']}", **said, **own}
