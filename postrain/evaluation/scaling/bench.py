@@ -131,7 +131,9 @@ class OnPrompts(ABC):
             "gold": data.gold is not None and all("gold" in columns for columns in prompts.columns),
         }
         order: tuple[Source, ...] = ("reward", "answer", "gold")
-        trusted = [source for source in order if known[source] and not (source == "reward" and guesses(subject.reward))]
+        trusted: list[Source] = [
+            source for source in order if known[source] and not (source == "reward" and guesses(subject.reward))
+        ]
         chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
         if chosen is None or not known[chosen]:
             raise Unsuited(

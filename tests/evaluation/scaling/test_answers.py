@@ -37,6 +37,7 @@ def test_certainty_is_that_of_the_tokens_that_write_the_answer():
     pieces = ["The", " answer is", " 1", "2", "."]
     logps = [math.log(p) for p in (0.1, 0.2, 0.5, 0.8, 0.3)]
     answer = read("".join(pieces), "number")
+    assert answer is not None
     assert answer == Answer("12", 14, 16)
     found = certainty(answer, range(5), logps, lambda ids: "".join(pieces[place] for place in ids))
     # p(" 1") · p("2") = 0.5 · 0.8

@@ -28,7 +28,7 @@ def test_sizes_are_powers_of_two():
 
 def chosen_worth(places: tuple[int, ...]) -> float:
     """The worth of the best-scored of these samples, any of equal ones as likely; unscored ones last."""
-    scores = [-math.inf if SCORES[place] is None else SCORES[place] for place in places]
+    scores = [-math.inf if (score := SCORES[place]) is None else score for place in places]
     return fmean(WORTHS[place] for place, score in zip(places, scores, strict=True) if score == max(scores))
 
 

@@ -1,0 +1,128 @@
+"""A subject that says what a test writes down: nano's tokenizer, the world's sums, and an engine without a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from postrain.check import instantiate
+from postrain.data.chat import Template
+from postrain.data.module import DataModule
+from postrain.evaluation.measures import Subject
+from postrain.evaluation.views import Views
+from postrain.rewards.base import total_of
+from postrain.rollout.turns import SINGLE_TURN
+from postrain.types import Completion, RewardBatch, Sampling, Stop
+from tests.runs import composed
+
+PROMPTS = 3
+ANY: Any = None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Goes on from a text as `says` has it: the n-th time it is asked, with the n-th of the continuations; greedily
+    with the first. Every token has probability e^-½ but those in `sure`, which have 1."""
+
+    template: Template
+    says: Callable[[str], Sequence[str]]
+    temperature: float = 1.0
+    asked: Counter[str] = field(default_factory=Counter)
+    exact: bool = True
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(64, self.temperature)
+
+    def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, keys: Sequence[int], stop: Stop) -> list:
+        return [self._one(self.template.decode_all(prompt.tolist()), stop) for prompt in prompts]
+
+    def _one(self, text: str, stop: Stop) -> Completion:
+        said = self.says(text)
+        number = self.asked[text] if self.temperature else 0
+        self.asked[text] += 1 if self.temperature else 0
+        ids = [*self.template.encode_more(said[number % len(said)]).tolist(), self.template.stop_ids[0]]
+        ends = (at for at in range(1, len(ids)) if any(t in self.template.decode_all(ids[:at]) for t in stop.texts))
+        whole = torch.tensor(ids[: next(ends, len(ids))])
+        return Completion(whole, torch.full((len(whole),), -0.5), True)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A reward, and a process reward, from a table: what a text is worth, by what it holds."""
+
+    of: Mapping[str, float]
+
+    def __call__(self, prompts: Any, completions: Sequence[str], columns: Any) -> RewardBatch:
+        return RewardBatch(total_of([self.mark(said) for said in completions]), {})
+
+    def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
+        return [() if self.mark(said) is None else (self.mark(said) or 0.0,) for said in completions]
+
+    def to(self, device: Any) -> None: ...
+
+    def mark(self, said: str) -> float | None:
+        return next((value for text, value in self.of.items() if text in said), None)
+
+
+@cache
+def nano(*overrides: str) -> tuple[Views, Any]:
+    """The data of a command line as nano's tokenizer reads it, and where nano lies."""
+    config = composed(["method=grpo", f"data.eval_rows={PROMPTS}", "data.source.count=12", *overrides])
+    resolved = instantiate(config["model"]).resolve()
+    return Views(node=config["data"], resolved=resolved, context=512, completion_tokens=64, seed=0), resolved
+
+
+def sums() -> DataModule:
+    """Prompts of sums: the first held-out ones."""
+    return nano("data=world_sums")[0]("Prompt")
+
+
+def subject(says: Callable[[str], Sequence[str]], *overrides: str, **changes: Any) -> Subject:
+    """Whose engine says so."""
+    view, _ = nano(*(overrides or ("data=world_sums",)))
+    template = view("Prompt").template
+    given: dict[str, Any] = {"engine": Writer(template, says), "reward": None, "model": nn.Linear(1, 1), **changes}
+    return Subject(
+        name="scripted",
+        tokenizer=template.tokenizer,
+        template=template,
+        environment=SINGLE_TURN,
+        reference=None,
+        seed=0,
+        context=512,
+        micro_batch_tokens=4096,
+        view=view,
+        **given,
+    )
+
+
+def measure(name: str, **changes: Any) -> Any:
+    """A measure from its YAML, with these keys changed."""
+    return replace(_settings(name), **{"prompts": PROMPTS, **changes})
+
+
+@cache
+def _settings(name: str) -> Any:
+    return instantiate(composed(["method=grpo", f"evaluation={name}"])["evaluation"]["measures"][name])
+
+
+def right_and_wrong() -> Callable[[str], Sequence[str]]:
+    """Of every sum the right answer and, as often, one that is by one too large."""
+    answers = {text: int(row["answer"]) for text, row in zip(*_held_out(), strict=True)}
+
+    def says(prompt: str) -> Sequence[str]:
+        return (f" The answer is {answers[prompt]}.", f" The answer is {answers[prompt] + 1}.")
+
+    return says
+
+
+def _held_out() -> tuple[tuple[str, ...], tuple[Mapping[str, Any], ...]]:
+    prompts = sums().eval_prompts(PROMPTS)
+    return prompts.texts, prompts.columns
