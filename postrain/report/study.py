@@ -20,8 +20,11 @@ from postrain.errors import ConfigError
 from postrain.evaluation.intervals import Interval, mean_interval
 from postrain.jsonl import number, read_json
 from postrain.readable import duration, figure, short
+from postrain.report.run_data import LARGEST
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
+USUAL = ("gold/total", "eval/reward/total", "eval/accuracy", "eval/kl/exact")
+"""Columns of a sweep that names no metric."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ def read_study(path: Path) -> Study:
         metric, direction = next(iter(own))
     else:
         direction = direction or next((job.direction for job in jobs if job.metric == metric and job.direction), None)
+    columns = node.get("columns") or ()
+    if metric is not None and node.get("metric") is None:
+        columns = [*columns, *USUAL]
     picture = node.get("picture")
     axes = picture if isinstance(picture, dict) else {}
     return Study(
@@ -133,7 +139,7 @@ def read_study(path: Path) -> Study:
         direction="min" if direction == "min" else "max",
         x=axes.get("x"),
         y=axes.get("y"),
-        columns=tuple(map(str, node.get("columns") or ())),
+        columns=tuple(map(str, columns)),
         settings=tuple(dict.fromkeys(key for job in jobs for key in job.settings)),
         cells=tuple(_cells(jobs)),
         missing=(*missing, *more),
@@ -181,8 +187,10 @@ def _job(root: Path, record: Mapping[str, Any]) -> Job:
 
 def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
     for name, both in found.items() if isinstance(found, dict) else ():
-        known = [number(value) for value in both] if isinstance(both, list) and len(both) == 2 else []
-        if known and known[0] is not None and known[1] is not None:
+        ends = [number(value) for value in both] if isinstance(both, list) else []
+        # Of nan or infinity there is no mean.
+        known = [value for value in ends if value is not None and abs(value) < LARGEST]
+        if len(known) == len(ends) == 2:
             yield name, (known[0], known[1])
 
 
@@ -233,7 +241,7 @@ def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:
 def table(study: Study) -> Table:
     """For the console."""
     columns, lines = rows(study)
-    made = Table(box=None, pad_edge=False, title=study.question or study.name, title_justify="left", title_style="bold")
+    made = Table(box=None, pad_edge=False)
     for column in columns:
         made.add_column(column)
     for best, line in lines:
