@@ -151,9 +151,12 @@ def _answer(sweep: Sweep) -> None:
     with writing(sweep.folder):
         atomic_write_text(sweep.folder / "table.md", markdown(found))
         atomic_write_text(sweep.folder / "table.json", json.dumps(plain(asdict_of(found)), indent=1) + "\n")
+    title = sweep.study.question or f"{sweep.name}: {', '.join(found.settings) or 'seeds'}"
+    sweep.console.print(f"\n{title}", style="bold", markup=False, soft_wrap=True)
     sweep.console.print(table(found))
     for job in found.failed:
-        sweep.console.print(f"{job.state}: {job.label}: {job.reason}", style="red", markup=False, soft_wrap=True)
+        if job.state == "failed":
+            sweep.console.print(f"failed: {job.label}: {job.reason}", style="red", markup=False, soft_wrap=True)
     sweep.console.print(f"report  {write_report(sweep.folder)}", soft_wrap=True)
 
 
