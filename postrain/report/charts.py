@@ -129,8 +129,12 @@ def bars(rows: Sequence[tuple[str, Spot, int]], *, named: bool = True) -> Draw:
     return draw
 
 
-def points(series: Sequence[tuple[str, int, Sequence[Spot]]], *, x: str, y: str, log_x: bool = False) -> Draw:
-    """Points with intervals both ways, joined in their order; a series is a name, the number of its colour, points."""
+Series = tuple[str, int, Sequence[Spot]]
+"""A name, the number of its colour, points."""
+
+
+def points(series: Sequence[Series], *, x: str, y: str, log_x: bool = False, joined: bool = True) -> Draw:
+    """Points with intervals both ways; those of a series are joined in their order."""
 
     def draw(axes: Axes) -> None:
         for name, number, spots in series:
@@ -138,7 +142,8 @@ def points(series: Sequence[tuple[str, int, Sequence[Spot]]], *, x: str, y: str,
                 spot for spot in spots if is_drawable(spot.x) and is_drawable(spot.y) and (spot.x > 0 or not log_x)
             ]
             shade = SERIES[number % len(SERIES)]
-            axes.plot([s.x for s in shown], [s.y for s in shown], color=shade, lw=1, alpha=0.5)
+            if joined:
+                axes.plot([s.x for s in shown], [s.y for s in shown], color=shade, lw=1, alpha=0.5)
             for place, spot in enumerate(shown):
                 _draw_spot(axes, spot, shade, plain(name) if place == 0 else None)
         if log_x:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from postrain.readable import figure, short
@@ -12,7 +11,7 @@ from postrain.report.charts import Line, Spot, bars, curves, points
 from postrain.report.efficiency import efficiency
 from postrain.report.labels import differing, labels
 from postrain.report.page import PAGE, RESPONSES, STATS, Cell, Picture, link, picture, write_json, write_page
-from postrain.report.panels import HEADLINES, PANELS, before_and_after, best_of
+from postrain.report.panels import HEADLINES, PANELS, before_and_after, best_of, title_of
 from postrain.report.pictures import LARGE, Draw, color, write_png
 from postrain.report.run_data import RunData, Sample, read_run
 from postrain.report.samples import SHOWN, last, responses, side_by_side
@@ -52,7 +51,7 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
             "warnings": notes,
             "headline": headline_table(members, metrics),
             "bars": [
-                picture(*_title(name), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
+                picture(*title_of(name), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
                 for name, rows in measured
             ],
             "curves": _curves(members, metrics),
@@ -137,14 +136,8 @@ def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
         dots = name.startswith(("eval/", "gold/"))
         there = [one for one in members if name in one.run.metrics]
         lines = [Line(one.name, one.run.metrics[name], one.number, measured=dots) for one in there]
-        found.append(picture(*_title(name), curves(lines, updates)))
+        found.append(picture(*title_of(name), curves(lines, updates)))
     return found
-
-
-def _title(metric: str) -> tuple[str, str]:
-    """What a metric's picture is called, and the metric's own name."""
-    fits = (panel.title for panel in PANELS if any(fnmatchcase(metric, pattern) for pattern in panel.names))
-    return next(fits, short(metric).capitalize()), short(metric)
 
 
 def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[str, list[tuple[str, Spot, int]]]]:
@@ -162,7 +155,7 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
 
 
 def _bar_picture(metric: str, rows: Sequence[tuple[str, Spot, int]]) -> Picture:
-    return picture(*_title(metric), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
+    return picture(*title_of(metric), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
 
 
 def _frontier(members: Sequence[Member]) -> tuple[str, str, Draw] | None:

@@ -115,6 +115,12 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     return panels + _others(left), [name for name in constant if name not in HIDDEN]
 
 
+def title_of(metric: str) -> tuple[str, str]:
+    """What a picture of one metric is called, and the metric's own name."""
+    fits = (panel.title for panel in PANELS if any(fnmatchcase(metric, pattern) for pattern in panel.names))
+    return next(fits, short(metric).capitalize()), short(metric)
+
+
 def totals_first(name: str) -> tuple[bool, bool, bool]:
     """A sort key: what is paid before what is known to be good, sums before their parts, training before held-out."""
     return name.startswith("gold/"), not name.endswith("/total"), name.startswith("eval/")

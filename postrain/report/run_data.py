@@ -153,6 +153,11 @@ def read_run(path: Path) -> RunData:
     )
 
 
+def read_samples(path: Path) -> list[Sample]:
+    """The samples in a run folder."""
+    return [sample for record in JsonLines(path / "samples.jsonl").read() if (sample := sample_of(record)) is not None]
+
+
 def update_of(record: Record) -> int:
     """The update a record belongs to; 0 when it does not say."""
     return _whole(record.get("update"), 0)

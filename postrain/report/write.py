@@ -9,12 +9,14 @@ from pathlib import Path
 from postrain.errors import ConfigError
 from postrain.report.comparison_page import write_comparison_of_runs
 from postrain.report.run_page import write_run
+from postrain.report.study_page import write_study
 
 # What lies in a folder of each kind; the first that fits.
 FILES: Mapping[str, tuple[str, ...]] = {
+    "sweep": ("sweep.yaml",),
     "run": ("metrics.jsonl", "samples.jsonl", "config.yaml", "status.json"),
 }
-WRITERS: Mapping[str, Callable[[Path, Path | None], Path]] = {"run": write_run}
+WRITERS: Mapping[str, Callable[[Path, Path | None], Path]] = {"sweep": write_study, "run": write_run}
 COMPARED = {"run": write_comparison_of_runs}
 COMPARISONS = Path("runs", "comparison")
 

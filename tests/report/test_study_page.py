@@ -1,0 +1,137 @@
+"""A sweep's page and picture: what answers the question, what failed, and how to go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postrain.report import study_pictures, write_report
+from postrain.report.page import Cell
+from postrain.report.study import read_study
+from postrain.report.study_page import answer, command, ends, table, write_study
+from postrain.report.study_pictures import lines, mean_curve, number_that_varies
+from tests.report.sweeps import make_sweep
+from tests.report.test_report import checked
+
+
+def page_of(path: Path, output: Path | None = None) -> str:
+    return checked(write_study(path, output).read_text(encoding="utf-8"))
+
+
+def test_the_page_answers_the_question(tmp_path: Path) -> None:
+    path = make_sweep(tmp_path / "kl")
+    (path / "jobs" / "03-abcd" / "status.json").write_text(json.dumps({"status": "failed", "reason": "loss is nan"}))
+    page = write_report(path, tmp_path / "out")
+    text = checked(page.read_text(encoding="utf-8"))
+    for wanted in (
+        "What does it cost?",
+        "kl_coef=0.0 is best: gold 0.51 (n=2",
+        "<b>kl_coef=0.5 seed=1 failed.</b> loss is nan",
+        'href="../kl/jobs/00-abcd/report.html"',
+        "python train.py sweep=kl resume=",
+        "worst: kl_coef=0.5 seed=0",
+        "1 of 2",
+    ):
+        assert wanted in text, wanted
+    assert (page.parent / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((page.parent / "sample_responses.json").read_text())[0]["completion"] == "gold 0.50"
+
+
+def test_the_table_marks_the_best_and_says_n(tmp_path: Path) -> None:
+    # Two seeds 0.02 apart: half of it, 0.01, is the standard error, and 12.71 of them the interval: 0.51 ± 0.13.
+    columns, rows = table(read_study(make_sweep(tmp_path / "kl")))
+    assert columns == ["setting", "gold", "eval kl", "jobs done", "time"]
+    assert rows[0] == (
+        "kl_coef=0.0",
+        [Cell("0.51", "0.38 … 0.64, n=2", True), Cell("1.00", "1.00 … 1.00, n=2"), Cell("2"), Cell("2.0 s")],
+    )
+    assert not rows[1][1][0].best
+
+
+@pytest.mark.parametrize(
+    ("seeds", "gap", "says"),
+    [
+        ((0, 1), 0.0, "Their intervals overlap: it may be chance."),
+        ((0, 1), 5.0, "Their intervals do not overlap."),
+        ((0,), 5.0, "One seed does not tell whether that is chance."),
+    ],
+)
+def test_the_answer_says_whether_it_may_be_chance(
+    tmp_path: Path, seeds: tuple[int, ...], gap: float, says: str
+) -> None:
+    path = make_sweep(
+        tmp_path / "kl", seeds=seeds, measured=lambda cell, seed: (gap * cell + 0.02 * seed + 0.1 * cell, 0)
+    )
+    assert answer(read_study(path)).endswith(says)
+
+
+def test_settings_along_a_number_are_joined_in_its_order(tmp_path: Path) -> None:
+    study = read_study(make_sweep(tmp_path / "kl", values=(0.5, 0.0, 2), seeds=(0,)))
+    assert number_that_varies(study) == "method.kl_coef"
+    ((name, cells),) = lines(study, "method.kl_coef")
+    assert (name, [cell.settings["method.kl_coef"] for cell in cells]) == ("", [0.0, 0.5, 2])
+    words = read_study(make_sweep(tmp_path / "methods", key="method", values=("ppo", "dpo"), seeds=(0,)))
+    assert number_that_varies(words) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said", "title"),
+    [
+        ("method.kl_coef", (0.0, 0.5), {}, "Gold against eval kl"),
+        ("method.learning_rate", (1e-5, 1e-4, 1e-2), {"picture": {"x": None, "y": None}}, "Gold against learning_rate"),
+        ("method", ("ppo", "dpo"), {"picture": None}, "Gold"),
+        # A metric that nobody measured is no axis.
+        ("method", ("ppo", "dpo"), {"picture": {"x": "eval/odd", "y": "gold/total"}}, "Gold"),
+    ],
+)
+def test_the_picture_fits_what_varies(
+    tmp_path: Path, key: str, values: tuple[Any, ...], said: dict[str, Any], title: str
+) -> None:
+    drawn = study_pictures.frontier(read_study(make_sweep(tmp_path / "kl", key=key, values=values, **said)))
+    assert drawn is not None
+    assert drawn.title == title
+    assert drawn.picture().svg.startswith("<svg")
+
+
+def test_a_mean_over_seeds_is_of_updates_that_all_have() -> None:
+    assert mean_curve([([0, 2, 4], [1.0, 2.0, 3.0]), ([0, 4], [2.0, 5.0])]) == ([0, 4], [1.5, 4.0])
+    assert mean_curve([([1, 2], [1.0, 2.0]), ([5], [2.0])]) == ([1, 2], [1.0, 2.0])
+
+
+def test_without_a_finished_job_the_page_says_so(tmp_path: Path) -> None:
+    path = make_sweep(tmp_path / "kl", seeds=(0,))
+    for job in (path / "jobs").iterdir():
+        (job / "status.json").write_text(json.dumps({"status": "failed", "reason": "<b>no</b>"}))
+    text = page_of(path)
+    assert "No job has finished" in text
+    assert "&lt;b&gt;no&lt;/b&gt;" in text
+    assert not (path / "frontier.png").exists()
+    (path / "jobs.json").write_text('[{"folder": 3')
+    assert "No job is known" in page_of(path)
+
+
+def test_damaged_jobs_and_odd_numbers_do_not_break_it(tmp_path: Path) -> None:
+    path = make_sweep(tmp_path / "kl", values=("a", None, [1], {"b": 2}), measured=lambda cell, seed: (math.nan, 1e308))
+    (path / "jobs" / "00-abcd" / "metrics.jsonl").write_text('{"update": 1, "gold/total": "nan"}\n{"upd')
+    (path / "jobs" / "01-abcd" / "samples.jsonl").write_text("null\n")
+    (path / "jobs" / "02-abcd" / "result.json").write_text("[]")
+    page_of(path)
+    (path / "sweep.yaml").write_text("{")
+    assert "sweep.yaml is damaged" in page_of(path)
+
+
+def test_samples_are_of_both_ends(tmp_path: Path) -> None:
+    study = read_study(make_sweep(tmp_path / "kl"))
+    assert [(tag, found[0].completion) for tag, found in ends(study)] == [
+        ("best: kl_coef=0.0 seed=0", "gold 0.50"),
+        ("worst: kl_coef=0.5 seed=0", "gold 0.40"),
+    ]
+
+
+def test_lists_without_a_file_are_typed_with_m() -> None:
+    assert command(["sweep=kl"], "resume=a b") == "python train.py sweep=kl 'resume=a b'"
+    assert command(["method=ppo,dpo"]) == "python train.py -m method=ppo,dpo"
