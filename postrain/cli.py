@@ -26,6 +26,8 @@ from postrain.types import ConfigError
 
 # What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE.
 SWEEP = "sweep"
+# Launchers that are packages of their own, and the extra that brings each.
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 # Who reads which primary config.
 PROGRAMS = {
     "config": "python train.py",
@@ -205,9 +207,12 @@ def _taken(conf: Path, root: str) -> frozenset[str]:
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
     if override.value() is None:
         yield f"{override.input_line}: no such option; to go without one say ~{override.key_or_group}"
-    for name in _chosen(override):
+    for name in (name for name in _chosen(override) if name not in options):
+        if name in EXTRAS and override.key_or_group == "hydra/launcher":
+            yield f'{override.input_line}: not installed; run `pip install "postrain[{EXTRAS[name]}]"`'
+            continue
         of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
-        if name not in options and not of_a_user:
+        if not of_a_user:
             yield f"{override.key_or_group}={name}: no such option" + _hint(name, options)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from postrain.cli import Line, asked, listing, overview, prepare
+from postrain.cli import Line, _option_problems, asked, listing, overview, prepare
 from postrain.types import ConfigError
 from tests.runs import CONF
 
@@ -73,7 +74,6 @@ def test_what_a_sweep_hears_is_kept_from_hydra(
         ("method=null", "method=null: no such option; to go without one say ~method"),
         ("sweep=kl", "sweep=kl: no such option; there are: kl_coef"),
         ("metod=ppo", "metod: no such config group; did you mean method? (there are: logger, method, sweep)"),
-        ("hydra/launcher=joblb", "hydra/launcher=joblb: no such option; there are: basic"),
         ("++method=ppo", "++method=ppo: method is a config group; choose an option with method=..."),
         ("hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
         ("+hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
@@ -84,6 +84,19 @@ def test_what_a_sweep_hears_is_kept_from_hydra(
 )
 def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
     assert problems([token], conf) == [line]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("ray", 'hydra/launcher=ray: not installed; run `pip install "postrain[ray]"`'),
+        ("basik", "hydra/launcher=basik: no such option; did you mean basic? (there are: basic, local)"),
+    ],
+)
+def test_a_launcher_that_is_not_there(name: str, line: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"hydra/launcher={name}"])
+    # Which launchers there are depends on the packages installed.
+    assert list(_option_problems(override, ["basic", "local"])) == [line]
 
 
 def test_unbalanced_brackets_say_to_quote(conf: Path) -> None:

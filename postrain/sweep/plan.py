@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from postrain.appraisal.settings import check_appraisal
 from postrain.check import check
 from postrain.cli import forced, settled
 from postrain.folder import config_hash
@@ -29,6 +30,7 @@ OF_NO_ACCOUNT = ("paths", "name", "report", "logger", "debug", "resume", "allow_
 CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "config": partial(check, root=Root),
     "generate": check_generation,
+    "evaluate": check_appraisal,
 }
 
 
