@@ -97,7 +97,7 @@ def named(results: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def estimate(value: float, results: Mapping[str, Any], name: str, items: Items, count: int) -> Estimate:
-    """A metric with its interval: from its items where it is their mean, else from the harness's error, if it has one."""
+    """A metric with its interval: from its items where it is their mean, else from the harness's own error, if any."""
     own = [one[name] for one in items if isinstance(one.get(name), int | float)]
     if own and math.isclose(sum(own) / len(own), value, abs_tol=1e-9):
         return Estimate.share(own) if set(own) <= {0, 1} else Estimate.mean(own)

@@ -1,0 +1,43 @@
+"""Paired differences of two models: only where both measured the same items, and where the items make the metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from postrain.appraisal.differences import differences
+from postrain.evaluation.measures import Estimate, Finding
+
+
+def finding(values: list[float], weights: list[float] | None = None, rows: Any = None) -> Finding:
+    weights = weights or [1.0] * len(values)
+    mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+    items = zip(rows or range(len(values)), values, weights, strict=True)
+    return Finding(
+        metrics={"loss": Estimate(value=mean, low=0, high=9, n=len(values))},
+        records=tuple({"row": row, "loss": value, "weight": weight} for row, value, weight in items),
+    )
+
+
+def test_the_difference_of_means_with_the_interval_of_the_items_differences() -> None:
+    # Each item is 1 better, however far apart the items are: nothing is left to chance.
+    found = differences(finding([1.0, 5.0, 9.0]), finding([2.0, 6.0, 10.0]))["loss"]
+    assert (found.value, found.low, found.high, found.n) == (-1, -1, -1, 3)
+
+
+def test_weighted_items_give_the_difference_of_the_weighted_means() -> None:
+    # (1 · 1 + 3 · 5) / 4 = 4 against (1 · 2 + 3 · 8) / 4 = 6.5
+    found = differences(finding([1.0, 5.0], [1, 3]), finding([2.0, 8.0], [1, 3]))["loss"]
+    assert found.value == pytest.approx(-2.5)
+    assert found.low < -2.5 < found.high
+
+
+def test_other_items_or_items_that_do_not_make_the_metric_have_none() -> None:
+    one = finding([1.0, 2.0])
+    assert differences(one, finding([1.0, 2.0], rows=["a", "b"])) == {}
+    bent = Finding(metrics={"loss": Estimate(value=7.0, low=0, high=9, n=2)}, records=one.records)
+    assert differences(bent, one) == {}
+    assert differences(one, Finding(metrics={})) == {}
+    twice = Finding(metrics=one.metrics, records=one.records * 2)
+    assert differences(twice, twice) == {}

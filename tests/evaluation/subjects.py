@@ -1,0 +1,78 @@
+"""Subjects of measures without a run: a tiny model, a scripted engine, prompts and texts that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from postrain.evaluation.measures import Subject
+from postrain.models.reference import Reference
+from postrain.rollout.turns import SINGLE_TURN
+from postrain.types import ConfigError, Prompts, Sampling
+from tests.engines import text
+from tests.methods.made import Scripted, precise
+
+TEMPLATE: Any = SimpleNamespace(decode=text, decode_all=text, stop_ids=(0,), name="plain")
+
+
+@dataclass
+class Told(Scripted):
+    """A scripted engine that can be made greedy."""
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.sampling = Sampling(16, self.temperature)
+
+
+def asking(count: int, **columns: Sequence[Any]) -> Prompts:
+    """Prompts of one token each, with these columns."""
+    return Prompts(
+        ids=tuple(torch.tensor([1 + place]) for place in range(count)),
+        texts=tuple(f"prompt {place}" for place in range(count)),
+        columns=tuple({name: values[place] for name, values in columns.items()} for place in range(count)),
+        row_ids=tuple(range(count)),
+    )
+
+
+def subject(
+    says: Sequence[Sequence[int]] = ((5, 0),),
+    prompts: Prompts | None = None,
+    items: Mapping[str, Sequence[Any]] | None = None,
+    **parts: Any,
+) -> Any:
+    """A subject whose engine writes `says`; `items` are the held-out ones of each kind of record the data has."""
+    model = precise()
+    asked = asking(2) if prompts is None else prompts
+    views = {kind: SimpleNamespace(eval=held_out, gold=None) for kind, held_out in (items or {}).items()}
+    views["Prompt"] = SimpleNamespace(eval_prompts=lambda count: asked.select(range(min(count, len(asked)))), gold=gold)
+
+    def view(kind: str) -> Any:
+        if kind not in views:
+            raise ConfigError(f"no {kind} here")
+        return views[kind]
+
+    defaults: dict[str, Any] = {
+        "name": "tiny",
+        "model": model,
+        "tokenizer": SimpleNamespace(eos_token_id=0),
+        "template": TEMPLATE,
+        "engine": Told(says),
+        "environment": SINGLE_TURN,
+        "reward": None,
+        "reference": Reference.of(model),
+        "seed": 0,
+        "context": 64,
+        "micro_batch_tokens": 64,
+        "view": view,
+    }
+    return Subject(**(defaults | parts))
+
+
+def gold(prompt: str, completion: str, specification: Mapping[str, float]) -> Mapping[str, float]:
+    """The gold score of a prompt's column, whatever is written."""
+    return specification

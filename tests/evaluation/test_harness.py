@@ -1,0 +1,47 @@
+"""lm-evaluation-harness: what it returns is read right; the package itself is an extra and stood in for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from postrain.evaluation.harness import Harness, read
+from postrain.types import ConfigError
+
+RETURNED = {
+    "results": {
+        "mine": {
+            "alias": "mine",
+            "acc,none": 0.75,
+            "acc_stderr,none": 0.25,
+            "exact_match,strict": 0.5,
+            "exact_match_stderr,strict": 0.1,
+            "f1,none": 0.2,
+            "f1_stderr,none": "N/A",
+        }
+    },
+    "n-samples": {"mine": {"original": 9, "effective": 4}},
+    "samples": {
+        "mine": [
+            {"doc_id": at, "target": 0, "filtered_resps": [at], "acc": acc, "arguments": [[f"{at} + 1 =", " 1"]]}
+            for at, acc in enumerate([1.0, 1.0, 0.0, 1.0])
+        ]
+    },
+}
+
+
+def test_numbers_have_intervals_from_their_items_else_from_the_errors_of_the_harness() -> None:
+    found = read(RETURNED)
+    assert found.example == "0 + 1 ="
+    assert set(found.metrics) == {"mine/acc", "mine/exact_match,strict", "mine/f1"}
+    assert found.metrics["mine/acc"].high < 1  # Wilson's, of 3 in 4
+    assert found.metrics["mine/exact_match,strict"].high == pytest.approx(0.5 + 1.959964 * 0.1)
+    assert math.isinf(found.metrics["mine/f1"].high)
+    assert found.records[2] == {"row": "mine 2", "target": "0", "answer": "[2]", "mine/acc": 0.0}
+
+
+def test_without_the_package_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'postrain\[eval\]'"):
+        Harness(tasks=["mine"], folder=None, examples=None, limit=None, batch_size=1, chat=False)

@@ -1,0 +1,27 @@
+"""Measures while a run trains: logged beside its own look at itself, on the same held-out rows; notes said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import small_run
+
+
+def test_measures_are_logged_at_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_run(
+        tmp_path,
+        "method=sft",
+        "method.updates=1",
+        "data.source.count=16",
+        "evaluation=perplexity",
+        "+evaluation/measure@evaluation.measures.preference=preference",
+        "evaluation.completions=0",
+    )
+    first, last = (record for record in folder.metrics.read() if "eval/loss" in record)
+    for record in (first, last):
+        assert record["eval/perplexity/loss"] == pytest.approx(record["eval/loss"], rel=1e-5)
+    assert first["eval/perplexity/loss"] != last["eval/perplexity/loss"]
+    assert not folder.samples.path.exists() or not folder.samples.read()
+    assert capsys.readouterr().out.count("evaluation.measures.preference: needs preference pairs") == 1

@@ -1,0 +1,196 @@
+"""The core measures against numbers worked out here, on a tiny model that says what it is told."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from postrain.data.encode import EncodedPair, EncodedRow
+from postrain.evaluation.accuracy import Accuracy
+from postrain.evaluation.completions import complete
+from postrain.evaluation.confidence import Calibration, error
+from postrain.evaluation.divergence import Divergence
+from postrain.evaluation.forgetting import fact_record, others, spread
+from postrain.evaluation.lengths import Lengths
+from postrain.evaluation.likelihood import Perplexity
+from postrain.evaluation.preference import PreferenceAccuracy
+from postrain.evaluation.repetition import distinct_n
+from postrain.evaluation.repetitiveness import Repetition, distinct
+from postrain.evaluation.scores import GoldScores, Rewards
+from postrain.evaluation.subjects import InTraining
+from postrain.evaluation.wins import WinRate, points
+from postrain.models.reference import Reference
+from postrain.rewards.base import total_of
+from postrain.types import ConfigError, RewardBatch
+from postrain.world.facts import all_facts
+from tests.evaluation.subjects import asking, subject
+from tests.methods.made import pairs, plain_logps, precise
+
+
+class Pays:
+    """Pays each completion what the column `pay` says."""
+
+    def __call__(self, prompts: Any, completions: Any, columns: Any) -> RewardBatch:
+        if columns and "pay" not in columns[0]:
+            raise ConfigError("needs pay")
+        values = tuple(row["pay"] for row in columns)
+        return RewardBatch(total_of(values), {"pay": values})
+
+    def to(self, device: Any) -> None:
+        """Nothing to move."""
+
+
+def encoded(rows: Any) -> list[EncodedRow]:
+    return [EncodedRow(*item) for item in zip(rows.row_ids, rows.ids, rows.supervised, strict=True)]
+
+
+def test_perplexity_is_that_of_all_tokens_and_records_are_of_rows() -> None:
+    rows = pairs(5).chosen
+    asked = subject(items={"Demonstration": encoded(rows)})
+    found = Perplexity(rows=4)(asked)
+    sums = [-float(logps.detach().sum()) for logps in plain_logps(asked.model, rows)][:4]
+    tokens = [int(own.sum()) for own in rows.supervised][:4]
+    assert found.metrics["loss"].value == pytest.approx(sum(sums) / sum(tokens))
+    assert found.metrics["perplexity"].value == pytest.approx(math.exp(sum(sums) / sum(tokens)))
+    assert [one["weight"] for one in found.records] == tokens
+    assert [one["loss"] for one in found.records] == pytest.approx(
+        [total / count for total, count in zip(sums, tokens, strict=True)]
+    )
+    assert found.example == asked.template.decode_all(rows.ids[0].tolist())
+
+
+def test_preferences_are_counted_by_sums_and_by_means_of_log_probabilities() -> None:
+    batch = pairs(6)
+    sides = zip(encoded(batch.chosen), encoded(batch.rejected), strict=True)
+    asked = subject(items={"Preference": [EncodedPair(one.row, one, other, 0.0) for one, other in sides]})
+    found = PreferenceAccuracy(pairs=99)(asked)
+    chosen, rejected = plain_logps(asked.model, batch.chosen), plain_logps(asked.model, batch.rejected)
+    margins = [float((one.sum() - other.sum()).detach()) for one, other in zip(chosen, rejected, strict=True)]
+    per_token = [float((one.mean() - other.mean()).detach()) for one, other in zip(chosen, rejected, strict=True)]
+    assert found.metrics["accuracy"].value == pytest.approx(sum(margin > 0 for margin in margins) / 6)
+    assert found.metrics["margin"].value == pytest.approx(sum(margins) / 6)
+    assert found.metrics["accuracy_per_token"].value == pytest.approx(sum(margin > 0 for margin in per_token) / 6)
+    assert found.metrics["margin_per_token"].value == pytest.approx(sum(per_token) / 6)
+
+
+@pytest.mark.parametrize(
+    ("measure", "needs"),
+    [
+        (Perplexity(rows=4), "running text"),
+        (PreferenceAccuracy(pairs=4), "needs preference pairs"),
+        (Rewards(prompts=2), "needs a reward"),
+        (GoldScores(prompts=2), "true worth"),
+        (Divergence(prompts=2), "reference=DIRECTORY"),
+        (Accuracy(reward=Pays(), threshold=1, prompts=2), "column answer"),
+        (Calibration(reward=Pays(), threshold=1, prompts=2), "column answer"),
+    ],
+)
+def test_data_that_does_not_suit_a_measure_is_a_note_and_no_error(measure: Any, needs: str) -> None:
+    found = measure(subject(reference=None))
+    assert found.metrics == {}
+    assert needs in found.notes[0]
+
+
+def test_a_fact_is_known_where_its_statement_beats_every_rival() -> None:
+    grass = next(fact for fact in all_facts() if fact.subject == "grass")
+    values = ["green", "red", "blue"]
+    assert fact_record(grass, values, [-3.0, -4.0, -5.0])["fact_accuracy"] == 1
+    assert fact_record(grass, values, [-3.0, -3.0, -5.0])["fact_accuracy"] == 0.5
+    assert fact_record(grass, values, [-3.0, -4.0, -2.0])["likeliest"] == "blue"
+    assert grass.value not in others(grass)
+    assert spread(all_facts(), 10**6) == list(all_facts())
+    assert len({fact.relation for fact in spread(all_facts(), 24)}) == len({fact.relation for fact in all_facts()})
+
+
+def test_measures_share_the_completions_that_one_of_them_asked_for() -> None:
+    asked = subject(says=[(5, 6, 0), (7, 0)])
+    assert complete(asked, 2) is complete(asked, 2)
+    assert complete(asked, 2, likeliest=True) is not complete(asked, 2)
+    assert asked.engine.asked == 2
+
+
+def test_lengths_count_the_end_token_and_know_what_was_cut() -> None:
+    found = Lengths(prompts=2)(subject(says=[(5, 6, 0), (7,)]))
+    assert found.metrics["tokens"].value == 2  # 3 and 1
+    assert found.metrics["finished"].value == 0.5
+
+
+def test_rewards_leave_out_what_cannot_be_scored() -> None:
+    found = Rewards(prompts=3)(subject(prompts=asking(3, pay=[1.0, None, 0.5]), reward=Pays()))
+    assert found.metrics["total"].value == 0.75
+    assert found.metrics["pay"].n == 2
+    assert found.metrics["unscorable"].value == pytest.approx(1 / 3)
+
+
+def test_gold_scores_by_part() -> None:
+    asked = subject(prompts=asking(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
+    found = GoldScores(prompts=2)(asked)
+    assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {"total": (0.5, 2), "polite": (0.5, 1)}
+
+
+def test_accuracy_counts_what_reaches_the_threshold() -> None:
+    asked = subject(prompts=asking(4, pay=[1.0, 0.9, None, 1.0]))
+    found = Accuracy(reward=Pays(), threshold=1.0, prompts=4)(asked)
+    assert found.metrics["greedy"].value == pytest.approx(2 / 3)
+    assert [one["greedy"] for one in found.records] == [True, False, None, True]
+
+
+def test_calibration_compares_confidence_with_what_is_right() -> None:
+    # Two answers of confidence 0.95, one right, and one of 0.25 that is wrong:
+    # (|1 - 1.9| + |0 - 0.25|) / 3 = 1.15 / 3.
+    found = error(torch.tensor([0.95, 0.95, 0.25]), torch.tensor([True, False, False]))
+    assert found.value == pytest.approx(1.15 / 3)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    asked = subject(says=[(5, 0), (7, 0)], prompts=asking(2, pay=[1.0, 0.0]))
+    measured = Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked)
+    likely = complete(asked, 2, likeliest=True).logps_BT.sum(1).exp()
+    assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
+
+
+def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
+    assert Divergence(prompts=2)(subject()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
+    asked = subject(reference=Reference(precise(), precise(seed=1)))
+    found = Divergence(prompts=2)(asked)
+    assert found.metrics["per_token"].value > 0
+    # Two tokens a completion, so twice as much for a completion.
+    assert found.metrics["per_completion"].value == pytest.approx(2 * found.metrics["per_token"].value)
+
+
+def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
+    texts = ["a b a b", "a b c", "d"]
+    found = distinct(texts, 2)
+    without = [distinct_n(texts[:at] + texts[at + 1 :], 2) for at in range(3)]
+    # a b, b a, a b, a b, b c: three kinds of five; without the first 2 of 2, without the second 2 of 3.
+    assert (found.value, without) == (0.6, [1.0, 2 / 3, 0.6])
+    mean = sum(without) / 3
+    half = 1.959964 * math.sqrt(2 / 3 * sum((one - mean) ** 2 for one in without))
+    assert found.low == pytest.approx(0.6 - half)
+    assert Repetition(prompts=2)(subject()).metrics["looping"].value == 0
+
+
+def test_points_of_a_duel() -> None:
+    assert [points(2, 1), points(1, 1), points(1, 2), points(None, 1)] == [1.0, 0.5, 0.0, None]
+
+
+def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = subject(prompts=asking(4, pay=[1.0] * 4), reward=Pays())
+    monkeypatch.setattr(WinRate, "_theirs", lambda self, subject, data: complete(asked, 4))
+    monkeypatch.setattr(WinRate, "_other", SimpleNamespace(name="other"))
+    asked.view("Prompt").gold = None
+    found = WinRate(against="other", judge=None, prompts=4)(asked)
+    assert found.metrics["win_rate"].value == 0.5
+    assert found.notes == ("against other, by Pays",)
+
+
+def test_a_scalar_model_writes_nothing_that_could_be_measured() -> None:
+    data: Any = SimpleNamespace(
+        plan=SimpleNamespace(context=9, completion_tokens=1, seed=0, kind="Preference"),
+        template=SimpleNamespace(tokenizer=None),
+    )
+    resolved: Any = SimpleNamespace(name="tiny")
+    method: Any = SimpleNamespace(head="scalar")
+    assert InTraining({"data": {}}, resolved, data)(method) is None
