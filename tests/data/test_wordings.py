@@ -1,0 +1,66 @@
+"""data/wordings.py: the same facts on both sides, learned in some words and asked in others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.check import instantiate
+from postrain.data.wordings import Wordings
+from postrain.types import ConfigError
+from postrain.world.gold import score
+from tests.runs import CONF
+
+FACTS = [{"who": "Mia", "place": "river"}, {"who": "Tim", "place": "park"}]
+
+
+def source(**changes: Any) -> Wordings:
+    node = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "wordings.yaml"))
+    assert isinstance(node, dict)
+    small = {"facts": FACTS, "learned": ["Where is {who}?", "Seen {who}?"], "asked": ["Find {who}."]}
+    return instantiate({**node["source"], **small, "completion": "At the {place}.", **changes})
+
+
+def sides(made: Wordings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    loaded = made.load(eval_rows=8)
+    assert loaded.held_out is not None
+    train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
+    return train, held_out
+
+
+def test_every_fact_stands_in_every_wording_and_held_out_ones_share_the_facts_alone() -> None:
+    train, held_out = sides(source())
+    assert [row["prompt"] for row in train] == ["Where is Mia?", "Where is Tim?", "Seen Mia?", "Seen Tim?"]
+    assert [row["prompt"] for row in held_out] == ["Find Mia.", "Find Tim."]
+    assert [row["completion"] for row in held_out] == ["At the river.", "At the park."]
+    assert [row["answer"] for row in held_out] == ["river", "park"]
+
+
+def test_right_is_what_names_the_answer_and_no_other() -> None:
+    _, (mia, _) = sides(source())
+    said = ("At the river.", "At the park.", "At the river or the park.", "")
+    assert [score(mia["prompt"], text, mia["gold"])["total"] for text in said] == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> None:
+    facts = OmegaConf.load(CONF / "data" / "wordings.yaml").source.facts
+    for key in ("who", "thing"):
+        assert all(len({f.place for f in facts if f[key] == one}) >= 2 for one in {f[key] for f in facts})
+    assert len({(fact.who, fact.thing) for fact in facts}) == len(facts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"facts": []}, "data.source.facts: expected at least one"),
+        ({"asked": []}, "data.source.asked: expected at least one wording"),
+        ({"learned": ["Where is {thing}?"]}, "data.source.learned: 'Where is {thing}?' cannot be filled"),
+        ({"completion": "At {}."}, "data.source.completion: 'At {}.' cannot be filled"),
+    ],
+)
+def test_what_cannot_be_filled_is_told(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as caught:
+        source(**changes).load(eval_rows=8)
+    assert str(caught.value).startswith(told)
