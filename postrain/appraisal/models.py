@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,15 @@ from postrain.evaluation.measures import Subject
 from postrain.evaluation.views import Views
 from postrain.hardware import Hardware
 from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.named import named
 from postrain.models.reference import Reference
-from postrain.models.sources import ASSETS, BUNDLED, ResolvedModel, resolve_for
+from postrain.models.sources import ResolvedModel
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.types import ConfigError
+
+# What postrain.folder calls a run: its time, a hash of its config, and a number where two began in one second.
+MADE = re.compile(r"[\d-]+_[\d-]+-([0-9a-f]{8}(?:-\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +47,7 @@ def examinees(config: Mapping[str, Any]) -> list[Examinee]:
     """The model and those it is compared with. Raises ConfigError for one that is not there or cannot write."""
     path = config["model"]["path"]
     found = [(path, instantiate(config["model"]).resolve())]
-    found += [
-        (other, resolve_for("compare", bundled(other), "run folders or model directories"))
-        for other in config["compare"]
-    ]
+    found += [(other, named("compare", other, "run folders, model directories")) for other in config["compare"]]
     keys = ["model.path", *["compare"] * len(config["compare"])]
     for key, (path, resolved) in zip(keys, found, strict=True):
         if resolved.head == "scalar":
@@ -58,11 +60,6 @@ def examinees(config: Mapping[str, Any]) -> list[Examinee]:
         Examinee(name=name, path=path, resolved=resolved, origin=Origin.of(path))
         for name, (path, resolved) in zip(names, found, strict=True)
     ]
-
-
-def bundled(path: str) -> str:
-    """`nano` means the bundled model, where no directory is called so."""
-    return f"{BUNDLED}{path}" if (ASSETS / path / "config.json").is_file() and not Path(path).exists() else path
 
 
 def distinct_names(paths: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -78,9 +75,11 @@ def distinct_names(paths: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def run_name(path: str) -> str:
-    """The folder that tells one run from another of the same method and model."""
+    """What tells one run from another of the same method and model: the hash in its folder's name, else the name."""
     place = Path(path)
-    return place.parent.name if place.name == "model" else place.name
+    name = place.parent.name if place.name == "model" else place.name
+    made = MADE.fullmatch(name)
+    return made[1] if made else name
 
 
 def load(one: Examinee, config: Mapping[str, Any], hardware: Hardware, seed: int) -> Subject:
@@ -121,14 +120,14 @@ def reference_of(
     one: Examinee, config: Mapping[str, Any], hardware: Hardware, model: nn.Module, tokenizer: Any
 ) -> Reference | None:
     """What KL is measured against. Raises ConfigError for a named one that cannot be compared with."""
-    named = config["reference"]
-    if named is None or (named == START and one.origin is None):
+    chosen = config["reference"]
+    if chosen is None or (chosen == START and one.origin is None):
         return None
-    if named == START:
+    if chosen == START:
         assert one.origin is not None
         found, path = one.origin.start(), START
     else:
-        found, path = resolve_for("reference", bundled(named), "a directory or run folder"), named
+        found, path = named("reference", chosen, "a directory, a run folder"), chosen
     if found.head == "scalar":
         raise ConfigError(f"reference={path}: a reward model gives no log-probabilities to compare; give another")
     if load_tokenizer(found).get_vocab() != tokenizer.get_vocab():

@@ -41,7 +41,7 @@ class Appraisal:
     reference: str | None
     """What KL is measured against."""
     compare: tuple[str, ...]
-    """Further models: run folders, model directories, or names of bundled ones."""
+    """Further models: run folders, model directories, or options of the model group such as nano."""
     metric: str | None
     """measure/metric, by which sweeps compare evaluations."""
     shown: CountOrZero

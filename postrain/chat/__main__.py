@@ -59,12 +59,13 @@ def talk(chosen: argparse.Namespace) -> None:
     """Loads the model, then answers."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
     from postrain.chat.conversation import Conversation  # noqa: PLC0415
-    from postrain.chat.speaker import Speaker, Speaking, named  # noqa: PLC0415
+    from postrain.chat.speaker import Speaker, Speaking  # noqa: PLC0415
     from postrain.chat.terminal import Terminal  # noqa: PLC0415
+    from postrain.models.named import named  # noqa: PLC0415
 
     settings = {name: getattr(chosen, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
     how = Speaking(**settings)
-    speaker = Speaker(named(chosen.model))
+    speaker = Speaker(named("model", chosen.model, "a run folder, a model directory, a Hub name"))
     console, notes = Console(highlight=False), Console(highlight=False, stderr=True)
     terminal = Terminal(speaker, how, Conversation(system=chosen.system), console, notes)
     if chosen.once is not None:

@@ -9,26 +9,21 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
 
 from postrain.chat.conversation import Conversation, Fitted, continued, fitted, room_for
-from postrain.check import instantiate
 from postrain.data.chat import TEMPLATES, Template
 from postrain.data.records import Messages
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.quiet import quiet
-from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.models.sources import ResolvedModel
 from postrain.ops import derive_seed
 from postrain.types import ConfigError
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 Show = Callable[[str], None]
 # Control characters but for line breaks and tabs: a model must not move the cursor or rename the window.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -132,21 +127,6 @@ class Pieces(TextStreamer):
         self.text += piece
         if piece:
             self.show(piece)
-
-
-def named(name: str) -> ResolvedModel:
-    """The model of an option of the `model` group, of a run folder or directory, or of the Hub."""
-    if name in options():
-        return instantiate(options()[name]).resolve()
-    known = ", ".join(options())
-    return resolve_for("model", name, f"a run folder, a model directory, a Hub name, or one of {known}")
-
-
-@cache
-def options() -> dict[str, Any]:
-    """The options of the `model` group that need no path."""
-    nodes = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in sorted(CONF.glob("*.yaml"))}
-    return {name: node for name, node in nodes.items() if isinstance(node, dict) and "???" not in node.values()}
 
 
 def is_plain(tokenizer: Any) -> bool:

@@ -248,11 +248,15 @@ def name_of(directory: Path) -> str:
     return directory.stem if directory.suffix == ".gguf" else directory.name
 
 
-def resolve_for(key: str, path: str, expected: str) -> ResolvedModel:
-    """The model that a key other than model.path names; its mistakes are told of that key, with what it expects."""
-    source = ModelSource(name=None, path=path, revision=None, gguf_package=None, offline="fail", from_scratch=False)
+def resolve_for(key: str, path: str, expected: str, source: ModelSource | None = None) -> ResolvedModel:
+    """The model that a key other than model.path names; its mistakes are told of that key, with what it expects.
+
+    `source` is what the name stands for, where it is not a path.
+    """
+    plain = ModelSource(name=None, path=path, revision=None, gguf_package=None, offline="fail", from_scratch=False)
+    source = source or plain
     try:
         return source.resolve()
     except ConfigError as error:
-        reason = str(error).removeprefix(f"model.path={path}: ").partition(";")[0]
+        reason = str(error).removeprefix(f"model.path={source.path}: ").partition(";")[0]
         raise ConfigError(f"{key}={path}: {reason}; give {expected}") from None

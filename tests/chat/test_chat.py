@@ -13,9 +13,10 @@ from rich.console import Console
 
 from postrain.chat.__main__ import main
 from postrain.chat.conversation import Conversation, Fitted
-from postrain.chat.speaker import Answer, Pieces, Show, Speaker, Speaking, is_plain, named
+from postrain.chat.speaker import Answer, Pieces, Show, Speaker, Speaking, is_plain
 from postrain.chat.terminal import Terminal
 from postrain.data.chat import Template
+from postrain.models.named import named
 
 HOW = Speaking(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=0)
 STORY = Conversation().asked("Once upon a time Anna the fox was at the river.")
@@ -24,7 +25,7 @@ STORY = Conversation().asked("Once upon a time Anna the fox was at the river.")
 @pytest.fixture(scope="module")
 def nano() -> Speaker:
     """The bundled model, going on with text: chat it has not learned."""
-    speaker = Speaker(named("nano"))
+    speaker = Speaker(named("model", "nano", "a name"))
     speaker.template = Template(speaker.template.tokenizer, mode="plain")
     return speaker
 

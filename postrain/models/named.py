@@ -1,0 +1,31 @@
+"""Models by a short name, in keys other than `model`: an option of that group (nano, smollm2), or a path.
+
+Leaves out options that still want a path: run and local.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from postrain.check import instantiate
+from postrain.models.sources import ResolvedModel, resolve_for
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+
+
+def named(key: str, name: str, expected: str) -> ResolvedModel:
+    """The model that `key` names; a directory wins over an option. Raises ConfigError of that key."""
+    known = name in options() and not Path(name).expanduser().exists()
+    source = instantiate(options()[name]) if known else None
+    return resolve_for(key, name, f"{expected}, or one of {', '.join(options())}", source)
+
+
+@cache
+def options() -> dict[str, Any]:
+    """The options of the `model` group that need no path."""
+    nodes = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in sorted(CONF.glob("*.yaml"))}
+    return {name: node for name, node in nodes.items() if isinstance(node, dict) and "???" not in node.values()}
