@@ -108,7 +108,7 @@ def _appraise(
         measured.append(found)
     write_stats(folder, measured, notes, config["metric"])
     # Wider than a narrow terminal rather than cut into pieces that nobody can read.
-    console.print(table(measured), width=WIDEST, crop=False)
+    Console(width=WIDEST, highlight=False).print(table(measured))
     console.print()
     for line in [*told_once(measured), *notes]:
         console.print(f"note    {line}", soft_wrap=True, markup=False)

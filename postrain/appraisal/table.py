@@ -14,28 +14,21 @@ from postrain.readable import figure
 def table(measured: Sequence[Measured]) -> Table:
     """Every number with its 95 % interval and n; beside another model, the paired difference where there is one.
 
-    A difference whose interval leaves 0 out stands out.
+    Of three models, "less B" is the first one's value less that of B. A difference whose interval leaves 0 out stands
+    out.
     """
     first, *others = measured
     made = Table(box=None, pad_edge=False, title="value [95 % interval]", title_justify="left", title_style="dim")
     made.add_column("measure", no_wrap=True)
-    for one in measured:
-        made.add_column(one.name, justify="right", no_wrap=True)
-        if one is not first:
-            made.add_column(
-                f"{first.name} − {one.name}" if len(others) == 1 else "difference", justify="right", no_wrap=True
-            )
-    made.add_column("n", justify="right", no_wrap=True)
+    differences = [f"{first.name} − {other.name}" if len(others) == 1 else f"less {other.name}" for other in others]
+    for name in (*(one.name for one in measured), *differences, "n"):
+        made.add_column(name, justify="right", no_wrap=True)
     paired = [{(name, metric): found for name, metric, found in gaps(first, other)} for other in others]
-    for name, metric in rows(measured):
-        cells = [said(first, name, metric)]
-        for other, found in zip(others, paired, strict=True):
-            cells += [
-                said(other, name, metric),
-                interval(found[name, metric], mark=True) if (name, metric) in found else "",
-            ]
-        counts = [str(one.findings[name].metrics[metric].n) for one in measured if has(one, name, metric)]
-        made.add_row(f"{name}/{metric}", *cells, "/".join(dict.fromkeys(counts)))
+    for row in rows(measured):
+        gap = [interval(found[row], mark=True) if row in found else "" for found in paired]
+        counts = [str(one.findings[row[0]].metrics[row[1]].n) for one in measured if has(one, *row)]
+        cells = [said(one, *row) for one in measured]
+        made.add_row("/".join(row), *cells, *gap, "/".join(dict.fromkeys(counts)))
     return made
 
 

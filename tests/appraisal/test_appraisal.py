@@ -150,6 +150,8 @@ def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_models_that_share_a_name_are_told_apart_by_their_runs() -> None:
+    made = ["a/2026-11-21_13-55-39-441fca32/model", "a/2026-11-21_13-55-40-aaaaaaaa"]
+    assert distinct_names(made, ["sft-nano"] * 2) == ["sft-nano 441fca32", "sft-nano aaaaaaaa"]
     paths = ["runs/sft/nano/monday", "runs/sft/nano/tuesday/model", "elsewhere/tuesday"]
     assert distinct_names(paths, ["sft-nano"] * 3) == [
         "sft-nano monday",
