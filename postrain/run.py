@@ -141,8 +141,8 @@ def train(
             stand_in_for=resolved.stand_in_for,
         )
     tracker: Tracker = instantiate(config["logger"])
-    # In a sweep, a job is called by what sets it apart.
-    name = config["name"] if group else folder.name
+    # In a sweep, a job is called by what sets it apart; some trackers take equal names for the same run.
+    name = f"{config['name']} · {group}" if group else folder.name
     about = {"run_dir": folder.path, "run_name": name, "group": group, "config": masked(config)}
     loggers = tracker.build(**about) if first else []
     checkpoint, damaged = newest_readable(folder.checkpoints)

@@ -96,7 +96,7 @@ class Wandb:
                 project=self.project,
                 entity=self.entity,
                 dir=run_dir,
-                id=_identifier(run_dir.name),
+                id=_identifier("-".join(run_dir.parts[-3:])),
                 name=run_name,
                 group=group,
                 config=config,
