@@ -58,7 +58,7 @@ def test_two_wandb_jobs_in_one_process_are_two_runs(tmp_path: Path) -> None:
     mode = os.environ.get("WANDB_MODE")
     for number, folder in enumerate(folders):
         (logger,) = make(OFFLINE, folder)
-        assert logger.experiment.id == folder.path.name
+        assert logger.experiment.id == folder.name
         assert (logger.experiment.group, logger.experiment.name) == ("sweep", folder.name)
         logger.log_metrics({"loss": float(number)}, step=1)
         log_table([logger], "samples", ["prompt", "mood"], [["a", 0.5], ["b", None]], 1)
@@ -68,7 +68,7 @@ def test_two_wandb_jobs_in_one_process_are_two_runs(tmp_path: Path) -> None:
     assert wandb.run is None
     assert os.environ.get("WANDB_MODE") == mode
     for folder in folders:
-        assert len(list((folder.path / "wandb").glob(f"offline-run-*/run-{folder.path.name}.wandb"))) == 1
+        assert len(list((folder.path / "wandb").glob(f"offline-run-*/run-{folder.name}.wandb"))) == 1
         assert list((folder.path / "wandb").rglob("media/table/samples_*.table.json"))
     OFFLINE.close("done")  # Once more does no harm.
 
