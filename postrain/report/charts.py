@@ -93,18 +93,22 @@ def _draw_line(axes: Axes, line: Line) -> None:
         axes.plot(few, even, color=shade, linestyle=dash, linewidth=1.7, label=label)
 
 
-def histogram(groups: Sequence[tuple[str, str, Sequence[float]]]) -> Draw:
+def histogram(groups: Sequence[tuple[str, str, Sequence[float]]], *, log_x: bool = False) -> Draw:
     """Distributions over each other; a group is its name, its drawn colour and at least one value."""
     low, high = (edge(edge(values) for _, _, values in groups) for edge in (min, max))
     if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = [low + (high - low) * index / BINS for index in range(BINS + 1)]
+        low, high = (low / 2, high * 2) if log_x else (low - 0.5, high + 0.5)
+    steps = [index / BINS for index in range(BINS + 1)]
+    edges = [low * (high / low) ** step if log_x else low + (high - low) * step for step in steps]
 
     def draw(axes: Axes) -> None:
         for place, (name, shade, values) in enumerate(groups):
             axes.hist(values, bins=edges, color=shade, alpha=0.75 if place == 0 else 0.6, label=plain(name))
         axes.locator_params(axis="y", nbins=3, integer=True)
-        axes.locator_params(axis="x", nbins=6)
+        if log_x:
+            _by_decades(axes)
+        else:
+            axes.locator_params(axis="x", nbins=6)
 
     return draw
 
@@ -147,13 +151,24 @@ def points(series: Sequence[Series], *, x: str, y: str, log_x: bool = False, joi
             for place, spot in enumerate(shown):
                 _draw_spot(axes, spot, shade, plain(name) if place == 0 else None)
         if log_x:
-            axes.set_xscale("log")
+            _by_decades(axes)
         axes.set_xlabel(plain(x))
         axes.set_ylabel(plain(y))
         axes.grid(visible=True, axis="x")
         axes.margins(0.08, 0.1)
 
     return draw
+
+
+def _by_decades(axes: Axes) -> None:
+    """A logarithmic axis with numbers as people write them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415 - start-up time
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_spot(axes: Axes, spot: Spot, shade: str, label: str | None) -> None:

@@ -174,7 +174,7 @@ def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
 # How a metric is good, by what stands in its name; the first that fits. What fits nothing is a matter of taste.
 WAYS = (
     ("max", "*non_repetition *reward/* *gold/* *accuracy* *win_rate *finished *distinct*"),
-    ("min", "*loss *perplexity *repetition *loop* *kl/* */error *refusals* *unscorable"),
+    ("min", "*loss *perplexity *repetition *loop* *kl/* */error *refusals* *unscorable */per_token */per_completion"),
     ("max", "*consistency *agreement* *worst_phrasing *margin *oracle *gain *one_sample *greedy *sampled"),
 )
 

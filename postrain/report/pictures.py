@@ -129,7 +129,8 @@ def _settle(axes: Axes, size: tuple[float, float]) -> None:
     texts = formatter.format_ticks([tick for tick in axes.get_yticks() if low <= tick <= high])
     left = LETTER * max((len(text) for text in texts), default=0) + 8 + 13 * bool(axes.get_ylabel())
     bottom, top = 16 + 13 * bool(axes.get_xlabel()), 14 if formatter.get_offset() else 6
-    left = min(left, width * 0.6)
+    # The first number of the horizontal axis needs half its width.
+    left = min(max(left, 13), width * 0.6)
     axes.set_position((left / width, bottom / height, 1 - (left + 10) / width, 1 - (bottom + top) / height))
 
 

@@ -8,16 +8,25 @@ from pathlib import Path
 
 from postrain.errors import ConfigError
 from postrain.report.comparison_page import write_comparison_of_runs
+from postrain.report.evaluation_page import write_comparison_of_evaluations, write_evaluation
 from postrain.report.run_page import write_run
 from postrain.report.study_page import write_study
 
 # What lies in a folder of each kind; the first that fits.
 FILES: Mapping[str, tuple[str, ...]] = {
     "sweep": ("sweep.yaml",),
-    "run": ("metrics.jsonl", "samples.jsonl", "config.yaml", "status.json"),
+    "run": ("metrics.jsonl", "samples.jsonl"),
+    "evaluation": ("evaluation_stats.json",),
 }
-WRITERS: Mapping[str, Callable[[Path, Path | None], Path]] = {"sweep": write_study, "run": write_run}
-COMPARED = {"run": write_comparison_of_runs}
+WRITERS: Mapping[str, Callable[[Path, Path | None], Path]] = {
+    "sweep": write_study,
+    "run": write_run,
+    "evaluation": write_evaluation,
+}
+COMPARED: Mapping[str, Callable[[Sequence[Path], Path], Path]] = {
+    "run": write_comparison_of_runs,
+    "evaluation": write_comparison_of_evaluations,
+}
 COMPARISONS = Path("runs", "comparison")
 
 
@@ -28,6 +37,8 @@ def kind_of(path: Path) -> str:
     for kind, files in FILES.items():
         if any((path / name).is_file() for name in files):
             return kind
+    if any((path / name).is_file() for name in ("config.yaml", "status.json", "manifest.json")):
+        return "run"
     there = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
     raise ConfigError(f"{path} is no folder of a run, sweep, pipeline, evaluation or generation (it holds: {there})")
 

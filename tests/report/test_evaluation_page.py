@@ -1,0 +1,167 @@
+"""An evaluation's page: models side by side, what more sampling buys, the answers, and files of any shape."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postrain.report import write_comparison, write_report
+from postrain.report.evaluation_data import Number, as_number, read_evaluation
+from postrain.report.evaluation_page import table, together, warnings
+from postrain.report.evaluation_pictures import compared, lengths, perplexities
+from postrain.report.page import Cell
+from postrain.report.queries import by_category
+from tests.report.test_report import ODD, checked
+
+NAMES = ("nano", "sft-nano 2026-01-02_03-04-05-0123abcd")
+
+
+def number(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 8}
+
+
+def subject(name: str, value: float, data: str = "sums") -> dict[str, Any]:
+    points = [{"label": f"best of {n}", "tokens": 9 * n, "seconds": 0.1 * n, "score": number(value)} for n in (1, 2)]
+    measures = {
+        "gold": {"metrics": {"concise": number(0.5), "total": number(value)}, "example": "<|user|>2 + 2<|end|>"},
+        "perplexity": {"metrics": {"perplexity": number(8 * value)}, "example": "<|user|>2 + 2<|end|>"},
+        "best_of_n": {"metrics": {"accuracy": number(value)}, "curves": {"best of n": points}},
+        "rewards": {"metrics": {}, "notes": ["needs a reward"]},
+    }
+    return {"name": name, "path": f"runs/{name}", "data": data, "measures": measures}
+
+
+def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sums") -> Path:
+    path.mkdir(parents=True)
+    subjects = [subject(name, 0.3 + 0.2 * index, data) for index, name in enumerate(names)]
+    gap = {"subject": names[0], "against": names[-1], "measure": "gold", "metric": "total", **number(-0.2)}
+    stats = {"subjects": subjects, "differences": [gap] if len(names) > 1 else [], "notes": ["said at the top"]}
+    (path / "evaluation_stats.json").write_text(json.dumps(stats))
+    lines: dict[str, list[dict[str, Any]]] = {
+        "perplexity": [{"row": row, "perplexity": 2.0 + row**2} for row in range(9)],
+        "lengths": [{"row": row, "tokens": row, "finished": row % 3 > 0} for row in range(9)],
+        "queries": [
+            {"query": "paris", "category": "factual", "prompt": "<b>?", "response": "Paris", "right": True, "why": "ok"}
+        ],
+    }
+    for one in subjects:
+        one["measures"] |= {"lengths": {"metrics": {"tokens": number(4)}}, "queries": {"metrics": {}}}
+    (path / "evaluation_stats.json").write_text(json.dumps(stats))
+    for name, records in lines.items():
+        told = [{"subject": who, **record} for who in names for record in records]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in told))
+    shown = [{"subject": name, "prompt": "2 + 2 = ?", "completion": f"by {name}", "gold": 0.5} for name in names]
+    (path / "sample_responses.json").write_text(json.dumps(shown))
+    (path / "status.json").write_text('{"status": "done"}')
+    (path / "manifest.json").write_text(json.dumps({"reproduce": "python -m postrain.evaluate", "data": {}}))
+    return path
+
+
+def test_models_stand_side_by_side(tmp_path: Path) -> None:
+    page = write_report(make_evaluation(tmp_path / "e"), tmp_path / "out")
+    text = checked(page.read_text(encoding="utf-8"))
+    for wanted in (
+        "2 models",
+        "said at the top",
+        "difference to sft-nano 0123abcd",
+        "What more sampling buys",
+        "factual: 1 of 1 answers right",
+        "&lt;b&gt;?",
+        "by nano",
+        "&lt;|user|&gt;2 + 2&lt;|end|&gt;",
+        "<b>rewards</b>: needs a reward",
+        "python -m postrain.evaluate",
+    ):
+        assert wanted in text, wanted
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {"report.html", "model_comparison.png", "perplexity_distribution.png", "response_lengths.png"}
+
+
+def test_the_table_has_the_best_and_the_difference(tmp_path: Path) -> None:
+    found = read_evaluation(make_evaluation(tmp_path / "e"))
+    columns, rows = table("gold", together([found]), found.differences)
+    assert columns == ["", "nano", "sft-nano 0123abcd", "difference to sft-nano 0123abcd"]
+    assert rows[1] == (
+        "total",
+        [
+            Cell("0.30", "0.20 … 0.40, n=8"),
+            Cell("0.50", "0.40 … 0.60, n=8", True),
+            Cell("-0.20", "-0.30 … -0.10, n=8"),
+        ],
+    )
+    assert rows[0][1][2] == Cell("–")
+
+
+def test_of_several_models_the_central_numbers_are_drawn_of_one_its_shares(tmp_path: Path) -> None:
+    both = read_evaluation(make_evaluation(tmp_path / "both")).subjects
+    assert [name for name, _ in compared(both)] == [
+        "gold total",
+        "perplexity perplexity",
+        "best of n accuracy",
+        "lengths tokens",
+    ]
+    one = read_evaluation(make_evaluation(tmp_path / "one", NAMES[:1])).subjects
+    ((_, rows),) = compared(one)
+    assert [name for name, _, _ in rows] == ["gold concise", "gold total", "best of n accuracy"]
+    # Of 0 ... 8 tokens the multiples of 3 were cut.
+    assert [(name, values) for name, _, values in lengths(one)] == [
+        ("came to an end", [1, 2, 4, 5, 7, 8]),
+        ("was cut", [0, 3, 6]),
+    ]
+    assert [name for name, _, _ in lengths(both)] == list(NAMES)
+    assert [(measure, len(groups)) for measure, groups in perplexities(both)] == [("perplexity", 2)]
+
+
+def test_evaluations_on_different_data_say_so(tmp_path: Path) -> None:
+    one = make_evaluation(tmp_path / "a", NAMES[:1])
+    other = make_evaluation(tmp_path / "b", NAMES[:1], data="stories")
+    found = [read_evaluation(path) for path in (one, other)]
+    subjects = together(found)
+    assert [one.name for one in subjects] == ["nano, a", "nano, b"]
+    assert warnings(found, subjects)[0].startswith("Not measured on the same data (nano, a: sums; nano, b: stories)")
+    checked(write_comparison([one, other], tmp_path / "out").read_text(encoding="utf-8"))
+
+
+def test_numbers_need_a_value() -> None:
+    assert as_number({"value": 1, "low": "nan", "high": "inf", "n": 4}) == Number(1.0, None, None, 4)
+    assert as_number({"value": "nan"}) is as_number([]) is as_number(None) is None
+
+
+def test_queries_of_any_shape() -> None:
+    records = [{"prompt": "p", "response": "r", "right": 1}, {"prompt": 3, "response": "r"}, {}]
+    ((category,),) = [by_category(records)]
+    assert (category.name, category.right, len(category.asked)) == ("other", 0, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_odd_files_never_break_it(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = make_evaluation(tmp_path / "e")
+
+    def odd(value: Any) -> Any:
+        if rng.random() < 0.15:
+            return rng.choice(ODD)
+        if isinstance(value, dict):
+            return {name: odd(item) for name, item in value.items()}
+        return [odd(item) for item in value] if isinstance(value, list) else value
+
+    for file in path.iterdir():
+        content = file.read_text()
+        if file.suffix == ".json":
+            file.write_text(json.dumps(odd(json.loads(content))))
+        else:
+            file.write_text("".join(json.dumps(odd(json.loads(line))) + "\n" for line in content.splitlines()) + '{"ro')
+    checked(write_report(path).read_text(encoding="utf-8"))
+
+
+def test_a_half_written_file_is_named(tmp_path: Path) -> None:
+    path = make_evaluation(tmp_path / "e", NAMES[:1])
+    stats = path / "evaluation_stats.json"
+    stats.write_text(stats.read_text()[:50])
+    text = checked(write_report(path).read_text(encoding="utf-8"))
+    assert "evaluation_stats.json is missing or damaged" in text
+    assert "No model was measured" in text
