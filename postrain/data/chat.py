@@ -24,9 +24,9 @@ from postrain.data.records import Message, Messages
 from postrain.ops import derive_seed
 from postrain.types import ConfigError
 
-Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "random"]
+Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random"]
 INSTRUCTION = ("alpaca", "vicuna", "qa", "dialogue", "inst")
-"""The templates that `random` mixes."""
+"""The templates that `random` mixes; `bot` is left out, so that there is one to ask in that nobody has learned."""
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = (Message("user", "a"), Message("assistant", "b"))
@@ -222,7 +222,7 @@ def _resolve(mode: Mode, own: str | None) -> str:
         return "chat" if own else "plain"
     if mode == "chat" and own is None:
         raise ConfigError(
-            f"data.template=chat: the tokenizer has no chat template; use plain or one of {', '.join(INSTRUCTION)}"
+            f"data.template=chat: the tokenizer has no chat template; use plain or one of {', '.join((*INSTRUCTION, 'bot'))}"
         )
     return mode
 

@@ -19,7 +19,7 @@ def texts(rng: random.Random) -> str:
     return "".join(rng.choices(PIECES, k=rng.randint(1, 8)))
 
 
-@pytest.mark.parametrize("mode", ["chat", "plain", "random", *INSTRUCTION])
+@pytest.mark.parametrize("mode", ["chat", "plain", "random", "bot", *INSTRUCTION])
 @pytest.mark.parametrize("pad", ["<|pad|>", "<|end|>"])
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_prompts_and_answers_meet_where_the_model_starts_to_write(mode, pad, adds_bos):
