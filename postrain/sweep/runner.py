@@ -24,6 +24,7 @@ from postrain.jsonl import atomic_write_text, number, plain, read_json
 from postrain.readable import duration, figure
 from postrain.report import write_report
 from postrain.report.study import FILE, JOBS, markdown, read_study, table
+from postrain.report.study_page import answer
 from postrain.sweep.launch import Launcher
 from postrain.sweep.plan import Job, Planner, settings
 from postrain.sweep.search import search
@@ -89,7 +90,7 @@ def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Laun
     name = config.name or name
     folder = _earlier(Path(config.resume)) if config.resume else _new(config, name, study, shared)
     sweep = Sweep(name, study, folder, launcher, Console(highlight=False, width=max(Console().width, 104)))
-    _record(sweep, words=[*shared, *swept])
+    _record(sweep, words=[*dict.fromkeys([*shared, *swept])])
     status = Status(folder / "status.json")
     status.running()
     print(f"sweep folder: {folder}", flush=True)
@@ -154,6 +155,8 @@ def _answer(sweep: Sweep) -> None:
     title = sweep.study.question or f"{sweep.name}: {', '.join(found.settings) or 'seeds'}"
     sweep.console.print(f"\n{title}", style="bold", markup=False, soft_wrap=True)
     sweep.console.print(table(found))
+    if said := answer(found):
+        sweep.console.print(said, markup=False, soft_wrap=True)
     for job in found.failed:
         if job.state == "failed":
             sweep.console.print(f"failed: {job.label}: {job.reason}", style="red", markup=False, soft_wrap=True)
