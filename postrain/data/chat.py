@@ -222,7 +222,7 @@ def _resolve(mode: Mode, own: str | None) -> str:
         return "chat" if own else "plain"
     if mode == "chat" and own is None:
         raise ConfigError(
-            f"data.template=chat: the tokenizer has no chat template; use plain or one of {', '.join((*INSTRUCTION, 'bot'))}"
+            f"data.template=chat: the tokenizer has no chat template; use plain, bot or one of {', '.join(INSTRUCTION)}"
         )
     return mode
 
