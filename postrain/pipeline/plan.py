@@ -19,21 +19,26 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from postrain.appraisal.settings import Appraisal, check_appraisal
 from postrain.check import check, instantiate
 from postrain.cli import forced
 from postrain.folder import writing
 from postrain.generation.settings import Generation, check_generation
 from postrain.jsonl import atomic_write_text
 from postrain.manifest import reproduce
-from postrain.pipeline.stages import Stage, places, stages_of
+from postrain.pipeline.stages import START, Stage, places, stages_of
 from postrain.pipeline.words import for_stage, key_of, split, unheard
 from postrain.root import Root
 from postrain.types import ConfigError
 
 FILE = "pipeline.yaml"
 # The primary config of each kind of stage and what it has to be.
-ROOTS: Mapping[str, tuple[str, type]] = {"train": ("config", Root), "generate": ("generate", Generation)}
-CHECKS = {"train": partial(check, root=Root), "generate": check_generation}
+ROOTS: Mapping[str, tuple[str, type]] = {
+    "train": ("config", Root),
+    "generate": ("generate", Generation),
+    "evaluate": ("evaluate", Appraisal),
+}
+CHECKS = {"train": partial(check, root=Root), "generate": check_generation, "evaluate": check_appraisal}
 FILES = (("data", "path"), ("data", "eval_path"))
 # Stands for the pipeline's folder while there is none: what lies in it is not looked for.
 CHECKED = Path("PIPELINE")
@@ -85,14 +90,13 @@ class Plan:
 
     def resolved(self, step: Step, folder: Path) -> tuple[dict[str, Any], list[str]]:
         """Config and overrides of a step as they are with the pipeline in `folder`."""
-        return resolved(step, places([each.stage for each in self.steps], folder))
+        return resolved(step, known([each.stage for each in self.steps], self.steps, folder))
 
 
 def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *, report: bool) -> Plan:
     """Composes and checks all stages, all problems in one ConfigError. Called inside a Hydra job."""
     stages = stages_of(node)
     said = split(words, stages)
-    known = places(stages, CHECKED)
     heard: set[str] = set()
     steps: list[Step] = []
     problems: dict[str, list[str]] = {}
@@ -101,7 +105,7 @@ def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *
             words_here, reached = for_stage(said, stage, partial(takes, stage.kind), groups())
             heard |= reached
             step = _composed(stage, words_here, conf)
-            _check(step, known)
+            _check(step, known(stages, steps, CHECKED))
             steps.append(step)
         except ConfigError as error:
             for line in str(error).splitlines():
@@ -112,9 +116,20 @@ def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *
     return Plan(name=name, node=node, words=tuple(words), steps=tuple(steps), report=report)
 
 
-def resolved(step: Step, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Config and overrides with every reference resolved; `known` is what `${stages...}` stands for."""
-    whole = OmegaConf.create({**step.config, "stages": known, "words": list(step.words)})
+def known(stages: Sequence[Stage], steps: Sequence[Step], root: Path) -> dict[str, Any]:
+    """What `${stages...}` stands for, with the pipeline in the folder `root` and so many stages composed."""
+    found = places(stages, root)
+    for step in steps:
+        if step.stage.kind == "train":
+            name, _, branch = step.stage.name.partition(".")
+            home, model = found[name][branch] if branch else found[name], step.config["model"]
+            home[START] = model["name"] or model["path"]
+    return found
+
+
+def resolved(step: Step, stages: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Config and overrides with every reference resolved; `stages` is what `${stages...}` stands for."""
+    whole = OmegaConf.create({**step.config, "stages": stages, "words": list(step.words)})
     try:
         config: Any = OmegaConf.to_container(whole, resolve=True)
     except OmegaConfBaseException as error:
@@ -159,9 +174,9 @@ def _composed(stage: Stage, words: Sequence[str], conf: Path) -> Step:
     )
 
 
-def _check(step: Step, known: Mapping[str, Any]) -> None:
+def _check(step: Step, stages: Mapping[str, Any]) -> None:
     """Everything wrong with a stage that can be told before the ones before it have run."""
-    config, _ = resolved(step, known)
+    config, _ = resolved(step, stages)
     if step.stage.kind == "call":
         check({"call": {**config["call"], "folder": str(CHECKED)}}, Call)
         return

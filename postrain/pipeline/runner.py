@@ -2,13 +2,14 @@
 
 runs/pipeline/<name>/<time>-<hash>/
   pipeline.yaml   every stage as composed       status.json      summary.md  result.json  report.html   the end
-  1-sft/  2-grpo/  3-sample/  ...               a run folder, a generation's, or what a function wrote
+  1-sft/  2-grpo/  3-sample/  ...               a folder of a run, a generation, an evaluation, or what a function wrote
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from postrain import run
+from postrain.appraisal import run as appraisal
 from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
 from postrain.folder import RunFolder, Status, config_hash, new_directory, writing
@@ -32,7 +34,11 @@ from postrain.pipeline.words import PIPELINE_KEYS, key_of
 from postrain.resume import SESSION_KEYS
 from postrain.types import ConfigError
 
-EXECUTE: Mapping[str, Callable[..., float | None]] = {"train": run.execute, "generate": generation.execute}
+EXECUTE: Mapping[str, Callable[..., float | None]] = {
+    "train": run.execute,
+    "generate": generation.execute,
+    "evaluate": appraisal.execute,
+}
 # Columns the table at the end takes: where there is no terminal, rich knows of 80.
 WIDTH = 104
 
@@ -137,4 +143,9 @@ def _run(plan: Plan, step: Step, root: Path, *, allow_change: bool) -> None:
         return
     begun = (folder / "config.yaml").is_file()
     session = {"resume": str(folder) if begun else None, "allow_change": allow_change}
+    if step.stage.kind == "evaluate":
+        # It cannot be gone on with: what it left begins anew.
+        session = {}
+        if begun:
+            shutil.rmtree(folder)
     EXECUTE[step.stage.kind]({**config, **session}, overrides=words, group=root.name, place=folder)

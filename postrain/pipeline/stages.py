@@ -1,14 +1,16 @@
-"""What a pipeline's YAML says: stages by name, each a training run, a generation or a call of a function.
+"""What a pipeline's YAML says: stages by name, each a training run, a generation, an evaluation or a function's call.
 
     sft: [method=sft, data=world_demonstrations]             a training run: overrides of conf/config.yaml
     ppo:                                                      several runs, a branch each: ppo.low and ppo.high
       train: [method=ppo, model=run, "model.path=${stages.sft.model}"]
       each: {low: [method.kl_coef=0.05], high: [method.kl_coef=0.2]}
     pairs: {generate: [keep=preferences]}                     overrides of conf/generate.yaml
+    test: {evaluate: ["model.path=${stages.ppo.low.folder}"]} overrides of conf/evaluate.yaml
     plot: {call: package.module.function, arguments: {runs: "${stages.ppo}"}}
 
-`${stages.NAME.folder}` is where an earlier stage lies, `.model` what a training run exports, `.data` the rows that a
-generation keeps; `${stages.NAME}` of a stage with branches is a mapping of all of them. Leaves out composing.
+`${stages.NAME.folder}` is where an earlier stage lies, `.model` what a training run exports, `.start` the model that it
+began with, `.data` the rows that a generation keeps; `${stages.NAME}` of a stage with branches is a mapping of all of
+them. Leaves out composing.
 """
 
 from __future__ import annotations
@@ -22,16 +24,22 @@ from typing import Any, Literal
 
 from postrain.types import ConfigError
 
-Kind = Literal["train", "generate", "call"]
+# What a training run began with.
+START = "start"
+Kind = Literal["train", "generate", "evaluate", "call"]
 PRODUCTS: Mapping[Kind, Mapping[str, str]] = {
-    "train": {"folder": "", "model": "model"},
+    "train": {"folder": "", "model": "model", "start": START},
     "generate": {"folder": "", "data": "data.jsonl"},
+    "evaluate": {"folder": ""},
     "call": {"folder": ""},
 }
-"""What a later stage may ask a stage of each kind for, and where that lies in its folder."""
+"""What a later stage may ask a stage of each kind for, and where that lies in its folder; START lies elsewhere."""
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 REFERENCE = re.compile(r"\$\{stages\.([^}]*)\}")
-FORMS = "expected a list of overrides, or {train: [...]}, {generate: [...]}, {call: function, arguments: {...}}"
+FORMS = (
+    "expected a list of overrides, or {train: [...]}, {generate: [...]}, {evaluate: [...]}, "
+    "{call: function, arguments: {...}}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +52,7 @@ class Stage:
     folder: str
     """Its own, inside the pipeline's."""
     overrides: tuple[str, ...] = ()
-    """What the YAML says of a training run or a generation."""
+    """What the YAML says of anything but a call."""
     call: Mapping[str, Any] = field(default_factory=dict)
     """The function and its arguments."""
 

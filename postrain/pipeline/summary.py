@@ -78,11 +78,19 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['value']:.3f} ± {(found['high'] - found['low']) / 2:.2f}"
 
 
+def _evaluated(step: Step, folder: RunFolder) -> dict[str, str]:
+    found = read_json(folder.result)
+    metric, (before, after) = found["metric"], found["changes"].get(found["metric"], (None, None))
+    if before is None or after is None:
+        return {MADE: f"{short(str(metric))} {figure(found['objective'])}"} if found["objective"] is not None else {}
+    return {MADE: f"{short(metric)} {figure(before)} → {figure(after)}"}
+
+
 def _called(step: Step, folder: RunFolder) -> dict[str, str]:
     return {}
 
 
-READERS = {"train": _trained, "generate": _generated, "call": _called}
+READERS = {"train": _trained, "generate": _generated, "evaluate": _evaluated, "call": _called}
 
 
 def grid(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:

@@ -13,7 +13,7 @@ stages:
   make: {generate: [model=run, "model.path=${stages.learn.model}", keep=all, prompts=6, samples=2]}
 """
 LAB = """\
-# A reward model, two policies trained on it, the best of several, and a picture
+# A reward model, two policies trained on it, the best of several, a comparison and a picture
 stages:
   proxy: [method=reward, data.source.noise=0.2]
   policy:
@@ -23,6 +23,12 @@ stages:
       held: [method.kl_coef=0.5]
   best:
     generate: [data=world_stories, reward=learned, "reward.path=${stages.proxy.folder}", keep=best, samples=2]
+  test:
+    evaluate:
+      - model.path=${stages.policy.held.folder}
+      - compare=[${stages.policy.free.model},${stages.policy.free.start}]
+      - evaluation=lengths
+      - evaluation.measures.lengths.prompts=2
   picture:
     call: tests.pipeline.made.draw
     arguments: {runs: "${stages.policy}", best: "${stages.best.data}", title: KL}

@@ -184,7 +184,7 @@ def test_a_reference_to_an_unknown_stage_is_one_line(conf, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_laboratory_with_branches_and_a_picture_is_only_yaml(conf, tmp_path, capsys):
+def test_a_laboratory_with_branches_a_test_and_a_picture_is_only_yaml(conf, tmp_path, capsys):
     words = [*SMALL, "pipeline=lab", "prompts=4", "data.source.count=32", "stage.picture.title=Mood"]
     # Stories have no end in twelve tokens.
     words += ["stage.best.rollout.max_new_tokens=48", "stage.policy.held.seed=3", *conf]
@@ -192,10 +192,25 @@ def test_a_laboratory_with_branches_and_a_picture_is_only_yaml(conf, tmp_path, c
     assert "stage picture: call.tilte: unknown key; did you mean call.title?" in capsys.readouterr().err
     assert run(*words, f"paths.output={tmp_path}") == 0
     folder = only(tmp_path)
-    picture = json.loads((folder / "4-picture" / "picture.json").read_text())
+    picture = json.loads((folder / "5-picture" / "picture.json").read_text())
     assert picture == {"title": "Mood", "best": True, "free": True, "held": True}
     configs = [OmegaConf.load(folder / f"2-policy-{branch}" / "config.yaml") for branch in ("free", "held")]
     assert [(config.method.kl_coef, config.seed) for config in configs] == [(0.01, 0), (0.5, 3)]
+    stats = json.loads((folder / "4-test" / "evaluation_stats.json").read_text())
+    assert [subject["name"] for subject in stats["subjects"]] == ["lab-2-policy-held", "lab-2-policy-free", "nano"]
+    # The last stage with a measure of its own stands for the pipeline; the other stages' changes are there by name.
+    result, last = (json.loads((path / "result.json").read_text()) for path in (folder, folder / "4-test"))
+    assert (result["metric"], result["objective"]) == (last["metric"], last["objective"])
+    policy = json.loads((folder / "2-policy-held" / "result.json").read_text())
+    assert result["changes"]["policy.held/eval/reward/total"] == policy["changes"]["eval/reward/total"]
+    assert result["changes"][last["metric"]] == last["changes"][last["metric"]]
+    # An evaluation that was stopped begins anew and leaves nothing twice.
+    before = (folder / "4-test" / "lengths.jsonl").read_bytes()
+    RunFolder(folder / "4-test").status.interrupted("SIGTERM")
+    capsys.readouterr()
+    assert run(f"resume={folder}") == 0
+    assert capsys.readouterr().out.count("done before") == 5
+    assert (folder / "4-test" / "lengths.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml")))

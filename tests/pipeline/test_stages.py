@@ -34,10 +34,10 @@ def test_stages_come_in_order_a_branch_each():
 
 def test_references_stand_for_places_in_the_pipelines_folder():
     assert places(stages_of(LAB), Path("runs/x")) == {
-        "proxy": {"folder": "runs/x/1-proxy", "model": "runs/x/1-proxy/model"},
+        "proxy": {"folder": "runs/x/1-proxy", "model": "runs/x/1-proxy/model", "start": "runs/x/1-proxy/start"},
         "ppo": {
-            "low": {"folder": "runs/x/2-ppo-low", "model": "runs/x/2-ppo-low/model"},
-            "high": {"folder": "runs/x/2-ppo-high", "model": "runs/x/2-ppo-high/model"},
+            branch: {"folder": f"{folder}", "model": f"{folder}/model", "start": f"{folder}/start"}
+            for branch, folder in (("low", "runs/x/2-ppo-low"), ("high", "runs/x/2-ppo-high"))
         },
         "best": {"folder": "runs/x/3-best", "data": "runs/x/3-best/data.jsonl"},
         "plot": {"folder": "runs/x/4-plot"},
@@ -65,7 +65,7 @@ def test_references_stand_for_places_in_the_pipelines_folder():
         ),
         (
             {"sft": [], "b": ["x=${stages.sft.data}"]},
-            "${stages.sft.data}: no earlier stage gives data; there is folder, model",
+            "${stages.sft.data}: no earlier stage gives data; there is folder, model, start",
         ),
     ],
 )
