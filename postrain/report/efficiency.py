@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from postrain.jsonl import number
+from postrain.jsonl import Record, number
 from postrain.readable import duration, figure
 from postrain.report.panels import before_and_after
 from postrain.report.run_data import RunData
@@ -34,7 +34,15 @@ PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
 
 def took(run: RunData) -> str:
     """How long the run has trained."""
-    seconds = number(run.status.get("seconds")) or run.seconds
+    return took_of(run.status) or _said(run.seconds)
+
+
+def took_of(status: Record) -> str:
+    """The time that a status.json knows of."""
+    return _said(number(status.get("seconds")) or 0.0)
+
+
+def _said(seconds: float) -> str:
     return duration(seconds) if 0 < seconds < MOST_SECONDS else ""
 
 

@@ -9,19 +9,25 @@ from pathlib import Path
 from postrain.errors import ConfigError
 from postrain.report.comparison_page import write_comparison_of_runs
 from postrain.report.evaluation_page import write_comparison_of_evaluations, write_evaluation
+from postrain.report.generation_page import write_generation
+from postrain.report.pipeline_page import write_pipeline
 from postrain.report.run_page import write_run
 from postrain.report.study_page import write_study
 
 # What lies in a folder of each kind; the first that fits.
 FILES: Mapping[str, tuple[str, ...]] = {
     "sweep": ("sweep.yaml",),
+    "pipeline": ("pipeline.yaml",),
     "run": ("metrics.jsonl", "samples.jsonl"),
     "evaluation": ("evaluation_stats.json",),
+    "generation": ("completions.jsonl", "summary.json"),
 }
 WRITERS: Mapping[str, Callable[[Path, Path | None], Path]] = {
     "sweep": write_study,
     "run": write_run,
     "evaluation": write_evaluation,
+    "pipeline": write_pipeline,
+    "generation": write_generation,
 }
 COMPARED: Mapping[str, Callable[[Sequence[Path], Path], Path]] = {
     "run": write_comparison_of_runs,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.report import write_report
 from postrain.report.pictures import VARIABLES
 
@@ -223,3 +224,39 @@ def test_command_on_nothing(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("there is no folder ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_written_is_one_line_with_the_remedy(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_maker(tmp_path, few=True)
+    (path / "report.html").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot write .*report\.html: .*; write the report elsewhere with --output"):
+        write_report(path)
+    assert write_report(path, tmp_path / "elsewhere") == tmp_path / "elsewhere" / "report.html"
+
+
+def test_a_run_shows_masks_forgetting_and_what_it_took(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_maker(tmp_path, few=True, samples=2)
+    stretches = [{"text": "<|user|>", "use": "read"}, {"text": "Paris", "use": "learned"}, {"text": 3}]
+    (path / "manifest.json").write_text(json.dumps({"data": {"shown": [{"row": 7, "stretches": stretches}, "odd"]}}))
+    (path / "result.json").write_text(json.dumps({"parameters": 2000, "trainable": 500, "stopped": "flat reward"}))
+    with (path / "metrics.jsonl").open("a") as file:
+        lines = [{"update": k, "eval/forgetting/perplexity": 2.0 + k} for k in (0, 60)]
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    text = page_of(path)
+    for wanted in (
+        '<span class="mask read">&lt;|user|&gt;</span><span class="mask learned">Paris</span>',
+        "<td>2.00</td><td>62.0</td><td>+60.0</td>",
+        "<dd>25 %</dd>",
+        "It ended early.</b> flat reward",
+    ):
+        assert wanted in text, wanted
+
+
+def test_a_run_leaves_its_numbers_and_samples_as_an_evaluation_does(full_run: Path) -> None:
+    before, after = json.loads((full_run / "evaluation_stats.json").read_text())["subjects"]
+    assert (before["name"], after["name"]) == ("before", "after")
+    gold = after["measures"]["held_out"]["metrics"]["gold/total"]
+    assert gold["n"] in (None, 32)
+    responses = json.loads((full_run / "sample_responses.json").read_text())
+    assert [one["subject"] for one in responses] == ["before"] * 32 + ["after"] * 32
+    assert (full_run / "response_lengths.png").is_file()

@@ -1,0 +1,123 @@
+"""Pipelines and generations: stages of every kind side by side, and folders that stopped half-way."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from postrain.report import write_report
+from postrain.report.generation_page import read_generation
+from postrain.report.page import Cell
+from postrain.report.pipeline_page import beside, read_stage, table
+from tests.report.test_evaluation_page import make_evaluation
+from tests.report.test_report import ODD, checked
+
+
+def make_generation(path: Path, prompts: int = 6, completions: int = 3) -> Path:
+    path.mkdir(parents=True)
+    lines = [
+        {
+            "row": row,
+            "prompt": f"{row} + 1 = ?",
+            "completions": [f"The answer is {row + try_}." for try_ in range(completions)],
+            "rewards": [float(try_ == 1) for try_ in range(completions)],
+            "gold": [0.5, 1.0, None],
+            "finished": [True, True, False],
+        }
+        for row in range(prompts)
+    ]
+    (path / "completions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sampled = {"value": 1 / 3, "low": 0.2, "high": 0.5}
+    (path / "summary.json").write_text(json.dumps({"prompts": prompts, "sampled": sampled, "greedy": None, "kept": 6}))
+    (path / "status.json").write_text('{"status": "done", "seconds": 2}')
+    return path
+
+
+def make_pipeline(path: Path) -> Path:
+    """A training run, two generations and a stage that has not begun."""
+    path.mkdir()
+    names = {"sft": "1-sft", "test.base": "2-test-base", "test.sft": "2-test-sft", "plot": "3-plot"}
+    steps = [{"stage": {"name": name, "folder": folder, "kind": "train"}} for name, folder in names.items()]
+    text = yaml.safe_dump({"name": "tiny", "steps": steps})
+    (path / "pipeline.yaml").write_text(f"# python train.py pipeline=tiny\n{text}")
+    (path / "status.json").write_text('{"status": "failed", "reason": "stage plot: no <b>"}')
+    (path / "summary.md").write_text("| stage | right |\n| --- | --- |\n| sft | 0.5 |\n")
+    run = path / "1-sft"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"update": 0, "gold/total": 0.25}\n{"update": 4, "gold/total": 0.75}\n')
+    sample = {"update": 4, "row": 0, "prompt": "0 + 1 = ?", "completion": "2"}
+    (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    (run / "status.json").write_text('{"status": "done"}')
+    make_generation(path / "2-test-base")
+    make_generation(path / "2-test-sft")
+    return path
+
+
+def test_stages_stand_side_by_side(tmp_path: Path) -> None:
+    path = make_pipeline(tmp_path / "tiny")
+    text = checked(write_report(path).read_text(encoding="utf-8"))
+    for wanted in (
+        "stages done</span> 3 of 4",
+        'gold</span> <span class="was">0.25</span>',
+        "not started",
+        "no &lt;b&gt;",
+        'href="2-test-sft/report.html"',
+        "6 of 18",
+        "python train.py pipeline=tiny",
+        "The same prompts, stage after stage",
+    ):
+        assert wanted in text, wanted
+    # Generations had no report of their own.
+    checked((path / "2-test-base" / "report.html").read_text(encoding="utf-8"))
+    assert (path / "2-test-base" / "response_lengths.png").is_file()
+    assert (path / "model_comparison.png").is_file()
+
+
+def test_a_pipeline_whose_plan_cannot_be_read_shows_the_folders_there_are(tmp_path: Path) -> None:
+    path = make_pipeline(tmp_path / "tiny")
+    (path / "pipeline.yaml").write_text("steps: [")
+    (path / "summary.md").write_text("|\n")
+    text = checked(write_report(path, tmp_path / "out").read_text(encoding="utf-8"))
+    assert "pipeline.yaml is damaged" in text
+    assert "2 test-base" in text
+    assert not (path / "2-test-base" / "report.html").exists()
+
+
+def test_numbers_that_stages_share_are_set_beside_each_other(tmp_path: Path) -> None:
+    stages = [read_stage(name, make_generation(tmp_path / name)) for name in ("a", "b")]
+    stages.append(read_stage("c", make_evaluation(tmp_path / "c")))
+    ((name, rows),) = beside(stages)
+    assert name == "right, sampled"
+    assert [(who, round(spot.x, 3), index) for who, spot, index in rows] == [("a", 0.333, 0), ("b", 0.333, 1)]
+    assert stages[2].told[0] == ("gold total", "", "0.30")
+
+
+def test_the_summary_is_a_table(tmp_path: Path) -> None:
+    (tmp_path / "summary.md").write_text("| stage | time |\n| --- | --- |\n| sft |  |\n| dpo | 2 s |\n")
+    assert table(tmp_path / "summary.md") == (["stage", "time"], [("sft", [Cell("")]), ("dpo", [Cell("2 s")])])
+    assert table(tmp_path / "none.md") == ([], [])
+
+
+def test_completions_keep_their_scores(tmp_path: Path) -> None:
+    found = read_generation(make_generation(tmp_path / "g"))
+    first, second, third = found.prompts[0]
+    assert (first.scores, first.finished) == ({"reward/total": 0.0, "gold/total": 0.5}, True)
+    assert second.scores["gold/total"] == 1.0
+    assert (third.scores, third.finished) == ({"reward/total": 0.0}, False)
+    assert found.shares()["right, sampled"].n == 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_odd_generations_never_break_it(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = make_generation(tmp_path / "g")
+    record = {name: rng.choice(ODD) for name in ("row", "prompt", "completions", "rewards", "gold", "finished")}
+    listed = {name: [rng.choice(ODD)] * rng.randrange(4) for name in ("completions", "rewards", "gold", "finished")}
+    with (path / "completions.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n" + json.dumps({"row": 1, "prompt": "p", **listed}) + '\n{"ro')
+    (path / "summary.json").write_text(json.dumps({name: rng.choice(ODD) for name in ("prompts", "sampled", "kept")}))
+    checked(write_report(path).read_text(encoding="utf-8"))
