@@ -25,6 +25,9 @@ Draw = Callable[["Axes"], None]
 
 SMALL, LARGE = (3.6, 2.0), (5.0, 3.1)
 """Inches: three of the small ones or two of the large ones stand side by side, and their letters are of one size."""
+HEAD = 0.45
+"""Inches over the pictures of a file, for its title."""
+TITLE: dict[str, Any] = {"ha": "left", "fontsize": 13, "fontweight": "bold"}
 REMEDY = "write the report elsewhere with --output DIRECTORY"
 
 # Drawn colour → CSS variable. No two may be equal, and none may be a colour matplotlib uses by itself.
@@ -62,8 +65,8 @@ STYLE: dict[Any, Any] = {
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
 }
-LETTER = 5.2
-"""Points that a letter of a tick takes."""
+LETTER, WIDE_LETTER = 5.2, 5.8
+"""Points that a letter of a tick takes: in a browser, and in matplotlib's own font."""
 
 
 def color(index: int) -> str:
@@ -87,7 +90,7 @@ def svg(draw: Draw, *, label: str, size: tuple[float, float] = SMALL) -> Markup:
         axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
         axes.patch.set_alpha(0)
         draw(axes)
-        _settle(axes, size)
+        _settle(axes, (0, 0, *size), LETTER)
         return _for_page(figure, label)
 
 
@@ -101,18 +104,20 @@ def write_png(path: Path, title: str, draws: Sequence[tuple[str, Draw]], *, lege
 
     across = min(3, len(draws))
     down = -(-len(draws) // across)
-    size = (7.5, 4.6) if len(draws) == 1 else (4 * across, 2.9 * down)
+    width, height = (7.5, 4.4) if len(draws) == 1 else (4.0, 2.8)
     with matplotlib.rc_context(STYLE), writing(path, REMEDY):
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
-        grid = list(figure.subplots(down, across, squeeze=False).flat)
-        for axes, (name, draw) in zip(grid, draws, strict=False):
+        figure = Figure(figsize=(across * width, down * height + HEAD), facecolor="white")
+        most = int(across * width * 9)
+        told = title if len(title) <= most else title[: most - 1] + "…"
+        figure.text(0.1 / (across * width), 1 - 0.1 / (down * height + HEAD), plain(told), va="top", **TITLE)
+        for place, (name, draw) in enumerate(draws):
+            axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(place))
             draw(axes)
             axes.set_title(plain(name), loc="left", fontweight="bold", fontsize=10)
             if legend and len(axes.get_legend_handles_labels()[0]) > 1:
                 axes.legend(frameon=False, fontsize=7, loc="best")
-        for axes in grid[len(draws) :]:
-            axes.set_axis_off()
+            row, column = divmod(place, across)
+            _settle(axes, (column * width, (down - 1 - row) * height, width, height), WIDE_LETTER)
         figure.savefig(path, dpi=110)
 
 
@@ -121,17 +126,24 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$").lstrip("_")
 
 
-def _settle(axes: Axes, size: tuple[float, float]) -> None:
-    """Margins as wide as the ticks need; matplotlib's own layout draws everything twice to find that out."""
-    width, height = size[0] * 72, size[1] * 72
+def _settle(axes: Axes, box: tuple[float, float, float, float], letter: float) -> None:
+    """Puts axes into a box (left, bottom, width, height, in inches) with margins as wide as the ticks need.
+
+    matplotlib's own layout would draw everything twice to find that out.
+    """
     formatter: Any = axes.yaxis.get_major_formatter()
     low, high = sorted(axes.get_ylim())
     texts = formatter.format_ticks([tick for tick in axes.get_yticks() if low <= tick <= high])
-    left = LETTER * max((len(text) for text in texts), default=0) + 8 + 13 * bool(axes.get_ylabel())
-    bottom, top = 16 + 13 * bool(axes.get_xlabel()), 14 if formatter.get_offset() else 6
+    left = letter * max((len(text) for text in texts), default=0) + 8 + 13 * bool(axes.get_ylabel())
+    bottom = 16 + 13 * bool(axes.get_xlabel())
+    top = (14 if formatter.get_offset() else 6) + 18 * bool(axes.get_title(loc="left"))
     # The first number of the horizontal axis needs half its width.
-    left = min(max(left, 13), width * 0.6)
-    axes.set_position((left / width, bottom / height, 1 - (left + 10) / width, 1 - (bottom + top) / height))
+    left = min(max(left, 13), box[2] * 72 * 0.6)
+    across, up = axes.get_figure(root=True).get_size_inches() * 72  # type: ignore[union-attr]
+    x, y, width, height = (72 * edge for edge in box)
+    axes.set_position(
+        ((x + left) / across, (y + bottom) / up, (width - left - 10) / across, (height - bottom - top) / up)
+    )
 
 
 def _for_page(figure: Figure, label: str) -> Markup:

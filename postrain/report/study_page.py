@@ -48,7 +48,7 @@ def write_study(path: Path, output: Path | None = None) -> Path:
         },
     )
     if drawn:
-        write_png(folder / "frontier.png", study.question or study.name, [(drawn.title, drawn.draw)])
+        write_png(folder / "frontier.png", study.name, [(drawn.title, drawn.draw)])
     if groups:
         write_json(folder / RESPONSES, responses(groups))
     return page

@@ -12,6 +12,7 @@ import pytest
 
 from postrain.errors import ConfigError
 from postrain.report import write_comparison
+from postrain.report.__main__ import main
 from postrain.report.comparison_page import Member, efficiency_table, headline_table, warnings
 from postrain.report.labels import differing, labels
 from postrain.report.run_data import RunData, Sample, read_run
@@ -116,8 +117,13 @@ def test_an_interval_is_that_of_the_samples_scores() -> None:
     assert interval(samples(*[0.4, 0.6] * 4), "gold/total", 5.0) is None
 
 
-def test_the_page_shows_them_side_by_side(three: list[Path], tmp_path: Path) -> None:
-    page = write_comparison(three, tmp_path / "out")
+def test_the_page_shows_them_side_by_side(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A folder given twice is one run.
+    monkeypatch.setattr("sys.argv", ["report", *map(str, [*three, three[0]]), "--output", str(tmp_path / "out")])
+    assert main() == 0
+    page = Path(capsys.readouterr().out.strip())
     text = checked(page.read_text(encoding="utf-8"))
     for wanted in (
         "3 runs",

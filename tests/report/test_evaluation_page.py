@@ -123,6 +123,9 @@ def test_evaluations_on_different_data_say_so(tmp_path: Path) -> None:
     subjects = together(found)
     assert [one.name for one in subjects] == ["nano, a", "nano, b"]
     assert warnings(found, subjects)[0].startswith("Not measured on the same data (nano, a: sums; nano, b: stories)")
+    for path in (one, other):
+        (path / "perplexity.jsonl").unlink()
+        (path / "lengths.jsonl").unlink()
     checked(write_comparison([one, other], tmp_path / "out").read_text(encoding="utf-8"))
 
 
@@ -137,7 +140,7 @@ def test_queries_of_any_shape() -> None:
     assert (category.name, category.right, len(category.asked)) == ("other", 0, 1)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_odd_files_never_break_it(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = make_evaluation(tmp_path / "e")

@@ -111,10 +111,10 @@ def test_completions_keep_their_scores(tmp_path: Path) -> None:
     assert found.shares()["right, sampled"].n == 6
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_odd_generations_never_break_it(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    path = make_generation(tmp_path / "g")
+    path = make_generation(tmp_path / "g", prompts=3)
     record = {name: rng.choice(ODD) for name in ("row", "prompt", "completions", "rewards", "gold", "finished")}
     listed = {name: [rng.choice(ODD)] * rng.randrange(4) for name in ("completions", "rewards", "gold", "finished")}
     with (path / "completions.jsonl").open("a") as file:

@@ -126,7 +126,7 @@ def test_a_run_that_left_nothing_still_has_a_page(tmp_path: Path) -> None:
     assert not (tmp_path / "training_curves.png").exists()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_files_cut_anywhere_never_break_it(run_maker: Callable[..., Path], tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = run_maker(tmp_path, samples=2, seed=seed, few=True)
@@ -160,7 +160,7 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_odd_values_anywhere_never_break_it(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
 
@@ -180,7 +180,7 @@ def test_odd_values_anywhere_never_break_it(tmp_path: Path, seed: int) -> None:
 
 
 def test_numbers_that_are_none_are_named_and_left_out(run_maker: Callable[..., Path], tmp_path: Path) -> None:
-    path = run_maker(tmp_path, few=True)
+    path = run_maker(tmp_path, few=True, samples=2)
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"update": 61, "loss": "nan", "grad_norm": "inf"}) + '\n{"update": 62, "lo')
     (path / "status.json").write_text(json.dumps({"status": "failed", "reason": "loss is nan at update 61"}))
@@ -201,12 +201,12 @@ def test_a_run_without_text_and_without_evaluation(tmp_path: Path) -> None:
 
 
 def test_twice_the_same(run_maker: Callable[..., Path], tmp_path: Path) -> None:
-    path = run_maker(tmp_path, few=True)
+    path = run_maker(tmp_path, few=True, samples=2)
     assert page_of(path) == page_of(path)
 
 
 def test_command_needs_no_torch(run_maker: Callable[..., Path], tmp_path: Path) -> None:
-    path = run_maker(tmp_path, few=True)
+    path = run_maker(tmp_path, few=True, samples=2)
     code = (
         "import runpy, sys; sys.argv = ['report', sys.argv[1]]\n"
         "try: runpy.run_module('postrain.report', run_name='__main__')\n"
@@ -226,12 +226,12 @@ def test_command_on_nothing(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_what_cannot_be_written_is_one_line_with_the_remedy(run_maker: Callable[..., Path], tmp_path: Path) -> None:
-    path = run_maker(tmp_path, few=True)
-    (path / "report.html").mkdir()
+def test_what_cannot_be_written_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "report.html").mkdir()
     with pytest.raises(ConfigError, match=r"cannot write .*report\.html: .*; write the report elsewhere with --output"):
-        write_report(path)
-    assert write_report(path, tmp_path / "elsewhere") == tmp_path / "elsewhere" / "report.html"
+        write_report(tmp_path)
+    assert write_report(tmp_path, tmp_path / "elsewhere") == tmp_path / "elsewhere" / "report.html"
 
 
 def test_a_run_shows_masks_forgetting_and_what_it_took(run_maker: Callable[..., Path], tmp_path: Path) -> None:
