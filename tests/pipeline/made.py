@@ -25,6 +25,7 @@ stages:
     generate: [data=world_stories, reward=learned, "reward.path=${stages.proxy.folder}", keep=best, samples=2]
   test:
     evaluate:
+      - model=run
       - model.path=${stages.policy.held.folder}
       - compare=[${stages.policy.free.model},${stages.policy.free.start}]
       - evaluation=lengths
