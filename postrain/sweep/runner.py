@@ -89,7 +89,7 @@ def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Laun
     jobs = [] if study.search else unlike(planner.jobs(list(settings(study))))
     name = config.name or name
     folder = _earlier(Path(config.resume)) if config.resume else _new(config, name, study, shared)
-    sweep = Sweep(name, study, folder, launcher, Console(highlight=False, width=max(Console().width, 104)))
+    sweep = Sweep(name, study, folder, launcher, Console(highlight=False, width=max(Console().width, 120)))
     _record(sweep, words=[*dict.fromkeys([*shared, *swept])])
     status = Status(folder / "status.json")
     status.running()
