@@ -95,7 +95,8 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, p
         # Imported here so that --help and mistakes on the command line answer at once (start-up time).
         from postrain.pipeline.runner import execute as pipeline  # noqa: PLC0415
 
-        return pipeline(config, words, conf, place)
+        shared = place.parents[1] / "shared" if place is not None and group else None
+        return pipeline(config, words, conf, place, group=group, shared=shared)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     if "method" not in plain and not plain["resume"]:
         print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))

@@ -241,8 +241,10 @@ def model_directory(path: Path) -> Path:
 def name_of(directory: Path) -> str:
     """A short name: of a run its method and model, or its pipeline and stage, else the last part of the path."""
     directory = directory.absolute()
-    if directory.name == "model" and (directory.parents[1] / "pipeline.yaml").is_file():
-        return "-".join((directory.parts[-4], directory.parts[-2]))
+    if directory.name == "model" and (plan := directory.parents[1] / "pipeline.yaml").is_file():
+        lines = plan.read_text(encoding="utf-8").splitlines()
+        name = next((line.removeprefix("name: ") for line in lines if line.startswith("name: ")), directory.parts[-4])
+        return f"{name}-{directory.parent.name}"
     if directory.name == "model" and (directory.parent / "manifest.json").is_file():
         return "-".join(directory.parts[-4:-2])
     return directory.stem if directory.suffix == ".gguf" else directory.name

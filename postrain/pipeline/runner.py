@@ -29,6 +29,7 @@ from postrain.generation import run as generation
 from postrain.generation.ending import Ending
 from postrain.jsonl import atomic_write_text, number
 from postrain.pipeline.plan import Plan, Step, make
+from postrain.pipeline.shared import common, digests
 from postrain.pipeline.summary import outcome, result, summary, table
 from postrain.pipeline.words import PIPELINE_KEYS, key_of
 from postrain.resume import SESSION_KEYS
@@ -43,22 +44,32 @@ EXECUTE: Mapping[str, Callable[..., float | None]] = {
 WIDTH = 104
 
 
-def execute(config: DictConfig, words: Sequence[str], conf: Path, place: Path | None = None) -> float | None:
+def execute(
+    config: DictConfig,
+    words: Sequence[str],
+    conf: Path,
+    place: Path | None = None,
+    *,
+    group: str | None = None,
+    shared: Path | None = None,
+) -> float | None:
     """Runs the pipeline that `config` names, or goes on with an earlier one; returns the last stage's measure.
 
-    `place` is where a new pipeline's folder shall be, if somebody has decided that.
+    `place` is where a new pipeline's folder shall be, if somebody has decided that. Of a sweep's job, `group` is what
+    trackers call the sweep, and `shared` is where its jobs agree on who runs the stages they have in common.
     Raises ConfigError for a user's mistake, before the first stage where it can be told, and Interrupted.
     """
     if "RANK" in os.environ:
         raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
     folder, plan = _resumed(config, words, conf) if config.resume else _new(config, words, conf, place)
+    stages = Stages(plan, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
     status = Status(folder / "status.json")
     try:
         with Interrupt(), Ending(status):
             for position, step in enumerate(plan.steps, start=1):
-                title = f"stage {position} of {len(plan.steps)}, {step.stage.name}"
-                _advance(plan, step, folder, title, allow_change=config.allow_change)
+                print(f"\nstage {position} of {len(plan.steps)}, {step.stage.name}", end="", flush=True)
+                stages.advance(step)
             return _finish(plan, folder)
     finally:
         if plan.report:
@@ -102,7 +113,7 @@ def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path
         return folder, plan
     changed = make(plan.node, plan.name, [*plan.words, *new], conf, report=plan.report and config.report)
     for old, step in zip(plan.steps, changed.steps, strict=True):
-        if old.config != step.config and _is_done(folder / step.stage.folder):
+        if old.config != step.config and is_done(folder / step.stage.folder):
             raise ConfigError(
                 f"resume: stage {step.stage.name} is done and was not done with {' '.join(new)}; start a new pipeline, "
                 "or say it to a later stage: stage.NAME.KEY=VALUE"
@@ -111,41 +122,73 @@ def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path
     return folder, changed
 
 
-def _is_done(folder: Path) -> bool:
+def is_done(folder: Path) -> bool:
+    """Whether the stage in a folder has come to its end."""
     return Status(folder / "status.json").read().get("status") == "done"
 
 
-def _advance(plan: Plan, step: Step, root: Path, title: str, *, allow_change: bool) -> None:
-    """Runs a stage, or what is left of it. Its mistakes are told with its name."""
-    folder = root / step.stage.folder
-    if _is_done(folder):
-        print(f"\n{title}: done before", flush=True)
-        return
-    print(f"\n{title}", flush=True)
-    threads = torch.get_num_threads()
-    try:
-        _run(plan, step, root, allow_change=allow_change)
-    except ConfigError as error:
-        raise ConfigError(f"stage {step.stage.name}: {error}") from error
-    finally:
-        # A stage may ask for threads of its own; the next one gets what it would get by itself.
-        torch.set_num_threads(threads)
+def canonical(folder: Path) -> Path:
+    """One way to write a folder, however it was given: it is part of what stages are told of each other."""
+    path, here = folder.absolute(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _run(plan: Plan, step: Step, root: Path, *, allow_change: bool) -> None:
-    config, words = plan.resolved(step, root)
-    folder = root / step.stage.folder
-    if step.stage.kind == "call":
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-        with Ending(Status(folder / "status.json")):
-            instantiate({**config["call"], "folder": str(folder)})
-        return
-    begun = (folder / "config.yaml").is_file()
-    session = {"resume": str(folder) if begun else None, "allow_change": allow_change}
-    if step.stage.kind == "evaluate":
-        # It cannot be gone on with: what it left begins anew.
-        session = {}
+class Stages:
+    """The stages of a pipeline in its folder, to be brought to their ends one after the other."""
+
+    def __init__(self, plan: Plan, root: Path, allow_change: bool, group: str, shared: Path | None) -> None:
+        self.plan, self.root, self.allow_change, self.group = plan, root, allow_change, group
+        self.shared = shared and canonical(shared)
+        self.digests = digests(plan.steps) if shared else {}
+
+    def advance(self, step: Step) -> None:
+        """Runs a stage, or what is left of it, where nobody has. Its mistakes are told with its name."""
+        own = self.root / step.stage.folder
+        if is_done(own):
+            print(": done before", flush=True)
+            return
+        print(flush=True)
+        try:
+            # A call may look at anything, and its arguments do not say at what.
+            if self.shared is None or step.stage.kind == "call":
+                self.run(step, own)
+                return
+            with common(own, self.shared, f"{step.stage.name}-{self.digests[step.stage.name]}") as place:
+                if is_done(place):
+                    print(f"done by another job: {place}", flush=True)
+                else:
+                    self.run(step, place)
+        except ConfigError as error:
+            raise ConfigError(f"stage {step.stage.name}: {error}") from error
+
+    def run(self, step: Step, folder: Path) -> None:
+        """Runs a stage in its folder."""
+        threads = torch.get_num_threads()
+        config, words = self.plan.resolved(step, self.root)
+        try:
+            if step.stage.kind == "call":
+                call(config, folder)
+                return
+            session = self.session(step, folder)
+            EXECUTE[step.stage.kind]({**config, **session}, overrides=words, group=self.group, place=folder)
+        finally:
+            # A stage may ask for threads of its own; the next one gets what it would get by itself.
+            torch.set_num_threads(threads)
+
+    def session(self, step: Step, folder: Path) -> dict[str, Any]:
+        """What a stage is told beside its config: whether it goes on."""
+        begun = (folder / "config.yaml").is_file()
+        if step.stage.kind != "evaluate":
+            return {"resume": str(folder) if begun else None, "allow_change": self.allow_change}
+        # An evaluation cannot be gone on with: what was left of it begins anew.
         if begun:
             shutil.rmtree(folder)
-    EXECUTE[step.stage.kind]({**config, **session}, overrides=words, group=root.name, place=folder)
+        return {}
+
+
+def call(config: Mapping[str, Any], folder: Path) -> None:
+    """Calls a function, which writes into its folder."""
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    with Ending(Status(folder / "status.json")):
+        instantiate({**config["call"], "folder": str(folder)})

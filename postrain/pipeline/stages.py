@@ -15,6 +15,7 @@ them. Leaves out composing.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,8 +122,14 @@ def places(stages: Sequence[Stage], root: Path) -> dict[str, Any]:
     for stage in stages:
         *above, last = stage.name.split(".")
         home = found.setdefault(above[0], {}) if above else found
-        home[last] = {name: str(root / stage.folder / file) for name, file in PRODUCTS[stage.kind].items()}
+        home[last] = {name: str(place(root, stage) / file) for name, file in PRODUCTS[stage.kind].items()}
     return found
+
+
+def place(root: Path, stage: Stage) -> Path:
+    """The folder of a stage; that of another job, where a sweep's jobs share the stage."""
+    own = root / stage.folder
+    return Path(os.path.normpath(root / os.readlink(own))) if own.is_symlink() else own
 
 
 def _unknown_references(stage: Stage, earlier: Sequence[Stage]) -> Iterator[str]:

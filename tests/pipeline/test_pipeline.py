@@ -14,6 +14,7 @@ from postrain.folder import RunFolder
 from postrain.jsonl import JsonLines
 from postrain.pipeline import runner
 from postrain.pipeline.summary import Result
+from postrain.types import ConfigError
 from tests.pipeline.made import LAB, TWO
 from tests.runs import CONF, records
 from tests.test_main import run
@@ -161,6 +162,31 @@ def test_a_failed_stage_names_itself_and_can_be_gone_on_with_otherwise(two, conf
     assert contents(folder) == contents(two)
 
 
+def test_a_job_goes_on_with_what_another_could_not_finish(two, conf, tmp_path, capsys, monkeypatch):
+    """Job 0 fails in the stage both need, job 1 runs it in job 0's folder, and job 0 then finds it done."""
+    (tmp_path / "sweep.yaml").write_text("name: x\n")
+    places = [tmp_path / "jobs" / name for name in ("00-a", "01-b")]
+    words = [*SMALL, "pipeline=two", *conf]
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ConfigError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "EXECUTE", {**runner.EXECUTE, "train": broken})
+        assert run(*words, "stage.make.samples=1", f"hydra.run.dir={places[0]}") == 2
+    assert run(*words, f"hydra.run.dir={places[1]}") == 0
+    assert contents(places[1]) == contents(two)
+    assert not (places[0] / "1-learn").is_symlink()
+    assert (places[1] / "1-learn").resolve() == places[0] / "1-learn"
+    capsys.readouterr()
+    assert run(f"resume={places[0]}", f"hydra.run.dir={places[0]}") == 0
+    assert capsys.readouterr().out.count("done before") == 1
+    assert [status(place)["status"] for place in places] == ["done", "done"]
+    manifest = json.loads(RunFolder(places[1] / "2-make").manifest.read_text())
+    assert manifest["model"]["name"] == "two-1-learn"
+    assert sorted(path.suffix for path in (tmp_path / "shared").iterdir()) == 3 * [".json"] + 3 * [".lock"]
+
+
 def test_a_mistake_in_the_last_stage_is_found_before_the_first_starts(tmp_path, capsys):
     words = ["stage.test.sft.sampels=3", "stage.sft.method.learning_rat=1", "lr=1", "stage.sft.data.eval_path=no.jsonl"]
     assert run(*REASONING, *words, "stage.grpo.method=gpro", f"paths.output={tmp_path}") == 2
@@ -216,6 +242,6 @@ def test_a_laboratory_with_branches_a_test_and_a_picture_is_only_yaml(conf, tmp_
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml")))
 def test_every_pipeline_composes_and_fits(name, tmp_path, capsys, monkeypatch):
     """All of it but the running."""
-    monkeypatch.setattr(runner, "_advance", lambda *args, **kwargs: None)
+    monkeypatch.setattr(runner.Stages, "advance", lambda self, step: None)
     monkeypatch.setattr(runner, "result", lambda step, root: Result(step.stage.name, "", {}))
     assert run(f"pipeline={name}", f"paths.output={tmp_path}") == 0, capsys.readouterr().err
