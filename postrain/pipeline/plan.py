@@ -93,7 +93,7 @@ class Plan:
         return resolved(step, known([each.stage for each in self.steps], self.steps, folder))
 
 
-def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *, report: bool) -> Plan:
+def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *, report: bool = True) -> Plan:
     """Composes and checks all stages, all problems in one ConfigError. Called inside a Hydra job."""
     stages = stages_of(node)
     said = split(words, stages)
