@@ -42,7 +42,9 @@ class Gold:
             for prompt, completion, row in zip(prompts, completions, columns, strict=True)
         ]
         names = sorted({name for score in scores for name in score})
-        parts = {name: tuple(score.get(name) for score in scores) for name in names}
+        # What is called total is what is paid.
+        told = {name: "gold" if name == "total" else name for name in names}
+        parts = {told[name]: tuple(score.get(name) for score in scores) for name in names}
         return RewardBatch(total_of([self._paid(score) for score in scores]), parts)
 
     def _paid(self, score: Mapping[str, float]) -> float | None:

@@ -45,19 +45,22 @@ class Episodes(Batch):
         total, count = parallel.all_sum(torch.stack([self.reward_B[scored_B].sum(), scored_B.sum().float()]))
         return torch.where(scored_B, self.reward_B, total / count.clamp(min=1))
 
+    def _part(self, name: str) -> Mean:
+        known = [value for part in self.parts if (value := part[name]) is not None]
+        return Mean(sum(known), len(known))
+
     def metrics(self) -> dict[str, Mean | Max]:
         """Rewards by part and the shape of the completions, ready to log."""
         rows = len(self)
         scored_B = ~self.reward_B.isnan()
-        found: dict[str, Mean | Max] = {
+        parts = self.parts[0] if rows else ()
+        found: dict[str, Mean | Max] = {f"reward/{name}": self._part(name) for name in parts} | {
+            # After the parts: whatever they are called, this is what is paid.
             "reward/total": Mean(self.reward_B[scored_B].sum(), scored_B.sum()),
             "reward/unscorable": Mean((~scored_B).sum(), rows),
             "completion/length": Mean(torch.cat(self.rows.supervised).sum(), rows),
             "completion/finished": Mean(self.finished_B.sum(), rows),
         }
-        for name in self.parts[0] if rows else ():
-            known = [value for part in self.parts if (value := part[name]) is not None]
-            found[f"reward/{name}"] = Mean(sum(known), len(known))
         tallies = [asdict(tally) for tally in self.tallies or ()]
         for name in tallies[0] if tallies else ():
             found[f"environment/{name}"] = Mean(sum(tally[name] for tally in tallies), rows)
