@@ -239,15 +239,23 @@ def model_directory(path: Path) -> Path:
 
 
 def name_of(directory: Path) -> str:
-    """A short name: of a run its method and model, or its pipeline and stage, else the last part of the path."""
+    """A short name: of a run its method and model, or its pipeline or sweep and its folder, else the last part."""
     directory = directory.absolute()
-    if directory.name == "model" and (plan := directory.parents[1] / "pipeline.yaml").is_file():
-        lines = plan.read_text(encoding="utf-8").splitlines()
-        name = next((line.removeprefix("name: ") for line in lines if line.startswith("name: ")), directory.parts[-4])
-        return f"{name}-{directory.parent.name}"
+    if directory.name == "model" and (directory.parent.parent / "pipeline.yaml").is_file():
+        return f"{_above(directory.parent.parent)}-{directory.parent.name}"
     if directory.name == "model" and (directory.parent / "manifest.json").is_file():
-        return "-".join(directory.parts[-4:-2])
+        run = directory.parent
+        return f"{_above(run)}-{run.name}" if _in_sweep(run) else "-".join(run.parts[-3:-1])
     return directory.stem if directory.suffix == ".gguf" else directory.name
+
+
+def _above(folder: Path) -> str:
+    """What a pipeline's folder, or that of a sweep's job, is called after."""
+    return folder.parents[2].name if _in_sweep(folder) else folder.parent.name
+
+
+def _in_sweep(folder: Path) -> bool:
+    return len(folder.parents) > 2 and (folder.parents[1] / "sweep.yaml").is_file()
 
 
 def resolve_for(key: str, path: str, expected: str, source: ModelSource | None = None) -> ResolvedModel:

@@ -164,8 +164,10 @@ def test_a_failed_stage_names_itself_and_can_be_gone_on_with_otherwise(two, conf
 
 def test_a_job_goes_on_with_what_another_could_not_finish(two, conf, tmp_path, capsys, monkeypatch):
     """Job 0 fails in the stage both need, job 1 runs it in job 0's folder, and job 0 then finds it done."""
-    (tmp_path / "sweep.yaml").write_text("name: x\n")
-    places = [tmp_path / "jobs" / name for name in ("00-a", "01-b")]
+    sweep = tmp_path / "study" / "time-hash"
+    sweep.mkdir(parents=True)
+    (sweep / "sweep.yaml").write_text("name: x\n")
+    places = [sweep / "jobs" / name for name in ("00-a", "01-b")]
     words = [*SMALL, "pipeline=two", *conf]
 
     def broken(*args: object, **kwargs: object) -> None:
@@ -183,8 +185,8 @@ def test_a_job_goes_on_with_what_another_could_not_finish(two, conf, tmp_path, c
     assert capsys.readouterr().out.count("done before") == 1
     assert [status(place)["status"] for place in places] == ["done", "done"]
     manifest = json.loads(RunFolder(places[1] / "2-make").manifest.read_text())
-    assert manifest["model"]["name"] == "two-1-learn"
-    assert sorted(path.suffix for path in (tmp_path / "shared").iterdir()) == 3 * [".json"] + 3 * [".lock"]
+    assert manifest["model"]["name"] == "study-1-learn"
+    assert sorted(path.suffix for path in (sweep / "shared").iterdir()) == 3 * [".json"] + 3 * [".lock"]
 
 
 def test_a_mistake_in_the_last_stage_is_found_before_the_first_starts(tmp_path, capsys):
