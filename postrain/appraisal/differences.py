@@ -27,14 +27,23 @@ def differences(one: Finding, other: Finding) -> dict[str, Estimate]:
 
 
 def shares(finding: Finding, metric: str) -> Shares:
-    """Each item's share of a metric; none where their weighted mean is not the metric's value, or items repeat."""
+    """Each item's share of a metric; none where neither their weighted nor their plain mean is the metric's value, or
+    items repeat."""
     items = [record for record in finding.records if isinstance(record.get(metric), bool | int | float)]
-    found = {item.get("row"): (float(item[metric]), float(item.get("weight", 1))) for item in items}
-    total = sum(weight for _, weight in found.values())
-    if len(found) < len(items) or total <= 0:
+    weighted = {item.get("row"): (float(item[metric]), float(item.get("weight", 1))) for item in items}
+    plain = {row: (share, 1.0) for row, (share, _) in weighted.items()}
+    if len(weighted) < len(items):
         return {}
-    mean = sum(value * weight for value, weight in found.values()) / total
-    return found if math.isclose(mean, finding.metrics[metric].value, rel_tol=AGREES, abs_tol=AGREES) else {}
+    return next((found for found in (weighted, plain) if means(found, finding.metrics[metric].value)), {})
+
+
+def means(found: Shares, value: float) -> bool:
+    """Whether this is the mean of these shares."""
+    total = sum(weight for _, weight in found.values())
+    if total <= 0:
+        return False
+    mean = sum(share * weight for share, weight in found.values()) / total
+    return math.isclose(mean, value, rel_tol=AGREES, abs_tol=AGREES)
 
 
 def paired(mine: Shares, theirs: Shares) -> Estimate:
@@ -44,7 +53,7 @@ def paired(mine: Shares, theirs: Shares) -> Estimate:
     """
     rows = list(mine)
     if all(mine[row][1] == theirs[row][1] == 1 for row in rows):
-        return Estimate.mean([mine[row][0] - theirs[row][0] for row in rows])
+        return Estimate.paired([mine[row][0] for row in rows], [theirs[row][0] for row in rows])
     sums = [[(values[row][0] * values[row][1], values[row][1]) for row in rows] for values in (mine, theirs)]
     totals = [(sum(total for total, _ in side), sum(weight for _, weight in side)) for side in sums]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
@@ -48,6 +49,8 @@ def said(one: Measured, name: str, metric: str) -> str:
 
 
 def interval(found: Estimate, *, mark: bool = False) -> str:
-    """A number with its interval."""
+    """A number with its interval, if that is known: of a single item it is infinite."""
+    if not math.isfinite(found.low) or not math.isfinite(found.high):
+        return figure(found.value)
     text = f"{figure(found.value)} [{figure(found.low)}, {figure(found.high)}]".replace("[", r"\[")
     return f"[bold]{text}[/bold]" if mark and not found.low <= 0 <= found.high else text

@@ -15,6 +15,8 @@ NEEDED = (
     "needs a model to compare with; name one with reference=DIRECTORY (in training: evaluation.completions above 0)"
 )
 
+SILENT = "the model sampled no token, so there is nothing to compare"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
@@ -31,12 +33,14 @@ class Divergence:
         found = compared(subject, episodes)
         tokens = found.mask_BT.sum(1).tolist()
         sums = found.kl_BT.double().sum(1).tolist()
+        if not any(tokens):
+            return Finding(metrics={}, notes=(SILENT,))
         rows = zip(episodes.rows.row_ids, sums, tokens, strict=True)
         return Finding(
             metrics={"per_token": Estimate.ratio(sums, tokens), "per_completion": Estimate.mean(sums)},
             example=first_prompt(subject, episodes),
             records=tuple(
-                {"row": row, "per_completion": kl, "tokens": count, "kl_per_token": kl / max(count, 1)}
+                {"row": row, "per_token": kl / max(count, 1), "per_completion": kl, "weight": count}
                 for row, kl, count in rows
             ),
             notes=(subject.reference.says,),

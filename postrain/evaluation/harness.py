@@ -100,7 +100,7 @@ def estimate(value: float, results: Mapping[str, Any], name: str, items: Items, 
     """A metric with its interval: from its items where it is their mean, else from the harness's own error, if any."""
     own = [one[name] for one in items if isinstance(one.get(name), int | float)]
     if own and math.isclose(sum(own) / len(own), value, abs_tol=1e-9):
-        return Estimate.share(own) if set(own) <= {0, 1} else Estimate.mean(own)
+        return Estimate.of(own)
     metric, _, filtered = name.partition(",")
     error = results.get(f"{metric}_stderr,{filtered or 'none'}")
     half = Z * error if isinstance(error, int | float) else math.inf

@@ -26,6 +26,11 @@ class Interval:
     high: float
 
 
+def student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, of at least one degree of freedom; beyond the table to three digits."""
+    return T[degrees - 1] if degrees <= len(T) else Z + (T[-1] - Z) * len(T) / degrees
+
+
 def wilson(successes: float, total: int) -> Interval:
     """A proportion with Wilson's score interval, honest at 0 and 1 too; [0, 1] when nothing was counted."""
     if total == 0:
@@ -41,9 +46,23 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean, degrees = fmean(values), len(values) - 1
     if degrees == 0:
         return Interval(mean, float("-inf"), float("inf"))
-    quantile = T[degrees - 1] if degrees <= len(T) else Z + (T[-1] - Z) * len(T) / degrees
-    half = quantile * stdev(values) / sqrt(len(values))
+    half = student(degrees) * stdev(values) / sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
+
+
+def paired_shares(differences: Sequence[float]) -> Interval:
+    """The mean difference of two shares of the same items, each right (1), wrong (0) or half right in both.
+
+    Agresti and Min (2005), with Student's quantile: two made-up items, half of one better by 1 and half of one worse,
+    keep a few items that all point one way from being certain of it. A single item has the interval [-1, 1].
+    """
+    n = len(differences)
+    if n == 1:
+        return Interval(differences[0], -1.0, 1.0)
+    middle = sum(differences) / (n + 2)
+    squares = sum(one * one for one in differences) + 1
+    half = student(n - 1) * sqrt(squares / (n + 2) - middle * middle) / sqrt(n + 2)
+    return Interval(fmean(differences), max(middle - half, -1.0), min(middle + half, 1.0))
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
@@ -55,7 +74,7 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
 
 
 def jackknife_interval(value: float, without: Sequence[float]) -> Interval:
-    """Any statistic of n independent items, with the normal interval of its jackknife error (Efron and Stein 1981).
+    """Any statistic of n independent items, with Student's interval of its jackknife error (Efron and Stein 1981).
 
     `without` is the statistic with each item left out in turn. For what resampling would bend: ratios, and numbers of
     different things, which fall as soon as an item is drawn twice. A single item has an infinite interval.
@@ -64,5 +83,5 @@ def jackknife_interval(value: float, without: Sequence[float]) -> Interval:
     if n < 2:
         return Interval(value, float("-inf"), float("inf"))
     mean = fmean(without)
-    half = Z * sqrt((n - 1) / n * sum((one - mean) ** 2 for one in without))
+    half = student(n - 1) * sqrt((n - 1) / n * sum((one - mean) ** 2 for one in without))
     return Interval(value, value - half, value + half)

@@ -44,6 +44,8 @@ class Perplexity:
         items = [item for item in data.eval if isinstance(item, EncodedRow)][: self.rows]
         batch = collated(items)
         found = row_losses(subject, batch)
+        if not any(tokens for _, tokens in found):
+            return Finding(metrics={}, notes=(NEEDED,))
         return Finding(
             metrics=over_tokens(found),
             example=asked_text(subject, batch.ids[0]),

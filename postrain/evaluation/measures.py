@@ -17,7 +17,7 @@ repeats no setting. A further one joins any option with `+evaluation/measure@eva
 
 Records: one mapping an item. `row` names the item, equal for equal items of two models; a field called like a metric is
 that item's share of it, a number or true/false, weighted by the field `weight` where there is one. Where the weighted
-mean of a field is the metric's value, models that are compared get its paired difference.
+mean of a field, or its plain one, is the metric's value, models that are compared get its paired difference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import nn
 
 from postrain.data.chat import Template
 from postrain.data.module import DataModule
-from postrain.evaluation.intervals import bootstrap_interval, jackknife_interval, wilson
+from postrain.evaluation.intervals import Interval, jackknife_interval, mean_interval, paired_shares, wilson
 from postrain.models.reference import Reference
 from postrain.rewards.base import Reward
 from postrain.rollout.collect import Episodes
@@ -49,28 +49,56 @@ class Estimate:
 
     @classmethod
     def share(cls, hits: Sequence[bool | float]) -> Estimate:
-        """The share of hits, with Wilson's interval; half a hit counts half."""
-        found = wilson(float(sum(hits)), len(hits))
-        return cls(value=found.value, low=found.low, high=found.high, n=len(hits))
+        """The share of hits, with Wilson's interval; half a hit counts half.
+
+        Fractions, such as the share of a query's wordings, vary less than hits: they have the interval of their mean.
+        Equal ones say nothing of how they vary, and have Wilson's.
+        """
+        if set(hits) <= {0, 0.5, 1} or len(set(hits)) == 1:
+            return cls._of(wilson(float(sum(hits)), len(hits)), len(hits))
+        return cls.mean(hits).within(0, 1)
 
     @classmethod
     def mean(cls, values: Sequence[float]) -> Estimate:
-        """The mean of at least one value, with its bootstrap interval."""
-        found = bootstrap_interval(values)
-        return cls(value=found.value, low=found.low, high=found.high, n=len(values))
+        """The mean of at least one value, with Student's interval; of a single one it is infinite."""
+        return cls._of(mean_interval(values), len(values))
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The mean of at least one value of a kind that is not known: where all are 1 or 0 a share."""
+        return cls.share(values) if set(values) <= {0, 1} else cls.mean(values)
+
+    @classmethod
+    def paired(cls, mine: Sequence[float], theirs: Sequence[float]) -> Estimate:
+        """The mean difference of two measurements of the same items, at least one."""
+        gaps = [one - other for one, other in zip(mine, theirs, strict=True)]
+        return cls.gain(gaps) if {*mine, *theirs} <= {0, 0.5, 1} else cls.mean(gaps)
+
+    @classmethod
+    def gain(cls, gaps: Sequence[float]) -> Estimate:
+        """The mean of at least one item's gain in what it is worth, which mostly is 1 or 0."""
+        shares = set(gaps) <= {-1, -0.5, 0, 0.5, 1}
+        return cls._of(paired_shares(gaps) if shares else mean_interval(gaps), len(gaps))
 
     @classmethod
     def jackknife(cls, value: float, without: Sequence[float]) -> Estimate:
         """Any statistic of items, from its values with each of them left out."""
-        found = jackknife_interval(value, without)
-        return cls(value=found.value, low=found.low, high=found.high, n=len(without))
+        return cls._of(jackknife_interval(value, without), len(without))
 
     @classmethod
     def ratio(cls, totals: Sequence[float], counts: Sequence[float]) -> Estimate:
-        """Total over count of all items, such as nats per token over rows: not the mean of the items' own ratios."""
-        total, count = sum(totals), sum(counts)
-        without = [(total - t) / (count - c) for t, c in zip(totals, counts, strict=True) if count > c]
-        return cls.jackknife(total / count, without)
+        """Total over count of all items, such as nats per token over rows: not the mean of the items' own ratios.
+
+        Items that count nothing are none; where nothing is left the value is nan.
+        """
+        items = [(total, count) for total, count in zip(totals, counts, strict=True) if count > 0]
+        total, count = sum(total for total, _ in items), sum(count for _, count in items)
+        without = [(total - t) / (count - c) for t, c in items] if len(items) > 1 else []
+        return cls._of(jackknife_interval(total / count if items else float("nan"), without), len(items))
+
+    @classmethod
+    def _of(cls, found: Interval, n: int) -> Estimate:
+        return cls(value=found.value, low=found.low, high=found.high, n=n)
 
     def within(self, low: float, high: float) -> Estimate:
         """The same with an interval that does not leave what the number can be."""

@@ -57,7 +57,7 @@ class GoldScores:
 
 def estimates(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Estimate]:
     """The mean of each part over the completions that have it."""
-    return {part: Estimate.mean(values) for part, values in by_part(scores).items()}
+    return {part: Estimate.of(values) for part, values in by_part(scores).items()}
 
 
 def written(episodes: Episodes, scores: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

@@ -56,7 +56,7 @@ class WinRate:
             metrics={"win_rate": Estimate.share(known)},
             example=first_prompt(subject, ours),
             records=written(ours, records),
-            notes=(f"against {self._other.name}, by {self._judged_by(subject, data)}",),
+            notes=(f"against {self._other.name}, by {self._judged_by(subject, knows_gold(data, ours))}",),
         )
 
     @cached_property
@@ -79,16 +79,21 @@ class WinRate:
         judge = self.judge
         if isinstance(judge, Preference):
             return list(optional(judge.beats(ours.prompts, ours.completions, theirs.completions, ours.columns)))
-        if judge is None and data.gold is not None:
+        if judge is None and knows_gold(data, ours):
             scores = [[one.get("total") for one in gold_scores(episodes, data)] for episodes in (ours, theirs)]
         else:
             reward = judge or subject.reward
             scores = [paid(reward, episodes) for episodes in (ours, theirs)]
         return [points(one, other) for one, other in zip(*scores, strict=True)]
 
-    def _judged_by(self, subject: Subject, data: DataModule) -> str:
-        judge = self.judge or (None if data.gold is not None else subject.reward)
+    def _judged_by(self, subject: Subject, gold: bool) -> str:
+        judge = self.judge or (None if gold else subject.reward)
         return "the gold score" if judge is None else type(judge).__name__
+
+
+def knows_gold(data: DataModule, episodes: Episodes) -> bool:
+    """Whether the data knows what any of the completions is worth: rows of one's own may have no gold column."""
+    return data.gold is not None and any("gold" in columns for columns in episodes.columns)
 
 
 def paid(reward: Reward | None, episodes: Episodes) -> Sequence[float | None]:

@@ -26,6 +26,14 @@ def test_the_difference_of_means_with_the_interval_of_the_items_differences() ->
     assert (found.value, found.low, found.high, found.n) == (-1, -1, -1, 3)
 
 
+def test_a_metric_may_be_the_plain_mean_of_items_that_another_one_weights() -> None:
+    records = tuple(
+        {"row": row, "sum": total, "weight": weight} for row, (total, weight) in enumerate([(1, 3), (5, 1)])
+    )
+    one = Finding(metrics={"sum": Estimate(value=3, low=0, high=9, n=2)}, records=records)
+    assert differences(one, one)["sum"].n == 2
+
+
 def test_weighted_items_give_the_difference_of_the_weighted_means() -> None:
     # (1 · 1 + 3 · 5) / 4 = 4 against (1 · 2 + 3 · 8) / 4 = 6.5
     found = differences(finding([1.0, 5.0], [1, 3]), finding([2.0, 8.0], [1, 3]))["loss"]

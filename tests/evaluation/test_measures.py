@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from postrain.appraisal.differences import differences
 from postrain.data.encode import EncodedPair, EncodedRow
 from postrain.evaluation.accuracy import Accuracy
 from postrain.evaluation.completions import complete
 from postrain.evaluation.confidence import Calibration, error
 from postrain.evaluation.divergence import Divergence
 from postrain.evaluation.forgetting import fact_record, others, spread
+from postrain.evaluation.intervals import T
 from postrain.evaluation.lengths import Lengths
 from postrain.evaluation.likelihood import Perplexity
 from postrain.evaluation.preference import PreferenceAccuracy
@@ -27,7 +30,7 @@ from postrain.models.reference import Reference
 from postrain.rewards.base import total_of
 from postrain.types import ConfigError, RewardBatch
 from postrain.world.facts import all_facts
-from tests.evaluation.subjects import asking, subject
+from tests.evaluation.subjects import asking, gold, subject
 from tests.methods.made import pairs, plain_logps, precise
 
 
@@ -151,6 +154,14 @@ def test_calibration_compares_confidence_with_what_is_right() -> None:
     assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
 
 
+def test_rows_without_a_token_to_foresee_have_no_loss() -> None:
+    rows = pairs(5).chosen
+    silent = replace(rows, supervised=tuple(map(torch.zeros_like, rows.supervised)))
+    found = Perplexity(rows=2)(subject(items={"Demonstration": encoded(silent)}))
+    assert found.metrics == {}
+    assert "completions or running text" in found.notes[0]
+
+
 def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
     assert Divergence(prompts=2)(subject()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
     asked = subject(reference=Reference(precise(), precise(seed=1)))
@@ -158,17 +169,20 @@ def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
     assert found.metrics["per_token"].value > 0
     # Two tokens a completion, so twice as much for a completion.
     assert found.metrics["per_completion"].value == pytest.approx(2 * found.metrics["per_token"].value)
+    assert set(differences(found, found)) == {"per_token", "per_completion"}
 
 
 def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
     texts = ["a b a b", "a b c", "d"]
-    found = distinct(texts, 2)
     without = [distinct_n(texts[:at] + texts[at + 1 :], 2) for at in range(3)]
     # a b, b a, a b, a b, b c: three kinds of five; without the first 2 of 2, without the second 2 of 3.
-    assert (found.value, without) == (0.6, [1.0, 2 / 3, 0.6])
-    mean = sum(without) / 3
-    half = 1.959964 * math.sqrt(2 / 3 * sum((one - mean) ** 2 for one in without))
-    assert found.low == pytest.approx(0.6 - half)
+    assert (distinct(texts, 2).value, without) == (0.6, [1.0, 2 / 3, 0.6])
+    many = texts + [f"{at} {at} {at}" for at in range(9)]
+    without = [distinct_n(many[:at] + many[at + 1 :], 2) for at in range(12)]
+    mean = sum(without) / 12
+    half = T[10] * math.sqrt(11 / 12 * sum((one - mean) ** 2 for one in without))
+    # Three kinds of five, and nine of eighteen.
+    assert distinct(many, 2).low == pytest.approx(12 / 23 - half)
     assert Repetition(prompts=2)(subject()).metrics["looping"].value == 0
 
 
@@ -184,6 +198,9 @@ def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPa
     found = WinRate(against="other", judge=None, prompts=4)(asked)
     assert found.metrics["win_rate"].value == 0.5
     assert found.notes == ("against other, by Pays",)
+    # Data that knows gold scores may hold rows without them.
+    asked.view("Prompt").gold = gold
+    assert WinRate(against="other", judge=None, prompts=4)(asked) == found
 
 
 def test_a_scalar_model_writes_nothing_that_could_be_measured() -> None:

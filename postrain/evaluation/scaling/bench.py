@@ -180,15 +180,11 @@ def gold_worths(data: DataModule, prompts: Prompts, completions: Sequence[str]) 
     return [parts.get("correct", parts["total"]) for parts in scores]
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean over prompts: of right and wrong a share, with Wilson's interval."""
-    return Estimate.share(values) if set(values) <= {0.0, 1.0} else Estimate.mean(values)
-
-
 def estimates(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
     """A metric of each column of worths by prompt; a gain may be negative, and so is never a share."""
     return {
-        name: Estimate.mean(values) if name.startswith("gain") else estimate(values) for name, values in columns.items()
+        name: Estimate.gain(values) if name.startswith("gain") else Estimate.of(values)
+        for name, values in columns.items()
     }
 
 
@@ -205,4 +201,4 @@ def likeliest(greedy: Graded) -> Point:
 
 def point(label: str, values: Sequence[float], *, tokens: float, seconds: float, kl: float | None = None) -> Point:
     """A point of a curve from each prompt's worth."""
-    return Point(label=label, tokens=tokens, seconds=seconds, score=estimate(values), kl=kl)
+    return Point(label=label, tokens=tokens, seconds=seconds, score=Estimate.of(values), kl=kl)

@@ -20,7 +20,7 @@ from statistics import fmean
 from postrain.data.records import Demonstration, Message, Messages, Prompt, plain_text, user
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.answers import certainty, read
-from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimate, gains, point
+from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, gains, point
 from postrain.evaluation.scaling.confidence import calibration_error
 from postrain.evaluation.scaling.tries import Try, draw
 from postrain.ops import derive_seed
@@ -128,7 +128,7 @@ class ChainOfThought(OnPrompts):
     def _metrics(self, way: Way, found: Found, direct: Found | None) -> Mapping[str, Estimate]:
         right = found.graded.firsts()
         metrics = {
-            "accuracy": estimate(right),
+            "accuracy": Estimate.of(right),
             "confidence": Estimate.mean(found.sure),
             "calibration_error": calibration_error(found.sure, right),
             "tokens": Estimate.mean(found.graded.tries.tokens()),
@@ -136,7 +136,7 @@ class ChainOfThought(OnPrompts):
         }
         if direct is None or way.name == DIRECT:
             return metrics
-        return {**metrics, "gain": Estimate.mean(gains(right, direct.graded.firsts()))}
+        return {**metrics, "gain": Estimate.gain(gains(right, direct.graded.firsts()))}
 
     def _columns(self, found: Mapping[str, Found]) -> Mapping[str, Sequence[object]]:
         columns: dict[str, Sequence[object]] = {}
