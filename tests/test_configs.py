@@ -1,11 +1,13 @@
 """Every YAML in conf/ composes, says what it is, and fits the constructors it names."""
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from postrain.check import check
 from postrain.cli import PROGRAMS
 from postrain.root import Root
-from tests.runs import CONF, METHODS, composed
+from tests.runs import CONF, METHODS, SMALL, composed
 
 # Groups of conf/generate.yaml, and pipelines, which compose several configs: tests/generation and tests/pipeline.
 ELSEWHERE = ("keep", "pipeline")
@@ -58,6 +60,19 @@ def test_the_experiment_wins_over_the_method_and_loses_to_the_command_line():
     assert composed(["method=pretrain"])["method"]["batch_size"] == 16
     assert composed(["experiment=nano"])["method"]["batch_size"] == 36
     assert composed(["experiment=nano", "method.batch_size=5"])["method"]["batch_size"] == 5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*SMALL, "method=dpo", "method.loss={sigmoid:0.8,bco:0.2}", "++method.learning_rat=1"],
+        ["method.updates=7", "experiment=nano", "adapter=lora", "~data.source.seed", "paths.output='/a b/c'"],
+    ],
+)
+def test_tests_compose_as_hydra_does(words):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        plainly = OmegaConf.to_container(compose("config", words), resolve=True)
+    assert composed(words) == plainly
 
 
 def test_no_yaml_lies_where_nobody_finds_it():
