@@ -27,6 +27,8 @@ from postrain.rollout.collect import collect
 from postrain.types import ConfigError, Count, NonNegative, Prompts
 
 PARSED = "code was parsed, not run; evaluation.measures.queries.allow_execution=true runs it on this machine"
+# What only several wordings of a query have.
+ACROSS = ("consistency", "agreement", "agreement/paraphrase")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Asked:
     def record(self) -> dict[str, Any]:
         """What is kept of it."""
         kept = {name: getattr(self, name) for name in ("phrasing", "prompt", "response", "tokens", "finished")}
-        return {"query": self.query.id, "category": self.query.category, **kept, **asdict(self.verdict)}
+        return {**kept, **asdict(self.verdict)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,11 @@ class Queries:
         if room < 1:
             return Finding(metrics={}, notes=(f"the model's {subject.context} tokens of context hold no query",))
         asked = self._ask(subject, wordings, ids, min(room, self.max_new_tokens))
+        records = tuple(record(group) for group in _grouped(asked).values())
         return Finding(
-            metrics=metrics(asked),
+            metrics=metrics(records),
             example=asked[0].prompt,
-            records=tuple(one.record() for one in asked),
+            records=records,
             notes=tuple(self._notes(asked, room)),
         )
 
@@ -142,24 +145,30 @@ class Queries:
             yield PARSED
 
 
-def metrics(asked: Sequence[Asked]) -> dict[str, Estimate]:
+def record(asked: Sequence[Asked]) -> Mapping[str, Any]:
+    """Of a query in its wordings: its share of each metric it has one of, and what was asked and said."""
+    query, right = asked[0].query, fmean(one.verdict.right for one in asked)
+    shares = {
+        "accuracy": right,
+        f"accuracy/{query.category}": right,
+        "worst_phrasing": right == 1,
+        **(_across(query, asked) if len(asked) > 1 else {}),
+        "refusals_or_empty": fmean(refuses(one.response) for one in asked),
+        "finished": fmean(one.finished for one in asked),
+        "tokens": fmean(one.tokens for one in asked),
+    }
+    return {"row": query.id, "category": query.category, **shares, "wordings": [one.record() for one in asked]}
+
+
+def metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
     """All that is counted; the observations are queries, whose wordings share one of them."""
-    queries = _grouped(asked)
-    right = {name: fmean(one.verdict.right for one in group) for name, group in queries.items()}
-    found = {"accuracy": Estimate.share(list(right.values()))}
-    for category in dict.fromkeys(one.query.category for one in asked):
-        of_it = [right[name] for name, group in queries.items() if group[0].query.category == category]
-        found[f"accuracy/{category}"] = Estimate.share(of_it)
-    found["worst_phrasing"] = Estimate.share([share == 1 for share in right.values()])
-    several = {name: group for name, group in queries.items() if len(group) > 1}
-    if several:
-        found["consistency"] = Estimate.share([right[name] in (0, 1) for name in several])
-    found |= _agreements([group for group in several.values() if readable(group[0].query.expect)])
-    refused = [fmean(refuses(one.response) for one in group) for group in queries.values()]
-    found["refusals_or_empty"] = Estimate.share(refused)
-    found["finished"] = Estimate.share([fmean(one.finished for one in group) for group in queries.values()])
-    found["tokens"] = Estimate.mean([fmean(one.tokens for one in group) for group in queries.values()])
-    return found
+    categories = dict.fromkeys(f"accuracy/{one['category']}" for one in records)
+    shares = {
+        name: Estimate.share([one[name] for one in records if name in one])
+        for name in ("accuracy", *categories, "worst_phrasing", *ACROSS, "refusals_or_empty", "finished")
+        if any(name in one for one in records)
+    }
+    return {**shares, "tokens": Estimate.mean([one["tokens"] for one in records])}
 
 
 def agreement(answers: Sequence[str]) -> float:
@@ -167,13 +176,15 @@ def agreement(answers: Sequence[str]) -> float:
     return fmean(one == other for one, other in combinations(answers, 2))
 
 
-def _agreements(groups: Sequence[Sequence[Asked]]) -> dict[str, Estimate]:
-    """How often two wordings get the same answer, right or wrong, where an answer can be read off; and of the queries
-    that are there for it."""
-    shares = [(group[0].query.category, agreement([one.verdict.answer for one in group])) for group in groups]
-    found = {"agreement": [share for _, share in shares]}
-    found["agreement/paraphrase"] = [share for category, share in shares if category == "paraphrase"]
-    return {name: Estimate.share(values) for name, values in found.items() if values}
+def _across(query: Query, asked: Sequence[Asked]) -> dict[str, float]:
+    """What the wordings have in common: whether all are right or all wrong; and how often two of them get the same
+    answer, right or wrong, where an answer can be read off."""
+    found: dict[str, float] = {"consistency": len({one.verdict.right for one in asked}) == 1}
+    if readable(query.expect):
+        found["agreement"] = agreement([one.verdict.answer for one in asked])
+        if query.category == "paraphrase":
+            found["agreement/paraphrase"] = found["agreement"]
+    return found
 
 
 def _grouped(asked: Sequence[Asked]) -> Mapping[str, list[Asked]]:

@@ -93,7 +93,7 @@ class Verdict:
 
 def judge(expect: Expect, said: str, passes: Callable[[str, Expect], bool] | None = None) -> Verdict:
     """Whether a text meets an expectation. `passes` runs the tests of code; without it, that code parses is enough."""
-    text = said.rpartition("</think>")[2].strip()
+    text = answered(said)
     if refuses(text):
         return Verdict(False, "refused" if text else "empty", normalised(text))
     asked = dict(_asked(expect))
@@ -107,6 +107,11 @@ def judge(expect: Expect, said: str, passes: Callable[[str, Expect], bool] | Non
         why=("missed " if missed else "met ") + told + (f" (read {read})" if readable(expect) else ""),
         answer=normalised(text) if read is None else read,
     )
+
+
+def answered(said: str) -> str:
+    """What stands after the thinking."""
+    return said.rpartition("</think>")[2].strip()
 
 
 def readable(expect: Expect) -> bool:
@@ -123,8 +128,9 @@ def reading(expect: Expect, text: str) -> str | None:
 
 
 def refuses(text: str) -> bool:
-    """True for an empty text, and for one that begins by saying that it cannot."""
-    return not text.strip() or REFUSAL.match(text) is not None
+    """True for an empty answer, and for one that begins by saying that it cannot."""
+    answer = answered(text)
+    return not answer or REFUSAL.match(answer) is not None
 
 
 def _asked(expect: Expect) -> Iterator[tuple[str, Any]]:

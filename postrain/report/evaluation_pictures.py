@@ -10,6 +10,7 @@ from postrain.report.charts import Series, Spot, bars, histogram, points, spans_
 from postrain.report.evaluation_data import Number, Point, Subject
 from postrain.report.page import Picture, picture
 from postrain.report.pictures import LARGE, SERIES, Draw, color, css
+from postrain.report.queries import wordings
 
 Bars = list[tuple[str, Spot, int]]
 Group = tuple[str, str, list[float]]
@@ -72,13 +73,15 @@ def lengths(subjects: Sequence[Subject]) -> list[Group]:
     found = []
     for index, one in enumerate(subjects):
         measure = next((name for name in ("lengths", "queries") if one.values(name, "tokens")), None)
-        if measure is not None and len(subjects) == 1:
-            records = one.records[measure]
+        # A record of a query holds all of its wordings.
+        records = [part for record in one.records.get(measure or "", ()) for part in wordings(record) or [record]]
+        if len(subjects) == 1:
             for name, shade, ended in ((FINISHED, SERIES[2], True), (CUT, SERIES[1], False)):
                 kept = [float(r["tokens"]) for r in records if r.get("finished") is ended and _whole(r.get("tokens"))]
                 found += [(name, shade, kept)] if kept else []
         elif measure is not None:
-            found.append((one.name, SERIES[index % len(SERIES)], one.values(measure, "tokens")))
+            values = [float(r["tokens"]) for r in records if _whole(r.get("tokens"))]
+            found += [(one.name, SERIES[index % len(SERIES)], values)] if values else []
     return found
 
 

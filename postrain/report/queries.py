@@ -45,13 +45,20 @@ def by_category(records: Sequence[Record]) -> list[Category]:
     """The categories in the order they were asked in."""
     found: dict[str, list[Asked]] = {}
     for record in records:
-        prompt, response = record.get("prompt"), record.get("response")
-        if isinstance(prompt, str) and isinstance(response, str):
-            asked = Asked(
-                _text(record.get("query")), prompt, response, record.get("right") is True, _text(record.get("why"))
-            )
-            found.setdefault(_text(record.get("category")) or "other", []).append(asked)
+        for wording in wordings(record):
+            prompt, response = wording.get("prompt"), wording.get("response")
+            if isinstance(prompt, str) and isinstance(response, str):
+                asked = Asked(
+                    _text(record.get("row")), prompt, response, wording.get("right") is True, _text(wording.get("why"))
+                )
+                found.setdefault(_text(record.get("category")) or "other", []).append(asked)
     return [Category(name.replace("_", " "), tuple(asked)) for name, asked in found.items()]
+
+
+def wordings(record: Record) -> list[Record]:
+    """The ways a query was asked, each with its answer."""
+    found = record.get("wordings")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _text(value: Any) -> str:

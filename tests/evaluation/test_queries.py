@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from postrain.appraisal.differences import differences
 from postrain.data.chat import Template
 from postrain.data.records import user
 from postrain.evaluation.measures import Estimate, Finding, Subject
@@ -127,21 +128,33 @@ def test_metrics_by_hand(found: Finding) -> None:
 
 
 def test_tokens_are_a_mean_of_queries(found: Finding) -> None:
-    by_query: dict[str, list[int]] = {}
-    for record in found.records:
-        by_query.setdefault(record["query"], []).append(record["tokens"])
-    assert by_query["sky"][0] == 1  # nothing but the end
-    means = [sum(tokens) / len(tokens) for tokens in by_query.values()]
-    assert found.metrics["tokens"] == Estimate.mean(means)
+    tokens = [[wording["tokens"] for wording in record["wordings"]] for record in found.records]
+    assert tokens[1][0] == 1  # nothing but the end
+    assert found.metrics["tokens"] == Estimate.mean([sum(each) / len(each) for each in tokens])
+
+
+def test_records_make_every_metric_so_that_models_can_be_paired(found: Finding) -> None:
+    assert set(differences(found, found)) == set(found.metrics)
 
 
 def test_records_keep_what_was_asked_said_and_thought(found: Finding) -> None:
     assert found.example == "<|user|>\n4 + 3?<|end|>\n<|assistant|>\n"
-    third = dict(found.records[2])
+    first, second, _ = found.records
+    assert {key: value for key, value in first.items() if key not in ("wordings", "tokens")} == {
+        "row": "sum",
+        "category": "paraphrase",
+        "accuracy": pytest.approx(2 / 3),
+        "accuracy/paraphrase": pytest.approx(2 / 3),
+        "worst_phrasing": False,
+        "consistency": False,
+        "agreement": pytest.approx(1 / 3),
+        "agreement/paraphrase": pytest.approx(1 / 3),
+        "refusals_or_empty": 0,
+        "finished": pytest.approx(2 / 3),
+    }
+    third = dict(first["wordings"][2])
     assert third.pop("tokens") >= 1
     assert third == {
-        "query": "sum",
-        "category": "paraphrase",
         "phrasing": 2,
         "prompt": "<|user|>\n4 plus 3?<|end|>\n<|assistant|>\n",
         "response": "8",
@@ -150,7 +163,7 @@ def test_records_keep_what_was_asked_said_and_thought(found: Finding) -> None:
         "why": "missed number 7 (read 8)",
         "answer": "8",
     }
-    assert [record["why"] for record in found.records[3:5]] == ["empty", "refused"]
+    assert [wording["why"] for wording in second["wordings"]] == ["empty", "refused"]
     assert found.notes == (PARSED,)
 
 
@@ -163,7 +176,7 @@ def test_code_is_run_where_allowed(subject: Subject, path: str) -> None:
 
 def test_categories_and_phrasings_are_limited(subject: Subject, path: str) -> None:
     few = measure(path, categories=("factual", "paraphrase"), phrasings=2)(subject)
-    asked = [(record["query"], record["phrasing"]) for record in few.records]
+    asked = [(record["row"], wording["phrasing"]) for record in few.records for wording in record["wordings"]]
     assert asked == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
 
 

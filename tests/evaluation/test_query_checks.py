@@ -100,3 +100,9 @@ def test_tests_are_run_where_all_else_is_met() -> None:
     assert judge(expect, "def one(): return 2", never).why == 'missed tests ["assert one() == 1"]'
     assert judge(expect, "def two(): return 2", never).why == 'missed function "one()"'
     assert tried == ["def one(): return 2"]
+
+
+def test_what_was_thought_before_an_answer_refuses_nothing() -> None:
+    assert refuses("<think>What to say?</think> I'm sorry, but no.")
+    assert refuses("<think>What to say?</think> ")
+    assert not refuses("<think></think>Blue.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,15 @@ def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sum
         "perplexity": [{"row": row, "perplexity": 2.0 + row**2} for row in range(9)],
         "lengths": [{"row": row, "tokens": row, "finished": row % 3 > 0} for row in range(9)],
         "queries": [
-            {"query": "paris", "category": "factual", "prompt": "<b>?", "response": "Paris", "right": True, "why": "ok"}
+            {
+                "row": "paris",
+                "category": "factual",
+                "tokens": 2.5,
+                "wordings": [
+                    {"prompt": "<b>?", "response": "Paris", "right": True, "why": "ok", "tokens": 2, "finished": True},
+                    {"prompt": "<i>?", "response": "Rome", "right": False, "why": "no", "tokens": 3, "finished": False},
+                ],
+            }
         ],
     }
     for one in subjects:
@@ -69,7 +78,7 @@ def test_models_stand_side_by_side(tmp_path: Path) -> None:
         "said at the top",
         "difference to sft-nano 0123abcd",
         "What more sampling buys",
-        "factual: 1 of 1 answers right",
+        "factual: 1 of 2 answers right",
         "&lt;b&gt;?",
         "by nano",
         "&lt;|user|&gt;2 + 2&lt;|end|&gt;",
@@ -113,6 +122,8 @@ def test_of_several_models_the_central_numbers_are_drawn_of_one_its_shares(tmp_p
         ("was cut", [0, 3, 6]),
     ]
     assert [name for name, _, _ in lengths(both)] == list(NAMES)
+    asked = [replace(subject, records={"queries": subject.records["queries"]}) for subject in one]
+    assert [(name, values) for name, _, values in lengths(asked)] == [("came to an end", [2]), ("was cut", [3])]
     assert [(measure, len(groups)) for measure, groups in perplexities(both)] == [("perplexity", 2)]
 
 
@@ -135,7 +146,8 @@ def test_numbers_need_a_value() -> None:
 
 
 def test_queries_of_any_shape() -> None:
-    records = [{"prompt": "p", "response": "r", "right": 1}, {"prompt": 3, "response": "r"}, {}]
+    odd = [{"prompt": "p", "response": "r", "right": 1}, {"prompt": 3, "response": "r"}, {}, 4]
+    records: list[dict[str, Any]] = [{"wordings": odd}, {"wordings": 3}, {}]
     ((category,),) = [by_category(records)]
     assert (category.name, category.right, len(category.asked)) == ("other", 0, 1)
 
