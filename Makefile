@@ -1,8 +1,11 @@
 # make demo: from a fresh machine to a PPO run.   make test: the whole suite.   Both make their own .venv.
+# make dashboard: TensorBoard over all runs, for this machine alone; DIR=sweeps looks elsewhere, PORT=6007 moves it.
 PYTHON ?= python3
+DIR ?= runs
+PORT ?= 6006
 RUN := .venv/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint dashboard clean
 
 demo: .venv/ready
 	$(RUN) train.py method=ppo model=gpt2 trainer=cpu
@@ -15,6 +18,12 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/pyright
+
+dashboard: .venv/ready
+	@test -n "$$(find -L $(DIR) -name 'events.out.tfevents.*' -print -quit 2>/dev/null)" || \
+		{ echo "no runs to look at in $(DIR); start one (python train.py method=ppo) or say DIR=FOLDER"; exit 2; }
+	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C stops it)"
+	@.venv/bin/tensorboard --logdir $(DIR) --host 127.0.0.1 --port $(PORT) 2>/dev/null
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from postrain.schema import load_target
 from postrain.types import ConfigError, Count
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 STEP = "trainer/global_step"
+# Settings that nobody compares runs by.
+UNTOLD = ("._target_", ".adam_betas", ".adam_eps", ".micro_batch_tokens")
 
 
 class Tracker(Protocol):
@@ -63,6 +66,7 @@ class TensorBoard:
         logger = TensorBoardLogger(
             run_dir, name="tensorboard", version="", default_hp_metric=False, flush_secs=self.flush_seconds
         )
+        log_settings(logger, config)
         return [logger]
 
     def close(self, status: str) -> None:
@@ -96,7 +100,7 @@ class Wandb:
                 project=self.project,
                 entity=self.entity,
                 dir=run_dir,
-                id=_identifier("-".join(run_dir.parts[-3:])),
+                id=_identifier(run_dir),
                 name=run_name,
                 group=group,
                 config=config,
@@ -193,19 +197,38 @@ class TrackioLogger(Logger):
         """Lightning calls this when fit ends, but samples may still come: Trackio.close ends the run."""
 
 
-def log_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-    """Send a table to every logger that can show one."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_table(name, columns=columns, data=rows, step=step)
-        elif isinstance(logger, TrackioLogger):
-            trackio = importlib.import_module("trackio")  # an extra
+def log_settings(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
+    """Puts the run into the HPARAMS tab: settings that experiments vary, and the metrics its method is judged by."""
+    if "method" not in config:
+        return
+    # With torch.utils.tensorboard, which takes a second.
+    from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - start-up time
 
-            logger.log_metrics({name: trackio.Table(columns=columns, data=rows)}, step=step)
-        elif isinstance(logger, TensorBoardLogger):
-            _writer(logger).add_text(name, markdown_table(columns, rows), step)
-            # Lightning has closed the writer already when the last samples come after fit.
-            _writer(logger).flush()
+    method: Any = load_target(config["method"]["_target_"])
+    metrics = dict.fromkeys((*method.headline, method.learns[0]), 0.0)
+    files = writer(logger)._get_file_writer()
+    for summary in hparams(compared(config), metrics):
+        files.add_summary(summary)
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that tell runs of a sweep apart, flat: `method.beta`, `seed`, ..."""
+    model = config.get("model") or {}
+    # TensorBoard sorts by name, and shows the first ones only.
+    found: dict[str, Any] = {"(job)": config.get("name"), "(model)": model.get("name") or model.get("path")}
+    found["seed"] = config.get("seed")
+    for group in ("method", "adapter", "reward", "rollout"):
+        found |= _leaves(group, config.get(group) or {})
+    kept = {key: value for key, value in found.items() if not key.endswith(UNTOLD)}
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in kept.items()}
+
+
+def _leaves(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        below = f"{path}.{key}"
+        found |= _leaves(below, value) if isinstance(value, Mapping) else {below: value}
+    return found
 
 
 def forget_after(loggers: Sequence[Logger], update: int) -> None:
@@ -218,27 +241,18 @@ def forget_after(loggers: Sequence[Logger], update: int) -> None:
                 SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
             )
 
-            events = _writer(logger)._get_file_writer()
+            events = writer(logger)._get_file_writer()
             start = SessionLog(status=SessionLog.START)
             events.add_event(Event(step=update + 1, file_version="brain.Event:2"))
             events.add_event(Event(step=update + 1, session_log=start))
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A markdown table in which no text can break a row or pass for HTML."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+def _identifier(run_dir: Path) -> str:
+    """Unlike any other run's: as much of its path as holds the time, which a pipeline in a sweep has further up."""
+    parts = run_dir.parts[-5:] if run_dir.parent.parent.name == "jobs" else run_dir.parts[-3:]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts))[-64:]
 
 
-def _cell(value: Any) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
-    return re.sub(r"\r?\n", "<br>", escaped)
-
-
-def _identifier(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)[-64:]
-
-
-def _writer(logger: TensorBoardLogger) -> SummaryWriter:
+def writer(logger: TensorBoardLogger) -> SummaryWriter:
+    """What writes a run's event file."""
     return cast("SummaryWriter", logger.experiment)

@@ -1,17 +1,21 @@
-"""When a run is evaluated, and where the results go: into the update's metrics and samples.jsonl."""
+"""When a run is evaluated, and where the results go: into the update's metrics, samples.jsonl and histograms."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from postrain.callbacks.samples import Sample, SamplesFile
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
 from postrain.evaluation.subjects import InTraining
 from postrain.methods.base import Method
+from postrain.methods.online import Online
 from postrain.rewards.base import optional
+from postrain.showing import log_histograms
 
 
 class Evaluator(Callback):
@@ -40,6 +44,7 @@ class Evaluator(Callback):
             found = evaluate(method, self.data, self.settings, self.subject(method))
         if trainer.is_global_zero:
             self.tell(found)
+            log_histograms(trainer.loggers, distributions(method, found), method.counters.updates)
         self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
         return dict(found.metrics)
 
@@ -50,6 +55,16 @@ class Evaluator(Callback):
                 if line not in self.told:
                     print(line, flush=True)
                 self.told.add(line)
+
+
+def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:
+    """What stands behind the means: rewards and lengths of the completions, ratios and advantages of the last step."""
+    known = method.distributions() if isinstance(method, Online) else {}
+    if found.episodes is not None:
+        known["completion/length"] = torch.tensor([float(row.sum()) for row in found.episodes.rows.supervised])
+        if method.parts.reward is not None:
+            known["reward/total"] = found.episodes.reward_B
+    return {f"distribution/{name}": values for name, values in known.items()}
 
 
 def samples(found: Evaluated, count: int) -> list[Sample]:

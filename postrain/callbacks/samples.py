@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.callbacks.metrics import NO_SPACE
 from postrain.callbacks.state import method_of
 from postrain.folder import RunFolder, writing
-from postrain.tracking import log_table
+from postrain.showing import log_table
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,7 @@ class Grouped(Online):
         loss_BT = self.surrogate(ratio_BT, found.logps_BT, batch.advantages_BT)
         logged = (log_ratio_BT.detach(), ratio_BT.detach(), batch.advantages_BT, mask_BT)
         metrics = step_metrics(*logged, self.clip_low, self.clip_high)
+        self.watch(ratio_BT, batch.advantages_BT, mask_BT)
         # Counted by mini-batch, since completions without a gradient are not here.
         metrics["policy_loss"] = Mean((loss_BT.detach() * mask_BT * batch.weight_B[:, None]).sum(), 0)
         kl_BT = self.kl_in_loss(found.logps_BT, batch.ref_logps_BT) if self.kl_coef else None

@@ -43,6 +43,7 @@ class Online(Method):
         self.sampling = self.parts.engine.sampling
         # True while the first mini-batch of a rollout should find the recorded log-probabilities again.
         self.first_pass = False
+        self.step_BT: tuple[Tensor, Tensor, Tensor] | None = None
         self.check()
 
     def check(self) -> None:
@@ -58,6 +59,17 @@ class Online(Method):
             )
         if self.sampling.temperature == 0:
             raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
+
+    def watch(self, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
+        """Keeps what the last micro-batch was made of, for a look at how it is distributed."""
+        self.step_BT = ratio_BT.detach(), advantages_BT, mask_BT
+
+    def distributions(self) -> dict[str, Tensor]:
+        """Ratios and advantages of the tokens of that micro-batch; {} before the first one."""
+        if self.step_BT is None:
+            return {}
+        ratio_BT, advantages_BT, mask_BT = self.step_BT
+        return {"ratio": ratio_BT.expand_as(mask_BT)[mask_BT], "advantage": advantages_BT[mask_BT]}
 
     def rollout(
         self,

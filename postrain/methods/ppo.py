@@ -234,6 +234,7 @@ class PPO(Online):
         log_ratio_BT = (found.logps_BT - batch.logps_BT).detach()
         logged = (log_ratio_BT, ratio_BT.detach(), batch.advantages_BT, mask_BT)
         metrics = step_metrics(*logged, self.clip, self.clip)
+        self.watch(ratio_BT, batch.advantages_BT, mask_BT)
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
         return LossSum(total, metrics)

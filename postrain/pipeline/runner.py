@@ -169,11 +169,20 @@ class Stages:
             if step.stage.kind == "call":
                 call(config, folder)
                 return
-            session = self.session(step, folder)
+            session = {"name": self.called(step, config["name"]), **self.session(step, folder)}
             EXECUTE[step.stage.kind]({**config, **session}, overrides=words, group=self.group, place=folder)
         finally:
             # A stage may ask for threads of its own; the next one gets what it would get by itself.
             torch.set_num_threads(threads)
+
+    def called(self, step: Step, name: str) -> str:
+        """What trackers call a stage; in a sweep its job's name is part of it, where the job is why it is like that."""
+        if self.shared is None:
+            return name
+        steps = self.plan.steps[: self.plan.steps.index(step) + 1]
+        stages = {f"stage.{each.stage.name.partition('.')[0]}." for each in steps}
+        own = any(word.startswith(tuple(stages)) for word in self.plan.words)
+        return f"{name} {self.plan.name if own else self.digests[step.stage.name]}"
 
     def session(self, step: Step, folder: Path) -> dict[str, Any]:
         """What a stage is told beside its config: whether it goes on."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,  # pyright: ignore[reportAttributeAccessIssue] - made at run time
+)
 from tensorboard.summary.writer import event_file_writer
 
 from postrain.folder import RunFolder
-from postrain.tracking import NoTracker, TensorBoard, Tracker, Wandb, forget_after, log_table, markdown_table
+from postrain.showing import log_histograms, log_table, markdown_table
+from postrain.tracking import NoTracker, TensorBoard, Tracker, Wandb, forget_after
 from postrain.types import ConfigError
 
 OFFLINE = Wandb(project="test", entity=None, online=False, timeout_seconds=5)
@@ -44,6 +50,7 @@ def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(
     forget_after(resumed, 2)
     resumed[0].log_metrics({"reward/total": 30.0}, step=3)
     log_table(resumed, "samples", ["prompt", "mood"], [["a | <b>", 0.5]], 3)
+    log_histograms(resumed, {"reward": torch.tensor([1.0, 2.0, math.nan]), "none": torch.tensor([])}, 3)
     resumed[0].finalize("success")
 
     events = EventAccumulator(str(folder.path / "tensorboard"))
@@ -51,6 +58,23 @@ def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(
     assert [(event.step, event.value) for event in events.Scalars("reward/total")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     text = events.Tensors("samples/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| a &#124; &lt;b&gt; | 0.5 |" in text
+    assert [event.histogram_value.num for event in events.Histograms("reward")] == [2.0]
+    assert events.Tags()["histograms"] == ["reward"]
+
+
+def test_the_hparams_tab_gets_settings_and_the_metrics_of_the_method(tmp_path: Path) -> None:
+    method = {"_target_": "postrain.methods.dpo.DPO", "beta": 0.1, "loss": {"sigmoid": 1}, "name": None}
+    config = {"method": method, "model": {"name": None, "path": "here"}, "seed": 1, "reward": None}
+    (logger,) = TensorBoard(flush_seconds=1).build(run_dir=tmp_path, run_name="x", group=None, config=config)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = events.PluginTagToContent("hparams")
+    asked = HParamsPluginData.FromString(found["_hparams_/experiment"]).experiment
+    assert [info.name.tag for info in asked.metric_infos] == ["loss", "accuracy", "eval/accuracy"]
+    said = HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info.hparams
+    assert set(said) == {"(job)", "(model)", "seed", "method.beta", "method.loss.sigmoid", "method.name"}
+    assert (said["(model)"].string_value, said["method.beta"].number_value) == ("here", 0.1)
 
 
 def test_two_wandb_jobs_in_one_process_are_two_runs(tmp_path: Path) -> None:
@@ -62,6 +86,7 @@ def test_two_wandb_jobs_in_one_process_are_two_runs(tmp_path: Path) -> None:
         assert (logger.experiment.group, logger.experiment.name) == ("sweep", folder.name)
         logger.log_metrics({"loss": float(number)}, step=1)
         log_table([logger], "samples", ["prompt", "mood"], [["a", 0.5], ["b", None]], 1)
+        log_histograms([logger], {"reward": torch.tensor([1.0, 2.0])}, 1)
         if number == 0:
             continue  # The first job crashed: nobody closed its run.
         OFFLINE.close("done")
