@@ -36,15 +36,15 @@ SMALL = (
 )
 
 
-def composed(overrides: Sequence[str]) -> dict:
-    """The plain config of a command line.
+def composed(overrides: Sequence[str], program: str = "config") -> dict:
+    """The plain config of a command line; `program` is the primary config.
 
     Reading and merging some thirty files takes longer than much of what is tested with them: it is done once for the
     options a line chooses, and the values it gives are then set, as Hydra does it (tests/test_configs.py compares).
     """
     words = [_parsed(word) for word in overrides]
     chosen = tuple(str(word.input_line) for word in words if _is_option(word))
-    config = deepcopy(_with_options(chosen))
+    config = deepcopy(_with_options(program, chosen))
     ConfigLoaderImpl._apply_overrides_to_config([word for word in words if not _is_option(word)], config)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -57,14 +57,14 @@ def _parsed(word: str) -> Override:
 
 
 def _is_option(word: Override) -> bool:
-    """Whether a word chooses a file, as method=ppo does."""
-    return (CONF / word.key_or_group).is_dir()
+    """Whether a word chooses a file, as method=ppo does, or says where there are more of them."""
+    return (CONF / word.key_or_group).is_dir() or word.key_or_group == "hydra.searchpath"
 
 
 @cache
-def _with_options(chosen: tuple[str, ...]) -> DictConfig:
+def _with_options(program: str, chosen: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("config", list(chosen))
+        return compose(program, list(chosen))
 
 
 def small_run(output: Path, *overrides: str) -> RunFolder:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
 from postrain.folder import RunFolder
 from postrain.generation.run import execute
-from tests.runs import CONF
+from tests import runs
 
 SMALL = ("prompts=10", "samples=3", "chunk=4", "data.eval_rows=8", "data.source.count=16", "rollout.max_new_tokens=12")
 
 
 def composed(*overrides: str) -> dict:
     """The plain config of a command line."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = OmegaConf.to_container(compose("generate", [*overrides]), resolve=True)
-    assert isinstance(config, dict)
-    return config
+    return runs.composed(overrides, "generate")
 
 
 def generated(output: Path, *overrides: str) -> RunFolder:
