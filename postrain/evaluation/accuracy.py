@@ -53,4 +53,9 @@ class Accuracy:
 def verdicts(episodes: Episodes, reward: Reward, threshold: float) -> list[bool | None]:
     """Whether each completion is right; None where the reward cannot tell."""
     totals = optional(reward(episodes.prompts, episodes.completions, episodes.columns).total_B)
-    return [None if total is None else total >= threshold - ROUNDING for total in totals]
+    return [None if total is None else reaches(total, threshold) for total in totals]
+
+
+def reaches(total: float, threshold: float) -> bool:
+    """Whether a reward is as large as a threshold, but for what its type rounds away."""
+    return total >= threshold - ROUNDING

@@ -5,10 +5,10 @@ Axes: B answers, K bins of confidence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from postrain.calibration import confidence_sums, expected_error
 from postrain.evaluation.accuracy import NEEDED, verdicts
@@ -41,29 +41,32 @@ class Calibration:
         except ConfigError:
             return Finding(metrics={}, notes=(NEEDED,))
         # Greedy completions are recorded with their log-probabilities at temperature 1.
-        confidence_B = episodes.logps_BT.double().sum(1).exp().cpu()
-        known = [place for place, right in enumerate(found) if right is not None]
+        confidences = episodes.logps_BT.double().sum(1).exp().tolist()
+        known = [(sure, right) for sure, right in zip(confidences, found, strict=True) if right is not None]
         if not known:
             return Finding(metrics={}, notes=(NEEDED,))
-        right = [bool(found[place]) for place in known]
-        sure = confidence_B[known]
-        records = [{"confidence": float(p), "accuracy": right} for p, right in zip(confidence_B, found, strict=True)]
+        records = [
+            {} if right is None else {"confidence": sure, "accuracy": right}
+            for sure, right in zip(confidences, found, strict=True)
+        ]
         return Finding(
             metrics={
-                "error": error(sure, torch.tensor(right)),
-                "confidence": Estimate.mean(sure.tolist()),
-                "accuracy": Estimate.share(right),
+                "error": calibration_error(*zip(*known, strict=True)),
+                "confidence": Estimate.mean([sure for sure, _ in known]),
+                "accuracy": Estimate.share([right for _, right in known]),
             },
             example=first_prompt(subject, episodes),
             records=written(episodes, records),
         )
 
 
-def error(confidence_B: Tensor, right_B: Tensor) -> Estimate:
-    """Expected calibration error, with a jackknife interval."""
-    sums_K3 = confidence_sums(confidence_B, right_B)
-    without = [
-        expected_error(sums_K3 - confidence_sums(confidence_B[at : at + 1], right_B[at : at + 1]))
-        for at in range(len(confidence_B))
-    ]
+def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> Estimate:
+    """The expected calibration error of at least one answer, with a jackknife interval; `rights` are 1, 0 or between.
+
+    Leave out what is no answer: a confidence of 0 in none would be borne out each time.
+    """
+    sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights).double()
+    sums_K3 = confidence_sums(sure_B, right_B)
+    alone = [confidence_sums(sure_B[at : at + 1], right_B[at : at + 1]) for at in range(len(sure_B))]
+    without = [expected_error(sums_K3 - one_K3) for one_K3 in alone]
     return Estimate.jackknife(expected_error(sums_K3), without).within(0, 1)

@@ -77,9 +77,7 @@ def read(found: Mapping[str, Any]) -> Finding:
     samples: Mapping[str, Items] = found.get("samples") or {}
     first = next(iter(samples.values()), ())
     metrics = {
-        f"{task}/{name}": estimate(
-            value, results, name, samples.get(task, ()), int(found["n-samples"][task]["effective"])
-        )
+        f"{task}/{name}": estimate(value, results, name, samples.get(task, ()), counted(found, task))
         for task, results in found["results"].items()
         for name, value in named(results)
     }
@@ -88,6 +86,18 @@ def read(found: Mapping[str, Any]) -> Finding:
         example=str(first[0]["arguments"][0][0]) if first else "",
         records=tuple(record(task, one, metrics) for task, items in samples.items() for one in items),
     )
+
+
+def counted(found: Mapping[str, Any], task: str) -> int:
+    """Items of a task, or of all tasks of a group of tasks and of groups."""
+    subtasks: Mapping[str, Sequence[str]] = found.get("group_subtasks") or {}
+    tasks, waiting = set[str](), [task]
+    while waiting:
+        name = waiting.pop()
+        # A group that is named twice counts once.
+        waiting += [part for part in subtasks.get(name, ()) if part not in tasks]
+        tasks.add(name)
+    return sum(int(found["n-samples"][name]["effective"]) for name in tasks if name in found["n-samples"])
 
 
 def named(results: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -28,6 +28,12 @@ class Reward(Protocol):
         ...
 
 
+def is_guess(reward: object) -> bool:
+    """Whether a reward is a model's opinion, by its attribute `guess`: it may choose among completions, but does not
+    say what is right. Without one it verifies; a reward that is a plain function has none."""
+    return bool(getattr(reward, "guess", False))
+
+
 def total_of(values: Sequence[float | None]) -> Tensor:
     """[B] float32, NaN where a value is None."""
     return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)

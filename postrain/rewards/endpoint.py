@@ -65,6 +65,9 @@ class Unanswered(Exception):
 class Endpoint(ABC):
     """A judge; subclasses say what it is asked and how its answers are read."""
 
+    guess: ClassVar[bool] = True
+    """A model's opinion; see `is_guess`."""
+
     form: ClassVar[str]
     """What an answer has to look like, in the judge's words."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 @dataclass(kw_only=True, eq=False)
 class Learned:
     """Pays what a reward model says of the completion, read at its last token."""
+
+    guess: ClassVar[bool] = True
+    """A model's opinion; see `is_guess`."""
 
     path: str
     """A run folder of method=reward, a directory, or a Hub name."""

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -37,6 +37,9 @@ AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
 @dataclass(kw_only=True, eq=False)
 class Process:
     """Pays what the probabilities of a completion's steps come to; one without a step cannot be scored."""
+
+    guess: ClassVar[bool] = True
+    """A model's opinion; see `is_guess`."""
 
     path: str
     """A run folder of method=prm, or the directory of such a model."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ Answer with the letter A or B."""
 @dataclass(kw_only=True, eq=False)
 class SelfJudge:
     """P(first beats second) by a model's own choice of letters."""
+
+    guess: ClassVar[bool] = True
+    """A model's opinion; see `is_guess`."""
 
     path: str
     """A run folder, a directory, a .gguf file or a Hub name of a language model."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from postrain.rewards.base import Reward, optional
+from postrain.rewards.base import Reward, is_guess, optional
 from postrain.types import ConfigError, RewardBatch
 
 
@@ -33,6 +33,11 @@ class WeightedSum:
         endless = [name for name, weight in self.weights.items() if not math.isfinite(weight)]
         if endless:
             raise ConfigError(f"reward.weights.{endless[0]}: expected a finite number, got {self.weights[endless[0]]}")
+
+    @property
+    def guess(self) -> bool:
+        """Whether a model's opinion is one of the parts."""
+        return any(map(is_guess, self.parts.values()))
 
     def to(self, device: torch.device | str) -> None:
         """Moves every part."""

@@ -19,9 +19,12 @@ RETURNED = {
             "exact_match_stderr,strict": 0.1,
             "f1,none": 0.2,
             "f1_stderr,none": "N/A",
-        }
+        },
+        "all": {"alias": "all", "acc,none": 0.6, "acc_stderr,none": 0.05},
+        "some": {"alias": " - some", " ": " "},
     },
-    "n-samples": {"mine": {"original": 9, "effective": 4}},
+    "group_subtasks": {"all": ["some", "other"], "some": ["mine", "other"], "mine": [], "other": []},
+    "n-samples": {"mine": {"original": 9, "effective": 4}, "other": {"original": 3, "effective": 3}},
     "samples": {
         "mine": [
             {"doc_id": at, "target": 0, "filtered_resps": [at], "acc": acc, "arguments": [[f"{at} + 1 =", " 1"]]}
@@ -34,11 +37,17 @@ RETURNED = {
 def test_numbers_have_intervals_from_their_items_else_from_the_errors_of_the_harness() -> None:
     found = read(RETURNED)
     assert found.example == "0 + 1 ="
-    assert set(found.metrics) == {"mine/acc", "mine/exact_match,strict", "mine/f1"}
+    assert set(found.metrics) == {"mine/acc", "mine/exact_match,strict", "mine/f1", "all/acc"}
     assert found.metrics["mine/acc"].high < 1  # Wilson's, of 3 in 4
     assert found.metrics["mine/exact_match,strict"].high == pytest.approx(0.5 + 1.959964 * 0.1)
     assert math.isinf(found.metrics["mine/f1"].high)
     assert found.records[2] == {"row": "mine 2", "target": "0", "answer": "[2]", "mine/acc": 0.0}
+
+
+def test_a_group_has_the_items_of_its_tasks_each_once_and_the_error_of_the_harness() -> None:
+    found = read(RETURNED).metrics["all/acc"]
+    assert (found.value, found.n) == (0.6, 4 + 3)
+    assert found.high == pytest.approx(0.6 + 1.959964 * 0.05)
 
 
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

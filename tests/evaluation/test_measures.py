@@ -14,7 +14,7 @@ from postrain.appraisal.differences import differences
 from postrain.data.encode import EncodedPair, EncodedRow
 from postrain.evaluation.accuracy import Accuracy
 from postrain.evaluation.completions import complete
-from postrain.evaluation.confidence import Calibration, error
+from postrain.evaluation.confidence import Calibration, calibration_error
 from postrain.evaluation.divergence import Divergence
 from postrain.evaluation.forgetting import fact_record, others, spread
 from postrain.evaluation.intervals import T
@@ -145,7 +145,7 @@ def test_accuracy_counts_what_reaches_the_threshold() -> None:
 def test_calibration_compares_confidence_with_what_is_right() -> None:
     # Two answers of confidence 0.95, one right, and one of 0.25 that is wrong:
     # (|1 - 1.9| + |0 - 0.25|) / 3 = 1.15 / 3.
-    found = error(torch.tensor([0.95, 0.95, 0.25]), torch.tensor([True, False, False]))
+    found = calibration_error([0.95, 0.95, 0.25], [True, False, False])
     assert found.value == pytest.approx(1.15 / 3)
     assert 0 <= found.low <= found.value <= found.high <= 1
     asked = subject(says=[(5, 0), (7, 0)], prompts=asking(2, pay=[1.0, 0.0]))

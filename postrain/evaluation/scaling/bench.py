@@ -15,13 +15,12 @@ from typing import Any, Literal
 import torch
 
 from postrain.data.module import DataModule
+from postrain.evaluation.accuracy import reaches
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.answers import Kind, read
 from postrain.evaluation.scaling.tries import Tries, draw
 from postrain.rewards.answers import last_number
-from postrain.rewards.base import Reward, optional
-from postrain.rewards.learned import Learned
-from postrain.rewards.process import Process
+from postrain.rewards.base import Reward, is_guess, optional
 from postrain.rewards.text import exact, numeric
 from postrain.types import ConfigError, Count, Prompts
 
@@ -132,7 +131,7 @@ class OnPrompts(ABC):
         }
         order: tuple[Source, ...] = ("reward", "answer", "gold")
         trusted: list[Source] = [
-            source for source in order if known[source] and not (source == "reward" and guesses(subject.reward))
+            source for source in order if known[source] and not (source == "reward" and is_guess(subject.reward))
         ]
         chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
         if chosen is None or not known[chosen]:
@@ -158,18 +157,13 @@ class OnPrompts(ABC):
     def _reached(self, worths: Sequence[float | None]) -> Sequence[float | None]:
         if self.threshold is None:
             return worths
-        return [None if worth is None else float(worth >= self.threshold) for worth in worths]
+        return [None if worth is None else float(reaches(worth, self.threshold)) for worth in worths]
 
     def _says(self, source: Source) -> str:
         if source == "answer":
             return f"accuracy: the {self.answers} that a completion answers is the row's column answer"
         what = "reward" if source == "reward" else "gold score (its part correct, where it has one)"
         return f"accuracy: mean {what}" if self.threshold is None else f"accuracy: {what} of {self.threshold:g} or more"
-
-
-def guesses(reward: Reward | None) -> bool:
-    """Whether a reward is a model's guess, which may choose among completions but not say what is right."""
-    return isinstance(reward, Learned | Process)
 
 
 def gold_worths(data: DataModule, prompts: Prompts, completions: Sequence[str]) -> list[float]:

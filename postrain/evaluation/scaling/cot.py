@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from postrain.data.records import Demonstration, Message, Messages, Prompt, plain_text, user
+from postrain.evaluation.confidence import calibration_error
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.answers import certainty, read
 from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, gains, point
-from postrain.evaluation.scaling.confidence import calibration_error
 from postrain.evaluation.scaling.tries import Try, draw
 from postrain.ops import derive_seed
 from postrain.types import ConfigError, Count, Prompts
@@ -51,8 +51,12 @@ class Found:
 
     graded: Graded
     said: list[str | None]
-    sure: list[float]
-    """The probability of each answer; 0 where there is none."""
+    sure: list[float | None]
+    """The probability of each answer; None where there is none."""
+
+    def answered(self) -> list[bool]:
+        """Whether each prompt got an answer."""
+        return [sure is not None for sure in self.sure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +121,9 @@ class ChainOfThought(OnPrompts):
         (said,) = zip(*self.said(graded.tries), strict=True)
         return Found(graded, list(said), [self._sure(subject, mine[0]) for mine in graded.tries.of])
 
-    def _sure(self, subject: Subject, one: Try) -> float:
+    def _sure(self, subject: Subject, one: Try) -> float | None:
         answer = read(one.text, self.answers)
-        return certainty(answer, one.ids, one.logps, subject.template.decode) if answer else 0.0
+        return certainty(answer, one.ids, one.logps, subject.template.decode) if answer else None
 
     def _point(self, way: Way, graded: Graded) -> Point:
         tries = graded.tries
@@ -129,8 +133,8 @@ class ChainOfThought(OnPrompts):
         right = found.graded.firsts()
         metrics = {
             "accuracy": Estimate.of(right),
-            "confidence": Estimate.mean(found.sure),
-            "calibration_error": calibration_error(found.sure, right),
+            "answered": Estimate.share(found.answered()),
+            **confidence(found),
             "tokens": Estimate.mean(found.graded.tries.tokens()),
             "prompt_tokens": Estimate.mean([float(len(ids)) for ids in way.prompts.ids]),
         }
@@ -142,10 +146,24 @@ class ChainOfThought(OnPrompts):
         columns: dict[str, Sequence[object]] = {}
         for name, one in found.items():
             columns[f"{name}/accuracy"] = one.graded.firsts()
+            columns[f"{name}/answered"] = one.answered()
             columns[f"{name}/confidence"] = one.sure
             columns[f"{name}/answer"] = one.said
             columns[f"{name}/completion"] = [mine[0].text for mine in one.graded.tries.of]
         return columns
+
+
+def confidence(found: Found) -> Mapping[str, Estimate]:
+    """Of the answers there are, and whether it means what it says; nothing where there are none."""
+    pairs = zip(found.sure, found.graded.firsts(), strict=True)
+    known = [(sure, right) for sure, right in pairs if sure is not None]
+    if not known:
+        return {}
+    confidences, rights = zip(*known, strict=True)
+    return {
+        "confidence": Estimate.mean(confidences),
+        "calibration_error": calibration_error(confidences, rights),
+    }
 
 
 def questions(bench: Bench) -> list[Messages]:

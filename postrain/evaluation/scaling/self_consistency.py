@@ -12,9 +12,9 @@ from itertools import chain
 from math import exp
 from statistics import fmean
 
+from postrain.evaluation.confidence import calibration_error
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
-from postrain.evaluation.scaling.confidence import calibration_error
 from postrain.evaluation.scaling.rules import majority, sizes
 from postrain.evaluation.scaling.tries import Try, check_random, draw
 from postrain.types import Count
@@ -50,14 +50,13 @@ class SelfConsistency(OnPrompts):
             "gain": gains(worths[most], worths[1]),
             "greedy": greedy.firsts(),
             "confidence": [fmean(one.share for one in groups) for groups in elected[most]],
+            "answered": [float(groups[0].answer is not None) for groups in elected[most]],
         }
-        sure, right = ([getattr(groups[0], name) for groups in elected[most]] for name in ("share", "worth"))
+        known = [(groups[0].share, groups[0].worth) for groups in elected[most] if groups[0].answer is not None]
         return Finding(
             metrics=estimates(columns)
-            | {
-                "calibration_error": calibration_error(sure, right),
-                "tokens": Estimate.mean([most * each for each in graded.tries.tokens()]),
-            },
+            | ({"calibration_error": calibration_error(*zip(*known, strict=True))} if known else {})
+            | {"tokens": Estimate.mean([most * each for each in graded.tries.tokens()])},
             example=bench.example(subject),
             records=bench.records(
                 {

@@ -14,6 +14,12 @@ from postrain.data.records import Message, user
 from postrain.evaluation.scaling.cot import followed, shown, summed
 from postrain.evaluation.scaling.tree import agreement, partial_sum
 from postrain.models.loading import load_causal
+from postrain.rewards.base import is_guess
+from postrain.rewards.judge import Judge
+from postrain.rewards.learned import Learned
+from postrain.rewards.process import Process
+from postrain.rewards.self_judge import SelfJudge
+from postrain.rewards.weighted import WeightedSum
 from postrain.types import ConfigError
 from postrain.world.sums import chain, terms_of
 from tests.engines import engine
@@ -95,6 +101,22 @@ def test_a_threshold_makes_right_and_wrong_of_a_reward():
         assert found.metrics["accuracy"].value == accuracy
 
 
+def test_a_threshold_is_reached_but_for_what_single_precision_rounds_away():
+    # 0.7 as float32 is 0.699999988.
+    found = measure("self_consistency", threshold=0.7, samples=1)
+    assert found(subject(right_and_wrong(), reward=Marks({"is": 0.7}))).metrics["accuracy"].value == 1
+
+
+@pytest.mark.parametrize("guess", [True, False])
+def test_a_models_opinion_does_not_say_what_is_right_nor_does_a_sum_with_one(guess):
+    fond = type("Fond", (Marks,), {"guess": guess})({"is": 1.0})
+    for reward in (fond, WeightedSum(parts={"fond": fond}, weights={"fond": 1.0})):
+        found = measure("self_consistency", samples=2)(subject(right_and_wrong(), reward=reward))
+        # Of two answers one is the row's.
+        assert found.metrics["one_sample"].value == (0.5 if guess else 1)
+    assert all(map(is_guess, (Judge, Learned, Process, SelfJudge)))
+
+
 def test_gold_scores_judge_where_there_is_nothing_else():
     asked = subject(lambda _: [" fine"], "data=world_stories")
     found = measure("best_of_n", samples=2)(asked)
@@ -120,7 +142,9 @@ def test_the_majority_is_right_more_often_than_one_sample_and_its_votes_are_the_
 
 def test_completions_without_an_answer_have_no_vote():
     found = measure("self_consistency", samples=2)(subject(lambda _: [" I do not know."]))
-    assert found.metrics["confidence"].value == 0
+    assert (found.metrics["confidence"].value, found.metrics["answered"].value) == (0, 0)
+    # Never sure and never right is not calibrated: there is nothing to be sure of.
+    assert "calibration_error" not in found.metrics
     assert found.notes[-1] == "6 of 6 completions give no number and have no vote"
 
 
@@ -165,6 +189,19 @@ def test_every_way_to_ask_reaches_the_model_in_its_own_words():
         # Each token is written with probability e^-½, each digit is a token.
         expected = math.exp(-len(record["few_shot_2/answer"]) / 2)
         assert record["few_shot_2/confidence"] == pytest.approx(expected)
+
+
+def test_what_gives_no_answer_is_left_out_of_the_calibration_and_counted():
+    both = right_and_wrong()
+    first = sums().eval_prompts(1).texts[0]
+    found = measure("cot", shots=())(subject(lambda prompt: [both(prompt)[0] if prompt == first else " Well."]))
+    metrics, (sure, *silent) = found.metrics, found.records
+    assert (metrics["as_it_stands/answered"].value, metrics["as_it_stands/confidence"].n) == (1 / PROMPTS, 1)
+    # One answer, which is right: its error is what it lacks of certainty.
+    error = 1 - sure["as_it_stands/confidence"]
+    assert metrics["as_it_stands/calibration_error"].value == pytest.approx(error)
+    assert [one["as_it_stands/confidence"] for one in silent] == [None, None]
+    assert "zero_shot/calibration_error" not in metrics
 
 
 def answer_of(prompt: str) -> int:
@@ -304,6 +341,6 @@ def test_a_measure_repeats_itself_and_its_records_are_its_metrics(real, way):
     assert one.records == again.records
     assert [record["row"] for record in one.records] == list(sums().eval_prompts(PROMPTS).row_ids)
     for name in set(one.metrics) & set(one.records[0]):
-        mean = sum(record[name] for record in one.records) / PROMPTS
-        assert mean == pytest.approx(one.metrics[name].value)
+        known = [record[name] for record in one.records if record[name] is not None]
+        assert sum(known) / len(known) == pytest.approx(one.metrics[name].value)
     json.dumps(one.records)
