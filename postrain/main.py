@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from postrain.cli import Line, asked, listing, overview, prepare
 from postrain.sweep.orphan import stop_with_the_sweep
@@ -57,14 +59,19 @@ def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: 
 
 def continued(argv: Sequence[str]) -> list[str]:
     """The command line, behind that of the sweep which it goes on with."""
-    folders = [Path(word.partition("=")[2]) for word in argv if word.startswith("resume=")]
+    said = [word.partition("=")[2].strip("'\"") for word in argv if word.startswith("resume=")]
+    folders = [Path(place.replace("\\", "")) for place in said]
     if not folders or not (folders[-1] / "sweep.yaml").is_file():
         return list(argv)
-    saved: Any = OmegaConf.load(folders[-1] / "sweep.yaml")
-    words = saved.get("words")
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(folders[-1] / "sweep.yaml"))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+        saved = None
+    words = saved.get("words") if isinstance(saved, dict) else None
     if not words:
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
-    return ["--multirun", *words, *(word for word in argv if word not in ("-m", "--multirun"))]
+    flags = saved.get("flags") or []
+    return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
 
 
 def told(config: DictConfig, work: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""A sweep's folder as a table: settings in rows, means over seeds with 95 % intervals in columns, the best one marked.
+"""A sweep's folder as it is read: settings with their jobs, means over seeds with 95 % intervals, the best one.
 
 Reads what is there: jobs that run, failed or left half-written files are in the list of jobs and in no mean. Imports
 neither torch nor lightning.
@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import yaml
-from rich.table import Table
 
 from postrain.errors import ConfigError
 from postrain.evaluation.intervals import Interval, mean_interval
 from postrain.jsonl import number, read_json
-from postrain.readable import duration, figure, short
+from postrain.readable import less_is_better
 from postrain.report.run_data import LARGEST
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
@@ -44,8 +44,10 @@ class Job:
     metric: str | None
     """What its own method is judged by."""
     direction: str | None
+    values: Mapping[str, float]
+    """What it measured at its end; {} unless it is done. May hold nan and infinities."""
     changes: Mapping[str, tuple[float, float]]
-    """What it measured on held-out data before and after; {} unless it is done."""
+    """The same before and after, where it measured both and both are numbers."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Cell:
     label: str
     jobs: tuple[Job, ...]
     values: Mapping[str, Interval]
-    """Every metric of its finished jobs."""
+    """Every metric of its finished jobs that is a number in all of them: the rest of a diverged setting is no mean."""
     n: int
     """Finished jobs."""
 
@@ -125,11 +127,14 @@ def read_study(path: Path) -> Study:
         metric, direction = next(iter(own))
     else:
         direction = direction or next((job.direction for job in jobs if job.metric == metric and job.direction), None)
+        direction = direction or ("min" if metric and less_is_better(metric) else "max")
     columns = node.get("columns") or ()
     if metric is not None and node.get("metric") is None:
         columns = [*columns, *USUAL]
     picture = node.get("picture")
     axes = picture if isinstance(picture, dict) else {}
+    cells = tuple(_cells(jobs))
+    wanted = [metric, axes.get("x"), axes.get("y"), *(node.get("columns") or ())]
     return Study(
         path=path,
         name=str(node.get("name", path.name)),
@@ -141,8 +146,8 @@ def read_study(path: Path) -> Study:
         y=axes.get("y"),
         columns=tuple(map(str, columns)),
         settings=tuple(dict.fromkeys(key for job in jobs for key in job.settings)),
-        cells=tuple(_cells(jobs)),
-        missing=(*missing, *more),
+        cells=cells,
+        missing=(*missing, *more, *_unmeasured(jobs, wanted), *_diverged(cells)),
     )
 
 
@@ -181,8 +186,35 @@ def _job(root: Path, record: Mapping[str, Any]) -> Job:
         seconds=number(status.get("seconds")) or 0.0,
         metric=result.get("metric"),
         direction=result.get("direction"),
+        values=measured(result) if state == "done" else {},
         changes=dict(_changes(result.get("changes"))) if state == "done" else {},
     )
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers a finished job has ended with, by its result.json."""
+    changes, values = result.get("changes"), result.get("values")
+    found = {name: both[-1] for name, both in changes.items() if both} if isinstance(changes, dict) else {}
+    found |= values if isinstance(values, dict) else {}
+    return {name: known for name, value in found.items() if (known := number(value)) is not None}
+
+
+def _unmeasured(jobs: Sequence[Job], wanted: Iterable[str | None]) -> Iterable[str]:
+    """Metrics that the study names and no finished job has: misspelt, or of another kind of run."""
+    known = sorted({name for job in jobs for name in job.values})
+    for name in dict.fromkeys(filter(None, wanted)) if known else ():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            yield f"no finished job has measured {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _diverged(cells: Sequence[Cell]) -> Iterable[str]:
+    for cell in cells:
+        done = [job for job in cell.jobs if job.state == "done"]
+        for name in dict.fromkeys(name for job in done for name in job.values):
+            lost = sum(name in job.values and not abs(job.values[name]) < LARGEST for job in done)
+            if lost:
+                yield f"{cell.label}: {name} is no finite number in {lost} of {len(done)} jobs, so it has no mean"
 
 
 def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
@@ -200,70 +232,10 @@ def _cells(jobs: Sequence[Job]) -> Iterable[Cell]:
         together.setdefault(json.dumps(job.settings, sort_keys=True, default=str), []).append(job)
     for group in together.values():
         done = [job for job in group if job.state == "done"]
-        names = dict.fromkeys(name for job in done for name in job.changes)
-        values = {name: mean_interval([job.changes[name][1] for job in done if name in job.changes]) for name in names}
+        names = dict.fromkeys(name for job in done for name in job.values)
+        known = {name: [job.values[name] for job in done if name in job.values] for name in names}
+        values = {
+            name: mean_interval(found) for name, found in known.items() if all(abs(value) < LARGEST for value in found)
+        }
         label = group[0].label.removesuffix(f" seed={group[0].seed}")
         yield Cell(group[0].settings, label, tuple(group), values, len(done))
-
-
-def said(value: Interval) -> str:
-    """A mean with its interval, where there are several seeds."""
-    if value.low == float("-inf"):
-        return figure(value.value)
-    return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]"
-
-
-def result(cell: Cell) -> str:
-    """What its jobs are judged by, before → after; means over seeds."""
-    done = [job for job in cell.jobs if job.metric in job.changes]
-    if not done:
-        return ""
-    before, after = (fmean(job.changes[str(job.metric)][place] for job in done) for place in (0, 1))
-    return f"{short(str(done[0].metric))} {figure(before)} → {figure(after)}"
-
-
-def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:
-    """Column names, and the cells of each row with whether it is the best."""
-    names, best = study.shown(), study.best
-    keys = [key.rpartition(".")[2] for key in study.settings]
-    keys = keys if len(set(keys)) == len(keys) else [*study.settings]
-    own = [] if study.metric else ["result"]
-    made = []
-    for cell in study.cells:
-        chosen = [str(cell.settings.get(key, "")) for key in study.settings]
-        told = [said(cell.values[name]) if name in cell.values else "" for name in names]
-        states = f"{cell.n}" if cell.n == len(cell.jobs) else f"{cell.n} of {len(cell.jobs)}"
-        ends = [result(cell)] if own else []
-        made.append((cell is best, [*(chosen or ["all"]), *ends, *told, states, duration(cell.seconds)]))
-    return [*(keys or ["jobs"]), *own, *map(short, names), "n", "time"], made
-
-
-def table(study: Study) -> Table:
-    """For the console."""
-    columns, lines = rows(study)
-    made = Table(box=None, pad_edge=False)
-    for column in columns:
-        made.add_column(column)
-    for best, line in lines:
-        made.add_row(*line, style="bold green" if best else None)
-    return made
-
-
-def markdown(study: Study) -> str:
-    """The same as Markdown, with the jobs that are not done and those that ended early."""
-    columns, lines = rows(study)
-    body = [[f"**{text}**" if best and text else text for text in line] for best, line in lines]
-    text = f"# {study.name}\n\n{study.question}\n\n" if study.question else f"# {study.name}\n\n"
-    for line in [columns, ["---"] * len(columns), *body]:
-        text += f"| {' | '.join(_cell(item) for item in line)} |\n"
-    if study.cells:
-        text += "\nMeans over seeds with 95 % intervals (Student's t); n counts finished jobs.\n"
-    listed = [job for job in study.jobs if job.state != "done" or job.reason]
-    if listed:
-        text += "\n| job | state | reason |\n| --- | --- | --- |\n"
-        text += "".join(f"| {_cell(job.label)} | {job.state} | {_cell(job.reason)} |\n" for job in listed)
-    return text
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

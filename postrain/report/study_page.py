@@ -15,8 +15,9 @@ from postrain.report.page import Cell as Shown
 from postrain.report.pictures import color, write_png
 from postrain.report.run_data import Sample, read_samples, state_of
 from postrain.report.samples import SHOWN, last, responses, side_by_side
-from postrain.report.study import Cell, Job, Study, read_study, result
+from postrain.report.study import Cell, Job, Study, read_study
 from postrain.report.study_pictures import frontier, study_curves
+from postrain.report.study_table import result
 
 
 def write_study(path: Path, output: Path | None = None) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from hydra._internal.callbacks import Callbacks
@@ -30,6 +30,7 @@ from postrain.callbacks.interrupt import Interrupted
 from postrain.folder import Status, writing
 from postrain.sweep.orphan import JOB
 from postrain.sweep.plan import Job
+from postrain.sweep.study import word
 from postrain.types import Count
 
 LOG = "log.txt"
@@ -49,11 +50,11 @@ class Launcher(Protocol):
         ...
 
 
-def words_of(job: Job, folder: Path) -> list[str]:
-    """What to say to a job: its words, or that it shall go on where it stopped."""
+def words_of(job: Job, folder: Path, resumes: bool) -> list[str]:
+    """What to say to a job: its words, or that it shall go on where it stopped; not every program can."""
     place = folder / job.folder
     begun = any((place / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
-    return [f"resume={place}"] if begun else [*job.words]
+    return [word("resume", str(place))] if begun and resumes else [*job.words]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,12 @@ class Local:
     """At once; they share the cores."""
     command: tuple[str, ...]
     """What runs a job, before its words."""
+    resumes: bool = True
+    """Whether a job can go on where it stopped."""
     living: set[subprocess.Popen[bytes]] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
+    starting: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a job is started or all are told to stop: none slips through between."""
 
     def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
         slots = list(range(self.jobs))
@@ -76,7 +81,6 @@ class Local:
                     future.result()
                     ended(futures[future])
             except Interrupted:
-                self.stopping.set()
                 print("stopping; running jobs finish their update and save, Ctrl-C stops them at once", file=sys.stderr)
                 self._stop()
                 try:
@@ -86,58 +90,96 @@ class Local:
                 raise
 
     def _stop(self) -> None:
-        for process in list(self.living):
-            process.send_signal(signal.SIGTERM)
+        with self.starting:
+            self.stopping.set()
+            for process in self.living:
+                process.send_signal(signal.SIGTERM)
 
     def _run(self, job: Job, folder: Path, slots: list[int]) -> None:
         place = folder / job.folder
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
+        status, slot = Status(place / "status.json"), slots.pop()
         with (place / LOG).open("ab") as log, (place / ".lock").open("w") as lock:
-            # Of a sweep that was killed the job may still be saving; both hold the lock as long as they live.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._acquire(lock.fileno(), job) and status.read().get("status") != "done":
+                begun = log.tell()
+                code = self._process(job, folder, slot, log, lock.fileno())
+                if code is not None and status.read().get("status") == "running":
+                    if self.stopping.is_set():
+                        status.interrupted("SIGTERM")
+                    else:
+                        status.failed(last_words(place / LOG, begun, code))
+        slots.append(slot)
+
+    def _acquire(self, lock: int, job: Job) -> bool:
+        """Waits for the job of a sweep that was killed, which may still be saving; False when told to stop."""
+        waiting = False
+        while not self.stopping.is_set():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waiting:
+                    print(f"waiting for {job.label}, which an earlier sweep has left running", file=sys.stderr)
+                waiting = True
+                self.stopping.wait(0.2)
+            else:
+                return True
+        return False
+
+    def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: int) -> int | None:
+        """Runs a job to its end; its exit code, None where it was not started."""
+        place = folder / job.folder
+        with self.starting:
             if self.stopping.is_set():
-                return
-            status, slot = Status(place / "status.json"), slots.pop()
-            status.running()
-            process = subprocess.Popen(
-                [*self.command, *words_of(job, folder), f"hydra.run.dir='{place}'"],
-                env=os.environ | share(self.jobs, slot) | {JOB: "1"},
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,
-            )
+                return None
+            words = words_of(job, folder, self.resumes)
+            Status(place / "status.json").running()
+            try:
+                process = subprocess.Popen(
+                    [*self.command, *words, word("hydra.run.dir", str(place))],
+                    env=os.environ | share(self.jobs, slot) | {JOB: "1"},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[lock],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                log.write(f"error: the job could not be started: {error}\n".encode())
+                log.flush()
+                return 1
             self.living.add(process)
-            code = process.wait()
-            self.living.discard(process)
-            slots.append(slot)
-        if status.read().get("status") == "running":
-            status.failed(last_words(place / LOG, code))
+        code = process.wait()
+        self.living.discard(process)
+        return code
 
 
 def share(jobs: int, slot: int) -> dict[str, str]:
-    """The part of the machine that a job gets: threads, and one GPU where there are several."""
+    """The part of the machine that a job gets: threads, and GPUs where there are several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = {"OMP_WAIT_POLICY": "PASSIVE"}
     if jobs > 1:
-        found["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
+        threads = max(1, cores // jobs)
+        found["OMP_NUM_THREADS"] = str(min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
     gpus = torch.cuda.device_count()
     if jobs > 1 and gpus > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        found["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
+        each = max(1, len(visible) // jobs)
+        found["CUDA_VISIBLE_DEVICES"] = ",".join((visible * 2)[slot * each % len(visible) :][:each])
     return found
 
 
-def last_words(log: Path, code: int) -> str:
-    """Why a job ended that has not said so itself."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def last_words(log: Path, begun: int, code: int) -> str:
+    """Why a job ended that has not said so itself, by its log from the byte `begun` on."""
+    lines = log.read_bytes()[begun:].decode("utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if mistakes:
+        return mistakes[-1]
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
-    return mistakes[-1] if mistakes else f"ended with exit code {code}; see {log.name}"
+    said = [line.strip() for line in lines if line.strip()]
+    return f"ended with exit code {code}; see {log.name}" + (f": {said[-1]}" if said else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +191,7 @@ class ThroughHydra:
     forced: Callable[[Sequence[str]], list[str]]
     """Words as Hydra takes them."""
     jobs: Count
+    resumes: bool = True
 
     def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
         if not jobs:
@@ -164,7 +207,10 @@ class ThroughHydra:
             config=config,
         )
         home = f"hydra.sweep.dir='{folder}'"
-        words = [[*self.forced(words_of(job, folder)), home, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
+        words = [
+            [*self.forced(words_of(job, folder, self.resumes)), home, f"hydra.sweep.subdir={job.folder}"]
+            for job in jobs
+        ]
         try:
             returns: Sequence[JobReturn | None] = launcher.launch(words, initial_job_idx=jobs[0].number)
         except RuntimeError as error:  # a worker was killed, and took the launcher's pool along

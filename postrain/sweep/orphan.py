@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 
 # Set for a job's process: its standard input ends when the sweep does.
@@ -18,5 +17,7 @@ def stop_with_the_sweep() -> None:
 
 
 def _watch() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: at the end of the process Python would wait for its lock, and abort.
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from postrain.appraisal.settings import check_appraisal
@@ -97,6 +100,7 @@ class Planner:
         """`words` are those of the command line, which win over the study's base and lose to what varies."""
         self.study, self.words, self.conf, self.root = study, tuple(words), conf, root
         self.made = 0
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def jobs(self, chosen: Sequence[Setting]) -> list[Job]:
         """The jobs of these settings, with each seed. Raises one ConfigError with what is wrong with any of them."""
@@ -117,11 +121,10 @@ class Planner:
         seeded = () if seed is None else (word("seed", seed),)
         label = " ".join(filter(None, [setting.label, *seeded])) or "alone"
         named = (word("name", label),)
-        ready = forced(
-            [*self.study.base, *self.words, *setting.words, *seeded, *named], self.conf, root=self.root, extra=_extra()
-        )
+        said = [*self.study.base, *self.words, *setting.words, *seeded, *named]
+        ready = forced(said, self.conf, root=self.root, extra=extra_folder())
         words = settled(ready)
-        config = _composed(self.root, words)
+        config = self._composed(words)
         digest = config_hash(self._checked(config, words))
         number, self.made = self.made, self.made + 1
         return Job(
@@ -133,6 +136,20 @@ class Planner:
             hash=digest,
             folder=f"jobs/{number:02d}-{digest}",
         )
+
+    def _composed(self, words: Sequence[str]) -> Any:
+        """What Hydra composes of these words. Reading thirty files takes long: it is done once for equal choices."""
+        choices = tuple(each for each in words if not each.startswith("++"))
+        values = [each for each in words if each.startswith("++")]
+        try:
+            if choices not in self.composed:
+                paths = [each for each in HydraConfig.get().overrides.hydra if each.startswith("hydra.searchpath")]
+                self.composed[choices] = compose(self.root, [*paths, *choices])
+            config = deepcopy(self.composed[choices])
+            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
+        except HydraException as error:
+            raise ConfigError(str(error).splitlines()[0]) from None
+        return config
 
     def _checked(self, config: Any, words: Sequence[str]) -> dict[str, Any]:
         """What makes this job the job it is."""
@@ -158,14 +175,20 @@ def _where(labels: Sequence[str], total: int) -> str:
     return f" (in all {total} jobs)" if len(labels) == total and total > 1 else f" ({'; '.join(dict.fromkeys(labels))})"
 
 
-def _extra() -> str | None:
+def placed(job: Job, folder: Path) -> Job:
+    """The job in the folder that an earlier session gave it."""
+    there = sorted((folder / "jobs").glob(f"*-{job.hash}"))
+    return replace(job, folder=f"jobs/{there[0].name}") if there else job
+
+
+def flags() -> list[str]:
+    """What a job has to be told to find the same config groups."""
+    extra = extra_folder()
+    paths = [each for each in HydraConfig.get().overrides.hydra if each.startswith("hydra.searchpath")]
+    return [*(["--config-dir", extra] if extra else []), *paths]
+
+
+def extra_folder() -> str | None:
+    """The folder of --config-dir."""
     sources = HydraConfig.get().runtime.config_sources
     return next((source.path for source in sources if source.provider == "command-line"), None)
-
-
-def _composed(root: str, words: Sequence[str]) -> Any:
-    paths = [each for each in HydraConfig.get().overrides.hydra if each.startswith("hydra.searchpath")]
-    try:
-        return compose(root, [*paths, *words])
-    except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None

@@ -8,9 +8,11 @@ sweeps/<name>/<time>-<hash>/
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ from postrain.folder import Status, config_hash, new_directory, writing
 from postrain.jsonl import atomic_write_text, number, plain, read_json
 from postrain.readable import duration, figure
 from postrain.report import write_report
-from postrain.report.study import FILE, JOBS, markdown, read_study, table
+from postrain.report.study import FILE, JOBS, read_study
 from postrain.report.study_page import answer
+from postrain.report.study_table import markdown, table
 from postrain.sweep.launch import Launcher
-from postrain.sweep.plan import Job, Planner, settings
-from postrain.sweep.search import search
+from postrain.sweep.plan import Job, Planner, flags, placed, settings
+from postrain.sweep.search import check_search, search
 from postrain.sweep.study import Study, read
 from postrain.types import ConfigError
 
@@ -44,6 +47,8 @@ class Sweep:
     folder: Path
     launcher: Launcher
     console: Console
+    report: bool
+    """Whether it ends in report.html."""
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Runs those that are not done yet, and says of each how it ended."""
@@ -82,34 +87,49 @@ def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Laun
     `config` is what the words for all jobs compose to, `swept` what only the sweep hears, `root` the name of the
     primary config. Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
-    name, study = read(swept, conf.parent)
     words = [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
-    shared = [word for word in words if word.partition("=")[0] not in OWN_KEYS]
+    words = [word for word in words if word.partition("=")[0] not in OWN_KEYS]
+    earlier = _earlier(Path(config.resume)) if config.get("resume") else None
+    name, study, shared = read(swept, words, conf.parent, earlier and earlier / FILE)
     planner = Planner(study, shared, conf, root)
+    if study.search:
+        check_search(study)
     jobs = [] if study.search else unlike(planner.jobs(list(settings(study))))
     name = config.name or name
-    folder = _earlier(Path(config.resume)) if config.resume else _new(config, name, study, shared)
-    sweep = Sweep(name, study, folder, launcher, Console(highlight=False, width=max(Console().width, 120)))
-    _record(sweep, words=[*dict.fromkeys([*shared, *swept])])
-    status = Status(folder / "status.json")
+    folder = earlier or _new(config, name, study, shared)
+    sweep = Sweep(
+        name,
+        study,
+        folder,
+        launcher,
+        Console(highlight=False, width=max(Console().width, 120)),
+        config.get("report", True),
+    )
+    with alone(folder), Interrupt():
+        print(f"sweep folder: {folder}", flush=True)
+        _record(sweep, words=[*shared, *swept], flags=flags())
+        return _carry_out(sweep, jobs, planner)
+
+
+def _carry_out(sweep: Sweep, jobs: Sequence[Job], planner: Planner) -> int:
+    """Runs what is to do and answers; status.json says how it ended, whatever ended it."""
+    status = Status(sweep.folder / "status.json")
     status.running()
-    print(f"sweep folder: {folder}", flush=True)
     try:
-        with Interrupt():
-            if study.search:
-                jobs = search(sweep, planner)
-            else:
-                jobs = [_placed(job, folder) for job in jobs]
-                sweep.write(jobs)
-                sweep.run(jobs)
-    except Interrupted as stop:
-        status.interrupted(stop.signal.name)
-        _answer(sweep)
+        if sweep.study.search:
+            jobs = search(sweep, planner)
+        else:
+            jobs = [placed(job, sweep.folder) for job in jobs]
+            sweep.write([*_kept(sweep.folder, jobs), *jobs])
+            sweep.run(jobs)
+    except BaseException as error:
+        if isinstance(error, Interrupted):
+            status.interrupted(error.signal.name)
+            _answer(sweep)
+        else:
+            status.failed(str(error) or type(error).__name__)
         raise
-    except ConfigError as error:
-        status.failed(str(error))
-        raise
-    failed = sum(state(folder, job) != "done" for job in jobs)
+    failed = sum(state(sweep.folder, job) != "done" for job in jobs)
     if failed:
         status.failed(f"{failed} of {len(jobs)} jobs failed")
     else:
@@ -118,14 +138,46 @@ def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Laun
     return 1 if failed else 0
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuses to run a sweep that another process is running."""
+    with writing(folder):
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"resume: another process is running the sweep in {folder}; wait for it") from None
+        yield
+
+
 def unlike(jobs: Sequence[Job]) -> list[Job]:
-    """Without jobs that are the same run as an earlier one."""
-    return list({job.hash: job for job in reversed(jobs)}.values())[::-1]
+    """Without jobs that are the same run as an earlier one, which is said."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        if found.setdefault(job.hash, job) is not job:
+            print(f"{job.label} is the same run as {found[job.hash].label}: it runs once")
+    return list(found.values())
+
+
+def _kept(folder: Path, jobs: Sequence[Job]) -> list[Job]:
+    """Jobs of an earlier session that are done and stand for settings that today's plan does not have."""
+    planned = {str((dict(job.settings), job.seed)) for job in jobs}
+    try:
+        records = json.loads((folder / JOBS).read_bytes())
+        known = [Job(**{**record, "words": tuple(record["words"])}) for record in records]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return [job for job in known if state(folder, job) == "done" and str((dict(job.settings), job.seed)) not in planned]
 
 
 def _earlier(folder: Path) -> Path:
     if not (folder / FILE).is_file():
         raise ConfigError(f"resume: there is no sweep in {folder}; give its folder, such as sweeps/kl_coef/TIME-HASH")
+    saved: Any = OmegaConf.load(folder / FILE)
+    started_in = saved.get("started_in")
+    if started_in and Path(started_in) != Path.cwd():
+        raise ConfigError(f"resume: {folder} was started in {started_in}, and paths may be relative to it; go on there")
     return folder
 
 
@@ -134,16 +186,12 @@ def _new(config: DictConfig, name: str, study: Study, words: Sequence[str]) -> P
     return new_directory(base, name, config_hash({"study": asdict(study), "words": list(words)}))
 
 
-def _record(sweep: Sweep, words: Sequence[str]) -> None:
-    text = OmegaConf.to_yaml({"name": sweep.name, "words": [*words], **asdict(sweep.study)})
+def _record(sweep: Sweep, words: Sequence[str], flags: Sequence[str]) -> None:
+    """sweep.yaml; of words said twice the later one counts."""
+    said = [word for place, word in enumerate(words) if word not in words[place + 1 :]]
+    about = {"name": sweep.name, "words": said, "flags": [*flags], "started_in": str(Path.cwd())}
     with writing(sweep.folder):
-        atomic_write_text(sweep.folder / FILE, text)
-
-
-def _placed(job: Job, folder: Path) -> Job:
-    """The job in the folder that an earlier session gave it."""
-    there = sorted((folder / "jobs").glob(f"*-{job.hash}"))
-    return replace(job, folder=f"jobs/{there[0].name}") if there else job
+        atomic_write_text(sweep.folder / FILE, OmegaConf.to_yaml(about | asdict(sweep.study)))
 
 
 def _answer(sweep: Sweep) -> None:
@@ -155,12 +203,15 @@ def _answer(sweep: Sweep) -> None:
     title = sweep.study.question or f"{sweep.name}: {', '.join(found.settings) or 'seeds'}"
     sweep.console.print(f"\n{title}", style="bold", markup=False, soft_wrap=True)
     sweep.console.print(table(found))
+    for line in found.missing:
+        sweep.console.print(f"missing: {line}", style="yellow", markup=False, soft_wrap=True)
     if said := answer(found):
         sweep.console.print(said, markup=False, soft_wrap=True)
     for job in found.failed:
         if job.state == "failed":
             sweep.console.print(f"failed: {job.label}: {job.reason}", style="red", markup=False, soft_wrap=True)
-    sweep.console.print(f"report  {write_report(sweep.folder)}", soft_wrap=True)
+    if sweep.report:
+        sweep.console.print(f"report  {write_report(sweep.folder)}", soft_wrap=True)
 
 
 def asdict_of(found: Any) -> list[dict[str, Any]]:

@@ -9,53 +9,61 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from postrain.jsonl import number, read_json
-from postrain.sweep.plan import Job, Planner, Setting
-from postrain.sweep.study import word
+from postrain.jsonl import read_json
+from postrain.report.study import measured
+from postrain.sweep.plan import Job, Planner, Setting, placed
+from postrain.sweep.study import Study, word
 from postrain.types import ConfigError
 
 if TYPE_CHECKING:
     from postrain.sweep.runner import Sweep
 
-DATABASE = "search.db"
+DATABASE, NAME = "search.db", "search"
+
+
+def check_search(study: Study) -> None:
+    """Refuses, before anything is made, what cannot be searched."""
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError('sweep.search: Optuna is not installed; run `pip install "postrain[search]"`')
+    if study.metric is None or study.direction is None:
+        raise ConfigError(
+            "sweep.metric, sweep.direction: a search needs both, as in metric: gold/total, direction: max"
+        )
+    for key, said in study.search.items():
+        distribution(key, said)
 
 
 def search(sweep: Sweep, planner: Planner) -> list[Job]:
     """Runs the trials that are still to do, as many at once as the launcher has places; all jobs there are then."""
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigError('sweep.search: Optuna is not installed; run `pip install "postrain[search]"`')
-    if sweep.study.metric is None or sweep.study.direction is None:
-        raise ConfigError(
-            "sweep.metric, sweep.direction: a search needs both, as in metric: gold/total, direction: max"
-        )
     optuna: Any = importlib.import_module("optuna")  # an extra
     logging.getLogger("optuna").setLevel(logging.WARNING)
-    space = {key: distribution(optuna.distributions, key, said) for key, said in sweep.study.search.items()}
-    storage = f"sqlite:///{sweep.folder / DATABASE}"
+    space = {key: distribution(key, said) for key, said in sweep.study.search.items()}
     study = optuna.create_study(
-        study_name=sweep.name,
-        storage=storage,
+        study_name=NAME,
+        storage=f"sqlite:///{sweep.folder / DATABASE}",
         load_if_exists=True,
         direction="maximize" if sweep.study.direction == "max" else "minimize",
     )
     jobs: dict[int, list[Job]] = {}
 
     def advance(trials: Sequence[Any]) -> None:
-        jobs.update({trial.number: _jobs(planner, sweep, trial.params) for trial in trials})
+        for trial in trials:
+            try:
+                jobs[trial.number] = _jobs(planner, sweep, trial.params, flat(jobs))
+            except ConfigError as error:
+                sweep.console.print(f"trial {trial.number}: {error}", style="red", markup=False, soft_wrap=True)
         sweep.write(flat(jobs))
-        # A trial of a session that was killed goes on, and is told of now.
-        running = [trial.number for trial in trials if trial.state.name == "RUNNING"]
-        sweep.run(flat({trial: jobs[trial] for trial in running}))
-        for trial in running:
-            values = [value for job in jobs[trial] if (value := objective(sweep, job)) is not None]
-            if len(values) == len(jobs[trial]):
-                study.tell(trial, fmean(values))
-            else:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        # With the jobs of an earlier session that have failed or were killed.
+        sweep.run(flat({trial.number: jobs.get(trial.number, []) for trial in trials}))
+        for trial in trials:
+            if trial.state.name == "RUNNING":
+                values = [value for job in jobs.get(trial.number, ()) if (value := objective(sweep, job)) is not None]
+                whole = bool(values) and len(values) == len(jobs[trial.number])
+                study.tell(trial.number, fmean(values) if whole else None, state=_state(optuna, whole))
 
     advance(study.get_trials(deepcopy=False))
     while (made := len(study.get_trials(deepcopy=False))) < sweep.study.trials:
@@ -67,19 +75,21 @@ def search(sweep: Sweep, planner: Planner) -> list[Job]:
     return flat(jobs)
 
 
+def _state(optuna: Any, whole: bool) -> Any:
+    states = optuna.trial.TrialState
+    return states.COMPLETE if whole else states.FAIL
+
+
 def flat(jobs: Mapping[int, Sequence[Job]]) -> list[Job]:
-    """The jobs of all trials."""
-    return [job for group in jobs.values() for job in group]
+    """The jobs of all trials; one that is proposed again is there once."""
+    return list({job.hash: job for group in jobs.values() for job in group}.values())
 
 
-def _jobs(planner: Planner, sweep: Sweep, params: Mapping[str, Any]) -> list[Job]:
-    """The jobs of a trial, one a seed, in the folders they have if they have been begun."""
+def _jobs(planner: Planner, sweep: Sweep, params: Mapping[str, Any], known: Sequence[Job]) -> list[Job]:
+    """The jobs of a trial, one a seed, in the folders they have if they are known."""
     setting = Setting(values=dict(params), words=tuple(word(*item) for item in params.items()))
-    found = []
-    for job in planner.jobs([setting]):
-        there = sorted((sweep.folder / "jobs").glob(f"*-{job.hash}"))
-        found.append(replace(job, folder=f"jobs/{there[0].name}") if there else job)
-    return found
+    before = {job.hash: job for job in known}
+    return [before.get(job.hash) or placed(job, sweep.folder) for job in planner.jobs([setting])]
 
 
 def objective(sweep: Sweep, job: Job) -> float | None:
@@ -87,13 +97,13 @@ def objective(sweep: Sweep, job: Job) -> float | None:
     folder = sweep.folder / job.folder
     if read_json(folder / "status.json").get("status") != "done":
         return None
-    changes = read_json(folder / "result.json").get("changes")
-    both = changes.get(sweep.study.metric) if isinstance(changes, dict) else None
-    return number(both[1]) if isinstance(both, list) and len(both) == 2 else None
+    value = measured(read_json(folder / "result.json")).get(str(sweep.study.metric))
+    return value if value is not None and isfinite(value) else None
 
 
-def distribution(distributions: Any, key: str, said: Any) -> Any:
+def distribution(key: str, said: Any) -> Any:
     """What a YAML says of a key, as Optuna takes it."""
+    distributions: Any = importlib.import_module("optuna").distributions
     if isinstance(said, list) and said:
         return distributions.CategoricalDistribution(said)
     if not isinstance(said, Mapping) or not {"low", "high"} <= set(said) <= {"low", "high", "log", "step"}:
@@ -102,6 +112,9 @@ def distribution(distributions: Any, key: str, said: Any) -> Any:
     numbers = [value for value in (low, high, step) if value is not None]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers) or low >= high:
         raise ConfigError(f"sweep.search.{key}: expected numbers with low < high, got {low} and {high}")
-    if all(isinstance(value, int) for value in numbers):
-        return distributions.IntDistribution(low, high, log=log, step=step or 1)
-    return distributions.FloatDistribution(float(low), float(high), log=log, step=step)
+    try:
+        if all(isinstance(value, int) for value in numbers):
+            return distributions.IntDistribution(low, high, log=log, step=1 if step is None else step)
+        return distributions.FloatDistribution(float(low), float(high), log=log, step=step)
+    except ValueError as error:
+        raise ConfigError(f"sweep.search.{key}: {error}") from None

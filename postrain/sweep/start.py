@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from postrain.cli import PROGRAMS, forced
 from postrain.sweep.launch import Launcher, Local, ThroughHydra
+from postrain.sweep.plan import extra_folder, flags
 from postrain.sweep.runner import execute
 
 LOCAL = "local"
@@ -26,11 +28,15 @@ def sweep(config: DictConfig, swept: Sequence[str], conf: Path, root: str, one: 
 
 def launcher(conf: Path, root: str, one: Callable[[Any], float | None]) -> Launcher:
     """What `hydra/launcher` names."""
-    chosen = HydraConfig.get()
+    chosen, resumes = HydraConfig.get(), root != "evaluate"
     if chosen.runtime.choices["hydra/launcher"] == LOCAL:
-        return Local(jobs=chosen.launcher.jobs, command=command(conf, root))
+        return Local(jobs=chosen.launcher.jobs, command=(*command(conf, root), *flags()), resumes=resumes)
+    # joblib's word for it; -1 is all cores.
     at_once = chosen.launcher.get("n_jobs") or 1
-    return ThroughHydra(task=one, forced=partial(forced, conf=conf, root=root), jobs=max(1, at_once))
+    jobs = at_once if at_once > 0 else os.cpu_count() or 1
+    return ThroughHydra(
+        task=one, forced=partial(forced, conf=conf, root=root, extra=extra_folder()), jobs=jobs, resumes=resumes
+    )
 
 
 def command(conf: Path, root: str) -> tuple[str, ...]:

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.check import check
@@ -66,37 +68,74 @@ class Study:
     picture: Picture = field(default_factory=Picture)
 
 
-def read(swept: Sequence[str], root: Path) -> tuple[str, Study]:
-    """The name and the study of what a command line says to a sweep; `root` holds the folder `sweep`."""
-    name, node = "multirun", {}
+def read(
+    swept: Sequence[str], shared: Sequence[str], root: Path, saved: Path | None = None
+) -> tuple[str, Study, list[str]]:
+    """The name of a sweep, its study, and the words that all jobs share.
+
+    `swept` is what the command line says to the sweep, `shared` what it says to all jobs: a single value there takes
+    the place of what the study varies. `root` holds the folder `sweep`, `saved` is an earlier session's sweep.yaml.
+    """
+    name, node = ("multirun", {}) if saved is None else _saved(saved)
     grid: dict[str, list[Any]] = {}
     settings: list[Override] = []
-    for override in OverridesParser.create().parse_overrides(list(swept)):
-        if override.key_or_group == SWEEP:
-            name, node = _load(str(_plain(override.value())), root)
-        elif override.key_or_group.startswith(f"{SWEEP}."):
+    for override in _overrides(swept):
+        key = override.key_or_group
+        if key == SWEEP and saved is None:
+            name, node = _load(override, root)
+        elif key.startswith(f"{SWEEP}."):
             settings.append(override)
-        else:
-            grid[override.key_or_group] = [_parsed(text) for text in override.sweep_string_iterator()]
+        elif key != SWEEP:
+            grid[key] = _values(override)
     for setting in settings:
         _set(node, setting.key_or_group.removeprefix(f"{SWEEP}."), _plain(setting.value()))
     check(node, Study)
+    varied = {*node.get("grid", {}), *node.get("search", {}), *grid, *(["seed"] if node.get("seeds") else [])}
+    for override in _overrides(shared):
+        if override.key_or_group in varied:
+            grid[override.key_or_group] = [_plain(override.value())]
     if "seed" in grid:
         node["seeds"] = grid.pop("seed")
         check({"seeds": node["seeds"]}, Study)
-    if grid and node.get("search"):
-        raise ConfigError(f"{min(grid)}: a search chooses values itself; say sweep.search.{min(grid)}=[...]")
+    node["search"] = {key: said for key, said in node.get("search", {}).items() if key not in grid}
     lists = {key: tuple(node[key]) for key in ("base", "seeds", "columns") if node.get(key) is not None}
-    picture = Picture(**node.get("picture", {}))
-    return name, Study(**{**node, **lists, "picture": picture, "grid": {**node.get("grid", {}), **grid}})
+    node["grid"] = {**node.get("grid", {}), **grid}
+    _refuse_nothing(node)
+    study = Study(**{**node, **lists, "picture": Picture(**node.get("picture", {}))})
+    return name, study, [word for word in shared if word.lstrip("+").partition("=")[0] not in varied]
+
+
+def _refuse_nothing(node: Mapping[str, Any]) -> None:
+    empty = [f"sweep.grid.{key}" for key, values in node["grid"].items() if not values]
+    empty += ["sweep.seeds"] if node.get("seeds") is not None and not node["seeds"] else []
+    if empty:
+        raise ConfigError(f"{empty[0]}: expected at least one value; without any there is no job")
+
+
+def _overrides(words: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+
+
+def _values(override: Override) -> list[Any]:
+    """What a list on the command line holds."""
+    if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+        raise ConfigError(f"{override.input_line}: expected the values themselves, as in {override.key_or_group}=a,b")
+    return [_parsed(text) for text in override.sweep_string_iterator()]
 
 
 def _parsed(text: str) -> Any:
-    (override,) = OverridesParser.create().parse_overrides([f"value={text}"])
+    (override,) = _overrides([f"value={text}"])
     return _plain(override.value())
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
     return value.text if isinstance(value, QuotedString) else value
 
 
@@ -110,18 +149,32 @@ def _set(node: dict[str, Any], key: str, value: Any) -> None:
         node[head] = value
 
 
-def _load(name: str, root: Path) -> tuple[str, dict[str, Any]]:
+def _load(override: Override, root: Path) -> tuple[str, dict[str, Any]]:
     """A study's file: sweep/NAME.yaml, or the path of one."""
+    name = _plain(override.value())
+    if not isinstance(name, str):
+        raise ConfigError(f"{(override.input_line or '').lstrip('+')}: expected one study; start a sweep for each")
     path = Path(name) if name.endswith((".yaml", ".yml")) else root / SWEEP / f"{name}.yaml"
+    return path.stem, _node(path, f"sweep={name}")
+
+
+def _saved(path: Path) -> tuple[str, dict[str, Any]]:
+    """The study as an earlier session has recorded it: its file may have changed since, or be gone."""
+    node = _node(path, "resume")
+    known = {each.name for each in fields(Study)}
+    return str(node.get("name", "multirun")), {key: value for key, value in node.items() if key in known}
+
+
+def _node(path: Path, key: str) -> dict[str, Any]:
     try:
         node: Any = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
-        raise ConfigError(f"sweep={name}: {path} cannot be read: {error.strerror}") from None
-    except YAMLError as error:
-        raise ConfigError(f"sweep={name}: {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}: {path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
-        raise ConfigError(f"sweep={name}: {path}: expected keys such as question, base, grid, seeds")
-    return path.stem, node
+        raise ConfigError(f"{key}: {path}: expected keys such as question, base, grid, seeds")
+    return node
 
 
 def word(key: str, value: Any) -> str:
@@ -139,5 +192,7 @@ def said(value: Any) -> str:
         return f"[{','.join(map(said, value))}]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{said(item)}" for key, item in value.items()) + "}"
-    text = str(value)
-    return text if BARE.fullmatch(text) or not isinstance(value, str) else "'" + text.replace("'", "\\'") + "'"
+    if not isinstance(value, str):
+        return str(value)
+    plain = BARE.fullmatch(value) and _parsed(value) == value
+    return value if plain else "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'") + "'"

@@ -11,13 +11,14 @@ from postrain.folder import RunFolder
 from tests.runs import small_run
 
 
-def test_flat_is_not_surely_above_the_start():
-    # Means 0.5 and 0.5; standard error sqrt((0.01 + 0.01) / 2) = 0.1.
-    assert flat([0.4, 0.6, 0.4, 0.6], 2)
-    # 0.7 is two standard errors above 0.5, and not more.
-    assert flat([0.4, 0.6, 0.6, 0.8], 2)
-    assert not flat([0.4, 0.6, 0.7, 0.9], 2)
-    assert not flat([0.4, 0.6, 0.4], 2)
+def test_flat_is_no_higher_than_at_the_start():
+    # Means 0.5 and 0.5.
+    assert flat([0.4, 0.6, 0.6, 0.4], 2)
+    # Means 0.5 and 0.55.
+    assert not flat([0.4, 0.6, 0.6, 0.5], 2)
+    # Too early, and between two moments of asking.
+    assert not flat([0.4, 0.4], 2)
+    assert not flat([0.4, 0.6, 0.6, 0.4, 0.1], 2)
     # It has risen, and stands still since.
     assert not flat([0.1, 0.1, 0.9, 0.9, 0.9, 0.9], 2)
     assert flat([0.3, 0.3, 0.3, 0.3], 2)
@@ -54,7 +55,7 @@ def stopped(tmp_path_factory):
 def test_the_run_is_evaluated_exported_and_done(stopped):
     result = json.loads(stopped.result.read_text())
     updates = result["updates"]
-    assert 4 <= updates < 9
+    assert updates in (4, 6, 8)
     assert result["stopped"].endswith(f"(early_stop.flat_updates=2) at update {updates}")
     assert stopped.status.read()["status"] == "done"
     assert stopped.metrics.read()[-1]["update"] == updates

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from postrain.folder import RunFolder
 from postrain.main import start
+from postrain.sweep.launch import Ended, words_of
+from postrain.sweep.plan import Job
 from postrain.types import ConfigError
 from tests.runs import CONF
 
@@ -51,26 +55,30 @@ def finish(folder: RunFolder, *, reward: float, kl: float, stopped: str | None =
     folder.status.done()
 
 
-def sweep(program: Program, *words: str, launcher: str = "basic") -> int:
-    """What the command line with these words comes to; its exit code."""
-    try:
-        return start(["train.py", f"hydra/launcher={launcher}", *words], CONF, run=program)
-    except SystemExit as end:
-        return int(end.code or 0)
+@dataclass(frozen=True)
+class Here:
+    """Runs jobs in this process, without Hydra's composing each once more."""
+
+    program: Program
+    jobs: int = 1
+
+    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
+        for job in jobs:
+            words = words_of(job, folder, resumes=True)
+            config = OmegaConf.create({"resume": words[0].startswith("resume="), "name": job.label})
+            try:
+                self.program(config, words, folder.name, folder / job.folder)
+            except ConfigError as error:
+                RunFolder(folder / job.folder).status.failed(str(error))
+            ended(job)
 
 
-if __name__ == "__main__":
-    # A job of its own process, for the local launcher: words are key=value, the folder is hydra.run.dir.
-    said = dict(word.split("=", 1) for word in sys.argv[1:])
-    home = RunFolder.at(Path(said["hydra.run.dir"].strip("'")))
-    home.status.running()
-    match said["do"]:
-        case "finish":
-            finish(home, reward=1.0, kl=0.1)
-        case "mistake":
-            print("error: method.kl_coef: expected a number")
-            sys.exit(2)
-        case "die":
-            import os
-
-            os.kill(os.getpid(), 9)
+def sweep(program: Program, *words: str, launcher: str | None = None) -> int:
+    """What the command line with these words comes to; its exit code. `launcher` is one of Hydra's."""
+    with pytest.MonkeyPatch.context() as patched:
+        if launcher is None:
+            patched.setattr("postrain.sweep.start.launcher", lambda *_: Here(program))
+        try:
+            return start(["train.py", f"hydra/launcher={launcher or 'local'}", *words], CONF, run=program)
+        except SystemExit as end:
+            return int(end.code or 0)

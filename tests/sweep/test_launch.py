@@ -9,7 +9,7 @@ from postrain.jsonl import read_json
 from postrain.sweep.launch import LOG, Local, last_words, share, words_of
 from postrain.sweep.plan import Job
 
-FAKE = (sys.executable, str(Path(__file__).parent / "made.py"))
+FAKE = (sys.executable, str(Path(__file__).parent / "job.py"))
 
 
 def job(number: int, do: str) -> Job:
@@ -30,23 +30,42 @@ def test_a_killed_job_is_a_failed_one_and_the_others_finish(tmp_path, monkeypatc
 
 
 def test_a_begun_job_goes_on(tmp_path):
-    assert words_of(job(0, "finish"), tmp_path) == ["do=finish"]
+    assert words_of(job(0, "finish"), tmp_path, True) == ["do=finish"]
     (tmp_path / "jobs/0").mkdir(parents=True)
     (tmp_path / "jobs/0/config.yaml").write_text("")
-    assert words_of(job(0, "finish"), tmp_path) == [f"resume={tmp_path}/jobs/0"]
+    assert words_of(job(0, "finish"), tmp_path, True) == [f"resume={tmp_path}/jobs/0"]
+    assert words_of(job(0, "finish"), tmp_path, False) == ["do=finish"]
 
 
 def test_the_last_mistake_is_the_reason(tmp_path):
     (tmp_path / LOG).write_text("error: one\nTraceback\nerror: two\nbye\n")
-    assert last_words(tmp_path / LOG, 2) == "two"
-    (tmp_path / LOG).write_text("Segmentation\n")
-    assert last_words(tmp_path / LOG, 3) == "ended with exit code 3; see log.txt"
+    assert last_words(tmp_path / LOG, 0, 2) == "two"
+    # Of a retry only what it has said itself counts.
+    (tmp_path / LOG).write_text("error: old\nTypeError: new\n")
+    assert last_words(tmp_path / LOG, 11, 3) == "ended with exit code 3; see log.txt: TypeError: new"
+    assert last_words(tmp_path / LOG, 0, -6) == "old"
+
+
+def test_a_job_that_watches_its_sweep_ends_in_peace(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    Local(jobs=1, command=FAKE)([job(0, "watch")], tmp_path, lambda job: None)
+    assert read_json(tmp_path / "jobs/0/status.json")["status"] == "done"
+    assert (tmp_path / "jobs/0" / LOG).read_text() == ""
+
+
+def test_what_cannot_be_started_is_a_failed_job(tmp_path):
+    Local(jobs=1, command=("/no/such/program",))([job(0, "finish")], tmp_path, lambda job: None)
+    assert read_json(tmp_path / "jobs/0/status.json")["reason"].startswith("the job could not be started")
 
 
 def test_jobs_share_the_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert share(4, 0) == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}
     assert share(16, 0)["OMP_NUM_THREADS"] == "1"
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [share(3, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["4", "6", "4"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert share(2, 0)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [share(2, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
+    assert [share(5, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(5)] == ["4", "5", "6", "7", "4"]

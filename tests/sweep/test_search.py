@@ -17,7 +17,7 @@ SEARCH = (
     "sweep=search",
     "sweep.search={method.kl_coef: {low: 0.0, high: 1.0}}",
     "sweep.metric=eval/reward/total",
-    "logger=none",
+    "report=false",
 )
 
 
@@ -59,11 +59,24 @@ def test_a_failed_trial_is_a_failed_trial_and_the_search_goes_on(tmp_path):
     assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
+def test_what_is_proposed_again_is_run_once(tmp_path):
+    program = Program()
+    words = ("sweep=search", "sweep.search={method.kl_coef: [0.1, 0.2]}", *SEARCH[2:], "sweep.trials=4")
+    assert sweep(program, *words, f"paths.sweeps={tmp_path}") == 0
+    (folder,) = tmp_path.glob("search/*")
+    assert len(program.ran) == len(set(program.ran)) <= 2
+    assert [cell.n for cell in read_study(folder).cells] == [1] * len(program.ran)
+
+
 def test_what_is_searched():
     kinds = optuna.distributions
-    assert distribution(kinds, "k", {"low": 1, "high": 8, "log": True}) == kinds.IntDistribution(1, 8, log=True)
-    assert distribution(kinds, "k", {"low": 0, "high": 1.0}) == kinds.FloatDistribution(0.0, 1.0)
-    assert distribution(kinds, "k", ["a", "b"]) == kinds.CategoricalDistribution(["a", "b"])
-    for said, told in (({"low": 1}, "expected a list of choices"), ({"low": 2, "high": 1}, "low < high, got 2 and 1")):
+    assert distribution("k", {"low": 1, "high": 8, "log": True}) == kinds.IntDistribution(1, 8, log=True)
+    assert distribution("k", {"low": 0, "high": 1.0}) == kinds.FloatDistribution(0.0, 1.0)
+    assert distribution("k", ["a", "b"]) == kinds.CategoricalDistribution(["a", "b"])
+    for said, told in (
+        ({"low": 1}, "expected a list of choices"),
+        ({"low": 2, "high": 1}, "low < high, got 2 and 1"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "sweep.search.k: .*0.0"),
+    ):
         with pytest.raises(ConfigError, match=told):
-            distribution(kinds, "k", said)
+            distribution("k", said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from postrain.sweep.plan import settings, short
-from postrain.sweep.study import Picture, Study, read, said, word
+from postrain.sweep.study import Picture, Study, _parsed, read, said, word
 from postrain.types import ConfigError
 from tests.runs import CONF
 
@@ -23,8 +23,8 @@ def root(tmp_path):
 
 
 def test_a_file_is_read(root):
-    name, study = read(["sweep=mine"], root)
-    assert name == "mine"
+    name, study, shared = read(["sweep=mine"], ["method.epochs=2"], root)
+    assert (name, shared) == ("mine", ["method.epochs=2"])
     assert study == Study(
         question="Which?",
         base=("method=ppo",),
@@ -33,21 +33,36 @@ def test_a_file_is_read(root):
         metric="gold/total",
         picture=Picture(x="eval/kl/exact"),
     )
-    assert read([f"sweep={root}/sweep/mine.yaml"], root) == (name, study)
+    assert read([f"sweep={root}/sweep/mine.yaml"], [], root) == (name, study, [])
 
 
 def test_the_command_line_wins_over_the_file(root):
     words = ["sweep=mine", "++method.kl_coef=0.2,0.3", "++seed=5,6", "++sweep.metric=eval/loss", "++sweep.picture.y=b"]
-    _, study = read(words, root)
+    _, study, _ = read(words, [], root)
     assert study.grid == {"method.kl_coef": [0.2, 0.3]}
     assert study.seeds == (5, 6)
     assert study.metric == "eval/loss"
     assert study.picture == Picture(x="eval/kl/exact", y="b")
-    assert read(["sweep=mine", "++sweep.grid.method.kl_coef=[1.0]"], root)[1].grid == {"method.kl_coef": [1.0]}
+    assert read(["sweep=mine", "++sweep.grid.method.kl_coef=[1.0]"], [], root)[1].grid == {"method.kl_coef": [1.0]}
+
+
+def test_a_single_value_takes_the_place_of_what_varies(root):
+    _, study, shared = read(["sweep=mine"], ["method.kl_coef=0.33", "seed=7", "method.epochs=2"], root)
+    assert study.grid == {"method.kl_coef": [0.33]}
+    assert study.seeds == (7,)
+    assert shared == ["method.epochs=2"]
+
+
+def test_what_was_recorded_counts_when_the_file_has_changed(root):
+    saved = root / "sweep.yaml"
+    saved.write_text("name: mine\nwords: [sweep=mine]\ngrid: {a: [1, 2]}\nseeds: [3]\nstarted_in: x\n")
+    name, study, _ = read(["sweep=mine", "++a=1,2,5"], [], root, saved)
+    assert name == "mine"
+    assert study == Study(grid={"a": [1, 2, 5]}, seeds=(3,))
 
 
 def test_lists_alone_are_a_study(root):
-    name, study = read(["method=ppo,dpo", "++seed=0,1", "++method.epochs=range(1,4)"], root)
+    name, study, _ = read(["method=ppo,dpo", "++seed=0,1", "++method.epochs=range(1,4)"], [], root)
     assert name == "multirun"
     assert study == Study(grid={"method": ["ppo", "dpo"], "method.epochs": [1, 2, 3]}, seeds=(0, 1))
 
@@ -58,12 +73,16 @@ def test_lists_alone_are_a_study(root):
         (["sweep=mine", "++sweep.metrik=a"], "metrik: unknown key; did you mean metric?"),
         (["sweep=mine", "++sweep.seeds=[a]"], "seeds: expected a list of integers or null, got ['a']"),
         (["sweep=other.yaml"], "sweep=other.yaml: other.yaml cannot be read: No such file or directory"),
-        (["sweep=mine", "++sweep.search={a: [1]}", "++b=1,2"], "b: a search chooses values itself"),
+        (["sweep=mine,other"], "sweep=mine,other: expected one study"),
+        (["++method.kl_coef=interval(0,1)"], "++method.kl_coef=interval(0,1): expected the values themselves"),
+        (["method=glob(*)"], "method=glob(*): expected the values themselves"),
+        (["sweep=mine", "++sweep.seeds=[]"], "sweep.seeds: expected at least one value"),
+        (["sweep=mine", "++sweep.grid.method.kl_coef=[]"], "sweep.grid.method.kl_coef: expected at least one value"),
     ],
 )
 def test_mistakes_are_one_line(words, said, root):
     with pytest.raises(ConfigError) as caught:
-        read(words, root)
+        read(words, [], root)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
 
@@ -88,11 +107,16 @@ def test_values_are_said_in_hydras_grammar():
     assert word("k", "1,2") == "k='1,2'"
 
 
+@pytest.mark.parametrize("text", ["1", "true", "null", "1e-5", "it's", "a\\", "a\\'b", "", "[x]", "été", "gold/total"])
+def test_a_text_stays_the_text_it_is(text):
+    assert _parsed(said(text)) == text
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sweep_asks_a_question(name):
     lines = (CONF.parent / "sweep" / f"{name}.yaml").read_text().splitlines()
     assert lines[0].startswith("# ")
     assert 10 < len(lines[0]) <= 110
-    found, study = read([f"sweep={name}"], CONF.parent)
+    found, study, _ = read([f"sweep={name}"], [], CONF.parent)
     assert found == name
     assert study.question.endswith("?")

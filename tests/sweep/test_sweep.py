@@ -7,10 +7,12 @@ import json
 import pytest
 
 from postrain.folder import RunFolder
-from postrain.report.study import markdown, read_study
+from postrain.report.study import read_study
+from postrain.report.study_table import markdown
+from postrain.sweep.runner import alone
 from tests.sweep.made import Program, finish, sweep
 
-GRID = ("-m", "method=ppo", "method.kl_coef=0.1,0.4", "seed=0,1", "logger=none")
+GRID = ("-m", "method=ppo", "method.kl_coef=0.1,0.4", "seed=0,1", "report=false")
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def done(tmp_path_factory):
     """A finished sweep of two coefficients and two seeds."""
     home = tmp_path_factory.mktemp("sweep")
     program = Program()
-    assert sweep(program, *GRID, f"paths.sweeps={home}") == 0
+    assert sweep(program, *GRID, f"paths.sweeps={home}", "report=true", launcher="basic") == 0
     (folder,) = home.glob("multirun/*")
     return folder, program
 
@@ -53,7 +55,7 @@ def test_the_table_has_means_and_intervals_over_seeds(done):
 def test_going_on_repeats_nothing_and_more_values_add_jobs(done):
     folder, program = done
     program.ran.clear()
-    assert sweep(program, f"resume={folder}") == 0
+    assert sweep(program, f"resume={folder}", "report=false") == 0
     assert program.ran == []
     assert sweep(program, f"resume={folder}", "method.kl_coef=0.1,0.4,0.8") == 0
     assert program.ran == ["kl_coef=0.8 seed=0", "kl_coef=0.8 seed=1"]
@@ -104,9 +106,70 @@ def test_what_is_damaged_is_said_and_the_rest_is_read(done, tmp_path):
     (folder / "jobs.json").write_text('[{"folder": "jobs/00-a", "number": "x"}, {"folder": "jobs/01-b"}, 3]')
     (folder / "sweep.yaml").write_text("question: [half")
     study = read_study(folder)
-    assert study.missing == ("sweep.yaml is damaged: the question is not known",)
+    assert study.missing == (
+        "sweep.yaml is damaged: the question is not known",
+        "00-a: eval/reward/total is no finite number in 1 of 1 jobs, so it has no mean",
+    )
     assert [job.state for job in study.jobs] == ["done", "not started"]
     assert study.best is None
     assert "flat" in markdown(study)
     (folder / "jobs.json").write_text("")
     assert read_study(folder).missing[1] == "jobs.json is missing or damaged: the jobs are not known"
+
+
+def study_of(folder, *values, metric="eval/reward/total"):
+    """A sweep of settings with the numbers that their jobs ended with."""
+    jobs = []
+    for place, (name, ends) in enumerate(values):
+        for seed, value in enumerate(ends):
+            home = RunFolder.at(folder / "jobs" / f"{place}{seed}")
+            finish(home, reward=value, kl=0.1)
+            jobs.append({"number": len(jobs), "folder": f"jobs/{place}{seed}", "settings": {"lr": name}, "seed": seed})
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "sweep.yaml").write_text(f"name: mine\nmetric: {metric}\n")
+    return read_study(folder)
+
+
+def test_a_setting_that_diverged_has_no_mean_and_is_never_the_best(tmp_path):
+    study = study_of(tmp_path, (0.1, [0.5, 0.6]), (0.2, [0.3, 0.2]), (0.5, [0.9, float("inf")]))
+    assert study.best is study.cells[0]
+    assert "eval/reward/total" not in study.cells[2].values
+    assert any("eval/reward/total is no finite number in 1 of 2 jobs" in line for line in study.missing)
+
+
+def test_less_is_better_where_a_name_says_so(tmp_path):
+    study = study_of(tmp_path, (0.1, [0.5]), (0.2, [0.3]), metric="eval/kl/exact")
+    assert study.direction == "min"
+
+
+def test_a_misspelt_metric_is_said(tmp_path):
+    study = study_of(tmp_path, (0.1, [0.5]), metric="eval/reward/totl")
+    assert study.missing == ("no finished job has measured eval/reward/totl; did you mean eval/reward/total?",)
+
+
+def test_a_sweep_that_is_running_is_left_alone(done, capsys):
+    folder, program = done
+    with alone(folder):
+        assert sweep(program, f"resume={folder}") == 2
+    assert "another process is running the sweep" in capsys.readouterr().err
+
+
+def test_a_folder_with_blanks_is_gone_on_with(tmp_path):
+    program, home = Program(), tmp_path / "a (1)"
+    assert sweep(program, *GRID, f"paths.sweeps='{home}'") == 0
+    (folder,) = home.glob("multirun/*")
+    program.ran.clear()
+    assert sweep(program, f"resume='{folder}'") == 0
+    assert program.ran == []
+
+
+def test_groups_of_ones_own_reach_the_jobs(tmp_path):
+    (tmp_path / "conf/method").mkdir(parents=True)
+    (tmp_path / "conf/method/mine.yaml").write_text("# @package _global_\n# Mine\ndefaults: [ppo, _self_]\n")
+    program = Program()
+    words = ("--config-dir", str(tmp_path / "conf"), "-m", "method=mine", "method.kl_coef=0.1,0.2", "report=false")
+    assert sweep(program, *words, f"paths.sweeps={tmp_path}") == 0
+    (folder,) = tmp_path.glob("multirun/*")
+    program.ran.clear()
+    assert sweep(program, f"resume={folder}", "method.kl_coef=0.1,0.2,0.3") == 0
+    assert program.ran == ["kl_coef=0.3"]
