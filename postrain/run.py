@@ -150,6 +150,8 @@ def train(
         print(f"warning: {path} is damaged and was passed over", file=sys.stderr)
     if built.method.needs_reward and checkpoint is None:
         check_reward(built.method, built.data)
+    if config["early_stop"]["flat_updates"] and not built.method.needs_reward:
+        raise ConfigError("early_stop.flat_updates: this method has no reward that could be flat; leave it null")
     trainer = built.hardware.make_trainer(callbacks(config, built, folder, interrupt, resolved), loggers, folder.path)
     trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint)
     if interrupt.signal is not None:
