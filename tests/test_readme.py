@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from postrain import evaluate
 from tests.runs import CONF, SMALL, small_run
 from tests.test_main import run
 
@@ -15,6 +16,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line
 ]
+EVALUATE = [command.partition("#")[0].strip() for command in COMMANDS if "postrain.evaluate" in command]
 TRAIN = [command.partition("#")[0].strip() for command in COMMANDS if command.startswith("python train.py")]
 MAKE = [command.split()[1] for command in COMMANDS if command.startswith("make ")]
 (SHORTER,) = re.findall(r"```python\n# mine.py: .*?\n(.*?)```", README, re.DOTALL)
@@ -41,9 +43,22 @@ def test_command(command, elsewhere, capsys):
     words = shlex.split(command)[2:]
     runs = "=" in command
     # Processes of their own would only take longer.
-    several = ("hydra/launcher=basic",) if "-m" in words or "sweep=" in command else ()
+    several = ("hydra/launcher=basic", "seed=0") if "-m" in words or "sweep=" in command else ()
     assert run(*words, *(SMALL if runs else ()), *several) == 0, capsys.readouterr().err
     assert bool(list(elsewhere.glob("**/model/README.md"))) == runs
+
+
+@pytest.mark.parametrize("command", EVALUATE)
+def test_evaluate_command(command, elsewhere):
+    words = shlex.split(command)[3:]
+    small = [word for word in SMALL if word.startswith(("data.", "rollout."))]
+    assert evaluate.main(["evaluate", *words, *small]) == 0
+    assert len(list(elsewhere.glob("runs/evaluate/nano/*/evaluation_stats.json"))) == 1
+
+
+def test_the_sweep_it_shows_is_the_one_there_is():
+    (shown,) = re.findall(r"```yaml\n# sweep/kl_coef.yaml\n(.*?)```", README, re.DOTALL)
+    assert shown.strip() == (ROOT / "sweep" / "kl_coef.yaml").read_text().strip()
 
 
 def test_resume_command(elsewhere):
