@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from omegaconf import DictConfig, OmegaConf
 
-from postrain.main import start
+from postrain.main import complain, start
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -20,10 +20,19 @@ CONF = Path(__file__).parents[1] / "conf"
 def evaluate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """One evaluation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-    from postrain.appraisal.run import execute  # noqa: PLC0415
+    from postrain.appraisal.run import Unmeasured, execute  # noqa: PLC0415
+    from postrain.appraisal.settings import check_words  # noqa: PLC0415
 
+    check_words(words)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return execute(plain, overrides=words, group=group, place=place)
+    try:
+        return execute(plain, overrides=words, group=group, place=place)
+    except Unmeasured as error:
+        if config.debug:
+            raise
+        complain(error)
+        # Not 2: most of what was asked for is there.
+        sys.exit(1)
 
 
 def main(argv: list[str]) -> int:

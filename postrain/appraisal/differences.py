@@ -11,19 +11,49 @@ from typing import Any
 from postrain.evaluation.measures import Estimate, Finding
 
 AGREES = 1e-6
+# What is in nats: of other words it is another number.
+NATS = ("loss", "perplexity", "per_token", "per_completion", "margin", "margin_per_token")
 Shares = Mapping[Any, tuple[float, float]]
 """Of each item that has the metric, by its row: its share and its weight."""
 
 
 def differences(one: Finding, other: Finding) -> dict[str, Estimate]:
-    """For every metric that both findings make of records of the same items: one minus other."""
-    found = {}
+    """For every metric that both findings make of records of the same items: one minus other.
+
+    Nats of other words, or of other tokens, have none.
+    """
+    found, same = {}, same_words(one, other)
     for metric in one.metrics:
-        if metric in other.metrics:
+        if metric in other.metrics and (same or metric not in NATS):
             mine, theirs = shares(one, metric), shares(other, metric)
             if mine and mine.keys() == theirs.keys():
                 found[metric] = paired(mine, theirs)
     return found
+
+
+def same_words(one: Finding, other: Finding) -> bool:
+    """Whether two models were given the same text in as many tokens, as far as a measure tells."""
+    mine, theirs = tokens(one), tokens(other)
+    return one.example == other.example and all(mine[row] == theirs[row] for row in mine.keys() & theirs.keys())
+
+
+def tokens(finding: Finding) -> Mapping[Any, Any]:
+    """How many there were to foresee, by row."""
+    return {record.get("row"): record.get("weight") for record in finding.records if "loss" in record}
+
+
+def different_words(
+    name: str, mine: Mapping[str, Finding], other: str, theirs: Mapping[str, Finding]
+) -> tuple[str, ...]:
+    """What to say where measures put other words to one model than to another."""
+    both = [measure for measure in mine if measure in theirs and mine[measure].metrics and theirs[measure].metrics]
+    unlike = [measure for measure in both if not same_words(mine[measure], theirs[measure])]
+    if not unlike:
+        return ()
+    return (
+        f"asked in different words: {name} and {other} read other text or other tokens (a chat template or tokenizer "
+        f"of their own) in {', '.join(unlike)}; their differences in nats are left out",
+    )
 
 
 def shares(finding: Finding, metric: str) -> Shares:

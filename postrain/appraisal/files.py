@@ -18,11 +18,10 @@ from postrain.evaluation.completions import gold_scores, held_out
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.folder import RunFolder, writing
 from postrain.jsonl import JsonLines, atomic_write_text, plain
+from postrain.readable import less_is_better
 from postrain.rewards.base import optional
 
 STATS, RESPONSES = "evaluation_stats.json", "sample_responses.json"
-# Metrics of which less is better, by their last word.
-LESS = ("loss", "perplexity", "error", "per_token", "per_completion", "unscorable", "loop_share", "looping")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,8 @@ class Measured:
     """By the measures' names."""
     seconds: Mapping[str, float]
     parameters: int
+    failed: tuple[str, ...]
+    """Measures that ended in a user's mistake; their findings are its line."""
     responses: tuple[Mapping[str, Any], ...]
     """Some completions, as sample_responses.json keeps them."""
 
@@ -109,9 +110,10 @@ def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
     chosen = metric or next(iter(numbers), None)
     return {
         "metric": chosen,
-        "direction": "min" if chosen and chosen.rpartition("/")[2] in LESS else "max",
+        "direction": "min" if chosen and less_is_better(chosen) else "max",
         "objective": numbers[chosen][0] if chosen in numbers else None,
         "headline": list(numbers)[:3],
+        "values": {name: values[0] for name, values in numbers.items()},
         "changes": {name: [values[1], values[0]] for name, values in numbers.items() if len(values) > 1},
         "parameters": measured[0].parameters,
         "trainable": 0,

@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from postrain.appraisal.differences import different_words
 from postrain.appraisal.files import Measured, responses, write_records, write_stats
 from postrain.appraisal.inherited import Origin, inherited
 from postrain.appraisal.models import Examinee, examinees, load
@@ -25,7 +26,7 @@ from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
 from postrain.evaluation.completions import held_out
 from postrain.evaluation.evaluator import Evaluation
-from postrain.evaluation.measures import Finding, Measure, Subject
+from postrain.evaluation.measures import Finding, Foresighted, Measure, Subject
 from postrain.folder import RunFolder, config_hash, new_directory, writing
 from postrain.generation.ending import Ending
 from postrain.hardware import Hardware
@@ -34,10 +35,15 @@ from postrain.manifest import write_manifest
 from postrain.readable import duration
 from postrain.report import write_report
 from postrain.resume import settings
+from postrain.rollout.engine import Engine
 from postrain.types import ConfigError
 
 PROGRAM = ("python", "-m", "postrain.evaluate")
 WIDEST = 400
+
+
+class Unmeasured(ConfigError):
+    """A measure ended in a user's mistake; all others are written."""
 
 
 def execute(
@@ -46,7 +52,8 @@ def execute(
     """Measures as `config` says; returns the number that sweeps compare.
 
     `place` is where the folder shall be, if somebody has decided that; `group` is for trackers, and there are none.
-    Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM.
+    Raises ConfigError for a user's mistake, Unmeasured for one that only a measure found out, and Interrupted after
+    Ctrl-C or SIGTERM.
     """
     check_model(config)
     origin = Origin.of(config["model"]["path"])
@@ -58,16 +65,33 @@ def execute(
         raise ConfigError("trainer: an evaluation runs in one process; use trainer=cpu or trainer=gpu")
     evaluation: Evaluation = instantiate(config["evaluation"])
     models = examinees(config)
+    foresee(config, evaluation.measures)
     if origin and taken:
         print(f"as in {origin.folder.path}: {', '.join(taken)}; the command line can choose others", flush=True)
     folder = _folder(config, models[0], place)
     with writing(folder.config):
         atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
-    with Interrupt(), Ending(folder.status):
-        objective = _appraise(config, evaluation.measures, models, hardware, folder, overrides)
+    try:
+        with Interrupt(), Ending(folder.status):
+            found = _appraise(config, evaluation.measures, models, hardware, folder, overrides)
+    except Unmeasured:
+        _report(config, folder)
+        raise
+    _report(config, folder)
+    return found
+
+
+def foresee(config: Mapping[str, Any], measures: Mapping[str, Measure]) -> None:
+    """Raises ConfigError for what measures know to fail, before anything is loaded."""
+    engine: Engine = instantiate(config["rollout"])
+    for measure in measures.values():
+        if isinstance(measure, Foresighted):
+            measure.check(engine.sampling)
+
+
+def _report(config: Mapping[str, Any], folder: RunFolder) -> None:
     if config["report"]:
         print(f"report  {write_report(folder.path)}")
-    return objective
 
 
 def _folder(config: Mapping[str, Any], model: Examinee, place: Path | None) -> RunFolder:
@@ -91,7 +115,6 @@ def _appraise(
     console = Console(highlight=False)
     # A run that drew its held-out rows from a file drew them by its seed: the same ones are measured on.
     seed = models[0].origin.config["seed"] if models[0].origin else config["seed"]
-    notes = different_data(models)
     measured: list[Measured] = []
     for one in models:
         subject = load(one, config, hardware, seed)
@@ -106,26 +129,43 @@ def _appraise(
         found = examined(subject, one, measures, console, config["shown"], audit.source)
         write_records(folder, found)
         measured.append(found)
+    first = measured[0]
+    notes = different_data(models)
+    for other in measured[1:]:
+        notes += different_words(first.name, first.findings, other.name, other.findings)
     write_stats(folder, measured, notes, config["metric"])
     # Wider than a narrow terminal rather than cut into pieces that nobody can read.
     Console(width=WIDEST, highlight=False).print(table(measured))
     console.print()
     for line in [*told_once(measured), *notes]:
         console.print(f"note    {line}", soft_wrap=True, markup=False)
-    return objective(measured[0], config["metric"])
+    all_measured(measured, folder)
+    return objective(first, config["metric"])
+
+
+def all_measured(measured: Sequence[Measured], folder: RunFolder) -> None:
+    """Raises Unmeasured where a measure has failed."""
+    lines = [f"{name}: {note}" for one in measured for name in one.failed for note in one.findings[name].notes]
+    if lines:
+        raise Unmeasured(f"{'; '.join(dict.fromkeys(lines))}; all else that was measured is in {folder.path}")
 
 
 @torch.no_grad()
 def examined(
     subject: Subject, one: Examinee, measures: Mapping[str, Measure], console: Console, shown: int, data: str
 ) -> Measured:
-    """Every measure of one model, told as it goes."""
+    """Every measure of one model, told as it goes; one that fails leaves a note and stops no other."""
     findings: dict[str, Finding] = {}
+    failed: list[str] = []
     seconds: dict[str, float] = {}
     for name, measure in measures.items():
         start = time.perf_counter()
         with console.status(f"{one.name}: {name}"):
-            findings[name] = measure(subject)
+            try:
+                findings[name] = measure(subject)
+            except ConfigError as error:
+                findings[name] = Finding(metrics={}, notes=(str(error),))
+                failed.append(name)
         seconds[name] = time.perf_counter() - start
     console.print(f"model   {one.name}: {len(measures)} measures in {duration(sum(seconds.values()))}")
     return Measured(
@@ -135,6 +175,7 @@ def examined(
         findings=findings,
         seconds=seconds,
         parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+        failed=tuple(failed),
         responses=responses(subject, shown),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,13 @@ from postrain.types import ConfigError, Count, CountOrZero
 
 START = "start"
 """For `reference`: what the run began with."""
+INSTEAD = {
+    "evaluation.every": "leave it out",
+    "evaluation.completions": "each measure has its own number: evaluation.measures.NAME.prompts=COUNT",
+    "evaluation.shown": "say shown=COUNT",
+    "evaluation.greedy": "rollout.temperature=0 samples greedily",
+}
+"""What to say in place of the keys of `evaluation` that only training reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,16 @@ def check_appraisal(config: Mapping[str, Any]) -> None:
     measures, metric = config["evaluation"]["measures"], config["metric"]
     if metric is not None and metric.partition("/")[0] not in measures:
         raise ConfigError(f"metric={metric}: expected MEASURE/METRIC of a measure there is: {', '.join(measures)}")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises ConfigError for a key on the command line that only says how a training run looks at itself."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if key in INSTEAD:
+            raise ConfigError(
+                f"{key}: says how a training run looks at itself, and changes nothing here; {INSTEAD[key]}"
+            )
 
 
 def check_model(config: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -36,6 +36,7 @@ from postrain.rewards.base import Reward
 from postrain.rollout.collect import Episodes
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
+from postrain.types import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,4 +170,13 @@ class Measure(Protocol):
     def __call__(self, subject: Subject) -> Finding:
         """Changes nothing in the model; equal for equal weights and seed. Where the data does not suit it, a Finding
         without metrics whose note says what is needed."""
+        ...
+
+
+@runtime_checkable
+class Foresighted(Protocol):
+    """A measure that knows before any weights are loaded when it would fail."""
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises ConfigError for a user's mistake; `sampling` is how completions will be drawn."""
         ...

@@ -17,11 +17,12 @@ from postrain.evaluation.completions import complete, first_prompt, gold_scores,
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.scores import written
 from postrain.models.loading import load_causal, load_tokenizer
-from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.models.named import named
+from postrain.models.sources import ResolvedModel
 from postrain.rewards.base import Reward, optional
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.collect import Episodes
-from postrain.types import Count, Prompts
+from postrain.types import ConfigError, Count, Prompts, Sampling
 
 KEY = "evaluation.measures.wins.against"
 NEEDED = "needs data with gold scores, a reward (reward=NAME) or a judge (evaluation.measures.wins.judge)"
@@ -35,11 +36,15 @@ class WinRate:
     """
 
     against: str
-    """A run folder or model directory."""
+    """A run folder, a model directory, or an option of the model group such as nano."""
     judge: Reward | Preference | None
     """What compares: a reward, by its score, or a preference. None takes the data's gold score, else the reward."""
     prompts: Count
     """Held-out prompts at most; one completion each."""
+
+    def check(self, sampling: Sampling) -> None:
+        """See `Foresighted`."""
+        _ = self._other
 
     def __call__(self, subject: Subject) -> Finding:
         data = held_out(subject)
@@ -61,7 +66,10 @@ class WinRate:
 
     @cached_property
     def _other(self) -> ResolvedModel:
-        return resolve_for(KEY, self.against, "a run folder or model directory")
+        found = named(KEY, self.against, "a run folder, a model directory")
+        if found.head == "scalar":
+            raise ConfigError(f"{KEY}={self.against}: a reward model, which cannot write; give a language model")
+        return found
 
     def _theirs(self, subject: Subject, data: DataModule) -> Episodes:
         """What the other model writes; the same at every evaluation of a run, but kept by none: memory is dear."""

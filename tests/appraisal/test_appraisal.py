@@ -12,7 +12,12 @@ from omegaconf import OmegaConf
 
 from postrain.appraisal.inherited import Origin, inherited
 from postrain.appraisal.models import Examinee, distinct_names
-from postrain.appraisal.run import different_data, execute
+from postrain.appraisal.run import Unmeasured, different_data, execute
+from postrain.appraisal.settings import check_words
+from postrain.appraisal.table import interval
+from postrain.evaluate import evaluate
+from postrain.evaluation.likelihood import Perplexity
+from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.folder import RunFolder
 from postrain.jsonl import JsonLines
 from postrain.types import ConfigError
@@ -90,6 +95,8 @@ def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, 
     result = written(folder, "result.json")
     assert (result["metric"], result["direction"]) == ("perplexity/loss", "min")
     assert result["changes"]["gold/total"][0] == result["changes"]["gold/total"][1]
+    assert result["values"]["gold/total"] == result["changes"]["gold/total"][1]
+    assert len(result["values"]) > 4
     with pytest.raises(ConfigError, match="metric=perplexity/lost: not measured; there are: perplexity/loss"):
         appraised(tmp_path, "metric=perplexity/lost", "compare=[]")
 
@@ -102,12 +109,57 @@ def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, 
         (["model=nano", "compare=[no/such/folder]"], "compare=no/such/folder: .*; give run folders"),
         (["model=nano", "metric=speed/all"], "metric=speed/all: expected MEASURE/METRIC"),
         (["model=nano", "trainer=ddp_cpu"], "trainer: an evaluation runs in one process"),
+        (["model=nano", "evaluation=wins", "evaluation.measures.wins.against=no/such"], "wins.against=no/such: "),
+        (["model=nano", "evaluation=best_of_n", "rollout.temperature=0"], r"rollout\.temperature=0: all samples"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_folder(words: list[str], line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=line):
         execute(composed(*words, f"paths.output={tmp_path}"), overrides=words, group=None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Perplexity, subject: Subject) -> Finding:
+        raise ConfigError("rows: there are none")
+
+    monkeypatch.setattr(Perplexity, "__call__", refuse)
+    with pytest.raises(Unmeasured, match=r"^perplexity: rows: there are none; all else that was measured is in "):
+        appraised(tmp_path, "compare=[]", "~evaluation.measures.kl")
+    folder = RunFolder(*(tmp_path / "evaluate" / "nano").iterdir())
+    (one,) = written(folder, "evaluation_stats.json")["subjects"]
+    assert (one["measures"]["perplexity"]["notes"], one["measures"]["perplexity"]["metrics"]) == (
+        ["rows: there are none"],
+        {},
+    )
+    assert "gold/total" in written(folder, "result.json")["values"]
+    assert folder.status.read()["status"] == "failed"
+
+
+def test_what_only_a_measure_found_out_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def execute(*args: Any, **keys: Any) -> float:
+        raise Unmeasured("wins: no")
+
+    monkeypatch.setattr("postrain.appraisal.run.execute", execute)
+    config = OmegaConf.create({"debug": False})
+    with pytest.raises(SystemExit) as ended:
+        evaluate(config, [], None, None)
+    assert (ended.value.code, capsys.readouterr().err) == (1, "error: wins: no\n")
+
+
+@pytest.mark.parametrize("key", ["every", "completions", "shown", "greedy"])
+def test_keys_that_only_training_reads_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^evaluation\.{key}: says how a training run looks at itself"):
+        check_words(["model=nano", f"evaluation.{key}=1"])
+    check_words(["evaluation=all", "evaluation.measures.gold.prompts=1", "shown=1"])
+
+
+def test_a_number_of_one_item_stands_alone() -> None:
+    alone = Estimate.mean([2.0])
+    assert interval(alone, mark=True) == "2.00"
+    assert interval(Estimate.mean([2.0, 2.5])) == r"2.25 \[-0.93, 5.43]"
 
 
 def origin(path: Path, fingerprint: str = "aa") -> Origin:

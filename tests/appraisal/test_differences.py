@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from postrain.appraisal.differences import differences
+from postrain.appraisal.differences import differences, different_words
 from postrain.evaluation.measures import Estimate, Finding
 
 
@@ -39,6 +40,20 @@ def test_weighted_items_give_the_difference_of_the_weighted_means() -> None:
     found = differences(finding([1.0, 5.0], [1, 3]), finding([2.0, 8.0], [1, 3]))["loss"]
     assert found.value == pytest.approx(-2.5)
     assert found.low < -2.5 < found.high
+
+
+def test_nats_of_other_words_or_other_tokens_are_not_compared() -> None:
+    one = finding([1.0, 5.0], [1, 3])
+    asked = replace(one, example="<|user|>Sum?", metrics={**one.metrics, "accuracy": one.metrics["loss"]})
+    asked = replace(asked, records=tuple({**record, "accuracy": record["loss"]} for record in one.records))
+    assert set(differences(asked, asked)) == {"loss", "accuracy"}
+    assert set(differences(asked, replace(asked, example="Sum?"))) == {"accuracy"}
+    assert differences(one, finding([2.0, 8.0], [1, 4])) == {}
+    mine, theirs = {"perplexity": one, "kl": one}, {"perplexity": replace(one, example="Sum?"), "kl": one}
+    (line,) = different_words("nano", mine, "other", theirs)
+    assert line.startswith("asked in different words: nano and other read")
+    assert "in perplexity;" in line
+    assert different_words("nano", mine, "other", mine) == ()
 
 
 def test_other_items_or_items_that_do_not_make_the_metric_have_none() -> None:

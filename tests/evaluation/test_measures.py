@@ -28,7 +28,7 @@ from postrain.evaluation.subjects import InTraining
 from postrain.evaluation.wins import WinRate, points
 from postrain.models.reference import Reference
 from postrain.rewards.base import total_of
-from postrain.types import ConfigError, RewardBatch
+from postrain.types import ConfigError, RewardBatch, Sampling
 from postrain.world.facts import all_facts
 from tests.evaluation.subjects import asking, gold, subject
 from tests.methods.made import pairs, plain_logps, precise
@@ -201,6 +201,17 @@ def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPa
     # Data that knows gold scores may hold rows without them.
     asked.view("Prompt").gold = gold
     assert WinRate(against="other", judge=None, prompts=4)(asked) == found
+
+
+def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    duel = WinRate(against="nano", judge=None, prompts=4)
+    duel.check(Sampling(4, 1.0))
+    assert duel._other.name == "nano"
+    with pytest.raises(ConfigError, match=r"^evaluation\.measures\.wins\.against=no/such: .*one of .*nano"):
+        WinRate(against="no/such", judge=None, prompts=4).check(Sampling(4, 1.0))
+    monkeypatch.setattr("postrain.evaluation.wins.named", lambda *_: SimpleNamespace(head="scalar"))
+    with pytest.raises(ConfigError, match="a reward model, which cannot write"):
+        WinRate(against="nano", judge=None, prompts=4).check(Sampling(4, 1.0))
 
 
 def test_a_scalar_model_writes_nothing_that_could_be_measured() -> None:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -18,11 +18,11 @@ from postrain.data.module import DataModule
 from postrain.evaluation.accuracy import reaches
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.answers import Kind, read
-from postrain.evaluation.scaling.tries import Tries, draw
+from postrain.evaluation.scaling.tries import Tries, check_random, draw
 from postrain.rewards.answers import last_number
 from postrain.rewards.base import Reward, is_guess, optional
 from postrain.rewards.text import exact, numeric
-from postrain.types import ConfigError, Count, Prompts
+from postrain.types import ConfigError, Count, Prompts, Sampling
 
 Marker = Callable[[Prompts, Sequence[str]], Sequence[float | None]]
 """What each completion is worth, mostly 1 or 0; None where that cannot be told."""
@@ -91,6 +91,9 @@ class Bench:
 class OnPrompts(ABC):
     """A measure on held-out prompts."""
 
+    random: ClassVar[bool] = True
+    """Whether it needs samples of a prompt that differ."""
+
     prompts: Count
     """Held-out prompts at most."""
     answers: Kind
@@ -104,10 +107,16 @@ class OnPrompts(ABC):
     @torch.no_grad()
     def __call__(self, subject: Subject) -> Finding:
         """See `Measure`."""
+        self.check(subject.engine.sampling)
         try:
             return self.measured(subject, self._bench(subject))
         except Unsuited as reason:
             return Finding(metrics={}, notes=(str(reason),))
+
+    def check(self, sampling: Sampling) -> None:
+        """See `Foresighted`."""
+        if self.random:
+            check_random(sampling)
 
     @abstractmethod
     def measured(self, subject: Subject, bench: Bench) -> Finding:

@@ -18,7 +18,7 @@ from typing import Literal
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best, sizes
-from postrain.evaluation.scaling.tries import Tries, check_random, clocked, draw
+from postrain.evaluation.scaling.tries import Tries, clocked, draw
 from postrain.rewards.base import Reward, optional
 from postrain.types import Count
 
@@ -54,7 +54,6 @@ class BestOfN(OnPrompts):
     """The reward to choose by; None is the subject's own, unless that is what says which are right."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:
-        check_random(subject)
         graded = bench.grade(draw(subject, bench.prompts, self.samples, "best of n"))
         greedy = bench.greedy(subject, "best of n")
         choices = self._choices(subject, bench, graded)

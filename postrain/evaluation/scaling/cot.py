@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import ClassVar
 
 from postrain.data.records import Demonstration, Message, Messages, Prompt, plain_text, user
 from postrain.evaluation.confidence import calibration_error
@@ -62,6 +63,8 @@ class Found:
 @dataclass(frozen=True, kw_only=True)
 class ChainOfThought(OnPrompts):
     """Accuracy and confidence of direct answers, of steps that are asked for, and of steps that are shown."""
+
+    random: ClassVar[bool] = False
 
     direct: str
     """Stands after the question, a space between, where the answer alone is wanted."""

@@ -14,7 +14,7 @@ from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.bench import Bench, Graded, estimates, gains, likeliest, point
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best
 from postrain.evaluation.scaling.search import Plan, Value, search, valued
-from postrain.evaluation.scaling.tries import check_random, clocked, draw
+from postrain.evaluation.scaling.tries import clocked, draw
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ def finding(
     subject: Subject, bench: Bench, value: Value, plans: Mapping[str, Plan], name: str, notes: Sequence[str] = ()
 ) -> Finding:
     """The searches by their labels, the widest last; `name` is what they are called together."""
-    check_random(subject)
     if subject.environment.stop:
         notes = (*notes, "a search asks no environment, so environment= was left out; best-of-n has it")
     found = {label: bench.grade(search(subject, bench.prompts, plan, value, name)) for label, plan in plans.items()}

@@ -16,7 +16,7 @@ from postrain.evaluation.confidence import calibration_error
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
 from postrain.evaluation.scaling.rules import majority, sizes
-from postrain.evaluation.scaling.tries import Try, check_random, draw
+from postrain.evaluation.scaling.tries import Try, draw
 from postrain.types import Count
 
 
@@ -38,7 +38,6 @@ class SelfConsistency(OnPrompts):
     """Completions of each prompt."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:
-        check_random(subject)
         graded = bench.grade(draw(subject, bench.prompts, self.samples, "self-consistency"))
         greedy = bench.greedy(subject, "self-consistency")
         elected = {n: self._elected(graded, n) for n in sizes(self.samples)}

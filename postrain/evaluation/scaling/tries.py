@@ -16,7 +16,7 @@ from postrain.evaluation.measures import Subject
 from postrain.ops import derive_seed
 from postrain.rollout.engine import greedy
 from postrain.rollout.turns import Episode, play
-from postrain.types import ConfigError, Prompts
+from postrain.types import ConfigError, Prompts, Sampling
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def clocked() -> Iterator[Clock]:
     clock.seconds = time.perf_counter() - start
 
 
-def check_random(subject: Subject) -> None:
+def check_random(sampling: Sampling) -> None:
     """Raises ConfigError where samples of a prompt would all be the same."""
-    if subject.engine.sampling.temperature == 0:
+    if sampling.temperature == 0:
         raise ConfigError(
             "rollout.temperature=0: all samples of a prompt would be the same, and there is nothing to choose from; "
             "give more than 0"
