@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -42,13 +43,18 @@ def composed(overrides: Sequence[str], program: str = "config") -> dict:
     Reading and merging some thirty files takes longer than much of what is tested with them: it is done once for the
     options a line chooses, and the values it gives are then set, as Hydra does it (tests/test_configs.py compares).
     """
+    plain = OmegaConf.to_container(unresolved(program, overrides), resolve=True)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def unresolved(program: str, overrides: Sequence[str]) -> DictConfig:
+    """The same with its references as they are written; takes the place of Hydra's `compose`."""
     words = [_parsed(word) for word in overrides]
     chosen = tuple(str(word.input_line) for word in words if _is_option(word))
     config = deepcopy(_with_options(program, chosen))
     ConfigLoaderImpl._apply_overrides_to_config([word for word in words if not _is_option(word)], config)
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return plain
+    return config
 
 
 @cache
@@ -63,6 +69,8 @@ def _is_option(word: Override) -> bool:
 
 @cache
 def _with_options(program: str, chosen: tuple[str, ...]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():
+        return compose(program, list(chosen))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose(program, list(chosen))
 

@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from postrain.callbacks.interrupt import Interrupted
 from postrain.folder import RunFolder
 from postrain.jsonl import JsonLines
-from postrain.pipeline import runner
+from postrain.pipeline import plan, runner
 from postrain.pipeline.summary import Result
 from postrain.types import ConfigError
 from tests.pipeline.made import LAB, TWO
-from tests.runs import CONF, records
+from tests.runs import CONF, records, unresolved
 from tests.test_main import run
 
 # Two updates of each training stage and a few short completions.
@@ -40,6 +40,9 @@ REASONING = (
     "stage.sft.method.batch_size=2",
     "stage.cold_start.data.source.count=32",
 )
+PIPELINES = sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml"))
+# Experiments that carry their pipeline themselves.
+STAGED = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "\npipeline:" in path.read_text())
 STAGES = [
     "1-cold_start",
     "2-grpo",
@@ -241,9 +244,10 @@ def test_a_laboratory_with_branches_a_test_and_a_picture_is_only_yaml(conf, tmp_
     assert (folder / "4-test" / "lengths.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml")))
-def test_every_pipeline_composes_and_fits(name, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("chosen", [*(f"pipeline={name}" for name in PIPELINES), *(f"experiment={e}" for e in STAGED)])
+def test_every_pipeline_composes_and_fits(chosen, tmp_path, capsys, monkeypatch):
     """All of it but the running."""
+    monkeypatch.setattr(plan, "compose", unresolved)
     monkeypatch.setattr(runner.Stages, "advance", lambda self, step: None)
     monkeypatch.setattr(runner, "result", lambda step, root: Result(step.stage.name, "", {}))
-    assert run(f"pipeline={name}", f"paths.output={tmp_path}") == 0, capsys.readouterr().err
+    assert run(chosen, f"paths.output={tmp_path}") == 0, capsys.readouterr().err
