@@ -42,7 +42,10 @@ class Program:
         if name in self.broken:
             folder.config.write_text("begun: true")
             raise ConfigError(f"{name} is broken")
-        kl_coef, seed = float(given["method.kl_coef"]), int(given.get("seed", 0))
+        kl_coef, seed = (
+            float(next((v for k, v in given.items() if k.endswith("kl_coef")), 0)),
+            int(given.get("seed", 0)),
+        )
         finish(folder, reward=1 - kl_coef + 0.01 * seed, kl=0.5 / (1 + kl_coef))
         return None
 
@@ -73,12 +76,14 @@ class Here:
             ended(job)
 
 
-def sweep(program: Program, *words: str, launcher: str | None = None) -> int:
-    """What the command line with these words comes to; its exit code. `launcher` is one of Hydra's."""
+def sweep(program: Program, *words: str, launcher: str | None = None, root: str = "config") -> int:
+    """What a command line comes to; its exit code. `launcher` is one of Hydra's, `root` a primary config."""
     with pytest.MonkeyPatch.context() as patched:
         if launcher is None:
             patched.setattr("postrain.sweep.start.launcher", lambda *_: Here(program))
         try:
-            return start(["train.py", f"hydra/launcher={launcher or 'local'}", *words], CONF, run=program)
+            return start(
+                ["train.py", f"hydra/launcher={launcher or 'local'}", *words], CONF, run=program, config_name=root
+            )
         except SystemExit as end:
             return int(end.code or 0)

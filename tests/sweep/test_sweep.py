@@ -173,3 +173,19 @@ def test_groups_of_ones_own_reach_the_jobs(tmp_path):
     program.ran.clear()
     assert sweep(program, f"resume={folder}", "method.kl_coef=0.1,0.2,0.3") == 0
     assert program.ran == ["kl_coef=0.3"]
+
+
+def test_pipelines_are_planned_as_wholes(tmp_path, capsys):
+    program = Program()
+    words = ("-m", "pipeline=rlhf", "stage.ppo.method.kl_coef=0.1,0.2", "report=false", f"paths.sweeps={tmp_path}")
+    assert sweep(program, *words) == 0
+    assert program.ran == ["kl_coef=0.1", "kl_coef=0.2"]
+    assert sweep(program, *words, "stage.ppo.method.kl_coeff=1") == 2
+    assert "stage ppo: method.kl_coeff: unknown key; did you mean method.kl_coef?" in capsys.readouterr().err
+
+
+def test_evaluations_are_swept_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = Program()
+    assert sweep(program, "-m", "model=nano", "evaluation=lengths", "seed=0,1", root="evaluate") == 0
+    assert program.ran == ["seed=0", "seed=1"]
