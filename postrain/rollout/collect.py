@@ -53,8 +53,8 @@ class Episodes(Batch):
         """Rewards by part and the shape of the completions, ready to log."""
         rows = len(self)
         scored_B = ~self.reward_B.isnan()
-        parts = self.parts[0] if rows else ()
-        found: dict[str, Mean | Max] = {f"reward/{name}": self._part(name) for name in parts} | {
+        found: dict[str, Mean | Max] = {f"reward/{name}": self._part(name) for name in (self.parts[0] if rows else ())}
+        found |= {
             # After the parts: whatever they are called, this is what is paid.
             "reward/total": Mean(self.reward_B[scored_B].sum(), scored_B.sum()),
             "reward/unscorable": Mean((~scored_B).sum(), rows),
