@@ -22,6 +22,7 @@ from rich.console import Console
 
 from postrain.callbacks.interrupt import Interrupt, Interrupted
 from postrain.folder import Status, config_hash, new_directory, writing
+from postrain.generation.ending import Ending
 from postrain.jsonl import atomic_write_text, number, plain, read_json
 from postrain.readable import duration, figure
 from postrain.report import write_report
@@ -114,26 +115,20 @@ def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Laun
 def _carry_out(sweep: Sweep, jobs: Sequence[Job], planner: Planner) -> int:
     """Runs what is to do and answers; status.json says how it ended, whatever ended it."""
     status = Status(sweep.folder / "status.json")
-    status.running()
-    try:
-        if sweep.study.search:
-            jobs = search(sweep, planner)
-        else:
-            jobs = [placed(job, sweep.folder) for job in jobs]
-            sweep.write([*_kept(sweep.folder, jobs), *jobs])
-            sweep.run(jobs)
-    except BaseException as error:
-        if isinstance(error, Interrupted):
-            status.interrupted(error.signal.name)
+    with Ending(status):
+        try:
+            if sweep.study.search:
+                jobs = search(sweep, planner)
+            else:
+                jobs = [placed(job, sweep.folder) for job in jobs]
+                sweep.write([*_kept(sweep.folder, jobs), *jobs])
+                sweep.run(jobs)
+        except Interrupted:
             _answer(sweep)
-        else:
-            status.failed(str(error) or type(error).__name__)
-        raise
+            raise
     failed = sum(state(sweep.folder, job) != "done" for job in jobs)
     if failed:
         status.failed(f"{failed} of {len(jobs)} jobs failed")
-    else:
-        status.done()
     _answer(sweep)
     return 1 if failed else 0
 
