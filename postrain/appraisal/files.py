@@ -107,7 +107,7 @@ def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
         for name, finding in measured[0].findings.items()
         for key in finding.metrics
     }
-    chosen = metric or next(iter(numbers), None)
+    chosen = metric or decisive(list(numbers))
     return {
         "metric": chosen,
         "direction": "min" if chosen and less_is_better(chosen) else "max",
@@ -120,6 +120,12 @@ def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
         "updates": 0,
         "stopped": None,
     }
+
+
+def decisive(names: Sequence[str]) -> str | None:
+    """The number that counts where nobody says which: the first measure's total, or its first one."""
+    total = f"{names[0].partition('/')[0]}/total" if names else None
+    return total if total in names else next(iter(names), None)
 
 
 def has(one: Measured, measure: str, metric: str) -> bool:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from postrain.appraisal.differences import different_words
-from postrain.appraisal.files import Measured, responses, write_records, write_stats
+from postrain.appraisal.files import Measured, decisive, responses, write_records, write_stats
 from postrain.appraisal.inherited import Origin, inherited
 from postrain.appraisal.models import Examinee, examinees, load
 from postrain.appraisal.settings import check_appraisal, check_model
@@ -207,8 +207,9 @@ def objective(one: Measured, metric: str | None) -> float | None:
     numbers = {
         f"{name}/{key}": found for name, finding in one.findings.items() for key, found in finding.metrics.items()
     }
+    metric = metric or decisive(list(numbers))
     if metric is None:
-        return next((found.value for found in numbers.values()), None)
+        return None
     if metric not in numbers:
         raise ConfigError(f"metric={metric}: not measured; there are: {', '.join(numbers) or 'none'}")
     return numbers[metric].value
