@@ -19,12 +19,14 @@ def said(value: Interval) -> str:
 
 
 def result(cell: Cell) -> str:
-    """What its jobs are judged by, before → after; means over seeds."""
-    done = [job for job in cell.jobs if job.metric in job.changes]
+    """What its jobs are judged by, before → after where both were measured; means over seeds."""
+    done = [job for job in cell.jobs if job.metric in job.values]
     if not done:
         return ""
-    before, after = (fmean(job.changes[str(job.metric)][place] for job in done) for place in (0, 1))
-    return f"{short(str(done[0].metric))} {figure(before)} → {figure(after)}"
+    name = str(done[0].metric)
+    ends = [[*job.changes.get(name, (job.values[name],))] for job in done]
+    told = [figure(fmean(values)) for values in zip(*ends, strict=False)]
+    return f"{short(name)} {' → '.join(told)}"
 
 
 def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:

@@ -8,7 +8,7 @@ import pytest
 
 from postrain.folder import RunFolder
 from postrain.report.study import read_study
-from postrain.report.study_table import markdown
+from postrain.report.study_table import markdown, result
 from postrain.sweep.runner import alone
 from tests.sweep.made import Program, finish, sweep
 
@@ -189,3 +189,15 @@ def test_evaluations_are_swept_too(tmp_path, monkeypatch):
     program = Program()
     assert sweep(program, "-m", "model=nano", "evaluation=lengths", "seed=0,1", root="evaluate") == 0
     assert program.ran == ["seed=0", "seed=1"]
+
+
+def test_without_a_metric_each_setting_tells_its_own(tmp_path):
+    study_of(tmp_path, (0.1, [0.5, 0.7]), metric="null")
+    home = RunFolder(tmp_path / "jobs" / "00")
+    home.result.write_text(json.dumps({"metric": "accuracy", "values": {"accuracy": 0.25}, "changes": {}}))
+    (tmp_path / "jobs.json").write_text(
+        json.dumps([{"folder": "jobs/00", "settings": {"a": 1}}, {"folder": "jobs/01", "settings": {"a": 2}}])
+    )
+    first, second = read_study(tmp_path).cells
+    assert result(first) == "accuracy 0.25"
+    assert result(second) == "eval reward 0 → 0.70"
