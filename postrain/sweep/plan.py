@@ -28,6 +28,7 @@ from postrain.root import Root
 from postrain.sweep.study import Study, said, word
 from postrain.types import ConfigError
 
+NAMED = "setting"
 # Where a run lies, what it is called and how it is shown: it is the same run.
 OF_NO_ACCOUNT = ("paths", "name", "report", "logger", "debug", "resume", "allow_change")
 CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
@@ -42,16 +43,15 @@ class Setting:
     """A point of a study: what is compared, over seeds."""
 
     values: Mapping[str, Any]
-    """What varies, by key; the name of a setting stands under "setting"."""
+    """What varies, by key; the name of a setting stands under NAMED."""
     words: tuple[str, ...]
     """The overrides that make it so."""
 
     @property
     def label(self) -> str:
-        """kl_coef=0.1 batch_size=8; keys are as short as they can be."""
-        return " ".join(
-            f"{name}={said(value)}" for name, value in zip(short(self.values), self.values.values(), strict=True)
-        )
+        """kl_coef=0.1 batch_size=8; keys are as short as they can be, and a setting's name stands for itself."""
+        pairs = zip(short(self.values), self.values.values(), strict=True)
+        return " ".join(str(value) if name == NAMED else f"{name}={said(value)}" for name, value in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def settings(study: Study) -> Iterator[Setting]:
     named = study.jobs or {None: []}
     for (name, words), values in itertools.product(named.items(), itertools.product(*study.grid.values())):
         chosen = dict(zip(study.grid, values, strict=True))
-        told = {"setting": name} if name is not None else {}
+        told = {NAMED: name} if name is not None else {}
         yield Setting(values={**told, **chosen}, words=(*words, *(word(*item) for item in chosen.items())))
 
 

@@ -93,7 +93,7 @@ def test_every_combination_is_a_setting():
         {"setting": name, "a.b": value, "c": "x"} for name in ("one", "two") for value in (1, 2)
     ]
     assert found[0].words == ("d=1", "a.b=1", "c=x")
-    assert found[0].label == "setting=one b=1 c=x"
+    assert found[0].label == "one b=1 c=x"
 
 
 def test_keys_are_as_short_as_they_can_be():
