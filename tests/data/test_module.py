@@ -68,7 +68,7 @@ def talks(tmp_path) -> str:
 
 
 def test_every_option_is_tested():
-    assert set(OPTIONS) == {*WORLD, *HUB, "jsonl", "reasoning_gym"}
+    assert set(OPTIONS) == {*WORLD, *HUB, "jsonl", "reasoning_gym", "wordings"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
