@@ -9,6 +9,7 @@ from typing import Any
 from postrain.check import MISSING, check
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluation
+from postrain.generation.settings import Paths
 from postrain.hardware import Hardware
 from postrain.models.sources import ModelSource
 from postrain.rewards.base import Reward
@@ -25,14 +26,6 @@ INSTEAD = {
     "evaluation.greedy": "rollout.temperature=0 samples greedily",
 }
 """What to say in place of the keys of `evaluation` that only training reads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Paths:
-    """Where things go."""
-
-    output: str
-    """Folders are made here."""
 
 
 @dataclass(frozen=True, kw_only=True)

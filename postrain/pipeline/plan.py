@@ -21,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from postrain.appraisal.settings import Appraisal, check_appraisal
 from postrain.check import check, instantiate
-from postrain.cli import forced
+from postrain.cli import forced, settled
 from postrain.folder import writing
 from postrain.generation.settings import Generation, check_generation
 from postrain.jsonl import atomic_write_text
 from postrain.manifest import reproduce
 from postrain.pipeline.stages import START, Stage, places, stages_of
-from postrain.pipeline.words import for_stage, key_of, split, unheard
+from postrain.pipeline.words import for_stage, split, unheard
 from postrain.root import Root
 from postrain.types import ConfigError
 
@@ -156,22 +156,25 @@ def _composed(stage: Stage, words: Sequence[str], conf: Path) -> Step:
         call = OmegaConf.create(dict(stage.call))
         call.merge_with_dotlist(list(words))
         return Step(stage=stage, words=(), config={"call": OmegaConf.to_container(call)})
-    sources = HydraConfig.get().runtime.config_sources
-    extra = next((source.path for source in sources if source.provider == "command-line"), None)
-    ready = forced(words, conf, root=ROOTS[stage.kind][0], extra=extra)
-    # The last choice of a group is the one; values come after all choices, and the last one wins by itself.
-    choices = {key_of(word): word for word in ready if not word.startswith(("+", "~"))}
-    values = [word for word in ready if word.startswith(("+", "~"))]
-    paths = [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath")]
+    ready = settled(forced(words, conf, root=ROOTS[stage.kind][0], extra=extra_folder()))
     try:
-        config = compose(ROOTS[stage.kind][0], [*paths, *choices.values(), *values])
+        config = compose(ROOTS[stage.kind][0], [*search_paths(), *ready])
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     plain: Any = OmegaConf.to_container(config)
     plain["name"] = plain["name"] or stage.name
-    return Step(
-        stage=stage, words=tuple(word.removeprefix("++") for word in (*choices.values(), *values)), config=plain
-    )
+    return Step(stage=stage, words=tuple(word.removeprefix("++") for word in ready), config=plain)
+
+
+def extra_folder() -> str | None:
+    """The folder of --config-dir."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
+def search_paths() -> list[str]:
+    """What the command line says of hydra.searchpath."""
+    return [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath")]
 
 
 def _check(step: Step, stages: Mapping[str, Any]) -> None:

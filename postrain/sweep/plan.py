@@ -12,7 +12,6 @@ from typing import Any
 
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +22,7 @@ from postrain.check import check
 from postrain.cli import forced, settled
 from postrain.folder import config_hash
 from postrain.generation.settings import check_generation
-from postrain.pipeline.plan import make
+from postrain.pipeline.plan import extra_folder, make, search_paths
 from postrain.root import Root
 from postrain.sweep.study import Study, said, word
 from postrain.types import ConfigError
@@ -143,8 +142,7 @@ class Planner:
         values = [each for each in words if each.startswith("++")]
         try:
             if choices not in self.composed:
-                paths = [each for each in HydraConfig.get().overrides.hydra if each.startswith("hydra.searchpath")]
-                self.composed[choices] = compose(self.root, [*paths, *choices])
+                self.composed[choices] = compose(self.root, [*search_paths(), *choices])
             config = deepcopy(self.composed[choices])
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
         except HydraException as error:
@@ -184,11 +182,4 @@ def placed(job: Job, folder: Path) -> Job:
 def flags() -> list[str]:
     """What a job has to be told to find the same config groups."""
     extra = extra_folder()
-    paths = [each for each in HydraConfig.get().overrides.hydra if each.startswith("hydra.searchpath")]
-    return [*(["--config-dir", extra] if extra else []), *paths]
-
-
-def extra_folder() -> str | None:
-    """The folder of --config-dir."""
-    sources = HydraConfig.get().runtime.config_sources
-    return next((source.path for source in sources if source.provider == "command-line"), None)
+    return [*(["--config-dir", extra] if extra else []), *search_paths()]

@@ -14,8 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from postrain.cli import PROGRAMS, forced
+from postrain.pipeline.plan import extra_folder
 from postrain.sweep.launch import Launcher, Local, ThroughHydra
-from postrain.sweep.plan import extra_folder, flags
+from postrain.sweep.plan import flags
 from postrain.sweep.runner import execute
 
 LOCAL = "local"
