@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from postrain.processor import warn_if_slow
 from postrain.types import ConfigError, Count
 
 # Lightning's name for each, and the type the weights are kept in.
@@ -74,6 +75,8 @@ class Hardware:
         is a hundred times slower with them: a DPO step on the bundled model takes 0.3 s instead of 2.
         """
         torch.set_flush_denormal(True)
+        if self.accelerator == "cpu" and self.precision != "fp32":
+            warn_if_slow("trainer.precision", torch.bfloat16)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
 

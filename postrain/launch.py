@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from postrain.folder import RunFolder
 from postrain.hardware import Hardware
+from postrain.processor import usable_cores
 from postrain.types import ConfigError
 
 # How a rank ends when all is well: still running, done, killed by the first rank, or told to stop like it.
@@ -77,7 +78,7 @@ def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> li
         raise ConfigError(
             "trainer.num_nodes: several nodes need torchrun: torchrun --nnodes N --nproc-per-node K train.py"
         )
-    threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.devices)
+    threads = hardware.threads or max(1, usable_cores() // hardware.devices)
     torch.set_num_threads(threads)
     here = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(hardware.ranks)}

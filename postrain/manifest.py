@@ -22,6 +22,7 @@ import torch
 
 from postrain.folder import RunFolder, writing
 from postrain.jsonl import atomic_write_text, plain
+from postrain.processor import usable_cores
 
 PACKAGES = ("postrain", "torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
 MASK = "***"
@@ -113,7 +114,7 @@ def hardware() -> dict[str, Any]:
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "memory_gb": _memory_gb(),
         "gpus": gpus,

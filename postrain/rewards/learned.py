@@ -20,6 +20,7 @@ from postrain.data.records import Message
 from postrain.data.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.processor import warn_if_slow
 from postrain.rewards.base import optional
 from postrain.rewards.function import told
 from postrain.scoring import micro_batches, scalar
@@ -50,6 +51,7 @@ class Learned:
             )
         self.context = resolved.context
         self.template = Template(load_tokenizer(resolved))
+        warn_if_slow("reward.dtype", DTYPES[self.dtype])
         self.model = load_scalar(resolved, dtype=DTYPES[self.dtype]).eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> None:

@@ -21,6 +21,7 @@ from postrain.data.chat import Template
 from postrain.data.records import user
 from postrain.data.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
+from postrain.processor import warn_if_slow
 from postrain.rewards.base import total_of
 from postrain.rewards.learned import DTYPES, resolve
 from postrain.scoring import in_micro_batches, step_logits
@@ -63,6 +64,7 @@ class Process:
         self.layout = layout
         self.context = resolved.context
         self.template = Template(load_tokenizer(resolved))
+        warn_if_slow("reward.dtype", DTYPES[self.dtype])
         self.model = load_scalar(resolved, dtype=DTYPES[self.dtype]).eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> None:

@@ -24,6 +24,7 @@ from postrain.data.records import user
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.reference import in_eval_mode
 from postrain.models.sources import resolve_for
+from postrain.processor import warn_if_slow
 from postrain.rewards.learned import DTYPES
 from postrain.scoring import in_micro_batches, score
 from postrain.types import ConfigError, Count, Rows
@@ -62,6 +63,7 @@ class SelfJudge:
             raise ConfigError("reward.principles: expected at least one sentence that says what makes a reply good")
         resolved = resolve_for("reward.path", self.path, "the run folder or directory of a language model")
         try:
+            warn_if_slow("reward.dtype", DTYPES[self.dtype])
             self.model: nn.Module = load_causal(resolved, dtype=DTYPES[self.dtype]).requires_grad_(False)
         except ConfigError as error:
             raise ConfigError(str(error).replace("model.path", "reward.path")) from None

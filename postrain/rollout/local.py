@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
+from postrain.processor import warn_if_slow
 from postrain.rollout.cache import Room
 from postrain.rollout.choice import stepper_for
 from postrain.rollout.decoding import Decoding
@@ -75,6 +76,8 @@ class LocalEngine:
             row=max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)),
         )
         self._check_context(policy, room)
+        if self.dtype == "bf16" and unwrapped(policy).device.type == "cpu":
+            warn_if_slow("rollout.dtype", torch.bfloat16)
         with in_eval_mode(policy), threads_for(policy):
             stepper = self._stepper(model, room)
             return Decoding(stepper, prompts, keys, self.sampling, stop, slots=room.slots).run()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-ONEDNN: Any = torch.ops.mkldnn
+from postrain.processor import ONEDNN, ROWS, reorders
 
 
 class NotPlain(Exception):
@@ -42,7 +42,7 @@ class Weights:
         if biases and len(biases) < len(pairs):
             raise NotPlain
         self.bias = torch.cat(biases).to(dtype) if biases else None
-        self.packed = packs(weight)
+        self.packed = weight.device.type == "cpu" and reorders(weight.dtype)
         # oneDNN's own order: with eight rows twice as fast as plain weights, and worth its copy in a few tokens.
         self.weight = ONEDNN._reorder_linear_weight(weight.contiguous(), ROWS) if self.packed else weight
 
@@ -65,16 +65,6 @@ class Weights:
         if self.packed:
             return ONEDNN._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
         return F.linear(x, self.weight, self.bias) * other
-
-
-# The number of rows that oneDNN chooses its layout for; others are right too.
-ROWS = 8
-
-
-def packs(weight: Tensor) -> bool:
-    """Whether this weight can be put in oneDNN's order."""
-    known = weight.dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu"
-    return known and torch.backends.mkldnn.is_available() and hasattr(ONEDNN, "_reorder_linear_weight")
 
 
 def merged(layer: Any) -> tuple[Tensor, Tensor | None]:

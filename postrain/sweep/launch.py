@@ -28,6 +28,7 @@ from omegaconf import read_write
 
 from postrain.callbacks.interrupt import Interrupted
 from postrain.folder import Status, writing
+from postrain.processor import usable_cores
 from postrain.sweep.orphan import JOB
 from postrain.sweep.plan import Job
 from postrain.sweep.study import word
@@ -156,10 +157,9 @@ class Local:
 
 def share(jobs: int, slot: int) -> dict[str, str]:
     """The part of the machine that a job gets: threads, and GPUs where there are several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = {"OMP_WAIT_POLICY": "PASSIVE"}
     if jobs > 1:
-        threads = max(1, cores // jobs)
+        threads = max(1, usable_cores() // jobs)
         found["OMP_NUM_THREADS"] = str(min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
     gpus = torch.cuda.device_count()
     if jobs > 1 and gpus > 1:

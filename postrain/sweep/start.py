@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 
 from postrain.cli import PROGRAMS, forced
 from postrain.pipeline.plan import extra_folder
+from postrain.processor import usable_cores
 from postrain.sweep.launch import Launcher, Local, ThroughHydra
 from postrain.sweep.plan import flags
 from postrain.sweep.runner import execute
@@ -34,7 +34,7 @@ def launcher(conf: Path, root: str, one: Callable[[Any], float | None]) -> Launc
         return Local(jobs=chosen.launcher.jobs, command=(*command(conf, root), *flags()), resumes=resumes)
     # joblib's word for it; -1 is all cores.
     at_once = chosen.launcher.get("n_jobs") or 1
-    jobs = at_once if at_once > 0 else os.cpu_count() or 1
+    jobs = at_once if at_once > 0 else usable_cores()
     return ThroughHydra(
         task=one, forced=partial(forced, conf=conf, root=root, extra=extra_folder()), jobs=jobs, resumes=resumes
     )

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from postrain import processor
 from postrain.ops import derive_seed
+from postrain.rollout import weights
 from postrain.rollout.cache import Room
 from postrain.rollout.choice import stepper_for
 from postrain.rollout.steppers import LeanStepper, PaddedStepper, SlotStepper
@@ -216,6 +218,48 @@ def test_a_completion_ends_with_its_first_stop_text(slots):
 def test_a_stop_text_that_is_never_reached():
     found = engine().generate(tiny_model(), prompts(4), keys=range(4), stop=Stop((), ("never",), text))
     assert [(len(item.ids), item.finished) for item in found] == [(12, False)] * 4
+
+
+@pytest.fixture
+def without_bf16_instructions(monkeypatch):
+    """oneDNN as it is on a processor with AVX2 and no AVX-512: it refuses bfloat16 weights when it is given them."""
+
+    class Operators:
+        def _reorder_linear_weight(self, weight, rows):
+            if weight.dtype is torch.bfloat16:
+                raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw, avx512vl and avx512dq")
+            return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+        _linear_pointwise = torch.ops.mkldnn._linear_pointwise
+
+    for module in (processor, weights):
+        monkeypatch.setattr(module, "ONEDNN", Operators())
+    for function in (processor.reorders, processor.warn_if_slow):
+        function.cache_clear()
+    yield
+    for function in (processor.reorders, processor.warn_if_slow):
+        function.cache_clear()
+
+
+def test_bfloat16_sampling_without_bf16_instructions_gives_the_same_tokens_and_one_warning(
+    without_bf16_instructions, capsys
+):
+    assert not processor.reorders(torch.bfloat16)
+    model = tiny_model("llama")
+    found = [engine(dtype="bf16").generate(model, prompts(8), keys=range(8), stop=Stop((0,))) for _ in range(2)]
+    assert same(*found)
+    assert 1e-5 < gap(model, prompts(8), found[0]) < 0.5
+    assert capsys.readouterr().err.count("warning: rollout.dtype: bf16 is slow on this processor") == 1
+
+
+def test_a_processor_without_any_onednn_operator_samples_with_plain_products(monkeypatch):
+    expected = engine().generate(tiny_model("llama"), prompts(4), keys=range(4), stop=Stop((0,)))
+    for module in (processor, weights):
+        monkeypatch.setattr(module, "ONEDNN", object())
+    processor.reorders.cache_clear()
+    found = engine().generate(tiny_model("llama"), prompts(4), keys=range(4), stop=Stop((0,)))
+    processor.reorders.cache_clear()
+    assert same(expected, found)
 
 
 @pytest.mark.parametrize("architecture", SHAPES)

@@ -1,0 +1,48 @@
+"""What this processor can do, found by trying it rather than by its name."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+ONEDNN: Any = torch.ops.mkldnn
+ROWS = 8
+"""The number of input rows that oneDNN chooses its weight layout for; other numbers give the same products."""
+
+
+@functools.cache
+def reorders(dtype: torch.dtype) -> bool:
+    """Whether oneDNN keeps weights of this type in its own layout on this processor, and multiplies them correctly.
+
+    bfloat16 needs AVX-512 (bw, vl, dq) or AVX-NE-CONVERT, float32 any x86 processor; some builds of PyTorch have none
+    of these operators.
+    """
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 16, generator=generator).to(dtype) for rows in (ROWS, 16))
+    try:
+        product = ONEDNN._linear_pointwise(x, ONEDNN._reorder_linear_weight(weight, ROWS), None, "none", [], "")
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return torch.allclose(product.float(), F.linear(x.float(), weight.float()), rtol=0.02, atol=0.05)
+
+
+@functools.cache
+def warn_if_slow(key: str, dtype: torch.dtype) -> None:
+    """Print once for each config key that bfloat16 costs time here instead of saving it."""
+    if dtype is torch.bfloat16 and not reorders(dtype):
+        print(
+            f"warning: {key}: bf16 is slow on this processor (no AVX-512 and no AVX-NE-CONVERT); fp32 is faster here",
+            file=sys.stderr,
+        )
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on: fewer than the machine has in a container or under Slurm."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
