@@ -108,21 +108,37 @@ class Template:
             )
         return whole[len(before) :]
 
-    def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor]:
-        """Ids of a whole conversation, [L], and where an assistant speaks, its end tokens included, bool [L]."""
+    def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids of a whole conversation, [L]; where an assistant speaks, its end tokens included, bool [L]; and where
+        that is an answer with weight 0, bool [L].
+        """
         whole = self._render(messages, row)
+        spans = self._spans(messages, whole, row)
+        weightless = self._weightless(messages, len(spans), row)
         ids: list[int] = []
-        speaks: list[bool] = []
-        for text, assistant in _segments(whole, self._spans(messages, whole, row)):
+        answer_of: list[int] = []  # the number of the answer that a token is part of, −1 between answers
+        for text, answer in _segments(whole, spans):
             part = self._ids(text, first=not ids)
-            mask = [assistant] * len(part)
+            numbers = [answer] * len(part)
             # Some templates put the end of the turn after the mark; the model still has to say it.
-            if part and not assistant and speaks and speaks[-1] and part[0] in self.stop_ids:
-                mask[0] = True
+            if part and answer < 0 and answer_of and part[0] in self.stop_ids:
+                numbers[0] = answer_of[-1]
             ids += part
-            speaks += mask
+            answer_of += numbers
         ended = self._ended(ids)
-        return _tensor(ended), torch.tensor([*speaks, True][: len(ended)], dtype=torch.bool)
+        answer_L = _tensor([*answer_of, len(spans) - 1][: len(ended)])
+        return _tensor(ended), answer_L >= 0, torch.isin(answer_L, _tensor(weightless))
+
+    def _weightless(self, messages: Messages, spans: int, row: int) -> list[int]:
+        """The numbers of the answers that are not learned."""
+        answers = [message for message in messages if message.role == "assistant"]
+        found = [number for number, answer in enumerate(answers) if not answer.learned]
+        if found and spans != len(answers):
+            raise ConfigError(
+                f"row {row}: the template {self.name} marks {spans} stretches for {len(answers)} answers, so an answer "
+                "with weight 0 cannot be told from the others; use another data.template, or remove the weights"
+            )
+        return found
 
     def encode_text(self, text: str) -> Tensor:
         """Ids of running text as the tokenizer starts a document, without an end, [L]."""
@@ -233,14 +249,14 @@ def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 
-def _segments(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, bool]]:
-    """The text cut at the ends of spans; True where a piece is one."""
-    pieces: list[tuple[str, bool]] = []
+def _segments(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
+    """The text cut at the ends of spans; each piece with the number of its span, −1 between them."""
+    pieces: list[tuple[str, int]] = []
     at = 0
-    for start, end in spans:
-        pieces += [(text[at:start], False), (text[start:end], True)]
+    for number, (start, end) in enumerate(spans):
+        pieces += [(text[at:start], -1), (text[start:end], number)]
         at = end
-    return [*pieces, (text[at:], False)]
+    return [*pieces, (text[at:], -1)]
 
 
 def _tensor(ids: Sequence[int]) -> Tensor:

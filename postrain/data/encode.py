@@ -191,13 +191,15 @@ class Encoder:
         *prompt, answer = record.messages
         if self.loss_on == "completion":
             return self._answers(record, tuple(prompt), (answer.content,))[0]
-        ids, speaks = self.template.encode(record.messages, row=record.row)
+        ids, speaks, weightless = self.template.encode(record.messages, row=record.row)
         last = len(speaks) - _trailing(speaks)
-        learned = speaks if self.loss_on == "assistant" else torch.ones_like(speaks)
+        learned = ~weightless & (speaks if self.loss_on == "assistant" else torch.ones_like(speaks))
         kept = self._room_made(ids[:last], len(ids) - last)
         # A cut takes from the left, so the mask of what is kept is the right end of the mask.
         mask = learned[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
-        return self._row(record.row, kept, mask, ids[last:])
+        encoded = self._row(record.row, kept, mask, ids[last:])
+        encoded.supervised[len(kept) :] &= answer.learned
+        return encoded
 
     def _preference(self, record: Preference) -> EncodedPair:
         chosen, rejected = self._answers(record, record.prompt, (record.chosen, record.rejected))

@@ -18,6 +18,8 @@ class Message:
     role: str
     """system, user or assistant."""
     content: str
+    learned: bool = True
+    """False for an answer that is part of the conversation and not imitated (weight 0)."""
 
 
 Messages = tuple[Message, ...]
@@ -85,6 +87,12 @@ class Steps(Record):
     prompt: Messages
     steps: tuple[str, ...]
     labels: tuple[bool, ...]
+
+
+def lessons(record: Demonstration, *, last_only: bool) -> bool:
+    """True where an answer is learned: the last one, or any of them."""
+    answers = [message for message in record.messages if message.role == "assistant"]
+    return any(answer.learned for answer in (answers[-1:] if last_only else answers))
 
 
 def user(text: str) -> Messages:

@@ -35,7 +35,7 @@ def test_prompts_and_answers_meet_where_the_model_starts_to_write(mode, pad, add
         said = tokenizer.decode(after[:-1], clean_up_tokenization_spaces=False)
         assert said in (answer, " " + answer)
         assert before.tolist().count(tokenizer.bos_token_id) == (adds_bos and mode != "chat")
-        ids, speaks = template.encode((*prompt, Message("assistant", answer)), row=row)
+        ids, speaks, _ = template.encode((*prompt, Message("assistant", answer)), row=row)
         assert ids.equal(torch.cat([before, after]))
         assert speaks.tolist() == [False] * len(before) + [True] * len(after)
 
@@ -51,8 +51,8 @@ def test_a_space_at_the_end_of_a_prompt_moves_no_mask():
 def test_masks_without_generation_marks_are_those_with_them():
     talk = chat("What is 2 + 2?", "4", "Once?", "The answer is 4.\n")
     marked, unmarked = (Template(byte_tokenizer(template=source)) for source in (MARKED, UNMARKED))
-    ids, speaks = marked.encode(talk)
-    other_ids, other_speaks = unmarked.encode(talk)
+    ids, speaks, _ = marked.encode(talk)
+    other_ids, other_speaks, _ = unmarked.encode(talk)
     assert ids.equal(other_ids)
     # Without marks an answer reaches to the end of what the template writes for it, its line break included.
     assert decoded(marked, ids[speaks]) == "4<|stop|>The answer is 4.\n<|stop|>"
@@ -68,7 +68,7 @@ def test_an_end_of_turn_after_the_mark_is_learned():
         "{{ m.content + '<|stop|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}{{ '<|stop|>' }}"
     )
     template = Template(byte_tokenizer(template=late))
-    ids, speaks = template.encode(chat("What?", "4", "Once?", "4."))
+    ids, speaks, _ = template.encode(chat("What?", "4", "Once?", "4."))
     assert template.tokenizer.decode(ids[speaks]) == "4<|stop|>4.<|stop|>"
 
 
@@ -108,7 +108,7 @@ def test_pieces_of_a_row_get_no_spaces_of_their_own():
     template = Template(metaspace_tokenizer(template=MARKED))
     before, after = template.encode_completion(chat("what is"), "the answer")
     assert template.tokenizer.convert_ids_to_tokens(after[:3].tolist()) == ["t", "h", "e"]
-    ids, speaks = template.encode(chat("what is", "the answer"))
+    ids, speaks, _ = template.encode(chat("what is", "the answer"))
     assert ids.equal(torch.cat([before, after]))
     assert int(speaks.sum()) == len(after)
 

@@ -245,3 +245,34 @@ def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one(
     # kept are five: the first token and the last four, which begin with the same token: it stands there once
     assert make.fitted(torch.tensor([bos, 9, 9, 9, bos, 7, 7, 7])).tolist() == [bos, 7, 7, 7]
     assert make.fitted(torch.tensor([bos, 9, 9, 9, 8, 7, 7, 7])).tolist() == [bos, 8, 7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "weights", "learned"),
+    [
+        ("completion", (False, True), "k<|stop|>"),
+        ("assistant", (False, True), "k<|stop|>"),
+        ("assistant", (True, False), "z<|stop|>"),
+        ("assistant", (True, True), "z<|stop|>k<|stop|>"),
+        # The first token of a row follows nothing, so it is not learned whatever loss_on says.
+        ("all", (False, True), "x<|stop|>\n<|assistant|>\n<|user|>q<|stop|>\n<|assistant|>k<|stop|>"),
+    ],
+)
+def test_an_answer_with_weight_zero_is_read_and_not_learned(loss_on, weights, learned):
+    turns = chat("x", "z", "q", "k")
+    answers = dict(zip((1, 3), weights, strict=True))
+    talk = tuple(replace(turn, learned=answers.get(place, True)) for place, turn in enumerate(turns))
+    make = encoder(mode="chat", loss_on=loss_on)
+    row, whole = (make.one(Demonstration(row=1, messages=messages)) for messages in (talk, turns))
+    assert isinstance(row, EncodedRow)
+    assert isinstance(whole, EncodedRow)
+    assert row.ids.equal(whole.ids)
+    assert make.template.tokenizer.decode(row.ids[row.supervised].tolist()) == learned
+
+
+def test_a_template_whose_marks_are_not_the_answers_cannot_leave_one_out():
+    last_only = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content }}{% endgeneration %}"
+    template = Template(byte_tokenizer(template=last_only + "{% else %}{{ m.content }}{% endif %}{% endfor %}"))
+    first, unlearned, *others = chat("x", "z", "q", "k")
+    with pytest.raises(ConfigError, match=r"row 4: .* marks 1 stretches for 2 answers, so an answer with weight 0"):
+        template.encode((first, replace(unlearned, learned=False), *others), row=4)
