@@ -33,8 +33,8 @@ def main(folder: str) -> None:
     """Prints one line a measurement."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
     for line in (*perplexities(model, tokenizer), *sums(model, tokenizer), *stories(model, tokenizer)):
         print(line)
     for line in facts(model, tokenizer):

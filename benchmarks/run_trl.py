@@ -119,7 +119,7 @@ def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
         temperature=1.0,
         local_rollout_forward_batch_size=args.batch_size,
     )
-    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left", trust_remote_code=False)
     policy, reference = (causal(args) for _ in range(2))
     data = Dataset.from_list(rows)
     return trl_ppo.PPOTrainer(
@@ -193,19 +193,21 @@ def parts(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch) ->
     """What an offline trainer takes beside its model and its settings."""
     return {
         "train_dataset": Dataset.from_list(rows),
-        "processing_class": AutoTokenizer.from_pretrained(args.model),
+        "processing_class": AutoTokenizer.from_pretrained(args.model, trust_remote_code=False),
         "callbacks": [watch],
     }
 
 
 def causal(args: argparse.Namespace) -> Any:
     """The policy."""
-    return AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
+    return AutoModelForCausalLM.from_pretrained(args.model, dtype="float32", trust_remote_code=False)
 
 
 def scalar(path: str) -> Any:
     """A model with one number for a head."""
-    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype="float32")
+    return AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype="float32", trust_remote_code=False
+    )
 
 
 METHODS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "kto": kto, "orpo": orpo, "grpo": grpo, "rloo": rloo}

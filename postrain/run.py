@@ -153,7 +153,7 @@ def train(
     if config["early_stop"]["flat_updates"] and not built.method.needs_reward:
         raise ConfigError("early_stop.flat_updates: this method has no reward that could be flat; leave it null")
     trainer = built.hardware.make_trainer(callbacks(config, built, folder, interrupt, resolved), loggers, folder.path)
-    trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint)
+    trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
     if interrupt.signal is not None:
         raise Interrupted(interrupt.signal)
     state = whole_state(built.method.policy) if built.method.device_mesh is not None else None

@@ -37,9 +37,10 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
     try:
+        # RuntimeError: it has a loading script, which `datasets` 5 never runs.
         with _offline(datasets.config, trouble is not None):
             found = datasets.load_dataset(repo, subset, split=split, revision=None if trouble else revision)
-    except (OSError, ValueError, DatasetsError, HfHubHTTPError, HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError) as error:
         raise ConfigError(_refusal(repo, subset, split, trouble, error)) from None
     name = "/".join(part for part in (repo, subset) if part)
     return Table(f"{name} ({split})", "row", tuple(Row(number, dict(values)) for number, values in enumerate(found)))

@@ -54,7 +54,11 @@ class Harness:
                 "what it has, and evaluation.measures.lm_eval.folder=DIRECTORY adds your own"
             )
         wrapped = models.HFLM(
-            pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=self.batch_size, backend="causal"
+            pretrained=subject.model,
+            tokenizer=subject.tokenizer,
+            batch_size=self.batch_size,
+            backend="causal",
+            trust_remote_code=False,
         )
         found = harness.simple_evaluate(
             model=wrapped,

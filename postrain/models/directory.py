@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,35 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{path} must hold a JSON object, not a {type(found).__name__}; copy the directory again")
     return found
+
+
+def check_config(directory: Path) -> None:
+    """Refuses a config.json that names kernels on the Hub: `attn_implementation: owner/kernel` runs their code."""
+    for key, value in _leaves(read_json(directory / "config.json")):
+        if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
+            raise ConfigError(
+                f"{directory / 'config.json'}: {key} names {value}, code of the Hub that would run; remove the key"
+            )
+
+
+def check_adapter(directory: Path) -> None:
+    """Refuses an adapter whose config makes PEFT import a module that the config names."""
+    if read_json(directory / ADAPTER_CONFIG).get("megatron_config"):
+        raise ConfigError(
+            f"{directory / ADAPTER_CONFIG}: megatron_config would import a module that this file names; remove the key"
+        )
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every scalar of a JSON value with the nearest key above it; a key's mapping counts as its value too."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, key if key.endswith("_implementation") else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, key)
+    else:
+        yield key, value
 
 
 def is_adapter(directory: Path) -> bool:
@@ -71,7 +100,10 @@ def _weight_files(directory: Path, stem: str) -> list[str]:
     if (directory / f"{stem}.safetensors").is_file():
         return [f"{stem}.safetensors"]
     if (directory / f"{stem}.safetensors.index.json").is_file():
-        return sorted(set(read_json(directory / f"{stem}.safetensors.index.json")["weight_map"].values()))
+        names = sorted(set(read_json(directory / f"{stem}.safetensors.index.json")["weight_map"].values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ConfigError(f"{directory}: its {stem}.safetensors.index.json names {outside[0]}, a file elsewhere")
+        return names
     pickled = [path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(suffix))]
     if pickled:
         raise ConfigError(

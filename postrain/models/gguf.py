@@ -38,9 +38,13 @@ def convert(file: Path, directory: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{file.name} needs the package gguf to be read: pip install gguf")
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype="float32",
+            trust_remote_code=False,
         )
         ensure_pad(tokenizer)
         tokenizer.save_pretrained(directory)

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from postrain.models.cache import kept
+from postrain.models.directory import check_config
 from postrain.models.packing import packs
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
@@ -56,7 +57,7 @@ class Loaded:
 def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a pad token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the tokenizer in {resolved.tokenizer} cannot be read: {_one_line(error)}") from None
     if tokenizer.eos_token_id is None:
@@ -106,13 +107,14 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
     """The base weights, or fresh ones."""
     config, kind = _config(resolved, head), HEADS[head][0]
     if resolved.from_scratch:
-        return kind.from_config(config, dtype=dtype)
+        return kind.from_config(config, dtype=dtype, trust_remote_code=False)
     model, report = kind.from_pretrained(
         resolved.directory,
         config=config,
         dtype=dtype,
         quantization_config=quantization,
         local_files_only=True,
+        trust_remote_code=False,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
@@ -131,8 +133,9 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
 
 def _config(resolved: ResolvedModel, head: Head) -> Any:
     """The model's config; attention is left to transformers, which takes SDPA wherever an architecture allows it."""
+    check_config(resolved.directory)
     try:
-        config = AutoConfig.from_pretrained(resolved.directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(resolved.directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{resolved.directory / 'config.json'} cannot be used: {_one_line(error)}") from None
     if type(config) not in HEADS[head][1]:

@@ -18,6 +18,7 @@ from rich.panel import Panel
 from postrain.models import hub
 from postrain.models.directory import (
     ADAPTER_CONFIG,
+    check_adapter,
     check_tokenizer,
     check_weights,
     context_length,
@@ -106,6 +107,7 @@ class ModelSource:
     def _in_directory(self, directory: Path) -> ResolvedModel:
         if not is_adapter(directory):
             return self._plain(directory, source="directory", loads_as=str(directory.resolve()))
+        check_adapter(directory)
         check_weights(directory, "adapter_model")
         base = self._base_of(directory)
         adapters = (*base.adapters, directory)

@@ -161,6 +161,7 @@ class Colocated:
         self.sleeps, self.asleep = sleep, False
         self.llm = self.vllm.LLM(
             model=directory_of(model),
+            trust_remote_code=False,
             dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
             gpu_memory_utilization=gpu_memory_utilization,
             max_model_len=max_model_len,

@@ -197,6 +197,7 @@ def test_the_engine_starts_from_the_policys_directory_and_type(told, model):
     engine(gpu_memory_utilization=0.4, max_model_len=256).generate(model.bfloat16(), PROMPTS, keys=KEYS, stop=STOP)
     assert told.made == {
         "model": "some/model",
+        "trust_remote_code": False,
         "dtype": "bfloat16",
         "gpu_memory_utilization": 0.4,
         "max_model_len": 256,
