@@ -59,6 +59,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
         batch_size=method.items_drawn(),
         updates=method.updates,
         seed=config["seed"],
+        use_margin=getattr(method, "use_margin", False),
     )
     torch.manual_seed(config["seed"])
     policy = load_policy(method, config, resolved, hardware)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +25,7 @@ from postrain.data.encode import (
     EncodedSteps,
     token_rows,
 )
+from postrain.data.fields import names
 from postrain.data.shown import ShownRow, Use, shown_rows
 from postrain.types import ConfigError
 
@@ -48,6 +49,12 @@ class Audit:
     rows_eval: int
     dropped: Mapping[str, int]
     """Rows that are in neither part, by reason."""
+    repaired: Mapping[str, int]
+    """Rows that were changed before use, by what was done."""
+    unused: Mapping[str, int]
+    """Rows with a column, or a field of a message, that nothing was made of, by its name."""
+    offered: tuple[str, ...]
+    """Columns of prompts, which rewards may read; empty for other kinds."""
     cut: Mapping[str, int]
     """Training and held-out rows that lost tokens, by what they lost."""
     packed: bool
@@ -84,15 +91,20 @@ class Audit:
 
     def render(self) -> str:
         """For the console."""
-        table = Table(title=f"data: {self.source}", title_justify="left", show_header=False, box=None)
+        # Text, because names of files and columns may hold the brackets of rich's markup.
+        table = Table(show_header=False, box=None)
         for name, value in self._lines():
-            table.add_row(name, value)
-        return _printed(table) + (f"\n{self.samples}" if self.samples else "")
+            table.add_row(name, Text(value))
+        title = Text(f"data: {self.source}", style="italic")
+        return _printed(Group(title, table)) + (f"\n{self.samples}" if self.samples else "")
 
     def _lines(self) -> list[tuple[str, str]]:
         lines = [
             ("rows", f"{self.rows_read} read, {self.rows_train} to learn from, {self.rows_eval} held out"),
             ("dropped", _counts(self.dropped)),
+            *([("repaired", _counts(self.repaired))] if self.repaired else []),
+            *([("unused columns", self._unused())] if self.unused else []),
+            *([("for rewards", names(self.offered))] if self.offered else []),
             ("cut", _counts(self.cut)),
             ("tokens a row", ", ".join(f"{name} {value}" for name, value in self.lengths.items())),
         ]
@@ -108,6 +120,11 @@ class Audit:
             lines.append(("rows that end", f"{100 * self.ended:.0f} %"))
         template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
         return [*lines, ("template", template), ("fingerprint", self.fingerprint[:16])]
+
+    def _unused(self) -> str:
+        """The columns that no record is made of, with the rows that have them where not all do."""
+        partly = {column: rows for column, rows in self.unused.items() if rows != self.rows_read}
+        return names([f"{column} ({partly[column]} rows)" if column in partly else column for column in self.unused])
 
     def check(self) -> None:
         """Raises ConfigError for data that would train on nothing."""

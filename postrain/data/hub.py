@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from postrain.data.readers import Row, Table
+from postrain.data.readers import Table, make_table
 from postrain.types import ConfigError
 
 REQUEST_SECONDS = 4.0
@@ -32,6 +32,7 @@ PROBE_SECONDS = 7.0
 def load_split(repo: str, subset: str | None, split: str, revision: str | None) -> Table:
     """All rows of one split."""
     trouble = None if Path(repo).is_dir() else _trouble(repo, revision)
+    name = "/".join(part for part in (repo, subset) if part)
     # Start-up time: only runs with Hub data pay for the import.
     import datasets.config  # noqa: PLC0415
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
@@ -40,10 +41,17 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
         # RuntimeError: it has a loading script, which `datasets` 5 never runs.
         with _offline(datasets.config, trouble is not None):
             found = datasets.load_dataset(repo, subset, split=split, revision=None if trouble else revision)
+        return make_table(f"{name} ({split})", "row", enumerate(rows_of(found)))
+    except ConfigError:
+        raise
     except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError) as error:
         raise ConfigError(_refusal(repo, subset, split, trouble, error)) from None
-    name = "/".join(part for part in (repo, subset) if part)
-    return Table(f"{name} ({split})", "row", tuple(Row(number, dict(values)) for number, values in enumerate(found)))
+
+
+def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a `datasets.Dataset` as plain values: images and audio stay bytes, which are refused by name."""
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        yield from table.to_pylist()
 
 
 def _refusal(repo: str, subset: str | None, split: str, trouble: str | None, error: Exception) -> str:

@@ -7,12 +7,10 @@ our own (schedule.py), so that a resumed run and any number of ranks see the sam
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-import torch
 from annotated_types import Ge, Interval
 from lightning.pytorch import LightningDataModule
 
@@ -20,13 +18,12 @@ from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Mode, Template
 from postrain.data.collate import collate, prompts
-from postrain.data.encode import Encoded, EncodedPair, EncodedPrompt, EncodedSteps, Encoder, LossOn
-from postrain.data.formats import parse
-from postrain.data.quality import Quality, sane, sift
-from postrain.data.readers import Table, read_file
-from postrain.data.records import Prompt, Record, Text, prompt_content
+from postrain.data.encode import Encoded, EncodedPrompt, Encoder, LossOn
+from postrain.data.quality import Quality, sift
+from postrain.data.reading import Account, Reading, learnable, reasons
+from postrain.data.records import Judgement, Prompt, Record, Text, prompt_content
 from postrain.data.schedule import Schedule
-from postrain.data.sources import Files, Loaded, Source
+from postrain.data.sources import Files, Loaded, Source, read_held_out
 from postrain.data.split import Split, split, unseen
 from postrain.data.steps import StepLayout
 from postrain.data.views import convert
@@ -61,6 +58,7 @@ class DataModule(LightningDataModule):
         eval_path: str | None,
         eval_fraction: Share,
         eval_rows: Count,
+        max_rows: Count | None,
         columns: Mapping[str, str | None],
         template: Mode,
         loss_on: LossOn,
@@ -78,7 +76,7 @@ class DataModule(LightningDataModule):
             raise ConfigError("data.path: has to be given for this data option, as data.path=FILE")
         self.source = source
         self.path, self.eval_path = path, eval_path
-        self.eval_fraction, self.eval_rows = eval_fraction, eval_rows
+        self.eval_fraction, self.eval_rows, self.max_rows = eval_fraction, eval_rows, max_rows
         self.columns = columns
         self.mode: Mode = template
         self.loss_on: LossOn = loss_on
@@ -103,10 +101,12 @@ class DataModule(LightningDataModule):
         updates: int,
         seed: int,
         completion_tokens: int = 0,
+        use_margin: bool = False,
     ) -> Audit:
         """Reads, filters, splits and encodes everything. Raises ConfigError for data that cannot be learned from.
 
-        `kind` names a record; `completion_tokens` are left free after the prompts that will be sampled from.
+        `kind` names a record; `completion_tokens` are left free after the prompts that will be sampled from;
+        `use_margin` says that the method reads the margins of pairs.
         """
         self.plan = Plan(kind, context, completion_tokens, batch_size, updates, seed)
         loaded = self._load()
@@ -114,48 +114,57 @@ class DataModule(LightningDataModule):
         running = kind == Text.__name__
         mode = "plain" if running else loaded.template if self.mode == "auto" else self.mode
         self.template = Template(tokenizer, mode=mode, seed=seed, install=not running)
-        dropped: Counter[str] = Counter()
-        parts = self._split(loaded, dropped)
+        account = Account()
+        parts = self._split(loaded, account, used={"margin"} if use_margin else set())
+        dropped = account.dropped
         self.records = parts
         encoder = self._encoder(self._row_length())
         self.train = learnable(encoder.encode(self._presented(parts.train)), dropped, loaded.train.name)
-        self.eval = learnable(encoder.encode(self._presented(parts.held_out)), dropped, loaded.train.name)
-        self.audit = self._audit(loaded, parts, dropped, encoder)
+        self.eval = learnable(self._held_out(encoder, parts), dropped, loaded.train.name)
+        self.audit = self._audit(loaded, parts, account, encoder)
         self.audit.check()
         return self.audit
 
     def _load(self) -> Loaded:
         if self.path is not None:
-            return Files(path=self.path, eval_path=self.eval_path).load(eval_rows=self.eval_rows)
-        assert self.source is not None
-        loaded = self.source.load(eval_rows=self.eval_rows)
-        return replace(loaded, held_out=read_file(self.eval_path)) if self.eval_path else loaded
+            loaded = Files(path=self.path, eval_path=self.eval_path).load(eval_rows=self.eval_rows)
+        else:
+            assert self.source is not None
+            loaded = self.source.load(eval_rows=self.eval_rows)
+            loaded = replace(loaded, held_out=read_held_out(self.eval_path)) if self.eval_path else loaded
+        return replace(loaded, train=loaded.train.head(self.max_rows))
 
-    def _split(self, loaded: Loaded, dropped: Counter[str]) -> Split:
-        """The records of both parts; what falls by the way is counted in `dropped`."""
-        train, name, seed = self._read(loaded.train, dropped), loaded.train.name, self.plan.seed
+    def _split(self, loaded: Loaded, account: Account, used: set[str]) -> Split:
+        """The records of both parts; what falls by the way is counted in `account`, unless something has `used` it."""
+        if self.gold is not None:
+            used = {*used, "gold"}
+        reading = Reading(
+            kind=self.plan.kind,
+            columns=self.columns,
+            quality=self.quality,
+            loss_on=self.loss_on,
+            known=frozenset(used if self.quality.balance is None else {*used, self.quality.balance}),
+        )
+        dropped, name, seed = account.dropped, loaded.train.name, self.plan.seed
+        train = reading.records(loaded.train, account)
         if loaded.held_out is None:
             parts = split(train, fraction=self.eval_fraction, eval_rows=self.eval_rows, seed=seed, source=name)
         else:
-            held_out = self._read(loaded.held_out, dropped)
+            held_out = reading.records(loaded.held_out, account)
             parts = unseen(train, held_out, eval_rows=self.eval_rows, source=loaded.held_out.name)
         dropped.update(parts.dropped)
         sifted = sift(parts.train, self.quality, seed=seed)
         dropped.update(sifted.dropped)
         if not sifted.records:
-            raise ConfigError(f"{name}: no row is left to learn from: {_reasons(dropped)}; loosen data.quality")
+            raise ConfigError(f"{name}: no row is left to learn from: {reasons(dropped)}; loosen data.quality")
         return replace(parts, train=sifted.records)
 
-    def _read(self, table: Table, dropped: Counter[str]) -> tuple[Record, ...]:
-        """The rows of a table as the records the method learns from."""
-        parsed = parse(table, self.columns)
-        records, lost = convert(parsed.records, self.plan.kind, source=table.name)
-        sound = sane(records, self.quality, table.where)
-        for counts in (parsed.dropped, lost, sound.dropped):
-            dropped.update(counts)
-        if not sound.records:
-            raise ConfigError(f"{table.name}: no row can be used: {_reasons(dropped)}")
-        return sound.records
+    def _held_out(self, encoder: Encoder, parts: Split) -> tuple[Encoded, ...]:
+        """The held-out rows. Judgements that all have the same completion borrow another one from training."""
+        said = {record.completion for record in parts.held_out if isinstance(record, Judgement)}
+        lent = (one for one in parts.train if isinstance(one, Judgement) and one.completion not in said)
+        borrowed = [one for one in [next(lent, None)] if one is not None and len(said) == 1]
+        return encoder.encode(self._presented((*parts.held_out, *borrowed)))[: len(parts.held_out)]
 
     def _presented(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
         """Prompts of several turns are also given to rewards as messages, since their text alone has no roles."""
@@ -203,7 +212,7 @@ class DataModule(LightningDataModule):
             layout=self.steps,
         )
 
-    def _audit(self, loaded: Loaded, parts: Split, dropped: Counter[str], encoder: Encoder) -> Audit:
+    def _audit(self, loaded: Loaded, parts: Split, account: Account, encoder: Encoder) -> Audit:
         return Audit(
             source=loaded.train.name,
             kind=self.plan.kind,
@@ -211,7 +220,10 @@ class DataModule(LightningDataModule):
             rows_read=len(loaded.train.rows) + (len(loaded.held_out.rows) if loaded.held_out else 0),
             rows_train=len(parts.train),
             rows_eval=len(parts.held_out),
-            dropped={reason: number for reason, number in dropped.items() if number},
+            dropped=dict(+account.dropped),
+            repaired=dict(+account.repaired),
+            unused=dict(+account.unused),
+            offered=tuple(account.offered),
             cut=dict(encoder.cuts),
             samples=audits.show(self.train, self.template, self.show_mask),
             packed=self.pack,
@@ -248,7 +260,7 @@ class DataModule(LightningDataModule):
         encoder = self._encoder(self._prompt_length())
         if self.plan.kind == Text.__name__:
             return prompts([self._beginning(record, encoder) for record in different if isinstance(record, Text)])
-        asked, _ = convert(different, Prompt.__name__, source="the held-out rows")
+        asked = convert(different, Prompt.__name__, source="the held-out rows").records
         return prompts([encoder.prompt(record) for record in self._presented(asked) if isinstance(record, Prompt)])
 
     def _beginning(self, record: Text, encoder: Encoder) -> EncodedPrompt:
@@ -262,22 +274,6 @@ class DataModule(LightningDataModule):
         return tuple(name for name in self.records.train[0].columns if name in common)
 
 
-def learnable(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
-    """Without what cutting has left nothing to learn from."""
-    reasons = [lost(item) for item in items]
-    dropped.update(reason for reason in reasons if reason)
-    if items and all(reasons):
-        raise ConfigError(f"{source}: {reasons[0]}, in every row; raise data.max_length")
-    return tuple(item for item, reason in zip(items, reasons, strict=True) if not reason)
-
-
-def lost(item: Encoded) -> str | None:
-    """Why there is nothing to learn from an item, as where the sides of a pair differ only beyond the cut."""
-    if isinstance(item, EncodedPair) and torch.equal(item.chosen.ids, item.rejected.ids):
-        return "chosen equals rejected once cut"
-    return "first step too long" if isinstance(item, EncodedSteps) and not item.labels else None
-
-
 def beginning(text: str) -> str:
     """The first sentence of a text, or its first half where that is all."""
     found = FIRST_SENTENCE.match(text)
@@ -285,7 +281,3 @@ def beginning(text: str) -> str:
         return found.group()
     words = text.split(" ")
     return " ".join(words[: max(1, len(words) // 2)])
-
-
-def _reasons(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "there are none"

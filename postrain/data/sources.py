@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from postrain.data.chat import Mode
+from postrain.data.files import read_path
 from postrain.data.hub import load_split
-from postrain.data.readers import Row, Table, read_file
+from postrain.data.readers import Row, Table
 from postrain.types import ConfigError, Count, Positive
 from postrain.world.rows import CONTINUATIONS, Kind, Task, rows
 
@@ -71,13 +72,20 @@ class World(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """A file to learn from and, if there is one, a file to evaluate on."""
+    """What to learn from and, if there is one, what to evaluate on: files, folders, globs or saved data sets."""
 
     path: str
     eval_path: str | None
 
     def load(self, *, eval_rows: int) -> Loaded:
-        return Loaded(read_file(self.path), read_file(self.eval_path) if self.eval_path else None)
+        train, held_out = read_path(self.path)
+        return Loaded(train, read_held_out(self.eval_path) if self.eval_path else held_out)
+
+
+def read_held_out(path: str) -> Table:
+    """All rows of a path that is to be evaluated on; of a folder with rows for both, those that are held out."""
+    train, held_out = read_path(path)
+    return held_out or train
 
 
 @dataclass(frozen=True, kw_only=True)

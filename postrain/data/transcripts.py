@@ -11,6 +11,11 @@ LAST_TURN = "\n\nAssistant:"
 TURN = re.compile(rf"{FIRST_TURN}|{LAST_TURN}")
 
 
+def is_transcript(text: str) -> bool:
+    """True for a text that opens with a Human's turn."""
+    return text.startswith(FIRST_TURN)
+
+
 def transcript(text: str) -> Messages:
     """The turns of a transcript; one that ends by opening the assistant's turn has none there."""
     starts = [match.start() for match in TURN.finditer(text)]

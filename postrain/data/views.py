@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from postrain.data.fields import names
 from postrain.data.records import (
     EQUAL_SIDES,
     Demonstration,
@@ -24,27 +26,77 @@ from postrain.data.records import (
 )
 from postrain.types import ConfigError
 
-View = Callable[[Record], tuple[Record, ...]]
+Build = Callable[[Record], tuple[Record, ...]]
 
 
-def convert(records: Sequence[Record], kind: str, *, source: str) -> tuple[tuple[Record, ...], dict[str, int]]:
-    """The records as `kind`, and how many have nothing to say there (a thumb down is no demonstration), by reason."""
+@dataclass(frozen=True)
+class View:
+    """How one kind of record is seen as another."""
+
+    build: Build
+    """The records seen in one; none where it has nothing to say there."""
+    reason: str = ""
+    """Why a record may have nothing to say."""
+    unused: Callable[[Record], Sequence[str]] = lambda record: ()
+    """The parts of a record that are left out."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Records seen as one kind."""
+
+    records: tuple[Record, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """How many had nothing to say, by reason."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """How many had a part that is left out, by its name."""
+
+
+def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
+    """The records as `kind`. Raises ConfigError, naming both kinds, where the data does not say what `kind` needs."""
     have = type(records[0]).__name__ if records else kind
-    if have == kind:
-        return tuple(records), {}
-    view = VIEWS.get((have, kind))
+    view = View(lambda record: (record,), unused=_margin) if have == kind else VIEWS.get((have, kind))
     if view is None:
         possible = " or ".join(wanted for held, wanted in VIEWS if held == have)
         raise ConfigError(
             f"data: this method learns from {kind} records, but {source} holds {have} records"
             f"{_half(records[0])}"
             f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
+            f"{_others(records[0])}"
         )
-    seen = [view(record) for record in records]
-    # A pair is seen as nothing only where its sides are equal and would be thumbs up and down for the same.
-    reason = EQUAL_SIDES if have == Preference.__name__ else f"{have} that is no {kind}"
-    lost = Counter(reason for made in seen if not made)
-    return tuple(record for made in seen for record in made), dict(lost)
+    seen = [view.build(record) for record in records]
+    unused = Counter(part for record in records for part in view.unused(record))
+    return Converted(
+        tuple(record for made in seen for record in made), Counter(view.reason for made in seen if not made), unused
+    )
+
+
+def _margin(record: Record) -> tuple[str, ...]:
+    return ("margin",) if isinstance(record, Preference) and record.margin else ()
+
+
+def _rejected(record: Record) -> tuple[str, ...]:
+    return ("rejected", *_margin(record))
+
+
+def _answers(record: Record) -> tuple[str, ...]:
+    """What a prompt leaves out of a record; not the answer to a question, which stays with it for rewards."""
+    match record:
+        case Demonstration():
+            said = record.messages[-1].content
+            return () if any(value == said for value in record.columns.values()) else ("completion",)
+        case Preference():
+            return ("chosen", *_rejected(record))
+        case Steps():
+            return ("steps", "labels")
+    return ("completion", "label")
+
+
+def _others(record: Record) -> str:
+    """The columns of a prompt without an answer, one of which may be the answer."""
+    if not isinstance(record, Prompt) or not record.columns:
+        return ""
+    return f", or name the column with the answers, of {names(record.columns)}: data.columns.completion=NAME"
 
 
 def _half(record: Record) -> str:
@@ -103,18 +155,22 @@ def _asked(record: Record) -> tuple[Record, ...]:
 
 def _running(record: Record) -> tuple[Record, ...]:
     assert isinstance(record, Demonstration)
+    if not all(message.learned for message in record.messages if message.role == "assistant"):
+        return ()
     return (Text(row=record.row, columns=record.columns, text=plain_text(record.messages)),)
 
 
+UNDESIRABLE = "answer labelled undesirable"
 VIEWS: Mapping[tuple[str, str], View] = {
-    ("Preference", "Demonstration"): _chosen,
-    ("Preference", "Judgement"): _both,
-    ("Judgement", "Demonstration"): _desirable,
-    ("Steps", "Demonstration"): _sound,
-    ("Steps", "Judgement"): _judged,
-    ("Preference", "Prompt"): _asked,
-    ("Judgement", "Prompt"): _asked,
-    ("Steps", "Prompt"): _asked,
-    ("Demonstration", "Prompt"): _asked,
-    ("Demonstration", "Text"): _running,
+    ("Preference", "Demonstration"): View(_chosen, unused=_rejected),
+    # A pair is two judgements unless its sides are equal, which would be thumbs up and down for the same.
+    ("Preference", "Judgement"): View(_both, EQUAL_SIDES, _margin),
+    ("Judgement", "Demonstration"): View(_desirable, UNDESIRABLE),
+    ("Steps", "Demonstration"): View(_sound, "chain with a wrong step"),
+    ("Steps", "Judgement"): View(_judged),
+    ("Preference", "Prompt"): View(_asked, unused=_answers),
+    ("Judgement", "Prompt"): View(_asked, unused=_answers),
+    ("Steps", "Prompt"): View(_asked, unused=_answers),
+    ("Demonstration", "Prompt"): View(_asked, unused=_answers),
+    ("Demonstration", "Text"): View(_running, "answer of weight 0, which running text cannot hold"),
 }

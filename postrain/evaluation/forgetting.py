@@ -59,7 +59,7 @@ class Forgetting:
         if self.path is None:
             return [row["text"] for row in world_rows("text", task="mixed", count=self.texts, seed=0, split="eval")]
         table = read_file(self.path)
-        found, _ = convert(parse(table, {}).records, Text.__name__, source=table.name)
+        found = convert(parse(table, {}).records, Text.__name__, source=table.name).records
         return [one.text for one in found if isinstance(one, Text)][: self.texts]
 
     def _known(self, subject: Subject) -> list[Mapping[str, Any]]:

@@ -130,6 +130,6 @@ def written_for(template: Template, prompts: Prompts, data: DataModule) -> Promp
     records = [held_out[row] for row in prompts.row_ids]
     if data.plan.kind == "Text":
         return replace(prompts, ids=tuple(template.encode_text(text) for text in prompts.texts))
-    asked, _ = convert(records, Prompt.__name__, source="the held-out rows")
+    asked = convert(records, Prompt.__name__, source="the held-out rows").records
     ids = tuple(template.encode_prompt(record.prompt, row=record.row) for record in asked if isinstance(record, Prompt))
     return replace(prompts, ids=ids)

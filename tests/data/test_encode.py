@@ -260,7 +260,7 @@ def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one(
 )
 def test_an_answer_with_weight_zero_is_read_and_not_learned(loss_on, weights, learned):
     turns = chat("x", "z", "q", "k")
-    answers = dict(zip((1, 3), weights, strict=True))
+    answers: dict[int, bool] = dict(zip((1, 3), weights, strict=True))
     talk = tuple(replace(turn, learned=answers.get(place, True)) for place, turn in enumerate(turns))
     make = encoder(mode="chat", loss_on=loss_on)
     row, whole = (make.one(Demonstration(row=1, messages=messages)) for messages in (talk, turns))

@@ -149,7 +149,7 @@ def test_a_mapped_column_that_is_not_there_names_those_that_are():
 
 
 def test_unknown_columns_are_listed_with_a_remedy():
-    with pytest.raises(ConfigError, match=r"no known format has the columns frage, antwort; .*data\.columns\.prompt="):
+    with pytest.raises(ConfigError, match=r"no known layout has the columns frage, antwort; .*data\.columns\.prompt="):
         only({"frage": "a", "antwort": "b"})
 
 
@@ -178,18 +178,21 @@ def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
         ({"text": 3}, "text has to be text, got 3"),
         ({"prompt": 3, "completion": "b"}, "prompt has to be text or a list of messages"),
         ({"prompt": "a", "completion": None}, "completion has to be text or a list of messages"),
-        ({"prompt": "a", "completion": turns(("user", "b"))}, "completion has to be text or one assistant message"),
+        (
+            {"prompt": "a", "completion": turns(("user", "b"))},
+            "completion has to be text, or messages that end with",
+        ),
         ({"messages": [{"role": "judge", "content": "b"}]}, "the role 'judge'; known are"),
-        ({"messages": [{"role": "user", "content": None}]}, "whose content is no text"),
+        ({"messages": [{"role": "user", "content": None}]}, "whose content is not text"),
         ({"messages": ["b"]}, "messages has to hold messages"),
-        ({"chosen": "b", "rejected": "c"}, "the column prompt is missing, and chosen is no transcript"),
-        ({"chosen": "Well.\n\nAssistant: b", "rejected": "Well.\n\nAssistant: c"}, "chosen is no transcript"),
+        ({"chosen": "b", "rejected": "c"}, "the column prompt is missing, and chosen is not a transcript"),
+        ({"chosen": "Well.\n\nAssistant: b", "rejected": "Well.\n\nAssistant: c"}, "chosen is not a transcript"),
         (
             {"prompt": "a", "chosen": "b", "rejected": None},
             "have to be two texts or two message lists, got 'b' and None",
         ),
         ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "there is no prompt"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"}, "margin has to be a number"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"}, "margin has to be a finite number"),
         ({"prompt": "a", "steps": "b", "labels": [True]}, "steps has to be a list of texts, got 'b'"),
         ({"prompt": "a", "steps": ["b"], "labels": [1]}, "labels has to be a list of true and false"),
         ({"prompt": "a", "steps": ["b"], "labels": []}, "there are 1 steps but 0 labels"),

@@ -56,7 +56,7 @@ def module(option: str, *overrides: str) -> DataModule:
 
 def prepared(option: str, *overrides: str, kind: str = "Demonstration", **changes: Any) -> DataModule:
     data = module(option, *overrides)
-    settings = {"context": 512, "batch_size": 4, "updates": 3, "seed": 0, "completion_tokens": 16}
+    settings: dict[str, Any] = {"context": 512, "batch_size": 4, "updates": 3, "seed": 0, "completion_tokens": 16}
     # The template is put on the tokenizer, so each test gets one of its own.
     data.prepare(kind=kind, tokenizer=AutoTokenizer.from_pretrained(NANO), **(settings | changes))
     return data

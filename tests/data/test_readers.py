@@ -77,7 +77,7 @@ def test_text_is_cut_at_blank_lines_into_documents(tmp_path):
         ("x.txt", "\n\n", "is empty"),
         ("x.json", '{"text": "a"}', "expected a list of objects; .* named .jsonl"),
         ("x.json", '[{"text": "a"}, 3]', "item 1: expected an object"),
-        ("x.parquet", "text", "not a Parquet file"),
+        ("x.parquet", "text", "cannot be read as Parquet"),
         ("x.docx", "text", r"cannot read \.docx; expected one of \.jsonl, "),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from postrain.data.chat import Template
 from postrain.data.collate import collate
 from postrain.data.encode import PROMPT_CUT, STEPS_CUT, EncodedSteps, Encoder
-from postrain.data.module import learnable
+from postrain.data.reading import learnable
 from postrain.data.records import Steps, user
 from postrain.data.steps import LAYOUT_FILE, StepLayout
 from postrain.types import ConfigError, StepRows

@@ -44,22 +44,25 @@ PROMPT = Prompt(row=5, prompt=chat("a"), columns=WITH)
     ],
 )
 def test_a_view_keeps_row_and_columns(records, seen):
-    kept, lost = convert(records, type(seen[0]).__name__, source="rows")
-    assert list(kept) == seen
-    assert lost == {}
+    found = convert(records, type(seen[0]).__name__, source="rows")
+    assert list(found.records) == seen
+    assert not found.dropped
 
 
-@pytest.mark.parametrize("records", [[UP, DOWN], [RIGHT, WRONG]])
-def test_what_is_known_to_be_bad_is_not_imitated_but_counted(records):
-    kept, lost = convert(records, "Demonstration", source="rows")
-    assert len(kept) == 1
-    assert lost == {f"{type(records[0]).__name__} that is no Demonstration": 1}
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [([UP, DOWN], "answer labelled undesirable"), ([RIGHT, WRONG], "chain with a wrong step")],
+)
+def test_what_is_known_to_be_bad_is_not_imitated_but_counted(records, reason):
+    found = convert(records, "Demonstration", source="rows")
+    assert len(found.records) == 1
+    assert found.dropped == {reason: 1}
 
 
 def test_equal_sides_are_not_judged_both_ways():
     same = replace(PREFERENCE, rejected="b\n")
-    kept, lost = convert([PREFERENCE, same], "Judgement", source="rows")
-    assert (len(kept), lost) == (2, {"chosen equals rejected": 1})
+    found = convert([PREFERENCE, same], "Judgement", source="rows")
+    assert (len(found.records), found.dropped) == (2, {"chosen equals rejected": 1})
 
 
 def test_a_pair_without_one_side_is_named():

@@ -1,0 +1,83 @@
+"""What `data.path` may be: a file, a folder of files, a glob, or a directory written by `save_to_disk`.
+
+In a folder and under a glob, files with test, eval, valid or dev in their name are held out, never learned from.
+"""
+
+from __future__ import annotations
+
+import re
+from glob import glob
+from pathlib import Path
+
+from postrain.data.hub import rows_of
+from postrain.data.readers import COMPRESSED, READERS, Table, joined, make_table, read_file, suffix_of
+from postrain.types import ConfigError
+
+HELD_OUT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
+ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+"""Files that describe a data set and hold no rows."""
+
+
+def read_path(path: str) -> tuple[Table, Table | None]:
+    """The rows to learn from and the rows that are named as held out, None where there are none."""
+    place = Path(path).expanduser()
+    if (place / "dataset_dict.json").is_file():
+        return _read_splits(place)
+    if (place / "state.json").is_file():
+        return _read_saved(place), None
+    if place.is_dir():
+        return _read_files(path, [file for file in sorted(place.rglob("*")) if _holds_rows(file, place)])
+    if not place.exists() and any(letter in path for letter in "*?["):
+        return _read_files(path, [Path(file) for file in sorted(glob(str(place), recursive=True))])
+    return read_file(path), None
+
+
+def _holds_rows(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.is_file() and suffix_of(file) in READERS and file.name not in ABOUT and not hidden
+
+
+def _read_files(path: str, files: list[Path]) -> tuple[Table, Table | None]:
+    suffixes = sorted({suffix_of(file) for file in files})
+    if not files:
+        raise ConfigError(
+            f"data.path: there is no file to read in {path}; expected {', '.join(READERS)}, as they are or compressed "
+            f"({', '.join(COMPRESSED)})"
+        )
+    if len(suffixes) > 1:
+        raise ConfigError(
+            f"data.path: {path} holds files of several kinds ({', '.join(suffixes)}); name one kind, as in "
+            f"data.path='{path.split('*')[0].rstrip('/')}/*{suffixes[0]}'"
+        )
+    held_out = [file for file in files if HELD_OUT.search(file.name.lower())]
+    train = [file for file in files if file not in held_out]
+    if not train:
+        return _joined(path, held_out), None
+    return _joined(path, train), _joined(path, held_out) if held_out else None
+
+
+def _joined(path: str, files: list[Path]) -> Table:
+    tables = [read_file(str(file)) for file in files]
+    return tables[0] if len(tables) == 1 else joined(f"{path} ({len(tables)} files)", tables)
+
+
+def _read_splits(place: Path) -> tuple[Table, Table | None]:
+    """The split `train` and, held out, the first of the others that is named so."""
+    splits = sorted(folder.name for folder in place.iterdir() if (folder / "state.json").is_file())
+    if "train" not in splits:
+        raise ConfigError(f"data.path: {place} has no split train; name one, as in data.path={place}/SPLIT: {splits}")
+    held_out = next((name for name in splits if HELD_OUT.search(name.lower())), None)
+    return _read_saved(place / "train"), _read_saved(place / held_out) if held_out else None
+
+
+def _read_saved(place: Path) -> Table:
+    # Start-up time: only runs with saved data sets pay for the import.
+    import datasets  # noqa: PLC0415
+
+    try:
+        return make_table(str(place), "row", enumerate(rows_of(datasets.load_from_disk(str(place)))))
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{place}: not a data set written by save_to_disk ({reason})") from None

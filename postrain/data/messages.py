@@ -1,0 +1,148 @@
+"""The messages of a conversation, in the spellings of OpenAI, ShareGPT and others.
+
+Every field of a message is used, noted as unused, or refused by name where it changes what the message says. A weight
+of 0 keeps an answer in the conversation without learning it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from postrain.data.fields import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, text
+from postrain.data.records import Message, Messages
+from postrain.data.transcripts import is_transcript, transcript
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+REASONING = "a model's reasoning cannot be learned apart from its answer; write it into the content"
+REFUSED: Mapping[str, str] = {
+    **REFUSED_COLUMNS,
+    "tool_call_id": TOOLS,
+    "tool_call": TOOLS,
+    "file": MEDIA,
+    "files": MEDIA,
+    "input_audio": MEDIA,
+    **dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought"), REASONING),
+    "refusal": "write the refusal into the content",
+    "name": "speakers have roles only; write the name into the content",
+    "prefix": "a turn cannot be continued",
+}
+"""Fields that change what a message says, with the reason why they cannot be used."""
+WEIGHTS = ("weight", "loss_weight", "train", "training")
+TEXT_PARTS = ("text", "input_text", "output_text")
+REMEDY = "remove the field or the row"
+
+
+def messages(fields: Fields, value: Any, name: str, *, or_text: str = "") -> Messages:
+    """A list of messages, or a single one, that stands in the column `name`; `or_text` is for the error alone."""
+    listed = [value] if isinstance(value, Mapping) else value
+    if not is_list(listed) or not listed:
+        raise Malformed(f"{name} has to be {or_text}a list of messages with role and content, got {value!r:.60}")
+    return tuple(_message(fields, item, name) for item in listed)
+
+
+def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
+    """A prompt as text, as a transcript, as messages, or as an object that holds messages."""
+    if isinstance(value, str):
+        return transcript(value) if is_transcript(value) else (Message("user", str(value)),)
+    if isinstance(value, Mapping) and "messages" in value:
+        _note(fields, value, name, ("messages",))
+        value = value["messages"]
+    return messages(fields, value, name, or_text="text or ")
+
+
+def history(fields: Fields, value: Any, name: str) -> Messages:
+    """Earlier turns: pairs of what the user and the assistant said, or messages."""
+    if not is_list(value):
+        raise Malformed(f"{name} has to be a list of [user, assistant] pairs, got {value!r:.60}")
+    if all(isinstance(item, Mapping) for item in value):
+        return messages(fields, value, name)
+    turns: list[Message] = []
+    for pair in value:
+        if not is_list(pair) or len(pair) != 2 or not all(isinstance(said, str) for said in pair):
+            raise Malformed(f"{name} has to be a list of [user, assistant] pairs, got {pair!r:.60}")
+        turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return tuple(turns)
+
+
+def _message(fields: Fields, item: Any, name: str) -> Message:
+    if not isinstance(item, Mapping):
+        raise Malformed(f"{name} has to hold messages with role and content, got {item!r:.60}")
+    role_field, role = _either(item, ("role", "from"), name)
+    content_field, content = _either(item, ("content", "value"), name)
+    if isinstance(role, str) and role in TOOL_ROLES:
+        raise Malformed(f"{name} has a message with the role {role!r}: {TOOLS}; remove the row")
+    if not isinstance(role, str) or role not in ROLES:
+        raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {', '.join(sorted(ROLES))}")
+    _note(fields, item, name, (role_field, content_field, *WEIGHTS))
+    return Message(ROLES[role], _content(fields, content, name), _learned(item, ROLES[role], name))
+
+
+def _either(item: Mapping[str, Any], spellings: tuple[str, str], name: str) -> tuple[str, Any]:
+    """The field that is there under one of two names; Malformed where both are and differ."""
+    there = [field for field in spellings if item.get(field) is not None]
+    if len(there) == 2 and item[there[0]] != item[there[1]]:
+        raise Malformed(f"{name} has a message whose {there[0]} and {there[1]} differ; keep one of the two")
+    chosen = there[0] if there else spellings[0]
+    return chosen, item.get(chosen)
+
+
+def _note(fields: Fields, item: Mapping[str, Any], name: str, used: Sequence[str]) -> None:
+    """Refuses what changes the meaning of a message, and notes all else that is not used."""
+    for field, value in item.items():
+        if field in used or empty(value) or value is False:
+            continue
+        if field in REFUSED:
+            raise Malformed(f"{name} has {field}: {REFUSED[field]}; {REMEDY}")
+        fields.unused.add(f"{name}.{field}")
+
+
+def _content(fields: Fields, value: Any, name: str) -> str:
+    """Text, or a list of parts that are all text."""
+    if not is_list(value):
+        if not isinstance(value, str):
+            raise Malformed(f"{name} has a message whose content is not text: {value!r:.60}")
+        return str(value)
+    return "".join(_part(fields, part, name) for part in value)
+
+
+def _part(fields: Fields, part: Any, name: str) -> str:
+    if isinstance(part, str):
+        return str(part)
+    kind = part.get("type", "text") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or kind not in TEXT_PARTS:
+        raise Malformed(f"{name} has a content part of the type {kind!r:.40}: {MEDIA}; remove the row")
+    _note(fields, part, f"{name}.content", ("type", "text"))
+    return text(part.get("text"), f"the text of a content part in {name}")
+
+
+def _learned(item: Mapping[str, Any], role: str, name: str) -> bool:
+    """False for weight 0. Weights other than 0 and 1 are refused, and so are answers of anyone but the assistant."""
+    there = [field for field in WEIGHTS if item.get(field) is not None]
+    found = {field: _weight(item[field], f"{name}.{field}") for field in there}
+    if len(set(found.values())) > 1:
+        raise Malformed(f"{name} has a message whose {' and '.join(there)} differ; keep one of them")
+    if role != "assistant" and any(found.values()):
+        raise Malformed(
+            f"{name} has a {role} message with {there[0]} {item[there[0]]!r:.40}: of single messages, only the "
+            "assistant's can be learned; remove the field, or set it to 0"
+        )
+    return all(found.values())
+
+
+def _weight(value: Any, name: str) -> bool:
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise Malformed(f"{name} has to be 0 (read only) or 1 (learned), got {value!r:.40}")
+    return bool(value)
