@@ -128,7 +128,8 @@ def train(
     if first:
         check_reference(folder, built.other)
         reference = built.method.parts.reference
-        lines = [reference.says if reference else "", built.audit.render(), f"run folder: {folder.path}"]
+        notes = (f"note: {note}" for note in built.data.template.notes)
+        lines = [reference.says if reference else "", built.audit.render(), *notes, f"run folder: {folder.path}"]
         print("\n".join(filter(None, lines)), flush=True)
         write_manifest(
             folder,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
 
 from postrain.chat.conversation import Conversation, Fitted, continued, fitted, room_for
-from postrain.data.chat import TEMPLATES, Template
+from postrain.data.chat import Template
 from postrain.data.records import Messages
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.quiet import quiet
@@ -65,7 +65,7 @@ class Speaker:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(resolved)
         self.name, self.context = resolved.name, resolved.context
-        self.template = Template(tokenizer, mode="plain" if is_plain(tokenizer) else "auto")
+        self.template = Template(tokenizer)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.model: Any = load_causal(resolved, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
         self._answers = 0
@@ -127,10 +127,3 @@ class Pieces(TextStreamer):
         self.text += piece
         if piece:
             self.show(piece)
-
-
-def is_plain(tokenizer: Any) -> bool:
-    """Whether a tokenizer knows no chat: it has no template, or the one that training as plain text has left."""
-    own = tokenizer.chat_template
-    plain = (TEMPLATES / "plain.jinja").read_text(encoding="utf-8").rstrip("\n")
-    return own is None or own in (plain, "{{ bos_token }}" + plain)

@@ -2,67 +2,90 @@
 
 Every template is a Jinja chat template on the tokenizer, the plain one too, so that an exported model carries the one
 it was trained with. Prompt and completion are tokenised apart, at the very place where the model will start to write:
-what is trained on is what is sampled from, whatever the tokenizer would have merged across that place. Masks come from
-that place, never from a search for tokens or from `id == pad`. Leaves out tools, images and truncation (encode.py).
+what is trained on is what is sampled from, whatever the tokenizer would have merged across that place. An answer ends
+with the first token that ends a turn, where sampling stops; what a template writes behind it (a line break) opens the
+next turn and is not learned. Masks come from these places, never from a search for tokens or from `id == pad`. Leaves
+out tools, images and truncation (encode.py).
 
 L tokens of a row.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from postrain.data import rendering
 from postrain.data.records import Message, Messages
+from postrain.data.rendering import INSTRUCTION
+from postrain.data.transcripts import LAST_TURN
 from postrain.ops import derive_seed
 from postrain.types import ConfigError
 
-Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random"]
-INSTRUCTION = ("alpaca", "vicuna", "qa", "dialogue", "inst")
-"""The templates that `random` mixes; `bot` is left out, so that there is one to ask in that nobody has learned."""
-TEMPLATES = Path(__file__).parent / "templates"
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-PROBE = (Message("user", "a"), Message("assistant", "b"))
+QUESTION = (Message("user", "a"),)
 ANSWER = "¶"
 """Stands for an answer where only what a template writes around it is wanted; in no template itself."""
+VERBATIM = (
+    "the chat template writes answers in another way than its own prompt leads to (it moves or leaves out thinking); "
+    "answers are learned as they stand, right after the prompt that is sampled from"
+)
+REWRITTEN = (
+    "the chat template rewrites earlier answers of a conversation and marks none; with data.loss_on=assistant only "
+    "answers that stand as they were sampled are learned"
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says after a prompt."""
+
+    text: str
+    """The answer, through the token that ends its turn where the template writes one."""
+    ended: bool
+    """False where the template writes no such token; the end token has to follow."""
+    verbatim: bool
+    """True where the template would write the answer in a way that its own prompt does not lead to."""
 
 
 class Template:
     """How messages become token ids.
 
-    `auto` is the tokenizer's own template, or plain where it has none; `chat` insists on its own; `plain` writes the
-    messages as they stand, for a base model that continues text; `random` draws one of five instruction templates for
-    each row, and leaves the model's own (else alpaca) on the tokenizer for inference.
+    `auto` is the tokenizer's own template, or plain where it has none; `chat` insists on its own; the name of one of
+    its templates chooses that one. `plain` writes the messages as they stand, for a base model that continues text;
+    `random` draws one of five instruction templates for each row, and leaves the model's own (else alpaca) on the
+    tokenizer for inference.
     """
 
     def __init__(
-        self, tokenizer: Any, *, mode: Mode = "auto", seed: int = 0, eos_ids: Iterable[int] = (), install: bool = True
+        self, tokenizer: Any, *, mode: str = "auto", seed: int = 0, eos_ids: Iterable[int] = (), install: bool = True
     ) -> None:
         """`install` puts the template on the tokenizer; `eos_ids` are further end tokens, from a generation config."""
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no eos_token, so an answer cannot end; set one in its config")
         self.tokenizer = tokenizer
         self.seed = seed
-        own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-        self.name = _resolve(mode, own)
-        self._adds_bos = _adds_bos(tokenizer)
+        self.notes: dict[str, None] = {}
+        """What a reader has to know about the rows that were encoded; a mapping keeps order and says each once."""
+        self.name, own = rendering.choose(tokenizer, mode)
+        self._adds_bos = rendering.adds_bos(tokenizer)
         self._joins = tokenizer.tokenize("a")[0].startswith("▁")
         names = INSTRUCTION if self.name == "random" else (self.name,)
-        self._sources = tuple(own if name == "chat" and own else self._bundled(name) for name in names)
-        if install:
-            tokenizer.chat_template = (own or self._sources[0]) if self.name == "random" else self._sources[0]
+        self._sources = tuple(
+            own if name == "chat" and own else rendering.bundled(name, bos=self._adds_bos) for name in names
+        )
+        if install and not (self.name == "random" and tokenizer.chat_template):
+            rendering.install(tokenizer, self._sources[0])
         ends = (self._end_of_turn(source) for source in self._sources)
         self.stop_ids: tuple[int, ...] = tuple(sorted({tokenizer.eos_token_id, *ends, *eos_ids}))
+        special = self._special()
+        self._ends = tuple(tokenizer.convert_ids_to_tokens(token) for token in self.stop_ids if token in special)
 
     def encode_prompt(self, messages: Messages, *, row: int = 0) -> Tensor:
-        """The ids after which the model writes its answer, [L]."""
+        """The ids after which the model writes its answer, or continues its last message, [L]."""
         return _tensor(self._ids(self._render(messages, row, prompt=True), first=True))
 
     def encode_completion(self, prompt: Messages, completion: str, *, row: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,13 +96,10 @@ class Template:
     def encode_completions(
         self, prompt: Messages, completions: Sequence[str], *, row: int = 0
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Ids of a prompt and of several completions of it.
-
-        Raises ConfigError where the template writes the prompt differently once there is an answer.
-        """
+        """Ids of a prompt and of several completions of it, each with the token that ends it."""
         before = self._render(prompt, row, prompt=True)
-        afters = (self._answer(prompt, before, completion, row) for completion in completions)
-        return _tensor(self._ids(before, first=True)), tuple(map(_tensor, afters))
+        said = [self._said(prompt, before, completion, row) for completion in completions]
+        return _tensor(self._ids(before, first=True)), tuple(_tensor(self._learned(one)) for one in said)
 
     def encode_pieces(
         self, prompt: Messages, pieces: Sequence[str], *, row: int = 0
@@ -89,49 +109,34 @@ class Template:
         What the template writes before an answer is part of the first piece.
         """
         before = self._render(prompt, row, prompt=True)
-        head, _, tail = self._after(prompt, before, ANSWER, row).partition(ANSWER)
+        head, tail = self._around(prompt, before, row)
         texts = [head + piece if place == 0 else piece for place, piece in enumerate(pieces)]
-        ended = self._ended(self._ids(tail))
+        end = rendering.turn_end(tail, self._ends)
+        ended = [self.tokenizer.eos_token_id] if end is None else self._ids(tail[:end])
         return _tensor(self._ids(before, first=True)), [_tensor(self._ids(text)) for text in texts], _tensor(ended)
 
-    def _answer(self, prompt: Messages, before: str, completion: str, row: int) -> list[int]:
-        """Ids of what the template writes after the prompt."""
-        return self._ended(self._ids(self._after(prompt, before, completion, row)))
-
-    def _after(self, prompt: Messages, before: str, completion: str, row: int) -> str:
-        """What the template writes after the prompt, which it writes as `before`."""
-        whole = self._render((*prompt, Message("assistant", completion)), row)
-        if not whole.startswith(before):
-            raise ConfigError(
-                f"row {row}: the template {self.name} writes the prompt differently once it is answered, so no mask "
-                "can tell them apart; use data.template=plain or another template"
-            )
-        return whole[len(before) :]
-
     def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids of a whole conversation, [L]; where an assistant speaks, its end tokens included, bool [L]; and where
-        that is an answer with weight 0, bool [L].
+        """Ids of a conversation that ends with an answer, [L]; where an assistant speaks, its end tokens included,
+        bool [L]; and where that is an answer with weight 0, bool [L].
         """
-        whole = self._render(messages, row)
-        spans = self._spans(messages, whole, row)
-        weightless = self._weightless(messages, len(spans), row)
+        *prompt, answer = messages
+        before = self._render(prompt, row, prompt=True)
+        said = self._said(prompt, before, answer.content, row)
+        spans = self._spans(messages, before, row)
+        weightless = self._weightless(messages, len(spans) + 1, row)
         ids: list[int] = []
-        answer_of: list[int] = []  # the number of the answer that a token is part of, −1 between answers
-        for text, answer in _segments(whole, spans):
+        answer_of: list[int] = []  # the number of the answer that a token is part of, -1 between answers
+        for text, number in rendering.segments(before, spans):
             part = self._ids(text, first=not ids)
-            numbers = [answer] * len(part)
-            # Some templates put the end of the turn after the mark; the model still has to say it.
-            if part and answer < 0 and answer_of and part[0] in self.stop_ids:
-                numbers[0] = answer_of[-1]
             ids += part
-            answer_of += numbers
-        ended = self._ended(ids)
-        answer_L = _tensor([*answer_of, len(spans) - 1][: len(ended)])
-        return _tensor(ended), answer_L >= 0, torch.isin(answer_L, _tensor(weightless))
+            answer_of += [number] * len(part)
+        last = self._learned(said)
+        answer_L = _tensor([*answer_of, *[len(spans)] * len(last)])
+        return _tensor([*ids, *last]), answer_L >= 0, torch.isin(answer_L, _tensor(weightless))
 
     def _weightless(self, messages: Messages, spans: int, row: int) -> list[int]:
         """The numbers of the answers that are not learned."""
-        answers = [message for message in messages if message.role == "assistant"]
+        answers = [turn for turn in messages if turn.role == "assistant" and not (turn.prefill or self._keeps(turn))]
         found = [number for number, answer in enumerate(answers) if not answer.learned]
         if found and spans != len(answers):
             raise ConfigError(
@@ -163,45 +168,103 @@ class Template:
         draw = derive_seed(self.seed, "template", row) if len(self._sources) > 1 else 0
         return self._sources[draw % len(self._sources)]
 
-    def _bundled(self, name: str) -> str:
-        source = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
-        return "{{ bos_token }}" + source if self._adds_bos else source
+    def _said(self, prompt: Sequence[Message], before: str, completion: str, row: int) -> Said:
+        """What the model has to write after a prompt, which the template writes as `before`.
 
-    def _render(self, messages: Messages, row: int, *, prompt: bool = False) -> str:
-        return self._rendered(self.source(row), messages, row, prompt=prompt)[0]
+        The answer as the template writes it where that follows on the prompt, else as it stands: some templates write
+        an answered prompt in another way (DeepSeek-R1 and Nemotron open <think> for the model) or leave out thinking.
+        """
+        if self.name == "plain" and before.endswith(LAST_TURN) and not completion[:1].isspace():
+            completion = f" {completion}"
+        _, tail = self._around(prompt, before, row)
+        whole = self._render(self._answered(prompt, completion), row)
+        text = rendering.continued(before, self._render(prompt, row), completion)
+        verbatim = whole != before + text + tail
+        written = whole[len(before) :].removesuffix(tail)
+        follows = whole.startswith(before) and whole.endswith(tail) and rendering.contains(written, completion)
+        if follows and text == completion:
+            text, verbatim = written, False
+        end = rendering.turn_end(tail, self._ends)
+        return Said(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
+
+    def _learned(self, said: Said) -> list[int]:
+        """Ids of what is said, through the end."""
+        if said.verbatim:
+            self.notes[VERBATIM] = None
+        ids = self._ids(said.text)
+        return ids if said.ended else [*ids, self.tokenizer.eos_token_id]
+
+    def _around(self, prompt: Sequence[Message], before: str, row: int) -> tuple[str, str]:
+        """What the template writes before and behind an answer; before it only where that follows on the prompt."""
+        probe = self._render(self._answered(prompt, ANSWER), row)
+        start, found, tail = probe.rpartition(ANSWER)
+        if not found:
+            raise ConfigError(
+                f"row {row}: the chat template leaves out what the assistant says; use data.template=plain or another"
+            )
+        return (start[len(before) :] if start.startswith(before) else ""), tail
+
+    def _answered(self, prompt: Sequence[Message], completion: str) -> Messages:
+        """A prompt and its answer, which may continue the assistant's last message."""
+        if not self._continues(prompt):
+            return (*prompt, Message("assistant", completion))
+        return (*prompt[:-1], Message("assistant", prompt[-1].content + completion))
+
+    def _continues(self, prompt: Sequence[Message]) -> bool:
+        return bool(prompt) and prompt[-1].prefill and not self._keeps(prompt[-1])
+
+    def _keeps(self, turn: Message) -> bool:
+        """Whether a turn of a transcript keeps its text: the plain template has no other way to say who speaks."""
+        return self.name == "plain" and turn.written is not None
+
+    def _render(self, messages: Sequence[Message], row: int, *, prompt: bool = False) -> str:
+        return self._rendered(messages, row, prompt=prompt)[0]
 
     def _rendered(
-        self, source: str, messages: Messages, row: int, *, prompt: bool = False, marks: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
+        self, messages: Sequence[Message], row: int, *, prompt: bool = False, marks: bool = False
+    ) -> tuple[str, rendering.Spans]:
         """A conversation as text, and the places between generation marks if asked for."""
+        turns = [
+            # Text that the plain template must not end with the end token.
+            {"role": "user", "content": turn.written or ""} if self._keeps(turn) else rendering.as_mapping(turn)
+            for turn in messages
+        ]
         try:
-            texts, spans = render_jinja_template(
-                conversations=[[{"role": message.role, "content": message.content} for message in messages]],
-                chat_template=source,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=prompt,
-                **self.tokenizer.special_tokens_map,
+            return rendering.render(
+                self.source(row),
+                turns,
+                self.tokenizer.special_tokens_map,
+                prompt=prompt,
+                continues=prompt and self._continues(messages),
+                marks=marks,
             )
-        except TemplateError as error:
-            raise ConfigError(f"row {row}: the chat template refuses the conversation: {error}") from None
-        return texts[0], [(int(start), int(end)) for start, end in spans[0]] if marks else []
+        except ConfigError as problem:
+            raise ConfigError(f"row {row}: {problem}") from None
 
-    def _spans(self, messages: Messages, whole: str, row: int) -> list[tuple[int, int]]:
-        """Where an assistant speaks, in characters: by the template's marks, else by rendering up to each answer."""
-        source = self.source(row)
-        if GENERATION_MARK.search(source):
-            return self._rendered(source, messages, row, marks=True)[1]
-        spans = []
-        for place, message in enumerate(messages):
-            if message.role == "assistant":
-                before = self._render(messages[:place], row, prompt=True)
-                after = self._render(messages[: place + 1], row)
-                if not (whole.startswith(after) and after.startswith(before)):
-                    raise ConfigError(
-                        f"row {row}: the template {self.name} rewrites earlier turns and has no generation marks, so "
-                        "the answers cannot be told apart; use data.loss_on=completion or another template"
-                    )
-                spans.append((len(before), len(after)))
+    def _spans(self, messages: Messages, before: str, row: int) -> rendering.Spans:
+        """Where the assistant speaks in the prompt of the last message, written as `before`: in characters, each
+        through the token that ends its turn.
+
+        By the template's marks, else by rendering up to each answer. The span of an answer that the template has
+        rewritten since is empty: it is not what was sampled.
+        """
+        *prompt, answer = messages
+        if rendering.GENERATION_MARK.search(self.source(row)):
+            whole, spans = self._rendered(self._answered(prompt, answer.content), row, marks=True)
+            if not whole.startswith(before):
+                spans = self._rendered(prompt, row, prompt=True, marks=True)[1]
+            # What a prefill says is part of the prompt, and its stretch ends behind it.
+            return rendering.through_ends(before, [span for span in spans if span[1] <= len(before)], self._ends)
+        spans, at = [], 0
+        for place, turn in enumerate(prompt):
+            if turn.role == "assistant" and not turn.prefill and not self._keeps(turn):
+                opened = self._render(prompt[:place], row, prompt=True)
+                text = opened + self._said(prompt[:place], opened, turn.content, row).text
+                kept = before.startswith(text)
+                spans.append((len(opened), len(text)) if kept else (at, at))
+                at = spans[-1][1]
+                if not kept:
+                    self.notes[REWRITTEN] = None
         return spans
 
     def _ids(self, text: str, *, first: bool = False) -> list[int]:
@@ -218,45 +281,17 @@ class Template:
         # Not verbose: texts longer than the context are cut later, and counted.
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _ended(self, ids: list[int]) -> list[int]:
-        """The ids up to the last end token; eos is added where the template writes none."""
-        ends = [place for place, token in enumerate(ids) if token in self.stop_ids]
-        return ids[: ends[-1] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
-
     def _end_of_turn(self, source: str) -> int:
         """The special token the template ends an answer with; eos where it has none."""
-        before = self._rendered(source, PROBE[:1], 0, prompt=True)[0]
-        after = self._rendered(source, PROBE, 0)[0][len(before) :]
-        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        said = self._ids(after.partition(PROBE[1].content)[2])
-        return next((token for token in said if token in special), self.tokenizer.eos_token_id)
+        turns = [rendering.as_mapping(turn) for turn in (*QUESTION, Message("assistant", ANSWER))]
+        written, _ = rendering.render(source, turns, self.tokenizer.special_tokens_map)
+        _, _, tail = written.rpartition(ANSWER)
+        special = self._special()
+        return next((token for token in self._ids(tail) if token in special), self.tokenizer.eos_token_id)
 
-
-def _resolve(mode: Mode, own: str | None) -> str:
-    """The template a mode comes to: `chat` is the tokenizer's own."""
-    if mode == "auto":
-        return "chat" if own else "plain"
-    if mode == "chat" and own is None:
-        raise ConfigError(
-            f"data.template=chat: the tokenizer has no chat template; use plain, bot or one of {', '.join(INSTRUCTION)}"
-        )
-    return mode
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    """True for a tokenizer that starts every text with a beginning-of-sequence token."""
-    ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-
-
-def _segments(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
-    """The text cut at the ends of spans; each piece with the number of its span, −1 between them."""
-    pieces: list[tuple[str, int]] = []
-    at = 0
-    for number, (start, end) in enumerate(spans):
-        pieces += [(text[at:start], -1), (text[start:end], number)]
-        at = end
-    return [*pieces, (text[at:], -1)]
+    def _special(self) -> set[int]:
+        """Ids that stand for no text of their own."""
+        return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
 
 
 def _tensor(ids: Sequence[int]) -> Tensor:

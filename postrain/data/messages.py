@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postrain.data.fields import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, text
-from postrain.data.records import Message, Messages
+from postrain.data.records import Message, Messages, opened
 from postrain.data.transcripts import is_transcript, transcript
 
 ROLES = {
@@ -54,13 +54,16 @@ def messages(fields: Fields, value: Any, name: str, *, or_text: str = "") -> Mes
 
 
 def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
-    """A prompt as text, as a transcript, as messages, or as an object that holds messages."""
+    """A prompt as text, as a transcript, as messages, or as an object that holds messages.
+
+    An assistant's message at its end is to be continued.
+    """
     if isinstance(value, str):
         return transcript(value) if is_transcript(value) else (Message("user", str(value)),)
     if isinstance(value, Mapping) and "messages" in value:
         _note(fields, value, name, ("messages",))
         value = value["messages"]
-    return messages(fields, value, name, or_text="text or ")
+    return opened(messages(fields, value, name, or_text="text or "))
 
 
 def history(fields: Fields, value: Any, name: str) -> Messages:

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
-from postrain.data.chat import Mode, Template
+from postrain.data.chat import Template
 from postrain.data.collate import collate, prompts
 from postrain.data.encode import Encoded, EncodedPrompt, Encoder, LossOn
 from postrain.data.quality import Quality, sift
@@ -60,7 +60,7 @@ class DataModule(LightningDataModule):
         eval_rows: Count,
         max_rows: Count | None,
         columns: Mapping[str, str | None],
-        template: Mode,
+        template: str,
         loss_on: LossOn,
         max_length: Length | None,
         max_prompt_length: Count | None,
@@ -78,7 +78,7 @@ class DataModule(LightningDataModule):
         self.path, self.eval_path = path, eval_path
         self.eval_fraction, self.eval_rows, self.max_rows = eval_fraction, eval_rows, max_rows
         self.columns = columns
-        self.mode: Mode = template
+        self.mode = template
         self.loss_on: LossOn = loss_on
         self.max_length, self.max_prompt_length, self.pack = max_length, max_prompt_length, pack
         self.steps = steps

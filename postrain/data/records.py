@@ -7,7 +7,7 @@ part of its kind, for rewards and gold scores. Tokens come later (encode.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -20,6 +20,10 @@ class Message:
     content: str
     learned: bool = True
     """False for an answer that is part of the conversation and not imitated (weight 0)."""
+    prefill: bool = False
+    """True for the assistant's last message in a prompt, which is to be continued."""
+    written: str | None = field(default=None, compare=False)
+    """The turn with its speaker as a transcript writes it, for models without a chat template."""
 
 
 Messages = tuple[Message, ...]
@@ -98,6 +102,12 @@ def lessons(record: Demonstration, *, last_only: bool) -> bool:
 def user(text: str) -> Messages:
     """A prompt of one user message."""
     return (Message("user", text),)
+
+
+def opened(prompt: Messages) -> Messages:
+    """A prompt; if its last message is the assistant's, that one is to be continued."""
+    *before, last = prompt
+    return (*before, replace(last, prefill=last.role == "assistant"))
 
 
 def plain_text(messages: Messages) -> str:

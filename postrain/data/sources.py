@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from postrain.data.chat import Mode
 from postrain.data.files import read_path
 from postrain.data.hub import load_split
 from postrain.data.readers import Row, Table
+from postrain.data.rendering import Mode
 from postrain.types import ConfigError, Count, Positive
 from postrain.world.rows import CONTINUATIONS, Kind, Task, rows
 

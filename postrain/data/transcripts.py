@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from postrain.data.records import Message, Messages
+from postrain.data.records import Message, Messages, opened
 
 FIRST_TURN = "\n\nHuman:"
 LAST_TURN = "\n\nAssistant:"
@@ -17,13 +18,18 @@ def is_transcript(text: str) -> bool:
 
 
 def transcript(text: str) -> Messages:
-    """The turns of a transcript; one that ends by opening the assistant's turn has none there."""
+    """The turns of a prompt, each with its text as it stands; one that only opens the assistant's turn has none there.
+
+    An assistant's turn that has begun is to be continued.
+    """
     starts = [match.start() for match in TURN.finditer(text)]
-    turns = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
-    found = [_turn(turn) for turn in turns]
-    return tuple(found[:-1] if found[-1] == Message("assistant", "") else found)
+    turns = [_turn(text[start:end]) for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    if len(turns) > 1 and turns[-1] == Message("assistant", ""):
+        *turns, opening = turns
+        turns[-1] = replace(turns[-1], written=f"{turns[-1].written}{opening.written}")
+    return opened(tuple(turns))
 
 
 def _turn(text: str) -> Message:
     speaker, _, said = text.strip("\n").partition(":")
-    return Message("user" if speaker == "Human" else "assistant", said.strip())
+    return Message("user" if speaker == "Human" else "assistant", said.strip(), written=text)

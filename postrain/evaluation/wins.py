@@ -121,7 +121,7 @@ def points(one: float | None, other: float | None) -> float | None:
 def same_template(template: Template, tokenizer: Any) -> Template:
     """The subject's template on another model's tokenizer; a chat model of its own kind speaks its own."""
     mode = "auto" if template.name == "chat" else template.name
-    return Template(tokenizer, mode=cast("Any", mode), seed=template.seed)
+    return Template(tokenizer, mode=mode, seed=template.seed)
 
 
 def written_for(template: Template, prompts: Prompts, data: DataModule) -> Prompts:

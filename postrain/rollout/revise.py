@@ -7,13 +7,14 @@ Needs an engine and a model, no reward. Which of two replies follows a principle
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from postrain.data.chat import Template
 from postrain.data.records import Message, Messages, user
+from postrain.data.rendering import as_mapping
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.ops import derive_seed
@@ -90,7 +91,7 @@ def preferences(revisions: Sequence[Revision], columns: Sequence[Mapping[str, An
     return [
         {
             **others,
-            "prompt": item.prompt if isinstance(item.prompt, str) else [asdict(turn) for turn in item.prompt],
+            "prompt": item.prompt if isinstance(item.prompt, str) else [as_mapping(turn) for turn in item.prompt],
             "chosen": item.revised,
             "rejected": item.original,
             "critique": item.critique,

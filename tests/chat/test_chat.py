@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from postrain.chat.__main__ import main
 from postrain.chat.conversation import Conversation, Fitted
-from postrain.chat.speaker import Answer, Pieces, Show, Speaker, Speaking, is_plain
+from postrain.chat.speaker import Answer, Pieces, Show, Speaker, Speaking
 from postrain.chat.terminal import Terminal
 from postrain.data.chat import Template
 from postrain.models.named import named
@@ -126,9 +125,5 @@ def test_a_mistake_is_one_line(words, said, capsys):
     assert said in line
 
 
-def test_what_knows_no_chat_goes_on_with_the_text(nano):
-    tokenizer = nano.template.tokenizer
+def test_a_model_without_a_chat_template_continues_the_text(nano):
     assert nano.continues
-    assert is_plain(tokenizer)
-    assert not is_plain(SimpleNamespace(chat_template="{{ messages }}"))
-    assert is_plain(SimpleNamespace(chat_template=None))

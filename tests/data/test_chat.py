@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from datetime import datetime
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from postrain.data.chat import INSTRUCTION, Template
-from postrain.data.records import Message
+from postrain.data.records import Message, opened
+from postrain.data.rendering import clock_at
+from postrain.data.transcripts import transcript
 from postrain.types import ConfigError
 from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
 
@@ -48,15 +52,14 @@ def test_a_space_at_the_end_of_a_prompt_moves_no_mask():
     assert len(spaced) > len(bare)
 
 
-def test_masks_without_generation_marks_are_those_with_them():
+def test_masks_are_the_same_with_and_without_generation_marks_and_leave_out_the_newline_behind_a_turn():
     talk = chat("What is 2 + 2?", "4", "Once?", "The answer is 4.\n")
     marked, unmarked = (Template(byte_tokenizer(template=source)) for source in (MARKED, UNMARKED))
     ids, speaks, _ = marked.encode(talk)
     other_ids, other_speaks, _ = unmarked.encode(talk)
     assert ids.equal(other_ids)
-    # Without marks an answer reaches to the end of what the template writes for it, its line break included.
     assert decoded(marked, ids[speaks]) == "4<|stop|>The answer is 4.\n<|stop|>"
-    assert decoded(marked, ids[other_speaks]) == "4<|stop|>\nThe answer is 4.\n<|stop|>"
+    assert other_speaks.equal(speaks)
 
 
 def decoded(template: Template, ids: torch.Tensor) -> str:
@@ -87,14 +90,208 @@ def test_a_template_that_writes_no_end_gets_eos():
     assert int(after[-1]) == template.tokenizer.eos_token_id
 
 
-def test_a_template_that_rewrites_the_prompt_is_refused_with_the_row():
-    rewriting = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    template = Template(byte_tokenizer(template=None), mode="plain")
-    template._sources = (rewriting,)
-    with pytest.raises(ConfigError, match=r"row 7: .*writes the prompt differently.*data\.template=plain"):
-        template.encode_completion(chat("a"), "b", row=7)
-    with pytest.raises(ConfigError, match=r"row 7: .*rewrites earlier turns"):
-        template.encode(chat("a", "b"), row=7)
+# What reasoning models' templates do: history loses its thinking, and the generation prompt opens it.
+STRIPPING = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content.split('</think>')[-1] + '<|stop|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+OPENING = STRIPPING.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|><think>\n' }}")
+THOUGHT = "<think>\nhm\n</think>\n\nok"
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "learned", "noted"),
+    [
+        (UNMARKED, THOUGHT, THOUGHT, False),
+        (STRIPPING, THOUGHT, THOUGHT, True),
+        (STRIPPING, "ok", "ok", False),
+        # What the generation prompt has opened already is not said again.
+        (OPENING, THOUGHT, "hm\n</think>\n\nok", True),
+        (OPENING, "<think>hm</think>ok", "hm</think>ok", True),
+        (OPENING, "ok", "ok", True),
+        # The template puts the thinking into the shape it likes: that is its own way, and follows on its prompt.
+        (UNMARKED.replace("m.content", "(m.content | trim)"), " ok ", "ok", False),
+    ],
+)
+def test_an_answer_is_learned_as_it_will_be_sampled(source, answer, learned, noted):
+    template = Template(byte_tokenizer(template=source))
+    before, after = template.encode_completion(chat("a"), answer)
+    assert before.equal(template.encode_prompt(chat("a")))
+    assert decoded(template, after) == learned + "<|stop|>"
+    assert bool(template.notes) == noted
+    ids, speaks, _ = template.encode(chat("a", answer))
+    assert ids.equal(torch.cat([before, after]))
+    assert decoded(template, ids[speaks]) == learned + "<|stop|>"
+
+
+def test_earlier_answers_that_the_template_rewrites_are_read_and_not_learned():
+    template = Template(byte_tokenizer(template=STRIPPING))
+    ids, speaks, _ = template.encode(chat("a", THOUGHT, "b", "c", "d", "e"))
+    assert decoded(template, ids).startswith("<|user|>a<|stop|>\n<|assistant|>\n\nok<|stop|>\n<|user|>b<|stop|>")
+    assert decoded(template, ids[speaks]) == "c<|stop|>e<|stop|>"
+    assert any("rewrites earlier answers" in note for note in template.notes)
+
+
+def test_a_template_that_leaves_out_the_answer_is_refused_with_the_row():
+    silent = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ConfigError, match=r"row 7: the chat template leaves out what the assistant says; use"):
+        Template(byte_tokenizer(template=silent)).encode_completion(chat("a"), "b", row=7)
+
+
+@pytest.mark.parametrize(
+    ("tail", "learned"),
+    [
+        ("<|stop|>\n", "b<|stop|>"),
+        ("\n<|stop|>", "b\n<|stop|>"),
+        # Sampling stops at the first end token, so nothing behind it is learned.
+        ("<|stop|>\n<|end|>", "b<|stop|>"),
+        # Text behind a turn is not the answer's, which ends with the tokenizer's own end token.
+        ("[/turn]\n", "b<|end|>"),
+    ],
+)
+def test_an_answer_ends_with_the_first_end_token_behind_it(tail, learned):
+    source = "{% for m in messages %}{{ m.role + ':' + m.content }}TAIL{% endfor %}".replace("TAIL", tail)
+    source += "{% if add_generation_prompt %}assistant:{% endif %}"
+    template = Template(byte_tokenizer(template=source))
+    _, after = template.encode_completion(chat("a"), "b")
+    assert decoded(template, after) == learned
+    ids, speaks, _ = template.encode(chat("a", "b", "a", "b"))
+    first = learned.removesuffix("<|end|>")
+    assert decoded(template, ids[speaks]) == first + learned
+    # What follows a turn is read before the next one.
+    assert decoded(template, ids).startswith(f"user:a{tail}assistant:b{tail}user:a{tail}assistant:b")
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "{% generation %}{{ m.content + '<|stop|>\n' }}{% endgeneration %}",
+        "{% generation %}{{ m.content }}{% endgeneration %}{% generation %}{{ '<|stop|>\n' }}{% endgeneration %}",
+    ],
+)
+def test_the_newline_inside_a_generation_mark_is_not_learned(mark):
+    source = "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}MARK{% else %}{{ m.content }}"
+    source = source.replace("MARK", mark) + "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    template = Template(byte_tokenizer(template=source))
+    ids, speaks, _ = template.encode(chat("a", "b", "c", "d"))
+    assert decoded(template, ids) == "user:aassistant:b<|stop|>\nuser:cassistant:d<|stop|>"
+    assert decoded(template, ids[speaks]) == "b<|stop|>d<|stop|>"
+
+
+@pytest.mark.parametrize("mode", ["chat", "plain", "vicuna"])
+def test_an_assistants_last_message_in_a_prompt_is_continued(mode):
+    tokenizer = byte_tokenizer(template=UNMARKED)
+    template = Template(tokenizer, mode=mode)
+    prompt = opened(chat("What is 2 + 2?", "The answer"))
+    messages = [{"role": turn.role, "content": turn.content} for turn in prompt]
+    before, after = template.encode_completion(prompt, " is 4.")
+    theirs = tokenizer.apply_chat_template(messages, continue_final_message=True, return_dict=False)
+    assert before.tolist() == theirs
+    assert before.equal(template.encode_prompt(prompt))
+    assert decoded(template, after) == " is 4." + ("<|stop|>" if mode == "chat" else "<|end|>")
+    ids, speaks, _ = template.encode((*prompt, Message("assistant", " is 4.")))
+    assert ids.equal(torch.cat([before, after]))
+    assert int(speaks.sum()) == len(after)
+
+
+def test_an_assistants_message_that_is_no_prefill_is_a_turn_of_its_own():
+    template = Template(byte_tokenizer(template=UNMARKED))
+    ids, _, _ = template.encode((*chat("a", "b"), Message("assistant", "c")))
+    assert decoded(template, ids).endswith("<|assistant|>b<|stop|>\n<|assistant|>c<|stop|>")
+
+
+def test_a_prefill_that_the_template_leaves_out_is_refused_in_one_line():
+    template = Template(byte_tokenizer(template=STRIPPING))
+    with pytest.raises(
+        ConfigError, match=r"row 2: the chat template refuses .* the final message does not appear"
+    ) as e:
+        template.encode_prompt(opened(chat("a", "<think>\nhm</think>")), row=2)
+    assert "\n" not in str(e.value)
+
+
+TALK = "\n\nHuman: Hi\n\nAssistant:  Of course!\n\nHuman: How?\n\nAssistant:"
+
+
+def test_a_transcript_in_the_plain_template_keeps_its_text():
+    tokenizer = byte_tokenizer()
+    template = Template(tokenizer)
+    for prompt, answer, learned in (
+        (TALK, "Well", " Well<|end|>"),
+        (TALK, " Well", " Well<|end|>"),
+        (TALK + " We", "ll", "ll<|end|>"),
+    ):
+        before, after = template.encode_completion(transcript(prompt), answer)
+        assert decoded(template, before) == prompt
+        assert before.equal(template.encode_prompt(transcript(prompt)))
+        assert decoded(template, after) == learned
+        ids, speaks, _ = template.encode((*transcript(prompt), Message("assistant", answer)))
+        assert decoded(template, ids) == prompt + learned
+        assert int(speaks.sum()) == len(after)
+
+
+def test_a_transcript_in_a_chat_template_becomes_turns():
+    template = Template(byte_tokenizer(template=UNMARKED))
+    said = "<|user|>Hi<|stop|>\n<|assistant|>Of course!<|stop|>\n<|user|>How?<|stop|>\n<|assistant|>"
+    assert decoded(template, template.encode_prompt(transcript(TALK))) == said
+    assert decoded(template, template.encode_prompt(transcript(TALK + " We"))) == said + "We"
+
+
+@pytest.mark.parametrize(
+    ("named", "mode", "default"),
+    [
+        ({"default": UNMARKED, "tool_use": STRIPPING}, "auto", UNMARKED),
+        ({"default": UNMARKED, "tool_use": STRIPPING}, "chat", UNMARKED),
+        ({"default": UNMARKED, "tool_use": STRIPPING}, "tool_use", STRIPPING),
+        ({"rag": UNMARKED, "tool_use": STRIPPING}, "rag", UNMARKED),
+        ({"default": UNMARKED, "tool_use": STRIPPING}, "random", UNMARKED),
+    ],
+)
+def test_of_several_templates_the_default_or_the_named_one_is_used_and_all_are_kept(named, mode, default, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = dict(named)
+    template = Template(tokenizer, mode=mode)
+    assert template.name == ("random" if mode == "random" else "chat")
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.chat_template == {**named, "default": default}
+    if mode != "random":
+        theirs = again.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)
+        assert template.encode_prompt(chat("a")).tolist() == theirs["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("auto", r"several chat templates \(rag, tool_use\) and none is named default; choose one with data.template="),
+        ("chat", r"several chat templates \(rag, tool_use\) and none is named default"),
+        (
+            "tools",
+            r"data.template=tools: expected one of auto, chat, plain, .*; the tokenizer's templates: rag, tool_use",
+        ),
+    ],
+)
+def test_several_templates_without_a_default_are_refused_with_their_names(mode, said):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"rag": UNMARKED, "tool_use": STRIPPING}
+    with pytest.raises(ConfigError, match=said):
+        Template(tokenizer, mode=mode)
+
+
+def test_a_tokenizer_that_carries_the_plain_template_stays_plain():
+    tokenizer = byte_tokenizer(adds_bos=True)
+    Template(tokenizer, mode="plain")
+    assert Template(tokenizer).name == "plain"
+
+
+def test_a_templates_date_is_the_one_it_is_given():
+    dated = "{{ strftime_now('%d %b %Y %H:%M') }}\n" + UNMARKED
+    template = Template(byte_tokenizer(template=dated))
+    with clock_at(datetime(2024, 2, 29, 23, 59)):
+        first = template.encode_prompt(chat("a"))
+    with clock_at(datetime(2024, 2, 29, 23, 59)):
+        assert first.equal(template.encode_prompt(chat("a")))
+    assert decoded(template, first).startswith("29 Feb 2024 23:59\n<|user|>a")
+    assert not decoded(template, template.encode_prompt(chat("a"))).startswith("29 Feb 2024")
 
 
 def test_a_template_that_refuses_a_conversation_names_the_row():

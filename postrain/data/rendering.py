@@ -1,0 +1,192 @@
+"""Chat templates as their tokenizer means them: which of several applies, and the text that it writes.
+
+Rendering is transformers' own. The clock of `strftime_now` is the run's (`clock_at`), so that a template that writes
+today's date gives the same tokens when the run is resumed on another day. Leaves out tokens (chat.py), tools, images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+from postrain.data.records import Message
+from postrain.types import ConfigError
+
+Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random"]
+MODES: tuple[str, ...] = get_args(Mode)
+INSTRUCTION = ("alpaca", "vicuna", "qa", "dialogue", "inst")
+"""The templates that `random` mixes; `bot` is left out, so that there is one to ask in that nobody has learned."""
+TEMPLATES = Path(__file__).parent / "templates"
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+CLOSING_TAG = re.compile(r"<[^<>\s]+>(?=\s*$)")
+_clock: ContextVar[datetime | None] = ContextVar("clock", default=None)
+
+Spans = list[tuple[int, int]]
+
+
+@contextmanager
+def clock_at(moment: datetime) -> Iterator[None]:
+    """Templates that ask for the date or time get `moment` inside the block; outside it they get the present."""
+    before = _clock.set(moment)
+    try:
+        yield
+    finally:
+        _clock.reset(before)
+
+
+def named_templates(tokenizer: Any) -> Mapping[str, str]:
+    """The tokenizer's templates by name; empty where it has none or a single one, which needs no name."""
+    found = tokenizer.chat_template
+    return found if isinstance(found, Mapping) else {}
+
+
+def own_template(tokenizer: Any) -> str | None:
+    """The template that transformers picks for this tokenizer, None where it has none.
+
+    Raises ConfigError where it has several and none is the default.
+    """
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError:
+        names = ", ".join(sorted(named_templates(tokenizer)))
+        raise ConfigError(
+            f"the tokenizer has several chat templates ({names}) and none is named default; choose one with "
+            "data.template=NAME, or plain"
+        ) from None
+
+
+def choose(tokenizer: Any, mode: str) -> tuple[str, str | None]:
+    """The template that a mode or a name comes to, and its source where it is the tokenizer's own, called `chat`."""
+    named = named_templates(tokenizer)
+    if mode not in MODES:
+        if mode in named:
+            return "chat", named[mode]
+        own = f"; the tokenizer's templates: {', '.join(sorted(named))}" if named else ""
+        raise ConfigError(f"data.template={mode}: expected one of {', '.join(MODES)}{own}")
+    if mode not in ("auto", "chat"):
+        return mode, None
+    own = own_template(tokenizer)
+    if own is None and mode == "chat":
+        raise ConfigError(
+            f"data.template=chat: the tokenizer has no chat template; use plain, bot or one of {', '.join(INSTRUCTION)}"
+        )
+    return ("plain", None) if own is None or is_plain(own) else ("chat", own)
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """True for a tokenizer that starts every text with a beginning-of-sequence token."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def install(tokenizer: Any, source: str) -> None:
+    """Makes `source` the tokenizer's default template; other templates keep their names."""
+    named = named_templates(tokenizer)
+    tokenizer.chat_template = {**named, "default": source} if named else source
+
+
+def bundled(name: str, *, bos: bool) -> str:
+    """One of this package's templates, with the tokenizer's first token in front if `bos`."""
+    source = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+    return "{{ bos_token }}" + source if bos else source
+
+
+def is_plain(source: str | None) -> bool:
+    """Whether a template writes messages as they stand, as training with data.template=plain leaves it."""
+    return source in (bundled("plain", bos=False), bundled("plain", bos=True))
+
+
+def as_mapping(turn: Message) -> dict[str, str]:
+    """A message as templates read it."""
+    return {"role": turn.role, "content": turn.content}
+
+
+def render(
+    source: str,
+    messages: Sequence[Mapping[str, str]],
+    special: Mapping[str, str],
+    *,
+    prompt: bool = False,
+    continues: bool = False,
+    marks: bool = False,
+) -> tuple[str, Spans]:
+    """A conversation as text, and the places between generation marks if asked for.
+
+    A `prompt` ends where the assistant starts to write; one that `continues` ends with what it has said already.
+    `special` are the tokenizer's special tokens by name. Raises ConfigError where the template refuses.
+    """
+    # transformers' own clock cannot be set through the arguments of a template: those arrive as plain data.
+    moment = _clock.get() or datetime.now()
+    try:
+        _compile_jinja_template(source).environment.globals["strftime_now"] = moment.strftime
+        texts, spans = render_jinja_template(
+            conversations=[[dict(message) for message in messages]],
+            chat_template=source,
+            return_assistant_tokens_mask=marks,
+            add_generation_prompt=prompt and not continues,
+            continue_final_message=continues,
+            **special,  # pyright: ignore[reportArgumentType]
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        reason = str(error).partition("Final message to continue")[0]
+        raise ConfigError(f"the chat template refuses the conversation: {' '.join(reason.split())}") from None
+    return texts[0], [(int(start), int(end)) for start, end in spans[0]] if marks else []
+
+
+def continued(prompt: str, bare: str, answer: str) -> str:
+    """An answer without the tag that the generation prompt ends with and has thereby written already, as <think>.
+
+    `bare` is the prompt without a generation prompt.
+    """
+    same = next((at for at, (one, other) in enumerate(zip(prompt, bare, strict=False)) if one != other), len(bare))
+    opening = prompt[same:]
+    tag = CLOSING_TAG.search(opening)
+    if tag is None or not answer.lstrip().startswith(tag.group()):
+        return answer
+    return answer.lstrip().removeprefix(tag.group()).removeprefix(opening[tag.end() :])
+
+
+def contains(written: str, answer: str) -> bool:
+    """Whether a template wrote all of an answer, spaces aside."""
+    return "".join(answer.split()) in "".join(written.split())
+
+
+def turn_end(text: str, ends: Sequence[str]) -> int | None:
+    """Where the first of the tokens `ends` in a text is over; None where there is none."""
+    found = [(text.index(end), -len(end)) for end in ends if end in text]
+    return min(found)[0] - min(found)[1] if found else None
+
+
+def through_ends(text: str, marked: Spans, ends: Sequence[str]) -> Spans:
+    """Marked stretches of text, each from its start through the token that ends its turn, wherever the mark was set.
+
+    A model never writes what follows that token, such as a line break; and it writes the token, mark or not.
+    """
+    found: Spans = []
+    limits = [*(start for start, _ in marked), len(text)][1:]
+    for (start, stop), limit in zip(marked, limits, strict=True):
+        inside = [text.rfind(end, start, stop) + len(end) for end in ends if end in text[start:stop]]
+        behind = [stop + len(end) for end in ends if text.startswith(end, stop) and stop + len(end) <= limit]
+        closed = text[start:stop].endswith(tuple(ends))
+        found.append((start, behind[0] if behind and not closed else max(inside, default=stop)))
+    return found
+
+
+def segments(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
+    """The text cut at the ends of spans; each piece with the number of its span, -1 between them."""
+    pieces: list[tuple[str, int]] = []
+    at = 0
+    for number, (start, end) in enumerate(spans):
+        pieces += [(text[at:start], -1), (text[start:end], number)]
+        at = end
+    return [*pieces, (text[at:], -1)]
