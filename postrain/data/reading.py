@@ -68,7 +68,8 @@ class Reading:
         """Without conversations whose learned answers all have weight 0."""
         last_only = self.loss_on == "completion"
         kept = tuple(one for one in records if not isinstance(one, Demonstration) or lessons(one, last_only=last_only))
-        account.dropped.update({NOT_LEARNED: len(records) - len(kept)})
+        if len(kept) < len(records):
+            account.dropped[NOT_LEARNED] += len(records) - len(kept)
         return kept
 
 

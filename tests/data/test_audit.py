@@ -35,7 +35,7 @@ def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False)
         rows_eval=len(held_out),
         dropped={"duplicate": 2},
         repaired={},
-        unused={"id": 9, "tag": 1},
+        unused={"id": 9, "tag": 1, "[red]": 9},
         offered=(),
         cut={},
         samples="",
@@ -94,6 +94,9 @@ def test_the_table_is_short_and_plain_where_there_are_no_colours():
     assert "data: x.jsonl" in text
     assert "9 read, 1 to learn from, 1 held out" in text
     assert "2 duplicate" in text
+    assert "id, tag (1 rows), [red]" in " ".join(text.split())
+    assert "repaired" not in text
+    assert "for rewards" not in text
     assert "2 of 3 (67 %)" in text
     assert "\x1b" not in text
     assert len(text.splitlines()) <= 10

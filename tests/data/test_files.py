@@ -1,0 +1,119 @@
+"""Folders, globs, compressed files and saved data sets."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from postrain.data.files import read_path
+from postrain.data.sources import read_held_out
+from postrain.types import ConfigError
+from tests.data.helpers import write_lines
+
+ROWS = [{"prompt": f"p{number}", "completion": "c"} for number in range(3)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+COMPRESS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda raw: pyarrow.compress(raw, "zstd", asbytes=True),
+}
+
+
+def values(table) -> list[dict]:
+    return [dict(row.values) for row in table.rows]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_files_are_read_by_the_suffix_before_theirs(suffix, tmp_path):
+    for name, raw in (("x.jsonl", LINES), ("x.json", json.dumps(ROWS).encode()), ("x.csv", b"prompt\np0\np1\n")):
+        (tmp_path / f"{name}.{suffix}").write_bytes(COMPRESS[suffix](raw))
+        table, held_out = read_path(str(tmp_path / f"{name}.{suffix}"))
+        assert values(table) == (ROWS if "json" in name else [{"prompt": "p0"}, {"prompt": "p1"}])
+        assert held_out is None
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"not compressed"])
+def test_damaged_compressed_files_are_refused_in_one_line(suffix, damage, tmp_path):
+    (tmp_path / f"x.jsonl.{suffix}").write_bytes(damage(COMPRESS[suffix](LINES)))
+    with pytest.raises(ConfigError, match=rf"x\.jsonl\.{suffix}: not a whole .* file") as caught:
+        read_path(str(tmp_path / f"x.jsonl.{suffix}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_read_in_order_and_each_row_keeps_its_file_and_line(tmp_path):
+    (tmp_path / "deep").mkdir()
+    write_lines(tmp_path / "deep" / "b.jsonl", ROWS[1:])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" + LINES))
+    (tmp_path / "README.md").write_text("no rows")
+    (tmp_path / ".hidden.jsonl").write_text("no rows")
+    table, held_out = read_path(str(tmp_path))
+    assert values(table) == [*ROWS, *ROWS[1:]]
+    assert held_out is None
+    assert len({row.number for row in table.rows}) == 5
+    places = [table.where(row.number) for row in table.rows]
+    # The blank line of the first file is counted.
+    assert places[0] == f"{tmp_path / 'a.jsonl.gz'}, line 2"
+    assert places[2:4] == [f"{tmp_path / 'a.jsonl.gz'}, line 4", f"{tmp_path / 'deep' / 'b.jsonl'}, line 1"]
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "rows.eval.jsonl", "validation-00000-of-00001.jsonl", "dev_2.jsonl"])
+@pytest.mark.parametrize("pattern", ["", "/*.jsonl"])
+def test_held_out_files_of_a_folder_are_never_learned_from(name, pattern, tmp_path):
+    write_lines(tmp_path / "contest.jsonl", ROWS[:2])
+    write_lines(tmp_path / name, ROWS[2:])
+    train, held_out = read_path(f"{tmp_path}{pattern}")
+    assert values(train) == ROWS[:2]
+    assert held_out is not None
+    assert values(held_out) == ROWS[2:] == values(read_held_out(str(tmp_path)))
+    # Asked for by its own name, such a file is what it is asked for.
+    assert values(read_path(str(tmp_path / name))[0]) == ROWS[2:]
+
+
+def test_a_folder_of_several_kinds_of_files_is_refused_with_a_remedy(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "notes.txt").write_text("no rows")
+    with pytest.raises(ConfigError, match=r"several kinds \(\.jsonl, \.txt\); name one kind, as in data\.path='.*/\*"):
+        read_path(str(tmp_path))
+    assert values(read_path(f"{tmp_path}/*.jsonl")[0]) == ROWS
+
+
+def test_a_folder_or_glob_without_rows_is_refused(tmp_path):
+    for path in (tmp_path, f"{tmp_path}/*.jsonl"):
+        with pytest.raises(ConfigError, match=r"data\.path: there is no file to read in .*; expected \.jsonl, "):
+            read_path(str(path))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A data set and a dictionary of two, as `save_to_disk` writes them."""
+    import datasets  # noqa: PLC0415 - the other tests need not wait for it
+
+    folder = tmp_path_factory.mktemp("saved")
+    train, test = datasets.Dataset.from_list(ROWS[:2]), datasets.Dataset.from_list(ROWS[2:])
+    train.save_to_disk(folder / "one")
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(folder / "both")
+    return folder
+
+
+def test_saved_data_sets_are_read(saved):
+    train, held_out = read_path(str(saved / "one"))
+    assert (values(train), held_out) == (ROWS[:2], None)
+    train, held_out = read_path(str(saved / "both"))
+    assert held_out is not None
+    assert (values(train), values(held_out)) == (ROWS[:2], ROWS[2:])
+    assert train.where(1).endswith("both/train, row 1")
+
+
+def test_a_damaged_data_set_is_refused_in_one_line(saved, tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a data set written by save_to_disk") as caught:
+        read_path(str(tmp_path))
+    assert "\n" not in str(caught.value)

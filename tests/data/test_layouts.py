@@ -1,0 +1,255 @@
+"""The layouts that public data sets use, and columns that contradict each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.data.formats import parse
+from postrain.data.readers import Cell
+from postrain.data.records import Demonstration, Judgement, Message, Preference, Prompt, Record
+from postrain.types import ConfigError
+from tests.data.helpers import chat, table
+
+SYSTEM = Message("system", "s")
+ASKED = [{"role": "user", "content": "a"}]
+GOOD, BAD = {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}
+
+
+def only(row: dict, **columns: str) -> Record:
+    """The one record of a table of one row."""
+    (record,) = parse(table([row]), columns).records
+    return record
+
+
+def shared(text: str) -> dict:
+    return {"from": "human", "value": text}
+
+
+def answered(text: str) -> dict:
+    return {"from": "gpt", "value": text}
+
+
+@pytest.mark.parametrize("asks", ["prompt", "instruction", "question", "query", "problem", "input"])
+@pytest.mark.parametrize("answers", ["completion", "response", "output", "answer"])
+def test_a_question_column_and_an_answer_column_are_a_demonstration(asks, answers):
+    found = only({asks: "a", answers: "b"})
+    if (asks, answers) == ("prompt", "answer"):
+        # Beside a prompt, an answer is what a reward compares with.
+        assert found == Prompt(row=1, prompt=chat("a"), columns={"answer": "b"})
+    else:
+        assert isinstance(found, Demonstration)
+        assert found.messages == chat("a", "b")
+
+
+def test_a_solution_answers_a_problem_and_is_a_column_elsewhere():
+    found = only({"problem": "a", "solution": "b", "answer": 4})
+    assert found == Demonstration(row=1, messages=chat("a", "b"), columns={"solution": "b", "answer": 4})
+    prompt = only({"prompt": "a", "solution": "b"})
+    assert prompt == Prompt(row=1, prompt=chat("a"), columns={"solution": "b"})
+
+
+@pytest.mark.parametrize("answer", [4, "4"])
+def test_a_number_is_an_answer_to_a_question(answer):
+    found = only({"question": "a", "answer": answer})
+    assert found == Demonstration(row=1, messages=chat("a", "4"), columns={"answer": "4", "solution": "4"})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "a", "input": "i", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "context": "i", "chosen": "b", "rejected": "c"},
+        {"conversations": [shared("a\n\ni")], "chosen": answered("b"), "rejected": answered("c")},
+        {"messages": [{"role": "user", "content": "a\n\ni"}], "chosen": "b", "rejected": "c"},
+        {
+            "input": {"messages": [{"role": "user", "content": "a\n\ni"}], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [GOOD],
+            "non_preferred_output": [BAD],
+        },
+        {
+            "chosen_messages": [{"role": "user", "content": "a\n\ni"}, GOOD],
+            "rejected_messages": [{"role": "user", "content": "a\n\ni"}, BAD],
+        },
+        {"question": "a\n\ni", "chosen": [GOOD], "rejected": [BAD]},
+    ],
+)
+def test_the_usual_layouts_of_pairs_are_read(row):
+    assert only(row) == Preference(row=1, prompt=chat("a\n\ni"), chosen="b", rejected="c")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "a", "output": "b", "system": "s", "history": [["h", "g"]], "input": ""},
+        {"instruction": "a", "output": "b", "system_prompt": "s", "history": [{"role": "user", "content": "h"}, BAD]},
+        {"prompt": "a", "completion": "b", "system": Cell("s"), "history": [["h", "g"]]},
+        {"conversations": [shared("h"), answered("g"), shared("a"), answered("b")], "system": "s", "tools": "[]"},
+        {"messages": [{"role": "developer", "content": "s"}, *ASKED, GOOD], "system": "s", "history": [["h", "g"]]},
+    ],
+)
+def test_system_and_history_come_before_the_prompt(row):
+    record = only(row)
+    assert isinstance(record, Demonstration)
+    assert [turn.role for turn in record.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert record.messages[0] == SYSTEM
+    assert [turn.content for turn in record.messages[3:]] == ["a", "b"]
+    assert record.columns in ({}, {"tools": "[]"})
+
+
+@pytest.mark.parametrize("answer", [{"chosen": "b", "rejected": "c"}, {"steps": ["b"], "labels": [True]}, {}])
+def test_system_and_history_hold_for_every_kind_of_record(answer):
+    record = only({"prompt": "a", "system": "s", "history": [["h", "g"]], **answer})
+    assert getattr(record, "prompt", None) == (SYSTEM, *chat("h", "g", "a"))
+
+
+def test_a_context_that_stands_in_the_prompt_already_is_not_repeated():
+    assert only({"prompt": "Read: i. a", "context": "i", "completion": "b"}) == Demonstration(
+        row=1, messages=chat("Read: i. a", "b")
+    )
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag", "desirable", "thumbs_up", "thumbs", "rating", "vote"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "a", "output": "b"},
+        {"prompt": "a", "completion": "b"},
+        {"messages": [*ASKED, GOOD]},
+        {"conversations": [shared("a"), answered("b")]},
+        {"question": "a", "response": "b"},
+    ],
+)
+def test_an_answer_with_a_verdict_is_judged_in_every_layout(row, name):
+    found = parse(table([{**row, name: True}, {**row, name: False}]), {})
+    assert [(one.prompt, one.completion, one.label) for one in found.records if isinstance(one, Judgement)] == [
+        (chat("a"), "b", True),
+        (chat("a"), "b", False),
+    ]
+    assert not found.unused
+
+
+@pytest.mark.parametrize(("value", "label"), [("👍", True), ("down", False), (Cell("True"), True)])
+def test_a_thumb_is_a_verdict(value, label):
+    record = only({"prompt": "a", "completion": "b", "thumbs": value})
+    assert record == Judgement(row=1, prompt=chat("a"), completion="b", label=label)
+
+
+def test_a_rating_in_points_is_not_a_verdict_and_is_named():
+    found = parse(table([{"prompt": "a", "completion": "b", "rating": 4}]), {})
+    assert isinstance(found.records[0], Demonstration)
+    assert found.unused == {"rating": 1}
+
+
+HH = "\n\nHuman: a\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "answers"),
+    [
+        ("a ", "a ", ("b", "c")),
+        (HH, HH, ("b", "c")),
+        ("\n\nHuman: a", HH, ("b", "c")),
+        ("Human: a\n\nAssistant:", "Human: a\n\nAssistant:", ("b", "c")),
+    ],
+)
+def test_a_prompt_that_both_sides_repeat_is_cut_off_and_counted(prompt, before, answers):
+    row = {"prompt": prompt, "chosen": f"{before}{answers[0]}", "rejected": f"{before}{answers[1]}"}
+    found = parse(table([row]), {})
+    assert isinstance(found.records[0], Preference)
+    assert (found.records[0].chosen, found.records[0].rejected) == answers
+    assert found.repaired == {"prompt cut off the answer that repeats it": 1}
+
+
+def test_an_answer_may_begin_with_a_short_prompt_where_other_rows_do_not():
+    rows = [{"prompt": "Hi", "completion": "Hi there"}, {"prompt": "Bye", "completion": "So long"}]
+    found = parse(table(rows), {})
+    assert [one.messages[-1].content for one in found.records if isinstance(one, Demonstration)] == [
+        "Hi there",
+        "So long",
+    ]
+    assert not found.repaired
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "a", "instruction": "x", "output": "b"}, "prompt and instruction both hold the prompt and differ"),
+        ({"prompt": "a", "completion": "b", "response": "x"}, "completion and response both hold the completion"),
+        ({"messages": [*ASKED, GOOD], "prompt": "x"}, r"prompt and messages .* data\.columns\.messages=messages"),
+        ({"messages": [*ASKED, GOOD], "completion": "x"}, "completion and messages both hold the completion"),
+        ({"messages": [*ASKED, GOOD], "conversations": [*ASKED, BAD]}, "messages and conversations both hold"),
+        ({"messages": [{"role": "system", "content": "x"}, *ASKED, GOOD], "system": "s"}, "system and the first"),
+        ({"prompt": "x", "chosen": [*ASKED, GOOD], "rejected": [*ASKED, BAD]}, "prompt and the turns that begin"),
+        ({"prompt": "a", "completion": "b", "label": True, "kto_tag": False}, "label and kto_tag both hold the label"),
+    ],
+)
+def test_two_columns_that_differ_are_refused_with_both_names(row, says):
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{says}"):
+        only(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "instruction": "a", "output": "b"},
+        {"messages": [*ASKED, GOOD], "prompt": "a", "completion": [GOOD]},
+        {"prompt": ASKED, "completion": [*ASKED, GOOD]},
+    ],
+)
+def test_columns_that_say_the_same_are_used_once(row):
+    found = parse(table([row]), {})
+    assert found.records == (Demonstration(row=1, messages=chat("a", "b")),)
+    assert not found.unused
+
+
+def test_a_mapped_column_settles_which_of_two_is_used_and_the_other_is_named():
+    row = {"prompt": "a", "instruction": "x", "output": "b"}
+    found = parse(table([row]), {"prompt": "instruction"})
+    assert found.records == (Demonstration(row=1, messages=chat("x", "b")),)
+    assert found.unused == {"prompt": 1}
+
+
+@pytest.mark.parametrize("name", ["tools", "functions", "images", "audio", "chat_template_kwargs"])
+@pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "a"}, {"prompt": "a", "completion": "b"}])
+def test_columns_that_change_the_meaning_are_refused_by_name(row, name):
+    with pytest.raises(ConfigError, match=f"line 1: has the column {name}: .*; remove the column or the row"):
+        only({**row, name: [{"name": "f"}]})
+    for nothing in (None, [], "", "[]", {}):
+        only({**row, name: nothing})
+
+
+@pytest.mark.parametrize(("weight", "records"), [(1, 1), (True, 1), (0, 0), (Cell("1.0"), 1)])
+def test_a_row_of_weight_zero_is_left_out_and_counted(weight, records):
+    found = parse(table([{"prompt": "a", "completion": "b", "weight": weight}]), {})
+    assert len(found.records) == records
+    assert found.dropped == ({} if records else {"row of weight 0": 1})
+    assert not found.unused
+
+
+@pytest.mark.parametrize("weight", [0.5, float("nan"), "heavy", [1]])
+def test_other_weights_are_refused_and_weigh_nothing_in_prompts(weight):
+    with pytest.raises(ConfigError, match="line 1: weight has to be"):
+        only({"prompt": "a", "completion": "b", "weight": weight})
+    assert only({"prompt": "a", "weight": weight}).columns["weight"] is weight
+
+
+def test_every_column_and_field_that_is_not_used_is_named_with_its_rows():
+    rows = [
+        {"messages": [{**ASKED[0], "id": 1}, GOOD], "source": "web", "score": None, "lang": ""},
+        {"messages": [*ASKED, GOOD], "source": "book", "score": 3, "lang": ""},
+    ]
+    found = parse(table(rows), {})
+    assert found.unused == {"source": 2, "score": 1, "messages.id": 1}
+
+
+@pytest.mark.parametrize("margin", [float("nan"), float("inf"), 10**400, True, Cell("big")])
+def test_a_margin_that_is_not_a_finite_number_is_refused(margin):
+    with pytest.raises(ConfigError, match="line 1: margin has to be a finite number, got"):
+        only({"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin})
+
+
+@pytest.mark.parametrize(("cell", "margin"), [("1.5", 1.5), ("", 0.0)])
+def test_the_margin_of_a_csv_file_is_a_number(cell, margin):
+    record = only({"prompt": "a", "chosen": "b", "rejected": "c", "margin": Cell(cell)})
+    assert isinstance(record, Preference)
+    assert record.margin == margin

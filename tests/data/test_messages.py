@@ -1,0 +1,123 @@
+"""Fields of messages: used, noted, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from postrain.data.formats import parse
+from postrain.data.records import Demonstration
+from postrain.types import ConfigError
+from tests.data.helpers import chat, table
+
+CALL = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def talk(answer: dict[str, Any], **asked: Any) -> dict[str, Any]:
+    user = {"role": "user", "content": "a", **asked}
+    return {"messages": [user, {"role": "assistant", "content": "b", **answer}]}
+
+
+def refused(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{says}"):
+        parse(table([row]), {})
+
+
+@pytest.mark.parametrize("content", ["b", None, ""])
+@pytest.mark.parametrize("field", ["tool_calls", "function_call"])
+def test_tool_calls_are_refused_by_name_whatever_the_content(field, content):
+    refused(talk({"content": content, field: CALL}), f"messages has {field}: tool calls cannot be learned yet")
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "observation", "function_call"])
+def test_tool_roles_are_refused_by_name(role):
+    row = talk({})
+    row["messages"].insert(1, {"role": role, "content": "22"})
+    refused(row, f"role '{role}': tool calls cannot be learned yet")
+
+
+@pytest.mark.parametrize(
+    "field", ["tool_call_id", "images", "audio", "video", "reasoning_content", "thinking", "refusal", "name", "prefix"]
+)
+def test_fields_that_change_the_meaning_are_refused_by_name(field):
+    refused(talk({field: "x"}), f"messages has {field}: .*; remove the field or the row")
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}, "", False])
+def test_fields_that_say_nothing_are_as_if_absent(nothing):
+    fields = ("tool_calls", "function_call", "name", "reasoning_content", "prefix", "id")
+    found = parse(table([talk(dict.fromkeys(fields, nothing))]), {})
+    assert found.records == (Demonstration(row=1, messages=chat("a", "b")),)
+    assert not found.unused
+
+
+@pytest.mark.parametrize("kind", ["image_url", "image", "input_audio", "file", ["text"], None])
+def test_content_parts_that_are_not_text_are_refused(kind):
+    refused(talk({"content": [{"type": kind, "text": "b"}]}), "content part of the type")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": "b"}],
+        [{"type": "text", "text": ""}, {"type": "output_text", "text": "b", "image_url": None}],
+        ["b"],
+    ],
+)
+def test_content_parts_of_text_are_joined(content):
+    assert parse(table([talk({"content": content})]), {}).records == (Demonstration(row=1, messages=chat("a", "b")),)
+
+
+@pytest.mark.parametrize("role", [["user"], {"a": 1}, 3, None, True, "judge"])
+def test_a_role_that_is_not_known_is_refused(role):
+    refused(talk({}, role=role), "has a message with the role")
+
+
+def test_spellings_that_differ_are_refused():
+    refused(talk({"from": "human"}), "a message whose role and from differ")
+    refused(talk({"value": "x"}), "a message whose content and value differ")
+    refused(talk({"weight": 0, "train": True}), "a message whose weight and train differ")
+
+
+@pytest.mark.parametrize(
+    ("field", "weight", "learned"),
+    [
+        ("weight", 0, False),
+        ("weight", 1, True),
+        ("weight", 1.0, True),
+        ("weight", None, True),
+        ("loss_weight", 0.0, False),
+        ("train", False, False),
+        ("training", True, True),
+    ],
+)
+def test_weights_of_zero_and_one_say_what_is_learned(field, weight, learned):
+    found = parse(table([talk({field: weight})]), {})
+    (record,) = found.records
+    assert isinstance(record, Demonstration)
+    assert record.messages[-1].learned is learned
+    assert not found.unused
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, float("nan"), "0", [0], 10**400])
+def test_other_weights_are_refused(weight):
+    refused(talk({"weight": weight}), r"messages\.weight has to be 0 \(read only\) or 1 \(learned\)")
+
+
+def test_only_the_assistants_single_messages_can_be_learned():
+    refused(talk({}, weight=1), "a user message with weight 1: .* remove the field, or set it to 0")
+    assert len(parse(table([talk({}, weight=0)]), {}).records) == 1
+
+
+@pytest.mark.parametrize("other", [{"label": True}, {"chosen": "x"}])
+def test_an_answer_of_weight_zero_cannot_be_judged_or_compared(other):
+    row = talk({"weight": 0})
+    if "chosen" in other:
+        row = {"chosen": row["messages"], "rejected": talk({"content": "c"})["messages"]}
+    refused({**other, **row}, "ends with a message of weight 0")
+
+
+def test_history_has_to_be_pairs():
+    for history in ("x", [["a"]], [["a", 3]], [3]):
+        refused({"prompt": "a", "completion": "b", "history": history}, r"history has to be a list of \[user, assist")

@@ -1,0 +1,116 @@
+"""What becomes of every row and column of a table, and the rows that are read at all."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from postrain.data.reading import Account, Reading
+from postrain.data.records import Record
+from postrain.types import ConfigError, Judgements
+from tests.data.helpers import OFF, chat, table, write_lines
+from tests.data.test_module import prepared
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "id": 1}
+TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 1}
+
+
+def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, ...], Account]:
+    settings: dict[str, Any] = {"columns": {}, "quality": OFF, "loss_on": "completion", "known": frozenset()}
+    account = Account()
+    return Reading(kind=kind, **(settings | changes)).records(table([row, row]), account), account
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "unused"),
+    [
+        (PAIR, "Preference", {"id", "margin"}),
+        (PAIR, "Demonstration", {"id", "rejected", "margin"}),
+        (PAIR, "Judgement", {"id", "margin"}),
+        (PAIR, "Prompt", {"chosen", "rejected", "margin"}),
+        (TALK, "Demonstration", {"id"}),
+        (TALK, "Prompt", {"completion"}),
+        ({"prompt": "a", "completion": "b", "label": True}, "Demonstration", set()),
+        ({"prompt": "a", "completion": "b", "label": True}, "Prompt", {"completion", "label"}),
+        # The answer to a question stays with the prompt, for a reward.
+        ({"question": "a", "answer": "b"}, "Prompt", set()),
+        ({"question": "a", "answer": "b"}, "Demonstration", set()),
+        ({"prompt": "a", "answer": "b"}, "Prompt", set()),
+    ],
+)
+def test_what_a_kind_of_record_leaves_out_is_named(row, kind, unused):
+    _, account = read(row, kind)
+    assert set(account.unused) == unused
+    assert not account.dropped
+
+
+def test_what_something_else_reads_is_not_called_unused():
+    _, account = read({**PAIR, "gold": {"x": 1}}, "Preference", known=frozenset({"margin", "gold"}))
+    assert account.unused == {"id": 2}
+
+
+def test_the_columns_of_prompts_are_offered_to_rewards():
+    _, account = read({"prompt": "a", "answer": "b", "level": 3, "none": None}, "Prompt")
+    assert list(account.offered) == ["answer", "level", "none"]
+    assert not account.unused
+
+
+def weighed(*weights: int) -> dict[str, Any]:
+    turns = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": w}] for w in weights]
+    return {"messages": [message for turn in turns for message in turn]}
+
+
+@pytest.mark.parametrize(("loss_on", "weights"), [("completion", (1, 0)), ("assistant", (0, 0)), ("all", (0,))])
+def test_conversations_without_a_learned_answer_are_dropped_and_counted(loss_on, weights):
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: no row can be used: 2 answer of weight 0"):
+        read(weighed(*weights), "Demonstration", loss_on=loss_on)
+    records, account = read(weighed(0, 1), "Demonstration", loss_on=loss_on)
+    assert (len(records), account.dropped[""]) == (2, 0)
+
+
+def test_running_text_cannot_hold_an_answer_of_weight_zero():
+    with pytest.raises(ConfigError, match="2 answer of weight 0, which running text cannot hold"):
+        read(weighed(0, 1), "Text")
+
+
+def test_a_prompt_file_names_the_columns_that_may_hold_the_answers():
+    with pytest.raises(
+        ConfigError, match=r"the column with the answers, of target, id: data\.columns\.completion=NAME"
+    ):
+        read({"prompt": "a", "target": "b", "id": 1}, "Demonstration")
+
+
+def test_at_most_max_rows_are_read(tmp_path):
+    rows = [{"prompt": f"p {number}", "completion": f"c {number}", "tag": number} for number in range(30)]
+    path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
+    data = prepared("jsonl", path, "data.max_rows=20")
+    assert (data.audit.rows_read, data.audit.rows_train + data.audit.rows_eval) == (20, 20)
+    assert data.audit.unused == {"tag": 20}
+    held_out = f"data.eval_path={write_lines(tmp_path / 'y.jsonl', [{**row, 'prompt': 'other'} for row in rows])}"
+    data = prepared("jsonl", path, held_out, "data.max_rows=20")
+    assert (data.audit.rows_train, data.audit.rows_eval) == (20, 6)
+    assert prepared("jsonl", path, "data.max_rows=99").audit.rows_read == 30
+
+
+def test_held_out_judgements_with_one_completion_borrow_from_training(tmp_path):
+    rows = [{"prompt": f"p {n}", "completion": ("bad", "good")[n % 2], "label": bool(n % 2)} for n in range(20)]
+    held_out = [{"prompt": f"q {n}", "completion": "good", "label": True} for n in range(3)]
+    paths = [str(write_lines(tmp_path / name, part)) for name, part in (("x.jsonl", rows), ("y.jsonl", held_out))]
+    data = prepared("jsonl", f"data.path={paths[0]}", f"data.eval_path={paths[1]}", kind="Judgement")
+    (batch,) = data.eval_batches(4)
+    assert isinstance(batch, Judgements)
+    assert len(batch) == 3
+    assert data.records.held_out[0].row == 1
+    assert json.dumps(data.audit.to_dict()["unused"]) == "{}"
+
+
+def test_a_margin_that_the_method_reads_is_used(tmp_path):
+    rows = [{**PAIR, "prompt": f"p {number}"} for number in range(12)]
+    path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
+    for use_margin, unused in ((True, {"id": 12}), (False, {"id": 12, "margin": 12})):
+        assert prepared("jsonl", path, kind="Preference", use_margin=use_margin).audit.unused == unused
+    assert chat("p 1") in [
+        getattr(record, "prompt", None) for record in prepared("jsonl", path, kind="Preference").records.train
+    ]

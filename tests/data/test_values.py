@@ -1,0 +1,103 @@
+"""Values that files may hold and training cannot use."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from postrain.data.readers import DOCUMENT_CHARACTERS, read_file
+from postrain.types import ConfigError
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("9" * 5000, "'n' holds a number of 5000 digits; at most 1000 can be read"),
+        ("-" + "9" * 5000, "'n' holds a number of 5000 digits"),
+        ('{"m": [' + "9" * 5000 + "]}", "'n' holds a number of 5000 digits"),
+        ("[" * 150 + "]" * 150, "'n' is nested deeper than 100 levels"),
+        # The row itself is one level, and 19 characters stand before the value: 19 + 100 and 19 + 99 * 5 + 1.
+        ("[" * 20000 + "]" * 20000, "nested deeper than 100 levels at column 119"),
+        ('{"a":' * 20000 + "1" + "}" * 20000, "nested deeper than 100 levels at column 515"),
+        ('{"a": 1, "b": 2, "a": 3}', "'n' holds an object with the key 'a' twice"),
+        ('1, "text": "b"', "the column 'text' stands twice; remove one of the two"),
+    ],
+)
+def test_values_that_cannot_be_read_are_refused_with_line_and_column(value, says, tmp_path):
+    path = write(tmp_path / "x.jsonl", '{"text": "a"}\n{"text": "a", "n": ' + value + "}\n")
+    with pytest.raises(ConfigError, match=rf"x\.jsonl, line 2: .*{says}") as caught:
+        read_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_surrogate_pairs_and_nul_become_a_replacement_and_are_counted(tmp_path):
+    lines = r'{"text": "a \ud83d"}', r'{"text": "b", "more": [{"x": "\u0000"}]}', r'{"text": "\ud83d\ude00 c"}'
+    table = read_file(write(tmp_path / "x.jsonl", "\n".join(lines)))
+    assert [dict(row.values) for row in table.rows] == [
+        {"text": "a \ufffd"},
+        {"text": "b", "more": [{"x": "\ufffd"}]},
+        {"text": "😀 c"},
+    ]
+    what = "half a surrogate pair or NUL replaced by U+FFFD in"
+    assert table.repaired == {f"{what} 'text'": 1, f"{what} 'more'": 1}
+    cells = read_file(write(tmp_path / "x.csv", "text\na\0\n"))
+    assert (cells.rows[0].values["text"], cells.repaired) == ("a\ufffd", {f"{what} 'text'": 1})
+
+
+def parquet(names: list[str], columns: list[pyarrow.Array]) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=names), sink)
+    return sink.getvalue()
+
+
+def test_columns_of_the_same_name_are_refused_with_both_places(tmp_path):
+    text = pyarrow.array(["a"])
+    for name, content in (("x.csv", "text,id,id\na,1,2\n"), ("x.parquet", parquet(["text", "id", "id"], [text] * 3))):
+        with pytest.raises(ConfigError, match=rf"{name}: the columns 2 and 3 are both named 'id'; rename one"):
+            read_file(write(tmp_path / name, content))
+
+
+def test_parquet_text_that_is_not_utf8_is_refused_in_one_line(tmp_path):
+    ends = pyarrow.py_buffer(b"\x00\x00\x00\x00\x01\x00\x00\x00")
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, ends, pyarrow.py_buffer(b"\xff")])
+    with pytest.raises(ConfigError, match=r"x\.parquet: cannot be read as Parquet \('utf-8' codec"):
+        read_file(write(tmp_path / "x.parquet", parquet(["text"], [broken])))
+
+
+def test_a_long_csv_cell_is_read(tmp_path):
+    table = read_file(write(tmp_path / "x.csv", f"text\nshort\n{'word ' * 40000}\n"))
+    assert [len(row.values["text"]) for row in table.rows] == [5, 200000]
+
+
+def test_csv_errors_name_the_line_they_are_in(tmp_path):
+    with pytest.raises(ConfigError, match=r"line 4: not valid CSV"):
+        read_file(write(tmp_path / "x.csv", 'text,id\na,1\n\nb,"2"x\n'))
+
+
+@pytest.mark.parametrize(("name", "sign"), [("x.csv", ";"), ("x.tsv", "\t"), ("x.csv", "\t")])
+def test_other_delimiters_are_taken_from_the_header(name, sign, tmp_path):
+    table = read_file(write(tmp_path / name, f"text{sign}id\na{sign}1,5\n"))
+    assert dict(table.rows[0].values) == {"text": "a", "id": "1,5"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["line of words here\n" * 900, ("word " * 3000).strip(), "x" * 13000, "line\n\n" + "word " * 3000 + "\n\nlast"],
+)
+def test_text_without_blank_lines_is_cut_at_lines_and_words(text, tmp_path):
+    table = read_file(write(tmp_path / "x.txt", text))
+    documents = [row.values["text"] for row in table.rows]
+    assert len(documents) >= 3
+    assert all(len(document) <= 2 * DOCUMENT_CHARACTERS + len(document.split("\n")) for document in documents)
+    assert "".join("".join(documents).split()) == "".join(text.split())
+    if " " in text:
+        assert " ".join(documents).split() == text.split()
