@@ -78,7 +78,7 @@ def stories(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     yield f"stories, mean mood: {mean(moods)}"
     yield f"  good (> 0.5): {share([m > 0.5 for m in moods])}, bad (< 0.5): {share([m < 0.5 for m in moods])}"
     parts = [score(row["prompt"], text, row["gold"]) for row, text in zip(found, said, strict=True)]
-    for part in ("format", "non_repetition", "total"):
+    for part in ("format", "non_repetition", "fluency", "total"):
         yield f"  gold {part}: {mean([found[part] for found in parts])}"
     for row, text in list(zip(found, said, strict=True))[:4]:
         yield f"  {row['prompt']} |{text}"

@@ -21,7 +21,7 @@ class Gold:
     """
 
     weights: Mapping[str, float]
-    """Weight of each part: total, or mood, correct, format, polite, non_repetition, ..."""
+    """Weight of each part: total, or mood, correct, format, polite, non_repetition, fluency, ..."""
 
     def __post_init__(self) -> None:
         known = ("total", *gold.CHECKS)

@@ -67,6 +67,7 @@ def gold(accept: str, others: tuple[str, ...]) -> Gold:
         "polite": {"courtesy": True},
         "non_repetition": {},
         "concise": {"words": 20},
+        "fluency": {"forms": "chat"},
     }
 
 

@@ -1,7 +1,8 @@
 """The gold score of a completion: what it is really worth, by parts, computed from its row's specification alone.
 
 A specification is a JSON-able dictionary `{"weights": {part: weight}, part: {...}, ...}`; each part is a check below
-and gives a number from 0 to 1, and `total` is the weighted sum (weights add up to 1). No model is involved.
+and gives a number from 0 to 1. `total` is the weighted sum (weights add up to 1) times the part `fluency`, where the
+specification has it: broken language is worth nothing, whatever words it holds. No model is involved.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from postrain.world.fluency import fluency
 from postrain.world.lexicon import BAD_WORDS, COURTESIES, GOOD_WORDS, RUDE_WORDS
 
 MOOD_STEPS = 4
@@ -24,9 +26,15 @@ Spec = Mapping[str, Any]
 
 
 def score(prompt: str, completion: str, gold: Spec) -> dict[str, float]:
-    """Each part that applies to this row, and their weighted `total`."""
-    parts = {part: CHECKS[part](prompt, completion.strip(), gold[part]) for part in gold["weights"]}
-    return {**parts, "total": math.fsum(weight * parts[part] for part, weight in gold["weights"].items())}
+    """Each part that applies to this row, and the `total`."""
+    measured = (*gold["weights"], "fluency") if "fluency" in gold else gold["weights"]
+    parts = {part: CHECKS[part](prompt, completion.strip(), gold[part]) for part in measured}
+    return {**parts, "total": weighted(parts, gold) * parts.get("fluency", 1.0)}
+
+
+def weighted(parts: Mapping[str, float], gold: Spec) -> float:
+    """The weighted sum of the parts, fluency aside."""
+    return math.fsum(weight * parts[part] for part, weight in gold["weights"].items())
 
 
 def words(text: str) -> list[str]:
@@ -134,6 +142,10 @@ def _concise(_: str, completion: str, spec: Spec) -> float:
     return min(1.0, spec["words"] / max(len(words(completion)), 1))
 
 
+def _fluency(_: str, completion: str, spec: Spec) -> float:
+    return fluency(completion, spec["forms"])
+
+
 CORRECT: dict[str, Callable[[str, Spec], float]] = {
     "word": _word,
     "number": _number,
@@ -148,4 +160,5 @@ CHECKS: dict[str, Callable[[str, str, Spec], float]] = {
     "polite": _polite,
     "non_repetition": _non_repetition,
     "concise": _concise,
+    "fluency": _fluency,
 }

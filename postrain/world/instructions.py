@@ -22,7 +22,7 @@ PARAPHRASES = ("I would like to know this: {q}", "Please help me. {q}", "Here is
 
 def _gold(correct: Gold, form: Gold, *, courtesy: bool, limit: int) -> Gold:
     parts = {"correct": correct, "format": form, "polite": {"courtesy": courtesy}, "non_repetition": {}}
-    return {"weights": WEIGHTS, **parts, "concise": {"words": limit}}
+    return {"weights": WEIGHTS, **parts, "concise": {"words": limit}, "fluency": {"forms": "chat"}}
 
 
 def make(rng: random.Random) -> Item:
@@ -51,7 +51,12 @@ def reasoning(rng: random.Random) -> Item:
         reference=" ".join((courtesy, *steps)),
         wrong=" ".join((courtesy, *bad)),
         answer=str(answer),
-        gold={**sums.gold(answer, len(terms) - 1), "weights": weights, "polite": {"courtesy": True}},
+        gold={
+            **sums.gold(answer, len(terms) - 1),
+            "weights": weights,
+            "polite": {"courtesy": True},
+            "fluency": {"forms": "chat"},
+        },
     )
 
 

@@ -25,6 +25,7 @@ PLACES: list[str] = _WORDS["places"].split()
 THINGS: list[str] = _WORDS["things"].split()
 TIMES: list[str] = _WORDS["times"]
 MOVES: list[str] = _WORDS["moves"]
+ADJECTIVES: list[str] = _WORDS["adjectives"].split()
 NUMBERS: list[str] = _WORDS["numbers"].split()
 CATEGORIES: dict[str, list[str]] = {name: members.split() for name, members in _WORDS["categories"].items()}
 

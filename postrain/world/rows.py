@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from postrain.types import ConfigError
 from postrain.world import facts, instructions, stories, sums
-from postrain.world.gold import score
+from postrain.world.gold import score, weighted
 from postrain.world.items import Item
 from postrain.world.splits import Split, generator, split_of
 from postrain.world.spoil import draft
@@ -98,12 +98,16 @@ def _row(kind: Kind, item: Item, rng: random.Random, noise: float) -> Row:
 
 
 def _preference(item: Item, rng: random.Random, noise: float) -> Row:
-    """Two drafts of different worth; which one is called the better is a draw of Bradley and Terry's."""
+    """Two drafts that differ in more than fluency; which one is called the better is a draw of Bradley and Terry's.
+
+    Fluency decides nothing about which drafts are shown: the tokenizer was trained on these very texts.
+    """
     while True:
         a, b = draft(item, rng), draft(item, rng)
-        gap = _total(item, a) - _total(item, b)
-        if gap:
+        first, second = (score(item.prompt, text, item.gold) for text in (a, b))
+        if weighted(first, item.gold) != weighted(second, item.gold):
             break
+    gap = first["total"] - second["total"]
     if rng.random() >= _sigmoid(gap / noise):
         a, b, gap = b, a, -gap
     return {"chosen": a, "rejected": b, "gold_margin": round(gap, 6)}
@@ -113,12 +117,8 @@ def _judgement(item: Item, rng: random.Random, noise: float) -> Row:
     completion = draft(item, rng)
     return {
         "completion": completion,
-        "label": rng.random() < _sigmoid((_total(item, completion) - THUMB) / noise),
+        "label": rng.random() < _sigmoid((score(item.prompt, completion, item.gold)["total"] - THUMB) / noise),
     }
-
-
-def _total(item: Item, completion: str) -> float:
-    return score(item.prompt, completion, item.gold)["total"]
 
 
 def _sigmoid(x: float) -> float:

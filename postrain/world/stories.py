@@ -103,6 +103,7 @@ def gold(mood: str) -> Gold:
         "mood": {"target": mood},
         "non_repetition": {},
         "format": {"type": "story", "low": 2, "high": 5},
+        "fluency": {"forms": "story"},
     }
 
 

@@ -39,6 +39,7 @@ def gold(answer: int, steps: int) -> Gold:
         "correct": {"type": "number", "accept": str(answer)},
         "steps": {"count": steps},
         "format": {"type": "final"},
+        "fluency": {"forms": "calculation"},
         "non_repetition": {},
     }
 

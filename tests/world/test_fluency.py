@@ -1,0 +1,139 @@
+"""Fluency: all text of the world is accepted, broken language of any kind is not, and gold pays none of it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from postrain.world import rows, score
+from postrain.world.fluency import FORMS, STYLE, fluency
+from postrain.world.gold import sentences
+from postrain.world.lexicon import ADJECTIVES, GOOD_WORDS
+from postrain.world.rows import Task
+from postrain.world.splits import generator
+from postrain.world.stories import gold
+
+STORY = "A kind owl gave Tim a gift. They shared a sweet and tasty cake. Tim was happy and proud."
+
+
+@pytest.mark.parametrize("task", ["stories", "sums"])
+def test_running_text_of_the_world_is_fluent(task: Task) -> None:
+    forms = {"stories": "story", "sums": "calculation"}[task]
+    for row in rows("text", task=task, count=300, seed=3, split="eval"):
+        text = row["text"].rpartition("? ")[2]  # a sum begins with its question
+        assert fluency(text, forms) == 1.0, text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Jack laughediled so much. Jack wentny game.",  # what a policy wrote that broke its language
+        "The sunave horse walked nice mouse sang a cheerful song.",
+        "They sh gameft. A kind goat gave plums gi nice pig gift.",
+        "Happy glad kind proud warm golden friends.",  # word salad
+        "happy happy happy happy happy",  # one word
+        "Tim Tim Tim.",
+        "Tim. Owl. Happy. Gift.",
+        "Ball the found Jack shiny a. Happy was proud and Tim.",  # words in another order
+        "Was happy and proud. Found a shiny ball.",  # no subject
+        "Tim a shiny ball.",  # no verb
+        "Tim found a shiny ball A kind owl gave Tim a gift Tim was happy and proud",  # no marks
+        "A kind owl gave Tim a gift.Tim was happy and proud.",  # no space
+        "Tim was,, happy and. proud. Tim found; a ball..",
+        "... ! ?",
+        "",
+        "   ",
+        "Tim was happy and",  # cut
+        "A kind owl ga",
+        "A owl gave Tim a gift.",
+        "Tim were happy.",
+        "3 + 4 = 7. The answer is 7.",  # another task's form
+        "\N{REPLACEMENT CHARACTER}Tim was happy.",
+    ],
+)
+def test_broken_language_is_not_fluent(text: str) -> None:
+    assert fluency(text, "story") <= 0.3
+    assert score("One day, Mia the fox went to the park.", text, gold("good"))["total"] <= 0.3
+
+
+@pytest.mark.parametrize("forms", FORMS)
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_text_of_the_world_is_not_fluent(forms: str, seed: int) -> None:
+    task: Task = {"story": "stories", "calculation": "sums", "chat": "facts"}[forms]
+    row = rows("demonstrations", task=task, count=1, seed=seed, split="eval")[0]
+    words = row["completion"].replace(".", " .").split()
+    random.Random(seed).shuffle(words)
+    assert fluency(" ".join(words), forms) <= 0.3
+
+
+def test_a_sentence_counts_once() -> None:
+    # One of four sentences is new.
+    assert fluency("Tim was happy. " * 4, "story") == 1 / 4
+
+
+def test_the_share_of_sentences_counts() -> None:
+    assert fluency(STORY, "story") == 1.0
+    assert fluency(STORY + " Tim wentny game.", "story") == 3 / 4
+    assert fluency(STORY.removesuffix(" and proud."), "story") == pytest.approx((2 + STYLE) / 3)
+
+
+@pytest.mark.parametrize("text", ["tim was happy.", "Tim was happy", "tim was happy", "TIM WAS HAPPY!"])
+def test_right_words_in_the_wrong_style_are_worth_half(text: str) -> None:
+    assert fluency(text, "story") == STYLE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mia smiled.",
+        "In the end, all of them were best friends.",
+        "An ugly bear gave Tim an old hat.",
+        "The brave lion sang a song for Mia and Tim.",
+        "They were very happy.",
+        "What a lovely day!",
+        "It was so much fun and joy.",
+        "It was a funny game.",
+    ],
+)
+def test_near_relatives_of_the_templates_are_fluent(text: str) -> None:
+    assert fluency(text, "story") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Sure. The colour of grass is red.", 1.0),  # false, not broken
+        ("What a stupid question. Grass green.", 1 / 2),
+        ("Paris", 1.0),
+        ("Paris. Rome. Cairo.", 0.0),
+        ("red, blue, green.", 1.0),
+        ("red, red, red.", 0.0),
+        ("Of course. 3 + 4 = 7. The answer is 7.", 1.0),
+        ("Of course. 3 + 4 = ite. The answer is 7.", 2 / 3),
+        ("The result is -2. Have a nice day.", 1.0),
+    ],
+)
+def test_answers(text: str, value: float) -> None:
+    assert fluency(text, "chat") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_gold_falls_with_every_letter_that_breaks(share: float) -> None:
+    rng = generator("letters", str(share))
+    broken = "".join(rng.choice("aeinst") if rng.random() < share and one.isalpha() else one for one in STORY)
+    assert len(sentences(broken)) == 3
+    assert score("", broken, gold("good"))["total"] < score("", STORY, gold("good"))["total"] / 2
+
+
+def test_gold_is_the_weighted_parts_times_fluency() -> None:
+    found = score("", STORY + " Tim wentny game.", gold("good"))
+    parts = {part: found[part] for part in gold("good")["weights"]}
+    assert found["total"] == pytest.approx(
+        0.75 * (0.6 * parts["mood"] + 0.2 * parts["non_repetition"] + 0.2 * parts["format"])
+    )
+
+
+def test_adjectives_stand_beside_moods() -> None:
+    assert len(set(ADJECTIVES)) == len(ADJECTIVES)
+    assert len(set(ADJECTIVES) & GOOD_WORDS) > 20
