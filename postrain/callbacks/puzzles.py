@@ -198,6 +198,26 @@ def reward_leaves_gold(history: History) -> str | None:
     )
 
 
+def samples_become_unlikely(history: History) -> str | None:
+    """Only where the policy is paid or ranks: imitation of other text is meant to leave the reference's."""
+    logps = seen(history, "eval/reference_logp")
+    paid = any(name in history[-1] for name in ("margin", "reward/total", "eval/win_rate"))
+    if not paid or len(logps) < 2 or logps[-1] > min(CLIFF * logps[0], logps[0] - CLIFF_NATS):
+        return None
+    return (
+        "What the policy writes has become unlikely text: the mean log-probability of a token under the reference fell "
+        f"from {logps[0]:.2f} before training to {logps[-1]:.2f}. Broken words and sentences look like this, and "
+        "neither the accuracy on pairs nor most rewards notice. Read the samples; lower method.learning_rate, train "
+        "for fewer updates, or hold the policy closer to the reference (method.beta, method.kl_coef, an SFT term)."
+    )
+
+
+CLIFF = 1.5
+"""A fall of the samples' log-probability under the reference to so many times the value before training."""
+CLIFF_NATS = 0.25
+"""A fall, in nats a token, below which none is called a cliff: samples near temperature 0 begin near 0."""
+
+
 def nothing_finishes(history: History) -> str | None:
     if last(history, "completion/finished", 3) != [0.0, 0.0, 0.0]:
         return None
@@ -243,6 +263,7 @@ RULES = (
     Rule("reward_grows_with_length", "More reward, longer texts", reward_grows_with_length),
     Rule("reward_grows_with_repetition", "More reward, more repetition", reward_grows_with_repetition),
     Rule("reward_leaves_gold", "More reward, less of what it stands for", reward_leaves_gold),
+    Rule("samples_become_unlikely", "The samples are no longer likely text", samples_become_unlikely),
     Rule("groups_agree", "Most groups have nothing to compare", groups_agree),
     Rule("nothing_finishes", "No completion comes to an end", nothing_finishes),
     Rule("much_is_clipped", "Much is clipped", much_is_clipped),

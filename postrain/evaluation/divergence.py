@@ -21,7 +21,8 @@ SILENT = "the model sampled no token, so there is nothing to compare"
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
     """KL(model ‖ reference) summed over the vocabulary, in nats: `per_token`, over all tokens of sampled completions,
-    and `per_completion`, their sums; at the temperature of sampling."""
+    and `per_completion`, their sums; and `reference_logp`, the mean log-probability that the reference gives to a
+    sampled token. At the temperature of sampling."""
 
     prompts: Count
     """Held-out prompts at most; one completion each."""
@@ -33,15 +34,26 @@ class Divergence:
         found = compared(subject, episodes)
         tokens = found.mask_BT.sum(1).tolist()
         sums = found.kl_BT.double().sum(1).tolist()
+        logps = (found.ref_logps_BT.double() * found.mask_BT).sum(1).tolist()
         if not any(tokens):
             return Finding(metrics={}, notes=(SILENT,))
-        rows = zip(episodes.rows.row_ids, sums, tokens, strict=True)
+        rows = zip(episodes.rows.row_ids, sums, logps, tokens, strict=True)
         return Finding(
-            metrics={"per_token": Estimate.ratio(sums, tokens), "per_completion": Estimate.mean(sums)},
+            metrics={
+                "per_token": Estimate.ratio(sums, tokens),
+                "per_completion": Estimate.mean(sums),
+                "reference_logp": Estimate.ratio(logps, tokens),
+            },
             example=first_prompt(subject, episodes),
             records=tuple(
-                {"row": row, "per_token": kl / max(count, 1), "per_completion": kl, "weight": count}
-                for row, kl, count in rows
+                {
+                    "row": row,
+                    "per_token": kl / max(count, 1),
+                    "per_completion": kl,
+                    "reference_logp": logp / max(count, 1),
+                    "weight": count,
+                }
+                for row, kl, logp, count in rows
             ),
             notes=(subject.reference.says,),
         )

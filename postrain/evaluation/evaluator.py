@@ -91,7 +91,8 @@ def about_completions(
 ) -> dict[str, Mean | Max]:
     """What is logged of fresh completions."""
     found = episodes.metrics() if subject.reward else completion_metrics(episodes)
-    found = {**found, "repetition": Mean(1 - distinct_n(episodes.completions, 3), 1), **kl_to_start(subject, episodes)}
+    found = {**found, "repetition": Mean(1 - distinct_n(episodes.completions, 3), 1)}
+    found |= against_reference(subject, episodes)
     if settings.greedy:
         found |= {f"greedy/{name}": value for name, value in greedily(subject, data, settings.completions).items()}
     gold = {f"gold/{part}": mean for part, mean in means(gold_scores(episodes, data)).items()}
@@ -111,7 +112,9 @@ def completion_metrics(episodes: Episodes) -> dict[str, Mean | Max]:
     return {name: value for name, value in episodes.metrics().items() if name.startswith(shapes)}
 
 
-def kl_to_start(subject: Subject, episodes: Episodes) -> dict[str, Mean | Max]:
-    """How far the policy has moved from where it started, on its own completions."""
-    found = kl_metrics(compared(subject, episodes))
-    return {name: value for name, value in found.items() if name in ("kl/exact", "kl/log_ratio_max")}
+def against_reference(subject: Subject, episodes: Episodes) -> dict[str, Mean | Max]:
+    """How far the policy is from the reference on its own completions, and how likely these are under the reference:
+    `reference_logp`, nats a token, falls off where a policy breaks the language."""
+    found = compared(subject, episodes)
+    kl = {name: value for name, value in kl_metrics(found).items() if name in ("kl/exact", "kl/log_ratio_max")}
+    return {**kl, "reference_logp": Mean((found.ref_logps_BT * found.mask_BT).sum(), found.mask_BT.sum())}

@@ -61,6 +61,11 @@ PANELS = (
     Panel(
         "KL to the start", "how far the model has moved, nats a token", ("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3")
     ),
+    Panel(
+        "Likelihood under the reference",
+        "log-probability of a sampled token, nats; it falls where the language breaks",
+        ("eval/reference_logp", "eval/kl/reference_logp"),
+    ),
     Panel("Perplexity", "how many tokens the model hesitates between", ("perplexity", "eval/perplexity")),
     Panel(
         "Token accuracy", "how often the likeliest token is the right one", ("token_accuracy", "eval/token_accuracy")

@@ -49,6 +49,13 @@ PUZZLING: list[tuple[str, History, str]] = [
     ("reward_grows_with_repetition", [{"eval/reward/total": 0.1, "eval/repetition": 0.05},
                                       {"eval/reward/total": 0.9, "eval/repetition": 0.4}], "5% to 40%"),
     ("reward_leaves_gold", EVALS, "0.60 to 0.20"),
+    # -1.69 is below 1.5 * -0.56 = -0.84 and more than 0.25 nats below -0.56.
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"margin": 4.0, "eval/reference_logp": -1.69}],
+     "from -0.56 before training to -1.69"),
+    ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"reward/total": 1.0, "eval/reference_logp": -3.1}],
+     "-3.10"),
+    ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"eval/win_rate": 0.9, "eval/reference_logp": -3.1}],
+     "method.beta"),
     ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 5, "90% of the groups"),
     ("nothing_finishes", [{"completion/finished": 0.0}] * 3, "max_new_tokens"),
     ("much_is_clipped", [{"clip_fraction": 0.4}] * 3, "40%"),
@@ -75,6 +82,13 @@ CLEAR: list[tuple[str, History]] = [
                                       {"eval/reward/total": 0.9, "eval/repetition": 0.3}]),
     ("reward_leaves_gold", EVALS[:2]),
     ("reward_leaves_gold", join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.2, 0.6, 3))),
+    ("samples_become_unlikely", [{"margin": 4.0, "eval/reference_logp": -1.69}]),
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"margin": 4.0, "eval/reference_logp": -0.8}]),
+    # 1.5 times -0.1, yet a tenth of a nat only: samples drawn near temperature 0.
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.1}, {"margin": 4.0, "eval/reference_logp": -0.2}]),
+    # More likely than before, as of a sharper policy; and SFT, which is meant to write other text.
+    ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"reward/total": 1.0, "eval/reference_logp": -0.4}]),
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"loss": 1.0, "eval/reference_logp": -5.0}]),
     ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 4 + [{"group/all_equal": 0.1}]),
     ("nothing_finishes", [{"completion/finished": 0.0}] * 2 + [{"completion/finished": 0.1}]),
     ("much_is_clipped", [{"clip_fraction": 0.4}, {"clip_fraction": 0.1}, {"clip_fraction": 0.4}]),

@@ -169,7 +169,9 @@ def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
     assert found.metrics["per_token"].value > 0
     # Two tokens a completion, so twice as much for a completion.
     assert found.metrics["per_completion"].value == pytest.approx(2 * found.metrics["per_token"].value)
-    assert set(differences(found, found)) == {"per_token", "per_completion"}
+    assert set(differences(found, found)) == {"per_token", "per_completion", "reference_logp"}
+    # Untrained weights are near uniform: a token of V is worth about -ln V nats, and never more than 0.
+    assert -2 * math.log(asked.model.config.vocab_size) < found.metrics["reference_logp"].value < 0
 
 
 def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
