@@ -60,8 +60,8 @@ def test_broken_language_is_not_fluent(text: str) -> None:
 @pytest.mark.parametrize("forms", FORMS)
 @pytest.mark.parametrize("seed", range(5))
 def test_shuffled_text_of_the_world_is_not_fluent(forms: str, seed: int) -> None:
-    task: Task = {"story": "stories", "calculation": "sums", "chat": "facts"}[forms]
-    row = rows("demonstrations", task=task, count=1, seed=seed, split="eval")[0]
+    tasks: dict[str, Task] = {"story": "stories", "calculation": "sums", "chat": "facts"}
+    row = rows("demonstrations", task=tasks[forms], count=1, seed=seed, split="eval")[0]
     words = row["completion"].replace(".", " .").split()
     random.Random(seed).shuffle(words)
     assert fluency(" ".join(words), forms) <= 0.3
