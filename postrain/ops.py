@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -61,17 +62,31 @@ def token_logps(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:
     """(values − mean) / sqrt(variance + 1e-8), with the mean added back unless `shift_mean`; 0 outside the mask.
 
-    The moments are arguments because they belong to the global batch: see `moments`.
+    The moments are float64 scalars of the global batch (`parallel.moments`): in float32 the mean of values around 1000
+    is already off by a part of their spread.
     """
-    whitened_BT = (values_BT - mean) * torch.rsqrt(variance + 1e-8)
-    return (whitened_BT if shift_mean else whitened_BT + mean) * mask_BT
+    whitened_BT = (values_BT.double() - mean) * torch.rsqrt(variance + 1e-8)
+    return ((whitened_BT if shift_mean else whitened_BT + mean) * mask_BT).to(values_BT)
 
 
-def moments(total: Tensor, total_of_squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population variance from sums that were added up over ranks."""
-    count = count.clamp(min=1)
-    mean = total / count
-    return mean, (total_of_squares / count - mean**2).clamp(min=0)
+@dataclass(frozen=True)
+class RunningMean:
+    """An exponential moving average that starts with nothing, not with 0: total / weight corrects the bias of the first
+    steps (Kingma and Ba 2015, Adam, section 3)."""
+
+    total: float = 0.0
+    weight: float = 0.0
+    """1 − momentum^n after n values."""
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 before the first value."""
+        return self.total / self.weight if self.weight else 0.0
+
+    def after(self, value: float, momentum: float) -> RunningMean:
+        """With one more value."""
+        share = 1 - momentum
+        return RunningMean(momentum * self.total + share * value, momentum * self.weight + share)
 
 
 def kl_estimate(logps_BT: Tensor, ref_logps_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
@@ -122,6 +137,15 @@ def clipped_surrogate(
     return -torch.minimum(ratio_BT.clamp(max=ceiling) * advantages_BT, held_BT * advantages_BT)
 
 
+def surrogate_clips(
+    ratio_BT: Tensor, advantages_BT: Tensor, low: float, high: float, ceiling: float = math.inf
+) -> Tensor:
+    """True where `clipped_surrogate` is flat, so that the token has no gradient, [B, T]."""
+    gained_BT = (ratio_BT > 1 + high) & (advantages_BT > 0)
+    lost_BT = ((ratio_BT < 1 - low) | (ratio_BT > ceiling)) & (advantages_BT < 0)
+    return gained_BT | lost_BT
+
+
 def last_true(mask_BT: Tensor) -> Tensor:
     """Index of the last True of each row, [B]; rows are left-aligned and have at least one."""
     return mask_BT.sum(1).long() - 1
@@ -141,21 +165,9 @@ def share_above(gap_B: Tensor) -> Tensor:
     return ((gap_B > TIE) + 0.5 * (gap_B.abs() <= TIE)).sum()
 
 
-def explained_variance(returns: float, returns2: float, errors: float, errors2: float) -> float:
-    """1 − Var(returns − values) / Var(returns) from means and mean squares: 1 is a perfect critic, 0 a constant one."""
-    return 1 - (errors2 - errors**2) / max(returns2 - returns**2, 1e-8)
-
-
-def critic_metrics(
-    values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor
-) -> dict[str, Mean | Max]:
-    """How much there is to learn, and the sums `explained_variance` is derived from (names with a leading _)."""
-    errors_BT, tokens = returns_BT - values_BT, mask_BT.sum()
-    squares = {"returns": returns_BT, "returns²": returns_BT**2, "errors": errors_BT, "errors²": errors_BT**2}
-    return {
-        "advantage/mean_abs": Mean(advantages_BT.abs().sum(), tokens),
-        **{f"_{name}": Mean((terms_BT * mask_BT).sum(), tokens) for name, terms_BT in squares.items()},
-    }
+def explained_variance(returns: Tensor, errors: Tensor) -> Tensor:
+    """1 − Var(returns − values) / Var(returns) from the two variances: 1 is a perfect critic, 0 a constant one."""
+    return 1 - errors / returns.clamp(min=1e-8)
 
 
 def kl_estimates(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> dict[str, Mean | Max]:
@@ -168,18 +180,15 @@ def kl_estimates(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> dic
     return means | {"kl/log_ratio_max": Max(((logps_BT - ref_logps_BT) * mask_BT).abs().max())}
 
 
-def step_metrics(
-    log_ratio_BT: Tensor, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, low: float, high: float
-) -> dict[str, Mean | Max]:
-    """How far one optimizer step's policy is from the one that sampled, and how many tokens the clip silences.
+def step_metrics(log_ratio_BT: Tensor, ratio_BT: Tensor, clipped_BT: Tensor, mask_BT: Tensor) -> dict[str, Mean | Max]:
+    """How far one optimizer step's policy is from the one that sampled, and the share of tokens that the clip changes.
 
-    `log_ratio_BT` is the tokens' own; `ratio_BT`, [B, T] or [B, 1], is what is clipped to 1 − low … 1 + high.
+    `log_ratio_BT` is the tokens' own; `ratio_BT`, [B, T] or [B, 1], is what is clipped, where `clipped_BT` is True.
     """
     log_ratio_BT, tokens = log_ratio_BT * mask_BT, mask_BT.sum()
-    silent_BT = ((ratio_BT < 1 - low) & (advantages_BT < 0)) | ((ratio_BT > 1 + high) & (advantages_BT > 0))
     return {
         "ratio/mean": Mean((ratio_BT * mask_BT).sum(), tokens),
         "ratio/max": Max((ratio_BT * mask_BT).max()),
-        "clip_fraction": Mean((silent_BT & mask_BT).sum(), tokens),
+        "clip_fraction": Mean((clipped_BT & mask_BT).sum(), tokens),
         "kl/step": Mean((log_ratio_BT.exp() - 1 - log_ratio_BT).sum(), tokens),
     }

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
-from postrain.ops import moments, whiten
+from postrain.ops import whiten
 
 T = TypeVar("T")
 
@@ -42,12 +42,22 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, population variance and number of the masked values of all ranks, float64 scalars; 0 where there are none.
+
+    In two passes, the second over differences to the mean: E[x²] − E[x]² cancels where the spread is small beside the
+    mean.
+    """
+    known_N = values[mask].double()
+    total, count = all_sum(torch.stack([known_N.sum(), mask.sum().double()]))
+    mean = total / count.clamp(min=1)
+    return mean, all_sum(((known_N - mean) ** 2).sum()) / count.clamp(min=1), count
+
+
 def whiten_globally(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Values with mean 0 and variance 1 over the real tokens of the global batch; 0 outside the mask."""
-    values_BT = values_BT * mask_BT
-    sums = all_sum(torch.stack([values_BT.sum(), (values_BT**2).sum(), mask_BT.sum().float()]))
-    mean, variance = moments(*sums)
-    return whiten(values_BT, mask_BT, mean=mean, variance=variance)
+    mean, variance, _ = moments(values_BT, mask_BT)
+    return whiten(values_BT.masked_fill(~mask_BT, 0.0), mask_BT, mean=mean, variance=variance)
 
 
 def gather(value: T) -> list[T]:

@@ -145,6 +145,8 @@ class Comparison:
     mask_BT: Tensor
     values_BT: Tensor
     """The head's values under the model; zeros without a head."""
+    entropy_BT: Tensor | None = None
+    """Entropy of the model's distribution before each supervised token, in nats; on request."""
 
 
 def compare(
@@ -153,9 +155,10 @@ def compare(
     rows: Rows,
     *,
     temperature: float = 1.0,
+    entropy: bool = False,
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> Comparison:
-    """One forward of each over all rows; differentiable in `model`."""
+    """One forward of each over all rows; differentiable in `model`, the exact KL included."""
     mine = hidden(model, rows)
     with torch.no_grad(), reference.scoring() as frozen:
         theirs = hidden(frozen, rows)
@@ -164,13 +167,16 @@ def compare(
         logps_NV = (full(logits_of(model, states_ND)) / temperature).log_softmax(-1)
         with torch.no_grad(), reference.scoring() as frozen:
             ref_logps_NV = (full(logits_of(frozen, ref_states_ND)) / temperature).log_softmax(-1)
-        kl_N = (logps_NV.exp() * (logps_NV - ref_logps_NV)).sum(-1)
-        return *(table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV)), kl_N
+        shares_NV = logps_NV.exp()
+        kl_N = (shares_NV * (logps_NV - ref_logps_NV)).sum(-1)
+        entropy_N = -(shares_NV * logps_NV).sum(-1) if entropy else kl_N.detach()
+        drawn = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
+        return *drawn, kl_N, entropy_N
 
     flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
-    logps_BT, ref_logps_BT, kl_BT = map(mine.unflatten, flat)
+    logps_BT, ref_logps_BT, kl_BT, entropy_BT = map(mine.unflatten, flat)
     values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(full(head(mine.states_ND)).squeeze(-1))
-    return Comparison(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT)
+    return Comparison(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy else None)
 
 
 Found = TypeVar("Found", Scores, Comparison, Tensor)

@@ -1,20 +1,25 @@
 """Worked numbers for the maths that methods share."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
 
 import pytest
 import torch
 from torch.autograd import gradcheck
 
+from postrain import parallel
 from postrain.ops import (
+    RunningMean,
     adapt_kl_coef,
+    clipped_surrogate,
     derive_seed,
     gae,
     kl_estimate,
     last_true,
-    moments,
     share_above,
     step_metrics,
+    surrogate_clips,
     token_logps,
     whiten,
 )
@@ -32,9 +37,10 @@ def test_seeds_depend_on_every_argument_and_on_nothing_else():
 def test_whitening_without_mean_shift_gives_the_reference_numbers():
     values = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
     mask = torch.ones(3, 3, dtype=torch.bool)
-    mean, variance = moments(values.sum(), (values**2).sum(), mask.sum())
+    mean, variance, count = parallel.moments(values, mask)
+    assert count == 9
     # mean 1.6, population variance (0.4² + 0.3² + 0.2² + 0.1²) · 2 / 9 = 0.0667; (1.2 − 1.6) / 0.2582 + 1.6 = 0.0508
-    assert variance == pytest.approx(0.6 / 9, abs=1e-6)
+    assert float(variance) == pytest.approx(0.6 / 9, abs=1e-6)
     whitened = whiten(values, mask, mean=mean, variance=variance, shift_mean=False)
     assert whitened[0].tolist() == pytest.approx([0.0508, 0.4381, 0.8254], abs=1e-4)
     shifted = whiten(values, mask, mean=mean, variance=variance)
@@ -44,10 +50,38 @@ def test_whitening_without_mean_shift_gives_the_reference_numbers():
 
 def test_whitening_is_zero_outside_the_mask():
     mask = torch.tensor([[True, True, False]])
-    values = torch.tensor([[1.0, 3.0, 100.0]])
-    mean, variance = moments(torch.tensor(4.0), torch.tensor(10.0), torch.tensor(2.0))
     # mean 2, variance 10/2 − 4 = 1
-    assert whiten(values, mask, mean=mean, variance=variance)[0].tolist() == pytest.approx([-1.0, 1.0, 0.0])
+    for outside in (100.0, math.nan):
+        found = parallel.whiten_globally(torch.tensor([[1.0, 3.0, outside]]), mask)
+        assert found[0].tolist() == pytest.approx([-1.0, 1.0, 0.0])
+    assert parallel.whiten_globally(torch.ones(1, 3), torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
+
+
+def on_ranks(monkeypatch, function, parts):
+    """What `function` gives each rank for its part; ranks are threads that wait for each other in every sum."""
+    gate, box = Barrier(len(parts)), {}
+
+    def all_sum(value):
+        box[get_ident()] = value
+        gate.wait()
+        total = sum(box.values())
+        gate.wait()
+        return total
+
+    monkeypatch.setattr(parallel, "all_sum", all_sum)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(function, parts))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0, -30_000.0])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_whitening_survives_a_large_mean(offset, ranks, monkeypatch):
+    values = offset + 0.1 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(values, dtype=torch.bool)
+    expected = (values.double() - values.double().mean()) / values.double().std(correction=0)
+    found = on_ranks(monkeypatch, lambda part: parallel.whiten_globally(part, mask[: len(part)]), values.chunk(ranks))
+    assert torch.allclose(torch.cat(found).double(), expected, atol=1e-4)
+    assert float(torch.cat(found).std(correction=0)) == pytest.approx(1, abs=1e-4)
 
 
 def test_kl_estimators_have_the_published_bias_and_spread():
@@ -97,15 +131,33 @@ def test_step_metrics_of_two_tokens():
     mask = torch.tensor([[True, True, False]])
     old = torch.zeros(1, 3)
     new = torch.tensor([[math.log(1.5), math.log(0.9), 5.0]])
-    found = step_metrics(new - old, new.exp(), torch.ones(1, 3), mask, low=0.2, high=0.2)
+    good, bad = (surrogate_clips(new.exp(), sign * torch.ones(1, 3), 0.2, 0.2) for sign in (1, -1))
+    found = step_metrics(new - old, new.exp(), good, mask)
     # ratios 1.5 and 0.9: mean 1.2, one of two above 1.2, where a good token is clipped, and a bad one is not
-    bad = step_metrics(new - old, new.exp(), -torch.ones(1, 3), mask, low=0.2, high=0.2)
-    assert bad["clip_fraction"].value() == 0
+    assert step_metrics(new - old, new.exp(), bad, mask)["clip_fraction"].value() == 0
     assert found["ratio/mean"].value() == pytest.approx(1.2)
     assert found["ratio/max"].value() == pytest.approx(1.5)
     assert found["clip_fraction"].value() == pytest.approx(0.5)
     # k3 of the old policy: (0.5 − ln 1.5 + (−0.1) − ln 0.9) / 2
     assert found["kl/step"].value() == pytest.approx((0.5 - math.log(1.5) - 0.1 - math.log(0.9)) / 2)
+
+
+def test_the_surrogate_is_flat_exactly_where_it_is_said_to_clip():
+    ratio = torch.linspace(0.05, 6.05, 61, dtype=torch.float64).repeat(3)[None].requires_grad_()
+    advantages = torch.tensor([[1.0], [-1.0], [0.5]], dtype=torch.float64).repeat_interleave(61)[None]
+    for ceiling in (math.inf, 4.0):
+        loss = clipped_surrogate(ratio, advantages, 0.2, 0.3, ceiling)
+        (gradient,) = torch.autograd.grad(loss.sum(), ratio)
+        assert torch.equal(surrogate_clips(ratio, advantages, 0.2, 0.3, ceiling), gradient == 0)
+
+
+def test_a_running_mean_starts_with_its_first_value():
+    # momentum 0.9, values 5 and 2: (0.9 · 0.5 + 0.1 · 2) / (1 − 0.81) = 0.65 / 0.19
+    assert RunningMean().value == 0
+    one = RunningMean().after(5.0, 0.9)
+    assert one.value == pytest.approx(5.0)
+    assert one.after(2.0, 0.9).value == pytest.approx(0.65 / 0.19)
+    assert RunningMean().after(5.0, 1.0).value == 0
 
 
 def test_token_logps_are_log_softmax_with_its_gradient():

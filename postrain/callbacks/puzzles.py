@@ -234,7 +234,8 @@ def much_is_clipped(history: History) -> str | None:
         return None
     return (
         f"{fmean(fractions):.0%} of the tokens are clipped: the policy moves further in one update than the clip range "
-        "allows, and those tokens teach nothing. Lower method.learning_rate or method.epochs."
+        "allows, and those tokens have no gradient (with method.objective=cispo: a bounded one). Lower "
+        "method.learning_rate or method.epochs."
     )
 
 

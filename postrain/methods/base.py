@@ -145,13 +145,18 @@ class Method(LightningModule):
         """Further metrics of an update or an evaluation, from its means (a perplexity from a mean loss)."""
         return {}
 
+    def may_step(self) -> bool:
+        """Whether the gradient of the current mini-batch is applied; asked once its loss is known."""
+        return True
+
     def loss_sum(self, batch: Any) -> LossSum:
         """The loss of a micro-batch, summed over what `denominator` counts."""
         raise TypeError(f"{type(self).__name__} does not say what it minimises")
 
     def denominator(self, batch: Any) -> int:
         """What the loss sum is divided by, counted in this rank's mini-batch: supervised tokens, or items."""
-        return supervised_tokens(batch)
+        rows = batch if isinstance(batch, Rows) else batch.rows
+        return sum(int(mask.sum()) for mask in rows.supervised)
 
     def state(self) -> dict[str, Any]:
         """What else a resumed run needs (a KL coefficient), as plain containers."""
@@ -210,7 +215,7 @@ class Method(LightningModule):
         self.latest = self.combined(self.noted)
 
     def update(self, minibatch: Batch) -> None:
-        """One optimizer step on the global mini-batch of which this is the rank's share."""
+        """One optimizer step on the global mini-batch of which this is the rank's share, unless `may_step` says no."""
         self.optimizer.zero_grad()
         counts = parallel.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
@@ -227,9 +232,10 @@ class Method(LightningModule):
         self.note({"loss": Mean(0.0, self.denominator(minibatch))})
         parallel.sum_gradients(self.trainable())
         self.note({"grad_norm": Mean(parallel.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
-        self.optimizer.step()
-        self.counters.optimizer_steps += 1
         self.counters.tokens += int(counts[1])
+        if self.may_step():
+            self.optimizer.step()
+            self.counters.optimizer_steps += 1
 
     def in_float32(self) -> bool:
         """Whether everything is computed in float32, so that two ways to the same number agree to rounding."""
@@ -291,9 +297,3 @@ class Method(LightningModule):
         """Takes the counters back."""
         self.counters = Counters(**checkpoint["postrain"]["counters"])
         self.load_state(checkpoint["postrain"]["state"])
-
-
-def supervised_tokens(batch: Any) -> int:
-    """Supervised tokens in a batch of Rows, or in the rows a batch holds."""
-    rows = batch if isinstance(batch, Rows) else batch.rows
-    return int(torch.cat(rows.supervised).sum()) if len(rows) else 0

@@ -8,7 +8,7 @@ Axes: B pairs, T completion tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -32,6 +32,7 @@ from postrain.methods.preference_losses import (
     of_equal_rank,
 )
 from postrain.methods.referenced import Referenced
+from postrain.ops import RunningMean
 from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Pairs, Positive
 
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -79,12 +80,13 @@ class DPO(Referenced, PairMethod):
     """Weight of the chosen completion's −log π per token (RPO, Pang et al. 2024)."""
     discopop_tau: Positive
     bco_momentum: Fraction
-    """How much of BCO's running mean reward stays at each update."""
+    """How much of BCO's running mean reward stays at each update. Without bias: the first update's mean counts fully,
+    and is not averaged with a 0 that nobody measured."""
 
     def attached(self) -> None:
         super().attached()
         self.weights = weights_of(self.loss)
-        self.shift = 0.0
+        self.shift = RunningMean()
         check_losses(self.weights, smoothing=self.label_smoothing, divergence=self.divergence)
 
     def prepare(self, batch: Pairs) -> ReferencedPairs:
@@ -142,7 +144,7 @@ class DPO(Referenced, PairMethod):
             beta=self.beta,
             smoothing=self.label_smoothing,
             tau=self.discopop_tau,
-            shift=self.shift,
+            shift=self.shift.value,
         )
 
     def loss_sum(self, batch: ReferencedPairs) -> LossSum:
@@ -177,11 +179,11 @@ class DPO(Referenced, PairMethod):
         yield from super().minibatches(prepared)
         if "bco" in self.weights:
             rewards = combine({name: self.noted[name] for name in ("reward/chosen", "reward/rejected")})
-            self.shift = self.bco_momentum * self.shift + (1 - self.bco_momentum) * sum(rewards.values()) / 2
+            self.shift = self.shift.after(sum(rewards.values()) / 2, self.bco_momentum)
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"shift": self.shift}
+        return super().state() | {"shift": asdict(self.shift)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         super().load_state(state)
-        self.shift = state["shift"]
+        self.shift = RunningMean(**state["shift"])

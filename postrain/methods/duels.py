@@ -1,11 +1,13 @@
 """What methods share that learn from comparisons of completions: who beats whom, and how often the policy beats its
-start. A preference is all they ask for; a reward becomes one by the difference it sees.
+start. A preference is all they ask for; a reward becomes one by the difference it sees. Completions cut at the length
+limit can be penalised (a part of the reward) or left out of all comparisons.
 
 Axes: P prompts, G completions of a prompt, B completions, prompt-major.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +17,7 @@ from postrain.methods.metrics import Metrics
 from postrain.methods.online import Online
 from postrain.ops import derive_seed, share_above
 from postrain.rollout.collect import Episodes, collect
-from postrain.types import Count, Mean, Positive, Prompts
+from postrain.types import ConfigError, Count, Mean, Positive, Prompts
 
 
 class Dueling(Online):
@@ -38,6 +40,24 @@ class Dueling(Online):
     def attached(self) -> None:
         super().attached()
         self.starts: dict[int, Episodes] = {}
+
+    def check(self) -> None:
+        super().check()
+        if self.missing_eos_penalty and self.parts.preference is not None:
+            raise ConfigError(
+                f"method.missing_eos_penalty={self.missing_eos_penalty:g}: taken off the reward of a completion, and "
+                f"{type(self.parts.preference).__name__} only compares; use method.mask_truncated=true, or a reward "
+                "that scores completions"
+            )
+
+    def match(self, some: Episodes, others: Episodes) -> Tensor:
+        """P(completion i of the first beats completion j of the second), for each prompt, [P, G, G]; with the method's
+        penalties, and NaN where one of them is left out or nobody can tell."""
+        size = self.group_size
+        some, others = (replace(one, reward_B=self.shaped(one)) for one in (some, others))
+        one, other = paired(some, others, size)
+        out_B = self.left_out(one) | self.left_out(other)
+        return self.duel(one, other).masked_fill(out_B, torch.nan).view(-1, size, size)
 
     def duel(self, one: Episodes, other: Episodes) -> Tensor:
         """P(a completion beats its opponent of the same prompt), NaN where nobody can tell, [B]."""

@@ -1,6 +1,10 @@
 """What methods share that compare the completions of a prompt with each other: groups instead of a critic.
 
-A group whose completions all earn the same teaches nothing; `resample` draws groups of further prompts in its place.
+A group whose completions all earn the same has no gradient; `resample` draws groups of further prompts in its place
+(dynamic sampling; Yu et al. 2025, DAPO, eq. 11). The step is divided by the whole batch whatever was found: where all
+draws together hold fewer groups with a gradient than `batch_size`, groups without one fill it, as they do with
+`resample` = 0, and `group/useful` logs how many have one. (DAPO's own code stops the run there.)
+
 Completions with nothing to learn from do not go through the model again. Axes: P prompts, G completions of a prompt,
 B = P·G completions, prompt-major, T completion tokens.
 """
@@ -17,11 +21,12 @@ import torch
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.online import Online, joined, mask_of, own_share
-from postrain.ops import clipped_surrogate, kl_estimates, step_metrics
+from postrain.methods.kl_penalty import KLPenalised
+from postrain.methods.online import joined, mask_of, own_share
+from postrain.ops import clipped_surrogate, kl_estimate, kl_estimates, step_metrics, surrogate_clips
 from postrain.rollout.collect import Episodes
-from postrain.scoring import score
-from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, Mean, NonNegative, Positive, Prompts, Rows
+from postrain.scoring import compare, in_micro_batches, kl_metrics
+from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, Mean, Positive, Prompts, Rows
 
 
 def differing(reward_PG: Tensor) -> Tensor:
@@ -35,8 +40,10 @@ def differing(reward_PG: Tensor) -> Tensor:
 
 def centred(reward_PG: Tensor) -> Tensor:
     """Each reward less the mean of its group, [P, G]; NaN (unscorable) leaves the mean and becomes 0."""
-    # Rounding must not tell equal rewards apart.
-    return (reward_PG - reward_PG.nanmean(1, keepdim=True)).nan_to_num(0.0) * differing(reward_PG)[:, None]
+    # In float64, where the mean of large rewards keeps their differences; and rounding must not tell equal ones apart.
+    rewards_PG = reward_PG.double()
+    centred_PG = (rewards_PG - rewards_PG.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    return (centred_PG * differing(reward_PG)[:, None]).to(reward_PG)
 
 
 def group_std(reward_PG: Tensor) -> Tensor:
@@ -71,7 +78,7 @@ class Rollout(Batch):
         ]
 
 
-class Grouped(Online):
+class Grouped(KLPenalised):
     """Policy gradient with advantages from groups of completions. A subclass says what they and the surrogate are."""
 
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
@@ -82,14 +89,6 @@ class Grouped(Online):
     clip_low: Positive
     clip_high: Positive
     """How far below and above 1 the ratio to the policy that sampled may go before it stops counting."""
-    kl_coef: NonNegative
-    """Weight of the KL to the start; 0 needs no reference."""
-    entropy_coef: NonNegative
-    """Weight of an entropy bonus."""
-    missing_eos_penalty: NonNegative
-    """Taken off the reward of a completion that was cut at the length limit."""
-    mask_truncated: bool
-    """Whether a completion that was cut at the length limit is left out of the loss."""
     resample: CountOrZero
     """Further batches of prompts that may be drawn at an update to replace groups that all earned the same."""
 
@@ -111,13 +110,10 @@ class Grouped(Online):
 
     # What a subclass says ----------------------------------------------------------------------------------------
 
-    def advantages(self, reward_PG: Tensor, kl_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """How much better each token was than expected, [B, T]; `kl_BT` is the k1 estimate of the KL to the start."""
+    def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """How much better each token was than expected, [B, T]; `penalty_BT` is the part of the KL penalty that is
+        taken off the reward for each token."""
         raise TypeError(f"{type(self).__name__} does not say what its advantages are")
-
-    def kl_in_loss(self, logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor | None:
-        """An estimate of the KL at each token that is added to the loss, [B, T]."""
-        return None
 
     def ratios(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """How much likelier something has become since it was sampled, [B, T], or [B, 1]; by default each token."""
@@ -127,9 +123,9 @@ class Grouped(Online):
         """What is minimised at each token, [B, T]."""
         return clipped_surrogate(ratio_BT, advantages_BT, self.clip_low, self.clip_high)
 
-    def shaped(self, episodes: Episodes) -> Tensor:
-        """The reward of each completion, NaN where nothing could score it, [B]."""
-        return episodes.reward_B - self.missing_eos_penalty * (~episodes.finished_B)
+    def clips(self, ratio_BT: Tensor, advantages_BT: Tensor) -> Tensor:
+        """True where the clip changes the surrogate, [B, T]."""
+        return surrogate_clips(ratio_BT, advantages_BT, self.clip_low, self.clip_high)
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         """The weight of each completion's tokens, [B]; by default completions count alike, however long."""
@@ -142,22 +138,33 @@ class Grouped(Online):
         episodes, self.kept = self.sampled(batch)
         rows, mask_BT = episodes.rows, mask_of(episodes.rows, self.device)
         logps_BT = self.old_logps(episodes)
-        ref_logps_BT = self.reference_logps(rows) if self.kl_coef else torch.zeros_like(logps_BT)
-        kl_BT = (logps_BT - ref_logps_BT) * mask_BT if self.kl_coef else ref_logps_BT
+        ref_logps_BT = self.noted_reference(rows, logps_BT, mask_BT) if self.coef else torch.zeros_like(logps_BT)
+        off_reward = self.coef if self.kl_in == "reward" else 0.0
+        penalty_BT = off_reward * kl_estimate(logps_BT, ref_logps_BT, "k1") * mask_BT
         reward_PG = self.shaped(episodes).view(-1, self.group_size)
         counted_B = self.of_kept(len(episodes))
         # What is left out is in no statistic either, so that it does not matter how many groups were drawn.
         learned_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
-        advantages_BT = self.advantages(learned_PG, kl_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
-        if self.mask_truncated:
-            counted_B = counted_B & episodes.finished_B
-        weight_B = self.weights(mask_BT.sum(1), counted_B)
-        moves_B = (advantages_BT != 0).any(1) | (self.kl_coef + self.entropy_coef > 0)
+        advantages_BT = self.advantages(learned_PG, penalty_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
+        weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.left_out(episodes))
+        moves_B = (advantages_BT != 0).any(1) | self.kl_moves_loss() | (self.entropy_coef > 0)
         self.note(episodes.metrics())
         self.note_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
-        if self.kl_coef:
-            self.note(kl_estimates(logps_BT, ref_logps_BT, mask_BT))
         return Rollout(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, (weight_B != 0) & moves_B)
+
+    def noted_reference(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Log-probabilities under the reference, [B, T]; logs the KL by every estimate that costs no further pass."""
+        if self.kl_estimator != "exact":
+            ref_logps_BT = self.reference_logps(rows)
+            self.note(kl_estimates(logps_BT, ref_logps_BT, mask_BT))
+            return ref_logps_BT
+        found = in_micro_batches(
+            lambda part: compare(self.policy, self.reference, part, temperature=self.sampling.temperature),
+            rows,
+            self.micro_batch_tokens,
+        )
+        self.note(kl_metrics(found))
+        return found.ref_logps_BT
 
     def note_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
         """How much there is to learn from."""
@@ -172,9 +179,10 @@ class Grouped(Online):
         )
 
     def sampled(self, batch: Prompts) -> tuple[Episodes, list[int]]:
-        """Groups of completions, and the global places of the prompts that are learned from.
+        """Groups of completions, and the global places of the batch_size prompts that are learned from.
 
-        In waves of batch_size prompts over all ranks, until that many groups differ or the prompts are used up.
+        In waves of batch_size prompts over all ranks, until that many groups differ or the prompts are used up; then
+        groups that do not differ fill the batch.
         """
         world, rank = parallel.world_size(), parallel.rank()
         found: list[Episodes] = []
@@ -187,10 +195,11 @@ class Grouped(Online):
             useful += chain.from_iterable(parallel.gather([p for p, good in zip(mine, differs, strict=True) if good]))
             if len(useful) >= self.batch_size:
                 break
-        if not self.resample:
-            return found[0], list(range(self.batch_size))
-        self.note({"group/prompts_drawn": Mean(len(found) * self.batch_size, 1)})
-        return joined(found), sorted(useful)[: self.batch_size]
+        useful = sorted(useful)[: self.batch_size]
+        drawn = len(found) * self.batch_size
+        others = sorted(set(range(drawn)).difference(useful))[: self.batch_size - len(useful)]
+        self.note({"group/prompts_drawn": Mean(drawn, 1), "group/useful": Mean(len(useful), 1)})
+        return joined(found), sorted(useful + others)
 
     def of_kept(self, completions: int) -> Tensor:
         """True for this rank's completions of prompts that are learned from, [B]."""
@@ -200,7 +209,7 @@ class Grouped(Online):
 
     def minibatches(self, prepared: Rollout) -> Iterator[Rollout]:
         """Whole groups, so that a prompt is run once for all its completions."""
-        for places in self.passes(len(self.kept)):
+        for places in self.passes(self.batch_size):
             groups = own_share([self.kept[place] for place in places])
             minibatch = prepared.select([g * self.group_size + i for g in groups for i in range(self.group_size)])
             self.note({"policy_loss": Mean(0.0, self.denominator(minibatch))})
@@ -208,21 +217,19 @@ class Grouped(Online):
             self.first_pass = False
 
     def loss_sum(self, batch: Rollout) -> LossSum:
-        entropy = self.entropy_coef > 0
-        found = score(self.policy, batch.rows, temperature=self.sampling.temperature, entropy=entropy)
+        found = self.scored(batch.rows)
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         self.note_first_pass(batch.logps_BT, found.logps_BT)
         log_ratio_BT = found.logps_BT - batch.logps_BT
         ratio_BT = self.ratios(log_ratio_BT, mask_BT)
         loss_BT = self.surrogate(ratio_BT, found.logps_BT, batch.advantages_BT)
-        logged = (log_ratio_BT.detach(), ratio_BT.detach(), batch.advantages_BT, mask_BT)
-        metrics = step_metrics(*logged, self.clip_low, self.clip_high)
+        clipped_BT = self.clips(ratio_BT.detach(), batch.advantages_BT)
+        metrics = step_metrics(log_ratio_BT.detach(), ratio_BT.detach(), clipped_BT, mask_BT)
         self.watch(ratio_BT, batch.advantages_BT, mask_BT)
         # Counted by mini-batch, since completions without a gradient are not here.
         metrics["policy_loss"] = Mean((loss_BT.detach() * mask_BT * batch.weight_B[:, None]).sum(), 0)
-        kl_BT = self.kl_in_loss(found.logps_BT, batch.ref_logps_BT) if self.kl_coef else None
-        if kl_BT is not None:
-            loss_BT = loss_BT + self.kl_coef * kl_BT
+        if self.kl_moves_loss():
+            loss_BT = loss_BT + self.coef * self.kl_in_loss(found, batch.ref_logps_BT)
         if found.entropy_BT is not None:
             loss_BT = loss_BT - self.entropy_coef * found.entropy_BT
             metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from postrain import parallel
 from postrain.methods.groups import Grouped, Rollout, centred, group_std
-from postrain.ops import clipped_surrogate, kl_estimate
+from postrain.methods.kl_penalty import KLPlace
+from postrain.ops import KLEstimator, clipped_surrogate, surrogate_clips
 from postrain.rollout.collect import Episodes
 from postrain.types import ConfigError, CountOrZero, NonNegative, Positive
 
@@ -29,10 +30,8 @@ EPSILON = 1e-4
 
 def batch_std(reward_PG: Tensor) -> Tensor:
     """Bessel-corrected standard deviation of what could be scored in the whole global batch, a scalar."""
-    scored_PG = ~reward_PG.isnan()
-    known_PG = reward_PG.nan_to_num(0.0).double()
-    total, squares, count = parallel.all_sum(torch.stack([known_PG.sum(), (known_PG**2).sum(), scored_PG.sum()]))
-    return ((squares - total**2 / count.clamp(min=1)).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
+    _, variance, count = parallel.moments(reward_PG, ~reward_PG.isnan())
+    return (variance * count / (count - 1).clamp(min=1)).sqrt()
 
 
 SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -68,6 +67,11 @@ def cispo(ratio_BT: Tensor, advantages_BT: Tensor, logps_BT: Tensor, low: float,
     return -ratio_BT.clamp(1 - low, 1 + high).detach() * advantages_BT * logps_BT
 
 
+def cispo_clips(ratio_BT: Tensor, advantages_BT: Tensor, low: float, high: float) -> Tensor:
+    """True where `cispo` bounds the weight of a token's gradient, whichever way the advantage points, [B, T]."""
+    return ((ratio_BT < 1 - low) | (ratio_BT > 1 + high)) & (advantages_BT != 0)
+
+
 # The rest ------------------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +81,15 @@ def overlong(lengths_B: Tensor, limit: int, buffer: int) -> Tensor:
 
 
 class GRPO(Grouped):
-    """Minimises the clipped surrogate with group-relative advantages, + kl_coef · k3."""
+    """Minimises the clipped surrogate with group-relative advantages, + kl_coef · KL.
+
+    As published, the KL is k3 in the loss (Shao et al. 2024, eq. 4). Its value is unbiased, its gradient is not: it is
+    that of KL(reference ‖ policy), close to that of KL(policy ‖ reference) while the two are close, and weak where the
+    policy has put mass that the reference does not have. `kl_estimator=exact` or `k2` has the right one. Off the reward
+    (`kl_in=reward`, k1) the completion's KL is part of what the group compares and is scaled with it.
+    """
+
+    published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlace]]] = frozenset({("k3", "loss")})
 
     scale: Literal["group", "batch", "none"]
     """What advantages are divided by: the spread of rewards in the group, in the batch, or nothing."""
@@ -119,11 +131,9 @@ class GRPO(Grouped):
         late_B = overlong(lengths_B, self.sampling.max_new_tokens, self.overlong_buffer)
         return super().shaped(episodes) + self.overlong_penalty * late_B
 
-    def advantages(self, reward_PG: Tensor, kl_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        return (centred(reward_PG) / SCALES[self.scale](reward_PG)).view(-1, 1) * mask_BT
-
-    def kl_in_loss(self, logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
-        return kl_estimate(logps_BT, ref_logps_BT, "k3")
+    def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        paid_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)
+        return (centred(paid_PG) / SCALES[self.scale](paid_PG)).view(-1, 1) * mask_BT
 
     def ratios(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
         return RATIOS[self.ratio](log_ratio_BT, mask_BT)
@@ -132,6 +142,11 @@ class GRPO(Grouped):
         if self.objective == "cispo":
             return cispo(ratio_BT, advantages_BT, logps_BT, self.clip_low, self.clip_high)
         return clipped_surrogate(ratio_BT, advantages_BT, self.clip_low, self.clip_high, self.ratio_ceiling or math.inf)
+
+    def clips(self, ratio_BT: Tensor, advantages_BT: Tensor) -> Tensor:
+        if self.objective == "cispo":
+            return cispo_clips(ratio_BT, advantages_BT, self.clip_low, self.clip_high)
+        return surrogate_clips(ratio_BT, advantages_BT, self.clip_low, self.clip_high, self.ratio_ceiling or math.inf)
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         match self.aggregation:

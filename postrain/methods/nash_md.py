@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from postrain.methods.duels import Dueling, paired
+from postrain.methods.duels import Dueling
 from postrain.methods.online import mask_of, own_share
 from postrain.ops import kl_estimates, to_come
 from postrain.rollout.engine import Mixture
@@ -38,6 +38,11 @@ class Played(Batch):
     logps_BT: Tensor
     """Under the policy that sampled."""
     advantages_BT: Tensor
+    learned_B: Tensor
+    """False for truncated completions where those are left out: they need no pass."""
+
+    def cost(self) -> list[int]:
+        return [cost * learned for cost, learned in zip(self.rows.cost(), self.learned_B.tolist(), strict=True)]
 
 
 class NashMD(Dueling):
@@ -54,15 +59,16 @@ class NashMD(Dueling):
         mine = self.rollout(batch, copies=size)
         opponent = Mixture(self.policy, self.reference, self.mixture)
         theirs = self.rollout(batch, copies=size, purpose="opponent", model=opponent)
-        won_B = self.duel(*paired(mine, theirs, size)).view(-1, size).nanmean(1)
+        won_B = self.match(mine, theirs).nanmean(2).flatten()
         mask_BT = mask_of(mine.rows, self.device)
         logps_BT = self.old_logps(mine)
         ref_logps_BT = self.reference_logps(mine.rows)
         known_B = ~won_B.isnan()
         self.note({**self.measured(mine), **kl_estimates(logps_BT, ref_logps_BT, mask_BT)})
         self.note({"win/mixture": Mean(won_B[known_B].sum(), known_B.sum())})
+        learned_B = ~self.left_out(mine)
         advantages_BT = nash_advantages(won_B, logps_BT - ref_logps_BT, mask_BT, self.beta)
-        return Played(mine.rows, logps_BT, advantages_BT)
+        return Played(mine.rows, logps_BT, advantages_BT * learned_B[:, None], learned_B)
 
     def minibatches(self, prepared: Played) -> Iterator[Played]:
         for places in self.passes(self.batch_size):

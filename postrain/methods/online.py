@@ -22,7 +22,7 @@ from postrain.ops import derive_seed, generator
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Mixture
 from postrain.scoring import in_micro_batches, pad_T, score
-from postrain.types import ConfigError, Count, Max, Prompts, Rows
+from postrain.types import ConfigError, Count, Max, NonNegative, Prompts, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2
@@ -38,6 +38,10 @@ class Online(Method):
     """Passes over each rollout."""
     minibatches_per_epoch: Count
     """Optimizer steps in each pass."""
+    missing_eos_penalty: NonNegative
+    """Taken off the reward of a completion that was cut at the length limit."""
+    mask_truncated: bool
+    """Whether a completion that was cut at the length limit is left out of the loss."""
 
     def attached(self) -> None:
         self.sampling = self.parts.engine.sampling
@@ -100,6 +104,14 @@ class Online(Method):
             reward=self.parts.reward,
             environment=self.parts.environment,
         )
+
+    def shaped(self, episodes: Episodes) -> Tensor:
+        """The reward of each completion with the method's own penalties, NaN where nothing could score it, [B]."""
+        return episodes.reward_B - self.missing_eos_penalty * (~episodes.finished_B)
+
+    def left_out(self, episodes: Episodes) -> Tensor:
+        """True where a completion was cut at the length limit and the loss leaves such completions out, [B]."""
+        return ~episodes.finished_B & self.mask_truncated
 
     def logps(self, model: nn.Module, rows: Rows) -> Tensor:
         """Log-probabilities of the completions under a model, at the sampling temperature, without gradient, [B, T]."""

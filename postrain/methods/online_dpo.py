@@ -2,7 +2,7 @@
 language model alignment from online AI feedback").
 
 Of each prompt's completions the one preferred on average to all others is chosen and the least preferred rejected; with
-two, that is the paper's. A prompt whose completions tie is left out. Axes: P prompts, G completions of a prompt, B
+two, that is the paper's. A prompt whose completions tie has no gradient. Axes: P prompts, G completions of a prompt, B
 pairs (one a prompt), T completion tokens.
 """
 
@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from postrain.methods.duels import Dueling, paired
+from postrain.methods.duels import Dueling
 from postrain.methods.online import own_share
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
 from postrain.methods.preference_losses import ipo, sigmoid
@@ -63,8 +63,7 @@ class OnlineDPO(Dueling):
     def prepare(self, batch: Prompts) -> JudgedPairs:
         """Sample, judge, and keep the best and the worst of each prompt."""
         episodes = self.rollout(batch, copies=self.group_size)
-        beats_PGG = self.duel(*paired(episodes, episodes, self.group_size)).view(-1, self.group_size, self.group_size)
-        standing_PG = standings(beats_PGG)
+        standing_PG = standings(self.match(episodes, episodes))
         best_P, worst_P = standing_PG.nan_to_num(-1.0).argmax(1), standing_PG.nan_to_num(2.0).argmin(1)
         first_P = torch.arange(len(batch), device=self.device) * self.group_size
         chosen, rejected = ((first_P + which_P).tolist() for which_P in (best_P, worst_P))

@@ -1,6 +1,8 @@
 """Proximal policy optimisation for language models: rollouts, a penalty on the KL to the start, a learned critic,
 clipped policy and value losses over several epochs (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022).
 
+An episode that no reward could score is left out: no advantage, no value target, no place in whitening or counts.
+
 Axes: B episodes, T completion tokens. Left out: running reward normalisation, since it makes runs incomparable.
 """
 
@@ -15,24 +17,24 @@ import torch
 from torch import Tensor
 
 from postrain import parallel
-from postrain.methods.online import Online, own_share, sampler_error
+from postrain.methods.kl_penalty import KLPenalised
+from postrain.methods.metrics import Metrics
+from postrain.methods.online import own_share, sampler_error
 from postrain.models.heads import ValueHead
 from postrain.models.parts import trunk, unwrapped
 from postrain.ops import (
-    KLEstimator,
     adapt_kl_coef,
     clipped_surrogate,
-    critic_metrics,
     explained_variance,
     gae,
     kl_estimate,
     last_true,
     step_metrics,
+    surrogate_clips,
 )
-from postrain.scoring import Comparison, compare, in_micro_batches, kl_metrics, score, values
+from postrain.scoring import Comparison, compare, in_micro_batches, kl_metrics, values
 from postrain.types import (
     Batch,
-    ConfigError,
     Count,
     CountOrZero,
     Fraction,
@@ -58,6 +60,16 @@ def token_rewards(reward_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
     return rewards_BT.scatter_add(1, last_true(mask_BT)[:, None], reward_B[:, None].to(rewards_BT))
 
 
+def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Metrics:
+    """How much there is to learn, and how much of it the critic foresees, over the tokens of all ranks."""
+    _, spread, _ = parallel.moments(returns_BT, mask_BT)
+    _, error, _ = parallel.moments(returns_BT - values_BT, mask_BT)
+    return {
+        "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), mask_BT.sum()),
+        "value/explained_variance": Mean(explained_variance(spread, error), 1),
+    }
+
+
 @dataclass(frozen=True)
 class Experience(Batch):
     """Episodes with everything the loss needs, all constants, [B, T] over completion tokens."""
@@ -72,10 +84,12 @@ class Experience(Batch):
     """Whitened over the global batch."""
     returns_BT: Tensor
     """What the critic is to predict: unwhitened advantage + value."""
+    learned_B: Tensor
+    """False for episodes that are in no mini-batch: unscorable ones, and truncated ones where those are left out."""
 
 
-class PPO(Online):
-    """Maximises reward − kl_coef · KL(policy ‖ start) with clipped policy-gradient steps."""
+class PPO(KLPenalised):
+    """Maximises reward − kl_coef · KL(policy ‖ reference) with clipped policy-gradient steps."""
 
     learns: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
@@ -83,25 +97,16 @@ class PPO(Online):
     clip: Positive
     value_clip: Positive
     value_coef: NonNegative
-    entropy_coef: NonNegative
-    """Weight of an entropy bonus."""
     gamma: Fraction
     lam: Fraction
     """λ of generalised advantage estimation."""
-    kl_coef: NonNegative
-    """Weight of the KL to the start."""
-    kl_estimator: KLEstimator
-    """Which estimate is trained on; all are logged."""
-    kl_in: Literal["reward", "loss"]
-    """Whether the KL is taken off the reward or added to the loss."""
     kl_target: Positive | None
     """Mean KL of an episode that the coefficient is steered to; null keeps it fixed."""
     kl_horizon: Count
     """Episodes over which the steering takes effect."""
     target_kl: Positive | None
-    """Stops the passes over a rollout once the mean k3 to the policy that sampled exceeds this; null never stops."""
-    missing_eos_penalty: NonNegative
-    """Taken off the reward of a completion that was cut at the length limit."""
+    """Ends the passes over a rollout at the first mini-batch on which the mean k3 to the policy that sampled exceeds
+    this, before its gradient is applied; null never ends them."""
     critic: Literal["shared", "separate"]
     """A value head on the policy's trunk, or on a trunk of its own."""
     critic_warmup: CountOrZero
@@ -116,15 +121,7 @@ class PPO(Online):
         self.value_head = ValueHead(width)
         # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
         self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
-        self.coef = self.kl_coef
-
-    def check(self) -> None:
-        super().check()
-        if self.kl_in == "loss" and self.kl_estimator not in ("k2", "k3"):
-            raise ConfigError(
-                "method.kl_in=loss needs method.kl_estimator=k2 or k3 (k1 has no gradient on average), "
-                f"got {self.kl_estimator}"
-            )
+        self.too_far = False
 
     def prepare(self, batch: Prompts) -> Experience:
         """Roll out, score, and turn rewards and values into advantages."""
@@ -138,18 +135,21 @@ class PPO(Online):
                 found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
             )
         kl_BT = self.penalty(logps_BT, found)
-        reward_B = episodes.paid() - self.missing_eos_penalty * (~episodes.finished_B)
+        learned_B = ~episodes.reward_B.isnan() & ~self.left_out(episodes)
+        learned_BT = found.mask_BT & learned_B[:, None]
+        reward_B = self.shaped(episodes).nan_to_num(0.0)
         rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
-        returns_BT = (advantages_BT + found.values_BT) * found.mask_BT
+        returns_BT = (advantages_BT + found.values_BT) * learned_BT
         self.note(episodes.metrics() | kl_metrics(found))
-        self.note(critic_metrics(found.values_BT, returns_BT, advantages_BT, found.mask_BT))
+        self.note(critic_metrics(found.values_BT, returns_BT, advantages_BT, learned_BT))
         self.note({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
         self.note({"kl/coef": Max(self.coef)})
         self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=recorded)})
-        whitened_BT = parallel.whiten_globally(advantages_BT, found.mask_BT)
-        return Experience(episodes.rows, logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
+        whitened_BT = parallel.whiten_globally(advantages_BT, learned_BT)
+        kept = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
+        return Experience(episodes.rows, *kept, learned_B)
 
     def compare(self, rows: Rows) -> Comparison:
         """Policy, reference and shared critic on the same tokens."""
@@ -189,12 +189,20 @@ class PPO(Online):
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         """The passes over a rollout, until the policy has moved too far; then the coefficient is steered."""
+        learned, self.too_far = prepared.learned_B.tolist(), False
         for places in self.passes(self.batch_size):
-            before = self.step_kl()
-            yield prepared.select(own_share(places))
-            if self.target_kl is not None and self.moved(before) > self.target_kl:
+            self.before = self.step_kl()
+            yield prepared.select([place for place in own_share(places) if learned[place]])
+            if self.too_far:
                 break
         self.steer(self.episode_kl)
+
+    def may_step(self) -> bool:
+        self.too_far = self.target_kl is not None and self.moved(self.before) > self.target_kl
+        return not self.too_far
+
+    def kl_moves_loss(self) -> bool:
+        return super().kl_moves_loss() and not self.warming_up()
 
     def step_kl(self) -> Mean:
         """k3 of all mini-batches so far to the policy that sampled, on this rank."""
@@ -209,13 +217,7 @@ class PPO(Online):
         return sum(parts[1:], start=parts[0]).value()
 
     def loss_sum(self, batch: Experience) -> LossSum:
-        found = score(
-            self.policy,
-            batch.rows,
-            temperature=self.sampling.temperature,
-            entropy=self.entropy_coef > 0,
-            head=self.shared_head(),
-        )
+        found = self.scored(batch.rows, self.shared_head())
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         values_BT = found.values_BT if self.critic_trunk is None else self.separate_values(batch.rows)
         assert values_BT is not None
@@ -227,26 +229,15 @@ class PPO(Online):
             total = total + policy_loss
             if found.entropy_BT is not None:
                 total = total - self.entropy_coef * found.entropy_BT.sum()
-            if self.kl_in == "loss":
-                assert self.kl_estimator != "exact"
-                kl_BT = kl_estimate(found.logps_BT, batch.ref_logps_BT, self.kl_estimator) * mask_BT
-                total = total + self.coef * kl_BT.sum()
+            if self.kl_moves_loss():
+                total = total + self.coef * (self.kl_in_loss(found, batch.ref_logps_BT) * mask_BT).sum()
         log_ratio_BT = (found.logps_BT - batch.logps_BT).detach()
-        logged = (log_ratio_BT, ratio_BT.detach(), batch.advantages_BT, mask_BT)
-        metrics = step_metrics(*logged, self.clip, self.clip)
+        clipped_BT = surrogate_clips(ratio_BT.detach(), batch.advantages_BT, self.clip, self.clip)
+        metrics = step_metrics(log_ratio_BT, ratio_BT.detach(), clipped_BT, mask_BT)
         self.watch(ratio_BT, batch.advantages_BT, mask_BT)
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
         return LossSum(total, metrics)
-
-    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
-        if "_returns" not in metrics:
-            return {}
-        return {
-            "value/explained_variance": explained_variance(
-                metrics["_returns"], metrics["_returns²"], metrics["_errors"], metrics["_errors²"]
-            )
-        }
 
     def state(self) -> dict[str, Any]:
         return {"coef": self.coef}

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from postrain import parallel
 from postrain.data.chat import Template
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine, Mixture
@@ -38,12 +37,6 @@ class Episodes(Batch):
     """Each prompt's other columns."""
     tallies: tuple[Tally, ...] | None = None
     """What happened in each episode; None where there was no environment."""
-
-    def paid(self) -> Tensor:
-        """The reward of each episode, [B]: unscorable ones earn the global mean of the others and push nowhere."""
-        scored_B = ~self.reward_B.isnan()
-        total, count = parallel.all_sum(torch.stack([self.reward_B[scored_B].sum(), scored_B.sum().float()]))
-        return torch.where(scored_B, self.reward_B, total / count.clamp(min=1))
 
     def _part(self, name: str) -> Mean:
         known = [value for part in self.parts if (value := part[name]) is not None]

@@ -49,7 +49,9 @@ class Scripted:
     asked: int = 0
 
     def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, keys: Sequence[int], stop: Stop) -> list:
-        """Each completion with the model's own log-probabilities; one that ends in 0 has finished."""
+        """Each completion with the model's own log-probabilities (a mixture's: its policy's); one that ends in 0 has
+        finished."""
+        model = getattr(model, "policy", model)
         found = []
         for prompt in prompts:
             ids = torch.tensor(self.says[self.asked % len(self.says)])

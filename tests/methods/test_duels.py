@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +97,62 @@ def test_online_dpo_keeps_the_best_and_the_worst():
     assert prepared.cost()[1] == 0
     # The policy is its reference: the gap is 0 and each pair's loss ln 2.
     assert float(found.loss_sum(prepared.select([0])).total.detach()) == pytest.approx(0.6931, abs=1e-4)
+
+
+SCORES = {"1": 0.1, "2": 0.5, "3": 0.9}
+
+
+def scored_duel(method: str, says: Sequence[Sequence[int]], **changes: Any) -> Any:
+    parts = {"engine": Scripted(says), "template": Words(), "reward": Table(SCORES)}
+    settings = {"batch_size": 1, "group_size": 3, "preference_temperature": 1.0, **changes}
+    found = made(method, tiny_model(), parts=parts, **settings)
+    found.noted = {}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen", "rejected"),
+    [
+        # 3 is best and cut. As it is; less 0.5 (0.4 of 0.9: between the others); less 1 (the worst); left out.
+        ({}, [3, 4], [1, 0]),
+        ({"missing_eos_penalty": 0.5}, [2, 0], [1, 0]),
+        ({"missing_eos_penalty": 1.0}, [2, 0], [3, 4]),
+        ({"mask_truncated": True}, [2, 0], [1, 0]),
+    ],
+)
+def test_online_dpo_penalises_or_leaves_out_what_was_cut(changes, chosen, rejected):
+    prepared = scored_duel("online_dpo", [[1, 0], [3, 4], [2, 0]], **changes).prepare(prompts(1))
+    assert prepared.decided_B.tolist() == [True]
+    assert [rows.ids[0].tolist()[2:] for rows in (prepared.pairs.chosen, prepared.pairs.rejected)] == [chosen, rejected]
+
+
+def test_online_dpo_with_one_whole_completion_has_no_pair():
+    prepared = scored_duel("online_dpo", [[1, 0], [3, 4], [2, 5]], mask_truncated=True).prepare(prompts(1))
+    assert prepared.decided_B.tolist() == [False]
+
+
+def test_nash_penalises_or_leaves_out_what_was_cut():
+    mine, theirs = [[3, 4], [1, 0]], [[2, 0], [2, 7]]
+
+    def won(**changes: Any) -> tuple[list[float], list[bool]]:
+        prepared = scored_duel("nash_md", mine + theirs, group_size=2, **changes).prepare(prompts(1))
+        return prepared.advantages_BT[:, 0].tolist(), [bool(cost) for cost in prepared.cost()]
+
+    def beats(*gaps: float) -> float:
+        return sum(1 / (1 + math.exp(-gap)) for gap in gaps) / len(gaps) - 0.5
+
+    # Before the first update there is no KL: 0.9 and 0.1 against 0.5 and 0.5.
+    assert won() == (pytest.approx([beats(0.4, 0.4), beats(-0.4, -0.4)]), [True, True])
+    # Less 0.3 for the policy's first and the opponent's second: 0.6 and 0.1 against 0.5 and 0.2.
+    assert won(missing_eos_penalty=0.3) == (pytest.approx([beats(0.1, 0.4), beats(-0.4, -0.1)]), [True, True])
+    # Left out: the first has no advantage and no pass, the second meets the opponent's first alone.
+    assert won(mask_truncated=True) == (pytest.approx([0.0, beats(-0.4)]), [False, True])
+
+
+@pytest.mark.parametrize("method", ["online_dpo", "nash_md"])
+def test_a_penalty_needs_a_reward_to_take_it_off(method):
+    with pytest.raises(ConfigError, match=r"missing_eos_penalty=1.*Duel only compares.*mask_truncated=true"):
+        asked(method, [[1, 0]], {}, missing_eos_penalty=1.0)
 
 
 def test_nash_advantages():

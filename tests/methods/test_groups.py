@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from postrain.methods.groups import Rollout, centred, differing
-from postrain.methods.grpo import SCALES, batch_std, cispo, group_std, overlong, sequence_ratio, token_ratio
+from postrain.methods.grpo import (
+    SCALES,
+    batch_std,
+    cispo,
+    cispo_clips,
+    group_std,
+    overlong,
+    sequence_ratio,
+    token_ratio,
+)
 from postrain.methods.rloo import completion_ratio, leave_one_out
 from postrain.ops import clipped_surrogate, to_come
 from tests.methods.made import flat_gradient, made, pieces, plain_logps, precise, rows
@@ -44,10 +53,20 @@ def test_rounding_does_not_tell_equal_rewards_apart():
 
 
 def test_the_batchs_spread_survives_large_rewards():
-    # 100 ± 0.01: the variance over n - 1 = 3 is 4 · 0.0001 / 3.
-    found = batch_std(torch.tensor([[100.01, 99.99], [99.99, 100.01]]))
-    assert float(found) == pytest.approx(math.sqrt(4e-4 / 3), rel=1e-2)
+    # offset ± 0.125: the variance over n - 1 = 3 is 4 · 0.125² / 3.
+    for offset in (0.0, 1000.0, 1_000_000.0):
+        found = batch_std(offset + torch.tensor([[0.125, -0.125], [-0.125, 0.125]]))
+        assert float(found) == pytest.approx(math.sqrt(4 * 0.125**2 / 3), rel=1e-9)
     assert float(batch_std(torch.full((2, 2), NAN))) == 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0, 1_000_000.0])
+def test_a_groups_differences_survive_large_rewards(offset):
+    # Mean 0.0625 of 0.125, -0.125, 0.125, 0.125: 0.0625 three times and -0.1875; squares 3 · 0.0625² + 0.1875², over 3.
+    reward_PG = offset + torch.tensor([[0.125, -0.125, 0.125, 0.125]])
+    assert centred(reward_PG).tolist() == [[0.0625, -0.1875, 0.0625, 0.0625]]
+    assert leave_one_out(reward_PG)[0].tolist() == pytest.approx([0.25 / 3, -0.25, 0.25 / 3, 0.25 / 3], rel=1e-6)
+    assert float(group_std(reward_PG)) == pytest.approx(0.125, rel=1e-6)
 
 
 def test_scales():
@@ -85,6 +104,21 @@ def test_cispo_keeps_every_gradient():
     assert loss_BT.tolist() == [pytest.approx([0.8, -4.8])]
     (gradient,) = torch.autograd.grad(loss_BT.sum(), logps_BT)
     assert gradient.tolist() == [pytest.approx([-0.8, 2.4])]
+
+
+def test_cispo_clips_what_it_bounds():
+    ratio_BT = torch.tensor([[0.1, 0.9, 1.1, 5.0]], requires_grad=True)
+    # Whichever way the advantage points; with none there is nothing to bound.
+    for advantage, expected in ((1.0, True), (-1.0, True), (0.0, False)):
+        found = cispo_clips(ratio_BT, torch.full((1, 4), advantage), 0.2, 0.2)
+        assert found.tolist() == [[expected, False, False, expected]]
+    batch, policy = rollout([1.0, -1.0])
+    moved = replace(batch, logps_BT=batch.logps_BT - 1.0)  # every ratio is e
+    for objective, share in (("clipped", 1.0), ("cispo", 2.0)):
+        found = made("grpo", policy, objective=objective).loss_sum(moved).metrics["clip_fraction"]
+        tokens = [int(mask.sum()) for mask in batch.rows.supervised]
+        # A > 0 is clipped by both; A < 0 by cispo alone.
+        assert found.value() == pytest.approx((tokens[0] + (share - 1) * tokens[1]) / sum(tokens))
 
 
 def test_rloo_takes_the_completion_as_one_action():

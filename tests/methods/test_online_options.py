@@ -20,14 +20,16 @@ Change = tuple[dict[str, Any], dict[str, Any]]
 
 # Common to all methods, and tested with those: tests/methods/test_dpo_options.py.
 COMMON = {"_target_", "updates", "learning_rate", *OmegaConf.load(CONF / "method/base/common.yaml")}
+TRUNCATED: list[Change] = [({"missing_eos_penalty": 0.7}, {}), ({"mask_truncated": True}, {"missing_eos_penalty": 0.7})]
 GROUPED: list[Change] = [
     ({"group_size": 4}, {}),
     ({"clip_low": 0.99}, {}),
     ({"clip_high": 9.0}, {}),
     ({"kl_coef": 0.3}, {}),
+    ({"kl_estimator": "exact"}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k2"}),
+    ({"kl_in": "reward", "kl_estimator": "k1"}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k2"}),
     ({"entropy_coef": 0.3}, {}),
-    ({"missing_eos_penalty": 0.7}, {}),
-    ({"mask_truncated": True}, {}),
+    *TRUNCATED,
     ({"resample": 1}, {}),
     ({"epochs": 2}, {}),
     ({"minibatches_per_epoch": 2}, {}),
@@ -47,8 +49,9 @@ CHANGES: dict[str, list[Change]] = {
         ({"overlong_penalty": 0.3}, {"overlong_buffer": 16}),
     ],
     "rloo": GROUPED,
-    "reinforce": [*GROUPED, ({"kl_in": "reward"}, {"kl_coef": 0.3})],
+    "reinforce": GROUPED,
     "online_dpo": [
+        *TRUNCATED,
         ({"group_size": 4}, {}),
         ({"beta": 0.37}, {}),
         ({"loss": "ipo"}, {}),
@@ -56,6 +59,7 @@ CHANGES: dict[str, list[Change]] = {
         ({"minibatches_per_epoch": 2}, {}),
     ],
     "nash_md": [
+        *TRUNCATED,
         ({"group_size": 4}, {}),
         ({"beta": 0.37}, {}),
         ({"preference_temperature": 1.3}, {}),
@@ -75,7 +79,6 @@ class Mixing(Scripted):
     def generate(self, model: Any, prompts: Any, *, keys: Any, stop: Any) -> list:
         if isinstance(model, Mixture):
             self.asked += round(10 * model.coef)
-            model = model.policy
         return super().generate(model, prompts, keys=keys, stop=stop)
 
 

@@ -16,13 +16,11 @@ CHANGES = [
     "method.gamma=0.9",
     "method.lam=0.5",
     "method.kl_coef=1.0",
-    "method.kl_estimator=k2",
-    "method.kl_estimator=k3",
-    "method.kl_estimator=exact",
-    "method.kl_in=loss method.kl_estimator=k3",
+    "method.kl_in=loss method.kl_estimator=k2",
+    "method.kl_in=loss method.kl_estimator=exact",
     "method.kl_target=0.01 method.kl_horizon=20",
-    "method.target_kl=1e-6",
     "method.missing_eos_penalty=1.0",
+    "method.mask_truncated=true",
     "method.critic=separate",
     "method.critic_warmup=1",
     "method.learning_rate=1e-4",
@@ -59,6 +57,15 @@ def test_the_key_changes_what_is_learned(change, untouched, tmp_path):
     last = records(folder)[-1]
     assert last["kl/exact"] >= -1e-6
     assert last["kl/k3"] >= -1e-6
+
+
+def test_the_minibatch_that_exceeds_the_target_is_not_applied(untouched, tmp_path):
+    folder = small_run(tmp_path, *BASE, "method.target_kl=1e-6")
+    state = final_state(folder)
+    # Of four mini-batches the first has ratio 1 and moves the policy; the second finds it too far and is the last.
+    assert state["postrain"]["counters"]["optimizer_steps"] == 3
+    assert all(record["kl/step"] > 0 for record in records(folder)[1:])
+    assert not torch.equal(flat(folder), untouched)
 
 
 def test_the_coefficient_follows_the_kl(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from postrain.types import ConfigError, Prompts, RewardBatch
-from tests.methods.made import Scripted, defaults, made
+from tests.methods.made import Scripted, defaults, flat_gradient, made
 from tests.tiny import tiny_model
 
 NAN = float("nan")
@@ -142,6 +142,36 @@ def test_further_prompts_replace_groups_that_are_all_equal():
     assert sorted(minibatch.rows.row_ids) == [1, 1, 3, 3]
 
 
+@pytest.mark.parametrize("method", FAMILY)
+def test_the_step_is_divided_by_the_batch_whatever_was_found(method):
+    """One group of eight differs: with six more to draw from or without, the step of two mini-batches is the same."""
+    same, pair = [[2, 0], [2, 0]], [[1, 0], [2, 0]]
+    values = {"1": 1.0, "2": 0.0}
+    alone = asked(method, [*same, *pair], values, batch_size=2)
+    among = asked(method, [*same, *pair, *same * 6], values, batch_size=2, resample=3)
+    gradients = []
+    for found in (alone, among):
+        prepared = found.prepare(prompts(found.items_drawn()))
+        (minibatch,) = found.minibatches(prepared)
+        assert noted(found, "group/useful") == 1
+        assert found.denominator(minibatch) == 4
+        used = minibatch.select([item for item, cost in enumerate(minibatch.cost()) if cost])
+        gradients.append(flat_gradient(found.policy, found.loss_sum(used).total / found.denominator(minibatch)))
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
+    assert noted(among, "group/prompts_drawn") == 8
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_a_batch_with_nothing_useful_still_has_its_minibatches(minibatches):
+    found = asked("grpo", [[1, 0]], {"1": 1.0}, batch_size=4, minibatches_per_epoch=minibatches, resample=1)
+    prepared = found.prepare(prompts(8))
+    assert noted(found, "group/useful") == 0
+    sizes = [found.denominator(minibatch) for minibatch in found.minibatches(prepared)]
+    assert sizes == [8 // minibatches] * minibatches
+    assert not any(prepared.cost())
+
+
 @pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale": "batch"})])
 def test_what_is_left_out_is_in_no_statistic(method, changes):
     """Two groups that differ, drawn alone or among others that agree: the same advantages."""
@@ -162,7 +192,7 @@ def test_nothing_that_can_be_scored_is_no_gradient(method, changes):
 
 def test_what_nobody_scored_is_in_no_mean():
     """Its KL is off the returns of others: rewards 2, 0 and nobody knows, baseline 1, KL 0, 0 and 8."""
-    found = asked("reinforce", [[1, 0]], {"1": 1.0}, batch_size=1, group_size=3, kl_coef=1.0, kl_in="reward")
+    found = asked("reinforce", [[1, 0]], {"1": 1.0}, batch_size=1, group_size=3)
     kl_BT, mask_BT = torch.tensor([[0.0], [0.0], [8.0]]), torch.ones(3, 1, dtype=torch.bool)
     advantages_BT = found.advantages(torch.tensor([[2.0, 0.0, NAN]]), kl_BT, mask_BT)
     assert advantages_BT[:2, 0].tolist() == pytest.approx([1.0, -1.0])
@@ -185,11 +215,11 @@ def test_two_minibatches_hold_whole_groups():
 
 
 def test_rloo_takes_the_kl_off_the_reward():
-    """The policy is e^0.1 times likelier than the start at each of two tokens: 2 · 0.1 · kl_coef less reward."""
-    found = asked("rloo", [[1, 0], [2, 0]], {"1": 1.0, "2": 1.0}, batch_size=1, kl_coef=0.5)
-    kl_BT = torch.tensor([[0.1, 0.1], [0.0, 0.0]])
+    """The penalty is 0.05 for each of two tokens: 0.1 less reward."""
+    found = asked("rloo", [[1, 0], [2, 0]], {"1": 1.0, "2": 1.0}, batch_size=1)
+    penalty_BT = torch.tensor([[0.05, 0.05], [0.0, 0.0]])
     # Paid 0.9 and 1: leave one out -0.1 and 0.1.
-    advantages_BT = found.advantages(torch.ones(1, 2), kl_BT, torch.ones(2, 2, dtype=torch.bool))
+    advantages_BT = found.advantages(torch.ones(1, 2), penalty_BT, torch.ones(2, 2, dtype=torch.bool))
     assert advantages_BT[:, 0].tolist() == pytest.approx([-0.1, 0.1])
 
 
