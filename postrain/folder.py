@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -66,6 +67,13 @@ class Status:
         """What the file says; {} when it is missing or no JSON object."""
         return read_json(self.path)
 
+    def began(self) -> datetime:
+        """The local time of the first start, which chat templates that write a date keep when the run is resumed."""
+        try:
+            return datetime.fromisoformat(str(self.read().get("began")))
+        except ValueError:
+            return datetime.now()
+
     def _write(self, status: State, reason: str) -> None:
         now, before = round(time.time(), 3), self.read()
         seconds = float(before.get("seconds", 0.0))
@@ -75,6 +83,7 @@ class Status:
             started = float(before.get("started", now))
             seconds += 0.0 if before.get("status") != "running" else now - started
         record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
+        record["began"] = before.get("began", datetime.now().isoformat(timespec="seconds"))
         with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
             atomic_write_text(self.path, json.dumps(record, indent=2) + "\n")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from postrain.data.audit import Audit
 from postrain.folder import RunFolder
 from postrain.jsonl import read_json
 from postrain.models.sources import ResolvedModel
@@ -68,6 +69,18 @@ def check_reference(folder: RunFolder, other: ResolvedModel | None) -> None:
         raise ConfigError(
             f"resume: {folder.path} began with another reference than {other.name} is now ({began} → "
             f"{other.fingerprint}): its files changed; start a new run"
+        )
+
+
+def check_data(folder: RunFolder, audit: Audit) -> None:
+    """Refuses to resume over other rows, training or held out, than the run began with."""
+    data = read_json(folder.manifest).get("data") if folder.manifest.is_file() else None
+    began = data.get("fingerprint") if isinstance(data, Mapping) else None
+    if began not in (None, audit.fingerprint):
+        raise ConfigError(
+            f"resume: {folder.path} began with data fingerprint {str(began)[:16]}, and {audit.source} has "
+            f"{audit.fingerprint[:16]}: its rows, or what encodes them, changed; put them back, start a new run, or "
+            "say allow_change=true to continue with the new rows"
         )
 
 

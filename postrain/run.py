@@ -29,6 +29,7 @@ from postrain.callbacks.progress import ProgressLine
 from postrain.callbacks.samples import SamplesFile
 from postrain.callbacks.throughput import Throughput
 from postrain.check import check, instantiate
+from postrain.data.rendering import clock_at
 from postrain.evaluation.subjects import InTraining
 from postrain.folder import RunFolder, config_hash
 from postrain.hardware import Hardware
@@ -39,7 +40,7 @@ from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
 from postrain.parallel import whole_state
 from postrain.report import write_report
-from postrain.resume import check_model, check_reference, resumed_config, saved_config, settings
+from postrain.resume import check_data, check_model, check_reference, resumed_config, saved_config, settings
 from postrain.root import Root
 from postrain.tracking import Tracker
 from postrain.types import ConfigError
@@ -68,7 +69,9 @@ def execute(
         atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
         folder.status.running()
     with Interrupt() as interrupt, outcome_of(folder, config), ranks(hardware, folder and folder.path) as path:
-        return train(config, resolved, RunFolder(path), interrupt, overrides=overrides, group=group)
+        begun = RunFolder(path)
+        with clock_at(begun.status.began()):
+            return train(config, resolved, begun, interrupt, overrides=overrides, group=group)
 
 
 @contextmanager
@@ -127,6 +130,8 @@ def train(
     first = is_first_rank()
     if first:
         check_reference(folder, built.other)
+        if not config["allow_change"]:
+            check_data(folder, built.audit)
         reference = built.method.parts.reference
         notes = (f"note: {note}" for note in built.data.template.notes)
         lines = [reference.says if reference else "", built.audit.render(), *notes, f"run folder: {folder.path}"]
@@ -197,7 +202,7 @@ def main(path: str) -> None:
     config = saved_config(folder)
     quieten()
     resolved = instantiate(config["model"]).resolve()
-    with Interrupt() as interrupt, ranks(instantiate(config["trainer"]), None):
+    with Interrupt() as interrupt, ranks(instantiate(config["trainer"]), None), clock_at(folder.status.began()):
         train(config, resolved, folder, interrupt, overrides=(), group=None)
 
 

@@ -23,6 +23,7 @@ from torch import nn
 from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
 from postrain.data.module import DataModule
+from postrain.data.rendering import clock_at
 from postrain.folder import RunFolder, config_hash, new_directory, writing
 from postrain.generation.ending import Ending
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
@@ -36,7 +37,7 @@ from postrain.manifest import write_manifest
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.sources import ResolvedModel
 from postrain.readable import figure
-from postrain.resume import check_model, resumed_config, settings
+from postrain.resume import check_data, check_model, resumed_config, settings
 from postrain.rollout.engine import Engine, greedy
 from postrain.rollout.turns import Environment
 from postrain.types import ConfigError
@@ -67,7 +68,7 @@ def execute(
     folder = earlier or _new_folder(config, resolved, place)
     with writing(folder.config):
         atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
-    with Interrupt(), Ending(folder.status):
+    with Interrupt(), Ending(folder.status), clock_at(folder.status.began()):
         return _generate(config, resolved, hardware, folder, overrides)
 
 
@@ -100,7 +101,12 @@ def _generate(
         updates=1,
         seed=config["seed"],
     )
-    print(f"{audit.render()}\nfolder: {folder.path}", flush=True)
+    if not config["allow_change"]:
+        check_data(folder, audit)
+    print(
+        "\n".join([audit.render(), *(f"note: {note}" for note in data.template.notes), f"folder: {folder.path}"]),
+        flush=True,
+    )
     write_manifest(
         folder,
         config=config,
