@@ -19,7 +19,7 @@ from tests.runs import composed
 DATED = "{{ strftime_now('%d %b %Y') }}" + UNMARKED
 
 
-def audit(path, eval_path, template: str = UNMARKED) -> Audit:
+def audit(path, eval_path, *, template: str = UNMARKED) -> Audit:
     """The audit of two files."""
     data = instantiate(composed([f"data.path={path}", f"data.eval_path={eval_path}", "method=sft"])["data"])
     settings = {"kind": "Demonstration", "context": 64, "batch_size": 1, "updates": 1, "seed": 0}
@@ -75,8 +75,8 @@ def test_a_templates_date_is_that_of_the_first_start(tmp_path, files):
     made.status.interrupted("SIGTERM")
     assert made.status.began() == datetime(2024, 2, 29, 23, 59)
     with clock_at(began):
-        today = audit(*files, DATED).fingerprint
+        today = audit(*files, template=DATED).fingerprint
     with clock_at(made.status.began()):
-        then = audit(*files, DATED).fingerprint
-        assert then == audit(*files, DATED).fingerprint
+        then = audit(*files, template=DATED).fingerprint
+        assert then == audit(*files, template=DATED).fingerprint
     assert today != then
