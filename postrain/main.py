@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from postrain.cli import Line, asked, listing, overview, prepare
 from postrain.sweep.orphan import stop_with_the_sweep
+from postrain.trust import Guest, said_in
 from postrain.types import ConfigError
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: 
             return told(config, lambda: one(config))
         from postrain.sweep.start import sweep  # noqa: PLC0415 - start-up time of a single run
 
-        code = told(config, lambda: sweep(config, line.sweep or (), conf, config_name, one))
+        code = told(config, lambda: sweep(config, line.sweep or (), conf, config_name, one, argv[1:]))
         return None
 
     hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=config_name)(job)()
@@ -71,7 +72,19 @@ def continued(argv: Sequence[str]) -> list[str]:
     if not words:
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
     flags = saved.get("flags") or []
+    Guest(folders[-1], said_in(argv)).check_words([*_joined(flags), *words])
     return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
+
+
+def _joined(flags: Sequence[str]) -> list[str]:
+    """Flags with their values in one word each: `--config-dir=DIRECTORY`."""
+    found: list[str] = []
+    for word in flags:
+        if found and found[-1].startswith("-") and "=" not in found[-1] and not word.startswith(("-", "hydra")):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def told(config: DictConfig, work: Callable[[], T]) -> T:

@@ -19,7 +19,7 @@ SESSION_KEYS = ("resume", "allow_change", "debug")
 
 def saved_config(folder: RunFolder) -> dict[str, Any]:
     """The config of the run in `folder`."""
-    config = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
+    config = OmegaConf.to_container(OmegaConf.load(folder.config))
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 

@@ -12,6 +12,7 @@ from postrain.methods.base import Method
 from postrain.models.adapters import Adapter
 from postrain.models.sources import ModelSource
 from postrain.rewards.base import Reward
+from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.tracking import Tracker
@@ -35,7 +36,7 @@ class Root:
     model: ModelSource
     adapter: Adapter
     data: DataModule
-    reward: Reward | None = None
+    reward: Reward | Preference | None = None
     rollout: Engine
     environment: Environment
     trainer: Hardware

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,21 +43,30 @@ from postrain.report import write_report
 from postrain.resume import check_data, check_model, check_reference, resumed_config, saved_config, settings
 from postrain.root import Root
 from postrain.tracking import Tracker
+from postrain.trust import Guest, Item, said_by
 from postrain.types import ConfigError
 
 
 def execute(
-    config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None, place: Path | None = None
+    config: Mapping[str, Any],
+    *,
+    overrides: Sequence[str],
+    group: str | None,
+    place: Path | None = None,
+    trusted: Collection[Item] = (),
 ) -> float | None:
     """Runs `config`, a new run or the resumed one it names; returns the number a sweep compares.
 
-    `place` is where a new run's folder shall be, if somebody has decided that; it may not hold a run yet.
+    `place` is where a new run's folder shall be, if somebody has decided that; it may not hold a run yet. `trusted` is
+    what the command line says besides `config`, of other stages of a pipeline.
     Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; whatever was trained is saved.
     """
     quieten()
     earlier = RunFolder.open(config["resume"]) if config["resume"] else None
     if earlier:
+        guest = Guest(earlier.path, said_by(config) | set(trusted))
         config = resumed_config(earlier, config, overrides)
+        guest.check(config, Root)
     check(config, Root)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()

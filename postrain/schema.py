@@ -50,6 +50,21 @@ class Schema:
     """True when the constructor takes any further keyword, as some constructors of other libraries do."""
 
 
+def _never(value: Any) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """Marks, inside Annotated, a key that names code or an address, or permits something: where a run folder gives its
+    value, the command line has to say it again (trust.py)."""
+
+    effect: str
+    """What the value does, as in "reward.function=FILE (runs this Python)"."""
+    harmless: Callable[[Any], bool] = _never
+    """True for values that need not be said again, besides null and false."""
+
+
 def is_node(value: Any) -> bool:
     """True for a mapping that builds an object."""
     return isinstance(value, Mapping) and "_target_" in value

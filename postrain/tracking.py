@@ -17,12 +17,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from postrain.schema import load_target
+from postrain.schema import Confirm, load_target
 from postrain.types import ConfigError, Count
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Wandb:
 
     project: str
     entity: str | None
-    online: bool
+    online: Annotated[bool, Confirm("sends the run to Weights & Biases")]
     timeout_seconds: Count
     """How long to wait for the server, when online."""
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from postrain.appraisal.settings import START
+from postrain.appraisal.settings import START, Appraisal
 from postrain.check import instantiate
 from postrain.folder import RunFolder
 from postrain.jsonl import read_json
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.resume import saved_config
+from postrain.trust import Guest
 from postrain.types import ConfigError
 
 GROUPS = ("data", "reward", "rollout", "environment")
@@ -50,6 +51,7 @@ class Origin:
         remedy = "name another with reference=DIRECTORY, or compare with none: reference=null"
         if named is not None:
             return resolve_for("reference", named, f"another; {remedy}")
+        Guest(self.folder.path, ()).check({"model": self.config["model"]}, Appraisal)
         try:
             return instantiate(self.config["model"]).resolve()
         except ConfigError as error:

@@ -8,7 +8,7 @@ runs/evaluate/<model>/<time>-<hash>/
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from postrain.appraisal.differences import different_words
 from postrain.appraisal.files import Measured, decisive, responses, write_records, write_stats
 from postrain.appraisal.inherited import Origin, inherited
 from postrain.appraisal.models import Examinee, examinees, load
-from postrain.appraisal.settings import check_appraisal, check_model
+from postrain.appraisal.settings import Appraisal, check_appraisal, check_model
 from postrain.appraisal.table import table
 from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
@@ -36,6 +36,7 @@ from postrain.readable import duration
 from postrain.report import write_report
 from postrain.resume import settings
 from postrain.rollout.engine import Engine
+from postrain.trust import Guest, Item, said_by
 from postrain.types import ConfigError
 
 PROGRAM = ("python", "-m", "postrain.evaluate")
@@ -47,17 +48,26 @@ class Unmeasured(ConfigError):
 
 
 def execute(
-    config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None, place: Path | None = None
+    config: Mapping[str, Any],
+    *,
+    overrides: Sequence[str],
+    group: str | None,
+    place: Path | None = None,
+    trusted: Collection[Item] = (),
 ) -> float | None:
     """Measures as `config` says; returns the number that sweeps compare.
 
     `place` is where the folder shall be, if somebody has decided that; `group` is for trackers, and there are none.
+    `trusted` is what the command line says besides `config`, of other stages of a pipeline.
     Raises ConfigError for a user's mistake, Unmeasured for one that only a measure found out, and Interrupted after
     Ctrl-C or SIGTERM.
     """
     check_model(config)
     origin = Origin.of(config["model"]["path"])
+    said = said_by(config) | set(trusted)
     config, taken = inherited(config, origin, overrides)
+    if origin:
+        Guest(origin.folder.path, said).check({group: config[group] for group in taken}, Appraisal)
     check_appraisal(config)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()

@@ -13,6 +13,7 @@ from postrain.generation.settings import Paths
 from postrain.hardware import Hardware
 from postrain.models.sources import ModelSource
 from postrain.rewards.base import Reward
+from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.types import ConfigError, Count, CountOrZero
@@ -53,7 +54,7 @@ class Appraisal:
     debug: bool
     paths: Paths
     # Hydra leaves a group out that is null.
-    reward: Reward | None = None
+    reward: Reward | Preference | None = None
 
 
 def check_appraisal(config: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from annotated_types import MinLen
 
 from postrain.evaluation.intervals import Z
 from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, CountOrZero
 
 Items = Sequence[Mapping[str, Any]]
@@ -26,7 +27,7 @@ class Harness:
 
     tasks: Annotated[Sequence[str], MinLen(1)]
     """Names of the harness, or of tasks in `folder`."""
-    folder: str | None
+    folder: Annotated[str | None, Confirm("runs the Python that its tasks name")]
     """A directory with task YAMLs of one's own."""
     examples: CountOrZero | None
     """Solved examples shown before each question; null leaves it to the task."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from itertools import combinations
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -24,6 +24,7 @@ from postrain.evaluation.query_code import passes, signature, source
 from postrain.evaluation.query_file import Query, read_queries
 from postrain.ops import derive_seed
 from postrain.rollout.collect import collect
+from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, NonNegative, Prompts
 
 PARSED = "code was parsed, not run; evaluation.measures.queries.allow_execution=true runs it on this machine"
@@ -59,7 +60,7 @@ class Queries:
     categories: tuple[str, ...] | None
     phrasings: Count | None
     path: str | None
-    allow_execution: bool
+    allow_execution: Annotated[bool, Confirm("runs Python that the model writes")]
 
     def __post_init__(self) -> None:
         # A run of hours does not end in a misspelt category.

@@ -9,7 +9,7 @@ runs/generate/<model>/<time>-<hash>/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from postrain.generation.ending import Ending
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
 from postrain.generation.measure import Measured, measure, outcome
 from postrain.generation.sample import Sampler, distinct, sample
-from postrain.generation.settings import check_generation
+from postrain.generation.settings import Generation, check_generation
 from postrain.generation.table import table
 from postrain.hardware import Hardware
 from postrain.jsonl import JsonLines, atomic_write_text, plain
@@ -40,6 +40,7 @@ from postrain.readable import figure
 from postrain.resume import check_data, check_model, resumed_config, settings
 from postrain.rollout.engine import Engine, greedy
 from postrain.rollout.turns import Environment
+from postrain.trust import Guest, Item, said_by
 from postrain.types import ConfigError
 
 PROGRAM = ("python", "-m", "postrain.generate")
@@ -47,16 +48,24 @@ COMPLETIONS, DATA, SUMMARY = "completions.jsonl", "data.jsonl", "summary.json"
 
 
 def execute(
-    config: Mapping[str, Any], *, overrides: Sequence[str], group: str | None, place: Path | None = None
+    config: Mapping[str, Any],
+    *,
+    overrides: Sequence[str],
+    group: str | None,
+    place: Path | None = None,
+    trusted: Collection[Item] = (),
 ) -> float | None:
     """Generates as `config` says, or goes on with the generation it names; returns the share of right completions.
 
     `place` is where a new folder shall be, if somebody has decided that; `group` is for trackers, and there are none.
+    `trusted` is what the command line says besides `config`, of other stages of a pipeline.
     Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM.
     """
     earlier = RunFolder.open(config["resume"]) if config["resume"] else None
     if earlier:
+        guest = Guest(earlier.path, said_by(config) | set(trusted))
         config = resumed_config(earlier, config, overrides)
+        guest.check(config, Generation)
     check_generation(config)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()

@@ -12,6 +12,7 @@ from postrain.generation.keep import Keep, Preferences, Top
 from postrain.hardware import Hardware
 from postrain.models.sources import ModelSource
 from postrain.rewards.base import Reward
+from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.schema import load_target
@@ -55,7 +56,7 @@ class Generation:
     debug: bool
     paths: Paths
     # Hydra leaves a group out that is null.
-    reward: Reward | None = None
+    reward: Reward | Preference | None = None
     """None with keep=revisions and keep=none only."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from postrain.manifest import reproduce
 from postrain.pipeline.stages import START, Stage, places, stages_of
 from postrain.pipeline.words import for_stage, split, unheard
 from postrain.root import Root
+from postrain.trust import Found, Guest, confirmable
 from postrain.types import ConfigError
 
 FILE = "pipeline.yaml"
+CONF = Path(__file__).parents[2] / "conf" / "pipeline"
 # The primary config of each kind of stage and what it has to be.
 ROOTS: Mapping[str, tuple[str, type]] = {
     "train": ("config", Root),
@@ -83,9 +85,12 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        """The plan of the pipeline in `folder`."""
+        """The plan of the pipeline in `folder`. Raises ConfigError where its stages are not those of its node."""
         saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
-        steps = [Step(**{**step, "stage": Stage(**step["stage"])}) for step in saved["steps"]]
+        stages = stages_of(saved["node"])
+        if [step["stage"] for step in saved["steps"]] != [_listed(asdict(stage)) for stage in stages]:
+            raise ConfigError(f"resume: {folder / FILE} is not as it was written; start a new pipeline")
+        steps = [Step(**{**step, "stage": stage}) for step, stage in zip(saved["steps"], stages, strict=True)]
         return cls(**{**saved, "words": tuple(saved["words"]), "steps": tuple(steps)})
 
     def resolved(self, step: Step, folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -93,8 +98,26 @@ class Plan:
         return resolved(step, known([each.stage for each in self.steps], self.steps, folder))
 
 
-def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *, report: bool = True) -> Plan:
-    """Composes and checks all stages, all problems in one ConfigError. Called inside a Hydra job."""
+def _listed(value: Any) -> Any:
+    """A value as YAML gives it back: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def make(
+    node: Mapping[str, Any],
+    name: str,
+    words: Sequence[str],
+    conf: Path,
+    *,
+    report: bool = True,
+    guest: Guest | None = None,
+) -> Plan:
+    """Composes and checks all stages, all problems in one ConfigError. Called inside a Hydra job.
+
+    `guest` is the folder that `node` and `words` come from, where today's command line does not give them.
+    """
     stages = stages_of(node)
     said = split(words, stages)
     heard: set[str] = set()
@@ -104,7 +127,11 @@ def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *
         try:
             words_here, reached = for_stage(said, stage, partial(takes, stage.kind), groups())
             heard |= reached
+            if guest:
+                guest.check_words(words_here)
             step = _composed(stage, words_here, conf)
+            if guest:
+                vet(step, known(stages, steps, CHECKED), guest)
             _check(step, known(stages, steps, CHECKED))
             steps.append(step)
         except ConfigError as error:
@@ -114,6 +141,38 @@ def make(node: Mapping[str, Any], name: str, words: Sequence[str], conf: Path, *
     if lines:
         raise ConfigError("\n".join(lines))
     return Plan(name=name, node=node, words=tuple(words), steps=tuple(steps), report=report)
+
+
+def vet(step: Step, stages: Mapping[str, Any], guest: Guest) -> None:
+    """Raises ConfigError for what a stage that comes from a folder cannot decide by itself."""
+    config, words = resolved(step, stages)
+    guest.check_words(words)
+    prefix = f"stage.{step.stage.name}."
+    if step.stage.kind != "call":
+        guest.check(config, ROOTS[step.stage.kind][1], prefix)
+        return
+    target = str(config["call"].get("_target_"))
+    if target not in own_calls() and ("_target_", target) not in guest.said:
+        guest.refuse([Found("_target_", target, "calls this function")], prefix)
+    guest.check({name: value for name, value in config["call"].items() if name != "_target_"}, Call, prefix)
+
+
+@cache
+def own_calls() -> frozenset[str]:
+    """The functions that pipelines of this package call."""
+    nodes = [OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.glob("*.yaml")]
+    stages = [stage for node in nodes if isinstance(node, dict) for stage in node.get("stages", {}).values()]
+    return frozenset(stage["call"] for stage in stages if isinstance(stage, dict) and "call" in stage)
+
+
+def code_of(plan: Plan, folder: Path) -> Iterator[tuple[str, Found]]:
+    """What a resumed pipeline has to be told again, with the name of its stage."""
+    for step in plan.steps:
+        config, _ = plan.resolved(step, folder)
+        if step.stage.kind != "call":
+            yield from ((step.stage.name, one) for one in confirmable(config, ROOTS[step.stage.kind][1]))
+        elif config["call"]["_target_"] not in own_calls():
+            yield step.stage.name, Found("_target_", config["call"]["_target_"], "calls this function")
 
 
 def known(stages: Sequence[Stage], steps: Sequence[Step], root: Path) -> dict[str, Any]:

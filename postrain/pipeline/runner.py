@@ -28,11 +28,12 @@ from postrain.folder import RunFolder, Status, config_hash, new_directory, writi
 from postrain.generation import run as generation
 from postrain.generation.ending import Ending
 from postrain.jsonl import atomic_write_text, number
-from postrain.pipeline.plan import Plan, Step, make
+from postrain.pipeline.plan import Plan, Step, code_of, known, make, vet
 from postrain.pipeline.shared import common, digests
 from postrain.pipeline.summary import outcome, result, summary, table
 from postrain.pipeline.words import PIPELINE_KEYS, key_of
 from postrain.resume import SESSION_KEYS
+from postrain.trust import Guest, said_in
 from postrain.types import ConfigError
 
 EXECUTE: Mapping[str, Callable[..., float | None]] = {
@@ -104,14 +105,16 @@ def _new(config: DictConfig, words: Sequence[str], conf: Path, place: Path | Non
 def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path, Plan]:
     """The plan as it was saved, and with today's words where there are any: stages that are done stay as they are."""
     folder = Path(config.resume)
-    plan = Plan.load(folder)
+    plan, guest = Plan.load(folder), Guest(folder, said_in(words))
+    for step in plan.steps:
+        vet(step, known([each.stage for each in plan.steps], plan.steps, folder), guest)
     new = [word for word in words if key_of(word) not in SESSION_KEYS]
     fixed = [word for word in new if key_of(word).partition(".")[0] in PIPELINE_KEYS]
     if fixed:
         raise ConfigError(f"resume: {folder} cannot go on as {' '.join(fixed)}; start a new pipeline for that")
     if not new:
         return folder, plan
-    changed = make(plan.node, plan.name, [*plan.words, *new], conf, report=plan.report and config.report)
+    changed = make(plan.node, plan.name, [*plan.words, *new], conf, report=plan.report and config.report, guest=guest)
     for old, step in zip(plan.steps, changed.steps, strict=True):
         if old.config != step.config and is_done(folder / step.stage.folder):
             raise ConfigError(
@@ -140,6 +143,8 @@ class Stages:
         self.plan, self.root, self.allow_change, self.group = plan, root, allow_change, group
         self.shared = shared and canonical(shared)
         self.digests = digests(plan.steps) if shared else {}
+        # Stages read each other's folders, which hold what this command line has said of other stages.
+        self.trusted = {one.item for _, one in code_of(plan, root)}
 
     def advance(self, step: Step) -> None:
         """Runs a stage, or what is left of it, where nobody has. Its mistakes are told with its name."""
@@ -170,7 +175,9 @@ class Stages:
                 call(config, folder)
                 return
             session = {"name": self.called(step, config["name"]), **self.session(step, folder)}
-            EXECUTE[step.stage.kind]({**config, **session}, overrides=words, group=self.group, place=folder)
+            EXECUTE[step.stage.kind](
+                {**config, **session}, overrides=words, group=self.group, place=folder, trusted=self.trusted
+            )
         finally:
             # A stage may ask for threads of its own; the next one gets what it would get by itself.
             torch.set_num_threads(threads)

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
 from postrain.rewards.base import total_of
 from postrain.rewards.function import told
 from postrain.rewards.sandbox import Limits, execute
+from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, RewardBatch
 
 BLOCK = re.compile(r"```[ \t]*(?:python3?|py)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -51,7 +52,7 @@ class Verdict:
 class Code:
     """Pays the share of its tests that a completion's program passes, or 1 for all of them."""
 
-    allow_execution: bool
+    allow_execution: Annotated[bool, Confirm("runs Python that the model writes")]
     """Without this nothing is built: what is run was written by a model."""
     credit: Literal["share", "all"]
     seconds: Count

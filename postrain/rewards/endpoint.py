@@ -29,6 +29,7 @@ from requests.adapters import HTTPAdapter
 from torch import Tensor
 from urllib3.util.retry import Retry
 
+from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, CountOrZero, NonNegative, Positive
 
 Address = Annotated[
@@ -71,11 +72,11 @@ class Endpoint(ABC):
     form: ClassVar[str]
     """What an answer has to look like, in the judge's words."""
 
-    url: Address
+    url: Annotated[Address, Confirm("sends prompts and completions there")]
     """Where the API begins; /chat/completions is added."""
     model: str
     """The model's name there."""
-    key_variable: VariableName | None
+    key_variable: Annotated[VariableName | None, Confirm("sends the key of this variable")]
     """The environment variable with the API key; null sends none."""
     max_tokens: Count
     """Tokens an answer may have."""

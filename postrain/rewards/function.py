@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from postrain.rewards.base import total_of
-from postrain.rewards.user_code import Blame, load_function, place
+from postrain.rewards.user_code import Blame, FunctionPath, load_function, place
 from postrain.types import ConfigError, RewardBatch
 
 Columns = Sequence[Mapping[str, Any]]
@@ -30,7 +30,7 @@ Columns = Sequence[Mapping[str, Any]]
 class Function:
     """Pays what `function` returns."""
 
-    function: str
+    function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
     arguments: Mapping[str, Any]
     """Further keyword arguments, the same for every completion."""

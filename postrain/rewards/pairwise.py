@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from postrain.rewards.function import Function
+from postrain.rewards.user_code import FunctionPath
 from postrain.types import ConfigError
 
 Texts = Sequence[str]
@@ -37,7 +38,7 @@ class Preference(Protocol):
 class PairwiseFunction:
     """What a Python function says, called as function(prompts, first, second, **columns) -> list[float | None]."""
 
-    function: str
+    function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
     arguments: Mapping[str, Any]
     """Further keyword arguments, the same for every comparison."""

@@ -10,10 +10,26 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Annotated, Any
 
-from postrain.schema import load_target
+from postrain.schema import Confirm, load_target
 from postrain.types import ConfigError
+
+
+def is_own(path: Any) -> bool:
+    """Whether a path names a reward function of this package: nothing else of it takes completions."""
+    if not isinstance(path, str) or not path.startswith("postrain.rewards.") or ":" in path:
+        return False
+    try:
+        function = load_target(path)
+    except ConfigError:
+        return False
+    here = inspect.isfunction(function) and function.__module__.startswith("postrain.rewards.")
+    return here and "completions" in inspect.signature(function).parameters
+
+
+FunctionPath = Annotated[str, Confirm("runs this Python", harmless=is_own)]
+"""`package.module.name`, or `path/to/file.py:name`."""
 
 
 def load_function(path: str, key: str) -> Callable[..., Any]:

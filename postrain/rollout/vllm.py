@@ -24,7 +24,18 @@ from postrain.models.handover import fingerprint, merged_weights
 from postrain.models.parts import unwrapped
 from postrain.rollout.engine import Mixture
 from postrain.rollout.vllm_server import Server
-from postrain.types import Completion, ConfigError, Count, CountOrZero, Fraction, NonNegative, Positive, Sampling, Stop
+from postrain.schema import Confirm
+from postrain.types import (
+    Completion,
+    ConfigError,
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Positive,
+    Sampling,
+    Stop,
+)
 
 
 class Backend(Protocol):
@@ -71,7 +82,7 @@ class VLLMEngine:
     """colocated: tokens of prompt and completion that it has room for; null is the model's context."""
     sleep: bool
     """colocated: whether that memory is given back between rollouts, weights being kept in main memory."""
-    url: str | None
+    url: Annotated[str | None, Confirm("sends weights and prompts there")]
     """server: where it listens."""
     timeout: Positive
     """server: seconds to wait for a completion."""

@@ -55,7 +55,7 @@ def words_of(job: Job, folder: Path, resumes: bool) -> list[str]:
     """What to say to a job: its words, or that it shall go on where it stopped; not every program can."""
     place = folder / job.folder
     begun = any((place / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
-    return [word("resume", str(place))] if begun and resumes else [*job.words]
+    return [word("resume", str(place)), *job.confirm] if begun and resumes else [*job.words]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -22,14 +22,21 @@ from postrain.check import check
 from postrain.cli import forced, settled
 from postrain.folder import config_hash
 from postrain.generation.settings import check_generation
-from postrain.pipeline.plan import extra_folder, make, search_paths
+from postrain.pipeline.plan import CHECKED, ROOTS, code_of, extra_folder, make, search_paths
 from postrain.root import Root
 from postrain.sweep.study import Study, said, word
+from postrain.trust import Guest, confirmable
 from postrain.types import ConfigError
 
 NAMED = "setting"
 # Where a run lies, what it is called and how it is shown: it is the same run.
 OF_NO_ACCOUNT = ("paths", "name", "report", "logger", "debug", "resume", "allow_change")
+# The kind of run that each primary config is for.
+PRIMARY: Mapping[str, Literal["train", "generate", "evaluate"]] = {
+    "config": "train",
+    "generate": "generate",
+    "evaluate": "evaluate",
+}
 CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "config": partial(check, root=Root),
     "generate": check_generation,
@@ -67,6 +74,8 @@ class Job:
     """Equal for equal configs."""
     folder: str
     """Inside the sweep's."""
+    confirm: tuple[str, ...] = ()
+    """What it has to be told again where it is resumed: words that name code or an address."""
 
 
 def settings(study: Study) -> Iterator[Setting]:
@@ -95,8 +104,10 @@ def short(keys: Mapping[str, Any] | Sequence[str]) -> list[str]:
 class Planner:
     """Makes jobs of settings; called inside a Hydra job, whose primary config `root` they share."""
 
-    def __init__(self, study: Study, words: Sequence[str], conf: Path, root: str) -> None:
-        """`words` are those of the command line, which win over the study's base and lose to what varies."""
+    def __init__(self, study: Study, words: Sequence[str], conf: Path, root: str, guest: Guest | None = None) -> None:
+        """`words` are those of the command line, which win over the study's base and lose to what varies; `guest` is
+        the folder of an earlier session that study and words come from."""
+        self.guest = guest
         self.study, self.words, self.conf, self.root = study, tuple(words), conf, root
         self.made = 0
         self.composed: dict[tuple[str, ...], DictConfig] = {}
@@ -123,8 +134,11 @@ class Planner:
         said = [*self.study.base, *self.words, *setting.words, *seeded, *named]
         ready = forced(said, self.conf, root=self.root, extra=extra_folder())
         words = settled(ready)
+        if self.guest:
+            self.guest.check_words([each.removeprefix("++") for each in words])
         config = self._composed(words)
-        digest = config_hash(self._checked(config, words))
+        checked, confirm = self._checked(config, words)
+        digest = config_hash(checked)
         number, self.made = self.made, self.made + 1
         return Job(
             number=number,
@@ -134,6 +148,7 @@ class Planner:
             words=tuple(each.removeprefix("++") for each in words),
             hash=digest,
             folder=f"jobs/{number:02d}-{digest}",
+            confirm=confirm,
         )
 
     def _composed(self, words: Sequence[str]) -> Any:
@@ -149,20 +164,24 @@ class Planner:
             raise ConfigError(str(error).splitlines()[0]) from None
         return config
 
-    def _checked(self, config: Any, words: Sequence[str]) -> dict[str, Any]:
-        """What makes this job the job it is."""
+    def _checked(self, config: Any, words: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """What makes this job the job it is, and what it has to be told again where it is resumed."""
         if config.get("pipeline"):
             node: Any = OmegaConf.to_container(config.pipeline)
-            plan = make(node, "pipeline", [each.removeprefix("++") for each in words], self.conf)
-            return {step.stage.name: _of_account(step.config) for step in plan.steps}
+            plan = make(node, "pipeline", [each.removeprefix("++") for each in words], self.conf, guest=self.guest)
+            confirm = tuple(word(f"stage.{name}.{one.key}", one.value) for name, one in code_of(plan, CHECKED))
+            return {step.stage.name: _of_account(step.config) for step in plan.steps}, confirm
         try:
             plain: Any = OmegaConf.to_container(config, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(str(error).splitlines()[0]) from None
         if self.root == "config" and "method" not in plain:
             raise ConfigError("method: no job of the sweep names one, as in method=ppo")
+        root = ROOTS[PRIMARY[self.root]][1]
+        if self.guest:
+            self.guest.check(plain, root)
         CHECKS[self.root](plain)
-        return _of_account(plain)
+        return _of_account(plain), tuple(word(one.key, one.value) for one in confirmable(plain, root))
 
 
 def _of_account(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from postrain.sweep.launch import Launcher
 from postrain.sweep.plan import Job, Planner, flags, placed, settings
 from postrain.sweep.search import check_search, search
 from postrain.sweep.study import Study, read
+from postrain.trust import Guest, said_in
 from postrain.types import ConfigError
 
 # Said to the sweep, or decided by it.
@@ -82,17 +83,25 @@ def state(folder: Path, job: Job) -> str:
     return str(read_json(folder / job.folder / "status.json").get("status", ""))
 
 
-def execute(config: DictConfig, swept: Sequence[str], conf: Path, launcher: Launcher, root: str = "config") -> int:
+def execute(
+    config: DictConfig,
+    swept: Sequence[str],
+    conf: Path,
+    launcher: Launcher,
+    root: str = "config",
+    today: Sequence[str] = (),
+) -> int:
     """Runs the sweep that a command line asks for, or goes on with one; returns the exit code.
 
     `config` is what the words for all jobs compose to, `swept` what only the sweep hears, `root` the name of the
-    primary config. Raises ConfigError for a user's mistake, before the first job, and Interrupted.
+    primary config, `today` the command line without what a resumed sweep has recorded.
+    Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
     words = [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
     words = [word for word in words if word.partition("=")[0] not in OWN_KEYS]
     earlier = _earlier(Path(config.resume)) if config.get("resume") else None
     name, study, shared = read(swept, words, conf.parent, earlier and earlier / FILE)
-    planner = Planner(study, shared, conf, root)
+    planner = Planner(study, shared, conf, root, earlier and Guest(earlier, said_in(today)))
     if study.search:
         check_search(study)
     jobs = [] if study.search else unlike(planner.jobs(list(settings(study))))

@@ -22,9 +22,19 @@ from postrain.sweep.runner import execute
 LOCAL = "local"
 
 
-def sweep(config: DictConfig, swept: Sequence[str], conf: Path, root: str, one: Callable[[Any], float | None]) -> int:
-    """Runs the sweep; `root` is the primary config's name, `one` a job in this process. Returns the exit code."""
-    return execute(config, swept, conf, launcher(conf, root, one), root)
+def sweep(
+    config: DictConfig,
+    swept: Sequence[str],
+    conf: Path,
+    root: str,
+    one: Callable[[Any], float | None],
+    today: Sequence[str],
+) -> int:
+    """Runs the sweep; `root` is the primary config's name, `one` a job in this process. Returns the exit code.
+
+    `today` is the command line as it was given, without the words of a sweep that is resumed.
+    """
+    return execute(config, swept, conf, launcher(conf, root, one), root, today)
 
 
 def launcher(conf: Path, root: str, one: Callable[[Any], float | None]) -> Launcher:

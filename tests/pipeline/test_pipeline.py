@@ -239,7 +239,10 @@ def test_a_laboratory_with_branches_a_test_and_a_picture_is_only_yaml(conf, tmp_
     before = (folder / "4-test" / "lengths.jsonl").read_bytes()
     RunFolder(folder / "4-test").status.interrupted("SIGTERM")
     capsys.readouterr()
-    assert run(f"resume={folder}") == 0
+    assert run(f"resume={folder}") == 2
+    again = "stage.picture._target_=tests.pipeline.made.draw"
+    assert f"asks for {again} (calls this function); say it again" in capsys.readouterr().err
+    assert run(f"resume={folder}", again) == 0
     assert capsys.readouterr().out.count("done before") == 5
     assert (folder / "4-test" / "lengths.jsonl").read_bytes() == before
 
