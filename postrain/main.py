@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from postrain.cli import Line, asked, listing, overview, prepare
 from postrain.sweep.orphan import stop_with_the_sweep
-from postrain.trust import Guest, said_in
+from postrain.trust import Guest, joined, said_in
 from postrain.types import ConfigError
 
 T = TypeVar("T")
@@ -72,19 +72,8 @@ def continued(argv: Sequence[str]) -> list[str]:
     if not words:
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
     flags = saved.get("flags") or []
-    Guest(folders[-1], said_in(argv)).check_words([*_joined(flags), *words])
+    Guest(folders[-1], said_in(argv)).check_words([*joined(flags), *words])
     return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
-
-
-def _joined(flags: Sequence[str]) -> list[str]:
-    """Flags with their values in one word each: `--config-dir=DIRECTORY`."""
-    found: list[str] = []
-    for word in flags:
-        if found and found[-1].startswith("-") and "=" not in found[-1] and not word.startswith(("-", "hydra")):
-            found[-1] += f"={word}"
-        else:
-            found.append(word)
-    return found
 
 
 def told(config: DictConfig, work: Callable[[], T]) -> T:

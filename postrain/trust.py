@@ -25,8 +25,15 @@ from postrain.types import ConfigError
 Item = tuple[str, str]
 """A dotted key and its value as text."""
 CODE = "builds an object of other code"
-HYDRA = ("hydra", "--")
+HYDRA = ("hydra", "-")
 """How words begin that tell Hydra where to look for code: its own keys and flags."""
+
+FOLDERS = {
+    "--config-dir": "--config-dir",
+    "-cd": "--config-dir",
+    "--config-path": "--config-path",
+    "-cp": "--config-path",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def said_by(config: Mapping[str, Any]) -> frozenset[Item]:
 def said_in(words: Sequence[str]) -> frozenset[Item]:
     """Every value that words of today give, `stage.NAME.` left out; flags are items without a value."""
     found: set[Item] = set()
-    for word in words:
+    for word in joined(words):
         if word.startswith("-"):
             found.add((word.partition("=")[0], word.partition("=")[2]))
             continue
@@ -89,6 +96,22 @@ def said_in(words: Sequence[str]) -> frozenset[Item]:
             found |= {item for each in keys for item in _leaves(each, _plain(override.value()))}
             found.add((key, word.partition("=")[2]))
     return frozenset(found)
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """A command line with each flag and its value in one word, directories absolute: `--config-dir=/DIRECTORY`."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] in FOLDERS:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return [_absolute(word) if word.startswith("-") else word for word in found]
+
+
+def _absolute(word: str) -> str:
+    flag, _, value = word.partition("=")
+    return f"{FOLDERS[flag]}={Path(value).resolve()}" if flag in FOLDERS else word
 
 
 def confirmable(config: Mapping[str, Any], root: type, said: Collection[Item] | None = None) -> Iterator[Found]:

@@ -163,7 +163,7 @@ def test_a_folder_with_blanks_is_gone_on_with(tmp_path):
     assert program.ran == []
 
 
-def test_groups_of_ones_own_reach_the_jobs(tmp_path):
+def test_groups_of_ones_own_reach_the_jobs(tmp_path, capsys):
     (tmp_path / "conf/method").mkdir(parents=True)
     (tmp_path / "conf/method/mine.yaml").write_text("# @package _global_\n# Mine\ndefaults: [ppo, _self_]\n")
     program = Program()
@@ -171,7 +171,10 @@ def test_groups_of_ones_own_reach_the_jobs(tmp_path):
     assert sweep(program, *words, f"paths.sweeps={tmp_path}") == 0
     (folder,) = tmp_path.glob("multirun/*")
     program.ran.clear()
-    assert sweep(program, f"resume={folder}", "method.kl_coef=0.1,0.2,0.3") == 0
+    more = (f"resume={folder}", "method.kl_coef=0.1,0.2,0.3")
+    assert sweep(program, *more) == 2
+    assert f"asks for --config-dir={tmp_path / 'conf'}" in capsys.readouterr().err
+    assert sweep(program, *more, "--config-dir", str(tmp_path / "conf")) == 0
     assert program.ran == ["kl_coef=0.3"]
 
 
