@@ -191,6 +191,11 @@ class Encoder:
         *prompt, answer = record.messages
         if self.loss_on == "completion":
             return self._answers(record, tuple(prompt), (answer.content,))[0]
+        if self.loss_on == "all" and not all(turn.learned or turn.role == "assistant" for turn in prompt):
+            raise ConfigError(
+                f"row {record.row}: data.loss_on=all learns every turn, but one that is not the assistant's has weight "
+                "0; use data.loss_on=assistant"
+            )
         ids, speaks, weightless = self.template.encode(record.messages, row=record.row)
         last = len(speaks) - _trailing(speaks)
         learned = ~weightless & (speaks if self.loss_on == "assistant" else torch.ones_like(speaks))

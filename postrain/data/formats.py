@@ -15,7 +15,7 @@ from typing import Any
 
 from postrain.data.fields import Fields, Malformed, Unusable, empty, is_list, names, number, text
 from postrain.data.layouts import OPINIONS, Layout, recognise
-from postrain.data.messages import messages
+from postrain.data.messages import messages, waits
 from postrain.data.prompts import agreed, asked, begun, conversation, cut_prompt, repeats_prompt, says_again
 from postrain.data.readers import Table
 from postrain.data.records import Demonstration, Judgement, Message, Messages, Preference, Prompt, Record, Steps, Text
@@ -96,6 +96,8 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
             "completion, instruction and output, messages, prompt with chosen and rejected, prompt with completion and "
             "label, or text; other names are mapped with data.columns, as in data.columns.prompt=their_name"
         )
+    if found.kind == "conversation" and all(any(waits(row.get(m)) for m in found.parts["messages"]) for row in rows):
+        return replace(found, kind="prompt", parts={**found.parts, "prompt": found.parts["messages"]})
     answers = {"preference": ("chosen", "rejected"), "answer": ("completion",)}.get(found.kind)
     return found if answers is None else replace(found, repeats=all(_repeats(found, row, answers) for row in rows))
 

@@ -53,6 +53,13 @@ def messages(fields: Fields, value: Any, name: str, *, or_text: str = "") -> Mes
     return tuple(_message(fields, item, name) for item in listed)
 
 
+def waits(value: Any) -> bool:
+    """True for messages that end with the user's, so that an answer is still to come."""
+    last = value[-1] if is_list(value) and value else None
+    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+    return isinstance(role, str) and ROLES.get(role) == "user"
+
+
 def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
     """A prompt as text, as a transcript, as messages, or as an object that holds messages.
 

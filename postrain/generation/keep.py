@@ -12,6 +12,7 @@ from typing import Annotated, Any, Protocol
 
 from annotated_types import MinLen
 
+from postrain.data.layouts import OPINIONS, PARTS
 from postrain.rollout.revise import Revision, preferences
 from postrain.types import ConfigError, Count, Positive
 
@@ -19,9 +20,10 @@ Row = dict[str, Any]
 
 # Rewards are float32: a weighted sum that is 1 on paper may miss it by so much.
 ROUNDING = 1e-6
-# Columns that would make a reader take the row for something else than a demonstration (data/formats.py).
-TELLING = ("chosen", "rejected", "margin", "completion", "completions", "label", "labels", "steps", "messages")
-TELLING = (*TELLING, "conversations")
+# Columns that a reader would take for a part of the row (data/layouts.py); `text` is the least of them, and `input` has
+# been used where it is text.
+TELLING = frozenset({name for part, names in PARTS.items() if part not in ("text", "input") for name in names})
+TELLING |= frozenset(OPINIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,5 +139,5 @@ def _demonstration(answers: Answers, said: str, paid: float) -> Row:
 
 def _about(answers: Answers) -> Row:
     """What a row says besides prompt and completion: where the prompt stood, and its columns."""
-    others = {name: value for name, value in answers.columns.items() if name not in (*TELLING, "prompt")}
+    others = {name: value for name, value in answers.columns.items() if name not in TELLING}
     return {"row": answers.row, **others}

@@ -276,3 +276,13 @@ def test_a_template_whose_marks_are_not_the_answers_cannot_leave_one_out():
     first, unlearned, *others = chat("x", "z", "q", "k")
     with pytest.raises(ConfigError, match=r"row 4: .* marks 1 stretches for 2 answers, so an answer with weight 0"):
         template.encode((first, replace(unlearned, learned=False), *others), row=4)
+
+
+def test_a_user_turn_of_weight_zero_contradicts_learning_every_turn():
+    question, answer = chat("x", "z")
+    talk = Demonstration(row=6, messages=(replace(question, learned=False), answer))
+    with pytest.raises(
+        ConfigError, match=r"row 6: data\.loss_on=all learns every turn, .*; use data\.loss_on=assistant"
+    ):
+        encoder(loss_on="all").one(talk)
+    assert isinstance(encoder(loss_on="assistant").one(talk), EncodedRow)

@@ -207,7 +207,7 @@ def test_malformed_rows_are_refused_with_their_line(row, says):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": turns(("user", "a"))}, "the conversation does not end with an answer"),
+        ({"messages": turns(("system", "a"))}, "the conversation does not end with an answer"),
         ({"messages": turns(("assistant", "a"))}, "the conversation does not end with an answer"),
         ({"chosen": f"{HH} x", "rejected": "\n\nHuman: Other\n\nAssistant: x"}, "do not share their prompt"),
         ({"chosen": f"{HH} x", "rejected": f"{HH} x\n\nHuman: So?\n\nAssistant: y"}, "do not share their prompt"),

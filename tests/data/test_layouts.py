@@ -108,6 +108,14 @@ def test_a_context_that_stands_in_the_prompt_already_is_not_repeated():
     )
 
 
+def test_conversations_that_all_wait_for_an_answer_are_prompts():
+    waiting, answered_row = {"messages": ASKED, "answer": "b"}, {"messages": [*ASKED, GOOD], "answer": "b"}
+    assert parse(table([waiting]), {}).records == (Prompt(row=1, prompt=chat("a"), columns={"answer": "b"}),)
+    found = parse(table([waiting, answered_row]), {})
+    assert found.records == (Demonstration(row=2, messages=chat("a", "b"), columns={"answer": "b"}),)
+    assert found.dropped == {"the conversation does not end with an answer": 1}
+
+
 @pytest.mark.parametrize("name", ["label", "kto_tag", "desirable", "thumbs_up", "thumbs", "rating", "vote"])
 @pytest.mark.parametrize(
     "row",
