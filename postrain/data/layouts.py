@@ -27,7 +27,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "weight": ("weight", "loss_weight", "sample_weight"),
 }
 """The names that a part goes by."""
-OPINIONS = ("rating", "vote", "feedback", "verdict")
+OPINIONS = ("rating", "vote", "feedback", "verdict", "correct", "is_correct", "accepted", "is_accepted", "preferred")
+OPINIONS = (*OPINIONS, "is_preferred", "liked", "good", "is_good")
 """Columns that are a label where every row has true, false or a thumb there, and are unused elsewhere."""
 
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (

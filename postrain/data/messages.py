@@ -38,9 +38,10 @@ REFUSED: Mapping[str, str] = {
     "refusal": "write the refusal into the content",
     "name": "speakers have roles only; write the name into the content",
     "prefix": "a turn cannot be continued",
+    **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), "give the message a weight of 0 or 1"),
 }
 """Fields that change what a message says, with the reason why they cannot be used."""
-WEIGHTS = ("weight", "loss_weight", "train", "training")
+WEIGHTS = ("weight", "loss_weight", "loss", "train", "training")
 TEXT_PARTS = ("text", "input_text", "output_text")
 REMEDY = "remove the field or the row"
 
@@ -57,7 +58,7 @@ def waits(value: Any) -> bool:
     """True for messages that end with the user's, so that an answer is still to come."""
     last = value[-1] if is_list(value) and value else None
     role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
-    return isinstance(role, str) and ROLES.get(role) == "user"
+    return isinstance(role, str) and ROLES.get(role.lower()) == "user"
 
 
 def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
@@ -92,6 +93,7 @@ def _message(fields: Fields, item: Any, name: str) -> Message:
         raise Malformed(f"{name} has to hold messages with role and content, got {item!r:.60}")
     role_field, role = _either(item, ("role", "from"), name)
     content_field, content = _either(item, ("content", "value"), name)
+    role = role.lower() if isinstance(role, str) else role
     if isinstance(role, str) and role in TOOL_ROLES:
         raise Malformed(f"{name} has a message with the role {role!r}: {TOOLS}; remove the row")
     if not isinstance(role, str) or role not in ROLES:

@@ -70,11 +70,14 @@ def _usable(value: Any, column: str, where: str, replaced: set[str], level: int)
         )
     if isinstance(value, Repeated):
         raise ConfigError(f"{where}: {column!r:.60} holds an object with the key {value.key!r:.60} twice; remove one")
-    if not isinstance(value, Mapping | list):
+    if value is None or isinstance(value, bool | int | float):
         return value
+    if not isinstance(value, Mapping | list | tuple):
+        # Dates, decimals and bytes of Parquet files; run folders hold JSON.
+        return str(value)
     if level >= MOST_LEVELS:
         raise ConfigError(f"{where}: {column!r:.60} is nested deeper than {MOST_LEVELS} levels; correct the row")
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_usable(item, column, where, replaced, level + 1) for item in value]
     return {
         _text(name) if isinstance(name, str) else name: _usable(item, column, where, replaced, level + 1)

@@ -84,7 +84,7 @@ def test_the_usual_layouts_of_pairs_are_read(row):
         {"instruction": "a", "output": "b", "system_prompt": "s", "history": [{"role": "user", "content": "h"}, BAD]},
         {"prompt": "a", "completion": "b", "system": Cell("s"), "history": [["h", "g"]]},
         {"conversations": [shared("h"), answered("g"), shared("a"), answered("b")], "system": "s", "tools": "[]"},
-        {"messages": [{"role": "developer", "content": "s"}, *ASKED, GOOD], "system": "s", "history": [["h", "g"]]},
+        {"messages": [{"role": "Developer", "content": "s"}, *ASKED, GOOD], "system": "s", "history": [["h", "g"]]},
     ],
 )
 def test_system_and_history_come_before_the_prompt(row):
@@ -116,7 +116,7 @@ def test_conversations_that_all_wait_for_an_answer_are_prompts():
     assert found.dropped == {"the conversation does not end with an answer": 1}
 
 
-@pytest.mark.parametrize("name", ["label", "kto_tag", "desirable", "thumbs_up", "thumbs", "rating", "vote"])
+@pytest.mark.parametrize("name", ["label", "kto_tag", "desirable", "thumbs_up", "thumbs", "rating", "is_correct"])
 @pytest.mark.parametrize(
     "row",
     [

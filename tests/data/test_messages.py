@@ -38,7 +38,8 @@ def test_tool_roles_are_refused_by_name(role):
 
 
 @pytest.mark.parametrize(
-    "field", ["tool_call_id", "images", "audio", "video", "reasoning_content", "thinking", "refusal", "name", "prefix"]
+    "field",
+    ["tool_call_id", "images", "audio", "video", "reasoning_content", "thinking", "refusal", "name", "prefix", "mask"],
 )
 def test_fields_that_change_the_meaning_are_refused_by_name(field):
     refused(talk({field: "x"}), f"messages has {field}: .*; remove the field or the row")
@@ -90,6 +91,7 @@ def test_spellings_that_differ_are_refused():
         ("loss_weight", 0.0, False),
         ("train", False, False),
         ("training", True, True),
+        ("loss", False, False),
     ],
 )
 def test_weights_of_zero_and_one_say_what_is_learned(field, weight, learned):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -101,3 +104,16 @@ def test_text_without_blank_lines_is_cut_at_lines_and_words(text, tmp_path):
     assert "".join("".join(documents).split()) == "".join(text.split())
     if " " in text:
         assert " ".join(documents).split() == text.split()
+
+
+def test_values_of_parquet_that_json_does_not_know_become_text(tmp_path):
+    row = {"text": "a", "day": date(2026, 1, 2), "price": Decimal("1.50"), "pairs": [{"raw": b"x"}], "left": None}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
+    (found,) = read_file(str(tmp_path / "x.parquet")).rows
+    assert json.loads(json.dumps(found.values)) == {
+        "text": "a",
+        "day": "2026-01-02",
+        "price": "1.50",
+        "pairs": [{"raw": "b'x'"}],
+        "left": None,
+    }

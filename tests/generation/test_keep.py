@@ -18,7 +18,7 @@ from tests.runs import CONF
 FOUR = Answers(
     row=7,
     prompt="1 + 2 = ?",
-    columns={"answer": "3", "label": "not mine"},
+    columns={"answer": "3", "label": "not mine", "kto_tag": True, "weight": 0, "chosen_messages": []},
     completions=(" 3.", " 4.", " It is 3.", " 3."),
     rewards=(1.0, 0.0, 1.0, 1.0),
     finished=(True, True, True, True),
