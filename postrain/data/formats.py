@@ -169,7 +169,9 @@ def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
         raise Malformed(
             f"{first} and {second} have to be two texts or two message lists, got {chosen!r:.40} and {rejected!r:.40}"
         )
-    one, other = messages(fields, chosen, first), messages(fields, rejected, second)
+    one, other = (
+        messages(fields, side, name, or_text="text or ") for side, name in ((chosen, first), (rejected, second))
+    )
     if one[:-1] != other[:-1]:
         raise Unusable(UNSHARED)
     if one[-1].role != "assistant" or other[-1].role != "assistant":

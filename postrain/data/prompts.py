@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postrain.data.fields import Fields, Malformed, is_list, text
+from postrain.data.fields import Fields, Malformed, empty, is_list, text
 from postrain.data.layouts import PARTS
 from postrain.data.messages import history, messages, prompt_turns
 from postrain.data.records import Message, Messages
@@ -24,6 +24,9 @@ def asked(fields: Fields) -> Messages:
         return ()
     name, value = found
     plain = isinstance(value, str) and not is_transcript(value)
+    # Beside a prompt alone, a list or an object is what a reward reads.
+    if plain and given and not (empty(given[1]) or isinstance(given[1], str)) and fields.layout.kind != "prompt":
+        raise Malformed(f"{given[0]} has to be text, which is put below the prompt, got {given[1]!r:.60}")
     if plain and given and isinstance(given[1], str):
         fields.find("input")
         # Some files carry the context inside of the prompt already.

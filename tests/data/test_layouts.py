@@ -217,6 +217,18 @@ def test_a_mapped_column_settles_which_of_two_is_used_and_the_other_is_named():
     assert found.unused == {"prompt": 1}
 
 
+def test_an_input_that_is_not_text_is_refused_where_it_would_be_lost():
+    for answer in ({"output": "b"}, {"chosen": "b", "rejected": "c"}):
+        with pytest.raises(
+            ConfigError, match=r"line 1: input has to be text, which is put below the prompt, got \[1\]"
+        ):
+            only({"instruction": "a", "input": [1], **answer})
+    assert only({"prompt": "a", "input": [1]}) == Prompt(row=1, prompt=chat("a"), columns={"input": [1]})
+    record = only({"instruction": "a", "input": None, "output": "b"})
+    assert isinstance(record, Demonstration)
+    assert record.messages == chat("a", "b")
+
+
 @pytest.mark.parametrize("name", ["tools", "functions", "images", "audio", "chat_template_kwargs"])
 @pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "a"}, {"prompt": "a", "completion": "b"}])
 def test_columns_that_change_the_meaning_are_refused_by_name(row, name):
