@@ -3,6 +3,9 @@
 On one machine the first rank starts the others itself, each on the run folder's own config: nobody composes the command
 line twice, so a sweep cannot give two ranks different settings, and no rank makes a folder of its own. Under torchrun,
 which several nodes need, the ranks are there already. Either way the group is up before anything is built.
+
+On one machine nothing listens beyond loopback: ranks meet in a file, since torch's TCPStore listens on every interface,
+and gloo and NCCL are told to use the loopback interface.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +31,8 @@ from postrain.types import ConfigError
 
 # How a rank ends when all is well: still running, done, killed by the first rank, or told to stop like it.
 ENDINGS = (None, 0, -signal.SIGKILL, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+# The environment variable that holds the file in which the ranks of one machine meet.
+MEET = "POSTRAIN_RENDEZVOUS"
 # Seconds that the first rank has to find the mistake that another one has ended with by itself.
 GRACE = 10.0
 
@@ -45,14 +51,17 @@ def ranks(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         return
     before, threads, over = dict(os.environ), torch.get_num_threads(), threading.Event()
     others: list[subprocess.Popen[bytes]] = []
+    # Of this account alone (0700).
+    meeting = tempfile.TemporaryDirectory(prefix="postrain-ranks-", ignore_cleanup_errors=True)
     if "RANK" not in os.environ:
         assert folder is not None
+        os.environ |= on_loopback(Path(meeting.name, "store"))
         others = _start_others(hardware, folder, over)
     if hardware.accelerator == "gpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     mine = not dist.is_initialized()
     if mine:
-        dist.init_process_group("gloo" if hardware.accelerator == "cpu" else "nccl")
+        join("gloo" if hardware.accelerator == "cpu" else "nccl")
     try:
         shared: list[Path | None] = [folder]
         dist.broadcast_object_list(shared)
@@ -70,6 +79,22 @@ def ranks(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         torch.set_num_threads(threads)
         os.environ.clear()
         os.environ.update(before)
+        meeting.cleanup()
+
+
+def on_loopback(meeting: Path) -> dict[str, str]:
+    """The environment of ranks that meet in the file `meeting` and listen on loopback only."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+    return {MEET: str(meeting), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+
+
+def join(backend: str) -> None:
+    """Joins the process group: of this machine's ranks in their file, of several nodes' at MASTER_ADDR."""
+    if MEET not in os.environ:
+        dist.init_process_group(backend)
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, init_method=f"file://{os.environ[MEET]}", rank=rank, world_size=size)
 
 
 def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> list[subprocess.Popen[bytes]]:

@@ -1,11 +1,15 @@
 """One rank of a process group that runs every method once: what tests/test_ranks.py starts twice."""
 
+import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
 
 from postrain import run as run_module
+from postrain.launch import join
 from tests.runs import METHODS, SMALL, composed
 
 # Runs that shard the policy, by name. Odd batches in small pieces give the ranks different numbers of passes.
@@ -16,9 +20,28 @@ SHARDED = {
 }
 
 
+# 127.0.0.1, ::1 and ::ffff:127.0.0.1, as /proc/net writes them.
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+LISTENS = "0A"
+
+
+def listening() -> list[str]:
+    """The addresses at which this process listens, in the kernel's hexadecimal."""
+    links: list[str] = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the listing's own is closed by now
+            links.append(os.readlink(descriptor))
+    own = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
+    files = [Path("/proc/net", name) for name in ("tcp", "tcp6")]
+    rows = [line.split() for file in files if file.is_file() for line in file.read_text().splitlines()[1:]]
+    return [row[1].partition(":")[0] for row in rows if row[3] == LISTENS and row[9] in own]
+
+
 def main(output: Path) -> None:
     """Runs all methods, one after another, in one group."""
-    dist.init_process_group("gloo")
+    join("gloo")
+    dist.barrier()
+    (output / f"listening-{dist.get_rank()}.json").write_text(json.dumps(listening()))
     for method in METHODS:
         run([f"method={method}", "trainer=ddp_cpu", f"name={method}"], output)
     for name, words in SHARDED.items():

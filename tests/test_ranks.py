@@ -1,5 +1,6 @@
 """Two ranks are one rank: same batches, same samples, same gradients, same metrics."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from postrain.folder import RunFolder
-from postrain.launch import _free_port
-from tests.rank import SHARDED
+from postrain.launch import _free_port, on_loopback
+from tests.rank import LOOPBACK, SHARDED
 from tests.runs import METHODS, final_state, records, small_run
 
 
@@ -18,6 +19,7 @@ def two_ranks(tmp_path_factory):
     """The run folders of every method, trained by two processes."""
     output = tmp_path_factory.mktemp("ranks")
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    shared |= on_loopback(output / "store")
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.rank", str(output)],
@@ -31,6 +33,13 @@ def two_ranks(tmp_path_factory):
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-4000:]
     return output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_listen_on_loopback_only(two_ranks):
+    listening = [json.loads((two_ranks / f"listening-{rank}.json").read_text()) for rank in (0, 1)]
+    assert all(listening), "gloo listens, so an empty list means that nothing was looked at"
+    assert {address for addresses in listening for address in addresses} <= LOOPBACK
 
 
 @pytest.mark.parametrize(("name", "words"), [*((method, [f"method={method}"]) for method in METHODS), *SHARDED.items()])
