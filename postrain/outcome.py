@@ -15,6 +15,7 @@ from postrain.data.steps import LAYOUT_FILE
 from postrain.folder import RunFolder, writing
 from postrain.jsonl import atomic_write_text, number, plain
 from postrain.methods.base import Method
+from postrain.metric_names import Direction, direction_of, judged_by
 from postrain.models.export import export
 from postrain.models.sources import ResolvedModel
 from postrain.readable import figure
@@ -43,12 +44,12 @@ def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | 
 
 
 def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[float, float]]) -> None:
-    """result.json: what sweeps and comparisons read of a finished run."""
-    metric, margin = method.learns
+    """result.json: what sweeps and comparisons read of a finished run, with the metric that judges it."""
+    metric, direction = judged(type(method), changes)
     parameters = list(method.policy.parameters())
     result = {
         "metric": metric,
-        "direction": "max" if margin > 0 else "min",
+        "direction": direction,
         "objective": changes[metric][1] if metric in changes else None,
         "headline": method.headline,
         "changes": changes,
@@ -59,6 +60,17 @@ def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[
     }
     with writing(folder.result):
         atomic_write_text(folder.result, json.dumps(plain(result), indent=1) + "\n")
+
+
+def judged(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Direction]:
+    """The metric that says how good the run has become, with its direction.
+
+    Where nothing was measured, it is the method's own.
+    """
+    name, margin = method.learns
+    last = method.headline[2]
+    own: list[tuple[str, Direction]] = [(name, "max" if margin > 0 else "min"), (last, direction_of(last))]
+    return judged_by(own, measured) or own[0]
 
 
 def reading(built: Built) -> dict[str, str]:

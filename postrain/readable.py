@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 
-LESS = (
-    "per_token", "per_completion", "unscorable", "loop_share", "looping", "repetition", "refusals_or_empty",
-    "bits_per_byte", "all_equal",
-)  # fmt: skip
 _TAILS = ("/total", "/exact", "/mean")
 
 
@@ -16,12 +12,6 @@ def short(name: str) -> str:
     for end in _TAILS:
         name = name.removesuffix(end)
     return name.replace("/", " ").replace("_", " ")
-
-
-def less_is_better(metric: str) -> bool:
-    """Whether a metric is good when it is small, by its name."""
-    last = metric.rpartition("/")[2]
-    return last in LESS or "/kl/" in f"/{metric}" or last.endswith(("loss", "perplexity", "error"))
 
 
 def figure(value: float) -> str:

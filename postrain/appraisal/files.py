@@ -18,7 +18,7 @@ from postrain.evaluation.completions import gold_scores, held_out
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.folder import RunFolder, writing
 from postrain.jsonl import JsonLines, atomic_write_text, plain
-from postrain.readable import less_is_better
+from postrain.metric_names import direction_of
 from postrain.rewards.base import optional
 
 STATS, RESPONSES = "evaluation_stats.json", "sample_responses.json"
@@ -110,7 +110,7 @@ def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
     chosen = metric or decisive(list(numbers))
     return {
         "metric": chosen,
-        "direction": "min" if chosen and less_is_better(chosen) else "max",
+        "direction": direction_of(chosen or ""),
         "objective": numbers[chosen][0] if chosen in numbers else None,
         "headline": list(numbers)[:3],
         "values": {name: values[0] for name, values in numbers.items()},

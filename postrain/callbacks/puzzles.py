@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from postrain.evaluation.collapse import DISTINCT, collapsed
+
 History = Sequence[Mapping[str, float]]
 
 STALL = 5
@@ -187,6 +189,19 @@ def reward_grows_with_repetition(history: History) -> str | None:
     )
 
 
+def completions_collapse(history: History) -> str | None:
+    evaluations = [entry for entry in history if f"eval/{DISTINCT}" in entry]
+    found = collapsed(evaluations[0], evaluations[-1]) if len(evaluations) > 1 else ""
+    if not found:
+        return None
+    return (
+        f"On held-out prompts {found}. The policy gives the same or a one-word answer to every prompt; its reward says "
+        "nothing about useful text. Continue from an earlier checkpoint with a larger method.kl_coef or a smaller "
+        "method.learning_rate, or change the reward that pays for it. Where the data asks for such answers, as labels "
+        "are, nothing is wrong."
+    )
+
+
 def reward_leaves_gold(history: History) -> str | None:
     reward, gold = seen(history, "eval/reward/total")[-3:], seen(history, "gold/total")[-3:]
     if min(len(reward), len(gold)) < 3 or not (reward[0] < reward[1] < reward[2] and gold[0] > gold[1] > gold[2]):
@@ -263,6 +278,7 @@ RULES = (
     Rule("kl_runs_away", "The KL runs away", kl_runs_away),
     Rule("reward_grows_with_length", "More reward, longer texts", reward_grows_with_length),
     Rule("reward_grows_with_repetition", "More reward, more repetition", reward_grows_with_repetition),
+    Rule("completions_collapse", "The completions have collapsed", completions_collapse),
     Rule("reward_leaves_gold", "More reward, less of what it stands for", reward_leaves_gold),
     Rule("samples_become_unlikely", "The samples are no longer likely text", samples_become_unlikely),
     Rule("groups_agree", "Most groups have nothing to compare", groups_agree),

@@ -52,7 +52,7 @@ class Calibration:
         return Finding(
             metrics={
                 "error": calibration_error(*zip(*known, strict=True)),
-                "confidence": Estimate.mean([sure for sure, _ in known]),
+                "confidence": Estimate.mean([sure for sure, _ in known], 0, 1),
                 "accuracy": Estimate.share([right for _, right in known]),
             },
             example=first_prompt(subject, episodes),
@@ -69,4 +69,4 @@ def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> 
     sums_K3 = confidence_sums(sure_B, right_B)
     alone = [confidence_sums(sure_B[at : at + 1], right_B[at : at + 1]) for at in range(len(sure_B))]
     without = [expected_error(sums_K3 - one_K3) for one_K3 in alone]
-    return Estimate.jackknife(expected_error(sums_K3), without).within(0, 1)
+    return Estimate.jackknife(expected_error(sums_K3), without, 0, 1)

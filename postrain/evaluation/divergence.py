@@ -41,7 +41,7 @@ class Divergence:
         return Finding(
             metrics={
                 "per_token": Estimate.ratio(sums, tokens),
-                "per_completion": Estimate.mean(sums),
+                "per_completion": Estimate.mean(sums, 0),
                 "reference_logp": Estimate.ratio(logps, tokens),
             },
             example=first_prompt(subject, episodes),

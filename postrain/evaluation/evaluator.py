@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from postrain.data.module import DataModule
+from postrain.evaluation.collapse import DISTINCT, ONE_WORD, distinct_share, one_word_share
 from postrain.evaluation.completions import compared, complete, gold_scores, means
 from postrain.evaluation.measures import Finding, Measure, Subject
 from postrain.evaluation.repetition import distinct_n
@@ -91,8 +92,14 @@ def about_completions(
 ) -> dict[str, Mean | Max]:
     """What is logged of fresh completions."""
     found = episodes.metrics() if subject.reward else completion_metrics(episodes)
-    found = {**found, "repetition": Mean(1 - distinct_n(episodes.completions, 3), 1)}
-    found |= against_reference(subject, episodes)
+    texts = episodes.completions
+    found = {
+        **found,
+        DISTINCT: Mean(distinct_share(texts), 1),
+        ONE_WORD: Mean(one_word_share(texts), 1),
+        "repetition": Mean(1 - distinct_n(texts, 3), 1),
+        **against_reference(subject, episodes),
+    }
     if settings.greedy:
         found |= {f"greedy/{name}": value for name, value in greedily(subject, data, settings.completions).items()}
     gold = {f"gold/{part}": mean for part, mean in means(gold_scores(episodes, data)).items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import exp, inf, isclose, isfinite, sqrt
 from statistics import fmean, stdev
 
+ROUNDING = 1e-6
+LONGEST_STEP = 700.0  # e to this power is still a float
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 # The same of Student's t with 1, 2, ... 30 degrees of freedom: three seeds are far from normal.
 T = (
@@ -26,6 +28,42 @@ class Interval:
     high: float
 
 
+def within(value: float, half: float, low: float = -inf, high: float = inf) -> Interval:
+    """`value` ± `half`, kept inside `low` … `high` by taking it on a scale that has no bounds (the delta method).
+
+    A KL is at least 0, a share lies in 0 … 1, and a symmetric interval knows neither. On the log of the distance from a
+    single bound, or on the logit between two, the half width is `half` times the derivative of that scale at
+    `value`; the ends are carried back (Agresti 2013, Categorical Data Analysis, section 3.1; the logit interval). The
+    result contains `value`, is asymmetric where a bound is near, and equals value ± half far from it. A value outside
+    the bounds is not the quantity it was taken for and gets the symmetric interval; one on a bound that still has a
+    width is cut there.
+    """
+    if low == -inf and high < inf:
+        mirrored = within(-value, half, -high)
+        return Interval(value, -mirrored.high, -mirrored.low)
+    plain = Interval(value, value - half, value + half)
+    if low == -inf or not enclosed([value], low, high) or not isfinite(half) or half == 0:
+        return plain
+    if not low < value < high:
+        return Interval(value, max(plain.low, low), min(plain.high, high))
+    above, below = value - low, high - value
+    # 1 / (derivative of the inverse): d/dv log(v - low) = 1 / above; d/dv logit = (high - low) / (above · below).
+    step = half / above if below == inf else half * (1 / above + 1 / below)
+    shrink = exp(-min(step, LONGEST_STEP))
+    if below == inf:
+        return Interval(value, low + above * shrink, low + above / shrink)
+    return Interval(
+        value,
+        low + (high - low) * above * shrink / (above * shrink + below),
+        low + (high - low) * above / (above + below * shrink),
+    )
+
+
+def enclosed(values: Iterable[float], low: float, high: float) -> bool:
+    """Whether all values lie between the bounds, but for rounding: an exact KL of equal models may be -1e-9."""
+    return all(low - ROUNDING <= value <= high + ROUNDING for value in values)
+
+
 def student(degrees: int) -> float:
     """The 97.5 % quantile of Student's t, of at least one degree of freedom; beyond the table to three digits."""
     return T[degrees - 1] if degrees <= len(T) else Z + (T[-1] - Z) * len(T) / degrees
@@ -41,13 +79,19 @@ def wilson(successes: float, total: int) -> Interval:
     return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """A mean with Student's interval, for independent values such as seeds; a single value has an infinite one."""
+def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf) -> Interval:
+    """A mean with Student's interval, for independent values such as seeds; a single value has an infinite one.
+
+    `low` and `high` are the bounds of a single value; see `within`.
+    """
     mean, degrees = fmean(values), len(values) - 1
     if degrees == 0:
-        return Interval(mean, float("-inf"), float("inf"))
-    half = student(degrees) * stdev(values) / sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
+        return Interval(mean, -inf, inf)
+    if not enclosed(values, low, high):
+        low, high = -inf, inf
+    # What differs in the last digits alone has no spread.
+    spread = 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)
+    return within(mean, student(degrees) * spread / sqrt(len(values)), low, high)
 
 
 def paired_shares(differences: Sequence[float]) -> Interval:
@@ -73,15 +117,16 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
     return Interval(fmean(values), low, high)
 
 
-def jackknife_interval(value: float, without: Sequence[float]) -> Interval:
+def jackknife_interval(value: float, without: Sequence[float], low: float = -inf, high: float = inf) -> Interval:
     """Any statistic of n independent items, with Student's interval of its jackknife error (Efron and Stein 1981).
 
     `without` is the statistic with each item left out in turn. For what resampling would bend: ratios, and numbers of
     different things, which fall as soon as an item is drawn twice. A single item has an infinite interval.
+    `low` and `high` are the bounds of the statistic; see `within`.
     """
     n = len(without)
     if n < 2:
-        return Interval(value, float("-inf"), float("inf"))
+        return Interval(value, -inf, inf)
     mean = fmean(without)
     half = student(n - 1) * sqrt((n - 1) / n * sum((one - mean) ** 2 for one in without))
-    return Interval(value, value - half, value + half)
+    return within(value, half, low, high)

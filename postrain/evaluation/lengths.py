@@ -23,7 +23,7 @@ class Lengths:
         finished = episodes.finished_B.tolist()
         rows = zip(episodes.rows.row_ids, tokens, finished, strict=True)
         return Finding(
-            metrics={"tokens": Estimate.mean(tokens), "finished": Estimate.share(finished)},
+            metrics={"tokens": Estimate.mean(tokens, 0), "finished": Estimate.share(finished)},
             example=first_prompt(subject, episodes),
             records=tuple({"row": row, "tokens": length, "finished": ended} for row, length, ended in rows),
         )

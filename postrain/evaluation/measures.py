@@ -24,13 +24,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from postrain.data.chat import Template
 from postrain.data.module import DataModule
-from postrain.evaluation.intervals import Interval, jackknife_interval, mean_interval, paired_shares, wilson
+from postrain.evaluation.intervals import (
+    Interval,
+    enclosed,
+    jackknife_interval,
+    mean_interval,
+    paired_shares,
+    wilson,
+)
 from postrain.models.reference import Reference
 from postrain.rewards.base import Reward
 from postrain.rollout.collect import Episodes
@@ -57,53 +65,65 @@ class Estimate:
         """
         if set(hits) <= {0, 0.5, 1} or len(set(hits)) == 1:
             return cls._of(wilson(float(sum(hits)), len(hits)), len(hits))
-        return cls.mean(hits).within(0, 1)
+        return cls.mean(hits, 0, 1)
 
     @classmethod
-    def mean(cls, values: Sequence[float]) -> Estimate:
-        """The mean of at least one value, with Student's interval; of a single one it is infinite."""
-        return cls._of(mean_interval(values), len(values))
+    def mean(cls, values: Sequence[float], low: float = -inf, high: float = inf) -> Estimate:
+        """The mean of at least one value between `low` and `high`, with Student's interval; of one it is infinite."""
+        return cls._of(mean_interval(values, low, high), len(values))
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """The mean of at least one value of a kind that is not known: where all are 1 or 0 a share."""
-        return cls.share(values) if set(values) <= {0, 1} else cls.mean(values)
+        """The mean of at least one value of a kind that is not known.
+
+        Where all are 1 or 0 it is a share; where all lie between, such as gold scores, the interval stays there too.
+        """
+        return cls.share(values) if set(values) <= {0, 1} else cls.mean(values, *_around(values, 0, 1))
 
     @classmethod
     def paired(cls, mine: Sequence[float], theirs: Sequence[float]) -> Estimate:
         """The mean difference of two measurements of the same items, at least one."""
         gaps = [one - other for one, other in zip(mine, theirs, strict=True)]
-        return cls.gain(gaps) if {*mine, *theirs} <= {0, 0.5, 1} else cls.mean(gaps)
+        whole = {*mine, *theirs} <= {0, 0.5, 1}
+        bounds = (-1.0, 1.0) if _around([*mine, *theirs], 0, 1) == (0, 1) else (-inf, inf)
+        return cls.gain(gaps) if whole else cls.mean(gaps, *bounds)
 
     @classmethod
     def gain(cls, gaps: Sequence[float]) -> Estimate:
         """The mean of at least one item's gain in what it is worth, which mostly is 1 or 0."""
         shares = set(gaps) <= {-1, -0.5, 0, 0.5, 1}
-        return cls._of(paired_shares(gaps) if shares else mean_interval(gaps), len(gaps))
+        if shares:
+            return cls._of(paired_shares(gaps), len(gaps))
+        return cls.mean(gaps, *_around(gaps, -1, 1))
 
     @classmethod
-    def jackknife(cls, value: float, without: Sequence[float]) -> Estimate:
-        """Any statistic of items, from its values with each of them left out."""
-        return cls._of(jackknife_interval(value, without), len(without))
+    def jackknife(cls, value: float, without: Sequence[float], low: float = -inf, high: float = inf) -> Estimate:
+        """Any statistic of items, between `low` and `high`, from its values with each of them left out."""
+        return cls._of(jackknife_interval(value, without, low, high), len(without))
 
     @classmethod
     def ratio(cls, totals: Sequence[float], counts: Sequence[float]) -> Estimate:
         """Total over count of all items, such as nats per token over rows: not the mean of the items' own ratios.
 
-        Items that count nothing are none; where nothing is left the value is nan.
+        Where no total is below 0 (a loss, a KL) or none is above (a log-probability), the interval stays there too.
+        Items that count nothing are left out; where none is left the value is nan.
         """
         items = [(total, count) for total, count in zip(totals, counts, strict=True) if count > 0]
         total, count = sum(total for total, _ in items), sum(count for _, count in items)
         without = [(total - t) / (count - c) for t, c in items] if len(items) > 1 else []
-        return cls._of(jackknife_interval(total / count if items else float("nan"), without), len(items))
+        low, _ = _around([t for t, _ in items], 0, inf)
+        _, high = _around([t for t, _ in items], -inf, 0)
+        value = total / count if items else float("nan")
+        return cls._of(jackknife_interval(value, without, low, high), len(items))
 
     @classmethod
     def _of(cls, found: Interval, n: int) -> Estimate:
         return cls(value=found.value, low=found.low, high=found.high, n=n)
 
-    def within(self, low: float, high: float) -> Estimate:
-        """The same with an interval that does not leave what the number can be."""
-        return Estimate(value=self.value, low=max(self.low, low), high=min(self.high, high), n=self.n)
+
+def _around(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """`low` and `high` where they enclose all values, else no bounds."""
+    return (low, high) if enclosed(values, low, high) else (-inf, inf)
 
 
 @dataclass(frozen=True, kw_only=True)

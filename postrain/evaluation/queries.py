@@ -169,7 +169,7 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
         for name in ("accuracy", *categories, "worst_phrasing", *ACROSS, "refusals_or_empty", "finished")
         if any(name in one for one in records)
     }
-    return {**shares, "tokens": Estimate.mean([one["tokens"] for one in records])}
+    return {**shares, "tokens": Estimate.mean([one["tokens"] for one in records], 0)}
 
 
 def agreement(answers: Sequence[str]) -> float:

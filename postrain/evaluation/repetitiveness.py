@@ -35,7 +35,7 @@ class Repetition:
         return Finding(
             metrics={
                 **{f"distinct_{n}": distinct(texts, n) for n in ORDERS},
-                "loop_share": Estimate.mean(loops),
+                "loop_share": Estimate.mean(loops, 0, 1),
                 "looping": Estimate.share(looping),
             },
             example=first_prompt(subject, episodes),
@@ -54,4 +54,4 @@ def distinct(texts: Sequence[str], n: int) -> Estimate:
         lost = sum(everywhere[run] == count for run, count in own.items())
         left = total - sum(own.values())
         without.append((kinds - lost) / left if left else 1.0)
-    return Estimate.jackknife(distinct_n(texts, n), without).within(0, 1)
+    return Estimate.jackknife(distinct_n(texts, n), without, 0, 1)

@@ -74,8 +74,8 @@ def _generated(step: Step, folder: RunFolder) -> dict[str, str]:
 
 
 def _interval(found: Mapping[str, Any]) -> str:
-    """A number and half its 95 % interval; the whole one stands in summary.json."""
-    return f"{found['value']:.3f} ± {(found['high'] - found['low']) / 2:.2f}"
+    """A number with its 95 % interval, which is not symmetric near 0 and 1."""
+    return f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def _evaluated(step: Step, folder: RunFolder) -> dict[str, str]:

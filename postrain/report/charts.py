@@ -137,10 +137,23 @@ Series = tuple[str, int, Sequence[Spot]]
 """A name, the number of its colour, points."""
 
 
-def points(series: Sequence[Series], *, x: str, y: str, log_x: bool = False, joined: bool = True) -> Draw:
-    """Points with intervals both ways; those of a series are joined in their order."""
+def points(
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = False,
+    joined: bool = True,
+    levels: Sequence[tuple[str, float]] = (),
+) -> Draw:
+    """Points with intervals both ways; those of a series are joined in their order. `levels` are named horizontal
+    lines."""
 
     def draw(axes: Axes) -> None:
+        for name, level in levels:
+            if is_drawable(level):
+                axes.axhline(level, color=MUTED, lw=1, ls="--")
+                axes.text(1, level, plain(_cut(name)), transform=axes.get_yaxis_transform(), fontsize=8, ha="right")
         for name, number, spots in series:
             shown = [
                 spot for spot in spots if is_drawable(spot.x) and is_drawable(spot.y) and (spot.x > 0 or not log_x)

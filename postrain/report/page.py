@@ -97,10 +97,10 @@ def link(target: Path, page: Path) -> str:
 
 
 def estimate(value: float | None, low: float | None, high: float | None, n: int | None, *, best: bool = False) -> Cell:
-    """A value, under it its interval and number of observations where they are known."""
+    """A value, under it its interval, where there is one of some width, and its number of observations."""
     if value is None:
         return Cell("–")
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high) and low < high
     around = f"{figure(low)} … {figure(high)}" if known and low is not None and high is not None else ""
     return Cell(figure(value), ", ".join(filter(None, (around, f"n={n}" if n else ""))), best)
 

@@ -1,4 +1,5 @@
-"""A sweep's folder as it is read: settings with their jobs, means over seeds with 95 % intervals, the best one.
+"""A sweep's folder as it is read: settings with their jobs, means over seeds with 95 % intervals, the best one, and the
+untrained model that all started from.
 
 Reads what is there: jobs that run, failed or left half-written files are in the list of jobs and in no mean. Imports
 neither torch nor lightning.
@@ -11,62 +12,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from postrain.errors import ConfigError
-from postrain.evaluation.intervals import Interval, mean_interval
 from postrain.jsonl import number, read_json
-from postrain.readable import less_is_better
+from postrain.metric_names import Direction, decides, direction_of
 from postrain.report.run_data import LARGEST
+from postrain.report.study_cells import Cell, Job, cells_of, untrained
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
 USUAL = ("gold/total", "eval/reward/total", "eval/accuracy", "eval/kl/exact")
 """Columns of a sweep that names no metric."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the sweep."""
-
-    number: int
-    folder: Path
-    label: str
-    settings: Mapping[str, Any]
-    seed: int | None
-    state: str
-    """done, failed, interrupted, running, or "not started"."""
-    reason: str
-    """Why it failed, or why it ended before its last update."""
-    seconds: float
-    metric: str | None
-    """What its own method is judged by."""
-    direction: str | None
-    values: Mapping[str, float]
-    """What it measured at its end; {} unless it is done. May hold nan and infinities."""
-    changes: Mapping[str, tuple[float, float]]
-    """The same before and after, where it measured both and both are numbers."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A setting: its jobs with all seeds."""
-
-    settings: Mapping[str, Any]
-    label: str
-    jobs: tuple[Job, ...]
-    values: Mapping[str, Interval]
-    """Every metric of its finished jobs that is a number in all of them: the rest of a diverged setting is no mean."""
-    n: int
-    """Finished jobs."""
-
-    @property
-    def seconds(self) -> float:
-        """Of a finished job, mean."""
-        took = [job.seconds for job in self.jobs if job.state == "done"]
-        return fmean(took) if took else 0.0
+KL = "eval/kl/exact"
 
 
 @dataclass(frozen=True)
@@ -80,7 +39,7 @@ class Study:
     """Its command line."""
     metric: str | None
     """What decides; None where the jobs are judged by different ones."""
-    direction: Literal["max", "min"]
+    direction: Direction
     x: str | None
     y: str | None
     """The axes of the picture; None for the metric over what varies."""
@@ -88,6 +47,8 @@ class Study:
     settings: tuple[str, ...]
     """The keys that vary."""
     cells: tuple[Cell, ...]
+    untrained: tuple[Cell, ...] = field(default=())
+    """Update 0 of the same jobs: one row, or several where the settings differ in what they start from."""
     missing: tuple[str, ...] = field(default=())
     """What could not be read, a line each."""
 
@@ -102,17 +63,25 @@ class Study:
         return tuple(job for job in self.jobs if job.state != "done")
 
     @property
+    def ranked(self) -> tuple[Cell, ...]:
+        """The settings that have the deciding metric, the best mean first."""
+        judged = [cell for cell in self.cells if self.metric is not None and self.metric in cell.values]
+        sign = -1 if self.direction == "max" else 1
+        return tuple(sorted(judged, key=lambda cell: sign * cell.values[str(self.metric)].value))
+
+    @property
     def best(self) -> Cell | None:
         """The setting with the best mean; None where there is nothing to compare."""
-        judged = [cell for cell in self.cells if self.metric in cell.values]
-        if len(judged) < 2 or self.metric is None:
-            return None
-        choose = max if self.direction == "max" else min
-        return choose(judged, key=lambda cell: cell.values[str(self.metric)].value)
+        return self.ranked[0] if len(self.ranked) > 1 else None
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What the question asks about: the deciding metric and the axes of the picture."""
+        return tuple(dict.fromkeys(filter(None, (self.metric, self.y, self.x))))
 
     def shown(self) -> tuple[str, ...]:
         """The metrics of the table: what decides, the picture's axes, the further ones; those that were measured."""
-        wanted = dict.fromkeys(filter(None, (self.metric, self.y, self.x, *self.columns)))
+        wanted = dict.fromkeys((*self.quantities, *self.columns))
         return tuple(name for name in wanted if any(name in cell.values for cell in self.cells))
 
 
@@ -121,34 +90,58 @@ def read_study(path: Path) -> Study:
     node, missing = _yaml(path / FILE)
     records, more = _records(path / JOBS)
     jobs = [_job(path, record) for record in records]
-    own = {(job.metric, job.direction) for job in jobs if job.metric}
-    metric, direction = node.get("metric"), node.get("direction")
-    if metric is None and len(own) == 1:
-        metric, direction = next(iter(own))
-    else:
-        direction = direction or next((job.direction for job in jobs if job.metric == metric and job.direction), None)
-        direction = direction or ("min" if metric and less_is_better(metric) else "max")
+    settings = tuple(dict.fromkeys(key for job in jobs for key in job.settings))
+    metric, direction = deciding(node.get("metric"), node.get("direction"), jobs, settings)
     columns = node.get("columns") or ()
-    if metric is not None and node.get("metric") is None:
+    if metric is not None and node.get("metric") != metric:
         columns = [*columns, *USUAL]
     picture = node.get("picture")
     axes = picture if isinstance(picture, dict) else {}
-    cells = tuple(_cells(jobs))
-    wanted = [metric, axes.get("x"), axes.get("y"), *(node.get("columns") or ())]
+    known = {name for job in jobs for name in job.values}
+    x, y = (name if (name := axes.get(axis)) in known else None for axis in ("x", "y"))
+    if x is None and KL in known and about_kl(settings):
+        x, y = KL, y or metric
+    cells = tuple(cells_of(jobs))
+    wanted = [node.get("metric"), axes.get("x"), axes.get("y"), *(node.get("columns") or ())]
     return Study(
         path=path,
         name=str(node.get("name", path.name)),
         question=str(node.get("question") or ""),
         words=tuple(map(str, node.get("words") or ())),
         metric=metric,
-        direction="min" if direction == "min" else "max",
-        x=axes.get("x"),
-        y=axes.get("y"),
+        direction=direction,
+        x=x,
+        y=y,
         columns=tuple(map(str, columns)),
-        settings=tuple(dict.fromkeys(key for job in jobs for key in job.settings)),
+        settings=settings,
         cells=cells,
-        missing=(*missing, *more, *_unmeasured(jobs, wanted), *_diverged(cells)),
+        untrained=tuple(untrained(cells, metric)) if metric else (),
+        missing=(*missing, *more, *_unmeasured(jobs, wanted, metric), *_diverged(cells)),
     )
+
+
+def deciding(
+    named: str | None, direction: str | None, jobs: Sequence[Job], settings: Sequence[str]
+) -> tuple[str | None, Direction]:
+    """The metric that compares the settings, with its direction.
+
+    It is the one that the study names, where some finished job has measured it, else the one that all finished jobs are
+    judged by: a study of the bundled world, run on data without gold answers, is decided by the held-out reward.
+    """
+    finished = [job for job in jobs if job.values]
+    own: list[tuple[str, Direction]] = [
+        (job.metric, "min" if job.direction == "min" else "max") for job in finished if job.metric
+    ]
+    if named is None or (finished and not any(named in job.values for job in finished)):
+        found = decides(own, [job.values for job in finished], settings) if finished else None
+        if found or named is None:
+            return found or (None, "max")
+    return named, "min" if (direction or dict(own).get(named) or direction_of(named)) == "min" else "max"
+
+
+def about_kl(settings: Iterable[str]) -> bool:
+    """Whether what varies is a penalty on the KL to the reference policy."""
+    return any("kl" in last.split("_") or last == "beta" for last in (key.rpartition(".")[2] for key in settings))
 
 
 def _yaml(path: Path) -> tuple[Mapping[str, Any], list[str]]:
@@ -199,13 +192,15 @@ def measured(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: known for name, value in found.items() if (known := number(value)) is not None}
 
 
-def _unmeasured(jobs: Sequence[Job], wanted: Iterable[str | None]) -> Iterable[str]:
-    """Metrics that the study names and no finished job has: misspelt, or of another kind of run."""
+def _unmeasured(jobs: Sequence[Job], wanted: Sequence[str | None], metric: str | None) -> Iterable[str]:
+    """Metrics that the study names and no finished job has: misspelt, or of another kind of run. The first decides."""
     known = sorted({name for job in jobs for name in job.values})
     for name in dict.fromkeys(filter(None, wanted)) if known else ():
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            yield f"no finished job has measured {name}" + (f"; did you mean {near[0]}?" if near else "")
+            hint = f"; did you mean {near[0]}?" if near else ""
+            instead = f"; {metric} decides instead" if name == wanted[0] and metric else ""
+            yield f"no finished job has measured {name}{hint}{instead}"
 
 
 def _diverged(cells: Sequence[Cell]) -> Iterable[str]:
@@ -226,16 +221,8 @@ def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
             yield name, (known[0], known[1])
 
 
-def _cells(jobs: Sequence[Job]) -> Iterable[Cell]:
-    together: dict[str, list[Job]] = {}
-    for job in jobs:
-        together.setdefault(json.dumps(job.settings, sort_keys=True, default=str), []).append(job)
-    for group in together.values():
-        done = [job for job in group if job.state == "done"]
-        names = dict.fromkeys(name for job in done for name in job.values)
-        known = {name: [job.values[name] for job in done if name in job.values] for name in names}
-        values = {
-            name: mean_interval(found) for name, found in known.items() if all(abs(value) < LARGEST for value in found)
-        }
-        label = group[0].label.removesuffix(f" seed={group[0].seed}")
-        yield Cell(group[0].settings, label, tuple(group), values, len(done))
+def number_that_varies(study: Study) -> str | None:
+    """The key with the most values, if all are numbers."""
+    values = {key: [number(cell.settings.get(key)) for cell in study.cells] for key in study.settings}
+    numeric = {key: set(known) for key, known in values.items() if None not in known and len(set(known)) > 1}
+    return max(numeric, key=lambda key: len(numeric[key])) if numeric else None

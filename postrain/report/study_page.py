@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from postrain.evaluation.intervals import Interval
 from postrain.jsonl import read_json
-from postrain.readable import duration, figure, short
+from postrain.readable import duration, short
 from postrain.report.page import PAGE, RESPONSES, estimate, link, write_json, write_page
 from postrain.report.page import Cell as Shown
 from postrain.report.pictures import color, write_png
 from postrain.report.run_data import Sample, read_samples, state_of
 from postrain.report.samples import SHOWN, last, responses, side_by_side
-from postrain.report.study import Cell, Job, Study, read_study
+from postrain.report.study import Study, read_study
+from postrain.report.study_cells import Cell, Job
 from postrain.report.study_pictures import frontier, study_curves
-from postrain.report.study_table import result
+from postrain.report.study_table import ABOUT, finished, note, result
+from postrain.report.verdict import verdict
 
 
 def write_study(path: Path, output: Path | None = None) -> Path:
@@ -35,7 +36,8 @@ def write_study(path: Path, output: Path | None = None) -> Path:
             "study": study,
             "state": state_of(read_json(path / "status.json")),
             "facts": facts(study),
-            "answer": answer(study),
+            "answer": verdict(study),
+            "about": ABOUT,
             "table": table(study),
             "frontier": drawn.picture() if drawn else None,
             "curves": study_curves(study),
@@ -64,52 +66,26 @@ def facts(study: Study) -> list[tuple[str, str]]:
     return [*found, ("time of all jobs", duration(sum(job.seconds for job in study.jobs)))]
 
 
-def answer(study: Study) -> str:
-    """The best setting, and whether the intervals tell it from the worst; nothing where there is none."""
-    best, metric = study.best, study.metric
-    if best is None or metric is None:
-        return ""
-    bad = worst(study)
-    found = f"{best.label} is best: {_told(metric, best)}."
-    if bad is None or bad is best:
-        return found
-    if 1 in (best.n, bad.n):
-        return f"{found} The worst is {bad.label}: {_told(metric, bad)}. One seed does not tell whether that is chance."
-    apart = "do not overlap" if _apart(best.values[metric], bad.values[metric]) else "overlap: it may be chance"
-    return f"{found} The worst is {bad.label}: {_told(metric, bad)}. Their intervals {apart}."
-
-
 def worst(study: Study) -> Cell | None:
-    """The setting at the other end."""
-    metric = study.metric
-    judged = [cell for cell in study.cells if metric is not None and metric in cell.values]
-    choose = min if study.direction == "max" else max
-    return choose(judged, key=lambda cell: cell.values[str(metric)].value, default=None)
-
-
-def _apart(one: Interval, other: Interval) -> bool:
-    return one.low > other.high or other.low > one.high
-
-
-def _told(metric: str, cell: Cell) -> str:
-    found = cell.values[metric]
-    around = "" if cell.n == 1 else f", 95 % interval {figure(found.low)} … {figure(found.high)}"
-    return f"{short(metric)} {figure(found.value)} (n={cell.n}{around})"
+    """The setting with the worst mean."""
+    return next(reversed(study.ranked), None)
 
 
 def table(study: Study) -> tuple[list[str], list[tuple[str, list[Shown]]]]:
-    """A row for each setting: means over seeds with their intervals."""
+    """A row for each setting, after the untrained model: means over seeds with their intervals."""
     names, best = study.shown(), study.best
-    own = study.metric is None
+    own, notes = study.metric is None, any(map(note, study.cells))
     rows = []
-    for cell in study.cells:
+    for cell in (*study.untrained, *study.cells):
         cells = [Shown(result(cell))] if own else []
         for name in names:
             found, marked = cell.values.get(name), cell is best and name == study.metric
             cells.append(estimate(found.value, found.low, found.high, cell.n, best=marked) if found else Shown("–"))
-        done = str(cell.n) if cell.n == len(cell.jobs) else f"{cell.n} of {len(cell.jobs)}"
-        rows.append((cell.label, [*cells, Shown(done), Shown(duration(cell.seconds))]))
-    return ["setting", *(["result"] if own else []), *map(short, names), "jobs done", "time"], rows
+        cells += [Shown(note(cell))] if notes else []
+        ended = [Shown(finished(cell)), Shown(duration(cell.seconds))] if cell.jobs else [Shown("–"), Shown("–")]
+        rows.append((cell.label, [*cells, *ended]))
+    columns = ["setting", *(["result"] if own else []), *map(short, names), *(["note"] if notes else [])]
+    return [*columns, "jobs done", "time"], rows
 
 
 def ends(study: Study) -> list[tuple[str, list[Sample]]]:

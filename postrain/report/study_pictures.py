@@ -21,7 +21,8 @@ from postrain.report.panels import title_of
 from postrain.report.pictures import LARGE, Draw, color
 from postrain.report.run_data import Curve
 from postrain.report.run_data import curves as curves_of
-from postrain.report.study import Cell, Study
+from postrain.report.study import Study, number_that_varies
+from postrain.report.study_cells import Cell
 
 MOST_CURVES = 4
 
@@ -51,13 +52,6 @@ def frontier(study: Study) -> Frontier | None:
     return _over(study, metric, along) if along else _bars(study, metric)
 
 
-def number_that_varies(study: Study) -> str | None:
-    """The key with the most values, if all are numbers."""
-    values = {key: [number(cell.settings.get(key)) for cell in study.cells] for key in study.settings}
-    numeric = {key: set(known) for key, known in values.items() if None not in known and len(set(known)) > 1}
-    return max(numeric, key=lambda key: len(numeric[key])) if numeric else None
-
-
 def lines(study: Study, along: str | None) -> list[tuple[str, list[Cell]]]:
     """The settings by what else varies, each line in the order of the number that varies."""
     if along is None:
@@ -80,8 +74,10 @@ def _against(study: Study, x: str, y: str) -> Frontier:
         there = [cell for cell in cells if {x, y} <= cell.values.keys()]
         spots = [_spot(cell.values[x], cell.values[y], _label(cell, along)) for cell in there]
         series.append((name, index, spots))
+    start = [cell for cell in study.untrained if {x, y} <= cell.values.keys()]
+    series += [("", len(series), [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in start]
     draw = points(series, x=_axis(x), y=_axis(y), joined=along is not None)
-    about = "each point a setting, mean over seeds with 95 % intervals"
+    about = "each point a setting, and the untrained model; mean over seeds with 95 % intervals"
     return Frontier(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series))
 
 
@@ -95,13 +91,14 @@ def _over(study: Study, metric: str, along: str) -> Frontier:
         found = [(_value(cell, along), cell.values[metric]) for cell in cells if metric in cell.values]
         series.append((name, index, [Spot(x, y.value, None, (y.low, y.high)) for x, y in found]))
     decades = spans_decades([spot.x for _, _, spots in series for spot in spots])
-    draw = points(series, x=along.rpartition(".")[2], y=_axis(metric), log_x=decades)
+    levels = [(cell.label, cell.values[metric].value) for cell in study.untrained if metric in cell.values]
+    draw = points(series, x=along.rpartition(".")[2], y=_axis(metric), log_x=decades, levels=levels)
     title = f"{short(metric)} against {along.rpartition('.')[2]}".capitalize()
     return Frontier(title, "mean over seeds with 95 % intervals", draw, _legend(series))
 
 
 def _bars(study: Study, metric: str) -> Frontier:
-    there = [cell for cell in study.cells if metric in cell.values]
+    there = [cell for cell in (*study.untrained, *study.cells) if metric in cell.values]
     rows = [(_label(cell, None), _bar(cell.values[metric]), index) for index, cell in enumerate(there)]
     return Frontier(short(metric).capitalize(), "mean over seeds with 95 % intervals", bars(rows), ())
 

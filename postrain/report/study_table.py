@@ -1,4 +1,5 @@
-"""A sweep as a table: settings in rows, means with intervals in columns, the best one marked; console and Markdown."""
+"""A sweep as a table: the untrained model and the settings in rows, means with intervals in columns, the best one
+marked; console and Markdown."""
 
 from __future__ import annotations
 
@@ -6,16 +7,16 @@ from statistics import fmean
 
 from rich.table import Table
 
-from postrain.evaluation.intervals import Interval
 from postrain.readable import duration, figure, short
-from postrain.report.study import Cell, Study
+from postrain.report.study import Study
+from postrain.report.study_cells import Cell
+from postrain.report.verdict import told, verdict
 
-
-def said(value: Interval) -> str:
-    """A mean with its interval, where there are several seeds."""
-    if value.low == float("-inf"):
-        return figure(value.value)
-    return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]"
+ABOUT = (
+    "Means over seeds with 95 % intervals (Student's t, on the log scale for what is at least 0 and on the logit scale "
+    "for shares); without one where there is one seed or all are equal. n counts finished jobs. untrained: the same "
+    "jobs before their first update."
+)
 
 
 def result(cell: Cell) -> str:
@@ -25,8 +26,22 @@ def result(cell: Cell) -> str:
         return ""
     name = str(done[0].metric)
     ends = [[*job.changes.get(name, (job.values[name],))] for job in done]
-    told = [figure(fmean(values)) for values in zip(*ends, strict=False)]
-    return f"{short(name)} {' → '.join(told)}"
+    means = [figure(fmean(values)) for values in zip(*ends, strict=False)]
+    return f"{short(name)} {' → '.join(means)}"
+
+
+def finished(cell: Cell) -> str:
+    """How many of its jobs are done, and how many of the others hit their time limit."""
+    if cell.n == len(cell.jobs):
+        return f"{cell.n}"
+    late = sum(job.timed_out for job in cell.jobs)
+    return f"{cell.n} of {len(cell.jobs)}" + (f", {late} timed out" if late else "")
+
+
+def note(cell: Cell) -> str:
+    """That its policy collapsed."""
+    lost = len(cell.collapsed)
+    return "" if not lost else "collapsed" if lost == cell.n else f"collapsed in {lost} of {cell.n}"
 
 
 def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:
@@ -35,14 +50,19 @@ def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     keys = [key.rpartition(".")[2] for key in study.settings]
     keys = keys if len(set(keys)) == len(keys) else [*study.settings]
     own = [] if study.metric else ["result"]
+    notes = ["note"] if any(map(note, study.cells)) else []
     made = []
+    for cell in study.untrained:
+        means = [told(cell.values[name]) if name in cell.values else "" for name in names]
+        made.append((False, [cell.label, *[""] * (len(keys) - 1), *means, *[""] * len(notes), f"{cell.n}", ""]))
     for cell in study.cells:
         chosen = [str(cell.settings.get(key, "")) for key in study.settings]
-        told = [said(cell.values[name]) if name in cell.values else "" for name in names]
-        states = f"{cell.n}" if cell.n == len(cell.jobs) else f"{cell.n} of {len(cell.jobs)}"
+        means = [told(cell.values[name]) if name in cell.values else "" for name in names]
         ends = [result(cell)] if own else []
-        made.append((cell is best, [*(chosen or ["all"]), *ends, *told, states, duration(cell.seconds)]))
-    return [*(keys or ["jobs"]), *own, *map(short, names), "n", "time"], made
+        said = [note(cell)] if notes else []
+        row = [*(chosen or ["all"]), *ends, *means, *said, finished(cell), duration(cell.seconds)]
+        made.append((cell is best, row))
+    return [*(keys or ["jobs"]), *own, *map(short, names), *notes, "n", "time"], made
 
 
 def table(study: Study) -> Table:
@@ -57,14 +77,15 @@ def table(study: Study) -> Table:
 
 
 def markdown(study: Study) -> str:
-    """The same as Markdown, with the jobs that are not done and those that ended early."""
+    """The same as Markdown, with the answer, the jobs that are not done and those that ended early."""
     columns, lines = rows(study)
     body = [[f"**{text}**" if best and text else text for text in line] for best, line in lines]
     text = f"# {study.name}\n\n{study.question}\n\n" if study.question else f"# {study.name}\n\n"
     for line in [columns, ["---"] * len(columns), *body]:
         text += f"| {' | '.join(_cell(item) for item in line)} |\n"
     if study.cells:
-        text += "\nMeans over seeds with 95 % intervals (Student's t); n counts finished jobs.\n"
+        text += f"\n{ABOUT}\n"
+    text += "".join(f"\n{line}\n" for line in verdict(study))
     listed = [job for job in study.jobs if job.state != "done" or job.reason]
     if listed:
         text += "\n| job | state | reason |\n| --- | --- | --- |\n"

@@ -27,8 +27,8 @@ from postrain.jsonl import atomic_write_text, number, plain, read_json
 from postrain.readable import duration, figure
 from postrain.report import write_report
 from postrain.report.study import FILE, JOBS, read_study
-from postrain.report.study_page import answer
 from postrain.report.study_table import markdown, table
+from postrain.report.verdict import verdict
 from postrain.sweep.launch import Launcher
 from postrain.sweep.plan import Job, Planner, flags, placed, settings
 from postrain.sweep.search import check_search, search
@@ -209,8 +209,8 @@ def _answer(sweep: Sweep) -> None:
     sweep.console.print(table(found))
     for line in found.missing:
         sweep.console.print(f"missing: {line}", style="yellow", markup=False, soft_wrap=True)
-    if said := answer(found):
-        sweep.console.print(said, markup=False, soft_wrap=True)
+    for line in verdict(found):
+        sweep.console.print(line, markup=False, soft_wrap=True)
     for job in found.failed:
         if job.state == "failed":
             sweep.console.print(f"failed: {job.label}: {job.reason}", style="red", markup=False, soft_wrap=True)
@@ -219,13 +219,15 @@ def _answer(sweep: Sweep) -> None:
 
 
 def asdict_of(found: Any) -> list[dict[str, Any]]:
-    """The cells of the table as plain containers."""
+    """The rows of the table as plain containers: the settings, then the untrained model, which has none."""
     return [
         {
+            "label": cell.label,
             "settings": dict(cell.settings),
             "n": cell.n,
+            "collapsed": len(cell.collapsed),
             "best": cell is found.best,
             "values": {name: asdict(interval) for name, interval in cell.values.items()},
         }
-        for cell in found.cells
+        for cell in (*found.cells, *found.untrained)
     ]

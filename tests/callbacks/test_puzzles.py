@@ -48,6 +48,10 @@ PUZZLING: list[tuple[str, History, str]] = [
      "12 to 22"),
     ("reward_grows_with_repetition", [{"eval/reward/total": 0.1, "eval/repetition": 0.05},
                                       {"eval/reward/total": 0.9, "eval/repetition": 0.4}], "5% to 40%"),
+    ("completions_collapse", [{"eval/completion/distinct": 1.0}, {"loss": 1.0}, {"eval/completion/distinct": 0.125}],
+     "12% of the completions are different (100% before training)"),
+    ("completions_collapse", [{"eval/completion/distinct": 1.0, "eval/completion/one_word": 0.0},
+                              {"eval/completion/distinct": 1.0, "eval/completion/one_word": 0.9}], "90% have at most"),
     ("reward_leaves_gold", EVALS, "0.60 to 0.20"),
     # -1.69 is below 1.5 * -0.56 = -0.84 and more than 0.25 nats below -0.56.
     ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"margin": 4.0, "eval/reference_logp": -1.69}],
@@ -80,6 +84,9 @@ CLEAR: list[tuple[str, History]] = [
     ("reward_grows_with_length", join(ramp("reward/total", 1, 0, 15), ramp("completion/length", 10, 24, 15))),
     ("reward_grows_with_repetition", [{"eval/reward/total": 0.1, "eval/repetition": 0.3},
                                       {"eval/reward/total": 0.9, "eval/repetition": 0.3}]),
+    ("completions_collapse", [{"eval/completion/distinct": 1.0}, {"eval/completion/distinct": 0.4}]),
+    # Labels are short and alike from the beginning.
+    ("completions_collapse", [{"eval/completion/distinct": 0.2, "eval/completion/one_word": 1.0}] * 3),
     ("reward_leaves_gold", EVALS[:2]),
     ("reward_leaves_gold", join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.2, 0.6, 3))),
     ("samples_become_unlikely", [{"margin": 4.0, "eval/reference_logp": -1.69}]),

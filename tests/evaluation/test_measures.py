@@ -183,8 +183,10 @@ def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
     without = [distinct_n(many[:at] + many[at + 1 :], 2) for at in range(12)]
     mean = sum(without) / 12
     half = T[10] * math.sqrt(11 / 12 * sum((one - mean) ** 2 for one in without))
-    # Three kinds of five, and nine of eighteen.
-    assert distinct(many, 2).low == pytest.approx(12 / 23 - half)
+    # Three kinds of five, and nine of eighteen; on the logit scale, as a share has it.
+    share = 12 / 23
+    odds = share / (1 - share) * math.exp(-half / (share * (1 - share)))
+    assert distinct(many, 2).low == pytest.approx(odds / (1 + odds))
     assert Repetition(prompts=2)(subject()).metrics["looping"].value == 0
 
 

@@ -144,7 +144,10 @@ def test_less_is_better_where_a_name_says_so(tmp_path):
 
 def test_a_misspelt_metric_is_said(tmp_path):
     study = study_of(tmp_path, (0.1, [0.5]), metric="eval/reward/totl")
-    assert study.missing == ("no finished job has measured eval/reward/totl; did you mean eval/reward/total?",)
+    assert study.missing == (
+        "no finished job has measured eval/reward/totl; did you mean eval/reward/total?; eval/reward/total decides "
+        "instead",
+    )
 
 
 def test_a_sweep_that_is_running_is_left_alone(done, capsys):

@@ -62,7 +62,7 @@ class BestOfN(OnPrompts):
         columns = self._columns(choices[by], choices["oracle"], graded, greedy)
         return Finding(
             metrics=estimates(columns)
-            | {"tokens": Estimate.mean([sizes(self.samples)[-1] * one for one in graded.tries.tokens()])},
+            | {"tokens": Estimate.mean([sizes(self.samples)[-1] * one for one in graded.tries.tokens()], 0)},
             example=bench.example(subject),
             records=bench.records({**columns, **self._details(choices[by], graded)}),
             curves={**known, "greedy": (likeliest(greedy),)},

@@ -138,8 +138,8 @@ class ChainOfThought(OnPrompts):
             "accuracy": Estimate.of(right),
             "answered": Estimate.share(found.answered()),
             **confidence(found),
-            "tokens": Estimate.mean(found.graded.tries.tokens()),
-            "prompt_tokens": Estimate.mean([float(len(ids)) for ids in way.prompts.ids]),
+            "tokens": Estimate.mean(found.graded.tries.tokens(), 0),
+            "prompt_tokens": Estimate.mean([float(len(ids)) for ids in way.prompts.ids], 0),
         }
         if direct is None or way.name == DIRECT:
             return metrics
@@ -164,7 +164,7 @@ def confidence(found: Found) -> Mapping[str, Estimate]:
         return {}
     confidences, rights = zip(*known, strict=True)
     return {
-        "confidence": Estimate.mean(confidences),
+        "confidence": Estimate.mean(confidences, 0, 1),
         "calibration_error": calibration_error(confidences, rights),
     }
 

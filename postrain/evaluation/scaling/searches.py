@@ -58,7 +58,7 @@ def finding(
     columns["gain"] = gains(columns["accuracy"], columns["one_sample"])
     columns["gain_same_tokens"] = gains(columns["accuracy"], columns["same_tokens"])
     return Finding(
-        metrics=estimates(columns) | {"tokens": Estimate.mean(widest.tries.tokens())},
+        metrics=estimates(columns) | {"tokens": Estimate.mean(widest.tries.tokens(), 0)},
         example=bench.example(subject),
         records=bench.records({**columns, **details(found)}),
         curves=curves(name, found, same, baseline, greedy),

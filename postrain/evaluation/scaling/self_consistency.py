@@ -55,7 +55,7 @@ class SelfConsistency(OnPrompts):
         return Finding(
             metrics=estimates(columns)
             | ({"calibration_error": calibration_error(*zip(*known, strict=True))} if known else {})
-            | {"tokens": Estimate.mean([most * each for each in graded.tries.tokens()])},
+            | {"tokens": Estimate.mean([most * each for each in graded.tries.tokens()], 0)},
             example=bench.example(subject),
             records=bench.records(
                 {

@@ -1,0 +1,141 @@
+"""The rows of a sweep: the jobs of a setting with all seeds, their means with 95 % intervals, and the untrained model.
+
+Pure: jobs in, rows out; study.py reads the jobs from the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from postrain.evaluation.collapse import collapsed
+from postrain.evaluation.intervals import Interval, mean_interval
+from postrain.metric_names import bounds
+from postrain.report.run_data import LARGEST
+
+AGREES = 1e-4
+"""Relative difference up to which two measurements of the untrained model are one."""
+
+TIMED_OUT = "timed out"
+"""How the reason of a job begins that was ended because it took too long."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the sweep."""
+
+    number: int
+    folder: Path
+    label: str
+    settings: Mapping[str, Any]
+    seed: int | None
+    state: str
+    """done, failed, interrupted, running, or "not started"."""
+    reason: str
+    """Why it failed, or why it ended before its last update."""
+    seconds: float
+    metric: str | None
+    """What its own method is judged by."""
+    direction: str | None
+    values: Mapping[str, float]
+    """What it measured at its end; {} unless it is done. May hold nan and infinities."""
+    changes: Mapping[str, tuple[float, float]]
+    """The same before and after, where it measured both and both are numbers."""
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was ended because it took too long."""
+        return self.state == "failed" and self.reason.startswith(TIMED_OUT)
+
+    @property
+    def collapse(self) -> str:
+        """How its completions have collapsed; empty where they have not."""
+        return collapsed(*({name: both[end] for name, both in self.changes.items()} for end in (0, 1)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A setting: its jobs with all seeds."""
+
+    settings: Mapping[str, Any]
+    label: str
+    jobs: tuple[Job, ...]
+    values: Mapping[str, Interval]
+    """Every metric of its finished jobs that is a number in all of them: the rest of a diverged setting is no mean."""
+    n: int
+    """Finished jobs."""
+
+    @property
+    def seconds(self) -> float:
+        """Of a finished job, mean."""
+        took = [job.seconds for job in self.jobs if job.state == "done"]
+        return fmean(took) if took else 0.0
+
+    @property
+    def collapsed(self) -> tuple[Job, ...]:
+        """The finished jobs whose policy answers in one word, or everything with the same text."""
+        return tuple(job for job in self.jobs if job.collapse)
+
+
+def cells_of(jobs: Sequence[Job]) -> Iterable[Cell]:
+    """The settings, in the order of their first jobs."""
+    together: dict[str, list[Job]] = {}
+    for job in jobs:
+        together.setdefault(json.dumps(job.settings, sort_keys=True, default=str), []).append(job)
+    for group in together.values():
+        done = [job for job in group if job.state == "done"]
+        known: dict[tuple[str, int | None], float] = {
+            (name, job.number): value for job in done for name, value in job.values.items()
+        }
+        label = group[0].label.removesuffix(f" seed={group[0].seed}")
+        yield Cell(group[0].settings, label, tuple(group), _means(known), len(done))
+
+
+def untrained(cells: Sequence[Cell], metric: str) -> Iterable[Cell]:
+    """What the jobs measured before their first update: one row for all settings that start alike.
+
+    Settings start alike where the deciding metric is equal for equal seeds. Another metric stands in their row where it
+    is equal too: the loss at update 0 depends on the method.
+    """
+    groups: list[list[Cell]] = []
+    for cell in cells:
+        if metric in {name for name, _ in before(cell)}:
+            alike = (group for group in groups if all(metric not in unlike(cell, other) for other in group))
+            group = next(alike, None)
+            if group is None:
+                groups.append([cell])
+            else:
+                group.append(cell)
+    for group in groups:
+        lost = set().union(*(unlike(group[0], other) for other in group))
+        known = {key: value for cell in group for key, value in before(cell).items() if key[0] not in lost}
+        label = "untrained" if len(groups) == 1 else f"untrained {', '.join(cell.label for cell in group)}"
+        yield Cell({}, label, (), _means(known), sum(name == metric for name, _ in known))
+
+
+def before(cell: Cell) -> dict[tuple[str, int | None], float]:
+    """What the finished jobs of a setting measured at update 0, by metric and seed."""
+    return {(name, job.seed): both[0] for job in cell.jobs for name, both in job.changes.items()}
+
+
+def unlike(one: Cell, other: Cell) -> set[str]:
+    """The metrics that two settings had not in common before training, for equal seeds."""
+    mine, theirs = before(one), before(other)
+    return {key[0] for key in mine.keys() & theirs.keys() if not isclose(mine[key], theirs[key], rel_tol=AGREES)}
+
+
+def _means(known: Mapping[tuple[str, int | None], float]) -> dict[str, Interval]:
+    """Means of each metric over jobs or seeds; one of a metric that is no finite number in some job is left out."""
+    found: dict[str, list[float]] = {}
+    for (name, _), value in known.items():
+        found.setdefault(name, []).append(value)
+    return {
+        name: mean_interval(values, *bounds(name))
+        for name, values in found.items()
+        if all(abs(value) < LARGEST for value in values)
+    }
