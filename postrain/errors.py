@@ -1,5 +1,16 @@
-"""The one error that is the user's. Apart from everything else, so that reading a folder needs no torch."""
+"""The errors that everything knows: a user's mistake, and a signal. Apart from everything else, so that reading a
+folder needs no torch."""
+
+import signal
 
 
 class ConfigError(ValueError):
     """A user's mistake: one line that names the key, file or line, what was expected, and a remedy."""
+
+
+class Interrupted(SystemExit):
+    """Stop at once; ends the process with 128 + the signal's number, as a shell expects, when nobody catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)

@@ -1,6 +1,6 @@
-"""The run folder: where it is made, how a later run finds it, and the two small files that say how the run is doing.
+"""The run folder: where it is made, how a later run finds it, and who may write into it.
 
-What goes into the files of the folder is decided elsewhere: manifest.py, callbacks/metrics.py, callbacks/samples.py.
+What goes into the files of the folder is decided elsewhere: status.py, manifest.py, callbacks/metrics.py.
 """
 
 from __future__ import annotations
@@ -10,82 +10,21 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from postrain.errors import ConfigError
-from postrain.jsonl import JsonLines, Record, atomic_write_text, read_json
-
-State = Literal["running", "done", "failed", "interrupted"]
+from postrain.jsonl import JsonLines
+from postrain.processes import locked
+from postrain.status import Status, clear_leftovers, writing
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Eight hex digits that two configs share only when they are equal."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-@contextmanager
-def writing(path: Path, remedy: str = "choose another place with paths.output=DIRECTORY") -> Iterator[None]:
-    """Turn a failed write (read-only, full, not a directory) into the one line a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot write {path}: {reason}; {remedy}") from error
-
-
-@dataclass(frozen=True)
-class Status:
-    """status.json: running, done, failed or interrupted, written at the moment it becomes so.
-
-    `seconds` adds up over the sessions of a resumed run; the session that was killed is missing from it.
-    """
-
-    path: Path
-
-    def running(self) -> None:
-        """The run has started, or started again."""
-        self._write("running", "")
-
-    def done(self) -> None:
-        """The run came to its end."""
-        self._write("done", "")
-
-    def failed(self, reason: str) -> None:
-        """The run cannot go on; `reason` is the line the user saw."""
-        self._write("failed", reason)
-
-    def interrupted(self, reason: str) -> None:
-        """Somebody stopped the run; it can be resumed."""
-        self._write("interrupted", reason)
-
-    def read(self) -> Record:
-        """What the file says; {} when it is missing or no JSON object."""
-        return read_json(self.path)
-
-    def began(self) -> datetime:
-        """The local time of the first start, which chat templates that write a date keep when the run is resumed."""
-        try:
-            return datetime.fromisoformat(str(self.read().get("began")))
-        except ValueError:
-            return datetime.now()
-
-    def _write(self, status: State, reason: str) -> None:
-        now, before = round(time.time(), 3), self.read()
-        seconds = float(before.get("seconds", 0.0))
-        if status == "running":
-            started = now
-        else:
-            started = float(before.get("started", now))
-            seconds += 0.0 if before.get("status") != "running" else now - started
-        record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
-        record["began"] = before.get("began", datetime.now().isoformat(timespec="seconds"))
-        with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
-            atomic_write_text(self.path, json.dumps(record, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -117,6 +56,15 @@ class RunFolder:
             there = ", ".join(sorted(item.name for item in folder.path.iterdir())[:8]) or "nothing"
             raise ConfigError(f"resume: {folder.path} is no run folder: it holds no config.yaml (it holds: {there})")
         return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process out, and clears what a killed one had not finished writing."""
+        with ExitStack() as stack:
+            with writing(self.path):
+                stack.enter_context(locked(self.path))
+                clear_leftovers(self.path)
+            yield
 
     @property
     def name(self) -> str:

@@ -32,10 +32,9 @@ def atomic_write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Record:
     """The JSON object in a file; {} when it is missing or damaged."""
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return _parse(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def number(value: object) -> float | None:
@@ -47,6 +46,11 @@ def number(value: object) -> float | None:
     if isinstance(value, float):
         return value
     return float(value) if value in ("nan", "inf", "-inf") and isinstance(value, str) else None
+
+
+def update_of(record: Record) -> float:
+    """The update a record belongs to; 0 when it does not say."""
+    return number(record.get("update")) or 0.0
 
 
 def plain(value: Any) -> Any:
@@ -97,7 +101,7 @@ class JsonLines:
         kept = [line for line in before.split(b"\n") if _belongs(line, update)]
         after = b"".join(line + b"\n" for line in kept)
         if after != before:
-            atomic_write_text(self.path, after.decode("utf-8"))
+            atomic_write_text(self.path, after.decode("utf-8"))  # every line kept is UTF-8: it has been parsed
 
 
 def _belongs(line: bytes, update: int) -> bool:
@@ -108,7 +112,8 @@ def _belongs(line: bytes, update: int) -> bool:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        # Not the bytes: json would guess at UTF-16 and UTF-32.
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

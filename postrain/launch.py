@@ -30,11 +30,14 @@ from postrain.processor import usable_cores
 from postrain.types import ConfigError
 
 # How a rank ends when all is well: still running, done, killed by the first rank, or told to stop like it.
-ENDINGS = (None, 0, -signal.SIGKILL, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ENDINGS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
 # The environment variable that holds the file in which the ranks of one machine meet.
 MEET = "POSTRAIN_RENDEZVOUS"
 # Seconds that the first rank has to find the mistake that another one has ended with by itself.
 GRACE = 10.0
+# While a run lasts, os._exit raises instead (postrain/status.py).
+EXIT = os._exit
 
 
 def is_first_rank() -> bool:
@@ -125,7 +128,7 @@ def _watch(others: list[subprocess.Popen[bytes]], folder: RunFolder, over: threa
             reason = f"another rank of this run ended with code {died[0].returncode}; what it printed is above"
             folder.status.failed(reason)
             print(f"error: {reason}", file=sys.stderr, flush=True)
-            os._exit(1)
+            EXIT(1)
 
 
 def _free_port() -> int:

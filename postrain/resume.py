@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from postrain.data.audit import Audit
 from postrain.folder import RunFolder
@@ -15,12 +17,18 @@ from postrain.types import ConfigError
 
 # Said about this session, not about the run.
 SESSION_KEYS = ("resume", "allow_change", "debug")
+REMEDY = "give another run folder, or put its config.yaml back"
 
 
 def saved_config(folder: RunFolder) -> dict[str, Any]:
     """The config of the run in `folder`."""
-    config = OmegaConf.to_container(OmegaConf.load(folder.config))
-    assert isinstance(config, dict)
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder.config))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
+    if not isinstance(config, dict) or not config:
+        raise ConfigError(f"{folder.config} is not the config of a run: expected keys and values; {REMEDY}")
     return {str(key): value for key, value in config.items()}
 
 
@@ -54,7 +62,7 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
 
 def check_model(folder: RunFolder, resolved: ResolvedModel) -> None:
     """Refuses to go on with other weights than the run began with: a checkpoint holds only what learned."""
-    began = read_json(folder.manifest).get("model", {}).get("fingerprint")
+    began = _began_with(folder).get("fingerprint")
     if began not in (None, resolved.fingerprint):
         raise ConfigError(
             f"resume: {folder.path} began with other weights than {resolved.name} has now ({began} → "
@@ -64,7 +72,7 @@ def check_model(folder: RunFolder, resolved: ResolvedModel) -> None:
 
 def check_reference(folder: RunFolder, other: ResolvedModel | None) -> None:
     """Refuses to go on against another reference than the run began with."""
-    began = read_json(folder.manifest).get("model", {}).get("reference") if folder.manifest.is_file() else None
+    began = _began_with(folder).get("reference")
     if other is not None and began not in (None, other.fingerprint):
         raise ConfigError(
             f"resume: {folder.path} began with another reference than {other.name} is now ({began} → "
@@ -82,6 +90,12 @@ def check_data(folder: RunFolder, audit: Audit) -> None:
             f"{audit.fingerprint[:16]}: its rows, or what encodes them, changed; put them back, start a new run, or "
             "say allow_change=true to continue with the new rows"
         )
+
+
+def _began_with(folder: RunFolder) -> Mapping[str, Any]:
+    """What the manifest says of the weights the run began with; {} where there is none yet."""
+    found = read_json(folder.manifest).get("model")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _with(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ from postrain.build import Built, build, check_reward, load_policy
 from postrain.callbacks.checkpoint import Checkpoints, newest_readable
 from postrain.callbacks.evaluation import Evaluator
 from postrain.callbacks.explain import Explain
-from postrain.callbacks.guards import Guards
+from postrain.callbacks.guards import Guards, check_finite
 from postrain.callbacks.hopeless import EarlyStop, Hopeless
-from postrain.callbacks.interrupt import Interrupt, Interrupted
+from postrain.callbacks.interrupt import Interrupt
 from postrain.callbacks.metrics import MetricsFile
 from postrain.callbacks.progress import ProgressLine
 from postrain.callbacks.samples import SamplesFile
 from postrain.callbacks.throughput import Throughput
 from postrain.check import check, instantiate
 from postrain.data.rendering import clock_at
+from postrain.errors import Interrupted
 from postrain.evaluation.subjects import InTraining
 from postrain.folder import RunFolder, config_hash
 from postrain.hardware import Hardware
@@ -42,9 +43,13 @@ from postrain.parallel import whole_state
 from postrain.report import write_report
 from postrain.resume import check_data, check_model, check_reference, resumed_config, saved_config, settings
 from postrain.root import Root
+from postrain.status import Ending, as_told, writing
 from postrain.tracking import Tracker
 from postrain.trust import Guest, Item, said_by
 from postrain.types import ConfigError
+
+# What a report is made from: of a run, a pipeline, an evaluation.
+SHOWN = ("metrics.jsonl", "pipeline.yaml", "evaluation_stats.json")
 
 
 def execute(
@@ -74,47 +79,56 @@ def execute(
     if earlier:
         check_model(earlier, resolved)
     folder = earlier or (new_folder(config, resolved, place) if is_first_rank() else None)
-    if folder and is_first_rank():
-        atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
-        folder.status.running()
-    with Interrupt() as interrupt, outcome_of(folder, config), ranks(hardware, folder and folder.path) as path:
+    with Interrupt() as interrupt, owned(folder, config), ranks(hardware, folder and folder.path) as path:
         begun = RunFolder(path)
         with clock_at(begun.status.began()):
             return train(config, resolved, begun, interrupt, overrides=overrides, group=group)
 
 
 @contextmanager
-def outcome_of(folder: RunFolder | None, config: Mapping[str, Any]) -> Iterator[None]:
-    """Writes how the run ended into status.json and closes its tracker with it."""
-    status = "failed"
+def owned(folder: RunFolder | None, config: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps other processes out of the folder, writes how the run ended into status.json and closes its tracker with
+    it. Further ranks under torchrun only say that they failed."""
+    if folder is None or not is_first_rank():
+        try:
+            yield
+        except Exception as error:
+            if folder:
+                folder.status.failed(str(error) or type(error).__name__)
+            raise
+        return
+    with (
+        folder.locked(),
+        Ending(folder.status),
+        reported(folder, config["report"], instantiate(config["logger"]).close),
+    ):
+        with writing(folder.config):
+            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
+        yield
+
+
+@contextmanager
+def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Closes the tracker, if there is one, and writes report.html, of a failed run too: it then says so."""
+    status, reason = "failed", ""
     try:
         yield
         status = "done"
-        if folder and is_first_rank():
-            folder.status.done()
     except Interrupted as stop:
-        status = "interrupted"
-        if folder:
-            folder.status.interrupted(stop.signal.name)
+        status, reason = "interrupted", stop.signal.name
         raise
-    except Exception as error:
-        if folder:
-            folder.status.failed(str(error) or type(error).__name__)
+    except BaseException as error:
+        reason = str(as_told(error, folder.path))
         raise
     finally:
-        instantiate(config["logger"]).close(status)
-        # A run that never began has nothing to show.
-        if folder and is_first_rank() and config["report"] and folder.metrics.path.exists():
-            report(folder, status)
-
-
-def report(folder: RunFolder, status: str) -> None:
-    """Writes report.html, of a failed run too; that it cannot be written must not hide why the run failed."""
-    try:
-        print(f"report  {write_report(folder.path)}")
-    except ConfigError:
-        if status == "done":
-            raise
+        # What goes wrong from here on must not hide why the run failed.
+        with suppress(*(() if status == "done" else (ConfigError, OSError))):
+            if close:
+                close(status)
+            # What never began has nothing to show.
+            if report and any((folder.path / name).exists() for name in SHOWN):
+                folder.status.tell(status, reason)
+                print(f"report  {write_report(folder.path)}")
 
 
 def new_folder(config: Mapping[str, Any], resolved: ResolvedModel, place: Path | None) -> RunFolder:
@@ -160,17 +174,22 @@ def train(
     name = f"{config['name']} · {group}" if group else folder.name
     about = {"run_dir": folder.path, "run_name": name, "group": group, "config": masked(config)}
     loggers = tracker.build(**about) if first else []
-    checkpoint, damaged = newest_readable(folder.checkpoints)
+    check_finite(built.method, f"model={resolved.name}")
+    checkpoint, damaged = newest_readable(folder.path)
     for path in damaged if first else []:
         print(f"warning: {path} is damaged and was passed over", file=sys.stderr)
     if built.method.needs_reward and checkpoint is None:
         check_reward(built.method, built.data)
     if config["early_stop"]["flat_updates"] and not built.method.needs_reward:
         raise ConfigError("early_stop.flat_updates: this method has no reward that could be flat; leave it null")
-    trainer = built.hardware.make_trainer(callbacks(config, built, folder, interrupt, resolved), loggers, folder.path)
-    trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
+    guards = Guards(folder)
+    acting = callbacks(config, built, folder, interrupt, resolved, guards)
+    with guards.blamed(built.method):
+        trainer = built.hardware.make_trainer(acting, loggers, folder.path)
+        trainer.fit(built.method, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
     if interrupt.signal is not None:
         raise Interrupted(interrupt.signal)
+    guards.check(built.method)
     state = whole_state(built.method.policy) if built.method.device_mesh is not None else None
     if state is not None and first:
         built.method.policy = load_policy(built.method, config, resolved, built.hardware)
@@ -179,22 +198,27 @@ def train(
 
 
 def callbacks(
-    config: Mapping[str, Any], built: Built, folder: RunFolder, interrupt: Interrupt, resolved: ResolvedModel
+    config: Mapping[str, Any],
+    built: Built,
+    folder: RunFolder,
+    interrupt: Interrupt,
+    resolved: ResolvedModel,
+    guards: Guards,
 ) -> list[Callback]:
-    """In the order they act after an update: measure, write down, judge, stop, and only then save."""
+    """In the order they act after an update: check, measure, write down, explain, stop, and only then save."""
     samples = SamplesFile(folder)
     title = f"{config['name'] or folder.path.parts[-3]} · {resolved.name}"
     return [
         Throughput(),
+        guards,
         Hopeless(EarlyStop(**config["early_stop"]), folder),
         samples,
         Evaluator(built.data, instantiate(config["evaluation"]), samples, InTraining(config, resolved, built.data)),
         MetricsFile(folder),
         Explain(folder),
-        Guards(folder),
         ProgressLine(title),
         interrupt,
-        Checkpoints(folder, every=built.hardware.checkpoint_every, keep=built.hardware.checkpoints_kept),
+        Checkpoints(folder, guards, every=built.hardware.checkpoint_every, keep=built.hardware.checkpoints_kept),
     ]
 
 

@@ -28,14 +28,14 @@ from postrain.evaluation.completions import held_out
 from postrain.evaluation.evaluator import Evaluation
 from postrain.evaluation.measures import Finding, Foresighted, Measure, Subject
 from postrain.folder import RunFolder, config_hash, new_directory, writing
-from postrain.generation.ending import Ending
 from postrain.hardware import Hardware
 from postrain.jsonl import atomic_write_text
 from postrain.manifest import write_manifest
 from postrain.readable import duration
-from postrain.report import write_report
 from postrain.resume import settings
 from postrain.rollout.engine import Engine
+from postrain.run import reported
+from postrain.status import Ending
 from postrain.trust import Guest, Item, said_by
 from postrain.types import ConfigError
 
@@ -79,16 +79,10 @@ def execute(
     if origin and taken:
         print(f"as in {origin.folder.path}: {', '.join(taken)}; the command line can choose others", flush=True)
     folder = _folder(config, models[0], place)
-    with writing(folder.config):
-        atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
-    try:
-        with Interrupt(), Ending(folder.status):
-            found = _appraise(config, evaluation.measures, models, hardware, folder, overrides)
-    except Unmeasured:
-        _report(config, folder)
-        raise
-    _report(config, folder)
-    return found
+    with Interrupt(), Ending(folder.status), reported(folder, config["report"]):
+        with writing(folder.config):
+            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
+        return _appraise(config, evaluation.measures, models, hardware, folder, overrides)
 
 
 def foresee(config: Mapping[str, Any], measures: Mapping[str, Measure]) -> None:
@@ -97,11 +91,6 @@ def foresee(config: Mapping[str, Any], measures: Mapping[str, Measure]) -> None:
     for measure in measures.values():
         if isinstance(measure, Foresighted):
             measure.check(engine.sampling)
-
-
-def _report(config: Mapping[str, Any], folder: RunFolder) -> None:
-    if config["report"]:
-        print(f"report  {write_report(folder.path)}")
 
 
 def _folder(config: Mapping[str, Any], model: Examinee, place: Path | None) -> RunFolder:

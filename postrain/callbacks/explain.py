@@ -16,7 +16,7 @@ from postrain.callbacks.metrics import NO_SPACE
 from postrain.callbacks.puzzles import RULES, Rule
 from postrain.callbacks.state import method_of
 from postrain.folder import RunFolder, writing
-from postrain.jsonl import number
+from postrain.jsonl import number, update_of
 from postrain.types import ConfigError
 
 FIRST, RECENT = 10, 200
@@ -38,11 +38,11 @@ class Explain(Callback):
         if trainer.is_global_zero:
             with writing(self._folder.explanations.path, NO_SPACE):
                 self._folder.explanations.rewind(updates)
-        told = [record for record in self._folder.explanations.read() if record.get("update", 0) <= updates]
+        told = [record for record in self._folder.explanations.read() if update_of(record) <= updates]
         self._told = {str(record.get("rule")) for record in told}
         self._history = []
         for record in self._folder.metrics.read():
-            if record.get("update", 0) <= updates:
+            if update_of(record) <= updates:
                 numbers = {name: number(value) for name, value in record.items()}
                 self._remember({name: value for name, value in numbers.items() if value is not None})
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from postrain.callbacks.state import method_of
 from postrain.folder import RunFolder
-from postrain.jsonl import number
+from postrain.jsonl import number, update_of
 from postrain.types import Count, Positive
 
 REWARD = "reward/total"
@@ -56,7 +56,7 @@ class Hopeless(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remembers what a resumed run has measured."""
         for record in self.folder.metrics.read():
-            if 0 < record.get("update", 0) <= method_of(pl_module).counters.updates:
+            if 0 < update_of(record) <= method_of(pl_module).counters.updates:
                 self._remember(
                     {name: value for name in (REWARD, *KL) if (value := number(record.get(name))) is not None}
                 )

@@ -1,13 +1,16 @@
-"""Ctrl-C and SIGTERM: the first finishes the update and stops in order, the second stops at once.
+"""Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning before the time limit): the first finishes
+the update and stops in order, the second stops at once.
 
 Lightning's own answer to SIGTERM is to raise after the batch and to end with exit code 0, and its answer to Ctrl-C is
 to raise in the middle of one. It composes its SIGTERM handler with one that is there already and runs its own first, so
-ours is put in place again when training starts. Windows knows no SIGTERM from outside; Ctrl-C works there.
+ours is put in place again when training starts. A signal that is ignored when the run begins (nohup) stays ignored.
+Windows knows only Ctrl-C.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -16,16 +19,9 @@ from typing import Any, Self
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from postrain.callbacks.state import method_of
+from postrain.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(SystemExit):
-    """Stop at once; ends the process with 128 + the signal's number, as a shell expects, when nobody catches it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.signal = signal.Signals(number)
+SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupt(Callback):
@@ -45,12 +41,13 @@ class Interrupt(Callback):
 
     @property
     def exit_code(self) -> int:
-        """0, or 130 after Ctrl-C and 143 after SIGTERM."""
+        """0, or 128 + the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
         return 0 if self.signal is None else 128 + self.signal
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._original = {number: signal.getsignal(number) for number in SIGNALS}
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._original = {number: old for number, old in handlers.items() if old is not signal.SIG_IGN}
             self._install()
         return self
 
@@ -84,10 +81,12 @@ class Interrupt(Callback):
         self._training = False
 
     def _install(self) -> None:
-        for number in SIGNALS:
+        for number in self._original:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            leave_terminal()
         if self.signal is not None or not self._training:
             raise Interrupted(number)
         self.signal = signal.Signals(number)
@@ -95,3 +94,14 @@ class Interrupt(Callback):
         if self._speaks:
             # Not print: the signal may have come in the middle of one.
             os.write(2, text.encode())
+
+
+def leave_terminal() -> None:
+    """Sends further output to nowhere where the terminal is gone: writing to it would raise before all is saved."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if os.isatty(descriptor) or poll.poll(0):  # asked for no event, poll tells of errors and of hang-ups only
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -25,7 +25,6 @@ from postrain.check import instantiate
 from postrain.data.module import DataModule
 from postrain.data.rendering import clock_at
 from postrain.folder import RunFolder, config_hash, new_directory, writing
-from postrain.generation.ending import Ending
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
 from postrain.generation.measure import Measured, measure, outcome
 from postrain.generation.sample import Sampler, distinct, sample
@@ -40,6 +39,7 @@ from postrain.readable import figure
 from postrain.resume import check_data, check_model, resumed_config, settings
 from postrain.rollout.engine import Engine, greedy
 from postrain.rollout.turns import Environment
+from postrain.status import Ending
 from postrain.trust import Guest, Item, said_by
 from postrain.types import ConfigError
 
@@ -75,9 +75,9 @@ def execute(
     if earlier:
         check_model(earlier, resolved)
     folder = earlier or _new_folder(config, resolved, place)
-    with writing(folder.config):
-        atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
-    with Interrupt(), Ending(folder.status), clock_at(folder.status.began()):
+    with Interrupt(), folder.locked(), Ending(folder.status), clock_at(folder.status.began()):
+        with writing(folder.config):
+            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
         return _generate(config, resolved, hardware, folder, overrides)
 
 

@@ -22,7 +22,7 @@ from postrain.ops import derive_seed, generator
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Mixture
 from postrain.scoring import in_micro_batches, pad_T, score
-from postrain.types import ConfigError, Count, Max, NonNegative, Prompts, Rows
+from postrain.types import ConfigError, Count, Max, Mean, NonNegative, Prompts, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2
@@ -95,7 +95,7 @@ class Online(Method):
             for place in places
             for copy in range(copies)
         ]
-        return collect(
+        episodes = collect(
             self.parts.engine,
             self.policy if model is None else model,
             self.parts.template,
@@ -104,6 +104,9 @@ class Online(Method):
             reward=self.parts.reward,
             environment=self.parts.environment,
         )
+        # Of sampled tokens: NaN where the policy is broken, whatever is learned from them.
+        self.note({"rollout/logp": Mean(episodes.logps_BT.sum(), torch.cat(episodes.rows.supervised).sum())})
+        return episodes
 
     def shaped(self, episodes: Episodes) -> Tensor:
         """The reward of each completion with the method's own penalties, NaN where nothing could score it, [B]."""

@@ -26,13 +26,13 @@ from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
 from postrain.folder import RunFolder, Status, config_hash, new_directory, writing
 from postrain.generation import run as generation
-from postrain.generation.ending import Ending
 from postrain.jsonl import atomic_write_text, number
 from postrain.pipeline.plan import Plan, Step, code_of, known, make, vet
 from postrain.pipeline.shared import common, digests
 from postrain.pipeline.summary import outcome, result, summary, table
 from postrain.pipeline.words import PIPELINE_KEYS, key_of
 from postrain.resume import SESSION_KEYS
+from postrain.status import Ending
 from postrain.trust import Guest, said_in
 from postrain.types import ConfigError
 
@@ -65,16 +65,12 @@ def execute(
     folder, plan = _resumed(config, words, conf) if config.resume else _new(config, words, conf, place)
     stages = Stages(plan, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
-    status = Status(folder / "status.json")
-    try:
-        with Interrupt(), Ending(status):
-            for position, step in enumerate(plan.steps, start=1):
-                print(f"\nstage {position} of {len(plan.steps)}, {step.stage.name}", end="", flush=True)
-                stages.advance(step)
-            return _finish(plan, folder)
-    finally:
-        if plan.report:
-            run.report(RunFolder(folder), str(status.read().get("status")))
+    whole = RunFolder(folder)
+    with Interrupt(), whole.locked(), Ending(whole.status), run.reported(whole, plan.report):
+        for position, step in enumerate(plan.steps, start=1):
+            print(f"\nstage {position} of {len(plan.steps)}, {step.stage.name}", end="", flush=True)
+            stages.advance(step)
+        return _finish(plan, folder)
 
 
 def _finish(plan: Plan, folder: Path) -> float | None:

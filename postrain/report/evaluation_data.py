@@ -14,6 +14,7 @@ from typing import Any
 from postrain.jsonl import JsonLines, Record, number, read_json
 from postrain.report.page import RESPONSES, STATS
 from postrain.report.run_data import LARGEST, Sample
+from postrain.status import Status
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def read_evaluation(path: Path) -> Evaluation:
     responses = _responses(path / RESPONSES)
     return Evaluation(
         path=path.resolve(),
-        status=read_json(path / "status.json"),
+        status=Status(path / "status.json").current(),
         manifest=read_json(path / "manifest.json"),
         subjects=tuple(_subject(one, records, responses) for one in _records(found.get("subjects"))),
         differences=_differences(found.get("differences")),

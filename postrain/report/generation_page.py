@@ -18,6 +18,7 @@ from postrain.report.page import RESPONSES, Cell, Picture, estimate, flat, pictu
 from postrain.report.pictures import AFTER, SERIES, css, write_png
 from postrain.report.run_data import LARGEST, Sample, sample_of, state_of
 from postrain.report.samples import SHOWN, Answer, Shown, responses
+from postrain.status import Status
 
 MOST_ANSWERS = 4
 LEAST_FOR_A_HISTOGRAM = 12
@@ -61,7 +62,7 @@ def read_generation(path: Path) -> Generation:
     missing += [] if summary else ["summary.json is missing or damaged: the generation did not come to its end"]
     return Generation(
         path=path.resolve(),
-        status=read_json(path / "status.json"),
+        status=Status(path / "status.json").current(),
         manifest=read_json(path / "manifest.json"),
         summary=summary,
         prompts=tuple(answers for record in records if (answers := tuple(_answers(record)))),

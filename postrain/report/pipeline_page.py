@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from postrain.jsonl import Record, read_json
+from postrain.jsonl import Record
 from postrain.readable import figure, short
 from postrain.report.charts import Spot, bars
 from postrain.report.efficiency import took_of
@@ -22,6 +22,7 @@ from postrain.report.panels import headlines
 from postrain.report.pictures import write_png
 from postrain.report.run_data import Sample, read_run, state_of
 from postrain.report.samples import SHOWN, last, responses, side_by_side
+from postrain.status import Status
 
 FILE = "pipeline.yaml"
 MOST_HEADLINES, MOST_FILES, MOST_BARS = 3, 8, 9
@@ -66,7 +67,7 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
     groups = [(stage.name, stage.samples) for stage in stages if stage.samples]
     measured, summary = beside(stages), table(path / "summary.md")
     shown = sorted(side_by_side(groups, least=2), key=lambda one: -len(one.answers))
-    status = read_json(path / "status.json")
+    status = Status(path / "status.json").current()
     page = write_page(
         folder,
         "pipeline.html",
@@ -146,7 +147,9 @@ def read_stage(name: str, folder: Path) -> Stage:
         scores = _central(subjects[0].measures) if subjects else {}
         told = [(metric, "", figure(found.value)) for metric, found in scores.items()]
         samples = subjects[0].samples if subjects else ()
-    return Stage(name, folder, read_json(folder / "status.json"), tuple(told[:MOST_HEADLINES]), scores, tuple(samples))
+    return Stage(
+        name, folder, Status(folder / "status.json").current(), tuple(told[:MOST_HEADLINES]), scores, tuple(samples)
+    )
 
 
 def _central(measures: Mapping[str, Any]) -> dict[str, Number]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.status import Status
 
 STATES = ("done", "failed", "interrupted", "running")
 
@@ -140,7 +141,7 @@ def read_run(path: Path) -> RunData:
     config = path / "config.yaml"
     return RunData(
         path=path,
-        status=read_json(path / "status.json"),
+        status=Status(path / "status.json").current(),
         manifest=read_json(path / "manifest.json"),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         metrics=curves(records),

@@ -21,6 +21,7 @@ from postrain.jsonl import number, read_json
 from postrain.metric_names import Direction, decides, direction_of
 from postrain.report.run_data import LARGEST
 from postrain.report.study_cells import Cell, Job, cells_of, untrained
+from postrain.status import Status
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
 USUAL = ("gold/total", "eval/reward/total", "eval/accuracy", "eval/kl/exact")
@@ -165,7 +166,7 @@ def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
 
 def _job(root: Path, record: Mapping[str, Any]) -> Job:
     folder = root / str(record["folder"])
-    status, result = read_json(folder / "status.json"), read_json(folder / "result.json")
+    status, result = Status(folder / "status.json").current(), read_json(folder / "result.json")
     state = str(status.get("status") or "not started")
     settings = record.get("settings")
     return Job(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from postrain.jsonl import read_json
 from postrain.readable import duration, short
 from postrain.report.page import PAGE, RESPONSES, estimate, link, write_json, write_page
 from postrain.report.page import Cell as Shown
@@ -19,6 +18,7 @@ from postrain.report.study_cells import Cell, Job
 from postrain.report.study_pictures import frontier, study_curves
 from postrain.report.study_table import ABOUT, finished, note, result
 from postrain.report.verdict import verdict
+from postrain.status import Status
 
 
 def write_study(path: Path, output: Path | None = None) -> Path:
@@ -34,7 +34,7 @@ def write_study(path: Path, output: Path | None = None) -> Path:
         "study.html",
         {
             "study": study,
-            "state": state_of(read_json(path / "status.json")),
+            "state": state_of(Status(path / "status.json").current()),
             "facts": facts(study),
             "answer": verdict(study),
             "about": ABOUT,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -19,9 +18,10 @@ from typing import Any
 
 import torch
 
+from postrain.errors import Interrupted
 from postrain.rewards.base import total_of
-from postrain.rewards.user_code import Blame, FunctionPath, load_function, place
-from postrain.types import ConfigError, RewardBatch
+from postrain.rewards.user_code import Blame, FunctionPath, load_function, place, time_limit
+from postrain.types import ConfigError, Positive, RewardBatch
 
 Columns = Sequence[Mapping[str, Any]]
 
@@ -34,6 +34,8 @@ class Function:
     """`package.module.name`, or `path/to/file.py:name`."""
     arguments: Mapping[str, Any]
     """Further keyword arguments, the same for every completion."""
+    timeout: Positive | None = None
+    """Seconds that a call, which scores a whole batch, may take; null is no limit."""
     call: Callable[..., Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,21 +62,27 @@ class Function:
         file, _ = place(self.call)
         culprit = partial(self._culprit, keywords, prompts, columns)
         with Blame(f"reward function {self.function} raised", file, culprit):
-            values = self.call(**keywords)
+            values = self._called(keywords)
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str):
             raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {values!r:.80}")
         return list(listed)
+
+    def _called(self, keywords: Mapping[str, Any]) -> Any:
+        with time_limit(self.timeout, f"reward function {self.function}", place(self.call)[0]):
+            return self.call(**keywords)
 
     def _culprit(self, keywords: Mapping[str, Any], prompts: Sequence[str], columns: Columns) -> str:
         """The first prompt that the function, having raised on a batch, raises on alone too."""
         for index in range(len(prompts)):
             own = slice(index, index + 1)
             alone = {name: value if name in self.arguments else value[own] for name, value in keywords.items()}
-            with suppress(Exception):
-                self.call(**alone)
-                continue
-            return f" on {told(index, prompts, columns)}"
+            try:
+                self._called(alone)
+            except Interrupted:
+                raise
+            except BaseException:
+                return f" on {told(index, prompts, columns)}"
         return " on this batch, though on none of its prompts alone"
 
     def _keywords(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from postrain.rewards.function import Function
 from postrain.rewards.user_code import FunctionPath
-from postrain.types import ConfigError
+from postrain.types import ConfigError, Positive
 
 Texts = Sequence[str]
 Columns = Sequence[Mapping[str, Any]]
@@ -42,9 +42,11 @@ class PairwiseFunction:
     """`package.module.name`, or `path/to/file.py:name`."""
     arguments: Mapping[str, Any]
     """Further keyword arguments, the same for every comparison."""
+    timeout: Positive | None = None
+    """Seconds that a call, which compares a whole batch, may take; null is no limit."""
 
     def __post_init__(self) -> None:
-        self.call = Function(function=self.function, arguments=self.arguments)
+        self.call = Function(function=self.function, arguments=self.arguments, timeout=self.timeout)
 
     def to(self, device: torch.device | str) -> None:
         """Nothing to move."""

@@ -1,19 +1,29 @@
-"""Functions that a user wrote: found by path, and when one raises, the error in one line with its file and line."""
+"""Functions that a user wrote: found by path, held to a time limit, and when one raises, whatever it raises, the error
+in one line with its file and line."""
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import inspect
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Annotated, Any
 
+from postrain.errors import Interrupted
 from postrain.schema import Confirm, load_target
 from postrain.types import ConfigError
+
+# Seconds after its limit that a function has to answer the signal; one that is deep in C code never does.
+GRACE = 10.0
 
 
 def is_own(path: Any) -> bool:
@@ -67,7 +77,8 @@ def place(function: Callable[..., Any]) -> tuple[str, int]:
 class Blame:
     """Turns whatever a user's code raises into one line: who, what, and where in its own file.
 
-    A context manager, since nothing is swallowed: the line takes the error's place, with the error as its cause.
+    A context manager, since nothing is swallowed: the line takes the error's place, with the error as its cause. That
+    holds for sys.exit() and its like too, which would end the run as if all were well; only signals pass.
     """
 
     who: str
@@ -79,9 +90,51 @@ class Blame:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not isinstance(error, Exception) or isinstance(error, ConfigError):
+        if error is None or isinstance(error, ConfigError | Interrupted):
             return
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.file]
         where = f" at {self.file}:{lines[-1]}" if lines else ""
         what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-        raise ConfigError(f"{self.who} {what}{where}{self.culprit()}") from error
+        # What ends processes or fills memory is not tried again on each prompt.
+        again = isinstance(error, Exception) and not isinstance(error, MemoryError)
+        raise ConfigError(f"{self.who} {what}{where}{self.culprit() if again else ''}") from error
+
+
+class _TimeUp(BaseException):
+    """Not an Exception, so that fewer functions swallow it."""
+
+
+@contextmanager
+def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
+    """Raises ConfigError when the block takes longer, naming the line of the user's `file` it was at; None is no limit.
+
+    A signal (SIGALRM) interrupts Python code and waiting; it comes again every second for code that swallows it. Code
+    that hangs in C without looking at signals ends the process with exit code 1 and a traceback, after GRACE more
+    seconds: nothing else can stop it.
+    """
+    if seconds is None:
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigError(f"{who}: reward.timeout works in the main thread only; leave it null here")
+    lines: list[int] = []
+
+    def strike(number: int, frame: FrameType | None) -> None:
+        own = [line for f, line in traceback.walk_stack(frame) if f.f_code.co_filename == file]
+        lines.append(own[0] if own else 0)
+        raise _TimeUp
+
+    before = signal.signal(signal.SIGALRM, strike)
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__ or 2)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    except _TimeUp:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
+    if lines:
+        where = f" (at {file}:{lines[0]})" if lines[0] else ""
+        raise ConfigError(f"{who} took longer than reward.timeout={seconds:g} seconds{where}; raise it, or mend it")

@@ -22,13 +22,13 @@ from rich.console import Console
 
 from postrain.callbacks.interrupt import Interrupt, Interrupted
 from postrain.folder import Status, config_hash, new_directory, writing
-from postrain.generation.ending import Ending
 from postrain.jsonl import atomic_write_text, number, plain, read_json
 from postrain.readable import duration, figure
 from postrain.report import write_report
 from postrain.report.study import FILE, JOBS, read_study
 from postrain.report.study_table import markdown, table
 from postrain.report.verdict import verdict
+from postrain.status import Ending
 from postrain.sweep.launch import Launcher
 from postrain.sweep.plan import Job, Planner, flags, placed, settings
 from postrain.sweep.search import check_search, search
