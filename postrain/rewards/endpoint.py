@@ -7,6 +7,7 @@ a mistake of the config. Each question is asked once a run. Leaves out what is a
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -25,10 +26,10 @@ import requests
 import torch
 from annotated_types import doc
 from pydantic import StringConstraints
-from requests.adapters import HTTPAdapter
 from torch import Tensor
 from urllib3.util.retry import Retry
 
+from postrain.rewards.bounded import BoundedAdapter, TooLarge, post
 from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, CountOrZero, NonNegative, Positive
 
@@ -83,7 +84,7 @@ class Endpoint(ABC):
     workers: Count
     """Questions under way at once."""
     timeout: Positive
-    """Seconds to wait for a connection, and for an answer."""
+    """Seconds to wait for a connection, and for an answer as a whole, each time it is asked for."""
     retries: CountOrZero
     """Further attempts when the server is busy, away or slow."""
     backoff: NonNegative
@@ -104,7 +105,7 @@ class Endpoint(ABC):
 
     def ask(self, questions: Sequence[str]) -> Tensor:
         """The number each question is answered with, float32 [B]; NaN where there is none."""
-        named = [blake2b(question.encode(), digest_size=16).digest() for question in questions]
+        named = [blake2b(question.encode(errors="surrogatepass"), digest_size=16).digest() for question in questions]
         new = {name: text for name, text in zip(named, questions, strict=True) if name not in self.known}
         with ThreadPoolExecutor(self.workers) as pool:
             found = dict(zip(new, pool.map(self._verdict, new.values()), strict=True))
@@ -128,12 +129,12 @@ class Endpoint(ABC):
         asked = [{"role": "user", "content": question}]
         try:
             answer = self._answer(asked)
-            value = self.read(THOUGHT.sub("", answer))
+            value = self.read(without_thoughts(answer))
             if value is None:
                 again = f"That cannot be read. Reply with nothing but {self.form}"
                 said = {"role": "assistant", "content": answer[:QUOTED_CHARACTERS] or "(nothing)"}
                 answer = self._answer([*asked, said, {"role": "user", "content": again}])
-                value = self.read(THOUGHT.sub("", answer))
+                value = self.read(without_thoughts(answer))
         except Unanswered as problem:
             return Verdict(None, str(problem))
         return Verdict(value) if value is not None else Verdict(None, f"answered no {self.form}, but {answer!r:.80}")
@@ -142,14 +143,15 @@ class Endpoint(ABC):
         """One answer of the model, greedy."""
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
         try:
-            # Not followed elsewhere, since the key would go along.
-            response = self.session.post(self.address, json=body, timeout=self.timeout, allow_redirects=False)
+            response, received = post(self.session, self.address, body, self.timeout)
+        except TooLarge as error:
+            raise Unanswered(f"answered with {error}") from None
         except requests.RequestException as error:
             raise Unanswered(f"could not be reached ({_cause(error)})") from None
         if response.status_code != 200:
-            said = " ".join(response.text.split())[:200].replace(self.key or "\0", "***")
-            raise Unanswered(f"answered {response.status_code} {response.reason}: {said}")
-        return _content(response)
+            said = received.decode(errors="replace").replace(self.key or "\0", "***")
+            raise Unanswered(_line(f"answered {response.status_code} {response.reason}: {said}"))
+        return _content(received)
 
     @property
     def address(self) -> str:
@@ -175,7 +177,7 @@ class Endpoint(ABC):
         # Set so that a .netrc has no say.
         session.auth = self._signed
         for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=self.workers, max_retries=patience))
+            session.mount(scheme, BoundedAdapter(pool_maxsize=self.workers, max_retries=patience))
         return session
 
     def _signed(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -196,13 +198,25 @@ def api_key(variable: str | None) -> str | None:
     return key
 
 
-def _content(response: requests.Response) -> str:
+def _content(received: bytes) -> str:
     """The text of a chat completion; a model that only thought has said nothing."""
     try:
-        content: Any = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise Unanswered(f"answered something else than a chat completion: {response.text!r:.80}") from None
+        content: Any = json.loads(received)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        said = received[:80].decode(errors="replace")
+        raise Unanswered(f"answered something else than a chat completion: {said!r:.80}") from None
     return content if isinstance(content, str) else ""
+
+
+def without_thoughts(answer: str) -> str:
+    """An answer without its <think> parts; a mark that is never closed is text like any other."""
+    thought, close, rest = answer.rpartition("</think>")
+    return THOUGHT.sub("", thought + close) + rest
+
+
+def _line(text: str) -> str:
+    """A server's words as one line for a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:300])
 
 
 def _cause(error: BaseException) -> str:

@@ -122,7 +122,7 @@ class PairwiseJudge(Endpoint):
 
 def fenced(text: str) -> str:
     """A text between marks that it cannot hold itself: they are made from its hash."""
-    mark = blake2b(text.encode(), digest_size=6).hexdigest()
+    mark = blake2b(text.encode(errors="surrogatepass"), digest_size=6).hexdigest()
     return f"<text {mark}>\n{text}\n</text {mark}>"
 
 

@@ -113,7 +113,7 @@ def test_broken_weights_behind_another_error_are_what_is_told(folder: RunFolder,
 def test_a_model_that_is_broken_from_the_start_is_refused_frozen_or_not() -> None:
     method = Learner()
     check_finite(method, "model=mine")
-    nn.init.constant_(method.policy[1].weight, math.inf)
+    nn.init.constant_(method.get_parameter("policy.1.weight"), math.inf)
     with pytest.raises(ConfigError, match=r"^model=mine: the weights of policy\.1\.weight hold inf; give another"):
         check_finite(method, "model=mine")
 

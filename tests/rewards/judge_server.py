@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,8 +19,12 @@ class Says:
     """What the model says."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    body: str | None = None
+    body: str | bytes | None = None
     """The whole body, in place of a chat completion."""
+    drips: str = ""
+    """Whether "head" or "body" comes a byte at a time, faster than any wait for a byte ends, until the test is over."""
+    endless: bool = False
+    """Whether the body never ends."""
     held: bool = False
     """Whether it is held back until the test is over."""
 
@@ -51,12 +55,32 @@ def judge_server(script: Callable[[dict[str, Any], int], Says]) -> Iterator[Serv
                 over.wait()
                 return
             content = {"choices": [{"message": {"role": "assistant", "content": says.content}}]}
-            raw = (json.dumps(content) if says.body is None else says.body).encode()
+            raw = json.dumps(content) if says.body is None else says.body
+            raw = raw.encode() if isinstance(raw, str) else raw
+            if says.drips == "head":
+                self.drip(b"HTTP/1.1 200 O")
+                return
             self.send_response(says.status)
-            for name, value in {**says.headers, "Content-Length": str(len(raw))}.items():
+            for name, value in {
+                "Content-Length": str(2**40 if says.endless or says.drips else len(raw)),
+                **says.headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
+            if says.drips == "body":
+                self.drip(raw[:1])
+            while says.endless and not over.is_set():
+                self.wfile.write(b"x" * 2**16)
             self.wfile.write(raw)
+
+        def drip(self, letter: bytes) -> None:
+            self.wfile.write(letter)
+            while not over.wait(0.02):
+                self.wfile.write(letter[-1:])
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):
+                super().handle()
 
         def log_message(self, format: str, *args: Any) -> None:
             """Tests print nothing."""
