@@ -70,14 +70,14 @@ class _Https(_Bounded, HTTPSConnection): ...
 
 
 class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = _Http
+    ConnectionCls: Any = _Http
 
 
 class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _Https
+    ConnectionCls: Any = _Https
 
 
-POOLS = {"http": _HttpPool, "https": _HttpsPool}
+POOLS: dict[str, Any] = {"http": _HttpPool, "https": _HttpsPool}
 
 
 class BoundedAdapter(HTTPAdapter):

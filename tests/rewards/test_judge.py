@@ -151,17 +151,21 @@ def test_a_slow_one_is_given_up() -> None:
 @pytest.mark.parametrize("status", [200, 503])
 def test_one_that_drips_a_byte_at_a_time_is_given_up(part: str, status: int) -> None:
     # Each byte comes long before the wait for it ends: only a bound on the whole ends this.
-    with judge_server(lambda body, place: Says(drips=part, status=status)) as server:
-        with pytest.raises(ConfigError, match=r"could not be reached \(timed out after 0.3 s in all"):
-            marks(judge(server, timeout=0.3, retries=0), "a")
+    with (
+        judge_server(lambda body, place: Says(drips=part, status=status)) as server,
+        pytest.raises(ConfigError, match=r"could not be reached \(timed out after 0.3 s in all"),
+    ):
+        marks(judge(server, timeout=0.3, retries=0), "a")
         assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize("status", [200, 400, 503])
 def test_an_answer_without_end_is_cut(status: int) -> None:
-    with judge_server(lambda body, place: Says(status=status, endless=True)) as server:
-        with pytest.raises(ConfigError, match=r"answered with more than 1048576 bytes"):
-            marks(judge(server, retries=1), "a")
+    with (
+        judge_server(lambda body, place: Says(status=status, endless=True)) as server,
+        pytest.raises(ConfigError, match=r"answered with more than 1048576 bytes"),
+    ):
+        marks(judge(server, retries=1), "a")
 
 
 ODD = {
@@ -181,18 +185,22 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ODD)
 def test_no_body_breaks_anything(kind: str) -> None:
-    with judge_server(lambda body, place: Says(body=ODD[kind])) as server:
-        with pytest.raises(ConfigError, match="answered something else than a chat completion") as caught:
-            marks(judge(server), "a")
+    with (
+        judge_server(lambda body, place: Says(body=ODD[kind])) as server,
+        pytest.raises(ConfigError, match="answered something else than a chat completion") as caught,
+    ):
+        marks(judge(server), "a")
     assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("content", [r'"\ud800"', "[]", "7", "null", '{"a": 1}', '"' + "<think>" * 50_000 + '"'])
 def test_no_content_breaks_anything(content: str) -> None:
     whole = '{"choices": [{"message": {"content": ' + content + "}}]}"
-    with judge_server(lambda body, place: Says(body=whole)) as server:
-        with pytest.raises(ConfigError, match="answered no"):
-            marks(judge(server), "a")
+    with (
+        judge_server(lambda body, place: Says(body=whole)) as server,
+        pytest.raises(ConfigError, match="answered no"),
+    ):
+        marks(judge(server), "a")
 
 
 def test_a_retry_after_that_is_no_time_is_told() -> None:
@@ -202,9 +210,11 @@ def test_a_retry_after_that_is_no_time_is_told() -> None:
 
 
 def test_what_a_server_says_is_one_plain_line() -> None:
-    with judge_server(lambda body, place: Says(status=400, body="a\x1b[2J\nb")) as server:
-        with pytest.raises(ConfigError, match=r"answered 400 Bad Request: a\?\[2J b;"):
-            marks(judge(server), "a")
+    with (
+        judge_server(lambda body, place: Says(status=400, body="a\x1b[2J\nb")) as server,
+        pytest.raises(ConfigError, match=r"answered 400 Bad Request: a\?\[2J b;"),
+    ):
+        marks(judge(server), "a")
 
 
 def test_a_lone_surrogate_can_be_asked_about() -> None:
