@@ -36,7 +36,7 @@ def started(pid: int) -> int | None:
 def gone(record: Mapping[str, Any]) -> bool:
     """Whether the process of an `identity` has ended for certain; False for one on another host."""
     pid, host = record.get("pid"), record.get("host")
-    if not isinstance(pid, int) or not 0 < pid < 2**31 or host != platform.node():
+    if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31 or host != platform.node():
         return False
     try:
         os.kill(pid, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from postrain.callbacks.interrupt import Interrupt, Interrupted
+from postrain.callbacks.interrupt import Interrupt, Interrupted, leave_terminal
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
 def test_the_first_signal_finishes_the_update(
     trainer: Any, make_method: Callable[..., Any], capfd: pytest.CaptureFixture[str], number: signal.Signals, code: int
 ) -> None:
@@ -62,6 +66,31 @@ def test_handlers_are_put_back() -> None:
     with Interrupt():
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_after_the_terminal_is_gone_printing_is_no_error() -> None:
+    """In a child whose output is a terminal that closes, as `ssh` does it."""
+    master, slave = pty.openpty()
+    child = os.fork()
+    if not child:
+        os.dup2(slave, 1)
+        os.dup2(slave, 2)
+        os.close(master)
+        leave_terminal()
+        os._exit(0 if os.write(1, b"x") == 1 and os.write(2, b"x") == 1 else 1)
+    os.close(slave)
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 class Killed(LightningModule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from postrain.errors import Interrupted
 from postrain.rewards.function import Function
 from postrain.types import ConfigError
 
@@ -146,3 +148,59 @@ def test_a_file_with_a_mistake_in_it(path: Path) -> None:
     path.write_text("def f(:\n")
     with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: SyntaxError: invalid syntax"):
         Function(function=f"{path}:f", arguments={})
+
+
+LEAVES = {
+    "sys.exit(0)": ("import sys; sys.exit(0)", "SystemExit: 0"),
+    "interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "generator": ("raise GeneratorExit", "GeneratorExit"),
+    "memory": ("raise MemoryError('all of it')", "MemoryError: all of it"),
+    "recursion": ("return leaves(completions)", "RecursionError: maximum recursion depth exceeded"),
+}
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_a_function_cannot_end_the_process(path: Path, kind: str) -> None:
+    body, what = LEAVES[kind]
+    path.write_text(f"def leaves(completions):\n    {body}\n")
+    found = error(path, "leaves")
+    assert found.startswith(f"reward function {path}:leaves raised {what}")
+    assert f"at {path}:2" in found
+
+
+def test_a_file_that_exits_cannot_be_imported(path: Path) -> None:
+    path.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=rf"cannot be imported: SystemExit: 0 at {path}:2"):
+        Function(function=f"{path}:f", arguments={})
+
+
+def test_a_signal_passes_through_a_function(path: Path) -> None:
+    path.write_text("from postrain.errors import Interrupted\ndef f(completions):\n    raise Interrupted(15)\n")
+    with pytest.raises(Interrupted):
+        pay(path, "f")
+
+
+HANGS = {
+    "waiting": "import time; time.sleep(60)",
+    "a loop": "\n    while True: pass",
+    "a swallowed error": "\n    while 1:\n        try:\n            while 1: pass\n        except Exception: pass",
+    "late": "\n    try:\n        while True: pass\n    except BaseException: return [1.0, 2.0]",
+}
+
+
+@pytest.mark.parametrize("kind", HANGS)
+def test_a_function_that_takes_too_long_is_stopped_and_named(path: Path, kind: str) -> None:
+    path.write_text(f"def hangs(completions):\n    {HANGS[kind]}\n")
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(ConfigError) as caught:
+        Function(function=f"{path}:hangs", arguments={}, timeout=0.05)(PROMPTS, COMPLETIONS, ({}, {}))
+    assert str(caught.value).startswith(
+        f"reward function {path}:hangs took longer than reward.timeout=0.05 seconds (at {path}:"
+    )
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_within_its_time_limit_a_function_is_undisturbed(path: Path) -> None:
+    reward = Function(function=f"{path}:fixed", arguments={}, timeout=60.0)
+    assert reward(PROMPTS, COMPLETIONS, ({}, {})).parts["fixed"] == (2.0, 1.0)

@@ -156,7 +156,7 @@ def test_one_that_drips_a_byte_at_a_time_is_given_up(part: str, status: int) -> 
         pytest.raises(ConfigError, match=r"could not be reached \(timed out after 0.3 s in all"),
     ):
         marks(judge(server, timeout=0.3, retries=0), "a")
-        assert len(server.bodies) == 1
+    assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize("status", [200, 400, 503])
