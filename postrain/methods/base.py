@@ -117,6 +117,7 @@ class Method(LightningModule):
         self.strict_loading = False
         self.counters = Counters()
         self.latest: dict[str, float] = {}
+        self.noted: dict[str, Mean | Max] = {}
         self.current_rows: tuple[int, ...] = ()
         self.stopped = ""  # why the run ends before its last update
 
@@ -201,7 +202,7 @@ class Method(LightningModule):
         # Dropout is the only ambient randomness: pinned to the update, a resumed run draws the same masks.
         torch.manual_seed(derive_seed(self.parts.seed, "dropout", self.counters.updates, parallel.rank()))
         self.current_rows = getattr(batch, "row_ids", ())
-        self.noted: dict[str, Mean | Max] = {}
+        self.noted = {}
         set_learning_rate(self.optimizer, self.lr_factor())
         self.note({"learning_rate": Max(self.learning_rate * self.lr_factor())})
         self.policy.eval()

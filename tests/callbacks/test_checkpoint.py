@@ -89,6 +89,7 @@ class Writer(FakeTrainer):
         super().__init__()
         self.save_checkpoint = write
         self.strategy = cast("Any", SimpleNamespace(barrier=lambda name: None))
+        self.world_size = 1
 
 
 def full(path: Path) -> None:
