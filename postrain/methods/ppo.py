@@ -62,11 +62,11 @@ def token_rewards(reward_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
 
 def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Metrics:
     """How much there is to learn, and how much of it the critic foresees, over the tokens of all ranks."""
-    _, spread, _ = parallel.moments(returns_BT, mask_BT)
+    _, spread, tokens = parallel.moments(returns_BT, mask_BT)
     _, error, _ = parallel.moments(returns_BT - values_BT, mask_BT)
     return {
         "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), mask_BT.sum()),
-        "value/explained_variance": Mean(explained_variance(spread, error), 1),
+        "value/explained_variance": Mean(explained_variance(spread, error), tokens.clamp(max=1)),
     }
 
 

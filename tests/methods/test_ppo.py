@@ -62,6 +62,7 @@ def test_ppo_with_nothing_scorable_has_no_minibatch_items():
     minibatch = next(found.minibatches(prepared))
     assert (len(minibatch), found.denominator(minibatch)) == (0, 0)
     assert not prepared.advantages_BT.isnan().any()
+    assert noted(found, "value/explained_variance") == 0
 
 
 def test_the_critics_share_survives_large_returns():
