@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -29,12 +30,14 @@ from omegaconf import read_write
 from postrain.callbacks.interrupt import Interrupted
 from postrain.folder import Status, writing
 from postrain.processor import usable_cores
+from postrain.report.study_cells import TIMED_OUT
 from postrain.sweep.orphan import JOB
 from postrain.sweep.plan import Job
 from postrain.sweep.study import word
-from postrain.types import Count
+from postrain.types import Count, Positive
 
 LOG = "log.txt"
+GRACE = 30.0
 Ended = Callable[[Job], None]
 
 
@@ -68,6 +71,10 @@ class Local:
     """What runs a job, before its words."""
     resumes: bool = True
     """Whether a job can go on where it stopped."""
+    timeout: Positive | None = None
+    """Seconds after which a job is ended, counted from its start in this session; None ends none."""
+    grace: Positive = GRACE
+    """Seconds that such a job has to save before it is killed."""
     living: set[subprocess.Popen[bytes]] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
     starting: threading.Lock = field(default_factory=threading.Lock)
@@ -104,8 +111,11 @@ class Local:
         with (place / LOG).open("ab") as log, (place / ".lock").open("w") as lock:
             if self._acquire(lock.fileno(), job) and status.read().get("status") != "done":
                 begun = log.tell()
-                code = self._process(job, folder, slot, log, lock.fileno())
-                if code is not None and status.read().get("status") == "running":
+                code, late = self._process(job, folder, slot, log, lock.fileno())
+                ended = status.read().get("status")
+                if late and ended != "done":
+                    status.failed(f"{TIMED_OUT} after {self.timeout:g} s (hydra.launcher.timeout)")
+                elif code is not None and ended == "running":
                     if self.stopping.is_set():
                         status.interrupted("SIGTERM")
                     else:
@@ -127,12 +137,12 @@ class Local:
                 return True
         return False
 
-    def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: int) -> int | None:
-        """Runs a job to its end; its exit code, None where it was not started."""
+    def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: int) -> tuple[int | None, bool]:
+        """Runs a job to its end; its exit code, None where it was not started, and whether it took too long."""
         place = folder / job.folder
         with self.starting:
             if self.stopping.is_set():
-                return None
+                return None, False
             words = words_of(job, folder, self.resumes)
             Status(place / "status.json").running()
             try:
@@ -148,11 +158,26 @@ class Local:
             except OSError as error:
                 log.write(f"error: the job could not be started: {error}\n".encode())
                 log.flush()
-                return 1
+                return 1, False
             self.living.add(process)
-        code = process.wait()
+        late = self._takes_too_long(process)
         self.living.discard(process)
-        return code
+        return process.returncode, late
+
+    def _takes_too_long(self, process: subprocess.Popen[bytes]) -> bool:
+        """Waits for a job, and ends it at its time limit: first it may save, then its whole group is killed."""
+        try:
+            process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(self.grace)
+            # What hangs may also be a rank or a judge that the job has started.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        return False
 
 
 def share(jobs: int, slot: int) -> dict[str, str]:

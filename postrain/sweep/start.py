@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,24 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from postrain.check import check
 from postrain.cli import PROGRAMS, forced
 from postrain.pipeline.plan import extra_folder
 from postrain.processor import usable_cores
 from postrain.sweep.launch import Launcher, Local, ThroughHydra
 from postrain.sweep.plan import flags
 from postrain.sweep.runner import execute
+from postrain.types import ConfigError, Count, Positive
 
 LOCAL = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """conf/hydra/launcher/local.yaml; see Local."""
+
+    jobs: Count
+    timeout: Positive | None
 
 
 def sweep(
@@ -41,7 +52,12 @@ def launcher(conf: Path, root: str, one: Callable[[Any], float | None]) -> Launc
     """What `hydra/launcher` names."""
     chosen, resumes = HydraConfig.get(), root != "evaluate"
     if chosen.runtime.choices["hydra/launcher"] == LOCAL:
-        return Local(jobs=chosen.launcher.jobs, command=(*command(conf, root), *flags()), resumes=resumes)
+        settings = {key: chosen.launcher.get(key) for key in ("jobs", "timeout")}
+        try:
+            check(settings, Settings)
+        except ConfigError as error:
+            raise ConfigError("\n".join(f"hydra.launcher.{line}" for line in str(error).splitlines())) from None
+        return Local(command=(*command(conf, root), *flags()), resumes=resumes, **settings)
     # joblib's word for it; -1 is all cores.
     at_once = chosen.launcher.get("n_jobs") or 1
     jobs = at_once if at_once > 0 else usable_cores()

@@ -147,3 +147,14 @@ def test_an_interval_over_seeds_stays_in_the_range_of_its_metric(tmp_path: Path)
     for cell in read_study(path).cells:
         assert 0 < cell.values[KL].low < cell.values[KL].value < cell.values[KL].high < inf
         assert 0 < cell.values[GOLD].low < cell.values[GOLD].high < 1
+
+
+def test_a_job_that_timed_out_is_named_in_its_row(tmp_path: Path) -> None:
+    path = make_sweep(tmp_path / "kl")
+    status = {"status": "failed", "reason": "timed out after 60 s (hydra.launcher.timeout)", "seconds": 60.0}
+    (path / "jobs/01-abcd/status.json").write_text(json.dumps(status))
+    columns, lines = rows(read_study(path))
+    assert [row[columns.index("n")] for _, row in lines] == ["2", "1 of 2, 1 timed out", "2"]
+    assert "| kl_coef=0.0 seed=1 | failed | timed out after 60 s (hydra.launcher.timeout) |" in markdown(
+        read_study(path)
+    )

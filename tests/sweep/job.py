@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from postrain.sweep.orphan import stop_with_the_sweep
@@ -16,6 +18,17 @@ match SAID["do"]:
     case "watch":
         stop_with_the_sweep()
         STATUS.write_text(json.dumps({"status": "done"}))
+    case "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    case "save":
+
+        def save(*_):
+            STATUS.write_text(json.dumps({"status": "interrupted"}))
+            sys.exit(143)
+
+        signal.signal(signal.SIGTERM, save)
+        time.sleep(600)
     case "mistake":
         print("error: method.kl_coef: expected a number")
         sys.exit(2)

@@ -53,6 +53,19 @@ def test_a_job_that_watches_its_sweep_ends_in_peace(tmp_path, monkeypatch):
     assert (tmp_path / "jobs/0" / LOG).read_text() == ""
 
 
+def test_a_job_beyond_its_time_limit_is_ended_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    # The first ignores SIGTERM, the second saves; both are named, however far they had come.
+    jobs = [job(0, "hang"), job(1, "save")]
+    Local(jobs=2, command=FAKE, timeout=1.0, grace=0.2)(jobs, tmp_path, lambda job: None)
+    for each in jobs:
+        found = read_json(tmp_path / each.folder / "status.json")
+        assert (found["status"], found["reason"]) == ("failed", "timed out after 1 s (hydra.launcher.timeout)")
+    in_time = job(2, "finish")
+    Local(jobs=1, command=FAKE, timeout=600.0)([in_time], tmp_path, lambda job: None)
+    assert read_json(tmp_path / in_time.folder / "status.json")["status"] == "done"
+
+
 def test_what_cannot_be_started_is_a_failed_job(tmp_path):
     Local(jobs=1, command=("/no/such/program",))([job(0, "finish")], tmp_path, lambda job: None)
     assert read_json(tmp_path / "jobs/0/status.json")["reason"].startswith("the job could not be started")

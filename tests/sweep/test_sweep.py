@@ -7,9 +7,11 @@ import json
 import pytest
 
 from postrain.folder import RunFolder
+from postrain.main import start
 from postrain.report.study import read_study
 from postrain.report.study_table import markdown, result
 from postrain.sweep.runner import alone
+from tests.runs import CONF
 from tests.sweep.made import Program, finish, sweep
 
 GRID = ("-m", "method=ppo", "method.kl_coef=0.1,0.4", "seed=0,1", "report=false")
@@ -207,3 +209,20 @@ def test_without_a_metric_each_setting_tells_its_own(tmp_path):
     first, second = read_study(tmp_path).cells
     assert result(first) == "accuracy 0.25"
     assert result(second) == "eval reward 0 → 0.70"
+
+
+@pytest.mark.parametrize("setting", ["jobs=abc", "jobs=0", "timeout=-1", "timeout=soon"])
+def test_odd_settings_of_the_launcher_are_one_line(tmp_path, capsys, setting):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("postrain.sweep.start.execute", lambda *_: 0)
+        words = ("train.py", *GRID, f"hydra.launcher.{setting}", f"paths.sweeps={tmp_path}")
+        assert exit_code(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: hydra.launcher.{setting.partition('=')[0]}: expected ")
+
+
+def exit_code(words):
+    try:
+        return start([*words], CONF, run=Program())
+    except SystemExit as end:
+        return int(end.code or 0)
