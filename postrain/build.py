@@ -17,6 +17,7 @@ from postrain.data.module import DataModule
 from postrain.hardware import Hardware
 from postrain.methods.base import Method, Parts
 from postrain.models.adapters import Adapter
+from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.models.sources import ResolvedModel, resolve_for
@@ -62,7 +63,7 @@ def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
         use_margin=getattr(method, "use_margin", False),
     )
     torch.manual_seed(config["seed"])
-    policy = load_policy(method, config, resolved, hardware)
+    policy = load_policy(method, config, resolved, hardware, data)
     reward, preference = judges(config) if method.needs_reward else (None, None)
     if reward is None and method.needs_reward and not method.compares:
         raise ConfigError(
@@ -114,7 +115,7 @@ def compared_with(method: Method, config: Mapping[str, Any], tokenizer: Any) -> 
 def origin(model: ResolvedModel, config: Mapping[str, Any], hardware: Hardware) -> str:
     """Everything but rows that decides log-probabilities under the start of this run."""
     adapter: Adapter = instantiate(config["adapter"])
-    weights = f"{model.fingerprint} {model.from_scratch} {adapter.quantization()}"
+    weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {adapter.quantization()}"
     return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
 
 
@@ -133,13 +134,33 @@ def reference_for(
     return None
 
 
-def load_policy(method: Method, config: Mapping[str, Any], resolved: ResolvedModel, hardware: Hardware) -> nn.Module:
-    """The model that learns, with its adapter."""
+def load_policy(
+    method: Method, config: Mapping[str, Any], resolved: ResolvedModel, hardware: Hardware, data: DataModule
+) -> nn.Module:
+    """The model that learns, with its adapter; `data` says which tokens it has to know."""
     adapter: Adapter = instantiate(config["adapter"])
     load = load_causal if method.head == "causal" else load_scalar
     # Seen as what it is derived from: transformers wraps `to` in a way that loses its type.
     model = cast("nn.Module", load(resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
-    return adapter.wrap(model if adapter.quantization() else model.to(hardware.device), head=method.head)
+    model = model if adapter.quantization() else model.to(hardware.device)
+    learned = adapter.new_ids(model, data.template.tokenizer, data.token_ids())
+    return adapter.wrap(model, head=method.head, learned=learned)
+
+
+def notes(built: Built, resolved: ResolvedModel) -> list[str]:
+    """What a user has to know of how this model is trained, a line each."""
+    found = [f"note: {note}" for note in built.data.template.notes]
+    if limit := rotary_limit(read_json(resolved.directory / "config.json")):
+        found.append(
+            f"note: the model scales rotary positions in another way for a whole batch once a row is longer than "
+            f"{limit} tokens (longrope), so rows are kept within {limit}"
+        )
+    adapter = getattr(built.method.policy, "peft_config", {}).get("default")
+    learned = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
+    if learned:
+        names = ", ".join(built.tokenizer.convert_ids_to_tokens(learned))
+        found.append(f"note: the embeddings of new tokens learn beside the adapter: {names}")
+    return found
 
 
 def check_reward(method: Method, data: DataModule) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from postrain.build import Built, build, check_reward, load_policy
+from postrain.build import Built, build, check_reward, load_policy, notes
 from postrain.callbacks.checkpoint import Checkpoints, newest_readable
 from postrain.callbacks.evaluation import Evaluator
 from postrain.callbacks.explain import Explain
@@ -156,9 +156,8 @@ def train(
         if not config["allow_change"]:
             check_data(folder, built.audit)
         reference = built.method.parts.reference
-        notes = (f"note: {note}" for note in built.data.template.notes)
-        lines = [reference.says if reference else "", built.audit.render(), *notes, f"run folder: {folder.path}"]
-        print("\n".join(filter(None, lines)), flush=True)
+        lines = [built.audit.render(), *notes(built, resolved), f"run folder: {folder.path}"]
+        print("\n".join([reference.says, *lines] if reference else lines), flush=True)
         write_manifest(
             folder,
             config=config,
@@ -192,7 +191,7 @@ def train(
     guards.check(built.method)
     state = whole_state(built.method.policy) if built.method.device_mesh is not None else None
     if state is not None and first:
-        built.method.policy = load_policy(built.method, config, resolved, built.hardware)
+        built.method.policy = load_policy(built.method, config, resolved, built.hardware, built.data)
         built.method.policy.load_state_dict(state, strict=False)
     return finish(built, resolved, folder) if first else None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge, Interval
 from lightning.pytorch import LightningDataModule
 
@@ -18,7 +19,7 @@ from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
 from postrain.data.collate import collate, prompts
-from postrain.data.encode import Encoded, EncodedPrompt, Encoder, LossOn
+from postrain.data.encode import Encoded, EncodedPrompt, EncodedRow, Encoder, LossOn, token_rows
 from postrain.data.quality import Quality, sift
 from postrain.data.reading import Account, Reading, learnable, reasons
 from postrain.data.records import Judgement, Prompt, Record, Text, prompt_content
@@ -266,6 +267,11 @@ class DataModule(LightningDataModule):
     def _beginning(self, record: Text, encoder: Encoder) -> EncodedPrompt:
         text = beginning(record.text)
         return EncodedPrompt(record.row, encoder.fitted(self.template.encode_text(text)), text, record.columns)
+
+    def token_ids(self) -> list[int]:
+        """Every token that a training row holds, once, in order."""
+        rows = [row for item in self.train for row in (token_rows(item) or (item,))]
+        return torch.cat([row.ids for row in rows if isinstance(row, EncodedRow | EncodedPrompt)]).unique().tolist()
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:

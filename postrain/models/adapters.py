@@ -6,6 +6,7 @@ An adapter is no method: each works with every method, under a language model's 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from postrain.models.embeddings import embedding_names, rows_needed, untrained
 from postrain.models.quiet import quiet
 from postrain.models.seeded import seeded
 from postrain.types import ConfigError, Count, Fraction, Positive
@@ -29,9 +31,13 @@ class Adapter:
         """How the base weights are to be quantised when they are loaded; None leaves them as they are."""
         return None
 
-    def wrap(self, model: nn.Module, *, head: Head) -> nn.Module:
-        """The policy: `model` with the adapter in it, in eval mode."""
+    def wrap(self, model: nn.Module, *, head: Head, learned: Sequence[int] = ()) -> nn.Module:
+        """The policy: `model` with the adapter in it, in eval mode; the embeddings of `learned` tokens learn too."""
         return model
+
+    def new_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
+        """The tokens, `used` in the data, whose embeddings have to learn although the adapter freezes the others."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +61,20 @@ class LoRA(Adapter):
     """Learn magnitude and direction of weights apart (Liu et al. 2024)."""
     target_modules: tuple[str, ...] | None
     """Names of the layers that get additions; null is every linear layer of the trunk."""
+    new_tokens: tuple[str, ...] | None = None
+    """Tokens whose embeddings learn too; null is those in the data that nothing has trained yet."""
 
-    def wrap(self, model: nn.Module, *, head: Head) -> nn.Module:
+    def new_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
+        if self.new_tokens is None:
+            return untrained(model, used, tokens=rows_needed(tokenizer))
+        vocabulary = tokenizer.get_vocab()
+        if unknown := [token for token in self.new_tokens if token not in vocabulary]:
+            raise ConfigError(
+                f"adapter.new_tokens: the tokenizer has no token {unknown[0]!r}; add it and save the tokenizer"
+            )
+        return sorted({vocabulary[token] for token in self.new_tokens})
+
+    def wrap(self, model: nn.Module, *, head: Head, learned: Sequence[int] = ()) -> nn.Module:
         with quiet():
             # Start-up time: seconds that only a run with an adapter has to spend.
             from peft import LoraConfig, get_peft_model  # noqa: PLC0415
@@ -74,6 +92,7 @@ class LoRA(Adapter):
             # GPT-2 keeps its linear weights transposed.
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             modules_to_save=["score"] if head == "scalar" else None,
+            trainable_token_indices={name: list(learned) for name in embedding_names(model)} if learned else None,
         )
         with quiet(), seeded("adapter"):
             return get_peft_model(model, config).eval()  # pyright: ignore[reportArgumentType]

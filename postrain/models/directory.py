@@ -18,6 +18,7 @@ from postrain.types import ConfigError
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
+LONGROPE = ("longrope", "su")
 # Of a larger file this many windows of a mebibyte are read: it tells two trainings apart, it does not authenticate.
 WINDOWS = 64
 MEBIBYTE = 2**20
@@ -114,13 +115,31 @@ def _weight_files(directory: Path, stem: str) -> list[str]:
 
 
 def context_length(config: Mapping[str, Any]) -> int:
-    """Positions the model was made for."""
+    """Positions the model was made for, and that it treats alike whatever else is in the batch."""
     config = config.get("text_config", config)
     for key in CONTEXT_KEYS:
         if isinstance(config.get(key), int):
-            return config[key]
+            return min(config[key], rotary_limit(config) or config[key])
     # Recurrent models and ALiBi state no limit.
     return 2**20
+
+
+def rotary_limit(config: Mapping[str, Any]) -> int | None:
+    """The longest row up to which LongRoPE (Ding et al. 2024) scales all positions alike; None for other models.
+
+    One longer row in a batch changes the frequencies of all others, so that numbers would depend on the micro-batches.
+    Dynamic NTK scaling is alike up to max_position_embeddings, which rows never exceed.
+    """
+    config = config.get("text_config", config)
+    settings = [found for key in ("rope_parameters", "rope_scaling") if isinstance(found := config.get(key), Mapping)]
+    # Some architectures have settings for each type of layer.
+    parts = settings + [part for one in settings for part in one.values() if isinstance(part, Mapping)]
+    limits = [
+        part.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+        for part in parts
+        if part.get("rope_type", part.get("type")) in LONGROPE
+    ]
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
 def head_of(config: Mapping[str, Any]) -> Literal["causal", "scalar"]:

@@ -16,6 +16,8 @@ from postrain.types import ConfigError
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BASE = ".base_layer."
+# Around embeddings of which some tokens learn.
+TOKENS = ".token_adapter"
 
 
 @torch.no_grad()
@@ -41,7 +43,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         owner, base, leaf = name.partition(BASE)
         if base:
             yield (
-                f"{owner}.{leaf}",
+                f"{owner.removesuffix(TOKENS)}.{leaf}",
                 _merged(adapted[owner])
                 if leaf == "weight" and not adapted[owner].disable_adapters
                 else parameter.detach(),

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from postrain.models.cache import kept
-from postrain.models.directory import check_config
+from postrain.models.directory import check_config, read_json
+from postrain.models.embeddings import check_rows, resize
 from postrain.models.packing import packs
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
@@ -55,13 +56,18 @@ class Loaded:
 
 
 def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a pad token."""
+    """The model's tokenizer, with a pad token.
+
+    Raises ConfigError where it has more tokens than the model has embeddings.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the tokenizer in {resolved.tokenizer} cannot be read: {_one_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {resolved.tokenizer} has no end token; set eos_token in its config")
+    if not resolved.resize:
+        check_rows(tokenizer, read_json(resolved.directory / "config.json"), str(resolved.tokenizer))
     return ensure_pad(tokenizer)
 
 
@@ -81,7 +87,7 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
         raise ConfigError(f"model.path: {resolved.name} is a reward model, which cannot write; give a language model")
     if quantization is not None and resolved.from_scratch:
         raise ConfigError("adapter=qlora keeps trained weights in 4 bits, and model.from_scratch=true has none of them")
-    if quantization is not None and resolved.adapters:
+    if quantization is not None and (resolved.adapters or resolved.resize):
         resolved = merged_on_disk(resolved)
     gap = None
     with quiet(), seeded("model"):
@@ -89,6 +95,8 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
         if resolved.adapters:
             model, gap = merge(model, resolved.adapters)
             model = model.to(dtype)  # pyright: ignore[reportArgumentType] - wrapped by a decorator
+        if resolved.resize:
+            resize(model, load_tokenizer(resolved))
     if quantization is not None:
         keep_differentiable(model)
     # PEFT writes this name into the adapters it saves.
@@ -197,8 +205,9 @@ def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
         load(resolved, resolved.head, dtype=torch.float32).model.save_pretrained(directory)
         load_tokenizer(resolved).save_pretrained(directory)
 
-    directory = kept(f"merged-{resolved.fingerprint}", make)
-    return replace(resolved, directory=directory, adapters=())
+    resized = "-resized" if resolved.resize else ""
+    directory = kept(f"merged-{resolved.fingerprint}{resized}", make)
+    return replace(resolved, directory=directory, adapters=(), resize=False)
 
 
 def _one_line(error: Exception) -> str:

@@ -64,6 +64,8 @@ class ResolvedModel:
     """Positions it was made for."""
     fingerprint: str
     """A short hash of config, tokenizer, weights and adapters."""
+    resize: bool = False
+    """True when embeddings are added for tokens that have none, so that the weights have no name any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class ModelSource:
     """What to do when it cannot be had: refuse, or let the bundled model stand in."""
     from_scratch: bool
     """Take config and tokenizer only and draw fresh weights."""
+    resize: bool = False
+    """Add embeddings for tokens that the tokenizer has and the model has not."""
 
     def resolve(self) -> ResolvedModel:
         """Finds it. Raises ConfigError, within seconds where there is no network."""
@@ -95,6 +99,7 @@ class ModelSource:
             found = self._from_hub()
         else:
             raise ConfigError(f"model.path={self.path}: there is no such directory or .gguf file; check the path")
+        found = replace(found, loads_as=None, resize=True) if self.resize else found
         return replace(found, name=self.name) if self.name and not found.stand_in_for else found
 
     def _bundled(self, name: str) -> ResolvedModel:

@@ -1,0 +1,72 @@
+"""Tokens and the embeddings that stand for them: whether there is one for each, and which of them nothing has trained.
+
+A token added to a tokenizer has no row in the model's embeddings until they are resized, and the new row is not
+learned while an adapter keeps the embeddings frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from postrain.types import ConfigError
+
+UNTRAINED = 0.1
+"""A row is untrained where it is this much nearer to a point of untrained rows than a usual row is to the mean."""
+SAMPLE = 4096
+
+
+def rows_needed(tokenizer: Any) -> int:
+    """Embeddings that a tokenizer's ids need; ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_rows(tokenizer: Any, config: Mapping[str, Any], name: str) -> None:
+    """Refuses a tokenizer with ids that the model of `config`, a config.json, has no embedding for."""
+    have = config.get("text_config", config).get("vocab_size")
+    needed = rows_needed(tokenizer)
+    if not isinstance(have, int) or needed <= have:
+        return
+    vocabulary = tokenizer.get_vocab()
+    size = f"{len(vocabulary)} tokens" if len(vocabulary) == needed else f"ids up to {needed - 1}"
+    beyond = next(token for token, place in vocabulary.items() if place == needed - 1)
+    raise ConfigError(
+        f"{name}: the tokenizer has {size}, the model {have} embeddings; add the missing rows with model.resize=true, "
+        f"resize the model and save it, or remove the added tokens (such as {beyond})"
+    )
+
+
+def resize(model: Any, tokenizer: Any) -> None:
+    """Gives the model a row for each of the tokenizer's ids, near the mean of the others (Hewitt 2021)."""
+    needed = rows_needed(tokenizer)
+    if needed > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(needed)
+
+
+@torch.no_grad()
+def untrained(model: Any, ids: Sequence[int], *, tokens: int) -> list[int]:
+    """Those of `ids` whose input embedding no training has moved.
+
+    Such rows lie at the mean of all rows, where `resize_token_embeddings` puts them, at 0, or among the rows that no
+    token uses (from `tokens` on), which were never seen either. Rows that were drawn at random are not recognised.
+    """
+    weight_VD: Tensor = model.get_input_embeddings().weight
+    mean_D = weight_VD.mean(0, dtype=torch.float32)
+    points = [mean_D, torch.zeros_like(mean_D)]
+    if len(weight_VD) > tokens:
+        points.append(weight_VD[tokens:].mean(0, dtype=torch.float32))
+    sample_SD = weight_VD[: min(tokens, len(weight_VD))][:: max(1, tokens // SAMPLE)].float()
+    usual = (sample_SD - mean_D).norm(dim=1).median()
+    rows_ND = weight_VD[torch.tensor(ids, dtype=torch.long)].float()
+    nearest_N = torch.stack([(rows_ND - point).norm(dim=1) for point in points]).amin(0)
+    return [token for token, distance in zip(ids, nearest_N.tolist(), strict=True) if distance < UNTRAINED * usual]
+
+
+def embedding_names(model: Any) -> list[str]:
+    """Where a model's input embeddings are, and its output embeddings where they are weights of their own."""
+    into, out = model.get_input_embeddings(), getattr(model, "get_output_embeddings", lambda: None)()
+    own = out is not None and isinstance(out, nn.Linear) and out.weight is not into.weight
+    return [name for name, module in model.named_modules() if module is into or (own and module is out)]

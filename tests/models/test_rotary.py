@@ -1,0 +1,57 @@
+"""Rotary scaling that depends on the longest row of a batch: the context ends before it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from postrain.models.directory import context_length, rotary_limit
+from postrain.models.packing import states
+from tests.models.conftest import SIZES
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+
+def scaled(rope: dict[str, Any]) -> Any:
+    """A tiny model with this rotary scaling and 64 positions."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        LlamaConfig(**SIZES, rope_parameters=rope), attn_implementation="sdpa"
+    ).eval()
+
+
+def beside(model: Any, length: int) -> torch.Tensor:
+    """The states of a short row in a batch with a row of `length` tokens."""
+    long, short = torch.arange(length) % 50, torch.arange(60, 65)
+    with torch.no_grad():
+        found, places = states(model, (long, short))
+    return found[places[1, : len(short)]]
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"), [(LONGROPE | {"original_max_position_embeddings": 16}, 16), (DYNAMIC, 64)]
+)
+def test_within_the_context_a_row_is_scaled_alike_beside_any_other(rope: dict[str, Any], context: int) -> None:
+    model = scaled(rope)
+    assert context_length(model.config.to_dict()) == context
+    torch.testing.assert_close(beside(model, context), beside(model, 6), rtol=0, atol=1e-5)
+    # A longer row changes the states of the other one: that is why the context ends there.
+    assert (beside(model, 4 * context) - beside(model, 6)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 4096}, 4096),
+        ({"rope_parameters": {"full_attention": LONGROPE | {"original_max_position_embeddings": 32}}}, 32),
+        ({"text_config": {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 8}}}, 8),
+        ({"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 8192}}, None),
+        ({"rope_scaling": None}, None),
+    ],
+)
+def test_the_limit_is_found_in_every_spelling(config: dict[str, Any], limit: int | None) -> None:
+    assert rotary_limit(config) == limit
