@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from postrain.masking import masked
 from postrain.schema import MAPPINGS, NODE, Key, Schema, adapter, describe, is_node, load_target, schema_of
 from postrain.types import ConfigError
 
@@ -80,9 +81,9 @@ def _value_problems(path: str, value: Any, annotation: Any, config: Mapping[str,
             near = get_close_matches(name, among, n=1)
             known = f"; there are: {', '.join(among)}" if among else ""
             hint = f"; did you mean {path}.{near[0]}?" if near else known
-            yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {item!r}{hint}"
+            yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {masked(item, name)!r}{hint}"
     elif not _fits(value, annotation):
-        got = "null" if value is None else repr(value)
+        got = "null" if value is None else repr(masked(value, path))
         yield f"{path}: expected {describe(annotation)}, got {got}{_quoting(path, value, annotation)}"
     else:
         yield from _nested_problems(path, value, config)

@@ -19,11 +19,18 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader sees the old content or the new, never half of it."""
+def atomic_write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Replace `path` by `text`; a reader sees the old content or the new, never half of it.
+
+    `private` makes a file that its owner alone can read, from its first byte on.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One of a killed process of the same number; or somebody's link to another file, which O_EXCL does not follow.
+    temporary.unlink(missing_ok=True)
     try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.cli import Line, asked, listing, overview, prepare
+from postrain.masking import MASK, masked_text
 from postrain.sweep.orphan import stop_with_the_sweep
 from postrain.trust import Guest, joined, said_in
 from postrain.types import ConfigError
@@ -72,6 +73,11 @@ def continued(argv: Sequence[str]) -> list[str]:
     if not words:
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
     flags = saved.get("flags") or []
+    today = {word.partition("=")[0] for word in argv}
+    # Words whose secrets were masked in the file come from today.
+    words = [word for word in words if MASK not in word or word.partition("=")[0] not in today]
+    if lost := [word.partition("=")[0] for word in words if MASK in word]:
+        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml holds no secrets; say again {', '.join(lost)}=...")
     Guest(folders[-1], said_in(argv)).check_words([*joined(flags), *words])
     return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
 
@@ -118,5 +124,5 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, p
 
 def complain(error: ConfigError) -> int:
     """Prints a user's mistake; returns the exit code for it."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {masked_text(str(error))}", file=sys.stderr)
     return 2

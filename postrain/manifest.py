@@ -1,7 +1,7 @@
 """manifest.json: everything somebody needs to make the run again, and to know what it really was.
 
 Code state, resolved config, seeds, versions, data, hardware, and what stood in for what. No key, token or password
-gets in: they are masked by the name of their config key.
+gets in (masking.py).
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ import torch
 
 from postrain.folder import RunFolder, writing
 from postrain.jsonl import atomic_write_text, plain
+from postrain.masking import masked, masked_text
 from postrain.processor import usable_cores
 
 PACKAGES = ("postrain", "torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
-MASK = "***"
 TRAIN = ("python", "train.py")
-_SECRET = re.compile(r"(?<!eos_)(?<!bos_)(?<!pad_)(token|key|secret|password)$", re.IGNORECASE)
 
 
 def write_manifest(
@@ -52,8 +51,8 @@ def write_manifest(
         "stand_in_for": stand_in_for,
         "git": git_state(Path(__file__).parent),
         "seeds": dict(seeds),
-        "data": plain(data),
-        "model": dict(model),
+        "data": masked(plain(data)),
+        "model": masked(dict(model)),
         "versions": versions(),
         "hardware": hardware(),
         "config": masked(plain(config)),
@@ -62,22 +61,9 @@ def write_manifest(
         atomic_write_text(folder.manifest, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def masked(value: Any, key: str = "") -> Any:
-    """`value` with every text whose key ends in token, key, secret or password replaced by stars."""
-    if isinstance(value, Mapping):
-        return {name: masked(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [masked(item, key) for item in value]
-    return MASK if isinstance(value, str) and value and _SECRET.search(key) else value
-
-
 def reproduce(overrides: Sequence[str], program: Sequence[str] = TRAIN) -> str:
     """The command line that makes the run again, secrets masked."""
-    words = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        words.append(key + equals + (MASK if equals and _SECRET.search(key) else value))
-    return shlex.join([*program, *words])
+    return shlex.join([*program, *map(masked_text, overrides)])
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:

@@ -36,7 +36,8 @@ from postrain.folder import RunFolder, config_hash
 from postrain.hardware import Hardware
 from postrain.jsonl import atomic_write_text
 from postrain.launch import is_first_rank, ranks
-from postrain.manifest import masked, write_manifest
+from postrain.manifest import write_manifest
+from postrain.masking import masked
 from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
 from postrain.parallel import whole_state
@@ -103,7 +104,7 @@ def owned(folder: RunFolder | None, config: Mapping[str, Any]) -> Iterator[None]
         reported(folder, config["report"], instantiate(config["logger"]).close),
     ):
         with writing(folder.config):
-            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
+            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
         yield
 
 

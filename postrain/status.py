@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 from postrain.errors import ConfigError, Interrupted
 from postrain.jsonl import Record, atomic_write_text, number, read_json
+from postrain.masking import masked_text
 from postrain.processes import gone, identity
 
 State = Literal["running", "done", "failed", "interrupted"]
@@ -95,6 +96,7 @@ class Status:
             started = now
         else:
             seconds += 0.0 if before.get("status") != "running" else now - started
+        reason = masked_text(reason)
         record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
         record["began"] = before.get("began", datetime.now().isoformat(timespec="seconds"))
         text = json.dumps(record | identity(), indent=2) + "\n"

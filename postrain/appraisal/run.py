@@ -81,7 +81,7 @@ def execute(
     folder = _folder(config, models[0], place)
     with Interrupt(), Ending(folder.status), reported(folder, config["report"]):
         with writing(folder.config):
-            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
+            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
         return _appraise(config, evaluation.measures, models, hardware, folder, overrides)
 
 

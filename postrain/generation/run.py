@@ -77,7 +77,7 @@ def execute(
     folder = earlier or _new_folder(config, resolved, place)
     with Interrupt(), folder.locked(), Ending(folder.status), clock_at(folder.status.began()):
         with writing(folder.config):
-            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)))
+            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
         return _generate(config, resolved, hardware, folder, overrides)
 
 

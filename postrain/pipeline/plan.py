@@ -81,7 +81,7 @@ class Plan:
         """Writes pipeline.yaml."""
         text = OmegaConf.to_yaml(OmegaConf.create(asdict(self)))
         with writing(folder):
-            atomic_write_text(folder / FILE, f"# {reproduce(self.words)}\n{text}")
+            atomic_write_text(folder / FILE, f"# {reproduce(self.words)}\n{text}", private=True)
 
     @classmethod
     def load(cls, folder: Path) -> Plan:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.masking import masked
 from postrain.report.page import RESPONSES, STATS
 from postrain.report.run_data import LARGEST, Sample
 from postrain.status import Status
@@ -94,7 +95,7 @@ def read_evaluation(path: Path) -> Evaluation:
     return Evaluation(
         path=path.resolve(),
         status=Status(path / "status.json").current(),
-        manifest=read_json(path / "manifest.json"),
+        manifest=masked(read_json(path / "manifest.json")),
         subjects=tuple(_subject(one, records, responses) for one in _records(found.get("subjects"))),
         differences=_differences(found.get("differences")),
         notes=_texts(found.get("notes")),

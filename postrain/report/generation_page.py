@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.masking import masked
 from postrain.readable import figure
 from postrain.report.charts import histogram
 from postrain.report.efficiency import took_of
@@ -63,7 +64,7 @@ def read_generation(path: Path) -> Generation:
     return Generation(
         path=path.resolve(),
         status=Status(path / "status.json").current(),
-        manifest=read_json(path / "manifest.json"),
+        manifest=masked(read_json(path / "manifest.json")),
         summary=summary,
         prompts=tuple(answers for record in records if (answers := tuple(_answers(record)))),
         missing=tuple(missing),

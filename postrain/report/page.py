@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from postrain.folder import writing
 from postrain.jsonl import atomic_write_text, plain
+from postrain.masking import hidden
 from postrain.readable import figure, short
 from postrain.report.pictures import REMEDY, SMALL, Draw, svg
 
@@ -66,7 +67,7 @@ def write_page(folder: Path, template: str, values: Mapping[str, Any]) -> Path:
     target = folder / PAGE
     with writing(target, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(target, text)
+        atomic_write_text(target, hidden(text))
     return target
 
 

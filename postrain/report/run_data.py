@@ -5,12 +5,15 @@ Nothing here raises for a missing, half-written or odd file: a report is most wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.masking import masked
 from postrain.status import Status
 
 STATES = ("done", "failed", "interrupted", "running")
@@ -142,8 +145,8 @@ def read_run(path: Path) -> RunData:
     return RunData(
         path=path,
         status=Status(path / "status.json").current(),
-        manifest=read_json(path / "manifest.json"),
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        manifest=masked(read_json(path / "manifest.json")),
+        config=shown_config(config) if config.is_file() else "",
         metrics=curves(records),
         updates=max((update_of(record) for record in records), default=0),
         seconds=times[-1] - times[0] if times else 0.0,
@@ -152,6 +155,15 @@ def read_run(path: Path) -> RunData:
         missing=list(_missing(path, damaged)) + _not_numbers(records),
         result=read_json(path / "result.json"),
     )
+
+
+def shown_config(path: Path) -> str:
+    """A config.yaml without its secrets; "" where it is not YAML."""
+    try:
+        config: Any = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return ""
+    return yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True) if isinstance(config, Mapping) else ""
 
 
 def read_samples(path: Path) -> list[Sample]:

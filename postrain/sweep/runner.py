@@ -23,6 +23,7 @@ from rich.console import Console
 from postrain.callbacks.interrupt import Interrupt, Interrupted
 from postrain.folder import Status, config_hash, new_directory, writing
 from postrain.jsonl import atomic_write_text, number, plain, read_json
+from postrain.masking import masked
 from postrain.readable import duration, figure
 from postrain.report import write_report
 from postrain.report.study import FILE, JOBS, read_study
@@ -74,7 +75,7 @@ class Sweep:
     def write(self, jobs: Sequence[Job]) -> None:
         """jobs.json: which jobs there are, in one piece."""
         with writing(self.folder):
-            records = plain([asdict(job) for job in jobs])
+            records = masked(plain([asdict(job) for job in jobs]))
             atomic_write_text(self.folder / JOBS, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -195,7 +196,7 @@ def _record(sweep: Sweep, words: Sequence[str], flags: Sequence[str]) -> None:
     said = [word for place, word in enumerate(words) if word not in words[place + 1 :]]
     about = {"name": sweep.name, "words": said, "flags": [*flags], "started_in": str(Path.cwd())}
     with writing(sweep.folder):
-        atomic_write_text(sweep.folder / FILE, OmegaConf.to_yaml(about | asdict(sweep.study)))
+        atomic_write_text(sweep.folder / FILE, OmegaConf.to_yaml(masked(about | asdict(sweep.study))), private=True)
 
 
 def _answer(sweep: Sweep) -> None:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from postrain.check import check, instantiate
-from postrain.manifest import masked
+from postrain.masking import masked
 from postrain.rewards.base import Reward
 from postrain.rewards.judge import Judge, PairwiseJudge, choice_in, fenced, mark_in
 from postrain.types import ConfigError

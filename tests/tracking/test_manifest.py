@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 from postrain.folder import RunFolder
-from postrain.manifest import git_state, masked, reproduce, write_manifest
+from postrain.manifest import git_state, reproduce, write_manifest
+from postrain.masking import masked
 
 
 def test_secrets_are_masked_by_their_key() -> None:
