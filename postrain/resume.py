@@ -17,6 +17,8 @@ from postrain.types import ConfigError
 
 # Said about this session, not about the run.
 SESSION_KEYS = ("resume", "allow_change", "debug")
+# What the config of every run and of every generation has.
+ALWAYS = ("model", "data", "trainer", "seed")
 REMEDY = "give another run folder, or put its config.yaml back"
 
 
@@ -44,6 +46,8 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     the differences unless `allow_change` is set.
     """
     saved = saved_config(folder)
+    if lacks := [key for key in ALWAYS if key not in saved]:
+        raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(lacks)}; {REMEDY}")
     if ("keep" in saved) != ("keep" in composed):
         what, program = ("generation", "-m postrain.generate") if "keep" in saved else ("training run", "train.py")
         raise ConfigError(f"resume: {folder.path} is a {what}; go on with python {program} resume={folder.path}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from postrain.folder import RunFolder, Status, config_hash
-from postrain.jsonl import atomic_write_text
+from postrain.jsonl import atomic_write_text, update_of
+from postrain.resume import check_model, resumed_config
 from postrain.types import ConfigError
 
 
@@ -97,3 +100,42 @@ def test_config_hash() -> None:
     assert config_hash({"a": 1, "b": {"c": 2}}) == config_hash({"b": {"c": 2}, "a": 1})
     assert config_hash({"a": 1}) != config_hash({"a": 2})
     assert len(config_hash({})) == 8
+
+
+ODD = {
+    "empty": b"",
+    "binary": b"\0\1\xff",
+    "a list": b"[1]",
+    "a number": b"7",
+    "deep": b"[" * 20_000,
+    "deep map": b'{"a":' * 5_000,
+    "a tag": b"!!python/object/apply:os.getpid []",
+    "an alias": b"a: *b",
+    "other keys": b"a: 1",
+    "UTF-16": "a: 1".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_config_is_one_line(tmp_path: Path, kind: str) -> None:
+    folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
+    folder.config.write_bytes(ODD[kind])
+    with pytest.raises(ConfigError, match=r"config\.yaml (is not|cannot be read as) the config of a run") as caught:
+        resumed_config(folder, {}, [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [*ODD.values(), b'{"model": [1], "data": 3}', b'{"model": {"fingerprint": null}}'])
+def test_an_odd_manifest_knows_nothing_of_the_weights(tmp_path: Path, text: bytes) -> None:
+    folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
+    folder.manifest.write_bytes(text)
+    check_model(folder, cast("Any", SimpleNamespace(fingerprint="f", name="nano")))
+
+
+@pytest.mark.parametrize("line", [*ODD.values(), b'{"update": "x"}', b'{"update": []}', b'{"update": null, "a": 1}'])
+def test_odd_records_are_left_out(tmp_path: Path, line: bytes) -> None:
+    lines = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd").metrics
+    lines.path.write_bytes(line + b'\n{"update": 1}\n{"update": 3}\n')
+    assert [update_of(record) for record in lines.read()][-2:] == [1, 3]
+    lines.rewind(2)
+    assert lines.read() == [{"update": 1}]
