@@ -93,11 +93,18 @@ def _jobs(planner: Planner, sweep: Sweep, params: Mapping[str, Any], known: Sequ
 
 
 def objective(sweep: Sweep, job: Job) -> float | None:
-    """What decides, of a job that is done."""
+    """What decides, of a job that is done: the study's metric, or what judges a job that could not measure it.
+
+    In the study's direction: a perplexity has its sign changed where the study wants the largest value.
+    """
     folder = sweep.folder / job.folder
     if read_json(folder / "status.json").get("status") != "done":
         return None
-    value = measured(read_json(folder / "result.json")).get(str(sweep.study.metric))
+    result = read_json(folder / "result.json")
+    known = measured(result)
+    value = known.get(str(sweep.study.metric))
+    if value is None and (value := known.get(str(result.get("metric")))) is not None:
+        value = value if result.get("direction") == sweep.study.direction else -value
     return value if value is not None and isfinite(value) else None
 
 

@@ -59,6 +59,19 @@ def test_a_failed_trial_is_a_failed_trial_and_the_search_goes_on(tmp_path):
     assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
+def test_without_gold_a_search_is_decided_by_what_judges_its_jobs(tmp_path):
+    # The jobs measure a reward, to be maximised, and no gold; a study that minimises sees it with the sign changed.
+    for metric, direction, sign in (("gold/total", "max", 1), ("eval/perplexity", "min", -1)):
+        home = tmp_path / direction
+        words = (*SEARCH[:2], f"sweep.metric={metric}", f"sweep.direction={direction}", "report=false")
+        assert sweep(Program(), *words, "sweep.trials=2", f"paths.sweeps={home}") == 0
+        (folder,) = home.glob("search/*")
+        found = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+        assert [trial.value for trial in found.trials] == [
+            pytest.approx(sign * (1 - trial.params["method.kl_coef"])) for trial in found.trials
+        ]
+
+
 def test_what_is_proposed_again_is_run_once(tmp_path):
     program = Program()
     words = ("sweep=search", "sweep.search={method.kl_coef: [0.1, 0.2]}", *SEARCH[2:], "sweep.trials=4")
