@@ -24,6 +24,10 @@ OUT_OF_LIMITS = 124
 PATIENCE = 5
 """Seconds on the clock for each second of processor time, since other programs may run too."""
 FILE_BYTES, OPEN_FILES, PROCESSES = 1 << 20, 64, 64
+MADE = 256
+"""Files and folders that a program may make; with FILE_BYTES for each, what it may take of the disk."""
+# They raise no audit event.
+UNHEARD = ("mkfifo", "mknod")
 NEW_USER, NEW_NET, NEW_PIDS = 0x10000000, 0x40000000, 0x20000000
 DIE_WITH_PARENT, ADOPT_ORPHANS = 1, 36
 AF_UNIX = 1
@@ -45,6 +49,7 @@ CHANGES = {
     "os.chmod",
     "os.chown",
 } | {"os.utime", "os.setxattr", "os.removexattr", "shutil.rmtree"}
+MAKES = {"os.mkdir", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -85,6 +90,9 @@ def run(job: dict[str, Any]) -> None:
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
     limit(job["seconds"], job["memory_mb"])
+    for module in (os, sys.modules["posix"]):
+        for name in UNHEARD:
+            delattr(module, name)
     sys.addaudithook(guard(os.path.realpath(os.getcwd())))
     # Tests import the program, as it were; without tests it is run.
     module = ModuleType("__main__" if tests is None else "program")
@@ -120,9 +128,20 @@ def limit(seconds: int, memory_mb: int) -> None:
 
 
 def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that refuses other processes, the network, and changes outside `folder`."""
+    """An audit hook that refuses other processes, the network, changes outside `folder` and too many files in it.
+
+    Folders outside cannot be opened: what is named relative to one (dir_fd) would lie outside, and events do not tell.
+    """
+    made = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal made
+        makes = event in MAKES or (event == "open" and bool((arguments[2] or 0) & os.O_CREAT))
+        made += makes
+        if makes and made > MADE:
+            raise PermissionError(f"a program that is being scored may make {MADE} files")
+        if event == "open" and not _inside(arguments[0], folder) and os.path.isdir(arguments[0]):
+            raise PermissionError("a folder outside is not opened to a program that is being scored")
         outward = event == "socket.__new__" and arguments[1] != AF_UNIX
         writes = event == "open" and bool((arguments[2] or 0) & WRITING)
         paths = arguments[:1] if writes else arguments if event in CHANGES else ()

@@ -63,6 +63,11 @@ def temporary() -> set[Path]:
         "import os; os.rename('{outside}/kept', 'mine')",
         "import shutil; shutil.rmtree('{outside}')",
         "import os; os.chdir('{outside}'); open('new', 'w')",
+        "import os; os.open('new', os.O_CREAT, dir_fd=os.open('{outside}', os.O_RDONLY))",
+        "import os; os.remove('kept', dir_fd=os.open('{outside}', os.O_RDONLY | os.O_DIRECTORY))",
+        "import os; os.mkdir('new', dir_fd=os.open('{outside}', os.O_PATH))",
+        "for i in range(10_000): open(str(i), 'w')",
+        "import os\n    for i in range(10_000): os.mkdir(str(i))",
     ],
 )
 def test_refused(program: str, tmp_path: Path) -> None:
@@ -71,6 +76,11 @@ def test_refused(program: str, tmp_path: Path) -> None:
     assert execute(program, tests=["assert refused"], limits=LIMITS).output == "1"
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept").read_text() == "all of it"
+
+
+def test_pipes_and_devices_cannot_be_made() -> None:
+    program = "import os, posix\nheld = [hasattr(m, n) for m in (os, posix) for n in ('mkfifo', 'mknod')]"
+    assert execute(program, tests=["assert not any(held)"], limits=LIMITS).output == "1"
 
 
 def test_allowed() -> None:
