@@ -8,26 +8,33 @@ config can tell.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.conf import HydraConf
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from postrain.types import ConfigError
+from postrain.arguments import hydra_problems, parse
+from postrain.errors import ConfigError
+from postrain.schema import LONGEST
 
 # What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE.
 SWEEP = "sweep"
+# Keys of a study that make several jobs by themselves.
+VARIED = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
 # Launchers that are packages of their own, and the extra that brings each.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+DEEPEST = 20
+"""Brackets inside each other that a value may have."""
 # Who reads which primary config.
 PROGRAMS = {
     "config": "python train.py",
@@ -48,7 +55,9 @@ class Line:
 
 def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Line:
     """A command line as Hydra and the sweep get it; all problems in one ConfigError."""
-    arguments = get_args_parser().parse_intermixed_args(list(argv))
+    arguments = parse(argv)
+    if arguments.shell_completion:
+        return Line(list(argv), None)
     flags = [token for token in argv if token not in arguments.overrides]
     root, extra = arguments.config_name or config_name, arguments.config_dir
     overrides = _checked(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun)
@@ -56,8 +65,24 @@ def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Lin
     words = [(_forced(override, known), _is_swept(override)) for override in overrides]
     if not arguments.multirun and not any(override.key_or_group == SWEEP for override in overrides):
         return Line([word for word, _ in words] + flags, None)
+    if not any(_varies(override) for override in overrides):
+        raise ConfigError(
+            "-m: nothing varies; give a key several values, as in method.kl_coef=0.05,0.2 or seed=0,1,2, or choose a "
+            "study: sweep=NAME; a single run needs no -m"
+        )
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     return Line([word for word, swept in words if not swept] + flags, tuple(word for word, swept in words if swept))
+
+
+def _varies(override: Override) -> bool:
+    key = override.key_or_group
+    return override.is_sweep_override() or key == SWEEP or key.startswith(VARIED)
+
+
+def task_words() -> list[str]:
+    """The overrides of the running Hydra job as people write them: without ++, references as they stand."""
+    written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    return [str(word).removeprefix("++") for word in written]
 
 
 def _is_swept(override: Override) -> bool:
@@ -93,12 +118,15 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
     overrides: list[Override] = []
     for token in tokens:
         try:
+            _refuse_depth(token)
             overrides += OverridesParser.create().parse_overrides([token])
-        except HydraException as error:
+        # ValueError: of whole numbers of thousands of digits.
+        except (HydraException, ValueError) as error:
             problems.append(_unreadable(token, error))
     if not multirun and not any(override.key_or_group == SWEEP for override in overrides):
         problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
     problems += [problem for override in overrides for problem in _problems(override, known)]
+    problems += [problem for override in overrides for problem in _undeletable(override, conf, root)]
     staged = any(override.key_or_group == "pipeline" for override in overrides)
     problems += [problem for override in overrides for problem in _misplaced(override, conf, root, staged)]
     if problems:
@@ -115,7 +143,7 @@ def asked(argv: Sequence[str], conf: Path) -> str | None:
 
 def overview(argv: Sequence[str], conf: Path, config_name: str) -> str:
     """The groups this program has, a line each with their options; Hydra's own list shows every folder there is."""
-    groups = _groups(conf, get_args_parser().parse_intermixed_args(list(argv)).config_dir)
+    groups = _groups(conf, parse(argv).config_dir)
     return "\n".join(f"{group}: {', '.join(groups.options(group))}" for group in sorted(_taken(conf, config_name)))
 
 
@@ -159,11 +187,18 @@ def _groups(conf: Path, extra: str | None) -> _Groups:
     return _Groups(conf, extra)
 
 
-def _unreadable(token: str, error: HydraException) -> str:
+def _refuse_depth(token: str) -> None:
+    """Hydra's parser calls itself for every bracket."""
+    if max(accumulate((sign in "[{(") - (sign in "]})") for sign in token)) > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} brackets inside each other")
+
+
+def _unreadable(token: str, error: Exception) -> str:
+    short = token if len(token) <= LONGEST else f"{token[:LONGEST]}…"
     if "=" not in token:
-        return f"{token}: expected key=value"
-    reason = next(line for line in str(error).splitlines() if not line.startswith("Error parsing"))
-    return f"{token}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
+        return f"{short}: expected key=value"
+    reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing")), "no value")
+    return f"{short}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
 
 
 def _needs_multirun(override: Override) -> str:
@@ -176,7 +211,7 @@ def _problems(override: Override, known: _Groups) -> Iterator[str]:
     if override.is_delete():
         return
     if key.startswith("hydra."):
-        yield from _hydra_problems(key)
+        yield from hydra_problems(key)
     elif options := known.options(key):
         if override.is_force_add():
             yield f"{override.input_line}: {key} is a config group; choose an option with {key}=..."
@@ -195,19 +230,43 @@ def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Itera
                 yield f"{key}: belongs to {program}" + (f"; say stage.NAME.{override.input_line}" if staged else "")
 
 
-@cache
+def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
+    """A run cannot do without the keys of the primary config and without most groups."""
+    if not override.is_delete():
+        return
+    key = override.key_or_group
+    written, chosen = _written(conf, root), _defaults(conf, root)
+    if key.partition(".")[0] in {"hydra", *written} - {"defaults"}:
+        yield f"~{key}: cannot be left out; set it instead, as in {key}=VALUE"
+    elif chosen.get(key) is not None:
+        yield f"~{key}: cannot be left out; choose an option with {key}=..."
+
+
 def _taken(conf: Path, root: str) -> frozenset[str]:
     """The groups that a primary config has in its defaults list."""
+    return frozenset(_defaults(conf, root))
+
+
+def _defaults(conf: Path, root: str) -> dict[str, Any]:
+    """The defaults list of a primary config: the option of each group, None where there is none."""
+    items = [item for item in _written(conf, root).get("defaults", []) if isinstance(item, dict)]
+    return {key: option for item in items for key, option in item.items() if not key.startswith("override ")}
+
+
+@cache
+def _written(conf: Path, root: str) -> dict[str, Any]:
+    """A primary config as its file writes it."""
     file = conf / f"{root}.yaml"
-    written: Any = OmegaConf.load(file) if file.is_file() else {}
-    keys = (str(key) for item in written.get("defaults", []) if not isinstance(item, str) for key in item)
-    return frozenset(key for key in keys if not key.startswith("override "))
+    written: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return written
 
 
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
     if override.value() is None:
         yield f"{override.input_line}: no such option; to go without one say ~{override.key_or_group}"
-    for name in (name for name in _chosen(override) if name not in options):
+    for name in (name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in _chosen(override)):
+        if name in options:
+            continue
         if name in EXTRAS and override.key_or_group == "hydra/launcher":
             yield f'{override.input_line}: not installed; run `pip install "postrain[{EXTRAS[name]}]"`'
             continue
@@ -221,8 +280,8 @@ def _chosen(override: Override) -> Iterator[str]:
     value = override.value()
     if override.is_choice_sweep():
         value = None if isinstance(value, Glob) else list(override.sweep_iterator())
-    for name in value if isinstance(value, list) else [value]:
-        if name is not None:
+    if value is not None:
+        for name in value if isinstance(value, list) else [value]:
             yield name.text if isinstance(name, QuotedString) else str(name)
 
 
@@ -230,23 +289,6 @@ def _hint(name: str, choices: Sequence[str]) -> str:
     near = get_close_matches(name, choices, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"{meant} (there are: {', '.join(choices)})" if meant else f"; there are: {', '.join(choices)}"
-
-
-def _hydra_problems(key: str) -> Iterator[str]:
-    """Hydra takes `hydra.ouput_subdir=x` with a `+` without a word, so its own schema is asked here."""
-    section: type = HydraConf
-    path = "hydra"
-    for part in key.split(".")[1:]:
-        names = [field.name for field in fields(section)]
-        if part not in names:
-            near = get_close_matches(part, names, n=1)
-            yield f"{key}: unknown key of Hydra" + (
-                f"; did you mean {path}.{near[0]}?" if near else f"; known here: {', '.join(names)}"
-            )
-            return
-        section, path = get_type_hints(section)[part], f"{path}.{part}"
-        if not is_dataclass(section):
-            return
 
 
 def _forced(override: Override, known: _Groups) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 # Before torch is imported, as in train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from postrain.arguments import resolved
 from postrain.main import complain, start
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -24,7 +24,7 @@ def evaluate(config: DictConfig, words: list[str], group: str | None, place: Pat
     from postrain.appraisal.settings import check_words  # noqa: PLC0415
 
     check_words(words)
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain = resolved(config)
     try:
         return execute(plain, overrides=words, group=group, place=place)
     except Unmeasured as error:

@@ -49,6 +49,8 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """The folder of an earlier run."""
+        if not isinstance(path, str | Path):
+            raise ConfigError(f"resume: expected a run folder, such as runs/ppo/nano/..., got {path!r}")
         folder = cls(Path(path).expanduser())
         if not folder.path.is_dir():
             raise ConfigError(f"resume: there is no folder {folder.path}; give a run folder, such as runs/ppo/nano/...")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 # Before torch is imported, as in train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from postrain.arguments import resolved
 from postrain.main import start
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -22,7 +22,7 @@ def generate(config: DictConfig, words: list[str], group: str | None, place: Pat
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
     from postrain.generation.run import execute  # noqa: PLC0415
 
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain = resolved(config)
     return execute(plain, overrides=words, group=group, place=place)
 
 

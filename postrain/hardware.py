@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from postrain.processor import warn_if_slow
-from postrain.types import ConfigError, Count
+from postrain.types import ConfigError, Count, Workers
 
 # Lightning's name for each, and the type the weights are kept in.
 PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {
@@ -31,14 +31,14 @@ class Hardware:
     """Devices, how ranks share the work, and the precision."""
 
     accelerator: Literal["cpu", "gpu"]
-    devices: Count
+    devices: Workers
     """Ranks on each node."""
-    num_nodes: Count
+    num_nodes: Workers
     strategy: Literal["single", "ddp", "fsdp"]
     """fsdp shards weights, gradients and optimizer state over the ranks (PyTorch's fully_shard)."""
     precision: Literal["fp32", "bf16-mixed", "bf16"]
     """fp16 is not offered: it gives NaN on a CPU and loses the small log-ratios these methods live on."""
-    threads: Count | None
+    threads: Workers | None
     """CPU threads of a rank; null leaves the choice to PyTorch, divided by the ranks of the node."""
     checkpoint_every: Count
     """Updates between checkpoints: what a kill -9 can lose."""

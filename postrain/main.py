@@ -7,37 +7,65 @@ of values and sweep=NAME make a sweep, whose jobs come through here again, in pr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from postrain.cli import Line, asked, listing, overview, prepare
+from postrain.arguments import hydra_raises, mistake, resolved
+from postrain.check import check
+from postrain.cli import PROGRAMS, Line, asked, listing, overview, prepare, task_words
+from postrain.errors import ConfigError
 from postrain.masking import MASK, masked_text
+from postrain.schema import is_node
 from postrain.sweep.orphan import stop_with_the_sweep
 from postrain.trust import Guest, joined, said_in
-from postrain.types import ConfigError
 
 T = TypeVar("T")
 Run = Callable[[DictConfig, list[str], str | None, Path | None], float | None]
 """Does one job: its config, its words of the command line, the sweep it belongs to, and where its folder shall be."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The keys that are read before a sweep or a pipeline has composed what it checks."""
+
+    name: str | None
+    debug: bool
+    report: bool = True
+    resume: str | None = None
+    allow_change: bool = False
+    paths: Mapping[str, str]
+
+
 def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: Run | None = None) -> int:
     """Runs one command line, with `run` in place of training; returns the exit code."""
-    code = 0
     stop_with_the_sweep()
     try:
-        shown = asked(argv[1:], conf)
-        line = prepare(continued(argv[1:]), conf, config_name) if shown is None else Line([], None)
+        with hydra_raises():
+            return _start(argv, conf, config_name, run)
     except ConfigError as error:
         return complain(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return complain(mistake(error))
+    except KeyboardInterrupt:
+        # Of a run that has begun, Ctrl-C is callbacks/interrupt.py's.
+        print("interrupted; nothing had begun", file=sys.stderr)
+        return 130
+
+
+def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
+    code = 0
+    shown = asked(argv[1:], conf)
+    line = prepare(continued(argv[1:]), conf, config_name) if shown is None else Line([], None)
     if shown is not None:
         print(shown)
         return 0
@@ -52,7 +80,11 @@ def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: 
             return told(config, lambda: one(config))
         from postrain.sweep.start import sweep  # noqa: PLC0415 - start-up time of a single run
 
-        code = told(config, lambda: sweep(config, line.sweep or (), conf, config_name, one, argv[1:]))
+        def swept() -> int:
+            check_session(config)
+            return sweep(config, line.sweep or (), conf, config_name, one, argv[1:])
+
+        code = told(config, swept)
         return None
 
     hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=config_name)(job)()
@@ -86,37 +118,53 @@ def told(config: DictConfig, work: Callable[[], T]) -> T:
     """What `work` returns; a user's mistake ends the program with a line."""
     try:
         return work()
-    except ConfigError as error:
-        if config.debug:
+    except (ConfigError, OmegaConfBaseException) as error:
+        if debugging(config):
             raise
-        sys.exit(complain(error))
+        sys.exit(complain(error if isinstance(error, ConfigError) else mistake(error)))
+
+
+def debugging(config: DictConfig) -> bool:
+    """Whether tracebacks are wanted; not where `debug` is a mistake itself."""
+    try:
+        return config.get("debug") is True
+    except (OmegaConfBaseException, RecursionError):
+        return False
+
+
+def check_session(config: DictConfig) -> None:
+    """Raises ConfigError for what is wrong with the keys that everything begins with."""
+    # One by one: a pipeline's stages refer to folders that are not there yet.
+    values = {field.name: config[field.name] for field in fields(Session) if field.name in config}
+    check({key: resolved(value) if OmegaConf.is_config(value) else value for key, value in values.items()}, Session)
 
 
 def run_job(run: Run, config: DictConfig) -> float | None:
     """A single run, or one of a sweep's: then Hydra has been told its folder."""
     chosen = HydraConfig.get()
-    # cli.py forces every key past Hydra; people did not write the ++.
-    words = [word.removeprefix("++") for word in chosen.overrides.task]
     output = Path(chosen.runtime.output_dir)
     place = None if output == Path.cwd() else output
     sweep = place.parents[1] if place is not None else Path()
     group = "-".join(sweep.parts[-2:]) if (sweep / "sweep.yaml").is_file() else None
-    return run(config, words, group, place)
+    return run(config, task_words(), group, place)
 
 
 def train(conf: Path, config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """Training, or a pipeline where one is named."""
-    if config.get("pipeline") or (config.resume and (Path(config.resume) / "pipeline.yaml").is_file()):
+    resume = config.get("resume")
+    if config.get("pipeline") or (isinstance(resume, str) and (Path(resume) / "pipeline.yaml").is_file()):
+        check_session(config)
         # Imported here so that --help and mistakes on the command line answer at once (start-up time).
         from postrain.pipeline.runner import execute as pipeline  # noqa: PLC0415
 
         shared = place.parents[1] / "shared" if place is not None and group else None
         return pipeline(config, words, conf, place, group=group, shared=shared)
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    if "method" not in plain and not plain["resume"]:
+    plain = resolved(config)
+    choice = HydraConfig.get().runtime.choices.get("method")
+    if choice is None and not is_node(plain.get("method")) and not resume:
         print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))
         sys.exit(2)
-    plain["name"] = plain["name"] or HydraConfig.get().runtime.choices["method"]
+    plain["name"] = plain["name"] or choice
     from postrain.run import execute  # noqa: PLC0415 - as above
 
     return execute(plain, overrides=words, group=group, place=place)

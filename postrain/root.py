@@ -15,11 +15,13 @@ from postrain.rewards.base import Reward
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
+from postrain.schema import Section
 from postrain.tracking import Tracker
+from postrain.types import Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths:
+class Paths(Section):
     """Where things go."""
 
     output: str
@@ -43,7 +45,7 @@ class Root:
     logger: Tracker
     evaluation: Evaluation
     early_stop: EarlyStop
-    seed: int
+    seed: Seed
     reference: str | None
     """A model to compare with in place of the one the policy starts from."""
     name: str | None

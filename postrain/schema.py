@@ -20,9 +20,9 @@ from types import ModuleType, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import DocInfo, Ge, GroupedMetadata, Gt, Le, Lt
-from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict, TypeAdapter
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null", Path: "a path"}
@@ -30,7 +30,16 @@ PLURALS = {int: "integers", float: "numbers", str: "texts"}
 SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
 MAPPINGS: tuple[Any, ...] = (dict, Mapping)
-NODE = "a node with _target_"
+TARGET = "_target_"
+NODE = f"a node with {TARGET}"
+# An upper bound from here on only keeps a slip from filling the memory: it is named to the value that exceeds it.
+LARGE = 1_000_000
+LONGEST = 80
+"""Characters of a wrong value that a message shows."""
+
+
+class Section:
+    """Base of the dataclasses that a config writes without `_target_`: `paths`, `early_stop`."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,20 @@ class Confirm:
 
 def is_node(value: Any) -> bool:
     """True for a mapping that builds an object."""
-    return isinstance(value, Mapping) and "_target_" in value
+    return isinstance(value, Mapping) and TARGET in value
+
+
+def shown(value: Any) -> str:
+    """A value as a message names it."""
+    text = "null" if value is None else " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def load_target(path: str) -> Callable[..., Any]:
     """The class or function behind a dotted path."""
-    if not isinstance(path, str) or "." not in path:
-        raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {path!r}")
+    parts = path.split(".") if isinstance(path, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {shown(path)}")
     module, name = _split(path)
     try:
         target = operator.attrgetter(name)(module)
@@ -95,8 +111,10 @@ def _split(path: str) -> tuple[ModuleType, str]:
         except ModuleNotFoundError as error:
             if not f"{name}.".startswith(f"{error.name}."):
                 raise ConfigError(f"{path} needs the package {error.name!r}, which is not installed") from None
-        except (ImportError, SyntaxError) as error:
-            raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
+        # Importing runs the code of whoever wrote the module, which may raise anything.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {reason}") from None
     raise ConfigError(f"there is no module {'.'.join(parts[:-1])}")
 
 
@@ -104,7 +122,11 @@ def _split(path: str) -> tuple[ModuleType, str]:
 def schema_of(target: Callable[..., Any]) -> Schema:
     """The arguments of a class or function, inherited dataclass fields included."""
     keys, takes_any = {}, False
-    for name, parameter in inspect.signature(target).parameters.items():
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:
+        raise ConfigError(f"{target!r} does not tell its arguments; wrap it in a function of your own") from None
+    for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             takes_any = takes_any or parameter.kind is parameter.VAR_KEYWORD
             continue
@@ -134,6 +156,24 @@ def _namespace(target: Any, name: str) -> dict[str, Any]:
     return getattr(function, "__globals__", {})
 
 
+def provides(target: Callable[..., Any], annotation: Any) -> bool:
+    """Whether what `target` builds can stand where `annotation` is expected, as far as a class tells.
+
+    A class has to inherit, or have every member of a protocol; a function is taken at its word.
+    """
+    if get_origin(annotation) in (Union, UnionType):
+        return any(provides(target, each) for each in get_args(annotation))
+    if annotation is Any or not isinstance(target, type) or not isinstance(annotation, type):
+        return True
+    if not getattr(annotation, "_is_protocol", False):
+        return issubclass(target, annotation)
+    known = {name for each in target.__mro__ for name in (*vars(each), *inspect.get_annotations(each))}
+    bases = [each for each in annotation.__mro__ if getattr(each, "_is_protocol", False)]
+    members = {name for each in bases for name in (*vars(each), *inspect.get_annotations(each))}
+    own = {name for name in members if name in ("__call__",) or not name.startswith("_")}
+    return own <= known
+
+
 @cache
 def adapter(annotation: Any) -> TypeAdapter[Any]:
     """Validates a value from YAML against `annotation`; a nested node passes as it is, check.py visits it by itself."""
@@ -146,7 +186,7 @@ def _plain(annotation: Any) -> Any:
     if annotation in (int, str, bool):
         return Annotated[annotation, Strict()]
     if annotation is float:
-        return Annotated[float, Strict(), BeforeValidator(_scientific)]
+        return Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_scientific)]
     if annotation in (Any, None, NoneType, Path, *LISTS, *MAPPINGS) or origin is Literal:
         return annotation
     if origin is Annotated:
@@ -161,6 +201,8 @@ def _plain(annotation: Any) -> Any:
 
 def _scientific(value: Any) -> Any:
     """1e-4 without a dot is text to PyYAML; people mean the number."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > sys.float_info.max:
+        raise ValueError("larger than any float")
     return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
 
 
@@ -170,8 +212,8 @@ def _node(value: Any) -> Any:
     return value
 
 
-def describe(annotation: Any) -> str:
-    """A type in the words of a YAML file."""
+def describe(annotation: Any, *, limits: bool = False) -> str:
+    """A type in the words of a YAML file; `limits` names upper bounds of LARGE and more, too."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in WORDS:
         return WORDS[annotation]
@@ -179,11 +221,11 @@ def describe(annotation: Any) -> str:
         return "anything"
     if origin is Annotated:
         told = [item.documentation for item in args[1:] if isinstance(item, DocInfo)]
-        return told[0] if told else " ".join([describe(args[0]), " and ".join(_ranges(args[1:]))]).strip()
+        return told[0] if told else " ".join([describe(args[0]), " and ".join(_ranges(args[1:], limits))]).strip()
     if origin is Literal:
         return "one of " + ", ".join("null" if choice is None else str(choice) for choice in args)
     if origin in (Union, UnionType):
-        return " or ".join(describe(arg) for arg in args)
+        return " or ".join(describe(arg, limits=limits) for arg in args)
     if origin in LISTS:
         if _uniform(args):
             return f"a list of {PLURALS.get(args[0], describe(args[0]))}"
@@ -197,8 +239,9 @@ def _uniform(args: tuple[Any, ...]) -> bool:
     return len(args) == 1 or args[1:] == (...,)
 
 
-def _ranges(metadata: Sequence[Any]) -> Iterator[str]:
+def _ranges(metadata: Sequence[Any], limits: bool) -> Iterator[str]:
     for item in metadata:
         if isinstance(item, GroupedMetadata):
-            yield from _ranges(list(item))
-        yield from (f"{sign} {getattr(item, field)}" for kind, field, sign in SIGNS if isinstance(item, kind))
+            yield from _ranges(list(item), limits)
+        bounds = [(getattr(item, field), sign) for kind, field, sign in SIGNS if isinstance(item, kind)]
+        yield from (f"{sign} {bound}" for bound, sign in bounds if limits or bound < LARGE)

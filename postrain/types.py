@@ -24,8 +24,14 @@ from postrain.errors import ConfigError as ConfigError
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
-Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
+Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
+CountOrZero = Annotated[int, Interval(ge=0, le=1_000_000_000)]
+# Of what is kept in memory all at once: rows of a batch, completions, tokens of a completion.
+Size = Annotated[int, Interval(ge=1, le=1_000_000)]
+# Processes, threads, requests under way at once.
+Workers = Annotated[int, Interval(ge=1, le=1024)]
+# What torch.Generator takes.
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import pytest
 
 from postrain.check import check, instantiate
-from postrain.schema import describe, load_target
+from postrain.schema import Section, describe, load_target
 from postrain.types import ConfigError, Count, Fraction, NonNegative, Positive
 
 
@@ -47,7 +47,7 @@ class Open:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths:
+class Paths(Section):
     output: str
 
 

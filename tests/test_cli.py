@@ -39,7 +39,7 @@ def problems(argv: list[str], conf: Path) -> list[str]:
     ("argv", "prepared"),
     [
         (["method=ppo", "method.lr=3"], ["method=ppo", "++method.lr=3"]),
-        (["+method.lr=3", "++seed=1", "~seed"], ["++method.lr=3", "++seed=1", "~seed"]),
+        (["+method.lr=3", "++seed=1", "~method.lr"], ["++method.lr=3", "++seed=1", "~method.lr"]),
         (["--cfg", "job", "seed=1"], ["++seed=1", "--cfg", "job"]),
         (["-cn", "config", "name='a b'"], ["++name='a b'", "-cn", "config"]),
         (["hydra.run.dir=x", "hydra.job.env_set.A=1"], ["hydra.run.dir=x", "hydra.job.env_set.A=1"]),

@@ -16,7 +16,7 @@ from postrain.rewards.base import Reward
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
-from postrain.types import ConfigError, Count, CountOrZero
+from postrain.types import ConfigError, Count, CountOrZero, Seed
 
 START = "start"
 """For `reference`: what the run began with."""
@@ -48,7 +48,7 @@ class Appraisal:
     shown: CountOrZero
     """Completions of each model that are kept."""
     micro_batch_tokens: Count
-    seed: int
+    seed: Seed
     name: str | None
     report: bool
     debug: bool
@@ -82,8 +82,11 @@ def check_words(words: Sequence[str]) -> None:
 
 def check_model(config: Mapping[str, Any]) -> None:
     """Raises ConfigError where nobody has said what to evaluate: the most common first mistake."""
-    if config["model"].get("path") in (None, MISSING):
+    path = config["model"].get("path")
+    if path in (None, MISSING):
         raise ConfigError(
             "model.path: say what to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, or any "
             "Hugging Face directory), or a model by name: model=nano"
         )
+    if not isinstance(path, str):
+        raise ConfigError(f"model.path: expected text, got {path!r}")

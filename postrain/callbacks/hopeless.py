@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.callbacks.state import method_of
 from postrain.folder import RunFolder
 from postrain.jsonl import number, update_of
+from postrain.schema import Section
 from postrain.types import Count, Positive
 
 REWARD = "reward/total"
@@ -26,7 +27,7 @@ SMOOTHED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyStop:
+class EarlyStop(Section):
     """The `early_stop` keys; null never stops."""
 
     flat_updates: Count | None

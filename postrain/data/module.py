@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from lightning.pytorch import LightningDataModule
 
 from postrain.data import audit as audits
@@ -29,9 +29,9 @@ from postrain.data.split import Split, split, unseen
 from postrain.data.steps import StepLayout
 from postrain.data.views import convert
 from postrain.schema import load_target
-from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts
+from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts, Size
 
-Length = Annotated[int, Ge(4)]
+Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
 Share = Annotated[float, Interval(gt=0, lt=1)]
 FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s+\S)", re.DOTALL)
 
@@ -58,7 +58,7 @@ class DataModule(LightningDataModule):
         path: str | None,
         eval_path: str | None,
         eval_fraction: Share,
-        eval_rows: Count,
+        eval_rows: Size,
         max_rows: Count | None,
         columns: Mapping[str, str | None],
         template: str,

@@ -9,7 +9,7 @@ from postrain.data.files import read_path
 from postrain.data.hub import load_split
 from postrain.data.readers import Row, Table
 from postrain.data.rendering import Mode
-from postrain.types import ConfigError, Count, Positive
+from postrain.types import ConfigError, Positive, Seed, Size
 from postrain.world.rows import CONTINUATIONS, Kind, Task, rows
 
 
@@ -41,9 +41,9 @@ class World(Source):
     """The format of the rows."""
     task: Task
     """What they are about."""
-    count: Count
+    count: Size
     """Rows to learn from."""
-    seed: int
+    seed: Seed
     """Another seed is another world of the same rules."""
     noise: Positive
     """Temperature of the simulated annotators; small is truthful."""

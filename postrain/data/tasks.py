@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from postrain.data.readers import Row, Table
 from postrain.data.sources import Loaded, Source
 from postrain.ops import derive_seed
-from postrain.types import ConfigError, Count
+from postrain.types import ConfigError, Seed, Size
 from postrain.world.splits import Split, split_of
 
 COLUMN = "reasoning_gym"
@@ -59,9 +59,9 @@ class ReasoningGym(Source):
     """What the task's own configuration calls its difficulty."""
     kind: Literal["prompts", "demonstrations"]
     """Whether rows have the answer as their completion."""
-    count: Count
+    count: Size
     """Rows to learn from; fewer where a task has not so many."""
-    seed: int
+    seed: Seed
     """Another seed draws other rows."""
     instruction: str
     """Stands after each question."""

@@ -25,7 +25,7 @@ from postrain.evaluation.query_file import Query, read_queries
 from postrain.ops import derive_seed
 from postrain.rollout.collect import collect
 from postrain.schema import Confirm
-from postrain.types import ConfigError, Count, NonNegative, Prompts
+from postrain.types import ConfigError, Count, NonNegative, Prompts, Size
 
 PARSED = "code was parsed, not run; evaluation.measures.queries.allow_execution=true runs it on this machine"
 # What only several wordings of a query have.
@@ -56,7 +56,7 @@ class Queries:
     """Asks every query in its wordings; see conf/evaluation/measure/queries.yaml."""
 
     temperature: NonNegative
-    max_new_tokens: Count
+    max_new_tokens: Size
     categories: tuple[str, ...] | None
     phrasings: Count | None
     path: str | None

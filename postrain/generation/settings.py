@@ -15,12 +15,12 @@ from postrain.rewards.base import Reward
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
-from postrain.schema import load_target
-from postrain.types import ConfigError, Count
+from postrain.schema import Section, load_target
+from postrain.types import ConfigError, Count, Seed, Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths:
+class Paths(Section):
     """Where things go."""
 
     output: str
@@ -41,15 +41,15 @@ class Generation:
     """Whether the prompts are those to learn from or the held-out ones."""
     prompts: Count | None
     """The first so many of them; null is all."""
-    samples: Count
+    samples: Size
     """Completions of each prompt."""
     greedy: bool
     """Also measures the greedy completion of each prompt."""
     threshold: float
     """The reward from which a completion counts as right."""
-    chunk: Count
+    chunk: Size
     """Prompts between two writes; what a kill can lose."""
-    seed: int
+    seed: Seed
     name: str | None
     resume: str | None
     allow_change: bool

@@ -32,7 +32,7 @@ from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.scoring import micro_batches
-from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
+from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Method(LightningModule):
 
     updates: Count
     """Global batches to learn from."""
-    batch_size: Count
+    batch_size: Size
     """Items of a global batch, over all ranks."""
     learning_rate: Positive
     schedule: Literal["constant", "linear", "cosine"]

@@ -17,7 +17,7 @@ from postrain.methods.metrics import Metrics
 from postrain.methods.online import Online
 from postrain.ops import derive_seed, share_above
 from postrain.rollout.collect import Episodes, collect
-from postrain.types import ConfigError, Count, Mean, Positive, Prompts
+from postrain.types import ConfigError, Mean, Positive, Prompts, Size
 
 
 class Dueling(Online):
@@ -27,7 +27,7 @@ class Dueling(Online):
     learns: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/win_rate")
 
-    group_size: Count
+    group_size: Size
     """Completions of each prompt; method.batch_size counts prompts."""
     beta: Positive
     """Strength of the leash to the reference."""

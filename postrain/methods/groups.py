@@ -26,7 +26,7 @@ from postrain.methods.online import joined, mask_of, own_share
 from postrain.ops import clipped_surrogate, kl_estimate, kl_estimates, step_metrics, surrogate_clips
 from postrain.rollout.collect import Episodes
 from postrain.scoring import compare, in_micro_batches, kl_metrics
-from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, Mean, Positive, Prompts, Rows
+from postrain.types import Batch, ConfigError, CountOrZero, LossSum, Mean, Positive, Prompts, Rows, Size
 
 
 def differing(reward_PG: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Grouped(KLPenalised):
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
     learns: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
 
-    group_size: Count
+    group_size: Size
     """Completions of each prompt; method.batch_size counts prompts."""
     clip_low: Positive
     clip_high: Positive

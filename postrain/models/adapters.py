@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from postrain.models.embeddings import embedding_names, rows_needed, untrained
 from postrain.models.quiet import quiet
 from postrain.models.seeded import seeded
-from postrain.types import ConfigError, Count, Fraction, Positive
+from postrain.types import ConfigError, Fraction, Positive, Size
 
 Head = Literal["causal", "scalar"]
 
@@ -49,7 +49,7 @@ class NoAdapter(Adapter):
 class LoRA(Adapter):
     """Low-rank additions to linear layers; the base weights stay as they are (Hu et al. 2021)."""
 
-    r: Count
+    r: Size
     """Rank."""
     alpha: Positive
     """The additions are scaled by alpha / r."""

@@ -17,9 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from postrain.appraisal.settings import Appraisal, check_appraisal
+from postrain.arguments import mistake
+from postrain.arguments import resolved as settled_config
 from postrain.check import check, instantiate
 from postrain.cli import forced, settled
 from postrain.folder import writing
@@ -189,10 +190,7 @@ def known(stages: Sequence[Stage], steps: Sequence[Step], root: Path) -> dict[st
 def resolved(step: Step, stages: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Config and overrides with every reference resolved; `stages` is what `${stages...}` stands for."""
     whole = OmegaConf.create({**step.config, "stages": stages, "words": list(step.words)})
-    try:
-        config: Any = OmegaConf.to_container(whole, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+    config = settled_config(whole)
     words = config.pop("words")
     del config["stages"]
     return config, words
@@ -219,7 +217,7 @@ def _composed(stage: Stage, words: Sequence[str], conf: Path) -> Step:
     try:
         config = compose(ROOTS[stage.kind][0], [*search_paths(), *ready])
     except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise mistake(error) from None
     plain: Any = OmegaConf.to_container(config)
     plain["name"] = plain["name"] or stage.name
     return Step(stage=stage, words=tuple(word.removeprefix("++") for word in ready), config=plain)

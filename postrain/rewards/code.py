@@ -21,7 +21,7 @@ from postrain.rewards.base import total_of
 from postrain.rewards.function import told
 from postrain.rewards.sandbox import Limits, execute
 from postrain.schema import Confirm
-from postrain.types import ConfigError, Count, RewardBatch
+from postrain.types import ConfigError, Count, RewardBatch, Workers
 
 BLOCK = re.compile(r"```[ \t]*(?:python3?|py)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 UNNAMED_BLOCK = re.compile(r"```[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -58,7 +58,7 @@ class Code:
     seconds: Count
     """Of processor time for one program (for each of its inputs); five times that on the clock."""
     memory_mb: Count
-    workers: Count
+    workers: Workers
     """Programs that run at once: changes no score but that of a program near its limit."""
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ from urllib3.util.retry import Retry
 
 from postrain.rewards.bounded import BoundedAdapter, TooLarge, post
 from postrain.schema import Confirm
-from postrain.types import ConfigError, Count, CountOrZero, NonNegative, Positive
+from postrain.types import ConfigError, Count, CountOrZero, NonNegative, Positive, Workers
 
 Address = Annotated[
     str,
@@ -81,7 +81,7 @@ class Endpoint(ABC):
     """The environment variable with the API key; null sends none."""
     max_tokens: Count
     """Tokens an answer may have."""
-    workers: Count
+    workers: Workers
     """Questions under way at once."""
     timeout: Positive
     """Seconds to wait for a connection, and for an answer as a whole, each time it is asked for."""

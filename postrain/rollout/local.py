@@ -27,14 +27,14 @@ from postrain.rollout.engine import Mixture
 from postrain.rollout.mixture import MixtureStepper
 from postrain.rollout.sampling import cuts
 from postrain.rollout.steppers import Stepper
-from postrain.types import Completion, ConfigError, Count, CountOrZero, Fraction, NonNegative, Sampling, Stop
+from postrain.types import Completion, ConfigError, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalEngine:
     """Samples with the policy's own weights."""
 
-    max_new_tokens: Count
+    max_new_tokens: Size
     temperature: NonNegative
     """0 is greedy."""
     top_k: CountOrZero
@@ -45,7 +45,7 @@ class LocalEngine:
     """Draw among tokens at least this share as likely as the likeliest; 0 is off."""
     stop: tuple[str, ...]
     """Texts that end a completion, besides the template's end tokens."""
-    batch_rows: Count
+    batch_rows: Size
     """Rows that are decoded together; a memory knob that changes no completion."""
     dtype: Literal["policy", "bf16"]
     """What single tokens are computed in: the policy's own type, or copies of the weights in bfloat16."""

@@ -34,6 +34,7 @@ from postrain.types import (
     NonNegative,
     Positive,
     Sampling,
+    Size,
     Stop,
 )
 
@@ -63,7 +64,7 @@ class Host:
 class VLLMEngine:
     """See `postrain.rollout.engine.Engine`."""
 
-    max_new_tokens: Count
+    max_new_tokens: Size
     temperature: NonNegative
     """0 is greedy."""
     top_k: CountOrZero

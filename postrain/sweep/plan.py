@@ -15,9 +15,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from postrain.appraisal.settings import check_appraisal
+from postrain.arguments import mistake, resolved
 from postrain.check import check
 from postrain.cli import forced, settled
 from postrain.folder import config_hash
@@ -161,7 +161,7 @@ class Planner:
             config = deepcopy(self.composed[choices])
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
         except HydraException as error:
-            raise ConfigError(str(error).splitlines()[0]) from None
+            raise mistake(error) from None
         return config
 
     def _checked(self, config: Any, words: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -171,10 +171,7 @@ class Planner:
             plan = make(node, "pipeline", [each.removeprefix("++") for each in words], self.conf, guest=self.guest)
             confirm = tuple(word(f"stage.{name}.{one.key}", one.value) for name, one in code_of(plan, CHECKED))
             return {step.stage.name: _of_account(step.config) for step in plan.steps}, confirm
-        try:
-            plain: Any = OmegaConf.to_container(config, resolve=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(str(error).splitlines()[0]) from None
+        plain = resolved(config)
         if self.root == "config" and "method" not in plain:
             raise ConfigError("method: no job of the sweep names one, as in method=ppo")
         root = ROOTS[PRIMARY[self.root]][1]

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from postrain.callbacks.interrupt import Interrupt, Interrupted
+from postrain.cli import task_words
 from postrain.folder import Status, config_hash, new_directory, writing
 from postrain.jsonl import atomic_write_text, number, plain, read_json
 from postrain.masking import masked
@@ -98,8 +98,7 @@ def execute(
     primary config, `today` the command line without what a resumed sweep has recorded.
     Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
-    words = [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
-    words = [word for word in words if word.partition("=")[0] not in OWN_KEYS]
+    words = [word for word in task_words() if word.partition("=")[0] not in OWN_KEYS]
     earlier = _earlier(Path(config.resume)) if config.get("resume") else None
     name, study, shared = read(swept, words, conf.parent, earlier and earlier / FILE)
     planner = Planner(study, shared, conf, root, earlier and Guest(earlier, said_in(today)))

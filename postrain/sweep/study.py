@@ -27,8 +27,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from postrain.arguments import mistake
 from postrain.check import check
 from postrain.cli import SWEEP
+from postrain.schema import Section
 from postrain.types import ConfigError, Count
 
 BARE = re.compile(r"[A-Za-z0-9_./+-]+")
@@ -36,7 +38,7 @@ Direction = Literal["max", "min"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Picture(Section):
     """The axes of the frontier: metrics of a finished job. Without both the metric is drawn over what varies."""
 
     x: str | None = None
@@ -116,7 +118,7 @@ def _overrides(words: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise mistake(error) from None
 
 
 def _values(override: Override) -> list[Any]:

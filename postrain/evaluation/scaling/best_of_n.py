@@ -20,7 +20,7 @@ from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimate
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best, sizes
 from postrain.evaluation.scaling.tries import Tries, clocked, draw
 from postrain.rewards.base import Reward, optional
-from postrain.types import Count
+from postrain.types import Size
 
 NO_SCORER = (
     "by=reward: nothing scores completions but what says which are right, so they were chosen by log-probability; give "
@@ -46,7 +46,7 @@ class Choice:
 class BestOfN(OnPrompts):
     """Accuracy of the best of 1, 2, 4, ... samples."""
 
-    samples: Count
+    samples: Size
     """Completions of each prompt."""
     by: Literal["reward", "logprob"]
     """What the metrics are of; the curves show all ways there are."""

@@ -17,7 +17,7 @@ from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
 from postrain.evaluation.scaling.rules import majority, sizes
 from postrain.evaluation.scaling.tries import Try, draw
-from postrain.types import Count
+from postrain.types import Size
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Elected:
 class SelfConsistency(OnPrompts):
     """Accuracy of the majority of 1, 2, 4, ... samples."""
 
-    samples: Count
+    samples: Size
     """Completions of each prompt."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:
