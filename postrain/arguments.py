@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn, get_type_hints
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from omegaconf import OmegaConf
@@ -29,6 +31,8 @@ COMPLETION = [f"{verb}={shell}" for verb in ("install", "uninstall", "query") fo
 MEANINGS = {
     "Cannot merge DictConfig with ListConfig": "expected a list, got a mapping",
     "ListConfig indices must be integers or slices": "expected the number of an item of a list",
+    "invalid literal for int()": "expected the number of an item of a list",
+    "Unexpected type for root": "expected a mapping or list to set this in",
 }
 
 
@@ -105,6 +109,17 @@ def hydra_problems(key: str) -> Iterator[str]:
             return
 
 
+@contextmanager
+def composing() -> Iterator[None]:
+    """Turns whatever composing a config raises into a ConfigError: OmegaConf's own are not the only ones."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise mistake(error) from None
+
+
 def mistake(error: Exception) -> ConfigError:
     """What Hydra or OmegaConf refused, in one line that begins with what was typed."""
     if isinstance(error, RecursionError):
@@ -117,8 +132,16 @@ def mistake(error: Exception) -> ConfigError:
     if first.startswith("Could not delete from config. '"):
         key = first.split("'")[1]
         return ConfigError(f"~{key}: nothing to delete; the key is null or does not exist")
-    key = next((line.split(":", 1)[1].strip() for line in rest if line.strip().startswith("full_key:")), "")
+    key = next((line.split(":", 1)[1].strip() for line in rest if line.strip().startswith("full_key:")), _word(error))
     return ConfigError(f"{key}: {_meaning(lines)}" if key else _meaning(lines))
+
+
+def _word(error: Exception) -> str:
+    """The override that was being applied: what is raised for a key below a list or a text does not tell."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is ConfigLoaderImpl._apply_overrides_to_config.__code__:
+            return str(frame.f_locals["override"].input_line).lstrip("+")
+    return ""
 
 
 def resolved(config: Any) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Lin
             "study: sweep=NAME; a single run needs no -m"
         )
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
-    return Line([word for word, swept in words if not swept] + flags, tuple(word for word, swept in words if swept))
+    swept = tuple(word.removeprefix("++") for word, swept in words if swept)
+    return Line([word for word, swept in words if not swept] + flags, swept)
 
 
 def _varies(override: Override) -> bool:
@@ -231,26 +232,17 @@ def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Itera
 
 
 def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
-    """A run cannot do without the keys of the primary config and without most groups."""
-    if not override.is_delete():
-        return
+    """A run cannot do without the keys of the primary config."""
     key = override.key_or_group
-    written, chosen = _written(conf, root), _defaults(conf, root)
-    if key.partition(".")[0] in {"hydra", *written} - {"defaults"}:
+    if override.is_delete() and key.partition(".")[0] in {"hydra", *_written(conf, root)} - {"defaults"}:
         yield f"~{key}: cannot be left out; set it instead, as in {key}=VALUE"
-    elif chosen.get(key) is not None:
-        yield f"~{key}: cannot be left out; choose an option with {key}=..."
 
 
 def _taken(conf: Path, root: str) -> frozenset[str]:
     """The groups that a primary config has in its defaults list."""
-    return frozenset(_defaults(conf, root))
-
-
-def _defaults(conf: Path, root: str) -> dict[str, Any]:
-    """The defaults list of a primary config: the option of each group, None where there is none."""
-    items = [item for item in _written(conf, root).get("defaults", []) if isinstance(item, dict)]
-    return {key: option for item in items for key, option in item.items() if not key.startswith("override ")}
+    items = _written(conf, root).get("defaults", [])
+    keys = (str(key) for item in items if not isinstance(item, str) for key in item)
+    return frozenset(key for key in keys if not key.startswith("override "))
 
 
 @cache

@@ -2,6 +2,7 @@
 folder needs no torch."""
 
 import signal
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -14,3 +15,5 @@ class Interrupted(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
+        self.folder: Path | None = None
+        """What was stopped and can be resumed: of a run, its pipeline and its sweep the outermost."""

@@ -6,6 +6,7 @@ of values and sweep=NAME make a sweep, whose jobs come through here again, in pr
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +16,6 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -54,12 +54,21 @@ def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: 
             return _start(argv, conf, config_name, run)
     except ConfigError as error:
         return complain(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        return complain(mistake(error))
     except KeyboardInterrupt:
-        # Of a run that has begun, Ctrl-C is callbacks/interrupt.py's.
+        # Once a run has begun, callbacks/interrupt.py answers to Ctrl-C.
         print("interrupted; nothing had begun", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        # callbacks/interrupt.py's Interrupted, which takes seconds to import. Behind everything else that is printed.
+        if folder := getattr(end, "folder", None):
+            print(f"interrupted; {_resuming(config_name, folder)}", file=sys.stderr)
+        raise
+
+
+def _resuming(config_name: str, folder: Path) -> str:
+    if config_name == "evaluate":
+        return "an evaluation is not resumed; start it again"
+    return f"resume with: {PROGRAMS[config_name]} {shlex.quote(f'resume={folder}')}"
 
 
 def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
@@ -72,10 +81,12 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     sys.argv = [argv[0], *line.arguments]
     # For --help, in the primary config's hydra.help.template.
     OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
+    composed = False
     one = partial(run_job, run or partial(train, conf))
 
     def job(config: DictConfig) -> float | None:
-        nonlocal code
+        nonlocal code, composed
+        composed = True
         if line.sweep is None:
             return told(config, lambda: one(config))
         from postrain.sweep.start import sweep  # noqa: PLC0415 - start-up time of a single run
@@ -87,7 +98,12 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
         code = told(config, swept)
         return None
 
-    hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=config_name)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=config_name)(job)()
+    except Exception as error:
+        if composed:
+            raise
+        return complain(mistake(error))
     return code
 
 

@@ -147,6 +147,7 @@ class Ending:
         if error is None:
             self.status.done()
         elif isinstance(error, Interrupted):
+            error.folder = self.status.path.parent
             self.status.interrupted(error.signal.name)
         else:
             told = as_told(error, self.status.path.parent)

@@ -54,14 +54,14 @@ def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> No
 @pytest.mark.parametrize(
     ("argv", "prepared", "swept"),
     [
-        (["seed=1,2", "-m", "method=sft,ppo"], [], ("++seed=1,2", "method=sft,ppo")),
+        (["seed=1,2", "-m", "method=sft,ppo"], [], ("seed=1,2", "method=sft,ppo")),
         (["-m", "method=glob(*)", "seed=3", "--cfg", "job"], ["++seed=3", "--cfg", "job"], ("method=glob(*)",)),
         (
             ["hydra/launcher=basic", "sweep=kl_coef", "seed=1,2"],
             ["hydra/launcher=basic"],
-            ("sweep=kl_coef", "++seed=1,2"),
+            ("sweep=kl_coef", "seed=1,2"),
         ),
-        (["sweep=kl_coef", "sweep.seeds=[0]", "seed=3"], ["++seed=3"], ("sweep=kl_coef", "++sweep.seeds=[0]")),
+        (["sweep=kl_coef", "sweep.seeds=[0]", "seed=3"], ["++seed=3"], ("sweep=kl_coef", "sweep.seeds=[0]")),
     ],
 )
 def test_what_a_sweep_hears_is_kept_from_hydra(

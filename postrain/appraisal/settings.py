@@ -82,7 +82,7 @@ def check_words(words: Sequence[str]) -> None:
 
 def check_model(config: Mapping[str, Any]) -> None:
     """Raises ConfigError where nobody has said what to evaluate: the most common first mistake."""
-    path = config["model"].get("path")
+    path = (config.get("model") or {}).get("path")
     if path in (None, MISSING):
         raise ConfigError(
             "model.path: say what to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, or any "

@@ -19,6 +19,7 @@ from postrain.evaluation.query_code import defines
 from postrain.evaluation.repetition import loop_share
 from postrain.rewards import constraints
 from postrain.rewards.ngrams import distinct_share
+from postrain.schema import Section
 from postrain.types import CountOrZero
 
 MOST_LOOP, LEAST_DISTINCT = 0.2, 0.8
@@ -32,7 +33,7 @@ REFUSAL = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expect:
+class Expect(Section):
     """What an answer has to be; null asks for nothing. Phrases are sought as whole words, whatever their case."""
 
     exact: tuple[str, ...] | None = None

@@ -15,11 +15,10 @@ from typing import Any
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from postrain.appraisal.settings import Appraisal, check_appraisal
-from postrain.arguments import mistake
+from postrain.arguments import composing
 from postrain.arguments import resolved as settled_config
 from postrain.check import check, instantiate
 from postrain.cli import forced, settled
@@ -214,10 +213,8 @@ def _composed(stage: Stage, words: Sequence[str], conf: Path) -> Step:
         call.merge_with_dotlist(list(words))
         return Step(stage=stage, words=(), config={"call": OmegaConf.to_container(call)})
     ready = settled(forced(words, conf, root=ROOTS[stage.kind][0], extra=extra_folder()))
-    try:
+    with composing():
         config = compose(ROOTS[stage.kind][0], [*search_paths(), *ready])
-    except HydraException as error:
-        raise mistake(error) from None
     plain: Any = OmegaConf.to_container(config)
     plain["name"] = plain["name"] or stage.name
     return Step(stage=stage, words=tuple(word.removeprefix("++") for word in ready), config=plain)

@@ -9,7 +9,6 @@ Leaves out chat-message completions, token ids and coroutines: a reward sees tex
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +22,8 @@ from postrain.rewards.base import total_of
 from postrain.rewards.user_code import Blame, FunctionPath, load_function, place, time_limit
 from postrain.types import ConfigError, Positive, RewardBatch
 
+# Rewards are kept in float32.
+LARGEST = float(torch.finfo(torch.float32).max)
 Columns = Sequence[Mapping[str, Any]]
 
 
@@ -65,7 +66,7 @@ class Function:
             values = self._called(keywords)
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str):
-            raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {values!r:.80}")
+            raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {shown(values)}")
         return list(listed)
 
     def _called(self, keywords: Mapping[str, Any]) -> Any:
@@ -108,12 +109,25 @@ class Function:
     def _number(self, value: Any, index: int, prompts: Sequence[str], columns: Columns) -> float | None:
         if value is None:
             return None
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not isinstance(value, Real) or not _is_finite(value):
             raise ConfigError(
-                f"{self}: returned {value!r:.80} for {told(index, prompts, columns)}; expected a finite number, or "
+                f"{self}: returned {shown(value)} for {told(index, prompts, columns)}; expected a finite number, or "
                 "None for a completion it cannot score"
             )
         return float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    # Not math.isfinite: it raises for whole numbers that no float holds.
+    return bool(abs(value) <= LARGEST)
+
+
+def shown(value: Any) -> str:
+    """The beginning of what a function returned."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "a number of too many digits to print"
 
 
 def told(index: int, prompts: Sequence[str], columns: Columns) -> str:

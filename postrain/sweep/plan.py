@@ -13,11 +13,10 @@ from typing import Any, Literal
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from postrain.appraisal.settings import check_appraisal
-from postrain.arguments import mistake, resolved
+from postrain.arguments import composing, resolved
 from postrain.check import check
 from postrain.cli import forced, settled
 from postrain.folder import config_hash
@@ -155,13 +154,11 @@ class Planner:
         """What Hydra composes of these words. Reading thirty files takes long: it is done once for equal choices."""
         choices = tuple(each for each in words if not each.startswith("++"))
         values = [each for each in words if each.startswith("++")]
-        try:
+        with composing():
             if choices not in self.composed:
                 self.composed[choices] = compose(self.root, [*search_paths(), *choices])
             config = deepcopy(self.composed[choices])
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
-        except HydraException as error:
-            raise mistake(error) from None
         return config
 
     def _checked(self, config: Any, words: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:

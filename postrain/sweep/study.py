@@ -22,12 +22,11 @@ from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from postrain.arguments import mistake
+from postrain.arguments import composing
 from postrain.check import check
 from postrain.cli import SWEEP
 from postrain.schema import Section
@@ -115,10 +114,8 @@ def _refuse_nothing(node: Mapping[str, Any]) -> None:
 
 
 def _overrides(words: Sequence[str]) -> list[Override]:
-    try:
+    with composing():
         return OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        raise mistake(error) from None
 
 
 def _values(override: Override) -> list[Any]:
