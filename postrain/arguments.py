@@ -37,10 +37,10 @@ MEANINGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with mistakes of one line."""
+    """argparse whose mistakes are ConfigErrors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help shows what there is")
+        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from postrain.arguments import hydra_problems, parse
 from postrain.errors import ConfigError
+from postrain.habits import given
 from postrain.schema import LONGEST
 
 # What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE.
@@ -33,6 +34,7 @@ SWEEP = "sweep"
 VARIED = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
 # Launchers that are packages of their own, and the extra that brings each.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+NAMED = "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
 DEEPEST = 20
 """Brackets inside each other that a value may have."""
 # Who reads which primary config.
@@ -128,6 +130,9 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
         problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
     problems += [problem for override in overrides for problem in _problems(override, known)]
     problems += [problem for override in overrides for problem in _undeletable(override, conf, root)]
+    keys = {override.key_or_group for override in overrides}
+    if "model.name" in keys and not keys & {"model", "model.path"}:
+        problems.append(NAMED)
     staged = any(override.key_or_group == "pipeline" for override in overrides)
     problems += [problem for override in overrides for problem in _misplaced(override, conf, root, staged)]
     if problems:
@@ -264,7 +269,10 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
             continue
         of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
         if not of_a_user:
-            yield f"{override.key_or_group}={name}: no such option" + _hint(name, options)
+            instead = given(override.key_or_group, name)
+            yield f"{override.key_or_group}={name}: no such option" + (
+                f"; {instead}" if instead else _hint(name, options)
+            )
 
 
 def _chosen(override: Override) -> Iterator[str]:

@@ -150,3 +150,17 @@ def _found(key: str) -> Iterator[Habit]:
     """The habits a key fits: those that name all of it first."""
     word = key.rpartition(".")[2]
     yield from (habit for spoken in dict.fromkeys((key, word)) for habit in HABITS if spoken in habit.words.split())
+
+
+# Groups whose options people replace by the thing itself: a Hub name, a file, a function.
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gguf")
+GIVEN = {
+    "model": "model=local model.path=",
+    "data": "data=jsonl data.path=",
+    "reward": "reward=function reward.function=",
+}
+
+
+def given(group: str, name: str) -> str | None:
+    """What to write for a path where the name of an option is expected; None where it is none."""
+    return f"write {GIVEN[group]}{name}" if group in GIVEN and ({"/", ":"} & {*name} or name.endswith(FILES)) else None

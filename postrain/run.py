@@ -76,6 +76,7 @@ def execute(
     check(config, Root)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()
+    rehearse(config)
     resolved = instantiate(config["model"]).resolve()
     if earlier:
         check_model(earlier, resolved)
@@ -84,6 +85,13 @@ def execute(
         begun = RunFolder(path)
         with clock_at(begun.status.began()):
             return train(config, resolved, begun, interrupt, overrides=overrides, group=group)
+
+
+def rehearse(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for what constructors refuse, a missing package for one, before there is a folder."""
+    for part in ("method", "data", "rollout", "environment", "evaluation", "logger"):
+        instantiate(config[part])
+    instantiate(config["adapter"]).quantization()
 
 
 @contextmanager

@@ -135,9 +135,11 @@ class Trackio:
 
     project: str
 
-    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+    def __post_init__(self) -> None:
         if importlib.util.find_spec("trackio") is None:
             raise ConfigError("logger=trackio: the package is not installed; run `pip install trackio`")
+
+    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
         return [TrackioLogger(project=self.project, run_name=run_name, group=group, config=config)]
 
     def close(self, status: str) -> None:

@@ -164,3 +164,29 @@ def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
     assert asked(["method"], conf) == text == listing(conf, "method")
     assert listing(conf, "sweep") == "sweep=\n  kl_coef  How much KL?"
     assert asked(["method=ppo", "-m", "seed"], conf) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--resolve"], "--resolve: says how --cfg shows a config; write --cfg job --resolve"),
+        (["-m"], "-m: nothing varies; "),
+        (["--multirun", "method=ppo", "seed=3"], "-m: nothing varies; "),
+        (["-m", "sweep.metric=loss"], "-m: nothing varies; "),
+        (["--run", "-m", "seed=1,2"], "--run --multirun: expected one of them"),
+        (["--cfg", "job", "--info"], "--cfg --info: expected one of them"),
+        (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs'"),
+        (["--lr", "3"], "--lr: no such flag; settings are written KEY=VALUE; did you mean method.learning_rate?"),
+        (["--foo=1"], "--foo=1: no such flag; settings are written KEY=VALUE; did you mean foo=...?"),
+        (["-sc"], "-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, with one of bash, fish, zsh"),
+        (["-sc", "install=tcsh"], "-sc: expected install=SHELL"),
+        (["--experimental-rerun", "x.pickle"], "--experimental-rerun: not supported; "),
+    ],
+)
+def test_a_flag_that_means_nothing_is_one_line(argv: list[str], line: str, conf: Path) -> None:
+    (only,) = problems(argv, conf)
+    assert only.startswith(line)
+
+
+def test_completion_is_left_to_hydra(conf: Path) -> None:
+    assert prepare(["-sc", "install=bash"], conf) == Line(["-sc", "install=bash"], None)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one line for a mistake, exit code 2, nothing trained away."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from postrain.folder import RunFolder
+from postrain import __version__
+from postrain.callbacks.interrupt import Interrupted
+from postrain.folder import RunFolder, Status
+from postrain.generation.ending import Ending
 from postrain.main import start
 from tests.runs import CONF, METHODS, SMALL, final_state, records, resumed, same, small_run
 
@@ -155,3 +159,52 @@ def test_a_killed_process_loses_only_what_came_after_its_checkpoint(tmp_path):
     whole = small_run(tmp_path / "whole", "method=sft", "method.updates=40", "trainer.checkpoint_every=40")
     assert records(folder) == records(whole)
     assert same(final_state(folder)["state_dict"], final_state(whole)["state_dict"])
+
+
+def test_the_version_is_this_programs(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"postrain {__version__}\n"
+
+
+def test_completion_installs_and_gives_the_options_of_a_group(capsys, monkeypatch):
+    assert run("-sc", "install=bash") == 0
+    assert "complete -o nospace -o default -F hydra_bash_completion" in capsys.readouterr().out
+    monkeypatch.setenv("COMP_LINE", "python train.py logger=")
+    assert run("-sc", "query=bash") == 0
+    assert capsys.readouterr().out.split() == [f"logger={name}" for name in ("none", "tensorboard", "trackio", "wandb")]
+
+
+def test_what_hydra_refuses_is_one_line(capsys):
+    for word in ("~data.quality.balance", "method.adam_betas={a:1}", "seed=${nope:1}", "name='${'", "method@x=sft"):
+        assert run("method=sft", word) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_missing_package_leaves_no_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run("method=sft", "logger=trackio", *SMALL[:-5], f"paths.output={tmp_path / 'runs'}") == 2
+    assert capsys.readouterr().err == "error: logger=trackio: the package is not installed; run `pip install trackio`\n"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("root", "line"),
+    [
+        ("config", "interrupted; resume with: python train.py resume=runs/sft/nano/x"),
+        ("generate", "interrupted; resume with: python -m postrain.generate resume=runs/sft/nano/x"),
+        ("evaluate", "interrupted; an evaluation is not resumed; start it again"),
+    ],
+)
+def test_after_ctrl_c_the_last_line_says_how_to_resume(root, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*_):
+        with Ending(Status(Path("runs/sft/nano/x/status.json"))):
+            raise Interrupted(signal.SIGINT)
+
+    Path("runs/sft/nano/x").mkdir(parents=True)
+    words = {"config": "method=sft", "generate": "seed=0", "evaluate": "model=nano"}
+    with pytest.raises(SystemExit) as end:
+        start(["program", words[root]], CONF, config_name=root, run=interrupted)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == line

@@ -106,6 +106,12 @@ def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
         (["seed=${seed}"], "seed: Recursive interpolation detected"),
         (["name=" + "[" * 900], "name=" + "[" * 75 + "…: cannot be read (more than 20 brackets inside each other); "
          "quote special characters, as in name='\"...\"'"),
+        (["model.name=gpt2"],
+         "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"),
+        (["model=Qwen/Qwen2.5-7B"],
+         "model=Qwen/Qwen2.5-7B: no such option; write model=local model.path=Qwen/Qwen2.5-7B"),
+        (["data=rows.jsonl"], "data=rows.jsonl: no such option; write data=jsonl data.path=rows.jsonl"),
+        (["reward='mine.py:f'"], "reward=mine.py:f: no such option; write reward=function reward.function=mine.py:f"),
         (["rollout=[null]"], "rollout=None: no such option; there are: local, vllm"),
         (["seed=1000000000000000000000"],
          "seed: expected an integer >= 0 and <= 9223372036854775807, got 1000000000000000000000"),

@@ -7,13 +7,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 # Before torch is imported, as in train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 
+from postrain.arguments import Parser
 from postrain.chat.commands import overview
 from postrain.types import ConfigError
 
@@ -28,13 +28,6 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with mistakes of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; python -m postrain.chat --help shows what there is")
 
 
 def parser() -> Parser:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import webbrowser
 from pathlib import Path
 
+from postrain.arguments import Parser
 from postrain.errors import ConfigError
 from postrain.report.write import write_comparison, write_report
 
@@ -16,18 +16,18 @@ beside it. Several folders of runs, or of evaluations, are compared on one page.
 
 def main() -> int:
     """Exit code 2 and one line for a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m postrain.report", description=ABOUT)
+    parser = Parser(prog="python -m postrain.report", description=ABOUT)
     parser.add_argument("folder", type=Path, nargs="+", help="such as runs/ppo/nano/... or sweeps/kl_coef/...")
     parser.add_argument("--output", type=Path, help="where to write; otherwise into the folder itself")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
-    chosen = parser.parse_args()
-    folders = list(dict.fromkeys(chosen.folder))
     try:
+        chosen = parser.parse_args()
+        folders = list(dict.fromkeys(chosen.folder))
         page = (
             write_report(folders[0], chosen.output) if len(folders) == 1 else write_comparison(folders, chosen.output)
         )
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(page)
     if chosen.open:

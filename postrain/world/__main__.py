@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import get_args
 
+from postrain.arguments import Parser
 from postrain.types import ConfigError
 from postrain.world.rows import NOISE, Kind, Task, rows
 from postrain.world.splits import Split
@@ -14,20 +14,20 @@ from postrain.world.splits import Split
 
 def main() -> int:
     """Exit code 2 and one line for a choice that makes no sense."""
-    parser = argparse.ArgumentParser(prog="python -m postrain.world", description="Prints rows of the world as JSONL.")
+    parser = Parser(prog="python -m postrain.world", description="Prints rows of the world as JSONL.")
     parser.add_argument("--kind", default="text", choices=get_args(Kind))
     parser.add_argument("--task", default="stories", choices=get_args(Task))
     parser.add_argument("--count", default=5, type=int)
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--split", default="train", choices=get_args(Split))
     parser.add_argument("--noise", default=NOISE, type=float, help="temperature of the annotators")
-    chosen = parser.parse_args()
     try:
+        chosen = parser.parse_args()
         found = rows(
             chosen.kind, task=chosen.task, count=chosen.count, seed=chosen.seed, split=chosen.split, noise=chosen.noise
         )
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     for row in found:
         print(json.dumps(row, ensure_ascii=False))
