@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from postrain import __version__
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, Parser
 from postrain.habits import meant
 
 SHELLS = ("bash", "fish", "zsh")
@@ -34,13 +34,6 @@ MEANINGS = {
     "invalid literal for int()": "expected the number of an item of a list",
     "Unexpected type for root": "expected a mapping or list to set this in",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are ConfigErrors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,12 +1,21 @@
 """The errors that everything knows: a user's mistake, and a signal. Apart from everything else, so that reading a
 folder needs no torch."""
 
+import argparse
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 
 class ConfigError(ValueError):
     """A user's mistake: one line that names the key, file or line, what was expected, and a remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are ConfigErrors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
 
 
 class Interrupted(SystemExit):

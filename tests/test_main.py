@@ -13,9 +13,9 @@ import pytest
 
 from postrain import __version__
 from postrain.callbacks.interrupt import Interrupted
-from postrain.folder import RunFolder, Status
-from postrain.generation.ending import Ending
+from postrain.folder import RunFolder
 from postrain.main import start
+from postrain.status import Ending, Status
 from tests.runs import CONF, METHODS, SMALL, final_state, records, resumed, same, small_run
 
 ROOT = CONF.parent

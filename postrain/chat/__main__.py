@@ -13,9 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 
-from postrain.arguments import Parser
 from postrain.chat.commands import overview
-from postrain.types import ConfigError
+from postrain.errors import ConfigError, Parser
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,8 +6,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from postrain.arguments import Parser
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, Parser
 from postrain.report.write import write_comparison, write_report
 
 ABOUT = """Write report.html of a run, sweep, pipeline, evaluation or generation, finished or not, and its pictures
@@ -27,7 +26,7 @@ def main() -> int:
             write_report(folders[0], chosen.output) if len(folders) == 1 else write_comparison(folders, chosen.output)
         )
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     print(page)
     if chosen.open:

@@ -6,8 +6,7 @@ import json
 import sys
 from typing import get_args
 
-from postrain.arguments import Parser
-from postrain.types import ConfigError
+from postrain.errors import ConfigError, Parser
 from postrain.world.rows import NOISE, Kind, Task, rows
 from postrain.world.splits import Split
 
@@ -27,7 +26,7 @@ def main() -> int:
             chosen.kind, task=chosen.task, count=chosen.count, seed=chosen.seed, split=chosen.split, noise=chosen.noise
         )
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     for row in found:
         print(json.dumps(row, ensure_ascii=False))
