@@ -105,7 +105,7 @@ def test_it_ends_in_one_table(whole):
         *("test.base", "test.cold_start", "test.grpo", "test.sft"),
     ]
     assert "right, greedy | right, sampled" in lines[0]
-    assert all("±" in line for line in lines[-4:])
+    assert all(line.count(" [") >= 2 for line in lines[-4:])
 
 
 @pytest.fixture(scope="module")
