@@ -20,7 +20,7 @@ from postrain.data.prompts import agreed, asked, begun, conversation, cut_prompt
 from postrain.data.readers import Table
 from postrain.data.records import Demonstration, Judgement, Message, Messages, Preference, Prompt, Record, Steps, Text
 from postrain.data.transcripts import FIRST_TURN, LAST_TURN, transcript
-from postrain.data.verdicts import truth, verdict
+from postrain.data.verdicts import label, truth, verdict
 from postrain.types import ConfigError
 
 FINAL_ANSWER = "####"
@@ -85,9 +85,7 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
     """The layout of a table, by all columns that its rows have."""
     columns = dict.fromkeys(name for values in rows for name in values)
     opinions = [
-        name
-        for name in OPINIONS
-        if name in columns and all(truth(values.get(name), thumbs=True) is not None for values in rows)
+        name for name in OPINIONS if name in columns and all(truth(values.get(name)) is not None for values in rows)
     ]
     found = recognise(columns, renames, opinions)
     if found is None:
@@ -113,7 +111,8 @@ def _record(row: int, fields: Fields) -> Record:
     if not isinstance(record, Prompt):
         _weigh(fields)
     fields.refuse_rest()
-    return replace(record, columns={**fields.rest(), **record.columns})
+    # A column of the row wins over the parts that its answer was taken into.
+    return replace(record, columns={**record.columns, **fields.rest()})
 
 
 def _weigh(fields: Fields) -> None:
@@ -239,12 +238,12 @@ def _reference(name: str, answer: str) -> Mapping[str, Any]:
 
 def _judged(record: Demonstration, fields: Fields) -> Record:
     """The record itself, or a judgement where the row says whether its answer is good."""
-    label = verdict(fields)
-    if label is None:
+    liked = verdict(fields)
+    if liked is None:
         return record
     *prompt, _ = record.messages
     said = _answer_of(record.messages, "the conversation")
-    return Judgement(row=record.row, prompt=tuple(prompt), completion=said, label=label, columns=record.columns)
+    return Judgement(row=record.row, prompt=tuple(prompt), completion=said, label=liked, columns=record.columns)
 
 
 # Others -----------------------------------------------------------------------------------------------------------
@@ -256,11 +255,12 @@ def _steps(row: int, fields: Fields) -> Record:
         raise Malformed(f"{name} has to be a list of texts, got {steps!r:.60}")
     if not steps:
         raise Malformed(f"{name} is an empty list; write at least one step, or remove the row")
-    if not is_list(labels) or not all(isinstance(label, bool) for label in labels):
+    if not is_list(labels):
         raise Malformed(f"labels has to be a list of true and false, got {labels!r:.60}")
+    right = tuple(label(fields, one, "each of the labels") for one in labels)
     if len(steps) != len(labels):
         raise Malformed(f"there are {len(steps)} steps but {len(labels)} labels")
-    return Steps(row=row, prompt=begun(fields, asked(fields)), steps=tuple(steps), labels=tuple(labels))
+    return Steps(row=row, prompt=begun(fields, asked(fields)), steps=tuple(steps), labels=right)
 
 
 def _prompt(row: int, fields: Fields) -> Record:

@@ -17,9 +17,19 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "chosen": ("chosen", "chosen_messages", "chosen_response", "preferred_output"),
     "rejected": ("rejected", "rejected_messages", "rejected_response", "non_preferred_output"),
     "margin": ("margin",),
-    "label": ("label", "kto_tag", "desirable", "thumbs_up", "thumbs", "thumb"),
-    "system": ("system", "system_prompt"),
-    "history": ("history",),
+    "label": (
+        "label",
+        "kto_tag",
+        "kto_label",
+        "binary_label",
+        "desirable",
+        "is_desirable",
+        "thumbs_up",
+        "thumbs",
+        "thumb",
+    ),
+    "system": ("system", "system_prompt", "system_message"),
+    "history": ("history", "chat_history", "conversation_history"),
     "input": ("input", "context"),
     "steps": ("steps", "completions"),
     "labels": ("labels",),
@@ -28,7 +38,19 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """The names that a part goes by."""
 OPINIONS = ("rating", "vote", "feedback", "verdict", "correct", "is_correct", "accepted", "is_accepted", "preferred")
-OPINIONS = (*OPINIONS, "is_preferred", "liked", "good", "is_good")
+OPINIONS = (
+    *OPINIONS,
+    "is_preferred",
+    "liked",
+    "good",
+    "is_good",
+    "passed",
+    "approved",
+    "upvoted",
+    "helpful",
+    "success",
+)
+OPINIONS = (*OPINIONS, "is_chosen", "accept", "correctness")
 """Columns that are a label where every row has true, false or a thumb there, and are unused elsewhere."""
 
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (

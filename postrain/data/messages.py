@@ -6,10 +6,11 @@ of 0 keeps an answer in the conversation without learning it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postrain.data.fields import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, text
+from postrain.data.fields import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, names, text
 from postrain.data.records import Message, Messages, opened
 from postrain.data.transcripts import is_transcript, transcript
 
@@ -20,12 +21,16 @@ ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "assistant": "assistant",
+    "ai": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "system": "system",
     "developer": "system",
 }
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+PREFIXES = ("prefix", "partial", "continue_final_message")
+"""Fields of an assistant's message that is to be continued."""
 REASONING = "a model's reasoning cannot be learned apart from its answer; write it into the content"
 REFUSED: Mapping[str, str] = {
     **REFUSED_COLUMNS,
@@ -37,28 +42,54 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought"), REASONING),
     "refusal": "write the refusal into the content",
     "name": "speakers have roles only; write the name into the content",
-    "prefix": "a turn cannot be continued",
+    "channel": REASONING,
+    "recipient": TOOLS,
+    **dict.fromkeys(("label", "kto_tag"), "a verdict stands beside the messages, in a column of the row"),
     **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), "give the message a weight of 0 or 1"),
+    **dict.fromkeys(PREFIXES, "only the assistant's last message of a prompt can be continued"),
 }
 """Fields that change what a message says, with the reason why they cannot be used."""
-WEIGHTS = ("weight", "loss_weight", "loss", "train", "training")
+REFUSED_WORDS: Mapping[str, str] = {
+    **dict.fromkeys(("tool", "tools", "function", "functions"), TOOLS),
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos", "media", "attachments"), MEDIA),
+    **dict.fromkeys(("reasoning", "thinking", "think", "thought", "thoughts"), REASONING),
+}
+"""The same for words in the name of a field or of the type of a content part: tool_responses, thinking_text."""
+WEIGHTS = ("weight", "loss_weight", "loss", "train", "training", "trainable", "learnable", "train_on_turn")
+WORD = re.compile(r"[A-Z]?[a-z]+")
 TEXT_PARTS = ("text", "input_text", "output_text")
 REMEDY = "remove the field or the row"
 
 
-def messages(fields: Fields, value: Any, name: str, *, or_text: str = "") -> Messages:
-    """A list of messages, or a single one, that stands in the column `name`; `or_text` is for the error alone."""
-    listed = [value] if isinstance(value, Mapping) else value
+def messages(fields: Fields, value: Any, name: str, *, or_text: str = "", is_prompt: bool = False) -> Messages:
+    """A list of messages, or a single one, that stands in the column `name`.
+
+    `or_text` is for the error alone. In a prompt, the assistant's last message may say that it is to be continued.
+    """
+    listed = _listed(value)
     if not is_list(listed) or not listed:
         raise Malformed(f"{name} has to be {or_text}a list of messages with role and content, got {value!r:.60}")
-    return tuple(_message(fields, item, name) for item in listed)
+    last = len(listed) - 1
+    return tuple(_message(fields, item, name, begun=is_prompt and at == last) for at, item in enumerate(listed))
+
+
+def _listed(value: Any) -> Any:
+    """A single message as a list, and an object of lists, as `datasets` stores sequences, as a list of objects."""
+    if not isinstance(value, Mapping):
+        return value
+    lists = list(value.values())
+    if lists and all(is_list(column) and len(column) == len(lists[0]) for column in lists):
+        return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)]
+    return [value]
 
 
 def waits(value: Any) -> bool:
-    """True for messages that end with the user's, so that an answer is still to come."""
+    """True for messages that end with the user's, or with one to be continued, so that an answer is still to come."""
     last = value[-1] if is_list(value) and value else None
-    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
-    return isinstance(role, str) and ROLES.get(role.lower()) == "user"
+    if not isinstance(last, Mapping):
+        return False
+    role = last.get("role", last.get("from"))
+    return (isinstance(role, str) and ROLES.get(role.lower()) == "user") or any(last.get(field) for field in PREFIXES)
 
 
 def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
@@ -71,7 +102,7 @@ def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
     if isinstance(value, Mapping) and "messages" in value:
         _note(fields, value, name, ("messages",))
         value = value["messages"]
-    return opened(messages(fields, value, name, or_text="text or "))
+    return opened(messages(fields, value, name, or_text="text or ", is_prompt=True))
 
 
 def history(fields: Fields, value: Any, name: str) -> Messages:
@@ -88,25 +119,35 @@ def history(fields: Fields, value: Any, name: str) -> Messages:
     return tuple(turns)
 
 
-def _message(fields: Fields, item: Any, name: str) -> Message:
+def _message(fields: Fields, item: Any, name: str, *, begun: bool) -> Message:
+    """One message; where it has `begun` and is the assistant's, it may say so."""
     if not isinstance(item, Mapping):
         raise Malformed(f"{name} has to hold messages with role and content, got {item!r:.60}")
-    role_field, role = _either(item, ("role", "from"), name)
-    content_field, content = _either(item, ("content", "value"), name)
+    role_field, role = _either(item, ("role", "from"), name, same=ROLES)
     role = role.lower() if isinstance(role, str) else role
     if isinstance(role, str) and role in TOOL_ROLES:
         raise Malformed(f"{name} has a message with the role {role!r}: {TOOLS}; remove the row")
     if not isinstance(role, str) or role not in ROLES:
         raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {', '.join(sorted(ROLES))}")
-    _note(fields, item, name, (role_field, content_field, *WEIGHTS))
+    content_field, content = _either(item, ("content", "value"), name)
+    begins = PREFIXES if begun and ROLES[role] == "assistant" else ()
+    _note(fields, item, name, (role_field, content_field, *WEIGHTS, *begins))
     return Message(ROLES[role], _content(fields, content, name), _learned(item, ROLES[role], name))
 
 
-def _either(item: Mapping[str, Any], spellings: tuple[str, str], name: str) -> tuple[str, Any]:
-    """The field that is there under one of two names; Malformed where both are and differ."""
+def _either(
+    item: Mapping[str, Any], spellings: tuple[str, str], name: str, *, same: Mapping[str, str] | None = None
+) -> tuple[str, Any]:
+    """The field that is there under one of two names; Malformed where none is, or both are and differ.
+
+    `same` are values that mean the same, by what they mean.
+    """
     there = [field for field in spellings if item.get(field) is not None]
-    if len(there) == 2 and item[there[0]] != item[there[1]]:
+    meant = {(same or {}).get(str(item[field]).lower(), str(item[field])) for field in there}
+    if len(meant) > 1:
         raise Malformed(f"{name} has a message whose {there[0]} and {there[1]} differ; keep one of the two")
+    if not any(field in item for field in spellings):
+        raise Malformed(f"{name} has a message without {spellings[0]}; its fields are {names(item)}")
     chosen = there[0] if there else spellings[0]
     return chosen, item.get(chosen)
 
@@ -114,11 +155,19 @@ def _either(item: Mapping[str, Any], spellings: tuple[str, str], name: str) -> t
 def _note(fields: Fields, item: Mapping[str, Any], name: str, used: Sequence[str]) -> None:
     """Refuses what changes the meaning of a message, and notes all else that is not used."""
     for field, value in item.items():
-        if field in used or empty(value) or value is False:
+        if field in used or empty(value):
             continue
-        if field in REFUSED:
-            raise Malformed(f"{name} has {field}: {REFUSED[field]}; {REMEDY}")
-        fields.unused.add(f"{name}.{field}")
+        # A flag holds no call and no image (parallel_tool_calls), and one that is off asks for nothing; a verdict does.
+        reason = REFUSED.get(field) or (None if isinstance(value, bool) else _refused_word(field))
+        if reason and (value is not False or field in ("label", "kto_tag")):
+            raise Malformed(f"{name} has {field}: {reason}; {REMEDY}")
+        if not reason:
+            fields.unused.add(f"{name}.{field}")
+
+
+def _refused_word(name: str) -> str | None:
+    words = [word.lower() for word in WORD.findall(name)]
+    return next((REFUSED_WORDS[word] for word in words if word in REFUSED_WORDS), None)
 
 
 def _content(fields: Fields, value: Any, name: str) -> str:
@@ -135,7 +184,8 @@ def _part(fields: Fields, part: Any, name: str) -> str:
         return str(part)
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
     if not isinstance(part, Mapping) or kind not in TEXT_PARTS:
-        raise Malformed(f"{name} has a content part of the type {kind!r:.40}: {MEDIA}; remove the row")
+        reason = (REFUSED.get(kind) or _refused_word(kind) or MEDIA) if isinstance(kind, str) else MEDIA
+        raise Malformed(f"{name} has a content part of the type {kind!r:.40}: {reason}; remove the row")
     _note(fields, part, f"{name}.content", ("type", "text"))
     return text(part.get("text"), f"the text of a content part in {name}")
 

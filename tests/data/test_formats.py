@@ -158,12 +158,33 @@ def test_a_column_missing_in_one_row_names_the_line():
         parse(table([{"prompt": "a", "completion": "b"}, {"prompt": "a", "c": "b"}]), {})
 
 
-@pytest.mark.parametrize("label", [1, 0, "true", "1", "👍", None, 0.5, Cell("1"), Cell("yes"), Cell("")])
-def test_a_label_that_is_no_boolean_is_refused(label):
+@pytest.mark.parametrize("label", [2, -1, "positive", None, 0.5, Cell("yes"), Cell("")])
+def test_a_label_that_is_no_verdict_is_refused(label):
     with pytest.raises(
-        ConfigError, match=r"line 1: label has to be true or false, got .*; write true or false without"
+        ConfigError, match=r"line 1: label has to be true or false \(or 1 or 0\), got .*; correct or remove the row"
     ):
         only({"prompt": "a", "completion": "b", "label": label})
+
+
+@pytest.mark.parametrize(
+    ("given", "label"), [(1, True), (0, False), (0.0, False), ("1", True), ("False", False), (Cell("0"), False)]
+)
+def test_one_zero_and_quoted_words_are_verdicts_and_named_in_the_audit(given, label):
+    found = parse(table([{"prompt": "a", "completion": "b", "label": given}]), {})
+    assert found.records == (Judgement(row=1, prompt=chat("a"), completion="b", label=label),)
+    assert found.repaired == {"label 1 or 0, or in quotes, read as true or false": 1}
+    (steps,) = parse(table([{"prompt": "a", "steps": ["b"], "labels": [given]}]), {}).records
+    assert steps == Steps(row=1, prompt=chat("a"), steps=("b",), labels=(label,))
+
+
+def test_a_class_label_beside_text_alone_is_unused():
+    found = parse(table([{"text": "a", "label": 0}]), {})
+    assert (found.unused, found.repaired) == ({"label": 1}, {})
+
+
+def test_a_solution_of_its_own_wins_over_the_one_taken_from_the_answer():
+    found = only({"question": "a", "answer": "42", "solution": "long"})
+    assert found == Demonstration(row=1, messages=chat("a", "42"), columns={"answer": "42", "solution": "long"})
 
 
 @pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE", True)])
@@ -194,7 +215,7 @@ def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
         ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "there is no prompt"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"}, "margin has to be a finite number"),
         ({"prompt": "a", "steps": "b", "labels": [True]}, "steps has to be a list of texts, got 'b'"),
-        ({"prompt": "a", "steps": ["b"], "labels": [1]}, "labels has to be a list of true and false"),
+        ({"prompt": "a", "steps": ["b"], "labels": [2]}, "each of the labels has to be true or false"),
         ({"prompt": "a", "steps": ["b"], "labels": []}, "there are 1 steps but 0 labels"),
         ({"prompt": "a", "steps": [], "labels": []}, "steps is an empty list; write at least one step, or remove"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from postrain.data.formats import parse
-from postrain.data.records import Demonstration
+from postrain.data.records import Demonstration, Message, Prompt
 from postrain.types import ConfigError
 from tests.data.helpers import chat, table
 
@@ -39,7 +39,10 @@ def test_tool_roles_are_refused_by_name(role):
 
 @pytest.mark.parametrize(
     "field",
-    ["tool_call_id", "images", "audio", "video", "reasoning_content", "thinking", "refusal", "name", "prefix", "mask"],
+    [
+        *("tool_call_id", "images", "audio", "video", "reasoning_content", "thinking", "refusal", "name", "mask"),
+        *("tool_responses", "available_tools", "imageUrls", "media", "thoughts", "reasoning_text", "channel", "label"),
+    ],
 )
 def test_fields_that_change_the_meaning_are_refused_by_name(field):
     refused(talk({field: "x"}), f"messages has {field}: .*; remove the field or the row")
@@ -47,7 +50,14 @@ def test_fields_that_change_the_meaning_are_refused_by_name(field):
 
 @pytest.mark.parametrize("nothing", [None, [], {}, "", False])
 def test_fields_that_say_nothing_are_as_if_absent(nothing):
-    fields = ("tool_calls", "function_call", "name", "reasoning_content", "prefix", "id")
+    fields = (
+        "tool_calls",
+        "function_call",
+        "name",
+        "reasoning_content",
+        "prefix",
+        *(() if nothing is False else ("id",)),
+    )
     found = parse(table([talk(dict.fromkeys(fields, nothing))]), {})
     assert found.records == (Demonstration(row=1, messages=chat("a", "b")),)
     assert not found.unused
@@ -123,3 +133,45 @@ def test_an_answer_of_weight_zero_cannot_be_judged_or_compared(other):
 def test_history_has_to_be_pairs():
     for history in ("x", [["a"]], [["a", 3]], [3]):
         refused({"prompt": "a", "completion": "b", "history": history}, r"history has to be a list of \[user, assist")
+
+
+def test_a_flag_that_nothing_reads_is_named_also_when_it_is_off():
+    assert parse(table([talk({"end_turn": False})]), {}).unused == {"messages.end_turn": 1}
+    refused(talk({"label": False}), "messages has label: a verdict stands beside the messages")
+
+
+@pytest.mark.parametrize("field", ["train_on_turn", "learnable", "trainable"])
+def test_more_names_of_a_weight_keep_an_answer_from_being_learned(field):
+    (record,) = parse(table([talk({field: False})]), {}).records
+    assert isinstance(record, Demonstration)
+    assert not record.messages[-1].learned
+
+
+@pytest.mark.parametrize("field", ["prefix", "partial"])
+def test_a_last_message_to_be_continued_makes_a_prompt(field):
+    row = talk({field: True})
+    expected = (chat("a")[0], Message("assistant", "b", prefill=True))
+    assert parse(table([row]), {}).records == (Prompt(row=1, prompt=expected),)
+    assert parse(table([{"prompt": row["messages"]}]), {}).records == (Prompt(row=1, prompt=expected),)
+    refused({"messages": [*row["messages"], {"role": "user", "content": "c"}]}, f"{field}: only the assistant's last")
+
+
+def test_messages_as_an_object_of_lists_are_messages():
+    row = {"messages": {"role": ["user", "assistant"], "content": ["a", "b"]}}
+    assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", "b")),)
+
+
+def test_two_names_of_one_role_agree():
+    row = talk({"from": "gpt", "value": "b"})
+    assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", "b")),)
+    refused(talk({"from": "human"}), "role and from differ")
+
+
+def test_a_message_in_other_words_names_its_fields():
+    refused({"conversation": [{"input": "a", "output": "b"}]}, "a message without role; its fields are input, output")
+    refused({"messages": [{"role": "user", "text": "b"}]}, "a message without content; its fields are role, text")
+
+
+def test_a_content_part_that_is_refused_says_why():
+    refused(talk({"content": [{"type": "tool_use"}]}), "type 'tool_use': tool calls cannot be learned")
+    refused(talk({"content": [{"type": "thinking", "thinking": "b"}]}), "type 'thinking': a model's reasoning")
