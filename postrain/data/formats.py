@@ -16,6 +16,7 @@ from typing import Any
 from postrain.data.fields import Fields, Malformed, Unusable, empty, is_list, names, number, text
 from postrain.data.layouts import OPINIONS, Layout, recognise
 from postrain.data.messages import messages, waits
+from postrain.data.packed import unpacked
 from postrain.data.prompts import agreed, asked, begun, conversation, cut_prompt, repeats_prompt, says_again
 from postrain.data.readers import Table
 from postrain.data.records import Demonstration, Judgement, Message, Messages, Preference, Prompt, Record, Steps, Text
@@ -50,7 +51,7 @@ def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
     if not table.rows:
         return Parsed((), {})
     renames = {ours: theirs for ours, theirs in columns.items() if theirs}
-    rows = [(row.number, _renamed(table, row.values, renames)) for row in table.rows]
+    rows = [(row.number, unpacked(_renamed(table, row.values, renames), table.where(row.number))) for row in table.rows]
     shadowed = {name for name in renames if name in table.rows[0].values and name not in renames.values()}
     layout = _layout(table, [values for _, values in rows], renames)
     records: list[Record] = []

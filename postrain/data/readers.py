@@ -1,4 +1,4 @@
-"""Reads files into rows: JSON lines, JSON, CSV, Parquet, plain text, compressed or not. A row keeps its line or index.
+"""Reads files into rows: JSON lines, JSON, CSV, Parquet, Arrow, text, compressed or not. A row keeps its line or index.
 
 What cannot be read is refused with the line it stands on. What the columns mean is left to formats.py, folders of files
 to files.py.
@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import lzma
+import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ DOCUMENT_CHARACTERS = 2000
 UNITS = {".jsonl": "line", ".ndjson": "line", ".csv": "line", ".tsv": "line", ".txt": "line", ".json": "item"}
 DELIMITERS = ",;\t"
 """Of CSV files; the first of them that is in the header."""
+JSON_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
+JSON_LINE = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\n]*\}\s*(\n|$)")
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
 # Cells of CSV files are as long as the text they hold; the module's own limit is 131,072 characters.
 csv.field_size_limit(2**31 - 1)
@@ -104,13 +107,17 @@ def read_file(path: str) -> Table:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"data.path: there is no file {path}; give the path of a {_suffixes()} file")
-    reader = READERS.get(suffix_of(file))
-    if reader is None:
+    suffix = suffix_of(file)
+    if suffix not in READERS:
         raise ConfigError(
             f"{path}: cannot read {file.suffix or 'a file without suffix'}; expected one of {_suffixes()}, as it is or "
             f"compressed ({', '.join(COMPRESSED)})"
         )
-    table = make_table(path, UNITS.get(suffix_of(file), "row"), reader(_bytes(file), path))
+    raw = _bytes(file)
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        # Both names are used for both.
+        suffix = ".json" if JSON_LIST.match(raw) else ".jsonl" if JSON_LINE.match(raw) else suffix
+    table = make_table(path, UNITS.get(suffix, "row"), READERS[suffix](raw, path))
     if not table.rows:
         raise ConfigError(f"{path} is empty; expected at least one row")
     return table
@@ -179,7 +186,7 @@ def _json(raw: bytes, name: str) -> Numbered:
     text = _text(raw, name)
     value = {} if text.lstrip().startswith("{") else _parse(text, name, 1) if text.strip() else []
     if not isinstance(value, list):
-        raise ConfigError(f"{name}: expected a list of objects; a file with one object a line is named .jsonl")
+        raise ConfigError(f"{name}: expected a list of objects, or one object a line")
     for number, item in enumerate(value):
         yield number, _object(item, f"{name}, item {number}")
 
@@ -225,6 +232,20 @@ def _parquet(raw: bytes, name: str) -> Numbered:
     yield from enumerate(rows)
 
 
+def _arrow(raw: bytes, name: str) -> Numbered:
+    """A stream, as `datasets` writes it, or a file of Arrow's own format, as Feather."""
+    import pyarrow  # noqa: PLC0415 - start-up time
+
+    buffer = pyarrow.BufferReader(raw)
+    opened = pyarrow.ipc.open_file if raw.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+    try:
+        table = opened(buffer).read_all()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"{name}: cannot be read as Arrow ({' '.join(str(error).split())[:120]})") from None
+    _refuse_repeated(table.column_names, name)
+    yield from enumerate(table.to_pylist())
+
+
 def _documents(raw: bytes, name: str) -> Numbered:
     """Running text, cut at blank lines; blank lines inside a document stay."""
     held: list[str] = []
@@ -261,5 +282,6 @@ READERS: Mapping[str, Callable[[bytes, str], Numbered]] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".parquet": _parquet,
+    ".arrow": _arrow,
     ".txt": _documents,
 }

@@ -62,7 +62,7 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
             f"data: this method learns from {kind} records, but {source} holds {have} records"
             f"{_half(records[0])}"
             f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
-            f"{_others(records[0])}"
+            f"{_others(records[0], kind)}"
         )
     seen = [view.build(record) for record in records]
     unused = Counter(part for record in records for part in view.unused(record))
@@ -92,11 +92,21 @@ def _answers(record: Record) -> tuple[str, ...]:
     return ("completion", "label")
 
 
-def _others(record: Record) -> str:
-    """The columns of a prompt without an answer, one of which may be the answer."""
-    if not isinstance(record, Prompt) or not record.columns:
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "Demonstration": ("completion",),
+    "Judgement": ("completion", "label"),
+    "Preference": ("chosen", "rejected"),
+    "Steps": ("steps", "labels"),
+}
+"""The parts that a prompt lacks to be another kind of record."""
+
+
+def _others(record: Record, kind: str) -> str:
+    """The columns of a prompt without an answer, which may hold what it lacks under another name."""
+    if not isinstance(record, Prompt) or not record.columns or kind not in NEEDED:
         return ""
-    return f", or name the column with the answers, of {names(record.columns)}: data.columns.completion=NAME"
+    mapped = " ".join(f"data.columns.{part}=NAME" for part in NEEDED[kind])
+    return f", or name the columns it needs, of {names(record.columns)}: {mapped}"
 
 
 def _half(record: Record) -> str:

@@ -75,7 +75,9 @@ def test_text_is_cut_at_blank_lines_into_documents(tmp_path):
         ("x.csv", "text\n", "is empty"),
         ("x.csv", "", "is empty"),
         ("x.txt", "\n\n", "is empty"),
-        ("x.json", '{"text": "a"}', "expected a list of objects; .* named .jsonl"),
+        ("x.json", '{\n"text": "a"\n}', "expected a list of objects, or one object a line"),
+        ("x.json", '{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
+        ("x.arrow", "text", "cannot be read as Arrow"),
         ("x.json", '[{"text": "a"}, 3]', "item 1: expected an object"),
         ("x.parquet", "text", "cannot be read as Parquet"),
         ("x.docx", "text", r"cannot read \.docx; expected one of \.jsonl, "),
@@ -91,3 +93,22 @@ def test_bad_files_are_refused_in_one_line_that_says_where(name, content, says, 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.path: there is no file .*gone\.jsonl"):
         read_file(str(tmp_path / "gone.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_json_and_json_lines_are_told_apart_by_what_is_in_them(suffix, tmp_path):
+    path = tmp_path / f"x.{suffix}"
+    path.write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in ROWS))
+    lines = read_file(str(path))
+    path.write_text(json.dumps(ROWS, indent=1))
+    items = read_file(str(path))
+    assert [row.values for row in lines.rows] == [row.values for row in items.rows] == ROWS
+    assert (lines.where(1), items.where(0)) == (f"{path}, line 1", f"{path}, item 0")
+
+
+@pytest.mark.parametrize("opened", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_arrow_files_are_read(opened, tmp_path):
+    rows = pyarrow.Table.from_pylist(ROWS)
+    with opened(tmp_path / "x.arrow", rows.schema) as file:
+        file.write_table(rows)
+    assert [row.values for row in read_file(str(tmp_path / "x.arrow")).rows] == ROWS

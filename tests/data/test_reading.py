@@ -76,9 +76,7 @@ def test_running_text_cannot_hold_an_answer_of_weight_zero():
 
 
 def test_a_prompt_file_names_the_columns_that_may_hold_the_answers():
-    with pytest.raises(
-        ConfigError, match=r"the column with the answers, of target, id: data\.columns\.completion=NAME"
-    ):
+    with pytest.raises(ConfigError, match=r"the columns it needs, of target, id: data\.columns\.completion=NAME"):
         read({"prompt": "a", "target": "b", "id": 1}, "Demonstration")
 
 

@@ -1,0 +1,50 @@
+"""Lists that stand in a cell as text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from postrain.data.formats import parse
+from postrain.data.readers import Cell
+from postrain.data.records import Demonstration, Preference, Prompt, Record, Steps
+from postrain.types import ConfigError
+from tests.data.helpers import chat, table
+
+ASKED, GOOD, BAD = ({"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("gpt", "c")))
+PAIR = Preference(row=1, prompt=chat("a"), chosen="b", rejected="c")
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"messages": [ASKED, GOOD]}, Demonstration(row=1, messages=chat("a", "b"))),
+        ({"prompt": [ASKED]}, Prompt(row=1, prompt=chat("a"))),
+        ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, PAIR),
+        ({"prompt": [ASKED], "chosen": GOOD, "rejected": BAD}, PAIR),
+        (
+            {"prompt": "c", "completion": "d", "history": [["a", "b"]]},
+            Demonstration(row=1, messages=chat("a", "b", "c", "d")),
+        ),
+        (
+            {"prompt": "a", "steps": ["b"], "labels": [True]},
+            Steps(row=1, prompt=chat("a"), steps=("b",), labels=(True,)),
+        ),
+    ],
+)
+def test_lists_as_json_in_a_cell_are_read(row: dict, record: Record) -> None:
+    cells = {name: Cell(json.dumps(value) if isinstance(value, list | dict) else value) for name, value in row.items()}
+    assert parse(table([cells]), {}).records == (record,)
+
+
+def test_messages_as_json_in_a_string_of_json_are_read_and_other_json_stays_text() -> None:
+    row = {"prompt": json.dumps([ASKED]), "completion": '[{"name": "a"}]'}
+    assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", '[{"name": "a"}]')),)
+
+
+@pytest.mark.parametrize("column", ["messages", "prompt", "chosen"])
+def test_messages_as_python_prints_them_are_refused(column: str) -> None:
+    row = {"completion": "b", "rejected": "b", column: str([ASKED])}
+    with pytest.raises(ConfigError, match=rf"line 1: {column} holds a list as text that is not JSON, .* json\.dumps"):
+        parse(table([row]), {})
