@@ -79,7 +79,7 @@ class Audit:
     labels: Mapping[str, int]
     """Training judgements or steps, by label; empty where there are none."""
     fingerprint: str
-    """sha256 of all ids and masks, training and held out."""
+    """sha256 of all ids, masks and labels, training and held out, and of the columns that rewards may read."""
     samples: str
     """Rows printed with their mask; empty unless asked for."""
     shown: tuple[ShownRow, ...]
@@ -124,7 +124,10 @@ class Audit:
     def _unused(self) -> str:
         """The columns that no record is made of, with the rows that have them where not all do."""
         partly = {column: rows for column, rows in self.unused.items() if rows != self.rows_read}
-        return names([f"{column} ({partly[column]} rows)" if column in partly else column for column in self.unused])
+        found = [f"{column} ({partly[column]} rows)" if column in partly else column for column in self.unused]
+        # The one column that some methods read and others do not.
+        margin = "; method.use_margin=true uses the margin, where the method has it"
+        return names(found) + (margin if self.kind == "Preference" and "margin" in self.unused else "")
 
     def check(self) -> None:
         """Raises ConfigError for data that would train on nothing."""
@@ -140,8 +143,13 @@ class Audit:
             )
 
 
-def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Template) -> dict[str, Any]:
-    """The part of an audit that is counted on tokens, as its fields."""
+def count(
+    train: Sequence[Encoded], held_out: Sequence[Encoded], template: Template, gold: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """The part of an audit that is counted on tokens, as its fields.
+
+    `gold` is what the held-out rows say of it, which is read when completions are evaluated.
+    """
     ids = [
         row.ids
         for item in train
@@ -163,7 +171,7 @@ def count(train: Sequence[Encoded], held_out: Sequence[Encoded], template: Templ
         "bos": max((_leading(tokens.tolist(), template.tokenizer.bos_token_id) for tokens in ids), default=0),
         "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
         "labels": _labels(train),
-        "fingerprint": fingerprint([*train, *held_out]),
+        "fingerprint": fingerprint([*train, *held_out], gold),
         "shown": tuple(row.shortened() for row in shown_rows(train[:KEPT], template)),
     }
 
@@ -177,8 +185,8 @@ def _labels(items: Sequence[Encoded]) -> dict[str, int]:
     return {"desirable": sum(thumbs), "undesirable": thumbs.count(False)} if thumbs else {}
 
 
-def fingerprint(items: Sequence[Encoded]) -> str:
-    """Changes with any token, mask, label or margin of any item, and with their order."""
+def fingerprint(items: Sequence[Encoded], gold: Sequence[Any] = ()) -> str:
+    """Changes with any token, mask, label, margin or column of any item, with any of `gold`, and with their order."""
     digest = hashlib.sha256()
     for item in items:
         for row in token_rows(item):
@@ -189,6 +197,8 @@ def fingerprint(items: Sequence[Encoded]) -> str:
             digest.update(repr(item.labels).encode())
         if isinstance(item, EncodedPrompt):
             digest.update(item.ids.numpy().tobytes() + repr(sorted(item.columns.items())).encode() + b"|")
+    if gold:
+        digest.update(repr(gold).encode())
     return digest.hexdigest()
 
 

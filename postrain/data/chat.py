@@ -284,7 +284,7 @@ class Template:
     def _end_of_turn(self, source: str) -> int:
         """The special token the template ends an answer with; eos where it has none."""
         turns = [rendering.as_mapping(turn) for turn in (*QUESTION, Message("assistant", ANSWER))]
-        written, _ = rendering.render(source, turns, self.tokenizer.special_tokens_map)
+        written = rendering.render_texts(source, turns, self.tokenizer.special_tokens_map)
         _, _, tail = written.rpartition(ANSWER)
         special = self._special()
         return next((token for token in self._ids(tail) if token in special), self.tokenizer.eos_token_id)

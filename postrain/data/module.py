@@ -22,11 +22,12 @@ from postrain.data.collate import collate, prompts
 from postrain.data.encode import Encoded, EncodedPrompt, EncodedRow, Encoder, LossOn, token_rows
 from postrain.data.quality import Quality, sift
 from postrain.data.reading import Account, Reading, learnable, reasons
-from postrain.data.records import Judgement, Prompt, Record, Text, prompt_content
+from postrain.data.records import Judgement, Prompt, Record, Text, plain_text, prompt_content
 from postrain.data.schedule import Schedule
 from postrain.data.sources import Files, Loaded, Source, read_held_out
 from postrain.data.split import Split, split, unseen
 from postrain.data.steps import StepLayout
+from postrain.data.transcripts import is_transcript
 from postrain.data.views import convert
 from postrain.schema import load_target
 from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts, Size
@@ -168,9 +169,9 @@ class DataModule(LightningDataModule):
         return encoder.encode(self._presented((*parts.held_out, *borrowed)))[: len(parts.held_out)]
 
     def _presented(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
-        """Prompts of several turns are also given to rewards as messages, since their text alone has no roles."""
+        """Prompts of several turns are also given to rewards as messages, unless their text has the roles already."""
         asked = [record for record in records if isinstance(record, Prompt)]
-        if all(len(record.prompt) == 1 for record in asked):
+        if all(len(record.prompt) == 1 or is_transcript(plain_text(record.prompt)) for record in asked):
             return records
         return tuple(
             replace(
@@ -228,7 +229,12 @@ class DataModule(LightningDataModule):
             cut=dict(encoder.cuts),
             samples=audits.show(self.train, self.template, self.show_mask),
             packed=self.pack,
-            **audits.count(self.train, self.eval, self.template),
+            **audits.count(
+                self.train,
+                self.eval,
+                self.template,
+                gold=[one.columns.get("gold") for one in parts.held_out] if self.gold else [],
+            ),
         )
 
     # While training -----------------------------------------------------------------------------------------------

@@ -111,7 +111,10 @@ def opened(prompt: Messages) -> Messages:
 
 
 def plain_text(messages: Messages) -> str:
-    """A prompt as a person wrote it: one message as it stands, several under each other."""
+    """A prompt as a person wrote it: one message or a transcript as it stands, several messages under each other."""
+    written = [message.written for message in messages if message.written is not None]
+    if written and len(written) == len(messages):
+        return "".join(written)
     return "\n\n".join(message.content for message in messages)
 
 

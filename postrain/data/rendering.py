@@ -143,6 +143,33 @@ def render(
     return texts[0], [(int(start), int(end)) for start, end in spans[0]] if marks else []
 
 
+def render_texts(source: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
+    """A conversation as text; refuses a template that takes content as a list of parts alone, with the reason."""
+    try:
+        written, _ = render(source, messages, special)
+        refused = None
+    except ConfigError as problem:
+        written, refused = "", problem
+    if not all(message["content"] in written for message in messages) and _takes_parts(source, messages, special):
+        raise ConfigError(
+            "the chat template takes content as a list of parts alone (for images), not as text; use "
+            "data.template=plain or another, or give the tokenizer a template for text"
+        )
+    if refused:
+        raise refused
+    return written
+
+
+def _takes_parts(source: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> bool:
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    try:
+        written = render_jinja_template(conversations=[parts], chat_template=source, **special)[0][0]  # pyright: ignore
+    except (TemplateError, TypeError, ValueError):
+        return False
+    # Not as Python prints a list.
+    return all(message["content"] in written for message in messages) and "'text'" not in written
+
+
 def continued(prompt: str, bare: str, answer: str) -> str:
     """An answer without the tag that the generation prompt ends with and has thereby written already, as <think>.
 

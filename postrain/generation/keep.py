@@ -132,8 +132,12 @@ def _ranked(answers: Answers) -> list[tuple[str, float]]:
 
 def _demonstration(answers: Answers, said: str, paid: float) -> Row:
     about = {"reward": round(paid, 6), **_about(answers)}
-    if "messages" in answers.columns:
-        return {"messages": [*answers.columns["messages"], {"role": "assistant", "content": said}], **about}
+    turns = answers.columns.get("messages")
+    if turns and turns[-1]["role"] == "assistant":
+        # What the prompt has begun is continued, not learned.
+        return {"prompt": turns, "completion": said, **about}
+    if turns:
+        return {"messages": [*turns, {"role": "assistant", "content": said}], **about}
     return {"prompt": answers.prompt, "completion": said, **about}
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from postrain.data.collate import prompts as as_prompts
 from postrain.data.encode import EncodedPrompt
 from postrain.data.module import DataModule
-from postrain.data.records import Message, Messages
+from postrain.data.records import Message, Messages, opened
 from postrain.evaluation.completions import gold_scores
 from postrain.folder import writing
 from postrain.generation.keep import Answers
@@ -163,7 +163,7 @@ def read(record: Record) -> Answers:
 
 
 def _prompt(said: Any) -> str | Messages:
-    return said if isinstance(said, str) else tuple(Message(**turn) for turn in said)
+    return said if isinstance(said, str) else opened(tuple(Message(**turn) for turn in said))
 
 
 def _asked(prompt: str, columns: Mapping[str, Any]) -> str | Messages:

@@ -15,6 +15,7 @@ from torch import nn
 from postrain.data.chat import Template
 from postrain.data.records import Message, Messages, user
 from postrain.data.rendering import as_mapping
+from postrain.data.transcripts import is_transcript, transcript
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.ops import derive_seed
@@ -62,7 +63,7 @@ def revise(
     drawn = [principles[derive_seed(key, "principle") % len(principles)] for key in keys]
     rows = zip(prompts, completions, drawn, strict=True)
     asked = [
-        (*_turns(prompt), Message("assistant", said), Message("user", CRITIQUE.format(principle=principle)))
+        (*_answered(prompt, said), Message("user", CRITIQUE.format(principle=principle)))
         for prompt, said, principle in rows
     ]
     critiques = _written(engine, model, template, asked, [derive_seed(key, "critique") for key in keys])
@@ -102,8 +103,14 @@ def preferences(revisions: Sequence[Revision], columns: Sequence[Mapping[str, An
     ]
 
 
-def _turns(prompt: str | Messages) -> Messages:
-    return user(prompt) if isinstance(prompt, str) else prompt
+def _answered(prompt: str | Messages, said: str) -> Messages:
+    """A prompt and what was said, which may continue the assistant's last message."""
+    turns = prompt if not isinstance(prompt, str) else transcript(prompt) if is_transcript(prompt) else user(prompt)
+    *before, last = turns
+    if not last.prefill:
+        return (*turns, Message("assistant", said))
+    written = None if last.written is None else last.written + said
+    return (*before, Message("assistant", last.content + said, written=written))
 
 
 def _written(

@@ -163,3 +163,14 @@ def test_shown_rows_say_what_is_learned(monkeypatch):
     coloured = show([item], TEMPLATE, 1)
     assert "\x1b[32m?\x1b[0m\x1b[32m<|end|>\x1b[0m" in coloured or "\x1b[32m?<|end|>" in coloured
     assert "\x1b[2mx" in coloured
+
+
+def test_the_fingerprint_changes_with_the_gold_that_evaluation_reads():
+    items = [row([7, 8, EOS], 2)]
+    assert len({fingerprint(items), fingerprint(items, [1, 2]), fingerprint(items, [1, 3])}) == 3
+
+
+def test_a_margin_that_the_method_does_not_read_is_named_with_its_key():
+    pairs = replace(audit([row([7, 8, EOS], 2)]), kind="Preference", unused={"margin": 9})
+    assert "margin; method.use_margin=true uses the margin, where the method has it" in " ".join(pairs.render().split())
+    assert "use_margin" not in replace(pairs, kind="Demonstration").render()

@@ -359,3 +359,10 @@ def test_decoding_drops_special_tokens_and_keeps_a_plain_texts_spaces():
     ids = tokenizer(" The answer is<|stop|>", add_special_tokens=False)["input_ids"]
     assert Template(tokenizer, mode="plain").decode(ids) == " The answer is"
     assert Template(tokenizer, mode="vicuna").decode(ids) == "The answer is"
+
+
+@pytest.mark.parametrize("content", ["m.content[0]['text']", "(m.content | map(attribute='text') | join)"])
+def test_a_template_that_takes_parts_alone_is_refused_in_one_line(content):
+    parts = UNMARKED.replace("m.content", content)
+    with pytest.raises(ConfigError, match=r"takes content as a list of parts alone .*; use data\.template=plain"):
+        Template(byte_tokenizer(template=parts))

@@ -128,3 +128,9 @@ def test_every_option_fits(option):
     sizes = {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1, "revisions": 3}
     assert len(rows) == sizes[option]
     assert (CONF / "keep" / f"{option}.yaml").read_text().startswith("# ")
+
+
+def test_what_a_prompt_has_begun_is_continued_and_not_learned():
+    turns = [{"role": "user", "content": "1 + 2 = ?"}, {"role": "assistant", "content": "It is"}]
+    kept = Top(count=1, at_least=None, unique=True)(replace(FOUR, columns={"messages": turns}))
+    assert kept == [{"prompt": turns, "completion": " 3.", "reward": 1.0, "row": 7}]

@@ -146,3 +146,21 @@ def test_revisions_become_pairs_unless_nothing_changed() -> None:
 def test_without_principles_there_is_nothing_to_hold_it_to(template: Template) -> None:
     with pytest.raises(ConfigError, match="principles: expected at least one sentence"):
         revise(Scripted(template, by_turn), Model(512), template, ["Hi."], ["No."], [], [1])
+
+
+TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begins"),
+    [
+        (TRANSCRIPT, f"{TRANSCRIPT} What?"),
+        ((Message("user", "Hi"), Message("assistant", "Well,", prefill=True)), "HiWell, What?"),
+        (f"{TRANSCRIPT} Well,", f"{TRANSCRIPT} Well, What?"),
+    ],
+)
+def test_a_critique_keeps_a_transcript_as_it_stands_and_continues_what_was_begun(prompt, begins):
+    plain = Template(AutoTokenizer.from_pretrained(NANO), mode="plain")
+    engine = Scripted(plain, by_turn)
+    revise(engine, Model(600), plain, [prompt], [" What?"], [KIND], [1])
+    assert engine.asked[0][0].startswith(begins)
