@@ -22,10 +22,24 @@ from postrain.models.packing import states
 from postrain.models.parts import logits_of, model_width
 from postrain.models.reference import Reference
 from postrain.ops import full, kl_estimates, token_logps
-from postrain.types import Max, Mean, Rows, Scores
+from postrain.types import Max, Mean, Rows
 
 # Elements of [positions, V] that are alive at once: 128 MiB in float32 on a CPU, 1 GiB on a GPU, where launches cost.
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says about the supervised tokens of a batch of Rows."""
+
+    logps_BT: Tensor
+    """Natural log-probability of each supervised token, float32; 0 where mask_BT is False."""
+    mask_BT: Tensor
+    """True at real supervised tokens."""
+    entropy_BT: Tensor | None = None
+    """Entropy of the distribution each supervised token was drawn from, in nats; on request."""
+    values_BT: Tensor | None = None
+    """Output of the scalar head before each supervised token; when a head was given."""
 
 
 def micro_batches(costs: Sequence[int], budget: int, families: Sequence[int] | None = None) -> list[list[int]]:

@@ -177,20 +177,6 @@ class Prompts(Batch):
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a model says about the supervised tokens of a batch of Rows."""
-
-    logps_BT: Tensor
-    """Natural log-probability of each supervised token, float32; 0 where mask_BT is False."""
-    mask_BT: Tensor
-    """True at real supervised tokens."""
-    entropy_BT: Tensor | None = None
-    """Entropy of the distribution each supervised token was drawn from, in nats; on request."""
-    values_BT: Tensor | None = None
-    """Output of the scalar head before each supervised token; when a head was given."""
-
-
-@dataclass(frozen=True)
 class Sampling:
     """How a policy is sampled."""
 

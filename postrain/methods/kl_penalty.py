@@ -27,8 +27,8 @@ from torch import Tensor
 
 from postrain.methods.online import Online
 from postrain.ops import KLEstimator, kl_estimate
-from postrain.scoring import Comparison, compare, score
-from postrain.types import ConfigError, NonNegative, Rows, Scores
+from postrain.scoring import Comparison, Scores, compare, score
+from postrain.types import ConfigError, NonNegative, Rows
 
 KLPlace = Literal["reward", "loss"]
 

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from postrain.methods.base import Method
 from postrain.ops import share_above
-from postrain.scoring import score
-from postrain.types import Batch, Max, Mean, Pairs, Scores
+from postrain.scoring import Scores, score
+from postrain.types import Batch, Max, Mean, Pairs
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from postrain.methods.groups import Grouped, centred
-from postrain.scoring import Comparison
-from postrain.types import Scores
+from postrain.scoring import Comparison, Scores
 
 
 def leave_one_out(reward_PG: Tensor) -> Tensor:
