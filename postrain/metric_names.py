@@ -18,7 +18,7 @@ LESS = (
 SHARES = (
     "accuracy_per_token", "answered", "confidence", "finished", "unscorable", "loop_share", "looping", "repetition",
     "refusals_or_empty", "all_equal", "one_word", "distinct", "acc", "acc_norm", "exact_match", "f1", "error",
-    "calibration_error", "worst_phrasing", "sampled",
+    "calibration_error", "worst_phrasing", "sampled", "left_out",
 )  # fmt: skip
 SIZES = ("length", "tokens", "prompt_tokens", "per_token", "per_completion", "bits_per_byte", "log_ratio_max")
 DECIDING = (

@@ -69,6 +69,11 @@ def dead_gradient(history: History) -> str | None:
     now = history[-1]
     if now.get("reward/unscorable") == 1:
         reason = "nothing could score a single completion (reward/unscorable is 1): look at the reward, or at the judge"
+    elif now.get("completion/left_out") == 1:
+        reason = (
+            "every completion was cut at rollout.max_new_tokens, and method.mask_truncated=true leaves such ones out "
+            "of the loss: raise the limit, or say method.mask_truncated=false"
+        )
     elif now.get("advantage/mean_abs", now.get("advantage/std")) == 0:
         reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
     elif now.get("completion/length") == 0:

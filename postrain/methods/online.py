@@ -114,7 +114,10 @@ class Online(Method):
 
     def left_out(self, episodes: Episodes) -> Tensor:
         """True where a completion was cut at the length limit and the loss leaves such completions out, [B]."""
-        return ~episodes.finished_B & self.mask_truncated
+        out_B = ~episodes.finished_B & self.mask_truncated
+        if self.mask_truncated:
+            self.note({"completion/left_out": Mean(out_B.sum(), len(out_B))})
+        return out_B
 
     def logps(self, model: nn.Module, rows: Rows) -> Tensor:
         """Log-probabilities of the completions under a model, at the sampling temperature, without gradient, [B, T]."""

@@ -29,6 +29,8 @@ PUZZLING: list[tuple[str, History, str]] = [
     ("dead_gradient", [{"grad_norm": 0.0, "advantage/mean_abs": 0.0}] * 5, "every completion earned the same"),
     ("dead_gradient", [{"grad_norm": 0.0}] * 5, "frozen"),
     ("dead_gradient", [{"grad_norm": 0.0, "completion/length": 0.0}] * 5, "empty"),
+    ("dead_gradient", [{"grad_norm": 0.0, "advantage/mean_abs": 0.0, "completion/left_out": 1.0}] * 5,
+     "every completion was cut at rollout.max_new_tokens"),
     ("stuck_at_ln_2", STILL, "share their weights"),
     ("stuck_at_ln_2", [entry | {"learning_rate": 0.0} for entry in STILL], "learning rate is 0"),
     ("stuck_at_ln_2", [entry | {"grad_norm": 0.0} for entry in STILL], "frozen"),
