@@ -159,7 +159,7 @@ def _namespace(target: Any, name: str) -> dict[str, Any]:
 def provides(target: Callable[..., Any], annotation: Any) -> bool:
     """Whether what `target` builds can stand where `annotation` is expected, as far as a class tells.
 
-    A class has to inherit, or have every member of a protocol; a function is taken at its word.
+    A class has to inherit, or have every member of a protocol and be called alike; a function is taken at its word.
     """
     if get_origin(annotation) in (Union, UnionType):
         return any(provides(target, each) for each in get_args(annotation))
@@ -167,11 +167,26 @@ def provides(target: Callable[..., Any], annotation: Any) -> bool:
         return True
     if not getattr(annotation, "_is_protocol", False):
         return issubclass(target, annotation)
-    known = {name for each in target.__mro__ for name in (*vars(each), *inspect.get_annotations(each))}
-    bases = [each for each in annotation.__mro__ if getattr(each, "_is_protocol", False)]
-    members = {name for each in bases for name in (*vars(each), *inspect.get_annotations(each))}
-    own = {name for name in members if name in ("__call__",) or not name.startswith("_")}
-    return own <= known
+    members = {name for base in annotation.__mro__ for name in vars(base) if base.__module__.startswith("postrain.")}
+    return all(_has(target, annotation, name) for name in members if name == "__call__" or not name.startswith("_"))
+
+
+def _has(target: type, protocol: type, name: str) -> bool:
+    if name != "__call__":
+        return hasattr(target, name) or any(name in inspect.get_annotations(base) for base in target.__mro__)
+    # Every class can be called; whether its objects can stands in its bases.
+    own: Any = next((vars(base)[name] for base in target.__mro__ if name in vars(base)), None)
+    if own is None:
+        return False
+    wanted = list(inspect.signature(vars(protocol)[name]).parameters)
+    if target.__module__.startswith("postrain."):
+        # What sets protocols of one argument apart; others may call their arguments as they like.
+        return list(inspect.signature(own).parameters) == wanted
+    try:
+        inspect.signature(own).bind(*wanted)
+    except TypeError:
+        return False
+    return True
 
 
 @cache

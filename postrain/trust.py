@@ -8,7 +8,6 @@ until the command line of today says the same. Leaves out what lies in a model d
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
-from postrain.schema import Confirm, is_node, load_target, schema_of
+from postrain.schema import Confirm, is_node, load_target, provides, schema_of
 from postrain.types import ConfigError
 
 Item = tuple[str, str]
@@ -132,26 +131,6 @@ def packaged(path: Any) -> type | None:
     return found if isinstance(found, type) and found.__module__.startswith("postrain.") else None
 
 
-def provides(found: type, kind: Any) -> bool:
-    """Whether a class is of a kind: a subclass, or with every member of a protocol, called with the same arguments."""
-    if not getattr(kind, "_is_protocol", False):
-        return isinstance(kind, type) and issubclass(found, kind)
-    members = {name for base in kind.__mro__ for name in vars(base) if base.__module__.startswith("postrain.")}
-    return all(_has(found, kind, name) for name in members if name == "__call__" or not name.startswith("_"))
-
-
-def _has(found: type, kind: type, name: str) -> bool:
-    if name == "__call__":
-        # Every class can be called; whether its objects can stands in its bases.
-        own = next((vars(base)[name] for base in found.__mro__ if name in vars(base)), None)
-        return own is not None and _arguments(own) == _arguments(vars(kind)[name])
-    return hasattr(found, name) or any(name in inspect.get_annotations(base) for base in found.__mro__)
-
-
-def _arguments(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
-
 def _values(key: str, value: Any, annotation: Any, said: Collection[Item] | None) -> Iterator[Found]:
     """What a folder cannot decide of a value whose key has this type; None is a type that nobody has stated."""
     kinds, marks = _flat(annotation)
@@ -172,10 +151,9 @@ def _values(key: str, value: Any, annotation: Any, said: Collection[Item] | None
 
 def _node(key: str, node: Mapping[str, Any], kinds: Sequence[Any], said: Collection[Item] | None) -> Iterator[Found]:
     target, own = node["_target_"], packaged(node["_target_"])
-    foreign = own is None or not any(provides(own, kind) for kind in kinds)
-    if foreign:
-        wanted = " or ".join(kind.__name__ for kind in kinds if isinstance(kind, type)) or "no class"
-        effect = CODE if own is None else f"is not a {wanted}"
+    wanted = [kind for kind in kinds if isinstance(kind, type) and kind is not Any]
+    if own is None or not any(provides(own, kind) for kind in wanted):
+        effect = CODE if own is None else f"is not a {' or '.join(kind.__name__ for kind in wanted) or 'no class'}"
         yield Found(f"{key}._target_", target, effect)
         if said is not None and (f"{key}._target_", str(target)) not in said:
             return

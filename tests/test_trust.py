@@ -16,10 +16,10 @@ from postrain.main import continued
 from postrain.pipeline.plan import Plan, Step, own_calls, vet
 from postrain.pipeline.stages import stages_of
 from postrain.root import Root
-from postrain.schema import Confirm
+from postrain.schema import Confirm, provides
 from postrain.sweep.launch import words_of
 from postrain.sweep.plan import Job
-from postrain.trust import Guest, confirmable, packaged, provides, said_by, said_in
+from postrain.trust import Guest, confirmable, packaged, said_by, said_in
 from postrain.types import ConfigError
 from tests.runs import CONF, composed
 
