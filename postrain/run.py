@@ -32,6 +32,7 @@ from postrain.check import check, instantiate
 from postrain.data.rendering import clock_at
 from postrain.errors import Interrupted
 from postrain.evaluation.subjects import InTraining
+from postrain.extras import check_packages
 from postrain.folder import RunFolder, config_hash
 from postrain.hardware import Hardware
 from postrain.jsonl import atomic_write_text
@@ -74,6 +75,7 @@ def execute(
         config = resumed_config(earlier, config, overrides)
         guest.check(config, Root)
     check(config, Root)
+    check_packages(config)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()
     rehearse(config)
@@ -88,7 +90,7 @@ def execute(
 
 
 def rehearse(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError for what constructors refuse, a missing package for one, before there is a folder."""
+    """Raises ConfigError for what constructors refuse, before there is a folder."""
     for part in ("method", "data", "rollout", "environment", "evaluation", "logger"):
         instantiate(config[part])
     instantiate(config["adapter"]).quantization()

@@ -9,8 +9,6 @@ used: wandb and tensorboard cost a second each.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import io
 import re
 import sys
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from postrain.extras import load
 from postrain.schema import Confirm, load_target
 from postrain.types import ConfigError, Count
 
@@ -135,17 +134,13 @@ class Trackio:
 
     project: str
 
-    def __post_init__(self) -> None:
-        if importlib.util.find_spec("trackio") is None:
-            raise ConfigError("logger=trackio: the package is not installed; run `pip install trackio`")
-
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
         return [TrackioLogger(project=self.project, run_name=run_name, group=group, config=config)]
 
     def close(self, status: str) -> None:
         if "trackio" not in sys.modules:
             return
-        trackio = importlib.import_module("trackio")  # an extra
+        trackio = load("trackio")
 
         with contextlib.suppress(RuntimeError), contextlib.redirect_stdout(io.StringIO()):
             # RuntimeError: no run was ever opened.
@@ -171,7 +166,7 @@ class TrackioLogger(Logger):
     def run(self) -> Any:
         """The open trackio run; opened at the first use, on the rank that writes."""
         if self._run is None:
-            trackio = importlib.import_module("trackio")  # an extra
+            trackio = load("trackio")
 
             # trackio prints a dashboard address that contains a write token.
             with contextlib.redirect_stdout(io.StringIO()):

@@ -27,6 +27,7 @@ from postrain.check import instantiate
 from postrain.evaluation.completions import held_out
 from postrain.evaluation.evaluator import Evaluation
 from postrain.evaluation.measures import Finding, Foresighted, Measure, Subject
+from postrain.extras import check_packages
 from postrain.folder import RunFolder, config_hash, new_directory, writing
 from postrain.hardware import Hardware
 from postrain.jsonl import atomic_write_text
@@ -69,6 +70,7 @@ def execute(
     if origin:
         Guest(origin.folder.path, said).check({group: config[group] for group in taken}, Appraisal)
     check_appraisal(config)
+    check_packages(config)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()
     if hardware.ranks > 1:

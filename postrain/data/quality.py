@@ -6,7 +6,6 @@ the rest is for training rows alone, so that an evaluation does not change with 
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from postrain.data.records import EQUAL_SIDES, Preference, Record, completions, content, equal_sides
+from postrain.extras import load
 from postrain.ops import generator
 from postrain.types import ConfigError, Count, CountOrZero, Fraction
 
@@ -126,12 +126,7 @@ def _distinct(records: Sequence[Record]) -> Iterable[Record]:
 
 
 def _far_apart(records: Sequence[Record], threshold: float) -> Iterable[Record]:
-    try:
-        datasketch = importlib.import_module("datasketch")  # an extra
-    except ModuleNotFoundError:
-        raise ConfigError(
-            'data.quality.near_dedupe needs the package datasketch; pip install "postrain[quality]", or set it to null'
-        ) from None
+    datasketch = load("datasketch")
     index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     for place, record in enumerate(records):
         sketch = datasketch.MinHash(num_perm=PERMUTATIONS)

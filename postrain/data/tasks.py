@@ -7,7 +7,6 @@ scorer cannot be trusted with what a model writes, and `composite`, which mixes 
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from postrain.data.readers import Row, Table
 from postrain.data.sources import Loaded, Source
+from postrain.extras import load
 from postrain.ops import derive_seed
 from postrain.types import ConfigError, Seed, Size
 from postrain.world.splits import Split, split_of
@@ -123,7 +123,7 @@ def seeded_item(made: Any, seed: int, index: int) -> dict[str, Any]:
 
 def dataset(task: str, settings: Mapping[str, Any], *, seed: int, size: int) -> Any:
     """A task of reasoning-gym, checked; what is wrong with it is told with the config's keys."""
-    gym = library()
+    gym = load("reasoning_gym")
     known: Mapping[str, tuple[type, type]] = gym.factory.DATASETS
     if task in REFUSED:
         raise ConfigError(f"data.source.task={task}: left out, since {REFUSED[task]}; choose another task")
@@ -144,13 +144,3 @@ def dataset(task: str, settings: Mapping[str, Any], *, seed: int, size: int) -> 
         return gym.create_dataset(task, **settings, seed=seed, size=size)
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(f"data.source.settings: {task} refuses them: {' '.join(str(error).split())}") from None
-
-
-def library() -> Any:
-    """reasoning-gym, an extra."""
-    try:
-        return importlib.import_module("reasoning_gym")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'reasoning-gym: the package {error.name} is not installed; pip install "postrain[tasks]"'
-        ) from None

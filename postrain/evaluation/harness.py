@@ -5,7 +5,6 @@ its YAML format. Most of its tasks take their data from the Hub.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,12 +35,6 @@ class Harness:
     batch_size: Count
     chat: bool
     """Whether questions are put in the model's chat template."""
-
-    def __post_init__(self) -> None:
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ConfigError(
-                "evaluation=lm_eval needs the package lm_eval, which is not installed; pip install 'postrain[eval]'"
-            )
 
     def __call__(self, subject: Subject) -> Finding:
         harness, models, tasks = map(

@@ -24,6 +24,7 @@ from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
 from postrain.data.module import DataModule
 from postrain.data.rendering import clock_at
+from postrain.extras import check_packages
 from postrain.folder import RunFolder, config_hash, new_directory, writing
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
 from postrain.generation.measure import Measured, measure, outcome
@@ -67,6 +68,7 @@ def execute(
         config = resumed_config(earlier, config, overrides)
         guest.check(config, Generation)
     check_generation(config)
+    check_packages(config)
     hardware: Hardware = instantiate(config["trainer"])
     hardware.check()
     if hardware.ranks > 1:

@@ -5,7 +5,6 @@ An adapter is no method: each works with every method, under a language model's 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -118,8 +117,6 @@ class QLoRA(LoRA):
     """What weights are unpacked to for a product."""
 
     def quantization(self) -> Any:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ConfigError('adapter=qlora needs the package bitsandbytes: pip install "postrain[quant]"')
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -22,6 +22,7 @@ from postrain.arguments import composing
 from postrain.arguments import resolved as settled_config
 from postrain.check import check, instantiate
 from postrain.cli import forced, settled
+from postrain.extras import check_packages
 from postrain.folder import writing
 from postrain.generation.settings import Generation, check_generation
 from postrain.jsonl import atomic_write_text
@@ -240,6 +241,7 @@ def _check(step: Step, stages: Mapping[str, Any]) -> None:
     missing = list(_missing_files(config))
     try:
         CHECKS[step.stage.kind](config)
+        check_packages(config)
     except ConfigError as error:
         raise ConfigError("\n".join([str(error), *missing])) from None
     if missing:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from postrain.extras import load
 from postrain.rewards.answers import final_answer, marked_answer
 from postrain.rewards.base import per_completion
 from postrain.types import ConfigError
@@ -29,10 +30,7 @@ def math_equal(completions: Sequence[str], answer: Sequence[str | float | None])
 
     A row whose answer cannot be read as mathematics cannot be judged.
     """
-    try:
-        library = importlib.import_module("math_verify")  # an extra
-    except ModuleNotFoundError:
-        raise ConfigError('reward: math_equal needs the package math-verify; pip install "postrain[math]"') from None
+    library = load("math_verify")
     return [_math_equal(library, said, right) for said, right in zip(completions, answer, strict=True)]
 
 
@@ -57,10 +55,7 @@ def json_valid(completions: Sequence[str], schema: Schema | Sequence[Schema | No
 
     One schema for all, as an argument, or a column of them, as mappings or as text; it may not fetch other schemas.
     """
-    try:
-        jsonschema = importlib.import_module("jsonschema")  # an extra
-    except ModuleNotFoundError:
-        raise ConfigError('reward: json_valid needs the package jsonschema; pip install "postrain[json]"') from None
+    jsonschema = load("jsonschema")
     schemas = per_completion(schema, len(completions))
     return [_json_valid(jsonschema, said, asked) for said, asked in zip(completions, schemas, strict=True)]
 

@@ -8,8 +8,6 @@ models, tensor parallelism, adapters served beside the weights. vLLM is the extr
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from postrain import parallel
+from postrain.extras import load
 from postrain.models.handover import fingerprint, merged_weights
 from postrain.models.parts import unwrapped
 from postrain.rollout.engine import Mixture
@@ -91,11 +90,6 @@ class VLLMEngine:
     """No key: a field, so that the same engine with other settings (a greedy one) samples from the same vLLM."""
 
     def __post_init__(self) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ConfigError(
-                'rollout=vllm needs the package vllm: pip install "postrain[vllm]"; rollout=local samples without it, '
-                "on a CPU too"
-            )
         if not torch.cuda.is_available():
             raise ConfigError("rollout=vllm needs a GPU and torch sees none; rollout=local samples on a CPU")
         if (self.mode == "server") != (self.url is not None):
@@ -169,7 +163,7 @@ class Colocated:
         # Weights are handed over as tensors of this process, so its engine may not start another.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("RANK", str(parallel.rank()))
-        self.vllm = importlib.import_module("vllm")
+        self.vllm = load("vllm")
         self.sleeps, self.asleep = sleep, False
         self.llm = self.vllm.LLM(
             model=directory_of(model),

@@ -19,6 +19,7 @@ from postrain.appraisal.settings import check_appraisal
 from postrain.arguments import composing, resolved
 from postrain.check import check
 from postrain.cli import forced, settled
+from postrain.extras import check_packages
 from postrain.folder import config_hash
 from postrain.generation.settings import check_generation
 from postrain.pipeline.plan import CHECKED, ROOTS, code_of, extra_folder, make, search_paths
@@ -175,6 +176,7 @@ class Planner:
         if self.guest:
             self.guest.check(plain, root)
         CHECKS[self.root](plain)
+        check_packages(plain)
         return _of_account(plain), tuple(word(one.key, one.value) for one in confirmable(plain, root))
 
 

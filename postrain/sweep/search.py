@@ -5,14 +5,13 @@ Leaves out pruning: a hopeless job ends itself (callbacks/hopeless.py) and is to
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from postrain.extras import installed, load, missing
 from postrain.jsonl import read_json
 from postrain.report.study import measured
 from postrain.sweep.plan import Job, Planner, Setting, placed
@@ -27,8 +26,8 @@ DATABASE, NAME = "search.db", "search"
 
 def check_search(study: Study) -> None:
     """Refuses, before anything is made, what cannot be searched."""
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigError('sweep.search: Optuna is not installed; run `pip install "postrain[search]"`')
+    if not installed("optuna"):
+        raise ConfigError(f"sweep.search: {missing('optuna', 'optuna')}")
     if study.metric is None or study.direction is None:
         raise ConfigError(
             "sweep.metric, sweep.direction: a search needs both, as in metric: gold/total, direction: max"
@@ -39,7 +38,7 @@ def check_search(study: Study) -> None:
 
 def search(sweep: Sweep, planner: Planner) -> list[Job]:
     """Runs the trials that are still to do, as many at once as the launcher has places; all jobs there are then."""
-    optuna: Any = importlib.import_module("optuna")  # an extra
+    optuna: Any = load("optuna")
     logging.getLogger("optuna").setLevel(logging.WARNING)
     space = {key: distribution(key, said) for key, said in sweep.study.search.items()}
     study = optuna.create_study(
@@ -110,7 +109,7 @@ def objective(sweep: Sweep, job: Job) -> float | None:
 
 def distribution(key: str, said: Any) -> Any:
     """What a YAML says of a key, as Optuna takes it."""
-    distributions: Any = importlib.import_module("optuna").distributions
+    distributions: Any = load("optuna").distributions
     if isinstance(said, list) and said:
         return distributions.CategoricalDistribution(said)
     if not isinstance(said, Mapping) or not {"low", "high"} <= set(said) <= {"low", "high", "log", "step"}:

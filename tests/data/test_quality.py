@@ -63,7 +63,9 @@ def test_near_duplicates_go():
 
 def test_near_duplicates_without_datasketch_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(ConfigError, match=r'needs the package datasketch; pip install "postrain\[quality\]"'):
+    with pytest.raises(
+        ConfigError, match=r'the package datasketch is not installed; run pip install "postrain\[quality\]"'
+    ):
         kept(answers("a"), near_dedupe=0.8)
 
 

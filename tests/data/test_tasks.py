@@ -133,7 +133,7 @@ def test_what_changes_with_the_hash_seed_needs_a_fixed_one(monkeypatch: pytest.M
 
 def test_without_the_extra_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ConfigError, match=r'reasoning_gym is not installed; pip install "postrain\[tasks\]"'):
+    with pytest.raises(ConfigError, match=r'reasoning_gym is not installed; run pip install "postrain\[tasks\]"'):
         sides(source())
 
 

@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from postrain.evaluation.harness import Harness, read
-from postrain.types import ConfigError
+from postrain.evaluation.harness import read
 
 RETURNED = {
     "results": {
@@ -48,9 +47,3 @@ def test_a_group_has_the_items_of_its_tasks_each_once_and_the_error_of_the_harne
     found = read(RETURNED).metrics["all/acc"]
     assert (found.value, found.n) == (0.6, 4 + 3)
     assert found.high == pytest.approx(0.6 + 1.959964 * 0.05)
-
-
-def test_without_the_package_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'postrain\[eval\]'"):
-        Harness(tasks=["mine"], folder=None, examples=None, limit=None, batch_size=1, chat=False)

@@ -1,8 +1,6 @@
 """Adapters: what learns, what stays, that a fresh one changes nothing, and that initial weights are the seed's."""
 
-import importlib.util
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
@@ -113,17 +111,7 @@ def qlora() -> QLoRA:
     return QLoRA(r=2, alpha=4.0, dropout=0.0, rslora=False, dora=False, target_modules=None, compute_dtype="float32")
 
 
-def test_qlora_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r'adapter=qlora needs the package bitsandbytes: pip install "postrain\[quant\]"'
-    ):
-        qlora().quantization()
-
-
-def test_qlora_asks_for_nf4_with_double_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The settings are transformers' own; only whether bitsandbytes is installed is pretended.
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+def test_qlora_asks_for_nf4_with_double_quantisation() -> None:
     found = qlora().quantization()
     assert (found.load_in_4bit, found.bnb_4bit_quant_type, found.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert found.bnb_4bit_compute_dtype == torch.float32
