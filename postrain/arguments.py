@@ -49,8 +49,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _unknown(token: str) -> str:
     word = token.lstrip("-").partition("=")[0]
-    hint = meant(word, lambda key: True) or f"did you mean {word or 'KEY'}=...?"
-    return f"{token}: no such flag; settings are written KEY=VALUE; {hint}"
+    hint = meant(word, lambda key: True) or f"did you mean {word or 'method'}=...?"
+    return f"{token}: no such flag; settings are words without dashes, as in seed=1; {hint}"
 
 
 def _misused(arguments: argparse.Namespace) -> Iterator[str]:

@@ -6,6 +6,7 @@ of values and sweep=NAME make a sweep, whose jobs come through here again, in pr
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from postrain.schema import is_node
 from postrain.sweep.orphan import stop_with_the_sweep
 from postrain.trust import Guest, joined, said_in
 
+RESUME = re.compile(r"(?<![\w.'])resume=([^\s;,:'\"]+)")
+"""Where a message tells to resume a folder."""
 T = TypeVar("T")
 Run = Callable[[DictConfig, list[str], str | None, Path | None], float | None]
 """Does one job: its config, its words of the command line, the sweep it belongs to, and where its folder shall be."""
@@ -61,14 +64,23 @@ def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: 
     except SystemExit as end:
         # callbacks/interrupt.py's Interrupted, which takes seconds to import. Behind everything else that is printed.
         if folder := getattr(end, "folder", None):
-            print(f"interrupted; {_resuming(config_name, folder)}", file=sys.stderr)
+            print(f"interrupted; {_resuming(config_name, folder, argv[1:])}", file=sys.stderr)
         raise
 
 
-def _resuming(config_name: str, folder: Path) -> str:
+def _resuming(config_name: str, folder: Path, argv: Sequence[str]) -> str:
     if config_name == "evaluate":
         return "an evaluation is not resumed; start it again"
-    return f"resume with: {PROGRAMS[config_name]} {shlex.quote(f'resume={folder}')}"
+    # How a sweep's jobs are launched is no part of the sweep.
+    launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []
+    return masked_text(f"resume with: {PROGRAMS[config_name]} {resuming(folder)} {shlex.join(launched)}".rstrip())
+
+
+def resuming(folder: Path) -> str:
+    """resume=FOLDER and the words that have to be said again with it, as a shell reads them."""
+    from postrain.again import said_again  # noqa: PLC0415 - start-up time
+
+    return shlex.join([f"resume={folder}", *said_again(folder)])
 
 
 def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
@@ -187,6 +199,7 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, p
 
 
 def complain(error: ConfigError) -> int:
-    """Prints a user's mistake; returns the exit code for it."""
-    print(f"error: {masked_text(str(error))}", file=sys.stderr)
+    """Prints a user's mistake, with all that a command in it has to say; returns the exit code for it."""
+    text = RESUME.sub(lambda found: resuming(Path(found[1])) if Path(found[1]).is_dir() else found[0], str(error))
+    print(f"error: {masked_text(text)}", file=sys.stderr)
     return 2

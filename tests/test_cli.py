@@ -176,8 +176,11 @@ def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
         (["--run", "-m", "seed=1,2"], "--run --multirun: expected one of them"),
         (["--cfg", "job", "--info"], "--cfg --info: expected one of them"),
         (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs'"),
-        (["--lr", "3"], "--lr: no such flag; settings are written KEY=VALUE; did you mean method.learning_rate?"),
-        (["--foo=1"], "--foo=1: no such flag; settings are written KEY=VALUE; did you mean foo=...?"),
+        (
+            ["--lr", "3"],
+            "--lr: no such flag; settings are words without dashes, as in seed=1; did you mean method.learning_rate?",
+        ),
+        (["--foo=1"], "--foo=1: no such flag; settings are words without dashes, as in seed=1; did you mean foo=...?"),
         (["-sc"], "-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, with one of bash, fish, zsh"),
         (["-sc", "install=tcsh"], "-sc: expected install=SHELL"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: not supported; "),

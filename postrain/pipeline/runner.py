@@ -115,7 +115,7 @@ def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path
         if old.config != step.config and is_done(folder / step.stage.folder):
             raise ConfigError(
                 f"resume: stage {step.stage.name} is done and was not done with {' '.join(new)}; start a new pipeline, "
-                "or say it to a later stage: stage.NAME.KEY=VALUE"
+                "or say it to a later stage: stage.NAME.seed=1, for instance"
             )
     changed.save(folder)
     return folder, changed

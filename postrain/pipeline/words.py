@@ -40,7 +40,7 @@ def split(words: Iterable[str], stages: Sequence[Stage]) -> Words:
         if not any(name in (known, known.partition(".")[0]) for known in names):
             problems.append(f"{word}: " + misspelt(parts[0], list(dict.fromkeys(n.partition(".")[0] for n in names))))
         elif not parts[size:]:
-            problems.append(f"{word}: expected stage.{name}.KEY=VALUE")
+            problems.append(f"{word}: expected a setting of the stage, as in stage.{name}.seed=1")
         else:
             found.own.setdefault(name, []).append(".".join(parts[size:]) + equals + value)
     if problems:

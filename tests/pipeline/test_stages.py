@@ -109,8 +109,8 @@ def test_words_that_reach_no_stage_are_named():
 def test_a_misspelt_stage_is_named_with_the_one_that_was_meant():
     for word, said in (
         ("stage.pop.seed=1", "there is no stage pop; did you mean ppo?"),
-        ("stage.ppo=1", "expected stage.ppo.KEY=VALUE"),
-        ("stage.ppo.low=1", "expected stage.ppo.low.KEY=VALUE"),
+        ("stage.ppo=1", "expected a setting of the stage, as in stage.ppo.seed=1"),
+        ("stage.ppo.low=1", "expected a setting of the stage, as in stage.ppo.low.seed=1"),
     ):
         with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
             split([word], [STAGE])
