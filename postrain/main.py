@@ -80,7 +80,12 @@ def resuming(folder: Path) -> str:
     """resume=FOLDER and the words that have to be said again with it, as a shell reads them."""
     from postrain.again import said_again  # noqa: PLC0415 - start-up time
 
-    return shlex.join([f"resume={folder}", *said_again(folder)])
+    return " ".join(map(_quoted, [f"resume={folder}", *said_again(folder)]))
+
+
+def _quoted(word: str) -> str:
+    """For a shell; double quotes where they do, since values of Hydra's grammar hold single ones."""
+    return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
 
 
 def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
