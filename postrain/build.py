@@ -18,6 +18,7 @@ from postrain.hardware import Hardware
 from postrain.methods.base import Method, Parts
 from postrain.models.adapters import Adapter
 from postrain.models.directory import read_json, rotary_limit
+from postrain.models.embeddings import drawn_tokens
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.models.sources import ResolvedModel, resolve_for
@@ -160,6 +161,12 @@ def notes(built: Built, resolved: ResolvedModel) -> list[str]:
     if learned:
         names = ", ".join(built.tokenizer.convert_ids_to_tokens(learned))
         found.append(f"note: the embeddings of new tokens learn beside the adapter: {names}")
+    policy, tokens = built.method.policy, built.data.token_ids()
+    if adapter and (drawn := drawn_tokens(policy, built.tokenizer, tokens, but=learned)):
+        found.append(
+            f"note: the embeddings of these added tokens look untrained, drawn at random, and the adapter keeps them "
+            f"frozen: {', '.join(drawn)}; let them learn with adapter.new_tokens='[{','.join(drawn)}]'"
+        )
     return found
 
 

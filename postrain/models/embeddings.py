@@ -51,7 +51,8 @@ def untrained(model: Any, ids: Sequence[int], *, tokens: int) -> list[int]:
     """Those of `ids` whose input embedding no training has moved.
 
     Such rows lie at the mean of all rows, where `resize_token_embeddings` puts them, at 0, or among the rows that no
-    token uses (from `tokens` on), which were never seen either. Rows that were drawn at random are not recognised.
+    token uses (from `tokens` on), which were never seen either. Rows that were drawn at random are not recognised;
+    `drawn_tokens` names those that look so.
     """
     weight_VD: Tensor = model.get_input_embeddings().weight
     mean_D = weight_VD.mean(0, dtype=torch.float32)
@@ -63,6 +64,24 @@ def untrained(model: Any, ids: Sequence[int], *, tokens: int) -> list[int]:
     rows_ND = weight_VD[torch.tensor(ids, dtype=torch.long)].float()
     nearest_N = torch.stack([(rows_ND - point).norm(dim=1) for point in points]).amin(0)
     return [token for token, distance in zip(ids, nearest_N.tolist(), strict=True) if distance < UNTRAINED * usual]
+
+
+@torch.no_grad()
+def drawn_tokens(model: Any, tokenizer: Any, used: Sequence[int], *, but: Sequence[int] = ()) -> list[str]:
+    """The added tokens among `used`, without `but`, whose embedding looks as drawn at random by a resize.
+
+    Its standard deviation is the config's initializer_range, but for what D draws leave to chance: four times
+    1 / √(2D) of it. Trained rows have another one, mostly.
+    """
+    weight_VD: Tensor = model.get_input_embeddings().weight
+    added = tokenizer.added_tokens_decoder
+    tokens = [token for token in used if token in added and token not in but]
+    spread = getattr(model.config, "initializer_range", None)
+    if not tokens or not spread:
+        return []
+    off_N = weight_VD[tokens].float().std(1) / spread - 1
+    chance = 4 / (2 * weight_VD.shape[1]) ** 0.5
+    return [added[token].content for token, off in zip(tokens, off_N.tolist(), strict=True) if abs(off) < chance]
 
 
 def embedding_names(model: Any) -> list[str]:

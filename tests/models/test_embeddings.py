@@ -11,7 +11,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from postrain.models.embeddings import embedding_names, untrained
+from postrain.models.embeddings import drawn_tokens, embedding_names, untrained
 from postrain.models.export import export
 from postrain.models.handover import merged_weights
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
@@ -133,3 +133,13 @@ def test_named_tokens_are_the_only_ones_and_unknown_ones_are_refused() -> None:
     assert lora(new_tokens=()).new_ids(model, tokenizer, [1]) == []
     with pytest.raises(ConfigError, match=r"adapter.new_tokens: the tokenizer has no token '<think>'"):
         lora(new_tokens=("<think>",)).new_ids(model, tokenizer, [1])
+
+
+def test_added_tokens_drawn_at_random_are_named_and_trained_ones_are_not() -> None:
+    model: Any = tiny_model("llama")
+    model.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    used = [0, 1, tokenizer.eos_token_id, *NEW]
+    assert drawn_tokens(model, tokenizer, used) == ["<think>", "</think>"]
+    assert drawn_tokens(model, tokenizer, used, but=NEW[:1]) == ["</think>"]
