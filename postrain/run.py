@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -39,17 +40,21 @@ from postrain.jsonl import atomic_write_text
 from postrain.launch import is_first_rank, ranks
 from postrain.manifest import write_manifest
 from postrain.masking import masked
+from postrain.methods.base import Method
 from postrain.models.sources import ResolvedModel
 from postrain.outcome import finish
 from postrain.parallel import whole_state
 from postrain.report import write_report
 from postrain.resume import check_data, check_model, check_reference, resumed_config, saved_config, settings
+from postrain.rollout.engine import Engine
 from postrain.root import Root
 from postrain.status import Ending, as_told, writing
 from postrain.tracking import Tracker
 from postrain.trust import Guest, Item, said_by
 from postrain.types import ConfigError
 
+MOST_TOKENS = 10**9
+"""Of all completions of one update; as token ids and log-probabilities they take a dozen gigabytes."""
 # What a report is made from: of a run, a pipeline, an evaluation.
 SHOWN = ("metrics.jsonl", "pipeline.yaml", "evaluation_stats.json")
 
@@ -91,9 +96,22 @@ def execute(
 
 def rehearse(config: Mapping[str, Any]) -> None:
     """Raises ConfigError for what constructors refuse, before there is a folder."""
-    for part in ("method", "data", "rollout", "environment", "evaluation", "logger"):
-        instantiate(config[part])
+    made = {part: instantiate(config[part]) for part in ("method", "data", "rollout", "environment", "evaluation")}
+    instantiate(config["logger"])
+    check_size(made["method"], made["rollout"])
     instantiate(config["adapter"]).quantization()
+
+
+def check_size(method: Method, engine: Engine) -> None:
+    """Raises ConfigError where sizes that are allowed alone give an update more tokens than any memory holds."""
+    sizes = {
+        "method.batch_size": method.batch_size,
+        "method.group_size": getattr(method, "group_size", 1),
+        "rollout.max_new_tokens": engine.sampling.max_new_tokens,
+    }
+    if method.needs_reward and math.prod(sizes.values()) > MOST_TOKENS:
+        said = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
+        raise ConfigError(f"{said}: expected at most {MOST_TOKENS} tokens an update; lower one of them")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from postrain.cli import forced, settled
 from postrain.errors import ConfigError
 from postrain.generation.settings import check_generation
 from postrain.root import Root
+from postrain.run import rehearse
 from tests.runs import CONF, composed, unresolved
 
 LINES = 500
@@ -137,6 +138,15 @@ def test_a_line_names_what_was_typed_and_what_is_expected(words: list[str], line
     with pytest.raises(ConfigError) as caught:
         hold("config", ["method=ppo", *words])
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "online_dpo"])
+def test_sizes_that_are_too_large_together_are_one_line(method: str) -> None:
+    words = ["method.batch_size=1000000", "rollout.max_new_tokens=1000000"]
+    with pytest.raises(
+        ConfigError, match=r"^method\.batch_size=1000000 × .*rollout\.max_new_tokens=1000000: expected at"
+    ):
+        rehearse(composed([f"method={method}", *words]))
 
 
 @pytest.mark.parametrize("group", ["trainer", "model", "method", "data"])
