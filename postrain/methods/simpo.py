@@ -16,7 +16,7 @@ from postrain.types import LossSum, NonNegative, Pairs, Positive
 class SimPO(PairMethod):
     """Minimises −log σ(β (mean log π(chosen) − mean log π(rejected)) − γ), a mean over pairs (eq. 6)."""
 
-    # At a rate that keeps the text, ranking comes late: what it writes gets better first.
+    # At a rate that keeps the language intact, what it writes improves before its ranking does.
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
     beta: Positive
