@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,7 @@ class RunFolder:
         if not isinstance(path, str | Path):
             raise ConfigError(f"resume: expected a run folder, such as runs/ppo/nano/..., got {path!r}")
         folder = cls(Path(path).expanduser())
+        check_contained(folder.path)
         if not folder.path.is_dir():
             raise ConfigError(f"resume: there is no folder {folder.path}; give a run folder, such as runs/ppo/nano/...")
         if not folder.config.is_file():
@@ -112,6 +114,24 @@ class RunFolder:
     @property
     def status(self) -> Status:
         return Status(self.path / "status.json")
+
+
+def check_contained(folder: Path) -> None:
+    """Refuses a folder with links that lead out of it, or with devices and pipes: what is written into the files of a
+    run must stay there, and a folder may come from a stranger. The folder itself may be reached by a link.
+
+    A job of a sweep has links to stages that another job has run (pipeline/shared.py): they stay in the sweep.
+    """
+    home = folder.resolve()
+    homes = [home, *(above for above in home.parents[1:2] if (above / "sweep.yaml").is_file())]
+    for place, directories, files in os.walk(home):
+        for path in (Path(place, name) for name in (*directories, *files)):
+            if path.is_symlink() and not any(path.resolve().is_relative_to(each) for each in homes):
+                raise ConfigError(
+                    f"{path} is a link to {path.resolve()}, out of the folder; put what it names in its place"
+                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ConfigError(f"{path} is neither a file nor a directory; remove it")
 
 
 def new_directory(base: Path, *names: str) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,30 @@ def atomic_write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def read_json(path: Path) -> Record:
-    """The JSON object in a file; {} when it is missing or damaged."""
+    """The JSON object in a file; {} when it is missing, damaged or not `modest`."""
     try:
-        return _parse(path.read_bytes()) or {}
-    except OSError:
+        found = _parse(path.read_bytes())
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return {}
+    return found if found and modest(found) else {}
+
+
+def modest(value: Any, depth: int = 64, size: int = 1_000_000) -> bool:
+    """Whether containers are nested no deeper than `depth` and hold at most `size` values, repeated ones counted again.
+
+    YAML can hold itself, or a million copies of one list; what recurses over a value asks first.
+    """
+    level = [value]
+    for _ in range(depth):
+        level = [item for each in level for item in _items(each)]
+        size -= len(level)
+        if not level or size < 0:
+            return size >= 0
+    return False
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
 
 
 def number(value: object) -> float | None:

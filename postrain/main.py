@@ -132,12 +132,14 @@ def continued(argv: Sequence[str]) -> list[str]:
         return list(argv)
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(folders[-1] / "sweep.yaml"))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError):
         saved = None
     words = saved.get("words") if isinstance(saved, dict) else None
-    if not words:
+    flags = (saved.get("flags") or []) if isinstance(saved, dict) else []
+    if not words or not all(
+        isinstance(said, list) and all(isinstance(w, str) for w in said) for said in (words, flags)
+    ):
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
-    flags = saved.get("flags") or []
     today = {word.partition("=")[0] for word in argv}
     # Words whose secrets were masked in the file come from today.
     words = [word for word in words if MASK not in word or word.partition("=")[0] not in today]

@@ -134,7 +134,9 @@ def packaged(path: Any) -> type | None:
 def _values(key: str, value: Any, annotation: Any, said: Collection[Item] | None) -> Iterator[Found]:
     """What a folder cannot decide of a value whose key has this type; None is a type that nobody has stated."""
     kinds, marks = _flat(annotation)
-    if marks and value not in (None, False) and not marks[0].harmless(value):
+    inside = Annotated[Any, marks[0]] if marks else None
+    plain = not isinstance(value, Mapping | list | tuple)
+    if marks and plain and value not in (None, False) and not marks[0].harmless(value):
         yield Found(key, value, marks[0].effect)
     if isinstance(value, Mapping) and is_node(value):
         yield from _node(key, value, kinds, said)
@@ -142,11 +144,11 @@ def _values(key: str, value: Any, annotation: Any, said: Collection[Item] | None
         inner = next((kind for kind in kinds if hasattr(kind, "__dataclass_fields__")), None)
         known = schema_of(inner).keys if inner else {}
         for name, item in value.items():
-            each = known[name].annotation if name in known else _element(kinds, Mapping)
+            each = known[name].annotation if name in known else _element(kinds, Mapping) or inside
             yield from _values(f"{key}.{name}", item, each, said)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _values(f"{key}[{index}]", item, _element(kinds, Sequence), said)
+            yield from _values(f"{key}[{index}]", item, _element(kinds, Sequence) or inside, said)
 
 
 def _node(key: str, node: Mapping[str, Any], kinds: Sequence[Any], said: Collection[Item] | None) -> Iterator[Found]:

@@ -90,6 +90,13 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
         ("reward.parts.brevity.function", "os.system"),
         ("reward.parts.brevity.function", "postrain.rewards.user_code.load_function"),
         ("reward.parts.brevity.function", "postrain.rewards.text.re.sub"),
+        ("data.gold", "subprocess.getoutput"),
+        ("data.gold", "postrain.rewards.user_code.load_function"),
+        # Arguments of the package's own functions that name others.
+        ("reward.parts.brevity.arguments.scorer", "evil.py:f"),
+        ("reward.parts.brevity.arguments.scorer", "dir/evil.pyc:f"),
+        ("reward.parts.brevity.arguments.scorer", "os.system"),
+        ("reward.parts.brevity.arguments.scorer", "postrain.rewards.user_code.load_function"),
         # What sends or permits.
         ("reward", composed(["method=ppo", "reward=judge", "reward.url=http://a", "reward.model=m"])["reward"]),
         ("reward", composed(["method=ppo", "reward=code", "reward.allow_execution=true"])["reward"]),
@@ -123,6 +130,15 @@ def test_what_is_said_again_is_trusted_and_nothing_else(tmp_path: Path) -> None:
     for said in ("reward=function", "reward.function=mine.py:other", "reward.function=other.py:brevity"):
         with pytest.raises(ConfigError, match=r"asks for reward\.function=mine\.py:brevity \(runs this Python\)"):
             Guest(tmp_path, said_in([said])).check(config, Root)
+
+
+def test_arguments_that_name_code_are_said_again_one_by_one(tmp_path: Path) -> None:
+    config = changed("reward.parts.brevity.arguments", {"scorer": "evil.py:f", "more": [{"deep": "evil.py:g"}]})
+    with pytest.raises(ConfigError, match=r"scorer=evil\.py:f .*more\[0\]\.deep=evil\.py:g \(may name Python"):
+        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, Root)
+    Guest(tmp_path, said_by(config)).check(config, Root)
+    plain = {"scorer": "postrain.rewards.text.exact", "pattern": r"a\.b: .*", "words": 3, "tags": ["think", "a b.c"]}
+    Guest(tmp_path, ()).check(changed("reward.parts.brevity.arguments", plain), Root)
 
 
 def test_an_own_class_that_is_said_again_is_looked_into(tmp_path: Path) -> None:
@@ -229,7 +245,8 @@ def test_a_reference_cannot_hide_a_target(tmp_path: Path) -> None:
 
 def test_stages_cannot_lie_outside_their_pipeline(tmp_path: Path) -> None:
     stages = stages_of(PIPELINE)
-    steps = tuple(Step(stage=stage, words=(), config={}) for stage in stages)
+    config = {"name": None, "model": {"name": None, "path": "x"}, "call": {"_target_": "os.system"}}
+    steps = tuple(Step(stage=stage, words=(), config=config) for stage in stages)
     plan = Plan(name="x", node=PIPELINE, words=(), steps=steps)
     plan.save(tmp_path)
     assert [step.stage for step in Plan.load(tmp_path).steps] == list(stages)

@@ -29,8 +29,9 @@ from postrain.data.split import Split, split, unseen
 from postrain.data.steps import StepLayout
 from postrain.data.transcripts import is_transcript
 from postrain.data.views import convert
-from postrain.schema import load_target
+from postrain.schema import Confirm, load_target
 from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts, Size
+from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
 Share = Annotated[float, Interval(gt=0, lt=1)]
@@ -69,7 +70,7 @@ class DataModule(LightningDataModule):
         pack: bool,
         steps: StepLayout,
         quality: Quality,
-        gold: str | None,
+        gold: Annotated[str | None, Confirm("runs this Python", harmless=is_bundled)],
         show_mask: CountOrZero,
     ) -> None:
         """`path` takes the place of the source; what each key means is written in conf/data/base/common.yaml."""

@@ -82,5 +82,5 @@ class StepLayout:
             return None
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path} does not hold a joiner and a separator ({error}); copy it again") from None

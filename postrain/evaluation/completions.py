@@ -5,12 +5,15 @@ measures. Prompts and seeds are the same each time, so that two evaluations diff
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
 from postrain.ops import derive_seed
+from postrain.rewards.function import is_finite, shown, told
+from postrain.rewards.user_code import Blame, place
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import greedy
 from postrain.scoring import Comparison, compare, in_micro_batches
@@ -68,13 +71,25 @@ def compared(subject: Subject, episodes: Episodes) -> Comparison:
 
 
 def gold_scores(episodes: Episodes, data: DataModule) -> tuple[Mapping[str, float], ...]:
-    """What the world says of each completion."""
+    """What the world says of each completion. Raises ConfigError where a gold function fails or gives no numbers."""
     if data.gold is None:
         return tuple({} for _ in episodes.completions)
     return tuple(
-        data.gold(prompt, completion, columns["gold"]) if "gold" in columns else {}
+        _gold(data.gold, prompt, completion, columns) if "gold" in columns else {}
         for prompt, completion, columns in zip(episodes.prompts, episodes.completions, episodes.columns, strict=True)
     )
+
+
+def _gold(
+    function: Callable[..., Mapping[str, float]], prompt: str, completion: str, columns: Mapping[str, Any]
+) -> dict[str, float]:
+    who = f"data.gold: {function.__module__}.{getattr(function, '__qualname__', function)}"
+    asked = told(0, [prompt], [columns])
+    with Blame(f"{who} raised", place(function)[0], lambda: f" on {asked}"):
+        found: Any = function(prompt, completion, columns["gold"])
+    if not isinstance(found, Mapping) or not all(map(is_finite, found.values())):
+        raise ConfigError(f"{who}: returned {shown(found)} for {asked}; expected finite numbers by name")
+    return {str(part): float(value) for part, value in found.items()}
 
 
 def means(gold: Sequence[Mapping[str, float]]) -> dict[str, Mean]:

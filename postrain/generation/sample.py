@@ -145,7 +145,10 @@ def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples
         kept = [json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records[:whole]]
         with writing(lines.path, "free some space, then resume"):
             atomic_write_text(lines.path, "".join(kept))
-    found = [read(record) for record in records[:whole]]
+    try:
+        found = [read(record) for record in records[:whole]]
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ConfigError(f"resume: {lines.path} is not as it was written; start a new generation") from None
     same_rows = [answers.row for answers in found] == [item.row for item in items[:whole]]
     if not same_rows or any(len(answers.completions) != samples for answers in found):
         raise ConfigError(

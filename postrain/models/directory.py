@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path.parent} has no {path.name}; is it a Hugging Face model directory?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); copy the model directory again") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} must hold a JSON object, not a {type(found).__name__}; copy the directory again")
@@ -145,7 +145,7 @@ def rotary_limit(config: Mapping[str, Any]) -> int | None:
 def head_of(config: Mapping[str, Any]) -> Literal["causal", "scalar"]:
     """What the saved weights end in."""
     names = config.get("architectures") or []
-    return "scalar" if any("SequenceClassification" in name for name in names) else "causal"
+    return "scalar" if any("SequenceClassification" in str(name) for name in names) else "causal"
 
 
 def fingerprint(*directories: Path) -> str:
@@ -153,7 +153,7 @@ def fingerprint(*directories: Path) -> str:
     digest = hashlib.sha256()
     for directory in directories:
         for path in sorted(directory.iterdir()):
-            if path.suffix in (".json", ".safetensors", ".jinja", ".model"):
+            if path.suffix in (".json", ".safetensors", ".jinja", ".model") and path.is_file():
                 digest.update(f"{path.name} {fingerprint_file(path)}".encode())
     return digest.hexdigest()[:16]
 

@@ -6,7 +6,8 @@ where a run starts is what a fresh adapter on top of it gives when it is off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -60,10 +61,9 @@ def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
 
     Raises ConfigError where it has more tokens than the model has embeddings.
     """
-    try:
+    with _one_line(f"the tokenizer in {resolved.tokenizer} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer in {resolved.tokenizer} cannot be read: {_one_line(error)}") from None
+        tokenizer("a")
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {resolved.tokenizer} has no end token; set eos_token in its config")
     if not resolved.resize:
@@ -116,17 +116,18 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
     config, kind = _config(resolved, head), HEADS[head][0]
     if resolved.from_scratch:
         return kind.from_config(config, dtype=dtype, trust_remote_code=False)
-    model, report = kind.from_pretrained(
-        resolved.directory,
-        config=config,
-        dtype=dtype,
-        quantization_config=quantization,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    with _one_line(f"the model in {resolved.directory} cannot be read"):
+        model, report = kind.from_pretrained(
+            resolved.directory,
+            config=config,
+            dtype=dtype,
+            quantization_config=quantization,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     new = {name for name in report["missing_keys"] if name.split(".")[0] == SCALAR_HEAD}
     if new:
         init_scalar_head(model)
@@ -142,10 +143,8 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
 def _config(resolved: ResolvedModel, head: Head) -> Any:
     """The model's config; attention is left to transformers, which takes SDPA wherever an architecture allows it."""
     check_config(resolved.directory)
-    try:
+    with _one_line(f"{resolved.directory / 'config.json'} cannot be used"):
         config = AutoConfig.from_pretrained(resolved.directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{resolved.directory / 'config.json'} cannot be used: {_one_line(error)}") from None
     if type(config) not in HEADS[head][1]:
         raise ConfigError(f"transformers has no {config.model_type} model with a {head} head; use another model")
     if head == "scalar":
@@ -181,7 +180,8 @@ def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedM
 
     gap = 0.0
     for adapter in adapters:
-        config = PeftConfig.from_pretrained(str(adapter))
+        with _one_line(f"the adapter in {adapter} cannot be read"):
+            config = PeftConfig.from_pretrained(str(adapter))
         # The task would decide what may be under the adapter; a language model's adapter under a scalar head is fine.
         config.task_type = None
         beside = PeftModel.from_pretrained(model.eval(), str(adapter), config=config)
@@ -210,5 +210,14 @@ def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
     return replace(resolved, directory=directory, adapters=(), resize=False)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turns whatever a library raises for odd files of a model into one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    # Not a list of types: transformers raises KeyError and TypeError, tokenizers a bare Exception, for a wrong field.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"{what}: {reason}") from error

@@ -16,6 +16,8 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from postrain.appraisal.settings import Appraisal, check_appraisal
 from postrain.arguments import composing
@@ -42,6 +44,7 @@ ROOTS: Mapping[str, tuple[str, type]] = {
     "evaluate": ("evaluate", Appraisal),
 }
 CHECKS = {"train": partial(check, root=Root), "generate": check_generation, "evaluate": check_appraisal}
+UNREADABLE = (YAMLError, OmegaConfBaseException)
 FILES = (("data", "path"), ("data", "eval_path"))
 # Stands for the pipeline's folder while there is none: what lies in it is not looked for.
 CHECKED = Path("PIPELINE")
@@ -87,16 +90,34 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> Plan:
         """The plan of the pipeline in `folder`. Raises ConfigError where its stages are not those of its node."""
-        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
-        stages = stages_of(saved["node"])
-        if [step["stage"] for step in saved["steps"]] != [_listed(asdict(stage)) for stage in stages]:
-            raise ConfigError(f"resume: {folder / FILE} is not as it was written; start a new pipeline")
-        steps = [Step(**{**step, "stage": stage}) for step, stage in zip(saved["steps"], stages, strict=True)]
-        return cls(**{**saved, "words": tuple(saved["words"]), "steps": tuple(steps)})
+        amiss = ConfigError(f"resume: {folder / FILE} is not as it was written; start a new pipeline")
+        try:
+            saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
+            stages = stages_of(saved["node"])
+            written = [step["stage"] for step in saved["steps"]]
+            steps = [Step(**{**step, "stage": stage}) for step, stage in zip(saved["steps"], stages, strict=True)]
+            plan = cls(**{**saved, "words": tuple(saved["words"]), "steps": tuple(steps)})
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, *UNREADABLE):
+            raise amiss from None
+        if written != [_listed(asdict(stage)) for stage in stages] or not all(map(_is_whole, steps)):
+            raise amiss
+        if not isinstance(plan.name, str) or not all(isinstance(word, str) for word in plan.words):
+            raise amiss
+        return plan
 
     def resolved(self, step: Step, folder: Path) -> tuple[dict[str, Any], list[str]]:
         """Config and overrides of a step as they are with the pipeline in `folder`."""
         return resolved(step, known([each.stage for each in self.steps], self.steps, folder))
+
+
+def _is_whole(step: Step) -> bool:
+    """Whether a step has what is read of it before its config is checked."""
+    config: Any = step.config
+    wanted = ("call",) if step.stage.kind == "call" else ("name", "model")
+    if not isinstance(config, Mapping) or not all(isinstance(word, str) for word in step.words):
+        return False
+    model = config.get("model", {"name": None, "path": None})
+    return all(key in config for key in wanted) and isinstance(model, Mapping) and {"name", "path"} <= set(model)
 
 
 def _listed(value: Any) -> Any:

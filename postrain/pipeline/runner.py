@@ -24,7 +24,7 @@ from postrain import run
 from postrain.appraisal import run as appraisal
 from postrain.callbacks.interrupt import Interrupt
 from postrain.check import instantiate
-from postrain.folder import RunFolder, Status, config_hash, new_directory, writing
+from postrain.folder import RunFolder, Status, check_contained, config_hash, new_directory, writing
 from postrain.generation import run as generation
 from postrain.jsonl import atomic_write_text, number
 from postrain.pipeline.plan import Plan, Step, code_of, known, make, vet
@@ -101,6 +101,7 @@ def _new(config: DictConfig, words: Sequence[str], conf: Path, place: Path | Non
 def _resumed(config: DictConfig, words: Sequence[str], conf: Path) -> tuple[Path, Plan]:
     """The plan as it was saved, and with today's words where there are any: stages that are done stay as they are."""
     folder = Path(config.resume)
+    check_contained(folder)
     plan, guest = Plan.load(folder), Guest(folder, said_in(words))
     for step in plan.steps:
         vet(step, known([each.stage for each in plan.steps], plan.steps, folder), guest)

@@ -175,7 +175,7 @@ def _sample(found: Record) -> Sample | None:
 def _responses(path: Path) -> list[Record]:
     try:
         return _records(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from postrain.jsonl import Record
+from postrain.jsonl import Record, modest
 from postrain.readable import figure, short
 from postrain.report.charts import Spot, bars
 from postrain.report.efficiency import took_of
@@ -99,9 +99,13 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
 def _plan(path: Path) -> tuple[Record, list[str]]:
     try:
         found = yaml.safe_load((path / FILE).read_text(encoding="utf-8", errors="replace"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         found = None
-    return (found, []) if isinstance(found, dict) else ({}, [f"{FILE} is damaged: the stages are those with a folder"])
+    return (
+        (found, [])
+        if isinstance(found, dict) and modest(found)
+        else ({}, [f"{FILE} is damaged: the stages are those with a folder"])
+    )
 
 
 def _command(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.jsonl import JsonLines, Record, modest, number, read_json
 from postrain.masking import masked
 from postrain.status import Status
 
@@ -163,7 +163,8 @@ def shown_config(path: Path) -> str:
         config: Any = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
     except (yaml.YAMLError, ValueError, RecursionError):
         return ""
-    return yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True) if isinstance(config, Mapping) else ""
+    known = isinstance(config, Mapping) and modest(config)
+    return yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True) if known else ""
 
 
 def read_samples(path: Path) -> list[Sample]:

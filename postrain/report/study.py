@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from postrain.errors import ConfigError
-from postrain.jsonl import number, read_json
+from postrain.jsonl import modest, number, read_json
 from postrain.metric_names import Direction, decides, direction_of
 from postrain.report.run_data import LARGEST
 from postrain.report.study_cells import Cell, Job, cells_of, untrained
@@ -150,17 +150,25 @@ def _yaml(path: Path) -> tuple[Mapping[str, Any], list[str]]:
         node = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path.parent} is no sweep: {path.name}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         node = None
-    return (node, []) if isinstance(node, dict) else ({}, [f"{path.name} is damaged: the question is not known"])
+    return (
+        (node, [])
+        if isinstance(node, dict) and modest(node)
+        else ({}, [f"{path.name} is damaged: the question is not known"])
+    )
 
 
 def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return [], [f"{path.name} is missing or damaged: the jobs are not known"]
-    records = [each for each in found if isinstance(each, dict) and "folder" in each] if isinstance(found, list) else []
+    records = (
+        [each for each in found if isinstance(each, dict) and "folder" in each and modest(each)]
+        if isinstance(found, list)
+        else []
+    )
     return [*records], [] if records else [f"{path.name} holds no jobs"]
 
 
@@ -174,7 +182,7 @@ def _job(root: Path, record: Mapping[str, Any]) -> Job:
         folder=folder,
         label=str(record.get("label", folder.name)),
         settings=settings if isinstance(settings, dict) else {},
-        seed=record.get("seed"),
+        seed=seed if isinstance(seed := record.get("seed"), int) else None,
         state=state,
         reason=str(status.get("reason") or result.get("stopped") or ""),
         seconds=number(status.get("seconds")) or 0.0,

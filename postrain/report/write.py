@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from postrain.errors import ConfigError
+from postrain.folder import check_contained
 from postrain.report.comparison_page import write_comparison_of_runs
 from postrain.report.evaluation_page import write_comparison_of_evaluations, write_evaluation
 from postrain.report.generation_page import write_generation
@@ -54,7 +55,9 @@ def write_report(path: Path, output: Path | None = None) -> Path:
 
     Raises ConfigError for a folder that is none of ours, or one that cannot be written.
     """
-    return WRITERS[kind_of(path)](path, output)
+    writer = WRITERS[kind_of(path)]
+    check_contained(path)
+    return writer(path, output)
 
 
 def write_comparison(paths: Sequence[Path], output: Path | None = None) -> Path:

@@ -19,7 +19,7 @@ import torch
 
 from postrain.errors import Interrupted
 from postrain.rewards.base import total_of
-from postrain.rewards.user_code import Blame, FunctionPath, load_function, place, time_limit
+from postrain.rewards.user_code import Arguments, Blame, FunctionPath, load_function, place, time_limit
 from postrain.types import ConfigError, Positive, RewardBatch
 
 # Rewards are kept in float32.
@@ -33,7 +33,7 @@ class Function:
 
     function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     """Further keyword arguments, the same for every completion."""
     timeout: Positive | None = None
     """Seconds that a call, which scores a whole batch, may take; null is no limit."""
@@ -65,7 +65,7 @@ class Function:
         with Blame(f"reward function {self.function} raised", file, culprit):
             values = self._called(keywords)
         listed = values.tolist() if hasattr(values, "tolist") else values
-        if not isinstance(listed, Sequence) or isinstance(listed, str):
+        if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
             raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {shown(values)}")
         return list(listed)
 
@@ -91,7 +91,10 @@ class Function:
         names = dict.fromkeys(name for row in columns for name in row)
         offered: dict[str, Any] = {name: [row.get(name) for row in columns] for name in names}
         offered |= {"prompts": list(prompts), "completions": list(completions), **self.arguments}
-        parameters = inspect.signature(self.call).parameters.values()
+        try:
+            parameters = inspect.signature(self.call).parameters.values()
+        except ValueError:
+            raise ConfigError(f"{self}: does not tell its arguments; wrap it in a function of your own") from None
         wanted = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         missing = [p.name for p in wanted if p.default is p.empty and p.name not in offered]
         if missing:
@@ -109,7 +112,7 @@ class Function:
     def _number(self, value: Any, index: int, prompts: Sequence[str], columns: Columns) -> float | None:
         if value is None:
             return None
-        if not isinstance(value, Real) or not _is_finite(value):
+        if not is_finite(value):
             raise ConfigError(
                 f"{self}: returned {shown(value)} for {told(index, prompts, columns)}; expected a finite number, or "
                 "None for a completion it cannot score"
@@ -117,15 +120,16 @@ class Function:
         return float(value)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that float32 holds."""
     # Not math.isfinite: it raises for whole numbers that no float holds.
-    return bool(abs(value) <= LARGEST)
+    return isinstance(value, Real) and bool(abs(value) <= LARGEST)
 
 
 def shown(value: Any) -> str:
     """The beginning of what a function returned."""
     try:
-        return f"{value!r:.80}"
+        return " ".join(repr(value).split())[:80]
     except ValueError:
         return "a number of too many digits to print"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from postrain.rewards.function import Function
-from postrain.rewards.user_code import FunctionPath
+from postrain.rewards.user_code import Arguments, FunctionPath
 from postrain.types import ConfigError, Positive
 
 Texts = Sequence[str]
@@ -40,7 +40,7 @@ class PairwiseFunction:
 
     function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     """Further keyword arguments, the same for every comparison."""
     timeout: Positive | None = None
     """Seconds that a call, which compares a whole batch, may take; null is no limit."""

@@ -6,11 +6,12 @@ from __future__ import annotations
 import faulthandler
 import importlib.util
 import inspect
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -40,6 +41,17 @@ def is_own(path: Any) -> bool:
 
 FunctionPath = Annotated[str, Confirm("runs this Python", harmless=is_own)]
 """`package.module.name`, or `path/to/file.py:name`."""
+
+CODE_PATH = re.compile(r".*\.\w+:\w+|[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+def names_no_code(value: Any) -> bool:
+    """Whether an argument cannot be the path of a function, or is that of a reward function of this package."""
+    return not isinstance(value, str) or not CODE_PATH.fullmatch(value) or is_own(value)
+
+
+Arguments = Mapping[str, Annotated[Any, Confirm("may name Python that the function runs", harmless=names_no_code)]]
+"""Further keyword arguments of a function; `scorer` of postrain.rewards.shaping.cosine is the path of another one."""
 
 
 def load_function(path: str, key: str) -> Callable[..., Any]:

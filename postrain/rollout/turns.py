@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from postrain.data.chat import Template
 from postrain.ops import derive_seed
+from postrain.rewards.function import is_finite, shown
+from postrain.rewards.user_code import Blame, place
 from postrain.rollout.engine import Engine, Mixture
 from postrain.types import Completion, ConfigError, Count, CountOrZero, Prompts, Step, Stop
 
@@ -121,8 +123,9 @@ def play(
     """
     budget = engine.sampling.max_new_tokens
     stop = Stop(template.stop_ids, engine.sampling.stop + environment.stop, template.decode_all)
-    starts = zip(prompts.texts, prompts.columns, strict=True)
-    episodes = [_start(environment.reset(text, columns)) for text, columns in starts]
+    with _blame(environment):
+        states = [environment.reset(*start) for start in zip(prompts.texts, prompts.columns, strict=True)]
+    episodes = [_start(state) for state in states]
     heads = [ids.cpu() for ids in prompts.ids]
     for turn in range(environment.max_turns):
         live = [row for row, episode in enumerate(episodes) if episode.open]
@@ -138,11 +141,28 @@ def play(
             said = _said(episodes[row], completion)
             text = template.decode_all(completion.ids.tolist())
             if completion.finished and _hands_over(completion, text, template.stop_ids, environment.stop):
-                said = _answered(said, environment.step(said.state, text), template, environment.room)
+                said = _answered(said, _step(environment, said.state, text), template, environment.room)
                 episodes[row] = replace(said, open=said.open and said.written() < budget)
             else:
                 episodes[row] = replace(said, open=False)
     return episodes
+
+
+def _blame(environment: Environment) -> Blame:
+    return Blame(f"environment {type(environment).__qualname__} raised", place(type(environment).step)[0])
+
+
+def _step(environment: Environment, state: Any, turn: str) -> Step:
+    """The answer to a turn. Raises ConfigError for what is not one: an environment may be a user's own class."""
+    with _blame(environment):
+        step: Any = environment.step(state, turn)
+    well = isinstance(step, Step) and isinstance(step.observation, str)
+    if not well or not (step.reward is None or is_finite(step.reward)):
+        raise ConfigError(
+            f"environment {type(environment).__qualname__}: returned {shown(step)} for {turn[:60]!r}; expected a Step "
+            "whose observation is text and whose reward is a finite number, or None"
+        )
+    return step
 
 
 def _start(state: Any) -> Episode:
@@ -174,7 +194,7 @@ def _answered(episode: Episode, step: Step, template: Template, room: int) -> Ep
     """The episode with the environment's answer. One that does not fit is left out and ends the episode: half a number
     would be a wrong one."""
     tally = replace(episode.tally, calls=episode.tally.calls + 1, errors=episode.tally.errors + step.error)
-    episode = replace(episode, state=step.state, reward=episode.reward + (step.reward or 0.0), tally=tally)
+    episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), tally=tally)
     answer = template.encode_more(step.observation)
     if int((~episode.own).sum()) + len(answer) > room:
         return replace(episode, finished=False, open=False, tally=replace(tally, cut=1))

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from postrain.callbacks.interrupt import Interrupt, Interrupted
 from postrain.cli import task_words
-from postrain.folder import Status, config_hash, new_directory, writing
+from postrain.folder import Status, check_contained, config_hash, new_directory, writing
 from postrain.jsonl import atomic_write_text, number, plain, read_json
 from postrain.masking import masked
 from postrain.readable import duration, figure
@@ -62,7 +62,7 @@ class Sweep:
 
     def say(self, job: Job) -> None:
         """A line on a job that has ended."""
-        record = read_json(self.folder / job.folder / "status.json")
+        record = Status(self.folder / job.folder / "status.json").current()
         result = read_json(self.folder / job.folder / "result.json")
         ended = str(record.get("status", "not started"))
         parts = [f"{job.number:>3}", job.label, ended, duration(float(number(record.get("seconds")) or 0.0))]
@@ -81,7 +81,7 @@ class Sweep:
 
 def state(folder: Path, job: Job) -> str:
     """running, done, failed, interrupted, or nothing."""
-    return str(read_json(folder / job.folder / "status.json").get("status", ""))
+    return str(Status(folder / job.folder / "status.json").current().get("status", ""))
 
 
 def execute(
@@ -165,22 +165,29 @@ def unlike(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _kept(folder: Path, jobs: Sequence[Job]) -> list[Job]:
-    """Jobs of an earlier session that are done and stand for settings that today's plan does not have."""
+    """Jobs of an earlier session that are done and stand for settings that today's plan does not have; none where
+    jobs.json is damaged."""
     planned = {str((dict(job.settings), job.seed)) for job in jobs}
     try:
         records = json.loads((folder / JOBS).read_bytes())
         known = [Job(**{**record, "words": tuple(record["words"])}) for record in records]
-    except (OSError, ValueError, TypeError, KeyError):
+        return [job for job in known if str((dict(job.settings), job.seed)) not in planned and _is_done(folder, job)]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
-    return [job for job in known if state(folder, job) == "done" and str((dict(job.settings), job.seed)) not in planned]
+
+
+def _is_done(folder: Path, job: Job) -> bool:
+    """Whether a job that jobs.json names lies in the sweep's folder and has come to its end."""
+    return (folder / job.folder).resolve().is_relative_to(folder.resolve()) and state(folder, job) == "done"
 
 
 def _earlier(folder: Path) -> Path:
     if not (folder / FILE).is_file():
         raise ConfigError(f"resume: there is no sweep in {folder}; give its folder, such as sweeps/kl_coef/TIME-HASH")
-    saved: Any = OmegaConf.load(folder / FILE)
+    check_contained(folder)
+    saved: Any = OmegaConf.load(folder / FILE)  # readable: main.py has read its words
     started_in = saved.get("started_in")
-    if started_in and Path(started_in) != Path.cwd():
+    if started_in and Path(str(started_in)) != Path.cwd():
         raise ConfigError(f"resume: {folder} was started in {started_in}, and paths may be relative to it; go on there")
     return folder
 

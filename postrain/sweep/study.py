@@ -168,9 +168,9 @@ def _node(path: Path, key: str) -> dict[str, Any]:
     try:
         node: Any = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
-        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{key}: {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
+    except (YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{key}: {path} is no YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{key}: {path}: expected keys such as question, base, grid, seeds")
     return node

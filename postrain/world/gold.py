@@ -32,6 +32,11 @@ def score(prompt: str, completion: str, gold: Spec) -> dict[str, float]:
     return {**parts, "total": weighted(parts, gold) * parts.get("fluency", 1.0)}
 
 
+def is_bundled(path: Any) -> bool:
+    """Whether the path of a gold function is that of this file."""
+    return path == f"{__name__}.{score.__name__}"
+
+
 def weighted(parts: Mapping[str, float], gold: Spec) -> float:
     """The weighted sum of the parts, fluency aside."""
     return math.fsum(weight * parts[part] for part, weight in gold["weights"].items())

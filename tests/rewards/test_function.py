@@ -44,6 +44,9 @@ def short(completions):
 def text(completions):
     return "12"
 
+def octets(completions):
+    return b"ab"
+
 def odd(completions, answer):
     return list(answer)
 
@@ -119,6 +122,9 @@ def test_an_error_that_only_a_batch_raises(path: Path) -> None:
         ("odd", ({"answer": 10**5000}, {"answer": 1}), "returned a number of too many digits to print for prompt"),
         ("odd", ({"answer": -1e39}, {"answer": 1}), "returned -1e+39 for prompt 'say a'; expected a finite number"),
         ("odd", ({"answer": "1"}, {"answer": 1}), "returned '1' for prompt 'say a'"),
+        ("odd", ({"answer": 1j}, {"answer": 1}), "returned 1j for prompt 'say a'"),
+        ("odd", ({"answer": [1]}, {"answer": 1}), "returned [1] for prompt 'say a'"),
+        ("octets", ({}, {}), "expected a list of numbers (or None), one a completion, got b'ab'"),
         ("by_name", ({"question": 1}, {"label": 1}), "needs answer, and the data has only the columns question, label"),
     ],
 )  # fmt: skip
@@ -130,6 +136,11 @@ def test_a_wrong_return_is_named(path: Path, name: str, columns: Any, words: str
 
 def test_an_argument_nobody_takes(path: Path) -> None:
     assert error(path, "fixed", sclae=2).endswith("takes no argument sclae (reward.arguments)")
+
+
+def test_a_builtin_that_does_not_tell_its_arguments() -> None:
+    with pytest.raises(ConfigError, match=r"builtins\.max .*does not tell its arguments; wrap it"):
+        Function(function="builtins.max", arguments={})(PROMPTS, COMPLETIONS, ({}, {}))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 
 from postrain.folder import RunFolder, Status, config_hash
 from postrain.jsonl import atomic_write_text, update_of
+from postrain.report import write_report
 from postrain.resume import check_model, resumed_config
 from postrain.types import ConfigError
 
@@ -139,3 +141,43 @@ def test_odd_records_are_left_out(tmp_path: Path, line: bytes) -> None:
     assert [update_of(record) for record in lines.read()][-2:] == [1, 3]
     lines.rewind(2)
     assert lines.read() == [{"update": 1}]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "model", ".run.lock", "report.html", "wandb/deep/a"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_out_of_a_folder_is_refused_and_not_followed(tmp_path: Path, name: str, there: bool) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    (run / name).parent.mkdir(parents=True)
+    (run / "config.yaml").write_text("a: 1\n")
+    if there:
+        outside.write_text("mine")
+    (run / name).symlink_to(outside)
+    for opened in (RunFolder.open, write_report):
+        with pytest.raises(
+            ConfigError, match=rf"{Path(name).name} is a link to {outside}, out of the folder"
+        ) as caught:
+            opened(run)
+        assert "\n" not in str(caught.value)
+    assert outside.exists() == there
+    assert not there or outside.read_text() == "mine"
+
+
+def test_links_to_a_folder_within_it_and_between_stages_of_a_sweep_are_followed(tmp_path: Path) -> None:
+    run = tmp_path / "disk" / "jobs" / "00"
+    (run / "wandb").mkdir(parents=True)
+    (run / "config.yaml").write_text("a: 1\n")
+    (run / "wandb" / "latest").symlink_to("../config.yaml")
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    RunFolder.open(tmp_path / "runs" / "jobs" / "00")
+    (run / "1-sft").symlink_to("../../shared/sft")
+    with pytest.raises(ConfigError, match=r"1-sft is a link"):
+        RunFolder.open(run)
+    (tmp_path / "disk" / "sweep.yaml").write_text("")
+    RunFolder.open(run)
+
+
+def test_a_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    os.mkfifo(tmp_path / "status.json")
+    with pytest.raises(ConfigError, match=r"status\.json is neither a file nor a directory; remove it"):
+        RunFolder.open(tmp_path)
