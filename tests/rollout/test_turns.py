@@ -18,9 +18,9 @@ from postrain.models.loading import load_causal, load_tokenizer
 from postrain.ops import derive_seed, gae, last_true
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Mixture
-from postrain.rollout.turns import SINGLE_TURN, Environment
+from postrain.rollout.turns import SINGLE_TURN, Environment, _step
 from postrain.scoring import score
-from postrain.types import Completion, Prompts, Sampling, Step, Stop
+from postrain.types import Completion, ConfigError, Prompts, Sampling, Step, Stop
 from postrain.world.calculator import calculate
 from tests.runs import SMALL, composed, records, small_run
 from tests.tiny import SHAPES, tiny_model
@@ -347,3 +347,34 @@ def test_answers_have_room_in_the_context() -> None:
     config = composed(["method=ppo", "environment=calculator", "environment.room=200", *SMALL])
     built = build(config, instantiate(config["model"]).resolve())
     assert built.data.plan.completion_tokens == 208
+
+
+class Odd:
+    """An environment that does what it is told: returns an answer, or raises it."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def step(self, state: Any, turn: str) -> Any:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        ("4", None),
+        Step(None, None),  # type: ignore[arg-type]
+        *(Step("4", None, reward=paid) for paid in (10**400, float("nan"), float("inf"), 1e39, "1", [1.0])),  # type: ignore[arg-type]
+        KeyError("x"),
+        SystemExit(0),
+    ],
+)
+def test_an_environment_that_answers_or_pays_what_it_cannot_is_one_line(answer: Any) -> None:
+    environment: Any = Odd(answer)
+    with pytest.raises(ConfigError, match=r"^environment Odd(: returned .*; expected a Step| raised )") as caught:
+        _step(environment, None, "2 + 2 =")
+    assert "\n" not in str(caught.value)
+    assert _step(Odd(Step("4", None, reward=1)), None, "2 + 2 =").reward == 1  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Folders with odd files, as a stranger or a crash may leave them: a page that says so, or one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postrain.jsonl import modest, read_json
+from postrain.main import continued
+from postrain.pipeline.plan import Plan
+from postrain.report.evaluation_data import read_evaluation
+from postrain.report.generation_page import read_generation
+from postrain.report.pipeline_page import _plan
+from postrain.report.run_data import read_run
+from postrain.report.study import read_study
+from postrain.sweep.runner import _kept
+from postrain.types import ConfigError
+
+ODD = {
+    "empty": b"",
+    "binary": b"\0\1\xff\xfe",
+    "list": b"[1]",
+    "number": b"7",
+    "deep": b"[" * 3000,
+    "deep map": b'{"a":' * 3000,
+    "deep and whole": b'{"a":' * 300 + b"1" + b"}" * 300,
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "recursive": b"a: &a [*a]\n",
+    "a million copies": b"".join(
+        f"{name}: &{name} [{','.join([f'*{before}' if before else 'x'] * 30)}]\n".encode()
+        for before, name in zip(["", *"abcd"], "abcde", strict=True)
+    ),
+    "jobs of odd types": b'[{"folder": 3}, {"folder": "a\\u0000b", "settings": [1], "seed": {"a": 1}, "label": null}]',
+}
+READERS: dict[str, Any] = {
+    "config.yaml": read_run,
+    "manifest.json": read_run,
+    "metrics.jsonl": read_run,
+    "status.json": read_run,
+    "result.json": read_run,
+    "samples.jsonl": read_run,
+    "summary.json": read_generation,
+    "completions.jsonl": read_generation,
+    "evaluation_stats.json": read_evaluation,
+    "sample_responses.json": read_evaluation,
+    "pipeline.yaml": _plan,
+    "sweep.yaml": read_study,
+    "jobs.json": read_study,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", READERS)
+def test_an_odd_file_is_no_obstacle_to_a_report(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("name: x\n")
+    (tmp_path / name).write_bytes(ODD[kind])
+    READERS[name](tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "a million copies"])
+def test_odd_files_are_one_line_to_resume(kind: str, tmp_path: Path) -> None:
+    for name, opened in (
+        ("sweep.yaml", lambda: continued([f"resume={tmp_path}"])),
+        ("pipeline.yaml", lambda: Plan.load(tmp_path)),
+    ):
+        (tmp_path / name).write_bytes(ODD[kind])
+        with pytest.raises(ConfigError) as caught:
+            opened()
+        assert "\n" not in str(caught.value)
+    (tmp_path / "jobs.json").write_bytes(ODD[kind])
+    assert _kept(tmp_path, []) == []
+
+
+def test_what_is_modest(tmp_path: Path) -> None:
+    assert modest({"a": [1, {"b": 2}]}, depth=4, size=5)
+    assert not modest({"a": [1, {"b": 2}]}, depth=3)
+    assert not modest({"a": [1, {"b": 2}]}, size=3)
+    loop: list[Any] = []
+    loop.append(loop)
+    assert not modest(loop)
+    (tmp_path / "a.json").write_text(json.dumps({"a": [1]}))
+    assert read_json(tmp_path / "a.json") == {"a": [1]}
