@@ -122,8 +122,11 @@ class Function:
 
 def is_finite(value: Any) -> bool:
     """Whether a value is a number that float32 holds."""
+    if not isinstance(value, Real):
+        return False
+    number: Any = value
     # Not math.isfinite: it raises for whole numbers that no float holds.
-    return isinstance(value, Real) and bool(abs(value) <= LARGEST)
+    return bool(abs(number) <= LARGEST)
 
 
 def shown(value: Any) -> str:
