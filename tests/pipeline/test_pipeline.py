@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from postrain import extras
 from postrain.callbacks.interrupt import Interrupted
 from postrain.folder import RunFolder
 from postrain.jsonl import JsonLines
@@ -251,6 +252,7 @@ def test_a_laboratory_with_branches_a_test_and_a_picture_is_only_yaml(conf, tmp_
 def test_every_pipeline_composes_and_fits(chosen, tmp_path, capsys, monkeypatch):
     """All of it but the running."""
     monkeypatch.setattr(plan, "compose", unresolved)
+    monkeypatch.setattr(extras, "installed", lambda package: True)
     monkeypatch.setattr(runner.Stages, "advance", lambda self, step: None)
     monkeypatch.setattr(runner, "result", lambda step, root: Result(step.stage.name, "", {}))
     assert run(chosen, f"paths.output={tmp_path}") == 0, capsys.readouterr().err
