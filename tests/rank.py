@@ -12,6 +12,8 @@ from postrain import run as run_module
 from postrain.launch import join
 from tests.runs import METHODS, SMALL, composed
 
+# The second update is the first that depends on an optimizer step.
+TWO_UPDATES = ("method.updates=2",)
 # Runs that shard the policy, by name. Odd batches in small pieces give the ranks different numbers of passes.
 SHARDED = {
     "sharded": ["method=ppo"],
@@ -51,7 +53,7 @@ def main(output: Path) -> None:
 
 def run(words: list[str], output: Path) -> None:
     """One small run of this rank."""
-    run_module.execute(composed([*SMALL, *words, f"paths.output={output}"]), overrides=[], group=None)
+    run_module.execute(composed([*SMALL, *TWO_UPDATES, *words, f"paths.output={output}"]), overrides=[], group=None)
 
 
 if __name__ == "__main__":

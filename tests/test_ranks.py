@@ -10,7 +10,7 @@ import torch
 
 from postrain.folder import RunFolder
 from postrain.launch import _free_port, on_loopback
-from tests.rank import LOOPBACK, SHARDED
+from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES
 from tests.runs import METHODS, final_state, records, small_run
 
 
@@ -45,7 +45,7 @@ def test_ranks_listen_on_loopback_only(two_ranks):
 @pytest.mark.parametrize(("name", "words"), [*((method, [f"method={method}"]) for method in METHODS), *SHARDED.items()])
 def test_two_ranks_equal_one(name, words, two_ranks, tmp_path):
     (path,) = two_ranks.glob(f"{name}/*/*")
-    two, one = RunFolder(path), small_run(tmp_path, *words)
+    two, one = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *words)
     assert [record.keys() for record in records(two)] == [record.keys() for record in records(one)]
     for mine, theirs in zip(records(two), records(one), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)

@@ -21,6 +21,8 @@ TRAIN = [command.partition("#")[0].strip() for command in COMMANDS if command.st
 MAKE = [command.split()[1] for command in COMMANDS if command.startswith("make ")]
 (SHORTER,) = re.findall(r"```python\n# mine.py: .*?\n(.*?)```", README, re.DOTALL)
 
+# One update: that methods go on rightly after it is tested elsewhere.
+SHORT = (*SMALL, "method.updates=1", "method.batch_size=4", "evaluation.completions=2", "data.eval_rows=4")
 THUMB = '{{"prompt": "Say {0}.", "completion": "Here it is: {0}.", "label": {1}}}\n'
 JSONL = '{{"prompt": "Say {0}.", "completion": "Here it is: {0}."}}\n'
 
@@ -44,7 +46,7 @@ def test_command(command, elsewhere, capsys):
     runs = "=" in command
     # Processes of their own would only take longer.
     several = ("hydra/launcher=basic", "seed=0") if "-m" in words or "sweep=" in command else ()
-    assert run(*words, *(SMALL if runs else ()), *several) == 0, capsys.readouterr().err
+    assert run(*words, *(SHORT if runs else ()), *several) == 0, capsys.readouterr().err
     assert bool(list(elsewhere.glob("**/model/README.md"))) == runs
 
 
