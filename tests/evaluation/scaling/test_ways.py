@@ -118,7 +118,7 @@ def test_a_models_opinion_does_not_say_what_is_right_nor_does_a_sum_with_one(gue
 
 
 def test_gold_scores_judge_where_there_is_nothing_else():
-    asked = subject(lambda _: [" fine"], "data=world_stories")
+    asked = subject(lambda _: [" In the end, they all went home."], "data=world_stories")
     found = measure("best_of_n", samples=2)(asked)
     assert found.notes[0].startswith("accuracy: mean gold score")
     assert 0 < found.metrics["accuracy"].value < 1
