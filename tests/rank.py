@@ -13,7 +13,7 @@ from postrain.launch import join
 from tests.runs import METHODS, SMALL, composed
 
 # The second update is the first that depends on an optimizer step.
-TWO_UPDATES = ("method.updates=2",)
+TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2")
 # Runs that shard the policy, by name. Odd batches in small pieces give the ranks different numbers of passes.
 SHARDED = {
     "sharded": ["method=ppo"],

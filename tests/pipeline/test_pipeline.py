@@ -27,6 +27,7 @@ SMALL = (
     "evaluation=quick",
     "evaluation.completions=2",
     "data.eval_rows=8",
+    "data.source.count=64",
     "rollout.max_new_tokens=12",
     "logger=none",
     "report=false",
