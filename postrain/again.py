@@ -25,7 +25,7 @@ from postrain.trust import confirmable, joined
 
 
 def said_again(folder: Path) -> list[str]:
-    """The words and flags, none where the folder cannot be read: that is told when it is resumed."""
+    """The words and flags, empty if the folder cannot be read; resuming it then reports why."""
     try:
         return list(dict.fromkeys(_said_again(folder)))
     except (ConfigError, OSError, ValueError, TypeError, KeyError):

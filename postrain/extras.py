@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from postrain.errors import ConfigError
+from postrain.jsonl import leaves
 
 # What to install for each package.
 INSTALL = {
@@ -45,7 +46,7 @@ KEYS = {"data.quality.near_dedupe": "datasketch"}
 
 def check_packages(config: Mapping[str, Any]) -> None:
     """Raises one ConfigError, a line for each value of a config that needs a package which is not installed."""
-    if problems := list(_problems("", config)):
+    if problems := list(_problems(config)):
         raise ConfigError("\n".join(problems))
 
 
@@ -67,14 +68,8 @@ def missing(name: str, package: str) -> str:
     return f'the package {name} is not installed; run pip install "{INSTALL[package]}"{INSTEAD.get(package, "")}'
 
 
-def _problems(path: str, value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _problems(f"{path}.{name}" if path else str(name), item)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _problems(f"{path}[{index}]", item)
-    else:
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    for path, value in leaves("", config):
         package = NAMES.get(value) if isinstance(value, str) else None
         package = package or (KEYS.get(path) if value is not None else None)
         if package and not installed(package):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,3 +143,15 @@ def _parse(line: bytes) -> Record | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings and lists, each with its path: `reward.weights[0]`; `path` is that of the whole."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from leaves(f"{path}.{name}" if path else str(name), item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from leaves(f"{path}[{index}]", item)
+    else:
+        yield path, value

@@ -5,7 +5,7 @@ line twice, so a sweep cannot give two ranks different settings, and no rank mak
 which several nodes need, the ranks are there already. Either way the group is up before anything is built.
 
 On one machine nothing listens beyond loopback: ranks meet in a file, since torch's TCPStore listens on every interface,
-and gloo and NCCL are told to use the loopback interface.
+and gloo and NCCL use the loopback interface.
 """
 
 from __future__ import annotations

@@ -120,5 +120,5 @@ def _end(text: str, start: int, *, top: bool) -> int:
                 return place + 1
         return len(text)
     plain = re.compile(r"[^\s,;&}\])]*").match(text, start)
-    # A message goes on behind the value: `key=value: unknown key`.
+    # A message continues after the value: `key=value: unknown key`.
     return start + len(plain[0].rstrip(":")) if plain else start

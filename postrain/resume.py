@@ -1,4 +1,4 @@
-"""Going on with an earlier run: its own config, plus what the command line asks for now, which must be allowed."""
+"""Resume an earlier run: its own config plus the overrides of the command line, which must be allowed."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _split(path: str) -> tuple[ModuleType, str]:
         except ModuleNotFoundError as error:
             if not f"{name}.".startswith(f"{error.name}."):
                 raise ConfigError(f"{path} needs the package {error.name!r}, which is not installed") from None
-        # Importing runs the code of whoever wrote the module, which may raise anything.
+        # Importing runs the module's code, which may raise anything.
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {reason}") from None

@@ -168,7 +168,7 @@ def _refusing(name: str, original: Callable[..., Any], owner: int) -> Callable[.
 
 
 def as_told(error: BaseException, folder: Path) -> BaseException:
-    """The error as the user is told of it: see Ending."""
+    """The error to report to the user; see Ending."""
     if disk_full(error):
         path = getattr(error, "filename", None) or folder
         said = str(error) if isinstance(error, ConfigError) else f"cannot write {path}: {FULL_WORDS[0]}"

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
+from postrain.jsonl import leaves
 from postrain.schema import Confirm, is_node, load_target, provides, schema_of
 from postrain.types import ConfigError
 
@@ -79,7 +80,7 @@ class Guest:
 
 def said_by(config: Mapping[str, Any]) -> frozenset[Item]:
     """Every value of a config that today's command line has composed."""
-    return frozenset(_leaves("", config))
+    return frozenset((key, str(value)) for key, value in leaves("", config))
 
 
 def said_in(words: Sequence[str]) -> frozenset[Item]:
@@ -92,7 +93,7 @@ def said_in(words: Sequence[str]) -> frozenset[Item]:
         for override in _parsed(word):
             key, parts = override.key_or_group, override.key_or_group.split(".")
             keys = {key, *(".".join(parts[size:]) for size in (2, 3) if parts[0] == "stage")}
-            found |= {item for each in keys for item in _leaves(each, _plain(override.value()))}
+            found |= {(key, str(value)) for each in keys for key, value in leaves(each, _plain(override.value()))}
             found.add((key, word.partition("=")[2]))
     return frozenset(found)
 
@@ -184,17 +185,6 @@ def _element(kinds: Sequence[Any], of: type) -> Any:
         if isinstance(origin, type) and issubclass(origin, of) and args:
             return args[1] if of is Mapping else args[0]
     return None
-
-
-def _leaves(key: str, value: Any) -> Iterator[Item]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _leaves(f"{key}.{name}" if key else str(name), item)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(f"{key}[{index}]", item)
-    else:
-        yield key, str(value)
 
 
 def _parsed(word: str) -> list[Override]:

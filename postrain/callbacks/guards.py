@@ -62,7 +62,7 @@ class Guards(Callback):
 
     @contextmanager
     def blamed(self, module: LightningModule) -> Iterator[None]:
-        """Where broken weights stand behind some other error, they are what the user is told of."""
+        """Report broken weights as the cause of any other error that they led to."""
         try:
             yield
         except Broken:

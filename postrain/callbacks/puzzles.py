@@ -233,7 +233,7 @@ def samples_become_unlikely(history: History) -> str | None:
 
 
 CLIFF = 1.5
-"""A fall of the samples' log-probability under the reference to so many times the value before training."""
+"""The rule applies when the samples' log-probability falls to this multiple of its value before training."""
 CLIFF_NATS = 0.25
 """A fall, in nats a token, below which none is called a cliff: samples near temperature 0 begin near 0."""
 

@@ -152,7 +152,7 @@ def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples
     same_rows = [answers.row for answers in found] == [item.row for item in items[:whole]]
     if not same_rows or any(len(answers.completions) != samples for answers in found):
         raise ConfigError(
-            f"resume: {lines.path} holds completions of other prompts, or another number of them, than asked for now; "
+            f"resume: {lines.path} holds completions of other prompts, or a different number of samples; "
             "start a new generation"
         )
     return found
