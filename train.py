@@ -8,7 +8,7 @@ from pathlib import Path
 # uses the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from postrain.main import start
+from postrain.cli.main import start
 
 if __name__ == "__main__":
     sys.exit(start(sys.argv, Path(__file__).parent / "conf"))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure import Stopwatch
 
-from postrain.main import start
+from postrain.cli.main import start
 from postrain.methods.base import Method
 from postrain.methods.referenced import Referenced
 from postrain.rollout.local import LocalEngine

@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from omegaconf import DictConfig
 
-from postrain.arguments import resolved
-from postrain.main import complain, start
+from postrain.cli.main import complain, start
+from postrain.config.arguments import resolved
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -20,8 +20,8 @@ CONF = Path(__file__).parents[1] / "conf"
 def evaluate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """One evaluation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-    from postrain.appraisal.run import Unmeasured, execute  # noqa: PLC0415
-    from postrain.appraisal.settings import check_words  # noqa: PLC0415
+    from postrain.evaluation.config import check_words  # noqa: PLC0415
+    from postrain.evaluation.evaluate import Unmeasured, execute  # noqa: PLC0415
 
     check_words(words)
     plain = resolved(config)

@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from omegaconf import DictConfig
 
-from postrain.arguments import resolved
-from postrain.main import start
+from postrain.cli.main import start
+from postrain.config.arguments import resolved
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[1] / "conf"
 def generate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """One generation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-    from postrain.generation.run import execute  # noqa: PLC0415
+    from postrain.generation.generate import execute  # noqa: PLC0415
 
     plain = resolved(config)
     return execute(plain, overrides=words, group=group, place=place)

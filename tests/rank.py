@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from postrain import run as run_module
-from postrain.launch import join
-from tests.runs import METHODS, SMALL, composed
+from postrain.hardware.ranks import join
+from postrain.training import train as run_module
+from tests.training_runs import METHODS, SMALL, composed
 
 # The second update is the first that depends on an optimizer step.
 TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2")

@@ -4,10 +4,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from postrain.check import check
-from postrain.cli import PROGRAMS
-from postrain.root import Root
-from tests.runs import CONF, METHODS, SMALL, composed
+from postrain.config.check import check
+from postrain.config.overrides import PROGRAMS
+from postrain.training.config import Root
+from tests.training_runs import CONF, METHODS, SMALL, composed
 
 # Groups of conf/generate.yaml, and pipelines, which compose several configs: tests/generation and tests/pipeline.
 ELSEWHERE = ("keep", "pipeline")

@@ -16,13 +16,13 @@ from hydra.utils import get_class
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from postrain import run as run_module
-from postrain.callbacks.interrupt import SIGNALS, Interrupted
-from postrain.callbacks.state import method_of
-from postrain.folder import RunFolder
-from postrain.outcome import before_and_after
+from postrain.runs.folder import RunFolder
+from postrain.runs.interrupt import SIGNALS, Interrupted
+from postrain.runs.lightning_state import method_of
+from postrain.training import train as run_module
+from postrain.training.finalize import before_and_after
 from postrain.types import ConfigError
-from tests.runs import METHODS, composed, final_state, records, resumed, same, small_run
+from tests.training_runs import METHODS, composed, final_state, records, resumed, same, small_run
 
 OneUpdate = Callable[[int], "Recorder"]
 SmallRun = Callable[..., "Recorder"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.ops import (
     RunningMean,
     adapt_kl_coef,
@@ -37,7 +37,7 @@ def test_seeds_depend_on_every_argument_and_on_nothing_else():
 def test_whitening_without_mean_shift_gives_the_reference_numbers():
     values = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
     mask = torch.ones(3, 3, dtype=torch.bool)
-    mean, variance, count = parallel.moments(values, mask)
+    mean, variance, count = collectives.moments(values, mask)
     assert count == 9
     # mean 1.6, population variance (0.4² + 0.3² + 0.2² + 0.1²) · 2 / 9 = 0.0667; (1.2 − 1.6) / 0.2582 + 1.6 = 0.0508
     assert float(variance) == pytest.approx(0.6 / 9, abs=1e-6)
@@ -52,9 +52,9 @@ def test_whitening_is_zero_outside_the_mask():
     mask = torch.tensor([[True, True, False]])
     # mean 2, variance 10/2 − 4 = 1
     for outside in (100.0, math.nan):
-        found = parallel.whiten_globally(torch.tensor([[1.0, 3.0, outside]]), mask)
+        found = collectives.whiten_globally(torch.tensor([[1.0, 3.0, outside]]), mask)
         assert found[0].tolist() == pytest.approx([-1.0, 1.0, 0.0])
-    assert parallel.whiten_globally(torch.ones(1, 3), torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
+    assert collectives.whiten_globally(torch.ones(1, 3), torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
 
 
 def on_ranks(monkeypatch, function, parts):
@@ -68,7 +68,7 @@ def on_ranks(monkeypatch, function, parts):
         gate.wait()
         return total
 
-    monkeypatch.setattr(parallel, "all_sum", all_sum)
+    monkeypatch.setattr(collectives, "all_sum", all_sum)
     with ThreadPoolExecutor(len(parts)) as pool:
         return list(pool.map(function, parts))
 
@@ -79,7 +79,9 @@ def test_whitening_survives_a_large_mean(offset, ranks, monkeypatch):
     values = offset + 0.1 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(values, dtype=torch.bool)
     expected = (values.double() - values.double().mean()) / values.double().std(correction=0)
-    found = on_ranks(monkeypatch, lambda part: parallel.whiten_globally(part, mask[: len(part)]), values.chunk(ranks))
+    found = on_ranks(
+        monkeypatch, lambda part: collectives.whiten_globally(part, mask[: len(part)]), values.chunk(ranks)
+    )
     assert torch.allclose(torch.cat(found).double(), expected, atol=1e-4)
     assert float(torch.cat(found).std(correction=0)) == pytest.approx(1, abs=1e-4)
 

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from postrain import evaluate
-from tests.runs import CONF, SMALL, small_run
-from tests.test_main import run
+from tests.cli.test_main import run
+from tests.training_runs import CONF, SMALL, small_run
 
 ROOT = CONF.parent
 README = (ROOT / "README.md").read_text()

@@ -89,6 +89,11 @@ class Audit:
         """For the manifest."""
         return {name: value for name, value in asdict(self).items() if name != "samples"}
 
+    @property
+    def name(self) -> str:
+        """What messages call the data."""
+        return self.source
+
     def render(self) -> str:
         """For the console."""
         # Text, because names of files and columns may hold the brackets of rich's markup.

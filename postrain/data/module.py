@@ -15,6 +15,7 @@ import torch
 from annotated_types import Interval
 from lightning.pytorch import LightningDataModule
 
+from postrain.config.schema import Confirm, load_target
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
@@ -29,7 +30,6 @@ from postrain.data.split import Split, split, unseen
 from postrain.data.steps import StepLayout
 from postrain.data.transcripts import is_transcript
 from postrain.data.views import convert
-from postrain.schema import Confirm, load_target
 from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts, Size
 from postrain.world.gold import is_bundled
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from postrain.config.extras import load
 from postrain.data.records import EQUAL_SIDES, Preference, Record, completions, content, equal_sides
-from postrain.extras import load
 from postrain.ops import generator
 from postrain.types import ConfigError, Count, CountOrZero, Fraction
 

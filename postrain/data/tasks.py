@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from postrain.config.extras import load
 from postrain.data.readers import Row, Table
 from postrain.data.sources import Loaded, Source
-from postrain.extras import load
 from postrain.ops import derive_seed
 from postrain.types import ConfigError, Seed, Size
 from postrain.world.splits import Split, split_of

@@ -11,12 +11,12 @@ import torch
 
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
+from postrain.models.scoring import Comparison, compare, in_micro_batches
 from postrain.ops import derive_seed
 from postrain.rewards.function import is_finite, shown, told
 from postrain.rewards.user_code import Blame, place
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import greedy
-from postrain.scoring import Comparison, compare, in_micro_batches
 from postrain.types import ConfigError, Mean, Prompts
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from postrain.calibration import confidence_sums, expected_error
 from postrain.evaluation.accuracy import NEEDED, verdicts
 from postrain.evaluation.completions import complete, first_prompt
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.scores import written
+from postrain.methods.calibration import confidence_sums, expected_error
 from postrain.rewards.base import Reward
 from postrain.types import ConfigError, Count
 

@@ -19,8 +19,8 @@ from postrain.evaluation.measures import Finding, Measure, Subject
 from postrain.evaluation.repetition import distinct_n
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics
+from postrain.models.scoring import kl_metrics
 from postrain.rollout.collect import Episodes
-from postrain.scoring import kl_metrics
 from postrain.types import Count, CountOrZero, Max, Mean
 
 # Items measured together. Where a metric looks at a whole batch (KTO's baseline), runs with other batch sizes compare.

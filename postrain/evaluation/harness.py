@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 
+from postrain.config.schema import Confirm
 from postrain.evaluation.intervals import Z
 from postrain.evaluation.measures import Estimate, Finding, Subject
-from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, CountOrZero
 
 Items = Sequence[Mapping[str, Any]]

@@ -18,7 +18,7 @@ from postrain.data.encode import EncodedRow
 from postrain.data.module import DataModule
 from postrain.evaluation.completions import asked_text
 from postrain.evaluation.measures import Estimate, Finding, Subject
-from postrain.scoring import in_micro_batches, score
+from postrain.models.scoring import in_micro_batches, score
 from postrain.types import ConfigError, Count, Rows
 
 NEEDED = (

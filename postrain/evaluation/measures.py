@@ -1,6 +1,6 @@
 """What an evaluation is made of: a measure looks at a model and says what it found, each number with its interval.
 
-The same measures run during training (callbacks/evaluation.py) and by command (python -m postrain.evaluate). A measure
+The same measures run during training (training/evaluation.py) and by command (python -m postrain.evaluate). A measure
 is a frozen dataclass of its settings with `__call__(subject)`. Leaves out what the measures are: each has a file of its
 own beside this one.
 

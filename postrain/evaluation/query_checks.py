@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any, Literal
 
+from postrain.config.schema import Section
 from postrain.evaluation.query_answers import chosen, first_number_in, normalised, number_in, place_of
 from postrain.evaluation.query_code import defines
 from postrain.evaluation.repetition import loop_share
 from postrain.rewards import constraints
 from postrain.rewards.ngrams import distinct_share
-from postrain.schema import Section
 from postrain.types import CountOrZero
 
 MOST_LOOP, LEAST_DISTINCT = 0.2, 0.8

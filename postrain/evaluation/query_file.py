@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from postrain.check import check
+from postrain.config.check import check
 from postrain.data.readers import read_file
 from postrain.evaluation.query_checks import CHECKS, Expect, judge
 from postrain.evaluation.query_code import signature

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
 from postrain.evaluation.views import Views

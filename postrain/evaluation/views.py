@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.data.module import DataModule
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ResolvedModel

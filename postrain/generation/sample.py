@@ -19,7 +19,6 @@ from postrain.data.encode import EncodedPrompt
 from postrain.data.module import DataModule
 from postrain.data.records import Message, Messages, opened
 from postrain.evaluation.completions import gold_scores
-from postrain.folder import writing
 from postrain.generation.keep import Answers
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
 from postrain.ops import derive_seed
@@ -28,6 +27,7 @@ from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.revise import Revision, revise
 from postrain.rollout.turns import Environment
+from postrain.runs.folder import writing
 from postrain.types import ConfigError, Prompts
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from postrain.evaluation.intervals import Interval
+from postrain.formatting import figure
 from postrain.generation.measure import Measured
-from postrain.readable import figure
 
 
 def table(found: Measured, kept: int, kept_prompts: int, *, scored: bool) -> Table:

@@ -21,17 +21,17 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from postrain import parallel
 from postrain.data.chat import Template
+from postrain.hardware import collectives
 from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
+from postrain.models.scoring import micro_batches
 from postrain.ops import derive_seed
 from postrain.rewards.base import Reward
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import SINGLE_TURN, Environment
-from postrain.scoring import micro_batches
 from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows, Size
 
 
@@ -200,7 +200,7 @@ class Method(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update: Lightning's batch is this rank's share of a global batch."""
         # Dropout is the only ambient randomness: pinned to the update, a resumed run draws the same masks.
-        torch.manual_seed(derive_seed(self.parts.seed, "dropout", self.counters.updates, parallel.rank()))
+        torch.manual_seed(derive_seed(self.parts.seed, "dropout", self.counters.updates, collectives.rank()))
         self.current_rows = getattr(batch, "row_ids", ())
         self.noted = {}
         set_learning_rate(self.optimizer, self.lr_factor())
@@ -212,13 +212,13 @@ class Method(LightningModule):
         for minibatch in self.minibatches(prepared):
             self.update(minibatch)
         self.counters.updates += 1
-        self.counters.episodes += int(parallel.all_sum(torch.tensor(len(batch), device=self.device)))
+        self.counters.episodes += int(collectives.all_sum(torch.tensor(len(batch), device=self.device)))
         self.latest = self.combined(self.noted)
 
     def update(self, minibatch: Batch) -> None:
         """One optimizer step on the global mini-batch of which this is the rank's share, unless `may_step` says no."""
         self.optimizer.zero_grad()
-        counts = parallel.all_sum(
+        counts = collectives.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
         groups = micro_batches(minibatch.cost(), self.micro_batch_tokens, minibatch.families())
@@ -231,8 +231,8 @@ class Method(LightningModule):
         for _ in range(idle):
             self.manual_backward(self.loss_sum(self.spare).total * 0.0)
         self.note({"loss": Mean(0.0, self.denominator(minibatch))})
-        parallel.sum_gradients(self.trainable())
-        self.note({"grad_norm": Mean(parallel.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
+        collectives.sum_gradients(self.trainable())
+        self.note({"grad_norm": Mean(collectives.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
         self.counters.tokens += int(counts[1])
         if self.may_step():
             self.optimizer.step()
@@ -245,7 +245,7 @@ class Method(LightningModule):
 
     def idle_passes(self, passes: int) -> int:
         """Under sharding every rank must gather weights equally often: how many passes without effect this one owes."""
-        return 0 if self.device_mesh is None else max(parallel.gather(passes)) - passes
+        return 0 if self.device_mesh is None else max(collectives.gather(passes)) - passes
 
     def note(self, metrics: Metrics) -> None:
         """Adds to the metrics of the current update."""
@@ -265,7 +265,7 @@ class Method(LightningModule):
         return lr_factor(self.schedule, self.counters.updates, self.updates, self.warmup)
 
     def unsynchronised(self) -> AbstractContextManager[None]:
-        """Keeps DistributedDataParallel's own reduction off: `parallel.sum_gradients` does it once a step."""
+        """Keeps DistributedDataParallel's own reduction off: `collectives.sum_gradients` does it once a step."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
@@ -278,7 +278,7 @@ class Method(LightningModule):
     def configure_model(self) -> None:
         """Shards the policy where the strategy has made a mesh for it."""
         if self.device_mesh is not None:
-            parallel.shard(self.policy, self.device_mesh["data_parallel"])
+            collectives.shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW over everything that learns."""

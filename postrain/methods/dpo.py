@@ -15,11 +15,8 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from postrain import parallel
-from postrain.methods.known_logps import in_order
-from postrain.methods.metrics import combine
-from postrain.methods.pairs import PairMethod, PairScores, lengths, mean_logps, pair_metrics, score_pairs
-from postrain.methods.preference_losses import (
+from postrain.hardware import collectives
+from postrain.losses.preference import (
     LOSSES,
     RANKED,
     Divergence,
@@ -31,6 +28,9 @@ from postrain.methods.preference_losses import (
     f_prime,
     of_equal_rank,
 )
+from postrain.methods.known_logps import in_order
+from postrain.methods.metrics import combine
+from postrain.methods.pairs import PairMethod, PairScores, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.methods.referenced import Referenced
 from postrain.ops import RunningMean
 from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Pairs, Positive
@@ -105,8 +105,8 @@ class DPO(Referenced, PairMethod):
         found = self.terms(policy, prepared)
         ref_chosen_B, ref_rejected_B = self.sums(prepared.reference())
         mine = [found.chosen_B, found.rejected_B, found.margin_B, ref_chosen_B - ref_rejected_B]
-        parts = parallel.gather([tensor_B.cpu() for tensor_B in mine])
-        before = sum(len(part[0]) for part in parts[: parallel.rank()])
+        parts = collectives.gather([tensor_B.cpu() for tensor_B in mine])
+        before = sum(len(part[0]) for part in parts[: collectives.rank()])
         chosen_G, rejected_G, margin_G, ref_margin_G = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
         def partners(values_G: Tensor, others_G: Tensor) -> Tensor:

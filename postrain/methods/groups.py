@@ -20,12 +20,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.methods.kl_penalty import KLPenalised
 from postrain.methods.online import joined, mask_of, own_share
+from postrain.models.scoring import compare, in_micro_batches, kl_metrics
 from postrain.ops import clipped_surrogate, kl_estimate, kl_estimates, step_metrics, surrogate_clips
 from postrain.rollout.collect import Episodes
-from postrain.scoring import compare, in_micro_batches, kl_metrics
 from postrain.types import Batch, ConfigError, CountOrZero, LossSum, Mean, Positive, Prompts, Rows, Size
 
 
@@ -184,7 +184,7 @@ class Grouped(KLPenalised):
         In waves of batch_size prompts over all ranks, until that many groups differ or the prompts are used up; then
         groups that do not differ fill the batch.
         """
-        world, rank = parallel.world_size(), parallel.rank()
+        world, rank = collectives.world_size(), collectives.rank()
         found: list[Episodes] = []
         useful: list[int] = []
         for first in range(0, self.items_drawn(), self.batch_size):
@@ -192,7 +192,9 @@ class Grouped(KLPenalised):
             wave = self.rollout(batch.select([p // world for p in mine]), places=mine, copies=self.group_size)
             found.append(wave)
             differs = differing(self.shaped(wave).view(-1, self.group_size)).tolist()
-            useful += chain.from_iterable(parallel.gather([p for p, good in zip(mine, differs, strict=True) if good]))
+            useful += chain.from_iterable(
+                collectives.gather([p for p, good in zip(mine, differs, strict=True) if good])
+            )
             if len(useful) >= self.batch_size:
                 break
         useful = sorted(useful)[: self.batch_size]

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.methods.groups import Grouped, Rollout, centred, group_std
 from postrain.methods.kl_penalty import KLPlace
 from postrain.ops import KLEstimator, clipped_surrogate, surrogate_clips
@@ -30,7 +30,7 @@ EPSILON = 1e-4
 
 def batch_std(reward_PG: Tensor) -> Tensor:
     """Bessel-corrected standard deviation of what could be scored in the whole global batch, a scalar."""
-    _, variance, count = parallel.moments(reward_PG, ~reward_PG.isnan())
+    _, variance, count = collectives.moments(reward_PG, ~reward_PG.isnan())
     return (variance * count / (count - 1).clamp(min=1)).sqrt()
 
 
@@ -157,7 +157,7 @@ class GRPO(Grouped):
             case "dr_grpo":
                 return counted_B / self.sampling.max_new_tokens
             case "dapo":
-                tokens = parallel.all_sum((lengths_B * counted_B).sum())
+                tokens = collectives.all_sum((lengths_B * counted_B).sum())
                 return counted_B * (len(self.kept) * self.group_size / tokens.clamp(min=1))
 
     def denominator(self, batch: Rollout) -> int:

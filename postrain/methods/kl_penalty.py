@@ -26,8 +26,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from postrain.methods.online import Online
+from postrain.models.scoring import Comparison, Scores, compare, score
 from postrain.ops import KLEstimator, kl_estimate
-from postrain.scoring import Comparison, Scores, compare, score
 from postrain.types import ConfigError, NonNegative, Rows
 
 KLPlace = Literal["reward", "loss"]

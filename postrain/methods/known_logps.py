@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from postrain.scoring import score
+from postrain.models.scoring import score
 from postrain.types import Batch, Rows
 
 LogpsByRow = dict[bytes, Tensor]

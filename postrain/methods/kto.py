@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.methods.known_logps import LogpsByRow, in_order
 from postrain.methods.referenced import Referenced
+from postrain.models.scoring import score
 from postrain.ops import share_above
-from postrain.scoring import score
 from postrain.types import Batch, ConfigError, Judgements, LossSum, Max, Mean, Positive, Rows
 
 
@@ -89,7 +89,7 @@ class KTO(Referenced):
         mine = self.logps_by_row(self.policy, batch.unrelated)
         gains_B = summed(in_order(mine, batch.unrelated)) - summed(in_order(known, batch.unrelated))
         sums = torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()]).to(batch.label_B.device)
-        return kl_baseline(*parallel.all_sum(sums))
+        return kl_baseline(*collectives.all_sum(sums))
 
     def loss_sum(self, batch: ReferencedJudgements) -> LossSum:
         scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)

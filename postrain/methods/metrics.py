@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.types import Max, Mean
 
 Metrics = Mapping[str, Mean | Max]
@@ -28,7 +28,7 @@ def added(one: Mean | Max, other: Mean | Max) -> Mean | Max:
 def combine(metrics: Metrics) -> dict[str, float]:
     """The metrics of an update over all ranks, as plain floats in a fixed order."""
     total: dict[str, Mean | Max] = {}
-    for part in parallel.gather({name: plain(value) for name, value in metrics.items()}):
+    for part in collectives.gather({name: plain(value) for name, value in metrics.items()}):
         add_metrics(total, part)
     return {name: total[name].value() for name in sorted(total)}
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from postrain.methods.duels import Dueling
 from postrain.methods.online import mask_of, own_share
+from postrain.models.scoring import score
 from postrain.ops import kl_estimates, to_come
 from postrain.rollout.engine import Mixture
-from postrain.scoring import score
 from postrain.types import Batch, Fraction, LossSum, Mean, Prompts, Rows
 
 

@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
+from postrain.models.scoring import in_micro_batches, pad_T, score
 from postrain.ops import derive_seed, generator
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Mixture
-from postrain.scoring import in_micro_batches, pad_T, score
 from postrain.types import ConfigError, Count, Max, Mean, NonNegative, Prompts, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
@@ -57,9 +57,9 @@ class Online(Method):
                 f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide "
                 f"method.batch_size={self.batch_size}"
             )
-        if parallel.world_size() > self.batch_size:
+        if collectives.world_size() > self.batch_size:
             raise ConfigError(
-                f"method.batch_size={self.batch_size}: {parallel.world_size()} ranks need at least one prompt each"
+                f"method.batch_size={self.batch_size}: {collectives.world_size()} ranks need at least one prompt each"
             )
         if self.sampling.temperature == 0:
             raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
@@ -89,7 +89,7 @@ class Online(Method):
         `places` are the prompts' in the global batch, by default those of this rank's share.
         """
         if places is None:
-            places = range(parallel.rank(), len(prompts) * parallel.world_size(), parallel.world_size())
+            places = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
         keys = [
             derive_seed(self.parts.seed, purpose, self.counters.updates, place, copy)
             for place in places
@@ -162,7 +162,7 @@ class Online(Method):
 
 def own_share(places: Sequence[int]) -> list[int]:
     """Where this rank keeps those items of a global batch that it has, its share being rank::ranks."""
-    world, rank = parallel.world_size(), parallel.rank()
+    world, rank = collectives.world_size(), collectives.rank()
     return [place // world for place in places if place % world == rank]
 
 

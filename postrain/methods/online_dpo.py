@@ -15,12 +15,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from postrain.losses.preference import ipo, sigmoid
 from postrain.methods.duels import Dueling
 from postrain.methods.online import own_share
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
-from postrain.methods.preference_losses import ipo, sigmoid
+from postrain.models.scoring import score
 from postrain.ops import TIE
-from postrain.scoring import score
 from postrain.types import Batch, ConfigError, LossSum, Mean, Pairs, Prompts
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain.methods.base import Method
+from postrain.models.scoring import Scores, score
 from postrain.ops import share_above
-from postrain.scoring import Scores, score
 from postrain.types import Batch, Max, Mean, Pairs
 
 

@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.methods.kl_penalty import KLPenalised
 from postrain.methods.metrics import Metrics
 from postrain.methods.online import own_share, sampler_error
 from postrain.models.heads import ValueHead
 from postrain.models.parts import trunk, unwrapped
+from postrain.models.scoring import Comparison, compare, in_micro_batches, kl_metrics, values
 from postrain.ops import (
     adapt_kl_coef,
     clipped_surrogate,
@@ -32,7 +33,6 @@ from postrain.ops import (
     step_metrics,
     surrogate_clips,
 )
-from postrain.scoring import Comparison, compare, in_micro_batches, kl_metrics, values
 from postrain.types import (
     Batch,
     Count,
@@ -62,8 +62,8 @@ def token_rewards(reward_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
 
 def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Metrics:
     """How much there is to learn, and how much of it the critic foresees, over the tokens of all ranks."""
-    _, spread, tokens = parallel.moments(returns_BT, mask_BT)
-    _, error, _ = parallel.moments(returns_BT - values_BT, mask_BT)
+    _, spread, tokens = collectives.moments(returns_BT, mask_BT)
+    _, error, _ = collectives.moments(returns_BT - values_BT, mask_BT)
     return {
         "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), mask_BT.sum()),
         "value/explained_variance": Mean(explained_variance(spread, error), tokens.clamp(max=1)),
@@ -147,7 +147,7 @@ class PPO(KLPenalised):
         self.episode_kl = kl_BT.sum(1)
         self.note({"kl/coef": Max(self.coef)})
         self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=recorded)})
-        whitened_BT = parallel.whiten_globally(advantages_BT, learned_BT)
+        whitened_BT = collectives.whiten_globally(advantages_BT, learned_BT)
         kept = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
         return Experience(episodes.rows, *kept, learned_B)
 
@@ -182,7 +182,7 @@ class PPO(KLPenalised):
         """Moves the coefficient towards the target, once a rollout."""
         if self.kl_target is None:
             return
-        total, episodes = parallel.all_sum(torch.stack([kl_B.sum(), torch.ones_like(kl_B).sum()]))
+        total, episodes = collectives.all_sum(torch.stack([kl_B.sum(), torch.ones_like(kl_B).sum()]))
         self.coef = adapt_kl_coef(
             self.coef, float(total / episodes), target=self.kl_target, samples=int(episodes), horizon=self.kl_horizon
         )
@@ -213,7 +213,7 @@ class PPO(KLPenalised):
     def moved(self, before: Mean) -> float:
         """Mean k3, over all ranks, of the mini-batch since `before`."""
         now = self.step_kl()
-        parts = parallel.gather(Mean(now.total - before.total, now.count - before.count))
+        parts = collectives.gather(Mean(now.total - before.total, now.count - before.count))
         return sum(parts[1:], start=parts[0]).value()
 
     def loss_sum(self, batch: Experience) -> LossSum:

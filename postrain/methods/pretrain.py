@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 from postrain.methods.base import Method
-from postrain.scoring import score
+from postrain.models.scoring import score
 from postrain.types import LossSum, Rows
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain.methods.base import Method
-from postrain.scoring import step_logits
+from postrain.models.scoring import step_logits
 from postrain.types import LossSum, Mean, StepRows
 
 

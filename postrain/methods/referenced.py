@@ -17,9 +17,9 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from postrain import parallel
 from postrain.data.collate import collate
 from postrain.data.module import DataModule
+from postrain.hardware import collectives
 from postrain.methods.base import Method
 from postrain.methods.known_logps import (
     LogpsByRow,
@@ -35,7 +35,7 @@ from postrain.methods.metrics import Metrics
 from postrain.models.cache import cache_directory, kept
 from postrain.models.heads import frozen_copy
 from postrain.models.reference import Reference, in_eval_mode
-from postrain.scoring import micro_batches
+from postrain.models.scoring import micro_batches
 from postrain.types import Batch, ConfigError, CountOrZero
 
 # Largest log-ratio of a token that rounding explains: in float32, and where anything is bfloat16.
@@ -93,15 +93,15 @@ class Referenced(Method):
         path = cache_directory() / cache_name(batch, f"{self.parts.origin} {self.micro_batch_tokens}")
         whose = "another model" if self.parts.foreign_reference else "what the policy starts from"
         said = f"reference: log-probabilities of {len(rows_in(batch))} rows under {whose}"
-        if all(parallel.gather(path.is_dir())):
+        if all(collectives.gather(path.is_dir())):
             say(f"{said}, read from {path}\n")
             return read(path)
         say(f"{said}, computing them once ... ")
         began = time.monotonic()
         groups = micro_batches(batch.cost(), self.micro_batch_tokens, batch.families())
         with self.trainer.strategy.precision_plugin.forward_context(), self.start() as model:
-            mine = logps_by_row(model, batch, groups[parallel.rank() :: parallel.world_size()])
-        known = {digest: logps for part in parallel.gather(mine) for digest, logps in part.items()}
+            mine = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
+        known = {digest: logps for part in collectives.gather(mine) for digest, logps in part.items()}
         say(f"{time.monotonic() - began:.1f} s, ")
         try:
             kept(path.name, lambda directory: write(directory, known))
@@ -178,7 +178,7 @@ class Referenced(Method):
 
 def say(text: str) -> None:
     """Prints, on the first rank alone."""
-    if parallel.rank() == 0:
+    if collectives.rank() == 0:
         print(text, end="", flush=True)
 
 

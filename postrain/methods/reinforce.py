@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.methods.groups import Grouped, centred
 from postrain.ops import to_come
 
@@ -25,4 +25,4 @@ class Reinforce(Grouped):
         scored_PG = ~reward_PG.isnan()
         baseline_free = centred(reward_PG) if self.group_size > 1 else reward_PG.nan_to_num(0.0)
         returns_BT = (baseline_free.view(-1, 1) - to_come(penalty_BT)) * mask_BT
-        return parallel.whiten_globally(returns_BT, mask_BT & scored_PG.view(-1, 1))
+        return collectives.whiten_globally(returns_BT, mask_BT & scored_PG.view(-1, 1))

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from postrain.calibration import bin_sums
 from postrain.methods.base import Method
+from postrain.methods.calibration import bin_sums
+from postrain.models.scoring import scalar
 from postrain.ops import share_above
-from postrain.scoring import scalar
 from postrain.types import LossSum, Mean, NonNegative, Pairs
 
 

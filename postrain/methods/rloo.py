@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from postrain.methods.groups import Grouped, centred
-from postrain.scoring import Comparison, Scores
+from postrain.models.scoring import Comparison, Scores
 
 
 def leave_one_out(reward_PG: Tensor) -> Tensor:

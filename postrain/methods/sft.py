@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from postrain.methods.base import Method
-from postrain.scoring import compare, score
+from postrain.models.scoring import compare, score
 from postrain.types import ConfigError, LossSum, Max, Mean, NonNegative, Rows
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from postrain.losses.preference import Smoothing, sigmoid
 from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
-from postrain.methods.preference_losses import Smoothing, sigmoid
 from postrain.types import LossSum, NonNegative, Pairs, Positive
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from postrain.readable import figure, short
+from postrain.formatting import figure, short
 from postrain.report.charts import Line, Spot, bars, curves, points
 from postrain.report.efficiency import efficiency
 from postrain.report.labels import differing, labels

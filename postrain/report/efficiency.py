@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from postrain.formatting import duration, figure
 from postrain.jsonl import Record, number
-from postrain.readable import duration, figure
 from postrain.report.panels import before_and_after
 from postrain.report.run_data import RunData
 

@@ -1,6 +1,6 @@
 """An evaluation's folder as the report reads it: what is there and can be shown, with a line on whatever is not.
 
-Nothing here raises for a half-written or odd file. The form of the files is said by postrain/appraisal/files.py.
+Nothing here raises for a half-written or odd file. The form of the files is said by evaluation/result_files.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from postrain.config.masking import masked
 from postrain.jsonl import JsonLines, Record, number, read_json
-from postrain.masking import masked
 from postrain.report.page import RESPONSES, STATS
 from postrain.report.run_data import LARGEST, Sample
-from postrain.status import Status
+from postrain.runs.status import Status
 
 
 @dataclass(frozen=True)

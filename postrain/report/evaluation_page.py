@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from postrain.readable import figure, short
+from postrain.formatting import figure, short
 from postrain.report import evaluation_pictures as pictures
 from postrain.report.charts import bars
 from postrain.report.evaluation_data import Evaluation, Number, Point, Subject, read_evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
-from postrain.readable import figure, short
+from postrain.formatting import figure, short
 from postrain.report.charts import Series, Spot, bars, histogram, points, spans_decades
 from postrain.report.evaluation_data import Number, Point, Subject
 from postrain.report.page import Picture, picture

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from postrain.config.masking import masked
+from postrain.formatting import figure
 from postrain.jsonl import JsonLines, Record, number, read_json
-from postrain.masking import masked
-from postrain.readable import figure
 from postrain.report.charts import histogram
 from postrain.report.efficiency import took_of
 from postrain.report.evaluation_data import Number, as_number
@@ -19,7 +19,7 @@ from postrain.report.page import RESPONSES, Cell, Picture, estimate, flat, pictu
 from postrain.report.pictures import AFTER, SERIES, css, write_png
 from postrain.report.run_data import LARGEST, Sample, sample_of, state_of
 from postrain.report.samples import SHOWN, Answer, Shown, responses
-from postrain.status import Status
+from postrain.runs.status import Status
 
 MOST_ANSWERS = 4
 LEAST_FOR_A_HISTOGRAM = 12

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from postrain.evaluation.scaling.rules import best_of_n_kl
-from postrain.folder import writing
 from postrain.jsonl import JsonLines, atomic_write_text
 from postrain.report.pictures import INK, SERIES, STYLE
+from postrain.runs.folder import writing
 from postrain.types import ConfigError
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from postrain.folder import writing
+from postrain.config.masking import hidden
+from postrain.formatting import figure, short
 from postrain.jsonl import atomic_write_text, plain
-from postrain.masking import hidden
-from postrain.readable import figure, short
 from postrain.report.pictures import REMEDY, SMALL, Draw, svg
+from postrain.runs.folder import writing
 
 HERE = Path(__file__).parent
 PAGE, STATS, RESPONSES = "report.html", "evaluation_stats.json", "sample_responses.json"

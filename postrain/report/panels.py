@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from postrain.readable import short
+from postrain.formatting import short
 from postrain.report.run_data import Curve
 
 HEADLINES = (

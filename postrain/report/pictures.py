@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from postrain.folder import writing
+from postrain.runs.folder import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

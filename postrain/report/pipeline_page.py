@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from postrain.formatting import figure, short
 from postrain.jsonl import Record, modest
-from postrain.readable import figure, short
 from postrain.report.charts import Spot, bars
 from postrain.report.efficiency import took_of
 from postrain.report.evaluation_data import Number, read_evaluation
@@ -22,7 +22,7 @@ from postrain.report.panels import headlines
 from postrain.report.pictures import write_png
 from postrain.report.run_data import Sample, read_run, state_of
 from postrain.report.samples import SHOWN, last, responses, side_by_side
-from postrain.status import Status
+from postrain.runs.status import Status
 
 FILE = "pipeline.yaml"
 MOST_HEADLINES, MOST_FILES, MOST_BARS = 3, 8, 9

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from postrain.config.masking import masked
 from postrain.jsonl import JsonLines, Record, modest, number, read_json
-from postrain.masking import masked
-from postrain.status import Status
+from postrain.runs.status import Status
 
 STATES = ("done", "failed", "interrupted", "running")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from postrain.formatting import figure, short
 from postrain.jsonl import number
-from postrain.readable import figure, short
 from postrain.report.charts import curves, histogram, lines_of
 from postrain.report.efficiency import MOST_SECONDS, efficiency, forgetting, took
 from postrain.report.page import RESPONSES, STATS, Picture, flat, picture, write_json, write_page

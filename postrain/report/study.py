@@ -18,10 +18,10 @@ import yaml
 
 from postrain.errors import ConfigError
 from postrain.jsonl import modest, number, read_json
-from postrain.metric_names import Direction, decides, direction_of
+from postrain.metrics import Direction, decides, direction_of
 from postrain.report.run_data import LARGEST
 from postrain.report.study_cells import Cell, Job, cells_of, untrained
-from postrain.status import Status
+from postrain.runs.status import Status
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
 USUAL = ("gold/total", "eval/reward/total", "eval/accuracy", "eval/kl/exact")

@@ -15,7 +15,7 @@ from typing import Any
 
 from postrain.evaluation.collapse import collapsed
 from postrain.evaluation.intervals import Interval, mean_interval
-from postrain.metric_names import bounds
+from postrain.metrics import bounds
 from postrain.report.run_data import LARGEST
 
 AGREES = 1e-4

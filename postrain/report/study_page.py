@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from postrain.readable import duration, short
+from postrain.formatting import duration, short
 from postrain.report.page import PAGE, RESPONSES, estimate, link, write_json, write_page
 from postrain.report.page import Cell as Shown
 from postrain.report.pictures import color, write_png
@@ -18,7 +18,7 @@ from postrain.report.study_cells import Cell, Job
 from postrain.report.study_pictures import frontier, study_curves
 from postrain.report.study_table import ABOUT, finished, note, result
 from postrain.report.verdict import verdict
-from postrain.status import Status
+from postrain.runs.status import Status
 
 
 def write_study(path: Path, output: Path | None = None) -> Path:

@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from postrain.evaluation.intervals import Interval
+from postrain.formatting import short
 from postrain.jsonl import JsonLines, number
-from postrain.readable import short
 from postrain.report.charts import Line, Spot, bars, curves, points, spans_decades
 from postrain.report.page import Picture, picture
 from postrain.report.panels import title_of

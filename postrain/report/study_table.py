@@ -7,7 +7,7 @@ from statistics import fmean
 
 from rich.table import Table
 
-from postrain.readable import duration, figure, short
+from postrain.formatting import duration, figure, short
 from postrain.report.study import Study
 from postrain.report.study_cells import Cell
 from postrain.report.verdict import told, verdict

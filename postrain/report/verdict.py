@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from math import inf
 
 from postrain.evaluation.intervals import Interval, mean_interval
+from postrain.formatting import figure, short
 from postrain.jsonl import number
-from postrain.metric_names import bounds
-from postrain.readable import figure, short
+from postrain.metrics import bounds
 from postrain.report.study import Study, number_that_varies
 from postrain.report.study_cells import Cell, Job, before
 

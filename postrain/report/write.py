@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from postrain.errors import ConfigError
-from postrain.folder import check_contained
 from postrain.report.comparison_page import write_comparison_of_runs
 from postrain.report.evaluation_page import write_comparison_of_evaluations, write_evaluation
 from postrain.report.generation_page import write_generation
 from postrain.report.pipeline_page import write_pipeline
 from postrain.report.run_page import write_run
 from postrain.report.study_page import write_study
+from postrain.runs.folder import check_contained
 
 # What lies in a folder of each kind; the first that fits.
 FILES: Mapping[str, tuple[str, ...]] = {

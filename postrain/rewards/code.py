@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from postrain.config.schema import Confirm
 from postrain.rewards.base import total_of
 from postrain.rewards.function import told
 from postrain.rewards.sandbox import Limits, execute
-from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, RewardBatch, Workers
 
 BLOCK = re.compile(r"```[ \t]*(?:python3?|py)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)

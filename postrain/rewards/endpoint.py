@@ -29,8 +29,8 @@ from pydantic import StringConstraints
 from torch import Tensor
 from urllib3.util.retry import Retry
 
+from postrain.config.schema import Confirm
 from postrain.rewards.bounded import BoundedAdapter, TooLarge, post
-from postrain.schema import Confirm
 from postrain.types import ConfigError, Count, CountOrZero, NonNegative, Positive, Workers
 
 Address = Annotated[

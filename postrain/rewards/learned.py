@@ -19,11 +19,11 @@ from postrain.data.chat import Template
 from postrain.data.records import Message
 from postrain.data.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
+from postrain.models.scoring import micro_batches, scalar
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.processor import warn_if_slow
 from postrain.rewards.base import optional
 from postrain.rewards.function import told
-from postrain.scoring import micro_batches, scalar
 from postrain.types import ConfigError, Count, RewardBatch, Rows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -21,10 +21,10 @@ from postrain.data.chat import Template
 from postrain.data.records import user
 from postrain.data.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
+from postrain.models.scoring import in_micro_batches, step_logits
 from postrain.processor import warn_if_slow
 from postrain.rewards.base import total_of
 from postrain.rewards.learned import DTYPES, resolve
-from postrain.scoring import in_micro_batches, step_logits
 from postrain.types import ConfigError, Count, RewardBatch, Rows
 
 AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {

@@ -23,10 +23,10 @@ from postrain.data.chat import Template
 from postrain.data.records import user
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.reference import in_eval_mode
+from postrain.models.scoring import in_micro_batches, score
 from postrain.models.sources import resolve_for
 from postrain.processor import warn_if_slow
 from postrain.rewards.learned import DTYPES
-from postrain.scoring import in_micro_batches, score
 from postrain.types import ConfigError, Count, Rows
 
 Columns = Sequence[Mapping[str, Any]]

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import Annotated, Any
 
+from postrain.config.schema import Confirm, load_target
 from postrain.errors import Interrupted
-from postrain.schema import Confirm, load_target
 from postrain.types import ConfigError
 
 # Seconds after its limit that a function has to answer the signal; one that is deep in C code never does.

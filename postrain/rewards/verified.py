@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from postrain.extras import load
+from postrain.config.extras import load
 from postrain.rewards.answers import final_answer, marked_answer
 from postrain.rewards.base import per_completion
 from postrain.types import ConfigError

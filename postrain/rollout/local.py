@@ -20,13 +20,13 @@ from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
 from postrain.processor import warn_if_slow
-from postrain.rollout.cache import Room
-from postrain.rollout.choice import stepper_for
-from postrain.rollout.decoding import Decoding
+from postrain.rollout.decode.backend import stepper_for
+from postrain.rollout.decode.cache import Room
+from postrain.rollout.decode.loop import Decoding
+from postrain.rollout.decode.steppers import Stepper
 from postrain.rollout.engine import Mixture
 from postrain.rollout.mixture import MixtureStepper
 from postrain.rollout.sampling import cuts
-from postrain.rollout.steppers import Stepper
 from postrain.types import Completion, ConfigError, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from postrain.models.reference import Reference
-from postrain.rollout.steppers import Filled, Stepper
+from postrain.rollout.decode.steppers import Filled, Stepper
 
 
 class MixtureStepper:

@@ -17,13 +17,13 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from postrain import parallel
-from postrain.extras import load
+from postrain.config.extras import load
+from postrain.config.schema import Confirm
+from postrain.hardware import collectives
 from postrain.models.handover import fingerprint, merged_weights
 from postrain.models.parts import unwrapped
 from postrain.rollout.engine import Mixture
 from postrain.rollout.vllm_server import Server
-from postrain.schema import Confirm
 from postrain.types import (
     Completion,
     ConfigError,
@@ -162,7 +162,7 @@ class Colocated:
     ) -> None:
         # Weights are handed over as tensors of this process, so its engine may not start another.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("RANK", str(parallel.rank()))
+        os.environ.setdefault("RANK", str(collectives.rank()))
         self.vllm = load("vllm")
         self.sleeps, self.asleep = sleep, False
         self.llm = self.vllm.LLM(
@@ -177,7 +177,7 @@ class Colocated:
             # Else the model's generation config would add settings of its own.
             generation_config="vllm",
             # Ranks have a process group already, in which each is to have an engine for itself.
-            distributed_executor_backend="external_launcher" if parallel.world_size() > 1 else None,
+            distributed_executor_backend="external_launcher" if collectives.world_size() > 1 else None,
         )
 
     def load(self, model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from postrain import parallel
+from postrain.hardware import collectives
 from postrain.models.handover import merged_weights
 from postrain.types import Completion, ConfigError
 
@@ -54,12 +54,12 @@ class Server:
 
     def load(self, model: nn.Module) -> None:
         """See `Backend.load`; all ranks wait until it is done."""
-        if parallel.rank() == 0:
+        if collectives.rank() == 0:
             if self.sender is None:
                 self.sender = self._sender(model)
             self.sender.send_weights()
             self._ask("/reset_prefix_cache", {})
-        parallel.gather(None)
+        collectives.gather(None)
 
     def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
         """See `Backend.complete`."""

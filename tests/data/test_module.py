@@ -15,13 +15,13 @@ from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
+from postrain.config.schema import schema_of
 from postrain.data.module import DataModule, beginning
 from postrain.data.records import Judgement, Prompt, prompt_content
-from postrain.schema import schema_of
 from postrain.types import ConfigError, Judgements, Pairs, Prompts, Rows, StepRows
 from tests.data.helpers import write_lines
-from tests.runs import CONF
+from tests.training_runs import CONF
 
 NANO = CONF.parent / "postrain" / "assets" / "nano"
 OPTIONS = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))

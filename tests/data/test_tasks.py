@@ -12,12 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.data.module import DataModule
 from postrain.data.tasks import COLUMN, REFUSED, ReasoningGym
 from postrain.types import ConfigError
 from tests import fake_gym
-from tests.runs import CONF, composed
+from tests.training_runs import CONF, composed
 
 NANO = CONF.parent / "postrain" / "assets" / "nano"
 

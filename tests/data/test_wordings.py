@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.data.wordings import Wordings
 from postrain.types import ConfigError
 from postrain.world.gold import score
-from tests.runs import CONF
+from tests.training_runs import CONF
 
 FACTS = [{"who": "Mia", "place": "river"}, {"who": "Tim", "place": "park"}]
 

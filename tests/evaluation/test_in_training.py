@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import small_run
+from tests.training_runs import small_run
 
 
 def test_measures_are_logged_at_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.appraisal.differences import differences
 from postrain.data.encode import EncodedPair, EncodedRow
 from postrain.evaluation.accuracy import Accuracy
 from postrain.evaluation.completions import complete
 from postrain.evaluation.confidence import Calibration, calibration_error
+from postrain.evaluation.differences import differences
 from postrain.evaluation.divergence import Divergence
 from postrain.evaluation.forgetting import fact_record, others, spread
 from postrain.evaluation.intervals import T

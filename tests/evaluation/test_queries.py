@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from postrain.appraisal.differences import differences
 from postrain.data.chat import Template
 from postrain.data.records import user
+from postrain.evaluation.differences import differences
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.queries import PARSED, Queries, agreement
 from postrain.evaluation.query_file import read_queries
@@ -21,7 +21,7 @@ from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ModelSource
 from postrain.rollout.turns import SINGLE_TURN
 from postrain.types import Completion, ConfigError, Sampling, Stop
-from tests.runs import CONF, composed
+from tests.training_runs import CONF, composed
 
 ROWS = [
     {"id": "sum", "category": "paraphrase", "phrasings": ["4 + 3?", "Add 4 and 3.", "4 plus 3?"]},

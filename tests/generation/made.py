@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from postrain.folder import RunFolder
-from postrain.generation.run import execute
-from tests import runs
+from postrain.generation.generate import execute
+from postrain.runs.folder import RunFolder
+from tests import training_runs
 
 SMALL = ("prompts=10", "samples=3", "chunk=4", "data.eval_rows=8", "data.source.count=16", "rollout.max_new_tokens=12")
 
 
 def composed(*overrides: str) -> dict:
     """The plain config of a command line."""
-    return runs.composed(overrides, "generate")
+    return training_runs.composed(overrides, "generate")
 
 
 def generated(output: Path, *overrides: str) -> RunFolder:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from postrain.data.encode import EncodedPrompt
-from postrain.folder import RunFolder
 from postrain.generate import main
-from postrain.generation import run as run_module
+from postrain.generation import generate as run_module
 from postrain.generation.sample import Sampler, distinct
 from postrain.jsonl import JsonLines
+from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 from tests.generation.made import SMALL, composed, generated, resumed
-from tests.runs import small_run
+from tests.training_runs import small_run
 
 
 def completions(folder: RunFolder) -> list[dict]:

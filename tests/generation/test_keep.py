@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from postrain.check import check, instantiate
+from postrain.config.check import check, instantiate
+from postrain.generation.config import Generation
 from postrain.generation.keep import Answers, Nothing, Preferences, Revisions, Top
 from postrain.generation.measure import measure
-from postrain.generation.settings import Generation
 from postrain.rollout.revise import Revision
 from postrain.types import ConfigError
 from tests.generation.made import composed
-from tests.runs import CONF
+from tests.training_runs import CONF
 
 FOUR = Answers(
     row=7,

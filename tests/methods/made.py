@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.methods.base import Parts
 from postrain.models.reference import Reference
 from postrain.types import Completion, Judgements, Pairs, Rows, Sampling, Stop
-from tests.runs import composed
 from tests.tiny import VOCABULARY, tiny_model
+from tests.training_runs import composed
 
 NOBODY: Any = None
 SAMPLING = Sampling(16)

@@ -8,9 +8,9 @@ from math import log
 import pytest
 import torch
 
+from postrain.losses.preference import LOSSES, RANKED
 from postrain.methods.dpo import weights_of
 from postrain.methods.metrics import combine
-from postrain.methods.preference_losses import LOSSES, RANKED
 from postrain.types import ConfigError, Pairs
 from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
 from tests.tiny import tiny_model

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.check import check, instantiate
-from postrain.methods.preference_losses import LOSSES
-from postrain.root import Root
+from postrain.config.check import check, instantiate
+from postrain.losses.preference import LOSSES
+from postrain.training.config import Root
 from postrain.types import ConfigError
 from tests.methods.made import QUICK, defaults, flat_gradient, judgements, made, pairs, precise
-from tests.runs import composed, final_state, small_run
+from tests.training_runs import composed, final_state, small_run
 
 Change = tuple[dict[str, Any], dict[str, Any]]
 """What is changed, to a value that no default is likely to take, and beside which settings that say it matters."""

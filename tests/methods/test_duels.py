@@ -17,8 +17,8 @@ from postrain.rollout.engine import Mixture
 from postrain.types import Completion, ConfigError, Sampling, Stop
 from tests.methods.made import Scripted, made
 from tests.methods.test_rollouts import Table, Words, prompts
-from tests.runs import composed
 from tests.tiny import tiny_model
+from tests.training_runs import composed
 
 NAN = float("nan")
 
@@ -164,7 +164,7 @@ def test_nash_advantages():
 
 
 def test_a_scalar_method_refuses_what_only_compares(tmp_path):
-    from postrain.run import execute  # noqa: PLC0415  # only this test runs anything
+    from postrain.training.train import execute  # noqa: PLC0415  # only this test runs anything
 
     words = ["method=grpo", "reward=pairwise", f"reward.function={__name__}.longer", f"paths.output={tmp_path}"]
     with pytest.raises(ConfigError, match=r"PairwiseFunction compares two completions, and GRPO needs a number"):

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from postrain import scoring
 from postrain.methods.groups import Rollout
 from postrain.methods.ppo import Experience, token_rewards
+from postrain.models import scoring
 from postrain.models.adapters import LoRA
 from postrain.models.reference import Reference
+from postrain.models.scoring import compare, score
 from postrain.ops import gae, kl_estimate
-from postrain.scoring import compare, score
 from postrain.types import ConfigError, Prompts
 from tests.methods.made import Scripted, flat_gradient, made, pairs, precise, rows
 from tests.methods.test_rollouts import Table, Words

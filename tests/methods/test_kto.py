@@ -12,7 +12,7 @@ from postrain.methods.kto import kl_baseline, kto
 from postrain.methods.metrics import combine
 from postrain.types import ConfigError
 from tests.methods.made import flat_gradient, judgements, made, precise, summed
-from tests.runs import records, small_run
+from tests.training_runs import records, small_run
 
 
 def tensor(*values: float) -> torch.Tensor:

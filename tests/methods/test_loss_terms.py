@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from postrain.methods.preference_losses import (
+from postrain.losses.preference import (
     LOSSES,
     RANKED,
     SMOOTHED,
@@ -31,7 +31,7 @@ from postrain.methods.preference_losses import (
     sigmoid,
     sppo_hard,
 )
-from tests.methods.test_preference_losses import random, slope, tensor
+from tests.losses.test_preference import random, slope, tensor
 
 
 @pytest.mark.parametrize(

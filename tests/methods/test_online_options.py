@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from postrain.rollout.engine import Mixture
 from tests.methods.made import Scripted, defaults, flat_gradient, made
 from tests.methods.test_rollouts import Table, Words, prompts
-from tests.runs import CONF
 from tests.tiny import tiny_model
+from tests.training_runs import CONF
 
 Change = tuple[dict[str, Any], dict[str, Any]]
 """What is changed, and beside which settings that say it matters."""

@@ -10,7 +10,7 @@ import torch
 from postrain.methods.metrics import combine
 from postrain.methods.orpo import log_odds, odds_ratio
 from postrain.methods.pairs import PairScores, lengths, mean_logps, pair_metrics, score_pairs
-from postrain.scoring import Scores
+from postrain.models.scoring import Scores
 from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
 
 WITHOUT_REFERENCE = ["orpo", "simpo", "cpo"]

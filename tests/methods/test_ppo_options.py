@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.runs import final_state, records, small_run
+from tests.training_runs import final_state, records, small_run
 
 # The second update is the first that depends on what the first one has changed.
 BASE = (

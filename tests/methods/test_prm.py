@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from postrain.methods.prm import accuracies, first_error, step_loss, up_to_first_error
-from postrain.scoring import step_logits
+from postrain.models.scoring import step_logits
 from postrain.types import Rows, StepRows
 from tests.methods.made import flat_gradient, made
 from tests.tiny import SHAPES

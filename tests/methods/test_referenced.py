@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from postrain.folder import RunFolder
 from postrain.methods.known_logps import in_order, read, row_digest, rows_in, write
+from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 from tests.methods.made import QUICK, judgements, made, pairs, precise
 from tests.models.test_adapters import lora
-from tests.runs import final_state, records, resumed, same, small_run
 from tests.tiny import tiny_model
+from tests.training_runs import final_state, records, resumed, same, small_run
 
 
 @pytest.fixture

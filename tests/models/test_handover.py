@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.models.handover import check_whole, fingerprint, merged_weights
 from postrain.types import ConfigError
-from tests.runs import composed
 from tests.tiny import SHAPES, tiny_model
+from tests.training_runs import composed
 
 
 def adapted(architecture: str, **changes: Any) -> Any:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from postrain.cli.main import continued
+from postrain.jobs.pipeline_plan import Plan
+from postrain.jobs.sweep_runner import _kept
 from postrain.jsonl import modest, read_json
-from postrain.main import continued
-from postrain.pipeline.plan import Plan
 from postrain.report.evaluation_data import read_evaluation
 from postrain.report.generation_page import read_generation
 from postrain.report.pipeline_page import _plan
 from postrain.report.run_data import read_run
 from postrain.report.study import read_study
-from postrain.sweep.runner import _kept
 from postrain.types import ConfigError
 
 ODD = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from postrain.check import check, instantiate
-from postrain.masking import masked
+from postrain.config.check import check, instantiate
+from postrain.config.masking import masked
 from postrain.rewards.base import Reward
 from postrain.rewards.judge import Judge, PairwiseJudge, choice_in, fenced, mark_in
 from postrain.types import ConfigError

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from postrain import processor
+from postrain.models.scoring import score
 from postrain.ops import derive_seed
-from postrain.rollout import weights
-from postrain.rollout.cache import Room
-from postrain.rollout.choice import stepper_for
-from postrain.rollout.steppers import LeanStepper, PaddedStepper, SlotStepper
-from postrain.scoring import score
+from postrain.rollout.decode import weights
+from postrain.rollout.decode.backend import stepper_for
+from postrain.rollout.decode.cache import Room
+from postrain.rollout.decode.steppers import LeanStepper, PaddedStepper, SlotStepper
 from postrain.types import Completion, ConfigError, Rows, Stop
 from tests.engines import adapted, engine, prompts, text
 from tests.tiny import SHAPES, tiny_model

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from postrain.build import build
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.data.chat import Template
 from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.scoring import score
 from postrain.ops import derive_seed, gae, last_true
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Mixture
 from postrain.rollout.turns import SINGLE_TURN, Environment, _step
-from postrain.scoring import score
+from postrain.training.components import build
 from postrain.types import Completion, ConfigError, Prompts, Sampling, Step, Stop
 from postrain.world.calculator import calculate
-from tests.runs import SMALL, composed, records, small_run
 from tests.tiny import SHAPES, tiny_model
+from tests.training_runs import SMALL, composed, records, small_run
 
 END = "<|endoftext|>"
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.rollout.engine import Mixture, greedy
 from postrain.types import ConfigError, Stop
-from tests.runs import composed
 from tests.tiny import tiny_model
+from tests.training_runs import composed
 
 END = 0
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([5, 6, 7])]

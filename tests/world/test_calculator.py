@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.types import ConfigError
 from postrain.world.calculator import Calculator, calculate
-from tests.runs import composed
+from tests.training_runs import composed
 
 
 @cache

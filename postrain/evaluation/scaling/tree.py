@@ -23,7 +23,7 @@ from postrain.evaluation.scaling.beam import Aggregate, StepScorer, step_scorer,
 from postrain.evaluation.scaling.bench import Bench, OnPrompts, Unsuited
 from postrain.evaluation.scaling.search import Plan, Value
 from postrain.evaluation.scaling.searches import finding
-from postrain.scoring import in_micro_batches, score
+from postrain.models.scoring import in_micro_batches, score
 from postrain.types import Count, Prompts, Rows
 from postrain.world import sums
 

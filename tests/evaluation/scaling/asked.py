@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from postrain.check import instantiate
+from postrain.config.check import instantiate
 from postrain.data.chat import Template
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
@@ -19,7 +19,7 @@ from postrain.evaluation.views import Views
 from postrain.rewards.base import total_of
 from postrain.rollout.turns import SINGLE_TURN
 from postrain.types import Completion, RewardBatch, Sampling, Stop
-from tests.runs import composed
+from tests.training_runs import composed
 
 PROMPTS = 3
 ANY: Any = None

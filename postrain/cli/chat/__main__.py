@@ -1,0 +1,84 @@
+"""python -m postrain.cli.chat MODEL: talk to a run's model, or any other, in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+# Before torch is imported, as in train.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from rich.console import Console
+
+from postrain.cli.chat.commands import overview
+from postrain.errors import ConfigError, Parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 2 and one line for a mistake."""
+    try:
+        talk(parser().parse_args(argv))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m postrain.cli.chat",
+        description="Talk to a model. Questions may also come from a pipe, a line each.",
+        epilog=f"while talking (Ctrl-C stops an answer):\n{overview()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("model", help="a run folder, a directory (adapters too), a Hub name, or nano, smollm2, ...")
+    made.add_argument("--once", metavar="TEXT", help="answer this and end")
+    made.add_argument("--system", metavar="TEXT", default="", help="what the model is told before everything else")
+    made.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; default %(default)s")
+    made.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
+    made.add_argument("--max-new-tokens", type=int, default=256, help="of an answer; default %(default)s")
+    made.add_argument("--seed", type=int, default=0, help="the same seed and words give the same answers")
+    return made
+
+
+def talk(chosen: argparse.Namespace) -> None:
+    """Loads the model, then answers."""
+    # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+    from postrain.cli.chat.conversation import Conversation  # noqa: PLC0415
+    from postrain.cli.chat.speaker import Speaker, Speaking  # noqa: PLC0415
+    from postrain.cli.chat.terminal import Terminal  # noqa: PLC0415
+    from postrain.models.named import named  # noqa: PLC0415
+
+    settings = {name: getattr(chosen, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+    how = Speaking(**settings)
+    speaker = Speaker(named("model", chosen.model, "a run folder, a model directory, a Hub name"))
+    console, notes = Console(highlight=False), Console(highlight=False, stderr=True)
+    terminal = Terminal(speaker, how, Conversation(system=chosen.system), console, notes)
+    if chosen.once is not None:
+        terminal.say(chosen.once)
+        return
+    if sys.stdin.isatty():
+        # Gives input() its history and keys.
+        importlib.import_module("readline")
+        kind = "a base model: it goes on with your text" if speaker.continues else "/help lists commands"
+        terminal.note(f"{speaker.name}, {kind}", "bold")
+        terminal.run(lambda: input("\n> "))
+        return
+    terminal.run(_piped)
+
+
+def _piped() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""A model that answers word by word: any causal language model there is a name for, its adapters merged into it.
+
+Sampling is transformers' own; rollout/ is made for many completions at once and shows none before it is whole.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, TextStreamer
+
+from postrain.cli.chat.conversation import Conversation, Fitted, continued, fitted, room_for
+from postrain.data.chat import Template
+from postrain.data.records import Messages
+from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.quiet import quiet
+from postrain.models.sources import ResolvedModel
+from postrain.ops import derive_seed
+from postrain.types import ConfigError
+
+Show = Callable[[str], None]
+# Control characters but for line breaks and tabs: a model must not move the cursor or rename the window.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaking:
+    """How answers are drawn."""
+
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    max_new_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature {self.temperature}: expected 0 or more, such as 0.7")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top-p {self.top_p}: expected a share above 0 and up to 1, such as 0.95")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max-new-tokens {self.max_new_tokens}: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said."""
+
+    text: str
+    stopped: bool
+    """Whether Ctrl-C came before its end."""
+
+
+class Speaker:
+    """Answers a conversation."""
+
+    def __init__(self, resolved: ResolvedModel) -> None:
+        """Raises ConfigError for what is no language model."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        tokenizer = load_tokenizer(resolved)
+        self.name, self.context = resolved.name, resolved.context
+        self.template = Template(tokenizer)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.model: Any = load_causal(resolved, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
+        self._answers = 0
+
+    @property
+    def continues(self) -> bool:
+        """True for a model without chat: it goes on with the text."""
+        return self.template.name == "plain"
+
+    def fit(self, conversation: Conversation, how: Speaking) -> Fitted:
+        """What the model gets to read. Raises ConfigError where its template refuses the conversation."""
+        return fitted(conversation, self._ids, room_for(self.context, how.max_new_tokens))
+
+    def answer(self, read: Fitted, how: Speaking, show: Show) -> Answer:
+        """The answer, shown piece by piece as it is drawn; after Ctrl-C, as much as there is of it."""
+        torch.manual_seed(derive_seed(how.seed, "chat", self._answers))
+        self._answers += 1
+        pieces = Pieces(self.template.tokenizer, show, strip=not self.continues)
+        settings, stopped = self._settings(how, self.context - len(read.ids)), False
+        ids = read.ids[None].to(self.model.device)
+        try:
+            with quiet():
+                self.model.generate(
+                    ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=pieces
+                )
+        except KeyboardInterrupt:
+            pieces.end()
+            stopped = True
+        return Answer(pieces.text if self.continues else pieces.text.rstrip(), stopped)
+
+    def _ids(self, messages: Messages) -> Tensor:
+        if self.continues:
+            return self.template.encode_text(continued(messages))
+        return self.template.encode_prompt(messages)
+
+    def _settings(self, how: Speaking, left: int) -> GenerationConfig:
+        drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
+        return GenerationConfig(
+            do_sample=bool(how.temperature),
+            max_new_tokens=min(how.max_new_tokens, left),
+            eos_token_id=[*self.template.stop_ids],
+            pad_token_id=self.template.tokenizer.pad_token_id,
+            **drawn,
+        )
+
+
+class Pieces(TextStreamer):
+    """Hands an answer on word by word, and keeps it."""
+
+    def __init__(self, tokenizer: Any, show: Show, *, strip: bool) -> None:
+        """`strip` leaves out the blank that opens an answer."""
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self.show, self.strip, self.text = show, strip, ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        piece = CONTROL.sub("", text)
+        if self.strip and not self.text:
+            piece = piece.lstrip()
+        self.text += piece
+        if piece:
+            self.show(piece)

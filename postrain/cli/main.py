@@ -1,0 +1,212 @@
+"""From the command line to a job: what `train.py` and `python -m postrain.generate` call. It talks to Hydra.
+
+Mistakes of a user end here as one line each on stderr and exit code 2; `debug=true` shows where they came from. Lists
+of values and sweep=NAME make a sweep, whose jobs come through here again, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from postrain.config.arguments import hydra_raises, mistake, resolved
+from postrain.config.check import check
+from postrain.config.masking import MASK, masked_text
+from postrain.config.overrides import PROGRAMS, Line, asked, listing, overview, prepare, task_words
+from postrain.config.schema import is_node
+from postrain.config.trust import Guest, joined, said_in
+from postrain.errors import ConfigError
+from postrain.jobs.parent_watchdog import stop_with_the_sweep
+
+RESUME = re.compile(r"(?<![\w.'])resume=([^\s;,:'\"]+)")
+"""Where a message tells to resume a folder."""
+T = TypeVar("T")
+Run = Callable[[DictConfig, list[str], str | None, Path | None], float | None]
+"""Does one job: its config, its words of the command line, the sweep it belongs to, and where its folder shall be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The keys that are read before a sweep or a pipeline has composed what it checks."""
+
+    name: str | None
+    debug: bool
+    report: bool = True
+    resume: str | None = None
+    allow_change: bool = False
+    paths: Mapping[str, str]
+
+
+def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: Run | None = None) -> int:
+    """Runs one command line, with `run` in place of training; returns the exit code."""
+    stop_with_the_sweep()
+    try:
+        with hydra_raises():
+            return _start(argv, conf, config_name, run)
+    except ConfigError as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        # Once a run has begun, runs/interrupt.py answers to Ctrl-C.
+        print("interrupted; nothing had begun", file=sys.stderr)
+        return 130
+    except SystemExit as end:
+        # runs/interrupt.py's Interrupted, which takes seconds to import. Behind everything else that is printed.
+        if folder := getattr(end, "folder", None):
+            print(f"interrupted; {_resuming(config_name, folder, argv[1:])}", file=sys.stderr)
+        raise
+
+
+def _resuming(config_name: str, folder: Path, argv: Sequence[str]) -> str:
+    if config_name == "evaluate":
+        return "an evaluation is not resumed; start it again"
+    # How a sweep's jobs are launched is no part of the sweep.
+    launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []
+    return masked_text(f"resume with: {PROGRAMS[config_name]} {resuming(folder)} {shlex.join(launched)}".rstrip())
+
+
+def resuming(folder: Path) -> str:
+    """resume=FOLDER and the words that have to be said again with it, as a shell reads them."""
+    from postrain.cli.resuming import said_again  # noqa: PLC0415 - start-up time
+
+    return " ".join(map(_quoted, [f"resume={folder}", *said_again(folder)]))
+
+
+def _quoted(word: str) -> str:
+    """For a shell; double quotes where they do, since values of Hydra's grammar hold single ones."""
+    return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
+
+
+def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
+    code = 0
+    shown = asked(argv[1:], conf)
+    line = prepare(continued(argv[1:]), conf, config_name) if shown is None else Line([], None)
+    if shown is not None:
+        print(shown)
+        return 0
+    sys.argv = [argv[0], *line.arguments]
+    # For --help, in the primary config's hydra.help.template.
+    OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
+    composed = False
+    one = partial(run_job, run or partial(train, conf))
+
+    def job(config: DictConfig) -> float | None:
+        nonlocal code, composed
+        composed = True
+        if line.sweep is None:
+            return told(config, lambda: one(config))
+        from postrain.jobs.sweep import sweep  # noqa: PLC0415 - start-up time of a single run
+
+        def swept() -> int:
+            check_session(config)
+            return sweep(config, line.sweep or (), conf, config_name, one, argv[1:])
+
+        code = told(config, swept)
+        return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=config_name)(job)()
+    except Exception as error:
+        if composed:
+            raise
+        return complain(mistake(error))
+    return code
+
+
+def continued(argv: Sequence[str]) -> list[str]:
+    """The command line, behind that of the sweep which it goes on with."""
+    said = [word.partition("=")[2].strip("'\"") for word in argv if word.startswith("resume=")]
+    folders = [Path(place.replace("\\", "")) for place in said]
+    if not folders or not (folders[-1] / "sweep.yaml").is_file():
+        return list(argv)
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(folders[-1] / "sweep.yaml"))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError):
+        saved = None
+    words = saved.get("words") if isinstance(saved, dict) else None
+    flags = (saved.get("flags") or []) if isinstance(saved, dict) else []
+    if not words or not all(
+        isinstance(said, list) and all(isinstance(w, str) for w in said) for said in (words, flags)
+    ):
+        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
+    today = {word.partition("=")[0] for word in argv}
+    # Words whose secrets were masked in the file come from today.
+    words = [word for word in words if MASK not in word or word.partition("=")[0] not in today]
+    if lost := [word.partition("=")[0] for word in words if MASK in word]:
+        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml holds no secrets; say again {', '.join(lost)}=...")
+    Guest(folders[-1], said_in(argv)).check_words([*joined(flags), *words])
+    return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
+
+
+def told(config: DictConfig, work: Callable[[], T]) -> T:
+    """What `work` returns; a user's mistake ends the program with a line."""
+    try:
+        return work()
+    except (ConfigError, OmegaConfBaseException) as error:
+        if debugging(config):
+            raise
+        sys.exit(complain(error if isinstance(error, ConfigError) else mistake(error)))
+
+
+def debugging(config: DictConfig) -> bool:
+    """Whether tracebacks are wanted; not where `debug` is a mistake itself."""
+    try:
+        return config.get("debug") is True
+    except (OmegaConfBaseException, RecursionError):
+        return False
+
+
+def check_session(config: DictConfig) -> None:
+    """Raises ConfigError for what is wrong with the keys that everything begins with."""
+    # One by one: a pipeline's stages refer to folders that are not there yet.
+    values = {field.name: config[field.name] for field in fields(Session) if field.name in config}
+    check({key: resolved(value) if OmegaConf.is_config(value) else value for key, value in values.items()}, Session)
+
+
+def run_job(run: Run, config: DictConfig) -> float | None:
+    """A single run, or one of a sweep's: then Hydra has been told its folder."""
+    chosen = HydraConfig.get()
+    output = Path(chosen.runtime.output_dir)
+    place = None if output == Path.cwd() else output
+    sweep = place.parents[1] if place is not None else Path()
+    group = "-".join(sweep.parts[-2:]) if (sweep / "sweep.yaml").is_file() else None
+    return run(config, task_words(), group, place)
+
+
+def train(conf: Path, config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
+    """Training, or a pipeline where one is named."""
+    resume = config.get("resume")
+    if config.get("pipeline") or (isinstance(resume, str) and (Path(resume) / "pipeline.yaml").is_file()):
+        check_session(config)
+        # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+        from postrain.jobs.pipeline_runner import execute as pipeline  # noqa: PLC0415
+
+        shared = place.parents[1] / "shared" if place is not None and group else None
+        return pipeline(config, words, conf, place, group=group, shared=shared)
+    plain = resolved(config)
+    choice = HydraConfig.get().runtime.choices.get("method")
+    if choice is None and not is_node(plain.get("method")) and not resume:
+        print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))
+        sys.exit(2)
+    plain["name"] = plain["name"] or choice
+    from postrain.training.train import execute  # noqa: PLC0415 - as above
+
+    return execute(plain, overrides=words, group=group, place=place)
+
+
+def complain(error: ConfigError) -> int:
+    """Prints a user's mistake, with all that a command in it has to say; returns the exit code for it."""
+    text = RESUME.sub(lambda found: resuming(Path(found[1])) if Path(found[1]).is_dir() else found[0], str(error))
+    print(f"error: {masked_text(text)}", file=sys.stderr)
+    return 2

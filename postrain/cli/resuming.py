@@ -1,0 +1,47 @@
+"""What the command line has to say again when a folder is resumed, beside resume=FOLDER, so that it can be pasted.
+
+Which values those are: trust.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from postrain.config.trust import confirmable, joined
+from postrain.errors import ConfigError
+from postrain.generation.config import Generation
+from postrain.jobs.pipeline_plan import FILE, Plan, code_of
+from postrain.jobs.sweep_config import word
+from postrain.report.study import FILE as SWEEP
+from postrain.report.study import JOBS
+from postrain.runs.folder import RunFolder
+from postrain.runs.resume import saved_config
+from postrain.training.config import Root
+
+
+def said_again(folder: Path) -> list[str]:
+    """The words and flags, empty if the folder cannot be read; resuming it then reports why."""
+    try:
+        return list(dict.fromkeys(_said_again(folder)))
+    except (ConfigError, OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _said_again(folder: Path) -> Iterator[str]:
+    if (folder / SWEEP).is_file():
+        study: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEEP))
+        yield from joined(study["flags"])
+        for job in json.loads((folder / JOBS).read_bytes()):
+            yield from job["confirm"]
+    elif (folder / FILE).is_file():
+        for stage, one in code_of(Plan.load(folder), folder):
+            yield word(f"stage.{stage}.{one.key}", one.value)
+    else:
+        config = saved_config(RunFolder(folder))
+        for one in confirmable(config, Generation if "keep" in config else Root):
+            yield word(one.key, one.value)

@@ -1,0 +1,151 @@
+"""The flags of the command line, and Hydra's refusals in one line.
+
+Hydra answers a mistake with advice on Hydra, often a traceback, and exit code 1. Here each becomes a ConfigError that
+names what was typed. Leaves out the overrides themselves: overrides.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from postrain import __version__
+from postrain.config.habits import meant
+from postrain.errors import ConfigError, Parser
+
+SHELLS = ("bash", "fish", "zsh")
+COMPLETION = [f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in SHELLS]
+# What Hydra and OmegaConf say, and what it means to somebody who typed an override.
+MEANINGS = {
+    "Cannot merge DictConfig with ListConfig": "expected a list, got a mapping",
+    "ListConfig indices must be integers or slices": "expected the number of an item of a list",
+    "invalid literal for int()": "expected the number of an item of a list",
+    "Unexpected type for root": "expected a mapping or list to set this in",
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags and overrides in any order, all problems of the flags in one ConfigError."""
+    parser = Parser(parents=[get_args_parser()], add_help=False, conflict_handler="resolve")
+    parser.add_argument("--version", action="version", version=f"postrain {__version__}")
+    arguments, unknown = parser.parse_known_intermixed_args(list(argv))
+    problems = [*map(_unknown, unknown), *_misused(arguments)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return arguments
+
+
+def _unknown(token: str) -> str:
+    word = token.lstrip("-").partition("=")[0]
+    hint = meant(word, lambda key: True) or f"did you mean {word or 'method'}=...?"
+    return f"{token}: no such flag; settings are words without dashes, as in seed=1; {hint}"
+
+
+def _misused(arguments: argparse.Namespace) -> Iterator[str]:
+    """Flags that mean nothing together, or alone."""
+    shown = {"cfg": "--cfg", "info": "--info", "shell_completion": "-sc", "run": "--run"}
+    given = [flag for name, flag in shown.items() if getattr(arguments, name)]
+    if len(given) > 1:
+        yield f"{' '.join(given)}: expected one of them"
+    if arguments.run and arguments.multirun:
+        yield "--run --multirun: expected one of them"
+    for flag in ("resolve", "package"):
+        if getattr(arguments, flag) and not arguments.cfg:
+            yield f"--{flag}: says how --cfg shows a config; write --cfg job --{flag}"
+    if arguments.experimental_rerun is not None:
+        yield "--experimental-rerun: not supported; resume=FOLDER resumes a run, manifest.json says how to repeat it"
+    if arguments.shell_completion and (len(arguments.overrides) != 1 or arguments.overrides[0] not in COMPLETION):
+        yield f"-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, with one of {', '.join(SHELLS)}"
+
+
+@contextmanager
+def hydra_raises() -> Iterator[None]:
+    """Lets Hydra raise what it would otherwise print by itself before it ends the process."""
+    name = "HYDRA_FULL_ERROR"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def hydra_problems(key: str) -> Iterator[str]:
+    """Hydra takes `hydra.ouput_subdir=x` with a `+` without a word, so its own schema is asked here."""
+    section: type = HydraConf
+    path = "hydra"
+    for part in key.split(".")[1:]:
+        names = [field.name for field in fields(section)]
+        if part not in names:
+            near = get_close_matches(part, names, n=1)
+            yield f"{key}: unknown key of Hydra" + (
+                f"; did you mean {path}.{near[0]}?" if near else f"; known here: {', '.join(names)}"
+            )
+            return
+        section, path = get_type_hints(section)[part], f"{path}.{part}"
+        if not is_dataclass(section):
+            return
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Turns whatever composing a config raises into a ConfigError: OmegaConf's own are not the only ones."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise mistake(error) from None
+
+
+def mistake(error: Exception) -> ConfigError:
+    """What Hydra or OmegaConf refused, in one line that begins with what was typed."""
+    if isinstance(error, RecursionError):
+        return ConfigError("a reference ${...} leads back to itself, or a value is nested too deeply")
+    lines = [line for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
+    first, *rest = lines or [type(error).__name__]
+    if first.startswith("Error merging override"):
+        word = first.removeprefix("Error merging override ").lstrip("+")
+        return ConfigError(f"{word}: {_meaning(rest)}")
+    if first.startswith("Could not delete from config. '"):
+        key = first.split("'")[1]
+        return ConfigError(f"~{key}: nothing to delete; the key is null or does not exist")
+    key = next((line.split(":", 1)[1].strip() for line in rest if line.strip().startswith("full_key:")), _word(error))
+    return ConfigError(f"{key}: {_meaning(lines)}" if key else _meaning(lines))
+
+
+def _word(error: Exception) -> str:
+    """The override that was being applied: what is raised for a key below a list or a text does not tell."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is ConfigLoaderImpl._apply_overrides_to_config.__code__:
+            return str(frame.f_locals["override"].input_line).lstrip("+")
+    return ""
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """A composed config as plain containers, its references resolved. Raises ConfigError for one that cannot be."""
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise mistake(error) from None
+    return plain
+
+
+def _meaning(lines: Sequence[str]) -> str:
+    first = lines[0] if lines else "cannot be read"
+    return next((meaning for said, meaning in MEANINGS.items() if first.startswith(said)), first)

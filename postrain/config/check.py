@@ -1,0 +1,221 @@
+"""Holds a composed config against the constructors it names, before anything is built, and then builds it.
+
+Every problem is reported, in one error, a line each: unknown key, missing key, wrong type, value out of range, target
+that cannot be imported. Leaves out what only a run can tell (does the file exist, does the model fit the data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+
+from postrain.config.habits import meant
+from postrain.config.masking import masked
+from postrain.config.schema import (
+    LARGE,
+    MAPPINGS,
+    NODE,
+    TARGET,
+    Key,
+    Schema,
+    Section,
+    adapter,
+    describe,
+    is_node,
+    load_target,
+    provides,
+    schema_of,
+    shown,
+)
+from postrain.errors import ConfigError
+
+MISSING = "???"
+# What is said of a wrong value beyond what was expected.
+REMEDIES = {"debug": "it shows tracebacks; for a short trial say method.updates=3 evaluation=quick"}
+
+
+def check(config: Mapping[str, Any], root: type) -> None:
+    """Raise one ConfigError with every problem of `config`, plain containers whose top-level keys are `root`'s fields.
+
+    A key of `root` whose type is a Section is written without `_target_`.
+    """
+    known = [*_of_root(root), *_known(config)]
+    problems = list(_problems("", config, root, known))
+    problems += [f"{TARGET}: unknown key; an option of a group says what it builds"] if TARGET in config else []
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def instantiate(node: Any) -> Any:
+    """The object a node describes, its nested nodes built before it.
+
+    Expects a node that passed `check`. Values arrive as their annotated types: 1 as 1.0, a list as a tuple.
+    """
+    if is_node(node):
+        target = load_target(node["_target_"])
+        keys = schema_of(target).keys
+        return target(**{name: instantiate(_typed(value, keys.get(name))) for name, value in _settings(node)})
+    if isinstance(node, Mapping):
+        return {key: instantiate(value) for key, value in node.items()}
+    return type(node)(instantiate(value) for value in node) if isinstance(node, list | tuple) else node
+
+
+def _typed(value: Any, key: Key | None) -> Any:
+    return value if key is None else adapter(key.annotation).validate_python(value)
+
+
+def _settings(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a node says to its constructor: `_target_` is said to us."""
+    return ((str(name), value) for name, value in node.items() if name != TARGET)
+
+
+def _problems(path: str, node: Mapping[str, Any], target: Callable[..., Any], known: Sequence[str]) -> Iterator[str]:
+    """Everything wrong with `node` as arguments of `target`."""
+    schema = schema_of(target)
+    for name, value in _settings(node):
+        here = f"{path}{name}"
+        if name in schema.keys:
+            yield from _value_problems(here, value, schema.keys[name].annotation, known)
+        elif schema.open:
+            yield from _nested_problems(here, value, known)
+        else:
+            yield from _unknown_problems(path, name, value, schema, known)
+    for name, key in schema.keys.items():
+        if key.required and name not in node:
+            yield f"{path}{name}: missing; expected {describe(key.annotation)}"
+
+
+def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]) -> Iterator[str]:
+    if value == MISSING:
+        yield f"{path}: has to be given, as {path}=...; expected {describe(annotation)}"
+    elif isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, Section):
+        yield from _problems(f"{path}.", value, annotation, known)
+        if TARGET in value:
+            yield f"{path}.{TARGET}: unknown key; {path} is not built from a class"
+    elif isinstance(value, Mapping) and not is_node(value) and (items := _misfits(value, annotation)):
+        among = [name for name in value if name not in items]
+        for name, item in items.items():
+            near = get_close_matches(name, among, n=1)
+            there = f"; there are: {', '.join(among)}" if among else ""
+            hint = f"; did you mean {path}.{near[0]}?" if near else there
+            yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {shown(masked(item, name))}{hint}"
+    elif not _fits(value, annotation):
+        large = isinstance(value, int) and abs(value) > LARGE
+        remedy = f"; {REMEDIES[path]}" if path in REMEDIES else _quoting(path, value, annotation)
+        without = f" without {TARGET}" if isinstance(value, Mapping) and NODE in describe(annotation) else ""
+        got = shown(masked(value, path))
+        yield f"{path}: expected {describe(annotation, limits=large)}, got {got}{without}{remedy}"
+    elif is_node(value):
+        yield from _node_problems(path, value, annotation, known)
+    else:
+        yield from _nested_problems(path, value, known)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    try:
+        adapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _misfits(value: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
+    """The items of a mapping to nodes that are none; empty where the annotation says nothing of nodes."""
+    of_nodes = get_origin(annotation) in MAPPINGS and describe(get_args(annotation)[1]).startswith(NODE)
+    return {name: item for name, item in value.items() if not is_node(item)} if of_nodes else {}
+
+
+def _quoting(path: str, value: Any, annotation: Any) -> str:
+    """How to say a number where text was expected."""
+    is_text = isinstance(value, int | float) and _fits(str(value), annotation)
+    return f"; for text write {path}='\"{shown(value)}\"'" if is_text else ""
+
+
+def _nested_problems(path: str, value: Any, known: Sequence[str]) -> Iterator[str]:
+    """The problems of every node in `value`, itself included."""
+    if is_node(value):
+        yield from _node_problems(path, value, Any, known)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _nested_problems(f"{path}.{name}", item, known)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _nested_problems(f"{path}[{index}]", item, known)
+
+
+def _node_problems(path: str, node: Mapping[str, Any], annotation: Any, known: Sequence[str]) -> Iterator[str]:
+    """Everything wrong with a node that stands where `annotation` is expected."""
+    try:
+        target = load_target(node[TARGET])
+        problems = list(_problems(f"{path}.", node, target, known))
+    except ConfigError as problem:
+        yield f"{path}.{TARGET}: {problem}"
+        return
+    if provides(target, annotation):
+        yield from problems
+    else:
+        yield f"{path}.{TARGET}: expected {describe(annotation)}, and {node[TARGET]} is none"
+
+
+def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: Sequence[str]) -> Iterator[str]:
+    """An unknown key, or each leaf of an unknown section, with the closest key there is."""
+    if name.startswith("_"):
+        yield f"{path}{name}: unknown key; of Hydra's own keys only {TARGET} is used here"
+        return
+    for leaf in _leaves(f"{path}{name}", value):
+        alike = _alike(path, name, leaf, schema, known)
+        fallback = f"did you mean {' or '.join(alike)}?" if alike else f"known here: {', '.join(schema.keys)}"
+        yield f"{leaf}: unknown key; {meant(leaf, known.__contains__) or fallback}"
+
+
+def _leaves(path: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping) or not value or is_node(value):
+        yield path
+        return
+    for name, item in value.items():
+        yield from _leaves(f"{path}.{name}", item)
+
+
+def _alike(path: str, name: str, leaf: str, schema: Schema, known: Sequence[str]) -> list[str]:
+    """Dotted keys a user may have meant: a misspelt neighbour first, else the word or its long form elsewhere."""
+    section = f"{path}{name}"
+    near = [path + match for match in get_close_matches(name, schema.keys, n=1, cutoff=0.7)]
+    if near:
+        return [near[0] + leaf[len(section) :]]
+    word = leaf.rpartition(".")[2]
+    elsewhere: dict[str, list[str]] = {}
+    for key in known:
+        elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
+    matches = get_close_matches(word, elsewhere, n=1, cutoff=0.7)
+    matches = matches or [key for key in elsewhere if "".join(part[:1] for part in key.split("_")) == word]
+    return elsewhere[matches[0]][:3] if matches else []
+
+
+def _known(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Every dotted key that some node's constructor accepts."""
+    for name, value in config.items():
+        if is_node(value):
+            yield from _accepted(value, f"{path}{name}.")
+        elif isinstance(value, Mapping):
+            yield from _known(value, f"{path}{name}.")
+
+
+def _of_root(root: type) -> Iterator[str]:
+    """The keys that belong to no group."""
+    for name, key in schema_of(root).keys.items():
+        if isinstance(key.annotation, type) and issubclass(key.annotation, Section):
+            yield from (f"{name}.{inner}" for inner in schema_of(key.annotation).keys)
+        else:
+            yield name
+
+
+def _accepted(node: Mapping[str, Any], path: str) -> Iterator[str]:
+    try:
+        keys = schema_of(load_target(node["_target_"])).keys
+    except ConfigError:  # reported where the node itself is visited
+        return
+    yield from (f"{path}{name}" for name in keys)
+    yield from _known(dict(_settings(node)), path)

@@ -1,0 +1,76 @@
+"""Packages that only some choices need: named before a run folder is made, imported where they are used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from postrain.errors import ConfigError
+from postrain.jsonl import leaves
+
+# What to install for each package.
+INSTALL = {
+    "bitsandbytes": "postrain[quant]",
+    "datasketch": "postrain[quality]",
+    "jsonschema": "postrain[json]",
+    "lm_eval": "postrain[eval]",
+    "math_verify": "postrain[math]",
+    "optuna": "postrain[search]",
+    "reasoning_gym": "postrain[tasks]",
+    "trackio": "postrain[trackio]",
+    "vllm": "postrain[vllm]",
+    "wandb": "wandb",
+}
+# What does without a package.
+INSTEAD = {
+    "datasketch": "; null does without it",
+    "vllm": "; rollout=local samples without it, on a CPU too",
+}
+# What a config may name, and the package that it needs.
+NAMES = {
+    "postrain.data.tasks.ReasoningGym": "reasoning_gym",
+    "postrain.evaluation.harness.Harness": "lm_eval",
+    "postrain.models.adapters.QLoRA": "bitsandbytes",
+    "postrain.rewards.tasks.TaskScore": "reasoning_gym",
+    "postrain.rewards.verified.json_valid": "jsonschema",
+    "postrain.rewards.verified.math_equal": "math_verify",
+    "postrain.rollout.vllm.VLLMEngine": "vllm",
+    "postrain.training.loggers.Trackio": "trackio",
+    "postrain.training.loggers.Wandb": "wandb",
+}
+# Keys that need a package unless they are null.
+KEYS = {"data.quality.near_dedupe": "datasketch"}
+
+
+def check_packages(config: Mapping[str, Any]) -> None:
+    """Raises one ConfigError, a line for each value of a config that needs a package which is not installed."""
+    if problems := list(_problems(config)):
+        raise ConfigError("\n".join(problems))
+
+
+def load(package: str) -> Any:
+    """The package, imported. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ConfigError(missing(package if error.name is None else error.name, package)) from None
+
+
+def installed(package: str) -> bool:
+    """Whether it can be imported; it is not."""
+    return importlib.util.find_spec(package) is not None
+
+
+def missing(name: str, package: str) -> str:
+    """What to say of a package that is not there; `name` differs where it is a package that `package` needs."""
+    return f'the package {name} is not installed; run pip install "{INSTALL[package]}"{INSTEAD.get(package, "")}'
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    for path, value in leaves("", config):
+        package = NAMES.get(value) if isinstance(value, str) else None
+        package = package or (KEYS.get(path) if value is not None else None)
+        if package and not installed(package):
+            yield f"{path.removesuffix('._target_')}: {missing(package, package)}"

@@ -1,0 +1,298 @@
+"""The command line, before Hydra reads it: group options, `hydra.` keys and the grammar, all problems in one error.
+
+Hydra stops at its first unknown key and forgets the `+`-ed ones. So every `key=value` goes on as `++key=value`, which
+Hydra never refuses, and check.py holds the composed config against the constructors. Leaves out what only the composed
+config can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from postrain.config.arguments import hydra_problems, parse
+from postrain.config.habits import given
+from postrain.config.schema import LONGEST
+from postrain.errors import ConfigError
+
+# What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE.
+SWEEP = "sweep"
+# Keys of a study that make several jobs by themselves.
+VARIED = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
+# Launchers that are packages of their own, and the extra that brings each.
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+NAMED = "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
+DEEPEST = 20
+"""Brackets inside each other that a value may have."""
+# Who reads which primary config.
+PROGRAMS = {
+    "config": "python train.py",
+    "generate": "python -m postrain.generate",
+    "evaluate": "python -m postrain.evaluate",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line (without the program's name), taken apart."""
+
+    arguments: list[str]
+    """What Hydra gets: flags may have stood anywhere."""
+    sweep: tuple[str, ...] | None
+    """What only a sweep hears: sweep=NAME, sweep.KEY=VALUE, lists of values; None where there is a single run."""
+
+
+def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Line:
+    """A command line as Hydra and the sweep get it; all problems in one ConfigError."""
+    arguments = parse(argv)
+    if arguments.shell_completion:
+        return Line(list(argv), None)
+    flags = [token for token in argv if token not in arguments.overrides]
+    root, extra = arguments.config_name or config_name, arguments.config_dir
+    overrides = _checked(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun)
+    known = _groups(conf, extra)
+    words = [(_forced(override, known), _is_swept(override)) for override in overrides]
+    if not arguments.multirun and not any(override.key_or_group == SWEEP for override in overrides):
+        return Line([word for word, _ in words] + flags, None)
+    if not any(_varies(override) for override in overrides):
+        raise ConfigError(
+            "-m: nothing varies; give a key several values, as in method.kl_coef=0.05,0.2 or seed=0,1,2, or choose a "
+            "study: sweep=NAME; a single run needs no -m"
+        )
+    flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    swept = tuple(word.removeprefix("++") for word, swept in words if swept)
+    return Line([word for word, swept in words if not swept] + flags, swept)
+
+
+def _varies(override: Override) -> bool:
+    key = override.key_or_group
+    return override.is_sweep_override() or key == SWEEP or key.startswith(VARIED)
+
+
+def task_words() -> list[str]:
+    """The overrides of the running Hydra job as people write them: without ++, references as they stand."""
+    written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    return [str(word).removeprefix("++") for word in written]
+
+
+def _is_swept(override: Override) -> bool:
+    return override.is_sweep_override() or override.key_or_group.partition(".")[0] == SWEEP
+
+
+def forced(
+    tokens: Sequence[str], conf: Path, *, root: str, extra: str | None = None, multirun: bool = False
+) -> list[str]:
+    """Overrides as Hydra gets them, `++key=value` but for choices of a group; all problems in one ConfigError.
+
+    `root` is the primary config they are for, `extra` a further folder of config groups.
+    """
+    known = _groups(conf, extra)
+    overrides = _checked(tokens, conf, root=root, extra=extra, multirun=multirun)
+    return [_forced(override, known) for override in overrides]
+
+
+def settled(words: Sequence[str]) -> list[str]:
+    """Forced words with one choice for each group, the last; values come after all choices, and the last one wins."""
+    choices = {_key(word): word for word in words if not word.startswith(("+", "~"))}
+    return [*choices.values(), *(word for word in words if word.startswith(("+", "~")))]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None, multirun: bool) -> list[Override]:
+    """The overrides read, or everything that is wrong with them."""
+    known = _groups(conf, extra)
+    problems: list[str] = []
+    overrides: list[Override] = []
+    for token in tokens:
+        try:
+            _refuse_depth(token)
+            overrides += OverridesParser.create().parse_overrides([token])
+        # ValueError: of whole numbers of thousands of digits.
+        except (HydraException, ValueError) as error:
+            problems.append(_unreadable(token, error))
+    if not multirun and not any(override.key_or_group == SWEEP for override in overrides):
+        problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
+    problems += [problem for override in overrides for problem in _problems(override, known)]
+    problems += [problem for override in overrides for problem in _undeletable(override, conf, root)]
+    keys = {override.key_or_group for override in overrides}
+    if "model.name" in keys and not keys & {"model", "model.path"}:
+        problems.append(NAMED)
+    staged = any(override.key_or_group == "pipeline" for override in overrides)
+    problems += [problem for override in overrides for problem in _misplaced(override, conf, root, staged)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return overrides
+
+
+def asked(argv: Sequence[str], conf: Path) -> str | None:
+    """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
+    groups = _groups(conf, None)
+    named = [token for token in argv if token.isidentifier() and groups.options(token)]
+    return "\n\n".join(listing(conf, group) for group in named) or None
+
+
+def overview(argv: Sequence[str], conf: Path, config_name: str) -> str:
+    """The groups this program has, a line each with their options; Hydra's own list shows every folder there is."""
+    groups = _groups(conf, parse(argv).config_dir)
+    return "\n".join(f"{group}: {', '.join(groups.options(group))}" for group in sorted(_taken(conf, config_name)))
+
+
+def listing(conf: Path, group: str) -> str:
+    """The options of a group, a line each: its name and the comment its YAML begins with, after a package line."""
+    names = _groups(conf, None).options(group)
+    width = max(len(name) for name in names)
+    return "\n".join([f"{group}=", *(f"  {name:<{width}}  {_comment(conf, group, name)}" for name in names)])
+
+
+def _comment(conf: Path, group: str, name: str) -> str:
+    path = next(root / group / f"{name}.yaml" for root in (conf, conf.parent) if (root / group).is_dir())
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith("# @package")), "")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+class _Groups:
+    """The config groups there are: folders of conf/, of a --config-dir, `sweep` beside conf/, and Hydra's own."""
+
+    def __init__(self, conf: Path, extra: str | None) -> None:
+        path = create_config_search_path(str(conf))
+        if extra is not None:
+            path.append("command-line", f"file://{Path(extra).resolve()}")
+        self.loader = ConfigLoaderImpl(path)
+        self.sweeps = sorted(file.stem for file in (conf.parent / "sweep").glob("*.yaml"))
+        self.options = cache(self._options)
+
+    def names(self) -> list[str]:
+        """The groups with options, Hydra's own left out."""
+        return [name for name in (*self.loader.list_groups(""), "sweep") if name != "hydra" and self.options(name)]
+
+    def _options(self, group: str) -> tuple[str, ...]:
+        found = set(self.loader.get_group_options(group)) | (set(self.sweeps) if group == "sweep" else set())
+        return tuple(sorted(found))
+
+
+@cache
+def _groups(conf: Path, extra: str | None) -> _Groups:
+    """One for all stages of a pipeline: finding the options takes longer than anything else here."""
+    return _Groups(conf, extra)
+
+
+def _refuse_depth(token: str) -> None:
+    """Hydra's parser calls itself for every bracket."""
+    if max(accumulate((sign in "[{(") - (sign in "]})") for sign in token)) > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} brackets inside each other")
+
+
+def _unreadable(token: str, error: Exception) -> str:
+    short = token if len(token) <= LONGEST else f"{token[:LONGEST]}…"
+    if "=" not in token:
+        return f"{short}: expected key=value"
+    reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing")), "no value")
+    return f"{short}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
+
+
+def _needs_multirun(override: Override) -> str:
+    key = override.key_or_group
+    return f"{override.input_line}: several values need -m (a job for each); for one list write {key}=[...]"
+
+
+def _problems(override: Override, known: _Groups) -> Iterator[str]:
+    key = override.key_or_group
+    if override.is_delete():
+        return
+    if key.startswith("hydra."):
+        yield from hydra_problems(key)
+    elif options := known.options(key):
+        if override.is_force_add():
+            yield f"{override.input_line}: {key} is a config group; choose an option with {key}=..."
+        yield from _option_problems(override, options)
+    elif "." not in key and ("/" in key or get_close_matches(key, known.names(), n=1, cutoff=0.75)):
+        yield f"{key}: no such config group" + _hint(key, known.names())
+
+
+def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Iterator[str]:
+    """A choice in a group that another program has; Hydra would say that it is not in the defaults list."""
+    key = override.key_or_group
+    chooses = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
+    if root in PROGRAMS and chooses and key not in _taken(conf, root):
+        for name, program in PROGRAMS.items():
+            if key in _taken(conf, name):
+                yield f"{key}: belongs to {program}" + (f"; say stage.NAME.{override.input_line}" if staged else "")
+
+
+def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
+    """A run cannot do without the keys of the primary config."""
+    key = override.key_or_group
+    if override.is_delete() and key.partition(".")[0] in {"hydra", *_written(conf, root)} - {"defaults"}:
+        yield f"~{key}: cannot be left out; set it instead, as in {key}=VALUE"
+
+
+def _taken(conf: Path, root: str) -> frozenset[str]:
+    """The groups that a primary config has in its defaults list."""
+    items = _written(conf, root).get("defaults", [])
+    keys = (str(key) for item in items if not isinstance(item, str) for key in item)
+    return frozenset(key for key in keys if not key.startswith("override "))
+
+
+@cache
+def _written(conf: Path, root: str) -> dict[str, Any]:
+    """A primary config as its file writes it."""
+    file = conf / f"{root}.yaml"
+    written: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return written
+
+
+def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
+    if override.value() is None:
+        yield f"{override.input_line}: no such option; to go without one say ~{override.key_or_group}"
+    for name in (name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in _chosen(override)):
+        if name in options:
+            continue
+        if name in EXTRAS and override.key_or_group == "hydra/launcher":
+            yield f'{override.input_line}: not installed; run `pip install "postrain[{EXTRAS[name]}]"`'
+            continue
+        of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
+        if not of_a_user:
+            instead = given(override.key_or_group, name)
+            yield f"{override.key_or_group}={name}: no such option" + (
+                f"; {instead}" if instead else _hint(name, options)
+            )
+
+
+def _chosen(override: Override) -> Iterator[str]:
+    """The option names of a group override: one, a list of them, or those of a sweep; none for null and for glob(*)."""
+    value = override.value()
+    if override.is_choice_sweep():
+        value = None if isinstance(value, Glob) else list(override.sweep_iterator())
+    if value is not None:
+        for name in value if isinstance(value, list) else [value]:
+            yield name.text if isinstance(name, QuotedString) else str(name)
+
+
+def _hint(name: str, choices: Sequence[str]) -> str:
+    near = get_close_matches(name, choices, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"{meant} (there are: {', '.join(choices)})" if meant else f"; there are: {', '.join(choices)}"
+
+
+def _forced(override: Override, known: _Groups) -> str:
+    """`key=v` and `+key=v` as `++key=v`; choices of a group, deletions and Hydra's own keys as they were."""
+    key, line = override.key_or_group, override.input_line or ""
+    as_it_was = override.is_delete() or key.startswith("hydra.") or known.options(key) or override.package
+    return line if as_it_was else "++" + line.lstrip("+")

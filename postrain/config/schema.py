@@ -1,0 +1,270 @@
+"""What a `_target_` may be given: its keys, their types in words, and whether a value fits.
+
+The constructor's signature is the schema; nothing is declared twice. Knows nothing of where a node sits in a config:
+that is check.py. Types that YAML cannot write (a Protocol, a model class) stand for a nested node.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import operator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from functools import cache, reduce
+from pathlib import Path
+from types import ModuleType, NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import DocInfo, Ge, GroupedMetadata, Gt, Le, Lt
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict, TypeAdapter
+
+from postrain.errors import ConfigError
+
+SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null", Path: "a path"}
+PLURALS = {int: "integers", float: "numbers", str: "texts"}
+SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
+LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
+MAPPINGS: tuple[Any, ...] = (dict, Mapping)
+TARGET = "_target_"
+NODE = f"a node with {TARGET}"
+# An upper bound from here on only keeps a slip from filling the memory: it is named to the value that exceeds it.
+LARGE = 1_000_000
+LONGEST = 80
+"""Characters of a wrong value that a message shows."""
+
+
+class Section:
+    """Base of the dataclasses that a config writes without `_target_`: `paths`, `early_stop`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths(Section):
+    """Where things go."""
+
+    output: str
+    """Run folders are made here."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One argument of a constructor."""
+
+    annotation: Any
+    required: bool
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The arguments of a constructor."""
+
+    keys: Mapping[str, Key]
+    open: bool
+    """True when the constructor takes any further keyword, as some constructors of other libraries do."""
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """Marks, inside Annotated, a key that names code or an address, or permits something: where a run folder gives its
+    value, the command line has to say it again (trust.py)."""
+
+    effect: str
+    """What the value does, as in "reward.function=FILE (runs this Python)"."""
+    harmless: Callable[[Any], bool] = _never
+    """True for values that need not be said again, besides null and false."""
+
+
+def is_node(value: Any) -> bool:
+    """True for a mapping that builds an object."""
+    return isinstance(value, Mapping) and TARGET in value
+
+
+def shown(value: Any) -> str:
+    """A value as a message names it."""
+    text = "null" if value is None else " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def load_target(path: str) -> Callable[..., Any]:
+    """The class or function behind a dotted path."""
+    parts = path.split(".") if isinstance(path, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {shown(path)}")
+    module, name = _split(path)
+    try:
+        target = operator.attrgetter(name)(module)
+    except AttributeError:
+        near = get_close_matches(name, dir(module), n=1)
+        raise ConfigError(f"{module.__name__} has no {name}" + "".join(f"; did you mean {n}?" for n in near)) from None
+    if not callable(target):
+        raise ConfigError(f"{path} is a {type(target).__name__}, not a class or function")
+    return target
+
+
+def _split(path: str) -> tuple[ModuleType, str]:
+    """The longest part of a dotted path that is a module, imported, and the rest."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:end])
+        try:
+            return importlib.import_module(name), ".".join(parts[end:])
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise ConfigError(f"{path} needs the package {error.name!r}, which is not installed") from None
+        # Importing runs the module's code, which may raise anything.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {reason}") from None
+    raise ConfigError(f"there is no module {'.'.join(parts[:-1])}")
+
+
+@cache
+def schema_of(target: Callable[..., Any]) -> Schema:
+    """The arguments of a class or function, inherited dataclass fields included."""
+    keys, takes_any = {}, False
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:
+        raise ConfigError(f"{target!r} does not tell its arguments; wrap it in a function of your own") from None
+    for name, parameter in parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            takes_any = takes_any or parameter.kind is parameter.VAR_KEYWORD
+            continue
+        annotation = _resolve(target, name, parameter.annotation)
+        keys[name] = Key(annotation, required=parameter.default is parameter.empty)
+    return Schema(keys, takes_any)
+
+
+def _resolve(target: Any, name: str, annotation: Any) -> Any:
+    """An annotation with its strings evaluated where they were written."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = SimpleNamespace(__annotations__={name: annotation})
+    try:
+        return get_type_hints(holder, globalns=_namespace(target, name), include_extras=True)[name]
+    except NameError:  # a name that only type checkers import, as in other libraries' constructors
+        return Any
+
+
+def _namespace(target: Any, name: str) -> dict[str, Any]:
+    # A generated __init__ knows only its own class's module, not that of an inherited field.
+    if inspect.isclass(target) and is_dataclass(target):
+        for owner in target.__mro__:
+            if name in inspect.get_annotations(owner):
+                return vars(sys.modules[owner.__module__])
+    function: Any = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    return getattr(function, "__globals__", {})
+
+
+def provides(target: Callable[..., Any], annotation: Any) -> bool:
+    """Whether what `target` builds can stand where `annotation` is expected, as far as a class tells.
+
+    A class has to inherit, or have every member of a protocol and be called alike; a function is taken at its word.
+    """
+    if get_origin(annotation) in (Union, UnionType):
+        return any(provides(target, each) for each in get_args(annotation))
+    if annotation is Any or not isinstance(target, type) or not isinstance(annotation, type):
+        return True
+    if not getattr(annotation, "_is_protocol", False):
+        return issubclass(target, annotation)
+    members = {name for base in annotation.__mro__ for name in vars(base) if base.__module__.startswith("postrain.")}
+    return all(_has(target, annotation, name) for name in members if name == "__call__" or not name.startswith("_"))
+
+
+def _has(target: type, protocol: type, name: str) -> bool:
+    if name != "__call__":
+        return hasattr(target, name) or any(name in inspect.get_annotations(base) for base in target.__mro__)
+    # Every class can be called; whether its objects can stands in its bases.
+    own: Any = next((vars(base)[name] for base in target.__mro__ if name in vars(base)), None)
+    if own is None:
+        return False
+    wanted = list(inspect.signature(vars(protocol)[name]).parameters)
+    if target.__module__.startswith("postrain."):
+        # What sets protocols of one argument apart; others may call their arguments as they like.
+        return list(inspect.signature(own).parameters) == wanted
+    try:
+        inspect.signature(own).bind(*wanted)
+    except TypeError:
+        return False
+    return True
+
+
+@cache
+def adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Validates a value from YAML against `annotation`; a nested node passes as it is, check.py visits it by itself."""
+    return TypeAdapter(_plain(annotation))
+
+
+def _plain(annotation: Any) -> Any:
+    """The same type for pydantic: strict scalars, lists for tuples, nodes where a class stands."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in (int, str, bool):
+        return Annotated[annotation, Strict()]
+    if annotation is float:
+        return Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_scientific)]
+    if annotation in (Any, None, NoneType, Path, *LISTS, *MAPPINGS) or origin is Literal:
+        return annotation
+    if origin is Annotated:
+        return Annotated[(_plain(args[0]), *args[1:])]
+    if origin in (Union, UnionType):
+        return reduce(operator.or_, (_plain(arg) for arg in args))
+    if origin in LISTS or origin in MAPPINGS:
+        generic: Any = origin
+        return generic[tuple(arg if arg is ... else _plain(arg) for arg in args)]
+    return Annotated[Any, AfterValidator(_node)]
+
+
+def _scientific(value: Any) -> Any:
+    """1e-4 without a dot is text to PyYAML; people mean the number."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > sys.float_info.max:
+        raise ValueError("larger than any float")
+    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
+
+
+def _node(value: Any) -> Any:
+    if not is_node(value):
+        raise ValueError("not a node")
+    return value
+
+
+def describe(annotation: Any, *, limits: bool = False) -> str:
+    """A type in the words of a YAML file; `limits` names upper bounds of LARGE and more, too."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in WORDS:
+        return WORDS[annotation]
+    if annotation is Any:
+        return "anything"
+    if origin is Annotated:
+        told = [item.documentation for item in args[1:] if isinstance(item, DocInfo)]
+        return told[0] if told else " ".join([describe(args[0]), " and ".join(_ranges(args[1:], limits))]).strip()
+    if origin is Literal:
+        return "one of " + ", ".join("null" if choice is None else str(choice) for choice in args)
+    if origin in (Union, UnionType):
+        return " or ".join(describe(arg, limits=limits) for arg in args)
+    if origin in LISTS:
+        if _uniform(args):
+            return f"a list of {PLURALS.get(args[0], describe(args[0]))}"
+        return f"a list of {len(args)}: {', '.join(map(describe, args))}"
+    if origin in MAPPINGS or annotation in MAPPINGS:
+        return "a mapping" if not args or args[1] is Any else f"a mapping to {describe(args[1])}"
+    return "a list" if annotation in LISTS else f"{NODE} ({getattr(annotation, '__name__', annotation)})"
+
+
+def _uniform(args: tuple[Any, ...]) -> bool:
+    return len(args) == 1 or args[1:] == (...,)
+
+
+def _ranges(metadata: Sequence[Any], limits: bool) -> Iterator[str]:
+    for item in metadata:
+        if isinstance(item, GroupedMetadata):
+            yield from _ranges(list(item), limits)
+        bounds = [(getattr(item, field), sign) for kind, field, sign in SIGNS if isinstance(item, kind)]
+        yield from (f"{sign} {bound}" for bound, sign in bounds if limits or bound < LARGE)

@@ -1,0 +1,202 @@
+"""What the config of a run folder may decide, and what the command line of today has to say again.
+
+A run folder may come from a stranger, and is resumed, evaluated and generated from. Its config builds objects: there,
+`_target_` names a class of this package that has the protocol its key demands, and nothing else. Keys that name code or
+an address, or that permit something, are marked in their class with `Confirm`; their values are listed and refused
+until the command line of today says the same. Leaves out what lies in a model directory: models/directory.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+
+from postrain.config.schema import Confirm, is_node, load_target, provides, schema_of
+from postrain.jsonl import leaves
+from postrain.types import ConfigError
+
+Item = tuple[str, str]
+"""A dotted key and its value as text."""
+CODE = "builds an object of other code"
+HYDRA = ("hydra", "-")
+"""How words begin that tell Hydra where to look for code: its own keys and flags."""
+
+FOLDERS = {
+    "--config-dir": "--config-dir",
+    "-cd": "--config-dir",
+    "--config-path": "--config-path",
+    "-cp": "--config-path",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value that a folder cannot decide."""
+
+    key: str
+    value: Any
+    effect: str
+
+    @property
+    def item(self) -> Item:
+        """How it is looked for in what was said."""
+        return self.key, str(self.value)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A folder that is not trusted, and what the command line of today says."""
+
+    folder: Path
+    said: Collection[Item]
+
+    def check(self, config: Mapping[str, Any], root: type, prefix: str = "") -> None:
+        """Raises ConfigError with every value of the folder's `config` that has to be said again.
+
+        `root` gives the kind of each key as in `check.check`; `prefix` stands before keys on the command line.
+        """
+        self.refuse([one for one in confirmable(config, root, self.said) if one.item not in self.said], prefix)
+
+    def check_words(self, words: Sequence[str]) -> None:
+        """Raises ConfigError for words of the folder that tell Hydra where to look for code."""
+        plain = [word.lstrip("+~") for word in words]
+        pairs = [word.partition("=") for word in plain if word.startswith(HYDRA)]
+        found = [Found(key, value, "tells Hydra where to look for code") for key, _, value in pairs]
+        self.refuse([one for one in found if one.item not in self.said])
+
+    def refuse(self, found: Sequence[Found], prefix: str = "") -> None:
+        """One line on everything found; none where there is nothing."""
+        if found:
+            named = "; ".join(f"{prefix}{one.key}={one.value} ({one.effect})" for one in found)
+            raise ConfigError(f"{self.folder} asks for {named}; say it again on the command line if you trust it")
+
+
+def said_by(config: Mapping[str, Any]) -> frozenset[Item]:
+    """Every value of a config that today's command line has composed."""
+    return frozenset((key, str(value)) for key, value in leaves("", config))
+
+
+def said_in(words: Sequence[str]) -> frozenset[Item]:
+    """Every value that words of today give, `stage.NAME.` left out; flags are items without a value."""
+    found: set[Item] = set()
+    for word in joined(words):
+        if word.startswith("-"):
+            found.add((word.partition("=")[0], word.partition("=")[2]))
+            continue
+        for override in _parsed(word):
+            key, parts = override.key_or_group, override.key_or_group.split(".")
+            keys = {key, *(".".join(parts[size:]) for size in (2, 3) if parts[0] == "stage")}
+            found |= {(key, str(value)) for each in keys for key, value in leaves(each, _plain(override.value()))}
+            found.add((key, word.partition("=")[2]))
+    return frozenset(found)
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """A command line with each flag and its value in one word, directories absolute: `--config-dir=/DIRECTORY`."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] in FOLDERS:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return [_absolute(word) if word.startswith("-") else word for word in found]
+
+
+def _absolute(word: str) -> str:
+    flag, _, value = word.partition("=")
+    return f"{FOLDERS[flag]}={Path(value).resolve()}" if flag in FOLDERS else word
+
+
+def confirmable(config: Mapping[str, Any], root: type, said: Collection[Item] | None = None) -> Iterator[Found]:
+    """Every value of `config` that a folder cannot decide; `said` (None: all) are those whose code may be looked at."""
+    keys = schema_of(root).keys
+    for name, value in config.items():
+        yield from _values(str(name), value, keys[name].annotation if name in keys else None, said)
+
+
+def packaged(path: Any) -> type | None:
+    """The class of this package at a dotted path; None for all else, which is not imported."""
+    if not isinstance(path, str) or not path.startswith("postrain."):
+        return None
+    try:
+        found = load_target(path)
+    except ConfigError:
+        return None
+    return found if isinstance(found, type) and found.__module__.startswith("postrain.") else None
+
+
+def _values(key: str, value: Any, annotation: Any, said: Collection[Item] | None) -> Iterator[Found]:
+    """What a folder cannot decide of a value whose key has this type; None is a type that nobody has stated."""
+    kinds, marks = _flat(annotation)
+    inside = Annotated[Any, marks[0]] if marks else None
+    plain = not isinstance(value, Mapping | list | tuple)
+    if marks and plain and value not in (None, False) and not marks[0].harmless(value):
+        yield Found(key, value, marks[0].effect)
+    if isinstance(value, Mapping) and is_node(value):
+        yield from _node(key, value, kinds, said)
+    elif isinstance(value, Mapping):
+        inner = next((kind for kind in kinds if hasattr(kind, "__dataclass_fields__")), None)
+        known = schema_of(inner).keys if inner else {}
+        for name, item in value.items():
+            each = known[name].annotation if name in known else _element(kinds, Mapping) or inside
+            yield from _values(f"{key}.{name}", item, each, said)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _values(f"{key}[{index}]", item, _element(kinds, Sequence) or inside, said)
+
+
+def _node(key: str, node: Mapping[str, Any], kinds: Sequence[Any], said: Collection[Item] | None) -> Iterator[Found]:
+    target, own = node["_target_"], packaged(node["_target_"])
+    wanted = [kind for kind in kinds if isinstance(kind, type) and kind is not Any]
+    if own is None or not any(provides(own, kind) for kind in wanted):
+        effect = CODE if own is None else f"is not a {' or '.join(kind.__name__ for kind in wanted) or 'no class'}"
+        yield Found(f"{key}._target_", target, effect)
+        if said is not None and (f"{key}._target_", str(target)) not in said:
+            return
+    keys = schema_of(load_target(target)).keys
+    for name, value in node.items():
+        if not str(name).startswith("_"):
+            yield from _values(f"{key}.{name}", value, keys[name].annotation if name in keys else None, said)
+
+
+def _flat(annotation: Any) -> tuple[list[Any], list[Confirm]]:
+    """The alternatives of a type, and its marks."""
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        kinds, marks = _flat(inner)
+        return kinds, [*(each for each in metadata if isinstance(each, Confirm)), *marks]
+    if get_origin(annotation) in (Union, UnionType):
+        parts = [_flat(each) for each in get_args(annotation)]
+        return [kind for kinds, _ in parts for kind in kinds], [mark for _, marks in parts for mark in marks]
+    return [annotation], []
+
+
+def _element(kinds: Sequence[Any], of: type) -> Any:
+    """The type of what a mapping or a list holds, by the type of the whole."""
+    for kind in kinds:
+        origin, args = get_origin(kind), get_args(kind)
+        if isinstance(origin, type) and issubclass(origin, of) and args:
+            return args[1] if of is Mapping else args[0]
+    return None
+
+
+def _parsed(word: str) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides([word])
+    except HydraException:  # the command line's mistakes are told where it is read
+        return []
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(_plain(name)): _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.text if isinstance(value, QuotedString) else value

@@ -1,0 +1,56 @@
+"""What an evaluation says, for the console: a line for each number, a column for each model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.table import Table
+
+from postrain.evaluation.measures import Estimate
+from postrain.evaluation.result_files import Measured, gaps, has
+from postrain.formatting import figure
+
+
+def table(measured: Sequence[Measured]) -> Table:
+    """Every number with its 95 % interval and n; beside another model, the paired difference where there is one.
+
+    Of three models, "less B" is the first one's value less that of B. A difference whose interval leaves 0 out stands
+    out.
+    """
+    first, *others = measured
+    made = Table(box=None, pad_edge=False, title="value [95 % interval]", title_justify="left", title_style="dim")
+    made.add_column("measure", no_wrap=True)
+    differences = [f"{first.name} − {other.name}" if len(others) == 1 else f"less {other.name}" for other in others]
+    for name in (*(one.name for one in measured), *differences, "n"):
+        made.add_column(name, justify="right", no_wrap=True)
+    paired = [{(name, metric): found for name, metric, found in gaps(first, other)} for other in others]
+    for row in rows(measured):
+        gap = [interval(found[row], mark=True) if row in found else "" for found in paired]
+        counts = [str(one.findings[row[0]].metrics[row[1]].n) for one in measured if has(one, *row)]
+        cells = [said(one, *row) for one in measured]
+        made.add_row("/".join(row), *cells, *gap, "/".join(dict.fromkeys(counts)))
+    return made
+
+
+def rows(measured: Sequence[Measured]) -> Iterator[tuple[str, str]]:
+    """Every measure and metric that some model has, in order."""
+    seen = {
+        (name, metric): None for one in measured for name, finding in one.findings.items() for metric in finding.metrics
+    }
+    # A measure's lines stay together, also where the first model lacks some of them.
+    order = list(dict.fromkeys(name for name, _ in seen))
+    yield from sorted(seen, key=lambda row: order.index(row[0]))
+
+
+def said(one: Measured, name: str, metric: str) -> str:
+    """A number of a model, or nothing."""
+    return interval(one.findings[name].metrics[metric]) if has(one, name, metric) else ""
+
+
+def interval(found: Estimate, *, mark: bool = False) -> str:
+    """A number with its interval, if that is known: of a single item it is infinite."""
+    if not math.isfinite(found.low) or not math.isfinite(found.high):
+        return figure(found.value)
+    text = f"{figure(found.value)} [{figure(found.low)}, {figure(found.high)}]".replace("[", r"\[")
+    return f"[bold]{text}[/bold]" if mark and not found.low <= 0 <= found.high else text

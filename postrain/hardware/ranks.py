@@ -1,0 +1,137 @@
+"""One process a rank, and one process group for a run.
+
+On one machine the first rank starts the others itself, each on the run folder's own config: nobody composes the command
+line twice, so a sweep cannot give two ranks different settings, and no rank makes a folder of its own. Under torchrun,
+which several nodes need, the ranks are there already. Either way the group is up before anything is built.
+
+On one machine nothing listens beyond loopback: ranks meet in a file, since torch's TCPStore listens on every interface,
+and gloo and NCCL use the loopback interface.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from postrain.hardware.trainer import Hardware
+from postrain.processor import usable_cores
+from postrain.runs.folder import RunFolder
+from postrain.types import ConfigError
+
+# How a rank ends when all is well: still running, done, killed by the first rank, or told to stop like it.
+STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ENDINGS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
+# The environment variable that holds the file in which the ranks of one machine meet.
+MEET = "POSTRAIN_RENDEZVOUS"
+# Seconds that the first rank has to find the mistake that another one has ended with by itself.
+GRACE = 10.0
+# While a run lasts, os._exit raises instead (runs/status.py).
+EXIT = os._exit
+
+
+def is_first_rank() -> bool:
+    """False in the processes that stand beside the first one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+@contextmanager
+def ranks(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
+    """Brings up the process group of a run and gives every rank the first one's `folder`; takes it down afterwards."""
+    if hardware.strategy == "single":
+        assert folder is not None
+        yield folder
+        return
+    before, threads, over = dict(os.environ), torch.get_num_threads(), threading.Event()
+    others: list[subprocess.Popen[bytes]] = []
+    # Of this account alone (0700).
+    meeting = tempfile.TemporaryDirectory(prefix="postrain-ranks-", ignore_cleanup_errors=True)
+    if "RANK" not in os.environ:
+        assert folder is not None
+        os.environ |= on_loopback(Path(meeting.name, "store"))
+        others = _start_others(hardware, folder, over)
+    if hardware.accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    mine = not dist.is_initialized()
+    if mine:
+        join("gloo" if hardware.accelerator == "cpu" else "nccl")
+    try:
+        shared: list[Path | None] = [folder]
+        dist.broadcast_object_list(shared)
+        assert shared[0] is not None
+        yield shared[0]
+        dist.barrier()
+        for process in others:
+            process.wait(timeout=60)
+    finally:
+        over.set()
+        for process in others:
+            process.kill()
+        if mine:
+            dist.destroy_process_group()
+        torch.set_num_threads(threads)
+        os.environ.clear()
+        os.environ.update(before)
+        meeting.cleanup()
+
+
+def on_loopback(meeting: Path) -> dict[str, str]:
+    """The environment of ranks that meet in the file `meeting` and listen on loopback only."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+    return {MEET: str(meeting), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+
+
+def join(backend: str) -> None:
+    """Joins the process group: of this machine's ranks in their file, of several nodes' at MASTER_ADDR."""
+    if MEET not in os.environ:
+        dist.init_process_group(backend)
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, init_method=f"file://{os.environ[MEET]}", rank=rank, world_size=size)
+
+
+def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> list[subprocess.Popen[bytes]]:
+    """Makes this process rank 0 and starts the further ranks on the run in `folder`."""
+    if hardware.num_nodes > 1:
+        raise ConfigError(
+            "trainer.num_nodes: several nodes need torchrun: torchrun --nnodes N --nproc-per-node K train.py"
+        )
+    threads = hardware.threads or max(1, usable_cores() // hardware.devices)
+    torch.set_num_threads(threads)
+    here = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(hardware.ranks)}
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "NODE_RANK": "0", "RANK": "0", "LOCAL_RANK": "0"}
+    command = [sys.executable, "-m", "postrain.training.train", str(folder.resolve())]
+    others = [
+        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": here, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(1, hardware.ranks)
+    ]
+    threading.Thread(target=_watch, args=(others, RunFolder(folder), over), daemon=True).start()
+    return others
+
+
+def _watch(others: list[subprocess.Popen[bytes]], folder: RunFolder, over: threading.Event) -> None:
+    """Ends this process when another rank has died: it would wait for that rank for ever, deaf to exceptions."""
+    while not over.wait(0.5):
+        died = [process for process in others if process.poll() not in ENDINGS]
+        if died and not over.wait(GRACE):
+            reason = f"another rank of this run ended with code {died[0].returncode}; what it printed is above"
+            folder.status.failed(reason)
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+            EXIT(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,254 @@
+"""Where the jobs of a sweep run: a process each on this machine, or whatever Hydra's own launchers reach.
+
+However a job ends, its status.json says so afterwards; nobody raises for a job that failed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import torch
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
+from omegaconf import read_write
+
+from postrain.jobs.parent_watchdog import JOB
+from postrain.jobs.sweep_config import word
+from postrain.jobs.sweep_plan import Job
+from postrain.processor import usable_cores
+from postrain.report.study_cells import TIMED_OUT
+from postrain.runs.folder import Status, writing
+from postrain.runs.interrupt import Interrupted
+from postrain.types import Count, Positive
+
+LOG = "log.txt"
+GRACE = 30.0
+Ended = Callable[[Job], None]
+
+
+class Launcher(Protocol):
+    """Runs jobs."""
+
+    @property
+    def jobs(self) -> int:
+        """At once."""
+        ...
+
+    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
+        """Returns when all have ended; `ended` is told of each. Raises Interrupted after Ctrl-C or SIGTERM."""
+        ...
+
+
+def words_of(job: Job, folder: Path, resumes: bool) -> list[str]:
+    """What to say to a job: its words, or that it shall go on where it stopped; not every program can."""
+    place = folder / job.folder
+    begun = any((place / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
+    return [word("resume", str(place)), *job.confirm] if begun and resumes else [*job.words]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """A process for each job: what kills one leaves the others alone, and their settings cannot mix."""
+
+    jobs: Count
+    """At once; they share the cores."""
+    command: tuple[str, ...]
+    """What runs a job, before its words."""
+    resumes: bool = True
+    """Whether a job can go on where it stopped."""
+    timeout: Positive | None = None
+    """Seconds after which a job is ended, counted from its start in this session; None ends none."""
+    grace: Positive = GRACE
+    """Seconds that such a job has to save before it is killed."""
+    living: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    starting: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a job is started or all are told to stop: none slips through between."""
+
+    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
+        slots = list(range(self.jobs))
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(self._run, job, folder, slots): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    ended(futures[future])
+            except Interrupted:
+                print("stopping; running jobs finish their update and save, Ctrl-C stops them at once", file=sys.stderr)
+                self._stop()
+                try:
+                    wait(futures)
+                except Interrupted:
+                    self._stop()
+                raise
+
+    def _stop(self) -> None:
+        with self.starting:
+            self.stopping.set()
+            for process in self.living:
+                process.send_signal(signal.SIGTERM)
+
+    def _run(self, job: Job, folder: Path, slots: list[int]) -> None:
+        place = folder / job.folder
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+        status, slot = Status(place / "status.json"), slots.pop()
+        with (place / LOG).open("ab") as log, (place / ".lock").open("w") as lock:
+            if self._acquire(lock.fileno(), job) and status.read().get("status") != "done":
+                begun = log.tell()
+                code, late = self._process(job, folder, slot, log, lock.fileno())
+                ended = status.read().get("status")
+                if late and ended != "done":
+                    status.failed(f"{TIMED_OUT} after {self.timeout:g} s (hydra.launcher.timeout)")
+                elif code is not None and ended == "running":
+                    if self.stopping.is_set():
+                        status.interrupted("SIGTERM")
+                    else:
+                        status.failed(last_words(place / LOG, begun, code))
+        slots.append(slot)
+
+    def _acquire(self, lock: int, job: Job) -> bool:
+        """Waits for the job of a sweep that was killed, which may still be saving; False when told to stop."""
+        waiting = False
+        while not self.stopping.is_set():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waiting:
+                    print(f"waiting for {job.label}, which an earlier sweep has left running", file=sys.stderr)
+                waiting = True
+                self.stopping.wait(0.2)
+            else:
+                return True
+        return False
+
+    def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: int) -> tuple[int | None, bool]:
+        """Runs a job to its end; its exit code, None where it was not started, and whether it took too long."""
+        place = folder / job.folder
+        with self.starting:
+            if self.stopping.is_set():
+                return None, False
+            words = words_of(job, folder, self.resumes)
+            Status(place / "status.json").running()
+            try:
+                process = subprocess.Popen(
+                    [*self.command, *words, word("hydra.run.dir", str(place))],
+                    env=os.environ | share(self.jobs, slot) | {JOB: "1"},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[lock],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                log.write(f"error: the job could not be started: {error}\n".encode())
+                log.flush()
+                return 1, False
+            self.living.add(process)
+        late = self._takes_too_long(process)
+        self.living.discard(process)
+        return process.returncode, late
+
+    def _takes_too_long(self, process: subprocess.Popen[bytes]) -> bool:
+        """Waits for a job, and ends it at its time limit: first it may save, then its whole group is killed."""
+        try:
+            process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(self.grace)
+            # What hangs may also be a rank or a judge that the job has started.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        return False
+
+
+def share(jobs: int, slot: int) -> dict[str, str]:
+    """The part of the machine that a job gets: threads, and GPUs where there are several."""
+    found = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if jobs > 1:
+        threads = max(1, usable_cores() // jobs)
+        found["OMP_NUM_THREADS"] = str(min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
+    gpus = torch.cuda.device_count()
+    if jobs > 1 and gpus > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        each = max(1, len(visible) // jobs)
+        found["CUDA_VISIBLE_DEVICES"] = ",".join((visible * 2)[slot * each % len(visible) :][:each])
+    return found
+
+
+def last_words(log: Path, begun: int, code: int) -> str:
+    """Why a job ended that has not said so itself, by its log from the byte `begun` on."""
+    lines = log.read_bytes()[begun:].decode("utf-8", errors="replace").splitlines()
+    mistakes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if mistakes:
+        return mistakes[-1]
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+    said = [line.strip() for line in lines if line.strip()]
+    return f"ended with exit code {code}; see {log.name}" + (f": {said[-1]}" if said else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughHydra:
+    """One of Hydra's launchers: joblib, submitit_slurm, ray, ... Jobs get their folder as hydra.sweep.subdir."""
+
+    task: Callable[[Any], Any]
+    """Runs a job's config in the worker."""
+    forced: Callable[[Sequence[str]], list[str]]
+    """Words as Hydra takes them."""
+    jobs: Count
+    resumes: bool = True
+
+    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
+        if not jobs:
+            return
+        loader = GlobalHydra.instance().config_loader()
+        config: Any = HydraConfig.instance().cfg
+        config = config.copy()
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = str(folder)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=self.task,
+            config=config,
+        )
+        home = f"hydra.sweep.dir='{folder}'"
+        words = [
+            [*self.forced(words_of(job, folder, self.resumes)), home, f"hydra.sweep.subdir={job.folder}"]
+            for job in jobs
+        ]
+        try:
+            returns: Sequence[JobReturn | None] = launcher.launch(words, initial_job_idx=jobs[0].number)
+        except RuntimeError as error:  # a worker was killed, and took the launcher's pool along
+            print(f"warning: {error}", file=sys.stderr)
+            returns = [None] * len(jobs)
+        for job, returned in zip(jobs, returns, strict=True):
+            self._note(Status(folder / job.folder / "status.json"), returned)
+            ended(job)
+
+    def _note(self, status: Status, returned: JobReturn | None) -> None:
+        """What the worker knows and the job could not write itself."""
+        ended = returned is not None and returned.status is JobStatus.COMPLETED
+        if not ended and status.read().get("status") in (None, "running"):
+            status.path.parent.mkdir(parents=True, exist_ok=True)
+            error = None if returned is None else returned._return_value
+            status.failed("its worker was killed" if error is None else str(error) or type(error).__name__)

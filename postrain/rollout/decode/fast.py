@@ -1,0 +1,219 @@
+"""One token a row through a decoder we know, in few operations: GPT-2's family and Llama's (Llama, Mistral, Qwen2/3).
+
+The same numbers as the model's own forward up to rounding, which is tried before it is relied on (choice.py). Reads
+the weights when it is made, so it lasts for one generation. Leaves out prompts, sliding windows and everything else:
+those go through the model itself.
+
+Axes: B rows, D model width, H key-value heads, G query heads on each of them, K width of a head, L positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from postrain.rollout.decode.cache import SlotCache, SlotLayer
+from postrain.rollout.decode.weights import Activation, NotPlain, Weights
+from postrain.rollout.groups import shared_attention
+
+# Names of activations in transformers' configs, and what oneDNN calls them.
+ACTIVATIONS = {
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "gelu": ("gelu", "none"),
+    "silu": ("swish", ""),
+    "swish": ("swish", ""),
+    "relu": ("relu", ""),
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm, or RMSNorm where there is no bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The weights of one transformer block."""
+
+    before_attention: Norm
+    qkv: Weights
+    query_norm: Norm | None
+    key_norm: Norm | None
+    scale: float
+    out: Weights
+    before_mlp: Norm
+    gate: Weights | None
+    up: Weights
+    down: Weights
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder's weights."""
+
+    embed: Callable[[Tensor, Tensor], Tensor]
+    """Ids and positions [B] → [B, D]."""
+    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    """States and positions [B, 1] → cosines and sines, [B, 1, K]."""
+    blocks: tuple[Block, ...]
+    activation: Activation
+    shape: tuple[int, int, int]
+    """Query heads, key-value heads, width of a head."""
+    norm: Norm
+    head: Weights
+
+    def __call__(self, tokens_B: Tensor, cache: SlotCache) -> Tensor:
+        """Logits of the next token, [B, V]; the token is added to the cache, which has advanced for it."""
+        at_B = cache.cursor.position_B
+        x_BD = self.embed(tokens_B, at_B)
+        turn = rotation(*self.rotary(x_BD, at_B[:, None])) if self.rotary else None
+        seen = cache.seen()
+        mask_B11L = torch.zeros(seen.shape, dtype=x_BD.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        for block, layer in zip(self.blocks, cache.rooms, strict=True):
+            x_BD = self.attend(block, x_BD, turn, mask_B11L, layer)
+            states_BD = block.before_mlp(x_BD)
+            if block.gate is None:
+                inner = block.up(states_BD, self.activation)
+            else:
+                inner = block.up.times(states_BD, block.gate(states_BD, self.activation))
+            x_BD = block.down.plus(inner, x_BD)
+        return self.head(self.norm(x_BD))
+
+    def attend(
+        self, block: Block, x_BD: Tensor, turn: tuple[Tensor, Tensor] | None, mask_B11L: Tensor, layer: SlotLayer
+    ) -> Tensor:
+        """Attention of the new tokens to all before them, added to what came in."""
+        queries, heads, width = self.shape
+        qkv = block.qkv(block.before_attention(x_BD)).unflatten(-1, (queries + 2 * heads, width))
+        turned, values_BHK = qkv.split((queries + heads, heads), dim=1)
+        if block.query_norm is not None and block.key_norm is not None:
+            turned = torch.cat([block.query_norm(turned[:, :queries]), block.key_norm(turned[:, queries:])], dim=1)
+        if turn is not None:
+            cosines, sines = turn
+            turned = (turned * cosines).addcmul_(turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sines)
+        query_BHGK = turned[:, :queries].unflatten(1, (heads, -1))
+        layer.write(turned[:, queries:], values_BHK)
+        if groups := layer.cursor.groups:
+            found = shared_attention(query_BHGK, groups, layer.shared(groups), layer.own(), mask_B11L, block.scale)
+        else:
+            # Query heads that share keys and values stand where else the tokens of a sequence do: nothing is repeated.
+            found = F.scaled_dot_product_attention(query_BHGK, *layer.whole(), attn_mask=mask_B11L, scale=block.scale)
+        return block.out.plus(found.flatten(1), x_BD)
+
+
+def rotation(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines, and sines with the sign that the half they are multiplied with gets, [B, 1, K]."""
+    half = sines.shape[-1] // 2
+    return cosines, torch.cat([-sines[..., :half], sines[..., half:]], dim=-1)
+
+
+def decoder_of(model: Any, dtype: torch.dtype) -> Decoder:
+    """Reads a Hugging Face model. Raises NotPlain where some layer's weights cannot be read."""
+    return READERS[model.config.model_type](model, dtype)
+
+
+def knows(model: Any) -> bool:
+    """Whether the architecture is one of ours."""
+    return model.config.model_type in READERS
+
+
+def read_llama(model: Any, dtype: torch.dtype) -> Decoder:
+    inner, config = model.model, model.config
+    tokens = plain_embedding(inner.embed_tokens)
+
+    def norm(layer: Any) -> Norm:
+        return Norm(layer.weight.detach().to(dtype), None, layer.variance_epsilon)
+
+    def block(layer: Any) -> Block:
+        attention, mlp = layer.self_attn, layer.mlp
+        return Block(
+            before_attention=norm(layer.input_layernorm),
+            qkv=Weights([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
+            query_norm=norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+            key_norm=norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+            scale=attention.scaling,
+            out=Weights([attention.o_proj], dtype),
+            before_mlp=norm(layer.post_attention_layernorm),
+            gate=Weights([mlp.gate_proj], dtype),
+            up=Weights([mlp.up_proj], dtype),
+            down=Weights([mlp.down_proj], dtype),
+        )
+
+    heads, width = config.num_key_value_heads, inner.layers[0].self_attn.head_dim
+    return Decoder(
+        embed=lambda tokens_B, at_B: tokens(tokens_B).to(dtype),
+        rotary=inner.rotary_emb,
+        blocks=tuple(map(block, inner.layers)),
+        activation=activation_of(config.hidden_act, inner.layers[0].mlp.act_fn),
+        shape=(config.num_attention_heads, heads, width),
+        norm=norm(inner.norm),
+        head=Weights([model.lm_head], dtype),
+    )
+
+
+def read_gpt2(model: Any, dtype: torch.dtype) -> Decoder:
+    inner, config = model.transformer, model.config
+    tokens, positions = plain_embedding(inner.wte), plain_embedding(inner.wpe)
+
+    def norm(layer: Any) -> Norm:
+        return Norm(layer.weight.detach().to(dtype), layer.bias.detach().to(dtype), layer.eps)
+
+    def block(layer: Any) -> Block:
+        return Block(
+            before_attention=norm(layer.ln_1),
+            qkv=Weights([layer.attn.c_attn], dtype),
+            query_norm=None,
+            key_norm=None,
+            scale=layer.attn.scaling,
+            out=Weights([layer.attn.c_proj], dtype),
+            before_mlp=norm(layer.ln_2),
+            gate=None,
+            up=Weights([layer.mlp.c_fc], dtype),
+            down=Weights([layer.mlp.c_proj], dtype),
+        )
+
+    heads = config.num_attention_heads
+    return Decoder(
+        embed=lambda tokens_B, at_B: (tokens(tokens_B) + positions(at_B)).to(dtype),
+        rotary=None,
+        blocks=tuple(map(block, inner.h)),
+        activation=activation_of(config.activation_function, inner.h[0].mlp.act),
+        shape=(heads, heads, config.hidden_size // heads),
+        norm=norm(inner.ln_f),
+        head=Weights([model.lm_head], dtype),
+    )
+
+
+def plain_embedding(layer: nn.Module) -> nn.Module:
+    """The layer, if it is nothing but a table."""
+    if type(layer) is not nn.Embedding:
+        raise NotPlain
+    return layer
+
+
+def activation_of(name: str, function: nn.Module) -> Activation:
+    """The activation a config names."""
+    if name not in ACTIVATIONS:
+        raise NotPlain
+    return Activation(*ACTIVATIONS[name], function)
+
+
+READERS: dict[str, Callable[[Any, torch.dtype], Decoder]] = {
+    "gpt2": read_gpt2,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), read_llama),
+}

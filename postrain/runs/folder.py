@@ -1,0 +1,159 @@
+"""The run folder: where it is made, how a later run finds it, and who may write into it.
+
+What goes into the files of the folder is decided elsewhere: status.py, manifest.py, training/metrics_file.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from postrain.errors import ConfigError
+from postrain.jsonl import JsonLines
+from postrain.runs.locks import locked
+from postrain.runs.status import Status, clear_leftovers, writing
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Eight hex digits that two configs share only when they are equal."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """runs/<method>/<model>/<time>-<hash>/ and the names of what lies in it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, base: Path, method: str, model: str, config_hash: str) -> Self:
+        """A folder nobody else has: two runs that start in the same second get two folders."""
+        return cls.at(new_directory(base, method, model, config_hash))
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """The folder of a new run at a place that was decided before."""
+        folder = cls(path)
+        with writing(path):
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """The folder of an earlier run."""
+        if not isinstance(path, str | Path):
+            raise ConfigError(f"resume: expected a run folder, such as runs/ppo/nano/..., got {path!r}")
+        folder = cls(Path(path).expanduser())
+        check_contained(folder.path)
+        if not folder.path.is_dir():
+            raise ConfigError(f"resume: there is no folder {folder.path}; give a run folder, such as runs/ppo/nano/...")
+        if not folder.config.is_file():
+            there = ", ".join(sorted(item.name for item in folder.path.iterdir())[:8]) or "nothing"
+            raise ConfigError(f"resume: {folder.path} is no run folder: it holds no config.yaml (it holds: {there})")
+        return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process out, and clears what a killed one had not finished writing."""
+        with ExitStack() as stack:
+            with writing(self.path):
+                stack.enter_context(locked(self.path))
+                clear_leftovers(self.path)
+            yield
+
+    @property
+    def name(self) -> str:
+        """<method>-<model>-<time>-<hash>: what trackers call the run."""
+        return "-".join(self.path.parts[-3:])
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def metrics(self) -> JsonLines:
+        return JsonLines(self.path / "metrics.jsonl")
+
+    @property
+    def samples(self) -> JsonLines:
+        return JsonLines(self.path / "samples.jsonl")
+
+    @property
+    def explanations(self) -> JsonLines:
+        return JsonLines(self.path / "explanations.jsonl")
+
+    @property
+    def status(self) -> Status:
+        return Status(self.path / "status.json")
+
+
+def check_contained(folder: Path) -> None:
+    """Refuses a folder with links that lead out of it, or with devices and pipes: what is written into the files of a
+    run must stay there, and a folder may come from a stranger. The folder itself may be reached by a link.
+
+    A job of a sweep has links to stages that another job has run (jobs/shared_stages.py): they stay in the sweep.
+    """
+    home = folder.resolve()
+    homes = [home, *(above for above in home.parents[1:2] if (above / "sweep.yaml").is_file())]
+    for place, directories, files in os.walk(home):
+        for path in (Path(place, name) for name in (*directories, *files)):
+            if path.is_symlink() and not any(path.resolve().is_relative_to(each) for each in homes):
+                raise ConfigError(
+                    f"{path} is a link to {path.resolve()}, out of the folder; put what it names in its place"
+                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ConfigError(f"{path} is neither a file nor a directory; remove it")
+
+
+def new_directory(base: Path, *names: str) -> Path:
+    """Makes <base>/<name>/.../<time>-<last name>/, which nobody else has; the last name is a hash."""
+    parent = base.joinpath(*map(_file_name, names[:-1]))
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{names[-1]}"
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        return _make_new(parent, stem)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "run"
+
+
+def _make_new(parent: Path, stem: str) -> Path:
+    attempt = 1
+    while True:
+        path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            attempt += 1
+        else:
+            return path

@@ -1,0 +1,107 @@
+"""Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning before the time limit): the first finishes
+the update and stops in order, the second stops at once.
+
+Lightning's own answer to SIGTERM is to raise after the batch and to end with exit code 0, and its answer to Ctrl-C is
+to raise in the middle of one. It composes its SIGTERM handler with one that is there already and runs its own first, so
+ours is put in place again when training starts. A signal that is ignored when the run begins (nohup) stays ignored.
+Windows knows only Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from postrain.errors import Interrupted
+from postrain.runs.lightning_state import method_of
+
+SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Interrupt(Callback):
+    """Both a context manager around the whole run and a callback of its trainer.
+
+    with Interrupt() as interrupt:
+        Trainer(callbacks=[..., interrupt]).fit(...)
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """The signal that came during training, None when none did."""
+        self._training = False
+        self._update = 0
+        self._speaks = True
+        self._original: dict[signal.Signals, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 + the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._original = {number: old for number, old in handlers.items() if old is not signal.SIG_IGN}
+            self._install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._original.items():
+            signal.signal(number, handler)
+        self._original = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._original:
+            self._install()
+        self._update = method_of(pl_module).counters.updates + 1
+        self._speaks = trainer.is_global_zero
+        self._training = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._update = method_of(pl_module).counters.updates + 1
+        # Every rank must stop after the same update, whichever of them the signal reached.
+        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            self.signal = self.signal or signal.SIGTERM
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._training = False
+
+    def _install(self) -> None:
+        for number in self._original:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            leave_terminal()
+        if self.signal is not None or not self._training:
+            raise Interrupted(number)
+        self.signal = signal.Signals(number)
+        text = f"\nfinishing update {self._update}, then saving; press Ctrl-C again to stop at once\n"
+        if self._speaks:
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, text.encode())
+
+
+def leave_terminal() -> None:
+    """Sends further output to nowhere where the terminal is gone: writing to it would raise before all is saved."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if os.isatty(descriptor) or poll.poll(0):  # asked for no event, poll tells of errors and of hang-ups only
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)

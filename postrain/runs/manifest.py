@@ -1,0 +1,122 @@
+"""manifest.json: everything somebody needs to make the run again, and to know what it really was.
+
+Code state, resolved config, seeds, versions, data, hardware, and what stood in for what. No key, token or password
+gets in (masking.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from postrain.config.masking import masked, masked_text
+from postrain.jsonl import atomic_write_text, plain
+from postrain.processor import usable_cores
+from postrain.runs.folder import RunFolder, writing
+
+PACKAGES = ("postrain", "torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
+TRAIN = ("python", "train.py")
+
+
+def write_manifest(
+    folder: RunFolder,
+    *,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    seeds: Mapping[str, int],
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    stand_in_for: str | None = None,
+    program: Sequence[str] = TRAIN,
+) -> None:
+    """Write manifest.json.
+
+    `config` is resolved and of plain containers; `overrides` are the words of the command line after `program`;
+    `data` says which rows were read (a fingerprint, counts); `model` which weights it began with; `stand_in_for` names
+    the model that was asked for when another one took its place.
+    """
+    manifest = {
+        "reproduce": reproduce(overrides, program),
+        "stand_in_for": stand_in_for,
+        "git": git_state(Path(__file__).parent),
+        "seeds": dict(seeds),
+        "data": masked(plain(data)),
+        "model": masked(dict(model)),
+        "versions": versions(),
+        "hardware": hardware(),
+        "config": masked(plain(config)),
+    }
+    with writing(folder.manifest):
+        atomic_write_text(folder.manifest, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def reproduce(overrides: Sequence[str], program: Sequence[str] = TRAIN) -> str:
+    """The command line that makes the run again, secrets masked."""
+    return shlex.join([*program, *map(masked_text, overrides)])
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """Commit and cleanliness of the code; None where it is not a git checkout."""
+    commit = _git(directory, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(_git(directory, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(directory), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": _memory_gb(),
+        "gpus": gpus,
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if sys.platform == "linux" and cpuinfo.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or "unknown"
+
+
+def _memory_gb() -> float | None:
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)

@@ -1,0 +1,132 @@
+"""Resume an earlier run: its own config plus the overrides of the command line, which must be allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from postrain.jsonl import read_json
+from postrain.runs.folder import RunFolder
+from postrain.types import ConfigError
+
+# Said about this session, not about the run.
+SESSION_KEYS = ("resume", "allow_change", "debug")
+# What the config of every run and of every generation has.
+ALWAYS = ("model", "data", "trainer", "seed")
+REMEDY = "give another run folder, or put its config.yaml back"
+
+
+class Fingerprinted(Protocol):
+    """A model or a data set whose content is known by a hash."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def saved_config(folder: RunFolder) -> dict[str, Any]:
+    """The config of the run in `folder`."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder.config))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
+    if not isinstance(config, dict) or not config:
+        raise ConfigError(f"{folder.config} is not the config of a run: expected keys and values; {REMEDY}")
+    return {str(key): value for key, value in config.items()}
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run is, without what was said about this session."""
+    return {**config, **dict.fromkeys(SESSION_KEYS), "debug": False, "allow_change": False}
+
+
+def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of the run in `folder` with today's overrides on top.
+
+    `composed` is what today's command line composes to, the source of the overrides' values. Raises ConfigError with
+    the differences unless `allow_change` is set.
+    """
+    saved = saved_config(folder)
+    if lacks := [key for key in ALWAYS if key not in saved]:
+        raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(lacks)}; {REMEDY}")
+    if ("keep" in saved) != ("keep" in composed):
+        what, program = ("generation", "-m postrain.generate") if "keep" in saved else ("training run", "train.py")
+        raise ConfigError(f"resume: {folder.path} is a {what}; go on with python {program} resume={folder.path}")
+    changed = dict(saved)
+    for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
+        if key.split(".")[0] not in SESSION_KEYS:
+            changed = _with(changed, key.split("."), composed)
+    differences = [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION_KEYS]
+    if differences and not composed["allow_change"]:
+        raise ConfigError(
+            f"resume: {folder.path} was run with other settings ({'; '.join(differences)}); "
+            "say allow_change=true to go on with the new ones, or start a new run"
+        )
+    return changed | {key: composed[key] for key in SESSION_KEYS}
+
+
+def check_model(folder: RunFolder, resolved: Fingerprinted) -> None:
+    """Refuses to go on with other weights than the run began with: a checkpoint holds only what learned."""
+    began = _began_with(folder).get("fingerprint")
+    if began not in (None, resolved.fingerprint):
+        raise ConfigError(
+            f"resume: {folder.path} began with other weights than {resolved.name} has now ({began} → "
+            f"{resolved.fingerprint}): the files changed, or a stand-in was replaced; start a new run"
+        )
+
+
+def check_reference(folder: RunFolder, other: Fingerprinted | None) -> None:
+    """Refuses to go on against another reference than the run began with."""
+    began = _began_with(folder).get("reference")
+    if other is not None and began not in (None, other.fingerprint):
+        raise ConfigError(
+            f"resume: {folder.path} began with another reference than {other.name} is now ({began} → "
+            f"{other.fingerprint}): its files changed; start a new run"
+        )
+
+
+def check_data(folder: RunFolder, audit: Fingerprinted) -> None:
+    """Refuses to resume over other rows, training or held out, than the run began with."""
+    data = read_json(folder.manifest).get("data") if folder.manifest.is_file() else None
+    began = data.get("fingerprint") if isinstance(data, Mapping) else None
+    if began not in (None, audit.fingerprint):
+        raise ConfigError(
+            f"resume: {folder.path} began with data fingerprint {str(began)[:16]}, and {audit.name} has "
+            f"{audit.fingerprint[:16]}: its rows, or what encodes them, changed; put them back, start a new run, or "
+            "say allow_change=true to continue with the new rows"
+        )
+
+
+def _began_with(folder: RunFolder) -> Mapping[str, Any]:
+    """What the manifest says of the weights the run began with; {} where there is none yet."""
+    found = read_json(folder.manifest).get("model")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _with(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` whose value at the path `keys` is that of `source`."""
+    first, rest = keys[0], keys[1:]
+    value = source.get(first)
+    if rest and isinstance(value, Mapping):
+        inner = config.get(first)
+        return {**config, first: _with(inner if isinstance(inner, Mapping) else {}, rest, value)}
+    return {**config, first: value}
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """One `key: old → new` for each leaf that differs."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = sorted(set(before) | set(after))
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if before == after else [f"{path}: {before} → {after}"]

@@ -1,0 +1,218 @@
+"""How a run is doing: status.json, which process writes into its folder, and what its end leaves behind.
+
+Imports neither torch nor lightning: the report reads folders without them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from postrain.config.masking import masked_text
+from postrain.errors import ConfigError, Interrupted
+from postrain.jsonl import Record, atomic_write_text, number, read_json
+from postrain.runs.locks import gone, identity
+
+State = Literal["running", "done", "failed", "interrupted"]
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_WORDS = ("No space left on device", "Disk quota exceeded")
+
+
+@contextmanager
+def writing(path: Path, remedy: str = "choose another place with paths.output=DIRECTORY") -> Iterator[None]:
+    """Turn a failed write (read-only, full, not a directory) into the one line a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot write {path}: {reason}; {remedy}") from error
+
+
+@dataclass(frozen=True)
+class Status:
+    """status.json: running, done, failed or interrupted, written at the moment it becomes so, and by which process.
+
+    `seconds` adds up over the sessions of a resumed run; the session that was killed is missing from it.
+    """
+
+    path: Path
+
+    def running(self) -> None:
+        """The run has started, or started again."""
+        self._write("running", "")
+
+    def done(self) -> None:
+        """The run came to its end."""
+        self._write("done", "")
+
+    def failed(self, reason: str) -> None:
+        """The run cannot go on; `reason` is the line the user saw."""
+        self._write("failed", reason)
+
+    def interrupted(self, reason: str) -> None:
+        """Somebody stopped the run; it can be resumed."""
+        self._write("interrupted", reason)
+
+    def tell(self, status: State, reason: str) -> None:
+        """Any of these."""
+        self._write(status, reason)
+
+    def read(self) -> Record:
+        """What the file says; {} when it is missing or no JSON object."""
+        return read_json(self.path)
+
+    def began(self) -> datetime:
+        """The local time of the first start, which chat templates that write a date keep when the run is resumed."""
+        try:
+            return datetime.fromisoformat(str(self.read().get("began")))
+        except ValueError:
+            return datetime.now()
+
+    def current(self) -> Record:
+        """What the file says, except that a run whose process is gone has failed: nothing catches a SIGKILL, a crash of
+        the interpreter or the machine. Of another host's processes nothing is known."""
+        record = self.read()
+        if record.get("status") != "running" or not gone(record):
+            return record
+        reason = f"its process {record['pid']} ended without saying why (killed, out of memory, or crashed)"
+        return {**record, "status": "failed", "reason": reason}
+
+    def _write(self, status: State, reason: str) -> None:
+        now, before = round(time.time(), 3), self.read()
+        seconds, started = number(before.get("seconds")) or 0.0, number(before.get("started"))
+        if status == "running" or started is None:
+            started = now
+        else:
+            seconds += 0.0 if before.get("status") != "running" else now - started
+        reason = masked_text(reason)
+        record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
+        record["began"] = before.get("began", datetime.now().isoformat(timespec="seconds"))
+        text = json.dumps(record | identity(), indent=2) + "\n"
+        with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
+            try:
+                atomic_write_text(self.path, text)
+            except OSError:
+                if status == "running":
+                    raise
+                self._overwrite(text, status)
+
+    def _overwrite(self, text: str, status: State) -> None:
+        """In place, for a full disk: the file's old block has room. A further error must not hide why a run failed."""
+        try:
+            with self.path.open("r+b") as file:
+                file.write(text.encode("utf-8", errors="replace"))
+                file.truncate()
+        except OSError as error:
+            if status == "done":
+                raise
+            print(f"warning: {self.path} could not be written: {error}", file=sys.stderr)
+
+
+class Ending:
+    """A context: writes running, then done, interrupted or failed with its reason.
+
+    Errors pass through, with two exceptions, which become one line for the user (ConfigError): a full disk, whichever
+    file met it, and anything that would end the process without an error (sys.exit(0) or os._exit(0) in a function
+    that a user wrote).
+    """
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+        self.patched: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.status.running()
+        self.patched = {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
+        for name, original in self.patched.items():
+            setattr(os, name, _refusing(name, original, os.getpid()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, original in self.patched.items():
+            setattr(os, name, original)
+        if error is None:
+            self.status.done()
+        elif isinstance(error, Interrupted):
+            error.folder = self.status.path.parent
+            self.status.interrupted(error.signal.name)
+        else:
+            told = as_told(error, self.status.path.parent)
+            self.status.failed(str(told) or type(told).__name__)
+            if told is not error:
+                raise told from error
+
+
+def _refusing(name: str, original: Callable[..., Any], owner: int) -> Callable[..., Any]:
+    """A call that would end this process behind everybody's back, as an exception; forked children may do it."""
+
+    def call(*arguments: Any) -> Any:
+        if os.getpid() != owner:
+            return original(*arguments)
+        raise SystemExit(f"os.{name}{arguments!r:.80}".replace(",)", ")"))
+
+    return call
+
+
+def as_told(error: BaseException, folder: Path) -> BaseException:
+    """The error to report to the user; see Ending."""
+    if disk_full(error):
+        path = getattr(error, "filename", None) or folder
+        said = str(error) if isinstance(error, ConfigError) else f"cannot write {path}: {FULL_WORDS[0]}"
+        return ConfigError(f"{said.partition('; ')[0]}; {space_remedy(folder)}")
+    if isinstance(error, ConfigError):
+        return error
+    if not isinstance(error, Exception):
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+        return ConfigError(f"the run was ended by {what}{where}; only Ctrl-C and signals may end it early")
+    return error
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; safetensors and tokenizers raise errors of their own for it."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in FULL) or any(word in str(error) for word in FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of the run in a folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("update=*.ckpt"))
+
+
+def last_checkpoint(folder: Path) -> str:
+    """Where to go on from, as messages say it."""
+    found = checkpoints(folder)
+    return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
+
+
+def space_remedy(folder: Path) -> str:
+    """What to do about a full disk."""
+    if not (folder / "checkpoints").is_dir():
+        return "free some space and start again"
+    return f"{last_checkpoint(folder)}; free some space and go on with resume={folder}"
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what a killed process had not finished writing."""
+    for path in [*folder.glob("checkpoints/*.unfinished"), *folder.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".model-*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""Says one clear paragraph, once, at the moment something puzzling happens, and keeps it for the report.
+
+What is puzzling is decided in puzzles.py. Stands after MetricsFile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.padding import Padding
+
+from postrain.jsonl import number, update_of
+from postrain.runs.folder import RunFolder, writing
+from postrain.runs.lightning_state import method_of
+from postrain.training.diagnostic_rules import RULES, Rule
+from postrain.training.metrics_file import NO_SPACE
+from postrain.types import ConfigError
+
+FIRST, RECENT = 10, 200
+
+
+class Explain(Callback):
+    """Watches the metrics with every rule until it has spoken; writes explanations.jsonl."""
+
+    def __init__(self, folder: RunFolder, rules: Sequence[Rule] = RULES, console: Console | None = None) -> None:
+        self._folder = folder
+        self._rules = rules
+        self._console = console or Console(highlight=False)
+        self._history: list[dict[str, float]] = []
+        self._told: set[str] = set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what a resumed run has measured and told already."""
+        updates = method_of(pl_module).counters.updates
+        if trainer.is_global_zero:
+            with writing(self._folder.explanations.path, NO_SPACE):
+                self._folder.explanations.rewind(updates)
+        told = [record for record in self._folder.explanations.read() if update_of(record) <= updates]
+        self._told = {str(record.get("rule")) for record in told}
+        self._history = []
+        for record in self._folder.metrics.read():
+            if update_of(record) <= updates:
+                numbers = {name: number(value) for name, value in record.items()}
+                self._remember({name: value for name, value in numbers.items() if value is not None})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        method = method_of(pl_module)
+        self._remember(dict(method.latest))
+        for rule in self._rules:
+            text = None if rule.name in self._told else rule.explain(self._history)
+            if text is not None:
+                self._tell(trainer, method.counters.updates, rule, text)
+
+    def _remember(self, entry: dict[str, float]) -> None:
+        """Keep the beginning and the recent past: enough for every rule, and little for a long run."""
+        self._history.append(entry)
+        if len(self._history) > FIRST + RECENT:
+            del self._history[FIRST]
+
+    def _tell(self, trainer: Trainer, update: int, rule: Rule, text: str) -> None:
+        self._told.add(rule.name)
+        if trainer.is_global_zero:
+            record = {"update": update, "rule": rule.name, "title": rule.title, "text": text, "stops": rule.stops}
+            with writing(self._folder.explanations.path, NO_SPACE):
+                self._folder.explanations.append(record)
+        if rule.stops:
+            raise ConfigError(f"stopped at update {update}: {text}")
+        if trainer.is_global_zero:
+            self._console.print(f"{rule.title} (update {update})", style="bold cyan", markup=False)
+            self._console.print(Padding(text, (0, 0, 0, 2), expand=False), markup=False)

@@ -1,0 +1,88 @@
+"""Ends a hopeless run early, in order: it is evaluated, exported and done, and whoever compares gets finite numbers.
+
+Hopeless is a reward that has not risen since the start, and a policy that has left its start too far behind. A run that
+has learned and then stands still is not. Must stand before the Evaluator, which measures what is there at the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from postrain.config.schema import Section
+from postrain.jsonl import number, update_of
+from postrain.runs.folder import RunFolder
+from postrain.runs.lightning_state import method_of
+from postrain.types import Count, Positive
+
+REWARD = "reward/total"
+KL = ("kl/exact", "kl/k3")
+SMOOTHED = 5
+"""Updates over which the KL is averaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStop(Section):
+    """The `early_stop` keys; null never stops."""
+
+    flat_updates: Count | None
+    """Compares the mean reward of the last so many updates with that of the first so many, once in so many."""
+    kl_above: Positive | None
+    """The largest KL to the start, nats a token."""
+
+
+def flat(rewards: Sequence[float], size: int) -> bool:
+    """Whether the last `size` rewards are on average no higher than the first.
+
+    Asked once in `size` updates, from twice as many on: noise then seldom stops a run that rises slowly.
+    """
+    if len(rewards) < 2 * size or len(rewards) % size:
+        return False
+    return fmean(rewards[-size:]) <= fmean(rewards[:size])
+
+
+class Hopeless(Callback):
+    """Watches the metrics of every update."""
+
+    def __init__(self, settings: EarlyStop, folder: RunFolder) -> None:
+        self.settings, self.folder = settings, folder
+        self.rewards: list[float] = []
+        self.kl: deque[float] = deque(maxlen=SMOOTHED)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers what a resumed run has measured."""
+        for record in self.folder.metrics.read():
+            if 0 < update_of(record) <= method_of(pl_module).counters.updates:
+                self._remember(
+                    {name: value for name in (REWARD, *KL) if (value := number(record.get(name))) is not None}
+                )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        method = method_of(pl_module)
+        self._remember(method.latest)
+        reason = self.reason()
+        if reason and method.counters.updates < method.updates:
+            method.stopped = f"{reason} at update {method.counters.updates}"
+            trainer.should_stop = True
+
+    def reason(self) -> str:
+        """Why to stop; empty as long as there is hope."""
+        size, limit = self.settings.flat_updates, self.settings.kl_above
+        if limit is not None and len(self.kl) == SMOOTHED and fmean(self.kl) > limit:
+            return f"KL to the start {fmean(self.kl):.3g} is above early_stop.kl_above={limit:g}"
+        if size is not None and flat(self.rewards, size):
+            now, then = fmean(self.rewards[-size:]), fmean(self.rewards[:size])
+            return f"reward {now:.3g} has not risen from {then:.3g} (early_stop.flat_updates={size})"
+        return ""
+
+    def _remember(self, metrics: dict[str, float]) -> None:
+        if REWARD in metrics:
+            self.rewards.append(metrics[REWARD])
+        self.kl.extend([metrics[name] for name in KL if name in metrics][:1])

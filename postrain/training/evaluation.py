@@ -1,0 +1,86 @@
+"""When a run is evaluated, and where the results go: into the update's metrics, samples.jsonl and histograms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from postrain.data.module import DataModule
+from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
+from postrain.evaluation.subjects import InTraining
+from postrain.methods.base import Method
+from postrain.methods.online import Online
+from postrain.rewards.base import optional
+from postrain.training.logger_media import log_histograms
+from postrain.training.samples_file import Sample, SamplesFile
+
+
+class Evaluator(Callback):
+    """Evaluates before the first update, every `settings.every` updates, and after the last one."""
+
+    def __init__(self, data: DataModule, settings: Evaluation, samples: SamplesFile, subject: InTraining) -> None:
+        self.data, self.settings, self.samples, self.subject = data, settings, samples, subject
+        self.told: set[str] = set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Method)
+        if pl_module.counters.updates == 0:
+            pl_module.latest = self.measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Method)
+        update = pl_module.counters.updates
+        if update % self.settings.every == 0 or update == pl_module.updates or pl_module.stopped:
+            pl_module.latest = pl_module.latest | self.measure(trainer, pl_module)
+
+    def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
+        """One evaluation; its first completions are kept."""
+        with trainer.precision_plugin.forward_context():
+            found = evaluate(method, self.data, self.settings, self.subject(method))
+        if trainer.is_global_zero:
+            self.tell(found)
+            log_histograms(trainer.loggers, distributions(method, found), method.counters.updates)
+        self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
+        return dict(found.metrics)
+
+    def tell(self, found: Evaluated) -> None:
+        """Prints what the measures say beside their numbers, each thing once."""
+        for name, notes in found.notes.items():
+            for line in [f"evaluation.measures.{name}: {note}" for note in notes]:
+                if line not in self.told:
+                    print(line, flush=True)
+                self.told.add(line)
+
+
+def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:
+    """What stands behind the means: rewards and lengths of the completions, ratios and advantages of the last step."""
+    known = method.distributions() if isinstance(method, Online) else {}
+    if found.episodes is not None:
+        known["completion/length"] = torch.tensor([float(row.sum()) for row in found.episodes.rows.supervised])
+        if method.parts.reward is not None:
+            known["reward/total"] = found.episodes.reward_B
+    return {f"distribution/{name}": values for name, values in known.items()}
+
+
+def samples(found: Evaluated, count: int) -> list[Sample]:
+    """The first completions of an evaluation, as samples.jsonl keeps them."""
+    if found.episodes is None:
+        return []
+    episodes = found.episodes
+    return [
+        Sample(row, prompt, completion, {**rewards, "total": total} if rewards else {}, gold)
+        for row, prompt, completion, rewards, total, gold in zip(
+            episodes.rows.row_ids,
+            episodes.prompts,
+            episodes.completions,
+            episodes.parts,
+            optional(episodes.reward_B),
+            found.gold,
+            strict=True,
+        )
+    ][:count]

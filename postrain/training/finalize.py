@@ -1,0 +1,126 @@
+"""What a run leaves when training is over: the model as a Hugging Face directory, and a few lines to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from postrain.data.records import Steps
+from postrain.data.steps import LAYOUT_FILE
+from postrain.formatting import figure
+from postrain.jsonl import atomic_write_text, number, plain
+from postrain.methods.base import Method
+from postrain.metrics import Direction, direction_of, judged_by
+from postrain.models.export import export
+from postrain.models.sources import ResolvedModel
+from postrain.runs.folder import RunFolder, writing
+from postrain.training.components import Built
+
+STEP_SCORES = f"""
+It judges steps: sigmoid of `model.score(model.base_model(ids).last_hidden_state)` at the last token of a step (with the
+joiner and separator in `{LAYOUT_FILE}`) is the probability that the step is right. `reward=process` does it.
+"""
+
+
+def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | None:
+    """Exports and sums up; returns the method's own measure of how good it has become."""
+    method = built.method
+    changes = before_and_after(folder.metrics.read())
+    card = model_card(built, resolved, folder, changes)
+    ends, files = built.data.template.stop_ids, reading(built)
+    export(method.policy, built.tokenizer, folder.model, card=card, end_ids=ends, files=files)
+    console = Console(highlight=False)
+    console.print(summary(changes, method.headline))
+    console.print(f"model   {folder.model}", soft_wrap=True)
+    if method.stopped:
+        console.print(f"ended early: {method.stopped}", soft_wrap=True)
+    write_result(method, folder, changes)
+    final = changes.get(method.headline[2])
+    return None if final is None else final[1]
+
+
+def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[float, float]]) -> None:
+    """result.json: what sweeps and comparisons read of a finished run, with the metric that judges it."""
+    metric, direction = judged(type(method), changes)
+    parameters = list(method.policy.parameters())
+    result = {
+        "metric": metric,
+        "direction": direction,
+        "objective": changes[metric][1] if metric in changes else None,
+        "headline": method.headline,
+        "changes": changes,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "updates": method.counters.updates,
+        "stopped": method.stopped or None,
+    }
+    with writing(folder.result):
+        atomic_write_text(folder.result, json.dumps(plain(result), indent=1) + "\n")
+
+
+def judged(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Direction]:
+    """The metric that says how good the run has become, with its direction.
+
+    Where nothing was measured, it is the method's own.
+    """
+    name, margin = method.learns
+    last = method.headline[2]
+    own: list[tuple[str, Direction]] = [(name, "max" if margin > 0 else "min"), (last, direction_of(last))]
+    return judged_by(own, measured) or own[0]
+
+
+def reading(built: Built) -> dict[str, str]:
+    """What has to lie beside a process reward model, so that it is known for one and reads as it has learned to."""
+    of_steps = built.method.kind == Steps.__name__ and built.method.head == "scalar"
+    return {LAYOUT_FILE: built.data.steps.to_json()} if of_steps else {}
+
+
+def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The first and the last value of every metric that evaluations measured."""
+    found: dict[str, tuple[float, float]] = {}
+    for record in records:
+        for name, value in record.items():
+            known = number(value)
+            if known is not None and name.startswith(("eval/", "gold/")):
+                found[name] = (found[name][0] if name in found else known, known)
+    return dict(sorted(found.items()))
+
+
+def summary(changes: Mapping[str, tuple[float, float]], headline: Sequence[str]) -> Table:
+    """Held-out numbers before and after; the ones the method is judged by stand out."""
+    table = Table(box=None, pad_edge=False, title="held-out, before → after", title_justify="left", title_style="bold")
+    table.add_column("metric")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for name, (before, after) in changes.items():
+        table.add_row(name, figure(before), figure(after), style="bold green" if name in headline else None)
+    return table
+
+
+def model_card(
+    built: Built, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
+) -> str:
+    """README.md of the exported model: what it is, what it came from, what was measured."""
+    method = type(built.method).__name__
+    rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
+    stand_in = (
+        f"\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which could not be had: this is not a "
+        f"fine-tuned {resolved.stand_in_for}.\n"
+        if resolved.stand_in_for
+        else ""
+    )
+    return f"""# {folder.name}
+
+{resolved.name} after {built.method.counters.updates} updates of {method} with postrain.
+{stand_in}
+Data fingerprint `{built.audit.fingerprint}`; the whole config, the versions and the command are in the run folder's
+`manifest.json`.
+{STEP_SCORES if reading(built) else ""}
+| held-out | before | after |
+|---|---:|---:|
+{rows}
+"""

@@ -1,0 +1,255 @@
+"""The trackers a user can look at a run with: TensorBoard, Weights & Biases, trackio, or none.
+
+A tracker builds Lightning loggers and closes them with the run's exit state. Whatever the tracker, metrics.jsonl and
+samples.jsonl in the run folder are always written (training/metrics_file.py, training/samples_file.py); a tracker
+is a copy. Nothing here asks a question or waits for a network unless `online: true` is set. Packages are imported when they are
+used: wandb and tensorboard cost a second each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from postrain.config.extras import load
+from postrain.config.schema import Confirm, load_target
+from postrain.types import ConfigError, Count
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+STEP = "trainer/global_step"
+# Settings that nobody compares runs by.
+UNTOLD = ("._target_", ".adam_betas", ".adam_eps", ".micro_batch_tokens")
+
+
+class Tracker(Protocol):
+    """What a YAML of conf/logger builds."""
+
+    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+        """The loggers of one run; `config` holds plain containers with secrets masked already."""
+        ...
+
+    def close(self, status: str) -> None:
+        """The run is over; `status` is "done", "failed" or "interrupted". Call it in a finally."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoTracker:
+    """logger=none."""
+
+    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+        return []
+
+    def close(self, status: str) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoard:
+    """Event files in <run folder>/tensorboard."""
+
+    flush_seconds: Count
+
+    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+        logger = TensorBoardLogger(
+            run_dir, name="tensorboard", version="", default_hp_metric=False, flush_secs=self.flush_seconds
+        )
+        log_settings(logger, config)
+        return [logger]
+
+    def close(self, status: str) -> None:
+        """Lightning closes the writer itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """Weights & Biases; offline it writes <run folder>/wandb and never prompts or waits."""
+
+    project: str
+    entity: str | None
+    online: Annotated[bool, Confirm("sends the run to Weights & Biases")]
+    timeout_seconds: Count
+    """How long to wait for the server, when online."""
+
+    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return [WandbLogger(project=self.project, save_dir=run_dir)]
+        import wandb  # noqa: PLC0415 - start-up time
+
+        if wandb.run is not None:
+            # Left open by an earlier job of this process: a new WandbLogger would go on writing into it.
+            wandb.finish(exit_code=1)
+        self._check_login()
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=self.timeout_seconds, x_disable_stats=True, disable_git=True
+        )
+        try:
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                dir=run_dir,
+                id=_identifier(run_dir),
+                name=run_name,
+                group=group,
+                config=config,
+                mode="online" if self.online else "offline",
+                resume="allow" if self.online else None,
+                settings=settings,
+            )
+        except wandb.Error as error:
+            raise ConfigError(f"logger.online: W&B does not answer ({error}); use logger.online=false") from error
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        return [WandbLogger(experiment=run, project=self.project, save_dir=run_dir)]
+
+    def close(self, status: str) -> None:
+        if "wandb" not in sys.modules:
+            return
+        import wandb  # noqa: PLC0415 - start-up time
+
+        if wandb.run is not None:
+            wandb.finish(exit_code=0 if status == "done" else 1)
+
+    def _check_login(self) -> None:
+        import wandb  # noqa: PLC0415 - start-up time
+
+        if self.online and not wandb.login(prompt=False):
+            raise ConfigError("logger.online: no W&B key is configured; run `wandb login` or use logger.online=false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trackio:
+    """trackio: a local dashboard with real tables; look at it with `trackio show --project PROJECT`."""
+
+    project: str
+
+    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+        return [TrackioLogger(project=self.project, run_name=run_name, group=group, config=config)]
+
+    def close(self, status: str) -> None:
+        if "trackio" not in sys.modules:
+            return
+        trackio = load("trackio")
+
+        with contextlib.suppress(RuntimeError), contextlib.redirect_stdout(io.StringIO()):
+            # RuntimeError: no run was ever opened.
+            trackio.finish()
+
+
+class TrackioLogger(Logger):
+    """trackio behind Lightning's logger interface."""
+
+    def __init__(self, *, project: str, run_name: str, group: str | None, config: dict[str, Any]) -> None:
+        super().__init__()
+        self._project, self._run_name, self._group, self._config = project, run_name, group, config
+        self._run: Any = None
+
+    @property
+    def name(self) -> str:
+        return self._project
+
+    @property
+    def version(self) -> str:
+        return self._run_name
+
+    def run(self) -> Any:
+        """The open trackio run; opened at the first use, on the rank that writes."""
+        if self._run is None:
+            trackio = load("trackio")
+
+            # trackio prints a dashboard address that contains a write token.
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._run = trackio.init(
+                    project=self._project,
+                    name=self._run_name,
+                    group=self._group,
+                    config=self._config,
+                    resume="allow",
+                    embed=False,
+                    auto_log_cpu=False,
+                    auto_log_gpu=False,
+                )
+        return self._run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.run().log(dict(metrics), step=step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any) -> None:
+        """The config went in when the run was opened."""
+
+    def finalize(self, status: str) -> None:
+        """Lightning calls this when fit ends, but samples may still come: Trackio.close ends the run."""
+
+
+def log_settings(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
+    """Puts the run into the HPARAMS tab: settings that experiments vary, and the metrics its method is judged by."""
+    if "method" not in config:
+        return
+    # With torch.utils.tensorboard, which takes a second.
+    from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - start-up time
+
+    method: Any = load_target(config["method"]["_target_"])
+    metrics = dict.fromkeys((*method.headline, method.learns[0]), 0.0)
+    files = writer(logger)._get_file_writer()
+    for summary in hparams(compared(config), metrics):
+        files.add_summary(summary)
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that tell runs of a sweep apart, flat: `method.beta`, `seed`, ..."""
+    model = config.get("model") or {}
+    # TensorBoard sorts by name, and shows the first ones only.
+    found: dict[str, Any] = {"(job)": config.get("name"), "(model)": model.get("name") or model.get("path")}
+    found["seed"] = config.get("seed")
+    for group in ("method", "adapter", "reward", "rollout"):
+        found |= _leaves(group, config.get(group) or {})
+    kept = {key: value for key, value in found.items() if not key.endswith(UNTOLD)}
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in kept.items()}
+
+
+def _leaves(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        below = f"{path}.{key}"
+        found |= _leaves(below, value) if isinstance(value, Mapping) else {below: value}
+    return found
+
+
+def forget_after(loggers: Sequence[Logger], update: int) -> None:
+    """Tell the loggers that can be told that whatever came after `update` was lost and comes again."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # The two names are made at run time, out of pyright's sight.
+            from tensorboard.compat.proto.event_pb2 import (  # noqa: PLC0415 - start-up time
+                Event,  # pyright: ignore[reportAttributeAccessIssue]
+                SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+            )
+
+            events = writer(logger)._get_file_writer()
+            start = SessionLog(status=SessionLog.START)
+            events.add_event(Event(step=update + 1, file_version="brain.Event:2"))
+            events.add_event(Event(step=update + 1, session_log=start))
+
+
+def _identifier(run_dir: Path) -> str:
+    """Unlike any other run's: as much of its path as holds the time, which a pipeline in a sweep has further up."""
+    parts = run_dir.parts[-5:] if run_dir.parent.parent.name == "jobs" else run_dir.parts[-3:]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts))[-64:]
+
+
+def writer(logger: TensorBoardLogger) -> SummaryWriter:
+    """What writes a run's event file."""
+    return cast("SummaryWriter", logger.experiment)

@@ -1,0 +1,92 @@
+"""One line that says how the run is doing; where there is no terminal, at most twenty lines a run.
+
+    ppo · nano  update 37/100  reward 0.42  kl 0.031  length 24.1  1.3 s/update · 00:42 left
+
+Takes the place of Lightning's own bar (`enable_progress_bar=False`), which knows epochs and batches but no updates.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from postrain.formatting import clock, duration, figure, short
+from postrain.runs.lightning_state import MethodLike, method_of
+
+LINES = 20
+
+
+class ProgressLine(Callback):
+    """Shows the progress of a run; `title` is what stands in front, such as "ppo · nano"."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title = title
+        self.console = console or Console(highlight=False)
+        self._bar: Progress | None = None
+        self._seen: dict[str, float] = {}
+        self._begun = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        method = method_of(pl_module)
+        self._begun, self._first = time.perf_counter(), method.counters.updates
+        if trainer.is_global_zero and self.console.is_terminal:
+            title = TextColumn("{task.description}", style="bold", markup=False)
+            text = TextColumn("{task.fields[tail]}", markup=False)
+            self._bar = Progress(title, BarColumn(bar_width=24), text, console=self.console, refresh_per_second=4)
+            self._bar.add_task(self.title, total=method.updates, completed=self._first, tail="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        method = method_of(pl_module)
+        self._seen.update({name: method.latest[name] for name in method.headline if name in method.latest})
+        done = method.counters.updates
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, tail=self._tail(method))
+        elif is_shown(done, method.updates, self._first):
+            self.console.print(f"{self.title}  {self._tail(method)}", soft_wrap=True, markup=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _tail(self, method: MethodLike) -> str:
+        done = method.counters.updates
+        pace = (time.perf_counter() - self._begun) / max(1, done - self._first)
+        numbers = headline(method.headline, self._seen)
+        return tail(done, method.updates, numbers, pace)
+
+
+def is_shown(done: int, total: int, first: int = 0) -> bool:
+    """Whether update `done` gets a line of its own: the first, the last, and at most eighteen in between."""
+    every = max(1, math.ceil(total / (LINES - 2)))
+    return done == first + 1 or done == total or done % every == 0
+
+
+def tail(done: int, total: int, numbers: str, pace: float) -> str:
+    """What follows the title: position, the numbers that matter, pace in seconds per update, time left."""
+    time_left = f"{duration(pace)}/update · {clock(pace * (total - done))} left"
+    return "  ".join(part for part in (f"update {done}/{total}", numbers, time_left) if part)
+
+
+def headline(names: Sequence[str], metrics: Mapping[str, float]) -> str:
+    """The named metrics that are known, each with its short name."""
+    return "  ".join(f"{short(name)} {figure(metrics[name])}" for name in names if name in metrics)

@@ -1,0 +1,67 @@
+"""samples.jsonl: what the model wrote, for which prompt, and what each part of the reward said about it.
+
+The evaluation decides which prompts and when; this file only keeps them and shows them in the trackers as a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from postrain.runs.folder import RunFolder, writing
+from postrain.runs.lightning_state import method_of
+from postrain.training.logger_media import log_table
+from postrain.training.metrics_file import NO_SPACE
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion to look at."""
+
+    row: int
+    """Number of the prompt in its source: samples of different updates with the same row answer the same prompt."""
+    prompt: str
+    completion: str
+    rewards: Mapping[str, float | None]
+    """What the policy is paid for, by part; empty for methods without a reward."""
+    gold: Mapping[str, float | None]
+    """What the world knows to be good, by part; empty where nobody knows."""
+
+
+class SamplesFile(Callback):
+    """Writes samples; stands before the callback that makes them."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.lines = folder.samples
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            with writing(self.lines.path, NO_SPACE):
+                self.lines.rewind(method_of(pl_module).counters.updates or -1)
+
+    def write(self, trainer: Trainer, update: int, samples: Sequence[Sample]) -> None:
+        """Keep the samples of one evaluation; on ranks other than the first nothing happens."""
+        if not trainer.is_global_zero or not samples:
+            return
+        with writing(self.lines.path, NO_SPACE):
+            self.lines.append(*({"update": update, **asdict(sample)} for sample in samples))
+        columns, rows = table(update, samples)
+        log_table(trainer.loggers, "samples", columns, rows, update)
+
+
+def table(update: int, samples: Sequence[Sample]) -> tuple[list[str], list[list[Any]]]:
+    """The samples as columns and rows; a part that a sample lacks is None."""
+    rewards = list(dict.fromkeys(name for sample in samples for name in sample.rewards))
+    gold = list(dict.fromkeys(name for sample in samples for name in sample.gold))
+    columns = ["update", "row", "prompt", "completion"]
+    columns += [f"reward/{name}" for name in rewards] + [f"gold/{name}" for name in gold]
+    rows = [
+        [update, sample.row, sample.prompt, sample.completion]
+        + [sample.rewards.get(name) for name in rewards]
+        + [sample.gold.get(name) for name in gold]
+        for sample in samples
+    ]
+    return columns, rows

@@ -1,0 +1,56 @@
+"""How fast and how large: seconds per update, tokens per second and peak memory, added to the metrics as perf/*.
+
+These are the only metrics that differ between a run and its repetition. Evaluation is not counted: the clock runs from
+the start of a training batch to its end, and this callback stands first.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from postrain.runs.lightning_state import method_of
+
+WINDOW = 50
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class Throughput(Callback):
+    """Adds perf/seconds (median of the last updates), perf/tokens_per_second and perf/peak_*_gb."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=WINDOW)
+        self._tokens: deque[int] = deque(maxlen=WINDOW)
+        self._started = 0.0
+        self._tokens_before = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+        self._tokens_before = method_of(pl_module).counters.tokens
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        method = method_of(pl_module)
+        self._seconds.append(time.perf_counter() - self._started)
+        self._tokens.append(method.counters.tokens - self._tokens_before)
+        method.latest.update(performance(list(self._seconds), list(self._tokens)))
+
+
+def performance(seconds: list[float], tokens: list[int]) -> dict[str, float]:
+    """The perf/* metrics after updates that took `seconds` and handled `tokens` each."""
+    found = {
+        "perf/seconds": statistics.median(seconds),
+        "perf/tokens_per_second": sum(tokens) / max(sum(seconds), 1e-9),
+        "perf/peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 2**30,
+    }
+    if torch.cuda.is_available():
+        found["perf/peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    return found

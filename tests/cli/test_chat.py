@@ -1,0 +1,129 @@
+"""Talking to models through the command line: once, from a pipe, and with everything that can be typed."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import cast
+
+import pytest
+import torch
+from rich.console import Console
+
+from postrain.cli.chat.__main__ import main
+from postrain.cli.chat.conversation import Conversation, Fitted
+from postrain.cli.chat.speaker import Answer, Pieces, Show, Speaker, Speaking
+from postrain.cli.chat.terminal import Terminal
+from postrain.data.chat import Template
+from postrain.models.named import named
+
+HOW = Speaking(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=0)
+STORY = Conversation().asked("Once upon a time Anna the fox was at the river.")
+
+
+@pytest.fixture(scope="module")
+def nano() -> Speaker:
+    """The bundled model, going on with text: chat it has not learned."""
+    speaker = Speaker(named("model", "nano", "a name"))
+    speaker.template = Template(speaker.template.tokenizer, mode="plain")
+    return speaker
+
+
+def test_an_answer_is_the_models_own_continuation(nano):
+    """Greedy, token by token, without a cache."""
+    pieces: list[str] = []
+    answer = nano.answer(nano.fit(STORY, HOW), HOW, pieces.append)
+    prompt = ids = nano.template.encode_text("Once upon a time Anna the fox was at the river.")
+    for _ in range(HOW.max_new_tokens):
+        best = int(nano.model(ids[None]).logits[0, -1].argmax())
+        ids = ids.new_tensor([*ids.tolist(), best])
+        if best in nano.template.stop_ids:
+            break
+    assert answer == Answer(nano.template.decode(ids[len(prompt) :]), stopped=False)
+    assert "".join(pieces) == answer.text
+    assert len(pieces) > 3
+
+
+def test_a_seed_says_what_is_drawn(nano):
+    answers = []
+    for seed in (1, 1, 2):
+        nano._answers = 0
+        how = replace(HOW, temperature=1.0, seed=seed)
+        answers.append(nano.answer(nano.fit(STORY, how), how, lambda piece: None))
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_no_answer_moves_the_cursor(nano):
+    shown: list[str] = []
+    pieces = Pieces(nano.template.tokenizer, shown.append, strip=True)
+    pieces.on_finalized_text(" \x1b[2Ja\x07\tb\n")
+    assert shown == ["[2Ja\tb\n"]
+
+
+def test_ctrl_c_keeps_what_was_said(nano):
+    shown: list[str] = []
+
+    def impatient(piece: str) -> None:
+        shown.append(piece)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    answer = nano.answer(nano.fit(STORY, HOW), HOW, impatient)
+    assert answer == Answer("".join(shown), stopped=True)
+
+
+class Echo:
+    """Answers with what it read, a token a letter."""
+
+    def fit(self, conversation: Conversation, how: Speaking) -> Fitted:
+        text = "|".join(message.content for message in conversation.messages)
+        return Fitted(torch.tensor([ord(letter) for letter in text]), forgotten=0, cut=False)
+
+    def answer(self, read: Fitted, how: Speaking, show: Show) -> Answer:
+        text = "".join(map(chr, read.ids)) + f" at {how.temperature:g}"
+        show(text)
+        return Answer(text, stopped=False)
+
+
+def test_what_can_be_typed():
+    out, notes = io.StringIO(), io.StringIO()
+    consoles = (Console(file=out, width=20), Console(file=notes, width=20))
+    terminal = Terminal(cast("Speaker", Echo()), HOW, Conversation(), *consoles)
+    lines = iter(
+        ["a", "", "/undo", "b", "/system S", "/temperature 0.5", "c", "/reset", "d", "/temperature x", "/help", "/quit"]
+    )
+    terminal.run(lambda: next(lines))
+    assert out.getvalue().splitlines() == ["a at 0", "b at 0", "S|b|b at 0|c at 0.5", "S|d at 0.5"]
+    assert "expected a number" in notes.getvalue()
+    assert "/undo" in notes.getvalue()
+    assert terminal.conversation.turns[-1].content == "S|d at 0.5"
+
+
+def test_once_and_from_a_pipe(capsys, monkeypatch):
+    words = ["nano", "--temperature", "0", "--max-new-tokens", "5"]
+    assert main([*words, "--once", "What is 3 + 4?"]) == 0
+    once = capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 3 + 4?\n\n/reset\nWhat is 3 + 4?"))
+    assert main(words) == 0
+    assert capsys.readouterr().out == 2 * once.out
+    assert once.err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nano", "--top-p", "2"], "top-p 2.0: expected a share above 0"),
+        (["nano", "--max-new-tokens", "0"], "max-new-tokens 0: expected 1 or more"),
+        (["nano", "--temprature", "1"], "unrecognized arguments: --temprature 1"),
+        (["nowhere/at/all"], "give a run folder, a model directory, a Hub name, or one of gpt2"),
+        ([], "the following arguments are required: model"),
+    ],
+)
+def test_a_mistake_is_one_line(words, said, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_model_without_a_chat_template_continues_the_text(nano):
+    assert nano.continues

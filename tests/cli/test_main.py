@@ -1,0 +1,211 @@
+"""The command line as a user meets it: one line for a mistake, exit code 2, nothing trained away."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from postrain import __version__
+from postrain.cli.main import start
+from postrain.runs.folder import RunFolder
+from postrain.runs.interrupt import Interrupted
+from postrain.runs.status import Ending, Status
+from tests.training_runs import CONF, METHODS, SMALL, final_state, records, resumed, same, small_run
+
+ROOT = CONF.parent
+
+
+def run(*words: str) -> int:
+    """What train.py does with these words; its exit code."""
+    try:
+        return start(["train.py", *words], CONF)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def only_folder(output: Path) -> RunFolder:
+    (path,) = output.glob("*/*/*")
+    return RunFolder(path)
+
+
+def test_without_a_method_the_methods_are_listed(capsys):
+    assert run() == 2
+    shown = capsys.readouterr().out
+    assert all(f"\n  {method} " in shown for method in METHODS)
+
+
+def test_help_shows_groups_and_three_examples(capsys):
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"{group}: " in shown for group in ("method", "model", "adapter", "data", "reward", "trainer", "logger"))
+    assert shown.count("python train.py method=") >= 2
+    assert "python train.py -m method=ppo" in shown
+
+
+def test_all_mistakes_are_named_at_once(capsys, tmp_path):
+    words = ["method.learning_rat=1", "+method.clipp=0.1", "method.kl_coef=-1", "method.epochs=two", "lr=1"]
+    assert run("method=ppo", *words, f"paths.output={tmp_path}") == 2
+    lines = capsys.readouterr().err.splitlines()
+    found = "\n".join(lines)
+    for part in ("learning_rate", "method.clip", "method.kl_coef: expected", "method.epochs: expected", "lr"):
+        assert part in found
+    assert len(lines) == 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_option_is_named(capsys):
+    assert run("method=pppo") == 2
+    assert "did you mean ppo" in capsys.readouterr().err
+
+
+def test_the_stand_in_is_said_everywhere(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    assert run("method=sft", "model=gpt2", *SMALL, f"paths.output={tmp_path / 'runs'}") == 0
+    folder = only_folder(tmp_path / "runs")
+    assert "standin" in folder.path.parent.name
+    assert json.loads(folder.manifest.read_text())["stand_in_for"] == "openai-community/gpt2"
+    assert "stood in for openai-community/gpt2" in (folder.model / "README.md").read_text()
+    assert "gpt2" in capsys.readouterr().err
+    assert run("method=sft", "model=gpt2", "model.offline=fail", *SMALL, f"paths.output={tmp_path / 'no'}") == 2
+    assert not (tmp_path / "no").exists()
+
+
+REWARDS = {
+    "raises": ("raise KeyError('no')", "KeyError"),
+    "wrong_length": ("return [1.0]", "1 "),
+    "not_a_number": ("return [float('nan') for _ in completions]", "nan"),
+    "constant": ("return [0.5 for _ in completions]", "constant reward"),
+    "unscorable": ("return [None for _ in completions]", "could be scored"),
+}
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_a_bad_reward_function_stops_before_training(kind, capsys, tmp_path):
+    body, said = REWARDS[kind]
+    source = tmp_path / "mine.py"
+    source.write_text(f"def reward(prompts, completions, **columns):\n    {body}\n")
+    words = ["method=ppo", "reward=function", f"reward.function={source}:reward", *SMALL]
+    assert run(*words, f"paths.output={tmp_path / 'runs'}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    status = only_folder(tmp_path / "runs").status.read()
+    assert status["status"] == "failed"
+    assert said in status["reason"]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run("method=sft", *SMALL, f"paths.output={tmp_path / 'file' / 'runs'}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "paths.output" in line
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_rest_is_the_same(tmp_path, capsys):
+    whole, damaged = (small_run(tmp_path / name, "method=sft") for name in ("whole", "damaged"))
+    newest = sorted(damaged.checkpoints.glob("*.ckpt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed(damaged)
+    assert "damaged" in capsys.readouterr().err
+    assert records(damaged) == records(whole)
+    for path in damaged.checkpoints.glob("*.ckpt"):
+        path.write_bytes(b"PK")
+    capsys.readouterr()
+    assert run(f"resume={damaged.path}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "damaged" in line
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    whole, killed = (small_run(tmp_path / name, "method=sft") for name in ("whole", "killed"))
+    for path in killed.checkpoints.glob("*.ckpt"):
+        path.unlink()
+    resumed(killed)
+    assert records(killed) == records(whole)
+    assert killed.samples.read() == whole.samples.read()
+
+
+def test_a_resumed_run_says_what_would_change(tmp_path, capsys):
+    folder = small_run(tmp_path, "method=sft")
+    assert run(f"resume={folder.path}", "method.updates=4", "method.learning_rate=0.5") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "method.updates: 3 → 4" in line
+    assert "method.learning_rate: 0.002 → 0.5" in line
+    assert run(f"resume={folder.path}", "method.updates=4", "allow_change=true") == 0
+    assert [record["update"] for record in records(folder)] == [0, 1, 2, 3, 4]
+
+
+def test_a_killed_process_loses_only_what_came_after_its_checkpoint(tmp_path):
+    words = [*SMALL, "method=sft", "method.updates=40", "trainer.checkpoint_every=2", f"paths.output={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path
+    )
+    # The fourth, or a later one: those that came before it are removed.
+    while all(path.stem < "update=000004" for path in tmp_path.glob("sft/nano/*/checkpoints/update=*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = only_folder(tmp_path)
+    assert folder.status.read()["status"] == "running"
+    last = int(sorted(folder.checkpoints.glob("*.ckpt"))[-1].stem.partition("=")[2])
+    assert last < 40
+    resumed(folder)
+    whole = small_run(tmp_path / "whole", "method=sft", "method.updates=40", "trainer.checkpoint_every=40")
+    assert records(folder) == records(whole)
+    assert same(final_state(folder)["state_dict"], final_state(whole)["state_dict"])
+
+
+def test_the_version_is_this_programs(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"postrain {__version__}\n"
+
+
+def test_completion_installs_and_gives_the_options_of_a_group(capsys, monkeypatch):
+    assert run("-sc", "install=bash") == 0
+    assert "complete -o nospace -o default -F hydra_bash_completion" in capsys.readouterr().out
+    monkeypatch.setenv("COMP_LINE", "python train.py logger=")
+    assert run("-sc", "query=bash") == 0
+    assert capsys.readouterr().out.split() == [f"logger={name}" for name in ("none", "tensorboard", "trackio", "wandb")]
+
+
+def test_what_hydra_refuses_is_one_line(capsys):
+    for word in ("~data.quality.balance", "method.adam_betas={a:1}", "seed=${nope:1}", "name='${'", "method@x=sft"):
+        assert run("method=sft", word) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_missing_package_leaves_no_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run("method=sft", "logger=trackio", *SMALL[:-5], f"paths.output={tmp_path / 'runs'}") == 2
+    line = 'error: logger: the package trackio is not installed; run pip install "postrain[trackio]"'
+    assert capsys.readouterr().err.splitlines() == [line]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("root", "line"),
+    [
+        ("config", "interrupted; resume with: python train.py resume=runs/sft/nano/x"),
+        ("generate", "interrupted; resume with: python -m postrain.generate resume=runs/sft/nano/x"),
+        ("evaluate", "interrupted; an evaluation is not resumed; start it again"),
+    ],
+)
+def test_after_ctrl_c_the_last_line_says_how_to_resume(root, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*_):
+        with Ending(Status(Path("runs/sft/nano/x/status.json"))):
+            raise Interrupted(signal.SIGINT)
+
+    Path("runs/sft/nano/x").mkdir(parents=True)
+    words = {"config": "method=sft", "generate": "seed=0", "evaluate": "model=nano"}
+    with pytest.raises(SystemExit) as end:
+        start(["program", words[root]], CONF, config_name=root, run=interrupted)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == line

@@ -1,0 +1,187 @@
+"""Whatever a command line sets, deletes or refers to: a config that fits its constructors, or short lines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import pytest
+
+from postrain.config.arguments import composing, resolved
+from postrain.config.check import check
+from postrain.config.overrides import forced, settled
+from postrain.errors import ConfigError
+from postrain.evaluation.config import check_appraisal, check_model
+from postrain.generation.config import check_generation
+from postrain.training.config import Root
+from postrain.training.train import rehearse
+from tests.training_runs import CONF, composed, unresolved
+
+LINES = 500
+# A primary config, and choices that between them have most keys there are.
+BASES = (
+    ("config", ("method=ppo", "adapter=lora", "logger=wandb", "reward=weighted")),
+    ("config", ("method=grpo", "rollout=vllm", "environment=calculator", "evaluation=all")),
+    ("config", ("method=dpo", "trainer=ddp_cpu")),
+    ("config", ("method=kto", "data=jsonl", "data.path=rows.jsonl")),
+    ("generate", ("keep=preferences",)),
+    ("evaluate", ("model=nano",)),
+)
+VALUES = (
+    *("null", "-1", "0", "1", "1.5", "-0.5", "true", "x", "''", "'a b'", "???", "inf", "nan", "1e400", "-1e400"),
+    *("1000000000000", "1" + "0" * 400, "1" + "0" * 5000, "[" * 900 + "]" * 900),
+    *("[]", "[1,2]", "[null]", "[[1]]", "{}", "{a:1}", "{1:2}", "{a:{b:2}}", "{_target_:a.b}", "{_target_:3}"),
+    *(
+        "{_target_:postrain.hardware.trainer.Hardware}",
+        "builtins.dict",
+        "os.system",
+        "postrain.methods.sft.SFT",
+        "a..b",
+    ),
+    *("${seed}", "${nope}", "${nope:1}", "${method}", "${data.quality}", "${", "'${'", "'${seed'", "${oc.env:NOPE}"),
+    *("1,2", "range(3)", "glob(*)", "int(x)", "'", "$", "~", "=", "#"),
+)
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "config": partial(check, root=Root),
+    "generate": check_generation,
+    "evaluate": check_appraisal,
+}
+
+
+def keys(node: Any, path: str = "") -> Iterator[str]:
+    """Every dotted key there is."""
+    for name, value in node.items():
+        yield f"{path}{name}"
+        if isinstance(value, dict):
+            yield from keys(value, f"{path}{name}.")
+
+
+@cache
+def known(base: int) -> list[str]:
+    root, words = BASES[base]
+    return list(keys(composed(words, root)))
+
+
+def override(draw: random.Random, key: str) -> str:
+    """A deletion, a key below or beside one, or any value for it."""
+    kind, value = draw.random(), draw.choice(VALUES)
+    if kind < 0.2:
+        return f"~{key}"
+    if kind < 0.3:
+        return f"{key}.{draw.choice(['x', '0', '_target_', '_partial_'])}={value}"
+    return f"{draw.choice(['', '', '+', '++'])}{key[:-1] if kind < 0.35 else key}={value}"
+
+
+def hold(root: str, words: list[str]) -> None:
+    """What a command line goes through before anything is built."""
+    with composing():
+        config = unresolved(root, settled(forced(words, CONF, root=root)))
+    plain = resolved(config)
+    if root == "evaluate":
+        check_model(plain)
+    CHECKS[root](plain)
+
+
+@pytest.mark.parametrize("base", range(len(BASES)))
+def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
+    root, words = BASES[base]
+    draw = random.Random(base)
+    lines: list[str] = []
+    for _ in range(LINES // len(BASES) + 1):
+        said = [override(draw, draw.choice(known(base))) for _ in range(draw.choice((1, 1, 2)))]
+        try:
+            hold(root, [*words, *said])
+        except ConfigError as error:
+            lines += str(error).splitlines() or [""]
+    assert {line for line in lines if not 0 < len(line) < 600} == set()
+    assert len(lines) > LINES // len(BASES) // 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["~name"], "~name: cannot be left out; set it instead, as in name=VALUE"),
+        (["~model"], "model: missing; expected a node with _target_ (ModelSource)"),
+        (["~hydra.run"], "~hydra.run: cannot be left out; set it instead, as in hydra.run=VALUE"),
+        (["~data.quality.balance"], "~data.quality.balance: nothing to delete; the key is null or does not exist"),
+        (["~data.nope"], "~data.nope: nothing to delete; the key is null or does not exist"),
+        (["method.adam_betas={a:1}"], "method.adam_betas={a:1}: expected a list, got a mapping"),
+        (["method.adam_betas.x=1"], "method.adam_betas.x=1: expected the number of an item of a list"),
+        (["model._target_=${nope:1}"], "model._target_: Unsupported interpolation type nope"),
+        (["seed=${seed}"], "seed: Recursive interpolation detected"),
+        (["name=" + "[" * 900], "name=" + "[" * 75 + "…: cannot be read (more than 20 brackets inside each other); "
+         "quote special characters, as in name='\"...\"'"),
+        (["model.name=gpt2"],
+         "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"),
+        (["model=Qwen/Qwen2.5-7B"],
+         "model=Qwen/Qwen2.5-7B: no such option; write model=local model.path=Qwen/Qwen2.5-7B"),
+        (["data=rows.jsonl"], "data=rows.jsonl: no such option; write data=jsonl data.path=rows.jsonl"),
+        (["reward='mine.py:f'"], "reward=mine.py:f: no such option; write reward=function reward.function=mine.py:f"),
+        (["rollout=[null]"], "rollout=None: no such option; there are: local, vllm"),
+        (["seed=1000000000000000000000"],
+         "seed: expected an integer >= 0 and <= 9223372036854775807, got 1000000000000000000000"),
+        (["method.batch_size=1000000000000"],
+         "method.batch_size: expected an integer >= 1 and <= 1000000, got 1000000000000"),
+        (["method.batch_size=-1"], "method.batch_size: expected an integer >= 1, got -1"),
+        (["data.max_length=1000000000000"],
+         "data.max_length: expected an integer >= 4 and <= 1000000000 or null, got 1000000000000"),
+        (["method.learning_rate=inf"], "method.learning_rate: expected a number > 0, got inf"),
+        (["method._partial_=true"], "method._partial_: unknown key; of Hydra's own keys only _target_ is used here"),
+        (["trainer._convert_=all"], "trainer._convert_: unknown key; of Hydra's own keys only _target_ is used here"),
+        (["_target_=a.b"], "_target_: unknown key; an option of a group says what it builds"),
+        (["paths._target_=a.b"], "paths._target_: unknown key; paths is not built from a class"),
+        (["model._target_=postrain.training.loggers.NoTracker"], "model._target_: expected a node with _target_ "
+         "(ModelSource), and postrain.training.loggers.NoTracker is none"),
+        (["reward._target_=builtins.dict"],
+         "reward._target_: <class 'dict'> does not tell its arguments; wrap it in a function of your own"),
+        (["debug=default"], "debug: expected true or false, got 'default'; it shows tracebacks; for a short trial say "
+         "method.updates=3 evaluation=quick"),
+    ],
+)  # fmt: skip
+def test_a_line_names_what_was_typed_and_what_is_expected(words: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        hold("config", ["method=ppo", *words])
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "online_dpo"])
+def test_sizes_that_are_too_large_together_are_one_line(method: str) -> None:
+    words = ["method.batch_size=1000000", "rollout.max_new_tokens=1000000"]
+    with pytest.raises(
+        ConfigError, match=r"^method\.batch_size=1000000 × .*rollout\.max_new_tokens=1000000: expected at"
+    ):
+        rehearse(composed([f"method={method}", *words]))
+
+
+@pytest.mark.parametrize("group", ["trainer", "model", "method", "data"])
+def test_a_group_without_its_target_is_refused(group: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{group}: expected a node with _target_ .* without _target_$"):
+        hold("config", ["method=ppo", f"~{group}._target_"])
+
+
+@pytest.mark.parametrize(
+    ("method", "typed", "line"),
+    [
+        ("ppo", "trainer.max_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
+        ("sft", "num_train_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
+        ("ppo", "trainer.max_steps", "did you mean method.updates?"),
+        ("ppo", "num_ppo_epochs", "did you mean method.epochs?"),
+        ("sft", "lr", "did you mean method.learning_rate?"),
+        ("sft", "optimizer.lr", "did you mean method.learning_rate?"),
+        ("sft", "per_device_train_batch_size", "did you mean method.batch_size? (it counts over all devices; memory is "
+         "bounded by method.micro_batch_tokens)"),
+        ("sft", "logging_steps", "every update is logged; leave it out"),
+        ("grpo", "num_generations", "did you mean method.group_size?"),
+        ("dpo", "beta", "did you mean method.beta?"),
+        ("grpo", "beta", "did you mean method.kl_coef?"),
+        ("sft", "lora_r", "did you mean adapter.r? (with adapter=lora)"),
+        ("sft", "output_dir", "did you mean paths.output?"),
+        ("sft", "model.name_or_path", "choose model=OPTION, or model=local model.path=DIRECTORY_OR_HUB_NAME"),
+    ],
+)  # fmt: skip
+def test_what_other_programs_call_it_leads_to_the_key_here(method: str, typed: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        hold("config", [f"method={method}", f"{typed}=1"])
+    assert str(caught.value) == f"{typed}: unknown key; {line}"

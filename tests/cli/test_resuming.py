@@ -1,0 +1,66 @@
+"""The command that resumes a folder says again what the folder cannot decide, so that it can be pasted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.cli.main import complain, resuming
+from postrain.cli.resuming import said_again
+from postrain.config.trust import Guest, said_in
+from postrain.errors import ConfigError
+from postrain.jobs.pipeline_plan import Plan, Step
+from postrain.jobs.stages import stages_of
+from postrain.runs.folder import RunFolder
+from postrain.training.config import Root
+from tests.training_runs import composed
+
+OWN = "my rewards.py:f"
+WORDS = ("method=ppo", "reward=function", f"reward.function='{OWN}'")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is paid by a function of its user's."""
+    made = RunFolder.at(tmp_path_factory.mktemp("runs") / "run")
+    made.config.write_text(OmegaConf.to_yaml(composed(WORDS)))
+    return made.path
+
+
+def test_what_is_said_again_is_enough_to_resume(folder: Path) -> None:
+    config, words = composed(WORDS), said_again(folder)
+    with pytest.raises(ConfigError, match=r"asks for reward\.function"):
+        Guest(folder, said_in([])).check(config, Root)
+    Guest(folder, said_in(words)).check(config, Root)
+    assert shlex.split(resuming(folder)) == [f"resume={folder}", f"reward.function='{OWN}'"]
+
+
+def test_a_message_that_tells_to_resume_says_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert complain(ConfigError(f"the disk is full; free some space and go on with resume={folder}")) == 2
+    assert capsys.readouterr().err == f"error: the disk is full; free some space and go on with {resuming(folder)}\n"
+    complain(ConfigError("resume=nowhere, or another"))
+    assert capsys.readouterr().err == "error: resume=nowhere, or another\n"
+
+
+def test_a_pipeline_names_the_stage(tmp_path: Path) -> None:
+    node = {"stages": {"sft": ["method=sft"], "ppo": ["method=ppo"]}}
+    configs = (composed(["method=sft"]), composed(WORDS))
+    steps = tuple(Step(stage=stage, words=(), config=one) for stage, one in zip(stages_of(node), configs, strict=True))
+    Plan(name="x", node=node, words=(), steps=steps).save(tmp_path)
+    assert said_again(tmp_path) == [f"stage.ppo.reward.function='{OWN}'"]
+
+
+def test_a_sweep_says_it_once_for_all_jobs(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(OmegaConf.to_yaml({"words": [], "flags": ["--config-dir", "/mine"]}))
+    (tmp_path / "jobs.json").write_text(json.dumps([{"confirm": [f"reward.function='{OWN}'"]}] * 2))
+    assert said_again(tmp_path) == ["--config-dir=/mine", f"reward.function='{OWN}'"]
+
+
+def test_a_folder_that_cannot_be_read_adds_nothing(tmp_path: Path) -> None:
+    assert said_again(tmp_path) == []
+    (tmp_path / "config.yaml").write_text("[")
+    assert said_again(tmp_path) == []

@@ -1,0 +1,195 @@
+"""What the command line says is checked before Hydra reads it, and nothing is lost on the way to Hydra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from postrain.config.overrides import Line, _option_problems, asked, listing, overview, prepare
+from postrain.types import ConfigError
+from tests.training_runs import CONF
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    files = {
+        "conf/config.yaml": "defaults: [_self_, {method: sft}]\nseed: 0\n",
+        "conf/method/sft.yaml": "# Learn from demonstrations.\nlr: 0.1\n",
+        "conf/method/ppo.yaml": "# @package _global_\n# Learn from a reward.\nmethod: {lr: 0.2}\n",
+        "conf/logger/none.yaml": "x: 1\n",
+        "sweep/kl_coef.yaml": "# How much KL?\nseed: 1\n",
+        "more/method/mine.yaml": "# My own.\nlr: 0.3\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path / "conf"
+
+
+def problems(argv: list[str], conf: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        prepare(argv, conf)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("argv", "prepared"),
+    [
+        (["method=ppo", "method.lr=3"], ["method=ppo", "++method.lr=3"]),
+        (["+method.lr=3", "++seed=1", "~method.lr"], ["++method.lr=3", "++seed=1", "~method.lr"]),
+        (["--cfg", "job", "seed=1"], ["++seed=1", "--cfg", "job"]),
+        (["-cn", "config", "name='a b'"], ["++name='a b'", "-cn", "config"]),
+        (["hydra.run.dir=x", "hydra.job.env_set.A=1"], ["hydra.run.dir=x", "hydra.job.env_set.A=1"]),
+        (["logger=[none]", "+method@other=sft"], ["logger=[none]", "+method@other=sft"]),
+        (["data.columns={prompt: question}"], ["++data.columns={prompt: question}"]),
+    ],
+)
+def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> None:
+    assert prepare(argv, conf) == Line(prepared, None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "prepared", "swept"),
+    [
+        (["seed=1,2", "-m", "method=sft,ppo"], [], ("seed=1,2", "method=sft,ppo")),
+        (["-m", "method=glob(*)", "seed=3", "--cfg", "job"], ["++seed=3", "--cfg", "job"], ("method=glob(*)",)),
+        (
+            ["hydra/launcher=basic", "sweep=kl_coef", "seed=1,2"],
+            ["hydra/launcher=basic"],
+            ("sweep=kl_coef", "seed=1,2"),
+        ),
+        (["sweep=kl_coef", "sweep.seeds=[0]", "seed=3"], ["++seed=3"], ("sweep=kl_coef", "sweep.seeds=[0]")),
+    ],
+)
+def test_what_a_sweep_hears_is_kept_from_hydra(
+    argv: list[str], prepared: list[str], swept: tuple[str, ...], conf: Path
+) -> None:
+    assert prepare(argv, conf) == Line(prepared, swept)
+
+
+@pytest.mark.parametrize(
+    ("token", "line"),
+    [
+        ("method=pppo", "method=pppo: no such option; did you mean ppo? (there are: ppo, sft)"),
+        ("method=xyz", "method=xyz: no such option; there are: ppo, sft"),
+        ("method=null", "method=null: no such option; to go without one say ~method"),
+        ("sweep=kl", "sweep=kl: no such option; there are: kl_coef"),
+        ("metod=ppo", "metod: no such config group; did you mean method? (there are: logger, method, sweep)"),
+        ("++method=ppo", "++method=ppo: method is a config group; choose an option with method=..."),
+        ("hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
+        ("+hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
+        ("hydra.run.dri=x", "hydra.run.dri: unknown key of Hydra; did you mean hydra.run.dir?"),
+        ("seed=1,2", "seed=1,2: several values need -m (a job for each); for one list write seed=[...]"),
+        ("seed", "seed: expected key=value"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
+    assert problems([token], conf) == [line]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("ray", 'hydra/launcher=ray: not installed; run `pip install "postrain[ray]"`'),
+        ("basik", "hydra/launcher=basik: no such option; did you mean basic? (there are: basic, local)"),
+    ],
+)
+def test_a_launcher_that_is_not_there(name: str, line: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"hydra/launcher={name}"])
+    # Which launchers there are depends on the packages installed.
+    assert list(_option_problems(override, ["basic", "local"])) == [line]
+
+
+def test_unbalanced_brackets_say_to_quote(conf: Path) -> None:
+    (line,) = problems(["name=a:b,("], conf)
+    assert line.startswith("name=a:b,(: cannot be read (")
+    assert line.endswith("""quote special characters, as in name='"..."'""")
+
+
+def test_all_problems_come_at_once(conf: Path) -> None:
+    lines = problems(["method=sftt,ppp", "-m", "hydra.sweeep.dir=x", "logger=wandb"], conf)
+    assert [line.partition(":")[0] for line in lines] == [
+        "method=sftt",
+        "method=ppp",
+        "hydra.sweeep.dir",
+        "logger=wandb",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("root", "argv", "line"),
+    [
+        ("config", ["method=sft", "keep=best"], "keep: belongs to python -m postrain.generate"),
+        ("generate", ["method=ppo"], "method: belongs to python train.py"),
+        (
+            "config",
+            ["pipeline=reasoning", "keep=best"],
+            "keep: belongs to python -m postrain.generate; say stage.NAME.keep=best",
+        ),
+    ],
+)
+def test_a_group_of_the_other_program_names_it(root: str, argv: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare(argv, CONF, root)
+    assert str(caught.value) == line
+
+
+def test_help_lists_the_groups_that_the_program_has(conf: Path) -> None:
+    assert overview(["--help"], conf, "config") == "method: ppo, sft"
+    more = str(conf.parent / "more")
+    assert overview(["--help", "--config-dir", more], conf, "config") == "method: mine, ppo, sft"
+    lines = overview([], CONF, "generate").splitlines()
+    assert [line.partition(":")[0] for line in lines] == sorted(
+        ["model", "data", "reward", "rollout", "environment", "trainer", "keep"]
+    )
+
+
+def test_a_config_dir_of_the_user_brings_its_options(conf: Path) -> None:
+    more = str(conf.parent / "more")
+    assert prepare(["method=mine", "--config-dir", more], conf).arguments == ["method=mine", "--config-dir", more]
+
+
+def test_hydra_composes_what_it_gets_and_keeps_unknown_keys_for_the_check(conf: Path) -> None:
+    overrides = prepare(["method=ppo", "method.lr=5", "lr=1e-3", "methd.kl.coef=2"], conf).arguments
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("config", overrides)
+    assert config == {"seed": 0, "method": {"lr": 5}, "lr": 1e-3, "methd": {"kl": {"coef": 2}}}
+
+
+def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
+    text = "method=\n  ppo  Learn from a reward.\n  sft  Learn from demonstrations."
+    assert asked(["method"], conf) == text == listing(conf, "method")
+    assert listing(conf, "sweep") == "sweep=\n  kl_coef  How much KL?"
+    assert asked(["method=ppo", "-m", "seed"], conf) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--resolve"], "--resolve: says how --cfg shows a config; write --cfg job --resolve"),
+        (["-m"], "-m: nothing varies; "),
+        (["--multirun", "method=ppo", "seed=3"], "-m: nothing varies; "),
+        (["-m", "sweep.metric=loss"], "-m: nothing varies; "),
+        (["--run", "-m", "seed=1,2"], "--run --multirun: expected one of them"),
+        (["--cfg", "job", "--info"], "--cfg --info: expected one of them"),
+        (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs'"),
+        (
+            ["--lr", "3"],
+            "--lr: no such flag; settings are words without dashes, as in seed=1; did you mean method.learning_rate?",
+        ),
+        (["--foo=1"], "--foo=1: no such flag; settings are words without dashes, as in seed=1; did you mean foo=...?"),
+        (["-sc"], "-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, with one of bash, fish, zsh"),
+        (["-sc", "install=tcsh"], "-sc: expected install=SHELL"),
+        (["--experimental-rerun", "x.pickle"], "--experimental-rerun: not supported; "),
+    ],
+)
+def test_a_flag_that_means_nothing_is_one_line(argv: list[str], line: str, conf: Path) -> None:
+    (only,) = problems(argv, conf)
+    assert only.startswith(line)
+
+
+def test_completion_is_left_to_hydra(conf: Path) -> None:
+    assert prepare(["-sc", "install=bash"], conf) == Line(["-sc", "install=bash"], None)

@@ -1,0 +1,292 @@
+"""What a run folder may decide: nothing that runs code or sends anything elsewhere, unless it is said again."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.cli.main import continued
+from postrain.config.check import check
+from postrain.config.schema import Confirm, provides
+from postrain.config.trust import Guest, confirmable, packaged, said_by, said_in
+from postrain.evaluation.config import Appraisal
+from postrain.evaluation.inherited_settings import Origin
+from postrain.generation.config import Generation
+from postrain.jobs.launchers import words_of
+from postrain.jobs.pipeline_plan import Plan, Step, own_calls, vet
+from postrain.jobs.stages import stages_of
+from postrain.jobs.sweep_plan import Job
+from postrain.runs.folder import RunFolder
+from postrain.training.config import Root
+from postrain.types import ConfigError
+from tests.training_runs import CONF, composed
+
+GROUPS = ("method", "model", "adapter", "data", "reward", "rollout", "environment", "trainer", "logger", "evaluation")
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+# What these ask for by themselves is "???": it has to be given anyway.
+ASK = {"reward.function", "reward.url"}
+OWN = "mine.py:brevity"
+MEASURES = {
+    name: composed(["method=ppo", f"evaluation={name}"])["evaluation"]["measures"][name]
+    for name in ("lm_eval", "queries")
+}
+
+
+def run(*words: str) -> dict[str, Any]:
+    return composed(["method=ppo", *words])
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """A run's config with one value of a stranger's; dots lead down mappings."""
+    config = deepcopy(run("reward=weighted"))
+    *above, last = path.split(".")
+    inner = config
+    for name in above:
+        inner = inner.setdefault(name, {})
+    inner[last] = value
+    return config
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_the_package_can_be_resumed_without_a_word(group: str, option: str) -> None:
+    config = run(f"{group}={option}") if group != "method" else composed([f"method={option}"])
+    assert {one.key for one in confirmable(config, Root)} <= ASK
+
+
+@pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "keep").glob("*.yaml")))
+def test_every_keep_can_be_resumed_without_a_word(option: str) -> None:
+    assert list(confirmable(composed([f"keep={option}"], "generate"), Generation)) == []
+
+
+def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
+    assert own_calls() == {"postrain.report.overoptimization.overoptimization"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        # Other code.
+        ("method._target_", "os.system"),
+        ("method._target_", "postrain.training.train.os.system"),
+        ("method._target_", "postrain.rewards.user_code.load_function"),
+        ("logger", {"_target_": "subprocess.call", "args": ["true"]}),
+        ("data.source._target_", "mine.Source"),
+        ("reward.parts.gold", {"_target_": "mine.Reward"}),
+        ("evaluation.measures.mine", {"_target_": "mine.Measure"}),
+        ("early_stop.kl_above", {"_target_": "os.system"}),
+        ("nothing", {"_target_": "os.system"}),
+        ("seed", {"_target_": "os.system"}),
+        ("rollout.stop", [{"_target_": "os.system"}]),
+        # A class of the package, in another's place.
+        ("method._target_", "postrain.rewards.world.Gold"),
+        ("trainer._target_", "postrain.training.loggers.NoTracker"),
+        ("reward._target_", "postrain.methods.sft.SFT"),
+        ("environment._target_", "postrain.models.adapters.NoAdapter"),
+        ("reward.parts.brevity.arguments.words", {"_target_": "postrain.rewards.world.Gold", "weights": {}}),
+        # Functions that are none of the package's rewards.
+        ("reward.parts.brevity.function", "evil.py:f"),
+        ("reward.parts.brevity.function", "os.system"),
+        ("reward.parts.brevity.function", "postrain.rewards.user_code.load_function"),
+        ("reward.parts.brevity.function", "postrain.rewards.text.re.sub"),
+        ("data.gold", "subprocess.getoutput"),
+        ("data.gold", "postrain.rewards.user_code.load_function"),
+        # Arguments of the package's own functions that name others.
+        ("reward.parts.brevity.arguments.scorer", "evil.py:f"),
+        ("reward.parts.brevity.arguments.scorer", "dir/evil.pyc:f"),
+        ("reward.parts.brevity.arguments.scorer", "os.system"),
+        ("reward.parts.brevity.arguments.scorer", "postrain.rewards.user_code.load_function"),
+        # What sends or permits.
+        ("reward", composed(["method=ppo", "reward=judge", "reward.url=http://a", "reward.model=m"])["reward"]),
+        ("reward", composed(["method=ppo", "reward=code", "reward.allow_execution=true"])["reward"]),
+        ("rollout", composed(["method=ppo", "rollout=vllm", "rollout.url=http://a"])["rollout"]),
+        ("logger", composed(["method=ppo", "logger=wandb", "logger.online=true"])["logger"]),
+        ("evaluation.measures.lm_eval", {**MEASURES["lm_eval"], "folder": "x"}),
+        ("evaluation.measures.queries", {**MEASURES["queries"], "allow_execution": True}),
+    ],
+)
+def test_a_stranger_cannot_decide_it(path: str, value: Any, tmp_path: Path) -> None:
+    config = changed(path, value)
+    with pytest.raises(ConfigError, match="say it again on the command line if you trust it") as caught:
+        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, Root)
+    assert "\n" not in str(caught.value)
+    assert f"asks for {path}" in str(caught.value)
+
+
+def test_nothing_is_imported_to_find_that_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = changed("method._target_", "evil_module.Method")
+    with pytest.raises(ConfigError, match=r"asks for method\._target_=evil_module\.Method"):
+        Guest(tmp_path, ()).check(config, Root)
+
+
+def test_what_is_said_again_is_trusted_and_nothing_else(tmp_path: Path) -> None:
+    config = run("reward=function", f"reward.function={OWN}")
+    Guest(tmp_path, said_by(config)).check(config, Root)
+    Guest(tmp_path, said_in([f"reward.function='{OWN}'"])).check(config, Root)
+    Guest(tmp_path, said_in([f"stage.ppo.reward.function={OWN}"])).check(config, Root)
+    for said in ("reward=function", "reward.function=mine.py:other", "reward.function=other.py:brevity"):
+        with pytest.raises(ConfigError, match=r"asks for reward\.function=mine\.py:brevity \(runs this Python\)"):
+            Guest(tmp_path, said_in([said])).check(config, Root)
+
+
+def test_arguments_that_name_code_are_said_again_one_by_one(tmp_path: Path) -> None:
+    config = changed("reward.parts.brevity.arguments", {"scorer": "evil.py:f", "more": [{"deep": "evil.py:g"}]})
+    with pytest.raises(ConfigError, match=r"scorer=evil\.py:f .*more\[0\]\.deep=evil\.py:g \(may name Python"):
+        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, Root)
+    Guest(tmp_path, said_by(config)).check(config, Root)
+    plain = {"scorer": "postrain.rewards.text.exact", "pattern": r"a\.b: .*", "words": 3, "tags": ["think", "a b.c"]}
+    Guest(tmp_path, ()).check(changed("reward.parts.brevity.arguments", plain), Root)
+
+
+def test_an_own_class_that_is_said_again_is_looked_into(tmp_path: Path) -> None:
+    own = {"_target_": "tests.config.test_trust.Own", "inner": {"_target_": "os.system"}}
+    config = {**run(), "reward": own}
+    with pytest.raises(ConfigError, match=r"asks for reward\.inner\._target_=os\.system"):
+        Guest(tmp_path, said_in(["reward._target_=tests.config.test_trust.Own"])).check(config, Root)
+
+
+class Own:
+    """A reward of a user's."""
+
+    def __init__(self, inner: Any) -> None: ...
+
+
+def test_a_kind_is_a_base_or_every_member_of_a_protocol() -> None:
+    class Whole:
+        def build(self) -> None: ...
+        def close(self) -> None: ...
+
+    class Half:
+        def build(self) -> None: ...
+
+    tracker = Root.__annotations__
+    assert tracker["logger"] == "Tracker"
+    from postrain.training.loggers import Tracker  # noqa: PLC0415 - beside what it is compared with
+
+    assert provides(Whole, Tracker)
+    assert not provides(Half, Tracker)
+    assert packaged("postrain.training.loggers.NoTracker") is not None
+    assert [
+        packaged(path) for path in ("os.system", "postrain.training.train.os.system", "postrain.none", None, 3)
+    ] == [None] * 5
+
+
+def test_keys_that_name_code_or_addresses_are_marked_wherever_they_stand() -> None:
+    """A new class with such a key has to mark it."""
+    risky = ("url", "key_variable", "allow_execution", "online", "function", "host", "endpoint")
+    from postrain.config.schema import schema_of  # noqa: PLC0415 - as above
+
+    for group, option in OPTIONS:
+        config = run(f"{group}={option}") if group != "method" else composed([f"method={option}"])
+        for node in nodes(config[group]):
+            target = packaged(node["_target_"])
+            assert target is not None
+            for name, key in schema_of(target).keys.items():
+                if name in risky:
+                    assert any(isinstance(mark, Confirm) for mark in key.annotation.__metadata__), (target, name)
+
+
+def nodes(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, dict):
+        own = [value] if "_target_" in value else []
+        return [*own, *(node for item in value.values() for node in nodes(item))]
+    return []
+
+
+def stranger(tmp_path: Path, config: dict[str, Any]) -> RunFolder:
+    """A run folder with this config."""
+    folder = RunFolder.at(tmp_path / "run")
+    folder.config.write_text(OmegaConf.to_yaml(config))
+    folder.manifest.write_text("{}")
+    return folder
+
+
+def test_the_model_a_run_began_with_is_of_the_package(tmp_path: Path) -> None:
+    origin = Origin.of(str(stranger(tmp_path, changed("model._target_", "os.system")).path))
+    assert origin is not None
+    with pytest.raises(ConfigError, match=r"asks for model\._target_=os\.system"):
+        origin.start()
+
+
+def test_what_an_evaluation_inherits_is_held_to_the_same(tmp_path: Path) -> None:
+    config = run("reward=function", f"reward.function={OWN}")
+    today = composed(["model=nano"], "evaluate")
+    with pytest.raises(ConfigError, match="runs this Python"):
+        Guest(tmp_path, said_by(today)).check({"reward": config["reward"]}, Appraisal)
+    named = composed(["model=nano", f"+reward.function={OWN}"], "evaluate")
+    Guest(tmp_path, said_by(named)).check({"reward": config["reward"]}, Appraisal)
+
+
+PIPELINE = {"stages": {"ppo": ["method=ppo"], "plot": {"call": "os.system", "arguments": {"command": "true"}}}}
+
+
+def test_a_pipeline_calls_what_is_said_again(tmp_path: Path) -> None:
+    learn, plot = stages_of(PIPELINE)
+    step = Step(stage=plot, words=(), config={"call": dict(plot.call)})
+    with pytest.raises(ConfigError, match=r"asks for stage\.plot\._target_=os\.system \(calls this function\)"):
+        vet(step, {}, Guest(tmp_path, ()))
+    vet(step, {}, Guest(tmp_path, said_in(["stage.plot._target_=os.system"])))
+    (own,) = own_calls()
+    hidden = Step(stage=plot, words=(), config={"call": {"_target_": own, "runs": {"_target_": "os.system"}}})
+    with pytest.raises(ConfigError, match=r"asks for stage\.plot\.runs\._target_=os\.system"):
+        vet(hidden, {}, Guest(tmp_path, ()))
+    evil = Step(stage=learn, words=(), config=changed("method._target_", "os.system"))
+    with pytest.raises(ConfigError, match=r"asks for stage\.ppo\.method\._target_=os\.system"):
+        vet(evil, {}, Guest(tmp_path, ()))
+
+
+def test_a_reference_cannot_hide_a_target(tmp_path: Path) -> None:
+    (learn, _) = stages_of(PIPELINE)
+    config = changed("method._target_", "${name}") | {"name": "os.system"}
+    with pytest.raises(ConfigError, match=r"method\._target_=os\.system"):
+        vet(Step(stage=learn, words=(), config=config), {}, Guest(tmp_path, ()))
+
+
+def test_stages_cannot_lie_outside_their_pipeline(tmp_path: Path) -> None:
+    stages = stages_of(PIPELINE)
+    config = {"name": None, "model": {"name": None, "path": "x"}, "call": {"_target_": "os.system"}}
+    steps = tuple(Step(stage=stage, words=(), config=config) for stage in stages)
+    plan = Plan(name="x", node=PIPELINE, words=(), steps=steps)
+    plan.save(tmp_path)
+    assert [step.stage for step in Plan.load(tmp_path).steps] == list(stages)
+    text = (tmp_path / "pipeline.yaml").read_text()
+    (tmp_path / "pipeline.yaml").write_text(text.replace("folder: 1-ppo", "folder: ../../home"))
+    with pytest.raises(ConfigError, match="is not as it was written"):
+        Plan.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"words": ["method=ppo", "hydra.callbacks.x._target_=os.system"]},
+        {"words": ["method=ppo", "+hydra.searchpath=[file://evil]"]},
+        {"words": ["method=ppo", "hydra/launcher=evil"]},
+        {"words": ["method=ppo"], "flags": ["--config-dir", "evil"]},
+        {"words": ["method=ppo"], "flags": ["--config-path=evil"]},
+    ],
+)
+def test_a_sweeps_folder_cannot_tell_hydra_where_code_is(saved: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(OmegaConf.to_yaml(saved))
+    with pytest.raises(ConfigError, match="tells Hydra where to look for code"):
+        continued([f"resume={tmp_path}"])
+    again = [*saved["words"][1:], *saved.get("flags", ())]
+    assert continued([f"resume={tmp_path}", *again])[-len(again) :] == again
+
+
+def test_a_resumed_job_is_told_again_what_it_needs(tmp_path: Path) -> None:
+    job = Job(
+        number=0, label="", settings={}, seed=0, words=("method=ppo",), hash="", folder="0", confirm=("reward.url=x",)
+    )
+    (tmp_path / "0").mkdir()
+    assert words_of(job, tmp_path, True) == ["method=ppo"]
+    (tmp_path / "0" / "config.yaml").touch()
+    assert words_of(job, tmp_path, True) == [f"resume={tmp_path}/0", "reward.url=x"]
+
+
+def test_a_resumed_config_is_checked_against_its_root(tmp_path: Path) -> None:
+    config = run()
+    check(config, Root)
+    Guest(tmp_path, ()).check(config, Root)

@@ -1,0 +1,212 @@
+"""python -m postrain.evaluate: what it takes over from a run, what it leaves, and how it answers mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from postrain.evaluate import evaluate
+from postrain.evaluation.config import check_words
+from postrain.evaluation.eval_models import Examinee, distinct_names
+from postrain.evaluation.evaluate import Unmeasured, different_data, execute
+from postrain.evaluation.inherited_settings import Origin, inherited
+from postrain.evaluation.likelihood import Perplexity
+from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.table import interval
+from postrain.jsonl import JsonLines
+from postrain.runs.folder import RunFolder
+from postrain.types import ConfigError
+from tests.training_runs import CONF
+
+SMALL = (
+    "model=nano",
+    "compare=[nano]",
+    "evaluation=perplexity",
+    "+evaluation/measure@evaluation.measures.gold=gold",
+    "+evaluation/measure@evaluation.measures.kl=kl",
+    "reference=nano",
+    "evaluation.measures.gold.prompts=3",
+    "evaluation.measures.kl.prompts=3",
+    "data.eval_rows=4",
+    "data.source.count=8",
+    "rollout.max_new_tokens=6",
+    "report=false",
+    "shown=2",
+)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = OmegaConf.to_container(compose("evaluate", [*overrides]), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def appraised(output: Path, *overrides: str) -> RunFolder:
+    words = [*SMALL, *overrides]
+    execute(composed(*words, f"paths.output={output}"), overrides=words, group=None)
+    return RunFolder(max((output / "evaluate" / "nano").iterdir()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return appraised(tmp_path_factory.mktemp("runs"))
+
+
+def written(folder: RunFolder, name: str) -> Any:
+    return json.loads((folder.path / name).read_text())
+
+
+def test_every_number_has_its_interval_and_the_text_the_model_was_given(folder: RunFolder) -> None:
+    first, second = written(folder, "evaluation_stats.json")["subjects"]
+    assert (first["name"], second["name"]) == ("nano bundled:nano", "nano nano")
+    loss = first["measures"]["perplexity"]["metrics"]["loss"]
+    assert loss["low"] < loss["value"] < loss["high"]
+    assert loss["n"] == 4
+    assert first["measures"]["gold"]["example"].endswith("<|assistant|>\n")
+    assert folder.status.read()["status"] == "done"
+    assert written(folder, "manifest.json")["reproduce"].startswith("python -m postrain.evaluate model=nano")
+
+
+def test_a_model_is_no_other_than_itself(folder: RunFolder) -> None:
+    stats = written(folder, "evaluation_stats.json")
+    gaps = {(one["measure"], one["metric"]): one["value"] for one in stats["differences"]}
+    assert ("perplexity", "loss") in gaps
+    assert ("gold", "total") in gaps
+    assert set(gaps.values()) == {0.0}
+    kl = stats["subjects"][0]["measures"]["kl"]["metrics"]["per_token"]["value"]
+    assert kl == pytest.approx(0, abs=1e-6)
+
+
+def test_records_and_responses_say_whose_they_are(folder: RunFolder) -> None:
+    records = JsonLines(folder.path / "perplexity.jsonl").read()
+    assert len(records) == 8
+    assert len({record["subject"] for record in records}) == 2
+    responses = written(folder, "sample_responses.json")
+    assert [set(one) for one in responses] == [{"subject", "prompt", "completion", "gold"}] * 4
+
+
+def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, tmp_path: Path) -> None:
+    result = written(folder, "result.json")
+    assert (result["metric"], result["direction"]) == ("perplexity/loss", "min")
+    assert result["changes"]["gold/total"][0] == result["changes"]["gold/total"][1]
+    assert result["values"]["gold/total"] == result["changes"]["gold/total"][1]
+    assert len(result["values"]) > 4
+    with pytest.raises(ConfigError, match="metric=perplexity/lost: not measured; there are: perplexity/loss"):
+        appraised(tmp_path, "metric=perplexity/lost", "compare=[]")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "model.path: say what to evaluate"),
+        (["model=nano", "evaluation=default"], "evaluation: this option only says when"),
+        (["model=nano", "compare=[no/such/folder]"], "compare=no/such/folder: .*; give run folders"),
+        (["model=nano", "metric=speed/all"], "metric=speed/all: expected MEASURE/METRIC"),
+        (["model=nano", "trainer=ddp_cpu"], "trainer: an evaluation runs in one process"),
+        (["model=nano", "evaluation=wins", "evaluation.measures.wins.against=no/such"], "wins.against=no/such: "),
+        (["model=nano", "evaluation=best_of_n", "rollout.temperature=0"], r"rollout\.temperature=0: all samples"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_folder(words: list[str], line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=line):
+        execute(composed(*words, f"paths.output={tmp_path}"), overrides=words, group=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Perplexity, subject: Subject) -> Finding:
+        raise ConfigError("rows: there are none")
+
+    monkeypatch.setattr(Perplexity, "__call__", refuse)
+    with pytest.raises(Unmeasured, match=r"^perplexity: rows: there are none; all else that was measured is in "):
+        appraised(tmp_path, "compare=[]", "~evaluation.measures.kl")
+    folder = RunFolder(*(tmp_path / "evaluate" / "nano").iterdir())
+    (one,) = written(folder, "evaluation_stats.json")["subjects"]
+    assert (one["measures"]["perplexity"]["notes"], one["measures"]["perplexity"]["metrics"]) == (
+        ["rows: there are none"],
+        {},
+    )
+    assert "gold/total" in written(folder, "result.json")["values"]
+    assert folder.status.read()["status"] == "failed"
+
+
+def test_what_only_a_measure_found_out_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def execute(*args: Any, **keys: Any) -> float:
+        raise Unmeasured("wins: no")
+
+    monkeypatch.setattr("postrain.evaluation.evaluate.execute", execute)
+    config = OmegaConf.create({"debug": False})
+    with pytest.raises(SystemExit) as ended:
+        evaluate(config, [], None, None)
+    assert (ended.value.code, capsys.readouterr().err) == (1, "error: wins: no\n")
+
+
+@pytest.mark.parametrize("key", ["every", "completions", "shown", "greedy"])
+def test_keys_that_only_training_reads_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^evaluation\.{key}: says how a training run looks at itself"):
+        check_words(["model=nano", f"evaluation.{key}=1"])
+    check_words(["evaluation=all", "evaluation.measures.gold.prompts=1", "shown=1"])
+
+
+def test_a_number_of_one_item_stands_alone() -> None:
+    alone = Estimate.mean([2.0])
+    assert interval(alone, mark=True) == "2.00"
+    assert interval(Estimate.mean([2.0, 2.5])) == r"2.25 \[-0.93, 5.43]"
+
+
+def origin(path: Path, fingerprint: str = "aa") -> Origin:
+    """A run folder as far as an evaluation reads it."""
+    config = {
+        "method": {},
+        "data": {"path": "mine.jsonl", "eval_rows": 9},
+        "reward": None,
+        "rollout": {"temperature": 0.5},
+        "seed": 3,
+    }
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    (path / "manifest.json").write_text(json.dumps({"data": {"source": "mine.jsonl", "fingerprint": fingerprint}}))
+    (path / "model").mkdir()
+    found = Origin.of(str(path / "model"))
+    assert found is not None
+    return found
+
+
+def test_a_run_brings_its_data_unless_the_command_line_chooses_another(tmp_path: Path) -> None:
+    run = origin(tmp_path / "sft" / "nano" / "one")
+    config: dict[str, Any] = {"data": {"path": None, "eval_rows": 4}, "rollout": {"temperature": 1.0}, "reward": "r"}
+    found, taken = inherited(config, run, ["data.eval_rows=4", "rollout=local"])
+    assert found == {"data": {"path": "mine.jsonl", "eval_rows": 4}, "rollout": {"temperature": 1.0}, "reward": None}
+    assert taken == ["data"]
+    assert inherited(config, None, []) == (config, [])
+    assert Origin.of(str(tmp_path)) is None
+
+
+def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
+    resolved: Any = None
+    runs = [
+        Examinee(name=name, path=name, resolved=resolved, origin=origin(tmp_path / name, mark))
+        for name, mark in (("a", "aa"), ("b", "bb"))
+    ]
+    (line,) = different_data(runs)
+    assert "a on mine.jsonl, aa; b on mine.jsonl, bb" in line
+    assert different_data(runs[:1] * 2) == []
+
+
+def test_models_that_share_a_name_are_told_apart_by_their_runs() -> None:
+    made = ["a/2026-11-21_13-55-39-441fca32/model", "a/2026-11-21_13-55-40-aaaaaaaa"]
+    assert distinct_names(made, ["sft-nano"] * 2) == ["sft-nano 441fca32", "sft-nano aaaaaaaa"]
+    paths = ["runs/sft/nano/monday", "runs/sft/nano/tuesday/model", "elsewhere/tuesday"]
+    assert distinct_names(paths, ["sft-nano"] * 3) == [
+        "sft-nano monday",
+        "sft-nano tuesday (1)",
+        "sft-nano tuesday (2)",
+    ]

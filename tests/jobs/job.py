@@ -1,0 +1,36 @@
+"""A job in a process of its own that starts in no time: words are key=value, its folder is hydra.run.dir."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from postrain.jobs.parent_watchdog import stop_with_the_sweep
+
+SAID = dict(word.split("=", 1) for word in sys.argv[1:])
+STATUS = Path(SAID["hydra.run.dir"]) / "status.json"
+
+match SAID["do"]:
+    case "finish":
+        STATUS.write_text(json.dumps({"status": "done"}))
+    case "watch":
+        stop_with_the_sweep()
+        STATUS.write_text(json.dumps({"status": "done"}))
+    case "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    case "save":
+
+        def save(*_):
+            STATUS.write_text(json.dumps({"status": "interrupted"}))
+            sys.exit(143)
+
+        signal.signal(signal.SIGTERM, save)
+        time.sleep(600)
+    case "mistake":
+        print("error: method.kl_coef: expected a number")
+        sys.exit(2)
+    case "die":
+        os.kill(os.getpid(), 9)

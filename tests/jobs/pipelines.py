@@ -1,0 +1,42 @@
+"""Two pipelines, one of them in the form of a laboratory, and the function its last stage calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+TWO = """\
+# Learn from demonstrations, then write some
+stages:
+  learn: [method=sft, data.source.count=32]
+  make: {generate: [model=run, "model.path=${stages.learn.model}", keep=all, prompts=6, samples=2]}
+"""
+LAB = """\
+# A reward model, two policies trained on it, the best of several, a comparison and a picture
+stages:
+  proxy: [method=reward, data.source.noise=0.2]
+  policy:
+    train: [method=ppo, reward=learned, "reward.path=${stages.proxy.folder}"]
+    each:
+      free: [method.kl_coef=0.01]
+      held: [method.kl_coef=0.5]
+  best:
+    generate: [data=world_stories, reward=learned, "reward.path=${stages.proxy.folder}", keep=best, samples=2]
+  test:
+    evaluate:
+      - model=run
+      - model.path=${stages.policy.held.folder}
+      - compare=[${stages.policy.free.model},${stages.policy.free.start}]
+      - evaluation=lengths
+      - evaluation.measures.lengths.prompts=2
+  picture:
+    call: tests.jobs.pipelines.draw
+    arguments: {runs: "${stages.policy}", best: "${stages.best.data}", title: KL}
+"""
+
+
+def draw(*, folder: str, runs: Mapping[str, Mapping[str, str]], best: str, title: str) -> None:
+    """Leaves what a picture would be made from."""
+    found = {name: Path(run["model"], "config.json").is_file() for name, run in runs.items()}
+    Path(folder, "picture.json").write_text(json.dumps({"title": title, "best": Path(best).is_file(), **found}))

@@ -1,0 +1,89 @@
+"""A program whose jobs are done in no time: what a job measures is worked out from its words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from postrain.cli.main import start
+from postrain.jobs.launchers import Ended, words_of
+from postrain.jobs.sweep_plan import Job
+from postrain.runs.folder import RunFolder
+from postrain.types import ConfigError
+from tests.training_runs import CONF
+
+
+class Program:
+    """What `train.py` does, with this in place of training; remembers its jobs."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.broken: set[str] = set()
+        """Jobs, by their names, that fail."""
+
+    def __call__(self, config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
+        assert place is not None
+        assert group is not None
+        folder = RunFolder.at(place)
+        saved = place / "words.json"
+        if config.resume:
+            words = json.loads(saved.read_text())
+        saved.write_text(json.dumps(words))
+        folder.status.running()
+        given = dict(word.split("=", 1) for word in words)
+        name = given["name"].strip("'")
+        self.ran.append(name)
+        if name in self.broken:
+            folder.config.write_text("begun: true")
+            raise ConfigError(f"{name} is broken")
+        kl_coef, seed = (
+            float(next((v for k, v in given.items() if k.endswith("kl_coef")), 0)),
+            int(given.get("seed", 0)),
+        )
+        finish(folder, reward=1 - kl_coef + 0.01 * seed, kl=0.5 / (1 + kl_coef))
+        return None
+
+
+def finish(folder: RunFolder, *, reward: float, kl: float, stopped: str | None = None) -> None:
+    """A finished run that has measured these."""
+    changes = {"eval/reward/total": [0.0, reward], "eval/kl/exact": [0.0, kl]}
+    result: dict[str, Any] = {"metric": "eval/reward/total", "direction": "max", "objective": reward}
+    folder.result.write_text(json.dumps({**result, "changes": changes, "stopped": stopped}))
+    folder.status.done()
+
+
+@dataclass(frozen=True)
+class Here:
+    """Runs jobs in this process, without Hydra's composing each once more."""
+
+    program: Program
+    jobs: int = 1
+
+    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
+        for job in jobs:
+            words = words_of(job, folder, resumes=True)
+            config = OmegaConf.create({"resume": words[0].startswith("resume="), "name": job.label})
+            try:
+                self.program(config, words, folder.name, folder / job.folder)
+            except ConfigError as error:
+                RunFolder(folder / job.folder).status.failed(str(error))
+            ended(job)
+
+
+def sweep(program: Program, *words: str, launcher: str | None = None, root: str = "config") -> int:
+    """What a command line comes to; its exit code. `launcher` is one of Hydra's, `root` a primary config."""
+    with pytest.MonkeyPatch.context() as patched:
+        if launcher is None:
+            patched.setattr("postrain.jobs.sweep.launcher", lambda *_: Here(program))
+        try:
+            return start(
+                ["train.py", f"hydra/launcher={launcher or 'local'}", *words], CONF, run=program, config_name=root
+            )
+        except SystemExit as end:
+            return int(end.code or 0)

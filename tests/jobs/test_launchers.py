@@ -1,0 +1,84 @@
+"""Jobs in processes of their own: whatever happens to one, the others go on and its status says what it was."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from postrain.jobs.launchers import LOG, Local, last_words, share, words_of
+from postrain.jobs.sweep_plan import Job
+from postrain.jsonl import read_json
+
+FAKE = (sys.executable, str(Path(__file__).parent / "job.py"))
+
+
+def job(number: int, do: str) -> Job:
+    return Job(number=number, label=do, settings={}, seed=None, words=(f"do={do}",), hash="", folder=f"jobs/{number}")
+
+
+def test_a_killed_job_is_a_failed_one_and_the_others_finish(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    ended: list[int] = []
+    jobs = [job(0, "die"), job(1, "finish"), job(2, "mistake"), job(3, "finish")]
+    Local(jobs=2, command=FAKE)(jobs, tmp_path, lambda job: ended.append(job.number))
+    assert sorted(ended) == [0, 1, 2, 3]
+    found = [read_json(tmp_path / each.folder / "status.json") for each in jobs]
+    assert [each["status"] for each in found] == ["failed", "done", "failed", "done"]
+    assert found[0]["reason"] == "killed by SIGKILL, perhaps for want of memory"
+    assert found[2]["reason"] == "method.kl_coef: expected a number"
+    assert (tmp_path / "jobs/2" / LOG).read_text() == "error: method.kl_coef: expected a number\n"
+
+
+def test_a_begun_job_goes_on(tmp_path):
+    assert words_of(job(0, "finish"), tmp_path, True) == ["do=finish"]
+    (tmp_path / "jobs/0").mkdir(parents=True)
+    (tmp_path / "jobs/0/config.yaml").write_text("")
+    assert words_of(job(0, "finish"), tmp_path, True) == [f"resume={tmp_path}/jobs/0"]
+    assert words_of(job(0, "finish"), tmp_path, False) == ["do=finish"]
+
+
+def test_the_last_mistake_is_the_reason(tmp_path):
+    (tmp_path / LOG).write_text("error: one\nTraceback\nerror: two\nbye\n")
+    assert last_words(tmp_path / LOG, 0, 2) == "two"
+    # Of a retry only what it has said itself counts.
+    (tmp_path / LOG).write_text("error: old\nTypeError: new\n")
+    assert last_words(tmp_path / LOG, 11, 3) == "ended with exit code 3; see log.txt: TypeError: new"
+    assert last_words(tmp_path / LOG, 0, -6) == "old"
+
+
+def test_a_job_that_watches_its_sweep_ends_in_peace(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    Local(jobs=1, command=FAKE)([job(0, "watch")], tmp_path, lambda job: None)
+    assert read_json(tmp_path / "jobs/0/status.json")["status"] == "done"
+    assert (tmp_path / "jobs/0" / LOG).read_text() == ""
+
+
+def test_a_job_beyond_its_time_limit_is_ended_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    # The first ignores SIGTERM, the second saves; both are named, however far they had come.
+    jobs = [job(0, "hang"), job(1, "save")]
+    Local(jobs=2, command=FAKE, timeout=1.0, grace=0.2)(jobs, tmp_path, lambda job: None)
+    for each in jobs:
+        found = read_json(tmp_path / each.folder / "status.json")
+        assert (found["status"], found["reason"]) == ("failed", "timed out after 1 s (hydra.launcher.timeout)")
+    in_time = job(2, "finish")
+    Local(jobs=1, command=FAKE, timeout=600.0)([in_time], tmp_path, lambda job: None)
+    assert read_json(tmp_path / in_time.folder / "status.json")["status"] == "done"
+
+
+def test_what_cannot_be_started_is_a_failed_job(tmp_path):
+    Local(jobs=1, command=("/no/such/program",))([job(0, "finish")], tmp_path, lambda job: None)
+    assert read_json(tmp_path / "jobs/0/status.json")["reason"].startswith("the job could not be started")
+
+
+def test_jobs_share_the_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert share(4, 0) == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}
+    assert share(16, 0)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert share(2, 0)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [share(2, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
+    assert [share(5, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(5)] == ["4", "5", "6", "7", "4"]

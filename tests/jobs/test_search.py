@@ -1,0 +1,95 @@
+"""A search: what Optuna proposes is run, told, and remembered by the next session."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import optuna
+import pytest
+
+from postrain.jobs.search import distribution
+from postrain.report.study import read_study
+from postrain.types import ConfigError
+from tests.jobs.sweeps import Program, sweep
+
+SEARCH = (
+    "sweep=search",
+    "sweep.search={method.kl_coef: {low: 0.0, high: 1.0}}",
+    "sweep.metric=eval/reward/total",
+    "report=false",
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    yield
+    logging.getLogger("optuna").setLevel(logging.NOTSET)
+
+
+def test_trials_are_run_told_and_gone_on_with(tmp_path):
+    program = Program()
+    assert sweep(program, *SEARCH, "sweep.trials=3", f"paths.sweeps={tmp_path}") == 0
+    (folder,) = tmp_path.glob("search/*")
+    assert len(program.ran) == 3
+    found = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    assert [trial.value for trial in found.trials] == [
+        pytest.approx(1 - trial.params["method.kl_coef"]) for trial in found.trials
+    ]
+    assert read_study(folder).best.settings == found.best_params  # type: ignore[union-attr]
+    first = [trial.params for trial in found.trials]
+    program.ran.clear()
+    assert sweep(program, f"resume={folder}", "sweep.trials=5") == 0
+    assert len(program.ran) == 2
+    again = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    assert [trial.params for trial in again.trials][:3] == first
+    assert len(json.loads((folder / "jobs.json").read_text())) == 5
+
+
+def test_a_failed_trial_is_a_failed_trial_and_the_search_goes_on(tmp_path):
+    class Half(Program):
+        def __call__(self, config, words, group, place):
+            if len(self.ran) == 1:
+                self.broken.add(config.name)
+            return super().__call__(config, words, group, place)
+
+    assert sweep(Half(), *SEARCH, "sweep.trials=3", f"paths.sweeps={tmp_path}") == 1
+    (folder,) = tmp_path.glob("search/*")
+    found = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_without_gold_a_search_is_decided_by_what_judges_its_jobs(tmp_path):
+    # The jobs measure a reward, to be maximised, and no gold; a study that minimises sees it with the sign changed.
+    for metric, direction, sign in (("gold/total", "max", 1), ("eval/perplexity", "min", -1)):
+        home = tmp_path / direction
+        words = (*SEARCH[:2], f"sweep.metric={metric}", f"sweep.direction={direction}", "report=false")
+        assert sweep(Program(), *words, "sweep.trials=2", f"paths.sweeps={home}") == 0
+        (folder,) = home.glob("search/*")
+        found = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+        assert [trial.value for trial in found.trials] == [
+            pytest.approx(sign * (1 - trial.params["method.kl_coef"])) for trial in found.trials
+        ]
+
+
+def test_what_is_proposed_again_is_run_once(tmp_path):
+    program = Program()
+    words = ("sweep=search", "sweep.search={method.kl_coef: [0.1, 0.2]}", *SEARCH[2:], "sweep.trials=4")
+    assert sweep(program, *words, f"paths.sweeps={tmp_path}") == 0
+    (folder,) = tmp_path.glob("search/*")
+    assert len(program.ran) == len(set(program.ran)) <= 2
+    assert [cell.n for cell in read_study(folder).cells] == [1] * len(program.ran)
+
+
+def test_what_is_searched():
+    kinds = optuna.distributions
+    assert distribution("k", {"low": 1, "high": 8, "log": True}) == kinds.IntDistribution(1, 8, log=True)
+    assert distribution("k", {"low": 0, "high": 1.0}) == kinds.FloatDistribution(0.0, 1.0)
+    assert distribution("k", ["a", "b"]) == kinds.CategoricalDistribution(["a", "b"])
+    for said, told in (
+        ({"low": 1}, "expected a list of choices"),
+        ({"low": 2, "high": 1}, "low < high, got 2 and 1"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "sweep.search.k: .*0.0"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            distribution("k", said)

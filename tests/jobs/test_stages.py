@@ -1,0 +1,116 @@
+"""stages.py and words.py: what a pipeline's YAML and a command line say, before anything is composed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from postrain.jobs.stage_overrides import for_stage, split, unheard
+from postrain.jobs.stages import Stage, places, stages_of
+from postrain.types import ConfigError
+
+LAB = {
+    "stages": {
+        "proxy": ["method=reward"],
+        "ppo": {"train": ["method=ppo", "reward.path=${stages.proxy.folder}"], "each": {"low": ["a=1"], "high": []}},
+        "best": {"generate": ["keep=best", "model.path=${stages.ppo.low.model}"]},
+        "plot": {"call": "math.fsum", "arguments": {"runs": "${stages.ppo}", "data": ["${stages.best.data}"]}},
+    }
+}
+
+
+def test_stages_come_in_order_a_branch_each():
+    found = stages_of(LAB)
+    assert [(stage.name, stage.kind, stage.folder) for stage in found] == [
+        ("proxy", "train", "1-proxy"),
+        ("ppo.low", "train", "2-ppo-low"),
+        ("ppo.high", "train", "2-ppo-high"),
+        ("best", "generate", "3-best"),
+        ("plot", "call", "4-plot"),
+    ]
+    assert found[1].overrides == ("method=ppo", "reward.path=${stages.proxy.folder}", "a=1")
+
+
+def test_references_stand_for_places_in_the_pipelines_folder():
+    assert places(stages_of(LAB), Path("runs/x")) == {
+        "proxy": {"folder": "runs/x/1-proxy", "model": "runs/x/1-proxy/model", "start": "runs/x/1-proxy/start"},
+        "ppo": {
+            branch: {"folder": f"{folder}", "model": f"{folder}/model", "start": f"{folder}/start"}
+            for branch, folder in (("low", "runs/x/2-ppo-low"), ("high", "runs/x/2-ppo-high"))
+        },
+        "best": {"folder": "runs/x/3-best", "data": "runs/x/3-best/data.jsonl"},
+        "plot": {"folder": "runs/x/4-plot"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("stages", "line"),
+    [
+        ({}, "pipeline: expected stages:"),
+        ({"a": "method=sft"}, "pipeline.stages.a: expected a list of overrides"),
+        ({"a": [{"method": "sft"}]}, "pipeline.stages.a: overrides are lists of texts"),
+        ({"a": {"train": [], "generate": []}}, "pipeline.stages.a: expected a list of overrides"),
+        ({"a": {"train": [], "eech": {}}}, "pipeline.stages.a.eech: unknown key"),
+        ({"a-b": []}, "names are letters, digits and _"),
+        ({"a": {"train": [], "each": {"b-c": []}}}, "pipeline.stages.a.b-c: "),
+        ({"a": {"train": [], "each": {}}}, "pipeline.stages.a.each: "),
+        (
+            {"sft": [], "b": ["x=${stages.stf.model}"]},
+            "stage b: ${stages.stf.model}: no earlier stage gives stf; did you mean sft?",
+        ),
+        (
+            {"b": ["x=${stages.sft.model}"], "sft": []},
+            "${stages.sft.model}: no earlier stage gives sft; there is nothing",
+        ),
+        (
+            {"sft": [], "b": ["x=${stages.sft.data}"]},
+            "${stages.sft.data}: no earlier stage gives data; there is folder, model, start",
+        ),
+    ],
+)
+def test_a_wrong_pipeline_is_one_line(stages, line):
+    with pytest.raises(ConfigError) as caught:
+        stages_of({"stages": stages})
+    (said,) = str(caught.value).splitlines()
+    assert line in said
+
+
+def heard(said: list[str], stage: Stage, *, takes: str = "method model data seed") -> list[str]:
+    words = split(said, [stage])
+    return for_stage(words, stage, lambda key: key.partition(".")[0] in takes.split(), {"method", "model", "data"})[0]
+
+
+OVERRIDES = ("method=ppo", "model=run", "model.path=${stages.sft.model}", "method.updates=5")
+STAGE = Stage(name="ppo.low", kind="train", folder="2-ppo-low", overrides=OVERRIDES)
+
+
+def test_a_value_wins_over_the_yaml_and_an_option_only_where_none_is_chosen():
+    assert heard(["method.updates=2", "seed=1"], STAGE) == [*OVERRIDES, "method.updates=2", "seed=1"]
+    assert heard(["model=smollm2", "data=gsm8k"], STAGE) == [*OVERRIDES, "data=gsm8k"]
+
+
+def test_what_comes_from_another_stage_stands():
+    assert heard(["model.path=mine"], STAGE) == list(OVERRIDES)
+    assert heard(["stage.ppo.model.path=mine"], STAGE) == [*OVERRIDES, "model.path=mine"]
+
+
+def test_words_for_one_stage_come_last_those_for_a_branch_at_the_very_end():
+    said = ["stage.ppo.low.seed=3", "stage.ppo.seed=2", "seed=1", "pipeline=x", "paths.output=y"]
+    assert heard(said, STAGE) == [*OVERRIDES, "seed=1", "seed=2", "seed=3"]
+
+
+def test_words_that_reach_no_stage_are_named():
+    words = split(["model=smollm2", "logger=none", "seed=1"], [STAGE])
+    _, reached = for_stage(words, STAGE, lambda key: key != "logger", {"model"})
+    assert [line.partition(":")[0] for line in unheard(words, reached)] == ["model=smollm2", "logger=none"]
+
+
+def test_a_misspelt_stage_is_named_with_the_one_that_was_meant():
+    for word, said in (
+        ("stage.pop.seed=1", "there is no stage pop; did you mean ppo?"),
+        ("stage.ppo=1", "expected a setting of the stage, as in stage.ppo.seed=1"),
+        ("stage.ppo.low=1", "expected a setting of the stage, as in stage.ppo.low.seed=1"),
+    ):
+        with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+            split([word], [STAGE])

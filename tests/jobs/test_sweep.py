@@ -1,0 +1,228 @@
+"""A sweep from its command line to its table: what is planned, what is repeated, what a failed job does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from postrain.cli.main import start
+from postrain.jobs.sweep_runner import alone
+from postrain.report.study import read_study
+from postrain.report.study_table import markdown, result
+from postrain.runs.folder import RunFolder
+from tests.jobs.sweeps import Program, finish, sweep
+from tests.training_runs import CONF
+
+GRID = ("-m", "method=ppo", "method.kl_coef=0.1,0.4", "seed=0,1", "report=false")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished sweep of two coefficients and two seeds."""
+    home = tmp_path_factory.mktemp("sweep")
+    program = Program()
+    assert sweep(program, *GRID, f"paths.sweeps={home}", "report=true", launcher="basic") == 0
+    (folder,) = home.glob("multirun/*")
+    return folder, program
+
+
+def test_every_job_has_a_folder_of_its_own(done):
+    folder, program = done
+    names = ["kl_coef=0.1 seed=0", "kl_coef=0.1 seed=1", "kl_coef=0.4 seed=0", "kl_coef=0.4 seed=1"]
+    assert program.ran == names
+    jobs = json.loads((folder / "jobs.json").read_text())
+    assert [job["label"] for job in jobs] == names
+    assert [job["settings"] for job in jobs] == [{"method.kl_coef": value} for value in (0.1, 0.1, 0.4, 0.4)]
+    assert sorted(path.name for path in (folder / "jobs").iterdir()) == [job["folder"][5:] for job in jobs]
+    assert len({job["hash"] for job in jobs}) == 4
+
+
+def test_the_table_has_means_and_intervals_over_seeds(done):
+    study = read_study(done[0])
+    assert (study.metric, study.direction) == ("eval/reward/total", "max")
+    first, second = study.cells
+    # Rewards 0.90 and 0.91: mean 0.905, standard error 0.005, t(1) = 12.7062.
+    value = first.values["eval/reward/total"]
+    assert (value.value, value.low) == pytest.approx((0.905, 0.905 - 12.7062 * 0.005))
+    assert (first.n, second.n, study.best, study.failed) == (2, 2, first, ())
+    assert second.values["eval/reward/total"].value == pytest.approx(0.605)
+    assert "| **0.1** | **0.91 [0.84, 0.97]** |" in markdown(study)
+    assert (done[0] / "table.md").read_text() == markdown(study)
+    assert json.loads((done[0] / "table.json").read_text())[0]["best"] is True
+    assert (done[0] / "report.html").is_file()
+    assert json.loads((done[0] / "status.json").read_text())["status"] == "done"
+
+
+def test_going_on_repeats_nothing_and_more_values_add_jobs(done):
+    folder, program = done
+    program.ran.clear()
+    assert sweep(program, f"resume={folder}", "report=false") == 0
+    assert program.ran == []
+    assert sweep(program, f"resume={folder}", "method.kl_coef=0.1,0.4,0.8") == 0
+    assert program.ran == ["kl_coef=0.8 seed=0", "kl_coef=0.8 seed=1"]
+    assert [cell.n for cell in read_study(folder).cells] == [2, 2, 2]
+
+
+def test_a_failed_job_is_told_of_stops_nobody_and_is_tried_again(tmp_path, capsys):
+    program = Program()
+    program.broken = {"kl_coef=0.1 seed=1"}
+    assert sweep(program, *GRID, f"paths.sweeps={tmp_path}") == 1
+    assert len(program.ran) == 4
+    assert "failed: kl_coef=0.1 seed=1: kl_coef=0.1 seed=1 is broken" in capsys.readouterr().out
+    (folder,) = tmp_path.glob("multirun/*")
+    study = read_study(folder)
+    assert [cell.n for cell in study.cells] == [1, 2]
+    assert "| kl_coef=0.1 seed=1 | failed | kl_coef=0.1 seed=1 is broken |" in (folder / "table.md").read_text()
+    assert json.loads((folder / "status.json").read_text())["reason"] == "1 of 4 jobs failed"
+    program.ran.clear()
+    program.broken.clear()
+    assert sweep(program, f"resume={folder}") == 0
+    assert program.ran == ["kl_coef=0.1 seed=1"]
+
+
+def test_all_mistakes_are_told_before_the_first_job(tmp_path, capsys):
+    program = Program()
+    words = ("-m", "method=ppo", "method.kl_coeff=0.1,0.4", "method.epochs=0,1", f"paths.sweeps={tmp_path}/none")
+    assert sweep(program, *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: method.epochs: expected an integer >= 1, got 0 (kl_coeff=0.1 epochs=0; kl_coeff=0.4 epochs=0)",
+        "method.kl_coeff: unknown key; did you mean method.kl_coef? (in all 4 jobs)",
+    ]
+    assert program.ran == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_method_and_no_folder_are_one_line(tmp_path, capsys):
+    assert sweep(Program(), "-m", "seed=0,1", f"paths.sweeps={tmp_path}") == 2
+    assert "no job of the sweep names one" in capsys.readouterr().err
+    assert sweep(Program(), "sweep=kl_coef", f"resume={tmp_path}/no") == 2
+    assert f"there is no sweep in {tmp_path}/no" in capsys.readouterr().err
+
+
+def test_what_is_damaged_is_said_and_the_rest_is_read(done, tmp_path):
+    folder = tmp_path / "sweep"
+    RunFolder.at(folder / "jobs" / "00-a")
+    finish(RunFolder(folder / "jobs" / "00-a"), reward=float("nan"), kl=0.1, stopped="flat")
+    (folder / "jobs.json").write_text('[{"folder": "jobs/00-a", "number": "x"}, {"folder": "jobs/01-b"}, 3]')
+    (folder / "sweep.yaml").write_text("question: [half")
+    study = read_study(folder)
+    assert study.missing == (
+        "sweep.yaml is damaged: the question is not known",
+        "00-a: eval/reward/total is no finite number in 1 of 1 jobs, so it has no mean",
+    )
+    assert [job.state for job in study.jobs] == ["done", "not started"]
+    assert study.best is None
+    assert "flat" in markdown(study)
+    (folder / "jobs.json").write_text("")
+    assert read_study(folder).missing[1] == "jobs.json is missing or damaged: the jobs are not known"
+
+
+def study_of(folder, *values, metric="eval/reward/total"):
+    """A sweep of settings with the numbers that their jobs ended with."""
+    jobs = []
+    for place, (name, ends) in enumerate(values):
+        for seed, value in enumerate(ends):
+            home = RunFolder.at(folder / "jobs" / f"{place}{seed}")
+            finish(home, reward=value, kl=0.1)
+            jobs.append({"number": len(jobs), "folder": f"jobs/{place}{seed}", "settings": {"lr": name}, "seed": seed})
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "sweep.yaml").write_text(f"name: mine\nmetric: {metric}\n")
+    return read_study(folder)
+
+
+def test_a_setting_that_diverged_has_no_mean_and_is_never_the_best(tmp_path):
+    study = study_of(tmp_path, (0.1, [0.5, 0.6]), (0.2, [0.3, 0.2]), (0.5, [0.9, float("inf")]))
+    assert study.best is study.cells[0]
+    assert "eval/reward/total" not in study.cells[2].values
+    assert any("eval/reward/total is no finite number in 1 of 2 jobs" in line for line in study.missing)
+
+
+def test_less_is_better_where_a_name_says_so(tmp_path):
+    study = study_of(tmp_path, (0.1, [0.5]), (0.2, [0.3]), metric="eval/kl/exact")
+    assert study.direction == "min"
+
+
+def test_a_misspelt_metric_is_said(tmp_path):
+    study = study_of(tmp_path, (0.1, [0.5]), metric="eval/reward/totl")
+    assert study.missing == (
+        "no finished job has measured eval/reward/totl; did you mean eval/reward/total?; eval/reward/total decides "
+        "instead",
+    )
+
+
+def test_a_sweep_that_is_running_is_left_alone(done, capsys):
+    folder, program = done
+    with alone(folder):
+        assert sweep(program, f"resume={folder}") == 2
+    assert "another process is running the sweep" in capsys.readouterr().err
+
+
+def test_a_folder_with_blanks_is_gone_on_with(tmp_path):
+    program, home = Program(), tmp_path / "a (1)"
+    assert sweep(program, *GRID, f"paths.sweeps='{home}'") == 0
+    (folder,) = home.glob("multirun/*")
+    program.ran.clear()
+    assert sweep(program, f"resume='{folder}'") == 0
+    assert program.ran == []
+
+
+def test_groups_of_ones_own_reach_the_jobs(tmp_path, capsys):
+    (tmp_path / "conf/method").mkdir(parents=True)
+    (tmp_path / "conf/method/mine.yaml").write_text("# @package _global_\n# Mine\ndefaults: [ppo, _self_]\n")
+    program = Program()
+    words = ("--config-dir", str(tmp_path / "conf"), "-m", "method=mine", "method.kl_coef=0.1,0.2", "report=false")
+    assert sweep(program, *words, f"paths.sweeps={tmp_path}") == 0
+    (folder,) = tmp_path.glob("multirun/*")
+    program.ran.clear()
+    more = (f"resume={folder}", "method.kl_coef=0.1,0.2,0.3")
+    assert sweep(program, *more) == 2
+    assert f"asks for --config-dir={tmp_path / 'conf'}" in capsys.readouterr().err
+    assert sweep(program, *more, "--config-dir", str(tmp_path / "conf")) == 0
+    assert program.ran == ["kl_coef=0.3"]
+
+
+def test_pipelines_are_planned_as_wholes(tmp_path, capsys):
+    program = Program()
+    words = ("-m", "pipeline=rlhf", "stage.ppo.method.kl_coef=0.1,0.2", "report=false", f"paths.sweeps={tmp_path}")
+    assert sweep(program, *words) == 0
+    assert program.ran == ["kl_coef=0.1", "kl_coef=0.2"]
+    assert sweep(program, *words, "stage.ppo.method.kl_coeff=1") == 2
+    assert "stage ppo: method.kl_coeff: unknown key; did you mean method.kl_coef?" in capsys.readouterr().err
+
+
+def test_evaluations_are_swept_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = Program()
+    assert sweep(program, "-m", "model=nano", "evaluation=lengths", "seed=0,1", root="evaluate") == 0
+    assert program.ran == ["seed=0", "seed=1"]
+
+
+def test_without_a_metric_each_setting_tells_its_own(tmp_path):
+    study_of(tmp_path, (0.1, [0.5, 0.7]), metric="null")
+    home = RunFolder(tmp_path / "jobs" / "00")
+    home.result.write_text(json.dumps({"metric": "accuracy", "values": {"accuracy": 0.25}, "changes": {}}))
+    (tmp_path / "jobs.json").write_text(
+        json.dumps([{"folder": "jobs/00", "settings": {"a": 1}}, {"folder": "jobs/01", "settings": {"a": 2}}])
+    )
+    first, second = read_study(tmp_path).cells
+    assert result(first) == "accuracy 0.25"
+    assert result(second) == "eval reward 0 → 0.70"
+
+
+@pytest.mark.parametrize("setting", ["jobs=abc", "jobs=0", "timeout=-1", "timeout=soon"])
+def test_odd_settings_of_the_launcher_are_one_line(tmp_path, capsys, setting):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("postrain.jobs.sweep.execute", lambda *_: 0)
+        words = ("train.py", *GRID, f"hydra.launcher.{setting}", f"paths.sweeps={tmp_path}")
+        assert exit_code(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: hydra.launcher.{setting.partition('=')[0]}: expected ")
+
+
+def exit_code(words):
+    try:
+        return start([*words], CONF, run=Program())
+    except SystemExit as end:
+        return int(end.code or 0)

@@ -1,0 +1,122 @@
+"""What a sweep's YAML and its command line say."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.jobs.sweep_config import Picture, Study, _parsed, read, said, word
+from postrain.jobs.sweep_plan import settings, short
+from postrain.types import ConfigError
+from tests.training_runs import CONF
+
+NAMES = sorted(path.stem for path in (CONF.parent / "sweep").glob("*.yaml"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(
+        "# Mine\nquestion: Which?\nbase: [method=ppo]\ngrid: {method.kl_coef: [0.1, 0.4]}\nseeds: [0, 1]\n"
+        "metric: gold/total\npicture: {x: eval/kl/exact}\n"
+    )
+    return tmp_path
+
+
+def test_a_file_is_read(root):
+    name, study, shared = read(["sweep=mine"], ["method.epochs=2"], root)
+    assert (name, shared) == ("mine", ["method.epochs=2"])
+    assert study == Study(
+        question="Which?",
+        base=("method=ppo",),
+        grid={"method.kl_coef": [0.1, 0.4]},
+        seeds=(0, 1),
+        metric="gold/total",
+        picture=Picture(x="eval/kl/exact"),
+    )
+    assert read([f"sweep={root}/sweep/mine.yaml"], [], root) == (name, study, [])
+
+
+def test_the_command_line_wins_over_the_file(root):
+    words = ["sweep=mine", "++method.kl_coef=0.2,0.3", "++seed=5,6", "++sweep.metric=eval/loss", "++sweep.picture.y=b"]
+    _, study, _ = read(words, [], root)
+    assert study.grid == {"method.kl_coef": [0.2, 0.3]}
+    assert study.seeds == (5, 6)
+    assert study.metric == "eval/loss"
+    assert study.picture == Picture(x="eval/kl/exact", y="b")
+    assert read(["sweep=mine", "++sweep.grid.method.kl_coef=[1.0]"], [], root)[1].grid == {"method.kl_coef": [1.0]}
+
+
+def test_a_single_value_takes_the_place_of_what_varies(root):
+    _, study, shared = read(["sweep=mine"], ["method.kl_coef=0.33", "seed=7", "method.epochs=2"], root)
+    assert study.grid == {"method.kl_coef": [0.33]}
+    assert study.seeds == (7,)
+    assert shared == ["method.epochs=2"]
+
+
+def test_what_was_recorded_counts_when_the_file_has_changed(root):
+    saved = root / "sweep.yaml"
+    saved.write_text("name: mine\nwords: [sweep=mine]\ngrid: {a: [1, 2]}\nseeds: [3]\nstarted_in: x\n")
+    name, study, _ = read(["sweep=mine", "++a=1,2,5"], [], root, saved)
+    assert name == "mine"
+    assert study == Study(grid={"a": [1, 2, 5]}, seeds=(3,))
+
+
+def test_lists_alone_are_a_study(root):
+    name, study, _ = read(["method=ppo,dpo", "++seed=0,1", "++method.epochs=range(1,4)"], [], root)
+    assert name == "multirun"
+    assert study == Study(grid={"method": ["ppo", "dpo"], "method.epochs": [1, 2, 3]}, seeds=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep=mine", "++sweep.metrik=a"], "metrik: unknown key; did you mean metric?"),
+        (["sweep=mine", "++sweep.seeds=[a]"], "seeds: expected a list of integers or null, got ['a']"),
+        (["sweep=other.yaml"], "sweep=other.yaml: other.yaml cannot be read: No such file or directory"),
+        (["sweep=mine,other"], "sweep=mine,other: expected one study"),
+        (["++method.kl_coef=interval(0,1)"], "++method.kl_coef=interval(0,1): expected the values themselves"),
+        (["method=glob(*)"], "method=glob(*): expected the values themselves"),
+        (["sweep=mine", "++sweep.seeds=[]"], "sweep.seeds: expected at least one value"),
+        (["sweep=mine", "++sweep.grid.method.kl_coef=[]"], "sweep.grid.method.kl_coef: expected at least one value"),
+    ],
+)
+def test_mistakes_are_one_line(words, said, root):
+    with pytest.raises(ConfigError) as caught:
+        read(words, [], root)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_combination_is_a_setting():
+    found = list(settings(Study(grid={"a.b": [1, 2], "c": ["x"]}, jobs={"one": ["d=1"], "two": []})))
+    assert [setting.values for setting in found] == [
+        {"setting": name, "a.b": value, "c": "x"} for name in ("one", "two") for value in (1, 2)
+    ]
+    assert found[0].words == ("d=1", "a.b=1", "c=x")
+    assert found[0].label == "one b=1 c=x"
+
+
+def test_keys_are_as_short_as_they_can_be():
+    assert short({"method.kl_coef": 0, "data.seed": 0, "model.seed": 0}) == ["kl_coef", "data.seed", "model.seed"]
+
+
+def test_values_are_said_in_hydras_grammar():
+    assert [said(value) for value in (None, True, 1e-5, "a b", "it's", [1, "x"], {"a": None}, "runs/x-1.2")] == [
+        "null", "true", "1e-05", "'a b'", "'it\\'s'", "[1,x]", "{a:null}", "runs/x-1.2",
+    ]  # fmt: skip
+    assert word("k", "1,2") == "k='1,2'"
+
+
+@pytest.mark.parametrize("text", ["1", "true", "null", "1e-5", "it's", "a\\", "a\\'b", "", "[x]", "été", "gold/total"])
+def test_a_text_stays_the_text_it_is(text):
+    assert _parsed(said(text)) == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sweep_asks_a_question(name):
+    lines = (CONF.parent / "sweep" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert 10 < len(lines[0]) <= 110
+    found, study, _ = read([f"sweep={name}"], [], CONF.parent)
+    assert found == name
+    assert study.question.endswith("?")

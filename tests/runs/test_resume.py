@@ -1,0 +1,82 @@
+"""What a resumed run has to find as it was: its rows, and the date that its chat template writes."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+import pytest
+
+from postrain.config.check import instantiate
+from postrain.data.audit import Audit
+from postrain.data.rendering import clock_at
+from postrain.runs.folder import RunFolder
+from postrain.runs.resume import check_data
+from postrain.types import ConfigError
+from tests.data.helpers import UNMARKED, byte_tokenizer, write_lines
+from tests.training_runs import composed
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + UNMARKED
+
+
+def audit(path, eval_path, *, template: str = UNMARKED) -> Audit:
+    """The audit of two files."""
+    data = instantiate(composed([f"data.path={path}", f"data.eval_path={eval_path}", "method=sft"])["data"])
+    settings = {"kind": "Demonstration", "context": 64, "batch_size": 1, "updates": 1, "seed": 0}
+    return data.prepare(tokenizer=byte_tokenizer(template=template), **settings)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Rows to learn from and held-out rows."""
+    return tuple(
+        write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {n}", "completion": "b"} for n in range(4)])
+        for name in ("train", "eval")
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, files) -> RunFolder:
+    """A run that began with these rows."""
+    made = RunFolder(tmp_path / "run")
+    made.path.mkdir()
+    made.manifest.write_text(json.dumps({"data": audit(*files).to_dict()}, default=str))
+    return made
+
+
+def test_a_run_resumes_over_the_rows_it_began_with(folder, files):
+    check_data(folder, audit(*files))
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_other_rows_are_refused_on_resume_training_and_held_out(folder, files, changed):
+    text = files[changed].read_text()
+    files[changed].write_text(text.replace('"completion": "b"', '"completion": "c"', 1))
+    with pytest.raises(
+        ConfigError, match=r"began with data fingerprint \w{16}, and .* has \w{16}: .*allow_change="
+    ) as e:
+        check_data(folder, audit(*files))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", '{"data": "text"}', '{"data": {}}'])
+def test_a_run_without_a_recorded_fingerprint_may_resume(folder, files, manifest):
+    folder.manifest.unlink() if manifest is None else folder.manifest.write_text(manifest)
+    check_data(folder, audit(*files))
+
+
+def test_a_templates_date_is_that_of_the_first_start(tmp_path, files):
+    made = RunFolder(tmp_path)
+    made.status.running()
+    began = made.status.began()
+    stored = json.loads(made.status.path.read_text())
+    made.status.path.write_text(json.dumps(stored | {"began": "2024-02-29T23:59:00"}))
+    made.status.running()
+    made.status.interrupted("SIGTERM")
+    assert made.status.began() == datetime(2024, 2, 29, 23, 59)
+    with clock_at(began):
+        today = audit(*files, template=DATED).fingerprint
+    with clock_at(made.status.began()):
+        then = audit(*files, template=DATED).fingerprint
+        assert then == audit(*files, template=DATED).fingerprint
+    assert today != then

@@ -1,0 +1,135 @@
+"""Checkpoints are whole or absent; what was learned before a reward failed is saved."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from postrain.errors import Interrupted
+from postrain.runs.folder import RunFolder
+from postrain.training.checkpoints import Checkpoints, newest_readable
+from postrain.training.nan_guard import Guards
+from postrain.types import ConfigError
+from tests.training.conftest import FakeMethod, FakeTrainer
+from tests.training_runs import final_state, records, resumed, same, small_run
+
+WORDS = (
+    "method=grpo",
+    "method.resample=0",
+    "reward=function",
+    f"reward.function={__name__}.brittle",
+    "trainer.checkpoint_every=100",
+    "evaluation.greedy=false",
+)
+ANSWERS: list[bool] = []
+"""Whether each further call is answered; all are once it is empty."""
+
+
+def brittle(completions: list[str]) -> list[float]:
+    """Pays for length, or breaks down."""
+    if ANSWERS and not ANSWERS.pop(0):
+        raise ConnectionError("the judge hung up")
+    return [float(len(said)) for said in completions]
+
+
+def test_a_reward_that_fails_in_the_third_update_costs_nothing(tmp_path):
+    whole = small_run(tmp_path / "whole", *WORDS)
+    # Asked before the first update, by the first evaluation, and once an update.
+    ANSWERS.extend([True] * 4 + [False])
+    with pytest.raises(ConfigError, match="ConnectionError: the judge hung up"):
+        small_run(tmp_path / "broken", *WORDS)
+    (path,) = (tmp_path / "broken").glob("*/*/*")
+    folder = RunFolder(path)
+    assert [saved.name for saved in folder.checkpoints.iterdir()] == ["update=000002.ckpt"]
+    assert folder.status.read()["status"] == "failed"
+    with pytest.raises(ConfigError, match=r"asks for reward\.function=\S+ \(runs this Python\); say it again"):
+        resumed(folder)
+    resumed(folder, *(word for word in WORDS if word.startswith("reward.function=")))
+    assert records(folder) == records(whole)
+    assert same(final_state(folder)["state_dict"], final_state(whole)["state_dict"])
+
+
+def saved(path: Path) -> Path:
+    """A checkpoint of one tensor."""
+    torch.save({"state_dict": {"weight": torch.arange(4096.0)}}, path)
+    return path
+
+
+def test_64_flipped_bytes_inside_a_tensor_are_noticed_and_passed_over(folder: RunFolder) -> None:
+    old = saved(folder.checkpoints / "update=000001.ckpt")
+    new = saved(folder.checkpoints / "update=000002.ckpt")
+    assert newest_readable(folder.path) == (new, [])
+    data = bytearray(new.read_bytes())
+    place = data.index(torch.arange(4096.0).numpy().tobytes()) + 5000
+    data[place : place + 64] = bytes(255 - byte for byte in data[place : place + 64])
+    new.write_bytes(data)
+    # It can be loaded: only the checksum tells.
+    torch.load(new, weights_only=True)
+    assert newest_readable(folder.path) == (old, [new])
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"\0" * 1000, b"PK\3\4" + b"\xff" * 500])
+def test_what_is_no_checkpoint_is_passed_over(folder: RunFolder, data: bytes) -> None:
+    (folder.checkpoints / "update=000002.ckpt").write_bytes(data)
+    with pytest.raises(ConfigError, match="is damaged"):
+        newest_readable(folder.path)
+
+
+class Writer(FakeTrainer):
+    """Writes a checkpoint as it is told to."""
+
+    def __init__(self, write: Callable[[Path], object]) -> None:
+        super().__init__()
+        self.save_checkpoint = write
+        self.strategy = cast("Any", SimpleNamespace(barrier=lambda name: None))
+        self.world_size = 1
+
+
+def full(path: Path) -> None:
+    path.write_bytes(b"PK")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_for_torch(path: Path) -> None:
+    path.write_bytes(b"PK")
+    raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed\nmore")
+
+
+def stopped_at_once(path: Path) -> None:
+    path.write_bytes(b"PK")
+    raise Interrupted(2)
+
+
+@pytest.mark.parametrize("write", [full, full_for_torch, lambda path: path.write_bytes(b"PK"), stopped_at_once])
+def test_a_failed_write_leaves_nothing_behind_and_removes_nothing(folder: RunFolder, write: Any) -> None:
+    kept = [saved(folder.checkpoints / f"update=00000{update}.ckpt") for update in (1, 2)]
+    callback = Checkpoints(folder, Guards(folder), every=1, keep=1)
+    with pytest.raises((ConfigError, Interrupted)) as caught:
+        callback.save(cast("Any", Writer(write)), 3)
+    assert sorted(folder.checkpoints.iterdir()) == kept
+    if isinstance(caught.value, ConfigError):
+        remedy = f"the last good checkpoint is {kept[1]}; free some space and go on with resume={folder.path}"
+        assert str(caught.value).endswith(remedy)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_broken_model_is_never_saved(folder: RunFolder) -> None:
+    kept = saved(folder.checkpoints / "update=000001.ckpt")
+    method, guards = FakeMethod(updates=3, done=1), Guards(folder)
+    method.weight = nn.Parameter(torch.zeros(2))
+    callback = Checkpoints(folder, guards, every=1, keep=1)
+    trainer = cast("Any", Writer(saved))
+    callback.on_train_batch_start(trainer, method, None, 0)
+    nn.init.constant_(method.weight, float("nan"))
+    callback.on_exception(trainer, method, ConfigError("a reward failed"))
+    method.step()
+    with pytest.raises(ConfigError, match=r"weight holds nan at update 2; the last good checkpoint is .*000001"):
+        callback.on_train_batch_end(trainer, method, None, None, 0)
+    assert [*folder.checkpoints.iterdir()] == [kept]

@@ -1,0 +1,125 @@
+"""Each rule with a history that puzzles and one, as close as can be, that does not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from postrain.training import diagnostic_rules
+from postrain.training.diagnostic_rules import RULES, History
+
+LN_2 = math.log(2)
+
+
+def ramp(name: str, start: float, end: float, count: int) -> list[dict[str, float]]:
+    return [{name: start + (end - start) * i / (count - 1)} for i in range(count)]
+
+
+def join(*columns: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for entry in row for name, value in entry.items()} for row in zip(*columns, strict=True)]
+
+
+STILL = [{"loss": LN_2, "margin": 0.0, "grad_norm": 0.3, "learning_rate": 1e-3}] * 3
+EVALS = join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.6, 0.2, 3))
+KL = [{"kl/exact": 0.1}] * 10 + [{"kl/exact": 0.9}] * 10
+
+PUZZLING: list[tuple[str, History, str]] = [
+    ("loss_is_not_the_objective", [{"policy_loss": -3e-9, "grad_norm": 0.4}], "-3.0e-09"),
+    ("dead_gradient", [{"grad_norm": 0.0, "advantage/mean_abs": 0.0}] * 5, "every completion earned the same"),
+    ("dead_gradient", [{"grad_norm": 0.0}] * 5, "frozen"),
+    ("dead_gradient", [{"grad_norm": 0.0, "completion/length": 0.0}] * 5, "empty"),
+    ("dead_gradient", [{"grad_norm": 0.0, "advantage/mean_abs": 0.0, "completion/left_out": 1.0}] * 5,
+     "every completion was cut at rollout.max_new_tokens"),
+    ("stuck_at_ln_2", STILL, "share their weights"),
+    ("stuck_at_ln_2", [entry | {"learning_rate": 0.0} for entry in STILL], "learning rate is 0"),
+    ("stuck_at_ln_2", [entry | {"grad_norm": 0.0} for entry in STILL], "frozen"),
+    ("stuck_at_ln_2", [entry | {"margin": 3e-8} for entry in STILL], "share their weights"),
+    ("saturated_margins", [{"accuracy": 1.0, "loss": 0.01, "margin": 8.0}] * 5, "margin of 8.0"),
+    ("saturated_margins", [{"accuracy": 1.0, "loss": 0.01, "margin": 8.0, "eval/accuracy": 0.9}] * 5, "90% right"),
+    ("both_answers_fall", [{"logp_change/chosen": -2.0, "logp_change/rejected": -9.0}] * 5, "-2.0 nats"),
+    ("accuracy_is_not_quality", [{"eval/accuracy": 0.5, "gold/total": 0.7}, {"eval/accuracy": 0.9, "gold/total": 0.6}],
+     "0.70 to 0.60"),
+    ("negative_kl", [{"kl/k1": -0.02, "kl/exact": 0.03}], "exact KL of the same tokens is 0.03"),
+    ("negative_kl", [{"kl/k1": -0.02}], "-0.02"),
+    # The last five of twenty against the sixth to tenth: 0.9 against 0.1.
+    ("kl_runs_away", KL, "from 0.1 to 0.9"),
+    ("kl_runs_away", [{"kl/k3": entry["kl/exact"]} for entry in KL], "kl/k3"),
+    # Means of the first and last five of fifteen from 10 to 24: 12 and 22.
+    ("reward_grows_with_length", join(ramp("reward/total", 0, 1, 15), ramp("completion/length", 10, 24, 15)),
+     "12 to 22"),
+    ("reward_grows_with_repetition", [{"eval/reward/total": 0.1, "eval/repetition": 0.05},
+                                      {"eval/reward/total": 0.9, "eval/repetition": 0.4}], "5% to 40%"),
+    ("completions_collapse", [{"eval/completion/distinct": 1.0}, {"loss": 1.0}, {"eval/completion/distinct": 0.125}],
+     "12% of the completions are different (100% before training)"),
+    ("completions_collapse", [{"eval/completion/distinct": 1.0, "eval/completion/one_word": 0.0},
+                              {"eval/completion/distinct": 1.0, "eval/completion/one_word": 0.9}], "90% have at most"),
+    ("reward_leaves_gold", EVALS, "0.60 to 0.20"),
+    # -1.69 is below 1.5 * -0.56 = -0.84 and more than 0.25 nats below -0.56.
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"margin": 4.0, "eval/reference_logp": -1.69}],
+     "from -0.56 before training to -1.69"),
+    ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"reward/total": 1.0, "eval/reference_logp": -3.1}],
+     "-3.10"),
+    ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"eval/win_rate": 0.9, "eval/reference_logp": -3.1}],
+     "method.beta"),
+    ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 5, "90% of the groups"),
+    ("nothing_finishes", [{"completion/finished": 0.0}] * 3, "max_new_tokens"),
+    ("much_is_clipped", [{"clip_fraction": 0.4}] * 3, "40%"),
+]  # fmt: skip
+
+CLEAR: list[tuple[str, History]] = [
+    ("loss_is_not_the_objective", [{"policy_loss": -0.2, "grad_norm": 0.4}]),
+    ("loss_is_not_the_objective", [{"loss": 0.0, "grad_norm": 0.4}]),
+    ("dead_gradient", [{"grad_norm": 0.0}] * 4),
+    ("dead_gradient", [{"grad_norm": 0.0}] * 4 + [{"grad_norm": 1e-12}]),
+    ("stuck_at_ln_2", STILL[:2]),
+    ("stuck_at_ln_2", [*STILL[:2], STILL[0] | {"margin": 1e-5}]),
+    ("saturated_margins", [{"accuracy": 1.0, "loss": 0.01, "margin": 8.0}] * 4 + [{"accuracy": 0.9, "loss": 0.01,
+                                                                                 "margin": 8.0}]),
+    ("saturated_margins", [{"accuracy": 1.0, "loss": 0.3, "margin": 1.0}] * 5),
+    ("accuracy_is_not_quality", [{"eval/accuracy": 0.5, "gold/total": 0.7}, {"eval/accuracy": 0.9, "gold/total": 0.8}]),
+    ("both_answers_fall", [{"logp_change/chosen": 0.5, "logp_change/rejected": -9.0}] * 5),
+    ("negative_kl", [{"kl/k1": -1e-7}]),
+    ("kl_runs_away", [{"kl/exact": 0.9}] * 20),
+    ("kl_runs_away", [{"kl/exact": 0.001}] * 10 + [{"kl/exact": 0.02}] * 10),
+    ("reward_grows_with_length", join(ramp("reward/total", 0, 1, 15), ramp("completion/length", 20, 24, 15))),
+    ("reward_grows_with_length", join(ramp("reward/total", 1, 0, 15), ramp("completion/length", 10, 24, 15))),
+    ("reward_grows_with_repetition", [{"eval/reward/total": 0.1, "eval/repetition": 0.3},
+                                      {"eval/reward/total": 0.9, "eval/repetition": 0.3}]),
+    ("completions_collapse", [{"eval/completion/distinct": 1.0}, {"eval/completion/distinct": 0.4}]),
+    # Labels are short and alike from the beginning.
+    ("completions_collapse", [{"eval/completion/distinct": 0.2, "eval/completion/one_word": 1.0}] * 3),
+    ("reward_leaves_gold", EVALS[:2]),
+    ("reward_leaves_gold", join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.2, 0.6, 3))),
+    ("samples_become_unlikely", [{"margin": 4.0, "eval/reference_logp": -1.69}]),
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"margin": 4.0, "eval/reference_logp": -0.8}]),
+    # 1.5 times -0.1, yet a tenth of a nat only: samples drawn near temperature 0.
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.1}, {"margin": 4.0, "eval/reference_logp": -0.2}]),
+    # More likely than before, as of a sharper policy; and SFT, which is meant to write other text.
+    ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"reward/total": 1.0, "eval/reference_logp": -0.4}]),
+    ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"loss": 1.0, "eval/reference_logp": -5.0}]),
+    ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 4 + [{"group/all_equal": 0.1}]),
+    ("nothing_finishes", [{"completion/finished": 0.0}] * 2 + [{"completion/finished": 0.1}]),
+    ("much_is_clipped", [{"clip_fraction": 0.4}, {"clip_fraction": 0.1}, {"clip_fraction": 0.4}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "history", "says"), PUZZLING)
+def test_speaks(name: str, history: History, says: str) -> None:
+    text = getattr(diagnostic_rules, name)(history)
+    assert text is not None
+    assert says in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(("name", "history"), CLEAR)
+def test_stays_silent(name: str, history: History) -> None:
+    assert getattr(diagnostic_rules, name)(history) is None
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_every_rule_is_tried_and_copes_with_metrics_it_does_not_know(rule: diagnostic_rules.Rule) -> None:
+    assert rule.name in {name for name, *_ in PUZZLING}
+    assert rule.name in {name for name, _ in CLEAR}
+    assert rule.explain([{"some/metric": 1.0}]) is None
+    assert rule.explain([{}] * 30) is None

@@ -1,0 +1,65 @@
+"""A run without hope ends early and in order; one that has learned and stands still goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from postrain.runs.folder import RunFolder
+from postrain.training.early_stopping import EarlyStop, Hopeless, flat
+from tests.training_runs import small_run
+
+
+def test_flat_is_no_higher_than_at_the_start():
+    # Means 0.5 and 0.5.
+    assert flat([0.4, 0.6, 0.6, 0.4], 2)
+    # Means 0.5 and 0.55.
+    assert not flat([0.4, 0.6, 0.6, 0.5], 2)
+    # Too early, and between two moments of asking.
+    assert not flat([0.4, 0.4], 2)
+    assert not flat([0.4, 0.6, 0.6, 0.4, 0.1], 2)
+    # It has risen, and stands still since.
+    assert not flat([0.1, 0.1, 0.9, 0.9, 0.9, 0.9], 2)
+    assert flat([0.3, 0.3, 0.3, 0.3], 2)
+
+
+def watching(tmp_path, *, flat_updates=None, kl_above=None):
+    return Hopeless(EarlyStop(flat_updates=flat_updates, kl_above=kl_above), RunFolder(tmp_path))
+
+
+def test_a_policy_that_has_left_its_start_too_far_behind(tmp_path):
+    callback = watching(tmp_path, kl_above=1.0)
+    for kl in (0.5, 1.0, 1.5, 1.0, 0.9):
+        assert callback.reason() == ""
+        callback._remember({"kl/exact": kl, "kl/k3": 99.0})
+    # (0.5 + 1.0 + 1.5 + 1.0 + 0.9) / 5 = 0.98; with 1.1 in place of 0.5 it is 1.1.
+    assert callback.reason() == ""
+    callback._remember({"kl/exact": 1.1})
+    assert callback.reason() == "KL to the start 1.1 is above early_stop.kl_above=1"
+
+
+def test_without_limits_nothing_is_hopeless(tmp_path):
+    callback = watching(tmp_path)
+    for _ in range(50):
+        callback._remember({"kl/exact": 9.0, "reward/total": 0.0})
+    assert callback.reason() == ""
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    words = ("method=ppo", "method.updates=9", "method.learning_rate=1e-9", "early_stop.flat_updates=2")
+    return small_run(tmp_path_factory.mktemp("hopeless"), *words)
+
+
+def test_the_run_is_evaluated_exported_and_done(stopped):
+    result = json.loads(stopped.result.read_text())
+    updates = result["updates"]
+    assert updates in (4, 6, 8)
+    assert result["stopped"].endswith(f"(early_stop.flat_updates=2) at update {updates}")
+    assert stopped.status.read()["status"] == "done"
+    assert stopped.metrics.read()[-1]["update"] == updates
+    assert stopped.metrics.read()[-1]["eval/reward/total"] == result["changes"]["eval/reward/total"][1]
+    assert (stopped.model / "config.json").is_file()
+    assert result["objective"] == result["changes"][result["metric"]][1]
+    assert result["trainable"] <= result["parameters"]

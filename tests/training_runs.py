@@ -1,0 +1,114 @@
+"""Tiny runs in this process, composed as the command line composes them, for tests that look at a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from postrain.runs.folder import RunFolder
+from postrain.training import train as run_module
+
+CONF = Path(__file__).parent.parent / "conf"
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+
+# Three updates on few rows: enough for every part of a run to be used, small enough for many runs.
+SMALL = (
+    "method.updates=3",
+    "method.batch_size=8",
+    "evaluation=quick",
+    "evaluation.completions=4",
+    "data.eval_rows=8",
+    "data.source.count=64",
+    "rollout.max_new_tokens=8",
+    "logger=none",
+    "report=false",
+    "trainer.checkpoint_every=1",
+    "trainer.checkpoints_kept=9",
+)
+
+
+def composed(overrides: Sequence[str], program: str = "config") -> dict:
+    """The plain config of a command line; `program` is the primary config.
+
+    Reading and merging some thirty files takes longer than much of what is tested with them: it is done once for the
+    options a line chooses, and the values it gives are then set, as Hydra does it (tests/test_configs.py compares).
+    """
+    plain = OmegaConf.to_container(unresolved(program, overrides), resolve=True)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def unresolved(program: str, overrides: Sequence[str]) -> DictConfig:
+    """The same with its references as they are written; takes the place of Hydra's `compose`."""
+    words = [_parsed(word) for word in overrides]
+    chosen = tuple(str(word.input_line) for word in words if _is_option(word))
+    config = deepcopy(_with_options(program, chosen))
+    ConfigLoaderImpl._apply_overrides_to_config([word for word in words if not _is_option(word)], config)
+    return config
+
+
+@cache
+def _parsed(word: str) -> Override:
+    return OverridesParser.create().parse_override(word)
+
+
+def _is_option(word: Override) -> bool:
+    """Whether a word chooses a file, as method=ppo does, or says where there are more of them."""
+    return (CONF / word.key_or_group).is_dir() or word.key_or_group == "hydra.searchpath"
+
+
+@cache
+def _with_options(program: str, chosen: tuple[str, ...]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():
+        return compose(program, list(chosen))
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose(program, list(chosen))
+
+
+def small_run(output: Path, *overrides: str) -> RunFolder:
+    """One small run; its folder."""
+    before = set(output.glob("*/*/*"))
+    run_module.execute(composed([*SMALL, *overrides, f"paths.output={output}"]), overrides=list(overrides), group=None)
+    (made,) = set(output.glob("*/*/*")) - before
+    return RunFolder(made)
+
+
+def resumed(folder: RunFolder, *overrides: str) -> RunFolder:
+    """The same run, gone on with."""
+    config = composed([f"resume={folder.path}", *(f"++{override}" for override in overrides)])
+    run_module.execute(config, overrides=list(overrides), group=None)
+    return folder
+
+
+def records(folder: RunFolder) -> list[dict]:
+    """metrics.jsonl without what a clock decides."""
+    return [
+        {key: value for key, value in record.items() if key != "time" and not key.startswith("perf/")}
+        for record in folder.metrics.read()
+    ]
+
+
+def final_state(folder: RunFolder) -> dict:
+    """The newest checkpoint."""
+    return torch.load(sorted(folder.checkpoints.glob("*.ckpt"))[-1], weights_only=True)
+
+
+def same(one, other) -> bool:
+    """Bit equality of nested containers of tensors and numbers."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
