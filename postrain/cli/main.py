@@ -106,7 +106,7 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
         composed = True
         if line.sweep is None:
             return told(config, lambda: one(config))
-        from postrain.jobs.sweep import sweep  # noqa: PLC0415 - start-up time of a single run
+        from postrain.jobs.sweep import execute as sweep  # noqa: PLC0415 - start-up time of a single run
 
         def swept() -> int:
             check_session(config)
@@ -190,7 +190,7 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, p
     if config.get("pipeline") or (isinstance(resume, str) and (Path(resume) / "pipeline.yaml").is_file()):
         check_session(config)
         # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-        from postrain.jobs.pipeline_runner import execute as pipeline  # noqa: PLC0415
+        from postrain.jobs.pipeline import execute as pipeline  # noqa: PLC0415
 
         shared = place.parents[1] / "shared" if place is not None and group else None
         return pipeline(config, words, conf, place, group=group, shared=shared)

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from postrain.config.trust import confirmable, joined
 from postrain.errors import ConfigError
 from postrain.generation.config import Generation
-from postrain.jobs.pipeline_plan import FILE, Plan, code_of
-from postrain.jobs.sweep_config import word
+from postrain.jobs.pipeline import FILE, Pipeline
+from postrain.jobs.plan import to_confirm
+from postrain.jobs.study import format_override
 from postrain.report.study import FILE as SWEEP
 from postrain.report.study import JOBS
 from postrain.runs.folder import RunFolder
@@ -39,9 +40,9 @@ def _said_again(folder: Path) -> Iterator[str]:
         for job in json.loads((folder / JOBS).read_bytes()):
             yield from job["confirm"]
     elif (folder / FILE).is_file():
-        for stage, one in code_of(Plan.load(folder), folder):
-            yield word(f"stage.{stage}.{one.key}", one.value)
+        for stage, one in to_confirm(Pipeline.load(folder).jobs, folder):
+            yield format_override(f"stage.{stage}.{one.key}", one.value)
     else:
         config = saved_config(RunFolder(folder))
         for one in confirmable(config, Generation if "keep" in config else Root):
-            yield word(one.key, one.value)
+            yield format_override(one.key, one.value)

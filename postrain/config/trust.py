@@ -93,7 +93,7 @@ def said_in(words: Sequence[str]) -> frozenset[Item]:
         for override in _parsed(word):
             key, parts = override.key_or_group, override.key_or_group.split(".")
             keys = {key, *(".".join(parts[size:]) for size in (2, 3) if parts[0] == "stage")}
-            found |= {(key, str(value)) for each in keys for key, value in leaves(each, _plain(override.value()))}
+            found |= {(key, str(value)) for each in keys for key, value in leaves(each, plain_value(override.value()))}
             found.add((key, word.partition("=")[2]))
     return frozenset(found)
 
@@ -194,9 +194,10 @@ def _parsed(word: str) -> list[Override]:
         return []
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """The value of an override as plain containers, quotation marks removed."""
     if isinstance(value, dict):
-        return {str(_plain(name)): _plain(item) for name, item in value.items()}
+        return {str(plain_value(name)): plain_value(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain_value(item) for item in value]
     return value.text if isinstance(value, QuotedString) else value

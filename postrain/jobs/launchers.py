@@ -5,8 +5,8 @@ However a job ends, its status.json says so afterwards; nobody raises for a job 
 
 from __future__ import annotations
 
-import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -27,17 +28,22 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import read_write
 
+from postrain.config.check import check
+from postrain.config.overrides import PROGRAMS, forced
+from postrain.jobs.graph import Job, is_done
 from postrain.jobs.parent_watchdog import JOB
-from postrain.jobs.sweep_config import word
-from postrain.jobs.sweep_plan import Job
+from postrain.jobs.plan import extra_folder, flags
+from postrain.jobs.study import format_override
 from postrain.processor import usable_cores
 from postrain.report.study_cells import TIMED_OUT
 from postrain.runs.folder import Status, writing
 from postrain.runs.interrupt import Interrupted
-from postrain.types import Count, Positive
+from postrain.runs.locks import take
+from postrain.types import ConfigError, Count, Positive
 
 LOG = "log.txt"
 GRACE = 30.0
+LOCAL = "local"
 Ended = Callable[[Job], None]
 
 
@@ -50,35 +56,65 @@ class Launcher(Protocol):
         ...
 
     def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
-        """Returns when all have ended; `ended` is told of each. Raises Interrupted after Ctrl-C or SIGTERM."""
+        """Returns when all have ended; calls `ended` with each. Raises Interrupted after Ctrl-C or SIGTERM."""
         ...
 
 
-def words_of(job: Job, folder: Path, resumes: bool) -> list[str]:
-    """What to say to a job: its words, or that it shall go on where it stopped; not every program can."""
+def launcher_of(conf: Path, primary: str, one: Callable[[Any], float | None]) -> Launcher:
+    """The launcher of `hydra/launcher`; `one` runs the config of a job in this process."""
+    chosen, resumes = HydraConfig.get(), primary != "evaluate"
+    if chosen.runtime.choices["hydra/launcher"] == LOCAL:
+        settings = {key: chosen.launcher.get(key) for key in ("jobs", "timeout")}
+        try:
+            check(settings, Settings)
+        except ConfigError as error:
+            raise ConfigError("\n".join(f"hydra.launcher.{line}" for line in str(error).splitlines())) from None
+        return Local(command=(*command(conf, primary), *flags()), resumes=resumes, **settings)
+    # joblib's key for it; -1 is all cores.
+    at_once = chosen.launcher.get("n_jobs") or 1
+    as_hydra_takes_them = partial(forced, conf=conf, root=primary, extra=extra_folder())
+    jobs = at_once if at_once > 0 else usable_cores()
+    return ThroughHydra(task=one, forced=as_hydra_takes_them, jobs=jobs, resumes=resumes)
+
+
+def command(conf: Path, primary: str) -> tuple[str, ...]:
+    """What starts a job of a primary config in a process of its own."""
+    program, *words = shlex.split(PROGRAMS[primary])
+    assert program == "python"
+    return (sys.executable, *(str(conf.resolve().parent / word) if word == "train.py" else word for word in words))
+
+
+def overrides_of(job: Job, folder: Path, resumes: bool) -> list[str]:
+    """The command line of a job: its overrides, or what resumes it; not every program can resume."""
     place = folder / job.folder
     begun = any((place / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
-    return [word("resume", str(place)), *job.confirm] if begun and resumes else [*job.words]
+    return [format_override("resume", str(place)), *job.confirm] if begun and resumes else [*job.overrides]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Local:
-    """A process for each job: what kills one leaves the others alone, and their settings cannot mix."""
+class Settings:
+    """conf/hydra/launcher/local.yaml."""
 
     jobs: Count
     """At once; they share the cores."""
-    command: tuple[str, ...]
-    """What runs a job, before its words."""
-    resumes: bool = True
-    """Whether a job can go on where it stopped."""
     timeout: Positive | None = None
     """Seconds after which a job is ended, counted from its start in this session; None ends none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(Settings):
+    """A process for each job: one that is killed leaves the others alone, and their settings cannot mix."""
+
+    command: tuple[str, ...]
+    """What runs a job, before its overrides."""
+    resumes: bool = True
+    """Whether a job can resume its folder."""
     grace: Positive = GRACE
-    """Seconds that such a job has to save before it is killed."""
+    """Seconds that a job has to save before it is killed at its time limit."""
     living: set[subprocess.Popen[bytes]] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
     starting: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a job is started or all are told to stop: none slips through between."""
+    """Held while a job is started or all get SIGTERM: none slips through between."""
 
     def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
         slots = list(range(self.jobs))
@@ -109,7 +145,7 @@ class Local:
             place.mkdir(parents=True, exist_ok=True)
         status, slot = Status(place / "status.json"), slots.pop()
         with (place / LOG).open("ab") as log, (place / ".lock").open("w") as lock:
-            if self._acquire(lock.fileno(), job) and status.read().get("status") != "done":
+            if self._acquire(lock, job) and not is_done(place):
                 begun = log.tell()
                 code, late = self._process(job, folder, slot, log, lock.fileno())
                 ended = status.read().get("status")
@@ -119,22 +155,19 @@ class Local:
                     if self.stopping.is_set():
                         status.interrupted("SIGTERM")
                     else:
-                        status.failed(last_words(place / LOG, begun, code))
+                        status.failed(last_message(place / LOG, begun, code))
         slots.append(slot)
 
-    def _acquire(self, lock: int, job: Job) -> bool:
-        """Waits for the job of a sweep that was killed, which may still be saving; False when told to stop."""
+    def _acquire(self, lock: IO[str], job: Job) -> bool:
+        """Waits for the job of a sweep that was killed, which may still be saving; False when the sweep is stopping."""
         waiting = False
         while not self.stopping.is_set():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waiting:
-                    print(f"waiting for {job.label}, which an earlier sweep has left running", file=sys.stderr)
-                waiting = True
-                self.stopping.wait(0.2)
-            else:
+            if take(lock):
                 return True
+            if not waiting:
+                print(f"waiting for {job.name}, which an earlier sweep has left running", file=sys.stderr)
+            waiting = True
+            self.stopping.wait(0.2)
         return False
 
     def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: int) -> tuple[int | None, bool]:
@@ -143,11 +176,11 @@ class Local:
         with self.starting:
             if self.stopping.is_set():
                 return None, False
-            words = words_of(job, folder, self.resumes)
+            overrides = [*overrides_of(job, folder, self.resumes), format_override("hydra.run.dir", str(place))]
             Status(place / "status.json").running()
             try:
                 process = subprocess.Popen(
-                    [*self.command, *words, word("hydra.run.dir", str(place))],
+                    [*self.command, *overrides],
                     env=os.environ | share(self.jobs, slot) | {JOB: "1"},
                     stdin=subprocess.PIPE,
                     stdout=log,
@@ -194,8 +227,8 @@ def share(jobs: int, slot: int) -> dict[str, str]:
     return found
 
 
-def last_words(log: Path, begun: int, code: int) -> str:
-    """Why a job ended that has not said so itself, by its log from the byte `begun` on."""
+def last_message(log: Path, begun: int, code: int) -> str:
+    """Why a job ended that has not written it itself, by its log from the byte `begun` on."""
     lines = log.read_bytes()[begun:].decode("utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if mistakes:
@@ -203,8 +236,8 @@ def last_words(log: Path, begun: int, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
-    said = [line.strip() for line in lines if line.strip()]
-    return f"ended with exit code {code}; see {log.name}" + (f": {said[-1]}" if said else "")
+    texts = [line.strip() for line in lines if line.strip()]
+    return f"ended with exit code {code}; see {log.name}" + (f": {texts[-1]}" if texts else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +247,7 @@ class ThroughHydra:
     task: Callable[[Any], Any]
     """Runs a job's config in the worker."""
     forced: Callable[[Sequence[str]], list[str]]
-    """Words as Hydra takes them."""
+    """Overrides as Hydra takes them."""
     jobs: Count
     resumes: bool = True
 
@@ -232,12 +265,12 @@ class ThroughHydra:
             config=config,
         )
         home = f"hydra.sweep.dir='{folder}'"
-        words = [
-            [*self.forced(words_of(job, folder, self.resumes)), home, f"hydra.sweep.subdir={job.folder}"]
+        overrides = [
+            [*self.forced(overrides_of(job, folder, self.resumes)), home, f"hydra.sweep.subdir={job.folder}"]
             for job in jobs
         ]
         try:
-            returns: Sequence[JobReturn | None] = launcher.launch(words, initial_job_idx=jobs[0].number)
+            returns: Sequence[JobReturn | None] = launcher.launch(overrides, initial_job_idx=jobs[0].number)
         except RuntimeError as error:  # a worker was killed, and took the launcher's pool along
             print(f"warning: {error}", file=sys.stderr)
             returns = [None] * len(jobs)

@@ -1,6 +1,6 @@
-"""A search by Optuna (an extra): settings that its TPE sampler proposes, told how they did, resumable from search.db.
+"""A search by Optuna (an extra): jobs are proposed by its TPE sampler and reported to it, resumable from search.db.
 
-Leaves out pruning: a hopeless job ends itself (training/early_stopping.py) and is told of like any other.
+Leaves out pruning: a job stops early by itself (training/early_stopping.py) and counts like any other.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from postrain.config.extras import installed, load, missing
-from postrain.jobs.sweep_config import Study, word
-from postrain.jobs.sweep_plan import Job, Planner, Setting, placed
+from postrain.jobs.graph import Job, is_done
+from postrain.jobs.plan import SweepPlanner, placed
+from postrain.jobs.study import Setting, Study, format_overrides
 from postrain.jsonl import read_json
 from postrain.report.study import measured
 from postrain.types import ConfigError
 
 if TYPE_CHECKING:
-    from postrain.jobs.sweep_runner import Sweep
+    from postrain.jobs.sweep import Sweep
 
 DATABASE, NAME = "search.db", "search"
 
@@ -32,15 +33,18 @@ def check_search(study: Study) -> None:
         raise ConfigError(
             "sweep.metric, sweep.direction: a search needs both, as in metric: gold/total, direction: max"
         )
-    for key, said in study.search.items():
-        distribution(key, said)
+    spaces_of(study)
 
 
-def search(sweep: Sweep, planner: Planner) -> list[Job]:
-    """Runs the trials that are still to do, as many at once as the launcher has places; all jobs there are then."""
+def spaces_of(study: Study) -> dict[str, Any]:
+    """What is searched, as Optuna takes it."""
+    return {key: distribution(key, space) for key, space in study.search.items()}
+
+
+def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
+    """Runs the trials that are still to do, as many at once as the launcher runs jobs; returns all jobs."""
     optuna: Any = load("optuna")
     logging.getLogger("optuna").setLevel(logging.WARNING)
-    space = {key: distribution(key, said) for key, said in sweep.study.search.items()}
     study = optuna.create_study(
         study_name=NAME,
         storage=f"sqlite:///{sweep.folder / DATABASE}",
@@ -51,53 +55,46 @@ def search(sweep: Sweep, planner: Planner) -> list[Job]:
 
     def advance(trials: Sequence[Any]) -> None:
         for trial in trials:
+            setting = Setting(values=dict(trial.params), overrides=format_overrides(trial.params))
+            known = {job.hash: job for job in distinct(jobs)}
             try:
-                jobs[trial.number] = _jobs(planner, sweep, trial.params, flat(jobs))
+                planned = planner([setting])
             except ConfigError as error:
-                sweep.console.print(f"trial {trial.number}: {error}", style="red", markup=False, soft_wrap=True)
-        sweep.write(flat(jobs))
+                sweep.say(f"trial {trial.number}: {error}", "red")
+            else:
+                jobs[trial.number] = [known.get(job.hash) or placed(job, sweep.folder) for job in planned]
+        sweep.write(distinct(jobs))
         # With the jobs of an earlier session that have failed or were killed.
-        sweep.run(flat({trial.number: jobs.get(trial.number, []) for trial in trials}))
+        sweep.run(distinct({trial.number: jobs.get(trial.number, []) for trial in trials}))
         for trial in trials:
             if trial.state.name == "RUNNING":
                 values = [value for job in jobs.get(trial.number, ()) if (value := objective(sweep, job)) is not None]
-                whole = bool(values) and len(values) == len(jobs[trial.number])
-                study.tell(trial.number, fmean(values) if whole else None, state=_state(optuna, whole))
+                complete = bool(values) and len(values) == len(jobs[trial.number])
+                state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.FAIL
+                study.tell(trial.number, fmean(values) if complete else None, state=state)
 
     advance(study.get_trials(deepcopy=False))
     while (made := len(study.get_trials(deepcopy=False))) < sweep.study.trials:
-        # Seeded by what is known, so that a resumed search proposes what it would have proposed.
+        # Seeded by the number of trials, so that a resumed search proposes what it would have proposed.
         study.sampler = optuna.samplers.TPESampler(seed=made, constant_liar=True)
         for _ in range(min(sweep.launcher.jobs, sweep.study.trials - made)):
-            study.ask(space)
+            study.ask(spaces_of(sweep.study))
         advance(study.get_trials(deepcopy=False)[made:])
-    return flat(jobs)
+    return distinct(jobs)
 
 
-def _state(optuna: Any, whole: bool) -> Any:
-    states = optuna.trial.TrialState
-    return states.COMPLETE if whole else states.FAIL
-
-
-def flat(jobs: Mapping[int, Sequence[Job]]) -> list[Job]:
+def distinct(jobs: Mapping[int, Sequence[Job]]) -> list[Job]:
     """The jobs of all trials; one that is proposed again is there once."""
     return list({job.hash: job for group in jobs.values() for job in group}.values())
 
 
-def _jobs(planner: Planner, sweep: Sweep, params: Mapping[str, Any], known: Sequence[Job]) -> list[Job]:
-    """The jobs of a trial, one a seed, in the folders they have if they are known."""
-    setting = Setting(values=dict(params), words=tuple(word(*item) for item in params.items()))
-    before = {job.hash: job for job in known}
-    return [before.get(job.hash) or placed(job, sweep.folder) for job in planner.jobs([setting])]
-
-
 def objective(sweep: Sweep, job: Job) -> float | None:
-    """What decides, of a job that is done: the study's metric, or what judges a job that could not measure it.
+    """The deciding metric of a job that is done: the study's, or the job's own where it has not measured that.
 
-    In the study's direction: a perplexity has its sign changed where the study wants the largest value.
+    In the study's direction: the sign of a perplexity is changed where the study maximises.
     """
     folder = sweep.folder / job.folder
-    if read_json(folder / "status.json").get("status") != "done":
+    if not is_done(folder):
         return None
     result = read_json(folder / "result.json")
     known = measured(result)
@@ -107,14 +104,14 @@ def objective(sweep: Sweep, job: Job) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
-def distribution(key: str, said: Any) -> Any:
-    """What a YAML says of a key, as Optuna takes it."""
+def distribution(key: str, space: Any) -> Any:
+    """The space of a key as Optuna takes it."""
     distributions: Any = load("optuna").distributions
-    if isinstance(said, list) and said:
-        return distributions.CategoricalDistribution(said)
-    if not isinstance(said, Mapping) or not {"low", "high"} <= set(said) <= {"low", "high", "log", "step"}:
+    if isinstance(space, list) and space:
+        return distributions.CategoricalDistribution(space)
+    if not isinstance(space, Mapping) or not {"low", "high"} <= set(space) <= {"low", "high", "log", "step"}:
         raise ConfigError(f"sweep.search.{key}: expected a list of choices, or {{low: ..., high: ..., log: true}}")
-    low, high, log, step = said["low"], said["high"], bool(said.get("log", False)), said.get("step")
+    low, high, log, step = space["low"], space["high"], bool(space.get("log", False)), space.get("step")
     numbers = [value for value in (low, high, step) if value is not None]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers) or low >= high:
         raise ConfigError(f"sweep.search.{key}: expected numbers with low < high, got {low} and {high}")

@@ -1,4 +1,5 @@
-"""What a pipeline's YAML says: stages by name, each a training run, a generation, an evaluation or a function's call.
+"""What a pipeline's YAML and its command line give: stages by name, each a training run, a generation, an evaluation or
+a function call.
 
     sft: [method=sft, data=world_demonstrations]             a training run: overrides of conf/config.yaml
     ppo:                                                      several runs, a branch each: ppo.low and ppo.high
@@ -8,80 +9,57 @@
     test: {evaluate: [model=run, "model.path=${stages.ppo.low.folder}"]}    overrides of conf/evaluate.yaml
     plot: {call: package.module.function, arguments: {runs: "${stages.ppo}"}}
 
-`${stages.NAME.folder}` is where an earlier stage lies, `.model` what a training run exports, `.start` the model that it
-began with, `.data` the rows that a generation keeps; `${stages.NAME}` of a stage with branches is a mapping of all of
-them. Leaves out composing.
+`${stages.NAME.folder}` is the folder of an earlier stage, `.model` what a training run exports, `.start` the model that
+it began with, `.data` the rows that a generation keeps; `${stages.NAME}` of a stage with branches is a mapping of all
+of them. On the command line:
+
+    stage.NAME.KEY=VALUE   one stage (or branch: stage.NAME.BRANCH.KEY=VALUE), over everything else
+    KEY=VALUE              every stage that has the key, over the pipeline's YAML; references to other stages stay
+    GROUP=OPTION           the stages that do not choose an option of this group themselves
+
+Leaves out composing.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from postrain.jobs.graph import PRODUCTS, REFERENCE, Job, Kind, references
 from postrain.types import ConfigError
 
-# What a training run began with.
-START = "start"
-Kind = Literal["train", "generate", "evaluate", "call"]
-PRODUCTS: Mapping[Kind, Mapping[str, str]] = {
-    "train": {"folder": "", "model": "model", "start": START},
-    "generate": {"folder": "", "data": "data.jsonl"},
-    "evaluate": {"folder": ""},
-    "call": {"folder": ""},
-}
-"""What a later stage may ask a stage of each kind for, and where that lies in its folder; START lies elsewhere."""
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-REFERENCE = re.compile(r"\$\{stages\.([^}]*)\}")
 FORMS = (
     "expected a list of overrides, or {train: [...]}, {generate: [...]}, {evaluate: [...]}, "
     "{call: function, arguments: {...}}"
 )
+# Keys of the pipeline or of this session; no stage gets them.
+PIPELINE_KEYS = ("pipeline", "experiment", "resume", "allow_change", "debug", "name", "paths")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One thing to do."""
-
-    name: str
-    """`stage`, or `stage.branch`."""
-    kind: Kind
-    folder: str
-    """Its own, inside the pipeline's."""
-    overrides: tuple[str, ...] = ()
-    """What the YAML says of anything but a call."""
-    call: Mapping[str, Any] = field(default_factory=dict)
-    """The function and its arguments."""
-
-    def said(self) -> Iterator[str]:
-        """Every text that may refer to another stage."""
-        yield from self.overrides
-        yield from _texts(self.call)
-
-
-def stages_of(node: Any) -> tuple[Stage, ...]:
-    """The stages of a pipeline's config node, in order, all problems in one ConfigError."""
+def stages_of(node: Any) -> tuple[Job, ...]:
+    """The stages of a pipeline's config node, in order and not yet composed, all problems in one ConfigError."""
     written = node.get("stages") if isinstance(node, Mapping) else None
     if not isinstance(written, Mapping) or not written or set(node) != {"stages"}:
         raise ConfigError("pipeline: expected stages: {NAME: [override, ...], ...} and nothing else")
     problems: list[str] = []
-    found: list[Stage] = []
+    found: list[Job] = []
     for number, (name, value) in enumerate(written.items(), start=1):
         try:
             found += _read(str(name), value, number)
         except ConfigError as problem:
             problems.append(str(problem))
-    problems += [problem for place, stage in enumerate(found) for problem in _unknown_references(stage, found[:place])]
+    problems += [problem for index, job in enumerate(found) for problem in _unknown_references(job, found[:index])]
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(found)
 
 
-def _read(name: str, value: Any, number: int) -> list[Stage]:
+def _read(name: str, value: Any, number: int) -> list[Job]:
     """The branches of one stage; itself where it has none."""
     if isinstance(value, list):
         value = {"train": value}
@@ -95,7 +73,7 @@ def _read(name: str, value: Any, number: int) -> list[Stage]:
     folder = f"{number}-{name}"
     if kind == "call":
         call = {**value.get("arguments", {}), "_target_": value["call"]}
-        return [Stage(name=name, kind=kind, folder=folder, call=call)]
+        return [Job(name=name, kind=kind, folder=folder, config={"call": call})]
     branches = value.get("each", {None: []})
     if not isinstance(branches, Mapping) or not branches:
         raise ConfigError(f"pipeline.stages.{name}.each: expected {{BRANCH: [override, ...], ...}}")
@@ -103,10 +81,10 @@ def _read(name: str, value: Any, number: int) -> list[Stage]:
     if wrong:
         raise ConfigError(f"pipeline.stages.{name}.{wrong[0]}: names of branches are letters, digits and _")
     lists = [value[kind], *branches.values()]
-    if not all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists):
+    if not all(isinstance(each, list) and all(isinstance(override, str) for override in each) for each in lists):
         raise ConfigError(f"pipeline.stages.{name}: overrides are lists of texts such as method=sft; {FORMS}")
     return [
-        Stage(
+        Job(
             name=name if branch is None else f"{name}.{branch}",
             kind=kind,
             folder=folder if branch is None else f"{folder}-{branch}",
@@ -116,38 +94,18 @@ def _read(name: str, value: Any, number: int) -> list[Stage]:
     ]
 
 
-def places(stages: Sequence[Stage], root: Path) -> dict[str, Any]:
-    """What `${stages...}` stands for, with the pipeline in the folder `root`."""
-    found: dict[str, Any] = {}
-    for stage in stages:
-        *above, last = stage.name.split(".")
-        home = found.setdefault(above[0], {}) if above else found
-        home[last] = {name: str(place(root, stage) / file) for name, file in PRODUCTS[stage.kind].items()}
-    return found
-
-
-def place(root: Path, stage: Stage) -> Path:
-    """The folder of a stage; that of another job, where a sweep's jobs share the stage."""
-    own = root / stage.folder
-    return Path(os.path.normpath(root / os.readlink(own))) if own.is_symlink() else own
-
-
-def _unknown_references(stage: Stage, earlier: Sequence[Stage]) -> Iterator[str]:
+def _unknown_references(job: Job, earlier: Sequence[Job]) -> Iterator[str]:
     """References of a stage to what no earlier one makes."""
-    known = places(earlier, Path())
-    for reference in (found for text in stage.said() for found in REFERENCE.findall(text)):
+    known = references(earlier, Path())
+    texts = [*job.overrides, *_texts(job.config)]
+    for reference in (found for text in texts for found in REFERENCE.findall(text)):
         here: Any = known
         for part in reference.split("."):
             if not isinstance(here, Mapping) or part not in here:
                 there = list(here) if isinstance(here, Mapping) else []
-                yield f"stage {stage.name}: ${{stages.{reference}}}: no earlier stage gives {part}{_hint(part, there)}"
+                yield f"stage {job.name}: ${{stages.{reference}}}: no earlier stage gives {part}{_hint(part, there)}"
                 break
             here = here[part]
-
-
-def misspelt(name: str, known: Sequence[str]) -> str:
-    """That there is no stage of this name."""
-    return f"there is no stage {name}{_hint(name, known)}"
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
@@ -158,9 +116,74 @@ def _hint(name: str, known: Sequence[str]) -> str:
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _texts(item)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """The overrides of a command line, by the stages they are for."""
+
+    shared: tuple[str, ...]
+    own: Mapping[str, list[str]]
+    """For a stage, or a branch of it, by its name."""
+
+
+def split(overrides: Iterable[str], stages: Sequence[Job]) -> Overrides:
+    """Tells overrides for all stages from those for one, all problems in one ConfigError."""
+    names = [stage.name for stage in stages]
+    heads = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    own: dict[str, list[str]] = {}
+    shared: list[str] = []
+    problems: list[str] = []
+    for override in overrides:
+        if not override.startswith("stage."):
+            shared += [override] if key_of(override).partition(".")[0] not in PIPELINE_KEYS else []
+            continue
+        key, equals, value = override.removeprefix("stage.").partition("=")
+        parts = key.split(".")
+        size = 2 if ".".join(parts[:2]) in names else 1
+        name = ".".join(parts[:size])
+        if name not in names and name not in heads:
+            problems.append(f"{override}: there is no stage {parts[0]}{_hint(parts[0], heads)}")
+        elif not parts[size:]:
+            problems.append(f"{override}: expected a setting of the stage, as in stage.{name}.seed=1")
+        else:
+            own.setdefault(name, []).append(".".join(parts[size:]) + equals + value)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Overrides(tuple(shared), own)
+
+
+def key_of(override: str) -> str:
+    """What an override sets."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def for_stage(
+    given: Overrides, stage: Job, takes: Callable[[str], bool], groups: Collection[str]
+) -> tuple[list[str], set[str]]:
+    """The overrides of a stage, of which the last one for a key counts, and which shared ones are among them.
+
+    `takes` tells whether this kind of stage has a key; `groups` are the keys that choose an option.
+    """
+    names = dict.fromkeys((stage.name.partition(".")[0], stage.name))
+    own = [override for name in names for override in given.own.get(name, [])]
+    chosen = {key_of(override) for override in stage.overrides}
+    fixed = {key_of(override) for override in stage.overrides if REFERENCE.search(override)}
+    reached = [
+        override
+        for override in given.shared
+        if takes(key := key_of(override)) and key not in fixed and not (key in groups and key in chosen)
+    ]
+    return [*stage.overrides, *reached, *own], set(reached)
+
+
+def unused(given: Overrides, reached: Collection[str]) -> list[str]:
+    """A line for each shared override that no stage takes."""
+    return [
+        f"{override}: no stage takes it, each chooses its own or has no such key; for one stage say "
+        f"stage.NAME.{override}"
+        for override in given.shared
+        if override not in reached
+    ]

@@ -1,73 +1,226 @@
-"""From a command line with a sweep in it to its launcher: a process a job here, or one of Hydra's launchers."""
+"""A sweep from its command line to its answer: plan → launch → table, picture and report; exit code 1 for failed jobs.
+
+sweeps/<name>/<time>-<hash>/
+  sweep.yaml   the question, the command line, what decides       jobs.json   every job with its settings and folder
+  jobs/00-<hash>/ ...   run or pipeline folders, each with log.txt
+  table.md  table.json  frontier.png  report.html                 status.json
+"""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from postrain.config.check import check
-from postrain.config.overrides import PROGRAMS, forced
-from postrain.jobs.launchers import Launcher, Local, ThroughHydra
-from postrain.jobs.pipeline_plan import extra_folder
-from postrain.jobs.sweep_plan import flags
-from postrain.jobs.sweep_runner import execute
-from postrain.processor import usable_cores
-from postrain.types import ConfigError, Count, Positive
+from postrain.config.masking import masked
+from postrain.config.overrides import task_words
+from postrain.config.trust import Guest, said_in
+from postrain.formatting import duration, figure
+from postrain.jobs.graph import Job, is_done
+from postrain.jobs.launchers import Launcher, launcher_of
+from postrain.jobs.plan import Composer, SweepPlanner, flags, placed
+from postrain.jobs.search import check_search, search
+from postrain.jobs.study import Study, read, settings
+from postrain.jsonl import atomic_write_text, number, plain, read_json
+from postrain.report import write_report
+from postrain.report.study import FILE, JOBS, read_study
+from postrain.report.study_table import markdown, table
+from postrain.report.verdict import verdict
+from postrain.runs.folder import Status, check_contained, config_hash, new_directory, writing
+from postrain.runs.interrupt import Interrupt, Interrupted
+from postrain.runs.locks import take
+from postrain.runs.status import Ending
+from postrain.types import ConfigError
 
-LOCAL = "local"
+# Keys of the sweep itself; its jobs do not get them.
+OWN_KEYS = ("resume", "name", "allow_change")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """conf/hydra/launcher/local.yaml; see Local."""
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that is running."""
 
-    jobs: Count
-    timeout: Positive | None
+    name: str
+    study: Study
+    folder: Path
+    launcher: Launcher
+    report: bool
+    """Whether it ends in report.html."""
+    console: Console = field(default_factory=lambda: Console(highlight=False, width=max(Console().width, 120)))
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Runs those that are not done yet; prints a line when one has ended."""
+        todo = [job for job in jobs if not is_done(self.folder / job.folder)]
+        if before := len(jobs) - len(todo):
+            self.console.print(f"{before} of {len(jobs)} jobs were done before")
+        self.launcher(todo, self.folder, self.ended)
+
+    def ended(self, job: Job) -> None:
+        """Prints how a job has ended."""
+        record = Status(self.folder / job.folder / "status.json").current()
+        result = read_json(self.folder / job.folder / "result.json")
+        state = str(record.get("status", "not started"))
+        parts = [f"{job.number:>3}", job.name, state, duration(float(number(record.get("seconds")) or 0.0))]
+        objective = number(result.get("objective"))
+        if objective is not None:
+            parts.append(f"{result.get('metric')} {figure(objective)}")
+        parts += [str(text) for text in (record.get("reason"), result.get("stopped")) if text]
+        self.say("  ".join(parts), "red" if state == "failed" else None)
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """Prints a line as it is."""
+        self.console.print(line, style=style, markup=False, soft_wrap=True)
+
+    def write(self, jobs: Sequence[Job]) -> None:
+        """jobs.json: which jobs there are, in one piece."""
+        with writing(self.folder):
+            records = masked(plain([job.record() for job in jobs]))
+            atomic_write_text(self.folder / JOBS, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+
+    def record(self, overrides: Sequence[str], flags: Sequence[str]) -> None:
+        """sweep.yaml: the study and its command line; of equal overrides the last one is kept."""
+        kept = [each for index, each in enumerate(overrides) if each not in overrides[index + 1 :]]
+        about = {"name": self.name, "words": kept, "flags": [*flags], "started_in": str(Path.cwd())}
+        with writing(self.folder):
+            atomic_write_text(self.folder / FILE, OmegaConf.to_yaml(masked(about | asdict(self.study))), private=True)
+
+    def answer(self) -> None:
+        """The result of all jobs: on the console, in table.md and table.json, in the report."""
+        found = read_study(self.folder)
+        with writing(self.folder):
+            atomic_write_text(self.folder / "table.md", markdown(found))
+            atomic_write_text(self.folder / "table.json", json.dumps(plain(rows_of(found)), indent=1) + "\n")
+        self.say("\n" + (self.study.question or f"{self.name}: {', '.join(found.settings) or 'seeds'}"), "bold")
+        self.console.print(table(found))
+        for line in found.missing:
+            self.say(f"missing: {line}", "yellow")
+        for line in verdict(found):
+            self.say(line)
+        for job in found.failed:
+            if job.state == "failed":
+                self.say(f"failed: {job.label}: {job.reason}", "red")
+        if self.report:
+            self.console.print(f"report  {write_report(self.folder)}", soft_wrap=True)
 
 
-def sweep(
+def execute(
     config: DictConfig,
     swept: Sequence[str],
     conf: Path,
-    root: str,
+    primary: str,
     one: Callable[[Any], float | None],
     today: Sequence[str],
 ) -> int:
-    """Runs the sweep; `root` is the primary config's name, `one` a job in this process. Returns the exit code.
+    """Runs the sweep of a command line, or resumes one; returns the exit code.
 
-    `today` is the command line as it was given, without the words of a sweep that is resumed.
+    `config` is what the overrides for all jobs compose to, `swept` are those for the sweep alone, `primary` is the name
+    of the primary config, `one` runs a job's config in this process, `today` is the command line as it was given,
+    without the overrides that a resumed sweep has recorded.
+    Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
-    return execute(config, swept, conf, launcher(conf, root, one), root, today)
+    launcher = launcher_of(conf, primary, one)
+    overrides = [each for each in task_words() if each.partition("=")[0] not in OWN_KEYS]
+    earlier = _earlier(Path(config.resume)) if config.get("resume") else None
+    name, study, shared = read(swept, overrides, conf.parent, earlier and earlier / FILE)
+    planner = SweepPlanner(study, shared, Composer(conf), primary, earlier and Guest(earlier, said_in(today)))
+    if study.search:
+        check_search(study)
+    jobs = [] if study.search else distinct(planner([*settings(study)]))
+    name = config.name or name
+    folder = earlier or _new(config, name, study, shared)
+    sweep = Sweep(name, study, folder, launcher, config.get("report", True))
+    with alone(folder), Interrupt():
+        print(f"sweep folder: {folder}", flush=True)
+        sweep.record([*shared, *swept], flags())
+        return _run(sweep, jobs, planner)
 
 
-def launcher(conf: Path, root: str, one: Callable[[Any], float | None]) -> Launcher:
-    """What `hydra/launcher` names."""
-    chosen, resumes = HydraConfig.get(), root != "evaluate"
-    if chosen.runtime.choices["hydra/launcher"] == LOCAL:
-        settings = {key: chosen.launcher.get(key) for key in ("jobs", "timeout")}
+def _run(sweep: Sweep, jobs: Sequence[Job], planner: SweepPlanner) -> int:
+    """Runs what is to do and prints the answer; status.json says how it ended, whatever ended it."""
+    status = Status(sweep.folder / "status.json")
+    with Ending(status):
         try:
-            check(settings, Settings)
-        except ConfigError as error:
-            raise ConfigError("\n".join(f"hydra.launcher.{line}" for line in str(error).splitlines())) from None
-        return Local(command=(*command(conf, root), *flags()), resumes=resumes, **settings)
-    # joblib's word for it; -1 is all cores.
-    at_once = chosen.launcher.get("n_jobs") or 1
-    jobs = at_once if at_once > 0 else usable_cores()
-    return ThroughHydra(
-        task=one, forced=partial(forced, conf=conf, root=root, extra=extra_folder()), jobs=jobs, resumes=resumes
-    )
+            if sweep.study.search:
+                jobs = search(sweep, planner)
+            else:
+                jobs = [placed(job, sweep.folder) for job in jobs]
+                sweep.write([*kept(sweep.folder, jobs), *jobs])
+                sweep.run(jobs)
+        except Interrupted:
+            sweep.answer()
+            raise
+    failed = sum(not is_done(sweep.folder / job.folder) for job in jobs)
+    if failed:
+        status.failed(f"{failed} of {len(jobs)} jobs failed")
+    sweep.answer()
+    return 1 if failed else 0
 
 
-def command(conf: Path, root: str) -> tuple[str, ...]:
-    """What starts a job of a primary config in a process of its own."""
-    program, *words = shlex.split(PROGRAMS[root])
-    assert program == "python"
-    return (sys.executable, *(str(conf.resolve().parent / word) if word == "train.py" else word for word in words))
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuses to run a sweep that another process is running."""
+    with writing(folder):
+        lock = (folder / ".lock").open("w")
+    with lock:
+        if not take(lock):
+            raise ConfigError(f"resume: another process is running the sweep in {folder}; wait for it")
+        yield
+
+
+def distinct(jobs: Sequence[Job]) -> list[Job]:
+    """Without jobs that are the same run as an earlier one; prints which."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        if found.setdefault(job.hash, job) is not job:
+            print(f"{job.name} is the same run as {found[job.hash].name}: it runs once")
+    return list(found.values())
+
+
+def kept(folder: Path, jobs: Sequence[Job]) -> list[Job]:
+    """Jobs of an earlier session that are done and stand for settings that today's plan does not have; none where
+    jobs.json is damaged."""
+    planned = {str((dict(job.settings), job.seed)) for job in jobs}
+    try:
+        known = [Job.of(record) for record in json.loads((folder / JOBS).read_bytes())]
+        others = [job for job in known if str((dict(job.settings), job.seed)) not in planned]
+        inside = [job for job in others if (folder / job.folder).resolve().is_relative_to(folder.resolve())]
+        return [job for job in inside if is_done(folder / job.folder)]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+def _earlier(folder: Path) -> Path:
+    if not (folder / FILE).is_file():
+        raise ConfigError(f"resume: there is no sweep in {folder}; give its folder, such as sweeps/kl_coef/TIME-HASH")
+    check_contained(folder)
+    saved: Any = OmegaConf.load(folder / FILE)  # readable: main.py has read it
+    started_in = saved.get("started_in")
+    if started_in and Path(str(started_in)) != Path.cwd():
+        raise ConfigError(f"resume: {folder} was started in {started_in}, and paths may be relative to it; go on there")
+    return folder
+
+
+def _new(config: DictConfig, name: str, study: Study, overrides: Sequence[str]) -> Path:
+    base = Path(config.paths.get("sweeps", "sweeps"))
+    return new_directory(base, name, config_hash({"study": asdict(study), "words": list(overrides)}))
+
+
+def rows_of(found: Any) -> list[dict[str, Any]]:
+    """The rows of the table as plain containers: the settings, then the untrained model, which has none."""
+    return [
+        {
+            "label": cell.label,
+            "settings": dict(cell.settings),
+            "n": cell.n,
+            "collapsed": len(cell.collapsed),
+            "best": cell is found.best,
+            "values": {name: asdict(interval) for name, interval in cell.values.items()},
+        }
+        for cell in (*found.cells, *found.untrained)
+    ]

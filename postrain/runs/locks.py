@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with path.open("a") as file:
         holder = read_json(path)
-        if not _taken(file):
+        if not take(file):
             if not gone(holder):
                 who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
                 raise ConfigError(f"{folder} is in use by {who}; wait for it to end, or stop it first")
@@ -75,8 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def _taken(file: IO[str]) -> bool:
-    """Takes the lock; False where somebody else has it (a child that a dead process has left may hold its lock)."""
+def take(file: IO[str]) -> bool:
+    """Takes the lock of a file; False where another process has it: a child of a dead process may still hold its."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from postrain.cli.main import complain, resuming
 from postrain.cli.resuming import said_again
 from postrain.config.trust import Guest, said_in
 from postrain.errors import ConfigError
-from postrain.jobs.pipeline_plan import Plan, Step
+from postrain.jobs.pipeline import Pipeline
 from postrain.jobs.stages import stages_of
 from postrain.runs.folder import RunFolder
 from postrain.training.config import Root
@@ -49,8 +50,9 @@ def test_a_message_that_tells_to_resume_says_all_of_it(folder: Path, capsys: pyt
 def test_a_pipeline_names_the_stage(tmp_path: Path) -> None:
     node = {"stages": {"sft": ["method=sft"], "ppo": ["method=ppo"]}}
     configs = (composed(["method=sft"]), composed(WORDS))
-    steps = tuple(Step(stage=stage, words=(), config=one) for stage, one in zip(stages_of(node), configs, strict=True))
-    Plan(name="x", node=node, words=(), steps=steps).save(tmp_path)
+    stages = zip(stages_of(node), configs, strict=True)
+    jobs = tuple(replace(stage, overrides=(), config=config) for stage, config in stages)
+    Pipeline(name="x", node=node, overrides=(), jobs=jobs).save(tmp_path)
     assert said_again(tmp_path) == [f"stage.ppo.reward.function='{OWN}'"]
 
 

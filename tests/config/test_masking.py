@@ -11,8 +11,8 @@ import yaml
 
 from postrain.cli.main import complain, continued
 from postrain.config.masking import hidden, is_secret, masked, masked_text
-from postrain.jobs.sweep_config import Study
-from postrain.jobs.sweep_runner import Sweep
+from postrain.jobs.study import Study
+from postrain.jobs.sweep import Sweep
 from postrain.jsonl import atomic_write_text
 from postrain.report.run_data import read_run
 from postrain.runs.folder import RunFolder
@@ -135,10 +135,8 @@ def test_a_manifest_of_an_earlier_version_is_masked_where_it_is_read(tmp_path: P
 
 
 def test_a_sweep_asks_for_the_secrets_it_did_not_keep(tmp_path: Path) -> None:
-    from postrain.jobs.sweep_runner import _record  # noqa: PLC0415 - what a sweep leaves behind
-
-    sweep = Sweep("x", Study(base=(f"a.token={KEY}",)), tmp_path, None, None, report=False)  # type: ignore[arg-type]
-    _record(sweep, [f"logger.api_key={KEY}", "method=ppo"], [])
+    sweep = Sweep("x", Study(base=(f"a.token={KEY}",)), tmp_path, None, report=False)  # type: ignore[arg-type]
+    sweep.record([f"logger.api_key={KEY}", "method=ppo"], [])
     text = (tmp_path / "sweep.yaml").read_text()
     assert KEY not in text
     assert stat.S_IMODE((tmp_path / "sweep.yaml").stat().st_mode) == 0o600

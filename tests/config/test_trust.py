@@ -1,6 +1,7 @@
 """What a run folder may decide: nothing that runs code or sends anything elsewhere, unless it is said again."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from postrain.config.trust import Guest, confirmable, packaged, said_by, said_in
 from postrain.evaluation.config import Appraisal
 from postrain.evaluation.inherited_settings import Origin
 from postrain.generation.config import Generation
-from postrain.jobs.launchers import words_of
-from postrain.jobs.pipeline_plan import Plan, Step, own_calls, vet
+from postrain.jobs.graph import Job
+from postrain.jobs.launchers import overrides_of
+from postrain.jobs.pipeline import Pipeline
+from postrain.jobs.plan import own_calls, vet
 from postrain.jobs.stages import stages_of
-from postrain.jobs.sweep_plan import Job
 from postrain.runs.folder import RunFolder
 from postrain.training.config import Root
 from postrain.types import ConfigError
@@ -225,15 +227,14 @@ PIPELINE = {"stages": {"ppo": ["method=ppo"], "plot": {"call": "os.system", "arg
 
 def test_a_pipeline_calls_what_is_said_again(tmp_path: Path) -> None:
     learn, plot = stages_of(PIPELINE)
-    step = Step(stage=plot, words=(), config={"call": dict(plot.call)})
     with pytest.raises(ConfigError, match=r"asks for stage\.plot\._target_=os\.system \(calls this function\)"):
-        vet(step, {}, Guest(tmp_path, ()))
-    vet(step, {}, Guest(tmp_path, said_in(["stage.plot._target_=os.system"])))
+        vet(plot, {}, Guest(tmp_path, ()))
+    vet(plot, {}, Guest(tmp_path, said_in(["stage.plot._target_=os.system"])))
     (own,) = own_calls()
-    hidden = Step(stage=plot, words=(), config={"call": {"_target_": own, "runs": {"_target_": "os.system"}}})
+    hidden = replace(plot, config={"call": {"_target_": own, "runs": {"_target_": "os.system"}}})
     with pytest.raises(ConfigError, match=r"asks for stage\.plot\.runs\._target_=os\.system"):
         vet(hidden, {}, Guest(tmp_path, ()))
-    evil = Step(stage=learn, words=(), config=changed("method._target_", "os.system"))
+    evil = replace(learn, config=changed("method._target_", "os.system"))
     with pytest.raises(ConfigError, match=r"asks for stage\.ppo\.method\._target_=os\.system"):
         vet(evil, {}, Guest(tmp_path, ()))
 
@@ -242,20 +243,19 @@ def test_a_reference_cannot_hide_a_target(tmp_path: Path) -> None:
     (learn, _) = stages_of(PIPELINE)
     config = changed("method._target_", "${name}") | {"name": "os.system"}
     with pytest.raises(ConfigError, match=r"method\._target_=os\.system"):
-        vet(Step(stage=learn, words=(), config=config), {}, Guest(tmp_path, ()))
+        vet(replace(learn, config=config), {}, Guest(tmp_path, ()))
 
 
 def test_stages_cannot_lie_outside_their_pipeline(tmp_path: Path) -> None:
     stages = stages_of(PIPELINE)
     config = {"name": None, "model": {"name": None, "path": "x"}, "call": {"_target_": "os.system"}}
-    steps = tuple(Step(stage=stage, words=(), config=config) for stage in stages)
-    plan = Plan(name="x", node=PIPELINE, words=(), steps=steps)
-    plan.save(tmp_path)
-    assert [step.stage for step in Plan.load(tmp_path).steps] == list(stages)
+    jobs = tuple(replace(stage, overrides=(), config=config) for stage in stages)
+    Pipeline(name="x", node=PIPELINE, overrides=(), jobs=jobs).save(tmp_path)
+    assert Pipeline.load(tmp_path).jobs == jobs
     text = (tmp_path / "pipeline.yaml").read_text()
     (tmp_path / "pipeline.yaml").write_text(text.replace("folder: 1-ppo", "folder: ../../home"))
     with pytest.raises(ConfigError, match="is not as it was written"):
-        Plan.load(tmp_path)
+        Pipeline.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -277,13 +277,11 @@ def test_a_sweeps_folder_cannot_tell_hydra_where_code_is(saved: dict[str, Any], 
 
 
 def test_a_resumed_job_is_told_again_what_it_needs(tmp_path: Path) -> None:
-    job = Job(
-        number=0, label="", settings={}, seed=0, words=("method=ppo",), hash="", folder="0", confirm=("reward.url=x",)
-    )
+    job = Job(name="", overrides=("method=ppo",), folder="0", confirm=("reward.url=x",))
     (tmp_path / "0").mkdir()
-    assert words_of(job, tmp_path, True) == ["method=ppo"]
+    assert overrides_of(job, tmp_path, True) == ["method=ppo"]
     (tmp_path / "0" / "config.yaml").touch()
-    assert words_of(job, tmp_path, True) == [f"resume={tmp_path}/0", "reward.url=x"]
+    assert overrides_of(job, tmp_path, True) == [f"resume={tmp_path}/0", "reward.url=x"]
 
 
 def test_a_resumed_config_is_checked_against_its_root(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.main import start
-from postrain.jobs.launchers import Ended, words_of
-from postrain.jobs.sweep_plan import Job
+from postrain.jobs.graph import Job
+from postrain.jobs.launchers import Ended, overrides_of
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 from tests.training_runs import CONF
@@ -67,8 +67,8 @@ class Here:
 
     def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
         for job in jobs:
-            words = words_of(job, folder, resumes=True)
-            config = OmegaConf.create({"resume": words[0].startswith("resume="), "name": job.label})
+            words = overrides_of(job, folder, resumes=True)
+            config = OmegaConf.create({"resume": words[0].startswith("resume="), "name": job.name})
             try:
                 self.program(config, words, folder.name, folder / job.folder)
             except ConfigError as error:
@@ -80,7 +80,7 @@ def sweep(program: Program, *words: str, launcher: str | None = None, root: str 
     """What a command line comes to; its exit code. `launcher` is one of Hydra's, `root` a primary config."""
     with pytest.MonkeyPatch.context() as patched:
         if launcher is None:
-            patched.setattr("postrain.jobs.sweep.launcher", lambda *_: Here(program))
+            patched.setattr("postrain.jobs.sweep.launcher_of", lambda *_: Here(program))
         try:
             return start(
                 ["train.py", f"hydra/launcher={launcher or 'local'}", *words], CONF, run=program, config_name=root

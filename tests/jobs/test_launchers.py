@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from postrain.jobs.launchers import LOG, Local, last_words, share, words_of
-from postrain.jobs.sweep_plan import Job
+from postrain.jobs.graph import Job
+from postrain.jobs.launchers import LOG, Local, last_message, overrides_of, share
 from postrain.jsonl import read_json
 
 FAKE = (sys.executable, str(Path(__file__).parent / "job.py"))
 
 
 def job(number: int, do: str) -> Job:
-    return Job(number=number, label=do, settings={}, seed=None, words=(f"do={do}",), hash="", folder=f"jobs/{number}")
+    return Job(number=number, name=do, overrides=(f"do={do}",), folder=f"jobs/{number}")
 
 
 def test_a_killed_job_is_a_failed_one_and_the_others_finish(tmp_path, monkeypatch):
@@ -30,20 +30,20 @@ def test_a_killed_job_is_a_failed_one_and_the_others_finish(tmp_path, monkeypatc
 
 
 def test_a_begun_job_goes_on(tmp_path):
-    assert words_of(job(0, "finish"), tmp_path, True) == ["do=finish"]
+    assert overrides_of(job(0, "finish"), tmp_path, True) == ["do=finish"]
     (tmp_path / "jobs/0").mkdir(parents=True)
     (tmp_path / "jobs/0/config.yaml").write_text("")
-    assert words_of(job(0, "finish"), tmp_path, True) == [f"resume={tmp_path}/jobs/0"]
-    assert words_of(job(0, "finish"), tmp_path, False) == ["do=finish"]
+    assert overrides_of(job(0, "finish"), tmp_path, True) == [f"resume={tmp_path}/jobs/0"]
+    assert overrides_of(job(0, "finish"), tmp_path, False) == ["do=finish"]
 
 
 def test_the_last_mistake_is_the_reason(tmp_path):
     (tmp_path / LOG).write_text("error: one\nTraceback\nerror: two\nbye\n")
-    assert last_words(tmp_path / LOG, 0, 2) == "two"
+    assert last_message(tmp_path / LOG, 0, 2) == "two"
     # Of a retry only what it has said itself counts.
     (tmp_path / LOG).write_text("error: old\nTypeError: new\n")
-    assert last_words(tmp_path / LOG, 11, 3) == "ended with exit code 3; see log.txt: TypeError: new"
-    assert last_words(tmp_path / LOG, 0, -6) == "old"
+    assert last_message(tmp_path / LOG, 11, 3) == "ended with exit code 3; see log.txt: TypeError: new"
+    assert last_message(tmp_path / LOG, 0, -6) == "old"
 
 
 def test_a_job_that_watches_its_sweep_ends_in_peace(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from postrain.config import extras
-from postrain.jobs import pipeline_plan, pipeline_runner
-from postrain.jobs.pipeline_summary import Result
+from postrain.jobs import pipeline, plan
+from postrain.jobs.summary import Result
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
@@ -122,7 +122,7 @@ def test_stopped_between_stages_it_goes_on_and_repeats_nothing(two, conf, tmp_pa
         raise Interrupted(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline_runner, "EXECUTE", {**pipeline_runner.EXECUTE, "generate": stopped})
+        patched.setattr(pipeline, "EXECUTE", {**pipeline.EXECUTE, "generate": stopped})
         assert run(*SMALL, "pipeline=two", f"paths.output={tmp_path}", *conf) == 143
     folder = only(tmp_path)
     assert (status(folder)["status"], status(folder)["reason"]) == ("interrupted", "SIGTERM")
@@ -179,7 +179,7 @@ def test_a_job_goes_on_with_what_another_could_not_finish(two, conf, tmp_path, c
         raise ConfigError("no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline_runner, "EXECUTE", {**pipeline_runner.EXECUTE, "train": broken})
+        patched.setattr(pipeline, "EXECUTE", {**pipeline.EXECUTE, "train": broken})
         assert run(*words, "stage.make.samples=1", f"hydra.run.dir={places[0]}") == 2
     assert run(*words, f"hydra.run.dir={places[1]}") == 0
     assert contents(places[1]) == contents(two)
@@ -252,8 +252,8 @@ def test_a_laboratory_with_branches_a_test_and_a_picture_is_only_yaml(conf, tmp_
 @pytest.mark.parametrize("chosen", [*(f"pipeline={name}" for name in PIPELINES), *(f"experiment={e}" for e in STAGED)])
 def test_every_pipeline_composes_and_fits(chosen, tmp_path, capsys, monkeypatch):
     """All of it but the running."""
-    monkeypatch.setattr(pipeline_plan, "compose", unresolved)
+    monkeypatch.setattr(plan, "compose", unresolved)
     monkeypatch.setattr(extras, "installed", lambda package: True)
-    monkeypatch.setattr(pipeline_runner.Stages, "advance", lambda self, step: None)
-    monkeypatch.setattr(pipeline_runner, "result", lambda step, root: Result(step.stage.name, "", {}))
+    monkeypatch.setattr(pipeline.StageRunner, "advance", lambda self, job: None)
+    monkeypatch.setattr(pipeline, "result", lambda job, root: Result(job.name, "", {}))
     assert run(chosen, f"paths.output={tmp_path}") == 0, capsys.readouterr().err

@@ -5,24 +5,22 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from postrain.jobs.pipeline_plan import Step
-from postrain.jobs.shared_stages import common, digests
-from postrain.jobs.stages import Stage
+from postrain.jobs.graph import Job, digests
+from postrain.jobs.shared_stages import shared_folder
 
 
-def step(name: str, **config: object) -> Step:
-    stage = Stage(name=name, kind="generate", folder=f"1-{name}")
-    return Step(stage=stage, words=(), config={"resume": None, **config})
+def stage(name: str, **config: object) -> Job:
+    return Job(name=name, kind="generate", folder=f"1-{name}", config={"resume": None, **config})
 
 
 def test_a_digest_is_that_of_the_config_and_of_all_that_it_refers_to():
     asks = {"data": "${stages.a.data}"}
-    one = digests([step("a", x=1), step("b", **asks), step("c", x=1)])
-    other = digests([step("a", x=2), step("b", **asks), step("c", x=1)])
+    one = digests([stage("a", x=1), stage("b", **asks), stage("c", x=1)])
+    other = digests([stage("a", x=2), stage("b", **asks), stage("c", x=1)])
     assert one["c"] == other["c"]
     assert one["a"] != other["a"]
     assert one["b"] != other["b"]
-    assert one == digests([step("a", x=1, resume="here"), step("b", **asks), step("c", x=1)])
+    assert one == digests([stage("a", x=1, resume="here"), stage("b", **asks), stage("c", x=1)])
 
 
 def jobs(tmp_path: Path) -> tuple[Path, Path, Path]:
@@ -37,10 +35,10 @@ def test_the_first_runs_it_and_the_second_waits_and_links(tmp_path, capsys):
     found: list[Path] = []
 
     def other() -> None:
-        with common(second, shared, "a-1") as place:
+        with shared_folder(second, shared, "a-1") as place:
             found.append(place)
 
-    with common(first, shared, "a-1") as place:
+    with shared_folder(first, shared, "a-1") as place:
         assert place == first
         waiting = threading.Thread(target=other)
         waiting.start()
@@ -60,12 +58,12 @@ def test_the_first_runs_it_and_the_second_waits_and_links(tmp_path, capsys):
 
 def test_a_stage_whose_job_is_gone_and_one_that_was_begun_alone_stay_where_they_are(tmp_path):
     shared, first, second = jobs(tmp_path)
-    with common(first, shared, "a-1"):
+    with shared_folder(first, shared, "a-1"):
         pass
     first.parent.rmdir()
-    with common(second, shared, "a-1") as place:
+    with shared_folder(second, shared, "a-1") as place:
         assert place == second
     first.mkdir(parents=True)
     (first / "config.yaml").touch()
-    with common(first, shared, "a-1") as place:
+    with shared_folder(first, shared, "a-1") as place:
         assert place == first

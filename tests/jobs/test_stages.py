@@ -1,4 +1,4 @@
-"""stages.py and words.py: what a pipeline's YAML and a command line say, before anything is composed."""
+"""The stages of a pipeline's YAML and the overrides of a command line for each, before anything is composed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from postrain.jobs.stage_overrides import for_stage, split, unheard
-from postrain.jobs.stages import Stage, places, stages_of
+from postrain.jobs.graph import Job, references
+from postrain.jobs.stages import for_stage, split, stages_of, unused
 from postrain.types import ConfigError
 
 LAB = {
@@ -33,7 +33,7 @@ def test_stages_come_in_order_a_branch_each():
 
 
 def test_references_stand_for_places_in_the_pipelines_folder():
-    assert places(stages_of(LAB), Path("runs/x")) == {
+    assert references(stages_of(LAB), Path("runs/x")) == {
         "proxy": {"folder": "runs/x/1-proxy", "model": "runs/x/1-proxy/model", "start": "runs/x/1-proxy/start"},
         "ppo": {
             branch: {"folder": f"{folder}", "model": f"{folder}/model", "start": f"{folder}/start"}
@@ -76,13 +76,13 @@ def test_a_wrong_pipeline_is_one_line(stages, line):
     assert line in said
 
 
-def heard(said: list[str], stage: Stage, *, takes: str = "method model data seed") -> list[str]:
+def heard(said: list[str], stage: Job, *, takes: str = "method model data seed") -> list[str]:
     words = split(said, [stage])
     return for_stage(words, stage, lambda key: key.partition(".")[0] in takes.split(), {"method", "model", "data"})[0]
 
 
 OVERRIDES = ("method=ppo", "model=run", "model.path=${stages.sft.model}", "method.updates=5")
-STAGE = Stage(name="ppo.low", kind="train", folder="2-ppo-low", overrides=OVERRIDES)
+STAGE = Job(name="ppo.low", kind="train", folder="2-ppo-low", overrides=OVERRIDES)
 
 
 def test_a_value_wins_over_the_yaml_and_an_option_only_where_none_is_chosen():
@@ -103,7 +103,7 @@ def test_words_for_one_stage_come_last_those_for_a_branch_at_the_very_end():
 def test_words_that_reach_no_stage_are_named():
     words = split(["model=smollm2", "logger=none", "seed=1"], [STAGE])
     _, reached = for_stage(words, STAGE, lambda key: key != "logger", {"model"})
-    assert [line.partition(":")[0] for line in unheard(words, reached)] == ["model=smollm2", "logger=none"]
+    assert [line.partition(":")[0] for line in unused(words, reached)] == ["model=smollm2", "logger=none"]
 
 
 def test_a_misspelt_stage_is_named_with_the_one_that_was_meant():

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from postrain.cli.main import start
-from postrain.jobs.sweep_runner import alone
+from postrain.jobs.sweep import alone
 from postrain.report.study import read_study
 from postrain.report.study_table import markdown, result
 from postrain.runs.folder import RunFolder
@@ -213,10 +213,7 @@ def test_without_a_metric_each_setting_tells_its_own(tmp_path):
 
 @pytest.mark.parametrize("setting", ["jobs=abc", "jobs=0", "timeout=-1", "timeout=soon"])
 def test_odd_settings_of_the_launcher_are_one_line(tmp_path, capsys, setting):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("postrain.jobs.sweep.execute", lambda *_: 0)
-        words = ("train.py", *GRID, f"hydra.launcher.{setting}", f"paths.sweeps={tmp_path}")
-        assert exit_code(words) == 2
+    assert exit_code(("train.py", *GRID, f"hydra.launcher.{setting}", f"paths.sweeps={tmp_path}")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: hydra.launcher.{setting.partition('=')[0]}: expected ")
 

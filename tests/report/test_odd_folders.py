@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from postrain.cli.main import continued
-from postrain.jobs.pipeline_plan import Plan
-from postrain.jobs.sweep_runner import _kept
+from postrain.jobs.pipeline import Pipeline
+from postrain.jobs.sweep import kept
 from postrain.jsonl import modest, read_json
 from postrain.report.evaluation_data import read_evaluation
 from postrain.report.generation_page import read_generation
@@ -64,14 +64,14 @@ def test_an_odd_file_is_no_obstacle_to_a_report(name: str, kind: str, tmp_path: 
 def test_odd_files_are_one_line_to_resume(kind: str, tmp_path: Path) -> None:
     for name, opened in (
         ("sweep.yaml", lambda: continued([f"resume={tmp_path}"])),
-        ("pipeline.yaml", lambda: Plan.load(tmp_path)),
+        ("pipeline.yaml", lambda: Pipeline.load(tmp_path)),
     ):
         (tmp_path / name).write_bytes(ODD[kind])
         with pytest.raises(ConfigError) as caught:
             opened()
         assert "\n" not in str(caught.value)
     (tmp_path / "jobs.json").write_bytes(ODD[kind])
-    assert _kept(tmp_path, []) == []
+    assert kept(tmp_path, []) == []
 
 
 def test_what_is_modest(tmp_path: Path) -> None:

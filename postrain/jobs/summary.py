@@ -1,4 +1,4 @@
-"""What came out of each stage, read from its folder: one table for the console and for summary.md, and result.json."""
+"""What each stage of a pipeline has measured: a table for the console and summary.md, and result.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from postrain.config.schema import load_target
 from postrain.formatting import duration, figure, short
 from postrain.generation.generate import SUMMARY
-from postrain.jobs.pipeline_plan import Step
+from postrain.jobs.graph import Job
 from postrain.jsonl import number, read_json
 from postrain.runs.folder import RunFolder
 from postrain.training.finalize import before_and_after
@@ -27,22 +27,22 @@ class Result:
     stage: str
     time: str
     cells: Mapping[str, str]
-    """What there is to say, by column."""
+    """Texts by column."""
 
 
-def result(step: Step, root: Path) -> Result:
-    """What a stage that is done has left."""
-    folder = RunFolder(root / step.stage.folder)
-    cells = READERS[step.stage.kind](step, folder)
-    return Result(step.stage.name, duration(float(folder.status.read().get("seconds", 0.0))), cells)
+def result(job: Job, root: Path) -> Result:
+    """The results of a stage that is done."""
+    folder = RunFolder(root / job.folder)
+    cells = READERS[job.kind](job, folder)
+    return Result(job.name, duration(float(folder.status.read().get("seconds", 0.0))), cells)
 
 
-def outcome(steps: Sequence[Step], root: Path) -> dict[str, Any]:
+def outcome(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
     """result.json of the whole: the last stage's that has a measure of its own, with the changes of all stages.
 
     Changes stand under `<stage>/<metric>`, those of that last stage under `<metric>` too; {} where no stage has any.
     """
-    found = {step.stage.name: read_json(RunFolder(root / step.stage.folder).result) for step in steps}
+    found = {job.name: read_json(RunFolder(root / job.folder).result) for job in jobs}
     judged = [result for result in found.values() if number(result.get("objective")) is not None]
     if not judged:
         return {}
@@ -54,15 +54,15 @@ def _changes(result: Mapping[str, Any]) -> dict[str, Any]:
     return result.get("changes") or {}
 
 
-def _trained(step: Step, folder: RunFolder) -> dict[str, str]:
-    name = load_target(step.config["method"]["_target_"]).headline[2]  # type: ignore[attr-defined]
+def _trained(job: Job, folder: RunFolder) -> dict[str, str]:
+    name = load_target(job.config["method"]["_target_"]).headline[2]  # type: ignore[attr-defined]
     before, after = before_and_after(folder.metrics.read()).get(name, (None, None))
     if before is None or after is None:
         return {}
     return {MADE: f"{short(name).removeprefix('eval ')} {figure(before)} → {figure(after)}"}
 
 
-def _generated(step: Step, folder: RunFolder) -> dict[str, str]:
+def _generated(job: Job, folder: RunFolder) -> dict[str, str]:
     found = read_json(folder.path / SUMMARY)
     columns = {GREEDY: "greedy", SAMPLED: "sampled", SOLVED: "solved"}
     cells = {column: _interval(found[name]) for column, name in columns.items() if found.get(name)}
@@ -78,7 +78,7 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def _evaluated(step: Step, folder: RunFolder) -> dict[str, str]:
+def _evaluated(job: Job, folder: RunFolder) -> dict[str, str]:
     found = read_json(folder.result)
     metric, (before, after) = found["metric"], found["changes"].get(found["metric"], (None, None))
     if before is None or after is None:
@@ -86,7 +86,7 @@ def _evaluated(step: Step, folder: RunFolder) -> dict[str, str]:
     return {MADE: f"{short(metric)} {figure(before)} → {figure(after)}"}
 
 
-def _called(step: Step, folder: RunFolder) -> dict[str, str]:
+def _called(job: Job, folder: RunFolder) -> dict[str, str]:
     return {}
 
 
@@ -95,9 +95,9 @@ READERS = {"train": _trained, "generate": _generated, "evaluate": _evaluated, "c
 
 def grid(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Column names and rows; columns that nobody fills are left out."""
-    said = [column for column in (MADE, GREEDY, SAMPLED, SOLVED) if any(column in r.cells for r in results)]
-    rows = [[found.stage, *(found.cells.get(column, "") for column in said), found.time] for found in results]
-    return ["stage", *said, "time"], rows
+    filled = [column for column in (MADE, GREEDY, SAMPLED, SOLVED) if any(column in r.cells for r in results)]
+    rows = [[found.stage, *(found.cells.get(column, "") for column in filled), found.time] for found in results]
+    return ["stage", *filled, "time"], rows
 
 
 def table(results: Sequence[Result], name: str) -> Table:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.jobs.sweep_config import Picture, Study, _parsed, read, said, word
-from postrain.jobs.sweep_plan import settings, short
+from postrain.jobs.study import Picture, Study, format_override, format_value, parse_value, read, settings, short
 from postrain.types import ConfigError
 from tests.training_runs import CONF
 
@@ -92,7 +91,7 @@ def test_every_combination_is_a_setting():
     assert [setting.values for setting in found] == [
         {"setting": name, "a.b": value, "c": "x"} for name in ("one", "two") for value in (1, 2)
     ]
-    assert found[0].words == ("d=1", "a.b=1", "c=x")
+    assert found[0].overrides == ("d=1", "a.b=1", "c=x")
     assert found[0].label == "one b=1 c=x"
 
 
@@ -101,15 +100,16 @@ def test_keys_are_as_short_as_they_can_be():
 
 
 def test_values_are_said_in_hydras_grammar():
-    assert [said(value) for value in (None, True, 1e-5, "a b", "it's", [1, "x"], {"a": None}, "runs/x-1.2")] == [
+    values = (None, True, 1e-5, "a b", "it's", [1, "x"], {"a": None}, "runs/x-1.2")
+    assert [format_value(value) for value in values] == [
         "null", "true", "1e-05", "'a b'", "'it\\'s'", "[1,x]", "{a:null}", "runs/x-1.2",
     ]  # fmt: skip
-    assert word("k", "1,2") == "k='1,2'"
+    assert format_override("k", "1,2") == "k='1,2'"
 
 
 @pytest.mark.parametrize("text", ["1", "true", "null", "1e-5", "it's", "a\\", "a\\'b", "", "[x]", "été", "gold/total"])
 def test_a_text_stays_the_text_it_is(text):
-    assert _parsed(said(text)) == text
+    assert parse_value(format_value(text)) == text
 
 
 @pytest.mark.parametrize("name", NAMES)

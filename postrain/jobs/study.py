@@ -1,4 +1,4 @@
-"""What a sweep's YAML says: the question, what varies, and what decides.
+"""A study: what a sweep's YAML and its command line give, the question, what varies, and what decides.
 
     question: How much reward does the KL coefficient cost, and how much drift does it save?
     base: [method=ppo]                                   overrides of every job
@@ -9,19 +9,20 @@
     metric: gold/total                                   direction: max or min, where the metric does not tell
     picture: {x: eval/kl/exact, y: eval/reward/total}
 
-Leaves out composing the jobs: plan.py. `-m` without a file is a study too, of the lists on the command line.
+`-m` without a file is a study too, of the lists on the command line. Leaves out composing the jobs: plan.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -30,8 +31,11 @@ from postrain.config.arguments import composing
 from postrain.config.check import check
 from postrain.config.overrides import SWEEP
 from postrain.config.schema import Section
+from postrain.config.trust import plain_value
 from postrain.types import ConfigError, Count
 
+# The key of a setting that has a name in `jobs`.
+NAMED = "setting"
 BARE = re.compile(r"[A-Za-z0-9_./+-]+")
 Direction = Literal["max", "min"]
 
@@ -46,7 +50,7 @@ class Picture(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A sweep, as its YAML and the command line say."""
+    """A sweep as its YAML and the command line define it."""
 
     question: str = ""
     base: tuple[str, ...] = ()
@@ -62,84 +66,112 @@ class Study:
     seeds: tuple[int, ...] | None = None
     """Each setting is run with each of them; null leaves the seed to the jobs."""
     metric: str | None = None
-    """What decides; null is what each job's method is judged by."""
+    """What decides; null is the metric of each job's method."""
     direction: Direction | None = None
     columns: tuple[str, ...] = ()
     """Further metrics of the table."""
     picture: Picture = field(default_factory=Picture)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A point of a study: what is compared, over seeds."""
+
+    values: Mapping[str, Any]
+    """What varies, by key; the name of a setting stands under NAMED."""
+    overrides: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """kl_coef=0.1 batch_size=8; keys are as short as they can be, a name in `jobs` has no key."""
+        pairs = zip(short(self.values), self.values.values(), strict=True)
+        return " ".join(str(value) if key == NAMED else format_override(key, value) for key, value in pairs)
+
+
+def settings(study: Study) -> Iterator[Setting]:
+    """Every combination of the grid with every named setting, in the order of the file."""
+    named = study.jobs or {None: []}
+    for (name, overrides), values in itertools.product(named.items(), itertools.product(*study.grid.values())):
+        chosen = dict(zip(study.grid, values, strict=True))
+        known = {NAMED: name} if name is not None else {}
+        yield Setting(values=known | chosen, overrides=(*overrides, *format_overrides(chosen)))
+
+
+def short(keys: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """The last parts of keys, as many as tell them apart."""
+    whole = [key.split(".") for key in keys]
+
+    def unique(parts: list[str], size: int) -> bool:
+        return size == len(parts) or sum(other[-size:] == parts[-size:] for other in whole) == 1
+
+    sizes = [next(size for size in range(1, len(parts) + 1) if unique(parts, size)) for parts in whole]
+    return [".".join(parts[-size:]) for parts, size in zip(whole, sizes, strict=True)]
+
+
 def read(
     swept: Sequence[str], shared: Sequence[str], root: Path, saved: Path | None = None
 ) -> tuple[str, Study, list[str]]:
-    """The name of a sweep, its study, and the words that all jobs share.
+    """The name of a sweep, its study, and the overrides that all jobs share.
 
-    `swept` is what the command line says to the sweep, `shared` what it says to all jobs: a single value there takes
-    the place of what the study varies. `root` holds the folder `sweep`, `saved` is an earlier session's sweep.yaml.
+    `swept` are the overrides for the sweep itself, `shared` those for all jobs: a single value there replaces what the
+    study varies. `root` holds the folder `sweep`, `saved` is the sweep.yaml of an earlier session.
     """
     name, node = ("multirun", {}) if saved is None else _saved(saved)
     grid: dict[str, list[Any]] = {}
-    settings: list[Override] = []
-    for override in _overrides(swept):
-        key = override.key_or_group
+    own: list[Override] = []
+    for each in _parse(swept):
+        key = each.key_or_group
         if key == SWEEP and saved is None:
-            name, node = _load(override, root)
+            name, node = _load(each, root)
         elif key.startswith(f"{SWEEP}."):
-            settings.append(override)
+            own.append(each)
         elif key != SWEEP:
-            grid[key] = _values(override)
-    for setting in settings:
-        _set(node, setting.key_or_group.removeprefix(f"{SWEEP}."), _plain(setting.value()))
+            grid[key] = _values(each)
+    for each in own:
+        _set(node, each.key_or_group.removeprefix(f"{SWEEP}."), plain_value(each.value()))
     check(node, Study)
     varied = {*node.get("grid", {}), *node.get("search", {}), *grid, *(["seed"] if node.get("seeds") else [])}
-    for override in _overrides(shared):
-        if override.key_or_group in varied:
-            grid[override.key_or_group] = [_plain(override.value())]
+    for each in _parse(shared):
+        if each.key_or_group in varied:
+            grid[each.key_or_group] = [plain_value(each.value())]
     if "seed" in grid:
         node["seeds"] = grid.pop("seed")
         check({"seeds": node["seeds"]}, Study)
-    node["search"] = {key: said for key, said in node.get("search", {}).items() if key not in grid}
+    node["search"] = {key: space for key, space in node.get("search", {}).items() if key not in grid}
     lists = {key: tuple(node[key]) for key in ("base", "seeds", "columns") if node.get(key) is not None}
     node["grid"] = {**node.get("grid", {}), **grid}
-    _refuse_nothing(node)
+    _refuse_empty(node)
     study = Study(**{**node, **lists, "picture": Picture(**node.get("picture", {}))})
-    return name, study, [word for word in shared if word.lstrip("+").partition("=")[0] not in varied]
+    return name, study, [each for each in shared if each.lstrip("+").partition("=")[0] not in varied]
 
 
-def _refuse_nothing(node: Mapping[str, Any]) -> None:
+def _refuse_empty(node: Mapping[str, Any]) -> None:
     empty = [f"sweep.grid.{key}" for key, values in node["grid"].items() if not values]
     empty += ["sweep.seeds"] if node.get("seeds") is not None and not node["seeds"] else []
     if empty:
         raise ConfigError(f"{empty[0]}: expected at least one value; without any there is no job")
 
 
-def _overrides(words: Sequence[str]) -> list[Override]:
+def _parse(overrides: Sequence[str]) -> list[Override]:
     with composing():
-        return OverridesParser.create().parse_overrides(list(words))
+        return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def _values(override: Override) -> list[Any]:
     """What a list on the command line holds."""
     if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
         raise ConfigError(f"{override.input_line}: expected the values themselves, as in {override.key_or_group}=a,b")
-    return [_parsed(text) for text in override.sweep_string_iterator()]
+    return [parse_value(text) for text in override.sweep_string_iterator()]
 
 
-def _parsed(text: str) -> Any:
-    (override,) = _overrides([f"value={text}"])
-    return _plain(override.value())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(_plain(key)): _plain(item) for key, item in value.items()}
-    return value.text if isinstance(value, QuotedString) else value
+def parse_value(text: str) -> Any:
+    """A value of Hydra's grammar; the inverse of `format_value`."""
+    (override,) = _parse([f"value={text}"])
+    return plain_value(override.value())
 
 
 def _set(node: dict[str, Any], key: str, value: Any) -> None:
-    """Changes what the file says: `grid.method.kl_coef` is a key of grid, `picture.x` one of picture."""
+    """Changes a value of the file: `grid.method.kl_coef` is a key of grid, `picture.x` one of picture."""
     head, _, rest = key.partition(".")
     if rest:
         inner = node.get(head)
@@ -150,7 +182,7 @@ def _set(node: dict[str, Any], key: str, value: Any) -> None:
 
 def _load(override: Override, root: Path) -> tuple[str, dict[str, Any]]:
     """A study's file: sweep/NAME.yaml, or the path of one."""
-    name = _plain(override.value())
+    name = plain_value(override.value())
     if not isinstance(name, str):
         raise ConfigError(f"{(override.input_line or '').lstrip('+')}: expected one study; start a sweep for each")
     path = Path(name) if name.endswith((".yaml", ".yml")) else root / SWEEP / f"{name}.yaml"
@@ -176,22 +208,27 @@ def _node(path: Path, key: str) -> dict[str, Any]:
     return node
 
 
-def word(key: str, value: Any) -> str:
+def format_override(key: str, value: Any) -> str:
     """An override in Hydra's grammar."""
-    return f"{key}={said(value)}"
+    return f"{key}={format_value(value)}"
 
 
-def said(value: Any) -> str:
+def format_overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """An override for each key."""
+    return tuple(format_override(key, value) for key, value in values.items())
+
+
+def format_value(value: Any) -> str:
     """A value in Hydra's grammar; texts that are not plain words are quoted."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(said, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{said(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{format_value(item)}" for key, item in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
-    plain = BARE.fullmatch(value) and _parsed(value) == value
+    plain = BARE.fullmatch(value) and parse_value(value) == value
     return value if plain else "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'") + "'"

@@ -1,0 +1,284 @@
+"""A pipeline from its command line to its table: plan → run the stages in order, skipping those that are done.
+
+runs/pipeline/<name>/<time>-<hash>/
+  pipeline.yaml   every stage as composed       status.json      summary.md  result.json  report.html   the end
+  1-sft/  2-grpo/  3-sample/  ...               a folder of a run, a generation, an evaluation, or of a function call
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from yaml import YAMLError
+
+from postrain.config.check import instantiate
+from postrain.config.trust import Guest, said_in
+from postrain.evaluation import evaluate as evaluation
+from postrain.generation import generate as generation
+from postrain.jobs.graph import Job, digests, is_done, references, resolved
+from postrain.jobs.plan import Composer, plan_stages, to_confirm, vet
+from postrain.jobs.shared_stages import shared_folder
+from postrain.jobs.stages import PIPELINE_KEYS, key_of, stages_of
+from postrain.jobs.summary import outcome, result, summary, table
+from postrain.jsonl import atomic_write_text, number
+from postrain.runs.folder import RunFolder, Status, check_contained, config_hash, new_directory, writing
+from postrain.runs.interrupt import Interrupt
+from postrain.runs.manifest import reproduce
+from postrain.runs.resume import SESSION_KEYS
+from postrain.runs.status import Ending
+from postrain.training import train
+from postrain.types import ConfigError
+
+FILE = "pipeline.yaml"
+EXECUTE: Mapping[str, Callable[..., float | None]] = {
+    "train": train.execute,
+    "generate": generation.execute,
+    "evaluate": evaluation.execute,
+}
+# Columns of the table at the end: without a terminal, rich assumes 80.
+WIDTH = 104
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """All stages of a pipeline, kept in pipeline.yaml so that it can be resumed.
+
+    Configs keep their references to other stages: they are resolved against the folder when a stage starts.
+    """
+
+    name: str
+    node: Mapping[str, Any]
+    """The pipeline as its YAML defines it."""
+    overrides: tuple[str, ...]
+    """The command line."""
+    jobs: tuple[Job, ...]
+    report: bool = True
+    """Whether a page on all stages is written at the end."""
+
+    def record(self) -> dict[str, Any]:
+        """What pipeline.yaml holds."""
+        stages = zip(stages_of(self.node), self.jobs, strict=True)
+        steps = [{"stage": _entry(stage), "words": job.overrides, "config": job.config} for stage, job in stages]
+        return {"name": self.name, "node": self.node, "words": self.overrides, "steps": steps, "report": self.report}
+
+    def save(self, folder: Path) -> None:
+        """Writes pipeline.yaml."""
+        text = OmegaConf.to_yaml(OmegaConf.create(self.record()))
+        with writing(folder):
+            atomic_write_text(folder / FILE, f"# {reproduce(self.overrides)}\n{text}", private=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Pipeline:
+        """The pipeline in `folder`. Raises ConfigError where its stages are not those of its node."""
+        damaged = ConfigError(f"resume: {folder / FILE} is not as it was written; start a new pipeline")
+        try:
+            saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
+            stages, steps, words = stages_of(saved["node"]), saved.pop("steps"), tuple(saved.pop("words"))
+            written = [step["stage"] for step in steps]
+            jobs = [
+                replace(stage, overrides=tuple(step["words"]), config=step["config"])
+                for step, stage in zip(steps, stages, strict=True)
+            ]
+            loaded = cls(**saved, overrides=words, jobs=tuple(jobs))
+        except (
+            *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
+            *(YAMLError, OmegaConfBaseException),
+        ):
+            raise damaged from None
+        texts = [loaded.name, *words, *(override for job in jobs for override in job.overrides)]
+        whole = written == [*map(_entry, stages)] and all(map(_is_whole, jobs))
+        if not whole or not all(isinstance(text, str) for text in texts):
+            raise damaged
+        return loaded
+
+
+def _entry(stage: Job) -> dict[str, Any]:
+    """What the node defines of a stage, as YAML gives it back."""
+    known = {"name": stage.name, "kind": stage.kind, "folder": stage.folder, "overrides": [*stage.overrides]}
+    return {**known, "call": stage.config.get("call", {})}
+
+
+def _is_whole(job: Job) -> bool:
+    """Whether a stage has what is read of it before its config is checked."""
+    config: Any = job.config
+    wanted = ("call",) if job.kind == "call" else ("name", "model")
+    if not isinstance(config, Mapping):
+        return False
+    model = config.get("model", {"name": None, "path": None})
+    return all(key in config for key in wanted) and isinstance(model, Mapping) and {"name", "path"} <= set(model)
+
+
+def execute(
+    config: DictConfig,
+    overrides: Sequence[str],
+    conf: Path,
+    place: Path | None = None,
+    *,
+    group: str | None = None,
+    shared: Path | None = None,
+) -> float | None:
+    """Runs the pipeline that `config` names, or resumes an earlier one; returns the objective of its last stage.
+
+    `place` is the folder of a new pipeline, if it has been decided. For a job of a sweep, `group` is the sweep's name
+    for trackers, and `shared` is where its jobs agree on who runs the stages they have in common.
+    Raises ConfigError for a user's mistake, before the first stage where it can be told, and Interrupted.
+    """
+    if "RANK" in os.environ:
+        raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
+    composer = Composer(conf)
+    if config.resume:
+        folder, pipeline = _resumed(config, overrides, composer)
+    else:
+        folder, pipeline = _new(config, overrides, composer, place)
+    runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
+    print(f"pipeline folder: {folder}", flush=True)
+    whole = RunFolder(folder)
+    with Interrupt(), whole.locked(), Ending(whole.status), train.reported(whole, pipeline.report):
+        for position, job in enumerate(pipeline.jobs, start=1):
+            print(f"\nstage {position} of {len(pipeline.jobs)}, {job.name}", end="", flush=True)
+            runner.advance(job)
+        return _finish(pipeline, folder)
+
+
+def _finish(pipeline: Pipeline, folder: Path) -> float | None:
+    """Writes and prints the results of all stages."""
+    results = [result(job, folder) for job in pipeline.jobs]
+    found = outcome(pipeline.jobs, folder)
+    with writing(folder):
+        atomic_write_text(folder / "summary.md", summary(results))
+        if found:
+            atomic_write_text(RunFolder(folder).result, json.dumps(found, indent=2) + "\n")
+    Console(highlight=False, width=max(Console().width, WIDTH)).print(table(results, pipeline.name))
+    return number(found.get("objective"))
+
+
+def _new(config: DictConfig, overrides: Sequence[str], composer: Composer, place: Path | None) -> tuple[Path, Pipeline]:
+    """Composes, checks, and only then makes the folder."""
+    name = config.name or HydraConfig.get().runtime.choices["pipeline"]
+    node: Any = OmegaConf.to_container(config.pipeline)
+    jobs = plan_stages(node, overrides, composer)
+    pipeline = Pipeline(name=name, node=node, overrides=tuple(overrides), jobs=jobs, report=config.report)
+    if place is None:
+        place = new_directory(Path(config.paths.output), "pipeline", name, config_hash(pipeline.record()))
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+    pipeline.save(place)
+    return place, pipeline
+
+
+def _resumed(config: DictConfig, overrides: Sequence[str], composer: Composer) -> tuple[Path, Pipeline]:
+    """The pipeline as it was saved, with today's overrides if there are any: stages that are done stay as they are."""
+    folder = Path(config.resume)
+    check_contained(folder)
+    saved, guest = Pipeline.load(folder), Guest(folder, said_in(overrides))
+    places = references(saved.jobs, folder)
+    for job in saved.jobs:
+        vet(job, places, guest)
+    new = [override for override in overrides if key_of(override) not in SESSION_KEYS]
+    fixed = [override for override in new if key_of(override).partition(".")[0] in PIPELINE_KEYS]
+    if fixed:
+        raise ConfigError(f"resume: {folder} cannot go on as {' '.join(fixed)}; start a new pipeline for that")
+    if not new:
+        return folder, saved
+    together = (*saved.overrides, *new)
+    jobs = plan_stages(saved.node, together, composer, guest)
+    for old, job in zip(saved.jobs, jobs, strict=True):
+        if old.config != job.config and is_done(folder / job.folder):
+            raise ConfigError(
+                f"resume: stage {job.name} is done and was not done with {' '.join(new)}; start a new pipeline, "
+                "or say it to a later stage: stage.NAME.seed=1, for instance"
+            )
+    changed = replace(saved, overrides=together, jobs=jobs, report=saved.report and config.report)
+    changed.save(folder)
+    return folder, changed
+
+
+def canonical(folder: Path) -> Path:
+    """One way to write a folder, however it was given: configs of later stages hold it."""
+    path, here = folder.absolute(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+class StageRunner:
+    """Runs the stages of a pipeline in this process."""
+
+    def __init__(self, pipeline: Pipeline, root: Path, allow_change: bool, group: str, shared: Path | None) -> None:
+        self.pipeline, self.root, self.allow_change, self.group = pipeline, root, allow_change, group
+        self.shared = shared and canonical(shared)
+        self.digests = digests(pipeline.jobs) if shared else {}
+        # Stages read each other's folders, which hold values that this command line has given for other stages.
+        self.trusted = {one.item for _, one in to_confirm(pipeline.jobs, root)}
+
+    def advance(self, job: Job) -> None:
+        """Runs a stage, or the rest of it, unless it is done. Its mistakes are raised with its name."""
+        own = self.root / job.folder
+        if is_done(own):
+            print(": done before", flush=True)
+            return
+        print(flush=True)
+        try:
+            # A call may read any file, and its arguments do not tell which.
+            if self.shared is None or job.kind == "call":
+                self.run(job, own)
+                return
+            with shared_folder(own, self.shared, f"{job.name}-{self.digests[job.name]}") as place:
+                if is_done(place):
+                    print(f"done by another job: {place}", flush=True)
+                else:
+                    self.run(job, place)
+        except ConfigError as error:
+            raise ConfigError(f"stage {job.name}: {error}") from error
+
+    def run(self, job: Job, folder: Path) -> None:
+        """Runs a stage in its folder."""
+        threads = torch.get_num_threads()
+        config, overrides = resolved(job, references(self.pipeline.jobs, self.root))
+        try:
+            if job.kind == "call":
+                call(config, folder)
+                return
+            session = {"name": self.tracker_name(job, config["name"]), **self.session(job, folder)}
+            EXECUTE[job.kind](
+                {**config, **session}, overrides=overrides, group=self.group, place=folder, trusted=self.trusted
+            )
+        finally:
+            # A stage may set its own number of threads; the next one starts with the default again.
+            torch.set_num_threads(threads)
+
+    def tracker_name(self, job: Job, name: str) -> str:
+        """The name of a stage for trackers; in a sweep with the name of its job, where overrides of that affect it."""
+        if self.shared is None:
+            return name
+        upto = self.pipeline.jobs[: self.pipeline.jobs.index(job) + 1]
+        stages = {f"stage.{each.name.partition('.')[0]}." for each in upto}
+        own = any(override.startswith(tuple(stages)) for override in self.pipeline.overrides)
+        return f"{name} {self.pipeline.name if own else self.digests[job.name]}"
+
+    def session(self, job: Job, folder: Path) -> dict[str, Any]:
+        """Whether a stage resumes its folder."""
+        begun = (folder / "config.yaml").is_file()
+        if job.kind != "evaluate":
+            return {"resume": str(folder) if begun else None, "allow_change": self.allow_change}
+        # An evaluation cannot be resumed: what is left of it is removed.
+        if begun:
+            shutil.rmtree(folder)
+        return {}
+
+
+def call(config: Mapping[str, Any], folder: Path) -> None:
+    """Calls a function, which writes into its folder."""
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    with Ending(Status(folder / "status.json")):
+        instantiate({**config["call"], "folder": str(folder)})

@@ -1,0 +1,295 @@
+"""From overrides to jobs: the jobs of a sweep and the stages of a pipeline, each composed, checked and hashed.
+
+All jobs are planned before the first one starts, and all problems are raised in one ConfigError. Called inside a Hydra
+job, whose config groups the jobs share. What comes from the folder of an earlier session is not trusted: `guest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from postrain.config.arguments import composing
+from postrain.config.arguments import resolved as resolved_config
+from postrain.config.check import check, instantiate
+from postrain.config.extras import check_packages
+from postrain.config.overrides import forced, settled
+from postrain.config.trust import Found, Guest, confirmable
+from postrain.jobs.graph import PROGRAMS, Job, Kind, references, resolved
+from postrain.jobs.stages import for_stage, split, stages_of, unused
+from postrain.jobs.study import Setting, Study, format_override
+from postrain.runs.folder import config_hash
+from postrain.types import ConfigError
+
+# Stands for the pipeline's folder while there is none: files in it are not looked for.
+CHECKED = Path("PIPELINE")
+FILES = (("data", "path"), ("data", "eval_path"))
+PIPELINES = Path(__file__).parents[2] / "conf" / "pipeline"
+# Where a run lies, what it is called and how it is shown: it is the same run.
+NOT_HASHED = ("paths", "name", "report", "logger", "debug", "resume", "allow_change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The schema of a stage that calls a function."""
+
+    call: Any
+
+
+class Composer:
+    """Composes configs as the command line does, each combination of options once: reading thirty files takes long."""
+
+    def __init__(self, conf: Path) -> None:
+        self.conf = conf
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, primary: str, overrides: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
+        """The config, references not resolved, and the overrides that count as a user writes them.
+
+        `primary` is the name of the primary config.
+        """
+        ready = settled(forced(overrides, self.conf, root=primary, extra=extra_folder()))
+        options = tuple(each for each in ready if not each.startswith("++"))
+        values = [each for each in ready if each.startswith("++")]
+        with composing():
+            if (primary, *options) not in self.composed:
+                self.composed[primary, *options] = compose(primary, [*search_paths(), *options])
+            config = deepcopy(self.composed[primary, *options])
+            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
+        return config, tuple(each.removeprefix("++") for each in ready)
+
+
+def extra_folder() -> str | None:
+    """The folder of --config-dir."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
+def search_paths() -> list[str]:
+    """hydra.searchpath of the command line."""
+    return [each for each in HydraConfig.get().overrides.hydra if each.startswith("hydra.searchpath")]
+
+
+def flags() -> list[str]:
+    """What the command line of a job needs to find the same config groups."""
+    extra = extra_folder()
+    return [*(["--config-dir", extra] if extra else []), *search_paths()]
+
+
+class Problems:
+    """Mistakes in several jobs: each line once, with the jobs it is true of."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, list[str]] = {}
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Notes what is wrong with a job."""
+        try:
+            yield
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                self.lines.setdefault(line, []).append(name)
+
+
+# The stages of a pipeline.
+
+
+def plan_stages(
+    node: Mapping[str, Any], overrides: Sequence[str], composer: Composer, guest: Guest | None = None
+) -> tuple[Job, ...]:
+    """The stages of a pipeline's config node. `guest` is the folder that node and overrides come from, if any."""
+    jobs = [*stages_of(node)]
+    given = split(overrides, jobs)
+    reached: set[str] = set()
+    problems = Problems()
+    groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+    for index, stage in enumerate(jobs):
+        with problems.of(stage.name):
+            own, shared = for_stage(given, stage, partial(takes, stage.kind), groups)
+            reached |= shared
+            if guest:
+                guest.check_words(own)
+            job = _composed(stage, own, composer)
+            places = references(jobs, CHECKED)
+            if guest:
+                vet(job, places, guest)
+            _check_stage(job, places)
+            jobs[index] = job
+    lines = [f"stage {', '.join(names)}: {line}" for line, names in problems.lines.items()] + unused(given, reached)
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return tuple(jobs)
+
+
+def takes(kind: str, key: str) -> bool:
+    """Whether a stage of this kind has the key; one that no kind has goes to training runs, where it is refused."""
+    top = key.partition(".")[0].partition("/")[0].partition("@")[0]
+    known = {name: {field.name for field in fields(program.schema)} for name, program in PROGRAMS.items()}
+    return top in known.get(kind, ()) or (kind == "train" and not any(top in names for names in known.values()))
+
+
+def _composed(stage: Job, overrides: Sequence[str], composer: Composer) -> Job:
+    if stage.kind == "call":
+        call = OmegaConf.create(dict(stage.config["call"]))
+        call.merge_with_dotlist(list(overrides))
+        return replace(stage, config={"call": OmegaConf.to_container(call)})
+    config, ready = composer(PROGRAMS[stage.kind].primary, overrides)
+    plain: Any = OmegaConf.to_container(config)
+    plain["name"] = plain["name"] or stage.name
+    return replace(stage, overrides=ready, config=plain)
+
+
+def _check_stage(job: Job, places: Mapping[str, Any]) -> None:
+    """Everything wrong with a stage that can be told before the ones before it have run."""
+    config, _ = resolved(job, places)
+    if job.kind == "call":
+        check({"call": {**config["call"], "folder": str(CHECKED)}}, Call)
+        return
+    missing = [*_missing_files(config)]
+    try:
+        PROGRAMS[job.kind].check(config)
+        check_packages(config)
+    except ConfigError as error:
+        raise ConfigError("\n".join([str(error), *missing])) from None
+    if missing:
+        raise ConfigError("\n".join(missing))
+    # What constructors and the machine refuse beyond that; none of these parts reads weights or rows.
+    made = {part: instantiate(config.get(part)) for part in ("method", "trainer", "rollout", "data", "keep")}
+    made["trainer"].check()
+
+
+def _missing_files(config: Mapping[str, Any]) -> Iterator[str]:
+    """Files that no stage makes and that are not there."""
+    for group, key in FILES:
+        path = config[group].get(key)
+        if path is not None and CHECKED not in Path(path).parents and not Path(path).expanduser().is_file():
+            yield f"{group}.{key}: there is no file {path}"
+
+
+def vet(job: Job, places: Mapping[str, Any], guest: Guest) -> None:
+    """Raises ConfigError for what a stage that comes from a folder cannot decide by itself."""
+    config, overrides = resolved(job, places)
+    guest.check_words(overrides)
+    prefix = f"stage.{job.name}."
+    if job.kind != "call":
+        guest.check(config, PROGRAMS[job.kind].schema, prefix)
+        return
+    target = str(config["call"].get("_target_"))
+    if target not in own_calls() and ("_target_", target) not in guest.said:
+        guest.refuse([Found("_target_", target, "calls this function")], prefix)
+    guest.check({name: value for name, value in config["call"].items() if name != "_target_"}, Call, prefix)
+
+
+@cache
+def own_calls() -> frozenset[str]:
+    """The functions that pipelines of this package call."""
+    nodes = [OmegaConf.to_container(OmegaConf.load(file)) for file in PIPELINES.glob("*.yaml")]
+    stages = [stage for node in nodes if isinstance(node, dict) for stage in node.get("stages", {}).values()]
+    return frozenset(stage["call"] for stage in stages if isinstance(stage, dict) and "call" in stage)
+
+
+def to_confirm(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Found]]:
+    """What has to be given again to resume the pipeline in `folder`, with the name of its stage."""
+    places = references(jobs, folder)
+    for job in jobs:
+        config, _ = resolved(job, places)
+        if job.kind != "call":
+            yield from ((job.name, one) for one in confirmable(config, PROGRAMS[job.kind].schema))
+        elif config["call"]["_target_"] not in own_calls():
+            yield job.name, Found("_target_", config["call"]["_target_"], "calls this function")
+
+
+# The jobs of a sweep.
+
+
+class SweepPlanner:
+    """Makes the jobs of a study's settings."""
+
+    def __init__(self, study: Study, overrides: Sequence[str], composer: Composer, primary: str, guest: Guest | None):
+        """`overrides` are those of the command line: they win over the study's base and lose to what varies."""
+        self.study, self.overrides, self.composer, self.guest = study, tuple(overrides), composer, guest
+        self.kind, self.program = next(item for item in PROGRAMS.items() if item[1].primary == primary)
+        self.numbers = count()
+
+    def __call__(self, settings: Sequence[Setting]) -> list[Job]:
+        """The jobs of these settings, with each seed. Raises one ConfigError with what is wrong with any of them."""
+        points = [*product(settings, self.study.seeds or (None,))]
+        found: list[Job] = []
+        problems = Problems()
+        for setting, seed in points:
+            with problems.of(setting.label):
+                found.append(self._job(setting, seed))
+        if problems.lines:
+            raise ConfigError("\n".join(line + _where(who, len(points)) for line, who in problems.lines.items()))
+        return found
+
+    def _job(self, setting: Setting, seed: int | None) -> Job:
+        seeded = () if seed is None else (format_override("seed", seed),)
+        name = " ".join(filter(None, [setting.label, *seeded])) or "alone"
+        own = [*setting.overrides, *seeded, format_override("name", name)]
+        overrides = [*self.study.base, *self.overrides, *own]
+        if self.guest:
+            self.guest.check_words(overrides)
+        config, ready = self.composer(self.program.primary, overrides)
+        kind: Kind = "pipeline" if config.get("pipeline") else self.kind
+        if kind == "pipeline":
+            hashed, confirm = self._pipeline(OmegaConf.to_container(config.pipeline), ready)
+        else:
+            hashed, confirm = self._single(resolved_config(config))
+        digest, number = config_hash(hashed), next(self.numbers)
+        return Job(
+            name=name,
+            kind=kind,
+            folder=f"jobs/{number:02d}-{digest}",
+            overrides=ready,
+            hash=digest,
+            number=number,
+            settings=setting.values,
+            seed=seed,
+            confirm=confirm,
+        )
+
+    def _pipeline(self, node: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """What makes the job the job it is, and what has to be given again to resume it."""
+        stages = plan_stages(node, overrides, self.composer, self.guest)
+        confirm = [format_override(f"stage.{name}.{one.key}", one.value) for name, one in to_confirm(stages, CHECKED)]
+        return {stage.name: _hashed(stage.config) for stage in stages}, tuple(confirm)
+
+    def _single(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The same of a single run."""
+        if self.kind == "train" and "method" not in config:
+            raise ConfigError("method: no job of the sweep names one, as in method=ppo")
+        if self.guest:
+            self.guest.check(config, self.program.schema)
+        self.program.check(config)
+        check_packages(config)
+        confirm = [format_override(one.key, one.value) for one in confirmable(config, self.program.schema)]
+        return _hashed(config), tuple(confirm)
+
+
+def _hashed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in NOT_HASHED}
+
+
+def _where(names: Sequence[str], total: int) -> str:
+    return f" (in all {total} jobs)" if len(names) == total and total > 1 else f" ({'; '.join(dict.fromkeys(names))})"
+
+
+def placed(job: Job, folder: Path) -> Job:
+    """The job in the folder that an earlier session gave it."""
+    there = sorted((folder / "jobs").glob(f"*-{job.hash}"))
+    return replace(job, folder=f"jobs/{there[0].name}") if there else job
