@@ -12,7 +12,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import InitVar, dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
 from pathlib import Path
@@ -65,6 +65,10 @@ class Schema:
     keys: Mapping[str, Key]
     open: bool
     """True when the constructor takes any further keyword, as some constructors of other libraries do."""
+
+
+class InPython:
+    """Marks, inside Annotated, an argument that Python code gives and a config cannot; an InitVar is one without it."""
 
 
 def _never(value: Any) -> bool:
@@ -139,6 +143,8 @@ def schema_of(target: Callable[..., Any]) -> Schema:
             takes_any = takes_any or parameter.kind is parameter.VAR_KEYWORD
             continue
         annotation = _resolve(target, name, parameter.annotation)
+        if isinstance(annotation, InitVar) or InPython in getattr(annotation, "__metadata__", ()):
+            continue
         keys[name] = Key(annotation, required=parameter.default is parameter.empty)
     return Schema(keys, takes_any)
 

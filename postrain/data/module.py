@@ -1,36 +1,38 @@
 """The `data` group: from a source to the batches of every update, with the audit in between.
 
 `prepare` does all the work once, before any weight is loaded; Lightning then only asks for the batches. The loader is
-our own (schedule.py), so that a resumed run and any number of ranks see the same rows.
+our own (schedule.py), so that a resumed run and any number of ranks see the same rows. Under a plain Lightning Trainer
+`setup` asks the method what to prepare.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
 from lightning.pytorch import LightningDataModule
 
-from postrain.config.schema import Confirm, load_target
+from postrain.config.schema import Confirm, InPython, load_target
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
-from postrain.data.collate import collate, prompts
+from postrain.data.collate import prompts
 from postrain.data.encode import Encoded, EncodedPrompt, EncodedRow, Encoder, LossOn, token_rows
 from postrain.data.quality import Quality, sift
 from postrain.data.reading import Account, Reading, learnable, reasons
 from postrain.data.records import Judgement, Prompt, Record, Text, plain_text, prompt_content
-from postrain.data.schedule import Schedule
-from postrain.data.sources import Files, Loaded, Source, read_held_out
+from postrain.data.schedule import HeldOut, Plan, Schedule
+from postrain.data.sources import Files, Loaded, Rows, Source, read_held_out
 from postrain.data.split import Split, split, unseen
 from postrain.data.steps import StepLayout
 from postrain.data.transcripts import is_transcript
 from postrain.data.views import convert
-from postrain.types import Batch, ConfigError, Count, CountOrZero, Prompts, Size
+from postrain.types import ConfigError, Count, CountOrZero, Prompts, Size
 from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
@@ -38,23 +40,20 @@ Share = Annotated[float, Interval(gt=0, lt=1)]
 FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s+\S)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the rest of a run says about its data."""
-
-    kind: str
-    context: int
-    completion_tokens: int
-    batch_size: int
-    updates: int
-    seed: int
-
-
 class DataModule(LightningDataModule):
-    """Everything between a source of rows and the batches of a run."""
+    """Everything between a source of rows and the batches of a run.
+
+    Python code gives `rows`: a list of mappings in any known layout, a path, or a `datasets.Dataset`. Without a
+    `tokenizer` it is the method's.
+
+        pairs = [{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}, ...]
+        Trainer(max_steps=50).fit(DPO(model, tokenizer), datamodule=DataModule(pairs, tokenizer))
+    """
 
     def __init__(
         self,
+        rows: Annotated[Any, InPython] = None,
+        tokenizer: Annotated[Any, InPython] = None,
         *,
         source: Source | None,
         path: str | None,
@@ -75,9 +74,14 @@ class DataModule(LightningDataModule):
     ) -> None:
         """`path` takes the place of the source; what each key means is written in conf/data/base/common.yaml."""
         super().__init__()
+        if isinstance(rows, str | os.PathLike):
+            path = os.fspath(rows)
+        elif rows is not None:
+            source = Rows(rows=rows)
         if source is None and path is None:
             raise ConfigError("data.path: has to be given for this data option, as data.path=FILE")
         self.source = source
+        self.tokenizer = tokenizer
         self.path, self.eval_path = path, eval_path
         self.eval_fraction, self.eval_rows, self.max_rows = eval_fraction, eval_rows, max_rows
         self.columns = columns
@@ -91,6 +95,8 @@ class DataModule(LightningDataModule):
         self.show_mask = show_mask
         self.start_update = 0
         """The first update to give batches for; a resumed method's counters go before it."""
+        self.made_for: Plan | None = None
+        """What `setup` prepared last; None where somebody else has called `prepare`, or nobody yet."""
 
     # Before training ----------------------------------------------------------------------------------------------
 
@@ -111,7 +117,7 @@ class DataModule(LightningDataModule):
         `kind` names a record; `completion_tokens` are left free after the prompts that will be sampled from;
         `use_margin` says that the method reads the margins of pairs.
         """
-        self.plan = Plan(kind, context, completion_tokens, batch_size, updates, seed)
+        self.plan = Plan(kind, context, completion_tokens, batch_size, updates, seed, use_margin)
         loaded = self._load()
         # Running text says nothing of templates: an exported base model keeps its tokenizer's own.
         running = kind == Text.__name__
@@ -127,6 +133,17 @@ class DataModule(LightningDataModule):
         self.audit = self._audit(loaded, parts, account, encoder)
         self.audit.check()
         return self.audit
+
+    def setup(self, stage: str) -> None:
+        """Prepares what the Trainer's method learns from, unless it is prepared already. Raises ConfigError for rows
+        that it cannot learn from."""
+        method: Any = self.trainer.lightning_module if self.trainer else None
+        if method is None or (hasattr(self, "audit") and self.made_for is None):
+            return
+        plan = method.plan()
+        if plan != self.made_for:
+            self.prepare(tokenizer=self.tokenizer or method.parts.template.tokenizer, **asdict(plan))
+            self.made_for = plan
 
     def _load(self) -> Loaded:
         if self.path is not None:
@@ -258,9 +275,9 @@ class DataModule(LightningDataModule):
             ranks=ranks,
         )
 
-    def eval_batches(self, batch_size: int) -> list[Batch]:
-        """All held-out items in order; the last batch may be short."""
-        return [collate(self.eval[at : at + batch_size]) for at in range(0, len(self.eval), batch_size)]
+    def val_dataloader(self) -> HeldOut:
+        """The batches of an evaluation, the same on every rank."""
+        return HeldOut(self.eval)
 
     def eval_prompts(self, count: int) -> Prompts:
         """The first `count` different held-out prompts, to sample from; of running text, the beginning of each."""

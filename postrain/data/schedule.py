@@ -16,6 +16,42 @@ from postrain.data.encode import Encoded
 from postrain.ops import generator
 from postrain.types import Batch
 
+EVAL_BATCH = 64
+"""Held-out items measured together. Where a metric looks at a whole batch (KTO's baseline), runs with other batch sizes
+compare."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the rest of a run says about its data."""
+
+    kind: str
+    """The record that the method learns from."""
+    context: int
+    """Tokens of a row at most."""
+    completion_tokens: int
+    """Left free after prompts that will be sampled from."""
+    batch_size: int
+    updates: int
+    seed: int
+    use_margin: bool = False
+    """Whether the method reads the margins of pairs."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out items in order, as batches; the last one may be short."""
+
+    items: Sequence[Encoded]
+    batch_size: int = EVAL_BATCH
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for at in range(0, len(self.items), self.batch_size):
+            yield collate(self.items[at : at + self.batch_size])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from postrain.config.schema import shown
 from postrain.data.files import read_path
-from postrain.data.hub import load_split
-from postrain.data.readers import Row, Table
+from postrain.data.hub import load_split, rows_of
+from postrain.data.readers import Row, Table, make_table
 from postrain.data.rendering import Mode
 from postrain.types import ConfigError, Positive, Seed, Size
 from postrain.world.rows import CONTINUATIONS, Kind, Task, rows
@@ -68,6 +71,26 @@ class World(Source):
         )
         name = f"the world's {self.kind} ({self.task}, {split})"
         return Table(name, "row", tuple(Row(number, values) for number, values in enumerate(made)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Source):
+    """Rows that Python code holds: mappings, or a `datasets.Dataset`."""
+
+    rows: Any
+
+    def load(self, *, eval_rows: int) -> Loaded:
+        """Raises ConfigError for what are not rows."""
+        given = rows_of(self.rows) if hasattr(self.rows, "with_format") else self.rows
+        if not isinstance(given, Iterable) or isinstance(given, Mapping):
+            raise ConfigError(f"data: expected a list of rows, a path or a datasets.Dataset, got {shown(self.rows)}")
+        return Loaded(make_table("data", "row", enumerate(map(_mapping, given))), None)
+
+
+def _mapping(row: Any) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ConfigError(f'data: expected rows such as {{"prompt": ..., "completion": ...}}, got {shown(row)}')
+    return row
 
 
 @dataclass(frozen=True, kw_only=True)

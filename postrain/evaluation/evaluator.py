@@ -23,9 +23,6 @@ from postrain.models.scoring import kl_metrics
 from postrain.rollout.collect import Episodes
 from postrain.types import Count, CountOrZero, Max, Mean
 
-# Items measured together. Where a metric looks at a whole batch (KTO's baseline), runs with other batch sizes compare.
-EVAL_BATCH = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -62,7 +59,7 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation, subject: Su
     """Measures the method as it is now; changes nothing in it. `subject` is its policy, where that writes text."""
     method.policy.eval()
     found: dict[str, Mean | Max] = {}
-    for index, batch in enumerate(data.eval_batches(EVAL_BATCH)):
+    for index, batch in enumerate(data.val_dataloader()):
         add_metrics(found, method.evaluate(batch.to(method.device), index))
     metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
     if subject is None:

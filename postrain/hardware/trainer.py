@@ -81,7 +81,11 @@ class Hardware:
             torch.set_num_threads(self.threads)
 
     def make_trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger], root: Path) -> Trainer:
-        """A Trainer that only drives: one epoch is the whole run, and batches come sharded already."""
+        """A Trainer that only drives: one epoch is the whole run, and batches come sharded already.
+
+        Callbacks evaluate and write metrics (training/evaluation.py, metrics_file.py), so that an evaluation stands in
+        the record of its update and before its checkpoint; Lightning would do either after both, and once more.
+        """
         return Trainer(
             accelerator=self.accelerator,
             devices=self.devices,
@@ -93,6 +97,9 @@ class Hardware:
             default_root_dir=root,
             max_epochs=1,
             use_distributed_sampler=False,
+            log_every_n_steps=0,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

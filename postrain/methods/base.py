@@ -8,74 +8,43 @@
 
 Optimisation is manual for every method, so that accumulation, clipping and schedules are right once. One `update` is
 one optimizer step on one mini-batch, and the numbers do not depend on how it is cut into micro-batches or over ranks.
+
+Any Lightning Trainer drives a method: `Trainer(max_steps=50).fit(method, datamodule=DataModule(rows, tokenizer))`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 
-from postrain.data.chat import Template
+from postrain.data.module import DataModule
 from postrain.hardware import collectives
+from postrain.methods.components import Parts, RewardLike, parts_of
+from postrain.methods.driven import Driven
 from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches
 from postrain.ops import derive_seed
-from postrain.rewards.base import Reward
-from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
-from postrain.rollout.turns import SINGLE_TURN, Environment
+from postrain.rollout.turns import Environment
 from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows, Size
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a run hands to its method."""
-
-    policy: nn.Module
-    """The model that learns: a causal LM or a scalar model, with its adapter if it has one."""
-    template: Template
-    """How text becomes tokens and back."""
-    seed: int
-    engine: Engine
-    """What samples, for rollouts and for looking at samples during evaluation."""
-    reference: Reference | None = None
-    """The weights the policy started from, or another model; None where nobody compares."""
-    foreign_reference: bool = False
-    """True when the reference is another model than the policy's start."""
-    origin: str = ""
-    """Stands for the reference's weights and their precision, in the names of what is kept on disk."""
-    reward: Reward | None = None
-    """What scores completions; only methods with `needs_reward` get one."""
-    preference: Preference | None = None
-    """What compares two completions, where the reward group names something that does."""
-    environment: Environment = SINGLE_TURN
-    """What answers the policy while it writes."""
-
-
-@dataclass
-class Counters:
-    """How far a run is; checkpointed and logged (Lightning's global_step counts something else)."""
-
-    updates: int = 0
-    optimizer_steps: int = 0
-    episodes: int = 0
-    """Items of data given: rows, pairs or prompts, over all ranks."""
-    tokens: int = 0
-    """Tokens run through the policy with a gradient, over all ranks."""
-
-
-@dataclass_transform(kw_only_default=True)
+@dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(kw_only=True, eq=False, repr=False)
-class Method(LightningModule):
-    """Base of every method. Annotated fields are its config keys: a subclass is made a keyword-only dataclass."""
+class Method(Driven):
+    """Base of every method. Annotated fields are its config keys: a subclass is made a keyword-only dataclass.
+
+    Python code gives the model with its tokenizer, and what is not to be made from the defaults:
+    `GRPO(model, tokenizer, reward=my_reward, data=rows, updates=50)`. Without a model a method is only its settings,
+    until `attach` gives it its parts. Raises ConfigError for parts that do not fit.
+    """
 
     kind: ClassVar[str]
     """The record it learns from: the name of a class in postrain.data.records."""
@@ -88,6 +57,20 @@ class Method(LightningModule):
     """The three metrics that tell a person how it goes."""
     learns: ClassVar[tuple[str, float]]
     """The held-out metric that shows it has learned, and by how much a third of its default run moves it at least."""
+
+    model: InitVar[nn.Module | None] = field(default=None, kw_only=False)
+    """The policy: a causal language model, or a scalar one for a reward model; with its adapter if it has one."""
+    tokenizer: InitVar[Any] = field(default=None, kw_only=False)
+    reference: InitVar[nn.Module | Reference | None] = None
+    """The reference policy; None is the model as it is now, or with its adapter off."""
+    engine: InitVar[Engine | None] = None
+    """What samples; None is LocalEngine()."""
+    reward: InitVar[RewardLike | None] = None
+    """A reward, a preference, or a function of (prompts, completions, **columns) that returns a list of numbers."""
+    environment: InitVar[Environment | None] = None
+    data: InitVar[Any] = None
+    """What `fit` learns from: a DataModule, or anything that DataModule takes as its rows."""
+    seed: InitVar[int] = 0
 
     updates: Count
     """Global batches to learn from."""
@@ -111,15 +94,37 @@ class Method(LightningModule):
         super().__init_subclass__(**kwargs)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
 
-    def __post_init__(self) -> None:
-        LightningModule.__init__(self)
-        self.automatic_optimization = False
-        self.strict_loading = False
-        self.counters = Counters()
-        self.latest: dict[str, float] = {}
+    def __post_init__(
+        self,
+        model: nn.Module | None,
+        tokenizer: Any,
+        reference: nn.Module | Reference | None,
+        engine: Engine | None,
+        reward: RewardLike | None,
+        environment: Environment | None,
+        data: Any,
+        seed: int,
+    ) -> None:
+        Driven.__init__(self)
         self.noted: dict[str, Mean | Max] = {}
         self.current_rows: tuple[int, ...] = ()
-        self.stopped = ""  # why the run ends before its last update
+        if model is None:
+            return
+        parts = parts_of(
+            model,
+            tokenizer,
+            method=type(self),
+            seed=seed,
+            reference=reference,
+            needs_reference=self.needs_reference(),
+            engine=engine,
+            reward=reward,
+            environment=environment,
+        )
+        self.attach(parts)
+        if data is not None:
+            made = data if isinstance(data, DataModule) else DataModule(data, tokenizer)  # pyright: ignore
+            self.own_data = made
 
     # What a method says ------------------------------------------------------------------------------------------
 
@@ -159,13 +164,6 @@ class Method(LightningModule):
         rows = batch if isinstance(batch, Rows) else batch.rows
         return sum(int(mask.sum()) for mask in rows.supervised)
 
-    def state(self) -> dict[str, Any]:
-        """What else a resumed run needs (a KL coefficient), as plain containers."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` gave."""
-
     def evaluate(self, batch: Any, index: int) -> Metrics:
         """Metrics of one held-out batch; `index` numbers it, for seeds."""
         found: dict[str, Mean | Max] = {}
@@ -178,8 +176,8 @@ class Method(LightningModule):
     # The loop ----------------------------------------------------------------------------------------------------
 
     @property
-    def reference(self) -> Reference:
-        """The weights the policy started from, for a method that needs them."""
+    def reference_policy(self) -> Reference:
+        """The weights the policy started from, or the model named in their place, for a method that needs them."""
         assert self.parts.reference is not None
         return self.parts.reference
 
@@ -214,6 +212,8 @@ class Method(LightningModule):
         self.counters.updates += 1
         self.counters.episodes += int(collectives.all_sum(torch.tensor(len(batch), device=self.device)))
         self.latest = self.combined(self.noted)
+        self.show(self.latest, len(batch))
+        self.end_on_schedule()
 
     def update(self, minibatch: Batch) -> None:
         """One optimizer step on the global mini-batch of which this is the rank's share, unless `may_step` says no."""
@@ -285,16 +285,3 @@ class Method(LightningModule):
         return make_optimizer(
             self, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.adam_betas, eps=self.adam_eps
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what learns and the counters; the frozen rest comes from the model's source again."""
-        learns = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in learns}
-        # Lightning's own progress counts optimizer steps and batches of a loader that starts over on resume.
-        checkpoint.pop("loops", None)
-        checkpoint["postrain"] = {"counters": asdict(self.counters), "state": self.state()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the counters back."""
-        self.counters = Counters(**checkpoint["postrain"]["counters"])
-        self.load_state(checkpoint["postrain"]["state"])

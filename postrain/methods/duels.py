@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from postrain.methods.metrics import Metrics
 from postrain.methods.online import Online
 from postrain.ops import derive_seed, share_above
-from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.collect import Episodes
 from postrain.types import ConfigError, Mean, Positive, Prompts, Size
 
 
@@ -68,7 +68,7 @@ class Dueling(Online):
     def evaluate(self, batch: Prompts, index: int) -> Metrics:
         """How often the policy's completions of held-out prompts beat the reference's, drawn with the same seeds."""
         if index not in self.starts:
-            with self.reference.scoring() as frozen:
+            with self.reference_policy.scoring() as frozen:
                 self.starts[index] = self.completed(frozen, batch, index)
         beats_B = self.duel(self.completed(self.policy, batch, index), self.starts[index])
         known_B = beats_B[~beats_B.isnan()]
@@ -80,20 +80,7 @@ class Dueling(Online):
     def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Episodes:
         """One completion of each held-out prompt."""
         keys = [derive_seed(self.parts.seed, "win_rate", index, place) for place in range(len(prompts))]
-        return collect(
-            self.parts.engine,
-            model,
-            self.parts.template,
-            prompts,
-            keys=keys,
-            reward=self.parts.reward,
-            environment=self.parts.environment,
-        )
-
-    def measured(self, episodes: Episodes) -> Metrics:
-        """The metrics of a rollout; none of a reward where there is only a preference."""
-        found = episodes.metrics()
-        return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
+        return self.episodes(model, prompts, keys)
 
 
 def paired(some: Episodes, others: Episodes, size: int) -> tuple[Episodes, Episodes]:

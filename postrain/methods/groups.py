@@ -159,7 +159,7 @@ class Grouped(KLPenalised):
             self.note(kl_estimates(logps_BT, ref_logps_BT, mask_BT))
             return ref_logps_BT
         found = in_micro_batches(
-            lambda part: compare(self.policy, self.reference, part, temperature=self.sampling.temperature),
+            lambda part: compare(self.policy, self.reference_policy, part, temperature=self.sampling.temperature),
             rows,
             self.micro_batch_tokens,
         )

@@ -21,7 +21,7 @@ Axes: B completions, T completion tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -78,10 +78,10 @@ class KLPenalised(Online):
 
     def scored(self, rows: Rows, head: Callable[[Tensor], Tensor] | None = None) -> Scores | Comparison:
         """The policy on these rows, differentiable, beside the reference where the loss needs their exact KL."""
-        temperature, entropy = self.sampling.temperature, self.entropy_coef > 0
+        asked: Any = {"temperature": self.sampling.temperature, "entropy": self.entropy_coef > 0, "head": head}
         if self.kl_moves_loss() and self.kl_estimator == "exact":
-            return compare(self.policy, self.reference, rows, temperature=temperature, entropy=entropy, head=head)
-        return score(self.policy, rows, temperature=temperature, entropy=entropy, head=head)
+            return compare(self.policy, self.reference_policy, rows, **asked)
+        return score(self.policy, rows, **asked)
 
     def kl_in_loss(self, found: Scores | Comparison, ref_logps_BT: Tensor) -> Tensor:
         """The chosen estimate at each token, differentiable, [B, T], or [B, 1] for whole completions."""

@@ -57,7 +57,7 @@ class NashMD(Dueling):
         """Play: each completion meets every one of the mixture's for its prompt."""
         size = self.group_size
         mine = self.rollout(batch, copies=size)
-        opponent = Mixture(self.policy, self.reference, self.mixture)
+        opponent = Mixture(self.policy, self.reference_policy, self.mixture)
         theirs = self.rollout(batch, copies=size, purpose="opponent", model=opponent)
         won_B = self.match(mine, theirs).nanmean(2).flatten()
         mask_BT = mask_of(mine.rows, self.device)

@@ -50,6 +50,9 @@ class Online(Method):
         self.step_BT: tuple[Tensor, Tensor, Tensor] | None = None
         self.check()
 
+    def steps_per_update(self) -> int:
+        return self.epochs * self.minibatches_per_epoch
+
     def check(self) -> None:
         """What only the settings together can say."""
         if self.batch_size % self.minibatches_per_epoch:
@@ -95,18 +98,29 @@ class Online(Method):
             for place in places
             for copy in range(copies)
         ]
-        episodes = collect(
-            self.parts.engine,
-            self.policy if model is None else model,
-            self.parts.template,
-            prompts.select([i for i in range(len(prompts)) for _ in range(copies)]),
-            keys=keys,
-            reward=self.parts.reward,
-            environment=self.parts.environment,
-        )
+        repeated = prompts.select([i for i in range(len(prompts)) for _ in range(copies)])
+        episodes = self.episodes(self.policy if model is None else model, repeated, keys)
         # Of sampled tokens: NaN where the policy is broken, whatever is learned from them.
         self.note({"rollout/logp": Mean(episodes.logps_BT.sum(), torch.cat(episodes.rows.supervised).sum())})
         return episodes
+
+    def episodes(self, model: nn.Module | Mixture, prompts: Prompts, keys: Sequence[int]) -> Episodes:
+        """A completion of each prompt with its reward; `keys` are their seeds."""
+        parts = self.parts
+        return collect(
+            parts.engine,
+            model,
+            parts.template,
+            prompts,
+            keys=keys,
+            reward=parts.reward,
+            environment=parts.environment,
+        )
+
+    def measured(self, episodes: Episodes) -> Metrics:
+        """The metrics of completions; none of a reward where there is only a preference."""
+        found = episodes.metrics()
+        return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
 
     def shaped(self, episodes: Episodes) -> Tensor:
         """The reward of each completion with the method's own penalties, NaN where nothing could score it, [B]."""
@@ -145,7 +159,7 @@ class Online(Method):
 
     def reference_logps(self, rows: Rows) -> Tensor:
         """The same under the reference."""
-        with self.reference.scoring() as frozen:
+        with self.reference_policy.scoring() as frozen:
             return self.logps(frozen, rows)
 
     def passes(self, items: int) -> Iterator[Sequence[int]]:
@@ -158,6 +172,11 @@ class Online(Method):
     def evaluate(self, batch: Any, index: int) -> Metrics:
         """Nothing to predict on held-out prompts: their samples, rewards and KL are measured for every method."""
         return {}
+
+    def validate(self, batch: Prompts, index: int) -> Metrics:
+        """Also the reward and the shape of a completion of each prompt, drawn with the same seeds every time."""
+        keys = [derive_seed(self.parts.seed, "evaluation", index, place) for place in range(len(batch))]
+        return {**self.evaluate(batch, index), **self.measured(self.episodes(self.policy, batch, keys))}
 
 
 def own_share(places: Sequence[int]) -> list[int]:

@@ -154,7 +154,7 @@ class PPO(KLPenalised):
     def compare(self, rows: Rows) -> Comparison:
         """Policy, reference and shared critic on the same tokens."""
         return compare(
-            self.policy, self.reference, rows, temperature=self.sampling.temperature, head=self.shared_head()
+            self.policy, self.reference_policy, rows, temperature=self.sampling.temperature, head=self.shared_head()
         )
 
     def shared_head(self) -> Callable[[Tensor], Tensor] | None:

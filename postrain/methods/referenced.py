@@ -33,7 +33,7 @@ from postrain.methods.known_logps import (
 )
 from postrain.methods.metrics import Metrics
 from postrain.models.cache import cache_directory, kept
-from postrain.models.heads import frozen_copy
+from postrain.models.heads import frozen_copy, weights_digest
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.models.scoring import micro_batches
 from postrain.types import Batch, ConfigError, CountOrZero
@@ -72,16 +72,16 @@ class Referenced(Method):
             )
         if hasattr(self.policy, "disable_adapter"):
             raise ConfigError("method.sync_every: not with an adapter, whose reference is the adapter off; leave it 0")
-        with self.reference.scoring() as start:
+        with self.reference_policy.scoring() as start:
             if [p.shape for p in start.parameters()] != [p.shape for p in self.policy.parameters()]:
                 raise ConfigError("method.sync_every: the reference has other layers than the policy; leave it 0")
             return Reference(self.policy, frozen_copy(start))
 
     def setup(self, stage: str) -> None:
         """Before the policy learns anything, or takes back what it had learned."""
+        super().setup(stage)
         if self.reference_logps == "cached":
-            data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - set by fit
-            self.known = self.computed(distinct(self.compared(everything(data))))
+            self.known = self.computed(distinct(self.compared(everything(self.datamodule))))
 
     def compared(self, batch: Batch) -> Batch:
         """The part of a batch whose rows the reference is asked about."""
@@ -90,7 +90,7 @@ class Referenced(Method):
     def computed(self, batch: Batch) -> LogpsByRow:
         """Log-probabilities of all rows, read from disk where they were computed before; ranks share the work."""
         # How rows are cut decides the last bits: a run's numbers must not depend on who filled the cache.
-        path = cache_directory() / cache_name(batch, f"{self.parts.origin} {self.micro_batch_tokens}")
+        path = cache_directory() / cache_name(batch, f"{self.origin()} {self.micro_batch_tokens}")
         whose = "another model" if self.parts.foreign_reference else "what the policy starts from"
         said = f"reference: log-probabilities of {len(rows_in(batch))} rows under {whose}"
         if all(collectives.gather(path.is_dir())):
@@ -110,6 +110,13 @@ class Referenced(Method):
             say(f"not kept: {reason}\n")
         return known
 
+    def origin(self) -> str:
+        """Identifies the reference's weights and how they are computed with."""
+        if self.parts.origin:
+            return self.parts.origin
+        with self.start() as model:
+            return f"{weights_digest(model)} {self.device.type} {self.trainer.precision} {torch.__version__}"
+
     @contextmanager
     def start(self) -> Iterator[nn.Module]:
         """The reference model; where nobody has made one, the policy itself, which has not learned anything yet."""
@@ -126,7 +133,7 @@ class Referenced(Method):
             return self.known
         if self.reference_logps == "none":
             return zeros_by_row(rows_in(batch))
-        with (self.moving or self.reference).scoring() as model:
+        with (self.moving or self.reference_policy).scoring() as model:
             return self.logps_by_row(model, batch)
 
     def logps_by_row(self, model: nn.Module, batch: Batch) -> LogpsByRow:

@@ -52,7 +52,7 @@ class SFT(Method):
         tokens = self.denominator(batch)
         metrics: dict[str, Mean | Max] = {}
         if self.kl_coef:
-            found = compare(self.policy, self.reference, batch)
+            found = compare(self.policy, self.reference_policy, batch)
             log_ratio_BT = (found.logps_BT - found.ref_logps_BT).detach()
             metrics["kl/exact"] = Mean(found.kl_BT.detach().sum(), tokens)
             if tokens:

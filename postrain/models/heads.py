@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import TypeVar
 
 import torch
@@ -27,6 +28,15 @@ class ValueHead(nn.Module):
         """[..., D] → [..., 1], in float32 at least, whatever the weights are kept in: returns do not fit bfloat16."""
         with torch.autocast(states.device.type, enabled=False):
             return linear(full(states), full(self.output.weight), full(self.output.bias))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of the names, types and values of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def frozen_copy(model: Model) -> Model:

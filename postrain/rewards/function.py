@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -41,6 +41,15 @@ class Function:
 
     def __post_init__(self) -> None:
         self.call = load_function(self.function, key="reward.function")
+
+    @classmethod
+    def of(cls, call: Callable[..., Any]) -> Self:
+        """The reward that a Python function is. Raises ConfigError for what cannot be called."""
+        if not callable(call):
+            raise ConfigError(f"reward: expected a function of (prompts, completions, **columns), got {shown(call)}")
+        made = cls.__new__(cls)
+        made.function, made.arguments, made.call = getattr(call, "__name__", type(call).__name__), {}, call
+        return made
 
     def to(self, device: torch.device | str) -> None:
         """Nothing to move."""

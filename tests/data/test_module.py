@@ -19,6 +19,7 @@ from postrain.config.check import instantiate
 from postrain.config.schema import schema_of
 from postrain.data.module import DataModule, beginning
 from postrain.data.records import Judgement, Prompt, prompt_content
+from postrain.data.schedule import HeldOut
 from postrain.types import ConfigError, Judgements, Pairs, Prompts, Rows, StepRows
 from tests.data.helpers import write_lines
 from tests.training_runs import CONF
@@ -83,7 +84,7 @@ def test_the_world_gives_batches_of_every_kind_it_can_serve_as(option, kind):
     batches = list(data.train_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 4]
     assert all(isinstance(batch, WORLD[option][kind]) for batch in batches)
-    held_out = data.eval_batches(4)
+    held_out = list(HeldOut(data.eval, 4))
     assert sum(map(len, held_out)) == len(data.eval) > 0
     prompts = data.eval_prompts(3)
     assert 0 < len(prompts) <= 3

@@ -9,6 +9,7 @@ import pytest
 
 from postrain.data.reading import Account, Reading
 from postrain.data.records import Record
+from postrain.data.schedule import HeldOut
 from postrain.types import ConfigError, Judgements
 from tests.data.helpers import OFF, chat, table, write_lines
 from tests.data.test_module import prepared
@@ -97,7 +98,7 @@ def test_held_out_judgements_with_one_completion_borrow_from_training(tmp_path):
     held_out = [{"prompt": f"q {n}", "completion": "good", "label": True} for n in range(3)]
     paths = [str(write_lines(tmp_path / name, part)) for name, part in (("x.jsonl", rows), ("y.jsonl", held_out))]
     data = prepared("jsonl", f"data.path={paths[0]}", f"data.eval_path={paths[1]}", kind="Judgement")
-    (batch,) = data.eval_batches(4)
+    (batch,) = HeldOut(data.eval, 4)
     assert isinstance(batch, Judgements)
     assert len(batch) == 3
     assert data.records.held_out[0].row == 1

@@ -143,7 +143,7 @@ def test_the_reference_takes_a_step_towards_the_policy(mix):
             found = reference.state_dict()
         assert all(torch.allclose(found[name], expected[name]) for name in found)
     # what evaluations compare with has stayed
-    with method.reference.scoring() as reference:
+    with method.reference_policy.scoring() as reference:
         assert same(dict(reference.state_dict()), start)
     if mix == 1.0:
         total = method.loss_sum(method.prepare(batch)).total.item()

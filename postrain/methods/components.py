@@ -1,0 +1,109 @@
+"""What a method is given besides its settings, and how much it has done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from postrain.data.chat import Template
+from postrain.errors import ConfigError
+from postrain.models.parts import unwrapped
+from postrain.models.reference import Reference
+from postrain.rewards.base import Reward
+from postrain.rewards.function import Function
+from postrain.rewards.pairwise import Preference
+from postrain.rollout.engine import Engine
+from postrain.rollout.local import LocalEngine
+from postrain.rollout.turns import SINGLE_TURN, Environment
+
+RewardLike = Reward | Preference | Callable[..., Any]
+"""A reward, a preference, or a Python function with the signature of reward=function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The model, and everything around it that a method uses."""
+
+    policy: nn.Module
+    """The model that learns: a causal LM or a scalar model, with its adapter if it has one."""
+    template: Template
+    """How text becomes tokens and back."""
+    seed: int
+    engine: Engine
+    """What samples, for rollouts and for looking at samples during evaluation."""
+    reference: Reference | None = None
+    """The reference policy: the weights the policy started from, or another model; None where nothing compares."""
+    foreign_reference: bool = False
+    """True when the reference is another model than the policy's start."""
+    origin: str = ""
+    """Identifies the reference's weights and their precision in the names of cache files; empty: hash the weights."""
+    reward: Reward | None = None
+    """What scores completions; only methods with `needs_reward` get one."""
+    preference: Preference | None = None
+    """What compares two completions, where the reward group names something that does."""
+    environment: Environment = SINGLE_TURN
+    """What answers the policy while it writes."""
+
+
+@dataclass
+class Counters:
+    """How far a run is; checkpointed and logged (Lightning's global_step counts something else)."""
+
+    updates: int = 0
+    optimizer_steps: int = 0
+    episodes: int = 0
+    """Items of data given: rows, pairs or prompts, over all ranks."""
+    tokens: int = 0
+    """Tokens run through the policy with a gradient, over all ranks."""
+
+
+def parts_of(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    method: type[Any],
+    seed: int,
+    reference: nn.Module | Reference | None,
+    needs_reference: bool,
+    engine: Engine | None,
+    reward: RewardLike | None,
+    environment: Environment | None,
+) -> Parts:
+    """The parts of a method that Python code constructs; what it leaves out is filled in.
+
+    Without a reference, the model as it is now (or with its adapter off) is the reference policy where one is needed.
+    """
+    if tokenizer is None:
+        raise ConfigError("tokenizer: expected the model's tokenizer; model, tokenizer = pt.load_model(...) gives both")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: expected a PyTorch model, got {model!r:.60}; pt.load_model(...) gives one")
+    if hasattr(unwrapped(model), "score") is not (method.head == "scalar"):
+        has, wants = ("scalar", "causal") if method.head == "causal" else ("causal", "scalar")
+        raise ConfigError(
+            f"model: {method.__name__} needs a model with a {wants} head, not a {has} one; "
+            f'load it with pt.load_model(NAME, head="{wants}")'
+        )
+    given = reference if isinstance(reference, Reference | None) else Reference.of(model, reference)
+    scores, compares = judges(reward)
+    return Parts(
+        policy=model,
+        # The template that the rows are made for takes its place, and is put on the tokenizer, when there are rows.
+        template=Template(tokenizer, seed=seed, install=False),
+        seed=seed,
+        engine=LocalEngine() if engine is None else engine,  # pyright: ignore[reportCallIssue] - the defaults come
+        reference=Reference.of(model) if given is None and needs_reference else given,
+        foreign_reference=given is not None,
+        reward=scores,
+        preference=compares,
+        environment=SINGLE_TURN if environment is None else environment,
+    )
+
+
+def judges(given: Any) -> tuple[Reward | None, Preference | None]:
+    """What scores completions, what compares them; one object can do both, and a plain function is wrapped."""
+    found: Any = given if given is None or hasattr(given, "to") else Function.of(given)
+    scores: Any = found if callable(found) else None
+    return scores, found if isinstance(found, Preference) else None

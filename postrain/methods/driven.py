@@ -1,0 +1,217 @@
+"""A method under Lightning's Trainer, whichever it is: `Trainer(max_steps=50).fit(method, datamodule=...)`.
+
+Hooks, logging, validation and checkpoints; the loop itself is in base.py. A run of postrain drives a method in the same
+way. It evaluates in a callback instead of the validation loop (what is measured stands in the record of the update, and
+before its checkpoint) and writes metrics and trackers itself: Lightning numbers them by optimizer step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any, ClassVar
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+
+from postrain.data.module import DataModule
+from postrain.data.schedule import HeldOut, Plan
+from postrain.methods.components import Counters, Parts
+from postrain.methods.metrics import Metrics, add_metrics
+from postrain.models.directory import context_length
+from postrain.models.parts import unwrapped
+from postrain.types import Batch, ConfigError, Max, Mean
+
+# Options that Lightning refuses under manual optimisation: its default, and the key that does the same here.
+OURS = {
+    "accumulate_grad_batches": (1, "method.micro_batch_tokens, the tokens of a micro-batch"),
+    "gradient_clip_val": (None, "method.max_grad_norm"),
+}
+
+
+class Driven(LightningModule):
+    """Base of Method: what Lightning calls."""
+
+    kind: ClassVar[str]
+    needs_reward: ClassVar[bool]
+    compares: ClassVar[bool]
+    headline: ClassVar[tuple[str, str, str]]
+    updates: int
+    policy: nn.Module
+    parts: Parts
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.counters = Counters()
+        self.latest: dict[str, float] = {}
+        self.stopped = ""  # why the run ends before its last update
+        self.held_out: dict[str, Mean | Max] = {}
+        self.own_data: DataModule | None = None
+
+    # What methods say ---------------------------------------------------------------------------------------------
+
+    def items_drawn(self) -> int:
+        """Items of data that an update is given, over all ranks."""
+        raise NotImplementedError
+
+    def steps_per_update(self) -> int:
+        """Optimizer steps of an update."""
+        return 1
+
+    def evaluate(self, batch: Any, index: int) -> Metrics:
+        """Metrics of one held-out batch; `index` numbers it, for seeds."""
+        raise NotImplementedError
+
+    def validate(self, batch: Any, index: int) -> Metrics:
+        """The same in Lightning's validation loop, where no callback measures anything besides."""
+        return self.evaluate(batch, index)
+
+    def combined(self, metrics: Metrics) -> dict[str, float]:
+        """Metrics over all ranks as plain floats."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What else a resumed run needs (a KL coefficient), as plain containers."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` gave."""
+
+    # Before training ----------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Any]:
+        """Lightning's first call. Raises ConfigError where this Trainer cannot train this method, and takes the length
+        of the schedule from `Trainer(max_steps=)`, which counts optimizer steps."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_trainer(self.trainer)
+            self.check_ready()
+            if self.trainer.max_steps > 0:
+                self.updates = math.ceil(self.trainer.max_steps / self.steps_per_update())
+        return []
+
+    def check_ready(self) -> None:
+        """Raises ConfigError where training cannot begin."""
+        name = type(self).__name__
+        if not hasattr(self, "parts"):
+            raise ConfigError(f"{name}: has no model; construct it as {name}(model, tokenizer)")
+        if self.counters.updates and not self.trainer.ckpt_path:
+            raise ConfigError(
+                f"{name}: has been trained already, {self.counters.updates} updates; construct another one for another "
+                "fit, or resume from a checkpoint with ckpt_path"
+            )
+        reward, preference = self.parts.reward, self.parts.preference
+        if self.needs_reward and reward is None and preference is None:
+            raise ConfigError(f"reward: {name} learns from a reward; give one, as {name}(model, tokenizer, reward=...)")
+        if self.needs_reward and reward is None and not self.compares:
+            raise ConfigError(
+                f"reward: {type(preference).__name__} compares two completions, and {name} needs a number for each; "
+                "choose another reward, or a method that learns from comparisons (online_dpo, nash_md)"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Takes over the template that the data is encoded with."""
+        data = self.datamodule
+        if data is self.own_data:
+            data.trainer = self.trainer
+            data.setup(stage)
+        self.parts = replace(self.parts, template=data.template)
+
+    @property
+    def datamodule(self) -> DataModule:
+        """The Trainer's, else the method's own `data`. Raises ConfigError where there is neither."""
+        found = getattr(self.trainer, "datamodule", None) or self.own_data
+        if not isinstance(found, DataModule):
+            raise ConfigError("data: no rows to learn from; call fit(method, datamodule=DataModule(rows, tokenizer))")
+        return found
+
+    def plan(self) -> Plan:
+        """What the data has to be made for."""
+        return Plan(
+            kind=self.kind,
+            context=context_length(unwrapped(self.policy).config.to_dict()),
+            completion_tokens=self.parts.engine.sampling.max_new_tokens + self.parts.environment.room,
+            batch_size=self.items_drawn(),
+            updates=self.updates,
+            seed=self.parts.seed,
+            use_margin=getattr(self, "use_margin", False),
+        )
+
+    def train_dataloader(self) -> Any:
+        """The batches of `data=`, where the Trainer was given no datamodule."""
+        return self.datamodule.train_dataloader()
+
+    def val_dataloader(self) -> HeldOut:
+        """The held-out batches of `data=`, where the Trainer was given no datamodule."""
+        return self.datamodule.val_dataloader()
+
+    # While training -----------------------------------------------------------------------------------------------
+
+    def show(self, metrics: Mapping[str, float], items: int) -> None:
+        """Makes an update's metrics known to callbacks, progress bars and Lightning's loggers."""
+        for name, value in metrics.items():
+            self.log(name, value, prog_bar=name in self.headline, batch_size=items)
+
+    def end_on_schedule(self) -> None:
+        """Stops the Trainer after the last update: the learning rate is 0 from there on."""
+        trainer = self.trainer
+        if self.counters.updates < self.updates or trainer.max_epochs == 1:
+            return
+        trainer.should_stop = True
+        if trainer.is_global_zero and not 0 < trainer.max_steps <= trainer.global_step:
+            print(f"method.updates={self.updates}: training ends here, at the end of the schedule", flush=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins an evaluation."""
+        self.held_out = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measures one held-out batch."""
+        add_metrics(self.held_out, self.validate(batch.to(self.device), batch_idx))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the evaluation as `eval/...`."""
+        found = self.combined(self.held_out) if self.held_out else {}
+        self.log_dict({f"eval/{name}": value for name, value in found.items()})
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what learns and the counters; the frozen rest comes from the model's source again.
+
+        The settings are what `load_from_checkpoint(path, model=..., tokenizer=...)` constructs the method with.
+        """
+        learns = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in learns}
+        # Lightning's own progress counts optimizer steps and batches of a loader that starts over on resume.
+        checkpoint.pop("loops", None)
+        checkpoint["postrain"] = {"counters": asdict(self.counters), "state": self.state()}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = self.settings()
+
+    def settings(self) -> dict[str, Any]:
+        """The config keys with their values, in plain containers."""
+        keys: Any = self
+        return {one.name: plain(getattr(self, one.name)) for one in fields(keys)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the counters back."""
+        self.counters = Counters(**checkpoint["postrain"]["counters"])
+        self.load_state(checkpoint["postrain"]["state"])
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Raises ConfigError for options that Lightning refuses too, with the key that does the same here."""
+    for name, (default, key) in OURS.items():
+        value = getattr(trainer, name)
+        if value != default:
+            raise ConfigError(f"Trainer({name}={value}): the method does this itself; leave it out and set {key}")
+
+
+def plain(value: Any) -> Any:
+    """A setting without a class of ours or of another library."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
