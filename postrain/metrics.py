@@ -1,26 +1,55 @@
-"""What is known of a metric by its name: the better direction, the possible values, and which metric decides.
+"""Metrics: what each one is, declared beside the code that measures it, and which one decides between runs.
 
-Standard library only: the report imports it too. Leaves out how a metric is measured; evaluation/ has that.
+`methods/declared.py`, `rollout/declared.py`, `evaluation/declared.py` and `training/declared.py` hold what their rooms
+log; they import neither torch nor lightning, so that a report and a help text can read them. Panels, tables, intervals,
+verdicts and diagnostics look a name up here. `python -m postrain.metrics` lists all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import import_module
 from math import inf
 from typing import Literal
 
 Direction = Literal["max", "min"]
+Bounds = tuple[float, float]
 
-LESS = (
-    "per_token", "per_completion", "unscorable", "loop_share", "looping", "repetition", "refusals_or_empty",
-    "bits_per_byte", "all_equal", "one_word",
-)  # fmt: skip
-SHARES = (
-    "accuracy_per_token", "answered", "confidence", "finished", "unscorable", "loop_share", "looping", "repetition",
-    "refusals_or_empty", "all_equal", "one_word", "distinct", "acc", "acc_norm", "exact_match", "f1", "error",
-    "calibration_error", "worst_phrasing", "sampled", "left_out",
-)  # fmt: skip
-SIZES = ("length", "tokens", "prompt_tokens", "per_token", "per_completion", "bits_per_byte", "log_ratio_max")
+ANY: Bounds = (-inf, inf)
+SHARE: Bounds = (0.0, 1.0)
+POSITIVE: Bounds = (0.0, inf)
+
+ROOMS = ("rollout", "methods", "evaluation", "training")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A logged number, or a family of them: its name may hold `*`, as reward/* does."""
+
+    name: str
+    sentence: str = ""
+    unit: str = ""
+    """Empty for a plain number."""
+    direction: Direction | None = None
+    """Which way is better; None where neither is."""
+    bounds: Bounds = ANY
+    """The least and the largest possible value."""
+    title: str = ""
+    """Heading of its picture; otherwise the name in words."""
+
+
+_DECLARED: dict[str, Metric] = {}
+CONVENTIONS = (
+    Metric("*loss", direction="min", bounds=POSITIVE),
+    Metric("*error", direction="min"),
+    Metric("*perplexity", direction="min", bounds=(1.0, inf)),
+    Metric("*accuracy", direction="max", bounds=SHARE),
+    Metric("*rate", direction="max", bounds=SHARE),
+)
+"""What the name of an undeclared metric suggests: of a user's own code, or of an external benchmark."""
 DECIDING = (
     "gold/total", "eval/reward/total", "eval/win_rate", "eval/step_accuracy", "eval/accuracy", "eval/perplexity",
     "eval/loss",
@@ -29,33 +58,57 @@ DECIDING = (
 then what they earn, then how well the model tells answers apart, then how well it predicts text."""
 
 
-def less_is_better(metric: str) -> bool:
-    """Whether a metric is good when it is small, by its name."""
-    last = metric.rpartition("/")[2]
-    return last in LESS or "/kl/" in f"/{metric}" or last.endswith(("loss", "perplexity", "error"))
+def declare(
+    name: str,
+    sentence: str,
+    *,
+    unit: str = "",
+    direction: Direction | None = None,
+    bounds: Bounds = ANY,
+    title: str = "",
+) -> None:
+    """Declares a metric, or a family of them with `*` in the name, for training and as eval/<name> for held-out data.
 
-
-def direction_of(metric: str) -> Direction:
-    """min where less is better, else max."""
-    return "min" if less_is_better(metric) else "max"
-
-
-def bounds(metric: str) -> tuple[float, float]:
-    """The least and the largest possible value of a metric, by its name; infinite where nothing is known.
-
-    Shares and gold scores lie in 0 … 1, a KL, a length and a loss are at least 0, a perplexity at least 1, a
-    log-probability at most 0. A KL estimate (k1, k3) is not a KL, and a reward may be anything.
+    Raises ValueError where the name is declared differently already.
     """
-    path, last = f"/{metric}", metric.rpartition("/")[2]
-    if "/reward/" in path and last != "unscorable":
-        return -inf, inf
-    if "/gold/" in path or last in SHARES or last.endswith(("accuracy", "rate")) or last.startswith("distinct"):
-        return 0.0, 1.0
-    if last in SIZES or path.endswith("/kl/exact") or last.endswith("loss"):
-        return 0.0, inf
-    if last == "reference_logp":
-        return -inf, 0.0
-    return (1.0, inf) if last.endswith("perplexity") else (-inf, inf)
+    found = Metric(name, sentence, unit, direction, bounds, title)
+    if _DECLARED.setdefault(name, found) != found:
+        raise ValueError(f"the metric {name} is declared twice")
+    declared.cache_clear()
+
+
+def declarations() -> tuple[Metric, ...]:
+    """All declared metrics, room by room."""
+    for room in ROOMS:
+        # By name: the rooms lie above this module, and a declaration imports nothing of its room.
+        import_module(f"postrain.{room}.declared")
+    return tuple(_DECLARED.values())
+
+
+@cache
+def declared(name: str) -> Metric | None:
+    """The declaration of a logged metric, the most specific one that fits; None where nobody declared it."""
+    known = {metric.name: metric for metric in declarations()}
+    held_out = name.removeprefix("eval/")
+    exact = known.get(name) or known.get(held_out)
+    fits = [metric for metric in known.values() if "*" in metric.name and fnmatchcase(held_out, metric.name)]
+    return exact or max(fits, key=lambda metric: (metric.name.index("*"), len(metric.name)), default=None)
+
+
+def metric(name: str) -> Metric:
+    """The declaration of a metric; of an undeclared one what its name suggests."""
+    suggested = (one for one in CONVENTIONS if fnmatchcase(name, one.name))
+    return declared(name) or next(suggested, Metric(name))
+
+
+def direction_of(name: str) -> Direction:
+    """min where less is better, else max."""
+    return metric(name).direction or "max"
+
+
+def bounds(name: str) -> Bounds:
+    """The least and the largest possible value of a metric; infinite where nothing is known."""
+    return metric(name).bounds
 
 
 def judged_by(candidates: Sequence[tuple[str, Direction]], measured: Container[str]) -> tuple[str, Direction] | None:
@@ -83,3 +136,18 @@ def decides(
     if any(key.partition(".")[0] == "reward" for key in varied):
         candidates = [one for one in candidates if "reward/" not in one[0]]
     return next(iter(candidates), None)
+
+
+def listing() -> str:
+    """All declarations as Markdown."""
+    rows = [("metric", "unit", "better", "range", "what it is"), ("---",) * 5]
+    for one in sorted(declarations(), key=lambda one: one.name):
+        low, high = (f"{edge:g}" for edge in one.bounds)
+        within = "" if one.bounds == ANY else f"{low} … {high}"
+        rows.append((f"`{one.name}`", one.unit, one.direction or "", within, one.sentence))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    # The module itself has a second name when it is run: the declarations go to the first.
+    print(import_module("postrain.metrics").listing(), end="")

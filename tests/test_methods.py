@@ -16,6 +16,7 @@ from hydra.utils import get_class
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from postrain.metrics import declared
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import SIGNALS, Interrupted
 from postrain.runs.lightning_state import method_of
@@ -142,6 +143,11 @@ def test_what_learns_moves_and_what_is_frozen_stays(adapter, untouched):
     assert recorder.learns
     assert len(records(recorder.folder)) == 4
     assert recorder.folder.status.read()["status"] == "done"
+
+
+def test_every_logged_metric_is_declared(untouched):
+    logged = {name for record in records(untouched().folder) for name in record}
+    assert [name for name in sorted(logged) if declared(name) is None] == []
 
 
 def test_resumed_equals_never_interrupted(untouched, tmp_path):

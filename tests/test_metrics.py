@@ -1,4 +1,4 @@
-"""What the name of a metric says: its bounds, its better direction, and which metric decides."""
+"""Declarations of metrics: bounds and better direction by name, and which metric decides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from postrain.config.schema import load_target
-from postrain.metrics import Direction, bounds, decides, direction_of, judged_by
+from postrain.metrics import Direction, bounds, decides, declare, declared, direction_of, judged_by, listing, metric
 from postrain.training.finalize import judged
 
 METHODS = sorted(
@@ -49,6 +49,45 @@ METHODS = sorted(
 )
 def test_bounds_by_name(metric: str, expected: tuple[float, float]) -> None:
     assert bounds(metric) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [
+        ("eval/perplexity", "min"),
+        ("eval/forgetting/loss", "min"),
+        ("gold/total", "max"),
+        ("gold/non_repetition", "max"),
+        ("eval/repetition", "min"),
+        ("eval/forgetting/fact_accuracy", "max"),
+        ("eval/completion/length", None),
+        ("learning_rate", None),
+        # Nobody declared these: the name suggests it, or nothing does.
+        ("lm_eval/lambada/word_perplexity", "min"),
+        ("my/loss_of_mine", None),
+        ("my_loss", "min"),
+    ],
+)
+def test_direction_by_name(name: str, direction: str | None) -> None:
+    assert metric(name).direction == direction
+
+
+def test_the_most_specific_declaration_holds() -> None:
+    for name, found in (("eval/kl/exact", "kl/exact"), ("reward/mood", "reward/*"), ("reward/chosen", "reward/chosen"),
+                        ("eval/loss", "eval/loss"), ("loss/odds_ratio", "loss/*")):  # fmt: skip
+        assert getattr(declared(name), "name", None) == found
+    assert declared("my/loss_of_mine") is None
+
+
+def test_a_metric_cannot_be_declared_twice() -> None:
+    with pytest.raises(ValueError, match="grad_norm is declared twice"):
+        declare("grad_norm", "something else")
+
+
+def test_the_listing_names_unit_direction_range_and_meaning() -> None:
+    row = "| `kl/exact` | nats per token | min | 0 … inf | how far the model has moved, nats a token |"
+    assert row in listing().splitlines()
+    assert all("|  |\n" not in line for line in listing().splitlines())
 
 
 @pytest.mark.parametrize("target", METHODS)

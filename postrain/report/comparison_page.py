@@ -11,7 +11,7 @@ from postrain.report.charts import Line, Spot, bars, curves, points
 from postrain.report.efficiency import efficiency
 from postrain.report.labels import differing, labels
 from postrain.report.page import PAGE, RESPONSES, STATS, Cell, Picture, link, picture, write_json, write_page
-from postrain.report.panels import HEADLINES, PANELS, before_and_after, best_of, title_of
+from postrain.report.panels import HEADLINES, before_and_after, best_of, panels, title_of
 from postrain.report.pictures import LARGE, Draw, color, write_png
 from postrain.report.run_data import RunData, Sample, read_run
 from postrain.report.samples import SHOWN, last, responses, side_by_side
@@ -127,7 +127,7 @@ def efficiency_table(members: Sequence[Member]) -> tuple[list[str], Rows]:
 
 def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
     """A picture for each metric that two runs have, the usual ones first; held-out ones rather than training's."""
-    usual = [name for panel in PANELS if panel.primary for name in panel.names]
+    usual = [name for panel in panels() if panel.primary for name in panel.names]
     counts = {name: sum(name in one.run.metrics for one in members) for name in (*metrics, *usual)}
     shown = [name for name, count in counts.items() if count > 1 and not counts.get(f"eval/{name}")]
     updates = max(one.run.updates for one in members)

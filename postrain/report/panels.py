@@ -6,10 +6,12 @@ A panel that no run of some method fills does not appear; a metric nobody though
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 
 from postrain.formatting import short
+from postrain.metrics import metric
 from postrain.report.run_data import Curve
 
 HEADLINES = (
@@ -36,73 +38,98 @@ LARGE = 4
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture."""
+    """One small picture of metrics that are read together."""
 
-    title: str
-    about: str
     names: tuple[str, ...]
-    """The metrics in it."""
+    """The metrics in it, as patterns in panels()."""
     primary: bool = True
     """Shown at once; the others are folded away."""
+    title: str = ""
+    """Where it is not that of the first metric's declaration."""
+    about: str = ""
+    """One line on what it means, likewise."""
 
 
-# Title, one line on what it means, the metrics (as patterns), whether it is shown at once.
-PANELS = (
-    Panel("Reward", "what the policy is paid, mean of a batch", ("reward/total", "eval/reward/total")),
-    Panel("Gold score", "what is known to be good, on held-out prompts", ("gold/*",)),
-    Panel("Likeliest completions", "the same, drawn greedily", ("eval/greedy/*",)),
-    Panel("Wins", "how often a completion is preferred to the start's", ("eval/win_rate", "eval/preference")),
-    Panel(
-        "Steps told right from wrong",
-        "and what saying the commoner label each time would give",
-        ("eval/step_accuracy", "eval/first_error_accuracy", "eval/majority_accuracy"),
-    ),
-    Panel("Accuracy", "how often the chosen answer gets the higher score", ("accuracy", "eval/accuracy")),
-    Panel(
-        "KL to the start", "how far the model has moved, nats a token", ("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3")
-    ),
-    Panel(
-        "Likelihood under the reference",
-        "log-probability of a sampled token, nats; it falls where the language breaks",
-        ("eval/reference_logp", "eval/kl/reference_logp"),
-    ),
-    Panel("Perplexity", "how many tokens the model hesitates between", ("perplexity", "eval/perplexity")),
-    Panel(
-        "Token accuracy", "how often the likeliest token is the right one", ("token_accuracy", "eval/token_accuracy")
-    ),
-    Panel("Loss", "what is minimised", ("loss", "eval/loss")),
-    Panel("Scores of the two answers", "only their difference matters", ("*reward/chosen", "*reward/rejected")),
-    Panel("Scores by label", "of single answers, against the baseline", ("*reward/desirable", "*reward/undesirable")),
-    Panel("Margin", "score of the good minus the bad answer", ("margin", "eval/margin")),
-    Panel("Likelier than at the start", "log-probability of an answer now minus then, nats", ("*logp_change/*",)),
-    Panel("KL baseline", "what a completion has to gain to count as good", ("kl/baseline", "eval/kl/baseline")),
-    Panel("Log-probability of the two answers", "summed over tokens", ("*logp/chosen", "*logp/rejected"), False),
-    Panel("Lengths in the data", "tokens of the answers learned from", ("length/*", "eval/length/*"), False),
-    Panel("Parts of the reward", "each before weighting", ("reward/*",)),
-    Panel("Parts, held-out", "each before weighting, on held-out prompts", ("eval/reward/*",)),
-    Panel("Length", "tokens of a completion", ("completion/length", "eval/completion/length")),
-    Panel(
-        "Finished", "share of completions that end by themselves", ("completion/finished", "eval/completion/finished")
-    ),
-    Panel("Groups that agree", "share whose completions all earn the same: nothing to learn", ("group/all_equal",)),
-    Panel("Base text", "how well text is foreseen that training is not about", ("eval/forgetting/perplexity",)),
-    Panel("Base facts", "share still known of what training is not about", ("eval/forgetting/fact_accuracy",)),
-    Panel("Gold score, measured apart", "on more prompts", ("eval/gold/*",), False),
-    Panel("Repetition", "share of phrases said before", ("*repetition", "*/loop_share")),
-    Panel("Variety", "share of phrases that are said only once", ("*distinct*",), False),
-    Panel("Entropy", "how undecided the policy is, nats a token", ("entropy", "eval/entropy")),
-    Panel("Policy loss", "near 0 by construction: its gradient does the work", ("policy_loss",)),
-    Panel("Value loss", "half the squared error of the critic", ("value_loss",)),
-    Panel("Explained variance", "1 is a perfect critic, 0 a constant one", ("value/explained_variance",)),
-    Panel("Clipped tokens", "share that moved further than the clip range", ("clip_fraction",)),
-    Panel("Gradient norm", "before clipping", ("grad_norm",)),
-    Panel("Ratio", "probability of a token now over when it was sampled", ("ratio/mean", "ratio/max"), False),
-    Panel("KL coefficient", "the price of a nat", ("kl/coef",), False),
-    Panel("Learning rate", "", ("learning_rate",), False),
-    Panel("Seconds per update", "median of the last updates", ("perf/seconds",), False),
-    Panel("Tokens per second", "", ("perf/tokens_per_second",), False),
-    Panel("Peak memory", "GB", ("perf/peak_*",), False),
-)
+def both(*names: str) -> tuple[str, ...]:
+    """Metrics in training and on held-out data."""
+    return tuple(one for name in names for one in (name, f"eval/{name}"))
+
+
+def panel(*names: str, primary: bool = True, title: str = "", about: str = "") -> Panel:
+    """A panel with the words of its first metric's declaration where none are given."""
+    found = metric(names[0])
+    return Panel(names, primary, title or found.title or short(names[0]).capitalize(), about or found.sentence)
+
+
+@cache
+def panels() -> tuple[Panel, ...]:
+    """All panels, in the order of the page."""
+    return (
+        panel(*both("reward/total")),
+        panel("gold/*"),
+        panel("eval/greedy/*"),
+        panel("eval/win_rate", "eval/preference", title="Wins"),
+        panel(
+            "eval/step_accuracy",
+            "eval/first_error_accuracy",
+            "eval/majority_accuracy",
+            title="Steps told right from wrong",
+            about="and what saying the commoner label each time would give",
+        ),
+        panel(*both("accuracy")),
+        panel("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3"),
+        panel("eval/reference_logp", "eval/kl/reference_logp"),
+        panel(*both("perplexity")),
+        panel(*both("token_accuracy")),
+        panel(*both("loss")),
+        panel(
+            "*reward/chosen",
+            "*reward/rejected",
+            title="Scores of the two answers",
+            about="only their difference matters",
+        ),
+        panel(
+            "*reward/desirable",
+            "*reward/undesirable",
+            title="Scores by label",
+            about="of single answers, against the baseline",
+        ),
+        panel(*both("margin")),
+        panel("logp_change/*", "eval/logp_change/*"),
+        panel(*both("kl/baseline")),
+        panel(
+            "*logp/chosen",
+            "*logp/rejected",
+            primary=False,
+            title="Log-probability of the two answers",
+            about="summed over tokens",
+        ),
+        panel(*both("length/*"), primary=False),
+        panel("reward/*"),
+        panel("eval/reward/*", title="Parts, held-out", about="each before weighting, on held-out prompts"),
+        panel(*both("completion/length")),
+        panel(*both("completion/finished")),
+        panel("group/all_equal"),
+        panel("eval/forgetting/perplexity"),
+        panel("eval/forgetting/fact_accuracy"),
+        panel("eval/gold/*", primary=False, title="Gold score, measured apart", about="on more prompts"),
+        panel("*repetition", "*/loop_share", title="Repetition", about=metric("repetition").sentence),
+        panel("*distinct*", primary=False, title="Variety", about=metric("repetition/distinct_1").sentence),
+        panel(*both("entropy")),
+        panel("policy_loss"),
+        panel("value_loss"),
+        panel("value/explained_variance"),
+        panel("clip_fraction"),
+        panel("grad_norm"),
+        panel("ratio/mean", "ratio/max", primary=False),
+        panel("kl/coef", primary=False),
+        panel("learning_rate", primary=False),
+        panel("perf/seconds", primary=False),
+        panel("perf/tokens_per_second", primary=False),
+        panel("perf/peak_*", primary=False),
+    )
+
+
 HIDDEN = ("optimizer_steps", "episodes", "tokens")
 
 
@@ -111,19 +138,19 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     constant = [name for name, (_, values) in metrics.items() if len(values) > 1 and min(values) == max(values)]
     left = [name for name in metrics if name not in (*HIDDEN, *constant) and not _is_twin(name, metrics)]
     left.sort(key=totals_first)
-    panels = []
-    for panel in PANELS:
-        names = tuple(dict.fromkeys(name for pattern in panel.names for name in left if fnmatchcase(name, pattern)))
+    shown = []
+    for one in panels():
+        names = tuple(dict.fromkeys(name for pattern in one.names for name in left if fnmatchcase(name, pattern)))
         if names:
-            panels.append(Panel(panel.title, panel.about, names, panel.primary))
+            shown.append(replace(one, names=names))
             left = [name for name in left if name not in names]
-    return panels + _others(left), [name for name in constant if name not in HIDDEN]
+    return shown + _others(left), [name for name in constant if name not in HIDDEN]
 
 
-def title_of(metric: str) -> tuple[str, str]:
+def title_of(name: str) -> tuple[str, str]:
     """What a picture of one metric is called, and the metric's own name."""
-    fits = (panel.title for panel in PANELS if any(fnmatchcase(metric, pattern) for pattern in panel.names))
-    return next(fits, short(metric).capitalize()), short(metric)
+    fits = (one.title for one in panels() if any(fnmatchcase(name, pattern) for pattern in one.names))
+    return next(fits, short(name).capitalize()), short(name)
 
 
 def totals_first(name: str) -> tuple[bool, bool, bool]:
@@ -144,7 +171,10 @@ def _others(names: Iterable[str]) -> list[Panel]:
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(name.removeprefix("eval/"), []).append(name)
-    return [Panel(short(base).capitalize(), "", tuple(sorted(family)), False) for base, family in families.items()]
+    return [
+        Panel(tuple(sorted(family)), False, short(base).capitalize(), metric(base).sentence)
+        for base, family in families.items()
+    ]
 
 
 def smooth(values: list[float], window: int) -> list[float]:
@@ -176,26 +206,10 @@ def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
     return found
 
 
-# How a metric is good, by what stands in its name; the first that fits. What fits nothing is a matter of taste.
-WAYS = (
-    ("max", "*non_repetition *reward/* *gold/* *accuracy* *win_rate *finished *distinct*"),
-    ("min", "*loss *perplexity *repetition *loop* *kl/* */error *refusals* *unscorable */per_token */per_completion"),
-    ("max", "*consistency *agreement* *worst_phrasing *margin *oracle *gain *one_sample *greedy *sampled"),
-)
-
-
-def better(name: str) -> str | None:
-    """Whether more of a metric is better, "max", or less of it, "min"; None where nobody can say."""
-    for way, patterns in WAYS:
-        if any(fnmatchcase(name, pattern) for pattern in patterns.split()):
-            return way
-    return None
-
-
 def best_of(name: str, values: Mapping[str, float | None], direction: str | None = None) -> set[str]:
     """Whose value of a metric is the best, all of equal ones; nobody's where there is nothing to compare."""
     known = {who: value for who, value in values.items() if value is not None and value == value}
-    direction = direction or better(name)
+    direction = direction or metric(name).direction
     if direction is None or len(set(known.values())) < 2:
         return set()
     top = (max if direction == "max" else min)(known.values())

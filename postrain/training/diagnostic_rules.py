@@ -1,8 +1,8 @@
-"""What puzzles people in a training run, as small pure functions: the metrics so far in, one clear paragraph out, or
-None.
+"""Diagnostic rules: pure functions from the metrics so far to one paragraph, or None.
 
-A rule looks at the history, oldest first; the last entry is the update that has just ended. It says what it saw, what
-that means, and what to do, if anything. explain.py decides when to listen, and that each speaks once.
+A rule reads the history, oldest first; the last entry is the update that has just ended. Its paragraph states what was
+measured, what that means, and what to do, if anything. diagnostics.py applies the rules; each reports once a run.
+Units of metrics come from their declarations (postrain.metrics).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from postrain.evaluation.collapse import DISTINCT, collapsed
+from postrain.metrics import metric
 
 History = Sequence[Mapping[str, float]]
 
@@ -24,13 +25,13 @@ WINDOW = 5
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that puzzles people."""
+    """One known pattern in the metrics of a run."""
 
     name: str
     title: str
-    explain: Callable[[History], str | None]
+    check: Callable[[History], str | None]
     stops: bool = False
-    """True where going on would be a waste."""
+    """Whether training ends where the rule applies."""
 
 
 def last(history: History, name: str, count: int) -> list[float] | None:
@@ -74,7 +75,7 @@ def dead_gradient(history: History) -> str | None:
             "every completion was cut at rollout.max_new_tokens, and method.mask_truncated=true leaves such ones out "
             "of the loss: raise the limit, or say method.mask_truncated=false"
         )
-    elif now.get("advantage/mean_abs", now.get("advantage/std")) == 0:
+    elif now.get("advantage/mean_abs") == 0:
         reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
     elif now.get("completion/length") == 0:
         reason = "every completion is empty, so there is no token to learn from: look at the prompts and the template"
@@ -162,9 +163,9 @@ def kl_runs_away(history: History) -> str | None:
     if now < RUNAWAY or now < 3 * before:
         return None
     return (
-        f"{name} went from {before:.2g} to {now:.2g} nats within {3 * WINDOW} updates. The policy is leaving the text "
-        "it came from; fluency goes first. Raise method.kl_coef or lower method.learning_rate, and read the samples "
-        "before you trust the reward."
+        f"{name} went from {before:.2g} to {now:.2g} {metric(name).unit} within {3 * WINDOW} updates. The policy is "
+        "leaving the text it came from; fluency goes first. Raise method.kl_coef or lower "
+        "method.learning_rate, and read the samples before you trust the reward."
     )
 
 

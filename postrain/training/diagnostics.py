@@ -1,6 +1,6 @@
-"""Says one clear paragraph, once, at the moment something puzzling happens, and keeps it for the report.
+"""Runs the diagnostic rules after every update: each prints one paragraph when it first applies, kept for the report.
 
-What is puzzling is decided in puzzles.py. Stands after MetricsFile.
+The rules are in diagnostic_rules.py. Stands after MetricsFile.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from postrain.types import ConfigError
 FIRST, RECENT = 10, 200
 
 
-class Explain(Callback):
-    """Watches the metrics with every rule until it has spoken; writes explanations.jsonl."""
+class Diagnostics(Callback):
+    """Applies each rule to the metrics until it has reported; writes explanations.jsonl."""
 
     def __init__(self, folder: RunFolder, rules: Sequence[Rule] = RULES, console: Console | None = None) -> None:
         self._folder = folder
         self._rules = rules
         self._console = console or Console(highlight=False)
         self._history: list[dict[str, float]] = []
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what a resumed run has measured and told already."""
+        """Restore what a resumed run has measured and reported already."""
         updates = method_of(pl_module).counters.updates
         if trainer.is_global_zero:
             with writing(self._folder.explanations.path, NO_SPACE):
                 self._folder.explanations.rewind(updates)
-        told = [record for record in self._folder.explanations.read() if update_of(record) <= updates]
-        self._told = {str(record.get("rule")) for record in told}
+        reported = [record for record in self._folder.explanations.read() if update_of(record) <= updates]
+        self._reported = {str(record.get("rule")) for record in reported}
         self._history = []
         for record in self._folder.metrics.read():
             if update_of(record) <= updates:
@@ -52,9 +52,9 @@ class Explain(Callback):
         method = method_of(pl_module)
         self._remember(dict(method.latest))
         for rule in self._rules:
-            text = None if rule.name in self._told else rule.explain(self._history)
+            text = None if rule.name in self._reported else rule.check(self._history)
             if text is not None:
-                self._tell(trainer, method.counters.updates, rule, text)
+                self._report(trainer, method.counters.updates, rule, text)
 
     def _remember(self, entry: dict[str, float]) -> None:
         """Keep the beginning and the recent past: enough for every rule, and little for a long run."""
@@ -62,8 +62,8 @@ class Explain(Callback):
         if len(self._history) > FIRST + RECENT:
             del self._history[FIRST]
 
-    def _tell(self, trainer: Trainer, update: int, rule: Rule, text: str) -> None:
-        self._told.add(rule.name)
+    def _report(self, trainer: Trainer, update: int, rule: Rule, text: str) -> None:
+        self._reported.add(rule.name)
         if trainer.is_global_zero:
             record = {"update": update, "rule": rule.name, "title": rule.title, "text": text, "stops": rule.stops}
             with writing(self._folder.explanations.path, NO_SPACE):

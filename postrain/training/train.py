@@ -41,7 +41,7 @@ from postrain.runs.status import Ending, as_told, writing
 from postrain.training.checkpoints import Checkpoints, newest_readable
 from postrain.training.components import Built, build, check_reward, load_policy, notes
 from postrain.training.config import Root
-from postrain.training.diagnostics import Explain
+from postrain.training.diagnostics import Diagnostics
 from postrain.training.early_stopping import EarlyStop, Hopeless
 from postrain.training.evaluation import Evaluator
 from postrain.training.finalize import finish
@@ -233,7 +233,7 @@ def callbacks(
     resolved: ResolvedModel,
     guards: Guards,
 ) -> list[Callback]:
-    """In the order they act after an update: check, measure, write down, explain, stop, and only then save."""
+    """In the order they act after an update: check, measure, write down, diagnose, stop, and only then save."""
     samples = SamplesFile(folder)
     title = f"{config['name'] or folder.path.parts[-3]} · {resolved.name}"
     return [
@@ -243,7 +243,7 @@ def callbacks(
         samples,
         Evaluator(built.data, instantiate(config["evaluation"]), samples, InTraining(config, resolved, built.data)),
         MetricsFile(folder),
-        Explain(folder),
+        Diagnostics(folder),
         ProgressLine(title),
         interrupt,
         Checkpoints(folder, guards, every=built.hardware.checkpoint_every, keep=built.hardware.checkpoints_kept),

@@ -9,7 +9,7 @@ import pytest
 
 from postrain.report.charts import MOST_POINTS, spans_decades, thinned
 from postrain.report.page import Cell, estimate, flat, link
-from postrain.report.panels import arrange, before_and_after, best_of, better, headlines, smooth
+from postrain.report.panels import arrange, before_and_after, best_of, headlines, smooth
 from postrain.report.run_data import Curve
 
 
@@ -67,23 +67,6 @@ def test_a_reward_that_is_gold_itself_is_not_shown_twice() -> None:
     parts = {"eval/reward/mood": curve(1, 2), "gold/mood": curve(1, 2), "eval/reward/total": curve(3, 4)}
     panels, _ = arrange(parts | {"gold/total": curve(3, 4)})
     assert [panel.names for panel in panels] == [("eval/reward/total",), ("gold/total", "gold/mood")]
-
-
-@pytest.mark.parametrize(
-    ("name", "way"),
-    [
-        ("eval/perplexity", "min"),
-        ("eval/forgetting/loss", "min"),
-        ("gold/total", "max"),
-        ("gold/non_repetition", "max"),
-        ("eval/repetition", "min"),
-        ("eval/forgetting/fact_accuracy", "max"),
-        ("eval/completion/length", None),
-        ("learning_rate", None),
-    ],
-)
-def test_which_way_a_metric_is_good(name: str, way: str | None) -> None:
-    assert better(name) == way
 
 
 def test_the_best_is_the_one_that_nobody_beats() -> None:

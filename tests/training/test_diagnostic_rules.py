@@ -1,11 +1,13 @@
-"""Each rule with a history that puzzles and one, as close as can be, that does not."""
+"""Each rule with a history that it applies to and one, as close as can be, that it does not."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import pytest
 
+from postrain.metrics import declared
 from postrain.training import diagnostic_rules
 from postrain.training.diagnostic_rules import RULES, History
 
@@ -24,7 +26,7 @@ STILL = [{"loss": LN_2, "margin": 0.0, "grad_norm": 0.3, "learning_rate": 1e-3}]
 EVALS = join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.6, 0.2, 3))
 KL = [{"kl/exact": 0.1}] * 10 + [{"kl/exact": 0.9}] * 10
 
-PUZZLING: list[tuple[str, History, str]] = [
+APPLIES: list[tuple[str, History, str]] = [
     ("loss_is_not_the_objective", [{"policy_loss": -3e-9, "grad_norm": 0.4}], "-3.0e-09"),
     ("dead_gradient", [{"grad_norm": 0.0, "advantage/mean_abs": 0.0}] * 5, "every completion earned the same"),
     ("dead_gradient", [{"grad_norm": 0.0}] * 5, "frozen"),
@@ -67,7 +69,7 @@ PUZZLING: list[tuple[str, History, str]] = [
     ("much_is_clipped", [{"clip_fraction": 0.4}] * 3, "40%"),
 ]  # fmt: skip
 
-CLEAR: list[tuple[str, History]] = [
+SILENT: list[tuple[str, History]] = [
     ("loss_is_not_the_objective", [{"policy_loss": -0.2, "grad_norm": 0.4}]),
     ("loss_is_not_the_objective", [{"loss": 0.0, "grad_norm": 0.4}]),
     ("dead_gradient", [{"grad_norm": 0.0}] * 4),
@@ -104,22 +106,43 @@ CLEAR: list[tuple[str, History]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "history", "says"), PUZZLING)
-def test_speaks(name: str, history: History, says: str) -> None:
+@pytest.mark.parametrize(("name", "history", "says"), APPLIES)
+def test_rule_applies(name: str, history: History, says: str) -> None:
     text = getattr(diagnostic_rules, name)(history)
     assert text is not None
     assert says in text
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(("name", "history"), CLEAR)
-def test_stays_silent(name: str, history: History) -> None:
+@pytest.mark.parametrize(("name", "history"), SILENT)
+def test_rule_does_not_apply(name: str, history: History) -> None:
     assert getattr(diagnostic_rules, name)(history) is None
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_rule_is_tried_and_copes_with_metrics_it_does_not_know(rule: diagnostic_rules.Rule) -> None:
-    assert rule.name in {name for name, *_ in PUZZLING}
-    assert rule.name in {name for name, _ in CLEAR}
-    assert rule.explain([{"some/metric": 1.0}]) is None
-    assert rule.explain([{}] * 30) is None
+    assert rule.name in {name for name, *_ in APPLIES}
+    assert rule.name in {name for name, _ in SILENT}
+    assert rule.check([{"some/metric": 1.0}]) is None
+    assert rule.check([{}] * 30) is None
+
+
+class Reads(dict[str, float]):
+    """Metrics of an update that note which of them are asked for."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def test_every_metric_that_a_rule_reads_is_declared() -> None:
+    for name, history, _ in APPLIES:
+        assert getattr(diagnostic_rules, name)([Reads(entry) for entry in history]) is not None
+    assert "eval/reference_logp" in Reads.asked
+    assert [name for name in sorted(Reads.asked) if declared(name) is None] == []

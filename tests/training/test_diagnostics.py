@@ -1,4 +1,4 @@
-"""Explanations come once, at the right update, and are remembered over a resume."""
+"""Each rule reports once, at the right update, and resumed runs remember it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from postrain.runs.folder import RunFolder
 from postrain.training.diagnostic_rules import History, Rule
-from postrain.training.diagnostics import FIRST, RECENT, Explain
+from postrain.training.diagnostics import FIRST, RECENT, Diagnostics
 from postrain.training.metrics_file import MetricsFile
 from postrain.types import ConfigError
 
@@ -29,9 +29,9 @@ RULES = (Rule("high", "High", high), Rule("rising", "Rising", rising))
 
 
 def train(folder: RunFolder, trainer: Any, method: Any, values: Sequence[float], rules: Any = RULES) -> str:
-    """Updates with these values of x, through MetricsFile and Explain; what was printed."""
+    """Updates with these values of x, through MetricsFile and Diagnostics; what was printed."""
     out = io.StringIO()
-    callbacks = [MetricsFile(folder), Explain(folder, rules, Console(file=out, width=80))]
+    callbacks = [MetricsFile(folder), Diagnostics(folder, rules, Console(file=out, width=80))]
     for callback in callbacks:
         callback.on_train_start(trainer, method)
     for value in values:
@@ -49,7 +49,7 @@ def test_once_and_kept(folder: RunFolder, trainer: Any, make_method: Callable[..
     ]
 
 
-def test_a_resumed_run_explains_what_the_uninterrupted_one_does(
+def test_a_resumed_run_reports_what_the_uninterrupted_one_does(
     folder: RunFolder, trainer: Any, make_method: Callable[..., Any], tmp_path: Any
 ) -> None:
     values = [1, 3, 2, 4, 5, 6]
@@ -69,7 +69,7 @@ def test_a_rule_that_stops(folder: RunFolder, trainer: Any, make_method: Callabl
     assert folder.explanations.read()[0]["stops"] is True
 
 
-def test_other_ranks_stop_too_but_say_nothing(
+def test_other_ranks_stop_too_but_print_nothing(
     folder: RunFolder, other_rank: Any, make_method: Callable[..., Any]
 ) -> None:
     assert train(folder, other_rank, make_method(), [3]) == ""

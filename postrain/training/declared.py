@@ -1,0 +1,18 @@
+"""What the training loop measures of itself."""
+
+from __future__ import annotations
+
+from postrain.metrics import POSITIVE, declare
+
+declare("perf/seconds", "median of the last updates", unit="s", direction="min", title="Seconds per update")
+declare(
+    "perf/tokens_per_second",
+    "of the last updates",
+    unit="tokens/s",
+    direction="max",
+    bounds=POSITIVE,
+    title="Tokens per second",
+)
+declare("perf/peak_*", "GB", unit="GB", direction="min", bounds=POSITIVE, title="Peak memory")
+declare("update", "number of the update", bounds=POSITIVE)
+declare("time", "when it ended", unit="s", bounds=POSITIVE)
