@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.check import instantiate
 from postrain.data.chat import Template
-from postrain.data.records import Message
+from postrain.data.conversation import Message
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.world.rows import rows as world_rows
 

@@ -1,4 +1,5 @@
-"""The batches and records that flow between the rooms of the house, and the shape legend they share.
+"""The values that pass between the rooms, and the shape legend they share; each kind of record has its own batch
+(data/kinds/).
 
 Axes: B items of a batch, L tokens of a row (ragged), T supervised tokens of a row (left-aligned, padded to the
 longest of the batch), N supervised tokens of a whole batch (flat), V vocabulary, D model width, P prompts,
@@ -102,75 +103,6 @@ class Rows(Batch):
 
     def to(self, device: torch.device | str) -> Self:
         return self
-
-    def cost(self) -> list[int]:
-        return [len(ids) for ids in self.ids]
-
-
-@dataclass(frozen=True)
-class Pairs(Batch):
-    """Preference pairs."""
-
-    chosen: Rows
-    rejected: Rows
-    margin_B: Tensor
-    """How much better the chosen one is said to be, float [B]; 0 where the data does not say."""
-
-    @property
-    def row_ids(self) -> tuple[int, ...]:
-        """The records the pairs came from."""
-        return self.chosen.row_ids
-
-    def cost(self) -> list[int]:
-        """The prompt counts once: both answers follow one copy of it."""
-        prompts = [int(learned.long().argmax()) for learned in self.chosen.supervised]
-        both = zip(self.chosen.cost(), self.rejected.cost(), prompts, strict=True)
-        return [one + other - shared for one, other, shared in both]
-
-
-@dataclass(frozen=True)
-class Judgements(Batch):
-    """Completions with a thumb up or down."""
-
-    rows: Rows
-    unrelated: Rows
-    """Each row's prompt followed by the completion of another row: what KTO measures its KL baseline on."""
-    label_B: Tensor
-    """True where the completion is desirable, bool [B]."""
-
-    @property
-    def row_ids(self) -> tuple[int, ...]:
-        """The records the completions came from."""
-        return self.rows.row_ids
-
-
-@dataclass(frozen=True)
-class StepRows(Batch):
-    """Chains of reasoning with a label for each step; S steps of a chain (ragged)."""
-
-    rows: Rows
-    """`supervised` is True at the token right after each step, so that what is read before it is the step's end."""
-    labels: tuple[Tensor, ...]
-    """True where the step is right; bool [S] of each chain, S ≥ 1."""
-
-    @property
-    def row_ids(self) -> tuple[int, ...]:
-        """The records the chains came from."""
-        return self.rows.row_ids
-
-
-@dataclass(frozen=True)
-class Prompts(Batch):
-    """Prompts to continue, with everything a reward may want to know about them."""
-
-    ids: tuple[Tensor, ...]
-    """Token ids of each prompt as the policy sees it; int64 [L]."""
-    texts: tuple[str, ...]
-    """The prompt as a person wrote it, without template."""
-    columns: tuple[Mapping[str, Any], ...]
-    """Every other column of the record (an answer, a gold specification); a reward function gets these by name."""
-    row_ids: tuple[int, ...]
-    """The record each prompt came from, by its number in the source."""
 
     def cost(self) -> list[int]:
         return [len(ids) for ids in self.ids]

@@ -16,17 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from postrain.data.chat import Template
-from postrain.data.encode import (
-    Encoded,
-    EncodedJudgement,
-    EncodedPair,
-    EncodedPrompt,
-    EncodedRow,
-    EncodedSteps,
-    token_rows,
-)
-from postrain.data.fields import names
-from postrain.data.shown import ShownRow, Use, shown_rows
+from postrain.data.encode import Encoded, Use
+from postrain.data.kinds import KINDS
+from postrain.data.layouts import names
+from postrain.data.preview import PreviewRow, preview
 from postrain.types import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
@@ -82,7 +75,7 @@ class Audit:
     """sha256 of all ids, masks and labels, training and held out, and of the columns that rewards may read."""
     samples: str
     """Rows printed with their mask; empty unless asked for."""
-    shown: tuple[ShownRow, ...]
+    shown: tuple[PreviewRow, ...]
     """The first training rows with what is learned of them, shortened."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +97,7 @@ class Audit:
         return _printed(Group(title, table)) + (f"\n{self.samples}" if self.samples else "")
 
     def _lines(self) -> list[tuple[str, str]]:
+        record = KINDS[self.kind]
         lines = [
             ("rows", f"{self.rows_read} read, {self.rows_train} to learn from, {self.rows_eval} held out"),
             ("dropped", _counts(self.dropped)),
@@ -113,15 +107,15 @@ class Audit:
             ("cut", _counts(self.cut)),
             ("tokens a row", ", ".join(f"{name} {value}" for name, value in self.lengths.items())),
         ]
-        if self.kind != "Prompt":
+        if record.supervises != "nothing":
             share = 100 * self.supervised / max(1, self.tokens)
             learned = f"{self.supervised} of {self.tokens} ({share:.0f} %)"
-            name, learned = ("steps", str(self.supervised)) if self.kind == "Steps" else ("tokens learned", learned)
+            steps = record.supervises == "steps"
+            name, learned = ("steps", str(self.supervised)) if steps else ("tokens learned", learned)
             lines.append((name, f"{learned}; a row {self.supervised_mean:.1f}, at least {self.supervised_min}"))
         if self.labels:
-            advice = _weights(**self.labels) if "desirable" in self.labels else _one_sided(self.labels)
-            lines.append(("labels", f"{_counts(self.labels)}{advice}"))
-        if self.kind not in ("Prompt", "Steps") and not self.packed:
+            lines.append(("labels", f"{_counts(self.labels)}{record.label_advice(self.labels)}"))
+        if record.supervises == "tokens" and not self.packed:
             lines.append(("rows that end", f"{100 * self.ended:.0f} %"))
         template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
         return [*lines, ("template", template), ("fingerprint", self.fingerprint[:16])]
@@ -130,9 +124,8 @@ class Audit:
         """The columns that no record is made of, with the rows that have them where not all do."""
         partly = {column: rows for column, rows in self.unused.items() if rows != self.rows_read}
         found = [f"{column} ({partly[column]} rows)" if column in partly else column for column in self.unused]
-        # The one column that some methods read and others do not.
-        margin = "; method.use_margin=true uses the margin, where the method has it"
-        return names(found) + (margin if self.kind == "Preference" and "margin" in self.unused else "")
+        hints = KINDS[self.kind].unused_hints
+        return names(found) + "".join(f"; {hints[column]}" for column in self.unused if column in hints)
 
     def check(self) -> None:
         """Raises ConfigError for data that would train on nothing."""
@@ -155,13 +148,8 @@ def count(
 
     `gold` is what the held-out rows say of it, which is read when completions are evaluated.
     """
-    ids = [
-        row.ids
-        for item in train
-        for row in (token_rows(item) or (item,))
-        if isinstance(row, EncodedRow | EncodedPrompt)
-    ]
-    rows = [row for item in train for row in token_rows(item)]
+    ids = [tokens for item in train for tokens in item.sequences()]
+    rows = [row for item in train for row in item.token_rows()]
     learned = [int(row.supervised.sum()) for row in rows]
     lengths = sorted(map(len, ids))
     ends = [bool(row.supervised[-1]) and int(row.ids[-1]) in template.stop_ids for row in rows]
@@ -177,31 +165,21 @@ def count(
         "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
         "labels": _labels(train),
         "fingerprint": fingerprint([*train, *held_out], gold),
-        "shown": tuple(row.shortened() for row in shown_rows(train[:KEPT], template)),
+        "shown": tuple(row.shortened() for row in preview(train[:KEPT], template)),
     }
 
 
 def _labels(items: Sequence[Encoded]) -> dict[str, int]:
     """How often each label stands there, by name."""
-    thumbs = [item.label for item in items if isinstance(item, EncodedJudgement)]
-    steps = [label for item in items if isinstance(item, EncodedSteps) for label in item.labels]
-    if steps:
-        return {"right": sum(steps), "wrong": steps.count(False)}
-    return {"desirable": sum(thumbs), "undesirable": thumbs.count(False)} if thumbs else {}
+    labels = [label for item in items for label in item.labels_given()]
+    return dict(zip(items[0].label_names, (sum(labels), labels.count(False)), strict=True)) if labels else {}
 
 
 def fingerprint(items: Sequence[Encoded], gold: Sequence[Any] = ()) -> str:
     """Changes with any token, mask, label, margin or column of any item, with any of `gold`, and with their order."""
     digest = hashlib.sha256()
     for item in items:
-        for row in token_rows(item):
-            digest.update(row.ids.numpy().tobytes() + row.supervised.numpy().tobytes() + b"|")
-        if isinstance(item, EncodedJudgement | EncodedPair):
-            digest.update(repr(item.label if isinstance(item, EncodedJudgement) else item.margin).encode())
-        if isinstance(item, EncodedSteps):
-            digest.update(repr(item.labels).encode())
-        if isinstance(item, EncodedPrompt):
-            digest.update(item.ids.numpy().tobytes() + repr(sorted(item.columns.items())).encode() + b"|")
+        digest.update(item.signature())
     if gold:
         digest.update(repr(gold).encode())
     return digest.hexdigest()
@@ -213,7 +191,7 @@ def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
     Of a chain the tokens that steps are read at: green where the step is right, red where it is wrong.
     """
     shown = Text()
-    for row in shown_rows(items[:rows], template):
+    for row in preview(items[:rows], template):
         shown.append(f"row {row.row}\n", style="bold")
         for stretch in row.stretches:
             shown.append(stretch.text, style=STYLES[stretch.use])
@@ -235,24 +213,6 @@ def _name(percentile: int) -> str:
 
 def _counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in found.items()) or "none"
-
-
-def _one_sided(labels: Mapping[str, int]) -> str:
-    return "" if all(labels.values()) else "; a model learns little from one label alone"
-
-
-def _weights(desirable: int, undesirable: int) -> str:
-    """KTO (Ethayarajh et al. 2024, section 4.2) wants weight times count of both labels within 1 to 4/3."""
-    few, many = sorted((desirable, undesirable))
-    if 3 * many <= 4 * few:
-        return ""
-    if not few:
-        return "; a model learns little from one label alone"
-    rare = "desirable" if desirable < undesirable else "undesirable"
-    # Desirable over undesirable: raising the rarer side's weight w puts many / (w few), or its inverse, there.
-    low, high = (3 / 4, 1) if rare == "undesirable" else (1, 4 / 3)
-    ratio = many / few
-    return f"; raise method.{rare}_weight to between {low * ratio:.3g} and {high * ratio:.3g} for method=kto"
 
 
 def _leading(ids: Sequence[int], token: int | None) -> int:

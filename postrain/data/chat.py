@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from postrain.data import rendering
-from postrain.data.records import Message, Messages
+from postrain.data.conversation import LAST_TURN, Message, Messages
 from postrain.data.rendering import INSTRUCTION
-from postrain.data.transcripts import LAST_TURN
 from postrain.ops import derive_seed
 from postrain.types import ConfigError
 

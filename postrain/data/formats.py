@@ -1,33 +1,42 @@
-"""Turns rows into records: the layout of a table says which columns hold the parts (layouts.py), this file joins them.
+"""Turns the rows of a table into records: finds the layout (layouts.py) and builds each row with its format (kinds/).
 
 Every column is used, stays with the record and is named by the audit as unused, or is refused because it would change
-what the row means (fields.py, messages.py). What is wrong with the file (a column missing in one row, a label that is
+what the row means (layouts.py, messages.py). What is wrong with the file (a column missing in one row, a label that is
 not a boolean) is an error that names the line; what is only unusable for learning (two transcripts that do not share
 their prompt) is dropped and counted.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from postrain.data.fields import Fields, Malformed, Unusable, empty, is_list, names, number, text
-from postrain.data.layouts import OPINIONS, Layout, recognise
-from postrain.data.messages import messages, waits
-from postrain.data.packed import unpacked
-from postrain.data.prompts import agreed, asked, begun, conversation, cut_prompt, repeats_prompt, says_again
-from postrain.data.readers import Table
-from postrain.data.records import Demonstration, Judgement, Message, Messages, Preference, Prompt, Record, Steps, Text
-from postrain.data.transcripts import FIRST_TURN, LAST_TURN, transcript
-from postrain.data.verdicts import label, truth, verdict
+from postrain.data.kinds.judgement import truth
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.layouts import (
+    FORMATS,
+    OPINIONS,
+    PARTS,
+    Fields,
+    Layout,
+    Malformed,
+    Unusable,
+    empty,
+    names,
+    number,
+    recognise,
+)
+from postrain.data.messages import waits
+from postrain.data.prompt_columns import repeats_prompt
+from postrain.data.readers import Cell, Table
+from postrain.data.records import Record
+from postrain.data.values import decode, usable
 from postrain.types import ConfigError
 
-FINAL_ANSWER = "####"
-UNSHARED = "chosen and rejected do not share their prompt"
-UNANSWERED = "chosen or rejected does not end with the assistant"
-NO_ANSWER = "the conversation does not end with an answer"
 WEIGHTLESS = "row of weight 0"
 
 Values = Mapping[str, Any]
@@ -95,10 +104,11 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
             "completion, instruction and output, messages, prompt with chosen and rejected, prompt with completion and "
             "label, or text; other names are mapped with data.columns, as in data.columns.prompt=their_name"
         )
-    if found.kind == "conversation" and all(any(waits(row.get(m)) for m in found.parts["messages"]) for row in rows):
-        return replace(found, kind="prompt", parts={**found.parts, "prompt": found.parts["messages"]})
-    answers = {"preference": ("chosen", "rejected"), "answer": ("completion",)}.get(found.kind)
-    return found if answers is None else replace(found, repeats=all(_repeats(found, row, answers) for row in rows))
+    turns = found.parts["messages"]
+    if "messages" in found.format.needs and all(any(waits(row.get(name)) for name in turns) for row in rows):
+        return replace(found, format=FORMATS["prompt"], parts={**found.parts, "prompt": turns})
+    answers = found.format.answers
+    return replace(found, repeats=all(_repeats(found, row, answers) for row in rows)) if answers else found
 
 
 def _repeats(layout: Layout, values: Values, answers: Sequence[str]) -> bool:
@@ -108,7 +118,7 @@ def _repeats(layout: Layout, values: Values, answers: Sequence[str]) -> bool:
 
 
 def _record(row: int, fields: Fields) -> Record:
-    record = BUILDERS[fields.layout.kind](row, fields)
+    record = fields.layout.format.build(row, fields)
     if not isinstance(record, Prompt):
         _weigh(fields)
     fields.refuse_rest()
@@ -129,156 +139,31 @@ def _weigh(fields: Fields) -> None:
         raise Malformed(f"{name} has to be 0 (leave the row out) or 1, got {value!r:.40}; rows cannot be weighted")
 
 
-# Pairs ------------------------------------------------------------------------------------------------------------
+# Lists that stand in a cell as text, as CSV files and some exports have them ---
+
+TURNS = frozenset(name for part in ("messages", "prompt", "completion", "chosen", "rejected") for name in PARTS[part])
+"""Columns that hold messages, or text."""
+LISTS = frozenset(name for part in ("history", "steps", "labels") for name in PARTS[part])
+"""Columns that hold lists, and text only where a file has no lists."""
+MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
+"""How text begins that is messages: as JSON, or as Python prints them."""
 
 
-def _preference(row: int, fields: Fields) -> Record:
-    prompt = _pair_prompt(fields)
-    shared, chosen, rejected = _sides(fields, prompt)
-    whole = agreed(prompt, shared, "chosen and rejected")
-    if not whole:
-        raise Malformed("there is no prompt: neither a column prompt nor a user message before chosen")
-    margin = fields.optional("margin")
-    value = number(margin[1], margin[0]) if margin else 0.0
-    return Preference(row=row, prompt=begun(fields, whole), chosen=chosen, rejected=rejected, margin=value)
+def unpacked(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The columns of a row, its lists and messages read from text. Raises ConfigError for text that is not JSON."""
+    return {name: _read(name, value, where) if isinstance(value, str) else value for name, value in values.items()}
 
 
-def _pair_prompt(fields: Fields) -> Messages:
-    """The prompt column, or messages that wait for an answer; () where the sides bring their prompt."""
-    prompt = asked(fields)
-    found = fields.peek("messages")
-    if found is None or empty(found[1]):
-        return prompt
-    turns = messages(fields, found[1], found[0])
-    # Messages that end with an answer are one of the sides once more.
-    if turns[-1].role == "assistant":
-        return prompt
-    fields.find("messages")
-    return agreed(prompt, turns, found[0])
-
-
-def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
-    """The turns that both sides begin with, and the two answers."""
-    (first, chosen), (second, rejected) = fields.needed("chosen"), fields.needed("rejected")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if not prompt:
-            return _split(str(chosen), str(rejected), first)
-        better, worse = cut_prompt(fields, (str(chosen), str(rejected)))
-        return (), better, worse
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise Malformed(
-            f"{first} and {second} have to be two texts or two message lists, got {chosen!r:.40} and {rejected!r:.40}"
-        )
-    one, other = (
-        messages(fields, side, name, or_text="text or ") for side, name in ((chosen, first), (rejected, second))
-    )
-    if one[:-1] != other[:-1]:
-        raise Unusable(UNSHARED)
-    if one[-1].role != "assistant" or other[-1].role != "assistant":
-        raise Unusable(UNANSWERED)
-    return one[:-1], _answer_of(one, first), _answer_of(other, second)
-
-
-def _answer_of(turns: Messages, name: str) -> str:
-    """The last message's content, which has to be learned from."""
-    if not turns[-1].learned:
-        raise Malformed(f"{name} ends with a message of weight 0, so nothing is left to compare; remove the row")
-    return turns[-1].content
-
-
-def _split(chosen: str, rejected: str, name: str) -> tuple[Messages, str, str]:
-    """Two transcripts, split exactly at the last assistant turn."""
-    # Some files have lost the blank line that opens a transcript.
-    chosen, rejected = ("\n\n" + side.lstrip() for side in (chosen, rejected))
-    cut = chosen.rfind(LAST_TURN) + len(LAST_TURN)
-    if not chosen.startswith(FIRST_TURN) or LAST_TURN not in chosen:
-        raise Malformed(f"the column prompt is missing, and {name} is not a transcript (Human: ... Assistant: ...)")
-    prompt, answers = chosen[:cut], (chosen[cut:], rejected[cut:])
-    if not rejected.startswith(prompt) or LAST_TURN in answers[1]:
-        raise Unusable(UNSHARED)
-    if any(FIRST_TURN in answer for answer in answers):
-        raise Unusable(UNANSWERED)
-    return transcript(prompt), answers[0].strip(), answers[1].strip()
-
-
-# Answers ----------------------------------------------------------------------------------------------------------
-
-
-def _conversation(row: int, fields: Fields) -> Record:
-    turns = begun(fields, conversation(fields))
-    if turns[-1].role != "assistant" or len(turns) == 1:
-        raise Unusable(NO_ANSWER)
-    return _judged(Demonstration(row=row, messages=turns), fields)
-
-
-def _answer(row: int, fields: Fields) -> Record:
-    prompt = asked(fields)
-    name, value = fields.needed("completion")
-    if name == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str):
-        (said,) = cut_prompt(fields, (str(value),))
-        turns = (*prompt, Message("assistant", said))
-    else:
-        said = messages(fields, value, name, or_text="text or ")
-        turns = said if len(said) > len(prompt) > 0 and says_again(prompt, said[: len(prompt)]) else prompt + said
-        if turns[-1].role != "assistant":
-            raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(said)}")
-    columns = _reference(name, value) if isinstance(value, str) else {}
-    return _judged(Demonstration(row=row, messages=begun(fields, turns), columns=columns), fields)
-
-
-def _reference(name: str, answer: str) -> Mapping[str, Any]:
-    """What a reward compares with: the whole answer to a question, and its final part after GSM8K's ####."""
-    if name == "solution":
-        return {"solution": answer}
-    if name != "answer":
-        return {}
-    return {"answer": answer.rpartition(FINAL_ANSWER)[2].strip().replace(",", ""), "solution": answer}
-
-
-def _judged(record: Demonstration, fields: Fields) -> Record:
-    """The record itself, or a judgement where the row says whether its answer is good."""
-    liked = verdict(fields)
-    if liked is None:
-        return record
-    *prompt, _ = record.messages
-    said = _answer_of(record.messages, "the conversation")
-    return Judgement(row=record.row, prompt=tuple(prompt), completion=said, label=liked, columns=record.columns)
-
-
-# Others -----------------------------------------------------------------------------------------------------------
-
-
-def _steps(row: int, fields: Fields) -> Record:
-    (name, steps), (_, labels) = fields.needed("steps"), fields.needed("labels")
-    if not is_list(steps) or not all(isinstance(step, str) for step in steps):
-        raise Malformed(f"{name} has to be a list of texts, got {steps!r:.60}")
-    if not steps:
-        raise Malformed(f"{name} is an empty list; write at least one step, or remove the row")
-    if not is_list(labels):
-        raise Malformed(f"labels has to be a list of true and false, got {labels!r:.60}")
-    right = tuple(label(fields, one, "each of the labels") for one in labels)
-    if len(steps) != len(labels):
-        raise Malformed(f"there are {len(steps)} steps but {len(labels)} labels")
-    return Steps(row=row, prompt=begun(fields, asked(fields)), steps=tuple(steps), labels=right)
-
-
-def _prompt(row: int, fields: Fields) -> Record:
-    fields.needed("prompt")
-    return Prompt(row=row, prompt=begun(fields, asked(fields)))
-
-
-def _text(row: int, fields: Fields) -> Record:
-    name, value = fields.needed("text")
-    return Text(row=row, text=text(value, name))
-
-
-BUILDERS: Mapping[str, Callable[[int, Fields], Record]] = {
-    "preference": _preference,
-    "steps": _steps,
-    "conversation": _conversation,
-    "answer": _answer,
-    "prompt": _prompt,
-    "text": _text,
-}
+def _read(name: str, value: str, where: str) -> Any:
+    is_list = name in LISTS and isinstance(value, Cell) and value.lstrip().startswith("[")
+    if not is_list and not (name in TURNS and MESSAGES.match(value)):
+        return value
+    try:
+        found = decode(value)
+    except json.JSONDecodeError:
+        raise ConfigError(
+            f"{where}: {name} holds a list as text that is not JSON, got {value!r:.60}; write JSON lines, or the "
+            "column with json.dumps"
+        ) from None
+    # What stood in the text as escapes is looked at only now.
+    return usable({name: found}, where)[0][name]

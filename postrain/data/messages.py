@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postrain.data.fields import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, names, text
-from postrain.data.records import Message, Messages, opened
-from postrain.data.transcripts import is_transcript, transcript
+from postrain.data.conversation import Message, Messages, is_transcript, opened, transcript
+from postrain.data.layouts import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, names, text
 
 ROLES = {
     "human": "user",

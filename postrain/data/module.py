@@ -8,7 +8,6 @@ our own (schedule.py), so that a resumed run and any number of ranks see the sam
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any
@@ -21,23 +20,21 @@ from postrain.config.schema import Confirm, InPython, load_target
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
-from postrain.data.collate import prompts
-from postrain.data.encode import Encoded, EncodedPrompt, EncodedRow, Encoder, LossOn, token_rows
+from postrain.data.encode import Encoded, Encoder, LossOn
+from postrain.data.kinds import KINDS
+from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
+from postrain.data.kinds.steps import StepLayout
+from postrain.data.kinds.text import Text
 from postrain.data.quality import Quality, sift
-from postrain.data.reading import Account, Reading, learnable, reasons
-from postrain.data.records import Judgement, Prompt, Record, Text, plain_text, prompt_content
+from postrain.data.reading import Account, Reading, Split, learnable, reasons, split, unseen
+from postrain.data.records import Record, convert, encode
 from postrain.data.schedule import HeldOut, Plan, Schedule
 from postrain.data.sources import Files, Loaded, Rows, Source, read_held_out
-from postrain.data.split import Split, split, unseen
-from postrain.data.steps import StepLayout
-from postrain.data.transcripts import is_transcript
-from postrain.data.views import convert
-from postrain.types import ConfigError, Count, CountOrZero, Prompts, Size
+from postrain.types import ConfigError, Count, CountOrZero, Size
 from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
 Share = Annotated[float, Interval(gt=0, lt=1)]
-FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s+\S)", re.DOTALL)
 
 
 class DataModule(LightningDataModule):
@@ -128,7 +125,7 @@ class DataModule(LightningDataModule):
         dropped = account.dropped
         self.records = parts
         encoder = self._encoder(self._row_length())
-        self.train = learnable(encoder.encode(self._presented(parts.train)), dropped, loaded.train.name)
+        self.train = learnable(encode(self._presented(parts.train), encoder), dropped, loaded.train.name)
         self.eval = learnable(self._held_out(encoder, parts), dropped, loaded.train.name)
         self.audit = self._audit(loaded, parts, account, encoder)
         self.audit.check()
@@ -180,27 +177,12 @@ class DataModule(LightningDataModule):
         return replace(parts, train=sifted.records)
 
     def _held_out(self, encoder: Encoder, parts: Split) -> tuple[Encoded, ...]:
-        """The held-out rows. Judgements that all have the same completion borrow another one from training."""
-        said = {record.completion for record in parts.held_out if isinstance(record, Judgement)}
-        lent = (one for one in parts.train if isinstance(one, Judgement) and one.completion not in said)
-        borrowed = [one for one in [next(lent, None)] if one is not None and len(said) == 1]
-        return encoder.encode(self._presented((*parts.held_out, *borrowed)))[: len(parts.held_out)]
+        """The held-out rows; those that they cannot be encoded without are left out again."""
+        borrowed = KINDS[self.plan.kind].borrowed(parts.held_out, parts.train)
+        return encode(self._presented((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
 
     def _presented(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
-        """Prompts of several turns are also given to rewards as messages, unless their text has the roles already."""
-        asked = [record for record in records if isinstance(record, Prompt)]
-        if all(len(record.prompt) == 1 or is_transcript(plain_text(record.prompt)) for record in asked):
-            return records
-        return tuple(
-            replace(
-                record,
-                columns={
-                    **record.columns,
-                    "messages": [{"role": turn.role, "content": turn.content} for turn in record.prompt],
-                },
-            )
-            for record in asked
-        )
+        return KINDS[self.plan.kind].presented(records)
 
     def _row_length(self) -> int:
         """Tokens a training row may have; a prompt leaves room for what will be sampled."""
@@ -281,33 +263,22 @@ class DataModule(LightningDataModule):
 
     def eval_prompts(self, count: int) -> Prompts:
         """The first `count` different held-out prompts, to sample from; of running text, the beginning of each."""
-        different = list({prompt_content(record): record for record in self.records.held_out}.values())[:count]
+        different = list({record.prompt_content(): record for record in self.records.held_out}.values())[:count]
         encoder = self._encoder(self._prompt_length())
         if self.plan.kind == Text.__name__:
-            return prompts([self._beginning(record, encoder) for record in different if isinstance(record, Text)])
-        asked = convert(different, Prompt.__name__, source="the held-out rows").records
-        return prompts([encoder.prompt(record) for record in self._presented(asked) if isinstance(record, Prompt)])
-
-    def _beginning(self, record: Text, encoder: Encoder) -> EncodedPrompt:
-        text = beginning(record.text)
-        return EncodedPrompt(record.row, encoder.fitted(self.template.encode_text(text)), text, record.columns)
+            return EncodedPrompt.collate(
+                [record.encode_beginning(encoder) for record in different if isinstance(record, Text)]
+            )
+        found = convert(different, Prompt.__name__, source="the held-out rows").records
+        asked = Prompt.presented(tuple(record for record in found if isinstance(record, Prompt)))
+        return EncodedPrompt.collate([record.encode(encoder) for record in asked])
 
     def token_ids(self) -> list[int]:
         """Every token that a training row holds, once, in order."""
-        rows = [row for item in self.train for row in (token_rows(item) or (item,))]
-        return torch.cat([row.ids for row in rows if isinstance(row, EncodedRow | EncodedPrompt)]).unique().tolist()
+        return torch.cat([ids for item in self.train for ids in item.sequences()]).unique().tolist()
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
         """Columns that every training record brings, for rewards."""
         common = set.intersection(*(set(record.columns) for record in self.records.train))
         return tuple(name for name in self.records.train[0].columns if name in common)
-
-
-def beginning(text: str) -> str:
-    """The first sentence of a text, or its first half where that is all."""
-    found = FIRST_SENTENCE.match(text)
-    if found:
-        return found.group()
-    words = text.split(" ")
-    return " ".join(words[: max(1, len(words) // 2)])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from postrain.config.extras import load
-from postrain.data.records import EQUAL_SIDES, Preference, Record, completions, content, equal_sides
+from postrain.data.records import Record
 from postrain.ops import generator
 from postrain.types import ConfigError, Count, CountOrZero, Fraction
 
@@ -55,7 +55,7 @@ def sane(records: Iterable[Record], quality: Quality, where: Callable[[int], str
     kept: list[Record] = []
     dropped: Counter[str] = Counter()
     for record in records:
-        answers = completions(record)
+        answers = record.completions()
         if not all(answer.strip() for answer in answers):
             if quality.empty == "error":
                 raise ConfigError(
@@ -63,8 +63,8 @@ def sane(records: Iterable[Record], quality: Quality, where: Callable[[int], str
                     "data.quality.empty=drop"
                 )
             dropped["empty completion"] += 1
-        elif isinstance(record, Preference) and equal_sides(record):
-            dropped[EQUAL_SIDES] += 1
+        elif reason := record.contradiction():
+            dropped[reason] += 1
         else:
             kept.append(record)
     return Sifted(tuple(kept), dropped)
@@ -105,7 +105,7 @@ def _filters(quality: Quality, seed: int) -> list[tuple[str, Filter]]:
 
 
 def _by(good: Callable[[str], bool]) -> Filter:
-    return lambda records: (record for record in records if all(good(text) for text in completions(record)))
+    return lambda records: (record for record in records if all(good(text) for text in record.completions()))
 
 
 def repetition(text: str) -> float:
@@ -119,7 +119,7 @@ def _distinct(records: Sequence[Record]) -> Iterable[Record]:
     seen: set[Hashable] = set()
     for record in records:
         # A judged completion and its opposite are a contradiction, not a duplicate.
-        key = (content(record), getattr(record, "label", None))
+        key = (record.content(), getattr(record, "label", None))
         if key not in seen:
             seen.add(key)
             yield record
@@ -130,7 +130,7 @@ def _far_apart(records: Sequence[Record], threshold: float) -> Iterable[Record]:
     index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     for place, record in enumerate(records):
         sketch = datasketch.MinHash(num_perm=PERMUTATIONS)
-        sketch.update_batch([shingle.encode() for shingle in _shingles(" ".join(content(record)))])
+        sketch.update_batch([shingle.encode() for shingle in _shingles(" ".join(record.content()))])
         if not any(index.query(sketch)):
             index.insert(str(place), sketch)
             yield record

@@ -1,22 +1,27 @@
-"""From the rows of a table to the records that a method learns from, with an account of everything left out."""
+"""From the rows of a table to the records that a method learns from and those held out, which share no prompt.
+
+Everything left out is counted.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from postrain.data.encode import Encoded, EncodedPair, EncodedSteps, LossOn
+from postrain.data.encode import Encoded, LossOn
 from postrain.data.formats import parse
+from postrain.data.kinds.prompt import Prompt
 from postrain.data.quality import Quality, sane
 from postrain.data.readers import Table
-from postrain.data.records import Demonstration, Prompt, Record, lessons
-from postrain.data.views import convert
+from postrain.data.records import Record, convert
+from postrain.ops import derive_seed
 from postrain.types import ConfigError
 
 NOT_LEARNED = "answer of weight 0"
+SEEN = "held-out prompt also in training"
+SPARE = "held out beyond data.eval_rows"
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Reading:
     def _learned(self, records: tuple[Record, ...], account: Account) -> tuple[Record, ...]:
         """Without conversations whose learned answers all have weight 0."""
         last_only = self.loss_on == "completion"
-        kept = tuple(one for one in records if not isinstance(one, Demonstration) or lessons(one, last_only=last_only))
+        kept = tuple(record for record in records if record.has_learned_answer(last_only=last_only))
         if len(kept) < len(records):
             account.dropped[NOT_LEARNED] += len(records) - len(kept)
         return kept
@@ -80,15 +85,45 @@ def reasons(dropped: Mapping[str, int]) -> str:
 
 def learnable(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
     """Without what cutting has left nothing to learn from."""
-    reasons = [lost(item) for item in items]
+    reasons = [item.lost() for item in items]
     dropped.update(reason for reason in reasons if reason)
     if items and all(reasons):
         raise ConfigError(f"{source}: {reasons[0]}, in every row; raise data.max_length")
     return tuple(item for item, reason in zip(items, reasons, strict=True) if not reason)
 
 
-def lost(item: Encoded) -> str | None:
-    """Why there is nothing to learn from an item, as where the sides of a pair differ only beyond the cut."""
-    if isinstance(item, EncodedPair) and torch.equal(item.chosen.ids, item.rejected.ids):
-        return "chosen equals rejected once cut"
-    return "first step too long" if isinstance(item, EncodedSteps) and not item.labels else None
+@dataclass(frozen=True)
+class Split:
+    """The two parts."""
+
+    train: tuple[Record, ...]
+    held_out: tuple[Record, ...]
+    dropped: Mapping[str, int]
+    """Held-out rows that are left out, by reason."""
+
+
+def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: int, source: str) -> Split:
+    """Holds out a share of the prompts with all their rows, and at most `eval_rows` prompts."""
+    prompts = sorted({record.prompt_content() for record in records})
+    if len(prompts) < 2:
+        raise ConfigError(
+            f"{source}: {len(prompts)} different prompts are too few to hold one out; give held-out rows with "
+            "data.eval_path=FILE"
+        )
+    wanted = min(math.ceil(fraction * len(prompts)), eval_rows, len(prompts) - 1)
+    drawn = set(sorted(prompts, key=lambda prompt: derive_seed(seed, f"held out: {prompt}"))[:wanted])
+    held_out = tuple(record for record in records if record.prompt_content() in drawn)
+    train = tuple(record for record in records if record.prompt_content() not in drawn)
+    return Split(train, held_out[:eval_rows], {SPARE: len(held_out[eval_rows:])})
+
+
+def unseen(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: int, source: str) -> Split:
+    """Keeps the source's own held-out rows, those that training does not give away."""
+    known = {record.prompt_content() for record in train}
+    kept = tuple(record for record in held_out if record.prompt_content() not in known)
+    if not kept:
+        raise ConfigError(
+            f"{source}: every held-out row has a prompt that is also in training, so there is nothing to evaluate on; "
+            "give other rows with data.eval_path=FILE"
+        )
+    return Split(tuple(train), kept[:eval_rows], {SEEN: len(held_out) - len(kept), SPARE: len(kept[eval_rows:])})

@@ -1,38 +1,28 @@
-"""The kinds of record a method can learn from, whatever file or format they came in.
+"""The base of every kind of record, and records seen as another kind.
 
-A record knows its row in the source to the end, for error messages and samples, and keeps every column that is not
-part of its kind, for rewards and gold scores. Tokens come later (encode.py).
+A kind stands in one file of `kinds/`: its fields, how rows of a table become records, how those become tokens and
+batches, and as which other kinds they serve. A record keeps its row in the source for error messages and samples, and
+every column that is not part of its kind, for rewards and gold scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
+from postrain.data.encode import Encoded, Encoder
+from postrain.data.layouts import names
+from postrain.types import ConfigError
 
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    """system, user or assistant."""
-    content: str
-    learned: bool = True
-    """False for an answer that is part of the conversation and not imitated (weight 0)."""
-    prefill: bool = False
-    """True for the assistant's last message in a prompt, which is to be continued."""
-    written: str | None = field(default=None, compare=False)
-    """The turn with its speaker as a transcript writes it, for models without a chat template."""
-
-
-Messages = tuple[Message, ...]
-EQUAL_SIDES = "chosen equals rejected"
-"""Why a preference says nothing."""
+KINDS: dict[str, type[Record]] = {}
+"""Every kind of record by its name, filled as the files of `kinds/` are imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(ABC):
     """What every record has."""
 
     row: int
@@ -40,126 +30,148 @@ class Record:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that stood in the row."""
 
+    supervises: ClassVar[Literal["tokens", "steps", "nothing"]] = "tokens"
+    """What the audit counts as learned."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """The parts that a prompt lacks to be this kind of record."""
+    unused_hints: ClassVar[Mapping[str, str]] = {}
+    """Where an unused column could be of use, by its name."""
 
-@dataclass(frozen=True, kw_only=True)
-class Text(Record):
-    """Running text."""
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.__name__] = cls
 
-    text: str
+    @abstractmethod
+    def content(self) -> tuple[str, ...]:
+        """The text of the record, part by part: equal contents are duplicates."""
 
+    def prompt_content(self) -> str:
+        """What must not be both in training and held out: the prompt, or the whole of a text."""
+        return self.content()[0]
 
-@dataclass(frozen=True, kw_only=True)
-class Demonstration(Record):
-    """A conversation to imitate."""
+    def completions(self) -> tuple[str, ...]:
+        """The texts that a model would learn to write, without the prompt."""
+        return self.content()[1:]
 
-    messages: Messages
-    """The last one is the assistant's."""
+    def has_learned_answer(self, *, last_only: bool) -> bool:
+        """False where every answer (or the last one, where only that is learned) has weight 0."""
+        return True
 
+    def contradiction(self) -> str | None:
+        """Why the labels of the record cannot be learned; None where they can."""
+        return None
 
-@dataclass(frozen=True, kw_only=True)
-class Preference(Record):
-    """Two completions of a prompt, one of them preferred."""
+    def left_out(self, kind: str) -> tuple[str, ...]:
+        """The parts that are not used where the record serves as `kind`."""
+        return ()
 
-    prompt: Messages
-    chosen: str
-    rejected: str
-    margin: float = 0.0
-    """How much better the chosen one is said to be; 0 where the data does not say."""
+    def encode(self, encoder: Encoder) -> Encoded:
+        """The record as tokens, where it needs no other record."""
+        raise NotImplementedError
 
+    @classmethod
+    def encode_all(cls, records: Sequence[Any], encoder: Encoder) -> tuple[Encoded, ...]:
+        """Records of this kind, in order."""
+        if encoder.pack:
+            raise ConfigError("data.pack=true is for running text, where all is learned; use data.pack=false here")
+        return tuple(record.encode(encoder) for record in records)
 
-@dataclass(frozen=True, kw_only=True)
-class Judgement(Record):
-    """A completion with a thumb up or down."""
+    @classmethod
+    def presented(cls, records: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The records with the columns that rewards get besides their own."""
+        return records
 
-    prompt: Messages
-    completion: str
-    label: bool
-    """True where the completion is desirable."""
+    @classmethod
+    def borrowed(cls, held_out: Sequence[Any], train: Sequence[Any]) -> tuple[Any, ...]:
+        """Training records without which the held-out ones cannot be encoded."""
+        return ()
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt(Record):
-    """A prompt to continue; its columns are what a reward gets to know."""
-
-    prompt: Messages
-
-
-@dataclass(frozen=True, kw_only=True)
-class Steps(Record):
-    """A chain of reasoning, each step labelled right or wrong."""
-
-    prompt: Messages
-    steps: tuple[str, ...]
-    labels: tuple[bool, ...]
-
-
-def lessons(record: Demonstration, *, last_only: bool) -> bool:
-    """True where an answer is learned: the last one, or any of them."""
-    answers = [message for message in record.messages if message.role == "assistant"]
-    return any(answer.learned for answer in (answers[-1:] if last_only else answers))
-
-
-def user(text: str) -> Messages:
-    """A prompt of one user message."""
-    return (Message("user", text),)
+    @classmethod
+    def label_advice(cls, labels: Mapping[str, int]) -> str:
+        """What the audit adds to the counts of labels."""
+        return "" if all(labels.values()) else "; a model learns little from one label alone"
 
 
-def opened(prompt: Messages) -> Messages:
-    """A prompt; if its last message is the assistant's, that one is to be continued."""
-    *before, last = prompt
-    return (*before, replace(last, prefill=last.role == "assistant"))
+def encode(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
+    """Records of one kind as tokens, in order. Packed text has fewer rows than records."""
+    return type(records[0]).encode_all(records, encoder) if records else ()
 
 
-def plain_text(messages: Messages) -> str:
-    """A prompt as a person wrote it: one message or a transcript as it stands, several messages under each other."""
-    written = [message.written for message in messages if message.written is not None]
-    if written and len(written) == len(messages):
-        return "".join(written)
-    return "\n\n".join(message.content for message in messages)
+# Conversion -------------------------------------------------------------------------------------------------------
 
 
-def content(record: Record) -> tuple[str, ...]:
-    """All a record says, part by part: equal contents are duplicates."""
-    match record:
-        case Text():
-            return (record.text,)
-        case Demonstration():
-            return tuple(message.content for message in record.messages)
-        case Preference():
-            return (plain_text(record.prompt), record.chosen, record.rejected)
-        case Judgement():
-            return (plain_text(record.prompt), record.completion)
-        case Prompt():
-            return (plain_text(record.prompt),)
-        case Steps():
-            return (plain_text(record.prompt), *record.steps)
-    raise TypeError(f"{type(record).__name__} is not a kind of record")
+@dataclass(frozen=True)
+class Conversion:
+    """How one kind of record is seen as another."""
+
+    build: Callable[[Any], tuple[Record, ...]]
+    """The records seen in one; none where it has nothing to say there."""
+    reason: str = ""
+    """Why a record may have nothing to say."""
 
 
-def equal_sides(record: Preference) -> bool:
-    """True where nothing is preferred to anything."""
-    return record.chosen.strip() == record.rejected.strip()
+@dataclass(frozen=True)
+class Converted:
+    """Records seen as one kind."""
+
+    records: tuple[Record, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """How many had nothing to say, by reason."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """How many had a part that is left out, by its name."""
 
 
-def prompt_content(record: Record) -> str:
-    """What must not be both in training and held out: the prompt, or the whole of a text."""
-    match record:
-        case Text():
-            return record.text
-        case Demonstration():
-            return plain_text(record.messages[:-1])
-        case _:
-            return content(record)[0]
+CONVERSIONS: dict[tuple[str, str], Conversion] = {}
+"""From (kind, kind) to how the first is seen as the second."""
+Source = TypeVar("Source", bound=Record)
+Build = Callable[[Source], tuple[Record, ...]]
 
 
-def completions(record: Record) -> tuple[str, ...]:
-    """What a record would have a model say, without the prompt."""
-    match record:
-        case Demonstration():
-            return (record.messages[-1].content,)
-        case Prompt():
-            return ()
-        case Text():
-            return (record.text,)
-        case _:
-            return content(record)[1:]
+def conversion(source: type[Source], target: type[Record], reason: str = "") -> Callable[[Build], Build]:
+    """Registers a function that sees a record as another kind; `reason` is why it may return none.
+
+    A conversion never invents: what the other kind needs and the data does not say is refused, naming both kinds.
+    """
+
+    def register(build: Build) -> Build:
+        CONVERSIONS[source.__name__, target.__name__] = Conversion(build, reason)
+        return build
+
+    return register
+
+
+def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
+    """The records as `kind`. Raises ConfigError, naming both kinds, where the data does not say what `kind` needs."""
+    have = type(records[0]).__name__ if records else kind
+    found = Conversion(lambda record: (record,)) if have == kind else CONVERSIONS.get((have, kind))
+    if found is None:
+        possible = " or ".join(wanted for held, wanted in CONVERSIONS if held == have)
+        raise ConfigError(
+            f"data: this method learns from {kind} records, but {source} holds {have} records"
+            f"{_half(records[0])}"
+            f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
+            f"{_others(records[0], kind)}"
+        )
+    seen = [found.build(record) for record in records]
+    unused = Counter(part for record in records for part in record.left_out(kind))
+    return Converted(
+        tuple(record for made in seen for record in made), Counter(found.reason for made in seen if not made), unused
+    )
+
+
+def _others(record: Record, kind: str) -> str:
+    """The columns of a prompt without an answer, which may hold what it lacks under another name."""
+    needs = KINDS[kind].needs
+    if record.supervises != "nothing" or not record.columns or not needs:
+        return ""
+    mapped = " ".join(f"data.columns.{part}=NAME" for part in needs)
+    return f", or name the columns it needs, of {names(record.columns)}: {mapped}"
+
+
+def _half(record: Record) -> str:
+    """What to say of a pair that lost a side, because a row with one side alone passes for something else."""
+    sides = ("chosen", "rejected")
+    there = [side for side in sides if side in record.columns]
+    if len(there) != 1:
+        return ""
+    (missing,) = set(sides) - set(there)
+    return f" (row {record.row} has {there[0]} but no column {missing})"

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from postrain.data.records import Message
+from postrain.data.conversation import Message
 from postrain.types import ConfigError
 
 Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random"]

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from postrain.data.collate import collate
-from postrain.data.encode import Encoded
+from postrain.data.encode import Encoded, collate
 from postrain.ops import generator
 from postrain.types import Batch
 

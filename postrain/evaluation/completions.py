@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
 from postrain.models.scoring import Comparison, compare, in_micro_batches
@@ -17,7 +18,7 @@ from postrain.rewards.function import is_finite, shown, told
 from postrain.rewards.user_code import Blame, place
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import greedy
-from postrain.types import ConfigError, Mean, Prompts
+from postrain.types import ConfigError, Mean
 
 
 def held_out(subject: Subject) -> DataModule:

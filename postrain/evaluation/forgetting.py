@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from postrain.data.formats import parse
+from postrain.data.kinds.text import Text
 from postrain.data.readers import read_file
-from postrain.data.records import Text
-from postrain.data.views import convert
+from postrain.data.records import convert
 from postrain.evaluation.completions import asked_text
 from postrain.evaluation.likelihood import over_tokens, record, row_losses
 from postrain.evaluation.measures import Estimate, Finding, Subject

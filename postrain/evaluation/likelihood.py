@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from postrain.data.collate import rows as collated
 from postrain.data.encode import EncodedRow
 from postrain.data.module import DataModule
 from postrain.evaluation.completions import asked_text
@@ -42,7 +41,7 @@ class Perplexity:
         if data is None:
             return Finding(metrics={}, notes=(NEEDED,))
         items = [item for item in data.eval if isinstance(item, EncodedRow)][: self.rows]
-        batch = collated(items)
+        batch = EncodedRow.collate(items)
         found = row_losses(subject, batch)
         if not any(tokens for _, tokens in found):
             return Finding(metrics={}, notes=(NEEDED,))

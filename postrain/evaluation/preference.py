@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from postrain.data.collate import pairs as collated
-from postrain.data.encode import EncodedPair
+from postrain.data.kinds.preference import EncodedPair, Pairs
 from postrain.evaluation.completions import asked_text
 from postrain.evaluation.likelihood import row_losses
 from postrain.evaluation.measures import Estimate, Finding, Subject
-from postrain.types import ConfigError, Count, Pairs
+from postrain.types import ConfigError, Count
 
 NEEDED = "needs preference pairs; data=world_preferences has them"
 
@@ -35,7 +34,7 @@ class PreferenceAccuracy:
             data = subject.view("Preference")
         except ConfigError:
             return Finding(metrics={}, notes=(NEEDED,))
-        batch = collated([item for item in data.eval if isinstance(item, EncodedPair)][: self.pairs])
+        batch = EncodedPair.collate([item for item in data.eval if isinstance(item, EncodedPair)][: self.pairs])
         records = [
             {
                 "row": row,

@@ -18,14 +18,15 @@ from typing import Annotated, Any
 import torch
 
 from postrain.config.schema import Confirm
-from postrain.data.records import user
+from postrain.data.conversation import user
+from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.query_checks import Expect, Verdict, judge, readable, refuses
 from postrain.evaluation.query_code import passes, signature, source
 from postrain.evaluation.query_file import Query, read_queries
 from postrain.ops import derive_seed
 from postrain.rollout.collect import collect
-from postrain.types import ConfigError, Count, NonNegative, Prompts, Size
+from postrain.types import ConfigError, Count, NonNegative, Size
 
 PARSED = "code was parsed, not run; evaluation.measures.queries.allow_execution=true runs it on this machine"
 # What only several wordings of a query have.

@@ -10,9 +10,9 @@ from typing import Any, cast
 from torch import nn
 
 from postrain.data.chat import Template
+from postrain.data.kinds.prompt import Prompt, Prompts
 from postrain.data.module import DataModule
-from postrain.data.records import Prompt
-from postrain.data.views import convert
+from postrain.data.records import convert
 from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.scores import written
@@ -22,7 +22,7 @@ from postrain.models.sources import ResolvedModel
 from postrain.rewards.base import Reward, optional
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.collect import Episodes
-from postrain.types import ConfigError, Count, Prompts, Sampling
+from postrain.types import ConfigError, Count, Sampling
 
 KEY = "evaluation.measures.wins.against"
 NEEDED = "needs data with gold scores, a reward (reward=NAME) or a judge (evaluation.measures.wins.judge)"

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from postrain.data.collate import prompts as as_prompts
-from postrain.data.encode import EncodedPrompt
+from postrain.data.conversation import Message, Messages, opened
+from postrain.data.kinds.prompt import EncodedPrompt, Prompts
 from postrain.data.module import DataModule
-from postrain.data.records import Message, Messages, opened
 from postrain.evaluation.completions import gold_scores
 from postrain.generation.keep import Answers
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
@@ -28,7 +27,7 @@ from postrain.rollout.engine import Engine
 from postrain.rollout.revise import Revision, revise
 from postrain.rollout.turns import Environment
 from postrain.runs.folder import writing
-from postrain.types import ConfigError, Prompts
+from postrain.types import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, items: Sequence[EncodedPrompt]) -> list[Answers]:
         """The answers to each prompt."""
-        prompts = as_prompts(items)
+        prompts = EncodedPrompt.collate(items)
         copies = prompts.select([place for place in range(len(items)) for _ in range(self.samples)])
         keys = [self._key(item.row, number) for item in items for number in range(self.samples)]
         episodes = self._episodes(self.engine, copies, keys)

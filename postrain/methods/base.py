@@ -47,7 +47,7 @@ class Method(Driven):
     """
 
     kind: ClassVar[str]
-    """The record it learns from: the name of a class in postrain.data.records."""
+    """The record it learns from: the name of a class in postrain.data.kinds."""
     head: ClassVar[Literal["causal", "scalar"]] = "causal"
     """What the policy puts on its trunk."""
     needs_reward: ClassVar[bool] = False

@@ -15,6 +15,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
+from postrain.data.kinds.preference import Pairs
 from postrain.hardware import collectives
 from postrain.losses.preference import (
     LOSSES,
@@ -33,7 +34,7 @@ from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairMethod, PairScores, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.methods.referenced import Referenced
 from postrain.ops import RunningMean
-from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Pairs, Positive
+from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Positive
 
 Share = Annotated[float, Gt(0), Lt(1)]
 

@@ -13,11 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.methods.metrics import Metrics
 from postrain.methods.online import Online
 from postrain.ops import derive_seed, share_above
 from postrain.rollout.collect import Episodes
-from postrain.types import ConfigError, Mean, Positive, Prompts, Size
+from postrain.types import ConfigError, Mean, Positive, Size
 
 
 class Dueling(Online):

@@ -20,13 +20,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.hardware import collectives
 from postrain.methods.kl_penalty import KLPenalised
 from postrain.methods.online import joined, mask_of, own_share
 from postrain.models.scoring import compare, in_micro_batches, kl_metrics
 from postrain.ops import clipped_surrogate, kl_estimate, kl_estimates, step_metrics, surrogate_clips
 from postrain.rollout.collect import Episodes
-from postrain.types import Batch, ConfigError, CountOrZero, LossSum, Mean, Positive, Prompts, Rows, Size
+from postrain.types import Batch, ConfigError, CountOrZero, LossSum, Mean, Positive, Rows, Size
 
 
 def differing(reward_PG: Tensor) -> Tensor:

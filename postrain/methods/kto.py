@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from postrain.data.kinds.judgement import Judgements
 from postrain.hardware import collectives
 from postrain.methods.known_logps import LogpsByRow, in_order
 from postrain.methods.referenced import Referenced
 from postrain.models.scoring import score
 from postrain.ops import share_above
-from postrain.types import Batch, ConfigError, Judgements, LossSum, Max, Mean, Positive, Rows
+from postrain.types import Batch, ConfigError, LossSum, Max, Mean, Positive, Rows
 
 
 def kto(log_ratio_B: Tensor, label_B: Tensor, baseline_B: Tensor, *, beta: float) -> Tensor:

@@ -13,12 +13,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.methods.duels import Dueling
 from postrain.methods.online import mask_of, own_share
 from postrain.models.scoring import score
 from postrain.ops import kl_estimates, to_come
 from postrain.rollout.engine import Mixture
-from postrain.types import Batch, Fraction, LossSum, Mean, Prompts, Rows
+from postrain.types import Batch, Fraction, LossSum, Mean, Rows
 
 
 def nash_advantages(beats_B: Tensor, log_ratio_BT: Tensor, mask_BT: Tensor, beta: float) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.hardware import collectives
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
@@ -22,7 +23,7 @@ from postrain.models.scoring import in_micro_batches, pad_T, score
 from postrain.ops import derive_seed, generator
 from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Mixture
-from postrain.types import ConfigError, Count, Max, Mean, NonNegative, Prompts, Rows
+from postrain.types import ConfigError, Count, Max, Mean, NonNegative, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2

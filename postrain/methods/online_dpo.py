@@ -15,13 +15,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from postrain.data.kinds.preference import Pairs
+from postrain.data.kinds.prompt import Prompts
 from postrain.losses.preference import ipo, sigmoid
 from postrain.methods.duels import Dueling
 from postrain.methods.online import own_share
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
 from postrain.models.scoring import score
 from postrain.ops import TIE
-from postrain.types import Batch, ConfigError, LossSum, Mean, Pairs, Prompts
+from postrain.types import Batch, ConfigError, LossSum, Mean
 
 
 def standings(beats_PGG: Tensor) -> Tensor:

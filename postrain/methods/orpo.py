@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from postrain.data.kinds.preference import Pairs
 from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
-from postrain.types import LossSum, Mean, NonNegative, Pairs
+from postrain.types import LossSum, Mean, NonNegative
 
 
 def log_odds(mean_logp_B: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
 from postrain.models.scoring import Scores, score
 from postrain.ops import share_above
-from postrain.types import Batch, Max, Mean, Pairs
+from postrain.types import Batch, Max, Mean
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.hardware import collectives
 from postrain.methods.kl_penalty import KLPenalised
 from postrain.methods.metrics import Metrics
@@ -33,19 +34,7 @@ from postrain.ops import (
     step_metrics,
     surrogate_clips,
 )
-from postrain.types import (
-    Batch,
-    Count,
-    CountOrZero,
-    Fraction,
-    LossSum,
-    Max,
-    Mean,
-    NonNegative,
-    Positive,
-    Prompts,
-    Rows,
-)
+from postrain.types import Batch, Count, CountOrZero, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
 
 
 def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip: float) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
+from postrain.data.kinds.steps import StepRows
 from postrain.methods.base import Method
 from postrain.models.scoring import step_logits
-from postrain.types import LossSum, Mean, StepRows
+from postrain.types import LossSum, Mean
 
 
 def step_loss(logits_BS: Tensor, labels_BS: Tensor) -> Tensor:

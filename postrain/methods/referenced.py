@@ -17,7 +17,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from postrain.data.collate import collate
+from postrain.data.encode import collate
 from postrain.data.module import DataModule
 from postrain.hardware import collectives
 from postrain.methods.base import Method

@@ -7,11 +7,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
 from postrain.methods.calibration import bin_sums
 from postrain.models.scoring import scalar
 from postrain.ops import share_above
-from postrain.types import LossSum, Mean, NonNegative, Pairs
+from postrain.types import LossSum, Mean, NonNegative
 
 
 def bradley_terry(chosen_B: Tensor, rejected_B: Tensor, margin_B: Tensor) -> Tensor:

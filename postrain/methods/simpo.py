@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from postrain.data.kinds.preference import Pairs
 from postrain.losses.preference import Smoothing, sigmoid
 from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
-from postrain.types import LossSum, NonNegative, Pairs, Positive
+from postrain.types import LossSum, NonNegative, Positive
 
 
 class SimPO(PairMethod):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from postrain.data.chat import Template
-from postrain.data.records import Message
-from postrain.data.steps import StepLayout
+from postrain.data.conversation import Message
+from postrain.data.kinds.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.scoring import micro_batches, scalar
 from postrain.models.sources import ResolvedModel, resolve_for

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from postrain.data.chat import Template
-from postrain.data.records import user
-from postrain.data.steps import StepLayout
+from postrain.data.conversation import user
+from postrain.data.kinds.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.scoring import in_micro_batches, step_logits
 from postrain.processor import warn_if_slow

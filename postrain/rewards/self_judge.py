@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from postrain.data.chat import Template
-from postrain.data.records import user
+from postrain.data.conversation import user
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.reference import in_eval_mode
 from postrain.models.scoring import in_micro_batches, score

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain.data.chat import Template
+from postrain.data.kinds.prompt import Prompts
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine, Mixture
 from postrain.rollout.turns import SINGLE_TURN, Environment, Episode, Tally, play
-from postrain.types import Batch, Max, Mean, Prompts, RewardBatch, Rows
+from postrain.types import Batch, Max, Mean, RewardBatch, Rows
 
 
 @dataclass(frozen=True)

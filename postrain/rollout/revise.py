@@ -13,9 +13,8 @@ from typing import Any
 from torch import nn
 
 from postrain.data.chat import Template
-from postrain.data.records import Message, Messages, user
+from postrain.data.conversation import Message, Messages, is_transcript, transcript, user
 from postrain.data.rendering import as_mapping
-from postrain.data.transcripts import is_transcript, transcript
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.ops import derive_seed

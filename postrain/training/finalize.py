@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from postrain.data.records import Steps
-from postrain.data.steps import LAYOUT_FILE
+from postrain.data.kinds.steps import LAYOUT_FILE, Steps
 from postrain.formatting import figure
 from postrain.jsonl import atomic_write_text, number, plain
 from postrain.methods.base import Method

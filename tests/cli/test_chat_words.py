@@ -8,7 +8,7 @@ from torch import Tensor
 
 from postrain.cli.chat.commands import COMMANDS, Command, overview, parse, temperature
 from postrain.cli.chat.conversation import Conversation, continued, fitted, room_for
-from postrain.data.records import Message, Messages
+from postrain.data.conversation import Message, Messages
 from postrain.types import ConfigError
 
 

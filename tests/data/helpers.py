@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from postrain.data.conversation import Message, Messages
 from postrain.data.quality import Quality
 from postrain.data.readers import Row, Table
-from postrain.data.records import Message, Messages
 
 SPECIAL = ["<|end|>", "<|bos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|stop|>"]
 CORPUS = ["What is 2 + 2? The answer is 4. The answer is", "Once upon a time the answer was the question."] * 3

@@ -9,7 +9,10 @@ import torch
 
 from postrain.data.audit import Audit, count, fingerprint, show
 from postrain.data.chat import Template
-from postrain.data.encode import EncodedJudgement, EncodedPrompt, EncodedRow, EncodedSteps
+from postrain.data.encode import EncodedRow
+from postrain.data.kinds.judgement import EncodedJudgement
+from postrain.data.kinds.prompt import EncodedPrompt
+from postrain.data.kinds.steps import EncodedSteps
 from postrain.types import ConfigError
 from tests.data.helpers import byte_tokenizer
 

@@ -10,9 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from postrain.data.chat import INSTRUCTION, Template
-from postrain.data.records import Message, opened
+from postrain.data.conversation import Message, opened, transcript
 from postrain.data.rendering import clock_at
-from postrain.data.transcripts import transcript
 from postrain.types import ConfigError
 from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
 

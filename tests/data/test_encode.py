@@ -9,20 +9,15 @@ import pytest
 import torch
 
 from postrain.data.chat import Template
-from postrain.data.collate import collate
-from postrain.data.encode import (
-    ANSWER_CUT,
-    PROMPT_CUT,
-    TEXT_CUT,
-    EncodedJudgement,
-    EncodedPair,
-    EncodedPrompt,
-    EncodedRow,
-    Encoder,
-)
-from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Text
-from postrain.data.steps import StepLayout
-from postrain.types import ConfigError, Judgements
+from postrain.data.encode import ANSWER_CUT, PROMPT_CUT, EncodedRow, Encoder, collate
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.judgement import EncodedJudgement, Judgement, Judgements
+from postrain.data.kinds.preference import EncodedPair, Preference
+from postrain.data.kinds.prompt import EncodedPrompt, Prompt
+from postrain.data.kinds.steps import StepLayout
+from postrain.data.kinds.text import TEXT_CUT, Text
+from postrain.data.records import encode
+from postrain.types import ConfigError
 from tests.data.helpers import MARKED, byte_tokenizer, chat
 
 
@@ -53,7 +48,7 @@ def test_cutting_takes_the_prompts_left_first_and_never_the_end(adds_bos):
         length = rng.randint(4, 40)
         prompt, answer = letters(rng, 1, 50), letters(rng, 1, 50)
         make = encoder(length, adds_bos=adds_bos)
-        row = make.one(Demonstration(row=1, messages=chat(prompt, answer)))
+        row = encode([Demonstration(row=1, messages=chat(prompt, answer))], make)[0]
         assert isinstance(row, EncodedRow)
         assert len(row.ids) == len(row.supervised) <= length
         assert not row.supervised[0]
@@ -77,11 +72,14 @@ def test_a_pair_keeps_one_prompt_and_both_ends():
     for _ in range(80):
         length = rng.randint(4, 30)
         make = encoder(length)
-        pair = make.one(
-            Preference(
-                row=1, prompt=chat(letters(rng, 1, 30)), chosen=letters(rng, 1, 40), rejected=letters(rng, 1, 40)
-            )
-        )
+        pair = encode(
+            [
+                Preference(
+                    row=1, prompt=chat(letters(rng, 1, 30)), chosen=letters(rng, 1, 40), rejected=letters(rng, 1, 40)
+                )
+            ],
+            make,
+        )[0]
         assert isinstance(pair, EncodedPair)
         prompts = [side.ids[~side.supervised] for side in (pair.chosen, pair.rejected)]
         assert prompts[0].equal(prompts[1])
@@ -94,7 +92,9 @@ def test_a_pair_keeps_one_prompt_and_both_ends():
 
 def test_a_shared_prefix_of_both_answers_is_learned_in_both():
     make = encoder()
-    pair = make.one(Preference(row=1, prompt=chat("2 + 2"), chosen="The answer is 4.", rejected="The answer is 5."))
+    pair = encode(
+        [Preference(row=1, prompt=chat("2 + 2"), chosen="The answer is 4.", rejected="The answer is 5.")], make
+    )[0]
     assert isinstance(pair, EncodedPair)
     for side, said in ((pair.chosen, "The answer is 4."), (pair.rejected, "The answer is 5.")):
         assert make.template.decode(side.ids[side.supervised]) == said
@@ -110,7 +110,7 @@ def test_a_shared_prefix_of_both_answers_is_learned_in_both():
 )
 def test_what_is_learned_of_a_conversation(loss_on, learned):
     make = encoder(mode="chat", loss_on=loss_on)
-    row = make.one(Demonstration(row=1, messages=chat("q", "xx", "k", "zz")))
+    row = encode([Demonstration(row=1, messages=chat("q", "xx", "k", "zz"))], make)[0]
     assert isinstance(row, EncodedRow)
     assert make.template.tokenizer.decode(row.ids[row.supervised]) == learned
 
@@ -118,10 +118,10 @@ def test_what_is_learned_of_a_conversation(loss_on, learned):
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 def test_a_cut_conversation_keeps_its_mask_aligned(loss_on):
     talk = Demonstration(row=1, messages=chat("q" * 9, "x" * 9, "k" * 9, "z" * 9))
-    whole = encoder(mode="chat", loss_on=loss_on).one(talk)
+    whole = encode([talk], encoder(mode="chat", loss_on=loss_on))[0]
     assert isinstance(whole, EncodedRow)
     for length in range(4, len(whole.ids)):
-        row = encoder(length, mode="chat", loss_on=loss_on).one(talk)
+        row = encode([talk], encoder(length, mode="chat", loss_on=loss_on))[0]
         assert isinstance(row, EncodedRow)
         assert len(row.ids) == length
         # 11 tokens: nine letters, the end of the turn and one before them, are still whole.
@@ -132,7 +132,7 @@ def test_a_cut_conversation_keeps_its_mask_aligned(loss_on):
 
 def test_an_answer_without_a_prompt_still_follows_something():
     make = encoder()
-    row = make.one(Demonstration(row=1, messages=chat("", "xz")))
+    row = encode([Demonstration(row=1, messages=chat("", "xz"))], make)[0]
     assert isinstance(row, EncodedRow)
     assert make.template.decode(row.ids[row.supervised]) == "xz"
     assert int(row.supervised.sum()) == 3
@@ -140,7 +140,7 @@ def test_an_answer_without_a_prompt_still_follows_something():
 
 def test_prompts_are_cut_to_their_own_limit():
     make = encoder(max_prompt_length=5)
-    prompt = make.one(Prompt(row=1, prompt=chat("xzqkjxz"), columns={"answer": "4"}))
+    prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"), columns={"answer": "4"})], make)[0]
     assert isinstance(prompt, EncodedPrompt)
     assert make.template.decode(prompt.ids) == "qkjxz"
     assert prompt.text == "xzqkjxz"
@@ -154,7 +154,7 @@ def test_a_judgement_borrows_the_completion_of_another_and_only_true_rows_are_co
         Judgement(row=2, prompt=chat("xzqkj"), completion="z", label=True),
         Judgement(row=3, prompt=chat("xz"), completion="xxxxx", label=False),
     ]
-    first, second = make.encode(records)
+    first, second = encode(records, make)
     assert isinstance(first, EncodedJudgement)
     assert isinstance(second, EncodedJudgement)
     decode = make.template.tokenizer.decode
@@ -179,7 +179,7 @@ def test_no_judgement_borrows_its_own_completion_whatever_is_cut():
             for n in range(rng.randint(2, 9))
         ]
         try:
-            items = make.encode(records)
+            items = encode(records, make)
         except ConfigError:
             continue
         for item in items:
@@ -192,19 +192,19 @@ def test_no_judgement_borrows_its_own_completion_whatever_is_cut():
 
 def test_an_empty_prompt_cannot_be_continued():
     with pytest.raises(ConfigError, match="row 4: the prompt is empty"):
-        encoder().one(Prompt(row=4, prompt=chat("")))
+        encode([Prompt(row=4, prompt=chat(""))], encoder())[0]
 
 
 def test_the_beginning_of_a_row_survives_a_cut():
     make = encoder(5, adds_bos=True)
-    prompt = make.one(Prompt(row=1, prompt=chat("xzqkjxz")))
+    prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"))], make)[0]
     assert isinstance(prompt, EncodedPrompt)
     assert make.template.tokenizer.decode(prompt.ids) == "<|bos|>kjxz"
 
 
 def test_running_text_is_learned_whole_and_cut_on_the_right():
     make = encoder(5)
-    short, long = make.encode([Text(row=1, text="xzq"), Text(row=2, text="xzqkjxz")])
+    short, long = encode([Text(row=1, text="xzq"), Text(row=2, text="xzqkjxz")], make)
     assert isinstance(short, EncodedRow)
     assert isinstance(long, EncodedRow)
     assert make.template.tokenizer.decode(short.ids) == "xzq<|end|>"
@@ -219,7 +219,7 @@ def test_packed_blocks_are_the_documents_one_after_the_other():
         length = rng.randint(4, 20)
         texts = [letters(rng, 1, 30) for _ in range(rng.randint(1, 8))]
         make = encoder(length, pack=True)
-        blocks = make.encode([Text(row=number, text=text) for number, text in enumerate(texts)])
+        blocks = encode([Text(row=number, text=text) for number, text in enumerate(texts)], make)
         rows = [block for block in blocks if isinstance(block, EncodedRow)]
         joined = make.template.tokenizer.decode(torch.cat([row.ids for row in rows]))
         whole = "".join(text + "<|end|>" for text in texts)
@@ -231,12 +231,12 @@ def test_packed_blocks_are_the_documents_one_after_the_other():
 
 def test_packing_is_refused_where_rows_would_see_each_other():
     with pytest.raises(ConfigError, match=r"data\.pack=true is for running text"):
-        encoder(pack=True).encode([Demonstration(row=1, messages=chat("a", "b"))])
+        encode([Demonstration(row=1, messages=chat("a", "b"))], encoder(pack=True))
 
 
 def test_a_judgement_is_not_encoded_without_the_others():
-    with pytest.raises(ConfigError, match="Judgement records"):
-        encoder().one(Judgement(row=1, prompt=chat("a"), completion="b", label=True))
+    with pytest.raises(ConfigError, match="all completions are the same in a part of 1 judgements"):
+        encode([Judgement(row=1, prompt=chat("a"), completion="b", label=True)], encoder())
 
 
 def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one():
@@ -263,7 +263,7 @@ def test_an_answer_with_weight_zero_is_read_and_not_learned(loss_on, weights, le
     answers: dict[int, bool] = dict(zip((1, 3), weights, strict=True))
     talk = tuple(replace(turn, learned=answers.get(place, True)) for place, turn in enumerate(turns))
     make = encoder(mode="chat", loss_on=loss_on)
-    row, whole = (make.one(Demonstration(row=1, messages=messages)) for messages in (talk, turns))
+    row, whole = (encode([Demonstration(row=1, messages=messages)], make)[0] for messages in (talk, turns))
     assert isinstance(row, EncodedRow)
     assert isinstance(whole, EncodedRow)
     assert row.ids.equal(whole.ids)
@@ -284,5 +284,5 @@ def test_a_user_turn_of_weight_zero_contradicts_learning_every_turn():
     with pytest.raises(
         ConfigError, match=r"row 6: data\.loss_on=all learns every turn, .*; use data\.loss_on=assistant"
     ):
-        encoder(loss_on="all").one(talk)
-    assert isinstance(encoder(loss_on="assistant").one(talk), EncodedRow)
+        encode([talk], encoder(loss_on="all"))[0]
+    assert isinstance(encode([talk], encoder(loss_on="assistant"))[0], EncodedRow)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from postrain.data.conversation import Message, transcript
 from postrain.data.formats import parse
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.judgement import Judgement
+from postrain.data.kinds.preference import Preference
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.steps import Steps
+from postrain.data.kinds.text import Text
 from postrain.data.readers import Cell
-from postrain.data.records import Demonstration, Judgement, Message, Preference, Prompt, Steps, Text
-from postrain.data.transcripts import transcript
 from postrain.types import ConfigError
 from tests.data.helpers import chat, table
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from postrain.data.conversation import Message
 from postrain.data.formats import parse
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.judgement import Judgement
+from postrain.data.kinds.preference import Preference
+from postrain.data.kinds.prompt import Prompt
 from postrain.data.readers import Cell
-from postrain.data.records import Demonstration, Judgement, Message, Preference, Prompt, Record
+from postrain.data.records import Record
 from postrain.types import ConfigError
 from tests.data.helpers import chat, table
 

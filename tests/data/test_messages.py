@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from postrain.data.conversation import Message
 from postrain.data.formats import parse
-from postrain.data.records import Demonstration, Message, Prompt
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.prompt import Prompt
 from postrain.types import ConfigError
 from tests.data.helpers import chat, table
 

@@ -17,10 +17,14 @@ from transformers import AutoTokenizer
 
 from postrain.config.check import instantiate
 from postrain.config.schema import schema_of
-from postrain.data.module import DataModule, beginning
-from postrain.data.records import Judgement, Prompt, prompt_content
+from postrain.data.kinds.judgement import Judgement, Judgements
+from postrain.data.kinds.preference import Pairs
+from postrain.data.kinds.prompt import Prompt, Prompts
+from postrain.data.kinds.steps import StepRows
+from postrain.data.kinds.text import beginning
+from postrain.data.module import DataModule
 from postrain.data.schedule import HeldOut
-from postrain.types import ConfigError, Judgements, Pairs, Prompts, Rows, StepRows
+from postrain.types import ConfigError, Rows
 from tests.data.helpers import write_lines
 from tests.training_runs import CONF
 
@@ -180,7 +184,7 @@ def test_training_and_held_out_rows_share_no_prompt(talks):
     data = prepared("jsonl", talks, "data.eval_fraction=0.2")
     assert (len(data.train), len(data.eval)) == (24, 6)
     trained, held_out = (
-        {prompt_content(record) for record in part} for part in (data.records.train, data.records.held_out)
+        {record.prompt_content() for record in part} for part in (data.records.train, data.records.held_out)
     )
     assert not trained & held_out
 
@@ -300,10 +304,10 @@ def test_pairs_as_judgements_stay_on_one_side_and_what_is_empty_is_counted(tmp_p
     data = prepared("jsonl", f"data.path={path}", "data.eval_fraction=0.3", "data.eval_rows=20", kind="Judgement")
     assert data.audit.dropped == {"empty completion": 1, "chosen equals rejected": 1}
     for part in (data.records.train, data.records.held_out):
-        labels = {prompt_content(record): [] for record in part}
+        labels = {record.prompt_content(): [] for record in part}
         for record in part:
             assert isinstance(record, Judgement)
-            labels[prompt_content(record)].append(record.label)
+            labels[record.prompt_content()].append(record.label)
         assert all(both == [True, False] for prompt, both in labels.items() if prompt != "empty side")
     assert "desirable" in data.audit.render()
 

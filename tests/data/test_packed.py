@@ -7,8 +7,12 @@ import json
 import pytest
 
 from postrain.data.formats import parse
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.preference import Preference
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.steps import Steps
 from postrain.data.readers import Cell
-from postrain.data.records import Demonstration, Preference, Prompt, Record, Steps
+from postrain.data.records import Record
 from postrain.types import ConfigError
 from tests.data.helpers import chat, table
 

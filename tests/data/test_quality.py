@@ -9,8 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.judgement import Judgement
+from postrain.data.kinds.preference import Preference
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.text import Text
 from postrain.data.quality import repetition, sane, sift
-from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Text
 from postrain.types import ConfigError
 from tests.data.helpers import OFF, chat
 

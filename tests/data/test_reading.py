@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from postrain.data.kinds.judgement import Judgements
 from postrain.data.reading import Account, Reading
 from postrain.data.records import Record
 from postrain.data.schedule import HeldOut
-from postrain.types import ConfigError, Judgements
+from postrain.types import ConfigError
 from tests.data.helpers import OFF, chat, table, write_lines
 from tests.data.test_module import prepared
 

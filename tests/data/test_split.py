@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from postrain.data.records import Demonstration, Record, prompt_content
-from postrain.data.split import SEEN, SPARE, split, unseen
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.reading import SEEN, SPARE, split, unseen
+from postrain.data.records import Record
 from postrain.types import ConfigError
 from tests.data.helpers import chat
 
@@ -20,10 +21,10 @@ def test_a_fraction_of_the_prompts_is_held_out_with_all_their_rows():
     rng = random.Random(0)
     for _ in range(50):
         records = rows([rng.randint(0, 30) for _ in range(rng.randint(2, 60))])
-        if len({prompt_content(record) for record in records}) < 2:
+        if len({record.prompt_content() for record in records}) < 2:
             continue
         parts = split(records, fraction=rng.uniform(0.01, 0.99), eval_rows=999, seed=rng.randint(0, 9), source="x")
-        train, held_out = ({prompt_content(record) for record in part} for part in (parts.train, parts.held_out))
+        train, held_out = ({record.prompt_content() for record in part} for part in (parts.train, parts.held_out))
         assert train
         assert held_out
         assert not train & held_out
@@ -54,7 +55,7 @@ def test_one_prompt_cannot_be_split():
 
 def test_held_out_rows_that_training_gives_away_are_left_out():
     parts = unseen(rows([1, 2]), rows([2, 3, 4]), eval_rows=1, source="x")
-    assert [prompt_content(record) for record in parts.held_out] == ["p3"]
+    assert [record.prompt_content() for record in parts.held_out] == ["p3"]
     assert parts.dropped == {SEEN: 1, SPARE: 1}
     with pytest.raises(ConfigError, match=r"every held-out row has a prompt that is also in training"):
         unseen(rows([1, 2]), rows([2]), eval_rows=1, source="x")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from postrain.data.chat import Template
-from postrain.data.collate import collate
-from postrain.data.encode import PROMPT_CUT, STEPS_CUT, EncodedSteps, Encoder
+from postrain.data.conversation import user
+from postrain.data.encode import PROMPT_CUT, Encoder, collate
+from postrain.data.kinds.steps import LAYOUT_FILE, STEPS_CUT, EncodedSteps, StepLayout, StepRows, Steps
 from postrain.data.reading import learnable
-from postrain.data.records import Steps, user
-from postrain.data.steps import LAYOUT_FILE, StepLayout
-from postrain.types import ConfigError, StepRows
+from postrain.data.records import encode
+from postrain.types import ConfigError
 from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
 
 LINES = StepLayout(joiner="\n", separator="")
@@ -87,7 +87,7 @@ def test_steps_that_do_not_fit_go_whole_and_with_their_labels() -> None:
     whole = record("zqxk", "jzqx", "kqzj", "xqzk", wrong=1)
     for length, steps in ((20, 3), (19, 2), (15, 2), (14, 1), (10, 1)):
         make = encoder(length)
-        found = make.one(whole)
+        found = encode([whole], make)[0]
         assert isinstance(found, EncodedSteps)
         assert found.labels == (True, False, False)[:steps]
         assert int(found.chain.supervised.sum()) == steps
@@ -97,7 +97,7 @@ def test_steps_that_do_not_fit_go_whole_and_with_their_labels() -> None:
 
 def test_a_prompt_makes_room_for_one_step() -> None:
     make = encoder(8)
-    found = make.one(record("zqxk", "jzqx", "kqzj"))
+    found = encode([record("zqxk", "jzqx", "kqzj")], make)[0]
     assert isinstance(found, EncodedSteps)
     # 8 - 5 for the step - 1 for the end leave two tokens of the prompt.
     assert make.template.decode(found.chain.ids[:2]) == "xk"
@@ -106,7 +106,7 @@ def test_a_prompt_makes_room_for_one_step() -> None:
 
 
 def test_a_chain_without_a_step_is_dropped_and_counted() -> None:
-    items = encoder(6).encode([record("zqxk", "jzqx"), record("zq", "x")])
+    items = encode([record("zqxk", "jzqx"), record("zq", "x")], encoder(6))
     dropped: Counter[str] = Counter()
     assert [item.row for item in learnable(items, dropped, "x.jsonl")] == [1]
     assert dropped == {"first step too long": 1}
@@ -115,7 +115,7 @@ def test_a_chain_without_a_step_is_dropped_and_counted() -> None:
 
 
 def test_a_batch_keeps_labels_beside_their_rows() -> None:
-    batch = collate(encoder().encode([record("zq", "x", "j", wrong=0), record("zq", "k")]))
+    batch = collate(encode([record("zq", "x", "j", wrong=0), record("zq", "k")], encoder()))
     assert isinstance(batch, StepRows)
     assert [labels.tolist() for labels in batch.labels] == [[False, False], [True]]
     swapped = batch.select([1, 0])

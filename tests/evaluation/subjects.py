@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Subject
 from postrain.models.reference import Reference
 from postrain.rollout.turns import SINGLE_TURN
-from postrain.types import ConfigError, Prompts, Sampling
+from postrain.types import ConfigError, Sampling
 from tests.engines import text
 from tests.methods.made import Scripted, precise
 

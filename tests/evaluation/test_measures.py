@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.data.encode import EncodedPair, EncodedRow
+from postrain.data.encode import EncodedRow
+from postrain.data.kinds.preference import EncodedPair
 from postrain.evaluation.accuracy import Accuracy
 from postrain.evaluation.completions import complete
 from postrain.evaluation.confidence import Calibration, calibration_error

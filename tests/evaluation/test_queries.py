@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from postrain.data.chat import Template
-from postrain.data.records import user
+from postrain.data.conversation import user
 from postrain.evaluation.differences import differences
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.queries import PARSED, Queries, agreement

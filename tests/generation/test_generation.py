@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from postrain.data.encode import EncodedPrompt
+from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.generate import main
 from postrain.generation import generate as run_module
 from postrain.generation.sample import Sampler, distinct

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from postrain.config.check import instantiate
+from postrain.data.kinds.judgement import Judgements
+from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Parts
 from postrain.models.reference import Reference
-from postrain.types import Completion, Judgements, Pairs, Rows, Sampling, Stop
+from postrain.types import Completion, Rows, Sampling, Stop
 from tests.tiny import VOCABULARY, tiny_model
 from tests.training_runs import composed
 

@@ -8,10 +8,11 @@ from math import log
 import pytest
 import torch
 
+from postrain.data.kinds.preference import Pairs
 from postrain.losses.preference import LOSSES, RANKED
 from postrain.methods.dpo import weights_of
 from postrain.methods.metrics import combine
-from postrain.types import ConfigError, Pairs
+from postrain.types import ConfigError
 from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
 from tests.tiny import tiny_model
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.methods.groups import Rollout
 from postrain.methods.ppo import Experience, token_rewards
 from postrain.models import scoring
@@ -23,7 +24,7 @@ from postrain.models.adapters import LoRA
 from postrain.models.reference import Reference
 from postrain.models.scoring import compare, score
 from postrain.ops import gae, kl_estimate
-from postrain.types import ConfigError, Prompts
+from postrain.types import ConfigError
 from tests.methods.made import Scripted, flat_gradient, made, pairs, precise, rows
 from tests.methods.test_rollouts import Table, Words
 from tests.tiny import tiny_model

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from postrain.data.kinds.steps import StepRows
 from postrain.methods.prm import accuracies, first_error, step_loss, up_to_first_error
 from postrain.models.scoring import step_logits
-from postrain.types import Rows, StepRows
+from postrain.types import Rows
 from tests.methods.made import flat_gradient, made
 from tests.tiny import SHAPES
 

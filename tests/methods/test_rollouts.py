@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.types import ConfigError, Prompts, RewardBatch
+from postrain.data.kinds.prompt import Prompts
+from postrain.types import ConfigError, RewardBatch
 from tests.methods.made import Scripted, defaults, flat_gradient, made
 from tests.tiny import tiny_model
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from postrain.data.records import user
-from postrain.data.steps import LAYOUT_FILE, StepLayout
+from postrain.data.conversation import user
+from postrain.data.kinds.steps import LAYOUT_FILE, StepLayout
 from postrain.rewards.learned import Learned
 from postrain.rewards.process import Process
 from postrain.types import ConfigError

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from postrain.config.check import instantiate
-from postrain.data.records import user
+from postrain.data.conversation import user
 from postrain.rewards import self_judge
 from postrain.rewards.self_judge import SelfJudge
 from postrain.types import ConfigError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from postrain.data.chat import Template
-from postrain.data.records import Message
+from postrain.data.conversation import Message
 from postrain.rollout.engine import Mixture
 from postrain.rollout.revise import CRITIQUE, REVISION, Revision, preferences, revise
 from postrain.types import Completion, ConfigError, Sampling, Stop

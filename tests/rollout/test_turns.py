@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from postrain.config.check import instantiate
 from postrain.data.chat import Template
+from postrain.data.kinds.prompt import Prompts
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.scoring import score
 from postrain.ops import derive_seed, gae, last_true
@@ -20,7 +21,7 @@ from postrain.rollout.collect import Episodes, collect
 from postrain.rollout.engine import Mixture
 from postrain.rollout.turns import SINGLE_TURN, Environment, _step
 from postrain.training.components import build
-from postrain.types import Completion, ConfigError, Prompts, Sampling, Step, Stop
+from postrain.types import Completion, ConfigError, Sampling, Step, Stop
 from postrain.world.calculator import calculate
 from tests.tiny import SHAPES, tiny_model
 from tests.training_runs import SMALL, composed, records, small_run

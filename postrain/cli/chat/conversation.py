@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from postrain.data.records import Message, Messages
+from postrain.data.conversation import Message, Messages
 
 Encode = Callable[[Messages], Tensor]
 """Token ids of a conversation up to where the next answer begins, [L]."""

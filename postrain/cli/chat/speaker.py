@@ -17,7 +17,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from postrain.cli.chat.conversation import Conversation, Fitted, continued, fitted, room_for
 from postrain.data.chat import Template
-from postrain.data.records import Messages
+from postrain.data.conversation import Messages
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel

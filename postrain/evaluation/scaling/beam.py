@@ -13,12 +13,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Finding, Subject
 from postrain.evaluation.scaling.bench import Bench, OnPrompts, Unsuited
 from postrain.evaluation.scaling.search import Plan, Value
 from postrain.evaluation.scaling.searches import finding
 from postrain.rewards.process import AGGREGATES
-from postrain.types import Count, Prompts
+from postrain.types import Count
 
 Aggregate = Literal["last", "min", "product", "mean"]
 NO_SCORER = (

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.accuracy import reaches
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
@@ -22,7 +23,7 @@ from postrain.evaluation.scaling.tries import Tries, check_random, draw
 from postrain.rewards.answers import last_number
 from postrain.rewards.base import Reward, is_guess, optional
 from postrain.rewards.text import exact, numeric
-from postrain.types import ConfigError, Count, Prompts, Sampling
+from postrain.types import ConfigError, Count, Sampling
 
 Marker = Callable[[Prompts, Sequence[str]], Sequence[float | None]]
 """What each completion is worth, mostly 1 or 0; None where that cannot be told."""

@@ -18,14 +18,16 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar
 
-from postrain.data.records import Demonstration, Message, Messages, Prompt, plain_text, user
+from postrain.data.conversation import Message, Messages, plain_text, user
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.prompt import Prompt, Prompts
 from postrain.evaluation.confidence import calibration_error
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.answers import certainty, read
 from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, gains, point
 from postrain.evaluation.scaling.tries import Try, draw
 from postrain.ops import derive_seed
-from postrain.types import ConfigError, Count, Prompts
+from postrain.types import ConfigError, Count
 from postrain.world import sums
 
 DIRECT = "direct"

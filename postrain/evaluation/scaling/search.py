@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Subject
 from postrain.evaluation.scaling.rules import beams, final
 from postrain.evaluation.scaling.tries import Tries, Try, clocked
 from postrain.ops import derive_seed
-from postrain.types import Completion, Prompts, Stop
+from postrain.types import Completion, Stop
 
 Value = Callable[[Sequence[int], Sequence[str]], Sequence[float | None]]
 """How promising beginnings are, given the places of their prompts and what is written so far, in whole steps; None

@@ -17,14 +17,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from postrain.data.records import user
+from postrain.data.conversation import user
+from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Finding, Subject
 from postrain.evaluation.scaling.beam import Aggregate, StepScorer, step_scorer, step_value
 from postrain.evaluation.scaling.bench import Bench, OnPrompts, Unsuited
 from postrain.evaluation.scaling.search import Plan, Value
 from postrain.evaluation.scaling.searches import finding
 from postrain.models.scoring import in_micro_batches, score
-from postrain.types import Count, Prompts, Rows
+from postrain.types import Count, Rows
 from postrain.world import sums
 
 STEP = re.compile(r"(?<=[.!?])\s+|\n+")

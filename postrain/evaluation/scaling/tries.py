@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Subject
 from postrain.ops import derive_seed
 from postrain.rollout.engine import greedy
 from postrain.rollout.turns import Episode, play
-from postrain.types import ConfigError, Prompts, Sampling
+from postrain.types import ConfigError, Sampling
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from postrain.data.chat import Template
-from postrain.data.records import Message, user
+from postrain.data.conversation import Message, user
 from postrain.evaluation.scaling.cot import followed, shown, summed
 from postrain.evaluation.scaling.tree import agreement, partial_sum
 from postrain.models.loading import load_causal

@@ -6,8 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from postrain.data.records import Demonstration, Judgement, Preference, Prompt, Steps, Text
-from postrain.data.views import convert
+from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.judgement import Judgement
+from postrain.data.kinds.preference import Preference
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.steps import Steps
+from postrain.data.kinds.text import Text
+from postrain.data.records import convert
 from postrain.types import ConfigError
 from tests.data.helpers import chat
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from postrain.data.chat import Template
-from postrain.data.encode import EncodedPair, EncodedPrompt, EncodedRow
-from postrain.data.shown import MOST_LETTERS, ShownRow, Stretch, shown_rows
+from postrain.data.encode import EncodedRow
+from postrain.data.kinds.preference import EncodedPair
+from postrain.data.kinds.prompt import EncodedPrompt
+from postrain.data.preview import MOST_LETTERS, PreviewRow, Stretch, preview
 from tests.data.helpers import byte_tokenizer
 
 TEMPLATE = Template(byte_tokenizer(pad="<|end|>"), mode="plain")
@@ -20,24 +22,24 @@ def row(text: str, learned: int, number: int = 1) -> EncodedRow:
 
 def test_tokens_of_the_same_use_are_decoded_together() -> None:
     # é is two bytes, hence two tokens: decoded one by one they would be no letter.
-    assert list(shown_rows([row("xyé", 2)], TEMPLATE)) == [
-        ShownRow(1, "", (Stretch("xy", "read"), Stretch("é", "learned")))
+    assert list(preview([row("xyé", 2)], TEMPLATE)) == [
+        PreviewRow(1, "", (Stretch("xy", "read"), Stretch("é", "learned")))
     ]
 
 
 def test_a_pair_is_two_rows_with_their_roles() -> None:
     pair = EncodedPair(5, row("ab", 1, 5), row("ac", 1, 5), 0.0)
-    found = list(shown_rows([pair], TEMPLATE))
+    found = list(preview([pair], TEMPLATE))
     assert [(one.row, one.role, one.stretches[1].text) for one in found] == [(5, "chosen", "b"), (5, "rejected", "c")]
 
 
 def test_of_a_prompt_all_is_read() -> None:
     prompt = EncodedPrompt(2, row("ab", 0).ids, "ab", {})
-    assert list(shown_rows([prompt], TEMPLATE)) == [ShownRow(2, "", (Stretch("ab", "read"),))]
+    assert list(preview([prompt], TEMPLATE)) == [PreviewRow(2, "", (Stretch("ab", "read"),))]
 
 
 def test_a_long_row_is_shortened_in_the_middle_of_each_stretch() -> None:
-    whole = ShownRow(0, "", (Stretch("a" * 5000 + "b", "read"), Stretch("c", "learned")))
+    whole = PreviewRow(0, "", (Stretch("a" * 5000 + "b", "read"), Stretch("c", "learned")))
     kept = whole.shortened().stretches
     assert len(kept[0].text) == MOST_LETTERS + len(" […] ")
     assert kept[0].text.endswith("ab")

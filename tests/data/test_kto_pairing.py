@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from postrain.data.mismatch import mismatched
+from postrain.data.kinds.judgement import kto_pairing
 from postrain.types import ConfigError
 
 
@@ -18,10 +18,10 @@ def test_prompt_and_completion_differ_wherever_there_is_such_an_item():
         prompts, completions = (rng.choices("abcde"[: rng.randint(1, 5)], k=count) for _ in range(2))
         if len(set(completions)) == 1:
             with pytest.raises(ConfigError, match=r"all completions are the same in a part of \d+ judgements"):
-                mismatched(prompts, completions)
+                kto_pairing(prompts, completions)
             continue
         items = list(zip(prompts, completions, strict=True))
-        for (prompt, completion), other in zip(items, mismatched(prompts, completions), strict=True):
+        for (prompt, completion), other in zip(items, kto_pairing(prompts, completions), strict=True):
             assert completions[other] != completion
             possible = any(p != prompt and c != completion for p, c in items)
             assert (prompts[other] != prompt) == possible
@@ -30,16 +30,16 @@ def test_prompt_and_completion_differ_wherever_there_is_such_an_item():
 @pytest.mark.parametrize("pairs", [2, 3, 20, 21])
 def test_both_sides_of_pairs_are_borrowed_equally_often(pairs):
     prompts = [pair for pair in range(pairs) for _ in range(2)]
-    found = Counter(other % 2 for other in mismatched(prompts, list(range(2 * pairs))))
+    found = Counter(other % 2 for other in kto_pairing(prompts, list(range(2 * pairs))))
     assert found == {0: pairs, 1: pairs}
 
 
 def test_long_runs_of_the_same_are_stepped_over():
     # One prompt, one completion, then the rest of the world: searching place by place would look 10^10 times.
     count = 100_000
-    assert mismatched([0] * count + [1], [0] * count + [1]) == [count] * count + [count // 2 - 1]
+    assert kto_pairing([0] * count + [1], [0] * count + [1]) == [count] * count + [count // 2 - 1]
 
 
 def test_one_judgement_alone_has_none_to_borrow_from():
     with pytest.raises(ConfigError, match=r"part of 1 judgements; .* a larger data\.eval_fraction"):
-        mismatched(["a"], ["b"])
+        kto_pairing(["a"], ["b"])

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postrain.data.fields import Fields, Malformed, empty, is_list, text
-from postrain.data.layouts import PARTS
+from postrain.data.conversation import LAST_TURN, Message, Messages, is_transcript
+from postrain.data.layouts import PARTS, Fields, Malformed, empty, is_list, text
 from postrain.data.messages import history, messages, prompt_turns
-from postrain.data.records import Message, Messages
-from postrain.data.transcripts import LAST_TURN, is_transcript
 
 REPEATED = "prompt cut off the answer that repeats it"
 
@@ -25,7 +23,7 @@ def asked(fields: Fields) -> Messages:
     name, value = found
     plain = isinstance(value, str) and not is_transcript(value)
     # Beside a prompt alone, a list or an object is what a reward reads.
-    if plain and given and not (empty(given[1]) or isinstance(given[1], str)) and fields.layout.kind != "prompt":
+    if plain and given and not (empty(given[1]) or isinstance(given[1], str)) and fields.layout.format.name != "prompt":
         raise Malformed(f"{given[0]} has to be text, which is put below the prompt, got {given[1]!r:.60}")
     if plain and given and isinstance(given[1], str):
         fields.find("input")
@@ -67,7 +65,7 @@ def says_again(some: Sequence[Message], turns: Sequence[Message]) -> bool:
     return all(any(message.content.strip() in turn.content for turn in turns) for message in some)
 
 
-def conversation(fields: Fields) -> Messages:
+def conversation_turns(fields: Fields) -> Messages:
     """The turns of the column `messages`. Columns that repeat a part of it are used, those that differ refused."""
     name, value = fields.needed("messages")
     turns = messages(fields, value, name)
@@ -91,6 +89,13 @@ def _said(value: Any) -> list[str]:
     items = value if is_list(value) else [value]
     found = [item.get("content", item.get("value")) for item in items if isinstance(item, Mapping)]
     return [said for said in found if isinstance(said, str)]
+
+
+def answer_of(turns: Messages, name: str) -> str:
+    """The last message's content, which has to be learned from."""
+    if not turns[-1].learned:
+        raise Malformed(f"{name} ends with a message of weight 0, so nothing is left to compare; remove the row")
+    return turns[-1].content
 
 
 def repeats_prompt(prompt: Any, answers: Sequence[Any]) -> bool:

@@ -1,0 +1,130 @@
+"""Conversations to imitate: messages, or a prompt with its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from postrain.data.conversation import Message, Messages, plain_text
+from postrain.data.encode import EncodedRow, Encoder
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.text import Text
+from postrain.data.layouts import Fields, Malformed, Unusable, row_format
+from postrain.data.messages import messages
+from postrain.data.prompt_columns import asked, begun, conversation_turns, cut_prompt, says_again
+from postrain.data.records import Record, conversion
+from postrain.types import ConfigError
+
+FINAL_ANSWER = "####"
+NO_ANSWER = "the conversation does not end with an answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration(Record):
+    """A conversation to imitate."""
+
+    messages: Messages
+    """The last one is the assistant's."""
+
+    needs = ("completion",)
+
+    def content(self) -> tuple[str, ...]:
+        return tuple(message.content for message in self.messages)
+
+    def prompt_content(self) -> str:
+        return plain_text(self.messages[:-1])
+
+    def completions(self) -> tuple[str, ...]:
+        return (self.messages[-1].content,)
+
+    def has_learned_answer(self, *, last_only: bool) -> bool:
+        answers = [message for message in self.messages if message.role == "assistant"]
+        return any(answer.learned for answer in (answers[-1:] if last_only else answers))
+
+    def left_out(self, kind: str) -> tuple[str, ...]:
+        """Not the answer to a question, which stays with its prompt for rewards."""
+        stays = any(value == self.messages[-1].content for value in self.columns.values())
+        return ("completion",) if kind == "Prompt" and not stays else ()
+
+    def encode(self, encoder: Encoder) -> EncodedRow:
+        *prompt, answer = self.messages
+        if encoder.loss_on == "completion":
+            return encoder.answers(self.row, tuple(prompt), (answer.content,))[0]
+        if encoder.loss_on == "all" and not all(turn.learned or turn.role == "assistant" for turn in prompt):
+            raise ConfigError(
+                f"row {self.row}: data.loss_on=all learns every turn, but one that is not the assistant's has weight "
+                "0; use data.loss_on=assistant"
+            )
+        ids, speaks, weightless = encoder.template.encode(self.messages, row=self.row)
+        last = len(speaks) - _trailing(speaks)
+        learned = ~weightless & (speaks if encoder.loss_on == "assistant" else torch.ones_like(speaks))
+        kept = encoder.leave_room(ids[:last], len(ids) - last)
+        # A cut takes from the left, so the mask of what is kept is the right end of the mask.
+        mask = learned[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
+        encoded = encoder.joined(self.row, kept, mask, ids[last:])
+        encoded.supervised[len(kept) :] &= answer.learned
+        return encoded
+
+
+def _trailing(mask: Tensor) -> int:
+    """How many of the last values are True."""
+    return int(mask.flip(0).long().cumprod(0).sum())
+
+
+@row_format("conversation", needs=("messages",), rank=20)
+def parse_conversation(row: int, fields: Fields) -> Demonstration:
+    """A column of messages."""
+    turns = begun(fields, conversation_turns(fields))
+    if turns[-1].role != "assistant" or len(turns) == 1:
+        raise Unusable(NO_ANSWER)
+    return Demonstration(row=row, messages=turns)
+
+
+@row_format("answer", needs=("prompt", "completion"), answers=("completion",), rank=30)
+def parse_answer(row: int, fields: Fields) -> Demonstration:
+    """A prompt and its answer in two columns."""
+    prompt = asked(fields)
+    name, value = fields.needed("completion")
+    if name == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        (said,) = cut_prompt(fields, (str(value),))
+        turns = (*prompt, Message("assistant", said))
+    else:
+        said = messages(fields, value, name, or_text="text or ")
+        turns = said if len(said) > len(prompt) > 0 and says_again(prompt, said[: len(prompt)]) else prompt + said
+        if turns[-1].role != "assistant":
+            raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(said)}")
+    columns = _reference(name, value) if isinstance(value, str) else {}
+    return Demonstration(row=row, messages=begun(fields, turns), columns=columns)
+
+
+def _reference(name: str, answer: str) -> Mapping[str, Any]:
+    """What a reward compares with: the whole answer to a question, and its final part after GSM8K's ####."""
+    if name == "solution":
+        return {"solution": answer}
+    if name != "answer":
+        return {}
+    return {"answer": answer.rpartition(FINAL_ANSWER)[2].strip().replace(",", ""), "solution": answer}
+
+
+def demonstration(record: Record, prompt: Messages, answer: str) -> tuple[Demonstration, ...]:
+    """An answer of another record, to be imitated."""
+    turns = (*prompt, Message("assistant", answer))
+    return (Demonstration(row=record.row, columns=record.columns, messages=turns),)
+
+
+@conversion(Demonstration, Prompt)
+def as_prompt(record: Demonstration) -> tuple[Prompt, ...]:
+    return (Prompt(row=record.row, columns=record.columns, prompt=record.messages[:-1]),)
+
+
+@conversion(Demonstration, Text, reason="answer of weight 0, which running text cannot hold")
+def as_text(record: Demonstration) -> tuple[Text, ...]:
+    if not all(message.learned for message in record.messages if message.role == "assistant"):
+        return ()
+    return (Text(row=record.row, columns=record.columns, text=plain_text(record.messages)),)

@@ -1,0 +1,193 @@
+"""Two completions of a prompt, one of them preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from postrain.data.conversation import FIRST_TURN, LAST_TURN, Messages, plain_text, transcript
+from postrain.data.encode import Encoded, EncodedRow, Encoder, Use
+from postrain.data.kinds.demonstration import Demonstration, demonstration
+from postrain.data.kinds.judgement import Judgement
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format
+from postrain.data.messages import messages
+from postrain.data.prompt_columns import agreed, answer_of, asked, begun, cut_prompt
+from postrain.data.records import Record, conversion
+from postrain.types import Batch, Rows
+
+EQUAL_SIDES = "chosen equals rejected"
+UNSHARED = "chosen and rejected do not share their prompt"
+UNANSWERED = "chosen or rejected does not end with the assistant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Record):
+    """Two completions of a prompt."""
+
+    prompt: Messages
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    """How much better the chosen one is said to be; 0 where the data does not say."""
+
+    needs = ("chosen", "rejected")
+    unused_hints: ClassVar[Mapping[str, str]] = {
+        "margin": "method.use_margin=true uses the margin, where the method has it"
+    }
+
+    def content(self) -> tuple[str, ...]:
+        return (plain_text(self.prompt), self.chosen, self.rejected)
+
+    def contradiction(self) -> str | None:
+        return EQUAL_SIDES if self.chosen.strip() == self.rejected.strip() else None
+
+    def left_out(self, kind: str) -> tuple[str, ...]:
+        sides = {"Demonstration": ("rejected",), "Prompt": ("chosen", "rejected")}.get(kind, ())
+        return (*sides, "margin") if self.margin else sides
+
+    def encode(self, encoder: Encoder) -> EncodedPair:
+        chosen, rejected = encoder.answers(self.row, self.prompt, (self.chosen, self.rejected))
+        return EncodedPair(self.row, chosen, rejected, self.margin)
+
+
+@row_format("preference", needs=("chosen", "rejected"), answers=("chosen", "rejected"), rank=0)
+def parse(row: int, fields: Fields) -> Preference:
+    """Two columns with the answers; the prompt has a column, or begins both."""
+    prompt = _pair_prompt(fields)
+    shared, chosen, rejected = _sides(fields, prompt)
+    whole = agreed(prompt, shared, "chosen and rejected")
+    if not whole:
+        raise Malformed("there is no prompt: neither a column prompt nor a user message before chosen")
+    margin = fields.optional("margin")
+    value = number(margin[1], margin[0]) if margin else 0.0
+    return Preference(row=row, prompt=begun(fields, whole), chosen=chosen, rejected=rejected, margin=value)
+
+
+def _pair_prompt(fields: Fields) -> Messages:
+    """The prompt column, or messages that wait for an answer; () where the sides bring their prompt."""
+    prompt = asked(fields)
+    found = fields.peek("messages")
+    if found is None or empty(found[1]):
+        return prompt
+    turns = messages(fields, found[1], found[0])
+    # Messages that end with an answer are one of the sides once more.
+    if turns[-1].role == "assistant":
+        return prompt
+    fields.find("messages")
+    return agreed(prompt, turns, found[0])
+
+
+def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
+    """The turns that both sides begin with, and the two answers."""
+    (first, chosen), (second, rejected) = fields.needed("chosen"), fields.needed("rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if not prompt:
+            return _split(str(chosen), str(rejected), first)
+        better, worse = cut_prompt(fields, (str(chosen), str(rejected)))
+        return (), better, worse
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise Malformed(
+            f"{first} and {second} have to be two texts or two message lists, got {chosen!r:.40} and {rejected!r:.40}"
+        )
+    one, other = (
+        messages(fields, side, name, or_text="text or ") for side, name in ((chosen, first), (rejected, second))
+    )
+    if one[:-1] != other[:-1]:
+        raise Unusable(UNSHARED)
+    if one[-1].role != "assistant" or other[-1].role != "assistant":
+        raise Unusable(UNANSWERED)
+    return one[:-1], answer_of(one, first), answer_of(other, second)
+
+
+def _split(chosen: str, rejected: str, name: str) -> tuple[Messages, str, str]:
+    """Two transcripts, split exactly at the last assistant turn."""
+    # Some files have lost the blank line that opens a transcript.
+    chosen, rejected = ("\n\n" + side.lstrip() for side in (chosen, rejected))
+    cut = chosen.rfind(LAST_TURN) + len(LAST_TURN)
+    if not chosen.startswith(FIRST_TURN) or LAST_TURN not in chosen:
+        raise Malformed(f"the column prompt is missing, and {name} is not a transcript (Human: ... Assistant: ...)")
+    prompt, answers = chosen[:cut], (chosen[cut:], rejected[cut:])
+    if not rejected.startswith(prompt) or LAST_TURN in answers[1]:
+        raise Unusable(UNSHARED)
+    if any(FIRST_TURN in answer for answer in answers):
+        raise Unusable(UNANSWERED)
+    return transcript(prompt), answers[0].strip(), answers[1].strip()
+
+
+@dataclass(frozen=True)
+class EncodedPair(Encoded):
+    """A preference as tokens."""
+
+    chosen: EncodedRow
+    rejected: EncodedRow
+    margin: float
+
+    @classmethod
+    def collate(cls, items: Sequence[Self]) -> Pairs:
+        return Pairs(
+            chosen=EncodedRow.collate([item.chosen for item in items]),
+            rejected=EncodedRow.collate([item.rejected for item in items]),
+            margin_B=torch.tensor([item.margin for item in items], dtype=torch.float32),
+        )
+
+    def token_rows(self) -> tuple[EncodedRow, ...]:
+        return (self.chosen, self.rejected)
+
+    def signature(self) -> bytes:
+        return super().signature() + repr(self.margin).encode()
+
+    def lost(self) -> str | None:
+        """The sides may differ only beyond the cut."""
+        return "chosen equals rejected once cut" if torch.equal(self.chosen.ids, self.rejected.ids) else None
+
+    def uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
+        yield "chosen", self.chosen.ids, self.chosen.learned()
+        yield "rejected", self.rejected.ids, self.rejected.learned()
+
+
+@dataclass(frozen=True)
+class Pairs(Batch):
+    """Preference pairs."""
+
+    chosen: Rows
+    rejected: Rows
+    margin_B: Tensor
+    """How much better the chosen one is said to be, float [B]; 0 where the data does not say."""
+
+    @property
+    def row_ids(self) -> tuple[int, ...]:
+        """The records the pairs came from."""
+        return self.chosen.row_ids
+
+    def cost(self) -> list[int]:
+        """The prompt counts once: both answers follow one copy of it."""
+        prompts = [int(learned.long().argmax()) for learned in self.chosen.supervised]
+        both = zip(self.chosen.cost(), self.rejected.cost(), prompts, strict=True)
+        return [one + other - shared for one, other, shared in both]
+
+
+@conversion(Preference, Demonstration)
+def chosen_as_demonstration(record: Preference) -> tuple[Demonstration, ...]:
+    return demonstration(record, record.prompt, record.chosen)
+
+
+@conversion(Preference, Judgement, reason=EQUAL_SIDES)
+def as_two_judgements(record: Preference) -> tuple[Judgement, ...]:
+    """None where the sides are equal, which would be both labels for the same completion."""
+    if record.contradiction():
+        return ()
+    sides = ((record.chosen, True), (record.rejected, False))
+    return tuple(
+        Judgement(row=record.row, columns=record.columns, prompt=record.prompt, completion=answer, label=label)
+        for answer, label in sides
+    )
+
+
+@conversion(Preference, Prompt)
+def as_prompt(record: Preference) -> tuple[Prompt, ...]:
+    return (Prompt(row=record.row, columns=record.columns, prompt=record.prompt),)

@@ -1,0 +1,104 @@
+"""Prompts to continue; their other columns are what a reward gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from torch import Tensor
+
+from postrain.data.conversation import Messages, is_transcript, plain_text
+from postrain.data.encode import Encoded, Encoder, Use
+from postrain.data.layouts import Fields, row_format
+from postrain.data.prompt_columns import asked, begun
+from postrain.data.records import Record
+from postrain.types import Batch, ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Record):
+    """A prompt to continue."""
+
+    prompt: Messages
+
+    supervises = "nothing"
+
+    def content(self) -> tuple[str, ...]:
+        return (plain_text(self.prompt),)
+
+    def encode(self, encoder: Encoder) -> EncodedPrompt:
+        """The prompt, cut on the left when too long."""
+        ids = encoder.template.encode_prompt(self.prompt, row=self.row)
+        if not len(ids):
+            raise ConfigError(f"row {self.row}: the prompt is empty; a model needs at least one token to continue")
+        return EncodedPrompt(self.row, encoder.fitted(ids), plain_text(self.prompt), self.columns)
+
+    @classmethod
+    def presented(cls, records: tuple[Self, ...]) -> tuple[Self, ...]:
+        """Prompts of several turns are also given to rewards as messages, unless their text has the roles already."""
+        if all(len(record.prompt) == 1 or is_transcript(plain_text(record.prompt)) for record in records):
+            return records
+        return tuple(
+            replace(
+                record,
+                columns={
+                    **record.columns,
+                    "messages": [{"role": turn.role, "content": turn.content} for turn in record.prompt],
+                },
+            )
+            for record in records
+        )
+
+
+@row_format("prompt", needs=("prompt",), rank=40)
+def parse(row: int, fields: Fields) -> Prompt:
+    """A prompt column alone, or messages that wait for an answer."""
+    fields.needed("prompt")
+    return Prompt(row=row, prompt=begun(fields, asked(fields)))
+
+
+@dataclass(frozen=True)
+class EncodedPrompt(Encoded):
+    """A prompt as tokens."""
+
+    ids: Tensor
+    """int64 [L]"""
+    text: str
+    """As a person wrote it."""
+    columns: Mapping[str, Any]
+
+    @classmethod
+    def collate(cls, items: Sequence[Self]) -> Prompts:
+        return Prompts(
+            ids=tuple(item.ids for item in items),
+            texts=tuple(item.text for item in items),
+            columns=tuple(item.columns for item in items),
+            row_ids=tuple(item.row for item in items),
+        )
+
+    def sequences(self) -> tuple[Tensor, ...]:
+        return (self.ids,)
+
+    def signature(self) -> bytes:
+        return self.ids.numpy().tobytes() + repr(sorted(self.columns.items())).encode() + b"|"
+
+    def uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
+        yield "", self.ids, ["read"] * len(self.ids)
+
+
+@dataclass(frozen=True)
+class Prompts(Batch):
+    """Prompts to continue, with everything a reward may want to know about them."""
+
+    ids: tuple[Tensor, ...]
+    """Token ids of each prompt as the policy sees it; int64 [L]."""
+    texts: tuple[str, ...]
+    """The prompt as a person wrote it, without template."""
+    columns: tuple[Mapping[str, Any], ...]
+    """Every other column of the record (an answer, a gold specification); a reward function gets these by name."""
+    row_ids: tuple[int, ...]
+    """The record each prompt came from, by its number in the source."""
+
+    def cost(self) -> list[int]:
+        return [len(ids) for ids in self.ids]

@@ -1,0 +1,90 @@
+"""Running text, where every token is learned.
+
+Documents may be packed: joined by the end token and cut into blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from postrain.data.encode import Encoded, EncodedRow, Encoder
+from postrain.data.kinds.prompt import EncodedPrompt
+from postrain.data.layouts import Fields, row_format, text
+from postrain.data.records import Record
+
+TEXT_CUT = "text cut on the right"
+FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s+\S)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Record):
+    """Running text."""
+
+    text: str
+
+    def content(self) -> tuple[str, ...]:
+        return (self.text,)
+
+    def completions(self) -> tuple[str, ...]:
+        return (self.text,)
+
+    def encode(self, encoder: Encoder) -> EncodedRow:
+        ids = self._tokens(encoder)
+        if len(ids) > encoder.max_length:
+            encoder.cuts[TEXT_CUT] += 1
+            ids = ids[: encoder.max_length]
+        return _all_supervised(self.row, ids)
+
+    @classmethod
+    def encode_all(cls, records: Sequence[Self], encoder: Encoder) -> tuple[Encoded, ...]:
+        return tuple(_packed(records, encoder) if encoder.pack else (record.encode(encoder) for record in records))
+
+    def encode_beginning(self, encoder: Encoder) -> EncodedPrompt:
+        """The beginning of the text as a prompt to sample from."""
+        start = beginning(self.text)
+        return EncodedPrompt(self.row, encoder.fitted(encoder.template.encode_text(start)), start, self.columns)
+
+    def _tokens(self, encoder: Encoder) -> Tensor:
+        return torch.cat([encoder.template.encode_text(self.text), encoder.eos()])
+
+
+@row_format("text", needs=("text",), rank=50)
+def parse(row: int, fields: Fields) -> Text:
+    """A column of text."""
+    name, value = fields.needed("text")
+    return Text(row=row, text=text(value, name))
+
+
+def beginning(text: str) -> str:
+    """The first sentence of a text, or its first half where that is all."""
+    found = FIRST_SENTENCE.match(text)
+    if found:
+        return found.group()
+    words = text.split(" ")
+    return " ".join(words[: max(1, len(words) // 2)])
+
+
+def _packed(records: Sequence[Text], encoder: Encoder) -> Iterator[EncodedRow]:
+    """Blocks of max_length tokens, numbered by the first document in each; the last one may be shorter."""
+    held = torch.empty(0, dtype=torch.long)
+    first = 0
+    for record in records:
+        first = first if len(held) else record.row
+        held = torch.cat([held, record._tokens(encoder)])
+        while len(held) >= encoder.max_length:
+            yield _all_supervised(first, held[: encoder.max_length])
+            held, first = held[encoder.max_length :], record.row
+    if len(held) > 1:
+        yield _all_supervised(first, held)
+
+
+def _all_supervised(row: int, ids: Tensor) -> EncodedRow:
+    supervised = torch.ones(len(ids), dtype=torch.bool)
+    supervised[0] = False
+    return EncodedRow(row, ids, supervised)
