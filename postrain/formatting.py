@@ -1,8 +1,11 @@
-"""Numbers, times and metric names as a person reads them; for the console and the report."""
+"""Numbers, times, metric names and tables as a person reads them; for the console and the report."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
+
+from rich.table import Table
 
 _TAILS = ("/total", "/exact", "/mean")
 
@@ -39,3 +42,20 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute:02d}:{second:02d}"
+
+
+def console_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, best: Collection[int] = ()
+) -> Table:
+    """A table for the console; the rows whose indices are in `best` stand out."""
+    table = Table(*columns, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for index, row in enumerate(rows):
+        table.add_row(*row, style="bold green" if index in best else None)
+    return table
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for a file; no text can break a row."""
+    whole = [columns, ["---"] * len(columns), *rows]
+    lines = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in whole]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

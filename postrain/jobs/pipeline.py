@@ -25,12 +25,13 @@ from yaml import YAMLError
 from postrain.config.check import instantiate
 from postrain.config.trust import Guest, said_in
 from postrain.evaluation import evaluate as evaluation
+from postrain.formatting import console_table, markdown_table
 from postrain.generation import generate as generation
 from postrain.jobs.graph import Job, digests, is_done, references, resolved
 from postrain.jobs.plan import Composer, plan_stages, to_confirm, vet
 from postrain.jobs.shared_stages import shared_folder
 from postrain.jobs.stages import PIPELINE_KEYS, key_of, stages_of
-from postrain.jobs.summary import outcome, result, summary, table
+from postrain.jobs.summary import grid, outcome
 from postrain.jsonl import atomic_write_text, number
 from postrain.runs.folder import RunFolder, Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt
@@ -153,13 +154,14 @@ def execute(
 
 def _finish(pipeline: Pipeline, folder: Path) -> float | None:
     """Writes and prints the results of all stages."""
-    results = [result(job, folder) for job in pipeline.jobs]
+    columns, rows = grid(pipeline.jobs, folder)
     found = outcome(pipeline.jobs, folder)
     with writing(folder):
-        atomic_write_text(folder / "summary.md", summary(results))
+        atomic_write_text(folder / "summary.md", markdown_table(columns, rows))
         if found:
             atomic_write_text(RunFolder(folder).result, json.dumps(found, indent=2) + "\n")
-    Console(highlight=False, width=max(Console().width, WIDTH)).print(table(results, pipeline.name))
+    table = console_table(columns, rows, f"pipeline {pipeline.name}")
+    Console(highlight=False, width=max(Console().width, WIDTH)).print(table)
     return number(found.get("objective"))
 
 

@@ -222,7 +222,8 @@ class SweepPlanner:
     def __init__(self, study: Study, overrides: Sequence[str], composer: Composer, primary: str, guest: Guest | None):
         """`overrides` are those of the command line: they win over the study's base and lose to what varies."""
         self.study, self.overrides, self.composer, self.guest = study, tuple(overrides), composer, guest
-        self.kind, self.program = next(item for item in PROGRAMS.items() if item[1].primary == primary)
+        self.kind: Kind = next(kind for kind, program in PROGRAMS.items() if program.primary == primary)
+        self.program = PROGRAMS[self.kind]
         self.numbers = count()
 
     def __call__(self, settings: Sequence[Setting]) -> list[Job]:

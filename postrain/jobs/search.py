@@ -12,11 +12,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from postrain.config.extras import installed, load, missing
-from postrain.jobs.graph import Job, is_done
+from postrain.jobs.graph import Job
 from postrain.jobs.plan import SweepPlanner, placed
 from postrain.jobs.study import Setting, Study, format_overrides
-from postrain.jsonl import read_json
-from postrain.report.study import measured
+from postrain.report.study import read_job
 from postrain.types import ConfigError
 
 if TYPE_CHECKING:
@@ -93,14 +92,10 @@ def objective(sweep: Sweep, job: Job) -> float | None:
 
     In the study's direction: the sign of a perplexity is changed where the study maximises.
     """
-    folder = sweep.folder / job.folder
-    if not is_done(folder):
-        return None
-    result = read_json(folder / "result.json")
-    known = measured(result)
-    value = known.get(str(sweep.study.metric))
-    if value is None and (value := known.get(str(result.get("metric")))) is not None:
-        value = value if result.get("direction") == sweep.study.direction else -value
+    found = read_job(sweep.folder, job.record())
+    value = found.values.get(str(sweep.study.metric))
+    if value is None and (value := found.values.get(str(found.metric))) is not None:
+        value = value if found.direction == sweep.study.direction else -value
     return value if value is not None and isfinite(value) else None
 
 

@@ -27,9 +27,9 @@ from postrain.jobs.launchers import Launcher, launcher_of
 from postrain.jobs.plan import Composer, SweepPlanner, flags, placed
 from postrain.jobs.search import check_search, search
 from postrain.jobs.study import Study, read, settings
-from postrain.jsonl import atomic_write_text, number, plain, read_json
+from postrain.jsonl import atomic_write_text, plain
 from postrain.report import write_report
-from postrain.report.study import FILE, JOBS, read_study
+from postrain.report.study import FILE, JOBS, read_job, read_study
 from postrain.report.study_table import markdown, table
 from postrain.report.verdict import verdict
 from postrain.runs.folder import Status, check_contained, config_hash, new_directory, writing
@@ -63,15 +63,10 @@ class Sweep:
 
     def ended(self, job: Job) -> None:
         """Prints how a job has ended."""
-        record = Status(self.folder / job.folder / "status.json").current()
-        result = read_json(self.folder / job.folder / "result.json")
-        state = str(record.get("status", "not started"))
-        parts = [f"{job.number:>3}", job.name, state, duration(float(number(record.get("seconds")) or 0.0))]
-        objective = number(result.get("objective"))
-        if objective is not None:
-            parts.append(f"{result.get('metric')} {figure(objective)}")
-        parts += [str(text) for text in (record.get("reason"), result.get("stopped")) if text]
-        self.say("  ".join(parts), "red" if state == "failed" else None)
+        found = read_job(self.folder, job.record())
+        measured = "" if found.objective is None else f"{found.metric} {figure(found.objective)}"
+        parts = [f"{job.number:>3}", job.name, found.state, duration(found.seconds), measured, found.reason]
+        self.say("  ".join(filter(None, parts)), "red" if found.state == "failed" else None)
 
     def say(self, line: str, style: str | None = None) -> None:
         """Prints a line as it is."""

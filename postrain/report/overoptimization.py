@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from postrain.evaluation.scaling.rules import best_of_n_kl
+from postrain.formatting import markdown_table
 from postrain.jsonl import JsonLines, atomic_write_text
 from postrain.report.pictures import INK, SERIES, STYLE
 from postrain.runs.folder import writing
@@ -140,8 +141,7 @@ def table(curves: Sequence[Curve]) -> Table:
 
 def markdown(curves: Sequence[Curve]) -> str:
     """For a file."""
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *map(told, curves)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown_table(HEADINGS, [*map(told, curves)])
 
 
 def picture(curves: Sequence[Curve], path: Path) -> None:

@@ -20,7 +20,7 @@ from postrain.errors import ConfigError
 from postrain.jsonl import modest, number, read_json
 from postrain.metrics import Direction, decides, direction_of
 from postrain.report.run_data import LARGEST
-from postrain.report.study_cells import Cell, Job, cells_of, untrained
+from postrain.report.study_cells import Cell, JobResult, cells_of, untrained
 from postrain.runs.status import Status
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
@@ -30,7 +30,7 @@ KL = "eval/kl/exact"
 
 
 @dataclass(frozen=True)
-class Study:
+class SweepResult:
     """A sweep."""
 
     path: Path
@@ -54,12 +54,12 @@ class Study:
     """What could not be read, a line each."""
 
     @property
-    def jobs(self) -> tuple[Job, ...]:
+    def jobs(self) -> tuple[JobResult, ...]:
         """All of them, in order."""
         return tuple(sorted((job for cell in self.cells for job in cell.jobs), key=lambda job: job.number))
 
     @property
-    def failed(self) -> tuple[Job, ...]:
+    def failed(self) -> tuple[JobResult, ...]:
         """Those that are not done."""
         return tuple(job for job in self.jobs if job.state != "done")
 
@@ -86,11 +86,11 @@ class Study:
         return tuple(name for name in wanted if any(name in cell.values for cell in self.cells))
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path) -> SweepResult:
     """The sweep in a folder, finished or not. Raises ConfigError where there is none."""
     node, missing = _yaml(path / FILE)
     records, more = _records(path / JOBS)
-    jobs = [_job(path, record) for record in records]
+    jobs = [read_job(path, record) for record in records]
     settings = tuple(dict.fromkeys(key for job in jobs for key in job.settings))
     metric, direction = deciding(node.get("metric"), node.get("direction"), jobs, settings)
     columns = node.get("columns") or ()
@@ -104,7 +104,7 @@ def read_study(path: Path) -> Study:
         x, y = KL, y or metric
     cells = tuple(cells_of(jobs))
     wanted = [node.get("metric"), axes.get("x"), axes.get("y"), *(node.get("columns") or ())]
-    return Study(
+    return SweepResult(
         path=path,
         name=str(node.get("name", path.name)),
         question=str(node.get("question") or ""),
@@ -122,7 +122,7 @@ def read_study(path: Path) -> Study:
 
 
 def deciding(
-    named: str | None, direction: str | None, jobs: Sequence[Job], settings: Sequence[str]
+    named: str | None, direction: str | None, jobs: Sequence[JobResult], settings: Sequence[str]
 ) -> tuple[str | None, Direction]:
     """The metric that compares the settings, with its direction.
 
@@ -172,12 +172,13 @@ def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
     return [*records], [] if records else [f"{path.name} holds no jobs"]
 
 
-def _job(root: Path, record: Mapping[str, Any]) -> Job:
+def read_job(root: Path, record: Mapping[str, Any]) -> JobResult:
+    """The result of a job of the sweep in `root`; `record` is its entry of jobs.json."""
     folder = root / str(record["folder"])
     status, result = Status(folder / "status.json").current(), read_json(folder / "result.json")
     state = str(status.get("status") or "not started")
     settings = record.get("settings")
-    return Job(
+    return JobResult(
         number=int(number(record.get("number")) or 0),
         folder=folder,
         label=str(record.get("label", folder.name)),
@@ -188,6 +189,7 @@ def _job(root: Path, record: Mapping[str, Any]) -> Job:
         seconds=number(status.get("seconds")) or 0.0,
         metric=result.get("metric"),
         direction=result.get("direction"),
+        objective=number(result.get("objective")),
         values=measured(result) if state == "done" else {},
         changes=dict(_changes(result.get("changes"))) if state == "done" else {},
     )
@@ -201,7 +203,7 @@ def measured(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: known for name, value in found.items() if (known := number(value)) is not None}
 
 
-def _unmeasured(jobs: Sequence[Job], wanted: Sequence[str | None], metric: str | None) -> Iterable[str]:
+def _unmeasured(jobs: Sequence[JobResult], wanted: Sequence[str | None], metric: str | None) -> Iterable[str]:
     """Metrics that the study names and no finished job has: misspelt, or of another kind of run. The first decides."""
     known = sorted({name for job in jobs for name in job.values})
     for name in dict.fromkeys(filter(None, wanted)) if known else ():
@@ -230,7 +232,7 @@ def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
             yield name, (known[0], known[1])
 
 
-def number_that_varies(study: Study) -> str | None:
+def number_that_varies(study: SweepResult) -> str | None:
     """The key with the most values, if all are numbers."""
     values = {key: [number(cell.settings.get(key)) for cell in study.cells] for key in study.settings}
     numeric = {key: set(known) for key, known in values.items() if None not in known and len(set(known)) > 1}

@@ -26,8 +26,8 @@ TIMED_OUT = "timed out"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of the sweep."""
+class JobResult:
+    """What a job of a sweep has left in its folder."""
 
     number: int
     folder: Path
@@ -42,6 +42,8 @@ class Job:
     metric: str | None
     """What its own method is judged by."""
     direction: str | None
+    objective: float | None
+    """That metric."""
     values: Mapping[str, float]
     """What it measured at its end; {} unless it is done. May hold nan and infinities."""
     changes: Mapping[str, tuple[float, float]]
@@ -64,7 +66,7 @@ class Cell:
 
     settings: Mapping[str, Any]
     label: str
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobResult, ...]
     values: Mapping[str, Interval]
     """Every metric of its finished jobs that is a number in all of them: the rest of a diverged setting is no mean."""
     n: int
@@ -77,14 +79,14 @@ class Cell:
         return fmean(took) if took else 0.0
 
     @property
-    def collapsed(self) -> tuple[Job, ...]:
+    def collapsed(self) -> tuple[JobResult, ...]:
         """The finished jobs whose policy answers in one word, or everything with the same text."""
         return tuple(job for job in self.jobs if job.collapse)
 
 
-def cells_of(jobs: Sequence[Job]) -> Iterable[Cell]:
+def cells_of(jobs: Sequence[JobResult]) -> Iterable[Cell]:
     """The settings, in the order of their first jobs."""
-    together: dict[str, list[Job]] = {}
+    together: dict[str, list[JobResult]] = {}
     for job in jobs:
         together.setdefault(json.dumps(job.settings, sort_keys=True, default=str), []).append(job)
     for group in together.values():

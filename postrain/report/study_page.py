@@ -13,8 +13,8 @@ from postrain.report.page import Cell as Shown
 from postrain.report.pictures import color, write_png
 from postrain.report.run_data import Sample, read_samples, state_of
 from postrain.report.samples import SHOWN, last, responses, side_by_side
-from postrain.report.study import Study, read_study
-from postrain.report.study_cells import Cell, Job
+from postrain.report.study import SweepResult, read_study
+from postrain.report.study_cells import Cell, JobResult
 from postrain.report.study_pictures import frontier, study_curves
 from postrain.report.study_table import ABOUT, finished, note, result
 from postrain.report.verdict import verdict
@@ -57,7 +57,7 @@ def write_study(path: Path, output: Path | None = None) -> Path:
     return page
 
 
-def facts(study: Study) -> list[tuple[str, str]]:
+def facts(study: SweepResult) -> list[tuple[str, str]]:
     """The line under the title."""
     done = sum(job.state == "done" for job in study.jobs)
     seeds = len({job.seed for job in study.jobs})
@@ -66,12 +66,12 @@ def facts(study: Study) -> list[tuple[str, str]]:
     return [*found, ("time of all jobs", duration(sum(job.seconds for job in study.jobs)))]
 
 
-def worst(study: Study) -> Cell | None:
+def worst(study: SweepResult) -> Cell | None:
     """The setting with the worst mean."""
     return next(reversed(study.ranked), None)
 
 
-def table(study: Study) -> tuple[list[str], list[tuple[str, list[Shown]]]]:
+def table(study: SweepResult) -> tuple[list[str], list[tuple[str, list[Shown]]]]:
     """A row for each setting, after the untrained model: means over seeds with their intervals."""
     names, best = study.shown(), study.best
     own, notes = study.metric is None, any(map(note, study.cells))
@@ -88,7 +88,7 @@ def table(study: Study) -> tuple[list[str], list[tuple[str, list[Shown]]]]:
     return [*columns, "jobs done", "time"], rows
 
 
-def ends(study: Study) -> list[tuple[str, list[Sample]]]:
+def ends(study: SweepResult) -> list[tuple[str, list[Sample]]]:
     """The last samples of a finished job of the best and the worst setting; of the first and the last without them."""
     pair: Sequence[tuple[str, Cell | None]] = (("best", study.best), ("worst", worst(study)))
     if study.best is None:
@@ -107,7 +107,7 @@ def command(words: Sequence[str], *more: str) -> str:
     return shlex.join(["python", "train.py", *([] if file else ["-m"]), *words, *more])
 
 
-def _link(job: Job, folder: Path) -> dict[str, Any]:
+def _link(job: JobResult, folder: Path) -> dict[str, Any]:
     """The ways to what a job has left."""
     named = {"report": job.folder / PAGE, "log": job.folder / "log.txt"}
     return {name: link(path, folder) for name, path in named.items() if path.is_file()}

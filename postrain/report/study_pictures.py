@@ -21,7 +21,7 @@ from postrain.report.panels import title_of
 from postrain.report.pictures import LARGE, Draw, color
 from postrain.report.run_data import Curve
 from postrain.report.run_data import curves as curves_of
-from postrain.report.study import Study, number_that_varies
+from postrain.report.study import SweepResult, number_that_varies
 from postrain.report.study_cells import Cell
 
 MOST_CURVES = 4
@@ -41,7 +41,7 @@ class Frontier:
         return picture(self.title, self.about, self.draw, self.legend, size=LARGE)
 
 
-def frontier(study: Study) -> Frontier | None:
+def frontier(study: SweepResult) -> Frontier | None:
     """The metrics that the sweep names against each other, else the deciding one against what varies."""
     if study.x and study.y and any({study.x, study.y} <= cell.values.keys() for cell in study.cells):
         return _against(study, study.x, study.y)
@@ -52,7 +52,7 @@ def frontier(study: Study) -> Frontier | None:
     return _over(study, metric, along) if along else _bars(study, metric)
 
 
-def lines(study: Study, along: str | None) -> list[tuple[str, list[Cell]]]:
+def lines(study: SweepResult, along: str | None) -> list[tuple[str, list[Cell]]]:
     """The settings by what else varies, each line in the order of the number that varies."""
     if along is None:
         return [("", list(study.cells))]
@@ -67,7 +67,7 @@ def _value(cell: Cell, key: str) -> float:
     return number(cell.settings.get(key)) or 0.0
 
 
-def _against(study: Study, x: str, y: str) -> Frontier:
+def _against(study: SweepResult, x: str, y: str) -> Frontier:
     along = number_that_varies(study)
     series = []
     for index, (name, cells) in enumerate(lines(study, along)):
@@ -85,7 +85,7 @@ def _spot(x: Interval, y: Interval, label: str) -> Spot:
     return Spot(x.value, y.value, (x.low, x.high), (y.low, y.high), label)
 
 
-def _over(study: Study, metric: str, along: str) -> Frontier:
+def _over(study: SweepResult, metric: str, along: str) -> Frontier:
     series = []
     for index, (name, cells) in enumerate(lines(study, along)):
         found = [(_value(cell, along), cell.values[metric]) for cell in cells if metric in cell.values]
@@ -97,7 +97,7 @@ def _over(study: Study, metric: str, along: str) -> Frontier:
     return Frontier(title, "mean over seeds with 95 % intervals", draw, _legend(series))
 
 
-def _bars(study: Study, metric: str) -> Frontier:
+def _bars(study: SweepResult, metric: str) -> Frontier:
     there = [cell for cell in (*study.untrained, *study.cells) if metric in cell.values]
     rows = [(_label(cell, None), _bar(cell.values[metric]), index) for index, cell in enumerate(there)]
     return Frontier(short(metric).capitalize(), "mean over seeds with 95 % intervals", bars(rows), ())
@@ -122,7 +122,7 @@ def _legend(series: Sequence[tuple[str, int, Any]]) -> tuple[tuple[str, str, str
     return tuple((color(index), name, "") for name, index, _ in series if name)
 
 
-def study_curves(study: Study) -> list[Picture]:
+def study_curves(study: SweepResult) -> list[Picture]:
     """The course of the sweep's metrics: the mean over seeds of each setting, and each seed thin."""
     wanted = study.shown()[:MOST_CURVES]
     courses = [[_metrics(job.folder) for job in cell.jobs if job.state != "not started"] for cell in study.cells]

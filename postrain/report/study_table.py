@@ -7,8 +7,8 @@ from statistics import fmean
 
 from rich.table import Table
 
-from postrain.formatting import duration, figure, short
-from postrain.report.study import Study
+from postrain.formatting import console_table, duration, figure, markdown_table, short
+from postrain.report.study import SweepResult
 from postrain.report.study_cells import Cell
 from postrain.report.verdict import told, verdict
 
@@ -44,7 +44,7 @@ def note(cell: Cell) -> str:
     return "" if not lost else "collapsed" if lost == cell.n else f"collapsed in {lost} of {cell.n}"
 
 
-def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:
+def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     """Column names, and the cells of each row with whether it is the best."""
     names, best = study.shown(), study.best
     keys = [key.rpartition(".")[2] for key in study.settings]
@@ -65,33 +65,24 @@ def rows(study: Study) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     return [*(keys or ["jobs"]), *own, *map(short, names), *notes, "n", "time"], made
 
 
-def table(study: Study) -> Table:
+def table(study: SweepResult) -> Table:
     """For the console."""
     columns, lines = rows(study)
-    made = Table(box=None, pad_edge=False)
-    for column in columns:
-        made.add_column(column)
-    for best, line in lines:
-        made.add_row(*line, style="bold green" if best else None)
-    return made
+    return console_table(columns, [line for _, line in lines], best=[i for i, (best, _) in enumerate(lines) if best])
 
 
-def markdown(study: Study) -> str:
+def markdown(study: SweepResult) -> str:
     """The same as Markdown, with the answer, the jobs that are not done and those that ended early."""
     columns, lines = rows(study)
     body = [[f"**{text}**" if best and text else text for text in line] for best, line in lines]
     text = f"# {study.name}\n\n{study.question}\n\n" if study.question else f"# {study.name}\n\n"
-    for line in [columns, ["---"] * len(columns), *body]:
-        text += f"| {' | '.join(_cell(item) for item in line)} |\n"
+    text += markdown_table(columns, body)
     if study.cells:
         text += f"\n{ABOUT}\n"
     text += "".join(f"\n{line}\n" for line in verdict(study))
     listed = [job for job in study.jobs if job.state != "done" or job.reason]
     if listed:
-        text += "\n| job | state | reason |\n| --- | --- | --- |\n"
-        text += "".join(f"| {_cell(job.label)} | {job.state} | {_cell(job.reason)} |\n" for job in listed)
+        text += "\n" + markdown_table(
+            ["job", "state", "reason"], [(job.label, job.state, job.reason) for job in listed]
+        )
     return text
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

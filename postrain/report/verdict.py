@@ -15,11 +15,11 @@ from postrain.evaluation.intervals import Interval, mean_interval
 from postrain.formatting import figure, short
 from postrain.jsonl import number
 from postrain.metrics import bounds
-from postrain.report.study import Study, number_that_varies
-from postrain.report.study_cells import Cell, Job, before
+from postrain.report.study import SweepResult, number_that_varies
+from postrain.report.study_cells import Cell, JobResult, before
 
 
-def verdict(study: Study) -> list[str]:
+def verdict(study: SweepResult) -> list[str]:
     """The answer, a sentence or two a line; empty while no job has finished."""
     if not any(cell.n for cell in study.cells):
         return []
@@ -50,7 +50,7 @@ def told(value: Interval) -> str:
     return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]"
 
 
-def _compared(study: Study) -> Iterable[str]:
+def _compared(study: SweepResult) -> Iterable[str]:
     """The best and the next."""
     metric, ranked = study.metric, study.ranked
     if metric is None:
@@ -90,7 +90,7 @@ def _difference(one: Cell, other: Cell, metric: str, direction: str | None = Non
     return f"{found}: {one.label} {word}."
 
 
-def _range(study: Study) -> Iterable[str]:
+def _range(study: SweepResult) -> Iterable[str]:
     """What a number that varies does from its one end to the other, where the best and the next are not both ends."""
     key = number_that_varies(study)
     judged = sorted(study.ranked, key=lambda cell: number(cell.settings.get(key)) or 0.0) if key else []
@@ -106,7 +106,7 @@ def _range(study: Study) -> Iterable[str]:
         yield f"From {first.label} to {last.label}: {', '.join(found)}."
 
 
-def _against_untrained(study: Study) -> Iterable[str]:
+def _against_untrained(study: SweepResult) -> Iterable[str]:
     """Whether the best setting is better than what it started from, over its own seeds."""
     metric, best = study.metric, next(iter(study.ranked), None)
     if metric is None or best is None:
@@ -126,14 +126,14 @@ def _against_untrained(study: Study) -> Iterable[str]:
         yield f"{found}."
 
 
-def _collapsed(study: Study) -> Iterable[str]:
+def _collapsed(study: SweepResult) -> Iterable[str]:
     """The settings whose policies collapsed, with the plainest case of each."""
     for cell in study.cells:
-        lost: tuple[Job, ...] = cell.collapsed
+        lost: tuple[JobResult, ...] = cell.collapsed
         if lost:
             share = "" if cell.n == 1 else f" in {len(lost)} of {cell.n} jobs"
             yield f"{cell.label} collapsed{share}: {lost[0].collapse}. Its {_pay(study)} is not that of useful text."
 
 
-def _pay(study: Study) -> str:
+def _pay(study: SweepResult) -> str:
     return short(study.metric) if study.metric else "result"

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from postrain.config import extras
 from postrain.jobs import pipeline, plan
-from postrain.jobs.summary import Result
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
@@ -255,5 +254,5 @@ def test_every_pipeline_composes_and_fits(chosen, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(plan, "compose", unresolved)
     monkeypatch.setattr(extras, "installed", lambda package: True)
     monkeypatch.setattr(pipeline.StageRunner, "advance", lambda self, job: None)
-    monkeypatch.setattr(pipeline, "result", lambda job, root: Result(job.name, "", {}))
+    monkeypatch.setattr(pipeline, "grid", lambda jobs, root: ([], []))
     assert run(chosen, f"paths.output={tmp_path}") == 0, capsys.readouterr().err
