@@ -99,7 +99,7 @@ def ours(model: Any, rows: list[Tensor], **changes: Any) -> Callable[[], object]
     settings = OmegaConf.to_container(OmegaConf.load(CONF / "rollout" / "local.yaml"))
     assert isinstance(settings, dict)
     engine: LocalEngine = instantiate(settings | {"max_new_tokens": NEW_TOKENS} | changes)
-    return lambda: engine.generate(model, rows, keys=range(len(rows)), stop=Stop(()))
+    return lambda: engine.generate(model, rows, seeds=range(len(rows)), stop=Stop(()))
 
 
 def measured(ways: list[Callable[[], object]], rounds: int) -> list[float]:

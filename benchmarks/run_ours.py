@@ -116,8 +116,8 @@ def watch_pass(stopwatch: Stopwatch) -> None:
 def endless(generate: Any) -> Any:
     """The engine's `generate` without stop tokens."""
 
-    def unstopped(engine: Any, model: Any, prompts: Any, *, keys: Sequence[int], stop: Any) -> Any:
-        return generate(engine, model, prompts, keys=keys, stop=Stop(()))
+    def unstopped(engine: Any, model: Any, prompts: Any, *, seeds: Sequence[int], stop: Any) -> Any:
+        return generate(engine, model, prompts, seeds=seeds, stop=Stop(()))
 
     return unstopped
 

@@ -8,7 +8,7 @@ from postrain.evaluation.completions import complete, first_prompt
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.scores import written
 from postrain.rewards.base import Reward, optional
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Count
 
 NEEDED = "needs prompts with the column answer, or another reward; data=world_sums and data=gsm8k have it"
@@ -32,7 +32,7 @@ class Accuracy:
     def __call__(self, subject: Subject) -> Finding:
         ways = {"greedy": complete(subject, self.prompts, likeliest=True), "sampled": complete(subject, self.prompts)}
         try:
-            found = {way: verdicts(episodes, self.reward, self.threshold) for way, episodes in ways.items()}
+            found = {way: verdicts(rollouts, self.reward, self.threshold) for way, rollouts in ways.items()}
         except ConfigError as error:
             has_answers = any("answer" in columns for columns in ways["greedy"].columns)
             return Finding(metrics={}, notes=(str(error) if has_answers else NEEDED,))
@@ -50,9 +50,9 @@ class Accuracy:
         )
 
 
-def verdicts(episodes: Episodes, reward: Reward, threshold: float) -> list[bool | None]:
+def verdicts(rollouts: Rollouts, reward: Reward, threshold: float) -> list[bool | None]:
     """Whether each completion is right; None where the reward cannot tell."""
-    totals = optional(reward(episodes.prompts, episodes.completions, episodes.columns).total_B)
+    totals = optional(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
     return [None if total is None else reaches(total, threshold) for total in totals]
 
 

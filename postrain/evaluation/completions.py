@@ -16,7 +16,7 @@ from postrain.models.scoring import Comparison, compare, in_micro_batches
 from postrain.ops import derive_seed
 from postrain.rewards.function import is_finite, shown, told
 from postrain.rewards.user_code import Blame, place
-from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import greedy
 from postrain.types import ConfigError, Mean
 
@@ -38,10 +38,10 @@ def as_prompts(view: Callable[[str], DataModule]) -> DataModule:
 
 
 @torch.no_grad()
-def complete(subject: Subject, count: int, *, likeliest: bool = False, prompts: Prompts | None = None) -> Episodes:
+def complete(subject: Subject, count: int, *, likeliest: bool = False, prompts: Prompts | None = None) -> Rollouts:
     """The first `count` held-out prompts continued, greedily where `likeliest`; `prompts` are these, if known.
 
-    Whoever asks a subject again gets the same episodes.
+    Whoever asks a subject again gets the same rollouts.
     """
     engine = greedy(subject.engine) if likeliest else subject.engine
     asked = count, engine.sampling.temperature
@@ -52,7 +52,7 @@ def complete(subject: Subject, count: int, *, likeliest: bool = False, prompts: 
             subject.model,
             subject.template,
             prompts,
-            keys=[derive_seed(subject.seed, "evaluation", place) for place in range(len(prompts))],
+            seeds=[derive_seed(subject.seed, "evaluation", place) for place in range(len(prompts))],
             reward=subject.reward,
             environment=subject.environment,
         )
@@ -60,24 +60,24 @@ def complete(subject: Subject, count: int, *, likeliest: bool = False, prompts: 
 
 
 @torch.no_grad()
-def compared(subject: Subject, episodes: Episodes) -> Comparison:
+def compared(subject: Subject, rollouts: Rollouts) -> Comparison:
     """The model and its reference, which there has to be, on what the model wrote, at the temperature it was drawn."""
     reference = subject.reference
     assert reference is not None
     return in_micro_batches(
         lambda rows: compare(subject.model, reference, rows, temperature=subject.engine.sampling.temperature or 1.0),
-        episodes.rows,
+        rollouts.rows,
         subject.micro_batch_tokens,
     )
 
 
-def gold_scores(episodes: Episodes, data: DataModule) -> tuple[Mapping[str, float], ...]:
+def gold_scores(rollouts: Rollouts, data: DataModule) -> tuple[Mapping[str, float], ...]:
     """What the world says of each completion. Raises ConfigError where a gold function fails or gives no numbers."""
     if data.gold is None:
-        return tuple({} for _ in episodes.completions)
+        return tuple({} for _ in rollouts.completions)
     return tuple(
         _gold(data.gold, prompt, completion, columns) if "gold" in columns else {}
-        for prompt, completion, columns in zip(episodes.prompts, episodes.completions, episodes.columns, strict=True)
+        for prompt, completion, columns in zip(rollouts.prompts, rollouts.completions, rollouts.columns, strict=True)
     )
 
 
@@ -110,8 +110,8 @@ def asked_text(subject: Subject, ids: torch.Tensor) -> str:
     return subject.template.decode_all(ids.tolist())
 
 
-def first_prompt(subject: Subject, episodes: Episodes) -> str:
+def first_prompt(subject: Subject, rollouts: Rollouts) -> str:
     """The exact text of the first prompt that was completed."""
-    learned = episodes.rows.supervised[0].long()
+    learned = rollouts.rows.supervised[0].long()
     at = int(learned.argmax()) if int(learned.max()) else len(learned)
-    return asked_text(subject, episodes.rows.ids[0][:at])
+    return asked_text(subject, rollouts.rows.ids[0][:at])

@@ -35,13 +35,13 @@ class Calibration:
     """Held-out prompts at most."""
 
     def __call__(self, subject: Subject) -> Finding:
-        episodes = complete(subject, self.prompts, likeliest=True)
+        rollouts = complete(subject, self.prompts, likeliest=True)
         try:
-            found = verdicts(episodes, self.reward, self.threshold)
+            found = verdicts(rollouts, self.reward, self.threshold)
         except ConfigError:
             return Finding(metrics={}, notes=(NEEDED,))
         # Greedy completions are recorded with their log-probabilities at temperature 1.
-        confidences = episodes.logps_BT.double().sum(1).exp().tolist()
+        confidences = rollouts.logps_BT.double().sum(1).exp().tolist()
         known = [(sure, right) for sure, right in zip(confidences, found, strict=True) if right is not None]
         if not known:
             return Finding(metrics={}, notes=(NEEDED,))
@@ -55,8 +55,8 @@ class Calibration:
                 "confidence": Estimate.mean([sure for sure, _ in known], 0, 1),
                 "accuracy": Estimate.share([right for _, right in known]),
             },
-            example=first_prompt(subject, episodes),
-            records=written(episodes, records),
+            example=first_prompt(subject, rollouts),
+            records=written(rollouts, records),
         )
 
 

@@ -30,21 +30,21 @@ class Divergence:
     def __call__(self, subject: Subject) -> Finding:
         if subject.reference is None:
             return Finding(metrics={}, notes=(NEEDED,))
-        episodes = complete(subject, self.prompts)
-        found = compared(subject, episodes)
+        rollouts = complete(subject, self.prompts)
+        found = compared(subject, rollouts)
         tokens = found.mask_BT.sum(1).tolist()
         sums = found.kl_BT.double().sum(1).tolist()
         logps = (found.ref_logps_BT.double() * found.mask_BT).sum(1).tolist()
         if not any(tokens):
             return Finding(metrics={}, notes=(SILENT,))
-        rows = zip(episodes.rows.row_ids, sums, logps, tokens, strict=True)
+        rows = zip(rollouts.rows.row_ids, sums, logps, tokens, strict=True)
         return Finding(
             metrics={
                 "per_token": Estimate.ratio(sums, tokens),
                 "per_completion": Estimate.mean(sums, 0),
                 "reference_logp": Estimate.ratio(logps, tokens),
             },
-            example=first_prompt(subject, episodes),
+            example=first_prompt(subject, rollouts),
             records=tuple(
                 {
                     "row": row,

@@ -20,7 +20,7 @@ from postrain.evaluation.repetition import distinct_n
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics
 from postrain.models.scoring import kl_metrics
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.types import Count, CountOrZero, Max, Mean
 
 
@@ -46,7 +46,7 @@ class Evaluated:
 
     metrics: Mapping[str, float]
     """`eval/…` and `gold/…`."""
-    episodes: Episodes | None
+    rollouts: Rollouts | None
     """The completions; None for a method that writes no text."""
     gold: tuple[Mapping[str, float], ...]
     """The gold score of each completion by part; empty mappings where nobody knows."""
@@ -64,15 +64,15 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation, subject: Su
     metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
     if subject is None:
         return Evaluated(metrics, None, (), {})
-    episodes, gold = None, ()
+    rollouts, gold = None, ()
     if settings.completions:
-        episodes = complete(subject, settings.completions, prompts=data.eval_prompts(settings.completions))
-        gold = gold_scores(episodes, data)
-        sampled = about_completions(subject, episodes, data, settings)
+        rollouts = complete(subject, settings.completions, prompts=data.eval_prompts(settings.completions))
+        gold = gold_scores(rollouts, data)
+        sampled = about_completions(subject, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
     findings = {name: measure(subject) for name, measure in settings.measures.items()}
     metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(findings)}
-    return Evaluated(metrics, episodes, gold, {name: finding.notes for name, finding in findings.items()})
+    return Evaluated(metrics, rollouts, gold, {name: finding.notes for name, finding in findings.items()})
 
 
 def values(findings: Mapping[str, Finding]) -> list[tuple[str, str, float]]:
@@ -85,40 +85,40 @@ def values(findings: Mapping[str, Finding]) -> list[tuple[str, str, float]]:
 
 
 def about_completions(
-    subject: Subject, episodes: Episodes, data: DataModule, settings: Evaluation
+    subject: Subject, rollouts: Rollouts, data: DataModule, settings: Evaluation
 ) -> dict[str, Mean | Max]:
     """What is logged of fresh completions."""
-    found = episodes.metrics() if subject.reward else completion_metrics(episodes)
-    texts = episodes.completions
+    found = rollouts.metrics() if subject.reward else completion_metrics(rollouts)
+    texts = rollouts.completions
     found = {
         **found,
         DISTINCT: Mean(distinct_share(texts), 1),
         ONE_WORD: Mean(one_word_share(texts), 1),
         "repetition": Mean(1 - distinct_n(texts, 3), 1),
-        **against_reference(subject, episodes),
+        **against_reference(subject, rollouts),
     }
     if settings.greedy:
         found |= {f"greedy/{name}": value for name, value in greedily(subject, data, settings.completions).items()}
-    gold = {f"gold/{part}": mean for part, mean in means(gold_scores(episodes, data)).items()}
+    gold = {f"gold/{part}": mean for part, mean in means(gold_scores(rollouts, data)).items()}
     return {f"eval/{name}": value for name, value in found.items()} | gold
 
 
 def greedily(subject: Subject, data: DataModule, count: int) -> dict[str, Mean | Max]:
     """What the likeliest completions of the same prompts earn and are worth."""
-    episodes = complete(subject, count, likeliest=True, prompts=data.eval_prompts(count))
-    rewards = {name: value for name, value in episodes.metrics().items() if name == "reward/total"}
-    return (rewards if subject.reward else {}) | dict(means(gold_scores(episodes, data)))
+    rollouts = complete(subject, count, likeliest=True, prompts=data.eval_prompts(count))
+    rewards = {name: value for name, value in rollouts.metrics().items() if name == "reward/total"}
+    return (rewards if subject.reward else {}) | dict(means(gold_scores(rollouts, data)))
 
 
-def completion_metrics(episodes: Episodes) -> dict[str, Mean | Max]:
+def completion_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:
     """The shape of completions alone, where nothing pays for them."""
     shapes = ("completion/", "environment/")
-    return {name: value for name, value in episodes.metrics().items() if name.startswith(shapes)}
+    return {name: value for name, value in rollouts.metrics().items() if name.startswith(shapes)}
 
 
-def against_reference(subject: Subject, episodes: Episodes) -> dict[str, Mean | Max]:
+def against_reference(subject: Subject, rollouts: Rollouts) -> dict[str, Mean | Max]:
     """How far the policy is from the reference on its own completions, and how likely these are under the reference:
     `reference_logp`, nats a token, falls off where a policy breaks the language."""
-    found = compared(subject, episodes)
+    found = compared(subject, rollouts)
     kl = {name: value for name, value in kl_metrics(found).items() if name in ("kl/exact", "kl/log_ratio_max")}
     return {**kl, "reference_logp": Mean((found.ref_logps_BT * found.mask_BT).sum(), found.mask_BT.sum())}

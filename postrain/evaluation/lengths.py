@@ -18,12 +18,12 @@ class Lengths:
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:
-        episodes = complete(subject, self.prompts)
-        tokens = [int(own.sum()) for own in episodes.rows.supervised]
-        finished = episodes.finished_B.tolist()
-        rows = zip(episodes.rows.row_ids, tokens, finished, strict=True)
+        rollouts = complete(subject, self.prompts)
+        tokens = [int(own.sum()) for own in rollouts.rows.supervised]
+        finished = rollouts.finished_B.tolist()
+        rows = zip(rollouts.rows.row_ids, tokens, finished, strict=True)
         return Finding(
             metrics={"tokens": Estimate.mean(tokens, 0), "finished": Estimate.share(finished)},
-            example=first_prompt(subject, episodes),
+            example=first_prompt(subject, rollouts),
             records=tuple({"row": row, "tokens": length, "finished": ended} for row, length, ended in rows),
         )

@@ -41,7 +41,7 @@ from postrain.evaluation.intervals import (
 )
 from postrain.models.reference import Reference
 from postrain.rewards.base import Reward
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.types import Sampling
@@ -180,7 +180,7 @@ class Subject:
     view: Callable[[str], DataModule]
     """The `data` of the run, prepared as records of a kind ("Prompt", "Demonstration", "Preference", "Text"); its
     `eval` and `eval_prompts(count)` are the held-out part. Raises ConfigError where the data cannot be seen so."""
-    drawn: dict[tuple[int, float], Episodes] = field(default_factory=dict)
+    drawn: dict[tuple[int, float], Rollouts] = field(default_factory=dict)
     """Completions that some measure has already asked for, so that the next one need not; see completions.py."""
 
 

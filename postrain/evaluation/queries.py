@@ -123,10 +123,10 @@ class Queries:
             row_ids=tuple(range(len(ids))),
         )
         # By the query's own name: what else is asked changes no answer.
-        keys = [derive_seed(subject.seed, f"queries {query.id}", number) for query, number in wordings]
-        episodes = collect(engine, subject.model, subject.template, prompts, keys=keys)
-        lengths = [int(own.sum()) for own in episodes.rows.supervised]
-        said = zip(wordings, ids, episodes.completions, lengths, episodes.finished_B.tolist(), strict=True)
+        seeds = [derive_seed(subject.seed, f"queries {query.id}", number) for query, number in wordings]
+        rollouts = collect(engine, subject.model, subject.template, prompts, seeds=seeds)
+        lengths = [int(own.sum()) for own in rollouts.rows.supervised]
+        said = zip(wordings, ids, rollouts.completions, lengths, rollouts.finished_B.tolist(), strict=True)
         return [
             Asked(
                 query=query,

@@ -27,8 +27,8 @@ class Repetition:
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:
-        episodes = complete(subject, self.prompts)
-        texts = episodes.completions
+        rollouts = complete(subject, self.prompts)
+        texts = rollouts.completions
         loops = [loop_share(text) for text in texts]
         looping = [share >= CAUGHT for share in loops]
         records = [{"loop_share": share, "looping": caught} for share, caught in zip(loops, looping, strict=True)]
@@ -38,8 +38,8 @@ class Repetition:
                 "loop_share": Estimate.mean(loops, 0, 1),
                 "looping": Estimate.share(looping),
             },
-            example=first_prompt(subject, episodes),
-            records=written(episodes, records),
+            example=first_prompt(subject, rollouts),
+            records=written(rollouts, records),
         )
 
 

@@ -89,10 +89,10 @@ def responses(subject: Subject, count: int) -> tuple[Mapping[str, Any], ...]:
     if not subject.drawn or not count:
         return ()
     asked = max(subject.drawn, key=lambda key: (key[1] > 0, key[0]))
-    episodes = subject.drawn[asked]
-    paid = optional(episodes.reward_B) if subject.reward else (None,) * len(episodes)
-    gold = [scores.get("total") for scores in gold_scores(episodes, held_out(subject))]
-    known = zip(episodes.prompts, episodes.completions, paid, gold, strict=True)
+    rollouts = subject.drawn[asked]
+    paid = optional(rollouts.reward_B) if subject.reward else (None,) * len(rollouts)
+    gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(subject))]
+    known = zip(rollouts.prompts, rollouts.completions, paid, gold, strict=True)
     return tuple(
         {"subject": subject.name, "prompt": prompt, "completion": said}
         | {name: value for name, value in (("reward", reward), ("gold", worth)) if value is not None}

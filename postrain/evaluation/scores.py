@@ -10,7 +10,7 @@ from typing import Any
 from postrain.evaluation.completions import by_part, complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.rewards.base import optional
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.types import Count
 
 NO_REWARD = "needs a reward; choose one with reward=NAME"
@@ -27,14 +27,14 @@ class Rewards:
     def __call__(self, subject: Subject) -> Finding:
         if subject.reward is None:
             return Finding(metrics={}, notes=(NO_REWARD,))
-        episodes = complete(subject, self.prompts)
-        totals = optional(episodes.reward_B)
-        scores = [{**part, "total": total} for part, total in zip(episodes.parts, totals, strict=True)]
+        rollouts = complete(subject, self.prompts)
+        totals = optional(rollouts.reward_B)
+        scores = [{**part, "total": total} for part, total in zip(rollouts.parts, totals, strict=True)]
         unscorable = [total is None for total in totals]
         return Finding(
             metrics={**estimates(scores), "unscorable": Estimate.share(unscorable)},
-            example=first_prompt(subject, episodes),
-            records=written(episodes, [{**one, "unscorable": one["total"] is None} for one in scores]),
+            example=first_prompt(subject, rollouts),
+            records=written(rollouts, [{**one, "unscorable": one["total"] is None} for one in scores]),
         )
 
 
@@ -46,12 +46,12 @@ class GoldScores:
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:
-        episodes = complete(subject, self.prompts)
-        scores = gold_scores(episodes, held_out(subject))
+        rollouts = complete(subject, self.prompts)
+        scores = gold_scores(rollouts, held_out(subject))
         if not any(scores):
             return Finding(metrics={}, notes=(NO_GOLD,))
         return Finding(
-            metrics=estimates(scores), example=first_prompt(subject, episodes), records=written(episodes, scores)
+            metrics=estimates(scores), example=first_prompt(subject, rollouts), records=written(rollouts, scores)
         )
 
 
@@ -60,7 +60,7 @@ def estimates(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Estimat
     return {part: Estimate.of(values) for part, values in by_part(scores).items()}
 
 
-def written(episodes: Episodes, scores: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def written(rollouts: Rollouts, scores: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """A record for each completion, with its text and these numbers."""
-    texts = zip(episodes.rows.row_ids, episodes.prompts, episodes.completions, scores, strict=True)
+    texts = zip(rollouts.rows.row_ids, rollouts.prompts, rollouts.completions, scores, strict=True)
     return tuple({"row": row, "prompt": prompt, "completion": said, **own} for row, prompt, said, own in texts)

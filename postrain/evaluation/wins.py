@@ -21,7 +21,7 @@ from postrain.models.named import named
 from postrain.models.sources import ResolvedModel
 from postrain.rewards.base import Reward, optional
 from postrain.rewards.pairwise import Preference
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Count, Sampling
 
 KEY = "evaluation.measures.wins.against"
@@ -71,7 +71,7 @@ class WinRate:
             raise ConfigError(f"{KEY}={self.against}: a reward model, which cannot write; give a language model")
         return found
 
-    def _theirs(self, subject: Subject, data: DataModule) -> Episodes:
+    def _theirs(self, subject: Subject, data: DataModule) -> Rollouts:
         """What the other model writes; the same at every evaluation of a run, but kept by none: memory is dear."""
         device = next(subject.model.parameters()).device
         dtype = next(subject.model.parameters()).dtype
@@ -82,16 +82,16 @@ class WinRate:
         asked = replace(subject, model=model, tokenizer=tokenizer, template=template, reward=None, drawn={})
         return complete(asked, self.prompts, prompts=written_for(template, prompts, data))
 
-    def _points(self, subject: Subject, data: DataModule, ours: Episodes, theirs: Episodes) -> list[float | None]:
+    def _points(self, subject: Subject, data: DataModule, ours: Rollouts, theirs: Rollouts) -> list[float | None]:
         """1 for each prompt that is won, ½ for a tie, 0; between them where a preference is not sure; None unknown."""
         judge = self.judge
         if isinstance(judge, Preference):
             return list(optional(judge.beats(ours.prompts, ours.completions, theirs.completions, ours.columns)))
         if judge is None and knows_gold(data, ours):
-            scores = [[one.get("total") for one in gold_scores(episodes, data)] for episodes in (ours, theirs)]
+            scores = [[one.get("total") for one in gold_scores(rollouts, data)] for rollouts in (ours, theirs)]
         else:
             reward = judge or subject.reward
-            scores = [paid(reward, episodes) for episodes in (ours, theirs)]
+            scores = [paid(reward, rollouts) for rollouts in (ours, theirs)]
         return [points(one, other) for one, other in zip(*scores, strict=True)]
 
     def _judged_by(self, subject: Subject, gold: bool) -> str:
@@ -99,16 +99,16 @@ class WinRate:
         return "the gold score" if judge is None else type(judge).__name__
 
 
-def knows_gold(data: DataModule, episodes: Episodes) -> bool:
+def knows_gold(data: DataModule, rollouts: Rollouts) -> bool:
     """Whether the data knows what any of the completions is worth: rows of one's own may have no gold column."""
-    return data.gold is not None and any("gold" in columns for columns in episodes.columns)
+    return data.gold is not None and any("gold" in columns for columns in rollouts.columns)
 
 
-def paid(reward: Reward | None, episodes: Episodes) -> Sequence[float | None]:
+def paid(reward: Reward | None, rollouts: Rollouts) -> Sequence[float | None]:
     """What a reward gives for each completion."""
     if reward is None:
-        return [None] * len(episodes)
-    return optional(reward(episodes.prompts, episodes.completions, episodes.columns).total_B)
+        return [None] * len(rollouts)
+    return optional(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
 
 
 def points(one: float | None, other: float | None) -> float | None:

@@ -22,7 +22,7 @@ from postrain.generation.keep import Answers
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
 from postrain.ops import derive_seed
 from postrain.rewards.base import Reward, optional
-from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.revise import Revision, revise
 from postrain.rollout.turns import Environment
@@ -54,47 +54,47 @@ class Sampler:
         """The answers to each prompt."""
         prompts = EncodedPrompt.collate(items)
         copies = prompts.select([place for place in range(len(items)) for _ in range(self.samples)])
-        keys = [self._key(item.row, number) for item in items for number in range(self.samples)]
-        episodes = self._episodes(self.engine, copies, keys)
+        seeds = [self._key(item.row, number) for item in items for number in range(self.samples)]
+        episodes = self._episodes(self.engine, copies, seeds)
         gold = [scores.get("total") for scores in gold_scores(episodes, self.data)]
         greedy = self._greedy(prompts)
-        revised = self._revised(episodes, keys)
+        revised = self._revised(episodes, seeds)
         return [
             self._answers(item, episodes, gold, revised, range(start, start + self.samples), greedy[place])
-            for place, (item, start) in enumerate(zip(items, range(0, len(keys), self.samples), strict=True))
+            for place, (item, start) in enumerate(zip(items, range(0, len(seeds), self.samples), strict=True))
         ]
 
     def _key(self, row: int, number: int) -> int:
         return derive_seed(self.seed, f"generate {self.part}", row, number)
 
-    def _episodes(self, engine: Engine, prompts: Prompts, keys: Sequence[int]) -> Episodes:
+    def _episodes(self, engine: Engine, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
         template = self.data.template
         return collect(
-            engine, self.model, template, prompts, keys=keys, reward=self.reward, environment=self.environment
+            engine, self.model, template, prompts, seeds=seeds, reward=self.reward, environment=self.environment
         )
 
     def _greedy(self, prompts: Prompts) -> tuple[float | None, ...]:
         if self.greedy is None:
             return (None,) * len(prompts)
-        keys = [self._key(row, self.samples) for row in prompts.row_ids]
-        return self._paid(self._episodes(self.greedy, prompts, keys))
+        seeds = [self._key(row, self.samples) for row in prompts.row_ids]
+        return self._paid(self._episodes(self.greedy, prompts, seeds))
 
-    def _paid(self, episodes: Episodes) -> tuple[float | None, ...]:
+    def _paid(self, episodes: Rollouts) -> tuple[float | None, ...]:
         return optional(episodes.reward_B) if self.reward else (None,) * len(episodes.completions)
 
-    def _revised(self, episodes: Episodes, keys: Sequence[int]) -> dict[int, Revision]:
+    def _revised(self, episodes: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
         """What became of the completions that came to an end, by their place."""
         ended = episodes.finished_B.nonzero().flatten().tolist() if self.principles else []
         prompts = [_asked(episodes.prompts[place], episodes.columns[place]) for place in ended]
         said = [episodes.completions[place] for place in ended]
-        own = [keys[place] for place in ended]
+        own = [seeds[place] for place in ended]
         made = revise(self.engine, self.model, self.data.template, prompts, said, self.principles, own) if ended else []
         return dict(zip(ended, made, strict=True))
 
     def _answers(
         self,
         item: EncodedPrompt,
-        episodes: Episodes,
+        episodes: Rollouts,
         gold: Sequence[float | None],
         revised: Mapping[int, Revision],
         mine: range,

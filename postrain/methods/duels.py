@@ -17,7 +17,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.methods.metrics import Metrics
 from postrain.methods.online import Online
 from postrain.ops import derive_seed, share_above
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Mean, Positive, Size
 
 
@@ -40,7 +40,7 @@ class Dueling(Online):
 
     def attached(self) -> None:
         super().attached()
-        self.starts: dict[int, Episodes] = {}
+        self.starts: dict[int, Rollouts] = {}
 
     def check(self) -> None:
         super().check()
@@ -51,7 +51,7 @@ class Dueling(Online):
                 "that scores completions"
             )
 
-    def match(self, some: Episodes, others: Episodes) -> Tensor:
+    def match(self, some: Rollouts, others: Rollouts) -> Tensor:
         """P(completion i of the first beats completion j of the second), for each prompt, [P, G, G]; with the method's
         penalties, and NaN where one of them is left out or nobody can tell."""
         size = self.group_size
@@ -60,7 +60,7 @@ class Dueling(Online):
         out_B = self.left_out(one) | self.left_out(other)
         return self.duel(one, other).masked_fill(out_B, torch.nan).view(-1, size, size)
 
-    def duel(self, one: Episodes, other: Episodes) -> Tensor:
+    def duel(self, one: Rollouts, other: Rollouts) -> Tensor:
         """P(a completion beats its opponent of the same prompt), NaN where nobody can tell, [B]."""
         if self.parts.preference is None:
             return torch.sigmoid((one.reward_B - other.reward_B) / self.preference_temperature)
@@ -78,13 +78,13 @@ class Dueling(Online):
             "preference": Mean(known_B.sum(), len(known_B)),
         }
 
-    def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Episodes:
+    def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Rollouts:
         """One completion of each held-out prompt."""
-        keys = [derive_seed(self.parts.seed, "win_rate", index, place) for place in range(len(prompts))]
-        return self.episodes(model, prompts, keys)
+        seeds = [derive_seed(self.parts.seed, "win_rate", index, place) for place in range(len(prompts))]
+        return self.episodes(model, prompts, seeds)
 
 
-def paired(some: Episodes, others: Episodes, size: int) -> tuple[Episodes, Episodes]:
+def paired(some: Rollouts, others: Rollouts, size: int) -> tuple[Rollouts, Rollouts]:
     """Every completion beside each one that the others have for its prompt, G · G pairs a prompt."""
     rows = range(len(some))
     first = [row for row in rows for _ in range(size)]

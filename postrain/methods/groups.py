@@ -26,7 +26,7 @@ from postrain.methods.kl_penalty import KLPenalised
 from postrain.methods.online import joined, mask_of, own_share
 from postrain.models.scoring import compare, in_micro_batches, kl_metrics
 from postrain.ops import clipped_surrogate, kl_estimate, kl_estimates, step_metrics, surrogate_clips
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.types import Batch, ConfigError, CountOrZero, LossSum, Mean, Positive, Rows, Size
 
 
@@ -179,14 +179,14 @@ class Grouped(KLPenalised):
             }
         )
 
-    def sampled(self, batch: Prompts) -> tuple[Episodes, list[int]]:
+    def sampled(self, batch: Prompts) -> tuple[Rollouts, list[int]]:
         """Groups of completions, and the global places of the batch_size prompts that are learned from.
 
         In waves of batch_size prompts over all ranks, until that many groups differ or the prompts are used up; then
         groups that do not differ fill the batch.
         """
         world, rank = collectives.world_size(), collectives.rank()
-        found: list[Episodes] = []
+        found: list[Rollouts] = []
         useful: list[int] = []
         for first in range(0, self.items_drawn(), self.batch_size):
             mine = [p for p in range(first, first + self.batch_size) if p % world == rank]

@@ -18,7 +18,7 @@ from postrain.hardware import collectives
 from postrain.methods.groups import Grouped, Rollout, centred, group_std
 from postrain.methods.kl_penalty import KLPlace
 from postrain.ops import KLEstimator, clipped_surrogate, surrogate_clips
-from postrain.rollout.collect import Episodes
+from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, CountOrZero, NonNegative, Positive
 
 EPSILON = 1e-4
@@ -124,7 +124,7 @@ class GRPO(Grouped):
                 "method.ratio_ceiling: method.objective=cispo bounds the ratio by clip_high; leave it null"
             )
 
-    def shaped(self, episodes: Episodes) -> Tensor:
+    def shaped(self, episodes: Rollouts) -> Tensor:
         if not self.overlong_buffer:
             return super().shaped(episodes)
         lengths_B = torch.tensor([int(mask.sum()) for mask in episodes.rows.supervised], device=self.device)

@@ -21,7 +21,7 @@ from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
 from postrain.models.scoring import in_micro_batches, pad_T, score
 from postrain.ops import derive_seed, generator
-from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
 from postrain.types import ConfigError, Count, Max, Mean, NonNegative, Rows
 
@@ -87,47 +87,47 @@ class Online(Method):
         copies: int = 1,
         purpose: str = "rollout",
         model: nn.Module | Mixture | None = None,
-    ) -> Episodes:
+    ) -> Rollouts:
         """`copies` completions of each prompt, prompt-major, drawn from the policy or from `model`, with rewards.
 
         `places` are the prompts' in the global batch, by default those of this rank's share.
         """
         if places is None:
             places = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
-        keys = [
+        seeds = [
             derive_seed(self.parts.seed, purpose, self.counters.updates, place, copy)
             for place in places
             for copy in range(copies)
         ]
         repeated = prompts.select([i for i in range(len(prompts)) for _ in range(copies)])
-        episodes = self.episodes(self.policy if model is None else model, repeated, keys)
+        episodes = self.episodes(self.policy if model is None else model, repeated, seeds)
         # Of sampled tokens: NaN where the policy is broken, whatever is learned from them.
         self.note({"rollout/logp": Mean(episodes.logps_BT.sum(), torch.cat(episodes.rows.supervised).sum())})
         return episodes
 
-    def episodes(self, model: nn.Module | Mixture, prompts: Prompts, keys: Sequence[int]) -> Episodes:
-        """A completion of each prompt with its reward; `keys` are their seeds."""
+    def episodes(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
+        """A completion of each prompt with its reward; `seeds` has one for each."""
         parts = self.parts
         return collect(
             parts.engine,
             model,
             parts.template,
             prompts,
-            keys=keys,
+            seeds=seeds,
             reward=parts.reward,
             environment=parts.environment,
         )
 
-    def measured(self, episodes: Episodes) -> Metrics:
+    def measured(self, episodes: Rollouts) -> Metrics:
         """The metrics of completions; none of a reward where there is only a preference."""
         found = episodes.metrics()
         return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
 
-    def shaped(self, episodes: Episodes) -> Tensor:
+    def shaped(self, episodes: Rollouts) -> Tensor:
         """The reward of each completion with the method's own penalties, NaN where nothing could score it, [B]."""
         return episodes.reward_B - self.missing_eos_penalty * (~episodes.finished_B)
 
-    def left_out(self, episodes: Episodes) -> Tensor:
+    def left_out(self, episodes: Rollouts) -> Tensor:
         """True where a completion was cut at the length limit and the loss leaves such completions out, [B]."""
         out_B = ~episodes.finished_B & self.mask_truncated
         if self.mask_truncated:
@@ -142,7 +142,7 @@ class Online(Method):
             self.micro_batch_tokens,
         )
 
-    def old_logps(self, episodes: Episodes) -> Tensor:
+    def old_logps(self, episodes: Rollouts) -> Tensor:
         """Log-probabilities under the policy that sampled, [B, T], recorded or computed; sets `first_pass`."""
         # In lower precision engine and scorer round differently, and a ratio has to start at 1.
         self.first_pass = self.parts.engine.exact and self.in_float32()
@@ -176,8 +176,8 @@ class Online(Method):
 
     def validate(self, batch: Prompts, index: int) -> Metrics:
         """Also the reward and the shape of a completion of each prompt, drawn with the same seeds every time."""
-        keys = [derive_seed(self.parts.seed, "evaluation", index, place) for place in range(len(batch))]
-        return {**self.evaluate(batch, index), **self.measured(self.episodes(self.policy, batch, keys))}
+        seeds = [derive_seed(self.parts.seed, "evaluation", index, place) for place in range(len(batch))]
+        return {**self.evaluate(batch, index), **self.measured(self.episodes(self.policy, batch, seeds))}
 
 
 def own_share(places: Sequence[int]) -> list[int]:
@@ -206,10 +206,10 @@ def sampler_error(recorded_BT: Tensor, own_BT: Tensor, *, strict: bool) -> Max:
     return Max(error)
 
 
-def joined(parts: Sequence[Episodes]) -> Episodes:
-    """Episodes one after the other, their tensors widened to the longest."""
-    names = [f.name for f in fields(Episodes)]
-    return Episodes(**{name: _joined([getattr(part, name) for part in parts]) for name in names})
+def joined(parts: Sequence[Rollouts]) -> Rollouts:
+    """Rollouts one after the other, their tensors widened to the longest."""
+    names = [f.name for f in fields(Rollouts)]
+    return Rollouts(**{name: _joined([getattr(part, name) for part in parts]) for name in names})
 
 
 def _joined(values: list[Any]) -> Any:

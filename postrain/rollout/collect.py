@@ -1,4 +1,4 @@
-"""From prompts to scored episodes: sample, decode, reward. What every online method does first."""
+"""From prompts to scored rollouts: sample, decode, reward. What every online method does first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine, Mixture
-from postrain.rollout.turns import SINGLE_TURN, Environment, Episode, Tally, play
+from postrain.rollout.turns import SINGLE_TURN, Environment, EnvironmentStats, Rollout, roll_out
 from postrain.types import Batch, Max, Mean, RewardBatch, Rows
 
 
 @dataclass(frozen=True)
-class Episodes(Batch):
+class Rollouts(Batch):
     """Sampled completions of prompts, with what they earned."""
 
     rows: Rows
@@ -36,8 +36,8 @@ class Episodes(Batch):
     """Each row's reward by part."""
     columns: tuple[Mapping[str, Any], ...]
     """Each prompt's other columns."""
-    tallies: tuple[Tally, ...] | None = None
-    """What happened in each episode; None where there was no environment."""
+    environment_stats: tuple[EnvironmentStats, ...] | None = None
+    """What happened in each rollout; None where there was no environment."""
 
     def _part(self, name: str) -> Mean:
         known = [value for part in self.parts if (value := part[name]) is not None]
@@ -55,9 +55,9 @@ class Episodes(Batch):
             "completion/length": Mean(torch.cat(self.rows.supervised).sum(), rows),
             "completion/finished": Mean(self.finished_B.sum(), rows),
         }
-        tallies = [asdict(tally) for tally in self.tallies or ()]
-        for name in tallies[0] if tallies else ():
-            found[f"environment/{name}"] = Mean(sum(tally[name] for tally in tallies), rows)
+        environment_stats = [asdict(stats) for stats in self.environment_stats or ()]
+        for name in environment_stats[0] if environment_stats else ():
+            found[f"environment/{name}"] = Mean(sum(stats[name] for stats in environment_stats), rows)
         return found
 
 
@@ -67,45 +67,45 @@ def collect(
     template: Template,
     prompts: Prompts,
     *,
-    keys: Sequence[int],
+    seeds: Sequence[int],
     reward: Reward | None = None,
     environment: Environment = SINGLE_TURN,
-) -> Episodes:
-    """One episode a prompt, on the prompts' device; `keys` are the rows' seeds.
+) -> Rollouts:
+    """One rollout a prompt, on the prompts' device; `seeds` has one for each row.
 
     The reward is that of the whole text, answers of the environment included, plus what the environment itself paid,
     which is logged as a part by that name.
     """
-    played = play(engine, policy, template, prompts, keys=keys, environment=environment)
-    texts = tuple(template.decode(episode.ids) for episode in played)
+    rollouts = roll_out(engine, policy, template, prompts, seeds=seeds, environment=environment)
+    texts = tuple(template.decode(rollout.ids) for rollout in rollouts)
     earned = reward(prompts.texts, texts, prompts.columns) if reward else RewardBatch(torch.zeros(len(texts)), {})
     if environment.stop:
-        earned = _with_paid(earned, played)
+        earned = _with_paid(earned, rollouts)
     device = next((policy.policy if isinstance(policy, Mixture) else policy).parameters()).device
-    return Episodes(
-        rows=_rows(prompts, played).to(device),
-        logps_BT=pad_sequence([episode.logps for episode in played], batch_first=True).to(device),
-        finished_B=torch.tensor([episode.finished for episode in played], device=device),
+    return Rollouts(
+        rows=_rows(prompts, rollouts).to(device),
+        logps_BT=pad_sequence([rollout.logps for rollout in rollouts], batch_first=True).to(device),
+        finished_B=torch.tensor([rollout.finished for rollout in rollouts], device=device),
         reward_B=earned.total_B.to(device),
         prompts=prompts.texts,
         completions=texts,
         parts=tuple({name: part[i] for name, part in earned.parts.items()} for i in range(len(texts))),
         columns=prompts.columns,
-        tallies=tuple(episode.tally for episode in played) if environment.stop else None,
+        environment_stats=tuple(rollout.stats for rollout in rollouts) if environment.stop else None,
     )
 
 
-def _with_paid(earned: RewardBatch, played: Sequence[Episode]) -> RewardBatch:
+def _with_paid(earned: RewardBatch, rollouts: Sequence[Rollout]) -> RewardBatch:
     """The reward with what the environment paid."""
-    paid = tuple(episode.reward for episode in played)
+    paid = tuple(rollout.reward for rollout in rollouts)
     return RewardBatch(earned.total_B + torch.tensor(paid), {**earned.parts, "environment": paid})
 
 
-def _rows(prompts: Prompts, played: Sequence[Episode]) -> Rows:
+def _rows(prompts: Prompts, rollouts: Sequence[Rollout]) -> Rows:
     """Prompt and what follows it joined; what the policy wrote is supervised."""
-    pairs = [(prompt.cpu(), episode) for prompt, episode in zip(prompts.ids, played, strict=True)]
+    pairs = [(prompt.cpu(), rollout) for prompt, rollout in zip(prompts.ids, rollouts, strict=True)]
     return Rows(
-        ids=tuple(torch.cat([prompt, episode.ids]) for prompt, episode in pairs),
-        supervised=tuple(torch.cat([torch.zeros(len(prompt)).bool(), episode.own]) for prompt, episode in pairs),
+        ids=tuple(torch.cat([prompt, rollout.ids]) for prompt, rollout in pairs),
+        supervised=tuple(torch.cat([torch.zeros(len(prompt)).bool(), rollout.own]) for prompt, rollout in pairs),
         row_ids=prompts.row_ids,
     )

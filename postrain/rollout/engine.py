@@ -42,12 +42,12 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         """One completion for each prompt, in order, drawn as `sampling` says.
 
-        `prompts` are int64 [L]; repeat a prompt to get a group. `keys` are one seed a row (`ops.derive_seed`): a
-        completion depends on its prompt, its key and the weights, never on its neighbours. What ends a completion
+        `prompts` are int64 [L]; repeat a prompt to get a group. `seeds` has one for each row (`ops.derive_seed`): a
+        completion depends on its prompt, its seed and the weights, never on its neighbours. What ends a completion
         is part of it; `stop.limits` cut a row short of `max_new_tokens`.
         """
         ...

@@ -1,9 +1,4 @@
-"""Sampling from a Hugging Face causal LM in this process.
-
-Each distinct prompt is run once however many completions it gets; rows that have ended make room for waiting ones; the
-log-probability of each token is recorded as it is drawn. The loop is in decoding.py; what a step of it is made of, in
-steppers.py.
-"""
+"""Sampling from a Hugging Face causal LM in this process; how, is explained in `decode/`."""
 
 from __future__ import annotations
 
@@ -20,13 +15,11 @@ from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
 from postrain.processor import warn_if_slow
-from postrain.rollout.decode.backend import stepper_for
-from postrain.rollout.decode.cache import Room
-from postrain.rollout.decode.loop import Decoding
-from postrain.rollout.decode.steppers import Stepper
+from postrain.rollout.decode.backend import DecodeBackend, MixtureBackend, backend_for
+from postrain.rollout.decode.cache import CacheSpec
+from postrain.rollout.decode.loop import DecodeLoop
+from postrain.rollout.decode.sampling import cuts
 from postrain.rollout.engine import Mixture
-from postrain.rollout.mixture import MixtureStepper
-from postrain.rollout.sampling import cuts
 from postrain.types import Completion, ConfigError, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
 
@@ -62,41 +55,41 @@ class LocalEngine:
 
     @torch.no_grad()
     def generate(
-        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         """See `Engine.generate`."""
         if not prompts:
             return []
         policy = model.policy if isinstance(model, Mixture) else model
         limits = stop.limits or [self.max_new_tokens] * len(prompts)
-        room = Room(
+        spec = CacheSpec(
             slots=min(self.batch_rows, len(prompts)),
             prompt=max(map(len, prompts)),
             new_tokens=max(limits),
             row=max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)),
         )
-        self._check_context(policy, room)
+        self._check_context(policy, spec)
         if self.dtype == "bf16" and unwrapped(policy).device.type == "cpu":
             warn_if_slow("rollout.dtype", torch.bfloat16)
         with in_eval_mode(policy), threads_for(policy):
-            stepper = self._stepper(model, room)
-            return Decoding(stepper, prompts, keys, self.sampling, stop, slots=room.slots).run()
+            backend = self._backend(model, spec)
+            return DecodeLoop(backend, prompts, seeds, self.sampling, stop, slots=spec.slots).run()
 
-    def _stepper(self, model: nn.Module | Mixture, room: Room) -> Stepper:
+    def _backend(self, model: nn.Module | Mixture, spec: CacheSpec) -> DecodeBackend:
         dtype = torch.bfloat16 if self.dtype == "bf16" else None
         if not isinstance(model, Mixture):
-            return stepper_for(model, room=room, dtype=dtype)
-        policy = stepper_for(model.policy, room=room, dtype=dtype)
+            return backend_for(model, spec=spec, dtype=dtype)
+        policy = backend_for(model.policy, spec=spec, dtype=dtype)
         with model.reference.scoring() as frozen:
-            theirs = stepper_for(frozen, room=room, dtype=dtype)
-        return MixtureStepper(policy, theirs, model.reference, model.coef)
+            theirs = backend_for(frozen, spec=spec, dtype=dtype)
+        return MixtureBackend(policy, theirs, model.reference, model.coef)
 
-    def _check_context(self, policy: nn.Module, room: Room) -> None:
+    def _check_context(self, policy: nn.Module, spec: CacheSpec) -> None:
         """Beyond the positions a model was made for it fails, or writes nonsense."""
         context = context_length(unwrapped(policy).config.to_dict())
-        if room.row > context:
+        if spec.row > context:
             raise ConfigError(
-                f"rollout.max_new_tokens={self.max_new_tokens}: a prompt of {room.row - room.new_tokens} tokens "
+                f"rollout.max_new_tokens={self.max_new_tokens}: a prompt of {spec.row - spec.new_tokens} tokens "
                 f"and its completion need more than the model's {context} positions; shorten one of them"
             )
 

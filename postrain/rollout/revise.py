@@ -51,28 +51,28 @@ def revise(
     prompts: Sequence[str | Messages],
     completions: Sequence[str],
     principles: Sequence[str],
-    keys: Sequence[int],
+    seeds: Sequence[int],
 ) -> list[Revision]:
-    """One critique and one revision of each completion, in order, by a principle drawn from the row's key.
+    """One critique and one revision of each completion, in order, by a principle drawn from the row's seed.
 
-    What a row becomes depends on its texts, its key and the weights alone.
+    What a row becomes depends on its texts, its seed and the weights alone.
     """
     if not principles:
         raise ConfigError("principles: expected at least one sentence that says what makes a reply good")
-    drawn = [principles[derive_seed(key, "principle") % len(principles)] for key in keys]
+    drawn = [principles[derive_seed(seed, "principle") % len(principles)] for seed in seeds]
     rows = zip(prompts, completions, drawn, strict=True)
     asked = [
         (*_answered(prompt, said), Message("user", CRITIQUE.format(principle=principle)))
         for prompt, said, principle in rows
     ]
-    critiques = _written(engine, model, template, asked, [derive_seed(key, "critique") for key in keys])
+    critiques = _written(engine, model, template, asked, [derive_seed(seed, "critique") for seed in seeds])
     again = [
         (*turns, Message("assistant", critique), Message("user", REVISION.format(principle=principle)))
         for turns, critique, principle in zip(asked, critiques, drawn, strict=True)
     ]
     # Without a critique there is nothing to revise by.
     wanted = [turns if critique else () for turns, critique in zip(again, critiques, strict=True)]
-    revised = _written(engine, model, template, wanted, [derive_seed(key, "revision") for key in keys], whole=True)
+    revised = _written(engine, model, template, wanted, [derive_seed(seed, "revision") for seed in seeds], whole=True)
     found = zip(prompts, completions, critiques, revised, drawn, strict=True)
     return [
         Revision(prompt, said, critique, _begun_like(said, new) if new else said, principle)
@@ -117,7 +117,7 @@ def _written(
     model: nn.Module,
     template: Template,
     asked: Sequence[Messages],
-    keys: Sequence[int],
+    seeds: Sequence[int],
     *,
     whole: bool = False,
 ) -> list[str]:
@@ -130,7 +130,7 @@ def _written(
         return [""] * len(asked)
     stop = Stop(template.stop_ids, engine.sampling.stop, template.decode_all)
     found = engine.generate(
-        model, [ids[place] for place in fitting], keys=[keys[place] for place in fitting], stop=stop
+        model, [ids[place] for place in fitting], seeds=[seeds[place] for place in fitting], stop=stop
     )
     said = {
         place: template.decode(completion.ids).strip()

@@ -71,7 +71,7 @@ SINGLE_TURN = SingleTurn()
 
 
 @dataclass(frozen=True)
-class Tally:
+class EnvironmentStats:
     """What happened in an episode besides text."""
 
     turns: int = 0
@@ -84,7 +84,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Episode:
+class Rollout:
     """What follows one prompt, as far as it has got."""
 
     ids: Tensor
@@ -101,26 +101,26 @@ class Episode:
     """True while there is more to write."""
     reward: float = 0.0
     """What the environment paid."""
-    tally: Tally = Tally()
+    stats: EnvironmentStats = EnvironmentStats()
 
     def written(self) -> int:
         """Tokens the policy wrote."""
         return len(self.logps)
 
 
-def play(
+def roll_out(
     engine: Engine,
     policy: nn.Module | Mixture,
     template: Template,
     prompts: Prompts,
     *,
-    keys: Sequence[int],
+    seeds: Sequence[int],
     environment: Environment,
-) -> list[Episode]:
+) -> list[Rollout]:
     """One episode a prompt. `max_new_tokens` counts what the policy writes over all turns of an episode.
 
-    The seed of a turn depends on the row's key and the turn's number alone: a row does not depend on how many turns its
-    neighbours need, and the first turn is what it would be without an environment.
+    The seed of a turn depends on the row's seed and the turn's number alone: a row does not depend on how many turns
+    its neighbours need, and the first turn is what it would be without an environment.
     """
     budget = engine.sampling.max_new_tokens
     stop = Stop(template.stop_ids, engine.sampling.stop + environment.stop, template.decode_all)
@@ -135,7 +135,7 @@ def play(
         completions = engine.generate(
             policy,
             [torch.cat([heads[row], episodes[row].ids]) for row in live],
-            keys=[keys[row] if turn == 0 else derive_seed(keys[row], "turn", turn) for row in live],
+            seeds=[seeds[row] if turn == 0 else derive_seed(seeds[row], "turn", turn) for row in live],
             stop=stop if turn == 0 else replace(stop, limits=tuple(budget - episodes[row].written() for row in live)),
         )
         for row, completion in zip(live, completions, strict=True):
@@ -166,12 +166,12 @@ def _step(environment: Environment, state: Any, turn: str) -> Step:
     return step
 
 
-def _start(state: Any) -> Episode:
+def _start(state: Any) -> Rollout:
     nothing = torch.zeros(0)
-    return Episode(nothing.long(), nothing.bool(), nothing, state)
+    return Rollout(nothing.long(), nothing.bool(), nothing, state)
 
 
-def _said(episode: Episode, completion: Completion) -> Episode:
+def _said(episode: Rollout, completion: Completion) -> Rollout:
     """The episode with another turn of the policy."""
     if not len(completion.ids):
         raise ConfigError("rollout: the engine gave back a completion without a token, not even the one that ended it")
@@ -181,7 +181,7 @@ def _said(episode: Episode, completion: Completion) -> Episode:
         own=torch.cat([episode.own, torch.ones(len(completion.ids), dtype=torch.bool)]),
         logps=torch.cat([episode.logps, completion.logps]),
         finished=completion.finished,
-        tally=replace(episode.tally, turns=episode.tally.turns + 1),
+        stats=replace(episode.stats, turns=episode.stats.turns + 1),
     )
 
 
@@ -191,14 +191,14 @@ def _hands_over(completion: Completion, text: str, end_ids: Sequence[int], stop:
     return not ended and any(handing in text for handing in stop)
 
 
-def _answered(episode: Episode, step: Step, template: Template, room: int) -> Episode:
+def _answered(episode: Rollout, step: Step, template: Template, room: int) -> Rollout:
     """The episode with the environment's answer. One that does not fit is left out and ends the episode: half a number
     would be a wrong one."""
-    tally = replace(episode.tally, calls=episode.tally.calls + 1, errors=episode.tally.errors + step.error)
-    episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), tally=tally)
+    stats = replace(episode.stats, calls=episode.stats.calls + 1, errors=episode.stats.errors + step.error)
+    episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), stats=stats)
     answer = template.encode_more(step.observation)
     if int((~episode.own).sum()) + len(answer) > room:
-        return replace(episode, finished=False, open=False, tally=replace(tally, cut=1))
+        return replace(episode, finished=False, open=False, stats=replace(stats, cut=1))
     return replace(
         episode,
         ids=torch.cat([episode.ids, answer]),

@@ -106,7 +106,7 @@ class VLLMEngine:
         return False
 
     def generate(
-        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         """See `Engine.generate`."""
         if isinstance(model, Mixture):
@@ -118,8 +118,8 @@ class VLLMEngine:
             host.backend.load(model)
             host.loaded = now
         limits = stop.limits or [self.max_new_tokens] * len(prompts)
-        rows = zip(keys, limits, strict=True)
-        return host.backend.complete(prompts, [settings(self.sampling, key, limit, stop) for key, limit in rows])
+        rows = zip(seeds, limits, strict=True)
+        return host.backend.complete(prompts, [settings(self.sampling, seed, limit, stop) for seed, limit in rows])
 
     def _start(self, model: nn.Module) -> Backend:
         if self.url is not None:
@@ -132,7 +132,7 @@ class VLLMEngine:
         )
 
 
-def settings(sampling: Sampling, key: int, limit: int, stop: Stop) -> dict[str, Any]:
+def settings(sampling: Sampling, seed: int, limit: int, stop: Stop) -> dict[str, Any]:
     """A row's sampling parameters as vLLM calls them, in this process and over HTTP alike."""
     return {
         "max_tokens": limit,
@@ -140,7 +140,7 @@ def settings(sampling: Sampling, key: int, limit: int, stop: Stop) -> dict[str, 
         "top_k": sampling.top_k or -1,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
-        "seed": key,
+        "seed": seed,
         # Said because a server would else take what the model's generation config says.
         "repetition_penalty": 1.0,
         "stop_token_ids": list(stop.ids),

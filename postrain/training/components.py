@@ -24,7 +24,7 @@ from postrain.models.reference import Reference
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.rewards.base import Reward, preflight
 from postrain.rewards.pairwise import Preference
-from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.types import ConfigError
@@ -175,13 +175,13 @@ def check_reward(method: Method, data: DataModule) -> None:
     prompts = data.eval_prompts(16)
     parts = method.parts
 
-    def completed(first_key: int) -> Episodes:
+    def completed(first_seed: int) -> Rollouts:
         return collect(
             parts.engine,
             method.policy,
             parts.template,
             prompts,
-            keys=range(first_key, first_key + len(prompts)),
+            seeds=range(first_seed, first_seed + len(prompts)),
             reward=parts.reward,
             environment=parts.environment,
         )

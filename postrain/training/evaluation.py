@@ -60,26 +60,26 @@ class Evaluator(Callback):
 def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:
     """What stands behind the means: rewards and lengths of the completions, ratios and advantages of the last step."""
     known = method.distributions() if isinstance(method, Online) else {}
-    if found.episodes is not None:
-        known["completion/length"] = torch.tensor([float(row.sum()) for row in found.episodes.rows.supervised])
+    if found.rollouts is not None:
+        known["completion/length"] = torch.tensor([float(row.sum()) for row in found.rollouts.rows.supervised])
         if method.parts.reward is not None:
-            known["reward/total"] = found.episodes.reward_B
+            known["reward/total"] = found.rollouts.reward_B
     return {f"distribution/{name}": values for name, values in known.items()}
 
 
 def samples(found: Evaluated, count: int) -> list[Sample]:
     """The first completions of an evaluation, as samples.jsonl keeps them."""
-    if found.episodes is None:
+    if found.rollouts is None:
         return []
-    episodes = found.episodes
+    rollouts = found.rollouts
     return [
         Sample(row, prompt, completion, {**rewards, "total": total} if rewards else {}, gold)
         for row, prompt, completion, rewards, total, gold in zip(
-            episodes.rows.row_ids,
-            episodes.prompts,
-            episodes.completions,
-            episodes.parts,
-            optional(episodes.reward_B),
+            rollouts.rows.row_ids,
+            rollouts.prompts,
+            rollouts.completions,
+            rollouts.parts,
+            optional(rollouts.reward_B),
             found.gold,
             strict=True,
         )

@@ -55,7 +55,7 @@ class Told:
         return Sampling(self.max_new_tokens, self.temperature)
 
     def generate(
-        self, model: Any, prompts: Sequence[torch.Tensor], *, keys: Sequence[int], stop: Stop
+        self, model: Any, prompts: Sequence[torch.Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         assert self.temperature == 0.0
         return [self._completed(self.tokenizer.decode(prompt)) for prompt in prompts]

@@ -50,7 +50,7 @@ class Scripted:
     exact: bool = True
     asked: int = 0
 
-    def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, keys: Sequence[int], stop: Stop) -> list:
+    def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, seeds: Sequence[int], stop: Stop) -> list:
         """Each completion with the model's own log-probabilities (a mixture's: its policy's); one that ends in 0 has
         finished."""
         model = getattr(model, "policy", model)

@@ -207,9 +207,9 @@ class Throw:
 
     sampling, exact = Sampling(1), True
 
-    def generate(self, model: Any, prompts: Any, *, keys: Sequence[int], stop: Stop) -> list[Completion]:
+    def generate(self, model: Any, prompts: Any, *, seeds: Sequence[int], stop: Stop) -> list[Completion]:
         logps_V = self.logps(model)
-        draws = torch.multinomial(logps_V.exp(), len(keys), True, generator=torch.Generator().manual_seed(keys[0]))
+        draws = torch.multinomial(logps_V.exp(), len(seeds), True, generator=torch.Generator().manual_seed(seeds[0]))
         return [Completion(token[None], logps_V[token][None], False) for token in draws]
 
     @torch.no_grad()

@@ -76,10 +76,10 @@ CASES = [(method, changed, beside) for method, cases in CHANGES.items() for chan
 class Mixing(Scripted):
     """Tells the mixture's share by what it says: its opponents' completions begin with another token."""
 
-    def generate(self, model: Any, prompts: Any, *, keys: Any, stop: Any) -> list:
+    def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list:
         if isinstance(model, Mixture):
             self.asked += round(10 * model.coef)
-        return super().generate(model, prompts, keys=keys, stop=stop)
+        return super().generate(model, prompts, seeds=seeds, stop=stop)
 
 
 SAYS = [[2, 7, 0], [2, 3, 0], [2, 4], [1, 4, 9, 0], [3, 8, 0], [1, 5], [4, 0], [2, 2, 2, 2, 0]]

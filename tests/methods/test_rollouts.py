@@ -63,9 +63,9 @@ def noted(method: Any, name: str) -> float:
 class Oracle(Scripted):
     """Knows each prompt's answer: the token after its last one."""
 
-    def generate(self, model: Any, prompts: Any, *, keys: Any, stop: Any) -> list:
+    def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list:
         self.says, self.asked = [[int(prompt[-1]) + 1, 0] for prompt in prompts], 0
-        return super().generate(model, prompts, keys=keys, stop=stop)
+        return super().generate(model, prompts, seeds=seeds, stop=stop)
 
 
 class Answer:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from postrain.rollout.groups import WORTH_ROWS, grouped, shared_attention
+from postrain.rollout.decode.cache import WORTH_ROWS, prompt_groups, shared_attention
 from postrain.types import Stop
 from tests.engines import engine, prompts
 from tests.tiny import tiny_model
@@ -14,7 +14,7 @@ HEADS, QUERIES, WIDTH, PROMPT, OWN = 2, 3, 4, 5, 6
 
 def test_rows_find_their_groups():
     family_B = torch.tensor([7, 3, 7, 9] * 10)
-    groups = grouped(family_B)
+    groups = prompt_groups(family_B)
     assert groups is not None
     assert family_B[groups.leaders_P].tolist() == [3, 7, 9]
     # three groups of at most twenty: places 0-9, 20-39 and 40-49 are taken
@@ -28,18 +28,18 @@ def test_rows_find_their_groups():
     [
         list(range(WORTH_ROWS)),  # nobody shares
         [0] * (WORTH_ROWS - 1),  # too few
-        [0] * 20 + list(range(1, 16)),  # sixteen groups of room for twenty would be ten times the rows
+        [0] * 20 + list(range(1, 16)),  # sixteen groups of spec for twenty would be ten times the rows
     ],
 )
 def test_where_it_does_not_pay_rows_stay_alone(family):
-    assert grouped(torch.tensor(family)) is None
+    assert prompt_groups(torch.tensor(family)) is None
 
 
 @pytest.mark.parametrize("family", [[0] * 32, [4, 2] * 16, [0] * 16 + [1] * 12 + [2] * 8])
 def test_shared_attention_is_each_rows_own(family):
     torch.manual_seed(0)
     family_B = torch.tensor(family)
-    groups = grouped(family_B)
+    groups = prompt_groups(family_B)
     assert groups is not None
     rows, count = len(family), int(family_B.max()) + 1
     query = torch.randn(rows, HEADS, QUERIES, WIDTH)
@@ -56,7 +56,7 @@ def test_shared_attention_is_each_rows_own(family):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
 def test_many_completions_of_few_prompts_are_those_that_few_slots_give(architecture):
     model, many = tiny_model(architecture), [prompt for prompt in prompts(5) for _ in range(12)]
-    together = engine().generate(model, many, keys=range(60), stop=Stop((0, 5)))
-    apart = engine(batch_rows=8).generate(model, many, keys=range(60), stop=Stop((0, 5)))
+    together = engine().generate(model, many, seeds=range(60), stop=Stop((0, 5)))
+    apart = engine(batch_rows=8).generate(model, many, seeds=range(60), stop=Stop((0, 5)))
     assert [item.ids.tolist() for item in together] == [item.ids.tolist() for item in apart]
     assert all(torch.allclose(one.logps, two.logps, atol=1e-5) for one, two in zip(together, apart, strict=True))

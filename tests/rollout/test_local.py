@@ -7,20 +7,19 @@ from postrain import processor
 from postrain.models.scoring import score
 from postrain.ops import derive_seed
 from postrain.rollout.decode import weights
-from postrain.rollout.decode.backend import stepper_for
-from postrain.rollout.decode.cache import Room
-from postrain.rollout.decode.steppers import LeanStepper, PaddedStepper, SlotStepper
+from postrain.rollout.decode.backend import FastBackend, PaddedBackend, SlotBackend, backend_for
+from postrain.rollout.decode.cache import CacheSpec
 from postrain.types import Completion, ConfigError, Rows, Stop
 from tests.engines import adapted, engine, prompts, text
 from tests.tiny import SHAPES, tiny_model
 
-ROOM = Room(slots=2, prompt=8, new_tokens=12, row=20)
+SPEC = CacheSpec(slots=2, prompt=8, new_tokens=12, row=20)
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_greedy_equals_generate(architecture):
     model = tiny_model(architecture)
-    found = engine(temperature=0.0).generate(model, prompts(6), keys=range(6), stop=Stop((0,)))
+    found = engine(temperature=0.0).generate(model, prompts(6), seeds=range(6), stop=Stop((0,)))
     for prompt, completion in zip(prompts(6), found, strict=True):
         alone = {"input_ids": prompt[None], "attention_mask": torch.ones_like(prompt)[None]}
         expected = model.generate(**alone, do_sample=False, max_new_tokens=12, pad_token_id=0)[0, len(prompt) :]
@@ -35,7 +34,7 @@ def test_recorded_logps_are_the_models_own(architecture, temperature):
     found = engine(temperature=temperature).generate(
         model,
         prompts(8),
-        keys=range(8),
+        seeds=range(8),
         stop=Stop(
             (
                 0,
@@ -52,7 +51,7 @@ def test_recorded_logps_are_the_models_own(architecture, temperature):
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_with_an_adapter_they_are_the_adapted_models_own(architecture):
     model = adapted(tiny_model(architecture))
-    found = engine().generate(model, prompts(6), keys=range(6), stop=Stop((0,)))
+    found = engine().generate(model, prompts(6), seeds=range(6), stop=Stop((0,)))
     assert gap(model, prompts(6), found) <= 1e-5
 
 
@@ -88,39 +87,39 @@ def same(one: list[Completion], other: list[Completion]) -> bool:
 def test_a_completion_does_not_depend_on_its_neighbours(architecture, settings):
     """Neither on how many slots there are, nor on when its row got one, nor on the order of the prompts."""
     model, many = tiny_model(architecture), [prompt for prompt in prompts(5) for _ in range(3)]
-    keys, stop = [7 * i + 3 for i in range(15)], Stop((0, 5, 9))
-    together = engine(**settings).generate(model, many, keys=keys, stop=stop)
+    seeds, stop = [7 * i + 3 for i in range(15)], Stop((0, 5, 9))
+    together = engine(**settings).generate(model, many, seeds=seeds, stop=stop)
     assert settings or len({len(item.ids) for item in together}) > 1
     for slots in (1, 4):
-        assert same(together, engine(**settings, batch_rows=slots).generate(model, many, keys=keys, stop=stop))
-    turned = engine(**settings, batch_rows=4).generate(model, many[::-1], keys=keys[::-1], stop=stop)[::-1]
+        assert same(together, engine(**settings, batch_rows=slots).generate(model, many, seeds=seeds, stop=stop))
+    turned = engine(**settings, batch_rows=4).generate(model, many[::-1], seeds=seeds[::-1], stop=stop)[::-1]
     assert same(together, turned)
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_all_ways_through_a_model_draw_the_same(architecture):
     model, many = tiny_model(architecture), prompts(9)
-    usual = engine(batch_rows=4).generate(model, many, keys=range(9), stop=Stop((0, 5)))
-    for slower in (LeanStepper, SlotStepper):
-        model.decodes_by[slower] = False
-        assert same(usual, engine(batch_rows=4).generate(model, many, keys=range(9), stop=Stop((0, 5))))
+    usual = engine(batch_rows=4).generate(model, many, seeds=range(9), stop=Stop((0, 5)))
+    for slower in (FastBackend, SlotBackend):
+        model.decode_backends[slower] = False
+        assert same(usual, engine(batch_rows=4).generate(model, many, seeds=range(9), stop=Stop((0, 5))))
 
 
 def test_each_architecture_goes_the_fastest_way_it_can():
-    ways = {name: type(stepper_for(tiny_model(name), room=ROOM, dtype=None)) for name in SHAPES}
-    assert ways == {"gpt2": LeanStepper, "llama": LeanStepper, "qwen3": LeanStepper, "gemma3": SlotStepper}
+    ways = {name: type(backend_for(tiny_model(name), spec=SPEC, dtype=None)) for name in SHAPES}
+    assert ways == {"gpt2": FastBackend, "llama": FastBackend, "qwen3": FastBackend, "gemma3": SlotBackend}
     with torch.autocast("cpu", torch.bfloat16):
-        assert isinstance(stepper_for(tiny_model(), room=ROOM, dtype=None), SlotStepper)
+        assert isinstance(backend_for(tiny_model(), spec=SPEC, dtype=None), SlotBackend)
 
 
 def test_a_way_that_gives_other_logits_is_not_taken():
     model = tiny_model("llama")
     # Granite's: a factor that our own forward knows nothing of.
     model.lm_head.register_forward_hook(lambda layer, given, logits: logits * 2)
-    assert type(stepper_for(model, room=ROOM, dtype=None)) is SlotStepper
+    assert type(backend_for(model, spec=SPEC, dtype=None)) is SlotBackend
     model.model.layers[0].register_forward_pre_hook(refuse_masks, with_kwargs=True)
-    del model.decodes_by
-    assert isinstance(stepper_for(model, room=ROOM, dtype=None), PaddedStepper)
+    del model.decode_backends
+    assert isinstance(backend_for(model, spec=SPEC, dtype=None), PaddedBackend)
 
 
 def refuse_masks(layer, given, named):
@@ -134,17 +133,17 @@ def test_a_prompt_is_run_once_for_its_group():
     model.transformer.register_forward_pre_hook(
         lambda layer, args, named: run.append(len(named.get("input_ids", *args))), with_kwargs=True
     )
-    stepper_for(model, room=ROOM, dtype=None)
+    backend_for(model, spec=SPEC, dtype=None)
     run.clear()
     # Three slots for ten rows: both groups are split between waves. Our own forward takes the rest.
-    found = engine(batch_rows=3).generate(model, [first] * 5 + [second] * 5, keys=range(10), stop=Stop((0, 5)))
+    found = engine(batch_rows=3).generate(model, [first] * 5 + [second] * 5, seeds=range(10), stop=Stop((0, 5)))
     assert sum(run) == 2
     assert len(found) == 10
 
 
 def test_a_group_shares_its_prompt_and_not_its_completions():
     model, prompt = tiny_model(), prompts(1)[0]
-    found = engine().generate(model, [prompt] * 8, keys=range(8), stop=Stop((0,)))
+    found = engine().generate(model, [prompt] * 8, seeds=range(8), stop=Stop((0,)))
     assert len({tuple(item.ids.tolist()) for item in found}) == 8
 
 
@@ -153,7 +152,7 @@ def test_a_completion_ends_with_its_first_stop_token():
     found = engine(max_new_tokens=40).generate(
         model,
         prompts(20),
-        keys=range(20),
+        seeds=range(20),
         stop=Stop(
             (
                 3,
@@ -174,40 +173,40 @@ def test_a_completion_ends_with_its_first_stop_token():
 
 def test_generating_leaves_the_model_as_it_was():
     model = tiny_model().train()
-    engine().generate(model, prompts(2), keys=range(2), stop=Stop((0,)))
+    engine().generate(model, prompts(2), seeds=range(2), stop=Stop((0,)))
     assert model.training
 
 
 def test_nothing_to_continue():
-    assert engine().generate(tiny_model(), [], keys=[], stop=Stop((0,))) == []
+    assert engine().generate(tiny_model(), [], seeds=[], stop=Stop((0,))) == []
 
 
 def test_a_completion_of_one_token():
     everything = tuple(range(61))
     for slots in (1, 3, 64):
-        found = engine(batch_rows=slots).generate(tiny_model(), prompts(7), keys=range(7), stop=Stop(everything))
+        found = engine(batch_rows=slots).generate(tiny_model(), prompts(7), seeds=range(7), stop=Stop(everything))
         assert [(len(item.ids), item.finished) for item in found] == [(1, True)] * 7
 
 
 def test_without_an_end_all_reach_the_limit():
-    found = engine(batch_rows=3).generate(tiny_model(), prompts(7), keys=range(7), stop=Stop(()))
+    found = engine(batch_rows=3).generate(tiny_model(), prompts(7), seeds=range(7), stop=Stop(()))
     assert [(len(item.ids), item.finished) for item in found] == [(12, False)] * 7
 
 
 def test_a_prompt_that_leaves_no_room():
     # 53 + 12 = 65 positions of 64
     with pytest.raises(ConfigError, match=r"rollout.max_new_tokens=12: a prompt of 53 tokens .* 64 positions"):
-        engine().generate(tiny_model(), [torch.ones(53, dtype=torch.long)], keys=[0], stop=Stop(()))
-    assert engine().generate(tiny_model(), [torch.ones(52, dtype=torch.long)], keys=[0], stop=Stop(()))
+        engine().generate(tiny_model(), [torch.ones(53, dtype=torch.long)], seeds=[0], stop=Stop(()))
+    assert engine().generate(tiny_model(), [torch.ones(52, dtype=torch.long)], seeds=[0], stop=Stop(()))
 
 
 @pytest.mark.parametrize("slots", [2, 64])
 def test_a_completion_ends_with_its_first_stop_text(slots):
     """Cutting the completion that was not stopped where its text first holds a stop text gives the stopped one."""
     model, many, texts = tiny_model(), prompts(20), ("A", "Bd", "zzz")
-    free = engine(max_new_tokens=30).generate(model, many, keys=range(20), stop=Stop(()))
+    free = engine(max_new_tokens=30).generate(model, many, seeds=range(20), stop=Stop(()))
     settings = engine(max_new_tokens=30, batch_rows=slots)
-    found = settings.generate(model, many, keys=range(20), stop=Stop((), texts, text))
+    found = settings.generate(model, many, seeds=range(20), stop=Stop((), texts, text))
     for whole, item in zip(free, found, strict=True):
         ends = [n for n in range(1, 31) if any(stop in text(whole.ids[:n]) for stop in texts)]
         assert item.ids.tolist() == whole.ids[: min(ends, default=30)].tolist()
@@ -216,7 +215,7 @@ def test_a_completion_ends_with_its_first_stop_text(slots):
 
 
 def test_a_stop_text_that_is_never_reached():
-    found = engine().generate(tiny_model(), prompts(4), keys=range(4), stop=Stop((), ("never",), text))
+    found = engine().generate(tiny_model(), prompts(4), seeds=range(4), stop=Stop((), ("never",), text))
     assert [(len(item.ids), item.finished) for item in found] == [(12, False)] * 4
 
 
@@ -246,18 +245,18 @@ def test_bfloat16_sampling_without_bf16_instructions_gives_the_same_tokens_and_o
 ):
     assert not processor.reorders(torch.bfloat16)
     model = tiny_model("llama")
-    found = [engine(dtype="bf16").generate(model, prompts(8), keys=range(8), stop=Stop((0,))) for _ in range(2)]
+    found = [engine(dtype="bf16").generate(model, prompts(8), seeds=range(8), stop=Stop((0,))) for _ in range(2)]
     assert same(*found)
     assert 1e-5 < gap(model, prompts(8), found[0]) < 0.5
     assert capsys.readouterr().err.count("warning: rollout.dtype: bf16 is slow on this processor") == 1
 
 
 def test_a_processor_without_any_onednn_operator_samples_with_plain_products(monkeypatch):
-    expected = engine().generate(tiny_model("llama"), prompts(4), keys=range(4), stop=Stop((0,)))
+    expected = engine().generate(tiny_model("llama"), prompts(4), seeds=range(4), stop=Stop((0,)))
     for module in (processor, weights):
         monkeypatch.setattr(module, "ONEDNN", object())
     processor.reorders.cache_clear()
-    found = engine().generate(tiny_model("llama"), prompts(4), keys=range(4), stop=Stop((0,)))
+    found = engine().generate(tiny_model("llama"), prompts(4), seeds=range(4), stop=Stop((0,)))
     processor.reorders.cache_clear()
     assert same(expected, found)
 
@@ -266,7 +265,7 @@ def test_a_processor_without_any_onednn_operator_samples_with_plain_products(mon
 def test_in_bfloat16_log_probabilities_are_near_the_policys(architecture):
     model = tiny_model(architecture)
     rounded = engine(dtype="bf16")
-    found = rounded.generate(model, prompts(8), keys=range(8), stop=Stop((0,)))
+    found = rounded.generate(model, prompts(8), seeds=range(8), stop=Stop((0,)))
     # eight bits of mantissa through two layers of weights far larger than a trained model's
     assert 1e-5 < gap(model, prompts(8), found) < 0.5
     assert next(model.parameters()).dtype == torch.float32
@@ -280,7 +279,7 @@ def test_only_what_is_drawn_from_the_policy_itself_is_exact():
 
 
 def test_keys_are_any_seed():
-    keys = [derive_seed(1, "rollout", i) for i in range(3)]
-    found = engine().generate(tiny_model(), [prompts(1)[0]] * 3, keys=keys, stop=Stop(()))
-    again = engine().generate(tiny_model(), [prompts(1)[0]], keys=keys[1:2], stop=Stop(()))
+    seeds = [derive_seed(1, "rollout", i) for i in range(3)]
+    found = engine().generate(tiny_model(), [prompts(1)[0]] * 3, seeds=seeds, stop=Stop(()))
+    again = engine().generate(tiny_model(), [prompts(1)[0]], seeds=seeds[1:2], stop=Stop(()))
     assert same(found[1:2], again)

@@ -28,7 +28,7 @@ def uncached(mixture: Mixture, prompt: torch.Tensor, completion: Completion, tem
 def test_recorded_logps_are_the_mixtures(architecture, temperature):
     policy = tiny_model(architecture)
     mixture = Mixture(policy, Reference(policy, tiny_model(architecture, seed=1)), 0.3)
-    found = engine(temperature=temperature, batch_rows=3).generate(mixture, prompts(7), keys=range(7), stop=STOP)
+    found = engine(temperature=temperature, batch_rows=3).generate(mixture, prompts(7), seeds=range(7), stop=STOP)
     for prompt, item in zip(prompts(7), found, strict=True):
         assert torch.allclose(item.logps, uncached(mixture, prompt, item, temperature), atol=1e-5)
 
@@ -38,7 +38,7 @@ def test_recorded_logps_are_the_mixtures(architecture, temperature):
 def test_with_an_adapter_the_reference_is_the_model_without_it(architecture):
     policy = adapted(tiny_model(architecture))
     mixture = Mixture(policy, Reference.of(policy), 0.5)
-    found = engine(batch_rows=3).generate(mixture, prompts(5), keys=range(5), stop=STOP)
+    found = engine(batch_rows=3).generate(mixture, prompts(5), seeds=range(5), stop=STOP)
     for prompt, item in zip(prompts(5), found, strict=True):
         assert torch.allclose(item.logps, uncached(mixture, prompt, item, 1.0), atol=1e-5)
 
@@ -47,7 +47,7 @@ def test_with_an_adapter_the_reference_is_the_model_without_it(architecture):
 def test_at_its_ends_a_mixture_is_one_of_the_two(coef):
     policy, frozen = tiny_model(), tiny_model(seed=1)
     mixture = Mixture(policy, Reference(policy, frozen), coef)
-    found = engine().generate(mixture, prompts(6), keys=range(6), stop=STOP)
-    alone = engine().generate(frozen if coef else policy, prompts(6), keys=range(6), stop=STOP)
+    found = engine().generate(mixture, prompts(6), seeds=range(6), stop=STOP)
+    alone = engine().generate(frozen if coef else policy, prompts(6), seeds=range(6), stop=STOP)
     assert [item.ids.tolist() for item in found] == [item.ids.tolist() for item in alone]
     assert all(torch.allclose(one.logps, two.logps, atol=1e-6) for one, two in zip(found, alone, strict=True))

@@ -24,7 +24,7 @@ KIND, BRIEF = "The reply is polite.", "The reply is short."
 
 @dataclass
 class Scripted:
-    """Answers a decoded prompt with what `says` makes of it; `asked` keeps the prompts and their keys."""
+    """Answers a decoded prompt with what `says` makes of it; `asked` keeps the prompts and their seeds."""
 
     template: Template
     says: Callable[[str], str]
@@ -38,10 +38,10 @@ class Scripted:
         return Sampling(self.max_new_tokens)
 
     def generate(
-        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         texts = [self.template.decode_all(prompt.tolist()) for prompt in prompts]
-        self.asked += zip(texts, keys, strict=True)
+        self.asked += zip(texts, seeds, strict=True)
         ids = [torch.tensor(self.template.tokenizer(self.says(text))["input_ids"]) for text in texts]
         return [Completion(row, torch.zeros(len(row)), finished=self.finished) for row in ids]
 
@@ -69,9 +69,9 @@ def by_turn(text: str) -> str:
 
 
 def run(
-    engine: Scripted, prompts: Sequence[str], said: Sequence[str], *, context: int = 512, keys: Sequence[int] = (5, 6)
+    engine: Scripted, prompts: Sequence[str], said: Sequence[str], *, context: int = 512, seeds: Sequence[int] = (5, 6)
 ) -> list[Revision]:
-    return revise(engine, Model(context), engine.template, prompts, said, [KIND], keys[: len(prompts)])
+    return revise(engine, Model(context), engine.template, prompts, said, [KIND], seeds[: len(prompts)])
 
 
 def test_a_reply_is_criticised_and_written_anew(template: Template) -> None:

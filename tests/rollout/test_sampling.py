@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from postrain.rollout.sampling import BLOCK, allowed_logps, draw, uniforms
+from postrain.rollout.decode.sampling import BLOCK, allowed_logps, draw, uniforms
 from postrain.types import ConfigError, Sampling
 
 TENTHS = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()

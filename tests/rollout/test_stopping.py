@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from postrain.rollout.decode.stopping import StopTexts
+from postrain.rollout.decode.loop import StopTexts
 from postrain.types import Stop
 
 PIECES = ["ab", "c", "</", "ans", "wer", ">", " ", "é"]

@@ -17,7 +17,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.scoring import score
 from postrain.ops import derive_seed, gae, last_true
-from postrain.rollout.collect import Episodes, collect
+from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
 from postrain.rollout.turns import SINGLE_TURN, Environment, _step
 from postrain.training.components import build
@@ -51,10 +51,10 @@ class Scripted:
     asked: list[tuple[list[str], list[int], Stop]] = field(default_factory=list)
 
     def generate(
-        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, keys: Sequence[int], stop: Stop
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         said = self.turns[len(self.asked)]
-        self.asked.append(([self.template.decode(ids) for ids in prompts], list(keys), stop))
+        self.asked.append(([self.template.decode(ids) for ids in prompts], list(seeds), stop))
         limits = stop.limits or [self.sampling.max_new_tokens] * len(prompts)
         found = []
         for limit in limits:
@@ -99,13 +99,13 @@ def played(
     *,
     max_new_tokens: int = 40,
     stop: tuple[str, ...] = (),
-) -> tuple[Scripted, Episodes]:
+) -> tuple[Scripted, Rollouts]:
     engine = Scripted(template, turns, Sampling(max_new_tokens, stop=stop))
     asked = prompts(template, "Guess.")
-    return engine, collect(engine, nn.Linear(1, 1), template, asked, keys=[5], environment=environment)
+    return engine, collect(engine, nn.Linear(1, 1), template, asked, seeds=[5], environment=environment)
 
 
-def who_wrote(template: Template, episodes: Episodes) -> tuple[str, str]:
+def who_wrote(template: Template, episodes: Rollouts) -> tuple[str, str]:
     """What the policy wrote, and what stands in the row besides."""
     ids, own = episodes.rows.ids[0], episodes.rows.supervised[0]
     return template.decode(ids[own]), template.decode(ids[~own])
@@ -136,14 +136,14 @@ def test_recorded_logps_are_those_of_supervised_tokens_in_order(template: Templa
 
 def test_an_end_token_ends_the_episode_and_asks_nobody(template: Template) -> None:
     _, found = played(template, [f" 7{END}"], Guessing())
-    assert found.tallies is not None
-    assert (found.tallies[0].calls, found.finished_B.tolist(), found.reward_B.tolist()) == (0, [True], [0.0])
+    assert found.environment_stats is not None
+    assert (found.environment_stats[0].calls, found.finished_B.tolist(), found.reward_B.tolist()) == (0, [True], [0.0])
 
 
 def test_an_engines_own_stop_text_ends_the_episode(template: Template) -> None:
     _, found = played(template, [" 3?"], Guessing(), stop=("?",))
-    assert found.tallies is not None
-    assert (found.tallies[0].calls, found.finished_B.tolist()) == (0, [True])
+    assert found.environment_stats is not None
+    assert (found.environment_stats[0].calls, found.finished_B.tolist()) == (0, [True])
 
 
 def test_malformed_calls_are_answered_and_counted(template: Template) -> None:
@@ -186,13 +186,13 @@ def test_an_answer_without_room_is_left_out_whole_and_counted(template: Template
 
 def test_without_an_environment_nothing_is_said_of_one(template: Template) -> None:
     _, found = played(template, [" 1! 2!"], SINGLE_TURN)
-    assert found.tallies is None
+    assert found.environment_stats is None
     assert not any(name.startswith("environment") for name in found.metrics())
 
 
 def test_seeds_belong_to_rows_and_turns(template: Template) -> None:
     engine = Scripted(template, [" 1!", " 2!", " 7!"], Sampling(40))
-    collect(engine, nn.Linear(1, 1), template, prompts(template, "a", "b"), keys=[5, 6], environment=Guessing())
+    collect(engine, nn.Linear(1, 1), template, prompts(template, "a", "b"), seeds=[5, 6], environment=Guessing())
     assert [asked[1] for asked in engine.asked] == [
         [5, 6],
         [derive_seed(5, "turn", 1), derive_seed(6, "turn", 1)],
@@ -215,42 +215,42 @@ def sampled(
     template: Template,
     texts: Sequence[str],
     *,
-    keys: Sequence[int],
+    seeds: Sequence[int],
     option: str = "calculator",
     **settings: Any,
-) -> Episodes:
+) -> Rollouts:
     config = configured(option)
     engine = instantiate(config["rollout"] | settings)
     environment = instantiate(config["environment"])
-    return collect(engine, policy, template, prompts(template, *texts), keys=keys, environment=environment)
+    return collect(engine, policy, template, prompts(template, *texts), seeds=seeds, environment=environment)
 
 
 @pytest.fixture(scope="module")
-def episodes(policy: Any, template: Template) -> Episodes:
-    return sampled(policy, template, SUMS * 3, keys=range(18))
+def episodes(policy: Any, template: Template) -> Rollouts:
+    return sampled(policy, template, SUMS * 3, seeds=range(18))
 
 
-def test_the_bundled_model_can_use_the_calculator_untrained(episodes: Episodes) -> None:
-    assert episodes.tallies is not None
-    assert sum(tally.calls for tally in episodes.tallies) >= 10
-    assert sum(tally.errors for tally in episodes.tallies) == 0
+def test_the_bundled_model_can_use_the_calculator_untrained(episodes: Rollouts) -> None:
+    assert episodes.environment_stats is not None
+    assert sum(tally.calls for tally in episodes.environment_stats) >= 10
+    assert sum(tally.errors for tally in episodes.environment_stats) == 0
     assert any(not own[own.long().argmax() :].all() for own in episodes.rows.supervised)
 
 
-def test_sampled_logps_are_the_teacher_forced_ones_across_turns(policy: Any, episodes: Episodes) -> None:
+def test_sampled_logps_are_the_teacher_forced_ones_across_turns(policy: Any, episodes: Rollouts) -> None:
     found = score(policy, episodes.rows)
     assert found.mask_BT.sum(1).tolist() == [int(own.sum()) for own in episodes.rows.supervised]
     assert (found.logps_BT - episodes.logps_BT).abs().max() <= 1e-5
 
 
-def test_packed_rows_with_holes_score_as_single_ones(policy: Any, episodes: Episodes) -> None:
+def test_packed_rows_with_holes_score_as_single_ones(policy: Any, episodes: Rollouts) -> None:
     together = score(policy, episodes.rows)
     for row in range(len(episodes)):
         alone = score(policy, episodes.rows.select([row])).logps_BT[0]
         assert torch.allclose(together.logps_BT[row, : len(alone)], alone, atol=1e-5)
 
 
-def test_no_gradient_teaches_the_answers(policy: Any, episodes: Episodes) -> None:
+def test_no_gradient_teaches_the_answers(policy: Any, episodes: Rollouts) -> None:
     """The gradient of the log-probabilities with respect to each position's logits is zero where the next token is an
     answer's: what is trained on is the sum over the policy's own tokens, written out here by hand."""
     row = next(i for i, own in enumerate(episodes.rows.supervised) if not own[own.long().argmax() :].all())
@@ -270,9 +270,9 @@ def test_no_gradient_teaches_the_answers(policy: Any, episodes: Episodes) -> Non
     policy.zero_grad()
 
 
-def test_a_row_does_not_know_its_neighbours(policy: Any, template: Template, episodes: Episodes) -> None:
+def test_a_row_does_not_know_its_neighbours(policy: Any, template: Template, episodes: Rollouts) -> None:
     for row in (0, 3, 17):
-        alone = sampled(policy, template, [(SUMS * 3)[row]], keys=[row])
+        alone = sampled(policy, template, [(SUMS * 3)[row]], seeds=[row])
         assert alone.rows.ids[0].equal(episodes.rows.ids[row])
 
 
@@ -282,10 +282,10 @@ def test_limits_cut_rows_and_nothing_else(architecture: str) -> None:
     prompt may come so close to the 64 positions of the model that max_new_tokens would not fit behind it."""
     model, engine = tiny_model(architecture), instantiate(configured("none")["rollout"] | {"max_new_tokens": 12})
     asked = [torch.arange(1, 1 + length) for length in (3, 9, 3, 5, 50)]
-    whole = engine.generate(model, asked, keys=range(5), stop=Stop((0, 5)))
+    whole = engine.generate(model, asked, seeds=range(5), stop=Stop((0, 5)))
     asked.append(torch.arange(1, 61))
     limits = (1, 4, 12, 2, 7, 4)
-    short = engine.generate(model, asked, keys=range(6), stop=Stop((0, 5), limits=limits))
+    short = engine.generate(model, asked, seeds=range(6), stop=Stop((0, 5), limits=limits))
     for one, other, limit in zip(short, whole, limits, strict=False):
         assert one.ids.equal(other.ids[:limit])
         assert torch.allclose(one.logps, other.logps[:limit], atol=1e-5)
@@ -294,8 +294,8 @@ def test_limits_cut_rows_and_nothing_else(architecture: str) -> None:
 
 
 def test_a_tool_nobody_calls_changes_nothing(policy: Any, template: Template) -> None:
-    plain = sampled(policy, template, SUMS, keys=range(6), option="none")
-    tagged = sampled(policy, template, SUMS, keys=range(6), option="calculator_tags")
+    plain = sampled(policy, template, SUMS, seeds=range(6), option="none")
+    tagged = sampled(policy, template, SUMS, seeds=range(6), option="calculator_tags")
     assert plain.completions == tagged.completions
 
 
@@ -303,12 +303,12 @@ def test_the_calculator_makes_hot_steps_right(policy: Any, template: Template) -
     """At temperature 1.5 nano slips: of four-term sums written in steps it gets 0.55 by itself and 0.72 with the tool
     (885 held-out prompts). Here every equation is looked at."""
     texts = SUMS * 8
-    alone = sampled(policy, template, texts, keys=range(48), option="none", temperature=1.5)
-    helped = sampled(policy, template, texts, keys=range(48), temperature=1.5)
+    alone = sampled(policy, template, texts, seeds=range(48), option="none", temperature=1.5)
+    helped = sampled(policy, template, texts, seeds=range(48), temperature=1.5)
     assert right_equations(helped) == 1 > right_equations(alone)
 
 
-def right_equations(found: Episodes) -> float:
+def right_equations(found: Rollouts) -> float:
     """The share of equations whose left side comes to their right side."""
     equations = re.findall(r"(\d+ [+-] \d+) = (-?\d+)\.", " ".join(found.completions))
     return sum(calculate(left) == right for left, right in equations) / len(equations)

@@ -24,7 +24,7 @@ from tests.training_runs import composed
 
 END = 0
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([5, 6, 7])]
-KEYS = [11, 2**62, 13]
+SEEDS = [11, 2**62, 13]
 
 
 @dataclass
@@ -115,10 +115,10 @@ STOP = Stop((END, 3), ("=", "</calc>"), str)
 
 def test_each_row_has_its_own_seed_and_all_the_same_stops(told, model):
     engine(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, max_new_tokens=9).generate(
-        model, PROMPTS, keys=KEYS, stop=STOP
+        model, PROMPTS, seeds=SEEDS, stop=STOP
     )
     assert told.prompts == [[5, 6, 7], [8], [5, 6, 7]]
-    assert [settings.pop("seed") for settings in told.settings] == KEYS
+    assert [settings.pop("seed") for settings in told.settings] == SEEDS
     assert told.settings[0] == told.settings[1] == told.settings[2]
     assert told.settings[0] == {
         "max_tokens": 9,
@@ -137,19 +137,19 @@ def test_each_row_has_its_own_seed_and_all_the_same_stops(told, model):
 
 
 def test_no_top_k_is_all_tokens(told, model):
-    engine().generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    engine().generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert told.settings[0]["top_k"] == -1
 
 
 def test_what_earlier_turns_left_is_each_rows_limit(told, model):
-    found = engine().generate(model, PROMPTS, keys=KEYS, stop=Stop((END,), limits=(2, 1, 40)))
+    found = engine().generate(model, PROMPTS, seeds=SEEDS, stop=Stop((END,), limits=(2, 1, 40)))
     assert [settings["max_tokens"] for settings in told.settings] == [2, 1, 40]
     assert [item.ids.tolist() for item in found] == [[5, 6], [8], [5, 6, 7, END]]
     assert [item.finished for item in found] == [False, False, True]
 
 
 def test_tokens_and_their_own_logps_come_back_in_order(told, model):
-    found = engine().generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    found = engine().generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
     assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
     assert found[0].ids.dtype == torch.int64
@@ -165,11 +165,11 @@ def test_what_it_records_is_not_taken_for_the_policys(told):
 def test_weights_are_handed_over_once_for_each_change(told, model):
     vllm = engine()
     for _ in range(2):
-        vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+        vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert told.events == ["weights", "reset", "generate", "generate"]
     with torch.no_grad():
         model.transformer.wte.weight[3] += 1
-    vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert told.events[4:] == ["weights", "reset", "generate"]
     assert told.weights.keys() == dict(model.named_parameters()).keys()
     assert told.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
@@ -177,9 +177,9 @@ def test_weights_are_handed_over_once_for_each_change(told, model):
 
 def test_a_greedy_look_samples_from_the_same_weights(told, model):
     vllm = engine(temperature=0.7)
-    vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     told.made.clear()
-    greedy(vllm).generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    greedy(vllm).generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert told.settings[0]["temperature"] == 0
     assert told.events == ["weights", "reset", "generate", "generate"]
     assert not told.made
@@ -188,13 +188,13 @@ def test_a_greedy_look_samples_from_the_same_weights(told, model):
 def test_memory_is_given_back_between_rollouts(told, model):
     vllm = engine(sleep=True)
     for _ in range(2):
-        vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+        vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert told.made["enable_sleep_mode"]
     assert told.events == ["weights", "reset", "generate", "sleep 1", "wake", "generate", "sleep 1"]
 
 
 def test_the_engine_starts_from_the_policys_directory_and_type(told, model):
-    engine(gpu_memory_utilization=0.4, max_model_len=256).generate(model.bfloat16(), PROMPTS, keys=KEYS, stop=STOP)
+    engine(gpu_memory_utilization=0.4, max_model_len=256).generate(model.bfloat16(), PROMPTS, seeds=SEEDS, stop=STOP)
     assert told.made == {
         "model": "some/model",
         "trust_remote_code": False,
@@ -210,13 +210,13 @@ def test_the_engine_starts_from_the_policys_directory_and_type(told, model):
 
 def test_a_model_without_a_directory_is_refused(told):
     with pytest.raises(ConfigError, match="rollout=local"):
-        engine().generate(tiny_model(), PROMPTS, keys=KEYS, stop=STOP)
+        engine().generate(tiny_model(), PROMPTS, seeds=SEEDS, stop=STOP)
 
 
 def test_a_mixture_is_refused(told, model):
     mixture = Mixture(model, SimpleNamespace(), 0.5)  # pyright: ignore[reportArgumentType] - never looked at
     with pytest.raises(ConfigError, match=r"mixture.*rollout=local"):
-        engine().generate(mixture, PROMPTS, keys=KEYS, stop=STOP)
+        engine().generate(mixture, PROMPTS, seeds=SEEDS, stop=STOP)
 
 
 def test_what_is_missing_is_said_in_one_line(told, monkeypatch):
@@ -312,11 +312,11 @@ def transfer(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("transfer")
 def test_a_server_is_asked_row_by_row_and_answers_in_order(told, server, model):
     vllm = engine(mode="server", url=server, timeout=7.0)
-    found = vllm.generate(model, PROMPTS, keys=KEYS, stop=STOP)
+    found = vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
     assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
     assert all(item.finished for item in found)
-    assert {asked["seed"] for asked in told.settings} == set(KEYS)
+    assert {asked["seed"] for asked in told.settings} == set(SEEDS)
     for asked in told.settings:
         assert (asked["model"], asked["return_token_ids"], asked["logprobs"]) == ("served", True, 0)
         assert (asked["stop_token_ids"], asked["stop"]) == ([END, 3], ["=", "</calc>"])
@@ -334,11 +334,11 @@ def test_a_server_is_asked_row_by_row_and_answers_in_order(told, server, model):
 def test_a_server_gets_weights_before_prompts_and_once_for_each_change(told, server, model):
     vllm = engine(mode="server", url=server)
     for _ in range(2):
-        vllm.generate(model, PROMPTS[:1], keys=KEYS[:1], stop=STOP)
+        vllm.generate(model, PROMPTS[:1], seeds=SEEDS[:1], stop=STOP)
     assert told.events == ["weights", "/reset_prefix_cache", "/v1/completions", "/v1/completions"]
     with torch.no_grad():
         model.transformer.wte.weight[3] += 1
-    vllm.generate(model, PROMPTS[:1], keys=KEYS[:1], stop=STOP)
+    vllm.generate(model, PROMPTS[:1], seeds=SEEDS[:1], stop=STOP)
     assert told.events[4:] == ["weights", "/reset_prefix_cache", "/v1/completions"]
     assert told.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
 
@@ -346,9 +346,9 @@ def test_a_server_gets_weights_before_prompts_and_once_for_each_change(told, ser
 @pytest.mark.usefixtures("transfer")
 def test_a_refusal_is_told_in_one_line(server, model):
     with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*/v1/completions was refused \(400\)[^\n]*$"):
-        engine(mode="server", url=server).generate(model, PROMPTS[1:2], keys=[666], stop=STOP)
+        engine(mode="server", url=server).generate(model, PROMPTS[1:2], seeds=[666], stop=STOP)
 
 
 def test_a_server_that_is_not_there_is_told_in_one_line(told, model):
     with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*cannot be reached[^\n]*vllm serve[^\n]*$"):
-        engine(mode="server", url="http://127.0.0.1:9").generate(model, PROMPTS, keys=KEYS, stop=STOP)
+        engine(mode="server", url="http://127.0.0.1:9").generate(model, PROMPTS, seeds=SEEDS, stop=STOP)

@@ -110,7 +110,7 @@ def _continued(subject: Subject, prompts: Prompts, branches: Sequence[Branch], e
     said = subject.engine.generate(
         subject.model,
         [torch.cat([prompts.ids[branch.place].cpu(), branch.state.ids]) for branch in branches],
-        keys=[branch.key for branch in branches],
+        seeds=[branch.key for branch in branches],
         stop=Stop(template.stop_ids, (*sampling.stop, *ends), template.decode_all, limits),
     )
     return [

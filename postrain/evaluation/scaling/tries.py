@@ -16,7 +16,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Subject
 from postrain.ops import derive_seed
 from postrain.rollout.engine import greedy
-from postrain.rollout.turns import Episode, play
+from postrain.rollout.turns import Rollout, roll_out
 from postrain.types import ConfigError, Sampling
 
 
@@ -83,28 +83,28 @@ def check_random(sampling: Sampling) -> None:
 def draw(subject: Subject, prompts: Prompts, count: int, purpose: str, *, likeliest: bool = False) -> Tries:
     """`count` completions of each prompt; `likeliest` takes the likeliest token at each step."""
     places = [place for place in range(len(prompts)) for _ in range(count)]
-    keys = [
+    seeds = [
         derive_seed(subject.seed, purpose, place, number) for place in range(len(prompts)) for number in range(count)
     ]
     with clocked() as clock:
-        played = play(
+        rollouts = roll_out(
             greedy(subject.engine) if likeliest else subject.engine,
             subject.model,
             subject.template,
             prompts.select(places),
-            keys=keys,
+            seeds=seeds,
             environment=subject.environment,
         )
-    found = [_try(subject, episode) for episode in played]
+    found = [_try(subject, rollout) for rollout in rollouts]
     return Tries(tuple(tuple(found[at : at + count]) for at in range(0, len(found), count)), clock.seconds)
 
 
-def _try(subject: Subject, episode: Episode) -> Try:
-    logps_L = episode.logps.new_zeros(len(episode.ids))
-    logps_L[episode.own] = episode.logps
+def _try(subject: Subject, rollout: Rollout) -> Try:
+    logps_L = rollout.logps.new_zeros(len(rollout.ids))
+    logps_L[rollout.own] = rollout.logps
     return Try(
-        subject.template.decode(episode.ids),
-        episode.written(),
-        tuple(episode.ids.tolist()),
+        subject.template.decode(rollout.ids),
+        rollout.written(),
+        tuple(rollout.ids.tolist()),
         tuple(logps_L.tolist()),
     )

@@ -1,6 +1,6 @@
 """One token a row through a decoder we know, in few operations: GPT-2's family and Llama's (Llama, Mistral, Qwen2/3).
 
-The same numbers as the model's own forward up to rounding, which is tried before it is relied on (choice.py). Reads
+The same numbers as the model's own forward up to rounding, which is tried before it is relied on (backend.py). Reads
 the weights when it is made, so it lasts for one generation. Leaves out prompts, sliding windows and everything else:
 those go through the model itself.
 
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from postrain.rollout.decode.cache import SlotCache, SlotLayer
+from postrain.rollout.decode.cache import SlotCache, SlotLayer, shared_attention
 from postrain.rollout.decode.weights import Activation, NotPlain, Weights
-from postrain.rollout.groups import shared_attention
 
 # Names of activations in transformers' configs, and what oneDNN calls them.
 ACTIVATIONS = {
@@ -84,7 +83,7 @@ class Decoder:
         turn = rotation(*self.rotary(x_BD, at_B[:, None])) if self.rotary else None
         seen = cache.seen()
         mask_B11L = torch.zeros(seen.shape, dtype=x_BD.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-        for block, layer in zip(self.blocks, cache.rooms, strict=True):
+        for block, layer in zip(self.blocks, cache.slot_layers, strict=True):
             x_BD = self.attend(block, x_BD, turn, mask_B11L, layer)
             states_BD = block.before_mlp(x_BD)
             if block.gate is None:

@@ -1,6 +1,7 @@
-"""The loop of one generate call: rows wait, take slots in waves, get tokens, and leave when they have ended.
+"""Continuous batching: rows wait, are admitted to free slots in waves, get a token a step, and are evicted once ended.
 
-Each distinct prompt is run once however many completions it gets. Knows no model: a Stepper gives the logits.
+Each distinct prompt is prefilled once however many completions it gets. Knows no model: a DecodeBackend gives the
+logits.
 
 Axes: R rows of the call, T new tokens, S slots, B some of them, V vocabulary.
 """
@@ -8,29 +9,30 @@ Axes: R rows of the call, T new tokens, S slots, B some of them, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from postrain.models.packing import in_blocks
-from postrain.rollout.decode.steppers import Filled, Stepper
-from postrain.rollout.decode.stopping import StopTexts
-from postrain.rollout.sampling import draw, uniforms
+from postrain.rollout.decode.backend import DecodeBackend, Prefilled
+from postrain.rollout.decode.sampling import draw, uniforms
 from postrain.types import Completion, Sampling, Stop
 
-# Free slots are filled, or closed, once they are this share: a wave costs a prefill, or a copy.
-TURN_SHARE = 0.2
+# Free slots are filled, or compacted away, once they are this share: a wave costs a prefill, or a copy.
+WAVE_SHARE = 0.2
 # Prompt tokens, padding included, that are run together: enough to fill a machine, too few to be the peak of memory.
 PREFILL_TOKENS = 16384
+# Tokens that one character can take: its bytes in UTF-8.
+TOKENS_PER_CHARACTER = 4
 
 
-class Decoding:
+class DecodeLoop:
     """All rows of a call, from the queue to completions."""
 
     def __init__(
         self,
-        stepper: Stepper,
+        backend: DecodeBackend,
         prompts: Sequence[Tensor],
         keys: Sequence[int],
         sampling: Sampling,
@@ -38,14 +40,14 @@ class Decoding:
         *,
         slots: int,
     ) -> None:
-        self.stepper, self.sampling, self.slots, self.device = stepper, sampling, slots, stepper.device
-        families: dict[tuple[int, ...], int] = {}
-        self.family = [families.setdefault(tuple(prompt.tolist()), len(families)) for prompt in prompts]
-        self.distinct = [torch.tensor(ids) for ids in families]
+        self.backend, self.sampling, self.slots, self.device = backend, sampling, slots, backend.device
+        index_of: dict[tuple[int, ...], int] = {}
+        self.prompt_index = [index_of.setdefault(tuple(prompt.tolist()), len(index_of)) for prompt in prompts]
+        self.distinct = [torch.tensor(ids) for ids in index_of]
         # Groups stay together, and prompts of like length: less padding.
-        order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), self.family[row], row))
+        order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), self.prompt_index[row], row))
         self.waiting = deque(order)
-        self.spare: tuple[int, Filled] | None = None
+        self.split_prefill: tuple[int, Prefilled] | None = None
         self.stop_ids = torch.tensor(stop.ids, dtype=torch.long, device=self.device)
         self.stop_texts = StopTexts(stop)
         rows, last = len(prompts), sampling.max_new_tokens
@@ -64,10 +66,10 @@ class Decoding:
     def run(self) -> list[Completion]:
         """Decode until every row has ended."""
         while (live := int(self.open_R[self.row_S[: self.used]].sum())) or self.waiting:
-            if self.due(live):
-                self.turn_over(live)
+            if self.worth_a_wave(live):
+                self.evict_and_admit(live)
             else:
-                logits_BV = self.stepper.step(self.token_S[: self.used])
+                logits_BV = self.backend.step(self.token_S[: self.used])
                 self.record(torch.arange(self.used, device=self.device), logits_BV)
         tokens_RT, logps_RT = self.tokens_RT.cpu(), self.logps_RT.cpu()
         ends = zip(self.count_R.tolist(), self.finished_R.tolist(), strict=True)
@@ -76,54 +78,56 @@ class Decoding:
             for row, (count, finished) in enumerate(ends)
         ]
 
-    def due(self, live: int) -> bool:
-        """Whether so many slots are free that filling or closing them pays."""
+    def worth_a_wave(self, live: int) -> bool:
+        """Whether so many slots are free that filling or compacting them pays."""
         if not live:
             return True
-        if self.waiting and self.stepper.joins:
-            return self.slots - live >= max(1, TURN_SHARE * self.slots)
-        return self.used - live >= max(1, TURN_SHARE * self.used)
+        if self.waiting and self.backend.joins:
+            return self.slots - live >= max(1, WAVE_SHARE * self.slots)
+        return self.used - live >= max(1, WAVE_SHARE * self.used)
 
-    def turn_over(self, live: int) -> None:
-        """Waiting rows take the free slots; what then is free among those that are stepped is closed."""
+    def evict_and_admit(self, live: int) -> None:
+        """Waiting rows take the slots of ended ones; slots that stay free are compacted away."""
         ended = (~self.open_R[self.row_S[: self.used]]).nonzero().squeeze(-1).tolist()
         free = [*ended, *range(self.used, self.slots)]
-        takes = min(len(free), len(self.waiting)) if self.stepper.joins or not live else 0
+        takes = min(len(free), len(self.waiting)) if self.backend.joins or not live else 0
         if takes:
             self.admit([self.waiting.popleft() for _ in range(takes)], free[:takes])
-        self.close(free[takes:])
+        self.compact(free[takes:])
 
     def admit(self, rows: Sequence[int], slots: Sequence[int]) -> None:
-        """Seat rows, and draw their first token."""
+        """Put rows into slots, and draw their first token."""
         self.used = max(self.used, slots[-1] + 1)
         self.row_S[self.indices(slots)] = self.indices(rows)
         self.open_R[self.indices(rows)] = True
         members: dict[int, list[int]] = {}
         for row, slot in zip(rows, slots, strict=True):
-            members.setdefault(self.family[row], []).append(slot)
-        split = self.family[self.waiting[0]] if self.waiting and self.stepper.joins else None
-        for block, filled in self.filled(list(members)):
-            which_B = self.indices([place for place, family in enumerate(block) for _ in members[family]])
-            slots_B = self.indices([slot for family in block for slot in members[family]])
-            self.stepper.seat(filled, which_B, slots_B)
+            members.setdefault(self.prompt_index[row], []).append(slot)
+        split = self.prompt_index[self.waiting[0]] if self.waiting and self.backend.joins else None
+        for block, filled in self.prefilled(list(members)):
+            which_B = self.indices([place for place, index in enumerate(block) for _ in members[index]])
+            slots_B = self.indices([slot for index in block for slot in members[index]])
+            self.backend.admit(filled, which_B, slots_B)
             self.record(slots_B, filled.logits_PV[which_B])
             if split in block:
-                self.spare = (block[-1], filled) if len(block) == 1 else (split, filled.narrowed(block.index(split)))
+                one = filled if len(block) == 1 else filled.narrowed(block.index(split))
+                self.split_prefill = split, one
 
-    def filled(self, families: list[int]) -> Iterator[tuple[list[int], Filled]]:
-        """The prompts of these rows, run in blocks of similar length; one that was split between waves is kept."""
-        spare, self.spare = self.spare, None
-        if spare is not None:
-            families.remove(spare[0])
-            yield [spare[0]], spare[1]
-        lengths = [len(self.distinct[family]) for family in families]
-        for places, length in in_blocks(lengths) if self.stepper.joins else [(list(range(len(families))), 1)]:
+    def prefilled(self, prompts: list[int]) -> Iterator[tuple[list[int], Prefilled]]:
+        """The distinct prompts of these indices, prefilled in blocks of similar length; one whose group was split
+        between waves is kept for the next."""
+        kept, self.split_prefill = self.split_prefill, None
+        if kept is not None:
+            prompts.remove(kept[0])
+            yield [kept[0]], kept[1]
+        lengths = [len(self.distinct[index]) for index in prompts]
+        for places, length in in_blocks(lengths) if self.backend.joins else [(list(range(len(prompts))), 1)]:
             size = max(1, PREFILL_TOKENS // length)
             for start in range(0, len(places), size):
-                block = [families[place] for place in places[start : start + size]]
-                yield block, self.stepper.prefill([self.distinct[family] for family in block])
+                block = [prompts[place] for place in places[start : start + size]]
+                yield block, self.backend.prefill([self.distinct[index] for index in block])
 
-    def close(self, free: Sequence[int]) -> None:
+    def compact(self, free: Sequence[int]) -> None:
         """The last rows move to the front, so that the slots in use are the first ones again."""
         holes = {slot for slot in free if slot < self.used}
         if not holes:
@@ -131,7 +135,7 @@ class Decoding:
         rows = self.used - len(holes)
         target_B = self.indices([slot for slot in sorted(holes) if slot < rows])
         source_B = self.indices([slot for slot in range(rows, self.used) if slot not in holes])
-        self.stepper.move(source_B, target_B, rows)
+        self.backend.move(source_B, target_B, rows)
         self.row_S[target_B], self.token_S[target_B] = self.row_S[source_B], self.token_S[source_B]
         self.used = rows
 
@@ -161,3 +165,36 @@ class Decoding:
     def indices(self, places: Sequence[int]) -> Tensor:
         """As a tensor where the rows are."""
         return torch.tensor(places, dtype=torch.long, device=self.device)
+
+
+class StopTexts:
+    """Whether a completion's newest token completes a stop text. Decodes only where the token could, and only a tail.
+
+    A stop text may span tokens and begin inside one; the prompt is never looked at.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        if stop.texts and stop.decode is None:
+            raise TypeError("stop texts need Stop.decode")
+        self.texts = stop.texts
+        self._decode: Callable[[Sequence[int]], str] = stop.decode or str
+        # One token more than the longest text can take: the first of a tail may decode otherwise than in its place.
+        self._tail = TOKENS_PER_CHARACTER * max(map(len, stop.texts), default=0) + 1
+        self._ends = {text[-1] for text in stop.texts}
+        self._known: dict[int, bool] = {}
+
+    def completed(self, ids: Sequence[int]) -> bool:
+        """Whether the last of a completion's tokens completes a stop text."""
+        if not self._may_complete(ids[-1]):
+            return False
+        tail = self._decode(ids[-self._tail :])
+        return any(text in tail for text in self.texts)
+
+    def _may_complete(self, token: int) -> bool:
+        """Whether the token's own text has the last character of a stop text; remembered for each token."""
+        if token not in self._known:
+            piece = self._decode([token])
+            # Alone, spaces may be left out and bytes of a character be none: such tokens are looked at in their place.
+            unsure = not piece or "\ufffd" in piece or any(character.isspace() for character in self._ends)
+            self._known[token] = unsure or not self._ends.isdisjoint(piece)
+        return self._known[token]

@@ -40,7 +40,7 @@ class Writer:
     def sampling(self) -> Sampling:
         return Sampling(64, self.temperature)
 
-    def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, keys: Sequence[int], stop: Stop) -> list:
+    def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, seeds: Sequence[int], stop: Stop) -> list:
         return [self._one(self.template.decode_all(prompt.tolist()), stop) for prompt in prompts]
 
     def _one(self, text: str, stop: Stop) -> Completion:

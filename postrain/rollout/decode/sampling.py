@@ -18,11 +18,11 @@ from postrain.types import Sampling
 BLOCK = 64
 
 
-def uniforms(keys: Sequence[int], count: int) -> Tensor:
-    """One row of `count` uniform numbers for each key, [B, count]: a row's randomness is its own."""
-    rows_BT = torch.empty(len(keys), count, dtype=torch.float32)
-    for row_T, key in zip(rows_BT, keys, strict=True):
-        row_T.uniform_(generator=torch.Generator().manual_seed(key))
+def uniforms(seeds: Sequence[int], count: int) -> Tensor:
+    """One row of `count` uniform numbers for each seed, [B, count]: a row's randomness is its own."""
+    rows_BT = torch.empty(len(seeds), count, dtype=torch.float32)
+    for row_T, seed in zip(rows_BT, seeds, strict=True):
+        row_T.uniform_(generator=torch.Generator().manual_seed(seed))
     return rows_BT
 
 
