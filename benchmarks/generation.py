@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import ProfilerActivity, profile
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.models.loading import load_causal
 from postrain.rollout.local import LocalEngine
 from postrain.types import Stop

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from omegaconf import OmegaConf
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.conversation import Message
 from postrain.models.loading import load_scalar, load_tokenizer

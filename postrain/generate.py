@@ -20,10 +20,10 @@ CONF = Path(__file__).parents[1] / "conf"
 def generate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """One generation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-    from postrain.generation.generate import execute  # noqa: PLC0415
+    from postrain.jobs.frame import GENERATE, execute  # noqa: PLC0415
 
     plain = resolved(config)
-    return execute(plain, overrides=words, group=group, place=place)
+    return execute(GENERATE, plain, overrides=words, group=group, place=place)
 
 
 def main(argv: list[str]) -> int:

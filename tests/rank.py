@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from postrain.hardware.ranks import join
-from postrain.training import train as run_module
+from postrain.jobs.frame import TRAIN, execute
 from tests.training_runs import METHODS, SMALL, composed
 
 # The second update is the first that depends on an optimizer step.
@@ -53,7 +53,7 @@ def main(output: Path) -> None:
 
 def run(words: list[str], output: Path) -> None:
     """One small run of this rank."""
-    run_module.execute(composed([*SMALL, *TWO_UPDATES, *words, f"paths.output={output}"]), overrides=[], group=None)
+    execute(TRAIN, composed([*SMALL, *TWO_UPDATES, *words, f"paths.output={output}"]), overrides=[], group=None)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.check import check
 from postrain.config.overrides import PROGRAMS
-from postrain.training.config import Root
+from postrain.training.config import TrainConfig
 from tests.training_runs import CONF, METHODS, SMALL, composed
 
 # Groups of conf/generate.yaml, and pipelines, which compose several configs: tests/generation and tests/pipeline.
@@ -38,7 +38,7 @@ def is_elsewhere(group: str, option: str) -> bool:
 @pytest.mark.parametrize(("group", "option"), [option for option in OPTIONS if not is_elsewhere(*option)])
 def test_every_option_fits_its_constructor(group, option):
     method = [] if group in ("method", "experiment") else ["method=ppo"]
-    check(composed([*method, f"{group}={option}", *GIVEN.get((group, option), [])]), Root)
+    check(composed([*method, f"{group}={option}", *GIVEN.get((group, option), [])]), TrainConfig)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

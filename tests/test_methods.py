@@ -16,6 +16,7 @@ from hydra.utils import get_class
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from postrain.jobs.frame import TRAIN, execute
 from postrain.metrics import declared
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import SIGNALS, Interrupted
@@ -229,7 +230,7 @@ def test_the_exported_model_is_the_trained_one_in_plain_transformers(untouched):
 
 def test_it_learns(method, tmp_path):
     """A third of the default run, or less, moves the held-out metric the method is judged by."""
-    run_module.execute(part_of_default(method, f"paths.output={tmp_path}"), overrides=[], group=None)
+    execute(TRAIN, part_of_default(method, f"paths.output={tmp_path}"), overrides=[], group=None)
     (path,) = tmp_path.glob("*/*/*")
     metric, margin = learns(method)
     before, after = before_and_after(RunFolder(path).metrics.read())[metric]
@@ -259,5 +260,5 @@ def part_of_default(method: str, *words: str) -> dict[str, Any]:
 def test_a_misspelt_key_is_named_before_anything_is_made(method, tmp_path):
     config = composed([f"method={method}", f"paths.output={tmp_path / 'runs'}", "++method.learning_rat=1"])
     with pytest.raises(ConfigError, match=r"method\.learning_rat.*learning_rate"):
-        run_module.execute(config, overrides=[], group=None)
+        execute(TRAIN, config, overrides=[], group=None)
     assert not (tmp_path / "runs").exists()

@@ -15,8 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from postrain.config.tree import parse
+from postrain.jobs.frame import TRAIN, execute
 from postrain.runs.folder import RunFolder
-from postrain.training import train as run_module
+from postrain.training.config import TrainConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -75,10 +77,15 @@ def _with_options(program: str, chosen: tuple[str, ...]) -> DictConfig:
         return compose(program, list(chosen))
 
 
+def train_config(overrides: Sequence[str]) -> TrainConfig:
+    """The typed config of a command line."""
+    return parse(composed(overrides), TrainConfig)
+
+
 def small_run(output: Path, *overrides: str) -> RunFolder:
     """One small run; its folder."""
     before = set(output.glob("*/*/*"))
-    run_module.execute(composed([*SMALL, *overrides, f"paths.output={output}"]), overrides=list(overrides), group=None)
+    execute(TRAIN, composed([*SMALL, *overrides, f"paths.output={output}"]), overrides=list(overrides), group=None)
     (made,) = set(output.glob("*/*/*")) - before
     return RunFolder(made)
 
@@ -86,7 +93,7 @@ def small_run(output: Path, *overrides: str) -> RunFolder:
 def resumed(folder: RunFolder, *overrides: str) -> RunFolder:
     """The same run, gone on with."""
     config = composed([f"resume={folder.path}", *(f"++{override}" for override in overrides)])
-    run_module.execute(config, overrides=list(overrides), group=None)
+    execute(TRAIN, config, overrides=list(overrides), group=None)
     return folder
 
 

@@ -200,9 +200,9 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, p
         print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))
         sys.exit(2)
     plain["name"] = plain["name"] or choice
-    from postrain.training.train import execute  # noqa: PLC0415 - as above
+    from postrain.jobs.frame import TRAIN, execute  # noqa: PLC0415 - as above
 
-    return execute(plain, overrides=words, group=group, place=place)
+    return execute(TRAIN, plain, overrides=words, group=group, place=place)
 
 
 def complain(error: ConfigError) -> int:

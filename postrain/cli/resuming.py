@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.trust import confirmable, joined
 from postrain.errors import ConfigError
-from postrain.generation.config import Generation
+from postrain.generation.config import GenerateConfig
 from postrain.jobs.pipeline import FILE, Pipeline
 from postrain.jobs.plan import to_confirm
 from postrain.jobs.study import format_override
@@ -22,7 +22,7 @@ from postrain.report.study import FILE as SWEEP
 from postrain.report.study import JOBS
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
-from postrain.training.config import Root
+from postrain.training.config import TrainConfig
 
 
 def said_again(folder: Path) -> list[str]:
@@ -44,5 +44,5 @@ def _said_again(folder: Path) -> Iterator[str]:
             yield format_override(f"stage.{stage}.{one.key}", one.value)
     else:
         config = saved_config(RunFolder(folder))
-        for one in confirmable(config, Generation if "keep" in config else Root):
+        for one in confirmable(config, GenerateConfig if "keep" in config else TrainConfig):
             yield format_override(one.key, one.value)

@@ -1,4 +1,4 @@
-"""Holds a composed config against the constructors it names, before anything is built, and then builds it.
+"""Holds a composed config against the constructors it names, before anything is built (tree.py builds it).
 
 Every problem is reported, in one error, a line each: unknown key, missing key, wrong type, value out of range, target
 that cannot be imported. Leaves out what only a run can tell (does the file exist, does the model fit the data).
@@ -19,7 +19,6 @@ from postrain.config.schema import (
     MAPPINGS,
     NODE,
     TARGET,
-    Key,
     Schema,
     Section,
     adapter,
@@ -47,24 +46,6 @@ def check(config: Mapping[str, Any], root: type) -> None:
     problems += [f"{TARGET}: unknown key; an option of a group says what it builds"] if TARGET in config else []
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def instantiate(node: Any) -> Any:
-    """The object a node describes, its nested nodes built before it.
-
-    Expects a node that passed `check`. Values arrive as their annotated types: 1 as 1.0, a list as a tuple.
-    """
-    if is_node(node):
-        target = load_target(node["_target_"])
-        keys = schema_of(target).keys
-        return target(**{name: instantiate(_typed(value, keys.get(name))) for name, value in _settings(node)})
-    if isinstance(node, Mapping):
-        return {key: instantiate(value) for key, value in node.items()}
-    return type(node)(instantiate(value) for value in node) if isinstance(node, list | tuple) else node
-
-
-def _typed(value: Any, key: Key | None) -> Any:
-    return value if key is None else adapter(key.annotation).validate_python(value)
 
 
 def _settings(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, is_dataclass
 from difflib import get_close_matches
-from functools import cache, reduce
+from functools import cache, cached_property, reduce
 from pathlib import Path
 from types import ModuleType, NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import DocInfo, Ge, GroupedMetadata, Gt, Le, Lt
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict, TypeAdapter
@@ -36,6 +36,7 @@ NODE = f"a node with {TARGET}"
 LARGE = 1_000_000
 LONGEST = 80
 """Characters of a wrong value that a message shows."""
+T = TypeVar("T")
 
 
 class Section:
@@ -46,8 +47,31 @@ class Section:
 class Paths(Section):
     """Where things go."""
 
-    output: str
+    output: str = "runs"
     """Run folders are made here."""
+    sweeps: str = "sweeps"
+    """Folders of sweeps are made here."""
+
+
+class Deferred(Generic[T]):
+    """An object that is built when it is first needed, because its constructor loads weights or runs a user's code.
+
+    As an annotation, Deferred[Reward], it marks the keys of a config whose nodes are checked but not built.
+    """
+
+    def __init__(self, make: Callable[[], T], target: Any, settings: Any = None) -> None:
+        """`target` is the class or function that `make` calls; `settings` describe the object as plain containers."""
+        self._make, self.target, self.settings = make, target, settings
+
+    @classmethod
+    def of(cls, value: T) -> Deferred[T]:
+        """An object that exists already."""
+        return cls(lambda: value, value if inspect.isfunction(value) else type(value))
+
+    @cached_property
+    def value(self) -> T:
+        """The object. Raises ConfigError where it cannot be built."""
+        return self._make()
 
 
 @dataclass(frozen=True)
@@ -55,7 +79,12 @@ class Key:
     """One argument of a constructor."""
 
     annotation: Any
+    """Its type, `Deferred` left out."""
     required: bool
+    default: Any = None
+    """Of an argument that is not required."""
+    written: Any = None
+    """The annotation as it is written."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +174,28 @@ def schema_of(target: Callable[..., Any]) -> Schema:
         annotation = _resolve(target, name, parameter.annotation)
         if isinstance(annotation, InitVar) or InPython in getattr(annotation, "__metadata__", ()):
             continue
-        keys[name] = Key(annotation, required=parameter.default is parameter.empty)
+        required = parameter.default is parameter.empty
+        keys[name] = Key(_built(annotation), required, None if required else parameter.default, annotation)
     return Schema(keys, takes_any)
+
+
+def is_deferred(annotation: Any) -> bool:
+    """Whether a node under this annotation is built later."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return any(map(is_deferred, get_args(annotation)))
+    return get_origin(annotation) is Deferred
+
+
+def _built(annotation: Any) -> Any:
+    """The annotation with T for every Deferred[T] in it."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Deferred:
+        return args[0]
+    if origin in (Union, UnionType):
+        return reduce(operator.or_, map(_built, args))
+    if origin is Annotated:
+        return Annotated[(_built(args[0]), *args[1:])]
+    return origin[tuple(map(_built, args))] if origin in MAPPINGS or origin in LISTS else annotation
 
 
 def _resolve(target: Any, name: str, annotation: Any) -> Any:

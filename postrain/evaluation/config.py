@@ -1,25 +1,30 @@
-"""The top level of conf/evaluate.yaml: which groups an evaluation has, what each has to be, and what goes together."""
+"""The config of an evaluation: its parts, what goes together, and what it takes over from the run it looks at."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from postrain.config.check import MISSING, check
-from postrain.config.schema import Paths
+from omegaconf import OmegaConf
+
+from postrain.config.check import MISSING
+from postrain.config.schema import Deferred, Paths, Section
+from postrain.config.trust import Guest, Item
 from postrain.data.module import DataModule
+from postrain.evaluation.eval_models import START, EvalModel, Origin, eval_models
 from postrain.evaluation.evaluator import Evaluation
+from postrain.evaluation.measures import Foresighted
 from postrain.hardware.trainer import Hardware
-from postrain.models.sources import ModelSource
+from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import Reward
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
-from postrain.rollout.turns import Environment
+from postrain.rollout.local import LocalEngine
+from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.types import ConfigError, Count, CountOrZero, Seed
 
-START = "start"
-"""For `reference`: what the run began with."""
 INSTEAD = {
     "evaluation.every": "leave it out",
     "evaluation.completions": "each measure has its own number: evaluation.measures.NAME.prompts=COUNT",
@@ -27,51 +32,113 @@ INSTEAD = {
     "evaluation.greedy": "rollout.temperature=0 samples greedily",
 }
 """What to say in place of the keys of `evaluation` that only training reads."""
+INHERITED = ("data", "reward", "rollout", "environment")
+"""Groups that are those of the run, where the command line chooses none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Appraisal:
-    """Measures of a model, or of several on the same prompts."""
+class EvaluateConfig(Section):
+    """Measures of a model, or of several on the same prompts. Raises ConfigError for what does not go together."""
 
     model: ModelSource
     data: DataModule
-    rollout: Engine
-    environment: Environment
-    trainer: Hardware
+    reward: Deferred[Reward | Preference] | None = None
+    rollout: Engine = field(default_factory=LocalEngine)
+    environment: Environment = SINGLE_TURN
+    trainer: Hardware = field(default_factory=Hardware)
     evaluation: Evaluation
-    reference: str | None
-    """What KL is measured against."""
-    compare: tuple[str, ...]
+    reference: str | None = START
+    """What KL is measured against: a directory, run folder or Hub name; start is what the run began with; null is
+    nothing."""
+    compare: tuple[str, ...] = ()
     """Further models: run folders, model directories, or options of the model group such as nano."""
-    metric: str | None
-    """measure/metric, by which sweeps compare evaluations."""
-    shown: CountOrZero
-    """Completions of each model that are kept."""
-    micro_batch_tokens: Count
-    seed: Seed
-    name: str | None
-    report: bool
-    debug: bool
-    paths: Paths
-    # Hydra leaves a group out that is null.
-    reward: Reward | Preference | None = None
+    metric: str | None = None
+    """measure/metric, by which sweeps compare evaluations; null is the first measure's total, or its first."""
+    shown: CountOrZero = 64
+    """Completions of each model that are kept in sample_responses.json."""
+    micro_batch_tokens: Count = 2048
+    """Tokens scored at once: a memory knob that changes no number."""
+    seed: Seed = 0
+    name: str | None = None
+    """What the folder is called; null is evaluate."""
+    report: bool = True
+    """Write report.html at the end."""
+    debug: bool = False
+    """Show tracebacks."""
+    paths: Paths = field(default_factory=Paths)
+
+    def __post_init__(self) -> None:
+        measures = self.evaluation.measures
+        if not measures:
+            raise ConfigError(
+                "evaluation: this option only says when a training run is evaluated, and names no measure; choose "
+                "evaluation=all, or one of those listed by: python -m postrain.evaluate evaluation"
+            )
+        if self.metric is not None and self.metric.partition("/")[0] not in measures:
+            known = ", ".join(measures)
+            raise ConfigError(f"metric={self.metric}: expected MEASURE/METRIC of a measure there is: {known}")
+
+    def check(self) -> None:
+        """Raises ConfigError for what the machine, a model or a measure refuses, before there is a folder."""
+        self.trainer.check()
+        if self.trainer.ranks > 1:
+            raise ConfigError("trainer: an evaluation runs in one process; use trainer=cpu or trainer=gpu")
+        assert self.models
+        for measure in self.evaluation.measures.values():
+            if isinstance(measure.value, Foresighted):
+                measure.value.check(self.rollout.sampling)
+
+    @cached_property
+    def models(self) -> list[EvalModel]:
+        """The model and those it is compared with."""
+        return eval_models(self.model, self.compare)
+
+    @property
+    def resolved(self) -> ResolvedModel:
+        """The model that is evaluated."""
+        return self.models[0].resolved
+
+    @property
+    def label(self) -> str:
+        """The first part of the folder."""
+        return self.name or "evaluate"
 
 
-def check_appraisal(config: Mapping[str, Any]) -> None:
-    """Raises one ConfigError with what is wrong with an evaluation's config; builds nothing."""
-    check(config, Appraisal)
-    if not config["evaluation"]["measures"]:
-        raise ConfigError(
-            "evaluation: this option only says when a training run is evaluated, and names no measure; choose "
-            "evaluation=all, or one of those listed by: python -m postrain.evaluate evaluation"
-        )
-    measures, metric = config["evaluation"]["measures"], config["metric"]
-    if metric is not None and metric.partition("/")[0] not in measures:
-        raise ConfigError(f"metric={metric}: expected MEASURE/METRIC of a measure there is: {', '.join(measures)}")
+def inherit(plain: Mapping[str, Any], words: Sequence[str], said: Collection[Item]) -> dict[str, Any]:
+    """A composed config with the groups of the run that it evaluates, where the command line `words` choose none.
+
+    Raises ConfigError where there is no model, and for what the run's folder cannot decide; `said` is what it can.
+    """
+    origin = Origin.of(model_path(plain))
+    config, taken = inherited(plain, origin, words)
+    if origin and taken:
+        Guest(origin.folder.path, said).check({group: config[group] for group in taken}, EvaluateConfig)
+        print(f"as in {origin.folder.path}: {', '.join(taken)}; the command line can choose others", flush=True)
+    return config
+
+
+def inherited(
+    plain: Mapping[str, Any], origin: Origin | None, words: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The config with the run's own groups where `words` choose none, and which groups these are.
+
+    `data.eval_rows=...` and the like change what is taken over.
+    """
+    if origin is None:
+        return dict(plain), []
+    keys = [word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words]
+    taken = [group for group in INHERITED if group not in keys and group in origin.config]
+    found = OmegaConf.create({group: origin.config[group] for group in taken})
+    composed = OmegaConf.create(dict(plain))
+    for key in keys:
+        if key.partition(".")[0] in taken:
+            OmegaConf.update(found, key, OmegaConf.select(composed, key), force_add=True)
+    changed: Any = OmegaConf.to_container(found)
+    return {**plain, **changed}, [group for group in taken if changed[group] is not None]
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises ConfigError for a key on the command line that only says how a training run looks at itself."""
+    """Raises ConfigError for a key on the command line that only says how a training run is evaluated."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key in INSTEAD:
@@ -80,9 +147,9 @@ def check_words(words: Sequence[str]) -> None:
             )
 
 
-def check_model(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where nobody has said what to evaluate: the most common first mistake."""
-    path = (config.get("model") or {}).get("path")
+def model_path(plain: Mapping[str, Any]) -> str:
+    """model.path. Raises ConfigError where nobody has said what to evaluate: the most common first mistake."""
+    path = (plain.get("model") or {}).get("path")
     if path in (None, MISSING):
         raise ConfigError(
             "model.path: say what to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, or any "
@@ -90,3 +157,4 @@ def check_model(config: Mapping[str, Any]) -> None:
         )
     if not isinstance(path, str):
         raise ConfigError(f"model.path: expected text, got {path!r}")
+    return path

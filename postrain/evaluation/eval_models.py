@@ -1,4 +1,4 @@
-"""The models of an evaluation: found, told apart by a name, and loaded one after the other."""
+"""The models of an evaluation: found, told apart by a name, with the runs they come from."""
 
 from __future__ import annotations
 
@@ -6,33 +6,73 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import nn
-
-from postrain.config.check import instantiate
-from postrain.evaluation.completions import as_prompts
-from postrain.evaluation.config import START
-from postrain.evaluation.inherited_settings import Origin
-from postrain.evaluation.measures import Subject
-from postrain.evaluation.views import Views
-from postrain.hardware.trainer import Hardware
-from postrain.models.loading import load_causal, load_tokenizer
+from postrain.config.schema import Section
+from postrain.config.tree import parse
+from postrain.config.trust import Guest
+from postrain.jsonl import read_json
 from postrain.models.named import named
-from postrain.models.reference import Reference
-from postrain.models.sources import ResolvedModel
-from postrain.rollout.engine import Engine
-from postrain.rollout.turns import Environment
+from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
+from postrain.runs.folder import RunFolder
+from postrain.runs.resume import saved_config
 from postrain.types import ConfigError
 
+START = "start"
+"""For `reference`: what the run began with."""
 # What postrain.runs.folder calls a run: its time, a hash of its config, and a number where two began in one second.
 MADE = re.compile(r"[\d-]+_[\d-]+-([0-9a-f]{8}(?:-\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examinee:
-    """A model that is to be measured."""
+class Start(Section):
+    """The part of a run's config that names what it began with."""
+
+    model: ModelSource
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run a model comes from."""
+
+    folder: RunFolder
+    config: Mapping[str, Any]
+    """As its folder has it, perhaps of an earlier version."""
+
+    @classmethod
+    def of(cls, path: str) -> Origin | None:
+        """The training run that `path`, a run folder or its model/, belongs to; None for any other model."""
+        place = Path(path).expanduser()
+        for directory in (place, place.parent) if place.name == "model" else (place,):
+            folder = RunFolder(directory)
+            if folder.config.is_file() and folder.manifest.is_file():
+                config = saved_config(folder)
+                return cls(folder, config) if "method" in config else None
+        return None
+
+    def data(self) -> Mapping[str, Any]:
+        """What the manifest says of the data it was trained on."""
+        found = read_json(self.folder.manifest).get("data")
+        return found if isinstance(found, Mapping) else {}
+
+    def start(self) -> ResolvedModel:
+        """The model it was compared with while it trained, else the one it began with."""
+        named = self.config.get("reference")
+        remedy = "name another with reference=DIRECTORY, or compare with none: reference=null"
+        if named is not None:
+            return resolve_for("reference", named, f"another; {remedy}")
+        node = {"model": self.config["model"]}
+        Guest(self.folder.path, ()).check(node, Start)
+        try:
+            return parse(node, Start).model.resolve()
+        except ConfigError as error:
+            reason = str(error).removeprefix("model.").partition(";")[0]
+            raise ConfigError(f"reference={START}: what the run began with is gone ({reason}); {remedy}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalModel:
+    """A model that is evaluated."""
 
     name: str
     """Its own among those that are compared."""
@@ -43,22 +83,20 @@ class Examinee:
     """The run it comes from."""
 
 
-def examinees(config: Mapping[str, Any]) -> list[Examinee]:
+def eval_models(model: ModelSource, compare: Sequence[str]) -> list[EvalModel]:
     """The model and those it is compared with. Raises ConfigError for one that is not there or cannot write."""
-    path = config["model"]["path"]
-    found = [(path, instantiate(config["model"]).resolve())]
-    found += [(other, named("compare", other, "run folders, model directories")) for other in config["compare"]]
-    keys = ["model.path", *["compare"] * len(config["compare"])]
-    for key, (path, resolved) in zip(keys, found, strict=True):
+    found = [("model.path", model.path, model.resolve())]
+    found += [("compare", other, named("compare", other, "run folders, model directories")) for other in compare]
+    for key, path, resolved in found:
         if resolved.head == "scalar":
             raise ConfigError(
                 f"{key}={path}: a reward model, which cannot write; give a language model, and see a reward model's "
                 "own accuracy in its run's report"
             )
-    names = distinct_names([path for path, _ in found], [resolved.name for _, resolved in found])
+    names = distinct_names([path for _, path, _ in found], [resolved.name for _, _, resolved in found])
     return [
-        Examinee(name=name, path=path, resolved=resolved, origin=Origin.of(path))
-        for name, (path, resolved) in zip(names, found, strict=True)
+        EvalModel(name=name, path=path, resolved=resolved, origin=Origin.of(path))
+        for name, (_, path, resolved) in zip(names, found, strict=True)
     ]
 
 
@@ -80,60 +118,3 @@ def run_name(path: str) -> str:
     name = place.parent.name if place.name == "model" else place.name
     made = MADE.fullmatch(name)
     return made[1] if made else name
-
-
-def load(one: Examinee, config: Mapping[str, Any], hardware: Hardware, seed: int) -> Subject:
-    """Its weights with everything it takes to ask it; `seed` splits the data."""
-    engine: Engine = instantiate(config["rollout"])
-    environment: Environment = instantiate(config["environment"])
-    tokenizer = load_tokenizer(one.resolved)
-    view = Views(
-        node=config["data"],
-        resolved=one.resolved,
-        context=one.resolved.context,
-        completion_tokens=engine.sampling.max_new_tokens + environment.room,
-        seed=seed,
-    )
-    torch.manual_seed(config["seed"])
-    model = cast("nn.Module", load_causal(one.resolved, dtype=hardware.dtype)).to(hardware.device).eval()
-    reward: Any = instantiate(config.get("reward"))
-    if reward is not None:
-        reward.to(hardware.device)
-    return Subject(
-        name=one.name,
-        model=model,
-        tokenizer=tokenizer,
-        template=as_prompts(view).template,
-        engine=engine,
-        environment=environment,
-        # What only compares completions gives none a number.
-        reward=reward if callable(reward) else None,  # pyright: ignore[reportArgumentType]
-        reference=reference_of(one, config, hardware, model, tokenizer),
-        seed=config["seed"],
-        context=one.resolved.context,
-        micro_batch_tokens=config["micro_batch_tokens"],
-        view=view,
-    )
-
-
-def reference_of(
-    one: Examinee, config: Mapping[str, Any], hardware: Hardware, model: nn.Module, tokenizer: Any
-) -> Reference | None:
-    """What KL is measured against. Raises ConfigError for a named one that cannot be compared with."""
-    chosen = config["reference"]
-    if chosen is None or (chosen == START and one.origin is None):
-        return None
-    if chosen == START:
-        assert one.origin is not None
-        found, path = one.origin.start(), START
-    else:
-        found, path = named("reference", chosen, "a directory, a run folder"), chosen
-    if found.head == "scalar":
-        raise ConfigError(f"reference={path}: a reward model gives no log-probabilities to compare; give another")
-    if load_tokenizer(found).get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(
-            f"reference={path}: its vocabulary is not that of {one.name}, and log-probabilities can be compared over "
-            "the same tokens only; give a model of the same family, or reference=null"
-        )
-    other = cast("nn.Module", load_causal(found, dtype=hardware.dtype)).to(hardware.device)
-    return Reference(model, other.requires_grad_(False), says=f"reference: {found.name}")

@@ -1,46 +1,38 @@
-"""One evaluation, from its config to its folder: check → find the models → measure each → write, print, report.
+"""The evaluation command: loads each model, asks every measure, writes, prints.
 
 runs/evaluate/<model>/<time>-<hash>/
-  evaluation_stats.json   sample_responses.json   <measure>.jsonl   what was found (files.py)
+  evaluation_stats.json   sample_responses.json   <measure>.jsonl   what was found (result_files.py)
   result.json   manifest.json  config.yaml  status.json  report.html
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
+from torch import nn
 
-from postrain.config.check import instantiate
-from postrain.config.extras import check_packages
-from postrain.config.trust import Guest, Item, said_by
-from postrain.evaluation.completions import held_out
-from postrain.evaluation.config import Appraisal, check_appraisal, check_model
+from postrain.config.schema import Deferred
+from postrain.evaluation.completions import as_prompts, held_out
+from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.differences import different_words
-from postrain.evaluation.eval_models import Examinee, examinees, load
-from postrain.evaluation.evaluator import Evaluation
-from postrain.evaluation.inherited_settings import Origin, inherited
-from postrain.evaluation.measures import Finding, Foresighted, Measure, Subject
+from postrain.evaluation.eval_models import START, EvalModel
+from postrain.evaluation.measures import Finding, Measure, Subject
 from postrain.evaluation.result_files import Measured, decisive, responses, write_records, write_stats
+from postrain.evaluation.subjects import scored_by
 from postrain.evaluation.table import table
+from postrain.evaluation.views import Views
 from postrain.formatting import duration
-from postrain.hardware.trainer import Hardware
-from postrain.jsonl import atomic_write_text
-from postrain.rollout.engine import Engine
-from postrain.runs.folder import RunFolder, config_hash, new_directory, writing
-from postrain.runs.interrupt import Interrupt
-from postrain.runs.manifest import write_manifest
-from postrain.runs.resume import settings
-from postrain.runs.status import Ending
-from postrain.training.train import reported
+from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.named import named
+from postrain.models.reference import Reference
+from postrain.runs.context import RunContext
+from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 
-PROGRAM = ("python", "-m", "postrain.evaluate")
 WIDEST = 400
 
 
@@ -48,100 +40,94 @@ class Unmeasured(ConfigError):
     """A measure ended in a user's mistake; all others are written."""
 
 
-def execute(
-    config: Mapping[str, Any],
-    *,
-    overrides: Sequence[str],
-    group: str | None,
-    place: Path | None = None,
-    trusted: Collection[Item] = (),
-) -> float | None:
+def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     """Measures as `config` says; returns the number that sweeps compare.
 
-    `place` is where the folder shall be, if somebody has decided that; `group` is for trackers, and there are none.
-    `trusted` is what the command line says besides `config`, of other stages of a pipeline.
-    Raises ConfigError for a user's mistake, Unmeasured for one that only a measure found out, and Interrupted after
-    Ctrl-C or SIGTERM.
+    Raises Unmeasured for a mistake that only a measure found out.
     """
-    check_model(config)
-    origin = Origin.of(config["model"]["path"])
-    said = said_by(config) | set(trusted)
-    config, taken = inherited(config, origin, overrides)
-    if origin:
-        Guest(origin.folder.path, said).check({group: config[group] for group in taken}, Appraisal)
-    check_appraisal(config)
-    check_packages(config)
-    hardware: Hardware = instantiate(config["trainer"])
-    hardware.check()
-    if hardware.ranks > 1:
-        raise ConfigError("trainer: an evaluation runs in one process; use trainer=cpu or trainer=gpu")
-    evaluation: Evaluation = instantiate(config["evaluation"])
-    models = examinees(config)
-    foresee(config, evaluation.measures)
-    if origin and taken:
-        print(f"as in {origin.folder.path}: {', '.join(taken)}; the command line can choose others", flush=True)
-    folder = _folder(config, models[0], place)
-    with Interrupt(), Ending(folder.status), reported(folder, config["report"]):
-        with writing(folder.config):
-            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
-        return _appraise(config, evaluation.measures, models, hardware, folder, overrides)
-
-
-def foresee(config: Mapping[str, Any], measures: Mapping[str, Measure]) -> None:
-    """Raises ConfigError for what measures know to fail, before anything is loaded."""
-    engine: Engine = instantiate(config["rollout"])
-    for measure in measures.values():
-        if isinstance(measure, Foresighted):
-            measure.check(engine.sampling)
-
-
-def _folder(config: Mapping[str, Any], model: Examinee, place: Path | None) -> RunFolder:
-    if place is None:
-        name, digest = config["name"] or "evaluate", config_hash(settings(config))
-        return RunFolder(new_directory(Path(config["paths"]["output"]), name, model.resolved.name, digest))
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-    return RunFolder(place)
-
-
-def _appraise(
-    config: Mapping[str, Any],
-    measures: Mapping[str, Measure],
-    models: Sequence[Examinee],
-    hardware: Hardware,
-    folder: RunFolder,
-    overrides: Sequence[str],
-) -> float | None:
-    hardware.settle()
+    config.trainer.settle()
     console = Console(highlight=False)
     # A run that drew its held-out rows from a file drew them by its seed: the same ones are measured on.
-    seed = models[0].origin.config["seed"] if models[0].origin else config["seed"]
+    origin = config.models[0].origin
+    seed = origin.config["seed"] if origin else config.seed
     measured: list[Measured] = []
-    for one in models:
-        subject = load(one, config, hardware, seed)
+    for one in config.models:
+        subject = load(one, config, seed)
         audit = held_out(subject).audit
-        if one is models[0]:
-            _manifest(config, one, folder, overrides, audit.to_dict(), seed)
+        if one is config.models[0]:
+            run.record(config, audit, one.resolved, seeds={"seed": config.seed, "data": seed})
             console.print(
                 f"data    {audit.rows_eval} rows held out from {audit.source}, template {audit.template}",
                 soft_wrap=True,
             )
-            console.print(f"folder  {folder.path}", soft_wrap=True)
-        found = examined(subject, one, measures, console, config["shown"], audit.source)
-        write_records(folder, found)
+            console.print(f"folder  {run.folder.path}", soft_wrap=True)
+        found = examined(subject, one, config.evaluation.measures, console, config.shown, audit.source)
+        write_records(run.folder, found)
         measured.append(found)
     first = measured[0]
-    notes = different_data(models)
+    notes = different_data(config.models)
     for other in measured[1:]:
         notes += different_words(first.name, first.findings, other.name, other.findings)
-    write_stats(folder, measured, notes, config["metric"])
+    write_stats(run.folder, measured, notes, config.metric)
     # Wider than a narrow terminal rather than cut into pieces that nobody can read.
     Console(width=WIDEST, highlight=False).print(table(measured))
     console.print()
     for line in [*told_once(measured), *notes]:
         console.print(f"note    {line}", soft_wrap=True, markup=False)
-    all_measured(measured, folder)
-    return objective(first, config["metric"])
+    all_measured(measured, run.folder)
+    return objective(first, config.metric)
+
+
+def load(one: EvalModel, config: EvaluateConfig, seed: int) -> Subject:
+    """Its weights with everything it takes to ask it; `seed` splits the data."""
+    tokenizer = load_tokenizer(one.resolved)
+    view = Views(
+        data=config.data,
+        resolved=one.resolved,
+        context=one.resolved.context,
+        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
+        seed=seed,
+    )
+    torch.manual_seed(config.seed)
+    hardware = config.trainer
+    model = cast("nn.Module", load_causal(one.resolved, dtype=hardware.dtype)).to(hardware.device).eval()
+    if config.reward is not None:
+        config.reward.value.to(hardware.device)
+    return Subject(
+        name=one.name,
+        model=model,
+        tokenizer=tokenizer,
+        template=as_prompts(view).template,
+        engine=config.rollout,
+        environment=config.environment,
+        reward=scored_by(config.reward),
+        reference=reference_of(one, config, model, tokenizer),
+        seed=config.seed,
+        context=one.resolved.context,
+        micro_batch_tokens=config.micro_batch_tokens,
+        view=view,
+    )
+
+
+def reference_of(one: EvalModel, config: EvaluateConfig, model: nn.Module, tokenizer: Any) -> Reference | None:
+    """What KL is measured against. Raises ConfigError for a named one that cannot be compared with."""
+    path = config.reference
+    if path is None or (path == START and one.origin is None):
+        return None
+    if path == START:
+        assert one.origin is not None
+        found = one.origin.start()
+    else:
+        found = named("reference", path, "a directory, a run folder")
+    if found.head == "scalar":
+        raise ConfigError(f"reference={path}: a reward model gives no log-probabilities to compare; give another")
+    if load_tokenizer(found).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"reference={path}: its vocabulary is not that of {one.name}, and log-probabilities can be compared over "
+            "the same tokens only; give a model of the same family, or reference=null"
+        )
+    other = cast("nn.Module", load_causal(found, dtype=config.trainer.dtype)).to(config.trainer.device)
+    return Reference(model, other.requires_grad_(False), says=f"reference: {found.name}")
 
 
 def all_measured(measured: Sequence[Measured], folder: RunFolder) -> None:
@@ -153,7 +139,7 @@ def all_measured(measured: Sequence[Measured], folder: RunFolder) -> None:
 
 @torch.no_grad()
 def examined(
-    subject: Subject, one: Examinee, measures: Mapping[str, Measure], console: Console, shown: int, data: str
+    subject: Subject, one: EvalModel, measures: Mapping[str, Deferred[Measure]], console: Console, shown: int, data: str
 ) -> Measured:
     """Every measure of one model, told as it goes; one that fails leaves a note and stops no other."""
     findings: dict[str, Finding] = {}
@@ -163,7 +149,7 @@ def examined(
         start = time.perf_counter()
         with console.status(f"{one.name}: {name}"):
             try:
-                findings[name] = measure(subject)
+                findings[name] = measure.value(subject)
             except ConfigError as error:
                 findings[name] = Finding(metrics={}, notes=(str(error),))
                 failed.append(name)
@@ -181,7 +167,7 @@ def examined(
     )
 
 
-def different_data(models: Sequence[Examinee]) -> list[str]:
+def different_data(models: Sequence[EvalModel]) -> list[str]:
     """What to say where runs that are compared learned from different rows."""
     known = {one.name: data for one in models if one.origin and (data := one.origin.data()).get("fingerprint")}
     if len({data["fingerprint"] for data in known.values()}) < 2:
@@ -214,24 +200,3 @@ def objective(one: Measured, metric: str | None) -> float | None:
     if metric not in numbers:
         raise ConfigError(f"metric={metric}: not measured; there are: {', '.join(numbers) or 'none'}")
     return numbers[metric].value
-
-
-def _manifest(
-    config: Mapping[str, Any],
-    one: Examinee,
-    folder: RunFolder,
-    overrides: Sequence[str],
-    data: Mapping[str, Any],
-    data_seed: int,
-) -> None:
-    resolved = one.resolved
-    write_manifest(
-        folder,
-        config=config,
-        overrides=overrides,
-        seeds={"seed": config["seed"], "data": data_seed},
-        data=data,
-        model={"name": resolved.name, "source": resolved.source, "fingerprint": resolved.fingerprint},
-        stand_in_for=resolved.stand_in_for,
-        program=PROGRAM,
-    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
 from postrain.evaluation.collapse import DISTINCT, ONE_WORD, distinct_share, one_word_share
 from postrain.evaluation.completions import compared, complete, gold_scores, means
@@ -36,7 +37,7 @@ class Evaluation:
     """How many of them are kept in samples.jsonl."""
     greedy: bool
     """Whether they are also continued greedily (temperature 0), for `eval/greedy/…`."""
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, Deferred[Measure]]
     """What else is measured, by name, for `eval/<name>/…`."""
 
 
@@ -70,7 +71,7 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation, subject: Su
         gold = gold_scores(rollouts, data)
         sampled = about_completions(subject, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
-    findings = {name: measure(subject) for name, measure in settings.measures.items()}
+    findings = {name: measure.value(subject) for name, measure in settings.measures.items()}
     metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(findings)}
     return Evaluated(metrics, rollouts, gold, {name: finding.notes for name, finding in findings.items()})
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
-from postrain.config.check import instantiate
+from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
 from postrain.evaluation.views import Views
 from postrain.methods.base import Method
 from postrain.models.sources import ResolvedModel
 from postrain.rewards.base import Reward
+from postrain.rewards.pairwise import Preference
 
 
 class InTraining:
     """Makes the subject of each evaluation of a run."""
 
-    def __init__(self, config: Mapping[str, Any], resolved: ResolvedModel, data: DataModule) -> None:
-        self.config = config
+    def __init__(
+        self, resolved: ResolvedModel, data: DataModule, reward: Deferred[Reward | Preference] | None = None
+    ) -> None:
+        """`data` is prepared for the method; `reward` is the one that the run's config names."""
+        self.named = reward
         plan = data.plan
         self.view = Views(
-            node=config["data"],
+            data=data,
             resolved=resolved,
             context=plan.context,
             completion_tokens=plan.completion_tokens,
@@ -59,6 +61,10 @@ class InTraining:
 
     @cached_property
     def _reward(self) -> Reward | None:
-        found: Any = instantiate(self.config.get("reward"))
-        scores: Reward | None = found if callable(found) else None  # pyright: ignore[reportAssignmentType]
-        return scores
+        return scored_by(self.named)
+
+
+def scored_by(named: Deferred[Reward | Preference] | None) -> Reward | None:
+    """The reward of a config, where it gives completions a number; what only compares them gives none."""
+    found = named and named.value
+    return found if callable(found) else None  # pyright: ignore[reportReturnType]

@@ -5,11 +5,9 @@ The same source, seed and template as the run's own, so that what was held out s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
 
-from postrain.config.check import instantiate
 from postrain.data.module import DataModule
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ResolvedModel
@@ -20,8 +18,8 @@ from postrain.types import ConfigError
 class Views:
     """See `Subject.view`."""
 
-    node: Mapping[str, Any]
-    """The `data` group."""
+    data: DataModule
+    """The `data` of the run; each kind is prepared in a copy of it."""
     resolved: ResolvedModel
     """Whose tokenizer writes it."""
     context: int
@@ -46,7 +44,7 @@ class Views:
         return self.made[kind]
 
     def _prepared(self, kind: str) -> DataModule:
-        data: DataModule = instantiate(self.node)
+        data = copy(self.data)
         data.prepare(
             kind=kind,
             # A tokenizer of its own: preparing data puts a template on it, which `auto` would then find there.

@@ -1,70 +1,89 @@
-"""The top level of conf/generate.yaml: which groups a generation has, what each has to be, and what goes together."""
+"""The config of a generation: which parts it has, what each has to be, and what goes together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
-from postrain.config.check import check
-from postrain.config.schema import Paths, load_target
+from postrain.config.schema import Deferred, Paths, Section
 from postrain.data.module import DataModule
 from postrain.generation.keep import Keep, Preferences, Top
 from postrain.hardware.trainer import Hardware
-from postrain.models.sources import ModelSource
+from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import Reward
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
-from postrain.rollout.turns import Environment
+from postrain.rollout.local import LocalEngine
+from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.types import ConfigError, Count, Seed, Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
-    """Completions of a data source's prompts, scored, and the rows that are kept of them."""
+class GenerateConfig(Section):
+    """Completions of a data source's prompts, scored, and the rows that are kept of them. Raises ConfigError for what
+    does not go together."""
 
     model: ModelSource
     data: DataModule
-    rollout: Engine
-    environment: Environment
-    trainer: Hardware
-    keep: Keep
-    part: Literal["train", "eval"]
-    """Whether the prompts are those to learn from or the held-out ones."""
-    prompts: Count | None
-    """The first so many of them; null is all."""
-    samples: Size
-    """Completions of each prompt."""
-    greedy: bool
-    """Also measures the greedy completion of each prompt."""
-    threshold: float
-    """The reward from which a completion counts as right."""
-    chunk: Size
-    """Prompts between two writes; what a kill can lose."""
-    seed: Seed
-    name: str | None
-    resume: str | None
-    allow_change: bool
-    debug: bool
-    paths: Paths
-    # Hydra leaves a group out that is null.
-    reward: Reward | Preference | None = None
+    reward: Deferred[Reward | Preference] | None = None
     """None with keep=revisions and keep=none only."""
+    rollout: Engine = field(default_factory=LocalEngine)
+    environment: Environment = SINGLE_TURN
+    trainer: Hardware = field(default_factory=Hardware)
+    keep: Keep
+    part: Literal["train", "eval"] = "train"
+    """Whether the prompts are those to learn from or the held-out ones."""
+    prompts: Count | None = None
+    """The first so many of them; null is all."""
+    samples: Size = 8
+    """Completions of each prompt."""
+    greedy: bool = False
+    """Also measures the greedy completion of each prompt."""
+    threshold: float = 1.0
+    """The reward from which a completion counts as right."""
+    chunk: Size = 64
+    """Prompts between two writes; what a kill can lose."""
+    seed: Seed = 0
+    name: str | None = None
+    """What the folder is called; null is generate."""
+    resume: str | None = None
+    """Folder of a generation to continue."""
+    allow_change: bool = False
+    """Whether a resumed generation may differ from how it was started: another keep= makes other rows of the same
+    completions."""
+    debug: bool = False
+    """Show tracebacks."""
+    paths: Paths = field(default_factory=Paths)
 
-
-def check_generation(config: Mapping[str, Any]) -> None:
-    """Raises one ConfigError with what is wrong with a generation's config; builds nothing."""
-    check(config, Generation)
-    if config.get("reward") is None:
-        if load_target(config["keep"]["_target_"]) in (Top, Preferences):
+    def __post_init__(self) -> None:
+        if self.reward is None:
+            if isinstance(self.keep, Top | Preferences):
+                raise ConfigError(
+                    "reward: expected one, since keep chooses completions by it; keep=none and keep=revisions do "
+                    "without"
+                )
+            return
+        found = self.reward.target
+        # Whether objects of a class can be called stands in the class; every class itself can be.
+        if isinstance(found, type) and not any("__call__" in vars(base) for base in found.__mro__):
             raise ConfigError(
-                "reward: expected one, since keep chooses completions by it; keep=none and keep=revisions do without"
+                f"reward: {found.__name__} compares two completions, and a generation needs a number for each; choose "
+                "another reward"
             )
-        return
-    found = load_target(config["reward"]["_target_"])
-    # Whether objects of a class can be called stands in the class; every class itself can be.
-    if isinstance(found, type) and not any("__call__" in vars(base) for base in found.__mro__):
-        raise ConfigError(
-            f"reward: {found.__name__} compares two completions, and a generation needs a number for each; choose "
-            "another reward"
-        )
+
+    def check(self) -> None:
+        """Raises ConfigError for what the machine refuses, before there is a folder."""
+        self.trainer.check()
+        if self.trainer.ranks > 1:
+            raise ConfigError("trainer: a generation runs in one process; use trainer=cpu or trainer=gpu")
+
+    @cached_property
+    def resolved(self) -> ResolvedModel:
+        """The model that writes."""
+        return self.model.resolve()
+
+    @property
+    def label(self) -> str:
+        """The first part of the folder."""
+        return self.name or "generate"

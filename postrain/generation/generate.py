@@ -1,4 +1,4 @@
-"""One generation, from its config to its folder: check → resolve → sample and score → keep → measure.
+"""The generate command: samples, scores, keeps, measures.
 
 runs/generate/<model>/<time>-<hash>/
   completions.jsonl   a line for each prompt: what was written, rewards, gold scores; grows chunk by chunk
@@ -9,179 +9,95 @@ runs/generate/<model>/<time>-<hash>/
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from postrain.config.check import instantiate
-from postrain.config.extras import check_packages
-from postrain.config.trust import Guest, Item, said_by
 from postrain.data.module import DataModule
-from postrain.data.rendering import clock_at
+from postrain.evaluation.subjects import scored_by
 from postrain.formatting import figure
-from postrain.generation.config import Generation, check_generation
+from postrain.generation.config import GenerateConfig
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
 from postrain.generation.measure import Measured, measure, outcome
 from postrain.generation.sample import Sampler, distinct, sample
 from postrain.generation.table import table
-from postrain.hardware.trainer import Hardware
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.models.loading import load_causal, load_tokenizer
-from postrain.models.sources import ResolvedModel
-from postrain.rollout.engine import Engine, greedy
-from postrain.rollout.turns import Environment
-from postrain.runs.folder import RunFolder, config_hash, new_directory, writing
-from postrain.runs.interrupt import Interrupt
-from postrain.runs.manifest import write_manifest
-from postrain.runs.resume import check_data, check_model, resumed_config, settings
-from postrain.runs.status import Ending
+from postrain.rollout.engine import greedy
+from postrain.runs.context import RunContext
+from postrain.runs.folder import RunFolder, writing
+from postrain.runs.resume import check_data
 from postrain.types import ConfigError
 
-PROGRAM = ("python", "-m", "postrain.generate")
 COMPLETIONS, DATA, SUMMARY = "completions.jsonl", "data.jsonl", "summary.json"
 
 
-def execute(
-    config: Mapping[str, Any],
-    *,
-    overrides: Sequence[str],
-    group: str | None,
-    place: Path | None = None,
-    trusted: Collection[Item] = (),
-) -> float | None:
-    """Generates as `config` says, or goes on with the generation it names; returns the share of right completions.
-
-    `place` is where a new folder shall be, if somebody has decided that; `group` is for trackers, and there are none.
-    `trusted` is what the command line says besides `config`, of other stages of a pipeline.
-    Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM.
-    """
-    earlier = RunFolder.open(config["resume"]) if config["resume"] else None
-    if earlier:
-        guest = Guest(earlier.path, said_by(config) | set(trusted))
-        config = resumed_config(earlier, config, overrides)
-        guest.check(config, Generation)
-    check_generation(config)
-    check_packages(config)
-    hardware: Hardware = instantiate(config["trainer"])
-    hardware.check()
-    if hardware.ranks > 1:
-        raise ConfigError("trainer: a generation runs in one process; use trainer=cpu or trainer=gpu")
-    resolved = instantiate(config["model"]).resolve()
-    if earlier:
-        check_model(earlier, resolved)
-    folder = earlier or _new_folder(config, resolved, place)
-    with Interrupt(), folder.locked(), Ending(folder.status), clock_at(folder.status.began()):
-        with writing(folder.config):
-            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
-        return _generate(config, resolved, hardware, folder, overrides)
-
-
-def _new_folder(config: Mapping[str, Any], resolved: ResolvedModel, place: Path | None) -> RunFolder:
-    if place is None:
-        name, digest = config["name"] or "generate", config_hash(settings(config))
-        return RunFolder(new_directory(Path(config["paths"]["output"]), name, resolved.name, digest))
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-    return RunFolder(place)
-
-
-def _generate(
-    config: Mapping[str, Any],
-    resolved: ResolvedModel,
-    hardware: Hardware,
-    folder: RunFolder,
-    overrides: Sequence[str],
-) -> float | None:
-    hardware.settle()
-    engine: Engine = instantiate(config["rollout"])
-    environment: Environment = instantiate(config["environment"])
-    data: DataModule = instantiate(config["data"])
+def generate(config: GenerateConfig, run: RunContext) -> float | None:
+    """Generates as `config` says, or continues the generation in the folder; returns the share of right completions."""
+    config.trainer.settle()
+    data = copy(config.data)
     audit = data.prepare(
         kind="Prompt",
-        tokenizer=load_tokenizer(resolved),
-        context=resolved.context,
-        completion_tokens=engine.sampling.max_new_tokens + environment.room,
+        tokenizer=load_tokenizer(config.resolved),
+        context=config.resolved.context,
+        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
         batch_size=1,
         updates=1,
-        seed=config["seed"],
+        seed=config.seed,
     )
-    if not config["allow_change"]:
-        check_data(folder, audit)
-    print(
-        "\n".join([audit.render(), *(f"note: {note}" for note in data.template.notes), f"folder: {folder.path}"]),
-        flush=True,
-    )
-    write_manifest(
-        folder,
-        config=config,
-        overrides=overrides,
-        seeds={"seed": config["seed"]},
-        data=audit.to_dict(),
-        model={"name": resolved.name, "source": resolved.source, "fingerprint": resolved.fingerprint},
-        stand_in_for=resolved.stand_in_for,
-        program=PROGRAM,
-    )
-    items = distinct(data.train if config["part"] == "train" else data.eval, config["prompts"])
-    chunks = sample(
-        _sampler(config, resolved, hardware, data, engine, environment),
-        items,
-        JsonLines(folder.path / COMPLETIONS),
-        config["chunk"],
-    )
+    if not config.allow_change:
+        check_data(run.folder, audit)
+    notes = (f"note: {note}" for note in data.template.notes)
+    print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
+    run.record(config, audit, config.resolved, seeds={"seed": config.seed})
+    items = distinct(data.train if config.part == "train" else data.eval, config.prompts)
+    chunks = sample(_sampler(config, data), items, JsonLines(run.folder.path / COMPLETIONS), config.chunk)
     console = Console(highlight=False)
-    total = -(-len(items) // config["chunk"])
+    total = -(-len(items) // config.chunk)
     shown = track(chunks, "sampling", total=total, console=console, disable=not console.is_terminal, transient=True)
     answers = [one for chunk in shown for one in chunk]
-    return _finish(config, answers, folder, console)
+    return _finish(config, answers, run.folder, console)
 
 
-def _sampler(
-    config: Mapping[str, Any],
-    resolved: ResolvedModel,
-    hardware: Hardware,
-    data: DataModule,
-    engine: Engine,
-    environment: Environment,
-) -> Sampler:
-    torch.manual_seed(config["seed"])
-    model = cast("nn.Module", load_causal(resolved, dtype=hardware.dtype)).to(hardware.device)
-    reward = instantiate(config.get("reward"))
-    if reward is not None:
-        reward.to(hardware.device)
-    keep: Keep = instantiate(config["keep"])
+def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
+    torch.manual_seed(config.seed)
+    hardware = config.trainer
+    model = cast("nn.Module", load_causal(config.resolved, dtype=hardware.dtype)).to(hardware.device)
+    if config.reward is not None:
+        config.reward.value.to(hardware.device)
     return Sampler(
         model=model,
-        engine=engine,
-        greedy=greedy(engine) if config["greedy"] else None,
+        engine=config.rollout,
+        greedy=greedy(config.rollout) if config.greedy else None,
         data=data,
-        reward=reward,
-        environment=environment,
-        samples=config["samples"],
-        principles=keep.principles if isinstance(keep, Revisions) else (),
-        part=config["part"],
-        seed=config["seed"],
+        reward=scored_by(config.reward),
+        environment=config.environment,
+        samples=config.samples,
+        principles=config.keep.principles if isinstance(config.keep, Revisions) else (),
+        part=config.part,
+        seed=config.seed,
     )
 
 
-def _finish(config: Mapping[str, Any], answers: Sequence[Answers], folder: RunFolder, console: Console) -> float | None:
+def _finish(config: GenerateConfig, answers: Sequence[Answers], folder: RunFolder, console: Console) -> float | None:
     """Writes what is kept and how good it was; prints both."""
-    keep: Keep = instantiate(config["keep"])
+    keep = config.keep
     rows = [keep(one) for one in answers]
-    found = measure(answers, config["threshold"])
+    found = measure(answers, config.threshold)
     kept = [row for made in rows for row in made]
     prompts = sum(bool(made) for made in rows)
     with writing(folder.path):
         summary = {**plain(asdict(found)), "kept": len(kept), "kept_prompts": prompts}
         atomic_write_text(folder.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
         atomic_write_text(folder.result, json.dumps(plain(outcome(found)), indent=2) + "\n")
-    console.print(table(found, len(kept), prompts, scored=config.get("reward") is not None))
+    console.print(table(found, len(kept), prompts, scored=config.reward is not None))
     if not isinstance(keep, Nothing):
         if not kept:
             raise _no_rows(keep, found)

@@ -111,7 +111,7 @@ def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> li
     here = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(hardware.ranks)}
     os.environ |= {"OMP_NUM_THREADS": str(threads), "NODE_RANK": "0", "RANK": "0", "LOCAL_RANK": "0"}
-    command = [sys.executable, "-m", "postrain.training.train", str(folder.resolve())]
+    command = [sys.executable, "-m", "postrain.jobs.frame", str(folder.resolve())]
     others = [
         subprocess.Popen(command, env=os.environ | {"PYTHONPATH": here, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(1, hardware.ranks)

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from omegaconf import OmegaConf
 
 from postrain.config.arguments import resolved as resolved_config
-from postrain.config.check import check
-from postrain.evaluation.config import Appraisal, check_appraisal
-from postrain.generation.config import Generation, check_generation
+from postrain.config.tree import SESSION
 from postrain.runs.folder import config_hash
-from postrain.runs.resume import settings
 from postrain.runs.status import Status
-from postrain.training.config import Root
 
 Kind = Literal["train", "generate", "evaluate", "call", "pipeline"]
 # What a training run began with.
@@ -37,25 +32,6 @@ PRODUCTS: Mapping[Kind, Mapping[str, str]] = {
     "call": {"folder": ""},
 }
 """What a later job may take from a job of each kind, and where that lies in its folder; START lies elsewhere."""
-
-
-@dataclass(frozen=True)
-class Program:
-    """What runs jobs of one kind."""
-
-    primary: str
-    """The name of its primary config."""
-    schema: type
-    """What that config has to be."""
-    check: Callable[[Mapping[str, Any]], None]
-    """Raises ConfigError with everything that is wrong with a config."""
-
-
-PROGRAMS: Mapping[Kind, Program] = {
-    "train": Program("config", Root, partial(check, root=Root)),
-    "generate": Program("generate", Generation, check_generation),
-    "evaluate": Program("evaluate", Appraisal, check_appraisal),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,5 +106,5 @@ def digests(jobs: Sequence[Job]) -> dict[str, str]:
     for job in jobs:
         hashed = [replace(each, folder=found.get(each.name, each.folder)) for each in jobs]
         config, _ = resolved(job, references(hashed, Path()))
-        found[job.name] = config_hash({"stage": job.name, "config": settings(config)})
+        found[job.name] = config_hash({"stage": job.name, "config": {**config, **SESSION}})
     return found

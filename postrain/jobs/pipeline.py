@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from postrain.config.check import instantiate
+from postrain.config.tree import SESSION, instantiate
 from postrain.config.trust import Guest, said_in
-from postrain.evaluation import evaluate as evaluation
 from postrain.formatting import console_table, markdown_table
-from postrain.generation import generate as generation
+from postrain.jobs import frame
 from postrain.jobs.graph import Job, digests, is_done, references, resolved
 from postrain.jobs.plan import Composer, plan_stages, to_confirm, vet
 from postrain.jobs.shared_stages import shared_folder
@@ -36,17 +35,10 @@ from postrain.jsonl import atomic_write_text, number
 from postrain.runs.folder import RunFolder, Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.manifest import reproduce
-from postrain.runs.resume import SESSION_KEYS
 from postrain.runs.status import Ending
-from postrain.training import train
 from postrain.types import ConfigError
 
 FILE = "pipeline.yaml"
-EXECUTE: Mapping[str, Callable[..., float | None]] = {
-    "train": train.execute,
-    "generate": generation.execute,
-    "evaluate": evaluation.execute,
-}
 # Columns of the table at the end: without a terminal, rich assumes 80.
 WIDTH = 104
 
@@ -145,7 +137,7 @@ def execute(
     runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
     whole = RunFolder(folder)
-    with Interrupt(), whole.locked(), Ending(whole.status), train.reported(whole, pipeline.report):
+    with Interrupt(), whole.locked(), Ending(whole.status), frame.reported(whole, pipeline.report):
         for position, job in enumerate(pipeline.jobs, start=1):
             print(f"\nstage {position} of {len(pipeline.jobs)}, {job.name}", end="", flush=True)
             runner.advance(job)
@@ -187,7 +179,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], composer: Composer) -
     places = references(saved.jobs, folder)
     for job in saved.jobs:
         vet(job, places, guest)
-    new = [override for override in overrides if key_of(override) not in SESSION_KEYS]
+    new = [override for override in overrides if key_of(override) not in SESSION]
     fixed = [override for override in new if key_of(override).partition(".")[0] in PIPELINE_KEYS]
     if fixed:
         raise ConfigError(f"resume: {folder} cannot go on as {' '.join(fixed)}; start a new pipeline for that")
@@ -251,9 +243,8 @@ class StageRunner:
                 call(config, folder)
                 return
             session = {"name": self.tracker_name(job, config["name"]), **self.session(job, folder)}
-            EXECUTE[job.kind](
-                {**config, **session}, overrides=overrides, group=self.group, place=folder, trusted=self.trusted
-            )
+            told = {"overrides": overrides, "group": self.group, "place": folder, "trusted": self.trusted}
+            frame.execute(frame.PROGRAMS[job.kind], {**config, **session}, **told)
         finally:
             # A stage may set its own number of threads; the next one starts with the default again.
             torch.set_num_threads(threads)

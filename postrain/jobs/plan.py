@@ -24,11 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.config.arguments import composing
 from postrain.config.arguments import resolved as resolved_config
-from postrain.config.check import check, instantiate
-from postrain.config.extras import check_packages
+from postrain.config.check import check
 from postrain.config.overrides import forced, settled
+from postrain.config.tree import parse, settings
 from postrain.config.trust import Found, Guest, confirmable
-from postrain.jobs.graph import PROGRAMS, Job, Kind, references, resolved
+from postrain.jobs.frame import PROGRAMS
+from postrain.jobs.graph import Job, Kind, references, resolved
 from postrain.jobs.stages import for_stage, split, stages_of, unused
 from postrain.jobs.study import Setting, Study, format_override
 from postrain.runs.folder import config_hash
@@ -138,7 +139,7 @@ def plan_stages(
 def takes(kind: str, key: str) -> bool:
     """Whether a stage of this kind has the key; one that no kind has goes to training runs, where it is refused."""
     top = key.partition(".")[0].partition("/")[0].partition("@")[0]
-    known = {name: {field.name for field in fields(program.schema)} for name, program in PROGRAMS.items()}
+    known = {name: {field.name for field in fields(program.config)} for name, program in PROGRAMS.items()}
     return top in known.get(kind, ()) or (kind == "train" and not any(top in names for names in known.values()))
 
 
@@ -161,15 +162,12 @@ def _check_stage(job: Job, places: Mapping[str, Any]) -> None:
         return
     missing = [*_missing_files(config)]
     try:
-        PROGRAMS[job.kind].check(config)
-        check_packages(config)
+        # Reads neither weights nor rows.
+        parse(config, PROGRAMS[job.kind].config).trainer.check()
     except ConfigError as error:
         raise ConfigError("\n".join([str(error), *missing])) from None
     if missing:
         raise ConfigError("\n".join(missing))
-    # What constructors and the machine refuse beyond that; none of these parts reads weights or rows.
-    made = {part: instantiate(config.get(part)) for part in ("method", "trainer", "rollout", "data", "keep")}
-    made["trainer"].check()
 
 
 def _missing_files(config: Mapping[str, Any]) -> Iterator[str]:
@@ -186,7 +184,7 @@ def vet(job: Job, places: Mapping[str, Any], guest: Guest) -> None:
     guest.check_words(overrides)
     prefix = f"stage.{job.name}."
     if job.kind != "call":
-        guest.check(config, PROGRAMS[job.kind].schema, prefix)
+        guest.check(config, PROGRAMS[job.kind].config, prefix)
         return
     target = str(config["call"].get("_target_"))
     if target not in own_calls() and ("_target_", target) not in guest.said:
@@ -208,7 +206,7 @@ def to_confirm(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Found]]
     for job in jobs:
         config, _ = resolved(job, places)
         if job.kind != "call":
-            yield from ((job.name, one) for one in confirmable(config, PROGRAMS[job.kind].schema))
+            yield from ((job.name, one) for one in confirmable(config, PROGRAMS[job.kind].config))
         elif config["call"]["_target_"] not in own_calls():
             yield job.name, Found("_target_", config["call"]["_target_"], "calls this function")
 
@@ -275,11 +273,10 @@ class SweepPlanner:
         if self.kind == "train" and "method" not in config:
             raise ConfigError("method: no job of the sweep names one, as in method=ppo")
         if self.guest:
-            self.guest.check(config, self.program.schema)
-        self.program.check(config)
-        check_packages(config)
-        confirm = [format_override(one.key, one.value) for one in confirmable(config, self.program.schema)]
-        return _hashed(config), tuple(confirm)
+            self.guest.check(config, self.program.config)
+        ready = parse(config, self.program.config)
+        confirm = [format_override(one.key, one.value) for one in confirmable(config, self.program.config)]
+        return _hashed(settings(ready)), tuple(confirm)
 
 
 def _hashed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.models.sources import ResolvedModel, resolve_for
 
 CONF = Path(__file__).parents[2] / "conf" / "model"

@@ -9,12 +9,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from postrain.config.tree import SESSION
 from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 
-# Said about this session, not about the run.
-SESSION_KEYS = ("resume", "allow_change", "debug")
 # What the config of every run and of every generation has.
 ALWAYS = ("model", "data", "trainer", "seed")
 REMEDY = "give another run folder, or put its config.yaml back"
@@ -42,11 +41,6 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run is, without what was said about this session."""
-    return {**config, **dict.fromkeys(SESSION_KEYS), "debug": False, "allow_change": False}
-
-
 def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the run in `folder` with today's overrides on top.
 
@@ -61,15 +55,15 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
         raise ConfigError(f"resume: {folder.path} is a {what}; go on with python {program} resume={folder.path}")
     changed = dict(saved)
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
-        if key.split(".")[0] not in SESSION_KEYS:
+        if key.split(".")[0] not in SESSION:
             changed = _with(changed, key.split("."), composed)
-    differences = [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION_KEYS]
+    differences = [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION]
     if differences and not composed["allow_change"]:
         raise ConfigError(
             f"resume: {folder.path} was run with other settings ({'; '.join(differences)}); "
             "say allow_change=true to go on with the new ones, or start a new run"
         )
-    return changed | {key: composed[key] for key in SESSION_KEYS}
+    return changed | {key: composed[key] for key in SESSION}
 
 
 def check_model(folder: RunFolder, resolved: Fingerprinted) -> None:

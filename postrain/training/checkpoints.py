@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.runs.folder import RunFolder
 from postrain.runs.lightning_state import method_of
 from postrain.runs.status import checkpoints, space_remedy, writing
-from postrain.training.nan_guard import Guards
+from postrain.training.nan_guard import NaNGuard
 from postrain.types import ConfigError
 
 
@@ -26,7 +26,7 @@ class Checkpoints(Callback):
     """Saves every `every` updates, after the last one, when the run is told to stop, and when a reward or a judge fails
     in the middle of a run. Must be the last callback: what it saves is then on record everywhere else."""
 
-    def __init__(self, folder: RunFolder, guards: Guards, *, every: int, keep: int) -> None:
+    def __init__(self, folder: RunFolder, guards: NaNGuard, *, every: int, keep: int) -> None:
         self.folder, self.guards, self.every, self.keep = folder, guards, every, keep
         self.begun: tuple[int, int] | None = None
         """Updates and optimizer steps when the present update began."""

@@ -1,9 +1,9 @@
-"""Builds the parts of a run from its checked config, in the order in which mistakes are cheapest to find: hardware,
-where the model is, the data and its audit, and only then weights."""
+"""Builds the parts of a run from its config, in the order in which mistakes are cheapest to find: the data and its
+audit, and only then weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,12 +11,12 @@ import torch
 import transformers
 from torch import nn
 
-from postrain.config.check import instantiate
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
-from postrain.hardware.trainer import Hardware
-from postrain.methods.base import Method, Parts
-from postrain.models.adapters import Adapter
+from postrain.hardware.collectives import whole_state
+from postrain.hardware.ranks import is_first_rank
+from postrain.methods.base import Method
+from postrain.methods.components import Parts, judges
 from postrain.models.directory import read_json, rotary_limit
 from postrain.models.embeddings import drawn_tokens
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
@@ -25,84 +25,80 @@ from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.rewards.base import Reward, preflight
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.collect import Rollouts, collect
-from postrain.rollout.engine import Engine
-from postrain.rollout.turns import Environment
+from postrain.training.config import TrainConfig
 from postrain.types import ConfigError
 
 
 @dataclass(frozen=True)
-class Built:
-    """A run that is ready to train."""
+class Components:
+    """The parts of a run that is ready to train."""
 
     method: Method
     data: DataModule
     audit: Audit
     tokenizer: Any
-    hardware: Hardware
-    other: ResolvedModel | None
-    """What the policy is compared with, where it is not its own start."""
+    reference: ResolvedModel | None
+    """What the policy is compared with, where `reference` names another model than the policy's start."""
 
 
-def build(config: Mapping[str, Any], resolved: ResolvedModel) -> Built:
-    """Everything between a checked config and training. Raises ConfigError for what only the parts together tell."""
-    method: Method = instantiate(config["method"])
-    hardware: Hardware = instantiate(config["trainer"])
-    hardware.settle()
-    engine: Engine = instantiate(config["rollout"])
-    environment: Environment = instantiate(config["environment"])
-    data: DataModule = instantiate(config["data"])
+def build(config: TrainConfig) -> Components:
+    """Everything between a config and training. Raises ConfigError for what only the parts together tell."""
+    method, resolved, data = config.method, config.resolved, copy(config.data)
+    config.trainer.settle()
     tokenizer = load_tokenizer(resolved)
-    other = compared_with(method, config, tokenizer)
+    other = compared_with(config, tokenizer)
     audit = data.prepare(
         kind=method.kind,
         tokenizer=tokenizer,
         context=min(model.context for model in (resolved, other) if model is not None),
-        completion_tokens=engine.sampling.max_new_tokens + environment.room,
+        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
         batch_size=method.items_drawn(),
         updates=method.updates,
-        seed=config["seed"],
+        seed=config.seed,
         use_margin=getattr(method, "use_margin", False),
     )
-    torch.manual_seed(config["seed"])
-    policy = load_policy(method, config, resolved, hardware, data)
-    reward, preference = judges(config) if method.needs_reward else (None, None)
-    if reward is None and method.needs_reward and not method.compares:
-        raise ConfigError(
-            f"reward: {type(preference).__name__} compares two completions, and {type(method).__name__} needs a number "
-            "for each; choose another reward, or a method that learns from comparisons (online_dpo, nash_md)"
-        )
+    torch.manual_seed(config.seed)
+    policy = load_policy(config, data)
+    reward, preference = scorers(config)
     method.attach(
         Parts(
             policy=policy,
             template=data.template,
-            seed=config["seed"],
-            engine=engine,
-            reference=reference_for(method, config, policy, other, hardware),
+            seed=config.seed,
+            engine=config.rollout,
+            reference=reference_for(config, policy, other),
             foreign_reference=other is not None,
-            origin=origin(other or resolved, config, hardware),
+            origin=origin(config, other or resolved),
             reward=reward,
             preference=preference,
-            environment=environment,
+            environment=config.environment,
         )
     )
-    return Built(method, data, audit, tokenizer, hardware, other)
+    return Components(method, data, audit, tokenizer, other)
 
 
-def judges(config: Mapping[str, Any]) -> tuple[Reward | None, Preference | None]:
+def scorers(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
     """What the `reward` group gives: something that scores completions, compares them, or can do both."""
-    found: Any = instantiate(config["reward"])
-    scores, compares = callable(found), isinstance(found, Preference)
-    return (found if scores else None), (found if compares else None)
+    method = config.method
+    if not method.needs_reward:
+        return None, None
+    reward, preference = judges(config.reward and config.reward.value)
+    if reward is None and not method.compares:
+        raise ConfigError(
+            f"reward: {type(preference).__name__} compares two completions, and {type(method).__name__} needs a number "
+            "for each; choose another reward, or a method that learns from comparisons (online_dpo, nash_md)"
+        )
+    return reward, preference
 
 
-def compared_with(method: Method, config: Mapping[str, Any], tokenizer: Any) -> ResolvedModel | None:
+def compared_with(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
     """The model that `reference` names in place of the policy's start, if it does."""
-    path = config["reference"]
+    path = config.reference
     if path is None:
         return None
     found = resolve_for("reference", path, "a directory or run folder")
-    if "scalar" in (method.head, found.head):
-        who = "this method" if method.head == "scalar" else "a reward model"
+    if "scalar" in (config.method.head, found.head):
+        who = "this method" if config.method.head == "scalar" else "a reward model"
         raise ConfigError(f"reference={path}: {who} gives no log-probabilities to compare; leave it out")
     theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
@@ -113,56 +109,62 @@ def compared_with(method: Method, config: Mapping[str, Any], tokenizer: Any) -> 
     return found
 
 
-def origin(model: ResolvedModel, config: Mapping[str, Any], hardware: Hardware) -> str:
-    """Everything but rows that decides log-probabilities under the start of this run."""
-    adapter: Adapter = instantiate(config["adapter"])
-    weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {adapter.quantization()}"
+def origin(config: TrainConfig, model: ResolvedModel) -> str:
+    """Everything but rows that decides log-probabilities under `model`, the reference of this run."""
+    hardware = config.trainer
+    weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
     return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
 
 
-def reference_for(
-    method: Method, config: Mapping[str, Any], policy: nn.Module, other: ResolvedModel | None, hardware: Hardware
-) -> Reference | None:
+def reference_for(config: TrainConfig, policy: nn.Module, other: ResolvedModel | None) -> Reference | None:
     """What the policy is compared with, if anybody asks: the method, or the KL of evaluated completions.
 
     A copy of a model is a lot of memory: there is none where nobody looks at it.
     """
+    method, hardware = config.method, config.trainer
     if other is not None:
         model = cast("nn.Module", load_causal(other, dtype=hardware.dtype)).to(hardware.device)
-        return Reference(policy, model.requires_grad_(False), says=f"reference: {other.name} ({config['reference']})")
-    if method.needs_reference() or (method.head == "causal" and config["evaluation"]["completions"] > 0):
+        return Reference(policy, model.requires_grad_(False), says=f"reference: {other.name} ({config.reference})")
+    if method.needs_reference() or (method.head == "causal" and config.evaluation.completions > 0):
         return Reference.of(policy)
     return None
 
 
-def load_policy(
-    method: Method, config: Mapping[str, Any], resolved: ResolvedModel, hardware: Hardware, data: DataModule
-) -> nn.Module:
+def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
     """The model that learns, with its adapter; `data` says which tokens it has to know."""
-    adapter: Adapter = instantiate(config["adapter"])
-    load = load_causal if method.head == "causal" else load_scalar
+    adapter, hardware, head = config.adapter, config.trainer, config.method.head
+    load = load_causal if head == "causal" else load_scalar
     # Seen as what it is derived from: transformers wraps `to` in a way that loses its type.
-    model = cast("nn.Module", load(resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
+    model = cast("nn.Module", load(config.resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
     model = model if adapter.quantization() else model.to(hardware.device)
     learned = adapter.new_ids(model, data.template.tokenizer, data.token_ids())
-    return adapter.wrap(model, head=method.head, learned=learned)
+    return adapter.wrap(model, head=head, learned=learned)
 
 
-def notes(built: Built, resolved: ResolvedModel) -> list[str]:
+def whole_policy(config: TrainConfig, parts: Components) -> None:
+    """Gives the first rank of a sharded run the whole policy back; every rank has to call it."""
+    method = parts.method
+    state = whole_state(method.policy) if method.device_mesh is not None else None
+    if state is not None and is_first_rank():
+        method.policy = load_policy(config, parts.data)
+        method.policy.load_state_dict(state, strict=False)
+
+
+def notes(parts: Components, resolved: ResolvedModel) -> list[str]:
     """What a user has to know of how this model is trained, a line each."""
-    found = [f"note: {note}" for note in built.data.template.notes]
+    found = [f"note: {note}" for note in parts.data.template.notes]
     if limit := rotary_limit(read_json(resolved.directory / "config.json")):
         found.append(
             f"note: the model scales rotary positions in another way for a whole batch once a row is longer than "
             f"{limit} tokens (longrope), so rows are kept within {limit}"
         )
-    adapter = getattr(built.method.policy, "peft_config", {}).get("default")
+    adapter = getattr(parts.method.policy, "peft_config", {}).get("default")
     learned = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
     if learned:
-        names = ", ".join(built.tokenizer.convert_ids_to_tokens(learned))
+        names = ", ".join(parts.tokenizer.convert_ids_to_tokens(learned))
         found.append(f"note: the embeddings of new tokens learn beside the adapter: {names}")
-    policy, tokens = built.method.policy, built.data.token_ids()
-    if adapter and (drawn := drawn_tokens(policy, built.tokenizer, tokens, but=learned)):
+    policy, tokens = parts.method.policy, parts.data.token_ids()
+    if adapter and (drawn := drawn_tokens(policy, parts.tokenizer, tokens, but=learned)):
         found.append(
             f"note: the embeddings of these added tokens look untrained, drawn at random, and the adapter keeps them "
             f"frozen: {', '.join(drawn)}; let them learn with adapter.new_tokens='[{','.join(drawn)}]'"
@@ -173,23 +175,23 @@ def notes(built: Built, resolved: ResolvedModel) -> list[str]:
 def check_reward(method: Method, data: DataModule) -> None:
     """Scores a few completions of the untrained policy: a reward that says the same of all of them teaches nothing."""
     prompts = data.eval_prompts(16)
-    parts = method.parts
+    has = method.parts
 
     def completed(first_seed: int) -> Rollouts:
         return collect(
-            parts.engine,
+            has.engine,
             method.policy,
-            parts.template,
+            has.template,
             prompts,
             seeds=range(first_seed, first_seed + len(prompts)),
-            reward=parts.reward,
-            environment=parts.environment,
+            reward=has.reward,
+            environment=has.environment,
         )
 
     with torch.no_grad():
         one = completed(0)
-        if parts.reward is not None:
+        if has.reward is not None:
             preflight(one.reward_B)
-        elif parts.preference is not None:
+        elif has.preference is not None:
             other = completed(len(prompts))
-            preflight(parts.preference.beats(one.prompts, one.completions, other.completions, one.columns))
+            preflight(has.preference.beats(one.prompts, one.completions, other.completions, one.columns))

@@ -1,56 +1,89 @@
-"""The top level of a config: which groups there are and what each has to be."""
+"""The config of a training run: which parts it has and what each has to be."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from postrain.config.schema import Section
+from postrain.config.schema import Deferred, Paths, Section
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
-from postrain.models.adapters import Adapter
-from postrain.models.sources import ModelSource
+from postrain.models.adapters import Adapter, NoAdapter
+from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import Reward
 from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
-from postrain.rollout.turns import Environment
+from postrain.rollout.local import LocalEngine
+from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.training.early_stopping import EarlyStop
-from postrain.training.loggers import Tracker
-from postrain.types import Seed
+from postrain.training.loggers import NoTracker, Tracker
+from postrain.types import ConfigError, Seed
+
+MOST_TOKENS = 10**9
+"""Of all completions of one update; as token ids and log-probabilities they take a dozen gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths(Section):
-    """Where things go."""
-
-    output: str
-    """Run folders are made here."""
-    sweeps: str
-    """Folders of sweeps are made here."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Root:
-    """A whole run."""
+class TrainConfig(Section):
+    """A training run. Raises ConfigError for settings that do not go together."""
 
     method: Method
     model: ModelSource
-    adapter: Adapter
+    adapter: Adapter = field(default_factory=NoAdapter)
     data: DataModule
-    reward: Reward | Preference | None = None
-    rollout: Engine
-    environment: Environment
-    trainer: Hardware
-    logger: Tracker
-    evaluation: Evaluation
-    early_stop: EarlyStop
-    seed: Seed
-    reference: str | None
-    """A model to compare with in place of the one the policy starts from."""
-    name: str | None
-    resume: str | None
-    allow_change: bool
-    report: bool
-    debug: bool
-    paths: Paths
+    reward: Deferred[Reward | Preference] | None = None
+    rollout: Engine = field(default_factory=LocalEngine)
+    environment: Environment = SINGLE_TURN
+    trainer: Hardware = field(default_factory=Hardware)
+    logger: Tracker = field(default_factory=NoTracker)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    early_stop: EarlyStop = field(default_factory=EarlyStop)
+    seed: Seed = 0
+    reference: str | None = None
+    """A directory, run folder or Hub name of what to compare with (KL, log-ratios); null is the reference policy, which
+    the policy starts from."""
+    name: str | None = None
+    """What folder and trackers call the run; null is the method's name."""
+    resume: str | None = None
+    """Folder of a run to continue."""
+    allow_change: bool = False
+    """Whether a resumed run may differ from how it was started."""
+    report: bool = True
+    """Write report.html at the end."""
+    debug: bool = False
+    """Show tracebacks."""
+    paths: Paths = field(default_factory=Paths)
+
+    def __post_init__(self) -> None:
+        method = self.method
+        sizes = {
+            "method.batch_size": method.batch_size,
+            "method.group_size": getattr(method, "group_size", 1),
+            "rollout.max_new_tokens": self.rollout.sampling.max_new_tokens,
+        }
+        # Sizes that are allowed alone, and give an update more tokens than any memory holds.
+        if method.needs_reward and math.prod(sizes.values()) > MOST_TOKENS:
+            given = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
+            raise ConfigError(f"{given}: expected at most {MOST_TOKENS} tokens an update; lower one of them")
+        if self.early_stop.flat_updates and not method.needs_reward:
+            raise ConfigError("early_stop.flat_updates: this method has no reward that could be flat; leave it null")
+
+    def check(self) -> None:
+        """Raises ConfigError for what the machine or a part refuses, before there is a folder."""
+        self.trainer.check()
+        self.adapter.quantization()
+        for measure in self.evaluation.measures.values():
+            assert measure.value
+
+    @cached_property
+    def resolved(self) -> ResolvedModel:
+        """The model that learns."""
+        return self.model.resolve()
+
+    @property
+    def label(self) -> str:
+        """The first part of the run's folder."""
+        return self.name or type(self.method).__name__.lower()

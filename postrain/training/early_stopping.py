@@ -1,7 +1,9 @@
-"""Ends a hopeless run early, in order: it is evaluated, exported and done, and whoever compares gets finite numbers.
+"""Early stopping on a flat reward or a KL blow-up; the run is still evaluated and exported.
 
-Hopeless is a reward that has not risen since the start, and a policy that has left its start too far behind. A run that
-has learned and then stands still is not. Must stand before the Evaluator, which measures what is there at the end.
+Flat is a reward that does not exceed that of the first updates; a run that has learned and then stands still continues.
+Not Lightning's EarlyStopping, which counts validation epochs and keeps its state in the checkpoint: here updates count,
+and a resumed run reads what it had measured from metrics.jsonl. Must stand before the Evaluator, which measures what is
+there at the end.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def flat(rewards: Sequence[float], size: int) -> bool:
     return fmean(rewards[-size:]) <= fmean(rewards[:size])
 
 
-class Hopeless(Callback):
+class EarlyStopping(Callback):
     """Watches the metrics of every update."""
 
     def __init__(self, settings: EarlyStop, folder: RunFolder) -> None:

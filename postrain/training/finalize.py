@@ -17,7 +17,8 @@ from postrain.metrics import Direction, direction_of, judged_by
 from postrain.models.export import export
 from postrain.models.sources import ResolvedModel
 from postrain.runs.folder import RunFolder, writing
-from postrain.training.components import Built
+from postrain.training.components import Components
+from postrain.training.config import TrainConfig
 
 STEP_SCORES = f"""
 It judges steps: sigmoid of `model.score(model.base_model(ids).last_hidden_state)` at the last token of a step (with the
@@ -25,13 +26,13 @@ joiner and separator in `{LAYOUT_FILE}`) is the probability that the step is rig
 """
 
 
-def finish(built: Built, resolved: ResolvedModel, folder: RunFolder) -> float | None:
+def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float | None:
     """Exports and sums up; returns the method's own measure of how good it has become."""
-    method = built.method
+    method = parts.method
     changes = before_and_after(folder.metrics.read())
-    card = model_card(built, resolved, folder, changes)
-    ends, files = built.data.template.stop_ids, reading(built)
-    export(method.policy, built.tokenizer, folder.model, card=card, end_ids=ends, files=files)
+    card = model_card(parts, config.resolved, folder, changes)
+    ends, files = parts.data.template.stop_ids, reading(parts)
+    export(method.policy, parts.tokenizer, folder.model, card=card, end_ids=ends, files=files)
     console = Console(highlight=False)
     console.print(summary(changes, method.headline))
     console.print(f"model   {folder.model}", soft_wrap=True)
@@ -72,10 +73,10 @@ def judged(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Dire
     return judged_by(own, measured) or own[0]
 
 
-def reading(built: Built) -> dict[str, str]:
+def reading(parts: Components) -> dict[str, str]:
     """What has to lie beside a process reward model, so that it is known for one and reads as it has learned to."""
-    of_steps = built.method.kind == Steps.__name__ and built.method.head == "scalar"
-    return {LAYOUT_FILE: built.data.steps.to_json()} if of_steps else {}
+    of_steps = parts.method.kind == Steps.__name__ and parts.method.head == "scalar"
+    return {LAYOUT_FILE: parts.data.steps.to_json()} if of_steps else {}
 
 
 def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -101,10 +102,10 @@ def summary(changes: Mapping[str, tuple[float, float]], headline: Sequence[str])
 
 
 def model_card(
-    built: Built, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
+    parts: Components, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
 ) -> str:
     """README.md of the exported model: what it is, what it came from, what was measured."""
-    method = type(built.method).__name__
+    method = type(parts.method).__name__
     rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
     stand_in = (
         f"\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which could not be had: this is not a "
@@ -114,11 +115,11 @@ def model_card(
     )
     return f"""# {folder.name}
 
-{resolved.name} after {built.method.counters.updates} updates of {method} with postrain.
+{resolved.name} after {parts.method.counters.updates} updates of {method} with postrain.
 {stand_in}
-Data fingerprint `{built.audit.fingerprint}`; the whole config, the versions and the command are in the run folder's
+Data fingerprint `{parts.audit.fingerprint}`; the whole config, the versions and the command are in the run folder's
 `manifest.json`.
-{STEP_SCORES if reading(built) else ""}
+{STEP_SCORES if reading(parts) else ""}
 | held-out | before | after |
 |---|---:|---:|
 {rows}

@@ -36,7 +36,7 @@ class Broken(ConfigError):
     """The model is broken, and what it was before is in a checkpoint."""
 
 
-class Guards(Callback):
+class NaNGuard(Callback):
     """Stands before the evaluation and the checkpoint, which keeps both from a broken model; writes the bad record."""
 
     def __init__(self, folder: RunFolder) -> None:

@@ -12,11 +12,11 @@ import pytest
 from postrain.config.arguments import composing, resolved
 from postrain.config.check import check
 from postrain.config.overrides import forced, settled
+from postrain.config.tree import parse
 from postrain.errors import ConfigError
-from postrain.evaluation.config import check_appraisal, check_model
-from postrain.generation.config import check_generation
-from postrain.training.config import Root
-from postrain.training.train import rehearse
+from postrain.evaluation.config import EvaluateConfig, model_path
+from postrain.generation.config import GenerateConfig
+from postrain.training.config import TrainConfig
 from tests.training_runs import CONF, composed, unresolved
 
 LINES = 500
@@ -44,9 +44,9 @@ VALUES = (
     *("1,2", "range(3)", "glob(*)", "int(x)", "'", "$", "~", "=", "#"),
 )
 CHECKS: dict[str, Callable[[Any], None]] = {
-    "config": partial(check, root=Root),
-    "generate": check_generation,
-    "evaluate": check_appraisal,
+    "config": partial(check, root=TrainConfig),
+    "generate": partial(check, root=GenerateConfig),
+    "evaluate": partial(check, root=EvaluateConfig),
 }
 
 
@@ -80,7 +80,7 @@ def hold(root: str, words: list[str]) -> None:
         config = unresolved(root, settled(forced(words, CONF, root=root)))
     plain = resolved(config)
     if root == "evaluate":
-        check_model(plain)
+        model_path(plain)
     CHECKS[root](plain)
 
 
@@ -152,7 +152,7 @@ def test_sizes_that_are_too_large_together_are_one_line(method: str) -> None:
     with pytest.raises(
         ConfigError, match=r"^method\.batch_size=1000000 × .*rollout\.max_new_tokens=1000000: expected at"
     ):
-        rehearse(composed([f"method={method}", *words]))
+        parse(composed([f"method={method}", *words]), TrainConfig)
 
 
 @pytest.mark.parametrize("group", ["trainer", "model", "method", "data"])

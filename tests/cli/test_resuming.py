@@ -17,7 +17,7 @@ from postrain.errors import ConfigError
 from postrain.jobs.pipeline import Pipeline
 from postrain.jobs.stages import stages_of
 from postrain.runs.folder import RunFolder
-from postrain.training.config import Root
+from postrain.training.config import TrainConfig
 from tests.training_runs import composed
 
 OWN = "my rewards.py:f"
@@ -35,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_said_again_is_enough_to_resume(folder: Path) -> None:
     config, words = composed(WORDS), said_again(folder)
     with pytest.raises(ConfigError, match=r"asks for reward\.function"):
-        Guest(folder, said_in([])).check(config, Root)
-    Guest(folder, said_in(words)).check(config, Root)
+        Guest(folder, said_in([])).check(config, TrainConfig)
+    Guest(folder, said_in(words)).check(config, TrainConfig)
     assert shlex.split(resuming(folder)) == [f"resume={folder}", f"reward.function='{OWN}'"]
 
 

@@ -12,16 +12,16 @@ from postrain.cli.main import continued
 from postrain.config.check import check
 from postrain.config.schema import Confirm, provides
 from postrain.config.trust import Guest, confirmable, packaged, said_by, said_in
-from postrain.evaluation.config import Appraisal
-from postrain.evaluation.inherited_settings import Origin
-from postrain.generation.config import Generation
+from postrain.evaluation.config import EvaluateConfig
+from postrain.evaluation.eval_models import Origin
+from postrain.generation.config import GenerateConfig
 from postrain.jobs.graph import Job
 from postrain.jobs.launchers import overrides_of
 from postrain.jobs.pipeline import Pipeline
 from postrain.jobs.plan import own_calls, vet
 from postrain.jobs.stages import stages_of
 from postrain.runs.folder import RunFolder
-from postrain.training.config import Root
+from postrain.training.config import TrainConfig
 from postrain.types import ConfigError
 from tests.training_runs import CONF, composed
 
@@ -54,12 +54,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_the_package_can_be_resumed_without_a_word(group: str, option: str) -> None:
     config = run(f"{group}={option}") if group != "method" else composed([f"method={option}"])
-    assert {one.key for one in confirmable(config, Root)} <= ASK
+    assert {one.key for one in confirmable(config, TrainConfig)} <= ASK
 
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "keep").glob("*.yaml")))
 def test_every_keep_can_be_resumed_without_a_word(option: str) -> None:
-    assert list(confirmable(composed([f"keep={option}"], "generate"), Generation)) == []
+    assert list(confirmable(composed([f"keep={option}"], "generate"), GenerateConfig)) == []
 
 
 def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
@@ -111,7 +111,7 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
 def test_a_stranger_cannot_decide_it(path: str, value: Any, tmp_path: Path) -> None:
     config = changed(path, value)
     with pytest.raises(ConfigError, match="say it again on the command line if you trust it") as caught:
-        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, Root)
+        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, TrainConfig)
     assert "\n" not in str(caught.value)
     assert f"asks for {path}" in str(caught.value)
 
@@ -121,33 +121,33 @@ def test_nothing_is_imported_to_find_that_out(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     config = changed("method._target_", "evil_module.Method")
     with pytest.raises(ConfigError, match=r"asks for method\._target_=evil_module\.Method"):
-        Guest(tmp_path, ()).check(config, Root)
+        Guest(tmp_path, ()).check(config, TrainConfig)
 
 
 def test_what_is_said_again_is_trusted_and_nothing_else(tmp_path: Path) -> None:
     config = run("reward=function", f"reward.function={OWN}")
-    Guest(tmp_path, said_by(config)).check(config, Root)
-    Guest(tmp_path, said_in([f"reward.function='{OWN}'"])).check(config, Root)
-    Guest(tmp_path, said_in([f"stage.ppo.reward.function={OWN}"])).check(config, Root)
+    Guest(tmp_path, said_by(config)).check(config, TrainConfig)
+    Guest(tmp_path, said_in([f"reward.function='{OWN}'"])).check(config, TrainConfig)
+    Guest(tmp_path, said_in([f"stage.ppo.reward.function={OWN}"])).check(config, TrainConfig)
     for said in ("reward=function", "reward.function=mine.py:other", "reward.function=other.py:brevity"):
         with pytest.raises(ConfigError, match=r"asks for reward\.function=mine\.py:brevity \(runs this Python\)"):
-            Guest(tmp_path, said_in([said])).check(config, Root)
+            Guest(tmp_path, said_in([said])).check(config, TrainConfig)
 
 
 def test_arguments_that_name_code_are_said_again_one_by_one(tmp_path: Path) -> None:
     config = changed("reward.parts.brevity.arguments", {"scorer": "evil.py:f", "more": [{"deep": "evil.py:g"}]})
     with pytest.raises(ConfigError, match=r"scorer=evil\.py:f .*more\[0\]\.deep=evil\.py:g \(may name Python"):
-        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, Root)
-    Guest(tmp_path, said_by(config)).check(config, Root)
+        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, TrainConfig)
+    Guest(tmp_path, said_by(config)).check(config, TrainConfig)
     plain = {"scorer": "postrain.rewards.text.exact", "pattern": r"a\.b: .*", "words": 3, "tags": ["think", "a b.c"]}
-    Guest(tmp_path, ()).check(changed("reward.parts.brevity.arguments", plain), Root)
+    Guest(tmp_path, ()).check(changed("reward.parts.brevity.arguments", plain), TrainConfig)
 
 
 def test_an_own_class_that_is_said_again_is_looked_into(tmp_path: Path) -> None:
     own = {"_target_": "tests.config.test_trust.Own", "inner": {"_target_": "os.system"}}
     config = {**run(), "reward": own}
     with pytest.raises(ConfigError, match=r"asks for reward\.inner\._target_=os\.system"):
-        Guest(tmp_path, said_in(["reward._target_=tests.config.test_trust.Own"])).check(config, Root)
+        Guest(tmp_path, said_in(["reward._target_=tests.config.test_trust.Own"])).check(config, TrainConfig)
 
 
 class Own:
@@ -164,7 +164,7 @@ def test_a_kind_is_a_base_or_every_member_of_a_protocol() -> None:
     class Half:
         def build(self) -> None: ...
 
-    tracker = Root.__annotations__
+    tracker = TrainConfig.__annotations__
     assert tracker["logger"] == "Tracker"
     from postrain.training.loggers import Tracker  # noqa: PLC0415 - beside what it is compared with
 
@@ -217,9 +217,9 @@ def test_what_an_evaluation_inherits_is_held_to_the_same(tmp_path: Path) -> None
     config = run("reward=function", f"reward.function={OWN}")
     today = composed(["model=nano"], "evaluate")
     with pytest.raises(ConfigError, match="runs this Python"):
-        Guest(tmp_path, said_by(today)).check({"reward": config["reward"]}, Appraisal)
+        Guest(tmp_path, said_by(today)).check({"reward": config["reward"]}, EvaluateConfig)
     named = composed(["model=nano", f"+reward.function={OWN}"], "evaluate")
-    Guest(tmp_path, said_by(named)).check({"reward": config["reward"]}, Appraisal)
+    Guest(tmp_path, said_by(named)).check({"reward": config["reward"]}, EvaluateConfig)
 
 
 PIPELINE = {"stages": {"ppo": ["method=ppo"], "plot": {"call": "os.system", "arguments": {"command": "true"}}}}
@@ -286,5 +286,5 @@ def test_a_resumed_job_is_told_again_what_it_needs(tmp_path: Path) -> None:
 
 def test_a_resumed_config_is_checked_against_its_root(tmp_path: Path) -> None:
     config = run()
-    check(config, Root)
-    Guest(tmp_path, ()).check(config, Root)
+    check(config, TrainConfig)
+    Guest(tmp_path, ()).check(config, TrainConfig)

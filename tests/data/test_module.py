@@ -15,8 +15,8 @@ from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from postrain.config.check import instantiate
 from postrain.config.schema import schema_of
+from postrain.config.tree import instantiate
 from postrain.data.kinds.judgement import Judgement, Judgements
 from postrain.data.kinds.preference import Pairs
 from postrain.data.kinds.prompt import Prompt, Prompts

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.module import DataModule
 from postrain.data.tasks import COLUMN, REFUSED, ReasoningGym
 from postrain.types import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.wordings import Wordings
 from postrain.types import ConfigError
 from postrain.world.gold import score

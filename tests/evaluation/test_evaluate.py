@@ -11,13 +11,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from postrain.evaluate import evaluate
-from postrain.evaluation.config import check_words
-from postrain.evaluation.eval_models import Examinee, distinct_names
-from postrain.evaluation.evaluate import Unmeasured, different_data, execute
-from postrain.evaluation.inherited_settings import Origin, inherited
+from postrain.evaluation.config import check_words, inherited
+from postrain.evaluation.eval_models import EvalModel, Origin, distinct_names
+from postrain.evaluation.evaluate import Unmeasured, different_data
 from postrain.evaluation.likelihood import Perplexity
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.table import interval
+from postrain.jobs.frame import EVALUATE, execute
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
@@ -49,7 +49,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def appraised(output: Path, *overrides: str) -> RunFolder:
     words = [*SMALL, *overrides]
-    execute(composed(*words, f"paths.output={output}"), overrides=words, group=None)
+    execute(EVALUATE, composed(*words, f"paths.output={output}"), overrides=words, group=None)
     return RunFolder(max((output / "evaluate" / "nano").iterdir()))
 
 
@@ -115,7 +115,7 @@ def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, 
 )
 def test_mistakes_are_one_line_and_leave_no_folder(words: list[str], line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=line):
-        execute(composed(*words, f"paths.output={tmp_path}"), overrides=words, group=None)
+        execute(EVALUATE, composed(*words, f"paths.output={tmp_path}"), overrides=words, group=None)
     assert not list(tmp_path.iterdir())
 
 
@@ -142,7 +142,7 @@ def test_what_only_a_measure_found_out_is_exit_code_1(
     def execute(*args: Any, **keys: Any) -> float:
         raise Unmeasured("wins: no")
 
-    monkeypatch.setattr("postrain.evaluation.evaluate.execute", execute)
+    monkeypatch.setattr("postrain.jobs.frame.execute", execute)
     config = OmegaConf.create({"debug": False})
     with pytest.raises(SystemExit) as ended:
         evaluate(config, [], None, None)
@@ -193,7 +193,7 @@ def test_a_run_brings_its_data_unless_the_command_line_chooses_another(tmp_path:
 def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
     resolved: Any = None
     runs = [
-        Examinee(name=name, path=name, resolved=resolved, origin=origin(tmp_path / name, mark))
+        EvalModel(name=name, path=name, resolved=resolved, origin=origin(tmp_path / name, mark))
         for name, mark in (("a", "aa"), ("b", "bb"))
     ]
     (line,) = different_data(runs)

@@ -226,4 +226,4 @@ def test_a_scalar_model_writes_nothing_that_could_be_measured() -> None:
     )
     resolved: Any = SimpleNamespace(name="tiny")
     method: Any = SimpleNamespace(head="scalar")
-    assert InTraining({"data": {}}, resolved, data)(method) is None
+    assert InTraining(resolved, data)(method) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from postrain.generation.generate import execute
+from postrain.jobs.frame import GENERATE, execute
 from postrain.runs.folder import RunFolder
 from tests import training_runs
 
@@ -19,7 +19,7 @@ def composed(*overrides: str) -> dict:
 def generated(output: Path, *overrides: str) -> RunFolder:
     """One small generation; its folder."""
     before = set(output.glob("*/*/*"))
-    execute(composed(*SMALL, *overrides, f"paths.output={output}"), overrides=list(overrides), group=None)
+    execute(GENERATE, composed(*SMALL, *overrides, f"paths.output={output}"), overrides=list(overrides), group=None)
     (made,) = set(output.glob("*/*/*")) - before
     return RunFolder(made)
 
@@ -27,4 +27,4 @@ def generated(output: Path, *overrides: str) -> RunFolder:
 def resumed(folder: RunFolder, *overrides: str) -> None:
     """The same generation, gone on with."""
     config = composed(f"resume={folder.path}", *(f"++{override}" for override in overrides))
-    execute(config, overrides=list(overrides), group=None)
+    execute(GENERATE, config, overrides=list(overrides), group=None)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from postrain.config.check import check, instantiate
-from postrain.generation.config import Generation
+from postrain.config.check import check
+from postrain.config.tree import instantiate
+from postrain.generation.config import GenerateConfig
 from postrain.generation.keep import Answers, Nothing, Preferences, Revisions, Top
 from postrain.generation.measure import measure
 from postrain.rollout.revise import Revision
@@ -123,7 +124,7 @@ def test_without_a_scored_completion_nothing_is_claimed():
 def test_every_option_fits(option):
     config = composed(f"keep={option}")
     assert (config.get("reward") is None) == (option == "revisions")
-    check(config, Generation)
+    check(config, GenerateConfig)
     rows = instantiate(config["keep"])(replace(FOUR, revisions=REVISED))
     sizes = {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1, "revisions": 3}
     assert len(rows) == sizes[option]

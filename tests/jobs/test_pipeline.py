@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from postrain.config import extras
-from postrain.jobs import pipeline, plan
+from postrain.jobs import frame, pipeline, plan
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
@@ -121,7 +122,7 @@ def test_stopped_between_stages_it_goes_on_and_repeats_nothing(two, conf, tmp_pa
         raise Interrupted(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "EXECUTE", {**pipeline.EXECUTE, "generate": stopped})
+        patched.setattr(frame, "PROGRAMS", {**frame.PROGRAMS, "generate": replace(frame.GENERATE, run=stopped)})
         assert run(*SMALL, "pipeline=two", f"paths.output={tmp_path}", *conf) == 143
     folder = only(tmp_path)
     assert (status(folder)["status"], status(folder)["reason"]) == ("interrupted", "SIGTERM")
@@ -178,7 +179,7 @@ def test_a_job_goes_on_with_what_another_could_not_finish(two, conf, tmp_path, c
         raise ConfigError("no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "EXECUTE", {**pipeline.EXECUTE, "train": broken})
+        patched.setattr(frame, "PROGRAMS", {**frame.PROGRAMS, "train": replace(frame.TRAIN, run=broken)})
         assert run(*words, "stage.make.samples=1", f"hydra.run.dir={places[0]}") == 2
     assert run(*words, f"hydra.run.dir={places[1]}") == 0
     assert contents(places[1]) == contents(two)

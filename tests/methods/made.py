@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.kinds.judgement import Judgements
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Parts

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.config.check import check, instantiate
+from postrain.config.check import check
+from postrain.config.tree import instantiate
 from postrain.losses.preference import LOSSES
-from postrain.training.config import Root
+from postrain.training.config import TrainConfig
 from postrain.types import ConfigError
 from tests.methods.made import QUICK, defaults, flat_gradient, judgements, made, pairs, precise
 from tests.training_runs import composed, final_state, small_run
@@ -163,10 +164,10 @@ def test_the_key_of_the_loop_changes_what_is_learned(override, untouched, tmp_pa
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(method, override, line):
     with pytest.raises(ConfigError, match=rf"^{line}$"):
-        check(composed([f"method={method}", override]), Root)
+        check(composed([f"method={method}", override]), TrainConfig)
 
 
 def test_several_losses_are_weighed_on_the_command_line():
     config = composed(["method=dpo", "method.loss={sigmoid:0.8,bco:0.2}"])
-    check(config, Root)
+    check(config, TrainConfig)
     assert instantiate(config["method"]).loss == {"sigmoid": 0.8, "bco": 0.2}

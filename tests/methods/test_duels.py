@@ -164,11 +164,11 @@ def test_nash_advantages():
 
 
 def test_a_scalar_method_refuses_what_only_compares(tmp_path):
-    from postrain.training.train import execute  # noqa: PLC0415  # only this test runs anything
+    from postrain.jobs.frame import TRAIN, execute  # noqa: PLC0415  # only this test runs anything
 
     words = ["method=grpo", "reward=pairwise", f"reward.function={__name__}.longer", f"paths.output={tmp_path}"]
     with pytest.raises(ConfigError, match=r"PairwiseFunction compares two completions, and GRPO needs a number"):
-        execute(composed(words), overrides=[], group=None)
+        execute(TRAIN, composed(words), overrides=[], group=None)
 
 
 ROCK, PAPER, SCISSORS = 1, 2, 3

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.models.handover import check_whole, fingerprint, merged_weights
 from postrain.types import ConfigError
 from tests.tiny import SHAPES, tiny_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.models import gguf
 from postrain.models.adapters import Adapter
 from postrain.models.sources import ModelSource

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from postrain.config.check import check, instantiate
+from postrain.config.check import check
+from postrain.config.tree import instantiate
 
 CONF = Path(__file__).parents[2] / "conf" / "reward"
 SERVED = {"url": "http://127.0.0.1:8000/v1", "model": "judge"}

@@ -11,8 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from postrain.config.check import check, instantiate
+from postrain.config.check import check
 from postrain.config.masking import masked
+from postrain.config.tree import instantiate
 from postrain.rewards.base import Reward
 from postrain.rewards.judge import Judge, PairwiseJudge, choice_in, fenced, mark_in
 from postrain.types import ConfigError

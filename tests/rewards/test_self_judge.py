@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.conversation import user
 from postrain.rewards import self_judge
 from postrain.rewards.self_judge import SelfJudge

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.tasks import COLUMN
 from postrain.rewards import tasks
 from postrain.rewards.tasks import TaskScore, extracted

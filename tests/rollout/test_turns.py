@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
 from postrain.models.loading import load_causal, load_tokenizer
@@ -24,7 +24,7 @@ from postrain.training.components import build
 from postrain.types import Completion, ConfigError, Sampling, Step, Stop
 from postrain.world.calculator import calculate
 from tests.tiny import SHAPES, tiny_model
-from tests.training_runs import SMALL, composed, records, small_run
+from tests.training_runs import SMALL, composed, records, small_run, train_config
 
 END = "<|endoftext|>"
 
@@ -345,9 +345,8 @@ def test_a_run_learns_and_evaluates_with_its_environment(tmp_path: Path) -> None
 
 
 def test_answers_have_room_in_the_context() -> None:
-    config = composed(["method=ppo", "environment=calculator", "environment.room=200", *SMALL])
-    built = build(config, instantiate(config["model"]).resolve())
-    assert built.data.plan.completion_tokens == 208
+    config = train_config(["method=ppo", "environment=calculator", "environment.room=200", *SMALL])
+    assert build(config).data.plan.completion_tokens == 208
 
 
 class Odd:

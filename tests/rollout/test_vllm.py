@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.rollout.engine import Mixture, greedy
 from postrain.types import ConfigError, Stop
 from tests.tiny import tiny_model

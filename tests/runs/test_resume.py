@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
 from postrain.data.rendering import clock_at
 from postrain.runs.folder import RunFolder

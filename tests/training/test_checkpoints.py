@@ -15,7 +15,7 @@ from torch import nn
 from postrain.errors import Interrupted
 from postrain.runs.folder import RunFolder
 from postrain.training.checkpoints import Checkpoints, newest_readable
-from postrain.training.nan_guard import Guards
+from postrain.training.nan_guard import NaNGuard
 from postrain.types import ConfigError
 from tests.training.conftest import FakeMethod, FakeTrainer
 from tests.training_runs import final_state, records, resumed, same, small_run
@@ -110,7 +110,7 @@ def stopped_at_once(path: Path) -> None:
 @pytest.mark.parametrize("write", [full, full_for_torch, lambda path: path.write_bytes(b"PK"), stopped_at_once])
 def test_a_failed_write_leaves_nothing_behind_and_removes_nothing(folder: RunFolder, write: Any) -> None:
     kept = [saved(folder.checkpoints / f"update=00000{update}.ckpt") for update in (1, 2)]
-    callback = Checkpoints(folder, Guards(folder), every=1, keep=1)
+    callback = Checkpoints(folder, NaNGuard(folder), every=1, keep=1)
     with pytest.raises((ConfigError, Interrupted)) as caught:
         callback.save(cast("Any", Writer(write)), 3)
     assert sorted(folder.checkpoints.iterdir()) == kept
@@ -122,7 +122,7 @@ def test_a_failed_write_leaves_nothing_behind_and_removes_nothing(folder: RunFol
 
 def test_a_broken_model_is_never_saved(folder: RunFolder) -> None:
     kept = saved(folder.checkpoints / "update=000001.ckpt")
-    method, guards = FakeMethod(updates=3, done=1), Guards(folder)
+    method, guards = FakeMethod(updates=3, done=1), NaNGuard(folder)
     method.weight = nn.Parameter(torch.zeros(2))
     callback = Checkpoints(folder, guards, every=1, keep=1)
     trainer = cast("Any", Writer(saved))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from postrain.runs.folder import RunFolder
-from postrain.training.early_stopping import EarlyStop, Hopeless, flat
+from postrain.training.early_stopping import EarlyStop, EarlyStopping, flat
 from tests.training_runs import small_run
 
 
@@ -25,7 +25,7 @@ def test_flat_is_no_higher_than_at_the_start():
 
 
 def watching(tmp_path, *, flat_updates=None, kl_above=None):
-    return Hopeless(EarlyStop(flat_updates=flat_updates, kl_above=kl_above), RunFolder(tmp_path))
+    return EarlyStopping(EarlyStop(flat_updates=flat_updates, kl_above=kl_above), RunFolder(tmp_path))
 
 
 def test_a_policy_that_has_left_its_start_too_far_behind(tmp_path):

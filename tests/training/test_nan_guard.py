@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from postrain.runs.folder import RunFolder
-from postrain.training.nan_guard import Broken, Guards, check_finite, largest, not_finite
+from postrain.training.nan_guard import Broken, NaNGuard, check_finite, largest, not_finite
 from postrain.types import ConfigError
 from tests.training.conftest import FakeMethod
 
@@ -22,7 +22,7 @@ def test_nan_names_update_rows_and_checkpoint(folder: RunFolder, trainer: Any, m
     (folder.checkpoints / "update=4.ckpt").write_text("")
     method.step(loss=math.nan, grad_norm=math.inf, reward__total=math.nan)
     with pytest.raises(ConfigError) as caught:
-        Guards(folder).on_train_batch_end(trainer, method, None, None, 0)
+        NaNGuard(folder).on_train_batch_end(trainer, method, None, None, 0)
     line = str(caught.value)
     assert line.startswith("loss is nan, grad_norm is inf at update 5, data rows 10, 11, 12, 13, 14, 15, 16, 17, ...;")
     assert "update=4.ckpt" in line
@@ -32,7 +32,7 @@ def test_nan_names_update_rows_and_checkpoint(folder: RunFolder, trainer: Any, m
 def test_finite_numbers_pass(folder: RunFolder, trainer: Any, make_method: Callable[..., Any]) -> None:
     method = make_method()
     method.step(loss=1e30, grad_norm=0.0)
-    Guards(folder).on_train_batch_end(trainer, method, None, None, 0)
+    NaNGuard(folder).on_train_batch_end(trainer, method, None, None, 0)
 
 
 def test_an_unwatched_metric_may_be_nan() -> None:
@@ -43,7 +43,7 @@ def test_without_rows_and_checkpoint(folder: RunFolder, trainer: Any) -> None:
     method = FakeMethod()
     method.step(loss=math.nan)
     with pytest.raises(Broken, match=r"^loss is nan at update 1; no checkpoint had been written yet; lower method\."):
-        Guards(folder).on_train_batch_end(trainer, method, None, None, 0)
+        NaNGuard(folder).on_train_batch_end(trainer, method, None, None, 0)
 
 
 class Learner(FakeMethod):
@@ -72,7 +72,7 @@ BREAKS = {
 def test_a_broken_weight_stops_the_run_though_loss_and_gradient_are_0(
     folder: RunFolder, trainer: Any, name: str, kind: str
 ) -> None:
-    method, guards = Learner(), Guards(folder)
+    method, guards = Learner(), NaNGuard(folder)
     guards.on_train_start(trainer, method)
     for _ in range(2):
         method.step(loss=0.0, grad_norm=0.0)
@@ -91,7 +91,7 @@ def test_a_broken_weight_stops_the_run_though_loss_and_gradient_are_0(
 
 
 def test_a_step_of_a_large_learning_rate_is_no_explosion(folder: RunFolder, trainer: Any) -> None:
-    method, guards = Learner(), Guards(folder)
+    method, guards = Learner(), NaNGuard(folder)
     guards.on_train_start(trainer, method)
     method.step(loss=1.0)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_step_of_a_large_learning_rate_is_no_explosion(folder: RunFolder, trai
 
 
 def test_broken_weights_behind_another_error_are_what_is_told(folder: RunFolder, trainer: Any) -> None:
-    method, guards = Learner(), Guards(folder)
+    method, guards = Learner(), NaNGuard(folder)
     guards.on_train_start(trainer, method)
     with pytest.raises(RuntimeError, match="index"), guards.blamed(method):
         raise RuntimeError("index out of range")

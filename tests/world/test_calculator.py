@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.types import ConfigError
 from postrain.world.calculator import Calculator, calculate
 from tests.training_runs import composed

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from postrain.config.check import instantiate
+from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
@@ -76,7 +76,9 @@ def nano(*overrides: str) -> tuple[Views, Any]:
     """The data of a command line as nano's tokenizer reads it, and where nano lies."""
     config = composed(["method=grpo", f"data.eval_rows={PROMPTS}", "data.source.count=12", *overrides])
     resolved = instantiate(config["model"]).resolve()
-    return Views(node=config["data"], resolved=resolved, context=512, completion_tokens=64, seed=0), resolved
+    return Views(
+        data=instantiate(config["data"]), resolved=resolved, context=512, completion_tokens=64, seed=0
+    ), resolved
 
 
 def sums() -> DataModule:

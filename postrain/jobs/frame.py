@@ -1,0 +1,195 @@
+"""What train, generate and evaluate have in common: one session of a run, in its folder.
+
+`execute` reads the config, finds or makes the folder, locks it, keeps its status, answers to signals, brings up the
+ranks, closes the tracker and writes the report; a program is a function of its config and of where it runs. Started as
+`python -m postrain.jobs.frame FOLDER`, this is a further rank of the run in that folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from omegaconf import OmegaConf
+
+from postrain.config.overrides import PROGRAMS as COMMANDS
+from postrain.config.tree import parse, settings
+from postrain.config.trust import Guest, Item, said_by
+from postrain.data.rendering import clock_at
+from postrain.errors import Interrupted
+from postrain.evaluation.config import EvaluateConfig, inherit
+from postrain.evaluation.evaluate import evaluate
+from postrain.generation.config import GenerateConfig
+from postrain.generation.generate import generate
+from postrain.hardware.ranks import is_first_rank, ranks
+from postrain.jsonl import atomic_write_text
+from postrain.report import write_report
+from postrain.runs.context import RunContext
+from postrain.runs.folder import RunFolder, config_hash, new_directory
+from postrain.runs.interrupt import Interrupt
+from postrain.runs.resume import check_model, resumed_config, saved_config
+from postrain.runs.status import Ending, as_told, writing
+from postrain.training.config import TrainConfig
+from postrain.training.train import train
+from postrain.types import ConfigError
+
+Config = TrainConfig | GenerateConfig | EvaluateConfig
+C = TypeVar("C", TrainConfig, GenerateConfig, EvaluateConfig)
+# What a report is made from: of a run, a pipeline, an evaluation.
+SHOWN = ("metrics.jsonl", "pipeline.yaml", "evaluation_stats.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program(Generic[C]):
+    """A command."""
+
+    config: type[C]
+    run: Callable[[C, RunContext], float | None]
+    """Does the work; returns the number that a sweep compares."""
+    primary: str
+    """The name of its primary config in conf/."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """How a shell starts it."""
+        return tuple(COMMANDS[self.primary].split())
+
+
+TRAIN = Program(config=TrainConfig, run=train, primary="config")
+GENERATE = Program(config=GenerateConfig, run=generate, primary="generate")
+EVALUATE = Program(config=EvaluateConfig, run=evaluate, primary="evaluate")
+PROGRAMS: Mapping[str, Program[Any]] = {"train": TRAIN, "generate": GENERATE, "evaluate": EVALUATE}
+"""By the kind of a job."""
+
+
+def execute(
+    program: Program[C],
+    config: C | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    group: str | None = None,
+    place: Path | None = None,
+    trusted: Collection[Item] = (),
+) -> float | None:
+    """Runs a program on a config, or on the plain containers of one; returns the number that a sweep compares.
+
+    A config that names a folder in `resume` continues the run there. `overrides` are the words of the command line;
+    `place` is where a new folder shall be, if that was decided before; it may not hold a run yet. `trusted` is what the
+    command line says besides `config`, of other stages of a pipeline.
+    Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; whatever was trained is saved.
+    """
+    quieten()
+    ready = read(program, config, overrides, trusted) if isinstance(config, Mapping) else config
+    ready.check()
+    resolved = ready.resolved
+    earlier = None if isinstance(ready, EvaluateConfig) or ready.resume is None else RunFolder.open(ready.resume)
+    if earlier:
+        check_model(earlier, resolved)
+    folder = earlier or (new_folder(ready, place) if is_first_rank() else None)
+    with Interrupt() as interrupt, owned(folder, ready), ranks(ready.trainer, folder and folder.path) as path:
+        begun = RunFolder(path)
+        with clock_at(begun.status.began()):
+            context = RunContext(
+                folder=begun, interrupt=interrupt, command=program.command, overrides=overrides, group=group
+            )
+            return program.run(ready, context)
+
+
+def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str], trusted: Collection[Item]) -> C:
+    """The config of plain containers, with what it takes from the run that it resumes or evaluates."""
+    said = said_by(plain) | set(trusted)
+    if program.config is EvaluateConfig:
+        plain = inherit(plain, overrides, said)
+    elif plain.get("resume"):
+        earlier = RunFolder.open(plain["resume"])
+        plain = resumed_config(earlier, plain, overrides)
+        Guest(earlier.path, said).check(plain, program.config)
+    return parse(plain, program.config)
+
+
+def new_folder(config: Config, place: Path | None) -> RunFolder:
+    """A folder of this run's own."""
+    if place is None:
+        base, digest = Path(config.paths.output), config_hash(settings(config))
+        folder = RunFolder(new_directory(base, config.label, config.resolved.name, digest))
+    else:
+        folder = RunFolder(place)
+    made = folder.checkpoints if isinstance(config, TrainConfig) else folder.path
+    with writing(made):
+        made.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
+    """Keeps other processes out of the folder, writes how the run ended into status.json, closes its tracker and
+    writes its report. Further ranks under torchrun only say that they failed."""
+    if folder is None or not is_first_rank():
+        try:
+            yield
+        except Exception as error:
+            if folder:
+                folder.status.failed(str(error) or type(error).__name__)
+            raise
+        return
+    close = config.logger.close if isinstance(config, TrainConfig) else None
+    report = not isinstance(config, GenerateConfig) and config.report
+    with folder.locked(), Ending(folder.status), reported(folder, report, close):
+        with writing(folder.config):
+            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
+        yield
+
+
+@contextmanager
+def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Closes the tracker, if there is one, and writes report.html, of a failed run too: it then says so."""
+    status, reason = "failed", ""
+    try:
+        yield
+        status = "done"
+    except Interrupted as stop:
+        status, reason = "interrupted", stop.signal.name
+        raise
+    except BaseException as error:
+        reason = str(as_told(error, folder.path))
+        raise
+    finally:
+        # What goes wrong from here on must not hide why the run failed.
+        with suppress(*(() if status == "done" else (ConfigError, OSError))):
+            if close:
+                close(status)
+            # What never began has nothing to show.
+            if report and any((folder.path / name).exists() for name in SHOWN):
+                folder.status.tell(status, reason)
+                print(f"report  {write_report(folder.path)}")
+
+
+def quieten() -> None:
+    """Keeps the libraries' own chatter out of a run's output: advertisements, notes on what they think is unusual."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.pytorch")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def main(path: str) -> None:
+    """A further rank of the training run in the folder `path`."""
+    folder = RunFolder.open(path)
+    quieten()
+    config = parse(saved_config(folder), TrainConfig)
+    with Interrupt() as interrupt, ranks(config.trainer, None), clock_at(folder.status.began()):
+        train(config, RunContext(folder=folder, interrupt=interrupt, command=TRAIN.command))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except ConfigError as mistake:
+        # The first rank has made the same mistake and says so.
+        sys.exit(f"rank {os.environ['RANK']}: {mistake}")
