@@ -6,6 +6,7 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -118,11 +119,15 @@ def two(tmp_path_factory, conf) -> Path:
 
 
 def test_stopped_between_stages_it_goes_on_and_repeats_nothing(two, conf, tmp_path, capsys, monkeypatch):
-    def stopped(*args: object, **kwargs: object) -> None:
-        raise Interrupted(signal.SIGTERM)
+    execute = frame.execute
+
+    def stopped(program: Any, *args: Any, **kwargs: Any) -> float | None:
+        if program is frame.GENERATE:
+            raise Interrupted(signal.SIGTERM)
+        return execute(program, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(frame, "PROGRAMS", {**frame.PROGRAMS, "generate": replace(frame.GENERATE, run=stopped)})
+        patched.setattr(frame, "execute", stopped)
         assert run(*SMALL, "pipeline=two", f"paths.output={tmp_path}", *conf) == 143
     folder = only(tmp_path)
     assert (status(folder)["status"], status(folder)["reason"]) == ("interrupted", "SIGTERM")
