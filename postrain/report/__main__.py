@@ -7,7 +7,7 @@ import webbrowser
 from pathlib import Path
 
 from postrain.errors import ConfigError, Parser
-from postrain.report.write import write_comparison, write_report
+from postrain.report import write_comparison, write_report
 
 ABOUT = """Write report.html of a run, sweep, pipeline, evaluation or generation, finished or not, and its pictures
 beside it. Several folders of runs, or of evaluations, are compared on one page."""

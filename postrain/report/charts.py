@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from statistics import median as middle
 from typing import TYPE_CHECKING
 
+from postrain.formatting import figure
 from postrain.report.panels import Panel, smooth
-from postrain.report.pictures import INK, MUTED, SERIES, Draw, plain
-from postrain.report.run_data import LARGEST, Curve
+from postrain.report.pictures import INK, MUTED, SERIES, Draw, Picture, css, plain
+from postrain.report.values import LARGEST, Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,8 +96,12 @@ def _draw_line(axes: Axes, line: Line) -> None:
         axes.plot(few, even, color=shade, linestyle=dash, linewidth=1.7, label=label)
 
 
-def histogram(groups: Sequence[tuple[str, str, Sequence[float]]], *, log_x: bool = False) -> Draw:
-    """Distributions over each other; a group is its name, its drawn colour and at least one value."""
+Group = tuple[str, str, Sequence[float]]
+"""A name, a drawn colour, and at least one value."""
+
+
+def histogram(groups: Sequence[Group], *, log_x: bool = False) -> Draw:
+    """Distributions over each other."""
     low, high = (edge(edge(values) for _, _, values in groups) for edge in (min, max))
     if low == high:
         low, high = (low / 2, high * 2) if log_x else (low - 0.5, high + 0.5)
@@ -113,7 +120,11 @@ def histogram(groups: Sequence[tuple[str, str, Sequence[float]]], *, log_x: bool
     return draw
 
 
-def bars(rows: Sequence[tuple[str, Spot, int]], *, named: bool = True) -> Draw:
+Bars = Sequence[tuple[str, Spot, int]]
+"""A name, its value, the number of its colour."""
+
+
+def bars(rows: Bars, *, named: bool = True) -> Draw:
     """Horizontal bars from 0, the first on top: name, value (`x` of a spot) with its interval, number of its colour.
 
     Names are left out where a legend tells the colours.
@@ -131,6 +142,28 @@ def bars(rows: Sequence[tuple[str, Spot, int]], *, named: bool = True) -> Draw:
         axes.grid(visible=True, axis="x")
 
     return draw
+
+
+def bar_picture(title: str, rows: Bars, *, about: str = "", named: bool = True) -> Picture:
+    """Bars for the page; without names it is a small picture."""
+    return Picture(title, about, bars(rows, named=named), size=(5.0 if named else 3.6, 0.5 + 0.28 * len(rows)))
+
+
+def distribution(title: str, about: str, groups: Sequence[Group], *, median: bool = False) -> Picture:
+    """A histogram with means; with `median` those too, and a logarithmic axis where values span decades."""
+
+    def told(name: str, values: Sequence[float]) -> tuple[str, str]:
+        mean = figure(fmean(values))
+        return (name, f"mean {mean}, median {figure(middle(values))}") if median else (f"{name}, mean", mean)
+
+    legend = [(css(shade), *told(name, values)) for name, shade, values in groups]
+    draw = drawn_groups(groups) if median else histogram(groups)
+    return Picture(title, about, draw, legend, size=(3.6, 1.7))
+
+
+def drawn_groups(groups: Sequence[Group]) -> Draw:
+    """A histogram, on a logarithmic axis where the values span decades."""
+    return histogram(groups, log_x=spans_decades([value for _, _, values in groups for value in values]))
 
 
 Series = tuple[str, int, Sequence[Spot]]

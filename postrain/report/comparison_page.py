@@ -7,20 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from postrain.formatting import figure, short
-from postrain.report.charts import Line, Spot, bars, curves, points
-from postrain.report.efficiency import efficiency
+from postrain.report import blocks
+from postrain.report.charts import Bars, Line, Spot, bar_picture, bars, curves, points
+from postrain.report.folders import Run, read_run
 from postrain.report.labels import differing, labels
-from postrain.report.page import PAGE, RESPONSES, STATS, Cell, Picture, link, picture, write_json, write_page
+from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_json, write_page
 from postrain.report.panels import HEADLINES, before_and_after, best_of, panels, title_of
-from postrain.report.pictures import LARGE, Draw, color, write_png
-from postrain.report.run_data import RunData, Sample, read_run
-from postrain.report.samples import SHOWN, last, responses, side_by_side
-from postrain.report.stats import interval, run_stats
+from postrain.report.pictures import LARGE, Draw, Picture, color, write_png
+from postrain.report.run_page import efficiency, run_stats
+from postrain.report.samples import SHOWN, Sample, interval, last, responses, side_by_side
 
-MOST_COLUMNS, MOST_CURVES, MOST_BARS = 7, 12, 6
+MOST_COLUMNS, MOST_CURVES, MOST_BARS, MOST_LETTERS = 7, 12, 6, 40
 DRIFT = ("eval/kl/exact", "kl/exact")
 GOOD = ("gold/total", "eval/reward/total", "eval/win_rate", "reward/total")
-Rows = list[tuple[str, list[Cell]]]
+ENDS = "At the end of training, under it before training; the best is marked. eval and gold are held-out data."
+WHISKERS = (
+    "At the end of training. Whiskers: 95 % interval over the samples that the run kept, where the number is a score "
+    "of samples."
+)
+UP = "Up is better, left is nearer to the start: of two runs with the same reward the left one has paid less for it."
+Rows = list[tuple[str, list[blocks.Cell]]]
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class Member:
     name: str
     number: int
     """Decides its colour."""
-    run: RunData
-    samples: list[Sample]
+    run: Run
+    samples: Sequence[Sample]
     """Of its last evaluation."""
 
 
@@ -43,25 +49,47 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
     metrics, notes = judged_by(runs), warnings(members)
     measured, frontier = _measured(members, metrics), _frontier(members)
     groups = [(member.name, member.samples) for member in members if member.samples]
-    page = write_page(
-        folder,
-        "comparison.html",
-        {
-            "members": [(one.name, color(one.number), one.run, link(one.run.path / PAGE, folder)) for one in members],
-            "warnings": notes,
-            "headline": headline_table(members, metrics),
-            "bars": [
-                picture(*title_of(name), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
-                for name, rows in measured
-            ],
-            "curves": _curves(members, metrics),
-            "frontier": _frontier_picture(frontier) if frontier else None,
-            "shown": side_by_side(groups, least=2)[:SHOWN],
-            "efficiency": efficiency_table(members),
-            "differing": differing(runs),
-            "missing": [f"{one.name}: {line}" for one in members for line in one.run.missing],
-        },
+    legend = blocks.Legend([(color(one.number), one.name, "") for one in members])
+    unlike, way = differing(runs), _curves(members, metrics)
+    sections = (
+        section(
+            "Where they ended",
+            blocks.Items([_member(one, folder) for one in members], "runs"),
+            blocks.Table(*headline_table(members, metrics), about=ENDS),
+            blocks.Pictures(
+                [bar_picture(title_of(name)[0], rows, about=title_of(name)[1], named=False) for name, rows in measured],
+                about=WHISKERS,
+            ),
+        ),
+        section("Learning curves", legend, blocks.Pictures(way)) if way else None,
+        section(
+            "Reward against drift", blocks.about(UP), blocks.Pictures([_frontier_picture(frontier)], large=True), legend
+        )
+        if frontier
+        else None,
+        section(
+            "The same prompts",
+            blocks.about("Each run's last evaluation, the first prompts of the held-out data."),
+            blocks.Samples(side_by_side(groups, least=2)[:SHOWN]),
+        ),
+        section("What they took", blocks.Table(*efficiency_table(members))),
+        section(
+            "What was set differently",
+            blocks.Table(
+                ("key", *(one.name for one in members)),
+                [(key, [blocks.Cell(_cut(value)) for value in values]) for key, values in unlike.items()],
+            ),
+        ),
     )
+    page = Page(
+        kind="comparison",
+        title=f"{len(members)} runs compared",
+        heading=blocks.line(f"{len(members)} runs", blocks.span("side by side", "muted")),
+        header=[blocks.note(text, tone="warn") for text in notes],
+        sections=sections,
+        missing=[f"{one.name}: {text}" for one in members for text in one.run.missing],
+    )
+    written = write_page(folder, page)
     if measured:
         drawn = [(short(name), bars(rows)) for name, rows in measured]
         write_png(folder / "model_comparison.png", "at the end of training, with 95 % intervals", drawn)
@@ -70,10 +98,22 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
     stats = [{**run_stats(one.run, [("sample", one.samples)])["subjects"][0], "name": one.name} for one in members]
     write_json(folder / STATS, {"subjects": stats, "notes": notes})
     write_json(folder / RESPONSES, responses(groups))
-    return page
+    return written
 
 
-def judged_by(runs: Sequence[RunData]) -> list[str]:
+def _member(one: Member, folder: Path) -> blocks.Markup:
+    name = blocks.anchor(one.name, link(one.run.path / PAGE, folder))
+    name = blocks.Markup().join((blocks.dot(color(one.number)), name))
+    return blocks.line(name, blocks.badge(one.run.state), blocks.span(one.run.path, "path muted"))
+
+
+def _cut(value: str) -> str:
+    """A long setting up to its last whole word."""
+    short_enough = len(value) <= MOST_LETTERS + 5
+    return value if short_enough else value[: MOST_LETTERS - 3].rsplit(" ", 1)[0] + "..."
+
+
+def judged_by(runs: Sequence[Run]) -> list[str]:
     """The metrics that runs name themselves, then those usually looked at; held-out ones rather than training's."""
     own = [name for run in runs if isinstance(name := run.result.get("metric"), str)]
     found = [name for name in dict.fromkeys([*own, *HEADLINES]) if any(name in run.metrics for run in runs)]
@@ -108,13 +148,15 @@ def headline_table(members: Sequence[Member], metrics: Sequence[str]) -> tuple[l
     Where the runs saw different data none is the best.
     """
     alike = len(fingerprints(members)) < 2
-    rows: dict[str, list[Cell]] = {one.name: [] for one in members}
+    rows: dict[str, list[blocks.Cell]] = {one.name: [] for one in members}
     for metric in metrics:
         ends = {one.name: before_and_after(one.run.metrics[metric]) for one in members if metric in one.run.metrics}
         best = best_of(metric, {name: after for name, (_, after) in ends.items()}) if alike else set()
         for name, cells in rows.items():
             both = ends.get(name)
-            cells.append(Cell(figure(both[1]), f"from {figure(both[0])}", name in best) if both else Cell("–"))
+            cells.append(
+                blocks.Cell(figure(both[1]), f"from {figure(both[0])}", name in best) if both else blocks.Cell("–")
+            )
     return ["run", *map(short, metrics)], list(rows.items())
 
 
@@ -122,7 +164,7 @@ def efficiency_table(members: Sequence[Member]) -> tuple[list[str], Rows]:
     """A row for each run, a column for each kind of cost."""
     costs = {one.name: efficiency(one.run) for one in members}
     names = list(dict.fromkeys(name for cost in costs.values() for name in cost))
-    return ["run", *names], [(who, [Cell(cost.get(name, "–")) for name in names]) for who, cost in costs.items()]
+    return ["run", *names], [(who, [blocks.Cell(cost.get(name, "–")) for name in names]) for who, cost in costs.items()]
 
 
 def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
@@ -136,11 +178,11 @@ def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
         dots = name.startswith(("eval/", "gold/"))
         there = [one for one in members if name in one.run.metrics]
         lines = [Line(one.name, one.run.metrics[name], one.number, measured=dots) for one in there]
-        found.append(picture(*title_of(name), curves(lines, updates)))
+        found.append(Picture(*title_of(name), curves(lines, updates)))
     return found
 
 
-def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[str, list[tuple[str, Spot, int]]]]:
+def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[str, Bars]]:
     """For each headline metric the bars of the runs that have it, with an interval where samples tell it."""
     found = []
     for metric in metrics[:MOST_BARS]:
@@ -152,10 +194,6 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
         if len(rows) > 1:
             found.append((metric, rows))
     return found
-
-
-def _bar_picture(metric: str, rows: Sequence[tuple[str, Spot, int]]) -> Picture:
-    return picture(*title_of(metric), bars(rows, named=False), size=(3.6, 0.5 + 0.28 * len(rows)))
 
 
 def _frontier(members: Sequence[Member]) -> tuple[str, str, Draw] | None:
@@ -179,6 +217,6 @@ def _way(one: Member, x: str, y: str) -> list[Spot]:
 
 def _frontier_picture(found: tuple[str, str, Draw]) -> Picture:
     x, y, draw = found
-    return picture(
+    return Picture(
         f"{y} against {x}".capitalize(), "each dot an evaluation, joined in order, the last one named", draw, size=LARGE
     )

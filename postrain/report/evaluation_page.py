@@ -6,22 +6,28 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from postrain.formatting import figure, short
-from postrain.report import evaluation_pictures as pictures
-from postrain.report.charts import bars
-from postrain.report.evaluation_data import Evaluation, Number, Point, Subject, read_evaluation
-from postrain.report.page import Cell, Picture, estimate, flat, write_page
+from postrain.jsonl import Record
+from postrain.report import blocks
+from postrain.report.charts import Group, bar_picture, bars, distribution, drawn_groups
+from postrain.report.evaluation_pictures import compared, lengths, perplexities, scaling, wordings
+from postrain.report.evaluations import EvalModel, Evaluation, Number, Point, read_evaluation
+from postrain.report.page import Page, Section, again, machine, section, write_page
 from postrain.report.panels import best_of
-from postrain.report.pictures import color, write_png
-from postrain.report.queries import by_category
-from postrain.report.run_data import state_of
+from postrain.report.pictures import Picture, color, write_png
 from postrain.report.samples import SHOWN, side_by_side
+from postrain.report.values import text_of
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-(?=[0-9a-f])")
-Histograms = Sequence[tuple[str, list[pictures.Group]]]
-Table = tuple[list[str], list[tuple[str, list[Cell]]]]
+MOST_ANSWERS = 40
+"""Of a category of queries; all of them stand in queries.jsonl."""
+FOUND = "Under each number its 95 % interval and on how many items it rests."
+SEVERAL = (
+    " The best of each row is marked. A difference is the first model minus the other on the same items: an interval "
+    "without 0 is hardly chance."
+)
+Table = tuple[list[str], list[tuple[str, list[blocks.Cell]]]]
 
 
 def write_evaluation(path: Path, output: Path | None = None) -> Path:
@@ -38,147 +44,210 @@ def write_comparison_of_evaluations(paths: Sequence[Path], folder: Path) -> Path
 
 
 def _write(found: Sequence[Evaluation], folder: Path) -> Path:
-    subjects = together(found)
-    names = list(dict.fromkeys(name for one in subjects for name in one.measures))
-    differences = found[0].differences if len(found) == 1 else {}
-    measured = [name for name in names if any(one.measures[name].metrics for one in subjects if name in one.measures)]
-    compared, lengths = pictures.compared(subjects), pictures.lengths(subjects)
-    perplexities = pictures.perplexities(subjects)
-    groups = [(one.name, one.samples) for one in subjects if one.samples]
-    page = write_page(
-        folder,
-        "evaluation.html",
-        {
-            "evaluations": found,
-            "state": state_of(found[0].status) if len(found) == 1 else "",
-            "subjects": [(one, color(index)) for index, one in enumerate(subjects)],
-            "warnings": warnings(found, subjects),
-            "bars": [pictures.compared_picture(*one, named=len(subjects) == 1) for one in compared],
-            "measures": [(name, table(name, subjects, differences), _notes(name, subjects)) for name in measured],
-            "unmeasured": [(name, _notes(name, subjects)) for name in names if name not in measured],
-            "scaling": [one for subject in subjects for one in _scaling(subject, len(subjects) > 1)],
-            "distributions": _distributions(perplexities, lengths),
-            "queries": [(one.name, by_category(one.records.get("queries", ()))) for one in subjects],
-            "shown": side_by_side(groups, least=min(2, len(groups)))[:SHOWN],
-            "examples": _examples(names, subjects),
-            "tables": [(name, flat(found[0].manifest.get(name))) for name in ("seeds", "hardware", "git", "versions")],
-            "missing": [line for one in found for line in one.missing],
-        },
+    models = together(found)
+    one = len(models) == 1
+    heading = models[0].name if one else blocks.line(f"{len(models)} models", blocks.span("measured", "muted"))
+    bars_of, sizes, spread = compared(models), lengths(models), perplexities(models)
+    samples = [(model.name, model.samples) for model in models if model.samples]
+    page = Page(
+        kind="evaluation",
+        title=" · ".join(["evaluation", *(model.name for model in models)]),
+        heading=blocks.line(heading, blocks.badge(found[0].state if len(found) == 1 else "")),
+        header=(
+            *(blocks.ended(each.status.get("reason")) for each in found),
+            *(blocks.note(text, tone="warn") for text in warnings(found, models)),
+        ),
+        sections=(
+            section(
+                "",
+                blocks.Items([_member(model, index) for index, model in enumerate(models)], "runs"),
+                blocks.Pictures([bar_picture(name.capitalize(), rows, named=one) for name, rows in bars_of], large=one),
+            ),
+            _found(models, found[0].differences if len(found) == 1 else {}),
+            section("What more sampling buys", *(each for model in models for each in _scaling(model, not one))),
+            section("Distributions", blocks.Pictures(_distributions(spread, sizes))),
+            section("Hand-written queries", *(each for model in models for each in _queries(model, not one))),
+            section(
+                "Samples" if one else "The same prompts",
+                blocks.about(
+                    "The first prompts of the held-out data, not the best ones. All samples: sample_responses.json."
+                ),
+                blocks.Samples(side_by_side(samples, least=min(2, len(samples)))[:SHOWN]),
+            ),
+            _given(models),
+            _unmeasured(models),
+            section(
+                "How to make this evaluation again",
+                *(block for each in found for block in again(each.manifest, each.path)),
+                machine(found[0].manifest),
+            ),
+        ),
+        missing=[text for each in found for text in each.missing],
     )
-    _write_pngs(folder, compared, perplexities, lengths)
-    return page
+    written = write_page(folder, page)
+    if bars_of:
+        pictures = [(name, bars(rows)) for name, rows in bars_of]
+        write_png(folder / "model_comparison.png", "held-out, with 95 % intervals", pictures)
+    if spread:
+        pictures = [(name, drawn_groups(groups)) for name, groups in spread]
+        write_png(folder / "perplexity_distribution.png", "perplexity of each item", pictures)
+    if sizes:
+        write_png(folder / "response_lengths.png", "tokens of a completion", [("", drawn_groups(sizes))])
+    return written
 
 
-def _distributions(perplexities: Histograms, lengths: Sequence[pictures.Group]) -> list[Picture]:
-    found = [pictures.distribution(f"Perplexity, {name}", "of each item", groups) for name, groups in perplexities]
-    return found + ([pictures.distribution("Length", "tokens of each completion", lengths)] if lengths else [])
+def _member(model: EvalModel, index: int) -> blocks.Markup:
+    data = blocks.span(f"on {model.data}", "muted") if model.data else ""
+    name = blocks.Markup().join((blocks.dot(color(index)), model.name))
+    return blocks.line(name, data, blocks.span(model.path, "path muted"))
 
 
-def _write_pngs(
-    folder: Path,
-    compared: Sequence[tuple[str, pictures.Bars]],
-    perplexities: Histograms,
-    lengths: Sequence[pictures.Group],
-) -> None:
-    if compared:
-        drawn = [(name, bars(rows)) for name, rows in compared]
-        write_png(folder / "model_comparison.png", "held-out, with 95 % intervals", drawn)
-    if perplexities:
-        drawn = [(name, pictures.drawn(groups)) for name, groups in perplexities]
-        write_png(folder / "perplexity_distribution.png", "perplexity of each item", drawn)
-    if lengths:
-        write_png(folder / "response_lengths.png", "tokens of a completion", [("", pictures.drawn(lengths))])
-
-
-def together(found: Sequence[Evaluation]) -> list[Subject]:
+def together(found: Sequence[Evaluation]) -> list[EvalModel]:
     """All models, each with a name of its own, and that without the time of its run where it can be spared."""
-    all_of = [(evaluation, subject) for evaluation in found for subject in evaluation.subjects]
-    names = [TIME.sub("", subject.name) for _, subject in all_of]
+    all_of = [(evaluation, model) for evaluation in found for model in evaluation.models]
+    names = [TIME.sub("", model.name) for _, model in all_of]
     return [
-        replace(subject, name=name if names.count(name) == 1 else f"{subject.name}, {evaluation.path.name}")
-        for name, (evaluation, subject) in zip(names, all_of, strict=True)
+        replace(model, name=name if names.count(name) == 1 else f"{model.name}, {evaluation.path.name}")
+        for name, (evaluation, model) in zip(names, all_of, strict=True)
     ]
 
 
-def warnings(found: Sequence[Evaluation], subjects: Sequence[Subject]) -> list[str]:
+def warnings(found: Sequence[Evaluation], models: Sequence[EvalModel]) -> list[str]:
     """What a reader must know before anything else."""
     said = list(dict.fromkeys(note for one in found for note in one.notes))
-    prints = {str(known) for one in found if (known := _fingerprint(one))}
-    sources = {one.name: one.data for one in subjects if one.data}
+    prints = {str(known) for one in found if (known := one.data.get("fingerprint"))}
+    sources = {one.name: one.data for one in models if one.data}
     if len(set(sources.values())) > 1:
         told = "; ".join(f"{name}: {source}" for name, source in sources.items())
         said.insert(0, f"Not measured on the same data ({told}): the numbers are of different items.")
     elif len(prints) > 1:
         said.insert(0, "Not measured on the same rows: the fingerprints of the data differ.")
-    if not subjects:
+    if not models:
         said.append("No model was measured: there is nothing to show.")
     return said
 
 
-def _fingerprint(one: Evaluation) -> Any:
-    data = one.manifest.get("data")
-    return data.get("fingerprint") if isinstance(data, dict) else None
+def _tasks(models: Sequence[EvalModel]) -> list[str]:
+    return list(dict.fromkeys(name for one in models for name in one.tasks))
 
 
-def table(
-    measure: str, subjects: Sequence[Subject], differences: Mapping[tuple[str, str], Mapping[str, Number]]
-) -> Table:
-    """A row for each metric, a column for each model, and for the difference of the first to each other one."""
-    there = [one for one in subjects if measure in one.measures]
-    metrics = _metrics(measure, there)
-    gaps = {metric: differences.get((measure, metric), {}) for metric in metrics}
-    others = list(dict.fromkeys(name for against in gaps.values() for name in against))
-    rows = []
-    for metric in metrics:
-        known = {one.name: one.measures[measure].metrics.get(metric) for one in there}
-        best = best_of(f"{measure}/{metric}", {name: found.value if found else None for name, found in known.items()})
-        cells = [_cell(found, name in best) for name, found in known.items()]
-        rows.append((short(metric), [*cells, *(_cell(gaps[metric].get(name), False) for name in others)]))
-    return ["", *(one.name for one in there), *(f"difference to {TIME.sub('', name)}" for name in others)], rows
-
-
-def _metrics(measure: str, subjects: Sequence[Subject]) -> list[str]:
-    return list(dict.fromkeys(name for one in subjects for name in one.measures[measure].metrics))
-
-
-def _cell(found: Number | None, best: bool) -> Cell:
-    return estimate(found.value, found.low, found.high, found.n, best=best) if found else Cell("–")
-
-
-def _notes(measure: str, subjects: Sequence[Subject]) -> list[str]:
-    return list(
-        dict.fromkeys(note for one in subjects if measure in one.measures for note in one.measures[measure].notes)
+def _found(models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Mapping[str, Number]]) -> Section | None:
+    """A card for each task."""
+    cards = [
+        blocks.Card(short(name), (blocks.Table(*rows, card=False), *map(blocks.about, _notes(name, models))))
+        for name in _tasks(models)
+        if (rows := table(name, models, differences))[1]
+    ]
+    several = len(models) > 1
+    return section(
+        "What was found",
+        blocks.about(FOUND + (SEVERAL if several else "")),
+        blocks.Grid(cards, "stack" if several else "grid large"),
     )
 
 
-def _scaling(subject: Subject, several: bool) -> list[tuple[str, list[Picture], Table]]:
-    """For each measure with curves: its title, pictures, and the points as a table."""
-    return [
-        (
-            f"{measure}, {subject.name}" if several else measure,
-            pictures.scaling(dict(found.curves)),
-            _points(found.curves),
-        )
-        for measure, found in subject.measures.items()
-        if found.curves
-    ]
+def table(task: str, models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Mapping[str, Number]]) -> Table:
+    """A row for each metric, a column for each model, and for the difference of the first to each other one."""
+    there = [one for one in models if task in one.tasks]
+    metrics = list(dict.fromkeys(name for one in there for name in one.tasks[task].metrics))
+    gaps = {metric: differences.get((task, metric), {}) for metric in metrics}
+    others = list(dict.fromkeys(name for against in gaps.values() for name in against))
+    rows = []
+    for metric in metrics:
+        known = {one.name: one.tasks[task].metrics.get(metric) for one in there}
+        best = best_of(f"{task}/{metric}", {name: found.value if found else None for name, found in known.items()})
+        cells = [_cell(found, name in best) for name, found in known.items()]
+        rows.append((short(metric), [*cells, *(_cell(gaps[metric].get(name)) for name in others)]))
+    return ["", *(one.name for one in there), *(f"difference to {TIME.sub('', name)}" for name in others)], rows
+
+
+def _cell(found: Number | None, best: bool = False) -> blocks.Cell:
+    return blocks.estimate(found.value, found.low, found.high, found.n, best=best) if found else blocks.Cell("–")
+
+
+def _notes(task: str, models: Sequence[EvalModel]) -> list[str]:
+    return list(dict.fromkeys(note for one in models if task in one.tasks for note in one.tasks[task].notes))
+
+
+def _distributions(spread: Sequence[tuple[str, Sequence[Group]]], sizes: Sequence[Group]) -> list[Picture]:
+    found = [distribution(f"Perplexity, {name}", "of each item", groups, median=True) for name, groups in spread]
+    return found + ([distribution("Length", "tokens of each completion", sizes, median=True)] if sizes else [])
+
+
+def _scaling(model: EvalModel, several: bool) -> list[blocks.Block]:
+    """For each task with curves: its title, pictures, and the points as a table."""
+    found: list[blocks.Block] = []
+    for task, one in model.tasks.items():
+        if one.curves:
+            title = short(f"{task}, {model.name}" if several else task)
+            found += [
+                blocks.Text(title, "measure", "h3"),
+                blocks.Pictures(scaling(one.curves), large=True),
+                blocks.Details("the points, with KL", (blocks.Table(*_points(one.curves)),)),
+            ]
+    return found
 
 
 def _points(curves: Mapping[str, Sequence[Point]]) -> Table:
     rows = []
     for way, there in curves.items():
         for point in there:
-            costs = [Cell("–" if cost is None else figure(cost)) for cost in (point.tokens, point.seconds, point.kl)]
+            costs = [
+                blocks.Cell("–" if cost is None else figure(cost)) for cost in (point.tokens, point.seconds, point.kl)
+            ]
             name = way if way == point.label else f"{way}: {point.label}"
-            rows.append((name, [_cell(point.score, False), *costs]))
+            rows.append((name, [_cell(point.score), *costs]))
     return ["way", "score", "tokens", "seconds", "KL to the sampler, nats"], rows
 
 
-def _examples(names: Sequence[str], subjects: Sequence[Subject]) -> list[tuple[str, str]]:
-    """The exact text of item 0 of each measure, said once where models were given the same."""
+def _queries(model: EvalModel, several: bool) -> list[blocks.Block]:
+    """The hand-written queries by category: how many were right, and each answer with what was thought of it."""
+    found: list[blocks.Block] = []
+    for name, asked in by_category(model.records.get("queries", ())).items():
+        right = sum(one.get("right") is True for one in asked)
+        more = f"The first {MOST_ANSWERS}; all of them: queries.jsonl." if len(asked) > MOST_ANSWERS else ""
+        cards = [_answer(one) for one in asked[:MOST_ANSWERS]]
+        title = f"{name}: {right} of {len(asked)} answers right"
+        found.append(blocks.Details(title, (*cards, blocks.about(more)), "card"))
+    return [blocks.Text(model.name, "measure", "h3"), *found] if several and found else found
+
+
+def _answer(one: Record) -> blocks.Card:
+    right = one.get("right") is True
+    chip = blocks.span("right" if right else "wrong", f"chip {'up' if right else 'down'}")
+    told = blocks.line(text_of(one.get("row")), chip, text_of(one.get("why")))
+    answer = one["response"].strip() or "(empty)"
+    lines = (blocks.Text(told, "tag", "span"), blocks.Text(one["prompt"], "text muted"), blocks.Text(answer, "text"))
+    return blocks.Card("", lines, "asked")
+
+
+def by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Each wording of a query with its answer, by category in the order they were asked in."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        category = (text_of(record.get("category")) or "other").replace("_", " ")
+        for one in wordings(record):
+            if isinstance(one.get("prompt"), str) and isinstance(one.get("response"), str):
+                found.setdefault(category, []).append({**one, "row": record.get("row")})
+    return found
+
+
+def _given(models: Sequence[EvalModel]) -> Section | None:
+    """The exact text of item 0 of each task, said once where models were given the same."""
     found: dict[str, list[str]] = {}
-    for name in names:
-        for one in subjects:
-            if name in one.measures and (text := one.measures[name].example):
-                found.setdefault(text, []).append(name if len(subjects) == 1 else f"{name} of {one.name}")
-    return [(", ".join(dict.fromkeys(who)), text) for text, who in found.items()]
+    for name in _tasks(models):
+        for one in models:
+            if name in one.tasks and (text := one.tasks[name].example):
+                found.setdefault(text, []).append(name if len(models) == 1 else f"{name} of {one.name}")
+    return section(
+        "What exactly the models were given",
+        blocks.about("Item 0 of each measure, template and special tokens written out."),
+        *(blocks.Details(short(", ".join(dict.fromkeys(who))), (blocks.Code(text),)) for text, who in found.items()),
+    )
+
+
+def _unmeasured(models: Sequence[EvalModel]) -> Section | None:
+    names = [n for n in _tasks(models) if not any(one.tasks[n].metrics for one in models if n in one.tasks)]
+    told = [(short(name), "; ".join(_notes(name, models)) or "no number") for name in names]
+    lines = [blocks.Markup("{}: {}").format(blocks.bold(name), why) for name, why in told]
+    return section("What was not measured", blocks.Items(lines))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postrain.report.run_data import RunData
+from postrain.report.folders import Run
 
 MOST_KEYS = 3
 # What a run is called, where it lies and how it was started make it no other run.
 OF_NO_ACCOUNT = ("name", "paths", "report", "logger", "debug", "resume", "allow_change", "stages")
 
 
-def labels(runs: Sequence[RunData]) -> list[str]:
+def labels(runs: Sequence[Run]) -> list[str]:
     """A different name for each run: method, model and settings as far as they tell runs apart."""
     several_models = len({run.model for run in runs}) > 1
     names = [f"{run.method} on {run.model}" if several_models else run.method for run in runs]
@@ -24,7 +24,7 @@ def labels(runs: Sequence[RunData]) -> list[str]:
     return [f"{name} {run.path.name}" if name in doubled else name for name, run in zip(found, runs, strict=True)]
 
 
-def _told_apart(run: RunData, alike: Sequence[RunData]) -> list[str]:
+def _told_apart(run: Run, alike: Sequence[Run]) -> list[str]:
     """The first few settings that differ, the kind of a part rather than all that belongs to it."""
     unlike, said = differing(alike), flat_settings(run)
     kinds = dict.fromkeys(key.partition(".")[0] for key in unlike if key.endswith("._target_"))
@@ -33,7 +33,7 @@ def _told_apart(run: RunData, alike: Sequence[RunData]) -> list[str]:
     return told[:MOST_KEYS]
 
 
-def differing(runs: Sequence[RunData]) -> dict[str, list[str]]:
+def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The settings that are not the same in all runs: by key, each run's; the seed comes last."""
     settings = [flat_settings(run) for run in runs]
     keys = dict.fromkeys(key for one in settings for key in one)
@@ -42,7 +42,7 @@ def differing(runs: Sequence[RunData]) -> dict[str, list[str]]:
     return dict(sorted(unlike.items(), key=lambda item: (item[0] == "seed", item[0].endswith("_target_"))))
 
 
-def flat_settings(run: RunData) -> dict[str, str]:
+def flat_settings(run: Run) -> dict[str, str]:
     """The config as dotted keys and texts."""
     return {key: value for key, value in _flat(run.settings, "") if key.partition(".")[0] not in OF_NO_ACCOUNT}
 

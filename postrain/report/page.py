@@ -1,7 +1,4 @@
-"""What all pages share: the template engine, pictures with their captions, a value in a table, the name of a file.
-
-Leaves out what a page shows: run_page.py, comparison_page.py, study_page.py and the others.
-"""
+"""A page: a header and sections of blocks, rendered by templates/page.html into report.html of a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +18,8 @@ from markupsafe import Markup
 from postrain.config.masking import hidden
 from postrain.formatting import figure, short
 from postrain.jsonl import atomic_write_text, plain
-from postrain.report.pictures import REMEDY, SMALL, Draw, svg
+from postrain.report.blocks import ABOUT, Block, Card, Code, Facts, Grid, Text, empty
+from postrain.report.pictures import REMEDY
 from postrain.runs.folder import writing
 
 HERE = Path(__file__).parent
@@ -29,42 +27,51 @@ PAGE, STATS, RESPONSES = "report.html", "evaluation_stats.json", "sample_respons
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of the page with its caption."""
+class Section:
+    """A part of the page with its own heading."""
 
     title: str
-    about: str
-    svg: Markup
-    legend: tuple[tuple[str, str, str], ...] = ()
-    """CSS colour, name, and a value or nothing."""
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A value of a table."""
+class Page:
+    """A whole report."""
 
-    text: str
-    small: str = ""
-    """Said under it: its interval, how many it rests on."""
-    best: bool = False
-
-
-def picture(
-    title: str,
-    about: str,
-    draw: Draw,
-    legend: Sequence[tuple[str, str, str]] = (),
-    size: tuple[float, float] = SMALL,
-) -> Picture:
-    """Draws it."""
-    return Picture(title, about, svg(draw, label=title, size=size), tuple(legend))
+    kind: str
+    """Which kind of folder it is of."""
+    title: str
+    heading: str | Markup
+    header: Sequence[Block | None]
+    sections: Sequence[Section | None]
+    missing: Sequence[str] = ()
+    """One line for each thing that is not there or could not be read."""
 
 
-def write_page(folder: Path, template: str, values: Mapping[str, Any]) -> Path:
-    """Renders a template into report.html of a folder. Raises ConfigError where it cannot be written."""
-    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    text = _engine().get_template(template).render(style=style, **values)
+def section(title: str, *blocks: Block | None) -> Section | None:
+    """The section without its empty blocks; None where nothing but explanations would be left."""
+    kept = [block for block in blocks if not empty(block)]
+    told = [block for block in kept if not (isinstance(block, Text) and block.css == ABOUT)]
+    return Section(title, [block for block in kept if block]) if told else None
+
+
+def again(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None, ...]:
+    """How to repeat it, and where it lies."""
+    command = manifest.get("reproduce")
+    return Code(str(command)) if command else None, Text(str(path), "path muted")
+
+
+def machine(manifest: Mapping[str, Any]) -> Grid:
+    """What the manifest says about seeds, machine, code and packages."""
+    found = [(name, flat(manifest.get(name))) for name in ("seeds", "hardware", "git", "versions")]
+    return Grid([Card(name, (Facts(rows, "table"),)) for name, rows in found if rows])
+
+
+def write_page(folder: Path, page: Page) -> Path:
+    """Renders report.html of a folder. Raises ConfigError where it cannot be written."""
     target = folder / PAGE
+    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    text = _engine().get_template("page.html").render(page=page, style=style)
     with writing(target, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(target, hidden(text))
@@ -87,7 +94,14 @@ def _engine() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": figure, "short": short}
+    environment.globals["render"] = _render
     return environment
+
+
+def _render(block: Block | None) -> Markup:
+    """A block by the macro that is called like its class; nothing for an empty one."""
+    macros = _engine().get_template("blocks.html").module
+    return Markup() if empty(block) else getattr(macros, type(block).__name__.lower())(block)
 
 
 def link(target: Path, page: Path) -> str:
@@ -95,15 +109,6 @@ def link(target: Path, page: Path) -> str:
     way = os.path.relpath(target.resolve(), page.resolve())
     # A ? or # in a folder's name would end the path.
     return re.sub(r"[%?#:]", lambda found: f"%{ord(found[0]):02X}", way.replace(os.sep, "/"))
-
-
-def estimate(value: float | None, low: float | None, high: float | None, n: int | None, *, best: bool = False) -> Cell:
-    """A value, under it its interval, where there is one of some width, and its number of observations."""
-    if value is None:
-        return Cell("–")
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high) and low < high
-    around = f"{figure(low)} … {figure(high)}" if known and low is not None and high is not None else ""
-    return Cell(figure(value), ", ".join(filter(None, (around, f"n={n}" if n else ""))), best)
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

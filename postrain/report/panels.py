@@ -12,7 +12,7 @@ from functools import cache
 
 from postrain.formatting import short
 from postrain.metrics import metric
-from postrain.report.run_data import Curve
+from postrain.report.values import Curve
 
 HEADLINES = (
     "eval/reward/total",

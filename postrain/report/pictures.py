@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,23 @@ STYLE: dict[Any, Any] = {
 }
 LETTER, WIDE_LETTER = 5.2, 5.8
 """Points that a letter of a tick takes: in a browser, and in matplotlib's own font."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page with its caption; it is drawn when the page is written."""
+
+    title: str
+    about: str
+    draw: Draw
+    legend: Sequence[tuple[str, str, str]] = ()
+    """CSS colour, name, and a value or nothing."""
+    size: tuple[float, float] = SMALL
+
+    @property
+    def svg(self) -> Markup:
+        """As a part of the page."""
+        return svg(self.draw, label=self.title, size=self.size)
 
 
 def color(index: int) -> str:

@@ -1,28 +1,33 @@
-"""The page of one run: what it looks like is said by templates/run.html and style.css."""
+"""The page of one training run: what it learned, how, from what, and what it took."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from postrain.formatting import figure, short
-from postrain.jsonl import number
-from postrain.report.charts import curves, histogram, lines_of
-from postrain.report.efficiency import MOST_SECONDS, efficiency, forgetting, took
-from postrain.report.page import RESPONSES, STATS, Picture, flat, picture, write_json, write_page
-from postrain.report.panels import Panel, arrange, headlines, totals_first
-from postrain.report.pictures import AFTER, BEFORE, color, css, write_png
-from postrain.report.run_data import RunData, Sample, read_run
-from postrain.report.samples import SHOWN, moments, responses, side_by_side
-from postrain.report.stats import run_stats
+from markupsafe import Markup
+
+from postrain.formatting import duration, figure, short
+from postrain.jsonl import Record, number
+from postrain.report import blocks
+from postrain.report.charts import Group, curves, distribution, histogram, lines_of
+from postrain.report.folders import MOST_SECONDS, MaskedRow, Run, read_run
+from postrain.report.page import RESPONSES, STATS, Page, Section, again, flat, machine, section, write_json, write_page
+from postrain.report.panels import Panel, arrange, before_and_after, headlines, totals_first
+from postrain.report.pictures import AFTER, BEFORE, Picture, color, write_png
+from postrain.report.samples import SHOWN, Sample, interval, moments, responses, side_by_side
 
 LEAST_FOR_A_HISTOGRAM = 12
 MOST_HISTOGRAMS = 6
 PNG_PANELS = 9
+FORGETTING = "eval/forgetting/"
+PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
 LENGTHS = "words of a completion"
+STAND_IN = Markup(
+    "<b>{} stood in for {}</b>, which could not be had when the run started. Nothing on this page is about {}."
+)
 
 
 def write_run(path: Path, output: Path | None = None) -> Path:
@@ -33,26 +38,25 @@ def write_run(path: Path, output: Path | None = None) -> Path:
     run, folder = read_run(path), output or path.resolve()
     panels, constant = arrange(run.metrics)
     groups = moments(run.samples)
-    page = write_page(
-        folder,
-        "run.html",
-        {
-            "run": run,
-            "facts": facts(run),
-            "headlines": headlines(run.metrics),
-            "curves": [_curve(panel, run) for panel in panels if panel.primary],
-            "more_curves": [_curve(panel, run) for panel in panels if not panel.primary],
-            "constant": [(name, run.metrics[name][1][-1]) for name in constant],
-            "shown": side_by_side(groups)[:SHOWN],
-            "sampled": sorted({sample.update for sample in run.samples}),
-            "histograms": _histograms(groups),
-            "forgetting": forgetting(run),
-            "efficiency": efficiency(run),
-            "masks": run.masks(),
-            "tables": tables(run.manifest),
-            "data": flat({name: value for name, value in run.data.items() if name != "shown"}),
-        },
+    sections = (
+        _headlines(run),
+        _diagnostics(run.explanations),
+        _curves(run, panels, constant),
+        _samples(run, groups),
+        section("Distributions", blocks.Pictures(_histograms(groups))),
+        _forgotten(run),
+        section("What it took", blocks.Facts(list(efficiency(run).items()), "list")),
+        _masks(run.masks()),
+        section("Data audit", blocks.Facts(flat({k: v for k, v in run.data.items() if k != "shown"}), "list")),
+        section(
+            "How to make this run again",
+            *again(run.manifest, run.path),
+            machine(run.manifest),
+            blocks.Details("config.yaml", (blocks.Code(run.config, ""),)) if run.config else None,
+        ),
     )
+    heading = blocks.line(run.method, blocks.span("on", "muted"), run.model, blocks.badge(run.state))
+    page = write_page(folder, Page("run", f"{run.method} · {run.model}", heading, _header(run), sections, run.missing))
     title = f"{run.method} on {run.model}"
     if panels:
         named = [(panel.title, curves(lines_of(panel, run.metrics), run.updates)) for panel in panels[:PNG_PANELS]]
@@ -65,10 +69,20 @@ def write_run(path: Path, output: Path | None = None) -> Path:
     return page
 
 
-def facts(run: RunData) -> list[tuple[str, str]]:
+def _header(run: Run) -> list[blocks.Block | None]:
+    other = run.manifest.get("stand_in_for")
+    return [
+        blocks.Facts(facts(run)),
+        blocks.ended(run.status.get("reason")),
+        blocks.note(str(run.result.get("stopped") or ""), "It ended early.", "warn"),
+        blocks.Text(STAND_IN.format(run.model, other, other), "note warn") if other else None,
+    ]
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
     """The line under the title."""
     started = number(run.status.get("started"))
-    found = [("updates", str(run.updates)), ("took", took(run))]
+    found = [("updates", str(run.updates)), ("took", run.took)]
     if started is not None and 0 < started < MOST_SECONDS:
         found.append(("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(started))))
     found += [("data", value) for name, value in flat(run.data) if name in ("source", "name")][:1]
@@ -78,12 +92,69 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
-def _curve(panel: Panel, run: RunData) -> Picture:
+def _headlines(run: Run) -> Section | None:
+    found = headlines(run.metrics)
+    cards = [
+        blocks.Card(
+            "",
+            (
+                blocks.Text(short(name), "muted", "span"),
+                blocks.Text(blocks.change(figure(one), Markup("<strong>{}</strong>").format(figure(two)))),
+            ),
+            "card headline",
+        )
+        for name, one, two in found
+    ]
+    held_out = "; eval and gold are held-out data" if found and found[0][0].startswith(("eval/", "gold/")) else ""
+    return section("", blocks.Grid(cards, "headlines"), blocks.about(f"Before training and after it{held_out}."))
+
+
+def _diagnostics(found: Sequence[Record]) -> Section | None:
+    cards = [
+        blocks.Card(
+            blocks.line(
+                one.get("title", one.get("rule", "")), blocks.span(f"update {one.get('update', '?')}", "muted")
+            ),
+            (blocks.Text(str(one["text"])),),
+            "card explanation stops" if one.get("stops") else "card explanation",
+        )
+        for one in found
+    ]
+    return section("Diagnostics", *cards)
+
+
+def _curves(run: Run, panels: Sequence[Panel], constant: Sequence[str]) -> Section | None:
+    pictures = {True: [_curve(panel, run) for panel in panels if panel.primary]}
+    more = [_curve(panel, run) for panel in panels if not panel.primary]
+    still = Markup(", ").join(blocks.line(name, blocks.bold(figure(run.metrics[name][1][-1]))) for name in constant)
+    return section(
+        "Learning curves",
+        blocks.about(
+            "Thin line: every update. Thick line: smoothed. Dots: held-out evaluation. Horizontal axis: updates."
+        ),
+        blocks.Pictures(pictures[True]),
+        blocks.Details(f"{len(more)} more curves", (blocks.Pictures(more),)) if more else None,
+        blocks.about(Markup("Constant all along: {}.").format(still)) if constant else None,
+    )
+
+
+def _curve(panel: Panel, run: Run) -> Picture:
     legend = [
         (color(index), short(name), figure(run.metrics[name][1][-1]) if len(panel.names) == 1 else "")
         for index, name in enumerate(panel.names)
     ]
-    return picture(panel.title, panel.about, curves(lines_of(panel, run.metrics), run.updates), legend)
+    return Picture(panel.title, panel.about, curves(lines_of(panel, run.metrics), run.updates), legend)
+
+
+def _samples(run: Run, groups: Sequence[tuple[str, Sequence[Sample]]]) -> Section | None:
+    updates = sorted({sample.update for sample in run.samples})
+    which = f"Update {updates[0]} and update {updates[-1]}, the" if len(updates) > 1 else ""
+    which = which or f"The run kept samples of update {updates[0] if updates else 0} only; the"
+    return section(
+        "The same prompts, before and after",
+        blocks.about(f"{which} first prompts of the held-out data, not the best ones. All samples: samples.jsonl."),
+        blocks.Samples(side_by_side(groups)[:SHOWN], compare=True),
+    )
 
 
 def _histograms(groups: Sequence[tuple[str, Sequence[Sample]]]) -> list[Picture]:
@@ -97,10 +168,10 @@ def _histograms(groups: Sequence[tuple[str, Sequence[Sample]]]) -> list[Picture]
             [(tag, [s.scores[name] for s in samples if name in s.scores]) for tag, samples in groups]
         )
     shown = [(name, values) for name, values in found.items() if values]
-    return [_histogram(name, values) for name, values in shown[:MOST_HISTOGRAMS]]
-
-
-Group = tuple[str, str, Sequence[float]]
+    return [
+        distribution(name.capitalize(), f"{len(values[-1][2])} completions", values)
+        for name, values in shown[:MOST_HISTOGRAMS]
+    ]
 
 
 def _of_lengths(groups: Sequence[tuple[str, Sequence[Sample]]]) -> list[Group]:
@@ -114,13 +185,89 @@ def _enough(groups: Sequence[tuple[str, Sequence[float]]]) -> list[Group]:
     return [(tag, BEFORE if tag == "before" else AFTER, values) for tag, values in groups]
 
 
-def _histogram(name: str, groups: Sequence[Group]) -> Picture:
-    legend = [(css(shade), f"{tag}, mean", figure(fmean(values))) for tag, shade, values in groups]
-    about = f"{len(groups[-1][2])} completions"
-    return picture(name.capitalize(), about, histogram(groups), legend, size=(3.6, 1.7))
+def _forgotten(run: Run) -> Section | None:
+    rows = []
+    for name, curve in run.metrics.items():
+        if name.startswith(FORGETTING):
+            one, two = before_and_after(curve)
+            gap = f"{'+' if two > one else ''}{figure(two - one)}"
+            rows.append(
+                (
+                    short(name.removeprefix(FORGETTING)),
+                    [blocks.Cell(figure(one)), blocks.Cell(figure(two)), blocks.Cell(gap)],
+                )
+            )
+    return section(
+        "What it has forgotten",
+        blocks.about("What the model knew before, measured again: text and facts that training was not about."),
+        blocks.Table(("measured", "before", "after", "change"), rows),
+    )
 
 
-def tables(manifest: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What the manifest says about seeds, machine, code and packages."""
-    found = [(name, flat(manifest.get(name))) for name in ("seeds", "hardware", "git", "versions")]
-    return [(name, rows) for name, rows in found if rows]
+def _masks(rows: Sequence[MaskedRow]) -> Section | None:
+    told = blocks.line(
+        blocks.span("Marked", "mask learned"),
+        "text is learned,",
+        blocks.span("grey", "mask read"),
+        "text is only read.",
+    )
+    told = blocks.line(told, "Special tokens are written out.")
+    if any(row.judged for row in rows):
+        told = blocks.line(told, "Where steps are judged:", blocks.span("right", "mask right"))
+        told = Markup("{}, {}.").format(told, blocks.span("wrong", "mask wrong"))
+    cards = [
+        blocks.Card(
+            "",
+            (
+                blocks.Text(row.title, "tag", "span"),
+                blocks.Text(Markup().join(blocks.span(text, f"mask {use}") for text, use in row.stretches), "text"),
+            ),
+            "card masked",
+        )
+        for row in rows
+    ]
+    return section("What is learned of the first rows", blocks.Text(told, blocks.ABOUT), *cards)
+
+
+def efficiency(run: Run) -> dict[str, str]:
+    """What is known of a run's cost, as it is said to a person."""
+    learned, there = (number(run.result.get(name)) for name in ("trainable", "parameters"))
+    memory = max((max(run.metrics[name][1]) for name in PEAKS if name in run.metrics), default=None)
+    update, speed = run.after("perf/seconds"), run.after("perf/tokens_per_second")
+    found = {
+        "parameters learned": _count(learned),
+        "of": _count(there),
+        "share learned": f"{100 * learned / there:.3g} %" if learned is not None and there else "",
+        "peak memory": f"{figure(memory)} GB" if memory is not None else "",
+        "an update": duration(update) if update is not None and 0 <= update < MOST_SECONDS else "",
+        "tokens a second": f"{speed:.0f}" if speed is not None and abs(speed) < MOST_SECONDS else "",
+        "the whole run": run.took,
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _count(value: float | None) -> str:
+    """1.06 million."""
+    if value is None or not 0 <= value < MOST_SECONDS * 1e3:
+        return ""
+    for size, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value:.0f}"
+
+
+def run_stats(run: Run, groups: Sequence[tuple[str, Sequence[Sample]]]) -> dict[str, Any]:
+    """evaluation_stats.json: the held-out metrics before training and after it."""
+    ends = {"before": 0, "after": -1, "sample": -1}
+    return {"subjects": [_subject(run, tag, samples, ends[tag]) for tag, samples in groups], "notes": []}
+
+
+def _subject(run: Run, tag: str, samples: Sequence[Sample], end: int) -> Mapping[str, Any]:
+    metrics = {}
+    for name, (_, values) in run.metrics.items():
+        if name.startswith(("eval/", "gold/")):
+            found = interval(samples, name, values[end])
+            around = {"low": found[0].low, "high": found[0].high, "n": found[1]} if found else {}
+            metrics[name] = {"value": values[end], "low": None, "high": None, "n": None} | around
+    measures = {"held_out": {"metrics": metrics, "example": "", "curves": {}, "notes": [], "seconds": None}}
+    return {"name": tag, "path": str(run.path), "data": str(run.data.get("source", "")), "measures": measures}

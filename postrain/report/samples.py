@@ -1,15 +1,43 @@
-"""What models wrote for the same prompts, side by side: before and after, run beside run, stage after stage."""
+"""What models wrote for the same prompts, side by side: before and after, run beside run, stage after stage.
+
+Also the intervals of scores over these samples, in the form of an evaluation by command. The samples are those that
+were shown; where an evaluation drew more than it shows, the interval is wider than it could be, and its n says why.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from postrain.evaluation.intervals import Interval, mean_interval
+from postrain.jsonl import JsonLines, Record, number
 from postrain.report.panels import totals_first
-from postrain.report.run_data import Sample
+from postrain.report.values import LARGEST, mapping, update_of, whole
 
 SHOWN = 8
+LEAST = 8
+"""Fewer samples say little about a spread."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion, with what was unusable in its record left out."""
+
+    update: int
+    row: int
+    prompt: str
+    completion: str
+    scores: dict[str, float]
+    """reward/<part> and gold/<part>; parts that could not score are absent."""
+    finished: bool | None = None
+    """Whether it ended by itself, where that was noted."""
+
+    @property
+    def length(self) -> float:
+        """In words: tokens are not kept."""
+        return float(len(self.completion.split()))
 
 
 @dataclass(frozen=True)
@@ -96,3 +124,57 @@ def _without_repeated_gold(found: list[Shown]) -> list[Shown]:
 def _rewards_only(answer: Answer) -> Answer:
     kept = {name: value for name, value in answer.scores.items() if not name.startswith("gold/")}
     return replace(answer, scores=kept)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples in a run folder."""
+    return [sample for record in JsonLines(path / "samples.jsonl").read() if (sample := sample_of(record)) is not None]
+
+
+def sample_of(record: Record) -> Sample | None:
+    """A line of samples.jsonl; None for one without a prompt and a completion."""
+    prompt, completion = record.get("prompt"), record.get("completion")
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        return None
+    scores = {f"reward/{name}": value for name, value in _scores(record.get("rewards"))}
+    scores |= {f"gold/{name}": value for name, value in _scores(record.get("gold"))}
+    ended = record.get("finished")
+    finished = ended if isinstance(ended, bool) else None
+    return Sample(update_of(record), whole(record.get("row"), -1), prompt, completion, scores, finished)
+
+
+def answers_of(record: Record) -> list[Sample]:
+    """The completions of one prompt."""
+    texts = record.get("completions")
+    found = []
+    texts = texts if isinstance(texts, list) else []
+    for index in range(len(texts)):
+        one = {"completion": texts[index], "finished": _at(record.get("finished"), index)}
+        totals = {name: {"total": _at(record.get(name), index)} for name in ("rewards", "gold")}
+        found.append(sample_of({**record, **one, **totals}))
+    return [sample for sample in found if sample is not None]
+
+
+def _at(values: Any, index: int) -> Any:
+    return values[index] if isinstance(values, list) and index < len(values) else None
+
+
+def _scores(parts: Any) -> Iterable[tuple[str, float]]:
+    """The finite scores; of a single part that is the whole total, only the total."""
+    found = {name: number(value) for name, value in mapping(parts).items()}
+    if len(found) == 2 and "total" in found and len(set(found.values())) == 1:
+        found = {"total": found["total"]}
+    return [(name, value) for name, value in found.items() if value is not None and abs(value) < LARGEST]
+
+
+def interval(samples: Sequence[Sample], metric: str, value: float) -> tuple[Interval, int] | None:
+    """The 95 % interval of a metric's value over samples, and n; None for a metric that is no score of samples.
+
+    Nor is there one where the value lies outside: the samples are too few of all, or scored otherwise.
+    """
+    name = metric.removeprefix("eval/")
+    values = [sample.scores[name] for sample in samples if name in sample.scores]
+    if len(values) < LEAST:
+        return None
+    found = mean_interval(values)
+    return (found, len(values)) if found.low <= value <= found.high else None

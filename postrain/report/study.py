@@ -19,8 +19,8 @@ import yaml
 from postrain.errors import ConfigError
 from postrain.jsonl import modest, number, read_json
 from postrain.metrics import Direction, decides, direction_of
-from postrain.report.run_data import LARGEST
 from postrain.report.study_cells import Cell, JobResult, cells_of, untrained
+from postrain.report.values import LARGEST
 from postrain.runs.status import Status
 
 FILE, JOBS = "sweep.yaml", "jobs.json"

@@ -16,7 +16,7 @@ from typing import Any
 from postrain.evaluation.collapse import collapsed
 from postrain.evaluation.intervals import Interval, mean_interval
 from postrain.metrics import bounds
-from postrain.report.run_data import LARGEST
+from postrain.report.values import LARGEST
 
 AGREES = 1e-4
 """Relative difference up to which two measurements of the untrained model are one."""

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: one metric against another or against what varies, and each setting's way to its end.
+"""What is drawn of a sweep: one metric against another or against what varies, and each setting's way to its end.
 
 Settings along a number that varies are joined in its order; whatever else varies makes another line. Without a number
 there are bars.
@@ -7,7 +7,6 @@ there are bars.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,32 +15,18 @@ from postrain.evaluation.intervals import Interval
 from postrain.formatting import short
 from postrain.jsonl import JsonLines, number
 from postrain.report.charts import Line, Spot, bars, curves, points, spans_decades
-from postrain.report.page import Picture, picture
+from postrain.report.folders import curves as curves_of
 from postrain.report.panels import title_of
-from postrain.report.pictures import LARGE, Draw, color
-from postrain.report.run_data import Curve
-from postrain.report.run_data import curves as curves_of
+from postrain.report.pictures import LARGE, Picture, color
 from postrain.report.study import SweepResult, number_that_varies
 from postrain.report.study_cells import Cell
+from postrain.report.values import Curve
 
 MOST_CURVES = 4
+MEANS = "mean over seeds with 95 % intervals"
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """The picture that answers the question."""
-
-    title: str
-    about: str
-    draw: Draw
-    legend: tuple[tuple[str, str, str], ...]
-
-    def picture(self) -> Picture:
-        """For the page."""
-        return picture(self.title, self.about, self.draw, self.legend, size=LARGE)
-
-
-def frontier(study: SweepResult) -> Frontier | None:
+def frontier(study: SweepResult) -> Picture | None:
     """The metrics that the sweep names against each other, else the deciding one against what varies."""
     if study.x and study.y and any({study.x, study.y} <= cell.values.keys() for cell in study.cells):
         return _against(study, study.x, study.y)
@@ -67,7 +52,7 @@ def _value(cell: Cell, key: str) -> float:
     return number(cell.settings.get(key)) or 0.0
 
 
-def _against(study: SweepResult, x: str, y: str) -> Frontier:
+def _against(study: SweepResult, x: str, y: str) -> Picture:
     along = number_that_varies(study)
     series = []
     for index, (name, cells) in enumerate(lines(study, along)):
@@ -78,14 +63,14 @@ def _against(study: SweepResult, x: str, y: str) -> Frontier:
     series += [("", len(series), [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in start]
     draw = points(series, x=_axis(x), y=_axis(y), joined=along is not None)
     about = "each point a setting, and the untrained model; mean over seeds with 95 % intervals"
-    return Frontier(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series))
+    return Picture(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series), LARGE)
 
 
 def _spot(x: Interval, y: Interval, label: str) -> Spot:
     return Spot(x.value, y.value, (x.low, x.high), (y.low, y.high), label)
 
 
-def _over(study: SweepResult, metric: str, along: str) -> Frontier:
+def _over(study: SweepResult, metric: str, along: str) -> Picture:
     series = []
     for index, (name, cells) in enumerate(lines(study, along)):
         found = [(_value(cell, along), cell.values[metric]) for cell in cells if metric in cell.values]
@@ -94,13 +79,13 @@ def _over(study: SweepResult, metric: str, along: str) -> Frontier:
     levels = [(cell.label, cell.values[metric].value) for cell in study.untrained if metric in cell.values]
     draw = points(series, x=along.rpartition(".")[2], y=_axis(metric), log_x=decades, levels=levels)
     title = f"{short(metric)} against {along.rpartition('.')[2]}".capitalize()
-    return Frontier(title, "mean over seeds with 95 % intervals", draw, _legend(series))
+    return Picture(title, MEANS, draw, _legend(series), LARGE)
 
 
-def _bars(study: SweepResult, metric: str) -> Frontier:
+def _bars(study: SweepResult, metric: str) -> Picture:
     there = [cell for cell in (*study.untrained, *study.cells) if metric in cell.values]
     rows = [(_label(cell, None), _bar(cell.values[metric]), index) for index, cell in enumerate(there)]
-    return Frontier(short(metric).capitalize(), "mean over seeds with 95 % intervals", bars(rows), ())
+    return Picture(short(metric).capitalize(), MEANS, bars(rows), size=LARGE)
 
 
 def _bar(found: Interval) -> Spot:
@@ -135,7 +120,7 @@ def study_curves(study: SweepResult) -> list[Picture]:
             drawn += [Line(cell.label, mean_curve(seeds), index, measured=True)] if seeds else []
         if drawn:
             last = max(line.curve[0][-1] for line in drawn)
-            found.append(picture(*title_of(metric), curves(drawn, last), size=LARGE))
+            found.append(Picture(*title_of(metric), curves(drawn, last), size=LARGE))
     return found
 
 

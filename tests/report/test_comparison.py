@@ -14,9 +14,9 @@ from postrain.errors import ConfigError
 from postrain.report import write_comparison
 from postrain.report.__main__ import main
 from postrain.report.comparison_page import Member, efficiency_table, headline_table, warnings
+from postrain.report.folders import Run, read_run
 from postrain.report.labels import differing, labels
-from postrain.report.run_data import RunData, Sample, read_run
-from postrain.report.stats import interval
+from postrain.report.samples import Sample, interval
 from tests.report.test_report import checked
 
 
@@ -24,7 +24,9 @@ def member(name: str, fingerprint: str | None = "f", **metrics: tuple[float, flo
     """A finished run with the first and the last value of some metrics."""
     curves = {name.replace("__", "/"): ([0, 9], list(ends)) for name, ends in metrics.items()}
     data = {"fingerprint": fingerprint, "source": f"source of {name}"} if fingerprint else {}
-    run = RunData(Path(name), {"status": "done"}, {"data": data}, "", curves, 9, 1.0, [], [], [], {})
+    run = Run(
+        path=Path(name), status={"status": "done"}, manifest={"data": data}, metrics=curves, updates=9, seconds=1.0
+    )
     return Member(name, 0, run, [])
 
 

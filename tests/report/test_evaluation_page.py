@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from postrain.report import write_comparison, write_report
-from postrain.report.evaluation_data import Number, as_number, read_evaluation
-from postrain.report.evaluation_page import table, together, warnings
+from postrain.report.blocks import Cell
+from postrain.report.evaluation_page import by_category, table, together, warnings
 from postrain.report.evaluation_pictures import compared, lengths, perplexities
-from postrain.report.page import Cell
-from postrain.report.queries import by_category
+from postrain.report.evaluations import Number, as_number, read_evaluation
 from tests.report.test_report import ODD, checked
 
 NAMES = ("nano", "sft-nano 2026-01-02_03-04-05-0123abcd")
@@ -106,14 +105,14 @@ def test_the_table_has_the_best_and_the_difference(tmp_path: Path) -> None:
 
 
 def test_of_several_models_the_central_numbers_are_drawn_of_one_its_shares(tmp_path: Path) -> None:
-    both = read_evaluation(make_evaluation(tmp_path / "both")).subjects
+    both = read_evaluation(make_evaluation(tmp_path / "both")).models
     assert [name for name, _ in compared(both)] == [
         "gold total",
         "perplexity perplexity",
         "best of n accuracy",
         "lengths tokens",
     ]
-    one = read_evaluation(make_evaluation(tmp_path / "one", NAMES[:1])).subjects
+    one = read_evaluation(make_evaluation(tmp_path / "one", NAMES[:1])).models
     ((_, rows),) = compared(one)
     assert [name for name, _, _ in rows] == ["gold concise", "gold total", "best of n accuracy"]
     # Of 0 ... 8 tokens the multiples of 3 were cut.
@@ -122,7 +121,7 @@ def test_of_several_models_the_central_numbers_are_drawn_of_one_its_shares(tmp_p
         ("was cut", [0, 3, 6]),
     ]
     assert [name for name, _, _ in lengths(both)] == list(NAMES)
-    asked = [replace(subject, records={"queries": subject.records["queries"]}) for subject in one]
+    asked = [replace(model, records={"queries": model.records["queries"]}) for model in one]
     assert [(name, values) for name, _, values in lengths(asked)] == [("came to an end", [2]), ("was cut", [3])]
     assert [(measure, len(groups)) for measure, groups in perplexities(both)] == [("perplexity", 2)]
 
@@ -131,9 +130,9 @@ def test_evaluations_on_different_data_say_so(tmp_path: Path) -> None:
     one = make_evaluation(tmp_path / "a", NAMES[:1])
     other = make_evaluation(tmp_path / "b", NAMES[:1], data="stories")
     found = [read_evaluation(path) for path in (one, other)]
-    subjects = together(found)
-    assert [one.name for one in subjects] == ["nano, a", "nano, b"]
-    assert warnings(found, subjects)[0].startswith("Not measured on the same data (nano, a: sums; nano, b: stories)")
+    models = together(found)
+    assert [one.name for one in models] == ["nano, a", "nano, b"]
+    assert warnings(found, models)[0].startswith("Not measured on the same data (nano, a: sums; nano, b: stories)")
     for path in (one, other):
         (path / "perplexity.jsonl").unlink()
         (path / "lengths.jsonl").unlink()
@@ -148,8 +147,7 @@ def test_numbers_need_a_value() -> None:
 def test_queries_of_any_shape() -> None:
     odd = [{"prompt": "p", "response": "r", "right": 1}, {"prompt": 3, "response": "r"}, {}, 4]
     records: list[dict[str, Any]] = [{"wordings": odd}, {"wordings": 3}, {}]
-    ((category,),) = [by_category(records)]
-    assert (category.name, category.right, len(category.asked)) == ("other", 0, 1)
+    assert by_category(records) == {"other": [{"prompt": "p", "response": "r", "right": 1, "row": None}]}
 
 
 @pytest.mark.parametrize("seed", range(3))

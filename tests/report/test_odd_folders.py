@@ -12,10 +12,9 @@ from postrain.cli.main import continued
 from postrain.jobs.pipeline import Pipeline
 from postrain.jobs.sweep import kept
 from postrain.jsonl import modest, read_json
-from postrain.report.evaluation_data import read_evaluation
-from postrain.report.generation_page import read_generation
+from postrain.report.evaluations import read_evaluation
+from postrain.report.folders import read_generation, read_run
 from postrain.report.pipeline_page import _plan
-from postrain.report.run_data import read_run
 from postrain.report.study import read_study
 from postrain.types import ConfigError
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from postrain.report.blocks import Cell, estimate
 from postrain.report.charts import MOST_POINTS, spans_decades, thinned
-from postrain.report.page import Cell, estimate, flat, link
+from postrain.report.page import flat, link
 from postrain.report.panels import arrange, before_and_after, best_of, headlines, smooth
-from postrain.report.run_data import Curve
+from postrain.report.values import Curve
 
 
 def curve(*values: float) -> Curve:

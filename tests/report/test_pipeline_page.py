@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from postrain.report import write_report
-from postrain.report.generation_page import read_generation
-from postrain.report.page import Cell
+from postrain.report.blocks import Cell
+from postrain.report.evaluations import shares
+from postrain.report.folders import read_generation
 from postrain.report.pipeline_page import beside, read_stage, table
 from tests.report.test_evaluation_page import make_evaluation
 from tests.report.test_report import ODD, checked
@@ -93,7 +94,7 @@ def test_numbers_that_stages_share_are_set_beside_each_other(tmp_path: Path) -> 
     ((name, rows),) = beside(stages)
     assert name == "right, sampled"
     assert [(who, round(spot.x, 3), index) for who, spot, index in rows] == [("a", 0.333, 0), ("b", 0.333, 1)]
-    assert stages[2].told[0] == ("gold total", "", "0.30")
+    assert stages[2].made[0] == ("gold total", "", "0.30")
 
 
 def test_the_summary_is_a_table(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_completions_keep_their_scores(tmp_path: Path) -> None:
     assert (first.scores, first.finished) == ({"reward/total": 0.0, "gold/total": 0.5}, True)
     assert second.scores["gold/total"] == 1.0
     assert (third.scores, third.finished) == ({"reward/total": 0.0}, False)
-    assert found.shares()["right, sampled"].n == 6
+    assert shares(found)["right, sampled"].n == 6
 
 
 @pytest.mark.parametrize("seed", range(3))

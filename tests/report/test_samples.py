@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from postrain.report.run_data import Sample
-from postrain.report.samples import Answer, Shown, last, moments, responses, side_by_side
+from postrain.report.samples import Answer, Sample, Shown, last, moments, responses, side_by_side
 
 
 def sample(update: int, row: int, **scores: float) -> Sample:

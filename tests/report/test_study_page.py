@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from postrain.report import study_pictures, write_report
-from postrain.report.page import Cell
+from postrain.report.blocks import Cell
 from postrain.report.study import number_that_varies, read_study
 from postrain.report.study_page import command, ends, table, write_study
 from postrain.report.study_pictures import lines, mean_curve
@@ -80,7 +80,7 @@ def test_the_picture_fits_what_varies(
     drawn = study_pictures.frontier(read_study(make_sweep(tmp_path / "kl", key=key, values=values, **said)))
     assert drawn is not None
     assert drawn.title == title
-    assert drawn.picture().svg.startswith("<svg")
+    assert drawn.svg.startswith("<svg")
 
 
 def test_a_mean_over_seeds_is_of_updates_that_all_have() -> None:

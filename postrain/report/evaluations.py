@@ -1,0 +1,198 @@
+"""An evaluation's folder as it is read: what is there and can be shown, with a line on whatever is not.
+
+Nothing here raises for a half-written or odd file. The form of the files is said by evaluation/result_files.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from postrain.jsonl import JsonLines, Record, read_json
+from postrain.report.charts import Spot
+from postrain.report.folders import Folder, Generation, common
+from postrain.report.samples import Sample
+from postrain.report.values import damaged, finite, mapping, records_of, text_of, whole
+
+SHARES = {"greedy": "right, greedy", "sampled": "right, sampled", "solved": "pass@n"}
+"""Of a generation's summary.json, and what they are called."""
+CENTRAL = ("total", "accuracy", "win_rate", "perplexity")
+"""What a task is about, where it has one of them."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value with its interval, and how many observations it rests on, as far as these are known."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+
+    @property
+    def around(self) -> tuple[float, float] | None:
+        """The interval."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def spot(self) -> Spot:
+        """As a bar."""
+        return Spot(self.value, 0, self.around)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A way to use a model at test time."""
+
+    label: str
+    tokens: float | None
+    seconds: float | None
+    kl: float | None
+    score: Number
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """What one task found of one model."""
+
+    metrics: Mapping[str, Number]
+    example: str
+    curves: Mapping[str, tuple[Point, ...]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EvalModel:
+    """A model that was measured."""
+
+    name: str
+    path: str
+    data: str
+    tasks: Mapping[str, EvalTask]
+    samples: tuple[Sample, ...]
+    records: Mapping[str, tuple[Record, ...]]
+    """By the tasks' names."""
+
+    def values(self, task: str, key: str) -> list[float]:
+        """The finite numbers under a key of a task's records."""
+        found = (finite(record.get(key)) for record in self.records.get(task, ()))
+        return [value for value in found if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Folder):
+    """Everything the page shows."""
+
+    models: tuple[EvalModel, ...]
+    differences: Mapping[tuple[str, str], Mapping[str, Number]]
+    """First model minus another on the same items: by task and metric, then by the other's name."""
+    notes: tuple[str, ...]
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation in a folder, finished or not."""
+    found = read_json(path / "evaluation_stats.json")
+    missing = [] if found else ["evaluation_stats.json is missing or damaged: no number is known"]
+    models = records_of(found.get("subjects"))
+    records: dict[str, list[Record]] = {}
+    for name in dict.fromkeys(name for one in models for name in mapping(one.get("measures"))):
+        records[name], lines = JsonLines(path / f"{Path(name).name}.jsonl").examine()
+        missing += damaged(f"{name}.jsonl", lines)
+    responses = _responses(path / "sample_responses.json")
+    return Evaluation(
+        **common(path),
+        models=tuple(_model(one, records, responses) for one in models),
+        differences=_differences(found.get("differences")),
+        notes=_texts(found.get("notes")),
+        missing=missing,
+    )
+
+
+def shares(found: Generation) -> dict[str, Number]:
+    """How many completions of a generation were right, each way that was measured."""
+    n = whole(found.summary.get("prompts"), 0) or None
+    known = {told: as_number(found.summary.get(name)) for name, told in SHARES.items()}
+    return {name: replace(one, n=n) for name, one in known.items() if one is not None}
+
+
+def as_number(found: Any) -> Number | None:
+    """A value with what is known around it; None where the value is no finite number."""
+    known = mapping(found)
+    value, n = finite(known.get("value")), finite(known.get("n"))
+    if value is None:
+        return None
+    return Number(value, finite(known.get("low")), finite(known.get("high")), None if n is None else int(n))
+
+
+def _model(found: Record, records: Mapping[str, Sequence[Record]], responses: Iterable[Record]) -> EvalModel:
+    name = str(found.get("name", "model"))
+    own = {task: tuple(one for one in lines if _of(one, name)) for task, lines in records.items()}
+    samples = [sample for one in responses if _of(one, name) and (sample := _sample(one)) is not None]
+    return EvalModel(
+        name=name,
+        path=str(found.get("path", "")),
+        data=str(found.get("data", "")),
+        tasks={task: _task(mapping(one)) for task, one in mapping(found.get("measures")).items()},
+        samples=tuple(samples),
+        records=own,
+    )
+
+
+def _of(record: Record, name: str) -> bool:
+    return record.get("subject", name) == name
+
+
+def _task(found: Record) -> EvalTask:
+    curves = {way: tuple(_points(points)) for way, points in mapping(found.get("curves")).items()}
+    return EvalTask(
+        metrics=_numbers(mapping(found.get("metrics")).items()),
+        example=text_of(found.get("example")),
+        curves={way: points for way, points in curves.items() if points},
+        notes=_texts(found.get("notes")),
+    )
+
+
+def _points(found: Any) -> Iterable[Point]:
+    for one in records_of(found):
+        if (score := as_number(one.get("score"))) is not None:
+            tokens, seconds, kl = (finite(one.get(name)) for name in ("tokens", "seconds", "kl"))
+            yield Point(str(one.get("label", "")), tokens, seconds, kl, score)
+
+
+def _numbers(found: Iterable[tuple[str, Any]]) -> dict[str, Number]:
+    return {name: known for name, one in found if (known := as_number(one)) is not None}
+
+
+def _differences(found: Any) -> dict[tuple[str, str], dict[str, Number]]:
+    made: dict[tuple[str, str], dict[str, Number]] = {}
+    for one in records_of(found):
+        key = str(one.get("measure")), str(one.get("metric"))
+        made.setdefault(key, {}).update(_numbers([(str(one.get("against")), one)]))
+    return made
+
+
+def _sample(found: Record) -> Sample | None:
+    prompt, completion = found.get("prompt"), found.get("completion")
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        return None
+    scores = {f"{name}/total": value for name in ("reward", "gold") if (value := finite(found.get(name))) is not None}
+    return Sample(0, -1, prompt, completion, scores)
+
+
+def _responses(path: Path) -> list[Record]:
+    try:
+        return records_of(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return []
+
+
+def _texts(found: Any) -> tuple[str, ...]:
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def central(metrics: Mapping[str, Number]) -> str:
+    """The metric that a task is about, else its first one."""
+    return next((name for name in CENTRAL if name in metrics), next(iter(metrics)))
