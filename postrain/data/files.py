@@ -1,16 +1,28 @@
-"""What `data.path` may be: a file, a folder of files, a glob, or a directory written by `save_to_disk`.
+"""Tables from paths and from the Hub.
 
-In a folder and under a glob, files with test, eval, valid or dev in their name are held out, never learned from.
+`data.path` may be a file, a folder of files, a glob, or a directory written by `save_to_disk`. In a folder and under a
+glob, files with test, eval, valid or dev in their name are held out, never learned from. The Hub is read through
+`datasets`: the network if it answers within seconds, else the cache (`datasets` by itself retries for 23 seconds before
+it says that there is no network).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
+from typing import Any
 
-from postrain.data.hub import rows_of
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - httpx or httpx2, whichever the client uses
+)
+
 from postrain.data.readers import COMPRESSED, READERS, Table, joined, make_table, read_file, suffix_of
+from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, explained, one_line, within
 from postrain.types import ConfigError
 
 HELD_OUT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
@@ -81,3 +93,68 @@ def _read_saved(place: Path) -> Table:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"{place}: not a data set written by save_to_disk ({reason})") from None
+
+
+# The Hub ----------------------------------------------------------------------------------------------------------
+
+
+def load_split(repo: str, subset: str | None, split: str, revision: str | None) -> Table:
+    """All rows of one split."""
+    trouble = None if Path(repo).is_dir() else _trouble(repo, revision)
+    name = "/".join(part for part in (repo, subset) if part)
+    # Start-up time: only runs with Hub data pay for the import.
+    import datasets.config  # noqa: PLC0415
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
+
+    try:
+        # RuntimeError: it has a loading script, which `datasets` 5 never runs.
+        with _offline(datasets.config, trouble is not None):
+            found = datasets.load_dataset(repo, subset, split=split, revision=None if trouble else revision)
+        return make_table(f"{name} ({split})", "row", enumerate(rows_of(found)))
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError) as error:
+        raise ConfigError(_refusal(repo, subset, split, trouble, error)) from None
+
+
+def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a `datasets.Dataset` as plain values: images and audio stay bytes, which are refused by name."""
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        yield from table.to_pylist()
+
+
+def _refusal(repo: str, subset: str | None, split: str, trouble: str | None, error: Exception) -> str:
+    if trouble:
+        return (
+            f"data set {repo}: not in the cache {constants.HF_HOME}, and the Hub cannot be asked ({trouble}); run once "
+            "where there is a network and copy that cache, or give a file with data=jsonl data.path=FILE"
+        )
+    wanted = f"the split {split}" + (f" of the subset {subset}" if subset else "")
+    return f"data set {repo}: {wanted} cannot be read ({one_line(error)}); check data.source"
+
+
+@contextmanager
+def _offline(config: Any, offline: bool) -> Iterator[None]:
+    """Lets `datasets` look into its cache at once instead of trying a network that is known not to answer."""
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _trouble(repo: str, revision: str | None) -> str | None:
+    """Why the Hub cannot be asked, None when it answers. Raises ConfigError when it says that there is no such set."""
+
+    def ask() -> None:
+        with explained(
+            "data set", repo, f"data set {repo}", revision, keys=("data.source.repo", "data.source.revision")
+        ):
+            HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
+
+    try:
+        within(PROBE_SECONDS, ask)
+    except Unreachable as reason:
+        return str(reason)
+    return None

@@ -15,6 +15,7 @@ import torch
 
 from postrain.config.extras import load
 from postrain.data.records import Record
+from postrain.data.repetition import distinct_ngram_share
 from postrain.ops import generator
 from postrain.types import ConfigError, Count, CountOrZero, Fraction
 
@@ -110,9 +111,7 @@ def _by(good: Callable[[str], bool]) -> Filter:
 
 def repetition(text: str) -> float:
     """Share of the three-word sequences of a text that have stood there before."""
-    words = text.lower().split()
-    grams = [tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words) - REPEATED_WORDS + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return 1 - distinct_ngram_share(text.lower().split(), REPEATED_WORDS)
 
 
 def _distinct(records: Sequence[Record]) -> Iterable[Record]:

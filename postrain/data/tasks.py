@@ -23,7 +23,7 @@ from postrain.data.readers import Row, Table
 from postrain.data.sources import Loaded, Source
 from postrain.ops import derive_seed
 from postrain.types import ConfigError, Seed, Size
-from postrain.world.splits import Split, split_of
+from postrain.world.items import Split, split_of
 
 COLUMN = "reasoning_gym"
 """The column that `reward=reasoning_gym` reads."""

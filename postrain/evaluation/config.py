@@ -18,8 +18,7 @@ from postrain.evaluation.evaluator import Evaluation
 from postrain.evaluation.measures import Foresighted
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import Reward
-from postrain.rewards.pairwise import Preference
+from postrain.rewards.base import Preference, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment

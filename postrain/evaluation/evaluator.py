@@ -14,10 +14,9 @@ import torch
 
 from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
-from postrain.evaluation.collapse import DISTINCT, ONE_WORD, distinct_share, one_word_share
+from postrain.data.repetition import DISTINCT, ONE_WORD, distinct_n, distinct_text_share, one_word_share
 from postrain.evaluation.completions import compared, complete, gold_scores, means
 from postrain.evaluation.measures import Finding, Measure, Subject
-from postrain.evaluation.repetition import distinct_n
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics
 from postrain.models.scoring import kl_metrics
@@ -93,7 +92,7 @@ def about_completions(
     texts = rollouts.completions
     found = {
         **found,
-        DISTINCT: Mean(distinct_share(texts), 1),
+        DISTINCT: Mean(distinct_text_share(texts), 1),
         ONE_WORD: Mean(one_word_share(texts), 1),
         "repetition": Mean(1 - distinct_n(texts, 3), 1),
         **against_reference(subject, rollouts),

@@ -1,6 +1,6 @@
 """The answer that a text gives to a question: its number, or the option it names, so that two texts can be compared.
 
-A marked answer (rewards/answers.py) goes before all others. Leaves out what the right answer would be, and does not
+A marked answer (rewards/text.py) goes before all others. Leaves out what the right answer would be, and does not
 notice a text that goes on to contradict itself.
 """
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from postrain.rewards.answers import NUMBER, final_answer, last_number
+from postrain.rewards.text import NUMBER, final_answer, last_number
 
 UNITS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",

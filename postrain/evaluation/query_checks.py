@@ -15,11 +15,10 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from postrain.config.schema import Section
+from postrain.data.repetition import distinct_ngram_share, loop_share
 from postrain.evaluation.query_answers import chosen, first_number_in, normalised, number_in, place_of
 from postrain.evaluation.query_code import defines
-from postrain.evaluation.repetition import loop_share
 from postrain.rewards import constraints
-from postrain.rewards.ngrams import distinct_share
 from postrain.types import CountOrZero
 
 MOST_LOOP, LEAST_DISTINCT = 0.2, 0.8
@@ -167,7 +166,7 @@ def _in_case(text: str, case: str) -> bool:
 
 
 def _fluent(text: str, wanted: bool) -> bool:
-    return loop_share(text) <= MOST_LOOP and distinct_share(text.casefold().split(), 3) >= LEAST_DISTINCT
+    return loop_share(text) <= MOST_LOOP and distinct_ngram_share(text.casefold().split(), 3) >= LEAST_DISTINCT
 
 
 def lines(text: str) -> int:

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from postrain.data.repetition import distinct_n, loop_share, ngrams
 from postrain.evaluation.completions import complete, first_prompt
 from postrain.evaluation.measures import Estimate, Finding, Subject
-from postrain.evaluation.repetition import distinct_n, loop_share
 from postrain.evaluation.scores import written
-from postrain.rewards.ngrams import ngrams
 from postrain.types import Count
 
 ORDERS = (1, 2, 3)

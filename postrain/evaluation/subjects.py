@@ -10,8 +10,7 @@ from postrain.evaluation.measures import Subject
 from postrain.evaluation.views import Views
 from postrain.methods.base import Method
 from postrain.models.sources import ResolvedModel
-from postrain.rewards.base import Reward
-from postrain.rewards.pairwise import Preference
+from postrain.rewards.base import Preference, Reward
 
 
 class InTraining:

@@ -19,8 +19,7 @@ from postrain.evaluation.scores import written
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.named import named
 from postrain.models.sources import ResolvedModel
-from postrain.rewards.base import Reward, optional
-from postrain.rewards.pairwise import Preference
+from postrain.rewards.base import Preference, Reward, optional
 from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Count, Sampling
 

@@ -11,8 +11,7 @@ from postrain.data.module import DataModule
 from postrain.generation.keep import Keep, Preferences, Top
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import Reward
-from postrain.rewards.pairwise import Preference
+from postrain.rewards.base import Preference, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment

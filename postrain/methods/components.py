@@ -12,9 +12,8 @@ from postrain.data.chat import Template
 from postrain.errors import ConfigError
 from postrain.models.parts import unwrapped
 from postrain.models.reference import Reference
-from postrain.rewards.base import Reward
+from postrain.rewards.base import Preference, Reward
 from postrain.rewards.function import Function
-from postrain.rewards.pairwise import Preference
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment

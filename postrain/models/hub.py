@@ -1,13 +1,14 @@
-"""Models of the Hugging Face Hub: the local cache first, then the network, which is given seconds and not minutes.
+"""The Hugging Face Hub: the local cache first, then the network, which is given seconds and not minutes.
 
-Only safetensors, configs and tokenizers are ever asked for.
+Of models, only safetensors, configs and tokenizers are ever asked for. Data sets are read in data/files.py.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -52,12 +53,12 @@ def cached(repository: str, revision: str | None) -> Path | None:
 
 def fetch(repository: str, revision: str | None) -> Path:
     """Downloads what is missing. Raises Unreachable within PROBE_SECONDS where there is no network."""
-    _within(PROBE_SECONDS, lambda: _ask_for(repository, revision))
+    within(PROBE_SECONDS, lambda: _ask_for(repository, revision))
     try:
         return _snapshot(repository, revision, local_files_only=False)
     except (HTTPError, OSError) as error:
         raise ConfigError(
-            f"the download of {repository} broke off ({_one_line(error)}); run the command again, it goes on from there"
+            f"the download of {repository} broke off ({one_line(error)}); run the command again, it goes on from there"
         ) from None
 
 
@@ -75,27 +76,35 @@ def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) 
 
 def _ask_for(repository: str, revision: str | None) -> None:
     """Raises unless the Hub answers, lets us have the model, and has it as safetensors."""
-    if constants.is_offline_mode():
-        raise Unreachable("HF_HUB_OFFLINE is set")
     at = f"{repository}@{revision}" if revision else repository
-    try:
+    with explained("model", repository, at, revision, keys=("model.path", "model.revision")):
         found = HfApi().model_info(repository, revision=revision, timeout=REQUEST_SECONDS)
-    except GatedRepoError:
-        raise ConfigError(f"{at} asks for its licence to be accepted on its Hub page, then: hf auth login") from None
-    except RevisionNotFoundError:
-        raise ConfigError(f"the Hub has no revision {revision!r} of {repository}; check model.revision") from None
-    except RepositoryNotFoundError:
-        raise ConfigError(f"the Hub has no model {repository} (or it is private); check model.path") from None
-    except HfHubHTTPError as error:
-        raise Unreachable(_one_line(error)) from None
-    except (HTTPError, OSError) as error:
-        raise Unreachable(_one_line(error)) from None
     if not any(file.rfilename.endswith(".safetensors") for file in found.siblings or ()):
         raise ConfigError(f"{at} has no safetensors weights, and nothing else is loaded; look for a conversion of it")
 
 
-def _within(seconds: float, ask: Callable[[], None]) -> None:
-    """Raises what `ask` raises; when it takes longer it is left behind in a daemon thread."""
+@contextmanager
+def explained(kind: str, repository: str, name: str, revision: str | None, *, keys: tuple[str, str]) -> Iterator[None]:
+    """A question to the Hub inside the block: ConfigError for what it refuses, Unreachable where it does not answer.
+
+    `keys` are those of the repository and of the revision.
+    """
+    if constants.is_offline_mode():
+        raise Unreachable("HF_HUB_OFFLINE is set")
+    try:
+        yield
+    except GatedRepoError:
+        raise ConfigError(f"{name} asks for its licence to be accepted on its Hub page, then: hf auth login") from None
+    except RevisionNotFoundError:
+        raise ConfigError(f"the Hub has no revision {revision!r} of {repository}; check {keys[1]}") from None
+    except RepositoryNotFoundError:
+        raise ConfigError(f"the Hub has no {kind} {repository} (or it is private); check {keys[0]}") from None
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        raise Unreachable(one_line(error)) from None
+
+
+def within(seconds: float, ask: Callable[[], None]) -> None:
+    """Raises Unreachable and ConfigError as `ask` raises; when it takes longer it is left behind in a daemon thread."""
     answers: queue.Queue[Unreachable | ConfigError | None] = queue.Queue()
 
     def work() -> None:
@@ -114,5 +123,6 @@ def _within(seconds: float, ask: Callable[[], None]) -> None:
         raise problem
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The text of an error, for a message of one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

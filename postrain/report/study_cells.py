@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from postrain.evaluation.collapse import collapsed
+from postrain.data.repetition import collapsed
 from postrain.evaluation.intervals import Interval, mean_interval
 from postrain.metrics import bounds
 from postrain.report.values import LARGEST

@@ -1,9 +1,11 @@
-"""A reward from any Python function with the ecosystem's signature,
+"""A reward, or a preference, from any Python function with the ecosystem's signature,
 
     def reward(prompts, completions, **columns) -> list[float | None]
 
 given as a dotted path or as `file.py:name`. Whatever it does wrong is told in one line with its own file and line.
 Leaves out chat-message completions, token ids and coroutines: a reward sees text.
+
+Axes: B completions or comparisons.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from numbers import Real
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from postrain.errors import Interrupted
-from postrain.rewards.base import total_of
+from postrain.rewards.base import Columns, Texts, total_of
 from postrain.rewards.user_code import Arguments, Blame, FunctionPath, load_function, place, time_limit
 from postrain.types import ConfigError, Positive, RewardBatch
 
 # Rewards are kept in float32.
 LARGEST = float(torch.finfo(torch.float32).max)
-Columns = Sequence[Mapping[str, Any]]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -150,3 +152,35 @@ def told(index: int, prompts: Sequence[str], columns: Columns) -> str:
     """A prompt as an error names it."""
     row = f"row {columns[index]['row']}, " if "row" in columns[index] else ""
     return f"{row}prompt {prompts[index][:60]!r}"
+
+
+@dataclass(kw_only=True, eq=False)
+class PairwiseFunction:
+    """What a Python function says, called as function(prompts, first, second, **columns) -> list[float | None]."""
+
+    function: FunctionPath
+    """`package.module.name`, or `path/to/file.py:name`."""
+    arguments: Arguments
+    """Further keyword arguments, the same for every comparison."""
+    timeout: Positive | None = None
+    """Seconds that a call, which compares a whole batch, may take; null is no limit."""
+
+    def __post_init__(self) -> None:
+        self.call = Function(function=self.function, arguments=self.arguments, timeout=self.timeout)
+
+    def to(self, device: torch.device | str) -> None:
+        """Nothing to move."""
+
+    def beats(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
+        """See `Preference.beats`. Raises ConfigError for what is no probability."""
+        compared = [
+            {**row, "first": one, "second": other} for row, one, other in zip(columns, first, second, strict=True)
+        ]
+        found_B = self.call(prompts, first, compared).total_B
+        wrong = ((found_B < 0) | (found_B > 1)).nonzero()
+        if len(wrong):
+            raise ConfigError(
+                f"{self.call}: returned {float(found_B[wrong[0, 0]]):g}, and a preference is a probability; expected a "
+                "number from 0 (the second is preferred) to 1 (the first)"
+            )
+        return found_B

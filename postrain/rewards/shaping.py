@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from postrain.rewards.ngrams import distinct_share
+from postrain.data.repetition import distinct_ngram_share
 from postrain.rewards.user_code import load_function
 from postrain.types import ConfigError
 
@@ -20,7 +20,7 @@ def repetition(completions: Sequence[str], n: int = 3) -> list[float]:
     The repetition penalty of Yeo et al. 2025, with the weight left to `reward.weights`.
     """
     _at_least_one("n", n)
-    return [distinct_share(said.split(), n) - 1.0 for said in completions]
+    return [distinct_ngram_share(said.split(), n) - 1.0 for said in completions]
 
 
 def overlong(completions: Sequence[str], max_words: int, cache: int) -> list[float]:

@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any, Literal
 
 from postrain.data.tasks import COLUMN, dataset
-from postrain.rewards.answers import last_number, marked_answer
 from postrain.rewards.base import total_of
+from postrain.rewards.text import last_number, marked_answer
 from postrain.types import ConfigError, RewardBatch
 
 Extract = Literal["number", "tags", "line", "whole"]

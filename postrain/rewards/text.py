@@ -1,7 +1,9 @@
-"""Rewards that read nothing but text and a column or two, in the ecosystem's signature, for `reward=function`.
+"""The final answer of a completion, and rewards that read nothing but text and a column or two.
 
-Each is pure; None is for a completion that cannot be judged since its record lacks the answer. Answers that take a
-library or a search to verify are verified.py's, demands on the form of a text constraints.py's.
+Answers are found by the three marks models are taught, `<answer>…</answer>`, LaTeX's boxed and GSM8K's `#### 72`, or as
+the last number. The rewards are for `reward=function` and in the ecosystem's signature; each is pure, and None is for a
+completion that cannot be judged since its record lacks the answer. Answers that take a library or a search to verify
+are verified.py's, demands on the form of a text constraints.py's.
 """
 
 from __future__ import annotations
@@ -10,9 +12,38 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from postrain.rewards.answers import final_answer, last_number
-from postrain.rewards.ngrams import distinct_share
+from postrain.data.repetition import distinct_ngram_share
 from postrain.types import ConfigError
+
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
+# Letters that touch a number make it a name (room 4b), and a minus after a digit is a dash (pages 10-12). Exponents
+# have at most three digits: Decimal refuses some longer ones.
+NUMBER = re.compile(rf"(?<!\w)(?<!\d\.)([-+−]?(?:{DIGITS})(?:[eE][-+]?\d{{1,3}})?)(?!\w|\.\d)")
+# "####" heads sections of Markdown too: only a number alone after it is an answer.
+MARKS = re.compile(
+    r"<answer>(?P<tag>(?:(?!<answer>).)*?)</answer>"
+    r"|\\boxed\{(?P<box>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+    rf"|^####[ \t]*\$?(?P<hash>[-+−]?(?:{DIGITS}))\.?[ \t]*$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def marked_answer(text: str) -> str | None:
+    """What the last mark in a text encloses; None where nothing is marked."""
+    marks = list(MARKS.finditer(text))
+    return marks[-1][marks[-1].lastgroup or 0].strip() if marks else None
+
+
+def final_answer(text: str) -> str:
+    """The marked answer, or else the whole text."""
+    marked = marked_answer(text)
+    return text.strip() if marked is None else marked
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number written in a text, thousands commas and exponents allowed; None when there is none."""
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
 
 
 def exact(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
@@ -82,4 +113,4 @@ def tagged(completions: Sequence[str], tags: Sequence[str], opened: bool = False
 
 def non_repetition(completions: Sequence[str], n: int = 2) -> list[float]:
     """Share of n-grams of words that are said for the first time: 1 for a text that never repeats one."""
-    return [distinct_share(said.split(), n) for said in completions]
+    return [distinct_ngram_share(said.split(), n) for said in completions]

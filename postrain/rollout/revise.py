@@ -1,7 +1,7 @@
 """Critique and revision, the first half of constitutional AI (Bai et al. 2022, section 3): a model says where its reply
 falls short of a principle and writes it anew; the revision is then preferred to the original.
 
-Needs an engine and a model, no reward. Which of two replies follows a principle better is rewards/self_judge.py.
+Needs an engine and a model, no reward. Which of two replies follows a principle better is SelfJudge (rewards/judge.py).
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ from postrain.models.embeddings import drawn_tokens
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.models.sources import ResolvedModel, resolve_for
-from postrain.rewards.base import Reward, preflight
-from postrain.rewards.pairwise import Preference
+from postrain.rewards.base import Preference, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
 from postrain.training.config import TrainConfig
 from postrain.types import ConfigError

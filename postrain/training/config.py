@@ -13,8 +13,7 @@ from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import Reward
-from postrain.rewards.pairwise import Preference
+from postrain.rewards.base import Preference, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from postrain.evaluation.collapse import DISTINCT, collapsed
+from postrain.data.repetition import DISTINCT, collapsed
 from postrain.metrics import metric
 
 History = Sequence[Mapping[str, float]]

@@ -7,8 +7,8 @@ import sys
 from typing import get_args
 
 from postrain.errors import ConfigError, Parser
+from postrain.world.items import Split
 from postrain.world.rows import NOISE, Kind, Task, rows
-from postrain.world.splits import Split
 
 
 def main() -> int:

@@ -15,10 +15,9 @@ from typing import Any, Literal, get_args
 
 from postrain.types import ConfigError
 from postrain.world import facts, instructions, stories, sums
+from postrain.world.corruptions import draft
 from postrain.world.gold import score, weighted
-from postrain.world.items import Item
-from postrain.world.splits import Split, generator, split_of
-from postrain.world.spoil import draft
+from postrain.world.items import Item, Split, generator, split_of
 
 Kind = Literal["text", "demonstrations", "preferences", "judgements", "prompts", "steps"]
 Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 
-from postrain.data import hub
+from postrain.data import files
 from postrain.data.sources import Hub
 from postrain.types import ConfigError
 from tests.data.helpers import write_lines
@@ -62,15 +65,19 @@ def test_without_a_network_it_is_said_what_was_looked_for_where_and_the_two_ways
 
 
 def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(hub, "_ask", lambda repo, revision: time.sleep(1))
-    monkeypatch.setattr(hub.constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(files, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(files.HfApi, "dataset_info", lambda *_, **__: time.sleep(1))
+    monkeypatch.setattr(files.constants, "is_offline_mode", lambda: False)
     with pytest.raises(ConfigError, match=r"the Hub cannot be asked \(no answer within 0 s\)"):
         source("nobody/nothing").load(eval_rows=9)
 
 
 def test_what_the_hub_says_is_not_there_is_not_looked_for_again(monkeypatch):
-    monkeypatch.setattr(hub, "_ask", lambda repo, revision: ConfigError(f"the Hub has no data set {repo}"))
-    monkeypatch.setattr(hub.constants, "is_offline_mode", lambda: False)
+    def dataset_info(*_, **__):
+        response: Any = SimpleNamespace(headers={}, request=None)
+        raise RepositoryNotFoundError("404", response=response)
+
+    monkeypatch.setattr(files.HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(files.constants, "is_offline_mode", lambda: False)
     with pytest.raises(ConfigError, match="the Hub has no data set nobody/nothing"):
         source("nobody/nothing").load(eval_rows=9)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.evaluation.collapse import collapsed, distinct_share, one_word_share
+from postrain.data.repetition import collapsed, distinct_text_share, one_word_share
 
 TALES = [f"Tim saw {n} birds." for n in range(8)]
 DISTINCT, ONE_WORD = "eval/completion/distinct", "eval/completion/one_word"
 
 
 def shape(texts: list[str]) -> dict[str, float]:
-    return {DISTINCT: distinct_share(texts), ONE_WORD: one_word_share(texts)}
+    return {DISTINCT: distinct_text_share(texts), ONE_WORD: one_word_share(texts)}
 
 
 def test_shares_of_completions() -> None:
-    assert distinct_share(["a b", "A  b ", "c"]) == pytest.approx(2 / 3)
+    assert distinct_text_share(["a b", "A  b ", "c"]) == pytest.approx(2 / 3)
     assert one_word_share(["good good Good", "", "good.", "so good"]) == 0.75
-    assert (distinct_share([]), one_word_share([])) == (1, 0)
+    assert (distinct_text_share([]), one_word_share([])) == (1, 0)
 
 
 @pytest.mark.parametrize(

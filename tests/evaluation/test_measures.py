@@ -12,6 +12,7 @@ import torch
 
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
+from postrain.data.repetition import distinct_n
 from postrain.evaluation.accuracy import Accuracy
 from postrain.evaluation.completions import complete
 from postrain.evaluation.confidence import Calibration, calibration_error
@@ -22,7 +23,6 @@ from postrain.evaluation.intervals import T
 from postrain.evaluation.lengths import Lengths
 from postrain.evaluation.likelihood import Perplexity
 from postrain.evaluation.preference import PreferenceAccuracy
-from postrain.evaluation.repetition import distinct_n
 from postrain.evaluation.repetitiveness import Repetition, distinct
 from postrain.evaluation.scores import GoldScores, Rewards
 from postrain.evaluation.subjects import InTraining

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from postrain.evaluation.repetition import distinct_n, loop_share
-from postrain.rewards.ngrams import distinct_share, ngrams
+from postrain.data.repetition import distinct_n, distinct_ngram_share, loop_share, ngrams
 
 
 def test_distinct_n_worked_numbers() -> None:
@@ -19,7 +18,7 @@ def test_distinct_n_worked_numbers() -> None:
 
 
 def test_a_set_of_equal_texts_is_repetitive_though_each_text_is_not() -> None:
-    assert distinct_share(["the", "cat", "sat"], 2) == 1.0
+    assert distinct_ngram_share(["the", "cat", "sat"], 2) == 1.0
     assert distinct_n(["the cat sat"] * 4, 2) == 0.25
 
 
@@ -45,5 +44,5 @@ def test_ngrams_of_any_text(seed: int) -> None:
     words = [generator.choice("abcde") for _ in range(generator.randrange(30))]
     for n in range(1, 5):
         assert len(ngrams(words, n)) == max(len(words) - n + 1, 0)
-        assert 0 < distinct_share(words, n) <= 1
+        assert 0 < distinct_ngram_share(words, n) <= 1
     assert 0 <= loop_share(" ".join(words)) <= 1

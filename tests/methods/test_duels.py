@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from postrain.methods.nash_md import nash_advantages
 from postrain.methods.online_dpo import standings
-from postrain.rewards.pairwise import PairwiseFunction
+from postrain.rewards.function import PairwiseFunction
 from postrain.rollout.engine import Mixture
 from postrain.types import Completion, ConfigError, Sampling, Stop
 from tests.methods.made import Scripted, made

@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 
-from postrain.data.hub import load_split
+from postrain.data.files import load_split
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.types import ConfigError
 from tests.models.conftest import source

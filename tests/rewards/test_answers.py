@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from postrain.rewards.answers import final_answer, last_number, marked_answer
+from postrain.rewards.text import final_answer, last_number, marked_answer
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.rewards.countdown import countdown
+from postrain.rewards.verified import countdown
 
 
 def pay(said: str, *, nums: tuple[int, ...] = (3, 1, 6, 6), target: int = 48, form: float = 0.0) -> float | None:

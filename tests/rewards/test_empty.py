@@ -18,7 +18,7 @@ FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "text.tagged": ({}, {"tags": ["think", "answer"]}, 0.0),
     "text.non_repetition": ({}, {}, 1.0),
     "constraints.constraints": ({"constraints": {"max_words": 3}}, {}, 0.0),
-    "countdown.countdown": ({"nums": [1, 2], "target": 3}, {"form": 0.1}, 0.0),
+    "verified.countdown": ({"nums": [1, 2], "target": 3}, {"form": 0.1}, 0.0),
     "shaping.repetition": ({}, {}, 0.0),
     "shaping.overlong": ({}, {"max_words": 3, "cache": 1}, 0.0),
     "shaping.cosine": ({"answer": "7"}, {"max_words": 3}, -10.0),

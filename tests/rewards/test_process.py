@@ -12,8 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from postrain.data.conversation import user
 from postrain.data.kinds.steps import LAYOUT_FILE, StepLayout
-from postrain.rewards.learned import Learned
-from postrain.rewards.process import Process
+from postrain.rewards.learned import Learned, Process
 from postrain.types import ConfigError
 from tests.rewards.test_learned import NANO, reward_model
 

@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.tree import instantiate
 from postrain.data.conversation import user
-from postrain.rewards import self_judge
-from postrain.rewards.self_judge import SelfJudge
+from postrain.rewards.judge import QUESTION, SelfJudge
 from postrain.types import ConfigError
 from tests.rewards.test_configs import CONF
 from tests.rewards.test_learned import NANO, reward_model
@@ -41,7 +40,7 @@ def beats(comparer: SelfJudge, order: tuple[int, ...] = (0, 1, 2), swapped: bool
 
 def test_it_is_what_the_models_next_token_says_of_both_letters_in_both_orders(kind: SelfJudge) -> None:
     def leaning(first: str, second: str) -> float:
-        question = self_judge.QUESTION.format(prompt=PROMPTS[0], first=first, second=second, principle=KIND)
+        question = QUESTION.format(prompt=PROMPTS[0], first=first, second=second, principle=KIND)
         ids, (a, b) = kind.template.encode_completions(user(question), ("A", "B"))
         logits_V = kind.model(input_ids=ids[None]).logits[0, -1]
         return float(torch.sigmoid(logits_V[a[0]] - logits_V[b[0]]))

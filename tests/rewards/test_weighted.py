@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.rewards.base import optional, preflight, total_of
-from postrain.rewards.weighted import WeightedSum
+from postrain.rewards.base import WeightedSum, optional, preflight, total_of
 from postrain.types import ConfigError, RewardBatch
 
 

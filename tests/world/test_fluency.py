@@ -9,9 +9,9 @@ import pytest
 from postrain.world import rows, score
 from postrain.world.fluency import FORMS, STYLE, fluency
 from postrain.world.gold import sentences
+from postrain.world.items import generator
 from postrain.world.lexicon import ADJECTIVES, GOOD_WORDS
 from postrain.world.rows import Task
-from postrain.world.splits import generator
 from postrain.world.stories import gold
 
 STORY = "A kind owl gave Tim a gift. They shared a sweet and tasty cake. Tim was happy and proud."

@@ -6,9 +6,9 @@ import pytest
 
 from postrain.world import rows, score
 from postrain.world.gold import mood
+from postrain.world.items import Split, generator
 from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAMES, PLACES, THINGS, TIMES
 from postrain.world.rows import SENSE, THUMB, Task
-from postrain.world.splits import Split, generator
 from postrain.world.stories import ENDINGS, EVENTS, gold
 from postrain.world.sums import chain, draw, expression, flawed, labels, spoiled, terms_of, total
 from postrain.world.sums import gold as sum_gold

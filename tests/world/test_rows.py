@@ -13,8 +13,8 @@ import pytest
 
 from postrain.types import ConfigError
 from postrain.world import rows, score
+from postrain.world.items import EVAL_SHARE, generator, split_of
 from postrain.world.rows import END_OF_TEXT, MAKERS, SENSE, Kind, Task
-from postrain.world.splits import EVAL_SHARE, generator, split_of
 
 COMBINATIONS: list[tuple[Kind, Task]] = [(kind, task) for kind, tasks in SENSE.items() for task in tasks]
 COLUMNS: dict[Kind, set[str]] = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from postrain.rewards.answers import MARKS, NUMBER, last_number
+from postrain.rewards.text import MARKS, NUMBER, last_number
 
 Kind = Literal["number", "text"]
 """The last number of what is marked as the answer (or of the whole), or the marked (or whole) text itself."""

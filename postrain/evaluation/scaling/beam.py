@@ -18,7 +18,7 @@ from postrain.evaluation.measures import Finding, Subject
 from postrain.evaluation.scaling.bench import Bench, OnPrompts, Unsuited
 from postrain.evaluation.scaling.search import Plan, Value
 from postrain.evaluation.scaling.searches import finding
-from postrain.rewards.process import AGGREGATES
+from postrain.rewards.learned import AGGREGATES
 from postrain.types import Count
 
 Aggregate = Literal["last", "min", "product", "mean"]
@@ -29,7 +29,7 @@ NO_SCORER = (
 
 @runtime_checkable
 class StepScorer(Protocol):
-    """Whatever knows how right the steps of a completion are; `postrain.rewards.process.Process` does."""
+    """Whatever knows how right the steps of a completion are; `postrain.rewards.learned.Process` does."""
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
         """Of each step of each completion, from 0 to 1; none where there is no step."""

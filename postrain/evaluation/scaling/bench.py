@@ -20,9 +20,8 @@ from postrain.evaluation.accuracy import reaches
 from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.answers import Kind, read
 from postrain.evaluation.scaling.tries import Tries, check_random, draw
-from postrain.rewards.answers import last_number
 from postrain.rewards.base import Reward, is_guess, optional
-from postrain.rewards.text import exact, numeric
+from postrain.rewards.text import exact, last_number, numeric
 from postrain.types import ConfigError, Count, Sampling
 
 Marker = Callable[[Prompts, Sequence[str]], Sequence[float | None]]

@@ -14,12 +14,9 @@ from postrain.data.conversation import Message, user
 from postrain.evaluation.scaling.cot import followed, shown, summed
 from postrain.evaluation.scaling.tree import agreement, partial_sum
 from postrain.models.loading import load_causal
-from postrain.rewards.base import is_guess
-from postrain.rewards.judge import Judge
-from postrain.rewards.learned import Learned
-from postrain.rewards.process import Process
-from postrain.rewards.self_judge import SelfJudge
-from postrain.rewards.weighted import WeightedSum
+from postrain.rewards.base import WeightedSum, is_guess
+from postrain.rewards.judge import Judge, SelfJudge
+from postrain.rewards.learned import Learned, Process
 from postrain.types import ConfigError
 from postrain.world.sums import chain, terms_of
 from tests.engines import engine

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from postrain.config.tree import instantiate
-from postrain.data.wordings import Wordings
+from postrain.data.sources import Paraphrases
 from postrain.types import ConfigError
 from postrain.world.gold import score
 from tests.training_runs import CONF
@@ -16,14 +16,14 @@ from tests.training_runs import CONF
 FACTS = [{"who": "Mia", "place": "river"}, {"who": "Tim", "place": "park"}]
 
 
-def source(**changes: Any) -> Wordings:
+def source(**changes: Any) -> Paraphrases:
     node = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "wordings.yaml"))
     assert isinstance(node, dict)
     small = {"facts": FACTS, "learned": ["Where is {who}?", "Seen {who}?"], "asked": ["Find {who}."]}
     return instantiate({**node["source"], **small, "completion": "At the {place}.", **changes})
 
 
-def sides(made: Wordings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def sides(made: Paraphrases) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     loaded = made.load(eval_rows=8)
     assert loaded.held_out is not None
     train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
