@@ -32,7 +32,7 @@ from postrain.hardware.ranks import is_first_rank, ranks
 from postrain.jsonl import atomic_write_text
 from postrain.report import write_report
 from postrain.runs.context import RunContext
-from postrain.runs.folder import RunFolder, config_hash, new_directory
+from postrain.runs.folder import RunFolder, config_hash
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.resume import check_model, resumed_config, saved_config
 from postrain.runs.status import Ending, as_told, writing
@@ -116,15 +116,11 @@ def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str]
 
 def new_folder(config: Config, place: Path | None) -> RunFolder:
     """A folder of this run's own."""
-    if place is None:
-        base, digest = Path(config.paths.output), config_hash(settings(config))
-        folder = RunFolder(new_directory(base, config.label, config.resolved.name, digest))
-    else:
-        folder = RunFolder(place)
-    made = folder.checkpoints if isinstance(config, TrainConfig) else folder.path
-    with writing(made):
-        made.mkdir(parents=True, exist_ok=True)
-    return folder
+    trains = isinstance(config, TrainConfig)
+    if place is not None:
+        return RunFolder.at(place, trains=trains)
+    base, digest = Path(config.paths.output), config_hash(settings(config))
+    return RunFolder.create(base, config.label, config.resolved.name, digest, trains=trains)
 
 
 @contextmanager

@@ -175,6 +175,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], composer: Composer) -
     """The pipeline as it was saved, with today's overrides if there are any: stages that are done stay as they are."""
     folder = Path(config.resume)
     check_contained(folder)
+    RunFolder(folder).status.check_version()
     saved, guest = Pipeline.load(folder), Guest(folder, said_in(overrides))
     places = references(saved.jobs, folder)
     for job in saved.jobs:

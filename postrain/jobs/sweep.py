@@ -194,6 +194,7 @@ def _earlier(folder: Path) -> Path:
     if not (folder / FILE).is_file():
         raise ConfigError(f"resume: there is no sweep in {folder}; give its folder, such as sweeps/kl_coef/TIME-HASH")
     check_contained(folder)
+    Status(folder / "status.json").check_version()
     saved: Any = OmegaConf.load(folder / FILE)  # readable: main.py has read it
     started_in = saved.get("started_in")
     if started_in and Path(str(started_in)) != Path.cwd():

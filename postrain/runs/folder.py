@@ -35,16 +35,16 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, base: Path, method: str, model: str, config_hash: str) -> Self:
+    def create(cls, base: Path, method: str, model: str, config_hash: str, *, trains: bool = True) -> Self:
         """A folder nobody else has: two runs that start in the same second get two folders."""
-        return cls.at(new_directory(base, method, model, config_hash))
+        return cls.at(new_directory(base, method, model, config_hash), trains=trains)
 
     @classmethod
-    def at(cls, path: Path) -> Self:
-        """The folder of a new run at a place that was decided before."""
+    def at(cls, path: Path, *, trains: bool = True) -> Self:
+        """The folder of a new run at a place that was decided before; one that `trains` has checkpoints."""
         folder = cls(path)
         with writing(path):
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            (folder.checkpoints if trains else path).mkdir(parents=True, exist_ok=True)
         return folder
 
     @classmethod
@@ -59,6 +59,7 @@ class RunFolder:
         if not folder.config.is_file():
             there = ", ".join(sorted(item.name for item in folder.path.iterdir())[:8]) or "nothing"
             raise ConfigError(f"resume: {folder.path} is no run folder: it holds no config.yaml (it holds: {there})")
+        folder.status.check_version()
         return folder
 
     @contextmanager

@@ -16,6 +16,8 @@ from postrain.types import ConfigError
 
 # What the config of every run and of every generation has.
 ALWAYS = ("model", "data", "trainer", "seed")
+MOVED = {"postrain.data.steps.StepLayout": "postrain.data.kinds.steps.StepLayout"}
+"""Targets in the configs of earlier versions whose runs are evaluated, and where they are now."""
 REMEDY = "give another run folder, or put its config.yaml back"
 
 
@@ -38,7 +40,14 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
         raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
     if not isinstance(config, dict) or not config:
         raise ConfigError(f"{folder.config} is not the config of a run: expected keys and values; {REMEDY}")
-    return {str(key): value for key, value in config.items()}
+    return {str(key): _moved(value) for key, value in config.items()}
+
+
+def _moved(value: Any) -> Any:
+    """Plain containers with the targets of this version."""
+    if isinstance(value, Mapping):
+        return {str(key): _moved(item) for key, item in value.items()}
+    return MOVED.get(value, value) if isinstance(value, str) else value
 
 
 def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -20,12 +20,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from postrain import __version__
 from postrain.config.masking import masked_text
 from postrain.errors import ConfigError, Interrupted
 from postrain.jsonl import Record, atomic_write_text, number, read_json
 from postrain.runs.locks import gone, identity
 
 State = Literal["running", "done", "failed", "interrupted"]
+EARLIEST = "0.1.0"
+"""The version whose folders do not name one."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
@@ -80,6 +83,16 @@ class Status:
         except ValueError:
             return datetime.now()
 
+    def check_version(self) -> None:
+        """Raises ConfigError where a version made the folder whose runs this one does not compute bit for bit."""
+        record = self.read()
+        made = str(record.get("version", EARLIEST)) if record else __version__
+        if made.split(".")[:2] != __version__.split(".")[:2]:
+            raise ConfigError(
+                f"resume: {self.path.parent} was made by postrain {made}, and postrain {__version__} does not compute "
+                f"the same bits; resume it with postrain {made}, or start a new run"
+            )
+
     def current(self) -> Record:
         """What the file says, except that a run whose process is gone has failed: nothing catches a SIGKILL, a crash of
         the interpreter or the machine. Of another host's processes nothing is known."""
@@ -99,6 +112,7 @@ class Status:
         reason = masked_text(reason)
         record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
         record["began"] = before.get("began", datetime.now().isoformat(timespec="seconds"))
+        record["version"] = before.get("version", __version__)
         text = json.dumps(record | identity(), indent=2) + "\n"
         with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
             try:

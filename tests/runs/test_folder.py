@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from postrain import __version__
 from postrain.jsonl import atomic_write_text, update_of
 from postrain.report import write_report
 from postrain.runs.folder import RunFolder, Status, config_hash
@@ -180,4 +182,13 @@ def test_a_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1\n")
     os.mkfifo(tmp_path / "status.json")
     with pytest.raises(ConfigError, match=r"status\.json is neither a file nor a directory; remove it"):
+        RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("record", [{"status": "interrupted"}, {"status": "interrupted", "version": "0.1.0"}])
+def test_a_folder_of_an_earlier_version_is_refused_with_both_versions(tmp_path: Path, record: dict[str, str]) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "status.json").write_text(json.dumps(record))
+    line = rf"^resume: .* was made by postrain 0\.1\.0, and postrain {re.escape(__version__)} .* start a new run$"
+    with pytest.raises(ConfigError, match=line):
         RunFolder.open(tmp_path)
