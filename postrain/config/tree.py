@@ -113,15 +113,15 @@ def _completed(target: Callable[..., Any], node: Mapping[str, Any]) -> dict[str,
     keys = schema_of(target).keys
     given = {name: completed(value, keys[name].written if name in keys else Any) for name, value in node.items()}
     # What other libraries leave open is theirs to decide.
-    open_ended = not (is_dataclass(target) or _is_own(target))
-    return given if open_ended else given | dict(_defaults(target, given))
+    return given | (dict(_defaults(target, given)) if _is_own(target) else {})
 
 
-def _is_own(target: Callable[..., Any]) -> bool:
-    return str(getattr(target, "__module__", "")).startswith("postrain.")
+def _is_own(target: Any) -> bool:
+    """Whether the defaults of a class or function are part of its settings."""
+    return is_dataclass(target) or str(getattr(target, "__module__", "")).startswith("postrain.")
 
 
-def _defaults(target: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _defaults(target: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     declared: dict[str, Field[Any]] = {field.name: field for field in fields(target)} if is_dataclass(target) else {}
     for name, key in schema_of(target).keys.items():
         if key.required or name in given:
