@@ -6,7 +6,7 @@ that cannot be imported. Leaves out what only a run can tell (does the file exis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
@@ -19,6 +19,7 @@ from postrain.config.schema import (
     MAPPINGS,
     NODE,
     TARGET,
+    Given,
     Schema,
     Section,
     adapter,
@@ -33,7 +34,11 @@ from postrain.errors import ConfigError
 
 MISSING = "???"
 # What is said of a wrong value beyond what was expected.
-REMEDIES = {"debug": "it shows tracebacks; for a short trial say method.updates=3 evaluation=quick"}
+REMEDIES = {
+    "debug": "it shows tracebacks; for a short trial say method.updates=3 evaluation=quick",
+    "trainer._target_": "a run makes its own Trainer: see python train.py trainer, and method.updates for max_steps",
+    "optim.lr": "method.learning_rate",
+}
 
 
 def check(config: Mapping[str, Any], root: type) -> None:
@@ -53,19 +58,27 @@ def _settings(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((str(name), value) for name, value in node.items() if name != TARGET)
 
 
-def _problems(path: str, node: Mapping[str, Any], target: Callable[..., Any], known: Sequence[str]) -> Iterator[str]:
-    """Everything wrong with `node` as arguments of `target`."""
+def _problems(
+    path: str,
+    node: Mapping[str, Any],
+    target: Callable[..., Any],
+    known: Sequence[str],
+    given: Collection[str] = (),
+) -> Iterator[str]:
+    """Everything wrong with `node` as arguments of `target`, which the run calls with those that are `given`."""
     schema = schema_of(target)
     for name, value in _settings(node):
         here = f"{path}{name}"
-        if name in schema.keys:
+        if name in given:
+            yield f"{here}: the run gives this itself" + f"; set {REMEDIES[here]}" * (here in REMEDIES)
+        elif name in schema.keys:
             yield from _value_problems(here, value, schema.keys[name].annotation, known)
         elif schema.open:
             yield from _nested_problems(here, value, known)
         else:
             yield from _unknown_problems(path, name, value, schema, known)
     for name, key in schema.keys.items():
-        if key.required and name not in node:
+        if key.required and name not in node and name not in given:
             yield f"{path}{name}: missing; expected {describe(key.annotation)}"
 
 
@@ -131,14 +144,16 @@ def _node_problems(path: str, node: Mapping[str, Any], annotation: Any, known: S
     """Everything wrong with a node that stands where `annotation` is expected."""
     try:
         target = load_target(node[TARGET])
-        problems = list(_problems(f"{path}.", node, target, known))
+        given = [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Given)]
+        problems = list(_problems(f"{path}.", node, target, known, given[0] if given else ()))
     except ConfigError as problem:
         yield f"{path}.{TARGET}: {problem}"
         return
     if provides(target, annotation):
         yield from problems
     else:
-        yield f"{path}.{TARGET}: expected {describe(annotation)}, and {node[TARGET]} is none"
+        remedy = f"; {REMEDIES[f'{path}.{TARGET}']}" if f"{path}.{TARGET}" in REMEDIES else ""
+        yield f"{path}.{TARGET}: expected {describe(annotation)}, and {node[TARGET]} is none{remedy}"
 
 
 def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: Sequence[str]) -> Iterator[str]:

@@ -108,7 +108,7 @@ HABITS = (
     Habit("adam_beta1 adam_beta2 betas", "method.adam_betas"),
     Habit("adam_epsilon eps", "method.adam_eps"),
     Habit("wd adam_weight_decay", "method.weight_decay"),
-    Habit("optim optimizer optimizer_name", advice="it is AdamW; see method.learning_rate, method.adam_betas"),
+    Habit("optimizer optimizer_name", advice="choose optim=adamw, sgd or adafactor, or any torch optimizer"),
     Habit("lora_r lora_rank rank peft.r lora.r", "adapter.r", needs="adapter=lora"),
     Habit("lora_alpha", "adapter.alpha", needs="adapter=lora"),
     Habit("lora_dropout", "adapter.dropout", needs="adapter=lora"),

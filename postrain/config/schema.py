@@ -100,6 +100,10 @@ class InPython:
     """Marks, inside Annotated, an argument that Python code gives and a config cannot; an InitVar is one without it."""
 
 
+class Given(frozenset[str]):
+    """Inside Annotated, the arguments of a node that the run gives: the parameters of an optimizer."""
+
+
 def _never(value: Any) -> bool:
     return False
 

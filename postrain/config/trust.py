@@ -8,11 +8,12 @@ until the command line of today says the same. Leaves out what lies in a model d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
@@ -25,6 +26,11 @@ from postrain.types import ConfigError
 Item = tuple[str, str]
 """A dotted key and its value as text."""
 CODE = "builds an object of other code"
+# Classes of other packages that take numbers and names alone: no file, no address, no code.
+HARMLESS = re.compile(
+    r"lightning\.pytorch\.callbacks\.(EarlyStopping|LearningRateMonitor|(Rich|TQDM)ProgressBar|(Rich)?ModelSummary|Timer"
+    r"|DeviceStatsMonitor)|torch\.optim\.(AdamW?|Adamax|Adadelta|Adafactor|Adagrad|ASGD|NAdam|RAdam|RMSprop|Rprop|SGD)"
+)
 HYDRA = ("hydra", "-")
 """How words begin that tell Hydra where to look for code: its own keys and flags."""
 
@@ -122,7 +128,10 @@ def confirmable(config: Mapping[str, Any], root: type, said: Collection[Item] | 
 
 
 def packaged(path: Any) -> type | None:
-    """The class of this package at a dotted path; None for all else, which is not imported."""
+    """The class of this package, or the harmless one of another, at a dotted path; None for all else, which is not
+    imported."""
+    if isinstance(path, str) and HARMLESS.fullmatch(path):
+        return cast("type", load_target(path))
     if not isinstance(path, str) or not path.startswith("postrain."):
         return None
     try:

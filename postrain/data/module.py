@@ -243,7 +243,6 @@ class DataModule(LightningDataModule):
         """The batches of the updates that are still to do, this rank's share."""
         trainer = self.trainer
         method = trainer.lightning_module if trainer else None
-        done = getattr(getattr(method, "counters", None), "updates", 0)
         ranks = trainer.world_size if trainer else 1
         if ranks > self.plan.batch_size:
             raise ConfigError(f"method.batch_size={self.plan.batch_size}: {ranks} ranks need at least {ranks} rows")
@@ -252,7 +251,8 @@ class DataModule(LightningDataModule):
             batch_size=self.plan.batch_size,
             updates=self.plan.updates,
             seed=self.plan.seed,
-            start=max(self.start_update, done),
+            start=self.start_update,
+            done=lambda: getattr(getattr(method, "counters", None), "updates", 0),
             rank=trainer.global_rank if trainer else 0,
             ranks=ranks,
         )

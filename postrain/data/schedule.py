@@ -6,7 +6,7 @@ whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,14 +63,16 @@ class Schedule:
     seed: int
     start: int = 0
     """The first update to give: those before it are done."""
+    done: Callable[[], int] = int
+    """How many updates are done; asked whenever a pass begins, since Lightning may make several over one loader."""
     rank: int = 0
     ranks: int = 1
 
     def __len__(self) -> int:
-        return max(0, self.updates - self.start)
+        return max(0, self.updates - max(self.start, self.done()))
 
     def __iter__(self) -> Iterator[Batch]:
-        for update in range(self.start, self.updates):
+        for update in range(max(self.start, self.done()), self.updates):
             yield collate([self.items[index] for index in self.indices(update)[self.rank :: self.ranks]])
 
     def indices(self, update: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
@@ -86,6 +87,10 @@ class Hardware:
         Callbacks evaluate and write metrics (training/evaluation.py, metrics_file.py), so that an evaluation stands in
         the record of its update and before its checkpoint; Lightning would do either after both, and once more.
         """
+
+        def has(kind: type[Callback]) -> bool:
+            return any(isinstance(one, kind) for one in callbacks)
+
         return Trainer(
             accelerator=self.accelerator,
             devices=self.devices,
@@ -97,12 +102,15 @@ class Hardware:
             default_root_dir=root,
             max_epochs=1,
             use_distributed_sampler=False,
-            log_every_n_steps=0,
+            log_every_n_steps=1,
             limit_val_batches=0,
+            # Lightning's callbacks then act after an evaluation, not at the end of an epoch.
+            val_check_interval=1,
+            check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            enable_checkpointing=has(Checkpoint),
+            enable_progress_bar=has(ProgressBar),
+            enable_model_summary=has(ModelSummary),
         )
 
     def _strategy(self) -> Strategy | str:

@@ -135,7 +135,7 @@ def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
                 folder.status.failed(str(error) or type(error).__name__)
             raise
         return
-    close = config.logger.close if isinstance(config, TrainConfig) else None
+    close = config.tracker.close if isinstance(config, TrainConfig) else None
     report = not isinstance(config, GenerateConfig) and config.report
     with folder.locked(), Ending(folder.status), reported(folder, report, close):
         with writing(folder.config):

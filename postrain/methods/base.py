@@ -14,7 +14,7 @@ Any Lightning Trainer drives a method: `Trainer(max_steps=50).fit(method, datamo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar, Literal, dataclass_transform
@@ -27,7 +27,7 @@ from postrain.hardware import collectives
 from postrain.methods.components import Parts, RewardLike, parts_of
 from postrain.methods.driven import Driven
 from postrain.methods.metrics import Metrics, add_metrics, combine
-from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
+from postrain.methods.optim import chosen_optimizer, lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches
 from postrain.ops import derive_seed
@@ -68,6 +68,8 @@ class Method(Driven):
     reward: InitVar[RewardLike | None] = None
     """A reward, a preference, or a function of (prompts, completions, **columns) that returns a list of numbers."""
     environment: InitVar[Environment | None] = None
+    optim: InitVar[Callable[..., torch.optim.Optimizer] | None] = None
+    """What makes another optimizer than AdamW of parameter groups and lr: functools.partial(SGD, momentum=0.9)."""
     data: InitVar[Any] = None
     """What `fit` learns from: a DataModule, or anything that DataModule takes as its rows."""
     seed: InitVar[int] = 0
@@ -102,6 +104,7 @@ class Method(Driven):
         engine: Engine | None,
         reward: RewardLike | None,
         environment: Environment | None,
+        optim: Callable[..., torch.optim.Optimizer] | None,
         data: Any,
         seed: int,
     ) -> None:
@@ -120,10 +123,11 @@ class Method(Driven):
             engine=engine,
             reward=reward,
             environment=environment,
+            optim=optim,
         )
         self.attach(parts)
         if data is not None:
-            made = data if isinstance(data, DataModule) else DataModule(data, tokenizer)  # pyright: ignore
+            made = data if isinstance(data, DataModule) else DataModule(data, tokenizer)
             self.own_data = made
 
     # What a method says ------------------------------------------------------------------------------------------
@@ -281,7 +285,9 @@ class Method(Driven):
             collectives.shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW over everything that learns."""
+        """One optimizer over everything that learns: AdamW, unless another one was chosen."""
+        if self.parts.optim is not None:
+            return chosen_optimizer(self, self.parts.optim, lr=self.learning_rate, weight_decay=self.weight_decay)
         return make_optimizer(
             self, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.adam_betas, eps=self.adam_eps
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from postrain.data.chat import Template
@@ -45,6 +46,8 @@ class Parts:
     """What compares two completions, where the reward group names something that does."""
     environment: Environment = SINGLE_TURN
     """What answers the policy while it writes."""
+    optim: Callable[..., torch.optim.Optimizer] | None = None
+    """Makes the optimizer from parameter groups and `lr`; None is AdamW with the method's own settings."""
 
 
 @dataclass
@@ -70,6 +73,7 @@ def parts_of(
     engine: Engine | None,
     reward: RewardLike | None,
     environment: Environment | None,
+    optim: Callable[..., torch.optim.Optimizer] | None,
 ) -> Parts:
     """The parts of a method that Python code constructs; what it leaves out is filled in.
 
@@ -92,12 +96,13 @@ def parts_of(
         # The template that the rows are made for takes its place, and is put on the tokenizer, when there are rows.
         template=Template(tokenizer, seed=seed, install=False),
         seed=seed,
-        engine=LocalEngine() if engine is None else engine,  # pyright: ignore[reportCallIssue] - the defaults come
+        engine=LocalEngine() if engine is None else engine,
         reference=Reference.of(model) if given is None and needs_reference else given,
         foreign_reference=given is not None,
         reward=scores,
         preference=compares,
         environment=SINGLE_TURN if environment is None else environment,
+        optim=optim,
     )
 
 

@@ -8,11 +8,14 @@ before its checkpoint) and writes metrics and trackers itself: Lightning numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any, ClassVar
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
@@ -23,6 +26,11 @@ from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.types import Batch, ConfigError, Max, Mean
+
+if TYPE_CHECKING:
+    from postrain.evaluation.evaluator import Evaluation
+    from postrain.fit import Run
+    from postrain.training.loggers import Tracker
 
 # Options that Lightning refuses under manual optimisation: its default, and the key that does the same here.
 OURS = {
@@ -49,6 +57,8 @@ class Driven(LightningModule):
         self.counters = Counters()
         self.latest: dict[str, float] = {}
         self.stopped = ""  # why the run ends before its last update
+        self.logs_to_trackers = True
+        """Whether Lightning sends metrics to the Trainer's loggers; not where a callback does (MetricsFile)."""
         self.held_out: dict[str, Mean | Max] = {}
         self.own_data: DataModule | None = None
 
@@ -81,6 +91,38 @@ class Driven(LightningModule):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state` gave."""
 
+    def fit(
+        self,
+        *,
+        output: str | Path = "runs",
+        evaluation: Evaluation | None = None,
+        callbacks: Sequence[Callback] = (),
+        logger: Tracker | Logger | None = None,
+        resume: str | Path | None = None,
+        name: str | None = None,
+        report: bool = True,
+    ) -> Run:
+        """Trains on `data` in a run folder of its own under `output`, as `postrain train` does, with the same files.
+
+        `evaluation` says what is measured and when, `callbacks` are Lightning's, `logger` is a tracker or a Lightning
+        logger, `resume` the folder of an interrupted fit of the same settings, `name` what the folder is called.
+        Raises ConfigError for a user's mistake and KeyboardInterrupt after Ctrl-C, with the folder to resume.
+
+            run = GRPO(model, tokenizer, data=rows, reward=my_reward, updates=50).fit()
+            run.model, run.path, run.metrics[-1], run.result["objective"]
+        """
+        # By name: a run stands above the methods it trains, and imports go down only.
+        return import_module("postrain.fit").fit(
+            self,
+            output=output,
+            evaluation=evaluation,
+            callbacks=callbacks,
+            logger=logger,
+            resume=resume,
+            name=name,
+            report=report,
+        )
+
     # Before training ----------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Any]:
@@ -88,17 +130,17 @@ class Driven(LightningModule):
         of the schedule from `Trainer(max_steps=)`, which counts optimizer steps."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_trainer(self.trainer)
-            self.check_ready()
+            self.check_ready(resumes=bool(self.trainer.ckpt_path))
             if self.trainer.max_steps > 0:
                 self.updates = math.ceil(self.trainer.max_steps / self.steps_per_update())
         return []
 
-    def check_ready(self) -> None:
-        """Raises ConfigError where training cannot begin."""
+    def check_ready(self, *, resumes: bool) -> None:
+        """Raises ConfigError where training cannot begin; `resumes` says that it does from a checkpoint."""
         name = type(self).__name__
         if not hasattr(self, "parts"):
             raise ConfigError(f"{name}: has no model; construct it as {name}(model, tokenizer)")
-        if self.counters.updates and not self.trainer.ckpt_path:
+        if self.counters.updates and not resumes:
             raise ConfigError(
                 f"{name}: has been trained already, {self.counters.updates} updates; construct another one for another "
                 "fit, or resume from a checkpoint with ckpt_path"
@@ -153,7 +195,7 @@ class Driven(LightningModule):
     def show(self, metrics: Mapping[str, float], items: int) -> None:
         """Makes an update's metrics known to callbacks, progress bars and Lightning's loggers."""
         for name, value in metrics.items():
-            self.log(name, value, prog_bar=name in self.headline, batch_size=items)
+            self.log(name, value, prog_bar=name in self.headline, logger=self.logs_to_trackers, batch_size=items)
 
     def end_on_schedule(self) -> None:
         """Stops the Trainer after the last update: the learning rate is 0 from there on."""

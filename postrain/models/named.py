@@ -5,6 +5,7 @@ Leaves out options that still want a path: run and local.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,21 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from postrain.config.tree import instantiate
-from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
 def named(key: str, name: str, expected: str) -> ResolvedModel:
     """The model that `key` names; a directory wins over an option. Raises ConfigError of that key."""
-    known = name in options() and not Path(name).expanduser().exists()
-    source = instantiate(options()[name]) if known else None
-    return resolve_for(key, name, f"{expected}, or one of {', '.join(options())}", source)
+    return resolve_for(key, name, f"{expected}, or one of {', '.join(options())}", source_of(name))
+
+
+def source_of(name: str, **changes: Any) -> ModelSource:
+    """Where the model of that name is: an option of the group, unless there is a directory of the same name."""
+    if name in options() and not Path(name).expanduser().exists():
+        return replace(instantiate(options()[name]), **changes)
+    return ModelSource(path=name, **changes)
 
 
 @cache

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -50,7 +51,10 @@ class Function:
         if not callable(call):
             raise ConfigError(f"reward: expected a function of (prompts, completions, **columns), got {shown(call)}")
         made = cls.__new__(cls)
-        made.function, made.arguments, made.call = getattr(call, "__name__", type(call).__name__), {}, call
+        name, file = getattr(call, "__name__", type(call).__name__), place(call)[0]
+        # A later session finds it there, unless it is a lambda, inside a function, or typed into a notebook.
+        found = Path(file).is_file() and getattr(call, "__qualname__", "") == name != "<lambda>"
+        made.function, made.arguments, made.call = f"{file}:{name}" if found else name, {}, call
         return made
 
     def to(self, device: torch.device | str) -> None:

@@ -28,6 +28,8 @@ class MethodLike(Protocol):
     """Names of the three metrics that matter."""
     updates: int
     """How many updates the whole run has."""
+    logs_to_trackers: bool
+    """Whether Lightning sends `latest` to the trackers."""
     stopped: str
     """Why the run ends before its last update; empty while it does not."""
 

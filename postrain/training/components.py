@@ -44,7 +44,9 @@ def build(config: TrainConfig) -> Components:
     """Everything between a config and training. Raises ConfigError for what only the parts together tell."""
     method, resolved, data = config.method, config.resolved, copy(config.data)
     config.trainer.settle()
-    tokenizer = load_tokenizer(resolved)
+    # A method that Python code constructed with a model has it already.
+    given: Parts | None = getattr(method, "parts", None)
+    tokenizer = given.template.tokenizer if given else load_tokenizer(resolved)
     other = compared_with(config, tokenizer)
     audit = data.prepare(
         kind=method.kind,
@@ -57,7 +59,7 @@ def build(config: TrainConfig) -> Components:
         use_margin=getattr(method, "use_margin", False),
     )
     torch.manual_seed(config.seed)
-    policy = load_policy(config, data)
+    policy = given.policy if given else load_policy(config, data)
     reward, preference = scorers(config)
     method.attach(
         Parts(
@@ -65,12 +67,13 @@ def build(config: TrainConfig) -> Components:
             template=data.template,
             seed=config.seed,
             engine=config.rollout,
-            reference=reference_for(config, policy, other),
-            foreign_reference=other is not None,
-            origin=origin(config, other or resolved),
+            reference=(given and given.reference) or reference_for(config, policy, other),
+            foreign_reference=given.foreign_reference if given else other is not None,
+            origin="" if given else origin(config, other or resolved),
             reward=reward,
             preference=preference,
             environment=config.environment,
+            optim=given.optim if given else config.make_optimizer,
         )
     )
     return Components(method, data, audit, tokenizer, other)

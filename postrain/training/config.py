@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Annotated
 
-from postrain.config.schema import Deferred, Paths, Section
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from postrain.config.schema import TARGET, Deferred, Given, Paths, Section
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.trainer import Hardware
@@ -18,7 +24,7 @@ from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.training.early_stopping import EarlyStop
-from postrain.training.loggers import NoTracker, Tracker
+from postrain.training.loggers import LightningTracker, NoTracker, Tracker
 from postrain.types import ConfigError, Seed
 
 MOST_TOKENS = 10**9
@@ -37,7 +43,11 @@ class TrainConfig(Section):
     rollout: Engine = field(default_factory=LocalEngine)
     environment: Environment = SINGLE_TURN
     trainer: Hardware = field(default_factory=Hardware)
-    logger: Tracker = field(default_factory=NoTracker)
+    logger: Tracker | Logger = field(default_factory=NoTracker)
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
+    """Lightning callbacks by any name. An evaluation counts as a validation, and its metrics are there to monitor."""
+    optim: Annotated[Deferred[torch.optim.Optimizer] | None, Given({"params", "lr"})] = None
+    """A torch optimizer in place of AdamW; learning rate, schedule and weight decay are the method's. null is AdamW."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     early_stop: EarlyStop = field(default_factory=EarlyStop)
     seed: Seed = 0
@@ -76,6 +86,19 @@ class TrainConfig(Section):
         self.adapter.quantization()
         for measure in self.evaluation.measures.values():
             assert measure.value
+
+    @property
+    def tracker(self) -> Tracker:
+        """The logger, with the exit state of a run."""
+        return LightningTracker(self.logger) if isinstance(self.logger, Logger) else self.logger
+
+    @property
+    def make_optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
+        """Makes the optimizer from parameter groups and `lr`; None is AdamW."""
+        if self.optim is None:
+            return None
+        settings = {name: value for name, value in (self.optim.settings or {}).items() if name != TARGET}
+        return partial(self.optim.target, **settings)
 
     @cached_property
     def resolved(self) -> ResolvedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,17 @@ from postrain.training.samples_file import Sample, SamplesFile
 class Evaluator(Callback):
     """Evaluates before the first update, every `settings.every` updates, and after the last one."""
 
-    def __init__(self, data: DataModule, settings: Evaluation, samples: SamplesFile, subject: InTraining) -> None:
+    def __init__(
+        self,
+        data: DataModule,
+        settings: Evaluation,
+        samples: SamplesFile,
+        subject: InTraining,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """`callbacks` are the user's, which stand before this one; an evaluation is a validation to them."""
         self.data, self.settings, self.samples, self.subject = data, settings, samples, subject
+        self.callbacks = callbacks
         self.told: set[str] = set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -34,9 +44,20 @@ class Evaluator(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Method)
-        update = pl_module.counters.updates
-        if update % self.settings.every == 0 or update == pl_module.updates or pl_module.stopped:
-            pl_module.latest = pl_module.latest | self.measure(trainer, pl_module)
+        update, last = pl_module.counters.updates, pl_module.counters.updates == pl_module.updates
+        pl_module.stopped = pl_module.stopped or self.stopped_by_callback(trainer, update, last)
+        if update % self.settings.every == 0 or last or pl_module.stopped:
+            found = self.measure(trainer, pl_module)
+            pl_module.latest = pl_module.latest | found
+            pl_module.log_dict(found, batch_size=1, logger=False)
+            # What Lightning's own callbacks wait for: EarlyStopping, ModelCheckpoint, Optuna's pruning.
+            for callback in self.callbacks:
+                callback.on_validation_end(trainer, pl_module)
+            pl_module.stopped = pl_module.stopped or self.stopped_by_callback(trainer, update, last)
+
+    def stopped_by_callback(self, trainer: Trainer, update: int, last: bool) -> str:
+        """Why a user's callback ends the run at this update; empty where none does."""
+        return f"a callback stopped training at update {update}" if trainer.should_stop and not last else ""
 
     def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
         """One evaluation; its first completions are kept."""

@@ -1,4 +1,4 @@
-"""The trackers a user can look at a run with: TensorBoard, Weights & Biases, trackio, or none.
+"""The trackers a user can look at a run with: TensorBoard, Weights & Biases, trackio, a Lightning logger, or none.
 
 A tracker builds Lightning loggers and closes them with the run's exit state. Whatever the tracker, metrics.jsonl and
 samples.jsonl in the run folder are always written (training/metrics_file.py, training/samples_file.py); a tracker
@@ -42,6 +42,20 @@ class Tracker(Protocol):
     def close(self, status: str) -> None:
         """The run is over; `status` is "done", "failed" or "interrupted". Call it in a finally."""
         ...
+
+
+@dataclass(frozen=True)
+class LightningTracker:
+    """Any logger of Lightning's: it gets the metrics of every update, and nothing else."""
+
+    logger: Logger
+
+    def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+        self.logger.log_hyperparams(config)
+        return [self.logger]
+
+    def close(self, status: str) -> None:
+        """Lightning finalizes it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ class MetricsFile(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         method = method_of(pl_module)
+        method.logs_to_trackers = False
         updates = method.counters.updates
         if trainer.is_global_zero:
             with writing(self.lines.path, NO_SPACE):

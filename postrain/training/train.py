@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from postrain.config.masking import masked
@@ -73,7 +74,7 @@ def make_loggers(config: TrainConfig, run: RunContext) -> list[Logger]:
     same run."""
     name = f"{config.name} · {run.group}" if run.group else run.folder.name
     settings = masked(settings_of(config))
-    return config.logger.build(run_dir=run.folder.path, run_name=name, group=run.group, config=settings)
+    return config.tracker.build(run_dir=run.folder.path, run_name=name, group=run.group, config=settings)
 
 
 def callbacks(config: TrainConfig, parts: Components, run: RunContext, guard: NaNGuard) -> list[Callback]:
@@ -81,15 +82,19 @@ def callbacks(config: TrainConfig, parts: Components, run: RunContext, guard: Na
     folder, hardware = run.folder, config.trainer
     samples = SamplesFile(folder)
     subject = InTraining(config.resolved, parts.data, config.reward)
+    mine = list(config.callbacks.values())
+    own_bar = any(isinstance(one, ProgressBar) for one in mine)
+    line = [] if own_bar else [ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}")]
     return [
         Throughput(),
         guard,
         EarlyStopping(config.early_stop, folder),
         samples,
-        Evaluator(parts.data, config.evaluation, samples, subject),
+        *mine,
+        Evaluator(parts.data, config.evaluation, samples, subject, mine),
         MetricsFile(folder),
         Diagnostics(folder),
-        ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}"),
+        *line,
         run.interrupt,
         Checkpoints(folder, guard, every=hardware.checkpoint_every, keep=hardware.checkpoints_kept),
     ]

@@ -165,7 +165,7 @@ def test_a_kind_is_a_base_or_every_member_of_a_protocol() -> None:
         def build(self) -> None: ...
 
     tracker = TrainConfig.__annotations__
-    assert tracker["logger"] == "Tracker"
+    assert tracker["logger"] == "Tracker | Logger"
     from postrain.training.loggers import Tracker  # noqa: PLC0415 - beside what it is compared with
 
     assert provides(Whole, Tracker)

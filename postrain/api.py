@@ -1,0 +1,239 @@
+"""What Python code does with a model without a run: load it, score completions, sample from it.
+
+    model, tokenizer = load_model("nano")
+    completions = generate(model, ["2 + 2 ="], max_new_tokens=8, num_generations=4, seed=0)
+    logps = score(model, completions)
+
+Methods, losses, DataModule and the rest of the public names are in postrain/__init__.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from postrain.data.chat import Template
+from postrain.data.conversation import Message, Messages, opened
+from postrain.errors import ConfigError
+from postrain.models.adapters import Adapter, NoAdapter
+from postrain.models.loading import load_causal, load_scalar, load_tokenizer
+from postrain.models.named import source_of
+from postrain.models.provenance import Provenance, provenance_of, remember
+from postrain.models.scoring import in_micro_batches
+from postrain.models.scoring import score as scores_of
+from postrain.ops import derive_seed
+from postrain.rollout.local import LocalEngine
+from postrain.types import Rows, Stop
+
+Text = str | Sequence[Mapping[str, str]] | Sequence[int] | Tensor
+"""A text, the messages of a conversation ({"role": ..., "content": ...}), or token ids."""
+
+
+def load_model(
+    name: str = "nano",
+    *,
+    head: Literal["causal", "scalar"] = "causal",
+    adapter: Adapter | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    resize: bool = False,
+) -> tuple[Any, Any]:
+    """A model, in eval mode, and its tokenizer.
+
+    `name` is an option of conf/model (nano, gpt2, smollm2, ...), a directory, a run folder, a .gguf file or a Hub name;
+    `head` is causal for a language model or scalar for a reward model; `adapter` goes into it (LoRA(r=8)); `resize`
+    adds embeddings for tokens that only the tokenizer has. Reads safetensors only and runs no code of a repository.
+    Raises ConfigError where the model cannot be had.
+
+        >>> import postrain as pt
+        >>> model, tokenizer = pt.load_model("nano")
+        >>> tokenizer.decode(tokenizer("Tom found a ball.").input_ids)
+        'Tom found a ball.'
+    """
+    source = source_of(name, resize=resize)
+    resolved, adapter = source.resolve(), adapter or NoAdapter()
+    tokenizer = load_tokenizer(resolved)
+    load = load_causal if head == "causal" else load_scalar
+    loaded = cast("nn.Module", load(resolved, dtype=dtype, quantization=adapter.quantization()))
+    loaded = loaded if adapter.quantization() else loaded.to(device)
+    model = adapter.wrap(loaded, head=head)
+    remember(model, Provenance(source, tokenizer, adapter))
+    return model, tokenizer
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A completion."""
+
+    text: str
+    """Without special tokens."""
+    token_ids: list[int]
+    """T tokens, the end token included where it was drawn."""
+    logps: list[float]
+    """Log-probability of each token under the distribution it was drawn from, T numbers."""
+    finished: bool
+    """True where it ended by itself, False where it was cut at max_new_tokens."""
+    prompt_ids: list[int]
+    """The tokens that it continues."""
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Text],
+    *,
+    tokenizer: Any = None,
+    max_new_tokens: int = 48,
+    num_generations: int = 1,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: Sequence[str] = (),
+    template: str = "auto",
+) -> list[Generated]:
+    """Completions of prompts, prompt-major: number g of prompt p is `found[p * num_generations + g]`.
+
+    A completion depends on its prompt's place, its number and `seed`, not on the batch it was drawn in. Temperature 0
+    takes the likeliest token. Texts become tokens by `template` (see data.template); a tokenizer is needed unless the
+    model comes from `load_model`. Raises ConfigError for a prompt that leaves no room in the model's context.
+
+        >>> import postrain as pt
+        >>> model, tokenizer = pt.load_model("nano")
+        >>> found = pt.generate(model, ["Tom found", "2 + 2 ="], max_new_tokens=4, num_generations=3, seed=0)
+        >>> len(found), len(found[0].token_ids) == len(found[0].logps)
+        (6, True)
+    """
+    engine = LocalEngine(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=tuple(stop)
+    )
+    shown = Template(_tokenizer(model, tokenizer), mode=template, install=False)
+    ids = [_prompt_ids(prompt, shown) for prompt in prompts]
+    places = [(place, number) for place in range(len(ids)) for number in range(num_generations)]
+    found = engine.generate(
+        model,
+        [ids[place] for place, _ in places],
+        keys=[derive_seed(seed, "generate", place, number) for place, number in places],
+        stop=Stop(shown.stop_ids, engine.sampling.stop, shown.decode_all),
+    )
+    return [
+        Generated(shown.decode(one.ids), one.ids.tolist(), one.logps.tolist(), one.finished, ids[place].tolist())
+        for one, (place, _) in zip(found, places, strict=True)
+    ]
+
+
+class TokenLogps(Tensor):
+    """Log-probabilities of completion tokens, float32 [B, T], 0 outside `mask`. Operations on it give plain tensors."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+
+    mask: Tensor
+    """True at the tokens of each completion, left-aligned, bool [B, T]."""
+    entropy: Tensor | None
+    """Entropy of each token's distribution in nats, [B, T]; on request."""
+
+
+def score(
+    model: nn.Module,
+    rows: Sequence[Generated | tuple[Text, Text] | Mapping[str, Any]] | Rows,
+    *,
+    tokenizer: Any = None,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    micro_batch_tokens: int = 8192,
+    template: str = "auto",
+) -> TokenLogps:
+    """Log-probabilities of completions given their prompts: float32 [B, T] with `.mask`, bool [B, T].
+
+    A row is what `generate` returns, a pair (prompt, completion) of texts or of token ids, or a mapping with these two
+    keys. B rows, T tokens of the longest completion, its end token included. Differentiable, in one forward pass, where
+    gradients are on and the model's parameters want them; under torch.no_grad() at most `micro_batch_tokens` tokens go
+    through the model at once. `temperature` divides the logits, as in sampling. A tokenizer is needed for texts, unless
+    the model comes from `load_model`.
+
+        >>> import postrain as pt
+        >>> model, tokenizer = pt.load_model("nano")
+        >>> logps = pt.score(model, [("Tom found", " a red ball."), ("2 + 2 =", " 4")])
+        >>> logps.shape == logps.mask.shape, bool((logps <= 0).all())
+        (True, True)
+    """
+    made = rows if isinstance(rows, Rows) else _rows(model, rows, tokenizer, template)
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters()):
+        found = scores_of(model, made, temperature=temperature, entropy=entropy)
+    else:
+        found = in_micro_batches(
+            lambda part: scores_of(model, part, temperature=temperature, entropy=entropy), made, micro_batch_tokens
+        )
+    logps = found.logps_BT.as_subclass(TokenLogps)
+    logps.mask, logps.entropy = found.mask_BT, found.entropy_BT
+    return logps
+
+
+def _rows(model: nn.Module, rows: Sequence[Any], tokenizer: Any, template: str) -> Rows:
+    pairs = [_pair(row) for row in rows]
+    if not pairs:
+        raise ConfigError("rows: expected at least one (prompt, completion)")
+    shown = None
+    if any(isinstance(completion, str) for _, completion in pairs):
+        shown = Template(_tokenizer(model, tokenizer), mode=template, install=False)
+    tokens = [_pair_ids(*pair, shown) for pair in pairs]
+    return Rows(
+        ids=tuple(torch.cat(pair) for pair in tokens),
+        supervised=tuple(torch.arange(len(p) + len(c)) >= len(p) for p, c in tokens),
+        row_ids=tuple(range(len(tokens))),
+    )
+
+
+def _pair(row: Any) -> tuple[Any, Any]:
+    if isinstance(row, Generated):
+        return row.prompt_ids, row.token_ids
+    if isinstance(row, Mapping) and {"prompt", "completion"} <= row.keys():
+        return row["prompt"], row["completion"]
+    if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
+        return row[0], row[1]
+    raise ConfigError(f"rows: expected (prompt, completion), a mapping with both, or a completion, got {row!r:.60}")
+
+
+def _pair_ids(prompt: Any, completion: Any, template: Template | None) -> tuple[Tensor, Tensor]:
+    """Token ids of a prompt and of its completion."""
+    if isinstance(completion, str):
+        assert template is not None
+        return template.encode_completion(_messages(prompt), completion)
+    pair = _ids(prompt), _ids(completion)
+    if not all(map(len, pair)):
+        raise ConfigError("rows: expected at least one token of the prompt and one of the completion")
+    return pair
+
+
+def _prompt_ids(prompt: Any, template: Template) -> Tensor:
+    is_text = isinstance(prompt, str) or (isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping))
+    return template.encode_prompt(_messages(prompt)) if is_text else _ids(prompt)
+
+
+def _messages(prompt: Any) -> Messages:
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    try:
+        return opened(tuple(Message(turn["role"], turn["content"]) for turn in prompt))
+    except (TypeError, KeyError):
+        raise ConfigError(
+            f'prompt: expected a text or messages such as {{"role": "user", "content": ...}}, got {prompt!r:.60}'
+        ) from None
+
+
+def _ids(tokens: Any) -> Tensor:
+    try:
+        return torch.as_tensor(tokens, dtype=torch.long).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"prompt: expected a text, messages or token ids, got {tokens!r:.60}") from None
+
+
+def _tokenizer(model: nn.Module, tokenizer: Any) -> Any:
+    found = tokenizer or getattr(provenance_of(model), "tokenizer", None)
+    if found is None:
+        raise ConfigError("tokenizer: a model that load_model has not loaded needs tokenizer=...")
+    return found

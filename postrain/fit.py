@@ -1,0 +1,114 @@
+"""`method.fit()`: a training run from Python objects, in the frame that runs the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from postrain.config.schema import Deferred, Paths
+from postrain.errors import ConfigError, Interrupted
+from postrain.evaluation.evaluator import Evaluation
+from postrain.hardware.trainer import Hardware
+from postrain.jobs.frame import TRAIN, execute
+from postrain.methods.base import Method
+from postrain.models.provenance import Provenance, keep_on_disk, provenance_of, unchanged
+from postrain.runs.folder import RunFolder
+from postrain.training.config import TrainConfig
+from postrain.training.loggers import NoTracker, Tracker
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    path: Path
+    """Its folder: config.yaml, metrics.jsonl, model/, report.html, ..."""
+    method: Method
+    objective: float | None
+    """The last value of the metric that the method is judged by; None where it was not measured."""
+
+    @property
+    def model(self) -> Any:
+        """The trained model."""
+        return self.method.policy
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with the chat template that it was trained with."""
+        return self.method.parts.template.tokenizer
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A record for each update, as in metrics.jsonl; pandas.DataFrame(run.metrics) is a table of them."""
+        return RunFolder(self.path).metrics.read()
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model wrote at each evaluation."""
+        return RunFolder(self.path).samples.read()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json: the objective, and every held-out metric before and after."""
+        return json.loads(RunFolder(self.path).result.read_text())
+
+
+def fit(
+    method: Method,
+    *,
+    output: str | Path,
+    evaluation: Evaluation | None,
+    callbacks: Sequence[Callback],
+    logger: Tracker | Logger | None,
+    resume: str | Path | None,
+    name: str | None,
+    report: bool,
+) -> Run:
+    """See `Method.fit`."""
+    method.check_ready(resumes=resume is not None)
+    if method.own_data is None:
+        kind = type(method).__name__
+        raise ConfigError(f"data: no rows to learn from; give them, as {kind}(model, tokenizer, data=rows)")
+    parts, loaded = method.parts, provenance(method)
+    parameter = next(parts.policy.parameters())
+    config = TrainConfig(
+        method=method,
+        model=loaded.source,
+        adapter=loaded.adapter,
+        data=method.own_data,
+        reward=Deferred.of(parts.reward or parts.preference) if method.needs_reward else None,
+        rollout=parts.engine,
+        environment=parts.environment,
+        trainer=Hardware(
+            accelerator="gpu" if parameter.is_cuda else "cpu",
+            precision="bf16" if parameter.dtype == torch.bfloat16 else "fp32",
+        ),
+        logger=logger or NoTracker(),
+        callbacks={str(place): callback for place, callback in enumerate(callbacks)},
+        evaluation=evaluation or Evaluation(),
+        seed=parts.seed,
+        name=name,
+        resume=None if resume is None else str(resume),
+        report=report,
+        paths=Paths(output=str(output)),
+    )
+    try:
+        objective = execute(TRAIN, config)
+    except Interrupted as stop:
+        # A SystemExit would end the notebook or program that has called this.
+        raise KeyboardInterrupt(f"{stop.signal.name}; resume with fit(resume={str(stop.folder)!r})") from None
+    return Run(Path(method.trainer.default_root_dir), method, objective)
+
+
+def provenance(method: Method) -> Provenance:
+    """Where the policy can be loaded from again; one that nothing on disk equals is written to the cache."""
+    policy, tokenizer = method.policy, method.parts.template.tokenizer
+    found = provenance_of(policy)
+    return found if found is not None and unchanged(policy) else keep_on_disk(policy, tokenizer)

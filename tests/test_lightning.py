@@ -1,0 +1,140 @@
+"""What every method owes Lightning, over conf/method/*.yaml: any Trainer drives it, whatever its options."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+import postrain as pt
+from postrain.config.schema import load_target
+from postrain.config.tree import instantiate
+from postrain.methods.base import Method
+from tests.training_runs import METHODS, composed
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+@cache
+def config(name: str) -> dict[str, Any]:
+    small = ("method.batch_size=4", "data.source.count=24", "data.eval_rows=4", "rollout.max_new_tokens=6")
+    return composed([f"method={name}", *small])
+
+
+def parts(name: str) -> tuple[type[Method], dict[str, Any]]:
+    """The class of a method and what it is constructed with."""
+    node = dict(config(name)["method"])
+    kind: Any = load_target(node.pop("_target_"))
+    model, tokenizer = pt.load_model("nano", head=kind.head)
+    given = {"model": model, "tokenizer": tokenizer, "engine": instantiate(config(name)["rollout"])}
+    reward = {"reward": instantiate(config(name)["reward"])} if kind.needs_reward else {}
+    return kind, {**given, **reward, **{key: instantiate(value) for key, value in node.items()}}
+
+
+class Rates(Callback):
+    """The learning rate of every update."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen += [group["lr"] for group in trainer.optimizers[0].param_groups[:1]]
+        assert pl_module.latest.keys() <= trainer.callback_metrics.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plain_trainer_trains_and_its_checkpoint_gives_the_same_logits(name, tmp_path):
+    kind, given = parts(name)
+    method, rates = kind(**given), Rates()
+    trainer = Trainer(max_steps=3, callbacks=[rates], **QUIET)
+    trainer.fit(method, datamodule=instantiate(config(name)["data"]))
+    assert method.counters.updates == method.updates == -(-3 // method.steps_per_update())
+    assert all(0 < rate <= method.learning_rate for rate in rates.seen)
+    assert any(key.startswith("eval/") for key in trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = parts(name)[1]
+    loaded = kind.load_from_checkpoint(
+        tmp_path / "last.ckpt", model=again["model"], tokenizer=again["tokenizer"], engine=given["engine"]
+    )
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.equal(loaded.policy.eval()(ids).logits, method.policy.eval()(ids).logits)
+    assert (loaded.updates, loaded.counters) == (method.updates, method.counters)
+    assert loaded.settings() == method.settings()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_further_epochs_end_with_the_schedule(name, capsys):
+    kind, given = parts(name)
+    method, rates = kind(**{**given, "updates": 2}), Rates()
+    Trainer(max_epochs=2, limit_val_batches=0, callbacks=[rates], **QUIET).fit(
+        method, datamodule=instantiate(config(name)["data"])
+    )
+    assert method.counters.updates == 2
+    assert all(0 < rate <= method.learning_rate for rate in rates.seen)
+    assert "method.updates=2: training ends here" in capsys.readouterr().out
+
+
+def sft(**changes: Any) -> Method:
+    kind, given = parts("sft")
+    return kind(**{**given, **changes})
+
+
+def fitted(method: Method, data: Any = None, **options: Any) -> Trainer:
+    trainer = Trainer(**{**QUIET, **options})
+    trainer.fit(method, datamodule=data or instantiate(config("sft")["data"]))
+    return trainer
+
+
+def test_lightning_callbacks_and_loggers_see_every_metric(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="eval/loss", filename="best")
+    trainer = fitted(
+        sft(updates=4),
+        callbacks=[best, EarlyStopping("loss", patience=9), LearningRateMonitor("step")],
+        logger=CSVLogger(tmp_path, name="csv", version=""),
+        log_every_n_steps=1,
+        val_check_interval=2,
+        enable_checkpointing=True,
+        enable_progress_bar=True,
+    )
+    lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    header = lines[0].split(",")
+    assert {"loss", "grad_norm", "eval/loss", "learning_rate", "lr-AdamW/pg1"} <= {*header}
+    assert len(lines) >= 1 + 4
+    assert best.best_model_score == trainer.callback_metrics["eval/loss"]
+    assert json.loads(json.dumps(torch.load(best.best_model_path)["hyper_parameters"]))["updates"] == 4
+
+
+def test_a_run_that_lightning_resumes_ends_where_it_would_have(tmp_path):
+    whole, half, rest = sft(updates=4), sft(updates=4), sft(updates=4)
+    fitted(whole)
+    trainer = fitted(half, limit_train_batches=2, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    Trainer(**QUIET).fit(rest, datamodule=instantiate(config("sft")["data"]), ckpt_path=tmp_path / "half.ckpt")
+    state = whole.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in rest.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"accumulate_grad_batches": 2}, "method.micro_batch_tokens"),
+        ({"gradient_clip_val": 1.0}, "method.max_grad_norm"),
+    ],
+)
+def test_options_that_lightning_refuses_are_refused_with_the_key_that_does_it(options, key):
+    with pytest.raises(pt.ConfigError, match=key):
+        fitted(sft(), **options)
