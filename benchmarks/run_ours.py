@@ -22,7 +22,7 @@ from measure import Stopwatch
 
 from postrain.cli.main import start
 from postrain.methods.base import Method
-from postrain.methods.referenced import Referenced
+from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.rollout.local import LocalEngine
 from postrain.types import Stop
 
@@ -103,14 +103,14 @@ def watch_updates(stopwatch: Stopwatch, out: Path, updates: int) -> None:
 
 def watch_pass(stopwatch: Stopwatch) -> None:
     """Times what a method with a reference does before its first update."""
-    setup = Referenced.setup
+    setup = ReferenceModelMixin.setup
 
-    def timed(self: Referenced, stage: str) -> None:
+    def timed(self: ReferenceModelMixin, stage: str) -> None:
         stopwatch.start()
         setup(self, stage)
         stopwatch.stop_pass()
 
-    Referenced.setup = timed
+    ReferenceModelMixin.setup = timed
 
 
 def endless(generate: Any) -> Any:

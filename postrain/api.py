@@ -25,8 +25,8 @@ from postrain.models.named import source_of
 from postrain.models.provenance import Provenance, provenance_of, remember
 from postrain.models.scoring import in_micro_batches
 from postrain.models.scoring import score as scores_of
-from postrain.ops import derive_seed
 from postrain.rollout.local import LocalEngine
+from postrain.seeds import derive_seed
 from postrain.types import Rows, Stop
 
 Text = str | Sequence[Mapping[str, str]] | Sequence[int] | Tensor

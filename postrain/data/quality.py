@@ -16,7 +16,7 @@ import torch
 from postrain.config.extras import load
 from postrain.data.records import Record
 from postrain.data.repetition import distinct_ngram_share
-from postrain.ops import generator
+from postrain.seeds import generator
 from postrain.types import ConfigError, Count, CountOrZero, Fraction
 
 PERMUTATIONS = 64

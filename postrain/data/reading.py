@@ -16,7 +16,7 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.quality import Quality, sane
 from postrain.data.readers import Table
 from postrain.data.records import Record, convert
-from postrain.ops import derive_seed
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError
 
 NOT_LEARNED = "answer of weight 0"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from postrain.data.encode import Encoded, collate
-from postrain.ops import generator
+from postrain.seeds import generator
 from postrain.types import Batch
 
 EVAL_BATCH = 64

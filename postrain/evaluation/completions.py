@@ -13,11 +13,11 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.measures import Subject
 from postrain.models.scoring import Comparison, compare, in_micro_batches
-from postrain.ops import derive_seed
 from postrain.rewards.function import is_finite, shown, told
 from postrain.rewards.user_code import Blame, place
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import greedy
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Mean
 
 

@@ -14,7 +14,7 @@ from postrain.evaluation.accuracy import NEEDED, verdicts
 from postrain.evaluation.completions import complete, first_prompt
 from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.scores import written
-from postrain.methods.calibration import confidence_sums, expected_error
+from postrain.methods.metrics import confidence_bins, expected_calibration_error
 from postrain.rewards.base import Reward
 from postrain.types import ConfigError, Count
 
@@ -66,7 +66,7 @@ def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> 
     Leave out what is no answer: a confidence of 0 in none would be borne out each time.
     """
     sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights).double()
-    sums_K3 = confidence_sums(sure_B, right_B)
-    alone = [confidence_sums(sure_B[at : at + 1], right_B[at : at + 1]) for at in range(len(sure_B))]
-    without = [expected_error(sums_K3 - one_K3) for one_K3 in alone]
-    return Estimate.jackknife(expected_error(sums_K3), without, 0, 1)
+    sums_K3 = confidence_bins(sure_B, right_B)
+    alone = [confidence_bins(sure_B[at : at + 1], right_B[at : at + 1]) for at in range(len(sure_B))]
+    without = [expected_calibration_error(sums_K3 - one_K3) for one_K3 in alone]
+    return Estimate.jackknife(expected_calibration_error(sums_K3), without, 0, 1)

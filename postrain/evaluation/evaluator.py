@@ -18,8 +18,7 @@ from postrain.data.repetition import DISTINCT, ONE_WORD, distinct_n, distinct_te
 from postrain.evaluation.completions import compared, complete, gold_scores, means
 from postrain.evaluation.measures import Finding, Measure, Subject
 from postrain.methods.base import Method
-from postrain.methods.metrics import add_metrics
-from postrain.models.scoring import kl_metrics
+from postrain.methods.metrics import add_metrics, kl_metrics
 from postrain.rollout.collect import Rollouts
 from postrain.types import Count, CountOrZero, Max, Mean
 

@@ -24,8 +24,8 @@ from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.query_checks import Expect, Verdict, judge, readable, refuses
 from postrain.evaluation.query_code import passes, signature, source
 from postrain.evaluation.query_file import Query, read_queries
-from postrain.ops import derive_seed
 from postrain.rollout.collect import collect
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Count, NonNegative, Size
 
 PARSED = "code was parsed, not run; evaluation.measures.queries.allow_execution=true runs it on this machine"

@@ -20,13 +20,13 @@ from postrain.data.module import DataModule
 from postrain.evaluation.completions import gold_scores
 from postrain.generation.keep import Answers
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
-from postrain.ops import derive_seed
 from postrain.rewards.base import Reward, optional
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.revise import Revision, revise
 from postrain.rollout.turns import Environment
 from postrain.runs.folder import writing
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError
 
 

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
-from postrain.ops import whiten
+from postrain.losses.advantages import whiten
 
 T = TypeVar("T")
 

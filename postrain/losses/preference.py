@@ -1,233 +1,251 @@
-"""The losses of the DPO family, each a pure function of one pair's numbers, and the table `method.loss` chooses from.
+"""Losses of preference pairs and of single completions with a label: DPO and its family, KTO, ORPO, SimPO, CPO.
 
-β > 0 is the strength of the leash to the reference. A completion's log-ratio is Σ log π(token) − Σ log π_ref(token);
-the gap Δ of a pair is the chosen one's log-ratio minus the rejected one's. All tensors are [B], a loss for each pair.
+Axes: B pairs or completions, T completion tokens. Log-probabilities are natural and, unless a docstring says "mean",
+sums over a completion's tokens. Each loss takes `reduction`: mean, sum or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import log
-from typing import Annotated, Literal
-
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor
-from torch.nn.functional import logsigmoid, relu, softplus
+from torch.nn.functional import logsigmoid
 
-from postrain.types import ConfigError
-
-Smoothing = Annotated[float, Ge(0), Lt(0.5)]
-"""ε, the share of labels taken to be wrong."""
-Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
-
-# The square of exp(40) is still a float32: a ratio that far off would otherwise make a loss infinite, SPPO's first.
-LARGEST_EXPONENT = 40.0
-
-
-def sigmoid(gap_B: Tensor, *, beta: float, smoothing: float = 0.0) -> Tensor:
-    """−(1−ε) log σ(βΔ) − ε log σ(−βΔ) (Rafailov et al. 2023, eq. 7; conservative smoothing ε of Mitchell 2023)."""
-    return -(1 - smoothing) * logsigmoid(beta * gap_B) - smoothing * logsigmoid(-beta * gap_B)
+from postrain.losses.dpo_variants import (
+    LOSSES,
+    SMOOTHED,
+    Divergence,
+    LossName,
+    PairTerms,
+    f_prime,
+    of_equal_rank,
+    sigmoid,
+)
+from postrain.losses.reduction import Reduction, reduce
 
 
-def robust(gap_B: Tensor, *, beta: float, smoothing: float) -> Tensor:
-    """[−(1−ε) log σ(βΔ) + ε log σ(−βΔ)] / (1 − 2ε): unbiased where a share ε of labels is flipped (Chowdhury et al.
-    2024, eq. 12)."""
-    wrong_B = smoothing * logsigmoid(-beta * gap_B)
-    return (-(1 - smoothing) * logsigmoid(beta * gap_B) + wrong_B) / (1 - 2 * smoothing)
-
-
-def hinge(gap_B: Tensor, *, beta: float) -> Tensor:
-    """max(0, 1 − βΔ) (SLiC of Zhao et al. 2023, with the log-ratios of Liu et al. 2024, RSO)."""
-    return relu(1 - beta * gap_B)
-
-
-def ipo(chosen_mean_B: Tensor, rejected_mean_B: Tensor, *, beta: float) -> Tensor:
-    """(Δ − 1/(2τ))² with τ = β, of log-ratios per token (Azar et al. 2024, eq. 17).
-
-    The division by length is not in the paper; its authors confirmed it to the makers of TRL.
-    """
-    return (chosen_mean_B - rejected_mean_B - 1 / (2 * beta)) ** 2
-
-
-def sppo_hard(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
-    """(l_c − 1/(2β))² + (l_r + 1/(2β))², the self-play loss with P(chosen beats rejected) = 1 (Wu et al. 2024, eq. 4.7
-    with η = 1/β)."""
-    return (chosen_B - 0.5 / beta) ** 2 + (rejected_B + 0.5 / beta) ** 2
-
-
-def nca(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
-    """−log σ(βl_c) − ½ log σ(−βl_c) − ½ log σ(−βl_r) (noise contrastive alignment, Chen et al. 2024, for pairs)."""
-    others_B = logsigmoid(-beta * chosen_B) + logsigmoid(-beta * rejected_B)
-    return -logsigmoid(beta * chosen_B) - 0.5 * others_B
-
-
-def exo(gap_B: Tensor, *, beta: float, smoothing: float) -> Tensor:
-    """KL(policy's preference ‖ labels smoothed by ε > 0) = σ(βΔ)[log σ(βΔ) − log(1−ε)] + σ(−βΔ)[log σ(−βΔ) − log ε]
-    (Ji et al. 2024, eq. 16)."""
-    won_B, lost_B = logsigmoid(beta * gap_B), logsigmoid(-beta * gap_B)
-    return won_B.exp() * (won_B - log(1 - smoothing)) + lost_B.exp() * (lost_B - log(smoothing))
-
-
-def apo_zero(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
-    """1 − σ(βl_c) + σ(βl_r): chosen up, rejected down (D'Oosterlinck et al. 2024, eq. 7)."""
-    return 1 - torch.sigmoid(beta * chosen_B) + torch.sigmoid(beta * rejected_B)
-
-
-def apo_down(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
-    """σ(βl_c) + 1 − σ(βΔ): both down, rejected further, for a policy better than its data (D'Oosterlinck et al.
-    2024, eq. 8)."""
-    return torch.sigmoid(beta * chosen_B) + 1 - torch.sigmoid(beta * (chosen_B - rejected_B))
-
-
-def discopop(gap_B: Tensor, *, beta: float, tau: float) -> Tensor:
-    """(1 − m)·(−log σ(βΔ)) + m·exp(−βΔ) with m = σ(βΔ/τ) (the discovered loss LRML of Lu et al. 2024, eq. 5)."""
-    mix_B = torch.sigmoid(beta * gap_B / tau)
-    exponential_B = torch.exp((-beta * gap_B).clamp(max=LARGEST_EXPONENT))
-    return (1 - mix_B) * -logsigmoid(beta * gap_B) + mix_B * exponential_B
-
-
-def bco(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, shift: float) -> Tensor:
-    """−log σ(βl_c − δ) − log σ(−(βl_r − δ)), a binary classifier of single completions with the running mean reward δ
-    for a threshold (Jung et al. 2024)."""
-    return -logsigmoid(beta * chosen_B - shift) - logsigmoid(-(beta * rejected_B - shift))
-
-
-def aot(margin_B: Tensor, ref_margin_B: Tensor, *, beta: float, smoothing: float) -> Tensor:
-    """`sigmoid` of the policy's margin log π(chosen) − log π(rejected) over the reference's margin *of equal rank* in
-    the global batch, so that one distribution dominates the other (Melnyk et al. 2024, paired)."""
-    return sigmoid(margin_B - ref_margin_B, beta=beta, smoothing=smoothing)
-
-
-def aot_unpaired(
-    chosen_B: Tensor,
-    rejected_B: Tensor,
+def pair_terms(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
     *,
-    chosen_of_rank_B: Tensor,
-    rejected_of_rank_B: Tensor,
     beta: float,
-    smoothing: float,
-) -> Tensor:
-    """`sigmoid` of chosen log-ratios over the rejected ones of equal rank in the global batch (Melnyk et al. 2024).
+    smoothing: float = 0.0,
+    divergence: Divergence = "reverse_kl",
+    alpha: float = 0.5,
+    chosen_lengths: Tensor | None = None,
+    rejected_lengths: Tensor | None = None,
+    partners: tuple[Tensor, Tensor, Tensor] | None = None,
+    tau: float = 0.05,
+    shift: float = 0.0,
+) -> PairTerms:
+    """All that the losses of the family depend on, from log-probabilities [B].
 
-    `rejected_of_rank_B` is the constant each chosen one is held against, and the other way round: together they have
-    the gradient of the whole sum, wherever its terms are computed; the second half adds no value of its own.
+    `partners` are the last tensors of PairTerms, of equal rank in the global batch; by default zeros, for losses that
+    use none. Without lengths the means are the sums.
     """
-    up_B = sigmoid(chosen_B - rejected_of_rank_B, beta=beta, smoothing=smoothing)
-    down_B = sigmoid(chosen_of_rank_B - rejected_B, beta=beta, smoothing=smoothing)
-    return up_B + down_B - down_B.detach()
+    chosen_B, rejected_B = policy_chosen - reference_chosen, policy_rejected - reference_rejected
+    ref_margin_B, chosen_of_rank_B, rejected_of_rank_B = partners or (torch.zeros_like(chosen_B),) * 3
+    return PairTerms(
+        chosen_B=f_prime(chosen_B, divergence, alpha),
+        rejected_B=f_prime(rejected_B, divergence, alpha),
+        chosen_mean_B=chosen_B if chosen_lengths is None else chosen_B / chosen_lengths,
+        rejected_mean_B=rejected_B if rejected_lengths is None else rejected_B / rejected_lengths,
+        margin_B=policy_chosen - policy_rejected,
+        ref_margin_of_rank_B=ref_margin_B,
+        chosen_of_rank_B=chosen_of_rank_B,
+        rejected_of_rank_B=rejected_of_rank_B,
+        beta=beta,
+        smoothing=smoothing,
+        tau=tau,
+        shift=shift,
+    )
 
 
-def of_equal_rank(values_B: Tensor, others_B: Tensor) -> Tensor:
-    """For each value the one of `others_B` that has the same rank among them, [B]."""
-    return others_B.sort().values[values_B.argsort().argsort()]
+def rank_partners(
+    chosen: Tensor, rejected: Tensor, margin: Tensor, reference_margin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each pair of a batch the constants of equal rank that aot and aot_unpaired hold it against, [B] each: the
+    reference's margin, the chosen log-ratio (for the rejected one), the rejected log-ratio (for the chosen one)."""
+    return (
+        of_equal_rank(margin, reference_margin),
+        of_equal_rank(rejected, chosen),
+        of_equal_rank(chosen, rejected),
+    )
 
 
-def check_losses(weights: Mapping[LossName, float], *, smoothing: float, divergence: Divergence) -> None:
-    """Raises ConfigError for settings that a chosen loss would ignore or cannot use."""
-    names = "+".join(weights)
-    if not weights:
-        raise ConfigError(f"method.loss: names no loss; give one of {', '.join(LOSSES)}")
-    if smoothing and not SMOOTHED.intersection(weights):
-        raise ConfigError(
-            f"method.label_smoothing={smoothing} means nothing to method.loss={names}; leave it 0 or use one of "
-            f"{', '.join(sorted(SMOOTHED))}"
+def dpo(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float = 0.1,
+    *,
+    loss_type: LossName = "sigmoid",
+    label_smoothing: float = 0.0,
+    divergence: Divergence = "reverse_kl",
+    alpha: float = 0.5,
+    chosen_lengths: Tensor | None = None,
+    rejected_lengths: Tensor | None = None,
+    tau: float = 0.05,
+    shift: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """−log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected))), a mean over pairs (Rafailov et al. 2023, eq. 7).
+
+    Log-probabilities are [B]. `loss_type` chooses another loss of the family (dpo_variants.py has their equations):
+    ipo divides by `chosen_lengths` and `rejected_lengths` [B] in tokens, discopop has the temperature `tau`, bco the
+    threshold `shift`, aot and aot_unpaired compare pairs of equal rank in this batch. `label_smoothing` is the share of
+    labels taken to be wrong; `divergence` replaces the reverse KL, `alpha` belongs to divergence=alpha.
+    Raises ValueError for options that a loss would ignore or cannot do without.
+    """
+    if loss_type not in LOSSES:
+        raise ValueError(f"loss_type={loss_type!r}: choose one of {', '.join(LOSSES)}")
+    if label_smoothing and loss_type not in SMOOTHED:
+        raise ValueError(f"label_smoothing={label_smoothing} has no effect on loss_type={loss_type}; leave it 0")
+    if loss_type == "exo" and not label_smoothing:
+        raise ValueError("label_smoothing=0: exo takes its logarithm; give it 0.001")
+    if loss_type == "ipo" and (chosen_lengths is None or rejected_lengths is None):
+        raise ValueError("chosen_lengths, rejected_lengths: ipo takes log-ratios per token; give both")
+
+    def terms(partners: tuple[Tensor, Tensor, Tensor] | None = None) -> PairTerms:
+        return pair_terms(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+            beta=beta,
+            smoothing=label_smoothing,
+            divergence=divergence,
+            alpha=alpha,
+            chosen_lengths=chosen_lengths,
+            rejected_lengths=rejected_lengths,
+            partners=partners,
+            tau=tau,
+            shift=shift,
         )
-    if "exo" in weights and not smoothing:
-        raise ConfigError("method.label_smoothing=0: exo takes its logarithm; give it 0.001")
-    if divergence != "reverse_kl" and PLAIN.intersection(weights):
-        raise ConfigError(f"method.divergence={divergence} means nothing to method.loss={names}; leave it reverse_kl")
+
+    found = terms()
+    if loss_type in ("aot", "aot_unpaired"):
+        constants = (
+            found.chosen_B,
+            found.rejected_B,
+            found.margin_B,
+            reference_chosen_logps - reference_rejected_logps,
+        )
+        found = terms(rank_partners(*(value_B.detach() for value_B in constants)))
+    return reduce(LOSSES[loss_type](found), reduction)
 
 
-def f_prime(log_ratio_B: Tensor, divergence: Divergence, alpha: float) -> Tensor:
-    """f′(u) − f′(1) of u = π/π_ref, which takes the log-ratio's place under another f-divergence (Wang et al. 2024,
-    table 1): log u, 1 − 1/u, log(2u/(1+u)) or (1 − u^−α)/α."""
-    if divergence == "reverse_kl":
-        return log_ratio_B
-    if divergence == "js":
-        return log_ratio_B - softplus(log_ratio_B) + log(2)
-    power = 1.0 if divergence == "forward_kl" else alpha
-    return (1 - torch.exp((-power * log_ratio_B).clamp(max=LARGEST_EXPONENT))) / power
+def ipo(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float = 0.1,
+    *,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """(Δ − 1/(2β))² of log-ratios per token, a mean over pairs: `dpo` with loss_type=ipo (Azar et al. 2024, eq. 17)."""
+    return dpo(
+        policy_chosen_logps,
+        policy_rejected_logps,
+        reference_chosen_logps,
+        reference_rejected_logps,
+        beta,
+        loss_type="ipo",
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+        reduction=reduction,
+    )
 
 
-def desensitised(logps_BT: Tensor, mask_BT: Tensor, other_length_B: Tensor, weight: float) -> Tensor:
-    """Σ of a completion's log-probabilities with those beyond the other completion's length times `weight`, [B]
-    (LD-DPO of Liu et al. 2024, eq. 10); 1 is the plain sum."""
-    beyond_BT = mask_BT.cumsum(1) > other_length_B[:, None]
-    return (logps_BT * torch.where(beyond_BT, weight, 1.0)).sum(1)
+def kto(
+    log_ratios: Tensor,
+    desirable: Tensor,
+    baseline: Tensor | float,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """w · (1 − σ(β(l − z))) of desirable completions, w · (1 − σ(β(z − l))) of undesirable ones, a mean over all
+    (Ethayarajh et al. 2024, eq. 8).
+
+    l = log π(completion) − log π_ref(completion) is `log_ratios` [B]; `desirable` [B] is bool; z is the `baseline` from
+    `kto_baseline`, a scalar or [B]. With z = 0 this is APO-zero for single completions (D'Oosterlinck et al. 2024).
+    """
+    gain_B = torch.where(desirable, log_ratios - baseline, baseline - log_ratios)
+    weight_B = torch.where(desirable, desirable_weight, undesirable_weight)
+    return reduce(weight_B * (1 - torch.sigmoid(beta * gain_B)), reduction)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What a loss of the family may look at; tensors are [B]."""
-
-    chosen_B: Tensor
-    """The chosen completion's log-ratio, or what stands for it under another divergence."""
-    rejected_B: Tensor
-    chosen_mean_B: Tensor
-    """The same, divided by the completion's tokens."""
-    rejected_mean_B: Tensor
-    margin_B: Tensor
-    """log π(chosen) − log π(rejected)."""
-    ref_margin_of_rank_B: Tensor
-    """The reference's margin that has this margin's rank in the global batch."""
-    chosen_of_rank_B: Tensor
-    """The chosen log-ratio that has the rank of this pair's rejected one."""
-    rejected_of_rank_B: Tensor
-    beta: float
-    smoothing: float
-    tau: float
-    shift: float
-
-    @property
-    def gap_B(self) -> Tensor:
-        """Δ."""
-        return self.chosen_B - self.rejected_B
+def kto_baseline(log_ratio_sum: Tensor, count: Tensor | int) -> Tensor:
+    """max(0, mean log-ratio of mismatched completions), a scalar: an estimate of KL(policy ‖ reference), biased but
+    cheap (Ethayarajh et al. 2024, section 4.1)."""
+    return (log_ratio_sum / count).clamp(min=0)
 
 
-LossName = Literal[
-    "sigmoid",
-    "robust",
-    "hinge",
-    "ipo",
-    "sppo_hard",
-    "nca",
-    "exo",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "bco",
-    "aot",
-    "aot_unpaired",
-]
+def log_odds(mean_logps: Tensor) -> Tensor:
+    """log(P / (1 − P)) with P = exp(mean log-probability per token), [B], in float32 (Hong et al. 2024, eq. 4).
 
-LOSSES: Mapping[LossName, Callable[[Terms], Tensor]] = {
-    "sigmoid": lambda t: sigmoid(t.gap_B, beta=t.beta, smoothing=t.smoothing),
-    "robust": lambda t: robust(t.gap_B, beta=t.beta, smoothing=t.smoothing),
-    "hinge": lambda t: hinge(t.gap_B, beta=t.beta),
-    "ipo": lambda t: ipo(t.chosen_mean_B, t.rejected_mean_B, beta=t.beta),
-    "sppo_hard": lambda t: sppo_hard(t.chosen_B, t.rejected_B, beta=t.beta),
-    "nca": lambda t: nca(t.chosen_B, t.rejected_B, beta=t.beta),
-    "exo": lambda t: exo(t.gap_B, beta=t.beta, smoothing=t.smoothing),
-    "apo_zero": lambda t: apo_zero(t.chosen_B, t.rejected_B, beta=t.beta),
-    "apo_down": lambda t: apo_down(t.chosen_B, t.rejected_B, beta=t.beta),
-    "discopop": lambda t: discopop(t.gap_B, beta=t.beta, tau=t.tau),
-    "bco": lambda t: bco(t.chosen_B, t.rejected_B, beta=t.beta, shift=t.shift),
-    "aot": lambda t: aot(t.margin_B, t.ref_margin_of_rank_B, beta=t.beta, smoothing=t.smoothing),
-    "aot_unpaired": lambda t: aot_unpaired(
-        t.chosen_B,
-        t.rejected_B,
-        chosen_of_rank_B=t.chosen_of_rank_B,
-        rejected_of_rank_B=t.rejected_of_rank_B,
-        beta=t.beta,
-        smoothing=t.smoothing,
-    ),
-}
+    P is held below 1 by 1e-7: a completion the policy is sure of would have infinite odds.
+    """
+    held_B = mean_logps.float().clamp(max=-1e-7)
+    return held_B - torch.log(-torch.expm1(held_B))
 
-SMOOTHED: frozenset[LossName] = frozenset({"sigmoid", "robust", "exo", "aot", "aot_unpaired"})
-"""Losses that label smoothing means something to."""
-PLAIN: frozenset[LossName] = frozenset({"ipo", "aot"})
-"""Losses of the log-probabilities themselves, which know no other divergence."""
-RANKED: frozenset[LossName] = frozenset({"aot", "aot_unpaired"})
-"""Losses that compare a pair with others of the global batch."""
+
+def odds_ratio(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor) -> Tensor:
+    """−log σ(log odds(chosen) − log odds(rejected)) of each pair, [B] (Hong et al. 2024, eq. 7)."""
+    return -logsigmoid(log_odds(chosen_mean_logps) - log_odds(rejected_mean_logps))
+
+
+def orpo(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    *,
+    odds_coef: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """−log π(chosen) per token + odds_coef · odds-ratio loss, a mean over pairs (Hong, Lee and Thorne 2024, eq. 6).
+
+    Both tensors are mean log-probabilities per token, [B].
+    """
+    return reduce(-chosen_mean_logps + odds_coef * odds_ratio(chosen_mean_logps, rejected_mean_logps), reduction)
+
+
+def simpo(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    *,
+    beta: float = 10.0,
+    gamma_beta_ratio: float = 0.3,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """−log σ(β (mean log π(chosen) − mean log π(rejected)) − γ), a mean over pairs (Meng, Xia and Chen 2024, eq. 6).
+
+    Both tensors are mean log-probabilities per token, [B]; `gamma_beta_ratio` is γ/β, the margin in nats per token.
+    """
+    gap_B = chosen_mean_logps - rejected_mean_logps - gamma_beta_ratio
+    return reduce(sigmoid(gap_B, beta=beta, smoothing=label_smoothing), reduction)
+
+
+def cpo(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    *,
+    chosen_lengths: Tensor,
+    beta: float = 0.1,
+    nll_coef: float = 0.2,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """−log σ(β (log π(chosen) − log π(rejected))) − nll_coef · log π(chosen) per token, a mean over pairs (Xu et al.
+    2024). `chosen_lengths` [B] are the chosen completions' tokens.
+    """
+    loss_B = sigmoid(chosen_logps - rejected_logps, beta=beta, smoothing=label_smoothing)
+    return reduce(loss_B + nll_coef * -(chosen_logps / chosen_lengths), reduction)

@@ -30,9 +30,9 @@ from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import chosen_optimizer, lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches
-from postrain.ops import derive_seed
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
+from postrain.seeds import derive_seed
 from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows, Size
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from postrain import losses
 from postrain.data.kinds.preference import Pairs
-from postrain.losses.preference import Smoothing, sigmoid
-from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
+from postrain.methods.pairs import PairMethod, Smoothing, lengths, pair_metrics, score_pairs
 from postrain.types import LossSum, Mean, NonNegative, Positive
 
 
 class CPO(PairMethod):
-    """Minimises −log σ(β (log π(chosen) − log π(rejected))) − nll_coef · log π(chosen) per token, a mean over pairs."""
+    """Minimises −log σ(β (log π(chosen) − log π(rejected))) − nll_coef · log π(chosen) per token, a mean over pairs:
+    `losses.cpo`."""
 
     # At a rate that keeps the language intact, imitation and ranking move slowly: the loss tells first.
     learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.2)
@@ -29,8 +30,16 @@ class CPO(PairMethod):
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)
         chosen_B, rejected_B = scores.chosen.logps_BT.sum(1), scores.rejected.logps_BT.sum(1)
-        loss_B = sigmoid(chosen_B - rejected_B, beta=self.beta, smoothing=self.label_smoothing)
-        nll_B = -mean_logps(scores.chosen)
+        chosen_lengths_B = lengths(scores.chosen)
+        total = losses.cpo(
+            chosen_B,
+            rejected_B,
+            chosen_lengths=chosen_lengths_B,
+            beta=self.beta,
+            nll_coef=self.nll_coef,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
         metrics = pair_metrics(self.beta * chosen_B, self.beta * rejected_B, scores)
-        metrics["nll/chosen"] = Mean(nll_B.detach().sum(), len(batch))
-        return LossSum((loss_B + self.nll_coef * nll_B).sum(), metrics)
+        metrics["nll/chosen"] = Mean(-(chosen_B / chosen_lengths_B).detach().sum(), len(batch))
+        return LossSum(total, metrics)

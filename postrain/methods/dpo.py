@@ -1,6 +1,10 @@
-"""Direct preference optimisation and its family: the policy's log-ratio to a reference is the reward, and pairs are
-told apart by it (Rafailov et al. 2023). `method.loss` chooses among the losses of preference_losses.py, or weighs
-several (MPO, Wang et al. 2024).
+"""Direct preference optimisation and its family: the policy's log-ratio to a reference is the implicit reward, which
+ranks the two completions of a pair (Rafailov et al. 2023).
+
+    loss = −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected)))      a mean over pairs
+
+`losses.dpo` is this loss. `method.loss` chooses among the losses of losses/dpo_variants.py, or weighs several (MPO,
+Wang et al. 2024).
 
 Axes: B pairs, T completion tokens.
 """
@@ -17,38 +21,56 @@ from torch import Tensor
 
 from postrain.data.kinds.preference import Pairs
 from postrain.hardware import collectives
-from postrain.losses.preference import (
+from postrain.losses.dpo_variants import (
     LOSSES,
+    PLAIN,
     RANKED,
+    SMOOTHED,
     Divergence,
     LossName,
-    Smoothing,
-    Terms,
-    check_losses,
-    desensitised,
-    f_prime,
-    of_equal_rank,
+    PairTerms,
+    length_desensitised,
 )
-from postrain.methods.known_logps import in_order
+from postrain.losses.preference import pair_terms, rank_partners
 from postrain.methods.metrics import combine
-from postrain.methods.pairs import PairMethod, PairScores, lengths, mean_logps, pair_metrics, score_pairs
-from postrain.methods.referenced import Referenced
-from postrain.ops import RunningMean
-from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Positive
+from postrain.methods.pairs import PairMethod, PairScores, Smoothing, lengths, mean_logps, pair_metrics, score_pairs
+from postrain.methods.reference_cache import in_order
+from postrain.methods.reference_model import ReferenceModelMixin
+from postrain.types import Batch, ConfigError, Fraction, LossSum, Max, Mean, NonNegative, Positive
 
 Share = Annotated[float, Gt(0), Lt(1)]
 
 
 @dataclass(frozen=True)
+class RunningMean:
+    """An exponential moving average that starts empty, not at 0: total / weight corrects the bias of the first steps
+    (Kingma and Ba 2015, Adam, section 3)."""
+
+    total: float = 0.0
+    weight: float = 0.0
+    """1 − momentum^n after n values."""
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 before the first value."""
+        return self.total / self.weight if self.weight else 0.0
+
+    def after(self, value: float, momentum: float) -> RunningMean:
+        """With one more value."""
+        share = 1 - momentum
+        return RunningMean(momentum * self.total + share * value, momentum * self.weight + share)
+
+
+@dataclass(frozen=True)
 class ReferencedPairs(Batch):
-    """Pairs with all that is constant while the policy learns from them."""
+    """Pairs with all constants of the loss."""
 
     pairs: Pairs
     ref_chosen: tuple[Tensor, ...]
     """Log-probabilities under the reference, [T] each."""
     ref_rejected: tuple[Tensor, ...]
     ref_margin_of_rank_B: Tensor
-    """Partners in the global batch, see Terms; 0 where no loss asks for them."""
+    """Constants of equal rank in the global batch, see PairTerms; 0 where no loss uses them."""
     chosen_of_rank_B: Tensor
     rejected_of_rank_B: Tensor
 
@@ -57,32 +79,48 @@ class ReferencedPairs(Batch):
         return PairScores.of(self.ref_chosen, self.ref_rejected, self.ref_margin_of_rank_B.device)
 
 
+def check_losses(weights: Mapping[LossName, float], *, smoothing: float, divergence: Divergence) -> None:
+    """Raises ConfigError for settings that a chosen loss would ignore or cannot use."""
+    names = "+".join(weights)
+    if not weights:
+        raise ConfigError(f"method.loss: names no loss; give one of {', '.join(LOSSES)}")
+    if smoothing and not SMOOTHED.intersection(weights):
+        raise ConfigError(
+            f"method.label_smoothing={smoothing} means nothing to method.loss={names}; leave it 0 or use one of "
+            f"{', '.join(sorted(SMOOTHED))}"
+        )
+    if "exo" in weights and not smoothing:
+        raise ConfigError("method.label_smoothing=0: exo takes its logarithm; give it 0.001")
+    if divergence != "reverse_kl" and PLAIN.intersection(weights):
+        raise ConfigError(f"method.divergence={divergence} means nothing to method.loss={names}; leave it reverse_kl")
+
+
 def weights_of(loss: LossName | Mapping[LossName, float]) -> Mapping[LossName, float]:
     """Each loss with its weight."""
     return {loss: 1.0} if isinstance(loss, str) else loss
 
 
-class DPO(Referenced, PairMethod):
+class DPO(ReferenceModelMixin, PairMethod):
     """Minimises, over pairs, −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected))) or a relative of it."""
 
     loss: LossName | Mapping[LossName, Positive]
     """One loss, or several with their weights: {sigmoid: 0.8, bco: 0.2}."""
     beta: Positive
-    """Strength of the leash to the reference; IPO's τ."""
+    """Strength of the KL penalty to the reference; IPO's τ."""
     label_smoothing: Smoothing
     """Share of labels taken to be wrong."""
     divergence: Divergence
-    """Which f-divergence to the reference the reward stands for."""
+    """The f-divergence to the reference that the implicit reward belongs to."""
     divergence_alpha: Share
     """α of the α-divergence."""
     length_weight: Fraction
-    """Weight of a completion's tokens beyond the other's length (LD-DPO); 1 weighs all alike."""
+    """Weight of a completion's tokens beyond the other's length (LD-DPO); 1 weighs all tokens alike."""
     nll_coef: NonNegative
     """Weight of the chosen completion's −log π per token (RPO, Pang et al. 2024)."""
     discopop_tau: Positive
     bco_momentum: Fraction
-    """How much of BCO's running mean reward stays at each update. Without bias: the first update's mean counts fully,
-    and is not averaged with a 0 that nobody measured."""
+    """Momentum of BCO's running mean reward. Bias-corrected: the first update's mean counts fully and is not averaged
+    with an initial 0."""
 
     def attached(self) -> None:
         super().attached()
@@ -91,15 +129,15 @@ class DPO(Referenced, PairMethod):
         check_losses(self.weights, smoothing=self.label_smoothing, divergence=self.divergence)
 
     def prepare(self, batch: Pairs) -> ReferencedPairs:
-        known = self.reference_of(batch)
-        nobody_B = torch.zeros_like(batch.margin_B)
+        known = self.reference_logps_of(batch)
+        none_B = torch.zeros_like(batch.margin_B)
         prepared = ReferencedPairs(
-            batch, in_order(known, batch.chosen), in_order(known, batch.rejected), nobody_B, nobody_B, nobody_B
+            batch, in_order(known, batch.chosen), in_order(known, batch.rejected), none_B, none_B, none_B
         )
         return self.ranked(prepared) if RANKED.intersection(self.weights) else prepared
 
     def ranked(self, prepared: ReferencedPairs) -> ReferencedPairs:
-        """Finds each pair's partners in the global batch, by what the policy says before this update."""
+        """Finds each pair's partners in the global batch, by the policy's log-probabilities before this update."""
         known = self.logps_by_row(self.policy, prepared.pairs)
         pairs = prepared.pairs
         policy = PairScores.of(in_order(known, pairs.chosen), in_order(known, pairs.rejected), pairs.margin_B.device)
@@ -108,42 +146,34 @@ class DPO(Referenced, PairMethod):
         mine = [found.chosen_B, found.rejected_B, found.margin_B, ref_chosen_B - ref_rejected_B]
         parts = collectives.gather([tensor_B.cpu() for tensor_B in mine])
         before = sum(len(part[0]) for part in parts[: collectives.rank()])
-        chosen_G, rejected_G, margin_G, ref_margin_G = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-
-        def partners(values_G: Tensor, others_G: Tensor) -> Tensor:
-            return of_equal_rank(values_G, others_G)[before : before + len(prepared)].to(found.chosen_B)
-
+        partners = rank_partners(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        ref_margin_B, chosen_B, rejected_B = (
+            values_G[before : before + len(prepared)].to(found.chosen_B) for values_G in partners
+        )
         return replace(
-            prepared,
-            ref_margin_of_rank_B=partners(margin_G, ref_margin_G),
-            chosen_of_rank_B=partners(rejected_G, chosen_G),
-            rejected_of_rank_B=partners(chosen_G, rejected_G),
+            prepared, ref_margin_of_rank_B=ref_margin_B, chosen_of_rank_B=chosen_B, rejected_of_rank_B=rejected_B
         )
 
     def sums(self, scores: PairScores) -> tuple[Tensor, Tensor]:
         """Each side's log-probability, [B]."""
         chosen, rejected = scores.chosen, scores.rejected
         return (
-            desensitised(chosen.logps_BT, chosen.mask_BT, lengths(rejected), self.length_weight),
-            desensitised(rejected.logps_BT, rejected.mask_BT, lengths(chosen), self.length_weight),
+            length_desensitised(chosen.logps_BT, chosen.mask_BT, lengths(rejected), self.length_weight),
+            length_desensitised(rejected.logps_BT, rejected.mask_BT, lengths(chosen), self.length_weight),
         )
 
-    def terms(self, policy: PairScores, batch: ReferencedPairs) -> Terms:
-        """What the losses look at."""
-        chosen_B, rejected_B = self.sums(policy)
-        ref_chosen_B, ref_rejected_B = self.sums(batch.reference())
-        gained_B, lost_B = chosen_B - ref_chosen_B, rejected_B - ref_rejected_B
-        return Terms(
-            chosen_B=f_prime(gained_B, self.divergence, self.divergence_alpha),
-            rejected_B=f_prime(lost_B, self.divergence, self.divergence_alpha),
-            chosen_mean_B=gained_B / lengths(policy.chosen),
-            rejected_mean_B=lost_B / lengths(policy.rejected),
-            margin_B=chosen_B - rejected_B,
-            ref_margin_of_rank_B=batch.ref_margin_of_rank_B,
-            chosen_of_rank_B=batch.chosen_of_rank_B,
-            rejected_of_rank_B=batch.rejected_of_rank_B,
+    def terms(self, policy: PairScores, batch: ReferencedPairs) -> PairTerms:
+        """All that the losses depend on."""
+        return pair_terms(
+            *self.sums(policy),
+            *self.sums(batch.reference()),
             beta=self.beta,
             smoothing=self.label_smoothing,
+            divergence=self.divergence,
+            alpha=self.divergence_alpha,
+            chosen_lengths=lengths(policy.chosen),
+            rejected_lengths=lengths(policy.rejected),
+            partners=(batch.ref_margin_of_rank_B, batch.chosen_of_rank_B, batch.rejected_of_rank_B),
             tau=self.discopop_tau,
             shift=self.shift.value,
         )
@@ -160,16 +190,16 @@ class DPO(Referenced, PairMethod):
             nll_B = -mean_logps(policy.chosen)
             total = total + self.nll_coef * nll_B.sum()
             metrics["nll/chosen"] = Mean(nll_B.detach().sum(), len(batch))
-        return LossSum(total, metrics | self.moved(policy, reference))
+        return LossSum(total, metrics | self.log_ratio_metrics(policy, reference))
 
-    def moved(self, policy: PairScores, reference: PairScores) -> dict[str, Mean | Max]:
-        """How far both sides have come from the reference; nothing without one."""
+    def log_ratio_metrics(self, policy: PairScores, reference: PairScores) -> dict[str, Mean | Max]:
+        """Log-ratios of both sides to the reference; nothing without one."""
         if self.reference_logps == "none":
             return {}
         chosen_BT = (policy.chosen.logps_BT - reference.chosen.logps_BT).detach()
         rejected_BT = (policy.rejected.logps_BT - reference.rejected.logps_BT).detach()
         furthest = torch.maximum(chosen_BT.abs().max(), rejected_BT.abs().max())
-        self.check_start(furthest)
+        self.check_initial_log_ratio(furthest)
         return {
             "logp_change/chosen": Mean(chosen_BT.sum(), len(chosen_BT)),
             "logp_change/rejected": Mean(rejected_BT.sum(), len(rejected_BT)),

@@ -1,7 +1,7 @@
-"""Kahneman-Tversky optimisation: single completions with a thumb up or down, weighed by how far their log-ratio to the
-reference lies from a baseline (Ethayarajh et al. 2024).
+"""Kahneman-Tversky optimisation: single completions with a desirable or undesirable label, weighed by how far their
+log-ratio to the reference lies from a baseline (Ethayarajh et al. 2024). `losses.kto` is the loss.
 
-Axes: B judged completions, T completion tokens.
+Axes: B labelled completions, T completion tokens.
 """
 
 from __future__ import annotations
@@ -13,34 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from postrain import losses
 from postrain.data.kinds.judgement import Judgements
 from postrain.hardware import collectives
-from postrain.methods.known_logps import LogpsByRow, in_order
-from postrain.methods.referenced import Referenced
+from postrain.methods.metrics import share_above
+from postrain.methods.reference_cache import LogpsByRow, in_order
+from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.scoring import score
-from postrain.ops import share_above
 from postrain.types import Batch, ConfigError, LossSum, Max, Mean, Positive, Rows
-
-
-def kto(log_ratio_B: Tensor, label_B: Tensor, baseline_B: Tensor, *, beta: float) -> Tensor:
-    """1 − σ(β(l − z)) of desirable completions, 1 − σ(β(z − l)) of undesirable ones, [B] (eq. 8 without its weights).
-
-    l is the log-ratio to the reference, z the baseline; both 0 give ½. With z = 0 throughout this is APO-zero for
-    single completions (D'Oosterlinck et al. 2024).
-    """
-    gain_B = torch.where(label_B, log_ratio_B - baseline_B, baseline_B - log_ratio_B)
-    return 1 - torch.sigmoid(beta * gain_B)
-
-
-def kl_baseline(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
-    """max(0, mean log-ratio of mismatched completions), a scalar: an estimate of KL(policy ‖ reference), biased but
-    cheap (section 4.1)."""
-    return (log_ratio_sum / count).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class ReferencedJudgements(Batch):
-    """Judged completions with all that is constant while the policy learns from them."""
+    """Labelled completions with all constants of the loss."""
 
     rows: Rows
     label_B: Tensor
@@ -50,7 +35,7 @@ class ReferencedJudgements(Batch):
     """z, the same for the whole global batch."""
 
 
-class KTO(Referenced):
+class KTO(ReferenceModelMixin):
     """Minimises w·(1 − σ(±β(log π/π_ref − z))), a mean over completions; w by label."""
 
     kind: ClassVar[str] = "Judgement"
@@ -58,9 +43,9 @@ class KTO(Referenced):
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
     loss: Literal["kto", "apo_zero_unpaired"]
-    """APO-zero does without the baseline."""
+    """apo_zero_unpaired has no baseline: z = 0."""
     beta: Positive
-    """Strength of the leash to the reference."""
+    """Strength of the KL penalty to the reference."""
     desirable_weight: Positive
     """λ_D."""
     undesirable_weight: Positive
@@ -79,7 +64,7 @@ class KTO(Referenced):
         return batch if self.loss == "kto" else batch.rows
 
     def prepare(self, batch: Judgements) -> ReferencedJudgements:
-        known = self.reference_of(self.compared(batch))
+        known = self.reference_logps_of(self.compared(batch))
         baseline_B = self.baseline(batch, known).expand(len(batch))
         return ReferencedJudgements(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
 
@@ -90,14 +75,21 @@ class KTO(Referenced):
         mine = self.logps_by_row(self.policy, batch.unrelated)
         gains_B = summed(in_order(mine, batch.unrelated)) - summed(in_order(known, batch.unrelated))
         sums = torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()]).to(batch.label_B.device)
-        return kl_baseline(*collectives.all_sum(sums))
+        return losses.kto_baseline(*collectives.all_sum(sums))
 
     def loss_sum(self, batch: ReferencedJudgements) -> LossSum:
         scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)
         gains_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True).to(scores.logps_BT)
         log_ratio_B = gains_BT.sum(1)
-        loss_B = kto(log_ratio_B, label_B, batch.baseline_B, beta=self.beta)
-        weight_B = torch.where(label_B, self.desirable_weight, self.undesirable_weight)
+        total = losses.kto(
+            log_ratio_B,
+            label_B,
+            batch.baseline_B,
+            beta=self.beta,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+            reduction="sum",
+        )
         above_B = self.beta * (log_ratio_B - batch.baseline_B).detach()
         metrics: dict[str, Mean | Max] = {
             "accuracy": Mean(share_above(torch.where(label_B, above_B, -above_B)), count),
@@ -105,19 +97,19 @@ class KTO(Referenced):
         }
         for name, chosen_B in (("desirable", label_B), ("undesirable", ~label_B)):
             found = int(chosen_B.sum())
-            if not found:  # a mean of nothing is not 0, and a margin from it is none
+            if not found:  # the mean of no completions is undefined, and so is a margin from it
                 continue
             metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[chosen_B].sum(), found)
             metrics[f"logp_change/{name}"] = Mean(log_ratio_B.detach()[chosen_B].sum(), found)
             metrics[f"length/{name}"] = Mean(scores.mask_BT[chosen_B].sum(), found)
-        return LossSum((weight_B * loss_B).sum(), metrics | self.moved(gains_BT))
+        return LossSum(total, metrics | self.log_ratio_metrics(gains_BT))
 
-    def moved(self, log_ratio_BT: Tensor) -> dict[str, Mean | Max]:
+    def log_ratio_metrics(self, log_ratio_BT: Tensor) -> dict[str, Mean | Max]:
         """The largest log-ratio of a token; nothing without a reference."""
         if self.reference_logps == "none":
             return {}
         furthest = log_ratio_BT.detach().abs().max()
-        self.check_start(furthest)
+        self.check_initial_log_ratio(furthest)
         return {"log_ratio_max": Max(furthest)}
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:

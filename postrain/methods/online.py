@@ -1,36 +1,52 @@
-"""What methods share that learn from what the policy itself writes: sampling, and several passes over a rollout.
+"""Bases of the online methods: `Online` samples completions from the policy and iterates over each rollout in epochs of
+mini-batches; `PolicyGradient` adds the KL penalty and the entropy bonus of PPO and the GRPO family.
 
-Row seeds depend on the place of a prompt in the global batch and on the number of its completion, never on the rank
-that draws it. Axes: B completions, prompt-major, T completion tokens.
+Seeds of completions depend on the prompt's index in the global batch and on the completion's number, never on the rank
+that samples it. Axes: B completions, prompt-major, T completion tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.hardware import collectives
+from postrain.losses.divergence import KLEstimator, kl
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
-from postrain.models.scoring import in_micro_batches, pad_T, score
-from postrain.ops import derive_seed, generator
+from postrain.models.scoring import Comparison, Scores, compare, in_micro_batches, pad_T, score
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
+from postrain.seeds import derive_seed, generator
 from postrain.types import ConfigError, Count, Max, Mean, NonNegative, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2
 
+KLPlace = Literal["reward", "loss"]
+
+BIASED_KL: Mapping[tuple[KLEstimator, KLPlace], str] = {
+    ("k2", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1, or method.kl_in=loss",
+    ("k3", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1",
+    ("exact", "reward"): "it is the same number whichever token is drawn, so it has no gradient; use method.kl_in=loss",
+    ("k1", "loss"): "its expected gradient is 0; use method.kl_in=reward, or method.kl_estimator=exact or k2",
+    ("k3", "loss"): (
+        "its expected gradient is that of KL(reference ‖ policy), not of KL(policy ‖ reference); "
+        "use method.kl_estimator=exact or k2"
+    ),
+}
+"""Combinations that are refused, with the reason and the remedy; losses/divergence.py has the whole table."""
+
 
 class Online(Method):
-    """Learns from its own completions of prompts."""
+    """Base of methods that learn from the policy's own completions of prompts."""
 
     kind: ClassVar[str] = "Prompt"
     needs_reward: ClassVar[bool] = True
@@ -40,13 +56,13 @@ class Online(Method):
     minibatches_per_epoch: Count
     """Optimizer steps in each pass."""
     missing_eos_penalty: NonNegative
-    """Taken off the reward of a completion that was cut at the length limit."""
+    """Subtracted from the reward of a completion that was cut at the length limit."""
     mask_truncated: bool
     """Whether a completion that was cut at the length limit is left out of the loss."""
 
     def attached(self) -> None:
         self.sampling = self.parts.engine.sampling
-        # True while the first mini-batch of a rollout should find the recorded log-probabilities again.
+        # True until the policy has moved: the first mini-batch must reproduce the recorded log-probabilities.
         self.first_pass = False
         self.step_BT: tuple[Tensor, Tensor, Tensor] | None = None
         self.check()
@@ -55,7 +71,7 @@ class Online(Method):
         return self.epochs * self.minibatches_per_epoch
 
     def check(self) -> None:
-        """What only the settings together can say."""
+        """Raises ConfigError for settings that contradict each other."""
         if self.batch_size % self.minibatches_per_epoch:
             raise ConfigError(
                 f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide "
@@ -68,8 +84,8 @@ class Online(Method):
         if self.sampling.temperature == 0:
             raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
 
-    def watch(self, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
-        """Keeps what the last micro-batch was made of, for a look at how it is distributed."""
+    def remember_step(self, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
+        """Keeps the last micro-batch's ratios and advantages for histograms."""
         self.step_BT = ratio_BT.detach(), advantages_BT, mask_BT
 
     def distributions(self) -> dict[str, Tensor]:
@@ -83,30 +99,28 @@ class Online(Method):
         self,
         prompts: Prompts,
         *,
-        places: Sequence[int] | None = None,
-        copies: int = 1,
+        indices: Sequence[int] | None = None,
+        num_generations: int = 1,
         purpose: str = "rollout",
         model: nn.Module | Mixture | None = None,
     ) -> Rollouts:
-        """`copies` completions of each prompt, prompt-major, drawn from the policy or from `model`, with rewards.
-
-        `places` are the prompts' in the global batch, by default those of this rank's share.
-        """
-        if places is None:
-            places = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
+        """`num_generations` completions of each prompt, prompt-major, sampled from the policy or from `model`, with
+        rewards. `indices` are the prompts' in the global batch, by default those of this rank's share."""
+        if indices is None:
+            indices = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
         seeds = [
-            derive_seed(self.parts.seed, purpose, self.counters.updates, place, copy)
-            for place in places
-            for copy in range(copies)
+            derive_seed(self.parts.seed, purpose, self.counters.updates, index, number)
+            for index in indices
+            for number in range(num_generations)
         ]
-        repeated = prompts.select([i for i in range(len(prompts)) for _ in range(copies)])
+        repeated = prompts.select([i for i in range(len(prompts)) for _ in range(num_generations)])
         episodes = self.episodes(self.policy if model is None else model, repeated, seeds)
-        # Of sampled tokens: NaN where the policy is broken, whatever is learned from them.
+        # NaN where the policy's weights are, whatever the loss does with these tokens.
         self.note({"rollout/logp": Mean(episodes.logps_BT.sum(), torch.cat(episodes.rows.supervised).sum())})
         return episodes
 
     def episodes(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
-        """A completion of each prompt with its reward; `seeds` has one for each."""
+        """A completion of each prompt with its reward; `seeds` are the completions'."""
         parts = self.parts
         return collect(
             parts.engine,
@@ -123,12 +137,12 @@ class Online(Method):
         found = episodes.metrics()
         return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
 
-    def shaped(self, episodes: Rollouts) -> Tensor:
-        """The reward of each completion with the method's own penalties, NaN where nothing could score it, [B]."""
+    def shaped_rewards(self, episodes: Rollouts) -> Tensor:
+        """The reward of each completion with the method's own penalties, NaN where no reward could score it, [B]."""
         return episodes.reward_B - self.missing_eos_penalty * (~episodes.finished_B)
 
-    def left_out(self, episodes: Rollouts) -> Tensor:
-        """True where a completion was cut at the length limit and the loss leaves such completions out, [B]."""
+    def truncated_and_masked(self, episodes: Rollouts) -> Tensor:
+        """True where a completion was cut at the length limit and `mask_truncated` excludes it from the loss, [B]."""
         out_B = ~episodes.finished_B & self.mask_truncated
         if self.mask_truncated:
             self.note({"completion/left_out": Mean(out_B.sum(), len(out_B))})
@@ -144,7 +158,7 @@ class Online(Method):
 
     def old_logps(self, episodes: Rollouts) -> Tensor:
         """Log-probabilities under the policy that sampled, [B, T], recorded or computed; sets `first_pass`."""
-        # In lower precision engine and scorer round differently, and a ratio has to start at 1.
+        # In lower precision engine and scorer round differently, but the first ratio must be 1.
         self.first_pass = self.parts.engine.exact and self.in_float32()
         if self.first_pass:
             return episodes.logps_BT
@@ -152,41 +166,87 @@ class Online(Method):
         self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, logps_BT, strict=False)})
         return logps_BT
 
-    def note_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
-        """Before the policy has moved it has to find the recorded log-probabilities again."""
+    def check_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
+        """Before the policy has moved it must reproduce the recorded log-probabilities."""
         if self.first_pass:
             error = sampler_error(recorded_BT, own_BT.detach(), strict=not self.dropout)
             self.note({"rollout/logp_error": error})
 
     def reference_logps(self, rows: Rows) -> Tensor:
-        """The same under the reference."""
+        """Log-probabilities of the completions under the reference, without gradient, [B, T]."""
         with self.reference_policy.scoring() as frozen:
             return self.logps(frozen, rows)
 
-    def passes(self, items: int) -> Iterator[Sequence[int]]:
-        """Epochs × mini-batches: the places of a mini-batch in a rollout of so many items over all ranks."""
+    def minibatch_indices(self, items: int) -> Iterator[Sequence[int]]:
+        """Epochs × mini-batches: the indices of a mini-batch in a rollout of so many items over all ranks."""
         for epoch in range(self.epochs):
             source = generator(self.parts.seed, "minibatches", self.counters.updates, epoch)
             for chunk in torch.randperm(items, generator=source).chunk(self.minibatches_per_epoch):
                 yield chunk.tolist()
 
     def evaluate(self, batch: Any, index: int) -> Metrics:
-        """Nothing to predict on held-out prompts: their samples, rewards and KL are measured for every method."""
+        """No loss on held-out prompts: the evaluation measures their samples, rewards and KL for every method."""
         return {}
 
     def validate(self, batch: Prompts, index: int) -> Metrics:
-        """Also the reward and the shape of a completion of each prompt, drawn with the same seeds every time."""
-        seeds = [derive_seed(self.parts.seed, "evaluation", index, place) for place in range(len(batch))]
+        """Also the reward and the shape of a completion of each prompt, sampled with the same seeds every time."""
+        seeds = [derive_seed(self.parts.seed, "evaluation", index, number) for number in range(len(batch))]
         return {**self.evaluate(batch, index), **self.measured(self.episodes(self.policy, batch, seeds))}
 
 
-def own_share(places: Sequence[int]) -> list[int]:
-    """Where this rank keeps those items of a global batch that it has, its share being rank::ranks."""
+class PolicyGradient(Online):
+    """Base of policy-gradient methods with a KL penalty and an entropy bonus."""
+
+    kl_coef: NonNegative
+    """Weight of KL(policy ‖ reference)."""
+    kl_estimator: KLEstimator
+    """The estimate that is trained on: k1, k2, k3 or exact."""
+    kl_in: KLPlace
+    """Whether it is taken off the reward or added to the loss."""
+    entropy_coef: NonNegative
+    """Weight of an entropy bonus."""
+
+    published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlace]]] = frozenset()
+    """Combinations that the method's paper uses although their gradient is biased."""
+
+    def attached(self) -> None:
+        super().attached()
+        self.coef = self.kl_coef
+
+    def check(self) -> None:
+        super().check()
+        chosen = (self.kl_estimator, self.kl_in)
+        if chosen in BIASED_KL and chosen not in self.published_kl:
+            raise ConfigError(
+                f"method.kl_estimator={self.kl_estimator} with method.kl_in={self.kl_in}: {BIASED_KL[chosen]}"
+            )
+
+    def kl_in_this_loss(self) -> bool:
+        """Whether the loss of this update has a KL term."""
+        return self.kl_in == "loss" and self.coef > 0
+
+    def scored(self, rows: Rows, head: Callable[[Tensor], Tensor] | None = None) -> Scores | Comparison:
+        """The policy on these rows, differentiable, beside the reference where the loss needs their exact KL."""
+        options: Any = {"temperature": self.sampling.temperature, "entropy": self.entropy_coef > 0, "head": head}
+        if self.kl_in_this_loss() and self.kl_estimator == "exact":
+            return compare(self.policy, self.reference_policy, rows, **options)
+        return score(self.policy, rows, **options)
+
+    def kl_term(self, found: Scores | Comparison, ref_logps_BT: Tensor) -> Tensor:
+        """The chosen estimate at each token, differentiable, [B, T], or [B, 1] for whole completions."""
+        if isinstance(found, Comparison):
+            return found.kl_BT
+        assert self.kl_estimator != "exact"
+        return kl(found.logps_BT, ref_logps_BT, self.kl_estimator)
+
+
+def local_indices(indices: Sequence[int]) -> list[int]:
+    """Those of these items of a global batch that this rank holds, as indices into its share, which is rank::ranks."""
     world, rank = collectives.world_size(), collectives.rank()
-    return [place // world for place in places if place % world == rank]
+    return [index // world for index in indices if index % world == rank]
 
 
-def mask_of(rows: Rows, device: torch.device) -> Tensor:
+def completion_mask(rows: Rows, device: torch.device) -> Tensor:
     """True at the completion tokens of each row, left-aligned, [B, T]."""
     counts_B = torch.tensor([int(mask.sum()) for mask in rows.supervised], device=device)
     return torch.arange(int(counts_B.max()), device=device) < counts_B[:, None]
@@ -206,13 +266,13 @@ def sampler_error(recorded_BT: Tensor, own_BT: Tensor, *, strict: bool) -> Max:
     return Max(error)
 
 
-def joined(parts: Sequence[Rollouts]) -> Rollouts:
-    """Rollouts one after the other, their tensors widened to the longest."""
+def concatenated(parts: Sequence[Rollouts]) -> Rollouts:
+    """Rollouts one after the other, their tensors padded to the longest."""
     names = [f.name for f in fields(Rollouts)]
-    return Rollouts(**{name: _joined([getattr(part, name) for part in parts]) for name in names})
+    return Rollouts(**{name: _concatenated([getattr(part, name) for part in parts]) for name in names})
 
 
-def _joined(values: list[Any]) -> Any:
+def _concatenated(values: list[Any]) -> Any:
     if isinstance(values[0], Tensor):
         width = max(value.shape[-1] for value in values)
         return torch.cat([pad_T(value, width) if value.ndim > 1 else value for value in values])

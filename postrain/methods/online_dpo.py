@@ -2,8 +2,8 @@
 language model alignment from online AI feedback").
 
 Of each prompt's completions the one preferred on average to all others is chosen and the least preferred rejected; with
-two, that is the paper's. A prompt whose completions tie has no gradient. Axes: P prompts, G completions of a prompt, B
-pairs (one a prompt), T completion tokens.
+two, that is the paper's. A prompt whose completions tie has no gradient. `losses.dpo` is the loss. Axes: P prompts, G
+completions of a prompt, B pairs (one a prompt), T completion tokens.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.data.kinds.prompt import Prompts
-from postrain.losses.preference import ipo, sigmoid
-from postrain.methods.duels import Dueling
-from postrain.methods.online import own_share
+from postrain.methods.metrics import TIE
+from postrain.methods.online import local_indices
+from postrain.methods.online_preference import OnlinePreference
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
 from postrain.models.scoring import score
-from postrain.ops import TIE
 from postrain.types import Batch, ConfigError, LossSum, Mean
 
 
-def standings(beats_PGG: Tensor) -> Tensor:
-    """How likely each completion is preferred to its prompt's others on average, [P, G]; NaN where nobody can tell.
+def average_preference(beats_PGG: Tensor) -> Tensor:
+    """How likely each completion is preferred to its prompt's others on average, [P, G]; NaN without a verdict.
 
-    `beats_PGG[p, i, j]` is P(i beats j); a completion does not meet itself.
+    `beats_PGG[p, i, j]` is P(i beats j); a completion is not compared with itself.
     """
     itself = torch.eye(beats_PGG.shape[1], dtype=torch.bool, device=beats_PGG.device)
     return beats_PGG.masked_fill(itself, torch.nan).nanmean(2)
@@ -37,20 +37,20 @@ def standings(beats_PGG: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class JudgedPairs(Batch):
-    """Pairs of completions with all that is constant while the policy learns from them."""
+    """Pairs of completions with all constants of the loss."""
 
     pairs: Pairs
     ref_chosen_B: Tensor
     """Log-probability of the whole completion under the reference."""
     ref_rejected_B: Tensor
     decided_B: Tensor
-    """False where neither is preferred: nothing to learn, and no pass through the model."""
+    """False where neither is preferred: no gradient, and no pass through the model."""
 
     def cost(self) -> list[int]:
         return [cost * decided for cost, decided in zip(self.pairs.cost(), self.decided_B.tolist(), strict=True)]
 
 
-class OnlineDPO(Dueling):
+class OnlineDPO(OnlinePreference):
     """Minimises a DPO loss over pairs of fresh completions."""
 
     loss: Literal["sigmoid", "ipo"]
@@ -63,33 +63,40 @@ class OnlineDPO(Dueling):
             raise ConfigError(f"method.group_size={self.group_size}: a pair needs two completions; give at least 2")
 
     def prepare(self, batch: Prompts) -> JudgedPairs:
-        """Sample, judge, and keep the best and the worst of each prompt."""
-        episodes = self.rollout(batch, copies=self.group_size)
-        standing_PG = standings(self.match(episodes, episodes))
-        best_P, worst_P = standing_PG.nan_to_num(-1.0).argmax(1), standing_PG.nan_to_num(2.0).argmin(1)
+        """Sample, compare, and choose the best and the worst of each prompt."""
+        episodes = self.rollout(batch, num_generations=self.group_size)
+        average_PG = average_preference(self.preferences(episodes, episodes))
+        best_P, worst_P = average_PG.nan_to_num(-1.0).argmax(1), average_PG.nan_to_num(2.0).argmin(1)
         first_P = torch.arange(len(batch), device=self.device) * self.group_size
         chosen, rejected = ((first_P + which_P).tolist() for which_P in (best_P, worst_P))
         rows, ref_B = episodes.rows, self.reference_logps(episodes.rows).sum(1)
-        gap_P = standing_PG.gather(1, best_P[:, None]) - standing_PG.gather(1, worst_P[:, None])
+        gap_P = average_PG.gather(1, best_P[:, None]) - average_PG.gather(1, worst_P[:, None])
         decided_P = gap_P.squeeze(1).nan_to_num(0.0) > TIE
         self.note({**self.measured(episodes), "undecided": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
         return JudgedPairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
 
     def minibatches(self, prepared: JudgedPairs) -> Iterator[JudgedPairs]:
-        for places in self.passes(self.batch_size):
-            yield prepared.select(own_share(places))
+        for indices in self.minibatch_indices(self.batch_size):
+            yield prepared.select(local_indices(indices))
 
     def loss_sum(self, batch: JudgedPairs) -> LossSum:
         both = batch.pairs.chosen + batch.pairs.rejected
         found = PairScores.halves(score(self.policy, both, temperature=self.sampling.temperature))
-        chosen_B = found.chosen.logps_BT.sum(1) - batch.ref_chosen_B
-        rejected_B = found.rejected.logps_BT.sum(1) - batch.ref_rejected_B
-        if self.loss == "ipo":
-            loss_B = ipo(chosen_B / lengths(found.chosen), rejected_B / lengths(found.rejected), beta=self.beta)
-        else:
-            loss_B = sigmoid(chosen_B - rejected_B, beta=self.beta)
-        return LossSum(loss_B.sum(), pair_metrics(self.beta * chosen_B, self.beta * rejected_B, found))
+        chosen_B, rejected_B = found.chosen.logps_BT.sum(1), found.rejected.logps_BT.sum(1)
+        total = losses.dpo(
+            chosen_B,
+            rejected_B,
+            batch.ref_chosen_B,
+            batch.ref_rejected_B,
+            self.beta,
+            loss_type=self.loss,
+            chosen_lengths=lengths(found.chosen),
+            rejected_lengths=lengths(found.rejected),
+            reduction="sum",
+        )
+        gained_B, lost_B = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
+        return LossSum(total, pair_metrics(self.beta * gained_B, self.beta * lost_B, found))
 
     def denominator(self, batch: JudgedPairs) -> int:
         return len(batch)

@@ -1,20 +1,24 @@
-"""What methods that learn from preference pairs share: scoring both sides behind one prompt, and what they log."""
+"""Base of methods that learn from preference pairs: both sides are scored behind one copy of their prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
+from postrain.methods.metrics import share_above
 from postrain.models.scoring import Scores, score
-from postrain.ops import share_above
 from postrain.types import Batch, Max, Mean
+
+Smoothing = Annotated[float, Ge(0), Lt(0.5)]
+"""ε, the share of labels taken to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def mean_logps(scores: Scores) -> Tensor:
 
 
 def pair_metrics(chosen_B: Tensor, rejected_B: Tensor, scores: PairScores) -> dict[str, Mean | Max]:
-    """What to log of pairs whose implicit rewards are `chosen_B` and `rejected_B`."""
+    """The metrics of pairs whose implicit rewards are `chosen_B` and `rejected_B`."""
     gap_B, pairs = (chosen_B - rejected_B).detach(), len(chosen_B)
     found: dict[str, Mean | Max] = {
         "accuracy": Mean(share_above(gap_B), pairs),

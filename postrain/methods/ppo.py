@@ -1,7 +1,10 @@
-"""Proximal policy optimisation for language models: rollouts, a penalty on the KL to the start, a learned critic,
+"""Proximal policy optimisation for language models: rollouts, a KL penalty to the reference policy, a learned critic,
 clipped policy and value losses over several epochs (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022).
 
-An episode that no reward could score is left out: no advantage, no value target, no place in whitening or counts.
+    loss = −min(r A, clip(r, 1 ± clip) A) + value_coef · ½ max((v − R)², (v_clipped − R)²)      a mean over tokens
+
+`losses.ppo` and `losses.ppo_value` are these terms, `losses.gae` and `losses.whiten` give A and R. An episode that no
+reward could score is left out: no advantage, no value target, not counted in whitening or means.
 
 Axes: B episodes, T completion tokens. Left out: running reward normalisation, since it makes runs incomparable.
 """
@@ -18,39 +21,20 @@ from torch import Tensor
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.hardware import collectives
-from postrain.methods.kl_penalty import KLPenalised
-from postrain.methods.metrics import Metrics
-from postrain.methods.online import own_share, sampler_error
+from postrain.losses.advantages import gae, token_rewards
+from postrain.losses.divergence import adapt_kl_coef, kl
+from postrain.losses.policy_gradient import policy_terms, ppo_value
+from postrain.losses.reduction import reduce
+from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, step_metrics
+from postrain.methods.online import PolicyGradient, local_indices, sampler_error
 from postrain.models.heads import ValueHead
 from postrain.models.parts import trunk, unwrapped
-from postrain.models.scoring import Comparison, compare, in_micro_batches, kl_metrics, values
-from postrain.ops import (
-    adapt_kl_coef,
-    clipped_surrogate,
-    explained_variance,
-    gae,
-    kl_estimate,
-    last_true,
-    step_metrics,
-    surrogate_clips,
-)
+from postrain.models.scoring import Comparison, compare, in_micro_batches, values
 from postrain.types import Batch, Count, CountOrZero, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
 
 
-def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip: float) -> Tensor:
-    """½ max((v − R)², (v_clipped − R)²) per token, [B, T], with v held to ± clip around its old value."""
-    held_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values_BT - returns_BT) ** 2, (held_BT - returns_BT) ** 2)
-
-
-def token_rewards(reward_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
-    """−kl_coef · KL at every token, and the episode's reward on its last one, [B, T] (Ziegler et al. 2019, eq. 2)."""
-    rewards_BT = -kl_coef * kl_BT * mask_BT
-    return rewards_BT.scatter_add(1, last_true(mask_BT)[:, None], reward_B[:, None].to(rewards_BT))
-
-
 def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Metrics:
-    """How much there is to learn, and how much of it the critic foresees, over the tokens of all ranks."""
+    """Size of the advantages, and the share of the returns' variance that the critic explains, over all ranks."""
     _, spread, tokens = collectives.moments(returns_BT, mask_BT)
     _, error, _ = collectives.moments(returns_BT - values_BT, mask_BT)
     return {
@@ -61,7 +45,7 @@ def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor,
 
 @dataclass(frozen=True)
 class Experience(Batch):
-    """Episodes with everything the loss needs, all constants, [B, T] over completion tokens."""
+    """Rollouts with all constants of the loss, [B, T] over completion tokens."""
 
     rows: Rows
     logps_BT: Tensor
@@ -77,7 +61,7 @@ class Experience(Batch):
     """False for episodes that are in no mini-batch: unscorable ones, and truncated ones where those are left out."""
 
 
-class PPO(KLPenalised):
+class PPO(PolicyGradient):
     """Maximises reward − kl_coef · KL(policy ‖ reference) with clipped policy-gradient steps."""
 
     learns: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
@@ -92,10 +76,10 @@ class PPO(KLPenalised):
     kl_target: Positive | None
     """Mean KL of an episode that the coefficient is steered to; null keeps it fixed."""
     kl_horizon: Count
-    """Episodes over which the steering takes effect."""
+    """Rollouts over which the steering takes effect."""
     target_kl: Positive | None
-    """Ends the passes over a rollout at the first mini-batch on which the mean k3 to the policy that sampled exceeds
-    this, before its gradient is applied; null never ends them."""
+    """Ends the passes over a rollout at the first mini-batch whose mean k3 to the policy that sampled exceeds this,
+    before its gradient is applied; null never ends them."""
     critic: Literal["shared", "separate"]
     """A value head on the policy's trunk, or on a trunk of its own."""
     critic_warmup: CountOrZero
@@ -116,7 +100,7 @@ class PPO(KLPenalised):
         """Roll out, score, and turn rewards and values into advantages."""
         episodes = self.rollout(batch)
         found = in_micro_batches(self.compare, episodes.rows, self.micro_batch_tokens)
-        # Where another distribution was drawn from (top-k, other weights) the ratio must still start at 1.
+        # Where another distribution was sampled from (top-k, other weights) the first ratio must still be 1.
         recorded = self.parts.engine.exact and self.in_float32()
         logps_BT = episodes.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
@@ -124,9 +108,9 @@ class PPO(KLPenalised):
                 found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
             )
         kl_BT = self.penalty(logps_BT, found)
-        learned_B = ~episodes.reward_B.isnan() & ~self.left_out(episodes)
+        learned_B = ~episodes.reward_B.isnan() & ~self.truncated_and_masked(episodes)
         learned_BT = found.mask_BT & learned_B[:, None]
-        reward_B = self.shaped(episodes).nan_to_num(0.0)
+        reward_B = self.shaped_rewards(episodes).nan_to_num(0.0)
         rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
         returns_BT = (advantages_BT + found.values_BT) * learned_BT
@@ -137,8 +121,8 @@ class PPO(KLPenalised):
         self.note({"kl/coef": Max(self.coef)})
         self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=recorded)})
         whitened_BT = collectives.whiten_globally(advantages_BT, learned_BT)
-        kept = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
-        return Experience(episodes.rows, *kept, learned_B)
+        tensors = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
+        return Experience(episodes.rows, *tensors, learned_B)
 
     def compare(self, rows: Rows) -> Comparison:
         """Policy, reference and shared critic on the same tokens."""
@@ -162,10 +146,10 @@ class PPO(KLPenalised):
         return self.counters.updates < self.critic_warmup
 
     def penalty(self, logps_BT: Tensor, found: Comparison) -> Tensor:
-        """The chosen estimate of the KL to the start at each token, [B, T]."""
+        """The chosen estimate of the KL to the reference policy at each token, [B, T]."""
         if self.kl_estimator == "exact":
             return found.kl_BT
-        return kl_estimate(logps_BT, found.ref_logps_BT, self.kl_estimator) * found.mask_BT
+        return kl(logps_BT, found.ref_logps_BT, self.kl_estimator) * found.mask_BT
 
     def steer(self, kl_B: Tensor) -> None:
         """Moves the coefficient towards the target, once a rollout."""
@@ -179,9 +163,9 @@ class PPO(KLPenalised):
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         """The passes over a rollout, until the policy has moved too far; then the coefficient is steered."""
         learned, self.too_far = prepared.learned_B.tolist(), False
-        for places in self.passes(self.batch_size):
+        for indices in self.minibatch_indices(self.batch_size):
             self.before = self.step_kl()
-            yield prepared.select([place for place in own_share(places) if learned[place]])
+            yield prepared.select([index for index in local_indices(indices) if learned[index]])
             if self.too_far:
                 break
         self.steer(self.episode_kl)
@@ -190,8 +174,8 @@ class PPO(KLPenalised):
         self.too_far = self.target_kl is not None and self.moved(self.before) > self.target_kl
         return not self.too_far
 
-    def kl_moves_loss(self) -> bool:
-        return super().kl_moves_loss() and not self.warming_up()
+    def kl_in_this_loss(self) -> bool:
+        return super().kl_in_this_loss() and not self.warming_up()
 
     def step_kl(self) -> Mean:
         """k3 of all mini-batches so far to the policy that sampled, on this rank."""
@@ -210,20 +194,22 @@ class PPO(KLPenalised):
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         values_BT = found.values_BT if self.critic_trunk is None else self.separate_values(batch.rows)
         assert values_BT is not None
-        value_loss = (clipped_value_loss(values_BT, batch.values_BT, batch.returns_BT, self.value_clip) * mask_BT).sum()
-        ratio_BT = (found.logps_BT - batch.logps_BT).exp()
-        policy_loss = (clipped_surrogate(ratio_BT, batch.advantages_BT, self.clip, self.clip) * mask_BT).sum()
+        value_loss = ppo_value(
+            values_BT, batch.values_BT, batch.returns_BT, mask_BT, clip=self.value_clip, reduction="sum"
+        )
+        terms = policy_terms(
+            found.logps_BT, batch.logps_BT, batch.advantages_BT, mask_BT, clip_low=self.clip, clip_high=self.clip
+        )
+        policy_loss = reduce(terms.loss_BT, "sum", mask_BT)
         total = self.value_coef * value_loss
         if not self.warming_up():
             total = total + policy_loss
             if found.entropy_BT is not None:
                 total = total - self.entropy_coef * found.entropy_BT.sum()
-            if self.kl_moves_loss():
-                total = total + self.coef * (self.kl_in_loss(found, batch.ref_logps_BT) * mask_BT).sum()
-        log_ratio_BT = (found.logps_BT - batch.logps_BT).detach()
-        clipped_BT = surrogate_clips(ratio_BT.detach(), batch.advantages_BT, self.clip, self.clip)
-        metrics = step_metrics(log_ratio_BT, ratio_BT.detach(), clipped_BT, mask_BT)
-        self.watch(ratio_BT, batch.advantages_BT, mask_BT)
+            if self.kl_in_this_loss():
+                total = total + self.coef * reduce(self.kl_term(found, batch.ref_logps_BT), "sum", mask_BT)
+        metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
+        self.remember_step(terms.ratio, batch.advantages_BT, mask_BT)
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
         return LossSum(total, metrics)

@@ -1,8 +1,8 @@
 """A process reward model from step labels: is a step of a chain of reasoning right, given all that stands before it?
 
-One binary cross-entropy a step, on a scalar head read at the step's end (Uesato et al. 2022, "Solving math word
-problems with process- and outcome-based feedback"; Lightman et al. 2023, "Let's verify step by step"). Leaves out
-neutral labels.
+One binary cross-entropy a step, `losses.prm`, on a scalar head read at the step's end (Uesato et al. 2022, "Solving
+math word problems with process- and outcome-based feedback"; Lightman et al. 2023, "Let's verify step by step").
+Neutral labels are not supported.
 
 Axes: B chains, S steps of a chain (left-aligned, padded to the longest of the batch).
 """
@@ -13,27 +13,22 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
+from postrain import losses
 from postrain.data.kinds.steps import StepRows
 from postrain.methods.base import Method
 from postrain.models.scoring import step_logits
 from postrain.types import LossSum, Mean
 
 
-def step_loss(logits_BS: Tensor, labels_BS: Tensor) -> Tensor:
-    """−log σ(z) of a right step and −log(1 − σ(z)) = −log σ(−z) of a wrong one, [B, S]."""
-    return -logsigmoid(torch.where(labels_BS, logits_BS, -logits_BS))
-
-
 def first_error(wrong_BS: Tensor) -> Tensor:
-    """Which step is the first wrong one, [B]; S, one behind the last, where none is."""
+    """Index of the first wrong step, [B]; S where no step is wrong."""
     return (~wrong_BS).long().cumprod(1).sum(1)
 
 
 def up_to_first_error(labels_BS: Tensor, mask_BS: Tensor) -> Tensor:
-    """True at the steps up to the first wrong one, itself included: what follows is neither right nor wrong."""
+    """True at the steps up to and including the first wrong one: what follows it is neither right nor wrong."""
     first_B = first_error(~labels_BS & mask_BS)
     return mask_BS & (torch.arange(mask_BS.shape[1], device=mask_BS.device) <= first_B[:, None])
 
@@ -47,7 +42,7 @@ class PRM(Method):
     headline: ClassVar[tuple[str, str, str]] = ("loss", "step_accuracy", "eval/step_accuracy")
 
     after_first_error: Literal["use", "ignore"]
-    """Whether labels behind the first wrong step of a chain are learned; they are measured either way."""
+    """Whether labels after the first wrong step of a chain are learned; the metrics count them either way."""
 
     def learned(self, batch: StepRows) -> tuple[Tensor, Tensor, Tensor]:
         """Labels, which of them are real and which of these are learned, bool [B, S] each."""
@@ -63,17 +58,17 @@ class PRM(Method):
     def loss_sum(self, batch: StepRows) -> LossSum:
         labels_BS, mask_BS, used_BS = self.learned(batch)
         logits_BS = step_logits(self.policy, batch.rows)
-        total = (step_loss(logits_BS, labels_BS) * used_BS).sum()
+        total = losses.prm(logits_BS, labels_BS, used_BS, reduction="sum")
         return LossSum(total, accuracies(logits_BS.detach() > 0, labels_BS, mask_BS))
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
-        """What always giving the more frequent label would come to, next to what the model does."""
+        """The accuracy of always predicting the more frequent label, to compare the model's with."""
         share = metrics["right_share"]
         return {"majority_accuracy": max(share, 1 - share)}
 
 
 def accuracies(right_BS: Tensor, labels_BS: Tensor, mask_BS: Tensor) -> dict[str, Mean]:
-    """How often a model's verdicts and the labels agree: on steps, on whole chains, on where a chain goes wrong."""
+    """How often predictions and labels agree: on steps, on whole chains, on the first wrong step of a chain."""
     agree_BS = (right_BS == labels_BS) & mask_BS
     good_BS, bad_BS = labels_BS & mask_BS, ~labels_BS & mask_BS
     said_B, true_B = first_error(~right_BS & mask_BS), first_error(bad_BS)

@@ -1,6 +1,6 @@
 """REINFORCE++ (Hu et al. 2025): REINFORCE with PPO's clipped token ratio and advantages whitened over the whole batch
 instead of a critic. With groups (its "baseline" form) the group's mean is the baseline and a k2 KL is in the loss; with
-`kl_in=reward` the k1 KL of this token and all later ones is taken off its return.
+`kl_in=reward` the k1 KL of this token and all later ones is taken off its return. `losses.reinforce` is the loss.
 
 Axes: P prompts, G completions of a prompt, B = P·G completions, T completion tokens.
 """
@@ -12,17 +12,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from postrain.hardware import collectives
-from postrain.methods.groups import Grouped, centred
-from postrain.ops import to_come
+from postrain.losses.advantages import group_centred, reward_to_go
+from postrain.methods.group_relative import GroupRelative
 
 
-class Reinforce(Grouped):
+class Reinforce(GroupRelative):
     """Minimises the clipped surrogate with globally whitened returns."""
 
     smallest_group: ClassVar[int] = 1
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         scored_PG = ~reward_PG.isnan()
-        baseline_free = centred(reward_PG) if self.group_size > 1 else reward_PG.nan_to_num(0.0)
-        returns_BT = (baseline_free.view(-1, 1) - to_come(penalty_BT)) * mask_BT
+        centred_PG = group_centred(reward_PG) if self.group_size > 1 else reward_PG.nan_to_num(0.0)
+        returns_BT = (centred_PG.view(-1, 1) - reward_to_go(penalty_BT)) * mask_BT
         return collectives.whiten_globally(returns_BT, mask_BT & scored_PG.view(-1, 1))

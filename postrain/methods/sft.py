@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations, with two optional leashes to the weights it started from.
+"""Supervised fine-tuning on demonstrations, with two optional penalties on the distance to the initial weights.
 
 LoRA-SFT is this method with `adapter=lora`; there is no second class for it.
 """
@@ -6,39 +6,34 @@ LoRA-SFT is this method with `adapter=lora`; there is no second class for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from postrain import losses
 from postrain.methods.base import Method
 from postrain.models.scoring import compare, score
 from postrain.types import ConfigError, LossSum, Max, Mean, NonNegative, Rows
 
 
-def l2_distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
-    """Σ (θ − θ₀)² over all parameters, a scalar (L2-SP of Li, Grandvalet and Davoine 2018)."""
-    return torch.stack([((now - then) ** 2).sum() for now, then in zip(parameters, start, strict=True)]).sum()
-
-
 class SFT(Method):
-    """Minimises −Σ log p(answer token) / tokens + kl_coef · KL(policy ‖ start) + l2_coef · Σ (θ − θ₀)²."""
+    """Minimises −Σ log p(answer token) / tokens + kl_coef · KL(policy ‖ reference) + l2_coef · Σ (θ − θ₀)²:
+    `losses.sft` and its penalties."""
 
     kind: ClassVar[str] = "Demonstration"
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
 
     kl_coef: NonNegative
-    """Weight of the exact KL to the start, a mean over supervised tokens as the loss itself."""
+    """Weight of the exact KL to the reference policy, a mean over supervised tokens as the loss itself."""
     l2_coef: NonNegative
-    """Weight of the squared distance of what learns from where it started."""
+    """Weight of the squared distance of the trainable parameters from their initial values."""
 
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
 
     def attached(self) -> None:
-        self.start: list[Tensor] = []
+        self.initial: list[Tensor] = []
 
     def on_fit_start(self) -> None:
         if self.l2_coef and self.device_mesh is not None:
@@ -46,7 +41,7 @@ class SFT(Method):
                 "method.l2_coef: not with trainer.strategy=fsdp, which keeps no whole parameters; use ddp"
             )
         if self.l2_coef:
-            self.start = [parameter.detach().clone() for parameter in self.trainable()]
+            self.initial = [parameter.detach().clone() for parameter in self.trainable()]
 
     def loss_sum(self, batch: Rows) -> LossSum:
         tokens = self.denominator(batch)
@@ -57,13 +52,15 @@ class SFT(Method):
             metrics["kl/exact"] = Mean(found.kl_BT.detach().sum(), tokens)
             if tokens:
                 metrics["kl/log_ratio_max"] = Max(log_ratio_BT.abs().max())
-            nll, penalty = -found.logps_BT.sum(), self.kl_coef * found.kl_BT.sum()
+            nll = losses.sft(found.logps_BT, found.mask_BT, reduction="sum")
+            penalty = self.kl_coef * found.kl_BT.sum()
         else:
-            nll, penalty = -score(self.policy, batch).logps_BT.sum(), 0.0
+            scores = score(self.policy, batch)
+            nll, penalty = losses.sft(scores.logps_BT, scores.mask_BT, reduction="sum"), 0.0
         if self.kl_coef or self.l2_coef:
             metrics["nll"] = Mean(nll.detach(), tokens)
         if self.l2_coef:
-            distance = l2_distance(self.trainable(), self.start)
+            distance = losses.l2_distance(self.trainable(), self.initial)
             metrics["l2"] = Mean(distance.detach() * tokens, tokens)
             # The caller divides by the tokens of the whole step, of which this micro-batch holds `tokens`.
             penalty = penalty + self.l2_coef * distance * tokens

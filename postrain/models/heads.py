@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from postrain.ops import full
+from postrain.models.parts import upcast
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,7 +27,7 @@ class ValueHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """[..., D] → [..., 1], in float32 at least, whatever the weights are kept in: returns do not fit bfloat16."""
         with torch.autocast(states.device.type, enabled=False):
-            return linear(full(states), full(self.output.weight), full(self.output.bias))
+            return linear(upcast(states), upcast(self.output.weight), upcast(self.output.bias))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -43,6 +43,11 @@ def logits_of(model: nn.Module, states: Tensor) -> Tensor:
     return logits
 
 
+def upcast(values: Tensor) -> Tensor:
+    """The values in float32 at least: sums over a vocabulary do not fit bfloat16."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 @torch.no_grad()
 def probe(model: nn.Module) -> Tensor:
     """The model's logits on a fixed row of eight tokens, [8, V] in float32; of a scalar model the score, [1, 1]."""

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from postrain.losses.divergence import exact_kl
+from postrain.losses.supervised import token_logps
 from postrain.models.packing import states
-from postrain.models.parts import logits_of, model_width
+from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import Reference
-from postrain.ops import full, kl_estimates, token_logps
-from postrain.types import Max, Mean, Rows
+from postrain.types import Rows
 
 # Elements of [positions, V] that are alive at once: 128 MiB in float32 on a CPU, 1 GiB on a GPU, where launches cost.
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
@@ -110,7 +111,7 @@ def score(
     found = hidden(model, rows)
 
     def chunk(states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NV = full(logits_of(model, states_ND))
+        logits_NV = upcast(logits_of(model, states_ND))
         if temperature != 1:
             logits_NV = logits_NV / temperature
         logps_N = token_logps(logits_NV, targets_N)
@@ -124,7 +125,7 @@ def score(
         logps_BT=found.unflatten(logps_N),
         mask_BT=found.mask_BT,
         entropy_BT=found.unflatten(entropy_N) if entropy else None,
-        values_BT=found.unflatten(full(head(found.states_ND)).squeeze(-1)) if head is not None else None,
+        values_BT=found.unflatten(upcast(head(found.states_ND)).squeeze(-1)) if head is not None else None,
     )
 
 
@@ -144,7 +145,7 @@ def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocab
 def values(model: nn.Module, rows: Rows, head: Callable[[Tensor], Tensor]) -> Tensor:
     """The head's value before each supervised token, [B, T], 0 outside; no logits are computed."""
     found = hidden(model, rows)
-    return found.unflatten(full(head(found.states_ND)).squeeze(-1))
+    return found.unflatten(upcast(head(found.states_ND)).squeeze(-1))
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,18 @@ def compare(
         theirs = hidden(frozen, rows)
 
     def chunk(states_ND: Tensor, ref_states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
-        logps_NV = (full(logits_of(model, states_ND)) / temperature).log_softmax(-1)
+        logps_NV = (upcast(logits_of(model, states_ND)) / temperature).log_softmax(-1)
         with torch.no_grad(), reference.scoring() as frozen:
-            ref_logps_NV = (full(logits_of(frozen, ref_states_ND)) / temperature).log_softmax(-1)
-        shares_NV = logps_NV.exp()
-        kl_N = (shares_NV * (logps_NV - ref_logps_NV)).sum(-1)
-        entropy_N = -(shares_NV * logps_NV).sum(-1) if entropy else kl_N.detach()
+            ref_logps_NV = (upcast(logits_of(frozen, ref_states_ND)) / temperature).log_softmax(-1)
+        probs_NV = logps_NV.exp()
+        kl_N = exact_kl(logps_NV, ref_logps_NV, probs_NV)
+        entropy_N = -(probs_NV * logps_NV).sum(-1) if entropy else kl_N.detach()
         drawn = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
         return *drawn, kl_N, entropy_N
 
     flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
     logps_BT, ref_logps_BT, kl_BT, entropy_BT = map(mine.unflatten, flat)
-    values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(full(head(mine.states_ND)).squeeze(-1))
+    values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(upcast(head(mine.states_ND)).squeeze(-1))
     return Comparison(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy else None)
 
 
@@ -224,15 +225,9 @@ def scalar(model: nn.Module, rows: Rows) -> Tensor:
     states_ND, place_BL = states(model, rows.ids)
     last_B = torch.tensor([len(ids) - 1 for ids in rows.ids])
     at_B = place_BL.gather(1, last_B[:, None]).squeeze(1).to(states_ND.device)
-    return full(logits_of(model, states_ND.index_select(0, at_B))).squeeze(-1)
+    return upcast(logits_of(model, states_ND.index_select(0, at_B))).squeeze(-1)
 
 
 def step_logits(model: nn.Module, rows: Rows) -> Tensor:
     """A scalar model's output at the end of each step, [B, S], 0 outside: log-odds that the step is right."""
     return values(model, rows, partial(logits_of, model))
-
-
-def kl_metrics(found: Comparison) -> dict[str, Mean | Max]:
-    """Every estimate of KL(policy ‖ reference), per token, and the largest log-ratio (0 before the first update)."""
-    exact = {"kl/exact": Mean(found.kl_BT.detach().sum(), found.mask_BT.sum())}
-    return kl_estimates(found.logps_BT.detach(), found.ref_logps_BT, found.mask_BT) | exact

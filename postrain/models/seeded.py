@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from postrain.ops import derive_seed
+from postrain.seeds import derive_seed
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from postrain.data.conversation import Message, Messages, is_transcript, transcr
 from postrain.data.rendering import as_mapping
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
-from postrain.ops import derive_seed
 from postrain.rollout.engine import Engine
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Stop
 
 CRITIQUE = """\

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
-from postrain.ops import derive_seed
 from postrain.rewards.function import is_finite, shown
 from postrain.rewards.user_code import Blame, place
 from postrain.rollout.engine import Engine, Mixture
+from postrain.seeds import derive_seed
 from postrain.types import Completion, ConfigError, Count, CountOrZero, Step, Stop
 
 

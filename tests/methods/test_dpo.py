@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from postrain.data.kinds.preference import Pairs
-from postrain.losses.preference import LOSSES, RANKED
-from postrain.methods.dpo import weights_of
+from postrain.losses.dpo_variants import LOSSES, RANKED
+from postrain.methods.dpo import RunningMean, weights_of
 from postrain.methods.metrics import combine
 from postrain.types import ConfigError
 from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
@@ -183,3 +183,12 @@ def test_label_smoothing_is_refused_where_it_means_nothing(loss):
 def test_exo_needs_label_smoothing():
     with pytest.raises(ConfigError, match=r"^method\.label_smoothing=0: exo .*$"):
         made("dpo", precise(), loss={"exo": 1.0, "sigmoid": 1.0})
+
+
+def test_a_running_mean_starts_with_its_first_value():
+    # momentum 0.9, values 5 and 2: (0.9 · 0.5 + 0.1 · 2) / (1 − 0.81) = 0.65 / 0.19
+    assert RunningMean().value == 0
+    one = RunningMean().after(5.0, 0.9)
+    assert one.value == pytest.approx(5.0)
+    assert one.after(2.0, 0.9).value == pytest.approx(0.65 / 0.19)
+    assert RunningMean().after(5.0, 1.0).value == 0

@@ -9,7 +9,7 @@ import torch
 
 from postrain.config.check import check
 from postrain.config.tree import instantiate
-from postrain.losses.preference import LOSSES
+from postrain.losses.dpo_variants import LOSSES
 from postrain.training.config import TrainConfig
 from postrain.types import ConfigError
 from tests.methods.made import QUICK, defaults, flat_gradient, judgements, made, pairs, precise

@@ -17,13 +17,14 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from postrain.data.kinds.prompt import Prompts
-from postrain.methods.groups import Rollout
-from postrain.methods.ppo import Experience, token_rewards
+from postrain.losses.advantages import gae, token_rewards
+from postrain.losses.divergence import kl as kl_estimate
+from postrain.methods.group_relative import GroupExperience
+from postrain.methods.ppo import Experience
 from postrain.models import scoring
 from postrain.models.adapters import LoRA
 from postrain.models.reference import Reference
 from postrain.models.scoring import compare, score
-from postrain.ops import gae, kl_estimate
 from postrain.types import ConfigError
 from tests.methods.made import Scripted, flat_gradient, made, pairs, precise, rows
 from tests.methods.test_rollouts import Table, Words
@@ -114,7 +115,7 @@ def test_in_the_reward_the_gradient_is_that_of_the_kl(method):
     [("k1", "reward", 1), ("k2", "loss", 1), ("exact", "loss", 1), ("exact", "reward", 0), ("k1", "loss", 0)],
 )
 def test_the_table_of_expected_gradients(estimator, kl_in, share):
-    """The table at the top of kl_penalty.py, by enumeration over random words."""
+    """The table at the top of losses/divergence.py, by enumeration over random words."""
     source = torch.Generator().manual_seed(3)
     logits_V = torch.randn(7, generator=source, dtype=torch.float64, requires_grad=True)
     ref_V = torch.randn(7, generator=source, dtype=torch.float64).log_softmax(-1)
@@ -182,7 +183,7 @@ def test_two_tokens_in_the_loss(method, estimator):
         whole = Experience(batch, old, theirs, still, still, still, torch.ones(16, dtype=torch.bool))
     else:
         half_B = torch.full((16,), 0.5, dtype=torch.float64)
-        whole = Rollout(batch, old, theirs, still, half_B, torch.ones(16, dtype=torch.bool))
+        whole = GroupExperience(batch, old, theirs, still, half_B, torch.ones(16, dtype=torch.bool))
     shares_C = old.sum(1).exp()
     total = torch.stack([share * asked.loss_sum(whole.select([c])).total for c, share in enumerate(shares_C)]).sum()
     # KL of the first word, and of the second after each first one, which is as likely as it was.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.methods.kto import kl_baseline, kto
+from postrain.losses.preference import kto, kto_baseline
 from postrain.methods.metrics import combine
 from postrain.types import ConfigError
 from tests.methods.made import flat_gradient, judgements, made, precise, summed
@@ -23,27 +23,27 @@ def test_kto():
     labels = torch.tensor([True, False, True, False])
     # at 0: 1 − σ(0) = ½ whatever the label; β (l − z) = ½ (2 ln 3 + 1 − 1) = ln 3: good 1 − ¾, bad ¾
     ratio, baseline = tensor(0, 0, 2 * log(3) + 1, 2 * log(3) + 1), tensor(0, 0, 1, 1)
-    assert kto(ratio, labels, baseline, beta=0.5).tolist() == pytest.approx([0.5, 0.5, 0.25, 0.75])
+    assert kto(ratio, labels, baseline, beta=0.5, reduction="none").tolist() == pytest.approx([0.5, 0.5, 0.25, 0.75])
 
 
 def test_its_gradient_at_zero_is_a_quarter_of_beta():
     ratio = tensor(0, 0).requires_grad_(True)
-    loss = kto(ratio, torch.tensor([True, False]), tensor(0, 0), beta=0.2).sum()
+    loss = kto(ratio, torch.tensor([True, False]), tensor(0, 0), beta=0.2, reduction="sum")
     # σ′(0) = ¼: good up, bad down
     assert torch.autograd.grad(loss, ratio)[0].tolist() == pytest.approx([-0.05, 0.05])
 
 
 def test_it_is_finite_however_far_the_policy_has_gone():
     ratio = torch.tensor([-500.0, 500.0, -500.0, 500.0], requires_grad=True)
-    loss = kto(ratio, torch.tensor([True, True, False, False]), torch.zeros(4), beta=1.0)
+    loss = kto(ratio, torch.tensor([True, True, False, False]), torch.zeros(4), beta=1.0, reduction="none")
     assert loss.tolist() == pytest.approx([1, 0, 0, 1])
     assert torch.isfinite(torch.autograd.grad(loss.sum(), ratio)[0]).all()
 
 
 def test_the_baseline_is_a_mean_and_never_negative():
     # (1 + 2 + 6) / 3; a negative mean is no KL
-    assert kl_baseline(tensor(9), tensor(3)).item() == 3
-    assert kl_baseline(tensor(-9), tensor(3)).item() == 0
+    assert kto_baseline(tensor(9), tensor(3)).item() == 3
+    assert kto_baseline(tensor(-9), tensor(3)).item() == 0
 
 
 def test_the_baseline_is_measured_on_unrelated_completions():

@@ -7,8 +7,8 @@ from math import exp, log
 import pytest
 import torch
 
+from postrain.losses.preference import log_odds, odds_ratio
 from postrain.methods.metrics import combine
-from postrain.methods.orpo import log_odds, odds_ratio
 from postrain.methods.pairs import PairScores, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.models.scoring import Scores
 from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed

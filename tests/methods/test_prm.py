@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from postrain.data.kinds.steps import StepRows
-from postrain.methods.prm import accuracies, first_error, step_loss, up_to_first_error
+from postrain.methods.prm import accuracies, first_error, up_to_first_error
 from postrain.models.scoring import step_logits
 from postrain.types import Rows
 from tests.methods.made import flat_gradient, made
@@ -36,15 +34,6 @@ def chains(*ends: tuple[int, ...], labels: tuple[tuple[bool, ...], ...]) -> Step
 
 
 BATCH = chains((3, 5, 9), (4,), (2, 6), labels=((True, False, False), (True,), (False, True)))
-
-
-def test_the_loss_is_binary_cross_entropy_of_each_step():
-    logits = torch.tensor([[0.0, math.log(3), math.log(3)]], dtype=torch.float64)
-    labels = torch.tensor([[True, True, False]])
-    # σ(ln 3) = 3/4: −ln ½, −ln ¾ for a right step, −ln ¼ for a wrong one
-    assert step_loss(logits, labels)[0].tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log(4)])
-    theirs = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
-    torch.testing.assert_close(step_loss(logits, labels), theirs)
 
 
 def test_the_first_error_and_what_comes_up_to_it():

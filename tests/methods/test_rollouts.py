@@ -136,7 +136,7 @@ def test_further_prompts_replace_groups_that_are_all_equal():
     found = asked("grpo", says, {"1": 1.0, "2": 0.0}, resample=2)
     assert found.items_drawn() == 6
     prepared = found.prepare(prompts(6))
-    assert found.kept == [1, 3]
+    assert found.selected == [1, 3]
     assert noted(found, "group/prompts_drawn") == 4
     assert prepared.learned_B.tolist() == [False, False, True, True, False, False, True, True]
     (minibatch,) = found.minibatches(prepared)
@@ -202,7 +202,7 @@ def test_what_nobody_scored_is_in_no_mean():
 def test_reinforce_learns_from_single_completions():
     found = asked("reinforce", [[1, 0], [2, 0]], {"1": 1.0, "2": 0.0}, group_size=1, resample=2)
     prepared = found.prepare(prompts(6))
-    assert found.kept == [0, 1]
+    assert found.selected == [0, 1]
     assert prepared.learned_B.tolist() == [True, True]
 
 

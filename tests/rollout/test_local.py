@@ -5,10 +5,10 @@ import torch
 
 from postrain import processor
 from postrain.models.scoring import score
-from postrain.ops import derive_seed
 from postrain.rollout.decode import weights
 from postrain.rollout.decode.backend import FastBackend, PaddedBackend, SlotBackend, backend_for
 from postrain.rollout.decode.cache import CacheSpec
+from postrain.seeds import derive_seed
 from postrain.types import Completion, ConfigError, Rows, Stop
 from tests.engines import adapted, engine, prompts, text
 from tests.tiny import SHAPES, tiny_model

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
+from postrain.losses.advantages import gae, last_token
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.scoring import score
-from postrain.ops import derive_seed, gae, last_true
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
 from postrain.rollout.turns import SINGLE_TURN, Environment, _step
+from postrain.seeds import derive_seed
 from postrain.training.components import build
 from postrain.types import Completion, ConfigError, Sampling, Step, Stop
 from postrain.world.calculator import calculate
@@ -321,7 +322,7 @@ def test_gae_and_the_score_know_only_own_tokens() -> None:
     """[B, T] is left-aligned over the policy's tokens, so an answer between two of them takes no step: with γ = λ = ½ a
     reward of 1 on the last of three tokens is worth ¼, ½, 1 to them, however long the answers were."""
     mask_BT = torch.tensor([[True, True, True, False]])
-    rewards_BT = torch.zeros(1, 4).scatter(1, last_true(mask_BT)[:, None], 1.0)
+    rewards_BT = torch.zeros(1, 4).scatter(1, last_token(mask_BT)[:, None], 1.0)
     advantages_BT = gae(rewards_BT, torch.zeros(1, 4), mask_BT, gamma=0.5, lam=1.0)
     assert advantages_BT.tolist() == [[0.25, 0.5, 1.0, 0.0]]
 

@@ -16,7 +16,7 @@ def test_ratios_and_advantages_are_those_of_real_tokens_of_the_last_micro_batch(
     advantages_BT = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     mask_BT = torch.tensor([[True, True], [True, False]])
     # A ratio of whole completions, [B, 1], stands for each of their tokens.
-    Online.watch(method, torch.tensor([[0.5], [1.5]], requires_grad=True), advantages_BT, mask_BT)
+    Online.remember_step(method, torch.tensor([[0.5], [1.5]], requires_grad=True), advantages_BT, mask_BT)
     found = Online.distributions(method)
     assert found["ratio"].tolist() == [0.5, 0.5, 1.5]
     assert found["advantage"].tolist() == [1.0, 2.0, 3.0]

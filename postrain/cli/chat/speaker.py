@@ -21,7 +21,7 @@ from postrain.data.conversation import Messages
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
-from postrain.ops import derive_seed
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError
 
 Show = Callable[[str], None]

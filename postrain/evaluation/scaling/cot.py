@@ -26,7 +26,7 @@ from postrain.evaluation.measures import Estimate, Finding, Point, Subject
 from postrain.evaluation.scaling.answers import certainty, read
 from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, gains, point
 from postrain.evaluation.scaling.tries import Try, draw
-from postrain.ops import derive_seed
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Count
 from postrain.world import sums
 

@@ -19,7 +19,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Subject
 from postrain.evaluation.scaling.rules import beams, final
 from postrain.evaluation.scaling.tries import Tries, Try, clocked
-from postrain.ops import derive_seed
+from postrain.seeds import derive_seed
 from postrain.types import Completion, Stop
 
 Value = Callable[[Sequence[int], Sequence[str]], Sequence[float | None]]

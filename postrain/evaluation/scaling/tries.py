@@ -14,9 +14,9 @@ from statistics import fmean
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.measures import Subject
-from postrain.ops import derive_seed
 from postrain.rollout.engine import greedy
 from postrain.rollout.turns import Rollout, roll_out
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Sampling
 
 

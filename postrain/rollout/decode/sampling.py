@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from postrain.ops import full
+from postrain.models.parts import upcast
 from postrain.types import Sampling
 
 # Tokens in a block of the two-level search for a token: the cumulative sum of a whole vocabulary is the slow part.
@@ -67,7 +67,7 @@ def passing(cumulative_BN: Tensor, sought_B1: Tensor) -> Tensor:
 
 def allowed_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """Logits after temperature, top-k, top-p and min-p; −inf where a token is cut off."""
-    logits_BV = full(logits_BV)
+    logits_BV = upcast(logits_BV)
     if sampling.temperature not in (0, 1):
         logits_BV = logits_BV / sampling.temperature
     if sampling.top_k:

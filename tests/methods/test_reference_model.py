@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from postrain.methods.known_logps import in_order, read, row_digest, rows_in, write
+from postrain.methods.reference_cache import in_order, read, row_digest, rows_in, write
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 from tests.methods.made import QUICK, judgements, made, pairs, precise
@@ -139,7 +139,7 @@ def test_the_reference_takes_a_step_towards_the_policy(mix):
             # θ_ref ← mix θ + (1 − mix) θ_ref, after updates 2 and 4
             reached = method.policy.state_dict()
             expected = {name: mix * reached[name] + (1 - mix) * expected[name] for name in start}
-        with method.moving.scoring() as reference:
+        with method.synced.scoring() as reference:
             found = reference.state_dict()
         assert all(torch.allclose(found[name], expected[name]) for name in found)
     # what evaluations compare with has stayed
@@ -164,7 +164,7 @@ def test_an_adapter_switched_off_cannot_follow():
 @pytest.mark.parametrize("batch", [pairs(4), judgements([True, False, True])])
 def test_rows_are_known_by_their_content(batch, tmp_path):
     method = made("dpo", precise())
-    known = method.reference_of(batch)
+    known = method.reference_logps_of(batch)
     rows = rows_in(batch)
     assert len(known) == len(rows)
     # in any order, and as read from disk

@@ -1,9 +1,9 @@
-"""What methods share that weigh a completion by log π(completion) − log π_ref(completion).
+"""Mixin of methods whose loss weighs a completion by its log-ratio log π(completion) − log π_ref(completion).
 
-The reference's half is known before learning. It is computed once for all rows before the first update and kept on
-disk (`cached`), or at every update (`fresh`), from a frozen copy or with the adapter off. In float32 the numbers are
-the same; in bfloat16 either carries the rounding of its own pass. Before the first update the policy is its own
-reference, so the pass needs no second model.
+The reference's log-probabilities are constants of the loss. They are computed once for all rows before the first update
+and kept on disk (`cached`), or at every update (`fresh`), from a frozen copy or with the adapter off. In float32 the
+numbers are the same; in bfloat16 either carries the rounding of its own pass. Before the first update the policy is its
+own reference, so that pass needs no second model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from postrain.data.encode import collate
 from postrain.data.module import DataModule
 from postrain.hardware import collectives
 from postrain.methods.base import Method
-from postrain.methods.known_logps import (
+from postrain.methods.metrics import Metrics
+from postrain.methods.reference_cache import (
     LogpsByRow,
     cache_name,
     distinct,
@@ -31,7 +32,6 @@ from postrain.methods.known_logps import (
     write,
     zeros_by_row,
 )
-from postrain.methods.metrics import Metrics
 from postrain.models.cache import cache_directory, kept
 from postrain.models.heads import frozen_copy, weights_digest
 from postrain.models.reference import Reference, in_eval_mode
@@ -39,11 +39,12 @@ from postrain.models.scoring import micro_batches
 from postrain.types import Batch, ConfigError, CountOrZero
 
 # Largest log-ratio of a token that rounding explains: in float32, and where anything is bfloat16.
-START_TOLERANCE = {True: 1e-3, False: 1.0}
+INITIAL_TOLERANCE = {True: 1e-3, False: 1.0}
 
 
-class Referenced(Method):
-    """A method with a reference. Its `prepare` asks `reference_of(batch)`; its `loss_sum` calls `check_start`."""
+class ReferenceModelMixin(Method):
+    """A method with a reference model. Its `prepare` calls `reference_logps_of(batch)`, its `loss_sum`
+    `check_initial_log_ratio`."""
 
     reference_logps: Literal["cached", "fresh", "none"]
     """cached: of all rows once, before the first update, kept on disk. fresh: at every update. none: taken to be 0."""
@@ -56,15 +57,15 @@ class Referenced(Method):
         return self.reference_logps == "fresh"
 
     def attached(self) -> None:
-        self.known: LogpsByRow = {}
-        self.moving: Reference | None = None
+        self.cached_logps: LogpsByRow = {}
+        self.synced: Reference | None = None
         if self.parts.foreign_reference and self.reference_logps == "none":
             raise ConfigError("reference: means nothing with method.reference_logps=none; leave one of them out")
         if self.sync_every:
-            self.moving = self.movable()
+            self.synced = self.synced_reference()
 
-    def movable(self) -> Reference:
-        """A reference of the method's own that can follow the policy; that of evaluations stays at the start."""
+    def synced_reference(self) -> Reference:
+        """A reference of the method's own that can follow the policy; that of evaluations keeps the initial weights."""
         if self.reference_logps != "fresh":
             raise ConfigError(
                 f"method.sync_every={self.sync_every} moves the reference; that needs method.reference_logps=fresh, "
@@ -72,34 +73,34 @@ class Referenced(Method):
             )
         if hasattr(self.policy, "disable_adapter"):
             raise ConfigError("method.sync_every: not with an adapter, whose reference is the adapter off; leave it 0")
-        with self.reference_policy.scoring() as start:
-            if [p.shape for p in start.parameters()] != [p.shape for p in self.policy.parameters()]:
+        with self.reference_policy.scoring() as initial:
+            if [p.shape for p in initial.parameters()] != [p.shape for p in self.policy.parameters()]:
                 raise ConfigError("method.sync_every: the reference has other layers than the policy; leave it 0")
-            return Reference(self.policy, frozen_copy(start))
+            return Reference(self.policy, frozen_copy(initial))
 
     def setup(self, stage: str) -> None:
-        """Before the policy learns anything, or takes back what it had learned."""
+        """Fills the cache before the first update, and before a checkpoint is loaded."""
         super().setup(stage)
         if self.reference_logps == "cached":
-            self.known = self.computed(distinct(self.compared(everything(self.datamodule))))
+            self.cached_logps = self.cached_or_computed(distinct(self.compared(everything(self.datamodule))))
 
     def compared(self, batch: Batch) -> Batch:
-        """The part of a batch whose rows the reference is asked about."""
+        """The part of a batch whose rows need the reference's log-probabilities."""
         return batch
 
-    def computed(self, batch: Batch) -> LogpsByRow:
+    def cached_or_computed(self, batch: Batch) -> LogpsByRow:
         """Log-probabilities of all rows, read from disk where they were computed before; ranks share the work."""
         # How rows are cut decides the last bits: a run's numbers must not depend on who filled the cache.
         path = cache_directory() / cache_name(batch, f"{self.origin()} {self.micro_batch_tokens}")
         whose = "another model" if self.parts.foreign_reference else "what the policy starts from"
-        said = f"reference: log-probabilities of {len(rows_in(batch))} rows under {whose}"
+        message = f"reference: log-probabilities of {len(rows_in(batch))} rows under {whose}"
         if all(collectives.gather(path.is_dir())):
-            say(f"{said}, read from {path}\n")
+            say(f"{message}, read from {path}\n")
             return read(path)
-        say(f"{said}, computing them once ... ")
+        say(f"{message}, computing them once ... ")
         began = time.monotonic()
         groups = micro_batches(batch.cost(), self.micro_batch_tokens, batch.families())
-        with self.trainer.strategy.precision_plugin.forward_context(), self.start() as model:
+        with self.trainer.strategy.precision_plugin.forward_context(), self.initial_model() as model:
             mine = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
         known = {digest: logps for part in collectives.gather(mine) for digest, logps in part.items()}
         say(f"{time.monotonic() - began:.1f} s, ")
@@ -114,12 +115,12 @@ class Referenced(Method):
         """Identifies the reference's weights and how they are computed with."""
         if self.parts.origin:
             return self.parts.origin
-        with self.start() as model:
+        with self.initial_model() as model:
             return f"{weights_digest(model)} {self.device.type} {self.trainer.precision} {torch.__version__}"
 
     @contextmanager
-    def start(self) -> Iterator[nn.Module]:
-        """The reference model; where nobody has made one, the policy itself, which has not learned anything yet."""
+    def initial_model(self) -> Iterator[nn.Module]:
+        """The reference model; where there is none, the policy itself, which has not been updated yet."""
         if self.parts.reference is not None:
             with self.parts.reference.scoring() as model:
                 yield model
@@ -127,23 +128,23 @@ class Referenced(Method):
             with in_eval_mode(self.policy):
                 yield self.policy
 
-    def reference_of(self, batch: Batch) -> LogpsByRow:
+    def reference_logps_of(self, batch: Batch) -> LogpsByRow:
         """The reference's log-probabilities of every row of a batch."""
         if self.reference_logps == "cached":
-            return self.known
+            return self.cached_logps
         if self.reference_logps == "none":
             return zeros_by_row(rows_in(batch))
-        with (self.moving or self.reference_policy).scoring() as model:
+        with (self.synced or self.reference_policy).scoring() as model:
             return self.logps_by_row(model, batch)
 
     def logps_by_row(self, model: nn.Module, batch: Batch) -> LogpsByRow:
         """Of all items of a batch, without gradient."""
         return logps_by_row(model, batch, micro_batches(batch.cost(), self.micro_batch_tokens, batch.families()))
 
-    def check_start(self, log_ratio_max: Tensor) -> None:
-        """Before the first step the policy is its reference. Raises ConfigError where it is not."""
+    def check_initial_log_ratio(self, log_ratio_max: Tensor) -> None:
+        """Raises ConfigError where the policy differs from its reference before the first optimizer step."""
         begun = self.counters.optimizer_steps or self.policy.training or self.reference_logps == "none"
-        if begun or self.parts.foreign_reference or log_ratio_max <= START_TOLERANCE[self.in_float32()]:
+        if begun or self.parts.foreign_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
             return
         raise ConfigError(
             f"method.reference_logps={self.reference_logps}: before the first update a token's log-ratio to the "
@@ -155,11 +156,11 @@ class Referenced(Method):
 
     def minibatches(self, prepared: Batch) -> Iterator[Batch]:
         yield prepared
-        if self.moving is not None and (self.counters.updates + 1) % self.sync_every == 0:
-            self.follow(self.moving)
+        if self.synced is not None and (self.counters.updates + 1) % self.sync_every == 0:
+            self.sync(self.synced)
 
     @torch.no_grad()
-    def follow(self, reference: Reference) -> None:
+    def sync(self, reference: Reference) -> None:
         """Moves the reference towards the policy: θ_ref ← mix·θ + (1 − mix)·θ_ref."""
         with reference.scoring() as model:
             for theirs, mine in zip(model.parameters(), self.policy.parameters(), strict=True):
@@ -171,15 +172,15 @@ class Referenced(Method):
             raise ConfigError("method.sync_every: not with trainer.strategy=fsdp, which keeps no whole policy; use ddp")
 
     def state(self) -> dict[str, Any]:
-        if self.moving is None:
+        if self.synced is None:
             return {}
-        with self.moving.scoring() as model:
+        with self.synced.scoring() as model:
             return {"reference": model.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        # Absent where the run began without a moving reference: it stays where the run started.
-        if self.moving is not None and "reference" in state:
-            with self.moving.scoring() as model:
+        # Absent where the run began without sync_every: the reference then keeps the initial weights.
+        if self.synced is not None and "reference" in state:
+            with self.synced.scoring() as model:
                 model.load_state_dict(state["reference"])
 
 
@@ -190,6 +191,6 @@ def say(text: str) -> None:
 
 
 def everything(data: DataModule) -> Batch:
-    """All items the run will look at: those of its updates, and the held-out ones."""
+    """All items the run will use: those of its updates, and the held-out ones."""
     schedule = data.train_dataloader()
     return collate([*(schedule.items[index] for index in schedule.visited()), *data.eval])

@@ -1,5 +1,6 @@
-"""What methods share that learn from comparisons of completions: who beats whom, and how often the policy beats its
-start. A preference is all they ask for; a reward becomes one by the difference it sees. Completions cut at the length
+"""Base of methods that learn from preferences between sampled completions, and the win rate against the reference.
+
+A preference gives P(a beats b); a reward becomes one by the difference of its scores. Completions cut at the length
 limit can be penalised (a part of the reward) or left out of all comparisons.
 
 Axes: P prompts, G completions of a prompt, B completions, prompt-major.
@@ -14,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from postrain.data.kinds.prompt import Prompts
-from postrain.methods.metrics import Metrics
+from postrain.methods.metrics import Metrics, share_above
 from postrain.methods.online import Online
-from postrain.ops import derive_seed, share_above
 from postrain.rollout.collect import Rollouts
+from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Mean, Positive, Size
 
 
-class Dueling(Online):
-    """Learns from which of two completions is preferred."""
+class OnlinePreference(Online):
+    """A method that learns from which of two completions is preferred."""
 
     compares: ClassVar[bool] = True
     learns: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
@@ -31,7 +32,7 @@ class Dueling(Online):
     group_size: Size
     """Completions of each prompt; method.batch_size counts prompts."""
     beta: Positive
-    """Strength of the leash to the reference."""
+    """Strength of the KL penalty to the reference."""
     preference_temperature: Positive
     """Where a reward scores single completions: P(a beats b) = σ((r(a) − r(b)) / this)."""
 
@@ -40,7 +41,7 @@ class Dueling(Online):
 
     def attached(self) -> None:
         super().attached()
-        self.starts: dict[int, Rollouts] = {}
+        self.reference_episodes: dict[int, Rollouts] = {}
 
     def check(self) -> None:
         super().check()
@@ -51,27 +52,27 @@ class Dueling(Online):
                 "that scores completions"
             )
 
-    def match(self, some: Rollouts, others: Rollouts) -> Tensor:
+    def preferences(self, some: Rollouts, others: Rollouts) -> Tensor:
         """P(completion i of the first beats completion j of the second), for each prompt, [P, G, G]; with the method's
-        penalties, and NaN where one of them is left out or nobody can tell."""
+        penalties, and NaN where one of them is masked or there is no verdict."""
         size = self.group_size
-        some, others = (replace(one, reward_B=self.shaped(one)) for one in (some, others))
-        one, other = paired(some, others, size)
-        out_B = self.left_out(one) | self.left_out(other)
-        return self.duel(one, other).masked_fill(out_B, torch.nan).view(-1, size, size)
+        some, others = (replace(one, reward_B=self.shaped_rewards(one)) for one in (some, others))
+        one, other = all_pairs(some, others, size)
+        masked_B = self.truncated_and_masked(one) | self.truncated_and_masked(other)
+        return self.preference(one, other).masked_fill(masked_B, torch.nan).view(-1, size, size)
 
-    def duel(self, one: Rollouts, other: Rollouts) -> Tensor:
-        """P(a completion beats its opponent of the same prompt), NaN where nobody can tell, [B]."""
+    def preference(self, one: Rollouts, other: Rollouts) -> Tensor:
+        """P(a completion beats the other of the same prompt), NaN where there is no verdict, [B]."""
         if self.parts.preference is None:
             return torch.sigmoid((one.reward_B - other.reward_B) / self.preference_temperature)
         return self.parts.preference.beats(one.prompts, one.completions, other.completions, one.columns).to(self.device)
 
     def evaluate(self, batch: Prompts, index: int) -> Metrics:
-        """How often the policy's completions of held-out prompts beat the reference's, drawn with the same seeds."""
-        if index not in self.starts:
+        """How often the policy's completions of held-out prompts beat the reference's, sampled with the same seeds."""
+        if index not in self.reference_episodes:
             with self.reference_policy.scoring() as frozen:
-                self.starts[index] = self.completed(frozen, batch, index)
-        beats_B = self.duel(self.completed(self.policy, batch, index), self.starts[index])
+                self.reference_episodes[index] = self.completed(frozen, batch, index)
+        beats_B = self.preference(self.completed(self.policy, batch, index), self.reference_episodes[index])
         known_B = beats_B[~beats_B.isnan()]
         return {
             "win_rate": Mean(share_above(known_B - 0.5), len(known_B)),
@@ -80,12 +81,12 @@ class Dueling(Online):
 
     def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Rollouts:
         """One completion of each held-out prompt."""
-        seeds = [derive_seed(self.parts.seed, "win_rate", index, place) for place in range(len(prompts))]
+        seeds = [derive_seed(self.parts.seed, "win_rate", index, number) for number in range(len(prompts))]
         return self.episodes(model, prompts, seeds)
 
 
-def paired(some: Rollouts, others: Rollouts, size: int) -> tuple[Rollouts, Rollouts]:
-    """Every completion beside each one that the others have for its prompt, G · G pairs a prompt."""
+def all_pairs(some: Rollouts, others: Rollouts, size: int) -> tuple[Rollouts, Rollouts]:
+    """Every completion beside each of the others for the same prompt, G · G pairs a prompt."""
     rows = range(len(some))
     first = [row for row in rows for _ in range(size)]
     second = [row // size * size + other for row in rows for other in range(size)]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from postrain.methods.known_logps import cache_name, distinct, rows_in
+from postrain.methods.reference_cache import cache_name, distinct, rows_in
 from tests.methods.made import judgements, pairs
 
 

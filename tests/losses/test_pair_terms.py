@@ -10,28 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from postrain.losses.preference import (
+from postrain.losses.dpo_variants import (
     LOSSES,
     RANKED,
     SMOOTHED,
     Divergence,
     LossName,
-    Terms,
+    PairTerms,
     apo_down,
     apo_zero,
     bco,
-    desensitised,
     discopop,
     exo,
     f_prime,
     hinge,
     ipo,
+    length_desensitised,
     nca,
     robust,
     sigmoid,
     sppo_hard,
 )
-from tests.losses.test_preference import random, slope, tensor
+from tests.losses.test_dpo_variants import random, slope, tensor
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,21 @@ def test_length_desensitised():
     logps = tensor(-1, -2, -4, 0, -8, -16, -32, 0).view(2, 4)
     mask = torch.tensor([[True, True, True, False], [True, True, True, False]])
     # beyond the other's two tokens: −1 − 2 − 4 / 4 = −4; the other has five, none is beyond: −8 − 16 − 32
-    found = desensitised(logps, mask, torch.tensor([2, 5]), 0.25)
+    found = length_desensitised(logps, mask, torch.tensor([2, 5]), 0.25)
     assert found.tolist() == pytest.approx([-4, -56])
-    assert torch.equal(desensitised(logps, mask, torch.tensor([2, 1]), 1.0), logps.sum(1))
+    assert torch.equal(length_desensitised(logps, mask, torch.tensor([2, 1]), 1.0), logps.sum(1))
     # 0 forgets the tail: −1 − 2, −8
-    assert desensitised(logps, mask, torch.tensor([2, 1]), 0.0).tolist() == [-3, -8]
+    assert length_desensitised(logps, mask, torch.tensor([2, 1]), 0.0).tolist() == [-3, -8]
 
 
-def test_of_equal_lengths_nothing_is_desensitised():
+def test_of_equal_lengths_nothing_is_length_desensitised():
     logps, mask = random(12, 0).view(3, 4), torch.ones(3, 4, dtype=torch.bool)
-    assert torch.equal(desensitised(logps, mask, torch.tensor([4, 4, 4]), 0.3), logps.sum(1))
+    assert torch.equal(length_desensitised(logps, mask, torch.tensor([4, 4, 4]), 0.3), logps.sum(1))
 
 
-def terms(chosen: Tensor, rejected: Tensor, *, smoothing: float = 0.1, shift: float = 0.3) -> Terms:
+def terms(chosen: Tensor, rejected: Tensor, *, smoothing: float = 0.1, shift: float = 0.3) -> PairTerms:
     """Terms of pairs of 10 tokens each under a reference that says 0 to everything."""
-    return Terms(
+    return PairTerms(
         chosen_B=chosen,
         rejected_B=rejected,
         chosen_mean_B=chosen / 10,

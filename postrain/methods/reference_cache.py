@@ -1,7 +1,7 @@
-"""Log-probabilities of data rows under a fixed model, looked up by what the rows are: computed once, kept on disk.
+"""The reference log-prob cache: log-probabilities of data rows under a fixed model, keyed by the rows' content.
 
-The cache's name stands for the model, how it was computed, and every row; rows are put into one order first, so that
-another seed over the same data finds what an earlier run has computed.
+The cache's name on disk covers the model, how it was computed, and every row; rows are put into one order first, so
+that another seed over the same data finds the cache of an earlier run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIGEST = 16
 
 
 def row_digest(ids: Tensor, supervised: Tensor) -> bytes:
-    """Bytes that stand for a row's tokens and mask."""
+    """Digest of a row's tokens and mask."""
     content = ids.numpy().tobytes() + b"|" + supervised.numpy().tobytes()
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
@@ -42,7 +42,7 @@ def rows_in(batch: Batch) -> Rows:
 
 
 def distinct(batch: Batch) -> Batch:
-    """The different items of a batch, in an order that depends on nothing but themselves."""
+    """The distinct items of a batch, in an order that depends on their content alone."""
     found = digests(rows_in(batch))
     keys = [b"".join(found[item :: len(batch)]) for item in range(len(batch))]
     return batch.select([item for _, item in sorted({key: item for item, key in enumerate(keys)}.items())])
@@ -61,7 +61,7 @@ def logps_by_row(model: nn.Module, batch: Batch, groups: Iterable[Sequence[int]]
 
 
 def zeros_by_row(rows: Rows) -> LogpsByRow:
-    """As if every token were certain."""
+    """Zeros for each token: as if every one were certain."""
     lengths = [int(supervised.sum()) for supervised in rows.supervised]
     return dict(zip(digests(rows), map(torch.zeros, lengths), strict=True))
 

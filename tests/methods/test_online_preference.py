@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from postrain.methods.nash_md import nash_advantages
-from postrain.methods.online_dpo import standings
+from postrain.methods.online_dpo import average_preference
 from postrain.rewards.function import PairwiseFunction
 from postrain.rollout.engine import Mixture
 from postrain.types import Completion, ConfigError, Sampling, Stop
@@ -39,8 +38,8 @@ class Duel:
 def test_standings_leave_out_oneself_and_what_nobody_can_tell():
     beats_PGG = torch.tensor([[[0.5, 1.0, 0.8], [0.0, 0.5, NAN], [0.2, NAN, 0.5]]])
     # 1 and 0.8; 0; 0.2.
-    assert standings(beats_PGG).tolist() == [pytest.approx([0.9, 0.0, 0.2])]
-    assert standings(torch.full((1, 2, 2), NAN)).isnan().all()
+    assert average_preference(beats_PGG).tolist() == [pytest.approx([0.9, 0.0, 0.2])]
+    assert average_preference(torch.full((1, 2, 2), NAN)).isnan().all()
 
 
 def test_a_reward_becomes_a_preference_by_its_difference():
@@ -52,7 +51,7 @@ def test_a_reward_becomes_a_preference_by_its_difference():
     found = made("nash_md", tiny_model(), parts=parts, preference_temperature=0.5)
     drawn = found.rollout(prompts(3))
     # sigmoid((2 - 1) / 0.5) = 0.8808, the reverse 0.1192, and nobody knows.
-    beats_B = found.duel(drawn, drawn.select([1, 0, 0]))
+    beats_B = found.preference(drawn, drawn.select([1, 0, 0]))
     assert beats_B[:2].tolist() == pytest.approx([0.8808, 0.1192], abs=1e-4)
     assert beats_B[2].isnan()
 
@@ -153,14 +152,6 @@ def test_nash_penalises_or_leaves_out_what_was_cut():
 def test_a_penalty_needs_a_reward_to_take_it_off(method):
     with pytest.raises(ConfigError, match=r"missing_eos_penalty=1.*Duel only compares.*mask_truncated=true"):
         asked(method, [[1, 0]], {}, missing_eos_penalty=1.0)
-
-
-def test_nash_advantages():
-    # Won 0.8 - ½ = 0.3; log-ratios 0.1 and 0.2, β = ½: 0.3 - ½ · 0.3 and 0.3 - ½ · 0.2. Nobody can tell: 0 less KL.
-    log_ratio_BT = torch.tensor([[0.1, 0.2, 9.0], [0.4, 0.0, 0.0]])
-    mask_BT = torch.tensor([[True, True, False], [True, False, False]])
-    found = nash_advantages(torch.tensor([0.8, NAN]), log_ratio_BT, mask_BT, beta=0.5)
-    assert found.tolist() == [pytest.approx([0.15, 0.2, 0.0]), pytest.approx([-0.2, 0.0, 0.0])]
 
 
 def test_a_scalar_method_refuses_what_only_compares(tmp_path):

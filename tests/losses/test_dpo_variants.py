@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from postrain.losses.preference import (
+from postrain.losses.dpo_variants import (
     aot,
     aot_unpaired,
     apo_down,

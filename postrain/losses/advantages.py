@@ -1,0 +1,134 @@
+"""From rewards to advantages: baselines of a group, GAE with a critic, whitening, and penalties on the reward.
+
+Axes: P prompts, G completions of a prompt, B completions, T completion tokens (left-aligned, padded). A reward of NaN
+could not be scored: it is in no mean, and its advantage is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-4
+"""Added to a standard deviation before it divides."""
+
+
+def has_variance(rewards: Tensor) -> Tensor:
+    """True for groups whose scored rewards differ, [P, G] → [P]; a group of one is compared with the batch, so True."""
+    known_PG = ~rewards.isnan()
+    if rewards.shape[1] == 1:
+        return known_PG[:, 0]
+    highest_P = rewards.masked_fill(~known_PG, -torch.inf).amax(1)
+    return highest_P - rewards.masked_fill(~known_PG, torch.inf).amin(1) > 1e-6
+
+
+def group_centred(rewards: Tensor) -> Tensor:
+    """Each reward less the mean of its group, [P, G]."""
+    # In float64, where the mean of large rewards keeps their differences; and rounding must not tell equal ones apart.
+    rewards_PG = rewards.double()
+    centred_PG = (rewards_PG - rewards_PG.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    return (centred_PG * has_variance(rewards)[:, None]).to(rewards)
+
+
+def group_std(rewards: Tensor) -> Tensor:
+    """Bessel-corrected standard deviation of the scored rewards of each group, [P, G] → [P, 1]; 0 of one reward."""
+    count_P1 = (~rewards.isnan()).sum(1, keepdim=True)
+    return ((group_centred(rewards) ** 2).sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
+
+
+def group_advantages(
+    rewards: Tensor, *, scale: Literal["group", "batch", "none"] = "group", batch_std: Tensor | None = None
+) -> Tensor:
+    """(r − mean of the group) / (standard deviation + 1e-4), [P, G]: GRPO's advantages.
+
+    `scale` chooses the deviation: the group's (Shao et al. 2024, DeepSeekMath), the batch's (Liu et al. 2025, "Tricks
+    or traps"; `batch_std` where the batch lies on several ranks), or none, which divides by 1 (Liu et al. 2025,
+    Dr. GRPO).
+    """
+    centred_PG = group_centred(rewards)
+    if scale == "none":
+        return centred_PG
+    if scale == "group":
+        return centred_PG / (group_std(rewards) + EPSILON)
+    if batch_std is None:
+        batch_std = rewards[~rewards.isnan()].double().std()
+    return centred_PG / (batch_std.to(rewards) + EPSILON)
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Each reward less the mean of the others in its group, [P, G]: RLOO's advantages (Kool et al. 2019; Ahmadian et
+    al. 2024). r_i − Σ_{j≠i} r_j / (n − 1) = n / (n − 1) · (r_i − mean)."""
+    count_P1 = (~rewards.isnan()).sum(1, keepdim=True)
+    return group_centred(rewards) * count_P1 / (count_P1 - 1).clamp(min=1)
+
+
+def reward_to_go(values: Tensor) -> Tensor:
+    """Sum of this and all later tokens' values, [B, T]."""
+    return values.flip(1).cumsum(1).flip(1)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
+    """Generalised advantage estimates over completion tokens, right to left, [B, T] (Schulman et al. 2016, eq. 16).
+
+    `values[b, t]` is the critic's value before token t is drawn; the value after the last token of the mask is 0, since
+    a completion is a whole episode. 0 outside the mask.
+    """
+    advantages_BT = torch.zeros_like(rewards)
+    following_B = torch.zeros_like(rewards[:, 0])
+    next_value_B = torch.zeros_like(following_B)
+    for t in reversed(range(rewards.shape[1])):
+        real_B = mask[:, t]
+        delta_B = rewards[:, t] + gamma * next_value_B - values[:, t]
+        following_B = torch.where(real_B, delta_B + gamma * lam * following_B, 0.0)
+        next_value_B = torch.where(real_B, values[:, t], 0.0)
+        advantages_BT[:, t] = following_B
+    return advantages_BT
+
+
+def whiten(
+    values: Tensor,
+    mask: Tensor,
+    *,
+    mean: Tensor | None = None,
+    variance: Tensor | None = None,
+    shift_mean: bool = True,
+) -> Tensor:
+    """(values − mean) / sqrt(variance + 1e-8), with the mean added back unless `shift_mean`; 0 outside the mask.
+
+    The moments are float64 scalars of the masked values, or given where the batch lies on several ranks: in float32
+    the mean of values around 1000 is already off by a part of their spread.
+    """
+    known_N = values[mask].double()
+    mean = known_N.mean() if mean is None else mean
+    variance = known_N.var(correction=0) if variance is None else variance
+    whitened = (values.double() - mean) * torch.rsqrt(variance + 1e-8)
+    return ((whitened if shift_mean else whitened + mean) * mask).to(values)
+
+
+def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """−kl_coef · KL at every token, and the completion's reward [B] on its last one, [B, T] (Ziegler et al. 2019,
+    eq. 2)."""
+    rewards_BT = -kl_coef * kl * mask
+    return rewards_BT.scatter_add(1, last_token(mask)[:, None], rewards[:, None].to(rewards_BT))
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """Index of the last True of each row, [B]; rows are left-aligned and have at least one."""
+    return mask.sum(1).long() - 1
+
+
+def overlong_penalty(lengths: Tensor, *, limit: int, buffer: int) -> Tensor:
+    """0 up to limit − buffer tokens, falling evenly to −1 at the limit, [B] (Yu et al. 2025, DAPO, eq. 13)."""
+    return -((lengths - (limit - buffer)) / max(buffer, 1)).clamp(0, 1)
+
+
+def nash_md_advantages(preferences: Tensor, log_ratios: Tensor, mask: Tensor, *, beta: float) -> Tensor:
+    """P(y beats y') − ½ − β · Σ log π/π_ref of this and all later tokens, [B, T] (Munos et al. 2023, section 7.2).
+
+    `preferences` [B] is P(completion beats the mixture's), `log_ratios` [B, T] the policy's to the reference. The
+    tokens before do not depend on this one, so leaving theirs out changes no mean. NaN (no verdict) counts as ½.
+    """
+    won_B = (preferences - 0.5).nan_to_num(0.0)
+    return (won_B[:, None] - beta * reward_to_go(log_ratios * mask)) * mask

@@ -1,0 +1,254 @@
+"""Policy-gradient losses: PPO's clipped surrogate and what GRPO, its family, RLOO, REINFORCE++ and Nash-MD make of it.
+
+    surrogate_t = −min(r_t A_t, clip(r_t, 1 − clip_low, 1 + clip_high) A_t)        r_t = π(token) / π_old(token)
+
+With one pass over a rollout the ratio is 1, and the gradient is REINFORCE's, −A ∇log π.
+
+Axes: B completions, T completion tokens (left-aligned, padded). Of every loss: `logps` [B, T] are the policy's
+log-probabilities of the sampled tokens, differentiable; `old_logps` [B, T] those of the policy that sampled;
+`advantages` [B, T], or [B] where all tokens of a completion share one; `mask` [B, T] is True at completion tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from postrain.losses.divergence import SampledKL, kl
+from postrain.losses.reduction import Reduction, reduce
+
+RatioLevel = Literal["token", "sequence", "completion"]
+"""What is compared with the policy that sampled. token: each token. sequence: the geometric mean of a completion's
+token ratios, (π/π_old)^(1/length) (Zheng et al. 2025, GSPO, eq. 7). completion: their product (RLOO)."""
+Objective = Literal["clipped", "cispo"]
+Aggregation = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+
+
+def importance_ratio(log_ratio: Tensor, mask: Tensor, level: RatioLevel = "token") -> Tensor:
+    """π/π_old from log π − log π_old [B, T]: of each token, [B, T], or one number for each completion, [B, 1]."""
+    if level == "token":
+        return log_ratio.exp()
+    total_B1 = (log_ratio * mask).sum(1, keepdim=True)
+    return (total_B1 / mask.sum(1, keepdim=True) if level == "sequence" else total_B1).exp()
+
+
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, delta: float | None = None
+) -> Tensor:
+    """−min(min(r, delta)·A, clip(r, 1 − low, 1 + high)·A) at each token (Schulman et al. 2017, PPO, eq. 7).
+
+    high > low is clip-higher (Yu et al. 2025, DAPO, eq. 8); `delta` also bounds what a negative advantage can do
+    (two-sided clip; Prime Intellect 2025, INTELLECT-2, eq. 1).
+    """
+    held = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio.clamp(max=math.inf if delta is None else delta) * advantages, held * advantages)
+
+
+def surrogate_clips(
+    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, delta: float | None = None
+) -> Tensor:
+    """True where `clipped_surrogate` is flat, so that the token has no gradient."""
+    gained = (ratio > 1 + clip_high) & (advantages > 0)
+    lost = ((ratio < 1 - clip_low) | (ratio > (math.inf if delta is None else delta))) & (advantages < 0)
+    return gained | lost
+
+
+def cispo(ratio: Tensor, advantages: Tensor, logps: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """−stop_gradient(clip(r, 1 − low, 1 + high))·A·log π: no token loses its gradient (MiniMax 2025, eq. 4)."""
+    return -ratio.clamp(1 - clip_low, 1 + clip_high).detach() * advantages * logps
+
+
+def cispo_clips(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """True where `cispo` bounds the weight of a token's gradient, whichever way the advantage points."""
+    return ((ratio < 1 - clip_low) | (ratio > 1 + clip_high)) & (advantages != 0)
+
+
+class PolicyTerms(NamedTuple):
+    """A policy-gradient loss before it is summed up."""
+
+    loss_BT: Tensor
+    """The surrogate at each token, differentiable; outside the mask it is undefined."""
+    ratio: Tensor
+    """The importance ratio, differentiable, [B, T] or [B, 1]."""
+    clipped_BT: Tensor
+    """True where the clip changes the gradient."""
+
+
+def policy_terms(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    delta: float | None = None,
+    ratio: RatioLevel = "token",
+    objective: Objective = "clipped",
+) -> PolicyTerms:
+    """Surrogate, ratio and clipped tokens: all that the losses of this file and the methods' metrics are made of.
+
+    Raises ValueError where `delta` is given to cispo, whose ratio `clip_high` bounds already.
+    """
+    advantages_BT = advantages[:, None] if advantages.ndim == 1 else advantages
+    ratio_BT = importance_ratio(logps - old_logps, mask, ratio)
+    if objective == "cispo":
+        if delta is not None:
+            raise ValueError("delta: objective=cispo bounds the ratio by clip_high; leave it None")
+        loss_BT = cispo(ratio_BT, advantages_BT, logps, clip_low=clip_low, clip_high=clip_high)
+        clipped_BT = cispo_clips(ratio_BT.detach(), advantages_BT, clip_low=clip_low, clip_high=clip_high)
+        return PolicyTerms(loss_BT, ratio_BT, clipped_BT)
+    loss_BT = clipped_surrogate(ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high, delta=delta)
+    clipped_BT = surrogate_clips(ratio_BT.detach(), advantages_BT, clip_low=clip_low, clip_high=clip_high, delta=delta)
+    return PolicyTerms(loss_BT, ratio_BT, clipped_BT)
+
+
+def completion_weights(
+    lengths: Tensor,
+    counted: Tensor,
+    aggregation: Aggregation = "grpo",
+    *,
+    max_tokens: int | None = None,
+    tokens: Tensor | None = None,
+    completions: int | None = None,
+) -> Tensor:
+    """The weight of each completion's tokens before everything is summed and divided by the number of completions, [B].
+
+    grpo: mean over completions of their token means (Shao et al. 2024). dr_grpo: sum over completions divided by
+    `max_tokens`, so that length is not rewarded (Liu et al. 2025). dapo: mean over all `tokens` of the batch (Yu et al.
+    2025). bnpo: mean over the tokens of a mini-batch, where the divisor is the number of tokens instead.
+    `counted` [B] is False for completions that are left out; `tokens` and `completions` are totals over the whole
+    batch, by default of these completions.
+    """
+    if aggregation == "grpo":
+        return counted / lengths
+    if aggregation == "bnpo":
+        return counted.float()
+    if aggregation == "dr_grpo":
+        if max_tokens is None:
+            raise ValueError("max_tokens: aggregation=dr_grpo divides by it; give the length limit of a completion")
+        return counted / max_tokens
+    tokens = (lengths * counted).sum() if tokens is None else tokens
+    return counted * ((len(lengths) if completions is None else completions) / tokens.clamp(min=1))
+
+
+def weighted_sum(loss: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Σ over completions of weight [B] · Σ over their tokens of the loss [B, T] (or [B, 1], one for all tokens)."""
+    return (loss * mask * weights[:, None]).sum()
+
+
+def grpo(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    delta: float | None = None,
+    ratio: RatioLevel = "token",
+    objective: Objective = "clipped",
+    aggregation: Aggregation = "grpo",
+    max_tokens: int | None = None,
+    ref_logps: Tensor | None = None,
+    beta: float = 0.0,
+    kl_estimator: SampledKL = "k3",
+) -> Tensor:
+    """Group relative policy optimisation and its family, a scalar (Shao et al. 2024, DeepSeekMath, eq. 3):
+
+        1/B Σ_i 1/|o_i| Σ_t [ −min(r A, clip(r, 1 − clip_low, 1 + clip_high) A) + β KL(π ‖ π_ref) ]
+
+    `advantages` come from `group_advantages`. ratio=sequence is GSPO, objective=cispo is CISPO, aggregation=dapo with
+    clip_high > clip_low is DAPO, aggregation=dr_grpo is Dr. GRPO. `ref_logps` [B, T] are needed where beta > 0.
+    Raises ValueError for options that contradict each other.
+    """
+    loss_BT = policy_terms(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        delta=delta,
+        ratio=ratio,
+        objective=objective,
+    ).loss_BT
+    if beta:
+        if ref_logps is None:
+            raise ValueError(f"ref_logps: beta={beta:g} weighs a KL to the reference; give its log-probabilities")
+        loss_BT = loss_BT + beta * kl(logps, ref_logps, kl_estimator)
+    lengths_B = mask.sum(1)
+    weight_B = completion_weights(lengths_B.clamp(min=1), lengths_B > 0, aggregation, max_tokens=max_tokens)
+    return weighted_sum(loss_BT, mask, weight_B) / (lengths_B.sum() if aggregation == "bnpo" else len(mask))
+
+
+def rloo(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """The clipped surrogate of whole completions, whose ratio is the product of their tokens' (Ahmadian et al. 2024,
+    "Back to basics"), a mean over completions; `advantages` come from `leave_one_out`."""
+    return grpo(logps, old_logps, advantages, mask, clip_low=clip_low, clip_high=clip_high, ratio="completion")
+
+
+def reinforce(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """REINFORCE++ (Hu et al. 2025): the clipped token surrogate, a mean over completions of their token means;
+    `advantages` are rewards less a baseline, whitened over the batch by `whiten`."""
+    return grpo(logps, old_logps, advantages, mask, clip_low=clip_low, clip_high=clip_high)
+
+
+def ppo(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: float = 0.2,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """PPO's policy loss, the clipped surrogate as a mean over tokens (Schulman et al. 2017, eq. 7); `advantages` come
+    from `gae`, whitened by `whiten`. `ppo_value` is the critic's loss."""
+    terms = policy_terms(logps, old_logps, advantages, mask, clip_low=clip, clip_high=clip)
+    return reduce(terms.loss_BT, reduction, mask)
+
+
+def ppo_value(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip: float = 0.2,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """½ max((v − R)², (v_clipped − R)²), a mean over tokens, with v held to ± clip around its old value.
+
+    All tensors are [B, T]; `returns` is the unwhitened advantage + the old value.
+    """
+    held_BT = old_values + (values - old_values).clamp(-clip, clip)
+    return reduce(0.5 * torch.maximum((values - returns) ** 2, (held_BT - returns) ** 2), reduction, mask)
+
+
+def nash_md(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """−Σ_t r_t A_t of each completion, a mean over completions (Munos et al. 2023, Nash-MD-PG); `advantages` come from
+    `nash_md_advantages`. Its gradient at ratio 1 is that of A · log π."""
+    loss_BT = -(importance_ratio(logps - old_logps, mask) * advantages * mask)
+    return loss_BT.sum() if reduction == "sum" else reduce(loss_BT.sum(1), reduction)

@@ -1,0 +1,26 @@
+"""How single losses become one number, as in torch.nn.functional."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+"""mean: over items, or over the tokens of the mask. sum: what the training loop asks for, since it divides by the count
+of the whole step. none: each item's or token's own loss."""
+
+
+def reduce(loss: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:
+    """`loss` reduced over all elements, or over those where `mask` (same shape) is True; 0 outside the mask.
+
+    Raises ValueError for a reduction that does not exist.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction={reduction!r}: choose mean, sum or none")
+    masked = loss if mask is None else loss * mask
+    if reduction == "none":
+        return masked
+    if reduction == "sum":
+        return masked.sum()
+    return masked.sum() / (loss.numel() if mask is None else mask.sum())

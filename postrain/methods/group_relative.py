@@ -1,0 +1,218 @@
+"""Base of policy gradients whose advantages compare the completions of a prompt with each other, instead of a critic.
+
+    prepare      sample group_size completions of each prompt → rewards → `advantages` → weights of the completions
+    loss_sum     `surrogate` of each token, + kl_coef · KL − entropy_coef · entropy, times its completion's weight
+
+A subclass says how rewards become advantages, and may change the surrogate or the weights; what it minimises is the
+function of its name in postrain.losses. Zero-variance groups carry no gradient; `resample` draws groups of further
+prompts in their place (dynamic sampling; Yu et al. 2025, DAPO, eq. 11). The step is divided by the whole batch either
+way: where all draws together hold fewer groups with a gradient than `batch_size`, zero-variance groups fill it, as they
+do with `resample` = 0, and `group/useful` logs how many have one. (DAPO's own code stops the run there.)
+
+Completions without a gradient do not go through the model again. Axes: P prompts, G completions of a prompt, B = P·G
+completions, prompt-major, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from postrain.data.kinds.prompt import Prompts
+from postrain.hardware import collectives
+from postrain.losses.advantages import group_std, has_variance
+from postrain.losses.divergence import kl
+from postrain.losses.policy_gradient import PolicyTerms, completion_weights, policy_terms, weighted_sum
+from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
+from postrain.methods.online import PolicyGradient, completion_mask, concatenated, local_indices
+from postrain.models.scoring import compare, in_micro_batches
+from postrain.rollout.collect import Rollouts
+from postrain.types import Batch, ConfigError, CountOrZero, LossSum, Mean, Positive, Rows, Size
+
+
+@dataclass(frozen=True)
+class GroupExperience(Batch):
+    """Completions with all constants of the loss, [B, T] over completion tokens."""
+
+    rows: Rows
+    logps_BT: Tensor
+    """Under the policy that sampled."""
+    ref_logps_BT: Tensor
+    """Under the reference; zeros without a KL penalty."""
+    advantages_BT: Tensor
+    weight_B: Tensor
+    """The weight of each token's loss before everything is summed."""
+    learned_B: Tensor
+    """False where the loss has no gradient: such a completion does not go through the model."""
+
+    def cost(self) -> list[int]:
+        learned = self.learned_B.tolist()
+        sharing = Counter(row for row, goes in zip(self.rows.row_ids, learned, strict=True) if goes)
+        rows = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, learned, strict=True)
+        # The prompt is shared with the completions that go through the model; answers of an environment are not.
+        return [
+            len(ids) - int(mask.long().argmax()) * (sharing[row] - 1) // sharing[row] if goes else 0
+            for ids, mask, row, goes in rows
+        ]
+
+
+class GroupRelative(PolicyGradient):
+    """Policy gradient with group-relative advantages."""
+
+    headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
+    learns: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
+
+    group_size: Size
+    """Completions of each prompt; method.batch_size counts prompts."""
+    clip_low: Positive
+    clip_high: Positive
+    """How far below and above 1 the importance ratio may go before the clip takes the token's gradient."""
+    resample: CountOrZero
+    """Further batches of prompts that may be drawn at an update to replace zero-variance groups."""
+
+    smallest_group: ClassVar[int] = 2
+
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    def check(self) -> None:
+        super().check()
+        if self.group_size < self.smallest_group:
+            raise ConfigError(
+                f"method.group_size={self.group_size}: completions are compared with others of the same prompt; "
+                f"give at least {self.smallest_group}"
+            )
+
+    def items_drawn(self) -> int:
+        return self.batch_size * (1 + self.resample)
+
+    # What a subclass defines -------------------------------------------------------------------------------------
+
+    def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Advantage of each token, [B, T]; `penalty_BT` is the part of the KL penalty that is taken off the reward."""
+        raise TypeError(f"{type(self).__name__} does not define its advantages")
+
+    def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
+        """Loss, importance ratio and clipped tokens; by default PPO's clipped surrogate of each token."""
+        return policy_terms(
+            logps_BT, batch.logps_BT, batch.advantages_BT, mask_BT, clip_low=self.clip_low, clip_high=self.clip_high
+        )
+
+    def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
+        """The weight of each completion's tokens, [B]; by default completions count alike, however long."""
+        return completion_weights(lengths_B, counted_B)
+
+    # From prompts to mini-batches --------------------------------------------------------------------------------
+
+    def prepare(self, batch: Prompts) -> GroupExperience:
+        """Sample, score, compare within groups."""
+        episodes, self.selected = self.sampled(batch)
+        rows, mask_BT = episodes.rows, completion_mask(episodes.rows, self.device)
+        logps_BT = self.old_logps(episodes)
+        ref_logps_BT = self.noted_reference(rows, logps_BT, mask_BT) if self.coef else torch.zeros_like(logps_BT)
+        off_reward = self.coef if self.kl_in == "reward" else 0.0
+        penalty_BT = off_reward * kl(logps_BT, ref_logps_BT, "k1") * mask_BT
+        reward_PG = self.shaped_rewards(episodes).view(-1, self.group_size)
+        counted_B = self.is_selected(len(episodes))
+        # Unselected groups are in no statistic either, so that it does not matter how many were drawn.
+        learned_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
+        advantages_BT = self.advantages(learned_PG, penalty_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
+        weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(episodes))
+        has_gradient_B = (advantages_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
+        self.note(episodes.metrics())
+        self.note_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
+        learned_B = (weight_B != 0) & has_gradient_B
+        return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, learned_B)
+
+    def noted_reference(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Log-probabilities under the reference, [B, T]; logs the KL by every estimate that needs no further pass."""
+        if self.kl_estimator != "exact":
+            ref_logps_BT = self.reference_logps(rows)
+            self.note(sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT))
+            return ref_logps_BT
+        found = in_micro_batches(
+            lambda part: compare(self.policy, self.reference_policy, part, temperature=self.sampling.temperature),
+            rows,
+            self.micro_batch_tokens,
+        )
+        self.note(kl_metrics(found))
+        return found.ref_logps_BT
+
+    def note_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
+        """Logs how much there is to learn from."""
+        tokens, groups = mask_BT.sum(), len(reward_PG)
+        self.note(
+            {
+                "group/all_equal": Mean((~has_variance(reward_PG)).sum(), groups),
+                "group/reward_std": Mean(group_std(reward_PG).sum(), groups),
+                "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), tokens),
+                "entropy": Mean(-logps_BT.sum(), tokens),
+            }
+        )
+
+    def sampled(self, batch: Prompts) -> tuple[Rollouts, list[int]]:
+        """Groups of completions, and the global indices of the batch_size prompts that are selected to learn from.
+
+        In waves of batch_size prompts over all ranks, until that many groups have variance or the prompts are used up;
+        then zero-variance groups fill the batch.
+        """
+        world, rank = collectives.world_size(), collectives.rank()
+        found: list[Rollouts] = []
+        useful: list[int] = []
+        for first in range(0, self.items_drawn(), self.batch_size):
+            mine = [p for p in range(first, first + self.batch_size) if p % world == rank]
+            prompts = batch.select([p // world for p in mine])
+            wave = self.rollout(prompts, indices=mine, num_generations=self.group_size)
+            found.append(wave)
+            differs = has_variance(self.shaped_rewards(wave).view(-1, self.group_size)).tolist()
+            useful += chain.from_iterable(
+                collectives.gather([p for p, good in zip(mine, differs, strict=True) if good])
+            )
+            if len(useful) >= self.batch_size:
+                break
+        useful = sorted(useful)[: self.batch_size]
+        drawn = len(found) * self.batch_size
+        others = sorted(set(range(drawn)).difference(useful))[: self.batch_size - len(useful)]
+        self.note({"group/prompts_drawn": Mean(drawn, 1), "group/useful": Mean(len(useful), 1)})
+        return concatenated(found), sorted(useful + others)
+
+    def is_selected(self, completions: int) -> Tensor:
+        """True for this rank's completions of selected prompts, [B]."""
+        mine = set(local_indices(self.selected))
+        selected = [group in mine for group in range(completions // self.group_size)]
+        return torch.tensor(selected, device=self.device).repeat_interleave(self.group_size)
+
+    def minibatches(self, prepared: GroupExperience) -> Iterator[GroupExperience]:
+        """Whole groups, so that a prompt goes through the model once for all its completions."""
+        for indices in self.minibatch_indices(self.batch_size):
+            groups = local_indices([self.selected[index] for index in indices])
+            minibatch = prepared.select([g * self.group_size + i for g in groups for i in range(self.group_size)])
+            self.note({"policy_loss": Mean(0.0, self.denominator(minibatch))})
+            yield minibatch
+            self.first_pass = False
+
+    def loss_sum(self, batch: GroupExperience) -> LossSum:
+        found = self.scored(batch.rows)
+        batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
+        self.check_first_pass(batch.logps_BT, found.logps_BT)
+        terms = self.surrogate(found.logps_BT, batch, mask_BT)
+        loss_BT = terms.loss_BT
+        metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
+        self.remember_step(terms.ratio, batch.advantages_BT, mask_BT)
+        # Counted by mini-batch, since completions without a gradient are not here.
+        metrics["policy_loss"] = Mean(weighted_sum(loss_BT.detach(), mask_BT, batch.weight_B), 0)
+        if self.kl_in_this_loss():
+            loss_BT = loss_BT + self.coef * self.kl_term(found, batch.ref_logps_BT)
+        if found.entropy_BT is not None:
+            loss_BT = loss_BT - self.entropy_coef * found.entropy_BT
+            metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())
+        return LossSum(weighted_sum(loss_BT, mask_BT, batch.weight_B), metrics)
+
+    def denominator(self, batch: GroupExperience) -> int:
+        return len(batch)

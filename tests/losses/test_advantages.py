@@ -1,0 +1,187 @@
+"""Advantages: whitening, generalised advantage estimation, group baselines; worked numbers."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
+
+import pytest
+import torch
+
+from postrain.hardware import collectives
+from postrain.losses.advantages import (
+    gae,
+    group_advantages,
+    group_centred,
+    group_std,
+    has_variance,
+    last_token,
+    leave_one_out,
+    nash_md_advantages,
+    overlong_penalty,
+    reward_to_go,
+    token_rewards,
+    whiten,
+)
+from postrain.methods.grpo import batch_std
+
+NAN = float("nan")
+
+
+def test_whitening_without_mean_shift_gives_the_reference_numbers():
+    values = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    mean, variance, count = collectives.moments(values, mask)
+    assert count == 9
+    # mean 1.6, population variance (0.4² + 0.3² + 0.2² + 0.1²) · 2 / 9 = 0.0667; (1.2 − 1.6) / 0.2582 + 1.6 = 0.0508
+    assert float(variance) == pytest.approx(0.6 / 9, abs=1e-6)
+    whitened = whiten(values, mask, mean=mean, variance=variance, shift_mean=False)
+    assert whitened[0].tolist() == pytest.approx([0.0508, 0.4381, 0.8254], abs=1e-4)
+    shifted = whiten(values, mask, mean=mean, variance=variance)
+    assert shifted.mean() == pytest.approx(0, abs=1e-5)
+    assert shifted.var(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_whitening_is_zero_outside_the_mask():
+    mask = torch.tensor([[True, True, False]])
+    # mean 2, variance 10/2 − 4 = 1
+    for outside in (100.0, math.nan):
+        found = collectives.whiten_globally(torch.tensor([[1.0, 3.0, outside]]), mask)
+        assert found[0].tolist() == pytest.approx([-1.0, 1.0, 0.0])
+    assert collectives.whiten_globally(torch.ones(1, 3), torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
+
+
+def on_ranks(monkeypatch, function, parts):
+    """What `function` gives each rank for its part; ranks are threads that wait for each other in every sum."""
+    gate, box = Barrier(len(parts)), {}
+
+    def all_sum(value):
+        box[get_ident()] = value
+        gate.wait()
+        total = sum(box.values())
+        gate.wait()
+        return total
+
+    monkeypatch.setattr(collectives, "all_sum", all_sum)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(function, parts))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0, -30_000.0])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_whitening_survives_a_large_mean(offset, ranks, monkeypatch):
+    values = offset + 0.1 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(values, dtype=torch.bool)
+    expected = (values.double() - values.double().mean()) / values.double().std(correction=0)
+    found = on_ranks(
+        monkeypatch, lambda part: collectives.whiten_globally(part, mask[: len(part)]), values.chunk(ranks)
+    )
+    assert torch.allclose(torch.cat(found).double(), expected, atol=1e-4)
+    assert float(torch.cat(found).std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def test_gae_of_a_two_token_episode():
+    rewards = torch.tensor([[0.0, 1.0, 9.0]])
+    values = torch.tensor([[0.5, 0.25, 7.0]])
+    mask = torch.tensor([[True, True, False]])
+    # γ = 0.9, λ = 0.5; last token: δ₁ = 1 + 0 − 0.25 = 0.75
+    # first token: δ₀ = 0 + 0.9 · 0.25 − 0.5 = −0.275; A₀ = −0.275 + 0.9 · 0.5 · 0.75 = 0.0625
+    advantages = gae(rewards, values, mask, gamma=0.9, lam=0.5)
+    assert advantages[0].tolist() == pytest.approx([0.0625, 0.75, 0.0])
+
+
+def test_gae_with_lambda_one_is_return_minus_value():
+    generator = torch.Generator().manual_seed(1)
+    rewards, values = (torch.randn(4, 6, generator=generator) for _ in range(2))
+    lengths = torch.tensor([6, 1, 4, 3])
+    mask = torch.arange(6)[None] < lengths[:, None]
+    returns = (rewards * mask).flip(1).cumsum(1).flip(1)
+    expected = (returns - values) * mask
+    assert torch.allclose(gae(rewards, values, mask, gamma=1.0, lam=1.0), expected, atol=1e-6)
+
+
+def test_last_token():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert last_token(mask).tolist() == [1, 0]
+
+
+def test_rloo_baseline_is_the_mean_of_the_others():
+    # Four samples of three prompts: of the first prompt 1, 2, 5, 8: 1 - (2 + 5 + 8) / 3 = -4;
+    # of the second 2, 3, 6, 9: 6 - (2 + 3 + 9) / 3 = 1.3333.
+    samples = torch.tensor([[1.0, 2, 3], [2, 3, 4], [5, 6, 7], [8, 9, 10]])
+    found = leave_one_out(samples.T).T.flatten()
+    assert found[0] == pytest.approx(-4)
+    assert found[7] == pytest.approx(1.3333, abs=1e-4)
+
+
+def test_an_unscorable_reward_leaves_the_baseline_and_gets_nothing():
+    # Scored: 1 and 4, mean 2.5; leave one out: 1 - 4 and 4 - 1.
+    reward_PG = torch.tensor([[1.0, NAN, 4.0], [NAN, NAN, NAN], [NAN, 2.0, NAN]])
+    assert group_centred(reward_PG).tolist() == [[-1.5, 0, 1.5], [0, 0, 0], [0, 0, 0]]
+    assert leave_one_out(reward_PG).tolist() == [[-3, 0, 3], [0, 0, 0], [0, 0, 0]]
+    assert has_variance(reward_PG).tolist() == [True, False, False]
+
+
+def test_rounding_does_not_tell_equal_rewards_apart():
+    reward_PG = torch.tensor([[100.1] * 8, [100.1] * 7 + [100.2]])
+    assert has_variance(reward_PG).tolist() == [False, True]
+    assert not group_centred(reward_PG)[0].any()
+    # One alone is compared with the batch, if it could be scored.
+    assert has_variance(torch.tensor([[1.0], [NAN]])).tolist() == [True, False]
+
+
+def test_the_batchs_spread_survives_large_rewards():
+    # offset ± 0.125: the variance over n - 1 = 3 is 4 · 0.125² / 3.
+    for offset in (0.0, 1000.0, 1_000_000.0):
+        found = batch_std(offset + torch.tensor([[0.125, -0.125], [-0.125, 0.125]]))
+        assert float(found) == pytest.approx(math.sqrt(4 * 0.125**2 / 3), rel=1e-9)
+    assert float(batch_std(torch.full((2, 2), NAN))) == 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0, 1_000_000.0])
+def test_a_groups_differences_survive_large_rewards(offset):
+    # Mean 0.0625 of 0.125, -0.125, 0.125, 0.125: 0.0625 three times and -0.1875; squares 3 · 0.0625² + 0.1875², over 3.
+    reward_PG = offset + torch.tensor([[0.125, -0.125, 0.125, 0.125]])
+    assert group_centred(reward_PG).tolist() == [[0.0625, -0.1875, 0.0625, 0.0625]]
+    assert leave_one_out(reward_PG)[0].tolist() == pytest.approx([0.25 / 3, -0.25, 0.25 / 3, 0.25 / 3], rel=1e-6)
+    assert float(group_std(reward_PG)) == pytest.approx(0.125, rel=1e-6)
+
+
+def test_scales():
+    # Group 1: mean 2, squares 1 + 0 + 1 over n - 1 = 2: 1. Group 2: all 5: 0. A lone scored reward: 0.
+    reward_PG = torch.tensor([[1.0, 2, 3], [5, 5, 5], [NAN, 7, NAN]])
+    assert group_std(reward_PG).flatten().tolist() == [1, 0, 0]
+    # All seven scored: sum 28, squares 14 + 75 + 49 = 138, variance (138 - 28² / 7) / 6 = 26 / 6.
+    assert batch_std(reward_PG) == pytest.approx(math.sqrt(26 / 6))
+    assert group_advantages(reward_PG)[0].tolist() == pytest.approx([-1 / 1.0001, 0, 1 / 1.0001])
+    for given in (None, batch_std(reward_PG)):
+        found = group_advantages(reward_PG, scale="batch", batch_std=given)
+        assert (found[0] * (math.sqrt(26 / 6) + 1e-4)).tolist() == pytest.approx([-1, 0, 1])
+    assert group_advantages(reward_PG, scale="none")[0].tolist() == [-1, 0, 1]
+
+
+def test_overlong_penalty_falls_over_the_buffer():
+    # Limit 20, buffer 8: free up to 12, then 1/8 a token.
+    assert overlong_penalty(torch.tensor([5, 12, 14, 20]), limit=20, buffer=8).tolist() == pytest.approx(
+        [0, 0, -0.25, -1]
+    )
+
+
+def test_reward_to_go():
+    assert reward_to_go(torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [[7, 6, 4]]
+
+
+def test_the_reward_lands_on_the_last_real_token():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    kl = torch.tensor([[0.1, 0.2, 9.0], [0.0, 0.0, 0.5]])
+    found = token_rewards(torch.tensor([1.0, 2.0]), kl, mask, kl_coef=0.5)
+    # −0.5 · KL everywhere, plus 1 on the second token of the first row and 2 on the third of the second
+    assert found[0].tolist() == pytest.approx([-0.05, 0.9, 0.0])
+    assert found[1].tolist() == pytest.approx([0.0, 0.0, 1.75])
+
+
+def test_nash_md_advantages():
+    # Won 0.8 - ½ = 0.3; log-ratios 0.1 and 0.2, β = ½: 0.3 - ½ · 0.3 and 0.3 - ½ · 0.2. Nobody can tell: 0 less KL.
+    log_ratio_BT = torch.tensor([[0.1, 0.2, 9.0], [0.4, 0.0, 0.0]])
+    mask_BT = torch.tensor([[True, True, False], [True, False, False]])
+    found = nash_md_advantages(torch.tensor([0.8, NAN]), log_ratio_BT, mask_BT, beta=0.5)
+    assert found.tolist() == [pytest.approx([0.15, 0.2, 0.0]), pytest.approx([-0.2, 0.0, 0.0])]

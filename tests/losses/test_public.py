@@ -1,0 +1,170 @@
+"""The public losses: their worked numbers, and that each equals what its method logs on the same batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from postrain import losses
+from postrain.data.kinds.judgement import Judgements
+from postrain.data.kinds.preference import Pairs
+from postrain.methods import ppo
+from postrain.methods.nash_md import Experience
+from postrain.types import Rows
+from tests.methods.made import judgements, made, pairs, plain_logps, precise, summed
+from tests.methods.test_group_relative import rollout
+
+# Two completions of 2 and 1 tokens; ratios 1.5 and 1, and 0.5.
+LOGPS, OLD = torch.tensor([[1.5, 1.0], [0.5, 1.0]]).log(), torch.zeros(2, 2)
+MASK = torch.tensor([[True, True], [True, False]])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # A = 1: −min(1.5, 1.28) and −1, their mean −1.14; A = −1: −min(−0.5, −0.8) = 0.8; the mean of both.
+        ({}, (-1.14 + 0.8) / 2),
+        # The mean of all three tokens; the sum over two completions of up to 4 tokens.
+        ({"aggregation": "dapo"}, (-2.28 + 0.8) / 3),
+        ({"aggregation": "bnpo"}, (-2.28 + 0.8) / 3),
+        ({"aggregation": "dr_grpo", "max_tokens": 4}, (-2.28 + 0.8) / 8),
+        # √1.5 = 1.22 is not clipped.
+        ({"ratio": "sequence"}, (-(1.5**0.5) + 0.8) / 2),
+        # −1.28 · ln 1.5 and 0; +0.8 · ln 0.5.
+        ({"objective": "cispo"}, (-1.28 * math.log(1.5) / 2 + 0.8 * math.log(0.5)) / 2),
+        # k2 = ½ ln² of each ratio to a reference of 0.
+        (
+            {"ref_logps": OLD, "beta": 2.0, "kl_estimator": "k2"},
+            (-1.14 + 0.8 + math.log(1.5) ** 2 / 2 + math.log(0.5) ** 2) / 2,
+        ),
+    ],
+)
+def test_grpo(options: Any, expected: float) -> None:
+    for advantages in (torch.tensor([1.0, -1.0]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])):
+        found = losses.grpo(LOGPS, OLD, advantages, MASK, clip_low=0.2, clip_high=0.28, **options)
+        assert found.shape == ()
+        assert float(found) == pytest.approx(expected)
+
+
+def test_grpo_bounds_the_ratio_of_negative_advantages_by_delta() -> None:
+    logps, mask = torch.tensor([[10.0]]).log(), torch.tensor([[True]])
+    asked = [losses.grpo(logps, torch.zeros(1, 1), torch.tensor([-1.0]), mask, delta=delta) for delta in (None, 4.0)]
+    assert [float(loss) for loss in asked] == pytest.approx([10, 4])
+
+
+def other(name: str) -> Any:
+    """A name that no option has."""
+    return name
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, beta=0.1), "ref_logps: beta=0.1"),
+        (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, objective="cispo", delta=4.0), "delta: objective=cispo"),
+        (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, aggregation="dr_grpo"), "max_tokens: aggregation=dr_grpo"),
+        (lambda: losses.dpo(OLD, OLD, OLD, OLD, loss_type="ipo"), "chosen_lengths, rejected_lengths: ipo"),
+        (
+            lambda: losses.dpo(OLD, OLD, OLD, OLD, loss_type="hinge", label_smoothing=0.1),
+            "no effect on loss_type",
+        ),
+        (lambda: losses.kl(OLD, OLD, other("k4")), "estimator='k4': choose k1, k2 or k3"),
+        (lambda: losses.sft(OLD, MASK, reduction=other("average")), "reduction='average': choose mean, sum or none"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(call: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def sums(model: Any, batch: Rows) -> tuple[Tensor, Tensor]:
+    """Log-probability and tokens of each completion, [B]."""
+    return summed(model, batch), torch.tensor([int(mask.sum()) for mask in batch.supervised])
+
+
+def preferred(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
+    """A loss of mean or summed log-probabilities of pairs, given both and the lengths of both sides."""
+
+    def of(policy: Any, reference: Any, batch: Pairs, prepared: Any) -> Tensor:
+        both, theirs = ([sums(model, side) for side in (batch.chosen, batch.rejected)] for model in (policy, reference))
+        return function(*both[0], *both[1], theirs[0][0], theirs[1][0])
+
+    return pairs(5), of
+
+
+def sampled(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
+    """A loss of a rollout whose policy has moved a little since."""
+    batch, _ = rollout([1.0, -0.5, 2.0, -1.0])
+    moved = replace(batch, logps_BT=batch.logps_BT - 0.3 * (batch.logps_BT != 0))
+
+    def of(policy: Any, reference: Any, batch: Any, prepared: Any) -> Tensor:
+        logps_BT = pad_sequence(plain_logps(policy, batch.rows), batch_first=True)
+        return function(logps_BT, batch.logps_BT, batch.advantages_BT, logps_BT != 0)
+
+    return moved, of
+
+
+def imitated(policy: Any, reference: Any, batch: Rows, prepared: Any) -> Tensor:
+    logps_BT = pad_sequence(plain_logps(policy, batch), batch_first=True)
+    return losses.sft(logps_BT, logps_BT != 0)
+
+
+def judged(policy: Any, reference: Any, batch: Judgements, prepared: Any) -> Tensor:
+    ratios_B = summed(policy, batch.rows) - summed(reference, batch.rows)
+    return losses.kto(ratios_B, batch.label_B, prepared.baseline_B, beta=0.1)
+
+
+CASES: dict[str, tuple[Any, Callable[..., Tensor]]] = {
+    "dpo": preferred(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, beta=0.1)),
+    "dpo ipo": preferred(lambda c, m, r, n, rc, rr: losses.ipo(c, r, rc, rr, chosen_lengths=m, rejected_lengths=n)),
+    "dpo aot": preferred(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, 0.1, loss_type="aot")),
+    "dpo aot_unpaired": preferred(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, 0.1, loss_type="aot_unpaired")),
+    "orpo": preferred(lambda c, m, r, n, rc, rr: losses.orpo(c / m, r / n)),
+    "simpo": preferred(lambda c, m, r, n, rc, rr: losses.simpo(c / m, r / n)),
+    "cpo": preferred(lambda c, m, r, n, rc, rr: losses.cpo(c, r, chosen_lengths=m)),
+    "kto": (judgements([True, False, True, True]), judged),
+    "sft": (pairs(3).chosen, imitated),
+    "pretrain": (pairs(3).chosen, imitated),
+    "grpo": sampled(losses.grpo),
+    "rloo": sampled(losses.rloo),
+    "reinforce": sampled(losses.reinforce),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_public_loss_with_its_defaults_is_what_the_method_logs(case: str) -> None:
+    method, _, loss = case.partition(" ")
+    batch, expected = CASES[case]
+    policy, reference = precise(), precise(1)
+    changes: dict[str, Any] = {"loss": loss} if loss else {}
+    found = made(method, policy, reference=reference, **changes)
+    prepared = found.prepare(batch) if method in ("dpo", "kto") else batch
+    mean = found.loss_sum(prepared).total / found.denominator(prepared)
+    assert mean.item() == pytest.approx(expected(policy, reference, batch, prepared).item(), rel=1e-5)
+
+
+def test_ppo_and_nash_md_on_the_same_rollout() -> None:
+    policy, (batch, _) = precise(), rollout([1.0, -0.5, 2.0, -1.0])
+    logps_BT = pad_sequence(plain_logps(policy, batch.rows), batch_first=True)
+    mask_BT, old_BT, everyone = logps_BT != 0, batch.logps_BT - 0.3 * (batch.logps_BT != 0), batch.learned_B
+    nash = Experience(batch.rows, old_BT, batch.advantages_BT, everyone)
+    found = made("nash_md", policy)
+    mean = found.loss_sum(nash).total / found.denominator(nash)
+    assert mean.item() == pytest.approx(losses.nash_md(logps_BT, old_BT, batch.advantages_BT, mask_BT).item())
+    zeros_BT, returns_BT = torch.zeros_like(old_BT), batch.advantages_BT
+    played = ppo.Experience(batch.rows, old_BT, old_BT, zeros_BT, batch.advantages_BT, returns_BT, everyone)
+    metrics = made("ppo", policy).double().loss_sum(played).metrics
+    # A fresh critic says 0, as before the update.
+    values = {
+        "policy_loss": losses.ppo(logps_BT, old_BT, batch.advantages_BT, mask_BT),
+        "value_loss": losses.ppo_value(zeros_BT, zeros_BT, returns_BT, mask_BT),
+    }
+    for name, value in values.items():
+        assert metrics[name].value() == pytest.approx(value.item())

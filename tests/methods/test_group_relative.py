@@ -1,0 +1,111 @@
+"""GRPO, RLOO and REINFORCE++: their losses by hand, and which completions they leave out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from postrain.losses.policy_gradient import cispo_clips
+from postrain.methods.group_relative import GroupExperience
+from tests.methods.made import flat_gradient, made, pieces, plain_logps, precise, rows
+
+FAMILY = ("grpo", "rloo", "reinforce")
+
+
+def test_cispo_clips_what_it_bounds():
+    ratio_BT = torch.tensor([[0.1, 0.9, 1.1, 5.0]], requires_grad=True)
+    # Whichever way the advantage points; with none there is nothing to bound.
+    for advantage, expected in ((1.0, True), (-1.0, True), (0.0, False)):
+        found = cispo_clips(ratio_BT, torch.full((1, 4), advantage), clip_low=0.2, clip_high=0.2)
+        assert found.tolist() == [[expected, False, False, expected]]
+    batch, policy = rollout([1.0, -1.0])
+    moved = replace(batch, logps_BT=batch.logps_BT - 1.0)  # every ratio is e
+    for objective, share in (("clipped", 1.0), ("cispo", 2.0)):
+        found = made("grpo", policy, objective=objective).loss_sum(moved).metrics["clip_fraction"]
+        tokens = [int(mask.sum()) for mask in batch.rows.supervised]
+        # A > 0 is clipped by both; A < 0 by cispo alone.
+        assert found.value() == pytest.approx((tokens[0] + (share - 1) * tokens[1]) / sum(tokens))
+
+
+def rollout(advantages: list[float], seed: int = 0) -> tuple[GroupExperience, torch.nn.Module]:
+    """Random completions of random prompts, two of each, with these advantages, sampled by the returned policy."""
+    policy, draw = precise(), torch.Generator().manual_seed(seed)
+    prompts = [prompt for prompt in pieces(len(advantages) // 2, 6, draw) for _ in range(2)]
+    batch = replace(
+        rows(prompts, pieces(len(advantages), 9, draw)), row_ids=tuple(i // 2 for i in range(len(advantages)))
+    )
+    with torch.no_grad():
+        logps = torch.nn.utils.rnn.pad_sequence(plain_logps(policy, batch), batch_first=True)
+    lengths_B = torch.tensor([int(mask.sum()) for mask in batch.supervised])
+    mask_BT = torch.arange(logps.shape[1]) < lengths_B[:, None]
+    given_B = torch.tensor(advantages, dtype=torch.float64)
+    everyone = torch.ones(len(advantages), dtype=torch.bool)
+    advantages_BT, weight_B = given_B[:, None] * mask_BT, 1.0 / lengths_B.double()
+    return GroupExperience(batch, logps, logps * 0, advantages_BT, weight_B, everyone), policy
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_a_fresh_gradient_is_reinforce(method):
+    """At ratio 1 every surrogate has the gradient of -A · log π, summed as the method sums tokens."""
+    batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
+    asked = made(method, policy)
+    ours = flat_gradient(policy, asked.loss_sum(batch).total)
+    logps = plain_logps(policy, batch.rows)
+    per_token = method != "rloo"
+    paid = [
+        float(advantage) * (logp.mean() if per_token else logp.sum())
+        for advantage, logp in zip(batch.advantages_BT[:, 0], logps, strict=True)
+    ]
+    expected = -torch.stack(paid).sum()
+    assert torch.allclose(ours, flat_gradient(policy, expected), atol=1e-10)
+
+
+@pytest.mark.parametrize("changes", [{"objective": "cispo"}, {"ratio": "sequence"}, {"ratio_ceiling": 4.0}])
+def test_all_of_grpo_is_reinforce_at_first(changes):
+    batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
+    plain, other = (flat_gradient(policy, made("grpo", policy, **c).loss_sum(batch).total) for c in ({}, changes))
+    assert torch.allclose(plain, other, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_ratios_move_with_the_policy(method):
+    """One policy sampled, another is asked: the loss is the surrogate of its own log-probabilities."""
+    batch, policy = rollout([1.0, -0.5, 2.0, -1.0])
+    moved_BT = batch.logps_BT - 0.05
+    found = made(method, policy, clip_low=0.5, clip_high=0.5).loss_sum(replace(batch, logps_BT=moved_BT)).total
+    lengths = [len(logp) for logp in plain_logps(policy, batch.rows)]
+    ratios = [math.exp(0.05 * (length if method == "rloo" else 1)) for length in lengths]
+    held = [min(max(ratio, 0.5), 1.5) for ratio in ratios]
+    advantages = batch.advantages_BT[:, 0].tolist()
+    expected = -sum(min(r * a, h * a) for r, h, a in zip(ratios, held, advantages, strict=True))
+    assert float(found.detach()) == pytest.approx(expected)
+
+
+def test_completions_with_nothing_to_learn_cost_nothing():
+    batch, _ = rollout([1.0, 0.0, 2.0, 0.0])
+    learned = replace(batch, learned_B=torch.tensor([True, False, True, False]))
+    assert [bool(cost) for cost in learned.cost()] == [True, False, True, False]
+    # The prompt of two completions is paid for once: half of it (rounded up) by each.
+    prompt, said = int((~batch.rows.supervised[0]).sum()), int(batch.rows.supervised[0].sum())
+    assert batch.cost()[0] == said + (prompt + 1) // 2
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        # Lengths 2 and 6, the last row not counted, at most 10 tokens.
+        ("grpo", [1 / 2, 1 / 6, 0]),
+        ("bnpo", [1, 1, 0]),
+        ("dr_grpo", [1 / 10, 1 / 10, 0]),
+        # 3 completions over 8 tokens.
+        ("dapo", [3 / 8, 3 / 8, 0]),
+    ],
+)
+def test_aggregations(aggregation, expected):
+    asked = made("grpo", precise(), aggregation=aggregation, group_size=3)
+    asked.sampling, asked.selected = replace(asked.sampling, max_new_tokens=10), [0]
+    found = asked.weights(torch.tensor([2, 6, 4]), torch.tensor([True, True, False]))
+    assert found.tolist() == pytest.approx(expected)

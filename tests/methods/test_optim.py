@@ -1,0 +1,13 @@
+"""The learning-rate schedule: worked numbers."""
+
+import pytest
+
+from postrain.methods.optim import lr_factor
+
+
+def test_the_schedule_rises_and_falls():
+    # 10 updates, 20 % warm-up: ½, 1, then 8 updates down to 1/8 of the way from the end
+    linear = [lr_factor("linear", update, 10, 0.2) for update in range(10)]
+    assert linear == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert lr_factor("cosine", 6, 10, 0.2) == pytest.approx(0.5)
+    assert [lr_factor("constant", update, 10, 0.0) for update in (0, 9)] == [1.0, 1.0]
