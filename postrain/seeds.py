@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,3 +19,12 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
 def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
     """A CPU generator of its own for (seed, purpose, indices)."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *indices))
+
+
+@contextmanager
+def seeded(purpose: str) -> Iterator[None]:
+    """Inside the block torch draws from (seed given to torch.manual_seed, purpose); weights are
+    drawn on the CPU, and outside the block nothing has been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(torch.initial_seed(), purpose))
+        yield

@@ -27,8 +27,7 @@ from postrain.losses.policy_gradient import policy_terms, ppo_value
 from postrain.losses.reduction import reduce
 from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, step_metrics
 from postrain.methods.online import PolicyGradient, local_indices, sampler_error
-from postrain.models.heads import ValueHead
-from postrain.models.parts import trunk, unwrapped
+from postrain.models.parts import ValueHead, trunk, unwrapped
 from postrain.models.scoring import Comparison, compare, in_micro_batches, values
 from postrain.types import Batch, Count, CountOrZero, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
 

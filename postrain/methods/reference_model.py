@@ -32,8 +32,8 @@ from postrain.methods.reference_cache import (
     write,
     zeros_by_row,
 )
-from postrain.models.cache import cache_directory, kept
-from postrain.models.heads import frozen_copy, weights_digest
+from postrain.models.disk_cache import cache_directory, disk_cached
+from postrain.models.parts import frozen_copy, weights_digest
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.models.scoring import micro_batches
 from postrain.types import Batch, ConfigError, CountOrZero
@@ -105,7 +105,7 @@ class ReferenceModelMixin(Method):
         known = {digest: logps for part in collectives.gather(mine) for digest, logps in part.items()}
         say(f"{time.monotonic() - began:.1f} s, ")
         try:
-            kept(path.name, lambda directory: write(directory, known))
+            disk_cached(path.name, lambda directory: write(directory, known))
             say(f"kept in {path}\n")
         except ConfigError as reason:
             say(f"not kept: {reason}\n")

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from postrain.models.embeddings import embedding_names, rows_needed, untrained
 from postrain.models.quiet import quiet
-from postrain.models.seeded import seeded
+from postrain.models.vocabulary import embedding_names, rows_needed, untrained
+from postrain.seeds import seeded
 from postrain.types import ConfigError, Fraction, Positive, Size
 
 Head = Literal["causal", "scalar"]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from postrain.models.cache import write_directory
+from postrain.models.disk_cache import write_directory
 from postrain.models.parts import unwrapped
 from postrain.models.quiet import quiet
 

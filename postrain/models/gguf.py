@@ -11,10 +11,10 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from postrain.models.cache import kept
 from postrain.models.directory import fingerprint_file
+from postrain.models.disk_cache import disk_cached
 from postrain.models.quiet import quiet
-from postrain.models.tokenizers import ensure_pad
+from postrain.models.vocabulary import ensure_pad
 from postrain.types import ConfigError
 
 
@@ -30,7 +30,7 @@ def find_gguf(package: str) -> Path | None:
 
 def as_directory(file: Path) -> Path:
     """The model of `file`, converted the first time it is asked for."""
-    return kept(f"{file.stem}-{fingerprint_file(file)}", lambda directory: convert(file, directory))
+    return disk_cached(f"{file.stem}-{fingerprint_file(file)}", lambda directory: convert(file, directory))
 
 
 def convert(file: Path, directory: Path) -> None:

@@ -25,15 +25,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from postrain.models.cache import kept
 from postrain.models.directory import check_config, read_json
-from postrain.models.embeddings import check_rows, resize
+from postrain.models.disk_cache import disk_cached
 from postrain.models.packing import packs
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
-from postrain.models.seeded import seeded
 from postrain.models.sources import ResolvedModel
-from postrain.models.tokenizers import ensure_pad
+from postrain.models.vocabulary import check_rows, ensure_pad, resize
+from postrain.seeds import seeded
 from postrain.types import ConfigError
 
 MERGE_TOLERANCE = 1e-3
@@ -206,7 +205,7 @@ def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
         load_tokenizer(resolved).save_pretrained(directory)
 
     resized = "-resized" if resolved.resize else ""
-    directory = kept(f"merged-{resolved.fingerprint}{resized}", make)
+    directory = disk_cached(f"merged-{resolved.fingerprint}{resized}", make)
     return replace(resolved, directory=directory, adapters=(), resize=False)
 
 

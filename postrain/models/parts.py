@@ -1,17 +1,22 @@
-"""The two parts of any Hugging Face model: the trunk, which gives hidden states, and what turns them into logits.
+"""The parts of any Hugging Face model: the trunk, which gives hidden states, what turns them into logits, a value head;
+and copies and digests of whole models.
 
 Training scores only some positions, so it runs the parts by themselves; `parts_agree` shows that this is the model.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import hashlib
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
@@ -77,3 +82,32 @@ def _probe_ids(model: nn.Module) -> Tensor:
     pad = -1 if config.pad_token_id is None else config.pad_token_id
     ids_1L = torch.arange(1, 9)[None] * 7919 % config.vocab_size
     return torch.where(ids_1L == pad, (pad + 1) % config.vocab_size, ids_1L).to(inner.device)
+
+
+class ValueHead(nn.Module):
+    """A linear map from a hidden state to one number, 0 before it has learned anything."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(width, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., D] → [..., 1], in float32 at least, whatever the weights are kept in: returns do not fit bfloat16."""
+        with torch.autocast(states.device.type, enabled=False):
+            return linear(upcast(states), upcast(self.output.weight), upcast(self.output.bias))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of the names, types and values of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def frozen_copy(model: Model) -> Model:
+    """The model as it is now, in eval mode, without gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -10,9 +10,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from postrain.models.adapters import Adapter, NoAdapter
-from postrain.models.cache import kept
-from postrain.models.heads import weights_digest
-from postrain.models.parts import unwrapped
+from postrain.models.disk_cache import disk_cached
+from postrain.models.parts import unwrapped, weights_digest
 from postrain.models.sources import ModelSource
 from postrain.types import ConfigError
 
@@ -57,7 +56,9 @@ def keep_on_disk(model: nn.Module, tokenizer: Any) -> Provenance:
         unwrapped(model).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 
-    return Provenance(ModelSource(path=str(kept(f"model-{weights_digest(model)}", write))), tokenizer, NoAdapter())
+    return Provenance(
+        ModelSource(path=str(disk_cached(f"model-{weights_digest(model)}", write))), tokenizer, NoAdapter()
+    )
 
 
 def _changes(model: nn.Module) -> int:

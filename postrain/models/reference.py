@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from postrain.models.heads import frozen_copy
+from postrain.models.parts import frozen_copy
 
 
 class Reference:

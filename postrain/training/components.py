@@ -18,10 +18,10 @@ from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
 from postrain.methods.components import Parts, judges
 from postrain.models.directory import read_json, rotary_limit
-from postrain.models.embeddings import drawn_tokens
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.models.vocabulary import drawn_tokens
 from postrain.rewards.base import Preference, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
 from postrain.training.config import TrainConfig

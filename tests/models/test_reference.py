@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from postrain.models.heads import ValueHead, frozen_copy
+from postrain.models.parts import ValueHead, frozen_copy
 from postrain.models.reference import Reference
 from tests.models.conftest import tiny_model
 from tests.models.test_adapters import logits, lora, moved

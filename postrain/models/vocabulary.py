@@ -1,4 +1,4 @@
-"""Tokens and the embeddings that stand for them: whether there is one for each, and which of them nothing has trained.
+"""Tokens and the embeddings that stand for them: a pad token, an embedding for each, and which of them are untrained.
 
 A token added to a tokenizer has no row in the model's embeddings until they are resized, and the new row is not
 learned while an adapter keeps the embeddings frozen.
@@ -10,9 +10,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from postrain.types import ConfigError
+
+# What the usual vocabularies reserve without using it in text, best first.
+PAD_TOKENS = (
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|padding|>",
+    "<|finetune_right_pad_id|>",
+    "<|fim_pad|>",
+    "<|endoftext|>",
+    "<|reserved_special_token_0|>",
+    "<unk>",
+)
+# How byte-level BPE writes the byte 0xFF: in every such vocabulary, and in no UTF-8 text.
+IMPOSSIBLE_BYTE = "ÿ"
+
+
+def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Gives a pad token that is not the end token, from the vocabulary as it is; the end token when there is none.
+
+    Nothing is learned from padding either way. But others read a scalar model at the last token that is not padding,
+    and leave padding out of what they train on: with pad = end that would be the wrong token, and no end at all.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return tokenizer
+    vocabulary = tokenizer.get_vocab()
+    free = [token for token in PAD_TOKENS if token in vocabulary and token != tokenizer.eos_token]
+    if free:
+        tokenizer.pad_token = free[0]
+    elif vocabulary.keys() >= set(ByteLevel.alphabet()):
+        # As a word of its own only: a saved tokenizer looks for its special tokens in text, and "Haÿ" stays a word.
+        tokenizer.add_special_tokens({"pad_token": AddedToken(IMPOSSIBLE_BYTE, single_word=True, special=True)})
+    else:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
 
 UNTRAINED = 0.1
 """A row is untrained where it is this much nearer to a point of untrained rows than a usual row is to the mean."""

@@ -16,7 +16,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("POSTRAIN_CACHE") or Path.home() / ".cache" / "postrain")
 
 
-def kept(name: str, make: Callable[[Path], None]) -> Path:
+def disk_cached(name: str, make: Callable[[Path], None]) -> Path:
     """The directory `name` of the cache; the first time, `make` fills it. It is whole or it is not there."""
     found = cache_directory() / name
     if found.is_dir():
