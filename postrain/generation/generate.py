@@ -25,9 +25,8 @@ from postrain.evaluation.subjects import scored_by
 from postrain.formatting import figure
 from postrain.generation.config import GenerateConfig
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
-from postrain.generation.measure import Measured, measure, outcome
+from postrain.generation.measure import Measured, measure, outcome, table
 from postrain.generation.sample import Sampler, distinct, sample
-from postrain.generation.table import table
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.rollout.engine import greedy

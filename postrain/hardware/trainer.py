@@ -84,7 +84,7 @@ class Hardware:
     def make_trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger], root: Path) -> Trainer:
         """A Trainer that only drives: one epoch is the whole run, and batches come sharded already.
 
-        Callbacks evaluate and write metrics (training/evaluation.py, metrics_file.py), so that an evaluation stands in
+        Callbacks evaluate and write metrics (training/evaluation.py, record_files.py), so that an evaluation stands in
         the record of its update and before its checkpoint; Lightning would do either after both, and once more.
         """
 

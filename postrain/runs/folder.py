@@ -1,6 +1,6 @@
 """The run folder: where it is made, how a later run finds it, and who may write into it.
 
-What goes into the files of the folder is decided elsewhere: status.py, manifest.py, training/metrics_file.py.
+What goes into the files of the folder is decided elsewhere: status.py, manifest.py, training/record_files.py.
 """
 
 from __future__ import annotations

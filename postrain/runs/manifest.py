@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
+from postrain import __version__
 from postrain.config.masking import masked, masked_text
 from postrain.jsonl import atomic_write_text, plain
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder, writing
 
-PACKAGES = ("postrain", "torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
+PACKAGES = ("torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
 TRAIN = ("python", "train.py")
 
 
@@ -85,7 +86,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "postrain": __version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

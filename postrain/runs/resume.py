@@ -16,7 +16,15 @@ from postrain.types import ConfigError
 
 # What the config of every run and of every generation has.
 ALWAYS = ("model", "data", "trainer", "seed")
-MOVED = {"postrain.data.steps.StepLayout": "postrain.data.kinds.steps.StepLayout"}
+MOVED = {
+    "postrain.data.steps.StepLayout": "postrain.data.kinds.steps.StepLayout",
+    "postrain.data.wordings.Wordings": "postrain.data.sources.Paraphrases",
+    "postrain.rewards.countdown.countdown": "postrain.rewards.verified.countdown",
+    "postrain.rewards.pairwise.PairwiseFunction": "postrain.rewards.function.PairwiseFunction",
+    "postrain.rewards.process.Process": "postrain.rewards.learned.Process",
+    "postrain.rewards.self_judge.SelfJudge": "postrain.rewards.judge.SelfJudge",
+    "postrain.rewards.weighted.WeightedSum": "postrain.rewards.base.WeightedSum",
+}
 """Targets in the configs of earlier versions whose runs are evaluated, and where they are now."""
 REMEDY = "give another run folder, or put its config.yaml back"
 

@@ -16,7 +16,7 @@ from postrain.jsonl import number, update_of
 from postrain.runs.folder import RunFolder, writing
 from postrain.runs.lightning_state import method_of
 from postrain.training.diagnostic_rules import RULES, Rule
-from postrain.training.metrics_file import NO_SPACE
+from postrain.training.record_files import NO_SPACE
 from postrain.types import ConfigError
 
 FIRST, RECENT = 10, 200

@@ -16,7 +16,7 @@ from postrain.methods.base import Method
 from postrain.methods.online import Online
 from postrain.rewards.base import optional
 from postrain.training.logger_media import log_histograms
-from postrain.training.samples_file import Sample, SamplesFile
+from postrain.training.record_files import Sample, SamplesFile
 
 
 class Evaluator(Callback):

@@ -1,7 +1,7 @@
 """The trackers a user can look at a run with: TensorBoard, Weights & Biases, trackio, a Lightning logger, or none.
 
 A tracker builds Lightning loggers and closes them with the run's exit state. Whatever the tracker, metrics.jsonl and
-samples.jsonl in the run folder are always written (training/metrics_file.py, training/samples_file.py); a tracker
+samples.jsonl in the run folder are always written (training/record_files.py); a tracker
 is a copy. Nothing here asks a question or waits for a network unless `online: true` is set. Packages are imported when
 they are used: wandb and tensorboard cost a second each.
 """

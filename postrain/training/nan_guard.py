@@ -21,7 +21,7 @@ from postrain.hardware import collectives
 from postrain.runs.folder import RunFolder
 from postrain.runs.lightning_state import method_of
 from postrain.runs.status import last_checkpoint
-from postrain.training.metrics_file import MetricsFile
+from postrain.training.record_files import MetricsFile
 from postrain.types import ConfigError
 
 WATCHED = ("loss", "policy_loss", "value_loss", "grad_norm", "rollout/logp")

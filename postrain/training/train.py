@@ -22,10 +22,9 @@ from postrain.training.diagnostics import Diagnostics
 from postrain.training.early_stopping import EarlyStopping
 from postrain.training.evaluation import Evaluator
 from postrain.training.finalize import finalize
-from postrain.training.metrics_file import MetricsFile
 from postrain.training.nan_guard import NaNGuard, check_finite
 from postrain.training.progress import ProgressLine
-from postrain.training.samples_file import SamplesFile
+from postrain.training.record_files import MetricsFile, SamplesFile
 from postrain.training.throughput import Throughput
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from postrain.runs.folder import RunFolder
 from postrain.training.diagnostic_rules import History, Rule
 from postrain.training.diagnostics import FIRST, RECENT, Diagnostics
-from postrain.training.metrics_file import MetricsFile
+from postrain.training.record_files import MetricsFile
 from postrain.types import ConfigError
 
 

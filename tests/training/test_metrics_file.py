@@ -12,7 +12,7 @@ import pytest
 
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
-from postrain.training.metrics_file import MetricsFile
+from postrain.training.record_files import MetricsFile
 from postrain.types import ConfigError
 
 

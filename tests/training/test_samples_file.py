@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from postrain.runs.folder import RunFolder
-from postrain.training.samples_file import Sample, SamplesFile, table
+from postrain.training.record_files import Sample, SamplesFile, table
 
 A = Sample(row=7, prompt="Once\nthere", completion="was <b>", rewards={"mood": 0.5, "total": 0.4}, gold={"mood": 1.0})
 B = Sample(row=9, prompt="é", completion="", rewards={"mood": None}, gold={})
