@@ -61,8 +61,8 @@ class Batch:
         wide = [f.name for f in fields(self) if f.name.endswith("_BT")]
         return replace(self, **{name: getattr(self, name)[:, :width] for name in wide})
 
-    def families(self) -> Sequence[int] | None:
-        """Items that come from one record, and so share their beginning, have one number, [B]; None: nobody knows."""
+    def prompt_groups(self) -> Sequence[int] | None:
+        """Items of one record, which share its prompt, have one number, [B]; None where records are unknown."""
         rows = next((value for f in fields(self) if isinstance(value := getattr(self, f.name), Rows)), self)
         return getattr(rows, "row_ids", None)
 

@@ -171,7 +171,7 @@ class Method(Driven):
     def evaluate(self, batch: Any, index: int) -> Metrics:
         """Metrics of one held-out batch; `index` numbers it, for seeds."""
         found: dict[str, Mean | Max] = {}
-        for group in micro_batches(batch.cost(), self.micro_batch_tokens, batch.families()):
+        for group in self.micro_batches(batch):
             part = batch.select(group)
             loss = self.loss_sum(part)
             add_metrics(found, {"loss": Mean(loss.total.detach(), self.denominator(part)), **loss.metrics})
@@ -225,7 +225,7 @@ class Method(Driven):
         counts = collectives.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
-        groups = micro_batches(minibatch.cost(), self.micro_batch_tokens, minibatch.families())
+        groups = self.micro_batches(minibatch)
         idle = self.idle_passes(len(groups))
         for group in groups:
             with self.unsynchronised():
@@ -246,6 +246,10 @@ class Method(Driven):
         """Whether everything is computed in float32, so that two ways to the same number agree to rounding."""
         whole = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
         return whole and not torch.is_autocast_enabled(self.device.type)
+
+    def micro_batches(self, batch: Batch) -> list[list[int]]:
+        """The batch's items in groups of at most `micro_batch_tokens`, as indices."""
+        return micro_batches(batch.cost(), self.micro_batch_tokens, batch.prompt_groups())
 
     def idle_passes(self, passes: int) -> int:
         """Under sharding every rank must gather weights equally often: how many passes without effect this one owes."""

@@ -35,7 +35,6 @@ from postrain.methods.reference_cache import (
 from postrain.models.disk_cache import cache_directory, disk_cached
 from postrain.models.parts import frozen_copy, weights_digest
 from postrain.models.reference import Reference, in_eval_mode
-from postrain.models.scoring import micro_batches
 from postrain.types import Batch, ConfigError, CountOrZero
 
 # Largest log-ratio of a token that rounding explains: in float32, and where anything is bfloat16.
@@ -99,7 +98,7 @@ class ReferenceModelMixin(Method):
             return read(path)
         say(f"{message}, computing them once ... ")
         began = time.monotonic()
-        groups = micro_batches(batch.cost(), self.micro_batch_tokens, batch.families())
+        groups = self.micro_batches(batch)
         with self.trainer.strategy.precision_plugin.forward_context(), self.initial_model() as model:
             mine = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
         known = {digest: logps for part in collectives.gather(mine) for digest, logps in part.items()}
@@ -139,7 +138,7 @@ class ReferenceModelMixin(Method):
 
     def logps_by_row(self, model: nn.Module, batch: Batch) -> LogpsByRow:
         """Of all items of a batch, without gradient."""
-        return logps_by_row(model, batch, micro_batches(batch.cost(), self.micro_batch_tokens, batch.families()))
+        return logps_by_row(model, batch, self.micro_batches(batch))
 
     def check_initial_log_ratio(self, log_ratio_max: Tensor) -> None:
         """Raises ConfigError where the policy differs from its reference before the first optimizer step."""

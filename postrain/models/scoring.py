@@ -31,45 +31,45 @@ CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says about the supervised tokens of a batch of Rows."""
+    """A model's log-probabilities, entropies and values at the supervised tokens of a batch of Rows."""
 
     logps_BT: Tensor
     """Natural log-probability of each supervised token, float32; 0 where mask_BT is False."""
     mask_BT: Tensor
     """True at real supervised tokens."""
     entropy_BT: Tensor | None = None
-    """Entropy of the distribution each supervised token was drawn from, in nats; on request."""
+    """Entropy of the model's distribution before each supervised token, in nats; on request."""
     values_BT: Tensor | None = None
     """Output of the scalar head before each supervised token; when a head was given."""
 
 
-def micro_batches(costs: Sequence[int], budget: int, families: Sequence[int] | None = None) -> list[list[int]]:
-    """Cut items into groups of similar length of at most `budget` tokens together.
+def micro_batches(costs: Sequence[int], budget: int, groups: Sequence[int] | None = None) -> list[list[int]]:
+    """Cut items into micro-batches of similar length of at most `budget` tokens together, as indices.
 
-    An item longer than the budget stands alone; one that costs nothing needs no pass and is in no group. Longest first,
-    so that memory peaks at once or never; but items of one family (completions of a prompt) follow each other, so that
-    what they share is run once.
+    An item longer than the budget stands alone; one that costs nothing needs no pass and is in no micro-batch. Longest
+    first, so that memory peaks at once or never; but items of one prompt group (completions of a prompt) follow each
+    other, so that their shared prompt goes through the model once.
     """
-    groups: list[list[int]] = []
+    found: list[list[int]] = []
     room = 0
-    families = range(len(costs)) if families is None else families
+    groups = range(len(costs)) if groups is None else groups
     longest: dict[int, int] = {}
-    for family, cost in zip(families, costs, strict=True):
-        longest[family] = max(cost, longest.get(family, 0))
-    paid = [index for index, cost in enumerate(costs) if cost]
-    for index in sorted(paid, key=lambda i: (-longest[families[i]], families[i], -costs[i], i)):
-        if groups and costs[index] <= room:
-            groups[-1].append(index)
+    for group, cost in zip(groups, costs, strict=True):
+        longest[group] = max(cost, longest.get(group, 0))
+    needed = [index for index, cost in enumerate(costs) if cost]
+    for index in sorted(needed, key=lambda i: (-longest[groups[i]], groups[i], -costs[i], i)):
+        if found and costs[index] <= room:
+            found[-1].append(index)
         else:
-            groups.append([index])
+            found.append([index])
             room = budget
         room -= costs[index]
-    return groups
+    return found
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What the trunk says just before each supervised token."""
+    """The trunk's hidden states just before each supervised token."""
 
     states_ND: Tensor
     targets_N: Tensor
