@@ -29,9 +29,8 @@ from postrain.jobs.search import check_search, search
 from postrain.jobs.study import Study, read, settings
 from postrain.jsonl import atomic_write_text, plain
 from postrain.report import write_report
+from postrain.report.answer import markdown, table, verdict
 from postrain.report.study import FILE, JOBS, read_job, read_study
-from postrain.report.study_table import markdown, table
-from postrain.report.verdict import verdict
 from postrain.runs.folder import Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt, Interrupted
 from postrain.runs.locks import take

@@ -31,14 +31,6 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Code:
-    """Preformatted text."""
-
-    text: str
-    css: str = "command"
-
-
-@dataclass(frozen=True)
 class Items:
     """A list."""
 
@@ -95,9 +87,6 @@ class Facts:
     rows: Sequence[tuple[str, str]]
     form: str = "line"
 
-    def __bool__(self) -> bool:
-        return bool(self.rows)
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -109,38 +98,38 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Card:
-    """Blocks with a heading."""
+class Group:
+    """Blocks that belong together: a card with a heading, a grid of cards, or what is folded away under a summary."""
 
-    title: str | Markup
     blocks: Sequence[Block | None]
-    css: str = "card"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Blocks beside each other."""
-
-    blocks: Sequence[Block]
     css: str = "grid"
+    title: str | Markup = ""
+    folded: bool = False
 
 
-@dataclass(frozen=True)
-class Details:
-    """Blocks that are folded away."""
-
-    summary: str
-    blocks: Sequence[Block | None]
-    css: str = ""
-
-
-Block = Text | Code | Items | Pictures | Legend | Table | Facts | Samples | Card | Grid | Details
+Block = Text | Items | Pictures | Legend | Table | Facts | Samples | Group
 
 
 def empty(block: Block | None) -> bool:
-    """Whether a block has nothing to show."""
-    contents = ("text", "lines", "pictures", "entries", "shown", "blocks")
-    return not block or any(not getattr(block, name) for name in contents if hasattr(block, name))
+    """Whether a block has nothing to show: its first field holds its content. A card has at least its heading."""
+    if isinstance(block, Group):
+        return (block.folded or not block.title) and all(map(empty, block.blocks))
+    return not block or not getattr(block, next(iter(block.__dataclass_fields__)))
+
+
+def card(title: str | Markup, *blocks: Block | None, css: str = "card") -> Group:
+    """Blocks with a heading, or without one."""
+    return Group(blocks, css, title)
+
+
+def details(summary: str, *blocks: Block | None, css: str = "") -> Group:
+    """Blocks that are folded away."""
+    return Group(blocks, css, summary, folded=True)
+
+
+def code(text: str, css: str = "command") -> Text:
+    """Preformatted text."""
+    return Text(text, css, "pre")
 
 
 def about(text: str | Markup) -> Text:
@@ -190,11 +179,6 @@ def dot(shade: str) -> Markup:
 def badge(state: str) -> Markup:
     """done, failed, ..., coloured; nothing for none."""
     return span(state, f"badge {state if state in STATES else 'unknown'}") if state else Markup()
-
-
-def change(before: str, after: str) -> Markup:
-    """before → after."""
-    return Markup().join((span(before, "was"), ARROW, after))
 
 
 def line(*parts: str) -> Markup:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from postrain.formatting import figure, short
 from postrain.report import blocks
 from postrain.report.charts import Bars, Line, Spot, bar_picture, bars, curves, points
 from postrain.report.folders import Run, read_run
-from postrain.report.labels import differing, labels
 from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_json, write_page
 from postrain.report.panels import HEADLINES, before_and_after, best_of, panels, title_of
-from postrain.report.pictures import LARGE, Draw, Picture, color, write_png
+from postrain.report.pictures import LARGE, Picture, color, write_png
 from postrain.report.run_page import efficiency, run_stats
 from postrain.report.samples import SHOWN, Sample, interval, last, responses, side_by_side
 
 MOST_COLUMNS, MOST_CURVES, MOST_BARS, MOST_LETTERS = 7, 12, 6, 40
+# What a run is called, where it lies and how it was started make it no other run.
+OF_NO_ACCOUNT = ("name", "paths", "report", "logger", "debug", "resume", "allow_change", "stages")
+MOST_KEYS = 3
 DRIFT = ("eval/kl/exact", "kl/exact")
 GOOD = ("gold/total", "eval/reward/total", "eval/win_rate", "reward/total")
 ENDS = "At the end of training, under it before training; the best is marked. eval and gold are held-out data."
@@ -62,9 +65,7 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
             ),
         ),
         section("Learning curves", legend, blocks.Pictures(way)) if way else None,
-        section(
-            "Reward against drift", blocks.about(UP), blocks.Pictures([_frontier_picture(frontier)], large=True), legend
-        )
+        section("Reward against drift", blocks.about(UP), blocks.Pictures([frontier], large=True), legend)
         if frontier
         else None,
         section(
@@ -90,11 +91,9 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
         missing=[f"{one.name}: {text}" for one in members for text in one.run.missing],
     )
     written = write_page(folder, page)
-    if measured:
-        drawn = [(short(name), bars(rows)) for name, rows in measured]
-        write_png(folder / "model_comparison.png", "at the end of training, with 95 % intervals", drawn)
-    if frontier:
-        write_png(folder / "frontier.png", "reward against drift", [("", frontier[2])])
+    drawn = [(short(name), bars(rows)) for name, rows in measured]
+    write_png(folder / "model_comparison.png", "at the end of training, with 95 % intervals", drawn)
+    write_png(folder / "frontier.png", "reward against drift", [("", frontier.draw)] if frontier else [])
     stats = [{**run_stats(one.run, [("sample", one.samples)])["subjects"][0], "name": one.name} for one in members]
     write_json(folder / STATS, {"subjects": stats, "notes": notes})
     write_json(folder / RESPONSES, responses(groups))
@@ -196,13 +195,15 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
     return found
 
 
-def _frontier(members: Sequence[Member]) -> tuple[str, str, Draw] | None:
+def _frontier(members: Sequence[Member]) -> Picture | None:
     """What is good against how far the model has moved: for each run a way through its evaluations."""
     for x in DRIFT:
         for y in GOOD:
             ways = [(one.name, one.number, _way(one, x, y)) for one in members]
             if series := [way for way in ways if way[2]]:
-                return short(x), short(y), points(series, x=f"{short(x)}, nats a token", y=short(y))
+                draw = points(series, x=f"{short(x)}, nats a token", y=short(y))
+                title = f"{short(y)} against {short(x)}".capitalize()
+                return Picture(title, "each dot an evaluation, joined in order, the last one named", draw, size=LARGE)
     return None
 
 
@@ -215,8 +216,48 @@ def _way(one: Member, x: str, y: str) -> list[Spot]:
     return [*way[:-1], *(replace(spot, label=one.name) for spot in way[-1:])]
 
 
-def _frontier_picture(found: tuple[str, str, Draw]) -> Picture:
-    x, y, draw = found
-    return Picture(
-        f"{y} against {x}".capitalize(), "each dot an evaluation, joined in order, the last one named", draw, size=LARGE
-    )
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A different name for each run: method, model and settings as far as they tell runs apart."""
+    several_models = len({run.model for run in runs}) > 1
+    names = [f"{run.method} on {run.model}" if several_models else run.method for run in runs]
+    found = []
+    for name, run in zip(names, runs, strict=True):
+        alike = [other for known, other in zip(names, runs, strict=True) if known == name]
+        found.append(" ".join([name, *(_told_apart(run, alike) if len(alike) > 1 else ())]))
+    doubled = [name for name in found if found.count(name) > 1]
+    return [f"{name} {run.path.name}" if name in doubled else name for name, run in zip(found, runs, strict=True)]
+
+
+def _told_apart(run: Run, alike: Sequence[Run]) -> list[str]:
+    """The first few settings that differ, the kind of a part rather than all that belongs to it."""
+    unlike, said = differing(alike), flat_settings(run)
+    kinds = dict.fromkeys(key.partition(".")[0] for key in unlike if key.endswith("._target_"))
+    told = [f"{group}={said.get(f'{group}._target_', 'none')}" for group in kinds]
+    told += [f"{key.rpartition('.')[2]}={said.get(key, '–')}" for key in unlike if key.partition(".")[0] not in kinds]
+    return told[:MOST_KEYS]
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The settings that are not the same in all runs: by key, each run's; the seed comes last."""
+    settings = [flat_settings(run) for run in runs]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    rows = {key: [one.get(key, "–") for one in settings] for key in keys}
+    unlike = {key: values for key, values in rows.items() if len(set(values)) > 1}
+    return dict(sorted(unlike.items(), key=lambda item: (item[0] == "seed", item[0].endswith("_target_"))))
+
+
+def flat_settings(run: Run) -> dict[str, str]:
+    """The config as dotted keys and texts."""
+    return {key: value for key, value in _flat(run.settings, "") if key.partition(".")[0] not in OF_NO_ACCOUNT}
+
+
+def _flat(value: Any, key: str) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [row for name, item in value.items() for row in _flat(item, f"{key}.{name}".lstrip("."))]
+    return [(key, _kind(value) if key.endswith("_target_") and isinstance(value, str) else str(value))]
+
+
+def _kind(target: str) -> str:
+    """The class of a part; a part that does nothing is called none: NoAdapter, NoTracker."""
+    name = target.rpartition(".")[2]
+    return "none" if name[:2] == "No" and name[2:3].isupper() else name

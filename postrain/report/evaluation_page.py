@@ -85,14 +85,12 @@ def _write(found: Sequence[Evaluation], folder: Path) -> Path:
         missing=[text for each in found for text in each.missing],
     )
     written = write_page(folder, page)
-    if bars_of:
-        pictures = [(name, bars(rows)) for name, rows in bars_of]
-        write_png(folder / "model_comparison.png", "held-out, with 95 % intervals", pictures)
-    if spread:
-        pictures = [(name, drawn_groups(groups)) for name, groups in spread]
-        write_png(folder / "perplexity_distribution.png", "perplexity of each item", pictures)
-    if sizes:
-        write_png(folder / "response_lengths.png", "tokens of a completion", [("", drawn_groups(sizes))])
+    pictures = [(name, bars(rows)) for name, rows in bars_of]
+    write_png(folder / "model_comparison.png", "held-out, with 95 % intervals", pictures)
+    pictures = [(name, drawn_groups(groups)) for name, groups in spread]
+    write_png(folder / "perplexity_distribution.png", "perplexity of each item", pictures)
+    pictures = [("", drawn_groups(sizes))] if sizes else []
+    write_png(folder / "response_lengths.png", "tokens of a completion", pictures)
     return written
 
 
@@ -134,7 +132,7 @@ def _tasks(models: Sequence[EvalModel]) -> list[str]:
 def _found(models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Mapping[str, Number]]) -> Section | None:
     """A card for each task."""
     cards = [
-        blocks.Card(short(name), (blocks.Table(*rows, card=False), *map(blocks.about, _notes(name, models))))
+        blocks.card(short(name), blocks.Table(*rows, card=False), *map(blocks.about, _notes(name, models)))
         for name in _tasks(models)
         if (rows := table(name, models, differences))[1]
     ]
@@ -142,7 +140,7 @@ def _found(models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Ma
     return section(
         "What was found",
         blocks.about(FOUND + (SEVERAL if several else "")),
-        blocks.Grid(cards, "stack" if several else "grid large"),
+        blocks.Group(cards, "stack" if several else "grid large"),
     )
 
 
@@ -183,7 +181,7 @@ def _scaling(model: EvalModel, several: bool) -> list[blocks.Block]:
             found += [
                 blocks.Text(title, "measure", "h3"),
                 blocks.Pictures(scaling(one.curves), large=True),
-                blocks.Details("the points, with KL", (blocks.Table(*_points(one.curves)),)),
+                blocks.details("the points, with KL", blocks.Table(*_points(one.curves))),
             ]
     return found
 
@@ -208,17 +206,17 @@ def _queries(model: EvalModel, several: bool) -> list[blocks.Block]:
         more = f"The first {MOST_ANSWERS}; all of them: queries.jsonl." if len(asked) > MOST_ANSWERS else ""
         cards = [_answer(one) for one in asked[:MOST_ANSWERS]]
         title = f"{name}: {right} of {len(asked)} answers right"
-        found.append(blocks.Details(title, (*cards, blocks.about(more)), "card"))
+        found.append(blocks.details(title, *cards, blocks.about(more), css="card"))
     return [blocks.Text(model.name, "measure", "h3"), *found] if several and found else found
 
 
-def _answer(one: Record) -> blocks.Card:
+def _answer(one: Record) -> blocks.Group:
     right = one.get("right") is True
     chip = blocks.span("right" if right else "wrong", f"chip {'up' if right else 'down'}")
     told = blocks.line(text_of(one.get("row")), chip, text_of(one.get("why")))
     answer = one["response"].strip() or "(empty)"
     lines = (blocks.Text(told, "tag", "span"), blocks.Text(one["prompt"], "text muted"), blocks.Text(answer, "text"))
-    return blocks.Card("", lines, "asked")
+    return blocks.Group(lines, "asked")
 
 
 def by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -242,7 +240,7 @@ def _given(models: Sequence[EvalModel]) -> Section | None:
     return section(
         "What exactly the models were given",
         blocks.about("Item 0 of each measure, template and special tokens written out."),
-        *(blocks.Details(short(", ".join(dict.fromkeys(who))), (blocks.Code(text),)) for text, who in found.items()),
+        *(blocks.details(short(", ".join(dict.fromkeys(who))), blocks.code(text)) for text, who in found.items()),
     )
 
 

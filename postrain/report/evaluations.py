@@ -5,7 +5,6 @@ Nothing here raises for a half-written or odd file. The form of the files is sai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from postrain.jsonl import JsonLines, Record, read_json
 from postrain.report.charts import Spot
 from postrain.report.folders import Folder, Generation, common
 from postrain.report.samples import Sample
-from postrain.report.values import damaged, finite, mapping, records_of, text_of, whole
+from postrain.report.values import damaged, finite, mapping, read_records, records_of, text_of, whole
 
 SHARES = {"greedy": "right, greedy", "sampled": "right, sampled", "solved": "pass@n"}
 """Of a generation's summary.json, and what they are called."""
@@ -101,7 +100,7 @@ def read_evaluation(path: Path) -> Evaluation:
     for name in dict.fromkeys(name for one in models for name in mapping(one.get("measures"))):
         records[name], lines = JsonLines(path / f"{Path(name).name}.jsonl").examine()
         missing += damaged(f"{name}.jsonl", lines)
-    responses = _responses(path / "sample_responses.json")
+    responses = read_records(path / "sample_responses.json")
     return Evaluation(
         **common(path),
         models=tuple(_model(one, records, responses) for one in models),
@@ -180,13 +179,6 @@ def _sample(found: Record) -> Sample | None:
         return None
     scores = {f"{name}/total": value for name in ("reward", "gold") if (value := finite(found.get(name))) is not None}
     return Sample(0, -1, prompt, completion, scores)
-
-
-def _responses(path: Path) -> list[Record]:
-    try:
-        return records_of(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        return []
 
 
 def _texts(found: Any) -> tuple[str, ...]:

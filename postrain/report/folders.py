@@ -15,9 +15,20 @@ import yaml
 
 from postrain.config.masking import masked
 from postrain.formatting import duration
-from postrain.jsonl import JsonLines, Record, modest, number, read_json
+from postrain.jsonl import JsonLines, Record, number, read_json
 from postrain.report.samples import Sample, answers_of, sample_of
-from postrain.report.values import LARGEST, Curve, damaged, finite, mapping, records_of, text_of, update_of, whole
+from postrain.report.values import (
+    LARGEST,
+    Curve,
+    damaged,
+    finite,
+    mapping,
+    read_yaml,
+    records_of,
+    text_of,
+    update_of,
+    whole,
+)
 from postrain.runs.status import Status
 
 STATES = ("done", "failed", "interrupted", "running")
@@ -153,10 +164,9 @@ def read_run(path: Path) -> Run:
     samples, damaged_samples = JsonLines(path / "samples.jsonl").examine()
     counts = {"metrics.jsonl": damaged_records, "samples.jsonl": damaged_samples}
     times = [value for record in records if (value := number(record.get("time"))) is not None]
-    config = path / "config.yaml"
     return Run(
         **common(path),
-        config=shown_config(config) if config.is_file() else "",
+        config=shown_config(path / "config.yaml"),
         metrics=curves(records),
         updates=max((update_of(record) for record in records), default=0),
         seconds=times[-1] - times[0] if times else 0.0,
@@ -182,12 +192,8 @@ def read_generation(path: Path) -> Generation:
 
 def shown_config(path: Path) -> str:
     """A config.yaml without its secrets; "" where it is not YAML."""
-    try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return ""
-    known = isinstance(config, Mapping) and modest(config)
-    return yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True) if known else ""
+    config = read_yaml(path)
+    return yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True) if config else ""
 
 
 def state_of(status: Record) -> str:

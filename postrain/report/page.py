@@ -18,7 +18,7 @@ from markupsafe import Markup
 from postrain.config.masking import hidden
 from postrain.formatting import figure, short
 from postrain.jsonl import atomic_write_text, plain
-from postrain.report.blocks import ABOUT, Block, Card, Code, Facts, Grid, Text, empty
+from postrain.report.blocks import ABOUT, Block, Facts, Group, Text, card, code, empty
 from postrain.report.pictures import REMEDY
 from postrain.runs.folder import writing
 
@@ -58,13 +58,13 @@ def section(title: str, *blocks: Block | None) -> Section | None:
 def again(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None, ...]:
     """How to repeat it, and where it lies."""
     command = manifest.get("reproduce")
-    return Code(str(command)) if command else None, Text(str(path), "path muted")
+    return code(str(command)) if command else None, Text(str(path), "path muted")
 
 
-def machine(manifest: Mapping[str, Any]) -> Grid:
+def machine(manifest: Mapping[str, Any]) -> Group:
     """What the manifest says about seeds, machine, code and packages."""
     found = [(name, flat(manifest.get(name))) for name in ("seeds", "hardware", "git", "versions")]
-    return Grid([Card(name, (Facts(rows, "table"),)) for name, rows in found if rows])
+    return Group([card(name, Facts(rows, "table")) for name, rows in found if rows])
 
 
 def write_page(folder: Path, page: Page) -> Path:

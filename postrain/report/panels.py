@@ -15,119 +15,66 @@ from postrain.metrics import metric
 from postrain.report.values import Curve
 
 HEADLINES = (
-    "eval/reward/total",
-    "gold/total",
-    "eval/win_rate",
-    "eval/accuracy",
-    "eval/step_accuracy",
-    "eval/perplexity",
-    "eval/kl/exact",
-    "eval/token_accuracy",
-    "eval/completion/length",
-    "eval/loss",
-    "reward/total",
-    "accuracy",
-    "kl/exact",
-    "perplexity",
-    "loss",
-)
+    "eval/reward/total", "gold/total", "eval/win_rate", "eval/accuracy", "eval/step_accuracy", "eval/perplexity",
+    "eval/kl/exact", "eval/token_accuracy", "eval/completion/length", "eval/loss", "reward/total", "accuracy",
+    "kl/exact", "perplexity", "loss",
+)  # fmt: skip
 """What is shown large, the first few that were measured."""
 
 LARGE = 4
+
+PANELS = (
+    "~reward/total", "gold/*", "eval/greedy/*", "eval/win_rate eval/preference",
+    "eval/step_accuracy eval/first_error_accuracy eval/majority_accuracy", "~accuracy",
+    "kl/exact eval/kl/exact kl/k1 kl/k3", "eval/reference_logp eval/kl/reference_logp", "~perplexity",
+    "~token_accuracy", "~loss", "*reward/chosen *reward/rejected", "*reward/desirable *reward/undesirable", "~margin",
+    "~logp_change/*", "~kl/baseline", "- *logp/chosen *logp/rejected", "- ~length/*", "reward/*", "eval/reward/*",
+    "~completion/length", "~completion/finished", "group/all_equal", "eval/forgetting/perplexity",
+    "eval/forgetting/fact_accuracy", "- eval/gold/*", "*repetition */loop_share", "- *distinct*", "~entropy",
+    "policy_loss", "value_loss", "value/explained_variance", "clip_fraction", "grad_norm", "- ratio/mean ratio/max",
+    "- kl/coef", "- learning_rate", "- perf/seconds", "- perf/tokens_per_second", "- perf/peak_*",
+)  # fmt: skip
+"""The metrics of each panel, as patterns; ~ stands for a metric and the same on held-out data, - for a folded panel."""
+
+TITLES = {
+    "eval/win_rate": ("Wins", ""),
+    "eval/step_accuracy": ("Steps told right from wrong", "and what saying the commoner label each time would give"),
+    "*reward/chosen": ("Scores of the two answers", "only their difference matters"),
+    "*reward/desirable": ("Scores by label", "of single answers, against the baseline"),
+    "*logp/chosen": ("Log-probability of the two answers", "summed over tokens"),
+    "eval/reward/*": ("Parts, held-out", "each before weighting, on held-out prompts"),
+    "eval/gold/*": ("Gold score, measured apart", "on more prompts"),
+    "*repetition": ("Repetition", "share of phrases said before"),
+    "*distinct*": ("Variety", "share of phrases that are said only once"),
+}
+"""Title and meaning where they are not those of the first metric's declaration."""
 
 
 @dataclass(frozen=True)
 class Panel:
     """One small picture of metrics that are read together."""
 
+    title: str
+    about: str
+    """One line on what it means."""
     names: tuple[str, ...]
-    """The metrics in it, as patterns in panels()."""
     primary: bool = True
     """Shown at once; the others are folded away."""
-    title: str = ""
-    """Where it is not that of the first metric's declaration."""
-    about: str = ""
-    """One line on what it means, likewise."""
-
-
-def both(*names: str) -> tuple[str, ...]:
-    """Metrics in training and on held-out data."""
-    return tuple(one for name in names for one in (name, f"eval/{name}"))
-
-
-def panel(*names: str, primary: bool = True, title: str = "", about: str = "") -> Panel:
-    """A panel with the words of its first metric's declaration where none are given."""
-    found = metric(names[0])
-    return Panel(names, primary, title or found.title or short(names[0]).capitalize(), about or found.sentence)
 
 
 @cache
 def panels() -> tuple[Panel, ...]:
-    """All panels, in the order of the page."""
-    return (
-        panel(*both("reward/total")),
-        panel("gold/*"),
-        panel("eval/greedy/*"),
-        panel("eval/win_rate", "eval/preference", title="Wins"),
-        panel(
-            "eval/step_accuracy",
-            "eval/first_error_accuracy",
-            "eval/majority_accuracy",
-            title="Steps told right from wrong",
-            about="and what saying the commoner label each time would give",
-        ),
-        panel(*both("accuracy")),
-        panel("kl/exact", "eval/kl/exact", "kl/k1", "kl/k3"),
-        panel("eval/reference_logp", "eval/kl/reference_logp"),
-        panel(*both("perplexity")),
-        panel(*both("token_accuracy")),
-        panel(*both("loss")),
-        panel(
-            "*reward/chosen",
-            "*reward/rejected",
-            title="Scores of the two answers",
-            about="only their difference matters",
-        ),
-        panel(
-            "*reward/desirable",
-            "*reward/undesirable",
-            title="Scores by label",
-            about="of single answers, against the baseline",
-        ),
-        panel(*both("margin")),
-        panel("logp_change/*", "eval/logp_change/*"),
-        panel(*both("kl/baseline")),
-        panel(
-            "*logp/chosen",
-            "*logp/rejected",
-            primary=False,
-            title="Log-probability of the two answers",
-            about="summed over tokens",
-        ),
-        panel(*both("length/*"), primary=False),
-        panel("reward/*"),
-        panel("eval/reward/*", title="Parts, held-out", about="each before weighting, on held-out prompts"),
-        panel(*both("completion/length")),
-        panel(*both("completion/finished")),
-        panel("group/all_equal"),
-        panel("eval/forgetting/perplexity"),
-        panel("eval/forgetting/fact_accuracy"),
-        panel("eval/gold/*", primary=False, title="Gold score, measured apart", about="on more prompts"),
-        panel("*repetition", "*/loop_share", title="Repetition", about=metric("repetition").sentence),
-        panel("*distinct*", primary=False, title="Variety", about=metric("repetition/distinct_1").sentence),
-        panel(*both("entropy")),
-        panel("policy_loss"),
-        panel("value_loss"),
-        panel("value/explained_variance"),
-        panel("clip_fraction"),
-        panel("grad_norm"),
-        panel("ratio/mean", "ratio/max", primary=False),
-        panel("kl/coef", primary=False),
-        panel("learning_rate", primary=False),
-        panel("perf/seconds", primary=False),
-        panel("perf/tokens_per_second", primary=False),
-        panel("perf/peak_*", primary=False),
-    )
+    """All panels with patterns for names, in the order of the page."""
+    found = []
+    for patterns in PANELS:
+        names = patterns.removeprefix("- ").replace("~", "")
+        first, primary = names.split()[0], not patterns.startswith("-")
+        title, about = TITLES.get(first, ("", ""))
+        known = metric(first)
+        both = (names, f"eval/{names}") if "~" in patterns else tuple(names.split())
+        title = title or known.title or short(first).capitalize()
+        found.append(Panel(title, about or known.sentence, both, primary))
+    return tuple(found)
 
 
 HIDDEN = ("optimizer_steps", "episodes", "tokens")
@@ -172,7 +119,7 @@ def _others(names: Iterable[str]) -> list[Panel]:
     for name in names:
         families.setdefault(name.removeprefix("eval/"), []).append(name)
     return [
-        Panel(tuple(sorted(family)), False, short(base).capitalize(), metric(base).sentence)
+        Panel(short(base).capitalize(), metric(base).sentence, tuple(sorted(family)), primary=False)
         for base, family in families.items()
     ]
 

@@ -113,10 +113,12 @@ def svg(draw: Draw, *, label: str, size: tuple[float, float] = SMALL) -> Markup:
 
 
 def write_png(path: Path, title: str, draws: Sequence[tuple[str, Draw]], *, legend: bool = True) -> None:
-    """The named pictures in one file, three in a row, each with its legend.
+    """The named pictures in one file, three in a row, each with its legend; no file where there are none.
 
     Raises ConfigError where it cannot be written.
     """
+    if not draws:
+        return
     import matplotlib  # noqa: PLC0415 - start-up time
     from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from markupsafe import Markup
 
 from postrain.formatting import figure, short
-from postrain.jsonl import Record, modest
+from postrain.jsonl import Record
 from postrain.report import blocks
 from postrain.report.charts import Bars, bar_picture, bars
 from postrain.report.evaluations import EvalTask, Number, central, read_evaluation, shares
@@ -21,7 +20,7 @@ from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_jso
 from postrain.report.panels import headlines
 from postrain.report.pictures import write_png
 from postrain.report.samples import SHOWN, Sample, last, responses, side_by_side
-from postrain.report.values import records_of
+from postrain.report.values import read_yaml, records_of
 
 FILE = "pipeline.yaml"
 MOST_HEADLINES, MOST_FILES, MOST_BARS = 3, 8, 9
@@ -50,7 +49,7 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
     Generations among the stages get a report of their own where they have none. Raises ConfigError where something
     cannot be written.
     """
-    folder, (plan, missing), whole = output or path, _plan(path), Folder(**common(path))
+    folder, plan, whole = output or path, read_yaml(path / FILE), Folder(**common(path))
     stages = [read_stage(name, path / place) for name, place in _stages(plan, path)]
     if output is None:
         for stage in stages:
@@ -61,7 +60,7 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
     shown = sorted(side_by_side(groups, least=2), key=lambda one: -len(one.answers))
     name, command = str(plan.get("name") or path.name), _command(path)
     sections = (
-        section("Stages", blocks.Grid([_card(number, one, folder) for number, one in enumerate(stages, start=1)])),
+        section("Stages", blocks.Group([_card(number, one, folder) for number, one in enumerate(stages, start=1)])),
         section("Summary", blocks.Table(*table(path / "summary.md"))),
         section(
             "Stages beside each other",
@@ -81,52 +80,40 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
         section(
             "How to go on, or make it again",
             blocks.about("Stages that are done are skipped:"),
-            blocks.Code(f"python train.py resume={whole.path}"),
-            *((blocks.about("Everything anew:"), blocks.Code(command)) if command else ()),
+            blocks.code(f"python train.py resume={whole.path}"),
+            *((blocks.about("Everything anew:"), blocks.code(command)) if command else ()),
             blocks.Text(str(whole.path), "path muted"),
         ),
     )
     done = f"{sum(stage.state == 'done' for stage in stages)} of {len(stages)}"
     header = (blocks.Facts([("stages done", done)]), blocks.ended(whole.status.get("reason")))
     heading = blocks.line(name, blocks.badge(whole.state))
+    missing = [] if plan else [f"{FILE} is damaged: the stages are those with a folder"]
     page = write_page(folder, Page("pipeline", f"pipeline {name}", heading, header, sections, missing))
-    if measured:
-        drawn = [(name, bars(rows)) for name, rows in measured]
-        write_png(folder / "model_comparison.png", "what the stages made, with 95 % intervals", drawn)
+    drawn = [(name, bars(rows)) for name, rows in measured]
+    write_png(folder / "model_comparison.png", "what the stages made, with 95 % intervals", drawn)
     if groups:
         write_json(folder / RESPONSES, responses(groups))
     return page
 
 
-def _card(number: int, stage: Stage, folder: Path) -> blocks.Card:
+def _card(number: int, stage: Stage, folder: Path) -> blocks.Group:
     made = [
         blocks.line(blocks.span(label, "muted"), *_was(before), blocks.bold(after))
         for label, before, after in stage.made
     ]
     ways = [blocks.anchor(label, target) for label, target in links(stage, folder).items()]
     took = blocks.span(f"took {stage.took}", "muted") if stage.took else ""
-    return blocks.Card(
+    return blocks.card(
         blocks.line(str(number), stage.name, blocks.badge(stage.state)),
-        (
-            *map(blocks.Text, made),
-            blocks.note(str(stage.status.get("reason") or "")),
-            blocks.Text(blocks.line(took, *ways), "small"),
-        ),
+        *map(blocks.Text, made),
+        blocks.note(str(stage.status.get("reason") or "")),
+        blocks.Text(blocks.line(took, *ways), "small"),
     )
 
 
 def _was(before: str) -> tuple[Markup, ...]:
     return (blocks.span(before, "was"), blocks.ARROW) if before else ()
-
-
-def _plan(path: Path) -> tuple[Record, list[str]]:
-    try:
-        found = yaml.safe_load((path / FILE).read_text(encoding="utf-8", errors="replace"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict) and modest(found):
-        return found, []
-    return {}, [f"{FILE} is damaged: the stages are those with a folder"]
 
 
 def _command(path: Path) -> str:

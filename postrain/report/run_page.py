@@ -25,6 +25,14 @@ PNG_PANELS = 9
 FORGETTING = "eval/forgetting/"
 PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
 LENGTHS = "words of a completion"
+STRONG = Markup("<strong>{}</strong>")
+MASKS = Markup(
+    '<span class="mask learned">Marked</span> text is learned, <span class="mask read">grey</span> text is only read. '
+    "Special tokens are written out."
+)
+JUDGED = Markup(
+    ' Where steps are judged: <span class="mask right">right</span>, <span class="mask wrong">wrong</span>.'
+)
 STAND_IN = Markup(
     "<b>{} stood in for {}</b>, which could not be had when the run started. Nothing on this page is about {}."
 )
@@ -52,17 +60,16 @@ def write_run(path: Path, output: Path | None = None) -> Path:
             "How to make this run again",
             *again(run.manifest, run.path),
             machine(run.manifest),
-            blocks.Details("config.yaml", (blocks.Code(run.config, ""),)) if run.config else None,
+            blocks.details("config.yaml", blocks.code(run.config, "")),
         ),
     )
     heading = blocks.line(run.method, blocks.span("on", "muted"), run.model, blocks.badge(run.state))
     page = write_page(folder, Page("run", f"{run.method} · {run.model}", heading, _header(run), sections, run.missing))
     title = f"{run.method} on {run.model}"
-    if panels:
-        named = [(panel.title, curves(lines_of(panel, run.metrics), run.updates)) for panel in panels[:PNG_PANELS]]
-        write_png(folder / "training_curves.png", title, named)
-    if lengths := _of_lengths(groups):
-        write_png(folder / "response_lengths.png", f"{title}: {LENGTHS}", [("", histogram(lengths))])
+    named = [(panel.title, curves(lines_of(panel, run.metrics), run.updates)) for panel in panels[:PNG_PANELS]]
+    write_png(folder / "training_curves.png", title, named)
+    lengths = _of_lengths(groups)
+    write_png(folder / "response_lengths.png", f"{title}: {LENGTHS}", [("", histogram(lengths))] if lengths else [])
     if groups:
         write_json(folder / STATS, run_stats(run, groups))
         write_json(folder / RESPONSES, responses(groups))
@@ -94,46 +101,34 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _headlines(run: Run) -> Section | None:
     found = headlines(run.metrics)
-    cards = [
-        blocks.Card(
-            "",
-            (
-                blocks.Text(short(name), "muted", "span"),
-                blocks.Text(blocks.change(figure(one), Markup("<strong>{}</strong>").format(figure(two)))),
-            ),
-            "card headline",
-        )
-        for name, one, two in found
-    ]
+    cards = []
+    for name, one, two in found:
+        way = blocks.line(blocks.span(figure(one), "was"), blocks.ARROW, STRONG.format(figure(two)))
+        cards.append(blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(way)), "card headline"))
     held_out = "; eval and gold are held-out data" if found and found[0][0].startswith(("eval/", "gold/")) else ""
-    return section("", blocks.Grid(cards, "headlines"), blocks.about(f"Before training and after it{held_out}."))
+    return section("", blocks.Group(cards, "headlines"), blocks.about(f"Before training and after it{held_out}."))
 
 
 def _diagnostics(found: Sequence[Record]) -> Section | None:
-    cards = [
-        blocks.Card(
-            blocks.line(
-                one.get("title", one.get("rule", "")), blocks.span(f"update {one.get('update', '?')}", "muted")
-            ),
-            (blocks.Text(str(one["text"])),),
-            "card explanation stops" if one.get("stops") else "card explanation",
-        )
-        for one in found
-    ]
+    cards = []
+    for one in found:
+        update = blocks.span(f"update {one.get('update', '?')}", "muted")
+        title = blocks.line(one.get("title", one.get("rule", "")), update)
+        stops = " stops" if one.get("stops") else ""
+        cards.append(blocks.card(title, blocks.Text(str(one["text"])), css=f"card explanation{stops}"))
     return section("Diagnostics", *cards)
 
 
 def _curves(run: Run, panels: Sequence[Panel], constant: Sequence[str]) -> Section | None:
-    pictures = {True: [_curve(panel, run) for panel in panels if panel.primary]}
     more = [_curve(panel, run) for panel in panels if not panel.primary]
-    still = Markup(", ").join(blocks.line(name, blocks.bold(figure(run.metrics[name][1][-1]))) for name in constant)
+    still = Markup(", ").join(blocks.line(name, blocks.bold(figure(run.after(name) or 0.0))) for name in constant)
     return section(
         "Learning curves",
         blocks.about(
             "Thin line: every update. Thick line: smoothed. Dots: held-out evaluation. Horizontal axis: updates."
         ),
-        blocks.Pictures(pictures[True]),
-        blocks.Details(f"{len(more)} more curves", (blocks.Pictures(more),)) if more else None,
+        blocks.Pictures([_curve(panel, run) for panel in panels if panel.primary]),
+        blocks.details(f"{len(more)} more curves", blocks.Pictures(more)),
         blocks.about(Markup("Constant all along: {}.").format(still)) if constant else None,
     )
 
@@ -205,28 +200,12 @@ def _forgotten(run: Run) -> Section | None:
 
 
 def _masks(rows: Sequence[MaskedRow]) -> Section | None:
-    told = blocks.line(
-        blocks.span("Marked", "mask learned"),
-        "text is learned,",
-        blocks.span("grey", "mask read"),
-        "text is only read.",
-    )
-    told = blocks.line(told, "Special tokens are written out.")
-    if any(row.judged for row in rows):
-        told = blocks.line(told, "Where steps are judged:", blocks.span("right", "mask right"))
-        told = Markup("{}, {}.").format(told, blocks.span("wrong", "mask wrong"))
-    cards = [
-        blocks.Card(
-            "",
-            (
-                blocks.Text(row.title, "tag", "span"),
-                blocks.Text(Markup().join(blocks.span(text, f"mask {use}") for text, use in row.stretches), "text"),
-            ),
-            "card masked",
-        )
-        for row in rows
-    ]
-    return section("What is learned of the first rows", blocks.Text(told, blocks.ABOUT), *cards)
+    cards = []
+    for row in rows:
+        text = Markup().join(blocks.span(text, f"mask {use}") for text, use in row.stretches)
+        cards.append(blocks.Group((blocks.Text(row.title, "tag", "span"), blocks.Text(text, "text")), "card masked"))
+    told = MASKS + JUDGED if any(row.judged for row in rows) else MASKS
+    return section("What is learned of the first rows", blocks.about(told), *cards)
 
 
 def efficiency(run: Run) -> dict[str, str]:

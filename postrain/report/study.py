@@ -7,20 +7,17 @@ neither torch nor lightning.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from postrain.errors import ConfigError
-from postrain.jsonl import modest, number, read_json
+from postrain.jsonl import number, read_json
 from postrain.metrics import Direction, decides, direction_of
 from postrain.report.study_cells import Cell, JobResult, cells_of, untrained
-from postrain.report.values import LARGEST
+from postrain.report.values import LARGEST, finite, mapping, read_records, read_yaml
 from postrain.runs.status import Status
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
@@ -88,16 +85,18 @@ class SweepResult:
 
 def read_study(path: Path) -> SweepResult:
     """The sweep in a folder, finished or not. Raises ConfigError where there is none."""
-    node, missing = _yaml(path / FILE)
-    records, more = _records(path / JOBS)
-    jobs = [read_job(path, record) for record in records]
+    if not (path / FILE).is_file():
+        raise ConfigError(f"{path} is not a sweep: it holds no {FILE}")
+    node = read_yaml(path / FILE)
+    jobs = [read_job(path, record) for record in read_records(path / JOBS) if "folder" in record]
+    missing = [] if node else [f"{FILE} is damaged: the question is not known"]
+    missing += [] if jobs else [f"{JOBS} is missing or damaged: the jobs are not known"]
     settings = tuple(dict.fromkeys(key for job in jobs for key in job.settings))
     metric, direction = deciding(node.get("metric"), node.get("direction"), jobs, settings)
     columns = node.get("columns") or ()
     if metric is not None and node.get("metric") != metric:
         columns = [*columns, *USUAL]
-    picture = node.get("picture")
-    axes = picture if isinstance(picture, dict) else {}
+    axes = mapping(node.get("picture"))
     known = {name for job in jobs for name in job.values}
     x, y = (name if (name := axes.get(axis)) in known else None for axis in ("x", "y"))
     if x is None and KL in known and about_kl(settings):
@@ -117,7 +116,7 @@ def read_study(path: Path) -> SweepResult:
         settings=settings,
         cells=cells,
         untrained=tuple(untrained(cells, metric)) if metric else (),
-        missing=(*missing, *more, *_unmeasured(jobs, wanted, metric), *_diverged(cells)),
+        missing=(*missing, *_unmeasured(jobs, wanted, metric), *_diverged(cells)),
     )
 
 
@@ -145,44 +144,16 @@ def about_kl(settings: Iterable[str]) -> bool:
     return any("kl" in last.split("_") or last == "beta" for last in (key.rpartition(".")[2] for key in settings))
 
 
-def _yaml(path: Path) -> tuple[Mapping[str, Any], list[str]]:
-    try:
-        node = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path.parent} is no sweep: {path.name}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        node = None
-    return (
-        (node, [])
-        if isinstance(node, dict) and modest(node)
-        else ({}, [f"{path.name} is damaged: the question is not known"])
-    )
-
-
-def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return [], [f"{path.name} is missing or damaged: the jobs are not known"]
-    records = (
-        [each for each in found if isinstance(each, dict) and "folder" in each and modest(each)]
-        if isinstance(found, list)
-        else []
-    )
-    return [*records], [] if records else [f"{path.name} holds no jobs"]
-
-
 def read_job(root: Path, record: Mapping[str, Any]) -> JobResult:
     """The result of a job of the sweep in `root`; `record` is its entry of jobs.json."""
     folder = root / str(record["folder"])
     status, result = Status(folder / "status.json").current(), read_json(folder / "result.json")
     state = str(status.get("status") or "not started")
-    settings = record.get("settings")
     return JobResult(
         number=int(number(record.get("number")) or 0),
         folder=folder,
         label=str(record.get("label", folder.name)),
-        settings=settings if isinstance(settings, dict) else {},
+        settings=mapping(record.get("settings")),
         seed=seed if isinstance(seed := record.get("seed"), int) else None,
         state=state,
         reason=str(status.get("reason") or result.get("stopped") or ""),
@@ -197,9 +168,8 @@ def read_job(root: Path, record: Mapping[str, Any]) -> JobResult:
 
 def measured(result: Mapping[str, Any]) -> dict[str, float]:
     """The numbers a finished job has ended with, by its result.json."""
-    changes, values = result.get("changes"), result.get("values")
-    found = {name: both[-1] for name, both in changes.items() if both} if isinstance(changes, dict) else {}
-    found |= values if isinstance(values, dict) else {}
+    found = {name: both[-1] for name, both in mapping(result.get("changes")).items() if both}
+    found |= mapping(result.get("values"))
     return {name: known for name, value in found.items() if (known := number(value)) is not None}
 
 
@@ -224,12 +194,11 @@ def _diverged(cells: Sequence[Cell]) -> Iterable[str]:
 
 
 def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
-    for name, both in found.items() if isinstance(found, dict) else ():
-        ends = [number(value) for value in both] if isinstance(both, list) else []
+    for name, both in mapping(found).items():
         # Of nan or infinity there is no mean.
-        known = [value for value in ends if value is not None and abs(value) < LARGEST]
-        if len(known) == len(ends) == 2:
-            yield name, (known[0], known[1])
+        ends = [known for value in both if (known := finite(value)) is not None] if isinstance(both, list) else []
+        if len(ends) == 2 == len(both):
+            yield name, (ends[0], ends[1])
 
 
 def number_that_varies(study: SweepResult) -> str | None:

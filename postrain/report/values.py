@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from postrain.jsonl import Record, number
+import yaml
+
+from postrain.jsonl import Record, modest, number
 
 Curve = tuple[list[int], list[float]]
 """Updates, and the metric after each of them."""
@@ -27,6 +31,23 @@ def mapping(found: Any) -> Record:
 def records_of(found: Any) -> list[Record]:
     """The mappings in a list."""
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def read_yaml(path: Path) -> Record:
+    """The mapping in a YAML file; {} where it is missing or damaged."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and modest(found) else {}
+
+
+def read_records(path: Path) -> list[Record]:
+    """The mappings of a JSON list; none where it is missing or damaged."""
+    try:
+        return [one for one in records_of(json.loads(path.read_bytes())) if modest(one)]
+    except (OSError, ValueError, RecursionError):
+        return []
 
 
 def text_of(value: Any) -> str:

@@ -8,8 +8,8 @@ import pytest
 
 from postrain.cli.main import start
 from postrain.jobs.sweep import alone
+from postrain.report.answer import markdown, result
 from postrain.report.study import read_study
-from postrain.report.study_table import markdown, result
 from postrain.runs.folder import RunFolder
 from tests.jobs.sweeps import Program, finish, sweep
 from tests.training_runs import CONF

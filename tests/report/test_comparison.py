@@ -13,9 +13,8 @@ import pytest
 from postrain.errors import ConfigError
 from postrain.report import write_comparison
 from postrain.report.__main__ import main
-from postrain.report.comparison_page import Member, efficiency_table, headline_table, warnings
+from postrain.report.comparison_page import Member, differing, efficiency_table, headline_table, labels, warnings
 from postrain.report.folders import Run, read_run
-from postrain.report.labels import differing, labels
 from postrain.report.samples import Sample, interval
 from tests.report.test_report import checked
 

@@ -14,7 +14,7 @@ from postrain.jobs.sweep import kept
 from postrain.jsonl import modest, read_json
 from postrain.report.evaluations import read_evaluation
 from postrain.report.folders import read_generation, read_run
-from postrain.report.pipeline_page import _plan
+from postrain.report.pipeline_page import write_pipeline
 from postrain.report.study import read_study
 from postrain.types import ConfigError
 
@@ -45,7 +45,7 @@ READERS: dict[str, Any] = {
     "completions.jsonl": read_generation,
     "evaluation_stats.json": read_evaluation,
     "sample_responses.json": read_evaluation,
-    "pipeline.yaml": _plan,
+    "pipeline.yaml": write_pipeline,
     "sweep.yaml": read_study,
     "jobs.json": read_study,
 }

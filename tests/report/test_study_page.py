@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from postrain.report import study_pictures, write_report
+from postrain.report import write_report
 from postrain.report.blocks import Cell
 from postrain.report.study import number_that_varies, read_study
-from postrain.report.study_page import command, ends, table, write_study
-from postrain.report.study_pictures import lines, mean_curve
+from postrain.report.study_page import command, ends, frontier, lines, mean_curve, table, write_study
 from tests.report.sweeps import make_sweep
 from tests.report.test_report import checked
 
@@ -77,7 +76,7 @@ def test_settings_along_a_number_are_joined_in_its_order(tmp_path: Path) -> None
 def test_the_picture_fits_what_varies(
     tmp_path: Path, key: str, values: tuple[Any, ...], said: dict[str, Any], title: str
 ) -> None:
-    drawn = study_pictures.frontier(read_study(make_sweep(tmp_path / "kl", key=key, values=values, **said)))
+    drawn = frontier(read_study(make_sweep(tmp_path / "kl", key=key, values=values, **said)))
     assert drawn is not None
     assert drawn.title == title
     assert drawn.svg.startswith("<svg")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from postrain.report.answer import markdown, paired, rows, verdict
 from postrain.report.study import read_study
-from postrain.report.study_table import markdown, rows
-from postrain.report.verdict import paired, verdict
 from tests.report.sweeps import GOLD, KL, make_sweep
 
 
