@@ -87,7 +87,7 @@ def _to(value: Any, device: torch.device | str) -> Any:
 class Rows(Batch):
     """Token rows with the positions that count: what scoring.py runs through a model.
 
-    They stay on the CPU, where they are sorted, packed and counted; whoever runs a model moves the tokens once.
+    They stay on the CPU, where they are sorted, packed and counted; tokens are moved where a model runs.
     """
 
     ids: tuple[Tensor, ...]
@@ -156,16 +156,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Step:
-    """What an environment says to a turn of the policy."""
+    """An environment's answer to a turn of the policy."""
 
     observation: str
-    """Text that goes on right after the turn: the policy reads it and does not learn to write it."""
+    """Text that follows the turn: the policy reads it and does not learn to write it."""
     state: Any
-    """What the environment wants to know at the next turn."""
+    """What the environment is given at the next turn."""
     reward: float | None = None
-    """What this turn earned, if anything."""
+    """The reward of this turn, if there is one."""
     done: bool = False
-    """True when nothing more is to be written."""
+    """True when the episode is over."""
     error: bool = False
     """True when the turn asked for something the environment cannot do."""
 
@@ -175,14 +175,18 @@ class RewardBatch:
     """Rewards of a batch of completions."""
 
     total_B: Tensor
-    """What the policy is paid, float32 [B]; NaN where no part could score the completion."""
+    """The total reward, float32 [B]; NaN where no part could score the completion."""
     parts: Mapping[str, tuple[float | None, ...]]
     """Each named part before weighting, [B]; None where it could not score."""
 
 
 @dataclass
 class Mean:
-    """A mean in the making: totals and counts add up over micro-batches, mini-batches and ranks."""
+    """A mean as its total and count, which add up over micro-batches, mini-batches and ranks.
+
+    Not torchmetrics' MeanMetric: an update of that takes 160 µs where this takes 3, its sums are float32, and each
+    metric is gathered by itself, where all metrics of an update cross the ranks at once here.
+    """
 
     total: Tensor | float
     count: Tensor | float
@@ -197,7 +201,7 @@ class Mean:
 
 @dataclass
 class Max:
-    """A maximum in the making, added up like a Mean."""
+    """A maximum, added up like a Mean; NaN stays NaN, which torchmetrics' MaxMetric leaves out."""
 
     peak: Tensor | float
 

@@ -1,4 +1,4 @@
-"""data/wordings.py: the same facts on both sides, learned in some words and asked in others."""
+"""The paraphrases of data/sources.py: facts learned in some wordings and asked in others."""
 
 from __future__ import annotations
 
