@@ -143,19 +143,10 @@ class Local(Settings):
         place = folder / job.folder
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
-        status, slot = Status(place / "status.json"), slots.pop()
+        slot = slots.pop()
         with (place / LOG).open("ab") as log, (place / ".lock").open("w") as lock:
             if self._acquire(lock, job) and not is_done(place):
-                begun = log.tell()
-                code, late = self._process(job, folder, slot, log, lock.fileno())
-                ended = status.read().get("status")
-                if late and ended != "done":
-                    status.failed(f"{TIMED_OUT} after {self.timeout:g} s (hydra.launcher.timeout)")
-                elif code is not None and ended == "running":
-                    if self.stopping.is_set():
-                        status.interrupted("SIGTERM")
-                    else:
-                        status.failed(last_message(place / LOG, begun, code))
+                self._process(job, folder, slot, log, lock)
         slots.append(slot)
 
     def _acquire(self, lock: IO[str], job: Job) -> bool:
@@ -170,14 +161,15 @@ class Local(Settings):
             self.stopping.wait(0.2)
         return False
 
-    def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: int) -> tuple[int | None, bool]:
-        """Runs a job to its end; its exit code, None where it was not started, and whether it took too long."""
-        place = folder / job.folder
+    def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: IO[str]) -> None:
+        """Runs a job to its end, unless the sweep is stopping; writes how it ended where the job has not."""
+        place, begun = folder / job.folder, log.tell()
+        status = Status(place / "status.json")
         with self.starting:
             if self.stopping.is_set():
-                return None, False
+                return
             overrides = [*overrides_of(job, folder, self.resumes), format_override("hydra.run.dir", str(place))]
-            Status(place / "status.json").running()
+            status.running()
             try:
                 process = subprocess.Popen(
                     [*self.command, *overrides],
@@ -185,17 +177,22 @@ class Local(Settings):
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[lock],
+                    pass_fds=[lock.fileno()],
                     start_new_session=True,
                 )
             except OSError as error:
-                log.write(f"error: the job could not be started: {error}\n".encode())
-                log.flush()
-                return 1, False
+                status.failed(f"the job could not be started: {error}")
+                return
             self.living.add(process)
         late = self._takes_too_long(process)
         self.living.discard(process)
-        return process.returncode, late
+        ended = status.read().get("status")
+        if late and ended != "done":
+            status.failed(f"{TIMED_OUT} after {self.timeout:g} s (hydra.launcher.timeout)")
+        elif ended == "running" and self.stopping.is_set():
+            status.interrupted("SIGTERM")
+        elif ended == "running":
+            status.failed(last_message(place / LOG, begun, process.returncode))
 
     def _takes_too_long(self, process: subprocess.Popen[bytes]) -> bool:
         """Waits for a job, and ends it at its time limit: first it may save, then its whole group is killed."""

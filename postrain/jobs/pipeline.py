@@ -78,20 +78,19 @@ class Pipeline:
         try:
             saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
             stages, steps, words = stages_of(saved["node"]), saved.pop("steps"), tuple(saved.pop("words"))
-            written = [step["stage"] for step in steps]
-            jobs = [
-                replace(stage, overrides=tuple(step["words"]), config=step["config"])
+            jobs = tuple(
+                replace(stage, overrides=tuple(step["words"]), config={**step["config"]})
                 for step, stage in zip(steps, stages, strict=True)
-            ]
-            loaded = cls(**saved, overrides=words, jobs=tuple(jobs))
+            )
+            loaded = cls(**saved, overrides=words, jobs=jobs)
+            texts = [loaded.name, *words, *(override for job in jobs for override in job.overrides)]
+            same = [step["stage"] for step in steps] == [*map(_entry, stages)]
         except (
             *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
             *(YAMLError, OmegaConfBaseException),
         ):
             raise damaged from None
-        texts = [loaded.name, *words, *(override for job in jobs for override in job.overrides)]
-        whole = written == [*map(_entry, stages)] and all(map(_is_whole, jobs))
-        if not whole or not all(isinstance(text, str) for text in texts):
+        if not same or not all(map(_is_whole, jobs)) or not all(isinstance(text, str) for text in texts):
             raise damaged
         return loaded
 
@@ -104,12 +103,9 @@ def _entry(stage: Job) -> dict[str, Any]:
 
 def _is_whole(job: Job) -> bool:
     """Whether a stage has what is read of it before its config is checked."""
-    config: Any = job.config
-    wanted = ("call",) if job.kind == "call" else ("name", "model")
-    if not isinstance(config, Mapping):
-        return False
-    model = config.get("model", {"name": None, "path": None})
-    return all(key in config for key in wanted) and isinstance(model, Mapping) and {"name", "path"} <= set(model)
+    model = job.config.get("model")
+    known = job.kind != "train" or (isinstance(model, Mapping) and {"name", "path"} <= set(model))
+    return known and ("call" if job.kind == "call" else "name") in job.config
 
 
 def execute(
@@ -129,11 +125,7 @@ def execute(
     """
     if "RANK" in os.environ:
         raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
-    composer = Composer(conf)
-    if config.resume:
-        folder, pipeline = _resumed(config, overrides, composer)
-    else:
-        folder, pipeline = _new(config, overrides, composer, place)
+    folder, pipeline = _resumed(config, overrides, conf) if config.resume else _new(config, overrides, conf, place)
     runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
     whole = RunFolder(folder)
@@ -157,11 +149,11 @@ def _finish(pipeline: Pipeline, folder: Path) -> float | None:
     return number(found.get("objective"))
 
 
-def _new(config: DictConfig, overrides: Sequence[str], composer: Composer, place: Path | None) -> tuple[Path, Pipeline]:
+def _new(config: DictConfig, overrides: Sequence[str], conf: Path, place: Path | None) -> tuple[Path, Pipeline]:
     """Composes, checks, and only then makes the folder."""
     name = config.name or HydraConfig.get().runtime.choices["pipeline"]
     node: Any = OmegaConf.to_container(config.pipeline)
-    jobs = plan_stages(node, overrides, composer)
+    jobs = plan_stages(node, overrides, Composer(conf))
     pipeline = Pipeline(name=name, node=node, overrides=tuple(overrides), jobs=jobs, report=config.report)
     if place is None:
         place = new_directory(Path(config.paths.output), "pipeline", name, config_hash(pipeline.record()))
@@ -171,7 +163,7 @@ def _new(config: DictConfig, overrides: Sequence[str], composer: Composer, place
     return place, pipeline
 
 
-def _resumed(config: DictConfig, overrides: Sequence[str], composer: Composer) -> tuple[Path, Pipeline]:
+def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[Path, Pipeline]:
     """The pipeline as it was saved, with today's overrides if there are any: stages that are done stay as they are."""
     folder = Path(config.resume)
     check_contained(folder)
@@ -187,7 +179,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], composer: Composer) -
     if not new:
         return folder, saved
     together = (*saved.overrides, *new)
-    jobs = plan_stages(saved.node, together, composer, guest)
+    jobs = plan_stages(saved.node, together, Composer(conf, guest))
     for old, job in zip(saved.jobs, jobs, strict=True):
         if old.config != job.config and is_done(folder / job.folder):
             raise ConfigError(
@@ -244,8 +236,8 @@ class StageRunner:
                 call(config, folder)
                 return
             session = {"name": self.tracker_name(job, config["name"]), **self.session(job, folder)}
-            told = {"overrides": overrides, "group": self.group, "place": folder, "trusted": self.trusted}
-            frame.execute(frame.PROGRAMS[job.kind], {**config, **session}, **told)
+            known = {"overrides": overrides, "group": self.group, "place": folder, "trusted": self.trusted}
+            frame.execute(frame.PROGRAMS[job.kind], {**config, **session}, **known)
         finally:
             # A stage may set its own number of threads; the next one starts with the default again.
             torch.set_num_threads(threads)

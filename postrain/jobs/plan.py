@@ -1,7 +1,7 @@
 """From overrides to jobs: the jobs of a sweep and the stages of a pipeline, each composed, checked and hashed.
 
 All jobs are planned before the first one starts, and all problems are raised in one ConfigError. Called inside a Hydra
-job, whose config groups the jobs share. What comes from the folder of an earlier session is not trusted: `guest`.
+job, whose config groups the jobs share.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class Call:
 class Composer:
     """Composes configs as the command line does, each combination of options once: reading thirty files takes long."""
 
-    def __init__(self, conf: Path) -> None:
-        self.conf = conf
+    def __init__(self, conf: Path, guest: Guest | None = None) -> None:
+        """`guest` is the folder that overrides come from, if not all are today's: it is not trusted."""
+        self.conf, self.guest = conf, guest
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, primary: str, overrides: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
@@ -62,6 +63,8 @@ class Composer:
 
         `primary` is the name of the primary config.
         """
+        if self.guest:
+            self.guest.check_words(overrides)
         ready = settled(forced(overrides, self.conf, root=primary, extra=extra_folder()))
         options = tuple(each for each in ready if not each.startswith("++"))
         values = [each for each in ready if each.startswith("++")]
@@ -109,10 +112,8 @@ class Problems:
 # The stages of a pipeline.
 
 
-def plan_stages(
-    node: Mapping[str, Any], overrides: Sequence[str], composer: Composer, guest: Guest | None = None
-) -> tuple[Job, ...]:
-    """The stages of a pipeline's config node. `guest` is the folder that node and overrides come from, if any."""
+def plan_stages(node: Mapping[str, Any], overrides: Sequence[str], composer: Composer) -> tuple[Job, ...]:
+    """The stages of a pipeline's config node."""
     jobs = [*stages_of(node)]
     given = split(overrides, jobs)
     reached: set[str] = set()
@@ -122,12 +123,10 @@ def plan_stages(
         with problems.of(stage.name):
             own, shared = for_stage(given, stage, partial(takes, stage.kind), groups)
             reached |= shared
-            if guest:
-                guest.check_words(own)
             job = _composed(stage, own, composer)
             places = references(jobs, CHECKED)
-            if guest:
-                vet(job, places, guest)
+            if composer.guest:
+                vet(job, places, composer.guest)
             _check_stage(job, places)
             jobs[index] = job
     lines = [f"stage {', '.join(names)}: {line}" for line, names in problems.lines.items()] + unused(given, reached)
@@ -217,10 +216,11 @@ def to_confirm(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Found]]
 class SweepPlanner:
     """Makes the jobs of a study's settings."""
 
-    def __init__(self, study: Study, overrides: Sequence[str], composer: Composer, primary: str, guest: Guest | None):
+    def __init__(self, study: Study, overrides: Sequence[str], composer: Composer, primary: str) -> None:
         """`overrides` are those of the command line: they win over the study's base and lose to what varies."""
-        self.study, self.overrides, self.composer, self.guest = study, tuple(overrides), composer, guest
-        self.kind: Kind = next(kind for kind, program in PROGRAMS.items() if program.primary == primary)
+        self.study, self.composer = study, composer
+        self.shared = (*study.base, *overrides)
+        self.kind: Any = next(kind for kind, program in PROGRAMS.items() if program.primary == primary)
         self.program = PROGRAMS[self.kind]
         self.numbers = count()
 
@@ -240,10 +240,7 @@ class SweepPlanner:
         seeded = () if seed is None else (format_override("seed", seed),)
         name = " ".join(filter(None, [setting.label, *seeded])) or "alone"
         own = [*setting.overrides, *seeded, format_override("name", name)]
-        overrides = [*self.study.base, *self.overrides, *own]
-        if self.guest:
-            self.guest.check_words(overrides)
-        config, ready = self.composer(self.program.primary, overrides)
+        config, ready = self.composer(self.program.primary, [*self.shared, *own])
         kind: Kind = "pipeline" if config.get("pipeline") else self.kind
         if kind == "pipeline":
             hashed, confirm = self._pipeline(OmegaConf.to_container(config.pipeline), ready)
@@ -264,7 +261,7 @@ class SweepPlanner:
 
     def _pipeline(self, node: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What makes the job the job it is, and what has to be given again to resume it."""
-        stages = plan_stages(node, overrides, self.composer, self.guest)
+        stages = plan_stages(node, overrides, self.composer)
         confirm = [format_override(f"stage.{name}.{one.key}", one.value) for name, one in to_confirm(stages, CHECKED)]
         return {stage.name: _hashed(stage.config) for stage in stages}, tuple(confirm)
 
@@ -272,8 +269,8 @@ class SweepPlanner:
         """The same of a single run."""
         if self.kind == "train" and "method" not in config:
             raise ConfigError("method: no job of the sweep names one, as in method=ppo")
-        if self.guest:
-            self.guest.check(config, self.program.config)
+        if self.composer.guest:
+            self.composer.guest.check(config, self.program.config)
         ready = parse(config, self.program.config)
         confirm = [format_override(one.key, one.value) for one in confirmable(config, self.program.config)]
         return _hashed(settings(ready)), tuple(confirm)

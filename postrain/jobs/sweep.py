@@ -122,7 +122,7 @@ def execute(
     overrides = [each for each in task_words() if each.partition("=")[0] not in OWN_KEYS]
     earlier = _earlier(Path(config.resume)) if config.get("resume") else None
     name, study, shared = read(swept, overrides, conf.parent, earlier and earlier / FILE)
-    planner = SweepPlanner(study, shared, Composer(conf), primary, earlier and Guest(earlier, said_in(today)))
+    planner = SweepPlanner(study, shared, Composer(conf, earlier and Guest(earlier, said_in(today))), primary)
     if study.search:
         check_search(study)
     jobs = [] if study.search else distinct(planner([*settings(study)]))
