@@ -117,7 +117,7 @@ def generate(
     found = engine.generate(
         model,
         [ids[place] for place, _ in places],
-        keys=[derive_seed(seed, "generate", place, number) for place, number in places],
+        seeds=[derive_seed(seed, "generate", place, number) for place, number in places],
         stop=Stop(shown.stop_ids, engine.sampling.stop, shown.decode_all),
     )
     return [

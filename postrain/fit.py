@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,16 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from postrain.config.schema import Deferred, Paths
+from postrain.config.tree import SETTINGS, settings_of
+from postrain.data.module import DataModule
+from postrain.data.sources import Rows
 from postrain.errors import ConfigError, Interrupted
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.trainer import Hardware
 from postrain.jobs.frame import TRAIN, execute
+from postrain.jsonl import atomic_write_text
 from postrain.methods.base import Method
+from postrain.models.cache import kept
 from postrain.models.provenance import Provenance, keep_on_disk, provenance_of, unchanged
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
@@ -77,6 +85,7 @@ def fit(
         kind = type(method).__name__
         raise ConfigError(f"data: no rows to learn from; give them, as {kind}(model, tokenizer, data=rows)")
     parts, loaded = method.parts, provenance(method)
+    name_rows(method.own_data)
     parameter = next(parts.policy.parameters())
     config = TrainConfig(
         method=method,
@@ -100,11 +109,28 @@ def fit(
         paths=Paths(output=str(output)),
     )
     try:
-        objective = execute(TRAIN, config)
+        objective = execute(replace(TRAIN, command=("python", *sys.argv[:1])), config)
     except Interrupted as stop:
         # A SystemExit would end the notebook or program that has called this.
         raise KeyboardInterrupt(f"{stop.signal.name}; resume with fit(resume={str(stop.folder)!r})") from None
     return Run(Path(method.trainer.default_root_dir), method, objective)
+
+
+def name_rows(data: DataModule) -> None:
+    """Writes rows that Python code holds to the cache and names that file in the settings, so that the run can be
+    resumed from a command line; rows that JSON does not hold are left unnamed."""
+    source = data.source
+    if not isinstance(source, Rows):
+        return
+    path = None
+    with suppress(TypeError, ValueError):
+        text = "".join(json.dumps(row.values, allow_nan=False) + "\n" for row in source.load(eval_rows=0).train.rows)
+        digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        path = str(kept(f"rows-{digest}", lambda directory: atomic_write_text(directory / "rows.jsonl", text)))
+    data.source = None
+    settings = {**settings_of(data), "path": path and f"{path}/rows.jsonl"}
+    data.source = source
+    object.__setattr__(data, SETTINGS, settings)
 
 
 def provenance(method: Method) -> Provenance:
