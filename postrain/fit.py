@@ -25,7 +25,7 @@ from postrain.hardware.trainer import Hardware
 from postrain.jobs.frame import TRAIN, execute
 from postrain.jsonl import atomic_write_text
 from postrain.methods.base import Method
-from postrain.models.cache import kept
+from postrain.models.disk_cache import disk_cached
 from postrain.models.provenance import Provenance, keep_on_disk, provenance_of, unchanged
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
@@ -126,7 +126,7 @@ def name_rows(data: DataModule) -> None:
     with suppress(TypeError, ValueError):
         text = "".join(json.dumps(row.values, allow_nan=False) + "\n" for row in source.load(eval_rows=0).train.rows)
         digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-        path = str(kept(f"rows-{digest}", lambda directory: atomic_write_text(directory / "rows.jsonl", text)))
+        path = str(disk_cached(f"rows-{digest}", lambda directory: atomic_write_text(directory / "rows.jsonl", text)))
     data.source = None
     settings = {**settings_of(data), "path": path and f"{path}/rows.jsonl"}
     data.source = source
