@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def fit(
         paths=Paths(output=str(output)),
     )
     try:
-        objective = execute(replace(TRAIN, command=("python", *sys.argv[:1])), config)
+        objective = execute(TRAIN, config, command=("python", *sys.argv[:1]))
     except Interrupted as stop:
         # A SystemExit would end the notebook or program that has called this.
         raise KeyboardInterrupt(f"{stop.signal.name}; resume with fit(resume={str(stop.folder)!r})") from None

@@ -77,12 +77,14 @@ def execute(
     group: str | None = None,
     place: Path | None = None,
     trusted: Collection[Item] = (),
+    command: tuple[str, ...] | None = None,
 ) -> float | None:
     """Runs a program on a config, or on the plain containers of one; returns the number that a sweep compares.
 
     A config that names a folder in `resume` continues the run there. `overrides` are the words of the command line;
     `place` is where a new folder shall be, if that was decided before; it may not hold a run yet. `trusted` is what the
-    command line says besides `config`, of other stages of a pipeline.
+    command line says besides `config`, of other stages of a pipeline. `command` is what was started in a shell, where
+    that is not the program's own.
     Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; whatever was trained is saved.
     """
     quieten()
@@ -97,7 +99,7 @@ def execute(
         begun = RunFolder(path)
         with clock_at(begun.status.began()):
             context = RunContext(
-                folder=begun, interrupt=interrupt, command=program.command, overrides=overrides, group=group
+                folder=begun, interrupt=interrupt, command=command or program.command, overrides=overrides, group=group
             )
             return program.run(ready, context)
 

@@ -194,8 +194,9 @@ class Driven(LightningModule):
 
     def show(self, metrics: Mapping[str, float], items: int) -> None:
         """Makes an update's metrics known to callbacks, progress bars and Lightning's loggers."""
+        logger = self.logs_to_trackers and bool(self.trainer.loggers)
         for name, value in metrics.items():
-            self.log(name, value, prog_bar=name in self.headline, logger=self.logs_to_trackers, batch_size=items)
+            self.log(name, value, prog_bar=name in self.headline, logger=logger, batch_size=items)
 
     def end_on_schedule(self) -> None:
         """Stops the Trainer after the last update: the learning rate is 0 from there on."""
@@ -217,7 +218,8 @@ class Driven(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the evaluation as `eval/...`."""
         found = self.combined(self.held_out) if self.held_out else {}
-        self.log_dict({f"eval/{name}": value for name, value in found.items()})
+        logger = bool(self.trainer.loggers)
+        self.log_dict({f"eval/{name}": value for name, value in found.items()}, logger=logger)
 
     # Checkpoints --------------------------------------------------------------------------------------------------
 
