@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from annotated_types import Ge, Gt, Interval
@@ -31,6 +31,8 @@ CountOrZero = Annotated[int, Interval(ge=0, le=1_000_000_000)]
 Size = Annotated[int, Interval(ge=1, le=1_000_000)]
 # Processes, threads, requests under way at once.
 Workers = Annotated[int, Interval(ge=1, le=1024)]
+# How a learning rate changes after its warm-up.
+LRSchedule = Literal["constant", "linear", "cosine"]
 # What torch.Generator takes.
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 

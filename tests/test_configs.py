@@ -2,12 +2,13 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from postrain.config.arguments import resolved
 from postrain.config.check import check
+from postrain.config.defaults import complete
 from postrain.config.overrides import PROGRAMS
 from postrain.training.config import TrainConfig
-from tests.training_runs import CONF, METHODS, SMALL, composed
+from tests.training_runs import CONF, METHODS, SMALL, composed, forced
 
 # Groups of conf/generate.yaml, and pipelines, which compose several configs: tests/generation and tests/pipeline.
 ELSEWHERE = ("keep", "pipeline")
@@ -66,12 +67,12 @@ def test_the_experiment_wins_over_the_method_and_loses_to_the_command_line():
     "words",
     [
         [*SMALL, "method=dpo", "method.loss={sigmoid:0.8,bco:0.2}", "++method.learning_rat=1"],
-        ["method.updates=7", "experiment=nano", "adapter=lora", "~data.source.seed", "paths.output='/a b/c'"],
+        ["method.updates=7", "experiment=nano", "adapter=lora", "~data.source.kind", "paths.output='/a b/c'"],
     ],
 )
 def test_tests_compose_as_hydra_does(words):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        plainly = OmegaConf.to_container(compose("config", words), resolve=True)
+        plainly = resolved(complete(compose("config", forced(words)), TrainConfig))
     assert composed(words) == plainly
 
 

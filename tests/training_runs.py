@@ -15,6 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from postrain.cli.main import root_of
+from postrain.config.defaults import complete
 from postrain.config.tree import parse
 from postrain.jobs.frame import TRAIN, execute
 from postrain.runs.folder import RunFolder
@@ -52,11 +54,17 @@ def composed(overrides: Sequence[str], program: str = "config") -> dict:
 
 def unresolved(program: str, overrides: Sequence[str]) -> DictConfig:
     """The same with its references as they are written; takes the place of Hydra's `compose`."""
-    words = [_parsed(word) for word in overrides]
+    words = [_parsed(word) for word in forced(overrides)]
     chosen = tuple(str(word.input_line) for word in words if _is_option(word))
     config = deepcopy(_with_options(program, chosen))
     ConfigLoaderImpl._apply_overrides_to_config([word for word in words if not _is_option(word)], config)
-    return config
+    return complete(config, root_of(program))
+
+
+def forced(overrides: Sequence[str]) -> list[str]:
+    """Overrides as the command line hands them to Hydra: `++key=value`, for defaults are not in the YAML."""
+    free = [word.startswith(("+", "~")) or _is_option(_parsed(word)) for word in overrides]
+    return [word if is_free else f"++{word}" for word, is_free in zip(overrides, free, strict=True)]
 
 
 @cache

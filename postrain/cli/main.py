@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from postrain.config.arguments import hydra_raises, mistake, resolved
+from postrain.config.arguments import hydra_raises, mistake, resolved, shown_config
 from postrain.config.check import check
+from postrain.config.defaults import complete
 from postrain.config.masking import MASK, masked_text
 from postrain.config.overrides import PROGRAMS, Line, asked, listing, overview, prepare, task_words
 from postrain.config.schema import is_node
@@ -95,7 +97,8 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     if shown is not None:
         print(shown)
         return 0
-    sys.argv = [argv[0], *line.arguments]
+    words, shows = shown_config(line.arguments)
+    sys.argv = [argv[0], *words]
     # For --help, in the primary config's hydra.help.template.
     OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
     composed = False
@@ -104,6 +107,10 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     def job(config: DictConfig) -> float | None:
         nonlocal code, composed
         composed = True
+        config = complete(config, root_of(config_name))
+        if shows is not None:
+            code = show(config, shows)
+            return None
         if line.sweep is None:
             return told(config, lambda: one(config))
         from postrain.jobs.sweep import execute as sweep  # noqa: PLC0415 - start-up time of a single run
@@ -122,6 +129,29 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
             raise
         return complain(mistake(error))
     return code
+
+
+def root_of(config_name: str) -> type:
+    """The dataclass of a primary config's top-level keys."""
+    # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+    from postrain.jobs.frame import PROGRAMS, TRAIN  # noqa: PLC0415
+
+    return next((one.config for one in PROGRAMS.values() if one.primary == config_name), TRAIN.config)
+
+
+def show(config: DictConfig, flags: Namespace) -> int:
+    """Prints a config for `--cfg`, complete; returns the exit code."""
+    parts = {"job": {}, "hydra": {"hydra": HydraConfig.get()}, "all": {"hydra": HydraConfig.get()}}[flags.cfg]
+    whole = OmegaConf.create({**parts, **({} if flags.cfg == "hydra" else config)})
+    package = flags.package if flags.package != "_global_" else None
+    part = OmegaConf.select(whole, package) if package else whole
+    if part is None:
+        print(f"package '{package}' not found in config", file=sys.stderr)
+        return 1
+    if package and OmegaConf.is_config(part):
+        print(f"# @package {package}")
+    print(OmegaConf.to_yaml(part, resolve=flags.resolve).rstrip("\n") if OmegaConf.is_config(part) else part)
+    return 0
 
 
 def continued(argv: Sequence[str]) -> list[str]:

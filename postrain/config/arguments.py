@@ -47,6 +47,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def shown_config(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace | None]:
+    """The command line without --cfg and what belongs to it, and those; None where no config is to be shown."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--resolve", action="store_true")
+    flags, others = parser.parse_known_args(list(argv))
+    return (others, flags) if flags.cfg else (list(argv), None)
+
+
 def _unknown(token: str) -> str:
     word = token.lstrip("-").partition("=")[0]
     hint = meant(word, lambda key: True) or f"did you mean {word or 'method'}=...?"
@@ -124,7 +134,7 @@ def mistake(error: Exception) -> ConfigError:
         return ConfigError(f"{word}: {_meaning(rest)}")
     if first.startswith("Could not delete from config. '"):
         key = first.split("'")[1]
-        return ConfigError(f"~{key}: nothing to delete; the key is null or does not exist")
+        return ConfigError(f"~{key}: nothing to delete; it has its default or does not exist")
     key = next((line.split(":", 1)[1].strip() for line in rest if line.strip().startswith("full_key:")), _word(error))
     return ConfigError(f"{key}: {_meaning(lines)}" if key else _meaning(lines))
 

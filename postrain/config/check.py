@@ -21,10 +21,10 @@ from postrain.config.schema import (
     TARGET,
     Given,
     Schema,
-    Section,
     adapter,
     describe,
     is_node,
+    is_section,
     load_target,
     provides,
     schema_of,
@@ -85,7 +85,7 @@ def _problems(
 def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]) -> Iterator[str]:
     if value == MISSING:
         yield f"{path}: has to be given, as {path}=...; expected {describe(annotation)}"
-    elif isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, Section):
+    elif isinstance(value, Mapping) and is_section(annotation):
         yield from _problems(f"{path}.", value, annotation, known)
         if TARGET in value:
             yield f"{path}.{TARGET}: unknown key; {path} is not built from a class"
@@ -202,7 +202,7 @@ def _known(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
 def _of_root(root: type) -> Iterator[str]:
     """The keys that belong to no group."""
     for name, key in schema_of(root).keys.items():
-        if isinstance(key.annotation, type) and issubclass(key.annotation, Section):
+        if is_section(key.annotation):
             yield from (f"{name}.{inner}" for inner in schema_of(key.annotation).keys)
         else:
             yield name

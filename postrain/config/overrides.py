@@ -143,7 +143,7 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
 def asked(argv: Sequence[str], conf: Path) -> str | None:
     """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
     groups = _groups(conf, None)
-    named = [token for token in argv if token.isidentifier() and groups.options(token)]
+    named = [word for word in parse(argv).overrides if word.isidentifier() and groups.options(word)]
     return "\n\n".join(listing(conf, group) for group in named) or None
 
 

@@ -48,9 +48,9 @@ class Paths(Section):
     """Where things go."""
 
     output: str = "runs"
-    """Run folders are made here."""
+    """Run folders are made here, relative to where the command is given."""
     sweeps: str = "sweeps"
-    """Folders of sweeps are made here."""
+    """Folders of sweeps, whose jobs lie in them, are made here."""
 
 
 class Deferred(Generic[T]):
@@ -96,10 +96,6 @@ class Schema:
     """True when the constructor takes any further keyword, as some constructors of other libraries do."""
 
 
-class InPython:
-    """Marks, inside Annotated, an argument that Python code gives and a config cannot; an InitVar is one without it."""
-
-
 class Given(frozenset[str]):
     """Inside Annotated, the arguments of a node that the run gives: the parameters of an optimizer."""
 
@@ -122,6 +118,16 @@ class Confirm:
 def is_node(value: Any) -> bool:
     """True for a mapping that builds an object."""
     return isinstance(value, Mapping) and TARGET in value
+
+
+def is_group(annotation: Any) -> bool:
+    """True for a top-level key whose value is a node: an option of a config group."""
+    return describe(annotation).startswith(NODE) and not is_section(annotation)
+
+
+def is_section(annotation: Any) -> bool:
+    """True for a key whose value is a mapping without `_target_`."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def shown(value: Any) -> str:
@@ -176,10 +182,10 @@ def schema_of(target: Callable[..., Any]) -> Schema:
             takes_any = takes_any or parameter.kind is parameter.VAR_KEYWORD
             continue
         annotation = _resolve(target, name, parameter.annotation)
-        if isinstance(annotation, InitVar) or InPython in getattr(annotation, "__metadata__", ()):
-            continue
-        required = parameter.default is parameter.empty
-        keys[name] = Key(_built(annotation), required, None if required else parameter.default, annotation)
+        # An InitVar is what Python code gives, and a config cannot.
+        if not name.startswith("_") and not isinstance(annotation, InitVar):
+            required = parameter.default is parameter.empty
+            keys[name] = Key(_built(annotation), required, None if required else parameter.default, annotation)
     return Schema(keys, takes_any)
 
 

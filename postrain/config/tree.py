@@ -24,6 +24,7 @@ from postrain.config.schema import (
     adapter,
     is_deferred,
     is_node,
+    is_section,
     load_target,
     schema_of,
 )
@@ -82,11 +83,6 @@ def _argument(value: Any, key: Key | None) -> Any:
     if not is_section(key.annotation):
         value = adapter(key.annotation).validate_python(value)
     return instantiate(value, key.written)
-
-
-def is_section(annotation: Any) -> bool:
-    """Whether a mapping under this annotation is written without a target."""
-    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _item(annotation: Any) -> Any:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
 from lightning.pytorch import LightningDataModule
 
-from postrain.config.schema import Confirm, InPython, load_target
+from postrain.config.schema import Confirm, load_target
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
@@ -35,8 +35,13 @@ from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
 Share = Annotated[float, Interval(gt=0, lt=1)]
+COLUMNS = (
+    *("text", "messages", "prompt", "completion", "system", "history", "input", "chosen", "rejected"),
+    *("margin", "label", "weight", "steps", "labels", "answer"),
+)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DataModule(LightningDataModule):
     """Everything between a source of rows and the batches of a run.
 
@@ -47,49 +52,61 @@ class DataModule(LightningDataModule):
         Trainer(max_steps=50).fit(DPO(model, tokenizer), datamodule=DataModule(pairs, tokenizer))
     """
 
-    def __init__(
-        self,
-        rows: Annotated[Any, InPython] = None,
-        tokenizer: Annotated[Any, InPython] = None,
-        *,
-        source: Source | None,
-        path: str | None,
-        eval_path: str | None,
-        eval_fraction: Share,
-        eval_rows: Size,
-        max_rows: Count | None,
-        columns: Mapping[str, str | None],
-        template: str,
-        loss_on: LossOn,
-        max_length: Length | None,
-        max_prompt_length: Count | None,
-        pack: bool,
-        steps: StepLayout,
-        quality: Quality,
-        gold: Annotated[str | None, Confirm("runs this Python", harmless=is_bundled)],
-        show_mask: CountOrZero,
-    ) -> None:
-        """`path` takes the place of the source; what each key means is written in conf/data/base/common.yaml."""
+    rows: InitVar[Any] = field(default=None, kw_only=False)
+    tokenizer: InitVar[Any] = field(default=None, kw_only=False)
+
+    source: Source | None = None
+    """Where rows come from; null where `path` is given."""
+    path: str | None = None
+    """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also .gz .bz2 .xz .zst), a folder or a glob of such files
+    ('data/*.jsonl'; those with test, eval, valid or dev in their name are held out), or a directory written by the
+    save_to_disk of `datasets`. It replaces the source. Lists and messages may stand in a cell as JSON text."""
+    eval_path: str | None = None
+    """A file to evaluate on; data.path is the one to learn from."""
+    eval_fraction: Share = 0.1
+    """Share of its prompts that a source without held-out rows gives for evaluation, never more than eval_rows."""
+    eval_rows: Size = 128
+    """Held-out rows at most."""
+    max_rows: Count | None = None
+    """Read at most this many training rows, the first ones; null reads all. Held-out rows are not counted."""
+    columns: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
+    """Our name for a column and the file's, where they differ: data.columns.prompt=question_text. The usual names
+    (those of Alpaca, ShareGPT, OpenAI, TRL, LLaMA-Factory, HH) are known; the audit names all others as unused."""
+    template: str = "auto"
+    """auto (what the source is made for, else the tokenizer's own, else plain), chat, plain, alpaca, vicuna, qa,
+    dialogue, inst, bot, random (one of the five from alpaca to inst for each row; the exported model keeps its own
+    template, else alpaca), or the name of one of the tokenizer's templates, where it has several (tool_use, rag)."""
+    loss_on: LossOn = "completion"
+    """What is learned: completion (the last answer), assistant (every answer), all (prompts too)."""
+    max_length: Length | None = None
+    """Tokens of a row; null is the model's context. Prompts are cut first, on the left."""
+    max_prompt_length: Count | None = None
+    """Tokens of a prompt; null is what the row's length leaves."""
+    pack: bool = False
+    """Join running text and cut it into blocks of max_length; a document sees those before it in its block."""
+    steps: StepLayout = field(default_factory=StepLayout)
+    """How the steps of a chain of reasoning follow each other, for step labels (method=prm)."""
+    quality: Quality = field(default_factory=Quality)
+    """Which rows are left out."""
+    gold: Annotated[str | None, Confirm("runs this Python", harmless=is_bundled)] = None
+    """Dotted path of a function that knows the true worth of a completion, used for evaluation only:
+    gold(prompt, completion, columns["gold"])."""
+    show_mask: CountOrZero = 0
+    """Print this many rows with what is learned in green."""
+
+    def __post_init__(self, rows: Any, tokenizer: Any) -> None:
         super().__init__()
         if isinstance(rows, str | os.PathLike):
-            path = os.fspath(rows)
+            self.path = os.fspath(rows)
         elif rows is not None:
-            source = Rows(rows=rows)
-        if source is None and path is None:
+            self.source = Rows(rows=rows)
+        self.own_tokenizer = tokenizer
+        if self.source is None and self.path is None:
             raise ConfigError("data.path: has to be given for this data option, as data.path=FILE")
-        self.source = source
-        self.tokenizer = tokenizer
-        self.path, self.eval_path = path, eval_path
-        self.eval_fraction, self.eval_rows, self.max_rows = eval_fraction, eval_rows, max_rows
-        self.columns = columns
-        self.mode = template
-        self.loss_on: LossOn = loss_on
-        self.max_length, self.max_prompt_length, self.pack = max_length, max_prompt_length, pack
-        self.steps = steps
-        self.quality = quality
-        self.gold: Callable[..., Mapping[str, float]] | None = None if gold is None else load_target(gold)
-        """Scores a completion of this data: gold(prompt, completion, columns["gold"])."""
-        self.show_mask = show_mask
+        self.gold_score: Callable[..., Mapping[str, float]] | None = (
+            None if self.gold is None else load_target(self.gold)
+        )
+        """Scores a completion of this data."""
         self.start_update = 0
         """The first update to give batches for; a resumed method's counters go before it."""
         self.made_for: Plan | None = None
@@ -118,8 +135,8 @@ class DataModule(LightningDataModule):
         loaded = self._load()
         # Running text says nothing of templates: an exported base model keeps its tokenizer's own.
         running = kind == Text.__name__
-        mode = "plain" if running else loaded.template if self.mode == "auto" else self.mode
-        self.template = Template(tokenizer, mode=mode, seed=seed, install=not running)
+        mode = "plain" if running else loaded.template if self.template == "auto" else self.template
+        self.chat_template = Template(tokenizer, mode=mode, seed=seed, install=not running)
         account = Account()
         parts = self._split(loaded, account, used={"margin"} if use_margin else set())
         dropped = account.dropped
@@ -139,7 +156,7 @@ class DataModule(LightningDataModule):
             return
         plan = method.plan()
         if plan != self.made_for:
-            self.prepare(tokenizer=self.tokenizer or method.parts.template.tokenizer, **asdict(plan))
+            self.prepare(tokenizer=self.own_tokenizer or method.parts.template.tokenizer, **asdict(plan))
             self.made_for = plan
 
     def _load(self) -> Loaded:
@@ -206,7 +223,7 @@ class DataModule(LightningDataModule):
 
     def _encoder(self, max_length: int) -> Encoder:
         return Encoder(
-            template=self.template,
+            template=self.chat_template,
             loss_on=self.loss_on,
             max_length=max_length,
             max_prompt_length=self.max_prompt_length or max_length,
@@ -218,7 +235,7 @@ class DataModule(LightningDataModule):
         return Audit(
             source=loaded.train.name,
             kind=self.plan.kind,
-            template=self.template.name,
+            template=self.chat_template.name,
             rows_read=len(loaded.train.rows) + (len(loaded.held_out.rows) if loaded.held_out else 0),
             rows_train=len(parts.train),
             rows_eval=len(parts.held_out),
@@ -227,12 +244,12 @@ class DataModule(LightningDataModule):
             unused=dict(+account.unused),
             offered=tuple(account.offered),
             cut=dict(encoder.cuts),
-            samples=audits.show(self.train, self.template, self.show_mask),
+            samples=audits.show(self.train, self.chat_template, self.show_mask),
             packed=self.pack,
             **audits.count(
                 self.train,
                 self.eval,
-                self.template,
+                self.chat_template,
                 gold=[one.columns.get("gold") for one in parts.held_out] if self.gold else [],
             ),
         )

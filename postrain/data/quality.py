@@ -28,18 +28,20 @@ REPEATED_WORDS = 3
 class Quality:
     """The filters, in the order they are applied."""
 
-    empty: Literal["drop", "error"]
-    """What to do about a completion without any text."""
-    min_characters: CountOrZero
+    empty: Literal["drop", "error"] = "drop"
+    """What happens to a row without any completion text: drop or error."""
+    min_characters: CountOrZero = 0
     """Shortest completion (or text) that is kept."""
-    max_characters: Count | None
-    max_repetition: Fraction
+    max_characters: Count | None = None
+    """Longest completion (or text) that is kept; null keeps all."""
+    max_repetition: Fraction = 1.0
     """Largest share of a completion's three-word sequences that may be repetitions; 1 keeps all."""
-    dedupe: bool
+    dedupe: bool = False
     """Drop rows that say exactly what an earlier row says."""
-    near_dedupe: Fraction | None
-    """Drop rows whose three-word sequences overlap with an earlier row's by this share or more (Jaccard, estimated)."""
-    balance: str | None
+    near_dedupe: Fraction | None = None
+    """Drop rows whose three-word sequences overlap with an earlier row's by this share or more, for instance 0.8
+    (Jaccard, estimated); needs the extra postrain[quality]."""
+    balance: str | None = None
     """A column: every value of it is cut down to as many rows as the rarest has."""
 
 

@@ -43,14 +43,14 @@ class World(Source):
     """The format of the rows."""
     task: Task
     """What they are about."""
-    count: Size
+    count: Size = 2000
     """Rows to learn from."""
-    seed: Seed
+    seed: Seed = 0
     """Another seed is another world of the same rules."""
-    noise: Positive
+    noise: Positive = 0.1
     """Temperature of the simulated annotators; small is truthful."""
-    eval_noise: Positive
-    """The same for held-out rows."""
+    eval_noise: Positive = 0.001
+    """Annotator temperature for held-out rows; this small it is the gold score itself."""
 
     def load(self, *, eval_rows: int) -> Loaded:
         return Loaded(
@@ -116,12 +116,13 @@ class Hub(Source):
 
     repo: str
     """owner/name, or a directory."""
-    subset: str | None
+    subset: str | None = None
     """The configuration of a data set that has several."""
-    train_split: str
-    eval_split: str | None
-    """None holds a share of the training rows out."""
-    revision: str | None
+    train_split: str = "train"
+    """The split to learn from."""
+    eval_split: str | None = None
+    """The split to evaluate on; null holds a share of the training rows out."""
+    revision: str | None = None
     """Branch, tag or commit; null takes the newest."""
 
     def load(self, *, eval_rows: int) -> Loaded:

@@ -11,7 +11,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -53,19 +53,19 @@ MORE_DRAWS = 200
 class ReasoningGym(Source):
     """One of reasoning-gym's tasks."""
 
-    task: str
+    task: str = "chain_sum"
     """Its name there, such as chain_sum or lcm."""
-    settings: Mapping[str, Any]
-    """What the task's own configuration calls its difficulty."""
-    kind: Literal["prompts", "demonstrations"]
-    """Whether rows have the answer as their completion."""
-    count: Size
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The task's own configuration, for instance {min_terms: 2, max_terms: 3, max_digits: 1} of chain_sum."""
+    kind: Literal["prompts", "demonstrations"] = "prompts"
+    """prompts, or demonstrations whose completion is `reply`."""
+    count: Size = 2000
     """Rows to learn from; fewer where a task has not so many."""
-    seed: Seed
+    seed: Seed = 0
     """Another seed draws other rows."""
-    instruction: str
+    instruction: str = ""
     """Stands after each question."""
-    reply: str
+    reply: str = "{answer}"
     """The completion of demonstrations, with {answer} in it."""
 
     def load(self, *, eval_rows: int) -> Loaded:

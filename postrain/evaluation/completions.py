@@ -73,10 +73,10 @@ def compared(subject: Subject, rollouts: Rollouts) -> Comparison:
 
 def gold_scores(rollouts: Rollouts, data: DataModule) -> tuple[Mapping[str, float], ...]:
     """What the world says of each completion. Raises ConfigError where a gold function fails or gives no numbers."""
-    if data.gold is None:
+    if data.gold_score is None:
         return tuple({} for _ in rollouts.completions)
     return tuple(
-        _gold(data.gold, prompt, completion, columns) if "gold" in columns else {}
+        _gold(data.gold_score, prompt, completion, columns) if "gold" in columns else {}
         for prompt, completion, columns in zip(rollouts.prompts, rollouts.completions, rollouts.columns, strict=True)
     )
 

@@ -29,9 +29,9 @@ class Calibration:
 
     reward: Reward
     """What finds an answer right."""
-    threshold: float
-    """The reward from which it is."""
-    prompts: Count
+    threshold: float = 1.0
+    """The reward from which an answer is right."""
+    prompts: Count = 64
     """Held-out prompts at most."""
 
     def __call__(self, subject: Subject) -> Finding:

@@ -40,24 +40,34 @@ class EvaluateConfig(Section):
     """Measures of a model, or of several on the same prompts. Raises ConfigError for what does not go together."""
 
     model: ModelSource
+    """The model to evaluate."""
     data: DataModule
+    """The rows to evaluate on: of a run, those it had, where the command line chooses no other."""
     reward: Deferred[Reward | Preference] | None = None
+    """What scores or compares completions."""
     rollout: Engine = field(default_factory=LocalEngine)
+    """What samples completions, and how."""
     environment: Environment = SINGLE_TURN
+    """What answers the policy while it writes."""
     trainer: Hardware = field(default_factory=Hardware)
+    """The hardware: processes, devices and precision."""
     evaluation: Evaluation
+    """The measures."""
     reference: str | None = START
     """What KL is measured against: a directory, run folder or Hub name; start is what the run began with; null is
     nothing."""
     compare: tuple[str, ...] = ()
-    """Further models: run folders, model directories, or options of the model group such as nano."""
+    """Further models that are measured on the same data with the same seeds, as run folders, model directories or
+    options of the model group: compare=[runs/a,nano]"""
     metric: str | None = None
-    """measure/metric, by which sweeps compare evaluations; null is the first measure's total, or its first."""
+    """The MEASURE/METRIC that sweeps compare, such as accuracy/greedy; null is the first measure's total, or its first
+    metric."""
     shown: CountOrZero = 64
     """Completions of each model that are kept in sample_responses.json."""
     micro_batch_tokens: Count = 2048
     """Tokens scored at once: a memory knob that changes no number."""
     seed: Seed = 0
+    """Decides samples and the choice of rows."""
     name: str | None = None
     """What the folder is called; null is evaluate."""
     report: bool = True
@@ -65,6 +75,7 @@ class EvaluateConfig(Section):
     debug: bool = False
     """Show tracebacks."""
     paths: Paths = field(default_factory=Paths)
+    """Where folders are made."""
 
     def __post_init__(self) -> None:
         measures = self.evaluation.measures

@@ -24,7 +24,7 @@ class Divergence:
     and `per_completion`, their sums; and `reference_logp`, the mean log-probability that the reference gives to a
     sampled token. At the temperature of sampling."""
 
-    prompts: Count
+    prompts: Count = 64
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:

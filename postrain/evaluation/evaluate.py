@@ -97,7 +97,7 @@ def load(one: EvalModel, config: EvaluateConfig, seed: int) -> Subject:
         name=one.name,
         model=model,
         tokenizer=tokenizer,
-        template=as_prompts(view).template,
+        template=as_prompts(view).chat_template,
         engine=config.rollout,
         environment=config.environment,
         reward=scored_by(config.reward),

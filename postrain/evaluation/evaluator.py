@@ -8,7 +8,7 @@ asked for by name, in `measures`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -27,16 +27,16 @@ from postrain.types import Count, CountOrZero, Max, Mean
 class Evaluation:
     """The `evaluation` group."""
 
-    every: Count
+    every: Count = 25
     """Updates between evaluations; the first is before training, the last after it."""
-    completions: CountOrZero
+    completions: CountOrZero = 64
     """Held-out prompts that are continued and scored; 0 writes none."""
-    shown: Count
+    shown: Count = 64
     """How many of them are kept in samples.jsonl."""
-    greedy: bool
+    greedy: bool = False
     """Whether they are also continued greedily (temperature 0), for `eval/greedy/…`."""
-    measures: Mapping[str, Deferred[Measure]]
-    """What else is measured, by name, for `eval/<name>/…`."""
+    measures: Mapping[str, Deferred[Measure]] = field(default_factory=dict)
+    """What else is measured, by name, for `eval/<name>/…`; the options of this group put measures here."""
 
 
 @dataclass(frozen=True)

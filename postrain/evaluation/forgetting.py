@@ -35,11 +35,11 @@ class Forgetting:
     relation ("The colour of grass is green." against red, blue, ...); a tie counts half.
     """
 
-    path: str | None
+    path: str | None = None
     """A file of running text in place of the bundled world's."""
-    texts: Count
+    texts: Count = 64
     """Documents at most."""
-    facts: CountOrZero
+    facts: CountOrZero = 48
     """Facts at most, spread evenly over the relations; 0 asks for none."""
 
     def __call__(self, subject: Subject) -> Finding:

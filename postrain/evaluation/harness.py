@@ -25,15 +25,17 @@ class Harness:
     """Every numeric metric of these tasks, as `<task>/<metric>`; with its interval."""
 
     tasks: Annotated[Sequence[str], MinLen(1)]
-    """Names of the harness, or of tasks in `folder`."""
-    folder: Annotated[str | None, Confirm("runs the Python that its tasks name")]
+    """Names of the harness, such as [arc_easy, hellaswag], or of tasks in `folder`; most take their data from the
+    Hub."""
+    folder: Annotated[str | None, Confirm("runs the Python that its tasks name")] = None
     """A directory with task YAMLs of one's own."""
-    examples: CountOrZero | None
+    examples: CountOrZero | None = None
     """Solved examples shown before each question; null leaves it to the task."""
-    limit: Count | None
-    """Items of each task at most."""
-    batch_size: Count
-    chat: bool
+    limit: Count | None = None
+    """Items of each task at most; null is all."""
+    batch_size: Count = 8
+    """Requests that are scored together."""
+    chat: bool = False
     """Whether questions are put in the model's chat template."""
 
     def __call__(self, subject: Subject) -> Finding:

@@ -14,7 +14,7 @@ class Lengths:
     """`tokens` a completion, its end token counted, and the share that is `finished`: not cut at
     rollout.max_new_tokens."""
 
-    prompts: Count
+    prompts: Count = 64
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:

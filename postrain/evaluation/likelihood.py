@@ -33,8 +33,8 @@ class Perplexity:
     distribution over rows.
     """
 
-    rows: Count
-    """Held-out rows at most."""
+    rows: Count = 128
+    """Held-out rows at most; data.eval_rows decides how many there are."""
 
     def __call__(self, subject: Subject) -> Finding:
         data = learned_from(subject)

@@ -26,7 +26,7 @@ class PreferenceAccuracy:
     reference's), `accuracy_per_token` and `margin_per_token` of their means, which do not favour what is short (SimPO).
     """
 
-    pairs: Count
+    pairs: Count = 128
     """Held-out pairs at most."""
 
     def __call__(self, subject: Subject) -> Finding:

@@ -56,12 +56,19 @@ class Asked:
 class Queries:
     """Asks every query in its wordings; see conf/evaluation/measure/queries.yaml."""
 
-    temperature: NonNegative
-    max_new_tokens: Size
-    categories: tuple[str, ...] | None
-    phrasings: Count | None
-    path: str | None
-    allow_execution: Annotated[bool, Confirm("runs Python that the model writes")]
+    temperature: NonNegative = 0.0
+    """Sampling temperature; 0 is greedy."""
+    max_new_tokens: Size = 128
+    """Tokens of an answer at most; fewer where the model's context holds no more."""
+    categories: tuple[str, ...] | None = None
+    """Some of factual, reasoning, instruction_following, creative, code and paraphrase; null is all."""
+    phrasings: Count | None = None
+    """Wordings of each query at most; null is all."""
+    path: str | None = None
+    """A .jsonl file in the format of postrain/assets/queries.jsonl; null is the bundled one."""
+    allow_execution: Annotated[bool, Confirm("runs Python that the model writes")] = False
+    """Run the Python functions of answers against their tests, on this machine, under limits; false only parses
+    them."""
 
     def __post_init__(self) -> None:
         # A run of hours does not end in a misspelt category.

@@ -22,7 +22,7 @@ class Repetition:
     """`distinct_1` to `distinct_3` over all sampled completions, the mean `loop_share` of a completion's words, and
     the share of completions that are `looping`: half of their words or more stand in one loop."""
 
-    prompts: Count
+    prompts: Count = 64
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:

@@ -21,7 +21,7 @@ NO_GOLD = "needs data that knows the true worth of a completion; data=world_... 
 class Rewards:
     """The mean reward of sampled completions, `total` and by part, and the share that cannot be scored."""
 
-    prompts: Count
+    prompts: Count = 64
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:
@@ -42,7 +42,7 @@ class Rewards:
 class GoldScores:
     """The mean gold score of sampled completions, `total` and by part."""
 
-    prompts: Count
+    prompts: Count = 64
     """Held-out prompts at most; one completion each."""
 
     def __call__(self, subject: Subject) -> Finding:

@@ -30,7 +30,7 @@ class InTraining:
             seed=plan.seed,
             made={plan.kind: data},
         )
-        self.name, self.tokenizer = resolved.name, data.template.tokenizer
+        self.name, self.tokenizer = resolved.name, data.chat_template.tokenizer
 
     def __call__(self, method: Method) -> Subject | None:
         """None where the policy writes no text."""

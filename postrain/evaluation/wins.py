@@ -36,9 +36,10 @@ class WinRate:
 
     against: str
     """A run folder, a model directory, or an option of the model group such as nano."""
-    judge: Reward | Preference | None
-    """What compares: a reward, by its score, or a preference. None takes the data's gold score, else the reward."""
-    prompts: Count
+    judge: Reward | Preference | None = None
+    """A reward, which compares by its scores, or a preference; null takes the data's gold score, and where there is
+    none, the reward of the run."""
+    prompts: Count = 64
     """Held-out prompts at most; one completion each."""
 
     def check(self, sampling: Sampling) -> None:
@@ -100,7 +101,7 @@ class WinRate:
 
 def knows_gold(data: DataModule, rollouts: Rollouts) -> bool:
     """Whether the data knows what any of the completions is worth: rows of one's own may have no gold column."""
-    return data.gold is not None and any("gold" in columns for columns in rollouts.columns)
+    return data.gold_score is not None and any("gold" in columns for columns in rollouts.columns)
 
 
 def paid(reward: Reward | None, rollouts: Rollouts) -> Sequence[float | None]:

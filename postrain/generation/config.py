@@ -24,36 +24,44 @@ class GenerateConfig(Section):
     does not go together."""
 
     model: ModelSource
+    """The model that samples."""
     data: DataModule
+    """Where the prompts come from."""
     reward: Deferred[Reward | Preference] | None = None
-    """None with keep=revisions and keep=none only."""
+    """What scores completions; null with keep=revisions and keep=none only."""
     rollout: Engine = field(default_factory=LocalEngine)
+    """What samples completions, and how."""
     environment: Environment = SINGLE_TURN
+    """What answers the policy while it writes."""
     trainer: Hardware = field(default_factory=Hardware)
+    """The hardware: processes, devices and precision."""
     keep: Keep
+    """Which completions become rows of the data file."""
     part: Literal["train", "eval"] = "train"
-    """Whether the prompts are those to learn from or the held-out ones."""
+    """Prompts to learn from (train) or held-out ones (eval)."""
     prompts: Count | None = None
-    """The first so many of them; null is all."""
+    """The first so many prompts; null is all."""
     samples: Size = 8
     """Completions of each prompt."""
     greedy: bool = False
-    """Also measures the greedy completion of each prompt."""
+    """Measure the greedy completion of each prompt too."""
     threshold: float = 1.0
     """The reward from which a completion counts as right."""
     chunk: Size = 64
-    """Prompts between two writes; what a kill can lose."""
+    """Prompts between two writes: what a kill can lose."""
     seed: Seed = 0
+    """Decides the samples."""
     name: str | None = None
     """What the folder is called; null is generate."""
     resume: str | None = None
-    """Folder of a generation to continue."""
+    """Resume the generation in this folder: resume=runs/generate/nano/..."""
     allow_change: bool = False
-    """Whether a resumed generation may differ from how it was started: another keep= makes other rows of the same
+    """Let a resumed generation differ from how it was started: another keep= makes other rows of the same
     completions."""
     debug: bool = False
     """Show tracebacks."""
     paths: Paths = field(default_factory=Paths)
+    """Where folders are made."""
 
     def __post_init__(self) -> None:
         if self.reward is None:

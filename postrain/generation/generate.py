@@ -53,7 +53,7 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     )
     if not config.allow_change:
         check_data(run.folder, audit)
-    notes = (f"note: {note}" for note in data.template.notes)
+    notes = (f"note: {note}" for note in data.chat_template.notes)
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
     run.record(config, audit, config.resolved, seeds={"seed": config.seed})
     items = distinct(data.train if config.part == "train" else data.eval, config.prompts)

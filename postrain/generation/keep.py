@@ -60,11 +60,11 @@ class Keep(Protocol):
 class Top:
     """Demonstrations: the best completions of each prompt."""
 
-    count: Count | None
+    count: Count | None = None
     """At most so many of each prompt; null is all of them."""
-    at_least: float | None
+    at_least: float | None = None
     """The reward a completion has to reach; null is any."""
-    unique: bool
+    unique: bool = True
     """Of completions that say the same, one."""
 
     def __call__(self, answers: Answers) -> list[Row]:
@@ -82,7 +82,7 @@ class Top:
 class Preferences:
     """Pairs: the best completion of each prompt over the worst."""
 
-    margin: Positive
+    margin: Positive = 0.1
     """How much more reward the better one must have."""
 
     def __call__(self, answers: Answers) -> list[Row]:
@@ -97,12 +97,21 @@ class Preferences:
         return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin, **_about(answers)}]
 
 
+PRINCIPLES = (
+    "The reply helps with what was asked, and with that alone.",
+    "The reply is polite and takes the person who asks seriously.",
+    "The reply is honest and claims nothing that its writer cannot know.",
+    "The reply is as short as it can be without leaving out what matters.",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Revisions:
     """Pairs: what a completion became when the model criticised and rewrote it, over the completion. No reward."""
 
-    principles: Annotated[tuple[str, ...], MinLen(1)]
-    """Sentences that say what makes a reply good; one is drawn for each completion."""
+    principles: Annotated[tuple[str, ...], MinLen(1)] = PRINCIPLES
+    """What makes a reply good, a sentence each. One is drawn for each completion, and the model asked where the reply
+    falls short of it."""
 
     def __call__(self, answers: Answers) -> list[Row]:
         if len(answers.revisions) != sum(answers.finished):

@@ -88,7 +88,11 @@ class Sampler:
         prompts = [_asked(episodes.prompts[place], episodes.columns[place]) for place in ended]
         said = [episodes.completions[place] for place in ended]
         own = [seeds[place] for place in ended]
-        made = revise(self.engine, self.model, self.data.template, prompts, said, self.principles, own) if ended else []
+        made = (
+            revise(self.engine, self.model, self.data.chat_template, prompts, said, self.principles, own)
+            if ended
+            else []
+        )
         return dict(zip(ended, made, strict=True))
 
     def _answers(

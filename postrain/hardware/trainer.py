@@ -31,19 +31,24 @@ PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {
 class Hardware:
     """Devices, how ranks share the work, and the precision."""
 
-    accelerator: Literal["cpu", "gpu"]
-    devices: Workers
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    """What the ranks compute on."""
+    devices: Workers = 1
     """Ranks on each node."""
-    num_nodes: Workers
-    strategy: Literal["single", "ddp", "fsdp"]
-    """fsdp shards weights, gradients and optimizer state over the ranks (PyTorch's fully_shard)."""
-    precision: Literal["fp32", "bf16-mixed", "bf16"]
-    """fp16 is not offered: it gives NaN on a CPU and loses the small log-ratios these methods live on."""
-    threads: Workers | None
+    num_nodes: Workers = 1
+    """Machines; more than one needs torchrun or Slurm."""
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    """single is one process; ddp puts a copy of the model on every rank; fsdp shards weights, gradients and optimizer
+    state over the ranks (PyTorch's fully_shard)."""
+    precision: Literal["fp32", "bf16-mixed", "bf16"] = "fp32"
+    """fp32, bf16-mixed (autocast) or bf16 (weights too). fp16 is not offered: it gives NaN on a CPU and loses the small
+    log-ratios these methods need."""
+    threads: Workers | None = None
     """CPU threads of a rank; null leaves the choice to PyTorch, divided by the ranks of the node."""
-    checkpoint_every: Count
+    checkpoint_every: Count = 20
     """Updates between checkpoints: what a kill -9 can lose."""
-    checkpoints_kept: Count
+    checkpoints_kept: Count = 2
+    """Newest checkpoints that stay on disk."""
 
     @property
     def ranks(self) -> int:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.config.arguments import composing
 from postrain.config.arguments import resolved as resolved_config
 from postrain.config.check import check
+from postrain.config.defaults import complete
 from postrain.config.overrides import forced, settled
 from postrain.config.tree import parse, settings
 from postrain.config.trust import Found, Guest, confirmable
@@ -73,7 +74,8 @@ class Composer:
                 self.composed[primary, *options] = compose(primary, [*search_paths(), *options])
             config = deepcopy(self.composed[primary, *options])
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
-        return config, tuple(each.removeprefix("++") for each in ready)
+        schema = next(program.config for program in PROGRAMS.values() if program.primary == primary)
+        return complete(config, schema), tuple(each.removeprefix("++") for each in ready)
 
 
 def extra_folder() -> str | None:

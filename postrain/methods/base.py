@@ -33,7 +33,7 @@ from postrain.models.scoring import micro_batches
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
 from postrain.seeds import derive_seed
-from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows, Size
+from postrain.types import Batch, Count, Fraction, LossSum, LRSchedule, Max, Mean, NonNegative, Positive, Rows, Size
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
@@ -74,22 +74,27 @@ class Method(Driven):
     """What `fit` learns from: a DataModule, or anything that DataModule takes as its rows."""
     seed: InitVar[int] = 0
 
-    updates: Count
-    """Global batches to learn from."""
-    batch_size: Size
-    """Items of a global batch, over all ranks."""
+    updates: Count = 100
+    """Global batches to learn from: the length of the run."""
+    batch_size: Size = 16
+    """Items (rows, pairs or prompts) of a global batch, over all ranks."""
     learning_rate: Positive
-    schedule: Literal["constant", "linear", "cosine"]
-    warmup: Fraction
+    """Peak learning rate of AdamW."""
+    schedule: LRSchedule = "linear"
+    """How the learning rate changes after the warm-up: constant, linear (to 0) or cosine (to 0)."""
+    warmup: Fraction = 0.1
     """Share of the updates over which the learning rate rises from 0."""
-    weight_decay: NonNegative
+    weight_decay: NonNegative = 0.0
     """Decoupled (AdamW), on matrices only."""
-    adam_betas: tuple[Fraction, Fraction]
-    adam_eps: Positive
-    max_grad_norm: Positive
-    micro_batch_tokens: Count
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's β₁ and β₂."""
+    adam_eps: Positive = 1e-8
+    """AdamW's ε."""
+    max_grad_norm: Positive = 1.0
+    """Gradients with a larger global norm are scaled down to it."""
+    micro_batch_tokens: Count = 2048
     """Tokens that go through the model at once: a memory knob that changes no number."""
-    dropout: bool
+    dropout: bool = False
     """Whether the model's dropout is active while it learns."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.pairs import PairMethod, Smoothing, lengths, pair_metrics, score_pairs
-from postrain.types import LossSum, Mean, NonNegative, Positive
+from postrain.types import Count, LossSum, Mean, NonNegative, Positive, Size
 
 
 class CPO(PairMethod):
@@ -21,11 +21,15 @@ class CPO(PairMethod):
     # At a rate that keeps the language intact, imitation and ranking move slowly: the loss tells first.
     learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.2)
 
-    beta: Positive
-    label_smoothing: Smoothing
-    """Share of labels taken to be wrong."""
-    nll_coef: NonNegative
-    """Weight of imitation."""
+    updates: Count = 60
+    batch_size: Size = 32
+    learning_rate: Positive = 1.5e-4
+    beta: Positive = 0.1
+    """Scale of the log-ratio between the two completions."""
+    label_smoothing: Smoothing = 0.0
+    """Share of labels taken to be wrong, below 0.5."""
+    nll_coef: NonNegative = 0.2
+    """Weight of imitating the chosen completion."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)

@@ -36,7 +36,7 @@ from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairMethod, PairScores, Smoothing, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.methods.reference_cache import in_order
 from postrain.methods.reference_model import ReferenceModelMixin
-from postrain.types import Batch, ConfigError, Fraction, LossSum, Max, Mean, NonNegative, Positive
+from postrain.types import Batch, ConfigError, Fraction, LossSum, Max, Mean, NonNegative, Positive, Size
 
 Share = Annotated[float, Gt(0), Lt(1)]
 
@@ -103,22 +103,26 @@ def weights_of(loss: LossName | Mapping[LossName, float]) -> Mapping[LossName, f
 class DPO(ReferenceModelMixin, PairMethod):
     """Minimises, over pairs, −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected))) or a relative of it."""
 
-    loss: LossName | Mapping[LossName, Positive]
+    batch_size: Size = 32
+    learning_rate: Positive = 1e-4
+    loss: LossName | Mapping[LossName, Positive] = "sigmoid"
     """One loss, or several with their weights: {sigmoid: 0.8, bco: 0.2}."""
-    beta: Positive
-    """Strength of the KL penalty to the reference; IPO's τ."""
-    label_smoothing: Smoothing
-    """Share of labels taken to be wrong."""
-    divergence: Divergence
+    beta: Positive = 0.1
+    """KL coefficient β: strength of the penalty for leaving the reference. With loss=ipo it is τ: the gap to reach is
+    1/(2τ) nats a token."""
+    label_smoothing: Smoothing = 0.0
+    """Share of labels taken to be wrong, below 0.5."""
+    divergence: Divergence = "reverse_kl"
     """The f-divergence to the reference that the implicit reward belongs to."""
-    divergence_alpha: Share
+    divergence_alpha: Share = 0.5
     """α of the α-divergence."""
-    length_weight: Fraction
+    length_weight: Fraction = 1.0
     """Weight of a completion's tokens beyond the other's length (LD-DPO); 1 weighs all tokens alike."""
-    nll_coef: NonNegative
+    nll_coef: NonNegative = 0.0
     """Weight of the chosen completion's −log π per token (RPO, Pang et al. 2024)."""
-    discopop_tau: Positive
-    bco_momentum: Fraction
+    discopop_tau: Positive = 0.05
+    """Temperature of DiscoPOP's blend of the logistic and the exponential loss."""
+    bco_momentum: Fraction = 0.9
     """Momentum of BCO's running mean reward. Bias-corrected: the first update's mean counts fully and is not averaged
     with an initial 0."""
 

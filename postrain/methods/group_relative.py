@@ -33,7 +33,7 @@ from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metric
 from postrain.methods.online import PolicyGradient, completion_mask, concatenated, local_indices
 from postrain.models.scoring import compare, in_micro_batches
 from postrain.rollout.collect import Rollouts
-from postrain.types import Batch, ConfigError, CountOrZero, LossSum, Mean, Positive, Rows, Size
+from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows, Size
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,19 @@ class GroupRelative(PolicyGradient):
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
     learns: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
 
-    group_size: Size
+    updates: Count = 60
+    learning_rate: Positive = 5e-4
+    schedule: LRSchedule = "linear"
+    group_size: Size = 8
     """Completions of each prompt; method.batch_size counts prompts."""
-    clip_low: Positive
-    clip_high: Positive
-    """How far below and above 1 the importance ratio may go before the clip takes the token's gradient."""
-    resample: CountOrZero
-    """Further batches of prompts that may be drawn at an update to replace zero-variance groups."""
+    clip_low: Positive = 0.2
+    """How far below 1 the ratio to the sampling policy may go before it is clipped."""
+    clip_high: Positive = 0.2
+    """How far above 1 the ratio to the sampling policy may go before it is clipped."""
+    resample: CountOrZero = 2
+    """Batches of further prompts that may be drawn at an update to replace groups whose completions all earned the same
+    (DAPO's dynamic sampling). Groups that nothing replaces stay in the batch: the step is divided by batch_size groups,
+    and such groups have the gradient of the KL in the loss alone. group/useful logs how many have more."""
 
     smallest_group: ClassVar[int] = 2
 

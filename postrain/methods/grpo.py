@@ -43,21 +43,26 @@ class GRPO(GroupRelative):
 
     published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlace]]] = frozenset({("k3", "loss")})
 
-    scale: Literal["group", "batch", "none"]
-    """What advantages are divided by: the spread of rewards in the group, in the batch, or nothing."""
-    aggregation: Aggregation
-    """How token losses are summed up: mean over completions of their means; mean over the tokens of a mini-batch; sum
-    over completions times max_new_tokens; mean over the tokens of the whole rollout."""
-    ratio: Literal["token", "sequence"]
-    """What is compared with the policy that sampled: each token, or the completion (GSPO)."""
-    objective: Objective
-    """Whether a clipped ratio takes the gradient away, or only bounds its weight."""
-    ratio_ceiling: Positive | None
-    """Bounds the ratio where the advantage is negative; null does not."""
-    overlong_buffer: CountOrZero
-    """Tokens before max_new_tokens over which a growing penalty sets in."""
-    overlong_penalty: NonNegative
-    """That penalty at max_new_tokens."""
+    kl_estimator: KLEstimator = "k3"
+    kl_in: KLPlace = "loss"
+    scale: Literal["group", "batch", "none"] = "group"
+    """What advantages are divided by: the standard deviation of rewards in the group or in the batch, or nothing."""
+    aggregation: Aggregation = "grpo"
+    """How token losses are summed up. grpo: mean over completions of their means. bnpo: mean over the tokens of a
+    mini-batch. dr_grpo: sum over completions times max_new_tokens. dapo: mean over the tokens of the whole rollout."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What is compared with the sampling policy: each token, or the completion (GSPO, whose clips are small: clip_low
+    3e-4, clip_high 4e-4)."""
+    objective: Objective = "clipped"
+    """Whether a clipped ratio takes the gradient away (clipped) or only bounds its weight (cispo, whose lower clip is
+    far: clip_low 1.0)."""
+    ratio_ceiling: Positive | None = None
+    """Two-sided clip: bounds the ratio where the advantage is negative; null does not."""
+    overlong_buffer: CountOrZero = 0
+    """Tokens before rollout.max_new_tokens over which a growing penalty sets in (DAPO's soft overlong penalty); 0 is
+    off."""
+    overlong_penalty: NonNegative = 1.0
+    """That penalty at rollout.max_new_tokens."""
 
     def check(self) -> None:
         super().check()

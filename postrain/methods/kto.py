@@ -20,7 +20,7 @@ from postrain.methods.metrics import share_above
 from postrain.methods.reference_cache import LogpsByRow, in_order
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.scoring import score
-from postrain.types import Batch, ConfigError, LossSum, Max, Mean, Positive, Rows
+from postrain.types import Batch, ConfigError, LossSum, Max, Mean, Positive, Rows, Size
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class KTO(ReferenceModelMixin):
     learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
-    loss: Literal["kto", "apo_zero_unpaired"]
-    """apo_zero_unpaired has no baseline: z = 0."""
-    beta: Positive
-    """Strength of the KL penalty to the reference."""
-    desirable_weight: Positive
-    """λ_D."""
-    undesirable_weight: Positive
-    """λ_U."""
+    batch_size: Size = 32
+    learning_rate: Positive = 2e-4
+    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """KTO's loss, or APO-zero's, which does without the KL baseline."""
+    beta: Positive = 0.1
+    """KL coefficient β: strength of the penalty for leaving the reference."""
+    desirable_weight: Positive = 1.0
+    """Weight λ_D of completions with a desirable label."""
+    undesirable_weight: Positive = 1.0
+    """Weight λ_U of completions with an undesirable label."""
 
     def attached(self) -> None:
         super().attached()

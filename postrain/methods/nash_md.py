@@ -22,7 +22,7 @@ from postrain.methods.online import completion_mask, local_indices
 from postrain.methods.online_preference import OnlinePreference
 from postrain.models.scoring import score
 from postrain.rollout.engine import Mixture
-from postrain.types import Batch, Fraction, LossSum, Mean, Rows
+from postrain.types import Batch, Fraction, LossSum, Mean, Positive, Rows
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class NashMD(OnlinePreference):
 
     headline: ClassVar[tuple[str, str, str]] = ("win/mixture", "kl/k3", "eval/win_rate")
 
-    mixture: Fraction
-    """The reference policy's share in the opponent: 0 is self-play, 1 plays against the reference."""
+    learning_rate: Positive = 3e-4
+    beta: Positive = 0.02
+    mixture: Fraction = 0.25
+    """Share of the reference policy in the opponent: 0 is self-play, 1 plays against the reference."""
 
     def prepare(self, batch: Prompts) -> Experience:
         """Sample from policy and mixture, and compare each completion with all of the mixture's for its prompt."""

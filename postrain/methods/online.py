@@ -25,7 +25,7 @@ from postrain.models.scoring import Comparison, Scores, compare, in_micro_batche
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
 from postrain.seeds import derive_seed, generator
-from postrain.types import ConfigError, Count, Max, Mean, NonNegative, Rows
+from postrain.types import ConfigError, Count, LRSchedule, Max, Mean, NonNegative, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2
@@ -51,14 +51,16 @@ class Online(Method):
     kind: ClassVar[str] = "Prompt"
     needs_reward: ClassVar[bool] = True
 
-    epochs: Count
+    schedule: LRSchedule = "constant"
+    micro_batch_tokens: Count = 8192
+    epochs: Count = 1
     """Passes over each rollout."""
-    minibatches_per_epoch: Count
+    minibatches_per_epoch: Count = 1
     """Optimizer steps in each pass."""
-    missing_eos_penalty: NonNegative
-    """Subtracted from the reward of a completion that was cut at the length limit."""
-    mask_truncated: bool
-    """Whether a completion that was cut at the length limit is left out of the loss."""
+    missing_eos_penalty: NonNegative = 0.0
+    """Taken off the reward of a completion that was cut at rollout.max_new_tokens."""
+    mask_truncated: bool = False
+    """Whether a completion that was cut at rollout.max_new_tokens is left out of the loss."""
 
     def attached(self) -> None:
         self.sampling = self.parts.engine.sampling
@@ -197,13 +199,14 @@ class Online(Method):
 class PolicyGradient(Online):
     """Base of policy-gradient methods with a KL penalty and an entropy bonus."""
 
-    kl_coef: NonNegative
-    """Weight of KL(policy ‖ reference)."""
-    kl_estimator: KLEstimator
-    """The estimate that is trained on: k1, k2, k3 or exact."""
-    kl_in: KLPlace
-    """Whether it is taken off the reward or added to the loss."""
-    entropy_coef: NonNegative
+    kl_coef: NonNegative = 0.0
+    """Weight of KL(policy ‖ reference); 0 needs no reference."""
+    kl_estimator: KLEstimator = "k1"
+    """The KL estimate that is trained on. k1 goes into the reward; exact (a sum over the vocabulary), k2 and k3 go into
+    the loss, where the gradient of exact and k2 is the KL's own. All estimates are logged."""
+    kl_in: KLPlace = "reward"
+    """Whether the KL is taken off the reward (k1) or added to the loss (exact, k2, k3)."""
+    entropy_coef: NonNegative = 0.0
     """Weight of an entropy bonus."""
 
     published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlace]]] = frozenset()

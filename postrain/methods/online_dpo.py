@@ -23,7 +23,7 @@ from postrain.methods.online import local_indices
 from postrain.methods.online_preference import OnlinePreference
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
 from postrain.models.scoring import score
-from postrain.types import Batch, ConfigError, LossSum, Mean
+from postrain.types import Batch, ConfigError, LossSum, Mean, Positive
 
 
 def average_preference(beats_PGG: Tensor) -> Tensor:
@@ -53,7 +53,9 @@ class JudgedPairs(Batch):
 class OnlineDPO(OnlinePreference):
     """Minimises a DPO loss over pairs of fresh completions."""
 
-    loss: Literal["sigmoid", "ipo"]
+    learning_rate: Positive = 1.5e-4
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """The loss of a pair: DPO's (sigmoid) or IPO's (ipo)."""
 
     headline: ClassVar[tuple[str, str, str]] = ("accuracy", "completion/length", "eval/win_rate")
 

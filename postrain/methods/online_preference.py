@@ -19,7 +19,7 @@ from postrain.methods.metrics import Metrics, share_above
 from postrain.methods.online import Online
 from postrain.rollout.collect import Rollouts
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Mean, Positive, Size
+from postrain.types import ConfigError, Count, Mean, Positive, Size
 
 
 class OnlinePreference(Online):
@@ -29,12 +29,15 @@ class OnlinePreference(Online):
     learns: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/win_rate")
 
-    group_size: Size
+    updates: Count = 30
+    batch_size: Size = 32
+    group_size: Size = 2
     """Completions of each prompt; method.batch_size counts prompts."""
-    beta: Positive
-    """Strength of the KL penalty to the reference."""
-    preference_temperature: Positive
-    """Where a reward scores single completions: P(a beats b) = σ((r(a) − r(b)) / this)."""
+    beta: Positive = 0.1
+    """KL coefficient: strength of the penalty for leaving the reference."""
+    preference_temperature: Positive = 0.1
+    """Where a reward scores single completions: P(a beats b) = σ((r(a) − r(b)) / this). It decides how clear a win is
+    and what counts as a tie, not which completion wins."""
 
     def needs_reference(self) -> bool:
         return True

@@ -11,7 +11,7 @@ from typing import ClassVar
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
-from postrain.types import LossSum, Mean, NonNegative
+from postrain.types import Count, LossSum, Mean, NonNegative, Positive, Size
 
 
 class ORPO(PairMethod):
@@ -20,8 +20,11 @@ class ORPO(PairMethod):
     # At a rate that keeps the language intact, what it writes improves before its ranking does.
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
-    odds_coef: NonNegative
-    """λ."""
+    updates: Count = 60
+    batch_size: Size = 32
+    learning_rate: Positive = 1.5e-4
+    odds_coef: NonNegative = 1.0
+    """λ, the weight of the odds ratio beside imitation."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)

@@ -29,7 +29,19 @@ from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, st
 from postrain.methods.online import PolicyGradient, local_indices, sampler_error
 from postrain.models.parts import ValueHead, trunk, unwrapped
 from postrain.models.scoring import Comparison, compare, in_micro_batches, values
-from postrain.types import Batch, Count, CountOrZero, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows
+from postrain.types import (
+    Batch,
+    Count,
+    CountOrZero,
+    Fraction,
+    LossSum,
+    Max,
+    Mean,
+    NonNegative,
+    Positive,
+    Rows,
+    Size,
+)
 
 
 def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Metrics:
@@ -66,22 +78,32 @@ class PPO(PolicyGradient):
     learns: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
 
-    clip: Positive
-    value_clip: Positive
-    value_coef: NonNegative
-    gamma: Fraction
-    lam: Fraction
+    updates: Count = 20
+    batch_size: Size = 64
+    learning_rate: Positive = 2e-4
+    epochs: Count = 2
+    minibatches_per_epoch: Count = 2
+    kl_coef: NonNegative = 0.1
+    clip: Positive = 0.2
+    """How far from 1 the ratio to the sampling policy may go before it is clipped."""
+    value_clip: Positive = 0.2
+    """How far a value may move from the sampling policy's before its loss is clipped."""
+    value_coef: NonNegative = 0.1
+    """Weight of the value loss."""
+    gamma: Fraction = 1.0
+    """Discount γ of future rewards."""
+    lam: Fraction = 0.95
     """λ of generalised advantage estimation."""
-    kl_target: Positive | None
+    kl_target: Positive | None = None
     """Mean KL of an episode that the coefficient is steered to; null keeps it fixed."""
-    kl_horizon: Count
+    kl_horizon: Count = 10000
     """Rollouts over which the steering takes effect."""
-    target_kl: Positive | None
+    target_kl: Positive | None = None
     """Ends the passes over a rollout at the first mini-batch whose mean k3 to the policy that sampled exceeds this,
     before its gradient is applied; null never ends them."""
-    critic: Literal["shared", "separate"]
+    critic: Literal["shared", "separate"] = "shared"
     """A value head on the policy's trunk, or on a trunk of its own."""
-    critic_warmup: CountOrZero
+    critic_warmup: CountOrZero = 0
     """Updates in which only the critic learns."""
 
     def needs_reference(self) -> bool:

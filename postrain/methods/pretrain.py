@@ -8,7 +8,7 @@ from typing import ClassVar
 from postrain import losses
 from postrain.methods.base import Method
 from postrain.models.scoring import score
-from postrain.types import LossSum, Rows
+from postrain.types import LossSum, LRSchedule, NonNegative, Positive, Rows
 
 
 class Pretrain(Method):
@@ -17,6 +17,10 @@ class Pretrain(Method):
     kind: ClassVar[str] = "Text"
     learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
+
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.1
+    schedule: LRSchedule = "cosine"
 
     def loss_sum(self, batch: Rows) -> LossSum:
         scores = score(self.policy, batch)

@@ -19,7 +19,7 @@ from postrain import losses
 from postrain.data.kinds.steps import StepRows
 from postrain.methods.base import Method
 from postrain.models.scoring import step_logits
-from postrain.types import LossSum, Mean
+from postrain.types import Count, LossSum, LRSchedule, Mean, Positive, Size
 
 
 def first_error(wrong_BS: Tensor) -> Tensor:
@@ -41,7 +41,11 @@ class PRM(Method):
     learns: ClassVar[tuple[str, float]] = ("eval/step_accuracy", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "step_accuracy", "eval/step_accuracy")
 
-    after_first_error: Literal["use", "ignore"]
+    updates: Count = 80
+    batch_size: Size = 32
+    learning_rate: Positive = 5e-4
+    schedule: LRSchedule = "cosine"
+    after_first_error: Literal["use", "ignore"] = "use"
     """Whether labels after the first wrong step of a chain are learned; the metrics count them either way."""
 
     def learned(self, batch: StepRows) -> tuple[Tensor, Tensor, Tensor]:

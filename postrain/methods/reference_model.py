@@ -45,11 +45,12 @@ class ReferenceModelMixin(Method):
     """A method with a reference model. Its `prepare` calls `reference_logps_of(batch)`, its `loss_sum`
     `check_initial_log_ratio`."""
 
-    reference_logps: Literal["cached", "fresh", "none"]
-    """cached: of all rows once, before the first update, kept on disk. fresh: at every update. none: taken to be 0."""
-    sync_every: CountOrZero
+    reference_logps: Literal["cached", "fresh", "none"] = "cached"
+    """Reference log-probabilities. cached: of all rows once, before the first update, kept on disk. fresh: at every
+    update. none: taken to be 0."""
+    sync_every: CountOrZero = 0
     """Updates after which the reference follows the policy (TR-DPO, Gorbatovski et al. 2024); 0 leaves it in place."""
-    sync_mix: Annotated[float, Interval(gt=0, le=1)]
+    sync_mix: Annotated[float, Interval(gt=0, le=1)] = 0.6
     """The policy's share in the new reference."""
 
     def needs_reference(self) -> bool:

@@ -9,7 +9,7 @@ from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
 from postrain.methods.metrics import margin_bins, share_above
 from postrain.models.scoring import scalar
-from postrain.types import LossSum, Mean, NonNegative
+from postrain.types import LossSum, Mean, NonNegative, Positive, Size
 
 
 class RewardModel(Method):
@@ -21,9 +21,12 @@ class RewardModel(Method):
     learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
-    use_margin: bool
-    """Whether the chosen reward must exceed the rejected one by the data's own margin (0 where it has none)."""
-    centring_coef: NonNegative
+    batch_size: Size = 32
+    learning_rate: Positive = 3e-3
+    use_margin: bool = False
+    """Whether the loss asks for the data's margins (0 where it has none)."""
+    centring_coef: NonNegative = 0.01
+    """Weight of the squared sum of a pair's two scores, which keeps scores around 0."""
 
     def denominator(self, batch: Pairs) -> int:
         return len(batch)

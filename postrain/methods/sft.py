@@ -13,7 +13,7 @@ from torch import Tensor
 from postrain import losses
 from postrain.methods.base import Method
 from postrain.models.scoring import compare, score
-from postrain.types import ConfigError, LossSum, Max, Mean, NonNegative, Rows
+from postrain.types import ConfigError, LossSum, LRSchedule, Max, Mean, NonNegative, Positive, Rows, Size
 
 
 class SFT(Method):
@@ -24,9 +24,13 @@ class SFT(Method):
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
 
-    kl_coef: NonNegative
-    """Weight of the exact KL to the reference policy, a mean over supervised tokens as the loss itself."""
-    l2_coef: NonNegative
+    batch_size: Size = 32
+    learning_rate: Positive = 2e-3
+    schedule: LRSchedule = "cosine"
+    dropout: bool = True
+    kl_coef: NonNegative = 0.0
+    """Weight of the exact KL to the reference policy, a mean over supervised tokens like the loss itself."""
+    l2_coef: NonNegative = 0.0
     """Weight of the squared distance of the trainable parameters from their initial values."""
 
     def needs_reference(self) -> bool:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.pairs import PairMethod, Smoothing, mean_logps, pair_metrics, score_pairs
-from postrain.types import LossSum, NonNegative, Positive
+from postrain.types import LossSum, NonNegative, Positive, Size
 
 
 class SimPO(PairMethod):
@@ -21,11 +21,14 @@ class SimPO(PairMethod):
     # At a rate that keeps the language intact, what it writes improves before its ranking does.
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
-    beta: Positive
-    gamma_beta_ratio: NonNegative
+    batch_size: Size = 32
+    learning_rate: Positive = 6e-5
+    beta: Positive = 10.0
+    """Scale of the mean log-probabilities that are compared."""
+    gamma_beta_ratio: NonNegative = 0.3
     """γ/β, the margin in nats per token."""
-    label_smoothing: Smoothing
-    """Share of labels taken to be wrong."""
+    label_smoothing: Smoothing = 0.0
+    """Share of labels taken to be wrong, below 0.5."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)

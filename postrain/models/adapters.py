@@ -48,20 +48,21 @@ class NoAdapter(Adapter):
 class LoRA(Adapter):
     """Low-rank additions to linear layers; the base weights stay as they are (Hu et al. 2021)."""
 
-    r: Size
+    r: Size = 16
     """Rank."""
-    alpha: Positive
+    alpha: Positive = 32.0
     """The additions are scaled by alpha / r."""
-    dropout: Fraction
+    dropout: Fraction = 0.0
     """On what enters an addition; active only where the method says dropout."""
-    rslora: bool
+    rslora: bool = False
     """Scale by alpha / √r, so that a higher rank does not learn more slowly (Kalajdzievski 2023)."""
-    dora: bool
+    dora: bool = False
     """Learn magnitude and direction of weights apart (Liu et al. 2024)."""
-    target_modules: tuple[str, ...] | None
+    target_modules: tuple[str, ...] | None = None
     """Names of the layers that get additions; null is every linear layer of the trunk."""
     new_tokens: tuple[str, ...] | None = None
-    """Tokens whose embeddings learn too; null is those in the data that nothing has trained yet."""
+    """Tokens whose embeddings learn too, as '[<think>,</think>]'; null finds those in the data that nothing has trained
+    yet (added and resized, or reserved), [] leaves all embeddings as they are."""
 
     def new_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
         if self.new_tokens is None:
@@ -113,7 +114,7 @@ class LoRA(Adapter):
 class QLoRA(LoRA):
     """LoRA on base weights kept in 4 bits: NormalFloat, its scales quantised again (Dettmers et al. 2023)."""
 
-    compute_dtype: Literal["float32", "bfloat16"]
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """What weights are unpacked to for a product."""
 
     def quantization(self) -> Any:

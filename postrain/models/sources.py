@@ -72,17 +72,17 @@ class ResolvedModel:
 class ModelSource:
     """Where a model comes from."""
 
-    name: str | None
+    name: str | None = None
     """What run folders call it; null is made from the path."""
     path: str
     """A directory, an earlier run's folder, a .gguf file, a Hub name, or bundled:nano."""
-    revision: str | None
+    revision: str | None = None
     """Branch, tag or commit of a Hub model; null takes the cached one, else the newest."""
-    gguf_package: str | None
+    gguf_package: str | None = None
     """A Python package that ships the model as a GGUF file, used when the Hub cannot be had."""
-    offline: Literal["fail", "nano"]
+    offline: Literal["fail", "nano"] = "fail"
     """What to do when it cannot be had: refuse, or let the bundled model stand in."""
-    from_scratch: bool
+    from_scratch: bool = False
     """Take config and tokenizer only and draw fresh weights."""
     resize: bool = False
     """Add embeddings for tokens that the tokenizer has and the model has not."""

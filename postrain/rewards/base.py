@@ -99,7 +99,9 @@ class WeightedSum:
     """
 
     parts: Mapping[str, Reward]
+    """The rewards by name; each is logged by its name."""
     weights: Mapping[str, float]
+    """The weight of each reward in the sum, by the same names."""
 
     def __post_init__(self) -> None:
         if not self.parts or set(self.parts) != set(self.weights):

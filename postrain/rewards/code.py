@@ -52,13 +52,15 @@ class Verdict:
 class Code:
     """Pays the share of its tests that a completion's program passes, or 1 for all of them."""
 
-    allow_execution: Annotated[bool, Confirm("runs Python that the model writes")]
-    """Without this nothing is built: what is run was written by a model."""
-    credit: Literal["share", "all"]
-    seconds: Count
+    allow_execution: Annotated[bool, Confirm("runs Python that the model writes")] = False
+    """Has to be true: the programs that are run were written by a model."""
+    credit: Literal["share", "all"] = "share"
+    """share pays the share of passed tests, all pays 1 for all of them."""
+    seconds: Count = 5
     """Of processor time for one program (for each of its inputs); five times that on the clock."""
-    memory_mb: Count
-    workers: Workers
+    memory_mb: Count = 1024
+    """Memory of one program."""
+    workers: Workers = 2
     """Programs that run at once: changes no score but that of a program near its limit."""
 
     def __post_init__(self) -> None:

@@ -77,20 +77,20 @@ class Endpoint(ABC):
     """Where the API begins; /chat/completions is added."""
     model: str
     """The model's name there."""
-    key_variable: Annotated[VariableName | None, Confirm("sends the key of this variable")]
-    """The environment variable with the API key; null sends none."""
-    max_tokens: Count
+    key_variable: Annotated[VariableName | None, Confirm("sends the key of this variable")] = None
+    """The environment variable that holds the API key, for instance OPENAI_API_KEY; null sends none."""
+    max_tokens: Count = 256
     """Tokens an answer may have."""
-    workers: Workers
+    workers: Workers = 8
     """Questions under way at once."""
-    timeout: Positive
+    timeout: Positive = 60.0
     """Seconds to wait for a connection, and for an answer as a whole, each time it is asked for."""
-    retries: CountOrZero
+    retries: CountOrZero = 4
     """Further attempts when the server is busy, away or slow."""
-    backoff: NonNegative
-    """The second retry waits twice this many seconds, each later one twice as long as the one before it."""
-    retry_after: CountOrZero
-    """Seconds that a server may have us wait at most (its header Retry-After)."""
+    backoff: NonNegative = 1.0
+    """Retries wait 0, 2, 4, 8, ... times this many seconds."""
+    retry_after: CountOrZero = 60
+    """Seconds that the server's Retry-After may have us wait at most."""
 
     def __post_init__(self) -> None:
         self.known: dict[bytes, float] = {}

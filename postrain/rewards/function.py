@@ -36,7 +36,7 @@ class Function:
 
     function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
-    arguments: Arguments
+    arguments: Arguments = field(default_factory=dict)
     """Further keyword arguments, the same for every completion."""
     timeout: Positive | None = None
     """Seconds that a call, which scores a whole batch, may take; null is no limit."""
@@ -164,7 +164,7 @@ class PairwiseFunction:
 
     function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
-    arguments: Arguments
+    arguments: Arguments = field(default_factory=dict)
     """Further keyword arguments, the same for every comparison."""
     timeout: Positive | None = None
     """Seconds that a call, which compares a whole batch, may take; null is no limit."""

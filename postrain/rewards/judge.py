@@ -38,6 +38,8 @@ from postrain.rewards.endpoint import Endpoint
 from postrain.rewards.learned import DTYPES
 from postrain.types import ConfigError, Count, RewardBatch, Rows
 
+CRITERION = "a reply that does what was asked, says nothing false, and is polite and to the point"
+PRINCIPLES = ("The reply does what was asked and says nothing false.", "The reply is polite and never rude.")
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
 LABELLED = re.compile(rf"\b(?:score|rating|mark|grade)\b[\"'*_]*\s*(?::|=|is|of)\s*[\"'*_]*({NUMBER})", re.IGNORECASE)
 CHOSEN = re.compile(
@@ -79,10 +81,10 @@ itself. Say which reply is the better one. Reply with nothing but {form}"""
 class Judge(Endpoint):
     """Pays the mark a judge gives, 0 at the bottom of its scale and 1 at the top; None where it gives none."""
 
-    criterion: str
+    criterion: str = CRITERION
     """What makes a reply good, in words."""
-    scale: tuple[float, float]
-    """The worst and the best mark."""
+    scale: tuple[float, float] = (1, 10)
+    """The worst mark, paid with 0, and the best, paid with 1."""
 
     form = '{"score": NUMBER}'
 
@@ -116,7 +118,7 @@ class Judge(Endpoint):
 class PairwiseJudge(Endpoint):
     """P(first beats second) by a judge that is asked in both orders, since many prefer what they read first."""
 
-    criterion: str
+    criterion: str = CRITERION
     """What makes a reply good, in words."""
 
     form = '{"better": "A"}, {"better": "B"} or {"better": "tie"}'
@@ -183,11 +185,12 @@ class SelfJudge:
 
     path: str
     """A run folder, a directory, a .gguf file or a Hub name of a language model."""
-    principles: tuple[str, ...]
+    principles: tuple[str, ...] = PRINCIPLES
     """What makes a reply good, a sentence each; they count equally."""
-    batch_tokens: Count
+    batch_tokens: Count = 8192
     """Tokens that are scored at once: a memory knob that changes no preference."""
-    dtype: Literal["fp32", "bf16"]
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What the model computes in."""
 
     def __post_init__(self) -> None:
         if not self.principles:

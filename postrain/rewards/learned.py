@@ -42,9 +42,10 @@ class Learned:
 
     path: str
     """A run folder of method=reward, a directory, or a Hub name."""
-    batch_tokens: Count
+    batch_tokens: Count = 8192
     """Tokens, padding included, that are scored at once: a memory knob that changes no score."""
-    dtype: Literal["fp32", "bf16"]
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What the reward model computes in."""
 
     def __post_init__(self) -> None:
         resolved = resolve(self.path)
@@ -121,13 +122,15 @@ class Process:
 
     path: str
     """A run folder of method=prm, or the directory of such a model."""
-    split: str
-    """A regular expression: where a completion is cut into steps."""
-    aggregate: Literal["last", "min", "product", "mean"]
+    split: str = r"(?<=[.!?])\s+|\n+"
+    """A regular expression: where a completion is cut into steps, by default after a sentence and at the end of a line.
+    Lines alone: '\\n+'."""
+    aggregate: Literal["last", "min", "product", "mean"] = "min"
     """Of the probabilities of the steps; the others are told beside it."""
-    batch_tokens: Count
+    batch_tokens: Count = 8192
     """Tokens that are scored at once: a memory knob that changes no score."""
-    dtype: Literal["fp32", "bf16"]
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What the reward model computes in."""
 
     def __post_init__(self) -> None:
         self.border = border(self.split)

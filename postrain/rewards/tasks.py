@@ -31,7 +31,7 @@ ARITHMETIC = re.compile(r"[\d\s.,+\-()\[\]]{1,2000}|(?!.*\*\s*\*)[\d\s.+\-*/()]{
 class TaskScore:
     """Pays 1 where the task's scorer gives the extracted answer full marks, else 0."""
 
-    extract: Extract
+    extract: Extract = "number"
     """Where the answer stands in a completion: its last number, its last <answer>, \\boxed or ####, its last line, or
     the whole of it."""
 

@@ -27,21 +27,26 @@ from postrain.types import Completion, ConfigError, CountOrZero, Fraction, NonNe
 class LocalEngine:
     """Samples with the policy's own weights."""
 
-    max_new_tokens: Size
-    temperature: NonNegative
-    """0 is greedy."""
-    top_k: CountOrZero
+    max_new_tokens: Size = 48
+    """Tokens of a completion at most."""
+    temperature: NonNegative = 1.0
+    """Divides the logits before sampling; 0 is greedy."""
+    top_k: CountOrZero = 0
     """Draw among this many likeliest tokens; 0 is off."""
-    top_p: Annotated[float, Interval(gt=0, le=1)]
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Draw among the likeliest tokens that hold this much probability."""
-    min_p: Fraction
+    min_p: Fraction = 0.0
     """Draw among tokens at least this share as likely as the likeliest; 0 is off."""
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] = ()
     """Texts that end a completion, besides the template's end tokens."""
-    batch_rows: Size
+    batch_rows: Size = 128
     """Rows that are decoded together; a memory knob that changes no completion."""
-    dtype: Literal["policy", "bf16"]
-    """What single tokens are computed in: the policy's own type, or copies of the weights in bfloat16."""
+    # There is no compiled decoding: on a CPU torch.compile took 10 s and a step went from 6.6 to 6.1 ms (nano, 128
+    # rows), and it cannot see through oneDNN's order of weights, which is what halves a step of SmolLM2.
+    dtype: Literal["policy", "bf16"] = "policy"
+    """What single tokens are computed in: the policy's own type, or rounded copies of the weights in bf16.
+    Log-probabilities recorded in bf16 are not the policy's own, and methods score anew. bf16 is slow, and says so, on a
+    processor without bf16 instructions."""
 
     @property
     def sampling(self) -> Sampling:

@@ -63,28 +63,30 @@ class Host:
 class VLLMEngine:
     """See `postrain.rollout.engine.Engine`."""
 
-    max_new_tokens: Size
-    temperature: NonNegative
-    """0 is greedy."""
-    top_k: CountOrZero
+    max_new_tokens: Size = 48
+    """Tokens of a completion at most."""
+    temperature: NonNegative = 1.0
+    """Divides the logits before sampling; 0 is greedy."""
+    top_k: CountOrZero = 0
     """Draw among this many likeliest tokens; 0 is off."""
-    top_p: Annotated[float, Interval(gt=0, le=1)]
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Draw among the likeliest tokens that hold this much probability."""
-    min_p: Fraction
+    min_p: Fraction = 0.0
     """Draw no token less likely than this share of the likeliest; 0 is off."""
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] = ()
     """Texts that end a completion."""
-    mode: Literal["colocated", "server"]
-    """Whether vLLM shares the policy's GPU or runs behind `url` on another."""
-    gpu_memory_utilization: Annotated[float, Interval(gt=0, lt=1)]
+    mode: Literal["colocated", "server"] = "colocated"
+    """colocated: vLLM shares the policy's GPU. server: it runs behind `url` on another, started with settings of its
+    own (gpu_memory_utilization, max_model_len and sleep do nothing then)."""
+    gpu_memory_utilization: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     """colocated: share of the GPU's memory that vLLM takes for its copy of the weights and its cache."""
-    max_model_len: Count | None
+    max_model_len: Count | None = None
     """colocated: tokens of prompt and completion that it has room for; null is the model's context."""
-    sleep: bool
+    sleep: bool = False
     """colocated: whether that memory is given back between rollouts, weights being kept in main memory."""
-    url: Annotated[str | None, Confirm("sends weights and prompts there")]
-    """server: where it listens."""
-    timeout: Positive
+    url: Annotated[str | None, Confirm("sends weights and prompts there")] = None
+    """server: its address, such as http://localhost:8000"""
+    timeout: Positive = 600.0
     """server: seconds to wait for a completion."""
     _host: Host = field(default_factory=Host, repr=False)
     """No key: a field, so that the same engine with other settings (a greedy one) samples from the same vLLM."""

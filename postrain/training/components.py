@@ -64,7 +64,7 @@ def build(config: TrainConfig) -> Components:
     method.attach(
         Parts(
             policy=policy,
-            template=data.template,
+            template=data.chat_template,
             seed=config.seed,
             engine=config.rollout,
             reference=(given and given.reference) or reference_for(config, policy, other),
@@ -139,7 +139,7 @@ def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
     # Seen as what it is derived from: transformers wraps `to` in a way that loses its type.
     model = cast("nn.Module", load(config.resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
     model = model if adapter.quantization() else model.to(hardware.device)
-    learned = adapter.new_ids(model, data.template.tokenizer, data.token_ids())
+    learned = adapter.new_ids(model, data.chat_template.tokenizer, data.token_ids())
     return adapter.wrap(model, head=head, learned=learned)
 
 
@@ -154,7 +154,7 @@ def whole_policy(config: TrainConfig, parts: Components) -> None:
 
 def notes(parts: Components, resolved: ResolvedModel) -> list[str]:
     """What a user has to know of how this model is trained, a line each."""
-    found = [f"note: {note}" for note in parts.data.template.notes]
+    found = [f"note: {note}" for note in parts.data.chat_template.notes]
     if limit := rotary_limit(read_json(resolved.directory / "config.json")):
         found.append(
             f"note: the model scales rotary positions in another way for a whole batch once a row is longer than "

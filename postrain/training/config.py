@@ -36,35 +36,48 @@ class TrainConfig(Section):
     """A training run. Raises ConfigError for settings that do not go together."""
 
     method: Method
+    """The method that trains, with its settings."""
     model: ModelSource
+    """The model to start from."""
     adapter: Adapter = field(default_factory=NoAdapter)
+    """What learns: all weights, or an adapter."""
     data: DataModule
+    """The rows to learn from, and the held-out ones."""
     reward: Deferred[Reward | Preference] | None = None
+    """What scores or compares completions; methods that sample need one."""
     rollout: Engine = field(default_factory=LocalEngine)
+    """What samples completions, and how."""
     environment: Environment = SINGLE_TURN
+    """What answers the policy while it writes."""
     trainer: Hardware = field(default_factory=Hardware)
+    """The hardware: processes, devices and precision."""
     logger: Tracker | Logger = field(default_factory=NoTracker)
+    """Where metrics are sent besides metrics.jsonl."""
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
     """Lightning callbacks by any name. An evaluation counts as a validation, and its metrics are there to monitor."""
     optim: Annotated[Deferred[torch.optim.Optimizer] | None, Given({"params", "lr"})] = None
     """A torch optimizer in place of AdamW; learning rate, schedule and weight decay are the method's. null is AdamW."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    """What is measured on held-out rows, and when."""
     early_stop: EarlyStop = field(default_factory=EarlyStop)
+    """When a run without prospects ends early; it is still evaluated and exported."""
     seed: Seed = 0
+    """Decides the order of rows, samples and fresh weights."""
     reference: str | None = None
-    """A directory, run folder or Hub name of what to compare with (KL, log-ratios); null is the reference policy, which
-    the policy starts from."""
+    """A directory, run folder or Hub name of the reference model (KL, log-ratios); null is the model that the policy
+    starts from."""
     name: str | None = None
-    """What folder and trackers call the run; null is the method's name."""
+    """What the run's folder and trackers call it; null is the method's name."""
     resume: str | None = None
-    """Folder of a run to continue."""
+    """Resume the run in this folder: resume=runs/ppo/nano/..."""
     allow_change: bool = False
-    """Whether a resumed run may differ from how it was started."""
+    """Let a resumed run differ from how it was started."""
     report: bool = True
     """Write report.html at the end."""
     debug: bool = False
     """Show tracebacks."""
     paths: Paths = field(default_factory=Paths)
+    """Where folders are made."""
 
     def __post_init__(self) -> None:
         method = self.method

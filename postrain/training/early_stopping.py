@@ -32,10 +32,11 @@ SMOOTHED = 5
 class EarlyStop(Section):
     """The `early_stop` keys; null never stops."""
 
-    flat_updates: Count | None
-    """Compares the mean reward of the last so many updates with that of the first so many, once in so many."""
-    kl_above: Positive | None
-    """The largest KL to the start, nats a token."""
+    flat_updates: Count | None = None
+    """Stop when the mean reward of the last N updates does not exceed that of the first N. Checked every N updates;
+    null disables it."""
+    kl_above: Positive | None = None
+    """Stop when the KL to the reference, in nats a token, exceeds this; null disables it."""
 
 
 def flat(rewards: Sequence[float], size: int) -> bool:

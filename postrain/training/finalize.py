@@ -31,7 +31,7 @@ def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float
     method = parts.method
     changes = before_and_after(folder.metrics.read())
     card = model_card(parts, config.resolved, folder, changes)
-    ends, files = parts.data.template.stop_ids, reading(parts)
+    ends, files = parts.data.chat_template.stop_ids, reading(parts)
     export(method.policy, parts.tokenizer, folder.model, card=card, end_ids=ends, files=files)
     console = Console(highlight=False)
     console.print(summary(changes, method.headline))

@@ -73,7 +73,8 @@ class NoTracker:
 class TensorBoard:
     """Event files in <run folder>/tensorboard."""
 
-    flush_seconds: Count
+    flush_seconds: Count = 10
+    """Seconds between writes of the event file."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
         logger = TensorBoardLogger(
@@ -90,10 +91,13 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases; offline it writes <run folder>/wandb and never prompts or waits."""
 
-    project: str
-    entity: str | None
-    online: Annotated[bool, Confirm("sends the run to Weights & Biases")]
-    timeout_seconds: Count
+    project: str = "postrain"
+    """The project that runs are grouped in."""
+    entity: str | None = None
+    """The user or team that owns the project; null is your default one."""
+    online: Annotated[bool, Confirm("sends the run to Weights & Biases")] = False
+    """Send metrics while the run lasts; false keeps them for wandb sync."""
+    timeout_seconds: Count = 20
     """How long to wait for the server, when online."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
@@ -146,7 +150,8 @@ class Wandb:
 class Trackio:
     """trackio: a local dashboard with real tables; look at it with `trackio show --project PROJECT`."""
 
-    project: str
+    project: str = "postrain"
+    """The project that runs are grouped in."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
         return [TrackioLogger(project=self.project, run_name=run_name, group=group, config=config)]

@@ -34,19 +34,19 @@ MALFORMED = "error"
 class Calculator:
     """Works out what stands before `close`."""
 
-    open: str
+    open: str = ""
     """Text that begins a call; empty where the expression is whatever arithmetic stands before `close`."""
-    close: str
+    close: str = "="
     """Text that ends a call and hands over."""
-    before: str
+    before: str = " "
     """What the answer begins with."""
-    after: str
+    after: str = "."
     """What the answer ends with."""
-    error_penalty: NonNegative
+    error_penalty: NonNegative = 0.0
     """Taken off the reward for each call that makes no sense."""
-    max_turns: Count
+    max_turns: Count = 8
     """Turns the policy gets at most."""
-    room: Count
+    room: Count = 64
     """Tokens of an episode that answers may fill."""
 
     def __post_init__(self) -> None:

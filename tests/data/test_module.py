@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from typing import Any, cast
 import pytest
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Trainer
-from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
+from postrain.config.arguments import resolved
+from postrain.config.defaults import complete
 from postrain.config.schema import schema_of
 from postrain.config.tree import instantiate
 from postrain.data.kinds.judgement import Judgement, Judgements
@@ -26,7 +28,7 @@ from postrain.data.module import DataModule
 from postrain.data.schedule import HeldOut
 from postrain.types import ConfigError, Rows
 from tests.data.helpers import write_lines
-from tests.training_runs import CONF
+from tests.training_runs import CONF, forced
 
 NANO = CONF.parent / "postrain" / "assets" / "nano"
 OPTIONS = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
@@ -46,12 +48,17 @@ TALKS = [
 ]
 
 
+@dataclass
+class Data:
+    """The group alone."""
+
+    data: DataModule
+
+
 @cache
 def config(option: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        found = OmegaConf.to_container(compose(f"data/{option}", list(overrides)), resolve=True)
-    assert isinstance(found, dict)
-    return found["data"]
+        return resolved(complete(compose(f"data/{option}", forced(overrides)), Data))["data"]
 
 
 def module(option: str, *overrides: str) -> DataModule:
@@ -95,27 +102,28 @@ def test_the_world_gives_batches_of_every_kind_it_can_serve_as(option, kind):
     assert len(set(prompts.texts)) == len(prompts)
     # Running text is packed into pages of several documents, which have no gold score of their own.
     assert option == "world_text" or all("gold" in columns for columns in prompts.columns)
-    assert data.gold is not None
+    assert data.gold_score is not None
 
 
 def test_gold_scores_the_held_out_prompts():
     data = prepared("world_sums", kind="Prompt")
     prompts = data.eval_prompts(1)
-    assert data.gold is not None
-    right = data.gold(prompts.texts[0], f" The answer is {prompts.columns[0]['answer']}.", prompts.columns[0]["gold"])
-    wrong = data.gold(prompts.texts[0], " The answer is no.", prompts.columns[0]["gold"])
+    assert data.gold_score is not None
+    columns = prompts.columns[0]
+    right = data.gold_score(prompts.texts[0], f" The answer is {columns['answer']}.", columns["gold"])
+    wrong = data.gold_score(prompts.texts[0], " The answer is no.", prompts.columns[0]["gold"])
     assert right["correct"] > wrong["correct"]
 
 
 def test_rows_travel_with_their_prompts_whatever_the_order():
     data = prepared("world_sums", kind="Prompt", updates=9)
-    assert data.gold is not None
+    assert data.gold_score is not None
     order = []
     for batch in data.train_dataloader():
         assert isinstance(batch, Prompts)
         for text, columns, row in zip(batch.texts, batch.columns, batch.row_ids, strict=True):
             # An oracle that knows the answer column is right about every shuffled row.
-            assert data.gold(text, f" The answer is {columns['answer']}.", columns["gold"])["correct"] == 1
+            assert data.gold_score(text, f" The answer is {columns['answer']}.", columns["gold"])["correct"] == 1
             order.append(row)
     assert order[:30] != sorted(order[:30])
 
@@ -405,7 +413,7 @@ def test_running_text_leaves_the_tokenizers_template_alone():
     data = module("world_text")
     data.prepare(kind="Text", tokenizer=tokenizer, context=512, batch_size=4, updates=3, seed=0)
     assert tokenizer.chat_template == own
-    assert data.template.name == "plain"
+    assert data.chat_template.name == "plain"
 
 
 @pytest.mark.parametrize(
@@ -438,10 +446,10 @@ def test_one_file_of_each_kind_reads_the_same(tmp_path: Path):
 
 
 def test_a_file_in_place_of_the_worlds_stories_keeps_the_models_template(talks):
-    assert prepared("world_stories", kind="Prompt").template.name == "plain"
-    assert prepared("world_stories", "data.source.task=instructions", kind="Prompt").template.name == "chat"
-    assert prepared("world_stories", talks, kind="Prompt").template.name == "chat"
-    assert prepared("world_stories", "data.template=alpaca", kind="Prompt").template.name == "alpaca"
+    assert prepared("world_stories", kind="Prompt").chat_template.name == "plain"
+    assert prepared("world_stories", "data.source.task=instructions", kind="Prompt").chat_template.name == "chat"
+    assert prepared("world_stories", talks, kind="Prompt").chat_template.name == "chat"
+    assert prepared("world_stories", "data.template=alpaca", kind="Prompt").chat_template.name == "alpaca"
 
 
 def test_pairs_that_differ_only_beyond_the_cut_are_dropped_and_counted(tmp_path):

@@ -49,8 +49,10 @@ def subject(
     """A subject whose engine writes `says`; `items` are the held-out ones of each kind of record the data has."""
     model = precise()
     asked = asking(2) if prompts is None else prompts
-    views = {kind: SimpleNamespace(eval=held_out, gold=None) for kind, held_out in (items or {}).items()}
-    views["Prompt"] = SimpleNamespace(eval_prompts=lambda count: asked.select(range(min(count, len(asked)))), gold=gold)
+    views = {kind: SimpleNamespace(eval=held_out, gold_score=None) for kind, held_out in (items or {}).items()}
+    views["Prompt"] = SimpleNamespace(
+        eval_prompts=lambda count: asked.select(range(min(count, len(asked)))), gold_score=gold
+    )
 
     def view(kind: str) -> Any:
         if kind not in views:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from postrain.evaluate import evaluate
@@ -21,7 +20,7 @@ from postrain.jobs.frame import EVALUATE, execute
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
-from tests.training_runs import CONF
+from tests import training_runs
 
 SMALL = (
     "model=nano",
@@ -41,10 +40,7 @@ SMALL = (
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = OmegaConf.to_container(compose("evaluate", [*overrides]), resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return training_runs.composed(overrides, "evaluate")
 
 
 def appraised(output: Path, *overrides: str) -> RunFolder:

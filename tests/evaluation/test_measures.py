@@ -199,12 +199,12 @@ def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPa
     asked = subject(prompts=asking(4, pay=[1.0] * 4), reward=Pays())
     monkeypatch.setattr(WinRate, "_theirs", lambda self, subject, data: complete(asked, 4))
     monkeypatch.setattr(WinRate, "_other", SimpleNamespace(name="other"))
-    asked.view("Prompt").gold = None
+    asked.view("Prompt").gold_score = None
     found = WinRate(against="other", judge=None, prompts=4)(asked)
     assert found.metrics["win_rate"].value == 0.5
     assert found.notes == ("against other, by Pays",)
     # Data that knows gold scores may hold rows without them.
-    asked.view("Prompt").gold = gold
+    asked.view("Prompt").gold_score = gold
     assert WinRate(against="other", judge=None, prompts=4)(asked) == found
 
 
@@ -222,7 +222,7 @@ def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkey
 def test_a_scalar_model_writes_nothing_that_could_be_measured() -> None:
     data: Any = SimpleNamespace(
         plan=SimpleNamespace(context=9, completion_tokens=1, seed=0, kind="Preference"),
-        template=SimpleNamespace(tokenizer=None),
+        chat_template=SimpleNamespace(tokenizer=None),
     )
     resolved: Any = SimpleNamespace(name="tiny")
     method: Any = SimpleNamespace(head="scalar")

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from postrain.config.schema import schema_of
+from postrain.methods.base import Method
 from postrain.rollout.engine import Mixture
 from tests.methods.made import Scripted, defaults, flat_gradient, made
 from tests.methods.test_rollouts import Table, Words, prompts
 from tests.tiny import tiny_model
-from tests.training_runs import CONF
 
 Change = tuple[dict[str, Any], dict[str, Any]]
 """What is changed, and beside which settings that say it matters."""
 
 # Common to all methods, and tested with those: tests/methods/test_dpo_options.py.
-COMMON = {"_target_", "updates", "learning_rate", *OmegaConf.load(CONF / "method/base/common.yaml")}
+COMMON = {"_target_", *schema_of(Method).keys}
 TRUNCATED: list[Change] = [({"missing_eos_penalty": 0.7}, {}), ({"mask_truncated": True}, {"missing_eos_penalty": 0.7})]
 GROUPED: list[Change] = [
     ({"group_size": 4}, {}),

@@ -108,11 +108,11 @@ class Chain:
 class StepLayout:
     """How the steps of a chain follow each other; a process reward model reads chains as it has learned them."""
 
-    joiner: str
+    joiner: str = "\n"
     """Stands before each step; not before the first where the template sets answers off by itself."""
-    separator: str
-    """Stands behind each step, the last one too, and has the step's score at its last token; where it is empty, that
-    is the last token of the step."""
+    separator: str = ""
+    """Stands after each step, the last one too; a step's score is read at its last token. Empty: at the last token of
+    the step."""
 
     def chain(self, template: Template, prompt: Messages, steps: Sequence[str], *, row: int = 0) -> Chain:
         """A chain as tokens; `row` names it in an error."""
@@ -135,8 +135,9 @@ class StepLayout:
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            return cls(joiner=saved["joiner"], separator=saved["separator"])
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise ConfigError(f"{path} does not hold a joiner and a separator ({error}); copy it again") from None
 
 

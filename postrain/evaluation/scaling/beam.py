@@ -44,18 +44,18 @@ class StepScorer(Protocol):
 class Beam(OnPrompts):
     """Accuracy of step search by a process reward model, for several widths."""
 
-    widths: tuple[Count, ...]
-    """Beginnings that are kept; a point for each number."""
-    expansions: Count
-    """Continuations of each."""
-    depth: Count
+    widths: tuple[Count, ...] = (1, 2, 4)
+    """Beginnings that are kept; a point of the curve for each number."""
+    expansions: Count = 4
+    """Continuations that are sampled of each beginning."""
+    depth: Count = 12
     """Steps at most."""
-    ends: tuple[str, ...]
-    """Texts that end a step."""
-    aggregate: Aggregate
+    ends: tuple[str, ...] = (".", "!", "?", "\n")
+    """Texts that end a step: sampling stops there and the reward model is asked."""
+    aggregate: Aggregate = "min"
     """What a beginning is worth, of the probabilities that its steps are right."""
-    scorer: StepScorer | None
-    """The process reward model; None is the subject's own reward, where that is one."""
+    scorer: StepScorer | None = None
+    """The process reward model; null is the evaluation's own reward."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:
         scorer = step_scorer(self.scorer, subject)

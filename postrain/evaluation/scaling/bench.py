@@ -94,15 +94,15 @@ class OnPrompts(ABC):
     random: ClassVar[bool] = True
     """Whether it needs samples of a prompt that differ."""
 
-    prompts: Count
-    """Held-out prompts at most."""
-    answers: Kind
-    """What the answer of a completion is."""
-    right: Literal["auto", "reward", "answer", "gold"]
-    """Who says what is right; auto is the first there is of a reward that is no model's guess, the rows' column
-    answer, and the data's gold score."""
-    threshold: float | None
-    """The reward or gold score from which a completion is right; None counts what it is."""
+    prompts: Count = 128
+    """Held-out prompts at most; data.eval_rows decides how many there are."""
+    answers: Kind = "number"
+    """What a completion answers: number (the last one of what is marked as the answer, else of all) or text."""
+    right: Literal["auto", "reward", "answer", "gold"] = "auto"
+    """Who says what is right: reward, answer (the rows' column), gold, or auto, the first of these there is. A reward
+    that is a model's guess (learned, process, judge, a sum with one of them) is not asked by auto."""
+    threshold: float | None = None
+    """The reward or gold score from which a completion is right; null counts the score itself."""
 
     @torch.no_grad()
     def __call__(self, subject: Subject) -> Finding:
@@ -136,7 +136,7 @@ class OnPrompts(ABC):
         known: dict[Source, bool] = {
             "reward": subject.reward is not None,
             "answer": all(self._has_answer(columns) for columns in prompts.columns),
-            "gold": data.gold is not None and all("gold" in columns for columns in prompts.columns),
+            "gold": data.gold_score is not None and all("gold" in columns for columns in prompts.columns),
         }
         order: tuple[Source, ...] = ("reward", "answer", "gold")
         trusted: list[Source] = [
@@ -177,9 +177,9 @@ class OnPrompts(ABC):
 
 def gold_worths(data: DataModule, prompts: Prompts, completions: Sequence[str]) -> list[float]:
     """Whether each completion is correct, where the gold score knows right and wrong, and else its total."""
-    assert data.gold is not None
+    assert data.gold_score is not None
     rows = zip(prompts.texts, completions, prompts.columns, strict=True)
-    scores = [data.gold(prompt, said, columns["gold"]) for prompt, said, columns in rows]
+    scores = [data.gold_score(prompt, said, columns["gold"]) for prompt, said, columns in rows]
     return [parts.get("correct", parts["total"]) for parts in scores]
 
 

@@ -46,12 +46,14 @@ class Choice:
 class BestOfN(OnPrompts):
     """Accuracy of the best of 1, 2, 4, ... samples."""
 
-    samples: Size
+    samples: Size = 16
     """Completions of each prompt."""
-    by: Literal["reward", "logprob"]
-    """What the metrics are of; the curves show all ways there are."""
-    scorer: Reward | None
-    """The reward to choose by; None is the subject's own, unless that is what says which are right."""
+    by: Literal["reward", "logprob"] = "reward"
+    """What the metrics are of: reward, or logprob (the mean log-probability of a token); the curves show all ways there
+    are."""
+    scorer: Reward | None = None
+    """The reward to choose by; null is the evaluation's own reward, unless that says what is right. With reward=process
+    reward.path=RUN a process reward model chooses, and the rows' answers say what is right."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:
         graded = bench.grade(draw(subject, bench.prompts, self.samples, "best of n"))

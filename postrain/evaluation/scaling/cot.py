@@ -68,15 +68,17 @@ class ChainOfThought(OnPrompts):
 
     random: ClassVar[bool] = False
 
-    direct: str
-    """Stands after the question, a space between, where the answer alone is wanted."""
-    zero_shot: str
-    """The same where steps are wanted."""
-    shots: tuple[Count, ...]
-    """Worked examples before the question; a point for each number."""
-    worked: str | None
-    """The column of the training rows that holds worked answers; None takes demonstrations' own, or sums' steps."""
-    greedy: bool
+    direct: str = "The answer is"
+    """Stands after the question, a space between, where the answer alone is wanted: its beginning, or an instruction
+    for a chat model."""
+    zero_shot: str = "Let's think step by step."
+    """Stands after the question where steps are wanted."""
+    shots: tuple[Count, ...] = (1, 2, 4)
+    """Worked examples before the question; a point of the curve for each number, [] for none."""
+    worked: str | None = None
+    """The column of the training rows that holds worked answers; null takes those of demonstrations, and the steps of
+    sums."""
+    greedy: bool = True
     """Whether the likeliest answer is looked at, or one sample."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:

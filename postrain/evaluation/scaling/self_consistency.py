@@ -34,7 +34,7 @@ class Elected:
 class SelfConsistency(OnPrompts):
     """Accuracy of the majority of 1, 2, 4, ... samples."""
 
-    samples: Size
+    samples: Size = 16
     """Completions of each prompt."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:

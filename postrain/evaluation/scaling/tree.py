@@ -39,22 +39,23 @@ ASKED = "value=model: P(yes) against P(no) to the question, which a base model m
 class Tree(OnPrompts):
     """Accuracy of breadth-first search over thoughts, for several breadths."""
 
-    breadths: tuple[Count, ...]
-    """States that are kept at each level; a point for each number."""
-    proposals: Count
+    breadths: tuple[Count, ...] = (1, 2, 5)
+    """States that are kept at each level; a point of the curve for each number."""
+    proposals: Count = 4
     """Next thoughts that are proposed for each state."""
-    depth: Count
+    depth: Count = 12
     """Thoughts at most."""
-    ends: tuple[str, ...]
+    ends: tuple[str, ...] = (".", "!", "?", "\n")
     """Texts that end a thought."""
-    value: Literal["model", "process", "gold"]
-    """Who says how promising a state is."""
-    question: str
+    value: Literal["model", "process", "gold"] = "model"
+    """Who says how promising a state is: model (asked `question`), process (a reward model) or gold (the world's
+    sums)."""
+    question: str = "{prompt}{steps}\nIs every step so far right? Answer yes or no:"
     """What the model is asked of a state, with {prompt} and {steps} in it; the answer is yes or no."""
-    aggregate: Aggregate
-    """Of a process reward model's probabilities."""
-    scorer: StepScorer | None
-    """A process reward model; None is the subject's own reward, where that is one."""
+    aggregate: Aggregate = "min"
+    """For value=process: one number of the probabilities of the steps."""
+    scorer: StepScorer | None = None
+    """For value=process: the process reward model; null is the evaluation's own reward."""
 
     def measured(self, subject: Subject, bench: Bench) -> Finding:
         plans = {

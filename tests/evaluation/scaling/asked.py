@@ -89,7 +89,7 @@ def sums() -> DataModule:
 def subject(says: Callable[[str], Sequence[str]], *overrides: str, **changes: Any) -> Subject:
     """Whose engine says so."""
     view, _ = nano(*(overrides or ("data=world_sums",)))
-    template = view("Prompt").template
+    template = view("Prompt").chat_template
     given: dict[str, Any] = {"engine": Writer(template, says), "reward": None, "model": nn.Linear(1, 1), **changes}
     return Subject(
         name="scripted",

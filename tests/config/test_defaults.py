@@ -1,0 +1,104 @@
+"""A default stands in the signature alone, and a composed config is completed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.cli.main import root_of
+from postrain.config.defaults import complete, defaults_of, settings_of
+from postrain.config.overrides import PROGRAMS
+from postrain.config.schema import TARGET, Section, is_node, load_target
+from tests.training_runs import CONF, METHODS, composed
+
+
+@dataclass(kw_only=True)
+class Part:
+    count: int = 2
+    share: float = 0.5
+
+
+@dataclass(kw_only=True)
+class Rest(Section):
+    output: str = "runs"
+
+
+@dataclass(kw_only=True)
+class Whole:
+    part: Part = field(default_factory=lambda: Part(share=0.1))
+    group: Part
+    rest: Rest = field(default_factory=Rest)
+    pair: tuple[int, int] = (1, 2)
+    names: dict[str, str | None] = field(default_factory=lambda: {"a": None, "b": None})
+
+
+PART = f"{__name__}.Part"
+
+
+def completed(**settings: Any) -> Any:
+    return OmegaConf.to_container(complete(OmegaConf.create(settings), Whole), resolve=True)
+
+
+def test_defaults_fill_what_is_not_given() -> None:
+    rest = {"rest": {"output": "runs"}, "pair": [1, 2], "names": {"a": None, "b": None}}
+    assert completed() == {**rest}
+    assert completed(part={TARGET: PART, "count": 3}) == {"part": {TARGET: PART, "count": 3, "share": 0.5}, **rest}
+    assert completed(part={"count": 3})["part"] == {"count": 3}  # an option of a group says what it builds
+    quality = composed(["method=sft", "data.quality.dedupe=true"])["data"]["quality"]
+    assert (quality[TARGET], quality["dedupe"], quality["empty"]) == ("postrain.data.quality.Quality", True, "drop")
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "expected"),
+    [
+        ({"group": {TARGET: "builtins.dict", "x": 1}}, "group", {TARGET: "builtins.dict", "x": 1}),
+        ({"group": {TARGET: "no.such"}}, "group", {TARGET: "no.such"}),
+        ({"names": {"b": "c"}}, "names", {"a": None, "b": "c"}),
+        ({"pair": {"1": 7}}, "pair", [1, 7]),
+        ({"pair": {"2": 7}}, "pair", {"2": 7}),
+        ({"pair": "${rest.output}"}, "pair", "runs"),
+        ({"rest": 5}, "rest", 5),
+        ({"unknown": {"a": 1}}, "unknown", {"a": 1}),
+    ],
+)
+def test_what_is_given_stays(given: dict[str, Any], key: str, expected: Any) -> None:
+    assert completed(**given)[key] == expected
+
+
+def test_a_reference_finds_a_default() -> None:
+    config = composed(["method=grpo", "method.kl_coef=${method.clip_low}", "name=u${method.updates}"])
+    assert (config["method"]["kl_coef"], config["name"]) == (0.2, "u60")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_a_default_for_every_setting(method: str) -> None:
+    target = composed([f"method={method}"])["method"][TARGET]
+    load_target(target)()
+
+
+def repeated(node: Any, path: str = "") -> Iterator[str]:
+    """The keys of a YAML whose values the signature gives already."""
+    if not isinstance(node, dict):
+        return
+    defaults = defaults_of(load_target(node[TARGET])) if is_node(node) else {}
+    for key, value in node.items():
+        if key in defaults and defaults[key] == settings_of(value):
+            yield f"{path}{key}"
+        else:
+            yield from repeated(value, f"{path}{key}.")
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_no_yaml_repeats_a_default(file: Path) -> None:
+    node: Any = OmegaConf.to_container(OmegaConf.load(file))
+    if file.parent.name == "launcher":  # built by Hydra itself
+        return
+    if file.stem in PROGRAMS and file.parent == CONF:
+        defaults = defaults_of(root_of(file.stem))
+        assert [key for key in node if key in defaults and node[key] == defaults[key]] == []
+    assert list(repeated(node)) == []
