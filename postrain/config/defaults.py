@@ -6,7 +6,7 @@ finds it and config.yaml, the hash of a job and `--cfg job` show every setting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -24,13 +24,15 @@ def complete(config: DictConfig, root: type) -> DictConfig:
     """
     settings: Any = OmegaConf.to_container(config)
     groups = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
-    whole = filled(settings, root)
-    return OmegaConf.create({name: value for name, value in whole.items() if name in settings or name not in groups})
+    return OmegaConf.create(filled(settings, root, without=groups))
 
 
-def filled(settings: Mapping[str, Any], target: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of `target`, plain containers, with its defaults and those of every node in them."""
-    defaults = defaults_of(target)
+def filled(settings: Mapping[str, Any], target: Callable[..., Any], *, without: Collection[str] = ()) -> dict[str, Any]:
+    """The arguments of `target`, plain containers, with its defaults and those of every node in them.
+
+    The arguments `without` a default have to be given.
+    """
+    defaults = {name: value for name, value in defaults_of(target).items() if name not in without}
     whole = {**defaults, **{name: _over(defaults.get(name), value) for name, value in settings.items()}}
     order = dict.fromkeys(name for name in (TARGET, *schema_of(target).keys, *whole) if name in whole)
     return {name: _filled(whole[name]) for name in order}
