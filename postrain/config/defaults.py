@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from postrain.config.schema import TARGET, is_group, is_node, load_target, schema_of
-from postrain.config.tree import settings_of
+from postrain.config.tree import is_own, settings_of
 from postrain.errors import ConfigError
 
 
@@ -39,7 +39,9 @@ def filled(settings: Mapping[str, Any], target: Callable[..., Any], *, without: 
 
 
 def defaults_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """The default of every argument that has one, as a config writes it."""
+    """The default of every argument that has one, as a config writes it; other libraries decide theirs."""
+    if not is_own(target):
+        return {}
     made: dict[str, Any] = {}
     if is_dataclass(target):
         made = {each.name: each.default_factory() for each in fields(target) if each.default_factory is not MISSING}

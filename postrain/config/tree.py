@@ -109,10 +109,10 @@ def _completed(target: Callable[..., Any], node: Mapping[str, Any]) -> dict[str,
     keys = schema_of(target).keys
     given = {name: completed(value, keys[name].written if name in keys else Any) for name, value in node.items()}
     # What other libraries leave open is theirs to decide.
-    return given | (dict(_defaults(target, given)) if _is_own(target) else {})
+    return given | (dict(_defaults(target, given)) if is_own(target) else {})
 
 
-def _is_own(target: Any) -> bool:
+def is_own(target: Any) -> bool:
     """Whether the defaults of a class or function are part of its settings."""
     return is_dataclass(target) or str(getattr(target, "__module__", "")).startswith("postrain.")
 

@@ -68,7 +68,7 @@ class Sampler:
         return derive_seed(self.seed, f"generate {self.part}", row, number)
 
     def _episodes(self, engine: Engine, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
-        template = self.data.template
+        template = self.data.chat_template
         return collect(
             engine, self.model, template, prompts, seeds=seeds, reward=self.reward, environment=self.environment
         )

@@ -160,7 +160,7 @@ class Driven(LightningModule):
         if data is self.own_data:
             data.trainer = self.trainer
             data.setup(stage)
-        self.parts = replace(self.parts, template=data.template)
+        self.parts = replace(self.parts, template=data.chat_template)
 
     @property
     def datamodule(self) -> DataModule:
