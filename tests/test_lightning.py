@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import postrain as pt
-from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
+from postrain.config.schema import load_target
 from postrain.methods.base import Method
 from tests.training_runs import METHODS, composed
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+ROWS = [{"prompt": f"{n} + 1 =", "chosen": f" {n + 1}.", "rejected": " no", "completion": " ok"} for n in range(12)]
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -138,3 +140,45 @@ def test_a_run_that_lightning_resumes_ends_where_it_would_have(tmp_path):
 def test_options_that_lightning_refuses_are_refused_with_the_key_that_does_it(options, key):
     with pytest.raises(pt.ConfigError, match=key):
         fitted(sft(), **options)
+
+
+def test_mistakes_are_config_errors_of_one_line():
+    model, _ = pt.load_model("nano")
+    done = sft(updates=1)
+    fitted(done)
+    kind, given = parts("grpo")
+    for wrong, mistake in (
+        (lambda: fitted(done), "SFT: has been trained already, 1 updates"),
+        (lambda: fitted(kind(**{**given, "reward": None})), r"reward: GRPO learns from a reward; give one"),
+        (lambda: fitted(sft(), pt.DataModule([{"text": "a"}] * 9)), "Demonstration|prompt|completion"),
+        (lambda: fitted(sft(), pt.DataModule(["a", "b"])), "data: expected rows such as"),
+        (lambda: fitted(sft(), pt.DataModule(7)), "data: expected a list of rows"),
+        (lambda: Trainer(**QUIET).fit(sft()), "data: no rows to learn from"),
+        (lambda: Trainer(**QUIET).fit(settings_only("sft")), "SFT: has no model"),
+        (lambda: sft(tokenizer=None), "tokenizer: expected the model's tokenizer"),
+        (lambda: sft(model="nano"), "model: expected a PyTorch model"),
+        (lambda: parts("reward")[0](**{**parts("reward")[1], "model": model}), 'head="scalar"'),
+        (lambda: kind(**{**given, "reward": 3}), "reward: expected a function"),
+        (lambda: pt.load_model("no/such/dir/ectory"), "there is no such directory"),
+        (lambda: pt.score(model, ["a"]), "rows: expected"),
+        (lambda: pt.generate(torch.nn.Linear(1, 1), ["a"]), "tokenizer: a model that load_model has not loaded"),
+    ):
+        with pytest.raises(pt.ConfigError, match=mistake) as error:
+            wrong()
+        assert "\n" not in str(error.value)
+
+
+def settings_only(name: str) -> Method:
+    return instantiate(config(name)["method"])
+
+
+def test_rows_are_lists_files_or_datasets(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    losses = []
+    for rows in (ROWS, Dataset.from_list(ROWS), tmp_path / "rows.jsonl"):
+        method = sft(updates=1)
+        fitted(method, pt.DataModule(rows))
+        losses.append(method.latest["loss"])
+    own = sft(updates=1, data=ROWS)
+    Trainer(**QUIET).fit(own)
+    assert losses == [own.latest["loss"]] * 3

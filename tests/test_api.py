@@ -1,0 +1,93 @@
+"""The public names of postrain, as README and docstrings use them."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import postrain as pt
+from postrain import api
+from postrain.models.provenance import unchanged
+from tests.training_runs import CONF, METHODS, composed
+
+README = (CONF.parent / "README.md").read_text()
+(FROM_PYTHON,) = re.findall(r"## From Python\n\n```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_method_and_every_name_is_there():
+    targets = {composed([f"method={name}"])["method"]["_target_"].rpartition(".")[2] for name in METHODS}
+    assert targets <= {*pt.__all__} <= {*dir(pt)}
+    assert all(getattr(pt, name) is not None for name in pt.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'PPOTrainer'"):
+        _ = pt.PPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_importing_postrain_imports_no_torch():
+    code = "import sys, postrain; assert not {'torch', 'lightning', 'transformers', 'hydra'} & {*sys.modules}"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_examples_of_docstrings():
+    assert doctest.testmod(api).failed == 0
+
+
+def test_the_readme_from_python(tmp_path, monkeypatch):
+    """Two methods learn, one in a run folder and one under a plain Trainer; the loss is 1 − ratio = 0 off its mean."""
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(FROM_PYTHON.replace("updates=2)", "updates=1, batch_size=4, group_size=4)"), found)
+    run = found["run"]
+    assert [record["update"] for record in run.metrics] == [0, 1]
+    assert run.result["objective"] == run.objective == run.metrics[-1]["eval/reward/total"]
+    assert (run.path / "model" / "README.md").is_file()
+    assert (run.path / "report.html").is_file()
+    assert float(found["loss"]) == pytest.approx(-1.0)
+    again, _ = pt.load_model(str(run.path))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.allclose(again(ids).logits, run.model.eval()(ids).logits, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[Any, Any]:
+    return pt.load_model("nano")
+
+
+def test_scores_are_those_of_the_sampler_and_know_no_batch(nano):
+    model, _ = nano
+    found = pt.generate(model, ["Tom found", "2 + 2 ="], max_new_tokens=6, num_generations=2, seed=3)
+    (alone,) = pt.generate(model, ["Tom found"], max_new_tokens=6, seed=3)
+    assert found[0].token_ids == alone.token_ids
+    with torch.no_grad():
+        logps = pt.score(model, found, micro_batch_tokens=1, entropy=True)
+    for row, mask, one in zip(logps, logps.mask, found, strict=True):
+        assert torch.allclose(row[mask], torch.tensor(one.logps), atol=1e-5)
+    assert logps.entropy is not None
+    assert logps.entropy.shape == logps.shape
+
+
+def test_a_row_is_text_or_token_ids_and_has_a_gradient(nano):
+    model, tokenizer = nano
+    words = ("2 + 2 =", "4")
+    text = pt.score(model, [{"prompt": words[0], "completion": words[1]}])
+    (one,) = pt.generate(model, [[{"role": "user", "content": words[0]}]], max_new_tokens=1)
+    ids = text.mask.sum(), one.prompt_ids, [*tokenizer(words[1]).input_ids, tokenizer.convert_tokens_to_ids("<|end|>")]
+    tokens = pt.score(model, [(ids[1], ids[2])])
+    assert torch.equal(text, tokens)
+    text.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.zero_grad()
+
+
+def test_a_model_that_has_learned_is_no_longer_what_was_loaded():
+    model, _ = pt.load_model("nano")
+    assert unchanged(model)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert not unchanged(model)
