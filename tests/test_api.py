@@ -47,7 +47,7 @@ def test_the_readme_from_python(tmp_path, monkeypatch):
     assert run.result["objective"] == run.objective == run.metrics[-1]["eval/reward/total"]
     assert (run.path / "model" / "README.md").is_file()
     assert (run.path / "report.html").is_file()
-    assert float(found["loss"]) == pytest.approx(-1.0)
+    assert found["loss"].item() == pytest.approx(-1.0)
     again, _ = pt.load_model(str(run.path))
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

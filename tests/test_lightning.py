@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.loggers import CSVLogger
 
 import postrain as pt
-from postrain.config.tree import instantiate
 from postrain.config.schema import load_target
+from postrain.config.tree import instantiate
 from postrain.methods.base import Method
 from tests.training_runs import METHODS, composed
 
@@ -147,6 +147,7 @@ def test_mistakes_are_config_errors_of_one_line():
     done = sft(updates=1)
     fitted(done)
     kind, given = parts("grpo")
+    word: Any = "a"
     for wrong, mistake in (
         (lambda: fitted(done), "SFT: has been trained already, 1 updates"),
         (lambda: fitted(kind(**{**given, "reward": None})), r"reward: GRPO learns from a reward; give one"),
@@ -160,7 +161,7 @@ def test_mistakes_are_config_errors_of_one_line():
         (lambda: parts("reward")[0](**{**parts("reward")[1], "model": model}), 'head="scalar"'),
         (lambda: kind(**{**given, "reward": 3}), "reward: expected a function"),
         (lambda: pt.load_model("no/such/dir/ectory"), "there is no such directory"),
-        (lambda: pt.score(model, ["a"]), "rows: expected"),
+        (lambda: pt.score(model, [word]), "rows: expected"),
         (lambda: pt.generate(torch.nn.Linear(1, 1), ["a"]), "tokenizer: a model that load_model has not loaded"),
     ):
         with pytest.raises(pt.ConfigError, match=mistake) as error:
