@@ -24,7 +24,6 @@ declare("completion/one_word", "share of completions of at most one word", direc
 declare(
     "forgetting/perplexity",
     "how well text is foreseen that training is not about",
-    unit="tokens",
     direction="min",
     bounds=(1.0, inf),
     title="Base text",
@@ -37,7 +36,7 @@ declare(
     title="Base facts",
 )
 declare("*/loss", "negative log-likelihood of a token", unit="nats", direction="min", bounds=POSITIVE)
-declare("*perplexity", "exp of the loss", unit="tokens", direction="min", bounds=(1.0, inf))
+declare("*perplexity", "exp of the loss", direction="min", bounds=(1.0, inf))
 declare("rewards/*", "what completions earn, by part of the reward", direction="max")
 declare("rewards/unscorable", "share of completions that no reward can score", direction="min", bounds=SHARE)
 declare("kl/per_token", "KL to the reference", unit="nats per token", direction="min", bounds=POSITIVE)

@@ -16,7 +16,6 @@ declare("nll/chosen", "negative log-likelihood of a chosen token", unit="nats", 
 declare(
     "perplexity",
     "how many tokens the model hesitates between",
-    unit="tokens",
     direction="min",
     bounds=(1.0, inf),
     title="Perplexity",

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from postrain.formatting import figure, short
 from postrain.report import blocks
 from postrain.report.charts import Bars, Line, Spot, bar_picture, bars, curves, points
 from postrain.report.folders import Run, read_run
 from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_json, write_page
-from postrain.report.panels import HEADLINES, before_and_after, best_of, panels, title_of
+from postrain.report.panels import HEADLINES, axis_of, before_and_after, best_of, panels, title_of
 from postrain.report.pictures import LARGE, Picture, color, write_png
 from postrain.report.run_page import efficiency, run_stats
 from postrain.report.samples import SHOWN, Sample, interval, last, responses, side_by_side
@@ -53,7 +55,6 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
     measured, frontier = _measured(members, metrics), _frontier(members)
     groups = [(member.name, member.samples) for member in members if member.samples]
     legend = blocks.Legend([(color(one.number), one.name, "") for one in members])
-    unlike, way = differing(runs), _curves(members, metrics)
     sections = (
         section(
             "Where they ended",
@@ -64,10 +65,8 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
                 about=WHISKERS,
             ),
         ),
-        section("Learning curves", legend, blocks.Pictures(way)) if way else None,
-        section("Reward against drift", blocks.about(UP), blocks.Pictures([frontier], large=True), legend)
-        if frontier
-        else None,
+        section("Learning curves", legend, blocks.Pictures(_curves(members, metrics))),
+        section("Reward against drift", blocks.about(UP), blocks.Pictures(frontier, large=True), legend),
         section(
             "The same prompts",
             blocks.about("Each run's last evaluation, the first prompts of the held-out data."),
@@ -78,7 +77,7 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
             "What was set differently",
             blocks.Table(
                 ("key", *(one.name for one in members)),
-                [(key, [blocks.Cell(_cut(value)) for value in values]) for key, values in unlike.items()],
+                [(key, [blocks.Cell(_cut(value)) for value in values]) for key, values in differing(runs).items()],
             ),
         ),
     )
@@ -93,16 +92,16 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
     written = write_page(folder, page)
     drawn = [(short(name), bars(rows)) for name, rows in measured]
     write_png(folder / "model_comparison.png", "at the end of training, with 95 % intervals", drawn)
-    write_png(folder / "frontier.png", "reward against drift", [("", frontier.draw)] if frontier else [])
+    write_png(folder / "frontier.png", "reward against drift", [("", one.draw) for one in frontier])
     stats = [{**run_stats(one.run, [("sample", one.samples)])["subjects"][0], "name": one.name} for one in members]
     write_json(folder / STATS, {"subjects": stats, "notes": notes})
     write_json(folder / RESPONSES, responses(groups))
     return written
 
 
-def _member(one: Member, folder: Path) -> blocks.Markup:
+def _member(one: Member, folder: Path) -> Markup:
     name = blocks.anchor(one.name, link(one.run.path / PAGE, folder))
-    name = blocks.Markup().join((blocks.dot(color(one.number)), name))
+    name = Markup().join((blocks.dot(color(one.number)), name))
     return blocks.line(name, blocks.badge(one.run.state), blocks.span(one.run.path, "path muted"))
 
 
@@ -195,16 +194,16 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
     return found
 
 
-def _frontier(members: Sequence[Member]) -> Picture | None:
+def _frontier(members: Sequence[Member]) -> list[Picture]:
     """What is good against how far the model has moved: for each run a way through its evaluations."""
     for x in DRIFT:
         for y in GOOD:
             ways = [(one.name, one.number, _way(one, x, y)) for one in members]
             if series := [way for way in ways if way[2]]:
-                draw = points(series, x=f"{short(x)}, nats a token", y=short(y))
+                draw = points(series, x=axis_of(x), y=axis_of(y))
                 title = f"{short(y)} against {short(x)}".capitalize()
-                return Picture(title, "each dot an evaluation, joined in order, the last one named", draw, size=LARGE)
-    return None
+                return [Picture(title, "each dot an evaluation, joined in order, the last one named", draw, size=LARGE)]
+    return []
 
 
 def _way(one: Member, x: str, y: str) -> list[Spot]:

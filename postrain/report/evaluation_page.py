@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from markupsafe import Markup
+
 from postrain.formatting import figure, short
 from postrain.jsonl import Record
 from postrain.report import blocks
@@ -94,9 +96,9 @@ def _write(found: Sequence[Evaluation], folder: Path) -> Path:
     return written
 
 
-def _member(model: EvalModel, index: int) -> blocks.Markup:
+def _member(model: EvalModel, index: int) -> Markup:
     data = blocks.span(f"on {model.data}", "muted") if model.data else ""
-    name = blocks.Markup().join((blocks.dot(color(index)), model.name))
+    name = Markup().join((blocks.dot(color(index)), model.name))
     return blocks.line(name, data, blocks.span(model.path, "path muted"))
 
 
@@ -247,5 +249,5 @@ def _given(models: Sequence[EvalModel]) -> Section | None:
 def _unmeasured(models: Sequence[EvalModel]) -> Section | None:
     names = [n for n in _tasks(models) if not any(one.tasks[n].metrics for one in models if n in one.tasks)]
     told = [(short(name), "; ".join(_notes(name, models)) or "no number") for name in names]
-    lines = [blocks.Markup("{}: {}").format(blocks.bold(name), why) for name, why in told]
+    lines = [Markup("{}: {}").format(blocks.bold(name), why) for name, why in told]
     return section("What was not measured", blocks.Items(lines))

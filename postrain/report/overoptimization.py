@@ -17,10 +17,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from postrain.evaluation.scaling.rules import best_of_n_kl
-from postrain.formatting import markdown_table
+from postrain.formatting import console_table, markdown_table
 from postrain.jsonl import JsonLines, atomic_write_text
 from postrain.report.pictures import INK, SERIES, STYLE
 from postrain.runs.folder import writing
@@ -41,6 +40,11 @@ class Point:
     """KL(policy ‖ start) of a completion, in nats."""
     proxy: float
     gold: float
+
+    @property
+    def distance(self) -> float:
+        """√KL, in which the paper's curves are drawn."""
+        return math.sqrt(max(self.kl, 0))
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,10 @@ def overoptimization(*, folder: str, runs: Mapping[str, Mapping[str, Any]], samp
     home = Path(folder)
     with writing(home):
         atomic_write_text(home / "overoptimization.json", json.dumps([asdict(curve) for curve in curves], indent=1))
-        atomic_write_text(home / "overoptimization.md", markdown(curves))
+        atomic_write_text(home / "overoptimization.md", markdown_table(HEADINGS, rows(curves)))
         picture(curves, home / "overoptimization.png")
     # Where there is no terminal, rich knows of 80 columns.
-    Console(highlight=False, width=max(Console().width, 104)).print(table(curves))
+    Console(highlight=False, width=max(Console().width, 104)).print(console_table(HEADINGS, rows(curves), TITLE))
 
 
 def _runs(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:
@@ -115,33 +119,20 @@ def _runs(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:
             yield of_run(f"{group} {branch}", Path(places["folder"]))
 
 
+TITLE = "the proxy's promise and the gold truth, held-out"
 HEADINGS = ("optimiser", "proxy", "gold: start → peak → end", "√KL at the end", "gold turns down at √KL")
 
 
-def told(curve: Curve) -> tuple[str, ...]:
-    """A curve as a line of the table."""
-    first, last, turn = curve.points[0], curve.points[-1], curve.turn()
-    peak = max(point.gold for point in curve.points)
-    return (
-        curve.name,
-        f"{first.proxy:.2f} → {last.proxy:.2f}",
-        f"{first.gold:.2f} → {peak:.2f} → {last.gold:.2f}",
-        f"{math.sqrt(max(last.kl, 0)):.1f}",
-        f"{math.sqrt(max(turn.kl, 0)):.1f}" if turn else "not yet",
-    )
-
-
-def table(curves: Sequence[Curve]) -> Table:
-    """For a terminal."""
-    found = Table(*HEADINGS, title="the proxy's promise and the gold truth, held-out")
+def rows(curves: Sequence[Curve]) -> list[tuple[str, ...]]:
+    """Each curve as a row of the table."""
+    found = []
     for curve in curves:
-        found.add_row(*told(curve))
+        first, last, turn = curve.points[0], curve.points[-1], curve.turn()
+        peak = max(point.gold for point in curve.points)
+        gold = f"{first.gold:.2f} → {peak:.2f} → {last.gold:.2f}"
+        turned = f"{turn.distance:.1f}" if turn else "not yet"
+        found.append((curve.name, f"{first.proxy:.2f} → {last.proxy:.2f}", gold, f"{last.distance:.1f}", turned))
     return found
-
-
-def markdown(curves: Sequence[Curve]) -> str:
-    """For a file."""
-    return markdown_table(HEADINGS, [*map(told, curves)])
 
 
 def picture(curves: Sequence[Curve], path: Path) -> None:
@@ -163,7 +154,7 @@ def _draw(axes: Axes, curves: Sequence[Curve], quantity: str) -> None:
     axes.set_xlabel("√KL to the start, of a completion (√nats)")
     for number, curve in enumerate(curves):
         color = SERIES[number % len(SERIES)]
-        x = [math.sqrt(max(point.kl, 0)) for point in curve.points]
+        x = [point.distance for point in curve.points]
         axes.plot(x, [getattr(p, quantity) for p in curve.points], color=color, label=curve.name, marker=".", lw=1.6)
         if quantity == "gold" and (turn := curve.turn()):
-            axes.plot(math.sqrt(max(turn.kl, 0)), turn.gold, marker="o", ms=9, mfc="none", mec=INK)
+            axes.plot(turn.distance, turn.gold, marker="o", ms=9, mfc="none", mec=INK)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from postrain.config.masking import hidden
 from postrain.formatting import figure, short
 from postrain.jsonl import atomic_write_text, plain
-from postrain.report.blocks import ABOUT, Block, Facts, Group, Text, card, code, empty
+from postrain.report.blocks import ABOUT, Block, Facts, Group, Legend, Text, card, code, empty
 from postrain.report.pictures import REMEDY
 from postrain.runs.folder import writing
 
@@ -51,7 +51,7 @@ class Page:
 def section(title: str, *blocks: Block | None) -> Section | None:
     """The section without its empty blocks; None where nothing but explanations would be left."""
     kept = [block for block in blocks if not empty(block)]
-    told = [block for block in kept if not (isinstance(block, Text) and block.css == ABOUT)]
+    told = [block for block in kept if not isinstance(block, Legend) and getattr(block, "css", "") != ABOUT]
     return Section(title, [block for block in kept if block]) if told else None
 
 

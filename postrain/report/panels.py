@@ -100,6 +100,11 @@ def title_of(name: str) -> tuple[str, str]:
     return next(fits, short(name).capitalize()), short(name)
 
 
+def axis_of(name: str) -> str:
+    """A metric with its unit, for an axis."""
+    return ", ".join(filter(None, (short(name), metric(name).unit)))
+
+
 def totals_first(name: str) -> tuple[bool, bool, bool]:
     """A sort key: what is paid before what is known to be good, sums before their parts, training before held-out."""
     return name.startswith("gold/"), not name.endswith("/total"), name.startswith("eval/")

@@ -21,7 +21,7 @@ from postrain.report.charts import Line, Spot, bars, curves, points, spans_decad
 from postrain.report.folders import curves as curves_of
 from postrain.report.folders import state_of
 from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_json, write_page
-from postrain.report.panels import title_of
+from postrain.report.panels import axis_of, title_of
 from postrain.report.pictures import LARGE, Picture, color, write_png
 from postrain.report.samples import SHOWN, Sample, last, read_samples, responses, side_by_side
 from postrain.report.study import SweepResult, number_that_varies, read_study
@@ -30,6 +30,7 @@ from postrain.report.values import Curve
 from postrain.runs.status import Status
 
 MOST_CURVES = 4
+JOBS = ("job", "state", "time", "reason")
 MEANS = "mean over seeds with 95 % intervals"
 
 
@@ -39,7 +40,7 @@ def write_study(path: Path, output: Path | None = None) -> Path:
     They go into its folder or into `output`. Raises ConfigError where they cannot be written, or there is no sweep.
     """
     folder, study = output or path, read_study(path)
-    drawn, groups, ways = frontier(study), ends(study), study_curves(study)
+    drawn, groups = frontier(study), ends(study)
     direction = "more" if study.direction == "max" else "less"
     decides = f" {short(study.metric)} decides, {direction} is better." if study.metric else ""
     sections = (
@@ -54,10 +55,8 @@ def write_study(path: Path, output: Path | None = None) -> Path:
             "How they got there",
             blocks.about("Thick line: mean over seeds. Thin lines: each seed. Horizontal axis: updates."),
             blocks.Legend([(color(index), cell.label, "") for index, cell in enumerate(study.cells)]),
-            blocks.Pictures(ways, large=True),
-        )
-        if ways
-        else None,
+            blocks.Pictures(study_curves(study), large=True),
+        ),
         section(
             "The same prompts",
             blocks.about("The last evaluation of one job of each setting, the first prompts of the held-out data."),
@@ -65,11 +64,7 @@ def write_study(path: Path, output: Path | None = None) -> Path:
         ),
         section(
             "Jobs",
-            blocks.Table(
-                ("job", "state", "time", "reason"),
-                [_row(job, folder) for job in study.jobs],
-                words=("state", "reason"),
-            ),
+            blocks.Table(JOBS, [_row(job, folder) for job in study.jobs], words=("state", "reason")),
         ),
         section(
             "How to go on, or make it again",
@@ -136,12 +131,8 @@ def table(study: SweepResult) -> tuple[list[str], list[tuple[str, list[blocks.Ce
                 blocks.estimate(found.value, found.low, found.high, cell.n, best=marked) if found else blocks.Cell("–")
             )
         cells += [blocks.Cell(note(cell))] if notes else []
-        ended = (
-            [blocks.Cell(finished(cell)), blocks.Cell(duration(cell.seconds))]
-            if cell.jobs
-            else [blocks.Cell("–"), blocks.Cell("–")]
-        )
-        rows.append((cell.label, [*cells, *ended]))
+        ended = (finished(cell), duration(cell.seconds)) if cell.jobs else ("–", "–")
+        rows.append((cell.label, [*cells, *map(blocks.Cell, ended)]))
     columns = ["setting", *(["result"] if own else []), *map(short, names), *(["note"] if notes else [])]
     return [*columns, "jobs done", "time"], rows
 
@@ -200,7 +191,7 @@ def _against(study: SweepResult, x: str, y: str) -> Picture:
         series.append((name, index, spots))
     start = [cell for cell in study.untrained if {x, y} <= cell.values.keys()]
     series += [("", len(series), [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in start]
-    draw = points(series, x=_axis(x), y=_axis(y), joined=along is not None)
+    draw = points(series, x=axis_of(x), y=axis_of(y), joined=along is not None)
     about = "each point a setting, and the untrained model; mean over seeds with 95 % intervals"
     return Picture(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series), LARGE)
 
@@ -216,7 +207,7 @@ def _over(study: SweepResult, metric: str, along: str) -> Picture:
         series.append((name, index, [Spot(x, y.value, None, (y.low, y.high)) for x, y in found]))
     decades = spans_decades([spot.x for _, _, spots in series for spot in spots])
     levels = [(cell.label, cell.values[metric].value) for cell in study.untrained if metric in cell.values]
-    draw = points(series, x=along.rpartition(".")[2], y=_axis(metric), log_x=decades, levels=levels)
+    draw = points(series, x=along.rpartition(".")[2], y=axis_of(metric), log_x=decades, levels=levels)
     title = f"{short(metric)} against {along.rpartition('.')[2]}".capitalize()
     return Picture(title, MEANS, draw, _legend(series), LARGE)
 
@@ -236,10 +227,6 @@ def _label(cell: Cell, along: str | None) -> str:
     if along is not None:
         return str(cell.settings.get(along))
     return " ".join(map(str, cell.settings.values())) or cell.label
-
-
-def _axis(metric: str) -> str:
-    return f"{short(metric)}, nats a token" if metric.endswith("kl/exact") else short(metric)
 
 
 def _legend(series: Sequence[tuple[str, int, Any]]) -> tuple[tuple[str, str, str], ...]:

@@ -12,10 +12,10 @@ from postrain.report.overoptimization import (
     Curve,
     Point,
     best_of_n_kl,
-    markdown,
     of_run,
     of_samples,
     overoptimization,
+    rows,
 )
 from postrain.types import ConfigError
 
@@ -87,7 +87,7 @@ def test_the_lab_leaves_a_picture_a_table_and_the_numbers(tmp_path, capsys):
 
 def test_a_turn_that_is_not_there_is_said():
     flat = Curve("grpo", (Point(0, 0, 0.5), Point(math.pi**2, 1, 0.6)))
-    assert "| grpo | 0.00 → 1.00 | 0.50 → 0.60 → 0.60 | 3.1 | not yet |" in markdown([flat])
+    assert rows([flat]) == [("grpo", "0.00 → 1.00", "0.50 → 0.60 → 0.60", "3.1", "not yet")]
 
 
 def test_a_run_without_gold_is_named(tmp_path):
