@@ -102,22 +102,24 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     # For --help, in the primary config's hydra.help.template.
     OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
     composed = False
-    one = partial(run_job, run or partial(train, conf))
+
+    def one(config: DictConfig) -> float | None:
+        return run_job(run or partial(train, conf), complete(config, root_of(config_name)))
 
     def job(config: DictConfig) -> float | None:
         nonlocal code, composed
         composed = True
-        config = complete(config, root_of(config_name))
         if shows is not None:
-            code = show(config, shows)
+            code = show(complete(config, root_of(config_name)), shows)
             return None
         if line.sweep is None:
             return told(config, lambda: one(config))
         from postrain.jobs.sweep import execute as sweep  # noqa: PLC0415 - start-up time of a single run
 
         def swept() -> int:
-            check_session(config)
-            return sweep(config, line.sweep or (), conf, config_name, one, argv[1:])
+            whole = complete(config, root_of(config_name))
+            check_session(whole)
+            return sweep(whole, line.sweep or (), conf, config_name, one, argv[1:])
 
         code = told(config, swept)
         return None
