@@ -1,17 +1,26 @@
-"""Verified accuracy: the share of answers that a reward finds right."""
+"""Verified accuracy, the share of answers that a reward finds right, and calibration: whether a model that gives its
+answer probability p is right in a share p of cases.
+
+Axes: B answers, K bins of confidence.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from postrain.evaluation.completion_metrics import written
 from postrain.evaluation.completions import complete, first_prompt
-from postrain.evaluation.measures import Estimate, Finding, Subject
-from postrain.evaluation.scores import written
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.task import EvalModel, EvalResult
+from postrain.methods.metrics import confidence_bins, expected_calibration_error
 from postrain.rewards.base import Reward, optional
 from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Count
 
-NEEDED = "needs prompts with the column answer, or another reward; data=world_sums and data=gsm8k have it"
+NEEDS_ANSWERS = "needs prompts with the column answer, or another reward; data=world_sums and data=gsm8k have it"
 ROUNDING = 1e-6
 
 
@@ -29,20 +38,23 @@ class Accuracy:
     prompts: Count = 64
     """Held-out prompts at most; one completion of each kind."""
 
-    def __call__(self, subject: Subject) -> Finding:
-        ways = {"greedy": complete(subject, self.prompts, likeliest=True), "sampled": complete(subject, self.prompts)}
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        ways = {
+            "greedy": complete(eval_model, self.prompts, likeliest=True),
+            "sampled": complete(eval_model, self.prompts),
+        }
         try:
             found = {way: verdicts(rollouts, self.reward, self.threshold) for way, rollouts in ways.items()}
         except ConfigError as error:
             has_answers = any("answer" in columns for columns in ways["greedy"].columns)
-            return Finding(metrics={}, notes=(str(error) if has_answers else NEEDED,))
+            return EvalResult(metrics={}, notes=(str(error) if has_answers else NEEDS_ANSWERS,))
         known = {way: [one for one in right if one is not None] for way, right in found.items()}
         if not all(known.values()):
-            return Finding(metrics={}, notes=(NEEDED,))
+            return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
         both = zip(found["greedy"], found["sampled"], ways["sampled"].completions, strict=True)
-        return Finding(
+        return EvalResult(
             metrics={way: Estimate.share(right) for way, right in known.items()},
-            example=first_prompt(subject, ways["greedy"]),
+            example=first_prompt(eval_model, ways["greedy"]),
             records=written(
                 ways["greedy"],
                 [{"greedy": one, "sampled": other, "sampled_completion": said} for one, other, said in both],
@@ -59,3 +71,56 @@ def verdicts(rollouts: Rollouts, reward: Reward, threshold: float) -> list[bool 
 def reaches(total: float, threshold: float) -> bool:
     """Whether a reward is as large as a threshold, but for what its type rounds away."""
     return total >= threshold - ROUNDING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Expected calibration `error` of greedy answers: ten bins by the probability the model gives its whole completion,
+    against the share that is right (Guo et al. 2017); beside it their means, `confidence` and `accuracy`.
+
+    The error is never below 0, and of few answers it is too large: it shrinks with their number.
+    """
+
+    reward: Reward
+    """What finds an answer right."""
+    threshold: float = 1.0
+    """The reward from which an answer is right."""
+    prompts: Count = 64
+    """Held-out prompts at most."""
+
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        rollouts = complete(eval_model, self.prompts, likeliest=True)
+        try:
+            found = verdicts(rollouts, self.reward, self.threshold)
+        except ConfigError:
+            return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
+        # Greedy completions are recorded with their log-probabilities at temperature 1.
+        confidences = rollouts.logps_BT.double().sum(1).exp().tolist()
+        known = [(sure, right) for sure, right in zip(confidences, found, strict=True) if right is not None]
+        if not known:
+            return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
+        records = [
+            {} if right is None else {"confidence": sure, "accuracy": right}
+            for sure, right in zip(confidences, found, strict=True)
+        ]
+        return EvalResult(
+            metrics={
+                "error": calibration_error(*zip(*known, strict=True)),
+                "confidence": Estimate.mean([sure for sure, _ in known], 0, 1),
+                "accuracy": Estimate.share([right for _, right in known]),
+            },
+            example=first_prompt(eval_model, rollouts),
+            records=written(rollouts, records),
+        )
+
+
+def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> Estimate:
+    """The expected calibration error of at least one answer, with a jackknife interval; `rights` are 1, 0 or between.
+
+    Leave out what is no answer: a confidence of 0 in none would be borne out each time.
+    """
+    sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights).double()
+    sums_K3 = confidence_bins(sure_B, right_B)
+    alone = [confidence_bins(sure_B[at : at + 1], right_B[at : at + 1]) for at in range(len(sure_B))]
+    without = [expected_calibration_error(sums_K3 - one_K3) for one_K3 in alone]
+    return Estimate.jackknife(expected_calibration_error(sums_K3), without, 0, 1)

@@ -11,7 +11,7 @@ import torch
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
-from postrain.evaluation.measures import Subject
+from postrain.evaluation.task import EvalModel
 from postrain.models.scoring import Comparison, compare, in_micro_batches
 from postrain.rewards.function import is_finite, shown, told
 from postrain.rewards.user_code import Blame, place
@@ -21,53 +21,55 @@ from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Mean
 
 
-def held_out(subject: Subject) -> DataModule:
+def held_out(eval_model: EvalModel) -> DataModule:
     """The data as prompts to complete."""
-    return as_prompts(subject.view)
+    return as_prompts(eval_model.data_as)
 
 
-def as_prompts(view: Callable[[str], DataModule]) -> DataModule:
+def as_prompts(data_as: Callable[[str], DataModule]) -> DataModule:
     """The data as prompts; of running text, the beginning of each text. Raises ConfigError where it is neither."""
     try:
-        return view("Prompt")
+        return data_as("Prompt")
     except ConfigError as error:
         try:
-            return view("Text")
+            return data_as("Text")
         except ConfigError:
             raise error from None
 
 
 @torch.no_grad()
-def complete(subject: Subject, count: int, *, likeliest: bool = False, prompts: Prompts | None = None) -> Rollouts:
+def complete(eval_model: EvalModel, count: int, *, likeliest: bool = False, prompts: Prompts | None = None) -> Rollouts:
     """The first `count` held-out prompts continued, greedily where `likeliest`; `prompts` are these, if known.
 
-    Whoever asks a subject again gets the same rollouts.
+    Whoever asks a model again gets the same rollouts.
     """
-    engine = greedy(subject.engine) if likeliest else subject.engine
+    engine = greedy(eval_model.engine) if likeliest else eval_model.engine
     asked = count, engine.sampling.temperature
-    if asked not in subject.drawn:
-        prompts = held_out(subject).eval_prompts(count) if prompts is None else prompts
-        subject.drawn[asked] = collect(
+    if asked not in eval_model.drawn:
+        prompts = held_out(eval_model).eval_prompts(count) if prompts is None else prompts
+        eval_model.drawn[asked] = collect(
             engine,
-            subject.model,
-            subject.template,
+            eval_model.model,
+            eval_model.template,
             prompts,
-            seeds=[derive_seed(subject.seed, "evaluation", place) for place in range(len(prompts))],
-            reward=subject.reward,
-            environment=subject.environment,
+            seeds=[derive_seed(eval_model.seed, "evaluation", place) for place in range(len(prompts))],
+            reward=eval_model.reward,
+            environment=eval_model.environment,
         )
-    return subject.drawn[asked]
+    return eval_model.drawn[asked]
 
 
 @torch.no_grad()
-def compared(subject: Subject, rollouts: Rollouts) -> Comparison:
+def compared(eval_model: EvalModel, rollouts: Rollouts) -> Comparison:
     """The model and its reference, which there has to be, on what the model wrote, at the temperature it was drawn."""
-    reference = subject.reference
+    reference = eval_model.reference
     assert reference is not None
     return in_micro_batches(
-        lambda rows: compare(subject.model, reference, rows, temperature=subject.engine.sampling.temperature or 1.0),
+        lambda rows: compare(
+            eval_model.model, reference, rows, temperature=eval_model.engine.sampling.temperature or 1.0
+        ),
         rollouts.rows,
-        subject.micro_batch_tokens,
+        eval_model.micro_batch_tokens,
     )
 
 
@@ -105,13 +107,13 @@ def by_part(scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[floa
     return {part: values for part, values in known.items() if values}
 
 
-def asked_text(subject: Subject, ids: torch.Tensor) -> str:
+def asked_text(eval_model: EvalModel, ids: torch.Tensor) -> str:
     """Token ids as the model is given them, special tokens and all."""
-    return subject.template.decode_all(ids.tolist())
+    return eval_model.template.decode_all(ids.tolist())
 
 
-def first_prompt(subject: Subject, rollouts: Rollouts) -> str:
+def first_prompt(eval_model: EvalModel, rollouts: Rollouts) -> str:
     """The exact text of the first prompt that was completed."""
     learned = rollouts.rows.supervised[0].long()
     at = int(learned.argmax()) if int(learned.max()) else len(learned)
-    return asked_text(subject, rollouts.rows.ids[0][:at])
+    return asked_text(eval_model, rollouts.rows.ids[0][:at])

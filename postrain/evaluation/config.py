@@ -13,9 +13,9 @@ from postrain.config.check import MISSING
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.config.trust import Guest, Item
 from postrain.data.module import DataModule
-from postrain.evaluation.eval_models import START, EvalModel, Origin, eval_models
+from postrain.evaluation.eval_models import START, EvalSource, Origin, eval_models
 from postrain.evaluation.evaluator import Evaluation
-from postrain.evaluation.measures import Foresighted
+from postrain.evaluation.task import PreflightCheck
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import Preference, Reward
@@ -95,11 +95,11 @@ class EvaluateConfig(Section):
             raise ConfigError("trainer: an evaluation runs in one process; use trainer=cpu or trainer=gpu")
         assert self.models
         for measure in self.evaluation.measures.values():
-            if isinstance(measure.value, Foresighted):
+            if isinstance(measure.value, PreflightCheck):
                 measure.value.check(self.rollout.sampling)
 
     @cached_property
-    def models(self) -> list[EvalModel]:
+    def models(self) -> list[EvalSource]:
         """The model and those it is compared with."""
         return eval_models(self.model, self.compare)
 

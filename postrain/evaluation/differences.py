@@ -1,5 +1,5 @@
 """Two models on the same items: the mean of each item's difference, which is known far better than the difference of
-two means. Pure: findings in, estimates out; measures.py says what records have to hold.
+two means. Pure: results in, estimates out; measures.py says what records have to hold.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from postrain.evaluation.measures import Estimate, Finding
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.task import EvalResult
 
 AGREES = 1e-6
 # What is in nats: of other words it is another number.
@@ -17,8 +18,8 @@ Shares = Mapping[Any, tuple[float, float]]
 """Of each item that has the metric, by its row: its share and its weight."""
 
 
-def differences(one: Finding, other: Finding) -> dict[str, Estimate]:
-    """For every metric that both findings make of records of the same items: one minus other.
+def differences(one: EvalResult, other: EvalResult) -> dict[str, Estimate]:
+    """For every metric that both results make of records of the same items: one minus other.
 
     Nats of other words, or of other tokens, have none.
     """
@@ -31,19 +32,19 @@ def differences(one: Finding, other: Finding) -> dict[str, Estimate]:
     return found
 
 
-def same_words(one: Finding, other: Finding) -> bool:
+def same_words(one: EvalResult, other: EvalResult) -> bool:
     """Whether two models were given the same text in as many tokens, as far as a measure tells."""
     mine, theirs = tokens(one), tokens(other)
     return one.example == other.example and all(mine[row] == theirs[row] for row in mine.keys() & theirs.keys())
 
 
-def tokens(finding: Finding) -> Mapping[Any, Any]:
+def tokens(result: EvalResult) -> Mapping[Any, Any]:
     """How many there were to foresee, by row."""
-    return {record.get("row"): record.get("weight") for record in finding.records if "loss" in record}
+    return {record.get("row"): record.get("weight") for record in result.records if "loss" in record}
 
 
 def different_words(
-    name: str, mine: Mapping[str, Finding], other: str, theirs: Mapping[str, Finding]
+    name: str, mine: Mapping[str, EvalResult], other: str, theirs: Mapping[str, EvalResult]
 ) -> tuple[str, ...]:
     """What to say where measures put other words to one model than to another."""
     both = [measure for measure in mine if measure in theirs and mine[measure].metrics and theirs[measure].metrics]
@@ -56,15 +57,15 @@ def different_words(
     )
 
 
-def shares(finding: Finding, metric: str) -> Shares:
+def shares(result: EvalResult, metric: str) -> Shares:
     """Each item's share of a metric; none where neither their weighted nor their plain mean is the metric's value, or
     items repeat."""
-    items = [record for record in finding.records if isinstance(record.get(metric), bool | int | float)]
+    items = [record for record in result.records if isinstance(record.get(metric), bool | int | float)]
     weighted = {item.get("row"): (float(item[metric]), float(item.get("weight", 1))) for item in items}
     plain = {row: (share, 1.0) for row, (share, _) in weighted.items()}
     if len(weighted) < len(items):
         return {}
-    return next((found for found in (weighted, plain) if means(found, finding.metrics[metric].value)), {})
+    return next((found for found in (weighted, plain) if means(found, result.metrics[metric].value)), {})
 
 
 def means(found: Shares, value: float) -> bool:

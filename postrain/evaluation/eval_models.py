@@ -71,7 +71,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalModel:
+class EvalSource:
     """A model that is evaluated."""
 
     name: str
@@ -83,7 +83,7 @@ class EvalModel:
     """The run it comes from."""
 
 
-def eval_models(model: ModelSource, compare: Sequence[str]) -> list[EvalModel]:
+def eval_models(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]:
     """The model and those it is compared with. Raises ConfigError for one that is not there or cannot write."""
     found = [("model.path", model.path, model.resolve())]
     found += [("compare", other, named("compare", other, "run folders, model directories")) for other in compare]
@@ -95,7 +95,7 @@ def eval_models(model: ModelSource, compare: Sequence[str]) -> list[EvalModel]:
             )
     names = distinct_names([path for _, path, _ in found], [resolved.name for _, _, resolved in found])
     return [
-        EvalModel(name=name, path=path, resolved=resolved, origin=Origin.of(path))
+        EvalSource(name=name, path=path, resolved=resolved, origin=Origin.of(path))
         for name, (_, path, resolved) in zip(names, found, strict=True)
     ]
 

@@ -19,12 +19,11 @@ from postrain.config.schema import Deferred
 from postrain.evaluation.completions import as_prompts, held_out
 from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.differences import different_words
-from postrain.evaluation.eval_models import START, EvalModel
-from postrain.evaluation.measures import Finding, Measure, Subject
+from postrain.evaluation.eval_models import START, EvalSource
+from postrain.evaluation.in_training import DataConversions, scored_by
 from postrain.evaluation.result_files import Measured, decisive, responses, write_records, write_stats
-from postrain.evaluation.subjects import scored_by
 from postrain.evaluation.table import table
-from postrain.evaluation.views import Views
+from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.formatting import duration
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.named import named
@@ -52,8 +51,8 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     seed = origin.config["seed"] if origin else config.seed
     measured: list[Measured] = []
     for one in config.models:
-        subject = load(one, config, seed)
-        audit = held_out(subject).audit
+        eval_model = load(one, config, seed)
+        audit = held_out(eval_model).audit
         if one is config.models[0]:
             run.record(config, audit, one.resolved, seeds={"seed": config.seed, "data": seed})
             console.print(
@@ -61,13 +60,13 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
                 soft_wrap=True,
             )
             console.print(f"folder  {run.folder.path}", soft_wrap=True)
-        found = examined(subject, one, config.evaluation.measures, console, config.shown, audit.source)
+        found = examined(eval_model, one, config.evaluation.measures, console, config.shown, audit.source)
         write_records(run.folder, found)
         measured.append(found)
     first = measured[0]
     notes = different_data(config.models)
     for other in measured[1:]:
-        notes += different_words(first.name, first.findings, other.name, other.findings)
+        notes += different_words(first.name, first.results, other.name, other.results)
     write_stats(run.folder, measured, notes, config.metric)
     # Wider than a narrow terminal rather than cut into pieces that nobody can read.
     Console(width=WIDEST, highlight=False).print(table(measured))
@@ -78,10 +77,10 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     return objective(first, config.metric)
 
 
-def load(one: EvalModel, config: EvaluateConfig, seed: int) -> Subject:
+def load(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalModel:
     """Its weights with everything it takes to ask it; `seed` splits the data."""
     tokenizer = load_tokenizer(one.resolved)
-    view = Views(
+    data_as = DataConversions(
         data=config.data,
         resolved=one.resolved,
         context=one.resolved.context,
@@ -93,11 +92,11 @@ def load(one: EvalModel, config: EvaluateConfig, seed: int) -> Subject:
     model = cast("nn.Module", load_causal(one.resolved, dtype=hardware.dtype)).to(hardware.device).eval()
     if config.reward is not None:
         config.reward.value.to(hardware.device)
-    return Subject(
+    return EvalModel(
         name=one.name,
         model=model,
         tokenizer=tokenizer,
-        template=as_prompts(view).chat_template,
+        template=as_prompts(data_as).chat_template,
         engine=config.rollout,
         environment=config.environment,
         reward=scored_by(config.reward),
@@ -105,11 +104,11 @@ def load(one: EvalModel, config: EvaluateConfig, seed: int) -> Subject:
         seed=config.seed,
         context=one.resolved.context,
         micro_batch_tokens=config.micro_batch_tokens,
-        view=view,
+        data_as=data_as,
     )
 
 
-def reference_of(one: EvalModel, config: EvaluateConfig, model: nn.Module, tokenizer: Any) -> Reference | None:
+def reference_of(one: EvalSource, config: EvaluateConfig, model: nn.Module, tokenizer: Any) -> Reference | None:
     """What KL is measured against. Raises ConfigError for a named one that cannot be compared with."""
     path = config.reference
     if path is None or (path == START and one.origin is None):
@@ -132,26 +131,31 @@ def reference_of(one: EvalModel, config: EvaluateConfig, model: nn.Module, token
 
 def all_measured(measured: Sequence[Measured], folder: RunFolder) -> None:
     """Raises Unmeasured where a measure has failed."""
-    lines = [f"{name}: {note}" for one in measured for name in one.failed for note in one.findings[name].notes]
+    lines = [f"{name}: {note}" for one in measured for name in one.failed for note in one.results[name].notes]
     if lines:
         raise Unmeasured(f"{'; '.join(dict.fromkeys(lines))}; all else that was measured is in {folder.path}")
 
 
 @torch.no_grad()
 def examined(
-    subject: Subject, one: EvalModel, measures: Mapping[str, Deferred[Measure]], console: Console, shown: int, data: str
+    eval_model: EvalModel,
+    one: EvalSource,
+    measures: Mapping[str, Deferred[EvalTask]],
+    console: Console,
+    shown: int,
+    data: str,
 ) -> Measured:
     """Every measure of one model, told as it goes; one that fails leaves a note and stops no other."""
-    findings: dict[str, Finding] = {}
+    results: dict[str, EvalResult] = {}
     failed: list[str] = []
     seconds: dict[str, float] = {}
     for name, measure in measures.items():
         start = time.perf_counter()
         with console.status(f"{one.name}: {name}"):
             try:
-                findings[name] = measure.value(subject)
+                results[name] = measure.value(eval_model)
             except ConfigError as error:
-                findings[name] = Finding(metrics={}, notes=(str(error),))
+                results[name] = EvalResult(metrics={}, notes=(str(error),))
                 failed.append(name)
         seconds[name] = time.perf_counter() - start
     console.print(f"model   {one.name}: {len(measures)} measures in {duration(sum(seconds.values()))}")
@@ -159,15 +163,15 @@ def examined(
         name=one.name,
         path=one.path,
         data=data,
-        findings=findings,
+        results=results,
         seconds=seconds,
-        parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in eval_model.model.parameters()),
         failed=tuple(failed),
-        responses=responses(subject, shown),
+        responses=responses(eval_model, shown),
     )
 
 
-def different_data(models: Sequence[EvalModel]) -> list[str]:
+def different_data(models: Sequence[EvalSource]) -> list[str]:
     """What to say where runs that are compared learned from different rows."""
     known = {one.name: data for one in models if one.origin and (data := one.origin.data()).get("fingerprint")}
     if len({data["fingerprint"] for data in known.values()}) < 2:
@@ -183,17 +187,15 @@ def told_once(measured: Sequence[Measured]) -> list[str]:
     """What the measures say, by measure, with the model's name where not all of them say it."""
     said: dict[str, list[str]] = {}
     for one in measured:
-        for name, finding in one.findings.items():
-            for note in finding.notes:
+        for name, result in one.results.items():
+            for note in result.notes:
                 said.setdefault(f"{name}: {note}", []).append(one.name)
     return [line if len(names) == len(measured) else f"{line} ({', '.join(names)})" for line, names in said.items()]
 
 
 def objective(one: Measured, metric: str | None) -> float | None:
     """The number that sweeps compare. Raises ConfigError where it was not measured."""
-    numbers = {
-        f"{name}/{key}": found for name, finding in one.findings.items() for key, found in finding.metrics.items()
-    }
+    numbers = {f"{name}/{key}": found for name, result in one.results.items() for key, found in result.metrics.items()}
     metric = metric or decisive(list(numbers))
     if metric is None:
         return None

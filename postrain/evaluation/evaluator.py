@@ -16,7 +16,7 @@ from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
 from postrain.data.repetition import DISTINCT, ONE_WORD, distinct_n, distinct_text_share, one_word_share
 from postrain.evaluation.completions import compared, complete, gold_scores, means
-from postrain.evaluation.measures import Finding, Measure, Subject
+from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics, kl_metrics
 from postrain.rollout.collect import Rollouts
@@ -35,7 +35,7 @@ class Evaluation:
     """How many of them are kept in samples.jsonl."""
     greedy: bool = False
     """Whether they are also continued greedily (temperature 0), for `eval/greedy/…`."""
-    measures: Mapping[str, Deferred[Measure]] = field(default_factory=dict)
+    measures: Mapping[str, Deferred[EvalTask]] = field(default_factory=dict)
     """What else is measured, by name, for `eval/<name>/…`; the options of this group put measures here."""
 
 
@@ -54,59 +54,59 @@ class Evaluated:
 
 
 @torch.no_grad()
-def evaluate(method: Method, data: DataModule, settings: Evaluation, subject: Subject | None) -> Evaluated:
-    """Measures the method as it is now; changes nothing in it. `subject` is its policy, where that writes text."""
+def evaluate(method: Method, data: DataModule, settings: Evaluation, eval_model: EvalModel | None) -> Evaluated:
+    """Measures the method as it is now; changes nothing in it. `eval_model` is its policy, where that writes text."""
     method.policy.eval()
     found: dict[str, Mean | Max] = {}
     for index, batch in enumerate(data.val_dataloader()):
         add_metrics(found, method.evaluate(batch.to(method.device), index))
     metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
-    if subject is None:
+    if eval_model is None:
         return Evaluated(metrics, None, (), {})
     rollouts, gold = None, ()
     if settings.completions:
-        rollouts = complete(subject, settings.completions, prompts=data.eval_prompts(settings.completions))
+        rollouts = complete(eval_model, settings.completions, prompts=data.eval_prompts(settings.completions))
         gold = gold_scores(rollouts, data)
-        sampled = about_completions(subject, rollouts, data, settings)
+        sampled = about_completions(eval_model, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
-    findings = {name: measure.value(subject) for name, measure in settings.measures.items()}
-    metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(findings)}
-    return Evaluated(metrics, rollouts, gold, {name: finding.notes for name, finding in findings.items()})
+    results = {name: measure.value(eval_model) for name, measure in settings.measures.items()}
+    metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(results)}
+    return Evaluated(metrics, rollouts, gold, {name: result.notes for name, result in results.items()})
 
 
-def values(findings: Mapping[str, Finding]) -> list[tuple[str, str, float]]:
+def values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:
     """Every number that measures found: the measure, the metric, the value."""
     return [
         (measure, name, estimate.value)
-        for measure, finding in findings.items()
-        for name, estimate in finding.metrics.items()
+        for measure, result in results.items()
+        for name, estimate in result.metrics.items()
     ]
 
 
 def about_completions(
-    subject: Subject, rollouts: Rollouts, data: DataModule, settings: Evaluation
+    eval_model: EvalModel, rollouts: Rollouts, data: DataModule, settings: Evaluation
 ) -> dict[str, Mean | Max]:
     """What is logged of fresh completions."""
-    found = rollouts.metrics() if subject.reward else completion_metrics(rollouts)
+    found = rollouts.metrics() if eval_model.reward else completion_metrics(rollouts)
     texts = rollouts.completions
     found = {
         **found,
         DISTINCT: Mean(distinct_text_share(texts), 1),
         ONE_WORD: Mean(one_word_share(texts), 1),
         "repetition": Mean(1 - distinct_n(texts, 3), 1),
-        **against_reference(subject, rollouts),
+        **against_reference(eval_model, rollouts),
     }
     if settings.greedy:
-        found |= {f"greedy/{name}": value for name, value in greedily(subject, data, settings.completions).items()}
+        found |= {f"greedy/{name}": value for name, value in greedily(eval_model, data, settings.completions).items()}
     gold = {f"gold/{part}": mean for part, mean in means(gold_scores(rollouts, data)).items()}
     return {f"eval/{name}": value for name, value in found.items()} | gold
 
 
-def greedily(subject: Subject, data: DataModule, count: int) -> dict[str, Mean | Max]:
+def greedily(eval_model: EvalModel, data: DataModule, count: int) -> dict[str, Mean | Max]:
     """What the likeliest completions of the same prompts earn and are worth."""
-    rollouts = complete(subject, count, likeliest=True, prompts=data.eval_prompts(count))
+    rollouts = complete(eval_model, count, likeliest=True, prompts=data.eval_prompts(count))
     rewards = {name: value for name, value in rollouts.metrics().items() if name == "reward/total"}
-    return (rewards if subject.reward else {}) | dict(means(gold_scores(rollouts, data)))
+    return (rewards if eval_model.reward else {}) | dict(means(gold_scores(rollouts, data)))
 
 
 def completion_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:
@@ -115,9 +115,9 @@ def completion_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:
     return {name: value for name, value in rollouts.metrics().items() if name.startswith(shapes)}
 
 
-def against_reference(subject: Subject, rollouts: Rollouts) -> dict[str, Mean | Max]:
+def against_reference(eval_model: EvalModel, rollouts: Rollouts) -> dict[str, Mean | Max]:
     """How far the policy is from the reference on its own completions, and how likely these are under the reference:
     `reference_logp`, nats a token, falls off where a policy breaks the language."""
-    found = compared(subject, rollouts)
+    found = compared(eval_model, rollouts)
     kl = {name: value for name, value in kl_metrics(found).items() if name in ("kl/exact", "kl/log_ratio_max")}
     return {**kl, "reference_logp": Mean((found.ref_logps_BT * found.mask_BT).sum(), found.mask_BT.sum())}

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from postrain.config.schema import Confirm
-from postrain.evaluation.intervals import Z
-from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.estimate import Estimate, Z
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.types import ConfigError, Count, CountOrZero
 
 Items = Sequence[Mapping[str, Any]]
@@ -38,7 +38,7 @@ class Harness:
     chat: bool = False
     """Whether questions are put in the model's chat template."""
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
         harness, models, tasks = map(
             importlib.import_module, ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks")
         )
@@ -50,8 +50,8 @@ class Harness:
                 "what it has, and evaluation.measures.lm_eval.folder=DIRECTORY adds your own"
             )
         wrapped = models.HFLM(
-            pretrained=subject.model,
-            tokenizer=subject.tokenizer,
+            pretrained=eval_model.model,
+            tokenizer=eval_model.tokenizer,
             batch_size=self.batch_size,
             backend="causal",
             trust_remote_code=False,
@@ -64,16 +64,16 @@ class Harness:
             task_manager=manager,
             apply_chat_template=self.chat,
             bootstrap_iters=100,
-            random_seed=subject.seed,
-            numpy_random_seed=subject.seed,
-            torch_random_seed=subject.seed,
-            fewshot_random_seed=subject.seed,
+            random_seed=eval_model.seed,
+            numpy_random_seed=eval_model.seed,
+            torch_random_seed=eval_model.seed,
+            fewshot_random_seed=eval_model.seed,
         )
         return read(found)
 
 
-def read(found: Mapping[str, Any]) -> Finding:
-    """What the harness returns as a finding: numbers, item 0's text, and a record an item."""
+def read(found: Mapping[str, Any]) -> EvalResult:
+    """What the harness returns as a result: numbers, item 0's text, and a record an item."""
     samples: Mapping[str, Items] = found.get("samples") or {}
     first = next(iter(samples.values()), ())
     metrics = {
@@ -81,7 +81,7 @@ def read(found: Mapping[str, Any]) -> Finding:
         for task, results in found["results"].items()
         for name, value in named(results)
     }
-    return Finding(
+    return EvalResult(
         metrics=metrics,
         example=str(first[0]["arguments"][0][0]) if first else "",
         records=tuple(record(task, one, metrics) for task, items in samples.items() for one in items),

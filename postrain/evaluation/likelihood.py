@@ -1,7 +1,11 @@
-"""Held-out loss and perplexity: how well the model foresees what it should have written. Two models compare only where
-they read the same tokens; the loss per character would be another measure.
+"""What a model gives to texts it did not write: perplexity of held-out rows, preference accuracy, and forgetting.
 
-Axes: B rows, T supervised tokens of a row.
+Two models' perplexities compare only where they read the same tokens. Preference accuracy asks whether the preferred of
+two completions has the larger log-probability. Forgetting asks for base text and facts: those of the bundled world,
+which is what nano comes from (the facts are everyday ones that any model may know); for another base, `path` names a
+file of text like its own.
+
+Axes: B rows or pairs, T supervised tokens of a row.
 """
 
 from __future__ import annotations
@@ -12,15 +16,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from postrain.data.encode import EncodedRow
+from postrain.data.formats import parse
+from postrain.data.kinds.preference import EncodedPair, Pairs
+from postrain.data.kinds.text import Text
 from postrain.data.module import DataModule
+from postrain.data.readers import read_file
+from postrain.data.records import convert
 from postrain.evaluation.completions import asked_text
-from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.scoring import in_micro_batches, score
-from postrain.types import ConfigError, Count, Rows
+from postrain.types import ConfigError, Count, CountOrZero, Rows
+from postrain.world.facts import Fact, all_facts
+from postrain.world.rows import rows as world_rows
 
-NEEDED = (
+NEEDS_TARGETS = (
     "needs completions or running text to foresee, and data of prompts alone has none; data=world_demonstrations has"
 )
 
@@ -36,36 +49,36 @@ class Perplexity:
     rows: Count = 128
     """Held-out rows at most; data.eval_rows decides how many there are."""
 
-    def __call__(self, subject: Subject) -> Finding:
-        data = learned_from(subject)
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        data = learned_from(eval_model)
         if data is None:
-            return Finding(metrics={}, notes=(NEEDED,))
+            return EvalResult(metrics={}, notes=(NEEDS_TARGETS,))
         items = [item for item in data.eval if isinstance(item, EncodedRow)][: self.rows]
         batch = EncodedRow.collate(items)
-        found = row_losses(subject, batch)
+        found = row_losses(eval_model, batch)
         if not any(tokens for _, tokens in found):
-            return Finding(metrics={}, notes=(NEEDED,))
-        return Finding(
+            return EvalResult(metrics={}, notes=(NEEDS_TARGETS,))
+        return EvalResult(
             metrics=over_tokens(found),
-            example=asked_text(subject, batch.ids[0]),
+            example=asked_text(eval_model, batch.ids[0]),
             records=tuple({"row": row, **record(*sums)} for row, sums in zip(batch.row_ids, found, strict=True)),
         )
 
 
-def learned_from(subject: Subject) -> DataModule | None:
+def learned_from(eval_model: EvalModel) -> DataModule | None:
     """The data as rows with tokens to foresee; None where it has none."""
     for kind in ("Demonstration", "Text"):
         try:
-            return subject.view(kind)
+            return eval_model.data_as(kind)
         except ConfigError:
             continue
     return None
 
 
 @torch.no_grad()
-def row_losses(subject: Subject, batch: Rows) -> list[tuple[float, int]]:
+def row_losses(eval_model: EvalModel, batch: Rows) -> list[tuple[float, int]]:
     """The summed loss of each row's supervised tokens in nats, and how many they are, [B]."""
-    found = in_micro_batches(lambda rows: score(subject.model, rows), batch, subject.micro_batch_tokens)
+    found = in_micro_batches(lambda rows: score(eval_model.model, rows), batch, eval_model.micro_batch_tokens)
     sums = (-found.logps_BT.double().sum(1)).tolist()
     return list(zip(sums, found.mask_BT.sum(1).tolist(), strict=True))
 
@@ -86,3 +99,143 @@ def record(total: float, tokens: int) -> Mapping[str, Any]:
 def exponential(loss: float) -> float:
     """e^loss; infinite where a float cannot hold it."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+NEEDS_PAIRS = "needs preference pairs; data=world_preferences has them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceAccuracy:
+    """The share of held-out pairs in which the chosen completion is the likelier one, ties half, and by how much.
+
+    `accuracy` and `margin` are of summed log-probabilities (DPO's implicit reward is their difference to the
+    reference's), `accuracy_per_token` and `margin_per_token` of their means, which do not favour what is short (SimPO).
+    """
+
+    pairs: Count = 128
+    """Held-out pairs at most."""
+
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        try:
+            data = eval_model.data_as("Preference")
+        except ConfigError:
+            return EvalResult(metrics={}, notes=(NEEDS_PAIRS,))
+        batch = EncodedPair.collate([item for item in data.eval if isinstance(item, EncodedPair)][: self.pairs])
+        records = [
+            {
+                "row": row,
+                "accuracy": right(chosen - rejected),
+                "margin": chosen - rejected,
+                "accuracy_per_token": right(chosen / tokens - rejected / other_tokens),
+                "margin_per_token": chosen / tokens - rejected / other_tokens,
+            }
+            for row, (chosen, tokens), (rejected, other_tokens) in zip(
+                batch.row_ids, *logps(eval_model, batch), strict=True
+            )
+        ]
+        shares = {name: Estimate.share([one[name] for one in records]) for name in ("accuracy", "accuracy_per_token")}
+        margins = {name: Estimate.mean([one[name] for one in records]) for name in ("margin", "margin_per_token")}
+        return EvalResult(
+            metrics={**shares, **margins},
+            example=asked_text(eval_model, batch.chosen.ids[0]),
+            records=tuple(records),
+        )
+
+
+@torch.no_grad()
+def logps(eval_model: EvalModel, batch: Pairs) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
+    """Summed log-probability and number of tokens of each chosen and of each rejected completion, [B] each."""
+    found = [(-loss, max(tokens, 1)) for loss, tokens in row_losses(eval_model, batch.chosen + batch.rejected)]
+    return found[: len(batch)], found[len(batch) :]
+
+
+def right(margin: float) -> float:
+    """1 where the chosen one is ahead, half a point for a tie."""
+    return 0.5 if margin == 0 else float(margin > 0)
+
+
+WORLD = "the text is the bundled world's; evaluation.measures.forgetting.path=FILE measures another"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    """Loss and perplexity of base text, and the share of facts a model finds likelier than all their rivals.
+
+    A fact is known where its statement has a larger log-probability than the same statement of every other value of the
+    relation ("The colour of grass is green." against red, blue, ...); a tie counts half.
+    """
+
+    path: str | None = None
+    """A file of running text in place of the bundled world's."""
+    texts: Count = 64
+    """Documents at most."""
+    facts: CountOrZero = 48
+    """Facts at most, spread evenly over the relations; 0 asks for none."""
+
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        texts = as_rows(eval_model, self._documents())
+        losses = row_losses(eval_model, texts)
+        records = [{"row": f"text {row}", **record(*sums)} for row, sums in zip(texts.row_ids, losses, strict=True)]
+        known = self._known(eval_model)
+        accuracy = {"fact_accuracy": Estimate.share([one["fact_accuracy"] for one in known])} if known else {}
+        return EvalResult(
+            metrics={**over_tokens(losses), **accuracy},
+            example=asked_text(eval_model, texts.ids[0]),
+            records=(*records, *known),
+            notes=() if self.path else (WORLD,),
+        )
+
+    def _documents(self) -> list[str]:
+        if self.path is None:
+            return [row["text"] for row in world_rows("text", task="mixed", count=self.texts, seed=0, split="eval")]
+        table = read_file(self.path)
+        found = convert(parse(table, {}).records, Text.__name__, source=table.name).records
+        return [one.text for one in found if isinstance(one, Text)][: self.texts]
+
+    def _known(self, eval_model: EvalModel) -> list[Mapping[str, Any]]:
+        """A record for each fact that is asked about."""
+        facts = spread(all_facts(), self.facts)
+        if not facts:
+            return []
+        rivals = [(fact.value, *others(fact)) for fact in facts]
+        said = [fact.plain(value) for fact, values in zip(facts, rivals, strict=True) for value in values]
+        found = iter([-loss for loss, _ in row_losses(eval_model, as_rows(eval_model, said, end=False))])
+        return [
+            fact_record(fact, values, [next(found) for _ in values]) for fact, values in zip(facts, rivals, strict=True)
+        ]
+
+
+def fact_record(fact: Fact, values: Sequence[str], logps: Sequence[float]) -> Mapping[str, Any]:
+    """Whether a fact is known, from the log-probabilities of its statements; the first value is the true one."""
+    true, best = logps[0], max(logps[1:])
+    return {
+        "row": f"fact {fact.relation}: {fact.subject}",
+        "fact_accuracy": 0.5 if true == best else float(true > best),
+        "likeliest": values[logps.index(max(logps))],
+        "true": fact.value,
+        "margin": true - best,
+    }
+
+
+def others(fact: Fact) -> tuple[str, ...]:
+    """The values a fact could be mistaken for; what its subject says itself is none of them."""
+    return tuple(value for value in fact.others if value.lower() not in fact.subject.lower().split())
+
+
+def spread(facts: Sequence[Fact], count: int) -> list[Fact]:
+    """`count` of the facts at even distances, all of them where there are no more."""
+    wanted = min(count, len(facts))
+    return [facts[place * len(facts) // wanted] for place in range(wanted)]
+
+
+def as_rows(eval_model: EvalModel, texts: Sequence[str], *, end: bool = True) -> Rows:
+    """Texts as a model learned to read them, cut at its context; all but the first token is to be foreseen."""
+    ends = [eval_model.tokenizer.eos_token_id] if end else []
+    ids = tuple(torch.cat([eval_model.template.encode_text(text), torch.tensor(ends).long()]) for text in texts)
+    cut = tuple(row[: eval_model.context] for row in ids)
+    return Rows(cut, tuple(all_but_first(row) for row in cut), tuple(range(len(cut))))
+
+
+def all_but_first(ids: Tensor) -> Tensor:
+    """bool [L]."""
+    return torch.arange(len(ids)) > 0

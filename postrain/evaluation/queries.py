@@ -20,10 +20,11 @@ import torch
 from postrain.config.schema import Confirm
 from postrain.data.conversation import user
 from postrain.data.kinds.prompt import Prompts
-from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.query_checks import Expect, Verdict, judge, readable, refuses
 from postrain.evaluation.query_code import passes, signature, source
 from postrain.evaluation.query_file import Query, read_queries
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.rollout.collect import collect
 from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Count, NonNegative, Size
@@ -80,19 +81,19 @@ class Queries:
             )
 
     @torch.no_grad()
-    def __call__(self, subject: Subject) -> Finding:
-        """See `Measure`."""
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        """See `EvalTask`."""
         wordings = [(query, number) for query in self._queries() for number in range(self._wordings(query))]
         ids = [
-            subject.template.encode_prompt(user(query.phrasings[number]), row=row)
+            eval_model.template.encode_prompt(user(query.phrasings[number]), row=row)
             for row, (query, number) in enumerate(wordings)
         ]
-        room = subject.context - max(map(len, ids))
+        room = eval_model.context - max(map(len, ids))
         if room < 1:
-            return Finding(metrics={}, notes=(f"the model's {subject.context} tokens of context hold no query",))
-        asked = self._ask(subject, wordings, ids, min(room, self.max_new_tokens))
+            return EvalResult(metrics={}, notes=(f"the model's {eval_model.context} tokens of context hold no query",))
+        asked = self._ask(eval_model, wordings, ids, min(room, self.max_new_tokens))
         records = tuple(record(group) for group in _grouped(asked).values())
-        return Finding(
+        return EvalResult(
             metrics=metrics(records),
             example=asked[0].prompt,
             records=records,
@@ -120,9 +121,9 @@ class Queries:
         return min(len(query.phrasings), self.phrasings or len(query.phrasings))
 
     def _ask(
-        self, subject: Subject, wordings: Sequence[tuple[Query, int]], ids: Sequence[torch.Tensor], tokens: int
+        self, eval_model: EvalModel, wordings: Sequence[tuple[Query, int]], ids: Sequence[torch.Tensor], tokens: int
     ) -> list[Asked]:
-        engine = replace(subject.engine, temperature=self.temperature, max_new_tokens=tokens)  # type: ignore[type-var]
+        engine = replace(eval_model.engine, temperature=self.temperature, max_new_tokens=tokens)  # type: ignore[type-var]
         prompts = Prompts(
             ids=tuple(ids),
             texts=tuple(query.phrasings[number] for query, number in wordings),
@@ -130,15 +131,15 @@ class Queries:
             row_ids=tuple(range(len(ids))),
         )
         # By the query's own name: what else is asked changes no answer.
-        seeds = [derive_seed(subject.seed, f"queries {query.id}", number) for query, number in wordings]
-        rollouts = collect(engine, subject.model, subject.template, prompts, seeds=seeds)
+        seeds = [derive_seed(eval_model.seed, f"queries {query.id}", number) for query, number in wordings]
+        rollouts = collect(engine, eval_model.model, eval_model.template, prompts, seeds=seeds)
         lengths = [int(own.sum()) for own in rollouts.rows.supervised]
         said = zip(wordings, ids, rollouts.completions, lengths, rollouts.finished_B.tolist(), strict=True)
         return [
             Asked(
                 query=query,
                 phrasing=number,
-                prompt=subject.template.decode_all(prompt.tolist()),
+                prompt=eval_model.template.decode_all(prompt.tolist()),
                 response=response,
                 tokens=length,
                 finished=finished,

@@ -1,7 +1,8 @@
 """What a hand-written query expects of an answer, and whether a text is one: pure functions of text.
 
-All that an expectation says has to hold. Thinking before `</think>` is no part of an answer. Words, sentences and
-bullets are what rewards/constraints.py says they are. Leaves out the running of code (query_code.py does that).
+All that an expectation says has to hold. Thinking before `</think>` is not part of an answer, and a marked answer
+(rewards/text.py) goes before all others. Words, sentences and bullets are what rewards/constraints.py says they are.
+Leaves out the running of code (query_code.py does that).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any, Literal
 
 from postrain.config.schema import Section
 from postrain.data.repetition import distinct_ngram_share, loop_share
-from postrain.evaluation.query_answers import chosen, first_number_in, normalised, number_in, place_of
 from postrain.evaluation.query_code import defines
 from postrain.rewards import constraints
+from postrain.rewards.text import NUMBER, final_answer, last_number
 from postrain.types import CountOrZero
 
 MOST_LOOP, LEAST_DISTINCT = 0.2, 0.8
@@ -192,3 +193,74 @@ CHECKS: Mapping[str, Callable[[str, Any], bool]] = {
     **constraints.CHECKS,
 }
 """Each expectation by its name in `Expect`: does a text, not empty, meet it?"""
+
+
+UNITS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+NUMBER_WORDS = {word: value for value, word in enumerate(UNITS)} | {
+    word: 10 * value for value, word in enumerate(TENS, start=2)
+}
+SPELLED = re.compile(
+    rf"\b({'|'.join(TENS)})(?:[- ]({'|'.join(UNITS[1:10])}))?\b|\b({'|'.join(UNITS)})\b", re.IGNORECASE
+)
+# cm^2 holds no number; 180km does.
+EXPONENT = re.compile(r"(?<=[a-zA-Z])\^\{?\d\}?")
+UNIT = re.compile(r"(?<=\d)(?=[a-zA-Z]{1,5}\b)")
+# Sums and lists that are not the answer but led to it: the 2 + 3 * 4 of "2 + 3 * 4 = 14", and [4, 5, 6].
+WORKING = re.compile(r"\d[\d.,]*(?:\s*[-+−*×/÷]\s*\d[\d.,]*)+|\[[^\]]*\]")
+CONCLUSION = re.compile(r"\b(?:answer is|so|therefore|thus|hence)\b", re.IGNORECASE)
+
+
+def number_in(text: str) -> Decimal | None:
+    """The last number of a text, be it in words where no digits are written; sums and lists only if there is no
+    other."""
+    said = _cleaned(text)
+    found = last_number(WORKING.sub(" ", said))
+    found = last_number(said) if found is None else found
+    spelled = _spelled(said) if found is None else []
+    return Decimal(spelled[-1]) if spelled else found
+
+
+def first_number_in(text: str) -> Decimal | None:
+    """The first number of a text, be it in words where no digits are written; "one" counts only if it is alone."""
+    said = _cleaned(text)
+    found = NUMBER.search(said)
+    if found:
+        return last_number(found[1])
+    spelled = _spelled(said)
+    return Decimal(next((value for value in spelled if value != 1), spelled[0])) if spelled else None
+
+
+def chosen(text: str, options: Sequence[Sequence[str]]) -> str | None:
+    """The first name of the option that is named first, in the conclusion where there is one."""
+    said = final_answer(text)
+    for part in (CONCLUSION.split(said)[-1], said):
+        places = [(place, names[0]) for names in options if (place := place_of(part, names)) is not None]
+        if places:
+            return min(places)[1]
+    return None
+
+
+def normalised(text: str) -> str:
+    """A text without case, without marks at its ends, and with single spaces."""
+    return " ".join(text.casefold().split()).strip(" .,!?:;*`\"'“”‘’")
+
+
+def place_of(text: str, phrases: Sequence[str]) -> int | None:
+    """Where the first of some phrases begins, as whole words, whatever their case."""
+    names = "|".join(map(re.escape, phrases))
+    found = re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE)
+    return found.start() if found else None
+
+
+def _cleaned(text: str) -> str:
+    return UNIT.sub(" ", EXPONENT.sub("", final_answer(text)))
+
+
+def _spelled(text: str) -> list[int]:
+    """The numbers that are written in words, in order."""
+    groups = (match.groups() for match in SPELLED.finditer(text))
+    return [sum(NUMBER_WORDS[word.lower()] for word in words if word) for words in groups]

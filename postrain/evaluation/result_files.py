@@ -1,7 +1,7 @@
 """What an evaluation leaves in its folder, as plain data.
 
 evaluation_stats.json   every number of every model, with interval and n, and what to know when reading them
-<measure>.jsonl         a line an item, with the model's name as `subject`
+<measure>.jsonl         a line an item, with the model's name as `eval_model`
 sample_responses.json   completions of each model, with reward and gold score
 result.json             the one number that sweeps compare
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 from postrain.evaluation.completions import gold_scores, held_out
 from postrain.evaluation.differences import differences
-from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.metrics import direction_of
 from postrain.rewards.base import optional
@@ -32,12 +33,12 @@ class Measured:
     path: str
     data: str
     """What it was measured on."""
-    findings: Mapping[str, Finding]
+    results: Mapping[str, EvalResult]
     """By the measures' names."""
     seconds: Mapping[str, float]
     parameters: int
     failed: tuple[str, ...]
-    """Measures that ended in a user's mistake; their findings are its line."""
+    """Measures that ended in a user's mistake; their results are its line."""
     responses: tuple[Mapping[str, Any], ...]
     """Some completions, as sample_responses.json keeps them."""
 
@@ -50,12 +51,12 @@ def stats(measured: Sequence[Measured], notes: Sequence[str]) -> dict[str, Any]:
                 "name": one.name,
                 "path": one.path,
                 "data": one.data,
-                "measures": {name: told(found, one.seconds[name]) for name, found in one.findings.items()},
+                "measures": {name: told(found, one.seconds[name]) for name, found in one.results.items()},
             }
             for one in measured
         ],
         "differences": [
-            {"subject": measured[0].name, "against": other.name, "measure": name, "metric": metric, **asdict(found)}
+            {"eval_model": measured[0].name, "against": other.name, "measure": name, "metric": metric, **asdict(found)}
             for other in measured[1:]
             for name, metric, found in gaps(measured[0], other)
         ],
@@ -63,38 +64,38 @@ def stats(measured: Sequence[Measured], notes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def told(finding: Finding, seconds: float) -> dict[str, Any]:
-    """A finding without its records."""
+def told(result: EvalResult, seconds: float) -> dict[str, Any]:
+    """A result without its records."""
     return {
-        "metrics": {name: asdict(found) for name, found in finding.metrics.items()},
-        "example": finding.example,
-        "curves": {way: [asdict(point) for point in points] for way, points in finding.curves.items()},
-        "notes": list(finding.notes),
+        "metrics": {name: asdict(found) for name, found in result.metrics.items()},
+        "example": result.example,
+        "curves": {way: [asdict(point) for point in points] for way, points in result.curves.items()},
+        "notes": list(result.notes),
         "seconds": round(seconds, 3),
     }
 
 
 def gaps(one: Measured, other: Measured) -> list[tuple[str, str, Estimate]]:
-    """Measure, metric and paired difference, wherever there is one."""
+    """EvalTask, metric and paired difference, wherever there is one."""
     return [
         (name, metric, found)
-        for name, mine in one.findings.items()
-        if name in other.findings
-        for metric, found in differences(mine, other.findings[name]).items()
+        for name, mine in one.results.items()
+        if name in other.results
+        for metric, found in differences(mine, other.results[name]).items()
     ]
 
 
-def responses(subject: Subject, count: int) -> tuple[Mapping[str, Any], ...]:
+def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...]:
     """Completions that measures have asked for, those of the most prompts, sampled ones before greedy ones."""
-    if not subject.drawn or not count:
+    if not eval_model.drawn or not count:
         return ()
-    asked = max(subject.drawn, key=lambda key: (key[1] > 0, key[0]))
-    rollouts = subject.drawn[asked]
-    paid = optional(rollouts.reward_B) if subject.reward else (None,) * len(rollouts)
-    gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(subject))]
+    asked = max(eval_model.drawn, key=lambda key: (key[1] > 0, key[0]))
+    rollouts = eval_model.drawn[asked]
+    paid = optional(rollouts.reward_B) if eval_model.reward else (None,) * len(rollouts)
+    gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(eval_model))]
     known = zip(rollouts.prompts, rollouts.completions, paid, gold, strict=True)
     return tuple(
-        {"subject": subject.name, "prompt": prompt, "completion": said}
+        {"eval_model": eval_model.name, "prompt": prompt, "completion": said}
         | {name: value for name, value in (("reward", reward), ("gold", worth)) if value is not None}
         for prompt, said, reward, worth in list(known)[:count]
     )
@@ -103,9 +104,9 @@ def responses(subject: Subject, count: int) -> tuple[Mapping[str, Any], ...]:
 def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
     """result.json; `metric` is measure/metric, or None for the first."""
     numbers = {
-        f"{name}/{key}": [one.findings[name].metrics[key].value for one in measured if has(one, name, key)]
-        for name, finding in measured[0].findings.items()
-        for key in finding.metrics
+        f"{name}/{key}": [one.results[name].metrics[key].value for one in measured if has(one, name, key)]
+        for name, result in measured[0].results.items()
+        for key in result.metrics
     }
     chosen = metric or decisive(list(numbers))
     return {
@@ -130,16 +131,16 @@ def decisive(names: Sequence[str]) -> str | None:
 
 def has(one: Measured, measure: str, metric: str) -> bool:
     """Whether a model has this number."""
-    return measure in one.findings and metric in one.findings[measure].metrics
+    return measure in one.results and metric in one.results[measure].metrics
 
 
 def write_records(folder: RunFolder, one: Measured) -> None:
     """A file for each measure that has records; of several models they follow each other."""
     with writing(folder.path):
-        for name, finding in one.findings.items():
-            if finding.records:
+        for name, result in one.results.items():
+            if result.records:
                 JsonLines(folder.path / f"{name}.jsonl").append(
-                    *({"subject": one.name, **record} for record in finding.records)
+                    *({"eval_model": one.name, **record} for record in result.records)
                 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from postrain.evaluation.measures import Estimate
+from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.result_files import Measured, gaps, has
 from postrain.formatting import figure
 
@@ -27,7 +27,7 @@ def table(measured: Sequence[Measured]) -> Table:
     paired = [{(name, metric): found for name, metric, found in gaps(first, other)} for other in others]
     for row in rows(measured):
         gap = [interval(found[row], mark=True) if row in found else "" for found in paired]
-        counts = [str(one.findings[row[0]].metrics[row[1]].n) for one in measured if has(one, *row)]
+        counts = [str(one.results[row[0]].metrics[row[1]].n) for one in measured if has(one, *row)]
         cells = [said(one, *row) for one in measured]
         made.add_row("/".join(row), *cells, *gap, "/".join(dict.fromkeys(counts)))
     return made
@@ -36,7 +36,7 @@ def table(measured: Sequence[Measured]) -> Table:
 def rows(measured: Sequence[Measured]) -> Iterator[tuple[str, str]]:
     """Every measure and metric that some model has, in order."""
     seen = {
-        (name, metric): None for one in measured for name, finding in one.findings.items() for metric in finding.metrics
+        (name, metric): None for one in measured for name, result in one.results.items() for metric in result.metrics
     }
     # A measure's lines stay together, also where the first model lacks some of them.
     order = list(dict.fromkeys(name for name, _ in seen))
@@ -45,7 +45,7 @@ def rows(measured: Sequence[Measured]) -> Iterator[tuple[str, str]]:
 
 def said(one: Measured, name: str, metric: str) -> str:
     """A number of a model, or nothing."""
-    return interval(one.findings[name].metrics[metric]) if has(one, name, metric) else ""
+    return interval(one.results[name].metrics[metric]) if has(one, name, metric) else ""
 
 
 def interval(found: Estimate, *, mark: bool = False) -> str:

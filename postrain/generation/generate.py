@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import nn
 
 from postrain.data.module import DataModule
-from postrain.evaluation.subjects import scored_by
+from postrain.evaluation.in_training import scored_by
 from postrain.formatting import figure
 from postrain.generation.config import GenerateConfig
 from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from postrain.evaluation.intervals import Interval, bootstrap_interval, wilson
+from postrain.evaluation.estimate import Interval, bootstrap_interval, wilson
 from postrain.formatting import figure
 from postrain.generation.keep import Answers, reaches
 

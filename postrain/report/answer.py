@@ -15,7 +15,7 @@ from statistics import fmean
 
 from rich.table import Table
 
-from postrain.evaluation.intervals import Interval, mean_interval
+from postrain.evaluation.estimate import Interval, mean_interval
 from postrain.formatting import console_table, duration, figure, markdown_table, short
 from postrain.jsonl import number
 from postrain.metrics import bounds

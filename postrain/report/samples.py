@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from postrain.evaluation.intervals import Interval, mean_interval
+from postrain.evaluation.estimate import Interval, mean_interval
 from postrain.jsonl import JsonLines, Record, number
 from postrain.report.panels import totals_first
 from postrain.report.values import LARGEST, mapping, update_of, whole

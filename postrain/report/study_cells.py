@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from postrain.data.repetition import collapsed
-from postrain.evaluation.intervals import Interval, mean_interval
+from postrain.evaluation.estimate import Interval, mean_interval
 from postrain.metrics import bounds
 from postrain.report.values import LARGEST
 

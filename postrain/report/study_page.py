@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from postrain.evaluation.intervals import Interval
+from postrain.evaluation.estimate import Interval
 from postrain.formatting import duration, short
 from postrain.jsonl import JsonLines, number
 from postrain.report import blocks

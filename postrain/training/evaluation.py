@@ -11,7 +11,7 @@ from torch import Tensor
 
 from postrain.data.module import DataModule
 from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
-from postrain.evaluation.subjects import InTraining
+from postrain.evaluation.in_training import EvalModelFactory
 from postrain.methods.base import Method
 from postrain.methods.online import Online
 from postrain.rewards.base import optional
@@ -27,11 +27,11 @@ class Evaluator(Callback):
         data: DataModule,
         settings: Evaluation,
         samples: SamplesFile,
-        subject: InTraining,
+        eval_model: EvalModelFactory,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """`callbacks` are the user's, which stand before this one; an evaluation is a validation to them."""
-        self.data, self.settings, self.samples, self.subject = data, settings, samples, subject
+        self.data, self.settings, self.samples, self.eval_model = data, settings, samples, eval_model
         self.callbacks = callbacks
         self.told: set[str] = set()
 
@@ -62,7 +62,7 @@ class Evaluator(Callback):
     def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
         """One evaluation; its first completions are kept."""
         with trainer.precision_plugin.forward_context():
-            found = evaluate(method, self.data, self.settings, self.subject(method))
+            found = evaluate(method, self.data, self.settings, self.eval_model(method))
         if trainer.is_global_zero:
             self.tell(found)
             log_histograms(trainer.loggers, distributions(method, found), method.counters.updates)

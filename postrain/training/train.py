@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from postrain.config.masking import masked
 from postrain.config.tree import settings_of
 from postrain.errors import Interrupted
-from postrain.evaluation.subjects import InTraining
+from postrain.evaluation.in_training import EvalModelFactory
 from postrain.hardware.ranks import is_first_rank
 from postrain.runs.context import RunContext
 from postrain.runs.resume import check_data, check_reference
@@ -80,7 +80,7 @@ def callbacks(config: TrainConfig, parts: Components, run: RunContext, guard: Na
     """In the order they act after an update: check, measure, write down, diagnose, stop, and only then save."""
     folder, hardware = run.folder, config.trainer
     samples = SamplesFile(folder)
-    subject = InTraining(config.resolved, parts.data, config.reward)
+    eval_model = EvalModelFactory(config.resolved, parts.data, config.reward)
     mine = list(config.callbacks.values())
     own_bar = any(isinstance(one, ProgressBar) for one in mine)
     line = [] if own_bar else [ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}")]
@@ -90,7 +90,7 @@ def callbacks(config: TrainConfig, parts: Components, run: RunContext, guard: Na
         EarlyStopping(config.early_stop, folder),
         samples,
         *mine,
-        Evaluator(parts.data, config.evaluation, samples, subject, mine),
+        Evaluator(parts.data, config.evaluation, samples, eval_model, mine),
         MetricsFile(folder),
         Diagnostics(folder),
         *line,

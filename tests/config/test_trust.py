@@ -76,7 +76,7 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
         ("logger", {"_target_": "subprocess.call", "args": ["true"]}),
         ("data.source._target_", "mine.Source"),
         ("reward.parts.gold", {"_target_": "mine.Reward"}),
-        ("evaluation.measures.mine", {"_target_": "mine.Measure"}),
+        ("evaluation.measures.mine", {"_target_": "mine.EvalTask"}),
         ("early_stop.kl_above", {"_target_": "os.system"}),
         ("nothing", {"_target_": "os.system"}),
         ("seed", {"_target_": "os.system"}),

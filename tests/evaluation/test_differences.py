@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from postrain.evaluation.differences import differences, different_words
-from postrain.evaluation.measures import Estimate, Finding
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.task import EvalResult
 
 
-def finding(values: list[float], weights: list[float] | None = None, rows: Any = None) -> Finding:
+def result(values: list[float], weights: list[float] | None = None, rows: Any = None) -> EvalResult:
     weights = weights or [1.0] * len(values)
     mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
     items = zip(rows or range(len(values)), values, weights, strict=True)
-    return Finding(
+    return EvalResult(
         metrics={"loss": Estimate(value=mean, low=0, high=9, n=len(values))},
         records=tuple({"row": row, "loss": value, "weight": weight} for row, value, weight in items),
     )
@@ -23,7 +24,7 @@ def finding(values: list[float], weights: list[float] | None = None, rows: Any =
 
 def test_the_difference_of_means_with_the_interval_of_the_items_differences() -> None:
     # Each item is 1 better, however far apart the items are: nothing is left to chance.
-    found = differences(finding([1.0, 5.0, 9.0]), finding([2.0, 6.0, 10.0]))["loss"]
+    found = differences(result([1.0, 5.0, 9.0]), result([2.0, 6.0, 10.0]))["loss"]
     assert (found.value, found.low, found.high, found.n) == (-1, -1, -1, 3)
 
 
@@ -31,24 +32,24 @@ def test_a_metric_may_be_the_plain_mean_of_items_that_another_one_weights() -> N
     records = tuple(
         {"row": row, "sum": total, "weight": weight} for row, (total, weight) in enumerate([(1, 3), (5, 1)])
     )
-    one = Finding(metrics={"sum": Estimate(value=3, low=0, high=9, n=2)}, records=records)
+    one = EvalResult(metrics={"sum": Estimate(value=3, low=0, high=9, n=2)}, records=records)
     assert differences(one, one)["sum"].n == 2
 
 
 def test_weighted_items_give_the_difference_of_the_weighted_means() -> None:
     # (1 · 1 + 3 · 5) / 4 = 4 against (1 · 2 + 3 · 8) / 4 = 6.5
-    found = differences(finding([1.0, 5.0], [1, 3]), finding([2.0, 8.0], [1, 3]))["loss"]
+    found = differences(result([1.0, 5.0], [1, 3]), result([2.0, 8.0], [1, 3]))["loss"]
     assert found.value == pytest.approx(-2.5)
     assert found.low < -2.5 < found.high
 
 
 def test_nats_of_other_words_or_other_tokens_are_not_compared() -> None:
-    one = finding([1.0, 5.0], [1, 3])
+    one = result([1.0, 5.0], [1, 3])
     asked = replace(one, example="<|user|>Sum?", metrics={**one.metrics, "accuracy": one.metrics["loss"]})
     asked = replace(asked, records=tuple({**record, "accuracy": record["loss"]} for record in one.records))
     assert set(differences(asked, asked)) == {"loss", "accuracy"}
     assert set(differences(asked, replace(asked, example="Sum?"))) == {"accuracy"}
-    assert differences(one, finding([2.0, 8.0], [1, 4])) == {}
+    assert differences(one, result([2.0, 8.0], [1, 4])) == {}
     mine, theirs = {"perplexity": one, "kl": one}, {"perplexity": replace(one, example="Sum?"), "kl": one}
     (line,) = different_words("nano", mine, "other", theirs)
     assert line.startswith("asked in different words: nano and other read")
@@ -57,10 +58,10 @@ def test_nats_of_other_words_or_other_tokens_are_not_compared() -> None:
 
 
 def test_other_items_or_items_that_do_not_make_the_metric_have_none() -> None:
-    one = finding([1.0, 2.0])
-    assert differences(one, finding([1.0, 2.0], rows=["a", "b"])) == {}
-    bent = Finding(metrics={"loss": Estimate(value=7.0, low=0, high=9, n=2)}, records=one.records)
+    one = result([1.0, 2.0])
+    assert differences(one, result([1.0, 2.0], rows=["a", "b"])) == {}
+    bent = EvalResult(metrics={"loss": Estimate(value=7.0, low=0, high=9, n=2)}, records=one.records)
     assert differences(bent, one) == {}
-    assert differences(one, Finding(metrics={})) == {}
-    twice = Finding(metrics=one.metrics, records=one.records * 2)
+    assert differences(one, EvalResult(metrics={})) == {}
+    twice = EvalResult(metrics=one.metrics, records=one.records * 2)
     assert differences(twice, twice) == {}

@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from postrain.evaluation.intervals import T
-from postrain.evaluation.measures import Estimate
+from postrain.evaluation.estimate import Estimate, T
 
 
 def test_a_ratio_is_of_totals_and_its_interval_leaves_each_item_out() -> None:

@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 
 from postrain.evaluate import evaluate
 from postrain.evaluation.config import check_words, inherited
-from postrain.evaluation.eval_models import EvalModel, Origin, distinct_names
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.eval_models import EvalSource, Origin, distinct_names
 from postrain.evaluation.evaluate import Unmeasured, different_data
 from postrain.evaluation.likelihood import Perplexity
-from postrain.evaluation.measures import Estimate, Finding, Subject
 from postrain.evaluation.table import interval
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.jobs.frame import EVALUATE, execute
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
@@ -82,9 +83,9 @@ def test_a_model_is_no_other_than_itself(folder: RunFolder) -> None:
 def test_records_and_responses_say_whose_they_are(folder: RunFolder) -> None:
     records = JsonLines(folder.path / "perplexity.jsonl").read()
     assert len(records) == 8
-    assert len({record["subject"] for record in records}) == 2
+    assert len({record["eval_model"] for record in records}) == 2
     responses = written(folder, "sample_responses.json")
-    assert [set(one) for one in responses] == [{"subject", "prompt", "completion", "gold"}] * 4
+    assert [set(one) for one in responses] == [{"eval_model", "prompt", "completion", "gold"}] * 4
 
 
 def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_mistakes_are_one_line_and_leave_no_folder(words: list[str], line: str, 
 
 
 def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Perplexity, subject: Subject) -> Finding:
+    def refuse(self: Perplexity, eval_model: EvalModel) -> EvalResult:
         raise ConfigError("rows: there are none")
 
     monkeypatch.setattr(Perplexity, "__call__", refuse)
@@ -189,7 +190,7 @@ def test_a_run_brings_its_data_unless_the_command_line_chooses_another(tmp_path:
 def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
     resolved: Any = None
     runs = [
-        EvalModel(name=name, path=name, resolved=resolved, origin=origin(tmp_path / name, mark))
+        EvalSource(name=name, path=name, resolved=resolved, origin=origin(tmp_path / name, mark))
         for name, mark in (("a", "aa"), ("b", "bb"))
     ]
     (line,) = different_data(runs)

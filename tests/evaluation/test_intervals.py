@@ -7,7 +7,7 @@ from math import exp, inf, isnan
 
 import pytest
 
-from postrain.evaluation.intervals import bootstrap_interval, jackknife_interval, mean_interval, wilson, within
+from postrain.evaluation.estimate import bootstrap_interval, jackknife_interval, mean_interval, wilson, within
 
 
 def test_wilson_worked_numbers() -> None:

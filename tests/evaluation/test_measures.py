@@ -13,25 +13,19 @@ import torch
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
 from postrain.data.repetition import distinct_n
-from postrain.evaluation.accuracy import Accuracy
+from postrain.evaluation.accuracy import Accuracy, Calibration, calibration_error
+from postrain.evaluation.completion_metrics import Divergence, GoldScores, Lengths, Repetition, Rewards, distinct
 from postrain.evaluation.completions import complete
-from postrain.evaluation.confidence import Calibration, calibration_error
 from postrain.evaluation.differences import differences
-from postrain.evaluation.divergence import Divergence
-from postrain.evaluation.forgetting import fact_record, others, spread
-from postrain.evaluation.intervals import T
-from postrain.evaluation.lengths import Lengths
-from postrain.evaluation.likelihood import Perplexity
-from postrain.evaluation.preference import PreferenceAccuracy
-from postrain.evaluation.repetitiveness import Repetition, distinct
-from postrain.evaluation.scores import GoldScores, Rewards
-from postrain.evaluation.subjects import InTraining
-from postrain.evaluation.wins import WinRate, points
+from postrain.evaluation.estimate import T
+from postrain.evaluation.in_training import EvalModelFactory
+from postrain.evaluation.likelihood import Perplexity, PreferenceAccuracy, fact_record, others, spread
+from postrain.evaluation.win_rate import WinRate, points
 from postrain.models.reference import Reference
 from postrain.rewards.base import total_of
 from postrain.types import ConfigError, RewardBatch, Sampling
 from postrain.world.facts import all_facts
-from tests.evaluation.subjects import asking, gold, subject
+from tests.evaluation.fake_eval_model import asking, eval_model, gold
 from tests.methods.made import pairs, plain_logps, precise
 
 
@@ -54,7 +48,7 @@ def encoded(rows: Any) -> list[EncodedRow]:
 
 def test_perplexity_is_that_of_all_tokens_and_records_are_of_rows() -> None:
     rows = pairs(5).chosen
-    asked = subject(items={"Demonstration": encoded(rows)})
+    asked = eval_model(items={"Demonstration": encoded(rows)})
     found = Perplexity(rows=4)(asked)
     sums = [-float(logps.detach().sum()) for logps in plain_logps(asked.model, rows)][:4]
     tokens = [int(own.sum()) for own in rows.supervised][:4]
@@ -70,7 +64,7 @@ def test_perplexity_is_that_of_all_tokens_and_records_are_of_rows() -> None:
 def test_preferences_are_counted_by_sums_and_by_means_of_log_probabilities() -> None:
     batch = pairs(6)
     sides = zip(encoded(batch.chosen), encoded(batch.rejected), strict=True)
-    asked = subject(items={"Preference": [EncodedPair(one.row, one, other, 0.0) for one, other in sides]})
+    asked = eval_model(items={"Preference": [EncodedPair(one.row, one, other, 0.0) for one, other in sides]})
     found = PreferenceAccuracy(pairs=99)(asked)
     chosen, rejected = plain_logps(asked.model, batch.chosen), plain_logps(asked.model, batch.rejected)
     margins = [float((one.sum() - other.sum()).detach()) for one, other in zip(chosen, rejected, strict=True)]
@@ -94,7 +88,7 @@ def test_preferences_are_counted_by_sums_and_by_means_of_log_probabilities() -> 
     ],
 )
 def test_data_that_does_not_suit_a_measure_is_a_note_and_no_error(measure: Any, needs: str) -> None:
-    found = measure(subject(reference=None))
+    found = measure(eval_model(reference=None))
     assert found.metrics == {}
     assert needs in found.notes[0]
 
@@ -111,33 +105,33 @@ def test_a_fact_is_known_where_its_statement_beats_every_rival() -> None:
 
 
 def test_measures_share_the_completions_that_one_of_them_asked_for() -> None:
-    asked = subject(says=[(5, 6, 0), (7, 0)])
+    asked = eval_model(says=[(5, 6, 0), (7, 0)])
     assert complete(asked, 2) is complete(asked, 2)
     assert complete(asked, 2, likeliest=True) is not complete(asked, 2)
     assert asked.engine.asked == 2
 
 
 def test_lengths_count_the_end_token_and_know_what_was_cut() -> None:
-    found = Lengths(prompts=2)(subject(says=[(5, 6, 0), (7,)]))
+    found = Lengths(prompts=2)(eval_model(says=[(5, 6, 0), (7,)]))
     assert found.metrics["tokens"].value == 2  # 3 and 1
     assert found.metrics["finished"].value == 0.5
 
 
 def test_rewards_leave_out_what_cannot_be_scored() -> None:
-    found = Rewards(prompts=3)(subject(prompts=asking(3, pay=[1.0, None, 0.5]), reward=Pays()))
+    found = Rewards(prompts=3)(eval_model(prompts=asking(3, pay=[1.0, None, 0.5]), reward=Pays()))
     assert found.metrics["total"].value == 0.75
     assert found.metrics["pay"].n == 2
     assert found.metrics["unscorable"].value == pytest.approx(1 / 3)
 
 
 def test_gold_scores_by_part() -> None:
-    asked = subject(prompts=asking(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
+    asked = eval_model(prompts=asking(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
     found = GoldScores(prompts=2)(asked)
     assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {"total": (0.5, 2), "polite": (0.5, 1)}
 
 
 def test_accuracy_counts_what_reaches_the_threshold() -> None:
-    asked = subject(prompts=asking(4, pay=[1.0, 0.9, None, 1.0]))
+    asked = eval_model(prompts=asking(4, pay=[1.0, 0.9, None, 1.0]))
     found = Accuracy(reward=Pays(), threshold=1.0, prompts=4)(asked)
     assert found.metrics["greedy"].value == pytest.approx(2 / 3)
     assert [one["greedy"] for one in found.records] == [True, False, None, True]
@@ -149,7 +143,7 @@ def test_calibration_compares_confidence_with_what_is_right() -> None:
     found = calibration_error([0.95, 0.95, 0.25], [True, False, False])
     assert found.value == pytest.approx(1.15 / 3)
     assert 0 <= found.low <= found.value <= found.high <= 1
-    asked = subject(says=[(5, 0), (7, 0)], prompts=asking(2, pay=[1.0, 0.0]))
+    asked = eval_model(says=[(5, 0), (7, 0)], prompts=asking(2, pay=[1.0, 0.0]))
     measured = Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked)
     likely = complete(asked, 2, likeliest=True).logps_BT.sum(1).exp()
     assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
@@ -158,14 +152,14 @@ def test_calibration_compares_confidence_with_what_is_right() -> None:
 def test_rows_without_a_token_to_foresee_have_no_loss() -> None:
     rows = pairs(5).chosen
     silent = replace(rows, supervised=tuple(map(torch.zeros_like, rows.supervised)))
-    found = Perplexity(rows=2)(subject(items={"Demonstration": encoded(silent)}))
+    found = Perplexity(rows=2)(eval_model(items={"Demonstration": encoded(silent)}))
     assert found.metrics == {}
     assert "completions or running text" in found.notes[0]
 
 
 def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
-    assert Divergence(prompts=2)(subject()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
-    asked = subject(reference=Reference(precise(), precise(seed=1)))
+    assert Divergence(prompts=2)(eval_model()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
+    asked = eval_model(reference=Reference(precise(), precise(seed=1)))
     found = Divergence(prompts=2)(asked)
     assert found.metrics["per_token"].value > 0
     # Two tokens a completion, so twice as much for a completion.
@@ -188,7 +182,7 @@ def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
     share = 12 / 23
     odds = share / (1 - share) * math.exp(-half / (share * (1 - share)))
     assert distinct(many, 2).low == pytest.approx(odds / (1 + odds))
-    assert Repetition(prompts=2)(subject()).metrics["looping"].value == 0
+    assert Repetition(prompts=2)(eval_model()).metrics["looping"].value == 0
 
 
 def test_points_of_a_duel() -> None:
@@ -196,15 +190,15 @@ def test_points_of_a_duel() -> None:
 
 
 def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = subject(prompts=asking(4, pay=[1.0] * 4), reward=Pays())
-    monkeypatch.setattr(WinRate, "_theirs", lambda self, subject, data: complete(asked, 4))
+    asked = eval_model(prompts=asking(4, pay=[1.0] * 4), reward=Pays())
+    monkeypatch.setattr(WinRate, "_theirs", lambda self, eval_model, data: complete(asked, 4))
     monkeypatch.setattr(WinRate, "_other", SimpleNamespace(name="other"))
-    asked.view("Prompt").gold_score = None
+    asked.data_as("Prompt").gold_score = None
     found = WinRate(against="other", judge=None, prompts=4)(asked)
     assert found.metrics["win_rate"].value == 0.5
     assert found.notes == ("against other, by Pays",)
     # Data that knows gold scores may hold rows without them.
-    asked.view("Prompt").gold_score = gold
+    asked.data_as("Prompt").gold_score = gold
     assert WinRate(against="other", judge=None, prompts=4)(asked) == found
 
 
@@ -214,7 +208,7 @@ def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkey
     assert duel._other.name == "nano"
     with pytest.raises(ConfigError, match=r"^evaluation\.measures\.wins\.against=no/such: .*one of .*nano"):
         WinRate(against="no/such", judge=None, prompts=4).check(Sampling(4, 1.0))
-    monkeypatch.setattr("postrain.evaluation.wins.named", lambda *_: SimpleNamespace(head="scalar"))
+    monkeypatch.setattr("postrain.evaluation.win_rate.named", lambda *_: SimpleNamespace(head="scalar"))
     with pytest.raises(ConfigError, match="a reward model, which cannot write"):
         WinRate(against="nano", judge=None, prompts=4).check(Sampling(4, 1.0))
 
@@ -226,4 +220,4 @@ def test_a_scalar_model_writes_nothing_that_could_be_measured() -> None:
     )
     resolved: Any = SimpleNamespace(name="tiny")
     method: Any = SimpleNamespace(head="scalar")
-    assert InTraining(resolved, data)(method) is None
+    assert EvalModelFactory(resolved, data)(method) is None

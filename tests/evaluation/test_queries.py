@@ -14,9 +14,10 @@ from torch import nn
 from postrain.data.chat import Template
 from postrain.data.conversation import user
 from postrain.evaluation.differences import differences
-from postrain.evaluation.measures import Estimate, Finding, Subject
+from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.queries import PARSED, Queries, agreement
 from postrain.evaluation.query_file import read_queries
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ModelSource
 from postrain.rollout.turns import SINGLE_TURN
@@ -67,12 +68,12 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def eval_model() -> EvalModel:
     source = ModelSource(
         name=None, path="bundled:nano", revision=None, gguf_package=None, offline="fail", from_scratch=False
     )
     tokenizer = load_tokenizer(source.resolve())
-    return Subject(
+    return EvalModel(
         name="told",
         model=nn.Linear(1, 1),
         tokenizer=tokenizer,
@@ -84,7 +85,7 @@ def subject() -> Subject:
         seed=0,
         context=512,
         micro_batch_tokens=64,
-        view=lambda kind: pytest.fail(f"asked for the data as {kind}"),
+        data_as=lambda kind: pytest.fail(f"asked for the data as {kind}"),
     )
 
 
@@ -103,11 +104,11 @@ def measure(path: str | None, **changes: Any) -> Queries:
 
 
 @pytest.fixture(scope="module")
-def found(subject: Subject, path: str) -> Finding:
-    return measure(path)(subject)
+def found(eval_model: EvalModel, path: str) -> EvalResult:
+    return measure(path)(eval_model)
 
 
-def test_metrics_by_hand(found: Finding) -> None:
+def test_metrics_by_hand(found: EvalResult) -> None:
     # Right of each query: 2/3, 0 and 1 (parsed only), three observations.
     assert found.metrics["accuracy"] == Estimate.share([2 / 3, 0.0, 1.0])
     assert found.metrics["accuracy"].value == pytest.approx(5 / 9)
@@ -127,17 +128,17 @@ def test_metrics_by_hand(found: Finding) -> None:
     }
 
 
-def test_tokens_are_a_mean_of_queries(found: Finding) -> None:
+def test_tokens_are_a_mean_of_queries(found: EvalResult) -> None:
     tokens = [[wording["tokens"] for wording in record["wordings"]] for record in found.records]
     assert tokens[1][0] == 1  # nothing but the end
     assert found.metrics["tokens"] == Estimate.mean([sum(each) / len(each) for each in tokens], 0)
 
 
-def test_records_make_every_metric_so_that_models_can_be_paired(found: Finding) -> None:
+def test_records_make_every_metric_so_that_models_can_be_paired(found: EvalResult) -> None:
     assert set(differences(found, found)) == set(found.metrics)
 
 
-def test_records_keep_what_was_asked_said_and_thought(found: Finding) -> None:
+def test_records_keep_what_was_asked_said_and_thought(found: EvalResult) -> None:
     assert found.example == "<|user|>\n4 + 3?<|end|>\n<|assistant|>\n"
     first, second, _ = found.records
     assert {key: value for key, value in first.items() if key not in ("wordings", "tokens")} == {
@@ -167,24 +168,24 @@ def test_records_keep_what_was_asked_said_and_thought(found: Finding) -> None:
     assert found.notes == (PARSED,)
 
 
-def test_code_is_run_where_allowed(subject: Subject, path: str) -> None:
-    ran = measure(path, categories=("code",), allow_execution=True)(subject)
+def test_code_is_run_where_allowed(eval_model: EvalModel, path: str) -> None:
+    ran = measure(path, categories=("code",), allow_execution=True)(eval_model)
     assert (ran.metrics["accuracy"].value, ran.metrics["accuracy/code"].value) == (0, 0)
     assert "consistency" not in ran.metrics  # one wording says nothing about it
     assert ran.notes == ()
 
 
-def test_categories_and_phrasings_are_limited(subject: Subject, path: str) -> None:
-    few = measure(path, categories=("factual", "paraphrase"), phrasings=2)(subject)
+def test_categories_and_phrasings_are_limited(eval_model: EvalModel, path: str) -> None:
+    few = measure(path, categories=("factual", "paraphrase"), phrasings=2)(eval_model)
     asked = [(record["row"], wording["phrasing"]) for record in few.records for wording in record["wordings"]]
     assert asked == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
 
 
-def test_a_small_context(subject: Subject, path: str) -> None:
-    asked = [subject.template.encode_prompt(user(text)) for text in SAYS if text[0] in "4A"]
-    found = measure(path, categories=("paraphrase",))(replace(subject, context=max(map(len, asked)) + 6))
+def test_a_small_context(eval_model: EvalModel, path: str) -> None:
+    asked = [eval_model.template.encode_prompt(user(text)) for text in SAYS if text[0] in "4A"]
+    found = measure(path, categories=("paraphrase",))(replace(eval_model, context=max(map(len, asked)) + 6))
     assert found.notes == ("answers had 6 tokens, not 32: more do not fit the model's context",)
-    none = measure(path)(replace(subject, context=3))
+    none = measure(path)(replace(eval_model, context=3))
     assert (none.metrics, none.notes) == ({}, ("the model's 3 tokens of context hold no query",))
 
 

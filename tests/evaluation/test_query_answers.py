@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.evaluation.query_answers import chosen, first_number_in, normalised, number_in
+from postrain.evaluation.query_checks import chosen, first_number_in, normalised, number_in
 
 COLOURS = (("blue",), ("grey", "gray"), ("red",))
 

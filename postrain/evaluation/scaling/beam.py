@@ -14,10 +14,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from postrain.data.kinds.prompt import Prompts
-from postrain.evaluation.measures import Finding, Subject
-from postrain.evaluation.scaling.bench import Bench, OnPrompts, Unsuited
-from postrain.evaluation.scaling.search import Plan, Value
-from postrain.evaluation.scaling.searches import finding
+from postrain.evaluation.scaling.grader import Grader, PromptTask, Unsuited
+from postrain.evaluation.scaling.search import Plan, Value, result
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.rewards.learned import AGGREGATES
 from postrain.types import Count
 
@@ -41,7 +40,7 @@ class StepScorer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beam(OnPrompts):
+class Beam(PromptTask):
     """Accuracy of step search by a process reward model, for several widths."""
 
     widths: tuple[Count, ...] = (1, 2, 4)
@@ -57,22 +56,22 @@ class Beam(OnPrompts):
     scorer: StepScorer | None = None
     """The process reward model; null is the evaluation's own reward."""
 
-    def measured(self, subject: Subject, bench: Bench) -> Finding:
-        scorer = step_scorer(self.scorer, subject)
+    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+        scorer = step_scorer(self.scorer, eval_model)
         plans = {
             f"{width} × {self.expansions}": Plan(width, self.expansions, self.depth, self.ends)
             for width in sorted(self.widths)
         }
-        value = step_value(scorer, bench.prompts, self.aggregate)
-        return finding(subject, bench, value, plans, "beam search", ("labels: beams × continuations of each",))
+        value = step_value(scorer, grader.prompts, self.aggregate)
+        return result(eval_model, grader, value, plans, "beam search", ("labels: beams × continuations of each",))
 
 
-def step_scorer(own: StepScorer | None, subject: Subject) -> StepScorer:
-    """The process reward model there is, on the subject's device; raises Unsuited where there is none."""
-    scorer = own or subject.reward
+def step_scorer(own: StepScorer | None, eval_model: EvalModel) -> StepScorer:
+    """The process reward model there is, on the model's device; raises Unsuited where there is none."""
+    scorer = own or eval_model.reward
     if not isinstance(scorer, StepScorer):
         raise Unsuited(NO_SCORER)
-    scorer.to(next(subject.model.parameters()).device)
+    scorer.to(next(eval_model.model.parameters()).device)
     return scorer
 
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from postrain.evaluation.measures import Estimate, Finding, Point, Subject
-from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, estimates, gains, likeliest, point
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best, sizes
-from postrain.evaluation.scaling.tries import Tries, clocked, draw
+from postrain.evaluation.scaling.samples import Samples, clocked, draw
+from postrain.evaluation.task import EvalModel, EvalResult, Point
 from postrain.rewards.base import Reward, optional
 from postrain.types import Size
 
@@ -43,7 +44,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN(OnPrompts):
+class BestOfN(PromptTask):
     """Accuracy of the best of 1, 2, 4, ... samples."""
 
     samples: Size = 16
@@ -55,36 +56,36 @@ class BestOfN(OnPrompts):
     """The reward to choose by; null is the evaluation's own reward, unless that says what is right. With reward=process
     reward.path=RUN a process reward model chooses, and the rows' answers say what is right."""
 
-    def measured(self, subject: Subject, bench: Bench) -> Finding:
-        graded = bench.grade(draw(subject, bench.prompts, self.samples, "best of n"))
-        greedy = bench.greedy(subject, "best of n")
-        choices = self._choices(subject, bench, graded)
+    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+        graded = grader.grade(draw(eval_model, grader.prompts, self.samples, "best of n"))
+        greedy = grader.greedy(eval_model, "best of n")
+        choices = self._choices(eval_model, grader, graded)
         by = self.by if self.by in choices else "logprob"
         known = {f"best of n ({name})": self._curve(choice, graded) for name, choice in choices.items()}
         columns = self._columns(choices[by], choices["oracle"], graded, greedy)
-        return Finding(
+        return EvalResult(
             metrics=estimates(columns)
-            | {"tokens": Estimate.mean([sizes(self.samples)[-1] * one for one in graded.tries.tokens()], 0)},
-            example=bench.example(subject),
-            records=bench.records({**columns, **self._details(choices[by], graded)}),
+            | {"tokens": Estimate.mean([sizes(self.samples)[-1] * one for one in graded.samples.tokens()], 0)},
+            example=grader.example(eval_model),
+            records=grader.records({**columns, **self._details(choices[by], graded)}),
             curves={**known, "greedy": (likeliest(greedy),)},
-            notes=(*bench.notes(graded, greedy), *([NO_SCORER] if by != self.by else [])),
+            notes=(*grader.notes(graded, greedy), *([NO_SCORER] if by != self.by else [])),
         )
 
-    def _choices(self, subject: Subject, bench: Bench, graded: Graded) -> dict[str, Choice]:
-        logps = tuple(tuple(one.logprob for one in mine) for mine in graded.tries.of)
+    def _choices(self, eval_model: EvalModel, grader: Grader, graded: Graded) -> dict[str, Choice]:
+        logps = tuple(tuple(one.logprob for one in mine) for mine in graded.samples.of)
         found = {"logprob": Choice(logps, 0.0), "oracle": Choice(graded.worths, 0.0)}
-        scorer = self.scorer or (None if bench.by == "reward" else subject.reward)
-        return found if scorer is None else {"reward": scored(scorer, subject, bench, graded.tries), **found}
+        scorer = self.scorer or (None if grader.by == "reward" else eval_model.reward)
+        return found if scorer is None else {"reward": scored(scorer, eval_model, grader, graded.samples), **found}
 
     def _curve(self, choice: Choice, graded: Graded) -> tuple[Point, ...]:
-        tries, each = graded.tries, fmean(graded.tries.tokens())
+        samples, each = graded.samples, fmean(graded.samples.tokens())
         return tuple(
             point(
                 f"best of {n}",
                 choice.worths(graded, n),
                 tokens=n * each,
-                seconds=tries.share(n) + choice.seconds * n / (self.samples * len(tries.of)),
+                seconds=samples.share(n) + choice.seconds * n / (self.samples * len(samples.of)),
                 kl=best_of_n_kl(n),
             )
             for n in sizes(self.samples)
@@ -107,18 +108,18 @@ class BestOfN(OnPrompts):
         by_size = {str(n): choice.worths(graded, n) for n in sizes(self.samples)}
         return {
             "right": [{n: worths[place] for n, worths in by_size.items()} for place in range(len(graded.worths))],
-            "answers": self.said(graded.tries),
+            "answers": self.said(graded.samples),
             "worths": graded.worths,
             "scores": choice.scores,
         }
 
 
-def scored(scorer: Reward, subject: Subject, bench: Bench, tries: Tries) -> Choice:
+def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Samples) -> Choice:
     """The choice of a reward."""
-    places = [place for place, mine in enumerate(tries.of) for _ in mine]
-    asked = bench.prompts.select(places)
-    scorer.to(next(subject.model.parameters()).device)
+    places = [place for place, mine in enumerate(samples.of) for _ in mine]
+    asked = grader.prompts.select(places)
+    scorer.to(next(eval_model.model.parameters()).device)
     with clocked() as clock:
-        total_B = scorer(asked.texts, [one.text for mine in tries.of for one in mine], asked.columns).total_B
+        total_B = scorer(asked.texts, [one.text for mine in samples.of for one in mine], asked.columns).total_B
     scores = iter(optional(total_B))
-    return Choice(tuple(tuple(next(scores) for _ in mine) for mine in tries.of), clock.seconds)
+    return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.of), clock.seconds)

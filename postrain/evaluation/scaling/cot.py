@@ -21,11 +21,12 @@ from typing import ClassVar
 from postrain.data.conversation import Message, Messages, plain_text, user
 from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.prompt import Prompt, Prompts
-from postrain.evaluation.confidence import calibration_error
-from postrain.evaluation.measures import Estimate, Finding, Point, Subject
+from postrain.evaluation.accuracy import calibration_error
+from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.answers import certainty, read
-from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, gains, point
-from postrain.evaluation.scaling.tries import Try, draw
+from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, gains, point
+from postrain.evaluation.scaling.samples import Sample, draw
+from postrain.evaluation.task import EvalModel, EvalResult, Point
 from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Count
 from postrain.world import sums
@@ -63,7 +64,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainOfThought(OnPrompts):
+class ChainOfThought(PromptTask):
     """Accuracy and confidence of direct answers, of steps that are asked for, and of steps that are shown."""
 
     random: ClassVar[bool] = False
@@ -81,60 +82,62 @@ class ChainOfThought(OnPrompts):
     greedy: bool = True
     """Whether the likeliest answer is looked at, or one sample."""
 
-    def measured(self, subject: Subject, bench: Bench) -> Finding:
-        ways = list(self._ways(subject, bench))
-        fitting = [way for way in ways if self._fits(subject, way.prompts)]
-        found = {way.name: self._found(subject, bench, way) for way in fitting}
+    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+        ways = list(self._ways(eval_model, grader))
+        fitting = [way for way in ways if self._fits(eval_model, way.prompts)]
+        found = {way.name: self._found(eval_model, grader, way) for way in fitting}
         curves: dict[str, tuple[Point, ...]] = {}
         for way in fitting:
             curves[way.curve] = (*curves.get(way.curve, ()), self._point(way, found[way.name].graded))
         too_long = [way.label for way in ways if way not in fitting]
         last = fitting[-1]
-        return Finding(
+        return EvalResult(
             metrics={
                 f"{way.name}/{metric}": value
                 for way in fitting
                 for metric, value in self._metrics(way, found[way.name], found.get(DIRECT)).items()
             },
-            example=subject.template.decode_all(last.prompts.ids[0].tolist()),
-            records=bench.records(self._columns(found)),
+            example=eval_model.template.decode_all(last.prompts.ids[0].tolist()),
+            records=grader.records(self._columns(found)),
             curves=curves,
             notes=(
-                *bench.notes(*(one.graded for one in found.values())),
+                *grader.notes(*(one.graded for one in found.values())),
                 f"the example is asked as {last.label}; tokens are those sampled, prompt_tokens those read",
                 *([NO_EXAMPLES] if self.shots and all(way.curve != "few-shot" for way in ways) else []),
                 *([f"longer than the model's context, so left out: {', '.join(too_long)}"] if too_long else []),
             ),
         )
 
-    def _ways(self, subject: Subject, bench: Bench) -> Iterator[Way]:
-        asked = questions(bench)
-        yield Way("as_it_stands", "as it stands", "as it stands", bench.prompts)
+    def _ways(self, eval_model: EvalModel, grader: Grader) -> Iterator[Way]:
+        asked = questions(grader)
+        yield Way("as_it_stands", "as it stands", "as it stands", grader.prompts)
         for name, curve, text in ((DIRECT, "direct", self.direct), ("zero_shot", "zero-shot", self.zero_shot)):
-            yield Way(name, curve, curve, written(subject, bench.prompts, [followed(turns, text) for turns in asked]))
-        pool = worked_examples(subject, bench, self.worked)
+            yield Way(
+                name, curve, curve, written(eval_model, grader.prompts, [followed(turns, text) for turns in asked])
+            )
+        pool = worked_examples(eval_model, grader, self.worked)
         for k in self.shots if pool else ():
             label = f"few-shot, {k} example{'s' if k > 1 else ''}"
-            before = [shown(pool, k, derive_seed(subject.seed, "shots", place)) for place in range(len(asked))]
+            before = [shown(pool, k, derive_seed(eval_model.seed, "shots", place)) for place in range(len(asked))]
             turns = [(*examples, *question) for examples, question in zip(before, asked, strict=True)]
-            yield Way(f"few_shot_{k}", "few-shot", label, written(subject, bench.prompts, turns))
+            yield Way(f"few_shot_{k}", "few-shot", label, written(eval_model, grader.prompts, turns))
 
-    def _fits(self, subject: Subject, prompts: Prompts) -> bool:
-        needed = subject.engine.sampling.max_new_tokens + subject.environment.room
-        return max(map(len, prompts.ids)) + needed <= subject.context
+    def _fits(self, eval_model: EvalModel, prompts: Prompts) -> bool:
+        needed = eval_model.engine.sampling.max_new_tokens + eval_model.environment.room
+        return max(map(len, prompts.ids)) + needed <= eval_model.context
 
-    def _found(self, subject: Subject, bench: Bench, way: Way) -> Found:
-        graded = bench.grade(draw(subject, way.prompts, 1, "chain of thought", likeliest=self.greedy))
-        (said,) = zip(*self.said(graded.tries), strict=True)
-        return Found(graded, list(said), [self._sure(subject, mine[0]) for mine in graded.tries.of])
+    def _found(self, eval_model: EvalModel, grader: Grader, way: Way) -> Found:
+        graded = grader.grade(draw(eval_model, way.prompts, 1, "chain of thought", likeliest=self.greedy))
+        (said,) = zip(*self.said(graded.samples), strict=True)
+        return Found(graded, list(said), [self._sure(eval_model, mine[0]) for mine in graded.samples.of])
 
-    def _sure(self, subject: Subject, one: Try) -> float | None:
+    def _sure(self, eval_model: EvalModel, one: Sample) -> float | None:
         answer = read(one.text, self.answers)
-        return certainty(answer, one.ids, one.logps, subject.template.decode) if answer else None
+        return certainty(answer, one.ids, one.logps, eval_model.template.decode) if answer else None
 
     def _point(self, way: Way, graded: Graded) -> Point:
-        tries = graded.tries
-        return point(way.label, graded.firsts(), tokens=fmean(tries.tokens()), seconds=tries.share(1))
+        samples = graded.samples
+        return point(way.label, graded.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
 
     def _metrics(self, way: Way, found: Found, direct: Found | None) -> Mapping[str, Estimate]:
         right = found.graded.firsts()
@@ -142,7 +145,7 @@ class ChainOfThought(OnPrompts):
             "accuracy": Estimate.of(right),
             "answered": Estimate.share(found.answered()),
             **confidence(found),
-            "tokens": Estimate.mean(found.graded.tries.tokens(), 0),
+            "tokens": Estimate.mean(found.graded.samples.tokens(), 0),
             "prompt_tokens": Estimate.mean([float(len(ids)) for ids in way.prompts.ids], 0),
         }
         if direct is None or way.name == DIRECT:
@@ -156,7 +159,7 @@ class ChainOfThought(OnPrompts):
             columns[f"{name}/answered"] = one.answered()
             columns[f"{name}/confidence"] = one.sure
             columns[f"{name}/answer"] = one.said
-            columns[f"{name}/completion"] = [mine[0].text for mine in one.graded.tries.of]
+            columns[f"{name}/completion"] = [mine[0].text for mine in one.graded.samples.of]
         return columns
 
 
@@ -173,10 +176,10 @@ def confidence(found: Found) -> Mapping[str, Estimate]:
     }
 
 
-def questions(bench: Bench) -> list[Messages]:
+def questions(grader: Grader) -> list[Messages]:
     """The turns of each prompt."""
-    held_out = {record.row: record.prompt for record in bench.data.records.held_out if isinstance(record, Prompt)}
-    return [held_out[row] for row in bench.prompts.row_ids]
+    held_out = {record.row: record.prompt for record in grader.data.records.held_out if isinstance(record, Prompt)}
+    return [held_out[row] for row in grader.prompts.row_ids]
 
 
 def followed(turns: Messages, text: str) -> Messages:
@@ -185,10 +188,10 @@ def followed(turns: Messages, text: str) -> Messages:
     return (*earlier, Message(last.role, f"{last.content} {text}"))
 
 
-def written(subject: Subject, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
+def written(eval_model: EvalModel, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
     """The prompts asked in other words; whoever judges still sees the question as it stands."""
     rows = zip(turns, prompts.row_ids, strict=True)
-    return replace(prompts, ids=tuple(subject.template.encode_prompt(asked, row=row) for asked, row in rows))
+    return replace(prompts, ids=tuple(eval_model.template.encode_prompt(asked, row=row) for asked, row in rows))
 
 
 def shown(pool: Sequence[Messages], k: int, seed: int) -> Messages:
@@ -197,20 +200,20 @@ def shown(pool: Sequence[Messages], k: int, seed: int) -> Messages:
     return tuple(turn for place in order[:k] for turn in pool[place])
 
 
-def worked_examples(subject: Subject, bench: Bench, column: str | None) -> list[Messages]:
+def worked_examples(eval_model: EvalModel, grader: Grader, column: str | None) -> list[Messages]:
     """Questions of the training part with worked answers, as turns; none where nothing holds such answers."""
-    asked = [record for record in bench.data.records.train if isinstance(record, Prompt)]
+    asked = [record for record in grader.data.records.train if isinstance(record, Prompt)]
     if column is not None:
-        if column not in bench.data.prompt_columns:
+        if column not in grader.data.prompt_columns:
             raise ConfigError(
                 f"worked={column}: the training rows have no such column; they have "
-                f"{', '.join(bench.data.prompt_columns) or 'none'}"
+                f"{', '.join(grader.data.prompt_columns) or 'none'}"
             )
         return [(*record.prompt, Message("assistant", str(record.columns[column]))) for record in asked]
     if all(record.columns.get("category") == "sums" for record in asked):
         return [summed(plain_text(record.prompt)) for record in asked]
     try:
-        train = subject.view("Demonstration").records.train
+        train = eval_model.data_as("Demonstration").records.train
     except ConfigError:
         return []
     return [record.messages for record in train if isinstance(record, Demonstration)]

@@ -1,24 +1,30 @@
-"""Search over steps: write a step in several ways, keep the most promising beginnings, go on from them.
+"""Search over steps: write a step in several ways, keep the most promising beginnings, continue from them.
 
 One loop serves beam search by a process reward model and the tree of thoughts; they differ in who values a beginning.
-All beginnings of all prompts are continued in one batch a level. Leaves out environments: a beginning is the model's
-own text.
+All beginnings of all prompts are continued in one batch a level. What searches of several widths find is compared with
+best-of-n that is chosen by the same value and samples as many tokens: a search pays for many beginnings that it drops,
+and whether that buys more than whole completions would is the question, so every search has its own n. Tokens are those
+the model under evaluation sampled; what the value reads shows in seconds. Leaves out environments: a beginning is the
+model's own text.
 
 L tokens after the prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from postrain.data.kinds.prompt import Prompts
-from postrain.evaluation.measures import Subject
-from postrain.evaluation.scaling.rules import beams, final
-from postrain.evaluation.scaling.tries import Tries, Try, clocked
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.scaling.grader import Graded, Grader, estimates, gains, likeliest, point
+from postrain.evaluation.scaling.rules import beams, best_of_n_kl, expected_best, final
+from postrain.evaluation.scaling.samples import Sample, Samples, clocked, draw
+from postrain.evaluation.task import EvalModel, EvalResult, Point
 from postrain.seeds import derive_seed
 from postrain.types import Completion, Stop
 
@@ -63,16 +69,16 @@ class Branch:
     key: int
 
 
-def search(subject: Subject, prompts: Prompts, plan: Plan, value: Value, purpose: str) -> Tries:
+def search(eval_model: EvalModel, prompts: Prompts, plan: Plan, value: Value, purpose: str) -> Samples:
     """The best completion that each search finds, with all tokens that it sampled."""
     kept: list[list[State]] = [[State()] for _ in range(len(prompts))]
     spent = [0] * len(prompts)
     with clocked() as clock:
         for level in range(plan.depth):
-            branches = _branches(subject, kept, plan, level, purpose)
+            branches = _branches(eval_model, kept, plan, level, purpose)
             if not branches:
                 break
-            made = _continued(subject, prompts, branches, plan.ends)
+            made = _continued(eval_model, prompts, branches, plan.ends)
             scores = valued(value, [branch.place for branch in branches], [state.text for state in made])
             found: list[list[State]] = [[state for state in mine if state.ended] for mine in kept]
             for branch, state, score in zip(branches, made, scores, strict=True):
@@ -81,7 +87,9 @@ def search(subject: Subject, prompts: Prompts, plan: Plan, value: Value, purpose
             kept = [_best(mine, plan.width) for mine in found]
     chosen = [mine[final([state.score for state in mine], [state.ended for state in mine])] for mine in kept]
     pairs = zip(chosen, spent, strict=True)
-    return Tries(tuple((Try(state.text, tokens, tuple(state.ids.tolist())),) for state, tokens in pairs), clock.seconds)
+    return Samples(
+        tuple((Sample(state.text, tokens, tuple(state.ids.tolist())),) for state, tokens in pairs), clock.seconds
+    )
 
 
 def valued(value: Value, places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
@@ -92,40 +100,44 @@ def valued(value: Value, places: Sequence[int], texts: Sequence[str]) -> list[fl
     return [known[pair] for pair in pairs]
 
 
-def _branches(subject: Subject, kept: Sequence[Sequence[State]], plan: Plan, level: int, purpose: str) -> list[Branch]:
+def _branches(
+    eval_model: EvalModel, kept: Sequence[Sequence[State]], plan: Plan, level: int, purpose: str
+) -> list[Branch]:
     """Every open beginning, as often as it is continued, each with a seed of its own."""
     times = plan.expansions * (plan.width if level == 0 else 1)
     return [
-        Branch(place, state, derive_seed(subject.seed, purpose, place, level, rank, number))
+        Branch(place, state, derive_seed(eval_model.seed, purpose, place, level, rank, number))
         for place, mine in enumerate(kept)
         for rank, state in enumerate(mine)
         for number in range(times if not state.ended else 0)
     ]
 
 
-def _continued(subject: Subject, prompts: Prompts, branches: Sequence[Branch], ends: tuple[str, ...]) -> list[State]:
+def _continued(
+    eval_model: EvalModel, prompts: Prompts, branches: Sequence[Branch], ends: tuple[str, ...]
+) -> list[State]:
     """Each beginning with one more step."""
-    sampling, template = subject.engine.sampling, subject.template
+    sampling, template = eval_model.engine.sampling, eval_model.template
     limits = tuple(sampling.max_new_tokens - len(branch.state.ids) for branch in branches)
-    said = subject.engine.generate(
-        subject.model,
+    said = eval_model.engine.generate(
+        eval_model.model,
         [torch.cat([prompts.ids[branch.place].cpu(), branch.state.ids]) for branch in branches],
         seeds=[branch.key for branch in branches],
         stop=Stop(template.stop_ids, (*sampling.stop, *ends), template.decode_all, limits),
     )
     return [
-        _longer(subject, branch.state, completion, limit)
+        _longer(eval_model, branch.state, completion, limit)
         for branch, completion, limit in zip(branches, said, limits, strict=True)
     ]
 
 
-def _longer(subject: Subject, state: State, completion: Completion, limit: int) -> State:
-    ids, template = torch.cat([state.ids, completion.ids]), subject.template
+def _longer(eval_model: EvalModel, state: State, completion: Completion, limit: int) -> State:
+    ids, template = torch.cat([state.ids, completion.ids]), eval_model.template
     over = (
         not completion.finished
         or len(completion.ids) >= limit
         or int(completion.ids[-1]) in template.stop_ids
-        or any(text in template.decode_all(ids.tolist()) for text in subject.engine.sampling.stop)
+        or any(text in template.decode_all(ids.tolist()) for text in eval_model.engine.sampling.stop)
     )
     return State(ids, template.decode(ids), ended=over)
 
@@ -134,3 +146,91 @@ def _best(states: Sequence[State], width: int) -> list[State]:
     """The beginnings that are kept; of those with the same text, ended or not, one."""
     places = beams([state.score for state in states], [(state.text, state.ended) for state in states], width)
     return [states[place] for place in places]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Whole completions, chosen by the value of a search."""
+
+    graded: Graded
+    scores: tuple[tuple[float | None, ...], ...]
+    seconds: float
+    """That valuing all of them took."""
+
+    def worths(self, n: int) -> list[float]:
+        """Of the best of n, by prompt."""
+        return [expected_best(*pair, n) for pair in zip(self.scores, self.graded.worths, strict=True)]
+
+    def seconds_of(self, n: int) -> float:
+        """For the best of n of a prompt."""
+        samples = self.graded.samples
+        return samples.share(n) + self.seconds * n / sum(map(len, samples.of))
+
+
+def result(
+    eval_model: EvalModel, grader: Grader, value: Value, plans: Mapping[str, Plan], name: str, notes: Sequence[str] = ()
+) -> EvalResult:
+    """The searches by their labels, the widest last; `name` is what they are called together."""
+    if eval_model.environment.stop:
+        notes = (*notes, "a search asks no environment, so environment= was left out; best-of-n has it")
+    found = {
+        label: grader.grade(search(eval_model, grader.prompts, plan, value, name)) for label, plan in plans.items()
+    }
+    one = grader.grade(draw(eval_model, grader.prompts, 1, f"{name} baseline"))
+    greedy = grader.greedy(eval_model, name)
+    each = fmean(one.samples.tokens())
+    same = {label: max(1, round(fmean(graded.samples.tokens()) / each)) for label, graded in found.items()}
+    baseline = drawn(eval_model, grader, value, max(same.values()), f"{name} baseline")
+    widest, most = list(found.values())[-1], list(same.values())[-1]
+    columns = {
+        "accuracy": widest.firsts(),
+        "same_tokens": baseline.worths(most),
+        "one_sample": baseline.worths(1),
+        "greedy": greedy.firsts(),
+    }
+    columns["gain"] = gains(columns["accuracy"], columns["one_sample"])
+    columns["gain_same_tokens"] = gains(columns["accuracy"], columns["same_tokens"])
+    return EvalResult(
+        metrics=estimates(columns) | {"tokens": Estimate.mean(widest.samples.tokens(), 0)},
+        example=grader.example(eval_model),
+        records=grader.records({**columns, **details(found)}),
+        curves=curves(name, found, same, baseline, greedy),
+        notes=(*grader.notes(baseline.graded, greedy, *found.values()), *notes),
+    )
+
+
+def drawn(eval_model: EvalModel, grader: Grader, value: Value, count: int, purpose: str) -> Baseline:
+    """`count` whole completions of each prompt, valued as if a search had written them."""
+    graded = grader.grade(draw(eval_model, grader.prompts, count, purpose))
+    places = [place for place in range(len(grader.prompts)) for _ in range(count)]
+    with clocked() as clock:
+        scores = valued(value, places, [one.text for mine in graded.samples.of for one in mine])
+    by_prompt = tuple(tuple(scores[at : at + count]) for at in range(0, len(scores), count))
+    return Baseline(graded, by_prompt, clock.seconds)
+
+
+def curves(
+    name: str, found: Mapping[str, Graded], same: Mapping[str, int], baseline: Baseline, greedy: Graded
+) -> dict[str, tuple[Point, ...]]:
+    """The searches, best-of-n for as many tokens, and the likeliest completion."""
+    each = fmean(baseline.graded.samples.tokens())
+    searched = tuple(
+        point(label, graded.firsts(), tokens=fmean(graded.samples.tokens()), seconds=graded.samples.share(1))
+        for label, graded in found.items()
+    )
+    chosen = tuple(
+        point(f"best of {n}", baseline.worths(n), tokens=n * each, seconds=baseline.seconds_of(n), kl=best_of_n_kl(n))
+        for n in sorted({1, *same.values()})
+    )
+    return {name: searched, "best of n, same value": chosen, "greedy": (likeliest(greedy),)}
+
+
+def details(found: Mapping[str, Graded]) -> dict[str, Sequence[object]]:
+    """What else is kept of each prompt: what each search found, and whether it is right."""
+    prompts = range(len(next(iter(found.values())).worths))
+    return {
+        "right": [{label: graded.worths[place][0] for label, graded in found.items()} for place in prompts],
+        "completions": [
+            {label: graded.samples.of[place][0].text for label, graded in found.items()} for place in prompts
+        ],
+    }

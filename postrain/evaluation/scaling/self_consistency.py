@@ -12,11 +12,12 @@ from itertools import chain
 from math import exp
 from statistics import fmean
 
-from postrain.evaluation.confidence import calibration_error
-from postrain.evaluation.measures import Estimate, Finding, Point, Subject
-from postrain.evaluation.scaling.bench import Bench, Graded, OnPrompts, estimates, gains, likeliest, point
+from postrain.evaluation.accuracy import calibration_error
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, estimates, gains, likeliest, point
 from postrain.evaluation.scaling.rules import majority, sizes
-from postrain.evaluation.scaling.tries import Try, draw
+from postrain.evaluation.scaling.samples import Sample, draw
+from postrain.evaluation.task import EvalModel, EvalResult, Point
 from postrain.types import Size
 
 
@@ -31,15 +32,15 @@ class Elected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfConsistency(OnPrompts):
+class SelfConsistency(PromptTask):
     """Accuracy of the majority of 1, 2, 4, ... samples."""
 
     samples: Size = 16
     """Completions of each prompt."""
 
-    def measured(self, subject: Subject, bench: Bench) -> Finding:
-        graded = bench.grade(draw(subject, bench.prompts, self.samples, "self-consistency"))
-        greedy = bench.greedy(subject, "self-consistency")
+    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+        graded = grader.grade(draw(eval_model, grader.prompts, self.samples, "self-consistency"))
+        greedy = grader.greedy(eval_model, "self-consistency")
         elected = {n: self._elected(graded, n) for n in sizes(self.samples)}
         worths = {n: [fmean(one.worth for one in groups) for groups in found] for n, found in elected.items()}
         most = sizes(self.samples)[-1]
@@ -52,47 +53,47 @@ class SelfConsistency(OnPrompts):
             "answered": [float(groups[0].answer is not None) for groups in elected[most]],
         }
         known = [(groups[0].share, groups[0].worth) for groups in elected[most] if groups[0].answer is not None]
-        return Finding(
+        return EvalResult(
             metrics=estimates(columns)
             | ({"calibration_error": calibration_error(*zip(*known, strict=True))} if known else {})
-            | {"tokens": Estimate.mean([most * each for each in graded.tries.tokens()], 0)},
-            example=bench.example(subject),
-            records=bench.records(
+            | {"tokens": Estimate.mean([most * each for each in graded.samples.tokens()], 0)},
+            example=grader.example(eval_model),
+            records=grader.records(
                 {
                     **columns,
                     "right": [{str(n): worths[n][place] for n in worths} for place in range(len(graded.worths))],
                     "answer": [groups[0].answer for groups in elected[most]],
-                    "answers": self.said(graded.tries),
+                    "answers": self.said(graded.samples),
                 }
             ),
             curves={"self-consistency": self._curve(graded, worths), "greedy": (likeliest(greedy),)},
-            notes=(*bench.notes(graded, greedy), *self._unread(graded)),
+            notes=(*grader.notes(graded, greedy), *self._unread(graded)),
         )
 
     def _elected(self, graded: Graded, n: int) -> list[list[Elected]]:
         """What each whole group of n samples agreed on, by prompt."""
         starts = range(0, self.samples - n + 1, n)
-        rows = zip(graded.tries.of, graded.worths, self.said(graded.tries), strict=True)
+        rows = zip(graded.samples.of, graded.worths, self.said(graded.samples), strict=True)
         return [
-            [elect(tries[at : at + n], worths[at : at + n], said[at : at + n]) for at in starts]
-            for tries, worths, said in rows
+            [elect(samples[at : at + n], worths[at : at + n], said[at : at + n]) for at in starts]
+            for samples, worths, said in rows
         ]
 
     def _curve(self, graded: Graded, worths: dict[int, list[float]]) -> tuple[Point, ...]:
-        each = fmean(graded.tries.tokens())
+        each = fmean(graded.samples.tokens())
         return tuple(
-            point(f"majority of {n}", values, tokens=n * each, seconds=graded.tries.share(n))
+            point(f"majority of {n}", values, tokens=n * each, seconds=graded.samples.share(n))
             for n, values in worths.items()
         )
 
     def _unread(self, graded: Graded) -> list[str]:
-        answers = list(chain.from_iterable(self.said(graded.tries)))
+        answers = list(chain.from_iterable(self.said(graded.samples)))
         without = sum(answer is None for answer in answers)
         return [f"{without} of {len(answers)} completions give no {self.answers} and have no vote"] if without else []
 
 
-def elect(tries: tuple[Try, ...], worths: tuple[float, ...], said: list[str | None]) -> Elected:
+def elect(samples: tuple[Sample, ...], worths: tuple[float, ...], said: list[str | None]) -> Elected:
     """The majority of a group; of equally frequent answers the likelier: each completion weighs as much as a token of
     it is likely, in the geometric mean."""
-    won = majority(said, [exp(one.logprob) for one in tries])
+    won = majority(said, [exp(one.logprob) for one in samples])
     return Elected(worths[won.place] if won.share else 0.0, won.share, said[won.place])

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from postrain.data.conversation import user
 from postrain.data.kinds.prompt import Prompts
-from postrain.evaluation.measures import Finding, Subject
 from postrain.evaluation.scaling.beam import Aggregate, StepScorer, step_scorer, step_value
-from postrain.evaluation.scaling.bench import Bench, OnPrompts, Unsuited
-from postrain.evaluation.scaling.search import Plan, Value
-from postrain.evaluation.scaling.searches import finding
+from postrain.evaluation.scaling.grader import Grader, PromptTask, Unsuited
+from postrain.evaluation.scaling.search import Plan, Value, result
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.scoring import in_micro_batches, score
 from postrain.types import Count, Rows
 from postrain.world import sums
@@ -36,7 +35,7 @@ ASKED = "value=model: P(yes) against P(no) to the question, which a base model m
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree(OnPrompts):
+class Tree(PromptTask):
     """Accuracy of breadth-first search over thoughts, for several breadths."""
 
     breadths: tuple[Count, ...] = (1, 2, 5)
@@ -57,19 +56,19 @@ class Tree(OnPrompts):
     scorer: StepScorer | None = None
     """For value=process: the process reward model; null is the evaluation's own reward."""
 
-    def measured(self, subject: Subject, bench: Bench) -> Finding:
+    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         plans = {
             f"breadth {breadth}": Plan(breadth, self.proposals, self.depth, self.ends)
             for breadth in sorted(self.breadths)
         }
         notes = {"gold": (TOLD,), "model": (ASKED,)}.get(self.value, ())
-        return finding(subject, bench, self._value(subject, bench.prompts), plans, "tree of thoughts", notes)
+        return result(eval_model, grader, self._value(eval_model, grader.prompts), plans, "tree of thoughts", notes)
 
-    def _value(self, subject: Subject, prompts: Prompts) -> Value:
+    def _value(self, eval_model: EvalModel, prompts: Prompts) -> Value:
         if self.value == "model":
-            return model_value(subject, prompts, self.question)
+            return model_value(eval_model, prompts, self.question)
         if self.value == "process":
-            return step_value(step_scorer(self.scorer, subject), prompts, self.aggregate)
+            return step_value(step_scorer(self.scorer, eval_model), prompts, self.aggregate)
         if any(columns.get("category") != "sums" for columns in prompts.columns):
             raise Unsuited("value=gold checks the world's sums; use data=world_sums, or value=model or process")
         return gold_value(prompts)
@@ -91,39 +90,39 @@ def partial_sum(right: tuple[str, ...], text: str) -> float | None:
     return float(all(sums.labels(right, shown))) if shown else None
 
 
-def model_value(subject: Subject, prompts: Prompts, question: str) -> Value:
-    """The subject's own P(yes) / (P(yes) + P(no)) to the question about each state."""
+def model_value(eval_model: EvalModel, prompts: Prompts, question: str) -> Value:
+    """The model's own P(yes) / (P(yes) + P(no)) to the question about each state."""
 
     def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
         asked = [
             question.replace("{prompt}", prompts.texts[place]).replace("{steps}", text)
             for place, text in zip(places, texts, strict=True)
         ]
-        return agreement(subject, asked)
+        return agreement(eval_model, asked)
 
     return value
 
 
-def agreement(subject: Subject, asked: Sequence[str]) -> list[float | None]:
+def agreement(eval_model: EvalModel, asked: Sequence[str]) -> list[float | None]:
     """How much the model says yes rather than no to each question; None where one does not fit its context."""
-    rows = [_answered(subject, question, word) for question in asked for word in WORDS]
-    fitting = [place for place, (ids, _) in enumerate(rows) if len(ids) <= subject.context]
+    rows = [_answered(eval_model, question, word) for question in asked for word in WORDS]
+    fitting = [place for place, (ids, _) in enumerate(rows) if len(ids) <= eval_model.context]
     logps_Q2 = torch.full((len(rows),), torch.nan)
     if fitting:
         # Both answers go through the model behind one copy of their question.
         families = tuple(place // len(WORDS) for place in fitting)
         ids, marks = zip(*(rows[place] for place in fitting), strict=True)
         found = in_micro_batches(
-            lambda part: score(subject.model, part), Rows(ids, marks, families), subject.micro_batch_tokens
+            lambda part: score(eval_model.model, part), Rows(ids, marks, families), eval_model.micro_batch_tokens
         )
         logps_Q2[fitting] = found.logps_BT.sum(1).float().cpu()
     yes_Q = torch.sigmoid(logps_Q2[0::2] - logps_Q2[1::2]).tolist()
     return [None if share != share else share for share in yes_Q]
 
 
-def _answered(subject: Subject, question: str, word: str) -> tuple[Tensor, Tensor]:
+def _answered(eval_model: EvalModel, question: str, word: str) -> tuple[Tensor, Tensor]:
     """Ids of a question answered with a word, without what would end it, and where the word stands."""
-    template = subject.template
+    template = eval_model.template
     # Running text goes on after a space; a template sets answers off by itself.
     said = f" {word}" if template.name == "plain" else word
     prompt, answer = template.encode_completion(user(question), said)

@@ -1,4 +1,4 @@
-"""A subject that says what a test writes down: nano's tokenizer, the world's sums, and an engine without a model."""
+"""A model that says what a test writes down: nano's tokenizer, the world's sums, and an engine without a model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.module import DataModule
-from postrain.evaluation.measures import Subject
-from postrain.evaluation.views import Views
+from postrain.evaluation.in_training import DataConversions
+from postrain.evaluation.task import EvalModel
 from postrain.rewards.base import total_of
 from postrain.rollout.turns import SINGLE_TURN
 from postrain.types import Completion, RewardBatch, Sampling, Stop
@@ -72,11 +72,11 @@ class Marks:
 
 
 @cache
-def nano(*overrides: str) -> tuple[Views, Any]:
+def nano(*overrides: str) -> tuple[DataConversions, Any]:
     """The data of a command line as nano's tokenizer reads it, and where nano lies."""
     config = composed(["method=grpo", f"data.eval_rows={PROMPTS}", "data.source.count=12", *overrides])
     resolved = instantiate(config["model"]).resolve()
-    return Views(
+    return DataConversions(
         data=instantiate(config["data"]), resolved=resolved, context=512, completion_tokens=64, seed=0
     ), resolved
 
@@ -86,12 +86,12 @@ def sums() -> DataModule:
     return nano("data=world_sums")[0]("Prompt")
 
 
-def subject(says: Callable[[str], Sequence[str]], *overrides: str, **changes: Any) -> Subject:
+def eval_model(says: Callable[[str], Sequence[str]], *overrides: str, **changes: Any) -> EvalModel:
     """Whose engine says so."""
     view, _ = nano(*(overrides or ("data=world_sums",)))
     template = view("Prompt").chat_template
     given: dict[str, Any] = {"engine": Writer(template, says), "reward": None, "model": nn.Linear(1, 1), **changes}
-    return Subject(
+    return EvalModel(
         name="scripted",
         tokenizer=template.tokenizer,
         template=template,
@@ -100,7 +100,7 @@ def subject(says: Callable[[str], Sequence[str]], *overrides: str, **changes: An
         seed=0,
         context=512,
         micro_batch_tokens=4096,
-        view=view,
+        data_as=view,
         **given,
     )
 

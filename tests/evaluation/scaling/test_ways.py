@@ -20,7 +20,7 @@ from postrain.rewards.learned import Learned, Process
 from postrain.types import ConfigError
 from postrain.world.sums import chain, terms_of
 from tests.engines import engine
-from tests.evaluation.scaling.asked import ANY, PROMPTS, Marks, measure, nano, right_and_wrong, subject, sums
+from tests.evaluation.scaling.asked import ANY, PROMPTS, Marks, eval_model, measure, nano, right_and_wrong, sums
 
 END = "<|endoftext|>"
 SHALLOW = {
@@ -43,7 +43,7 @@ def right_answers() -> list[str]:
 
 def test_best_of_n_by_a_reward_that_likes_the_wrong_answer():
     fond = Marks(dict.fromkeys(right_answers(), 0.0) | {"is": 1.0})
-    asked = subject(right_and_wrong(), reward=None)
+    asked = eval_model(right_and_wrong(), reward=None)
     # Two of four samples are right. One of two is drawn: all worse ones need C(2,2)/C(4,2) = 1/6; of four, none.
     found = measure("best_of_n", samples=4, scorer=fond, prompts=1)(asked)
     worst = found.curves["best of n (reward)"]
@@ -60,22 +60,22 @@ def test_best_of_n_by_a_reward_that_likes_the_wrong_answer():
 
 def test_equal_log_probabilities_choose_at_random_and_a_verifier_alone_leaves_only_them():
     verifier = Marks(dict.fromkeys(right_answers(), 1.0))
-    found = measure("best_of_n", samples=4)(subject(right_and_wrong(), reward=verifier))
+    found = measure("best_of_n", samples=4)(eval_model(right_and_wrong(), reward=verifier))
     assert scores(found.curves["best of n (logprob)"]) == pytest.approx([1 / 2] * 3)
     assert "best of n (reward)" not in found.curves
     assert any(note.startswith("by=reward: nothing scores") for note in found.notes)
     by_answer = measure("best_of_n", samples=4, right="answer")
-    assert "best of n (reward)" in by_answer(subject(right_and_wrong(), reward=Marks({"is": 1.0}))).curves
+    assert "best of n (reward)" in by_answer(eval_model(right_and_wrong(), reward=Marks({"is": 1.0}))).curves
 
 
 def test_samples_without_temperature_are_refused():
-    asked = subject(right_and_wrong())
+    asked = eval_model(right_and_wrong())
     with pytest.raises(ConfigError, match=r"^rollout\.temperature=0: .*more than 0$"):
         measure("best_of_n")(replace(asked, engine=replace(asked.engine, temperature=0.0)))  # type: ignore[type-var]
 
 
 def test_what_cannot_be_judged_counts_as_wrong_and_is_told():
-    half = subject(right_and_wrong(), reward=Marks({right_answers()[0]: 1.0}))
+    half = eval_model(right_and_wrong(), reward=Marks({right_answers()[0]: 1.0}))
     found = measure("best_of_n", samples=2, prompts=1)(half)
     # One of two samples and no greedy completion.
     assert "1 of 3 completions could not be judged and count as wrong" in found.notes
@@ -86,7 +86,7 @@ def test_what_cannot_be_judged_counts_as_wrong_and_is_told():
 
 
 def test_where_nobody_knows_what_is_right_a_note_says_what_is_needed():
-    found = measure("self_consistency", right="reward")(subject(right_and_wrong()))
+    found = measure("self_consistency", right="reward")(eval_model(right_and_wrong()))
     assert found.metrics == {}
     assert found.notes[0].startswith("right=reward: nothing says which completions are right; choose a reward")
 
@@ -94,28 +94,28 @@ def test_where_nobody_knows_what_is_right_a_note_says_what_is_needed():
 def test_a_threshold_makes_right_and_wrong_of_a_reward():
     liked = Marks({"is": 0.5})
     for threshold, accuracy in ((None, 0.5), (0.5, 1.0), (0.6, 0.0)):
-        found = measure("self_consistency", threshold=threshold, samples=2)(subject(right_and_wrong(), reward=liked))
+        found = measure("self_consistency", threshold=threshold, samples=2)(eval_model(right_and_wrong(), reward=liked))
         assert found.metrics["accuracy"].value == accuracy
 
 
 def test_a_threshold_is_reached_but_for_what_single_precision_rounds_away():
     # 0.7 as float32 is 0.699999988.
     found = measure("self_consistency", threshold=0.7, samples=1)
-    assert found(subject(right_and_wrong(), reward=Marks({"is": 0.7}))).metrics["accuracy"].value == 1
+    assert found(eval_model(right_and_wrong(), reward=Marks({"is": 0.7}))).metrics["accuracy"].value == 1
 
 
 @pytest.mark.parametrize("guess", [True, False])
 def test_a_models_opinion_does_not_say_what_is_right_nor_does_a_sum_with_one(guess):
     fond = type("Fond", (Marks,), {"guess": guess})({"is": 1.0})
     for reward in (fond, WeightedSum(parts={"fond": fond}, weights={"fond": 1.0})):
-        found = measure("self_consistency", samples=2)(subject(right_and_wrong(), reward=reward))
+        found = measure("self_consistency", samples=2)(eval_model(right_and_wrong(), reward=reward))
         # Of two answers one is the row's.
         assert found.metrics["one_sample"].value == (0.5 if guess else 1)
     assert all(map(is_guess, (Judge, Learned, Process, SelfJudge)))
 
 
 def test_gold_scores_judge_where_there_is_nothing_else():
-    asked = subject(lambda _: [" In the end, they all went home."], "data=world_stories")
+    asked = eval_model(lambda _: [" In the end, they all went home."], "data=world_stories")
     found = measure("best_of_n", samples=2)(asked)
     assert found.notes[0].startswith("accuracy: mean gold score")
     assert 0 < found.metrics["accuracy"].value < 1
@@ -127,7 +127,7 @@ def test_gold_scores_judge_where_there_is_nothing_else():
 def test_the_majority_is_right_more_often_than_one_sample_and_its_votes_are_the_confidence():
     both = right_and_wrong()
     # Right, wrong, right, right: of one 3/4; of two 1 and 1, since of a tie the first is taken; of four 1 with ¾.
-    asked = subject(lambda prompt: [both(prompt)[place] for place in (0, 1, 0, 0)])
+    asked = eval_model(lambda prompt: [both(prompt)[place] for place in (0, 1, 0, 0)])
     found = measure("self_consistency", samples=4)(asked)
     assert scores(found.curves["self-consistency"]) == [3 / 4, 1, 1]
     assert found.metrics["confidence"].value == 3 / 4
@@ -138,7 +138,7 @@ def test_the_majority_is_right_more_often_than_one_sample_and_its_votes_are_the_
 
 
 def test_completions_without_an_answer_have_no_vote():
-    found = measure("self_consistency", samples=2)(subject(lambda _: [" I do not know."]))
+    found = measure("self_consistency", samples=2)(eval_model(lambda _: [" I do not know."]))
     assert (found.metrics["confidence"].value, found.metrics["answered"].value) == (0, 0)
     # Never sure and never right is not calibrated: there is nothing to be sure of.
     assert "calibration_error" not in found.metrics
@@ -165,7 +165,7 @@ def test_every_way_to_ask_reaches_the_model_in_its_own_words():
         question = prompt.split(END)[-1].removesuffix(" The answer is").removesuffix(" Think.")
         return [both(question)[END not in prompt]]
 
-    found = measure("cot", zero_shot="Think.", shots=(1, 2))(subject(says))
+    found = measure("cot", zero_shot="Think.", shots=(1, 2))(eval_model(says))
     asked = sums().eval_prompts(PROMPTS).texts
     assert heard[:PROMPTS] == list(asked)
     assert heard[PROMPTS : 2 * PROMPTS] == [f"{text} The answer is" for text in asked]
@@ -191,7 +191,7 @@ def test_every_way_to_ask_reaches_the_model_in_its_own_words():
 def test_what_gives_no_answer_is_left_out_of_the_calibration_and_counted():
     both = right_and_wrong()
     first = sums().eval_prompts(1).texts[0]
-    found = measure("cot", shots=())(subject(lambda prompt: [both(prompt)[0] if prompt == first else " Well."]))
+    found = measure("cot", shots=())(eval_model(lambda prompt: [both(prompt)[0] if prompt == first else " Well."]))
     metrics, (sure, *silent) = found.metrics, found.records
     assert (metrics["as_it_stands/answered"].value, metrics["as_it_stands/confidence"].n) == (1 / PROMPTS, 1)
     # One answer, which is right: its error is what it lacks of certainty.
@@ -208,16 +208,16 @@ def answer_of(prompt: str) -> int:
 
 def test_with_a_chat_template_examples_are_turns():
     heard = []
-    asked = subject(lambda prompt: heard.append(prompt) or ["7"], "data=world_sums", "data.template=qa")
+    asked = eval_model(lambda prompt: heard.append(prompt) or ["7"], "data=world_sums", "data.template=qa")
     measure("cot", shots=(1,), prompts=1)(asked)
     assert heard[-1].count("Question: ") == heard[-1].count("Answer:") == 2
     assert heard[-1].endswith("\nAnswer:")
 
 
 def test_examples_come_from_demonstrations_or_a_named_column():
-    asked = subject(lambda prompt: ["7"], "data=world_demonstrations")
+    asked = eval_model(lambda prompt: ["7"], "data=world_demonstrations")
     assert "few_shot_1/accuracy" in measure("cot", shots=(1,))(asked).metrics
-    stories = subject(lambda prompt: ["7"], "data=world_stories")
+    stories = eval_model(lambda prompt: ["7"], "data=world_stories")
     found = measure("cot", shots=(1,))(stories)
     assert any(note.startswith("few-shot is left out") for note in found.notes)
     assert "few_shot_1/accuracy" in measure("cot", shots=(1,), worked="category")(stories).metrics
@@ -226,7 +226,7 @@ def test_examples_come_from_demonstrations_or_a_named_column():
 
 
 def test_examples_that_do_not_fit_the_context_are_left_out():
-    asked = replace(subject(lambda prompt: [" The answer is 7."]), context=160)
+    asked = replace(eval_model(lambda prompt: [" The answer is 7."]), context=160)
     found = measure("cot", shots=(1, 12))(asked)
     assert "few_shot_1/accuracy" in found.metrics
     assert "longer than the model's context, so left out: few-shot, 12 examples" in found.notes
@@ -247,7 +247,7 @@ def stepwise(prompt: str) -> list[str]:
 
 
 def test_a_tree_with_an_exact_judge_finds_what_greedy_decoding_does_not():
-    found = measure("tree", breadths=(1, 2), proposals=2)(subject(stepwise))
+    found = measure("tree", breadths=(1, 2), proposals=2)(eval_model(stepwise))
     assert scores(found.curves["tree of thoughts"]) == [1, 1]
     assert found.metrics["greedy"].value < 1
     assert any(note.startswith("value=gold") for note in found.notes)
@@ -255,7 +255,7 @@ def test_a_tree_with_an_exact_judge_finds_what_greedy_decoding_does_not():
     right = [f" {step}" for step in chain(terms_of(question))]
     assert found.records[0]["completions"]["breadth 1"] == "".join(right)
     # Breadth 1 keeps one state: both proposals after each right step are paid for, and the end token twice.
-    asked = subject(stepwise)
+    asked = eval_model(stepwise)
     proposed = [text for done in range(len(right)) for text in stepwise(question + "".join(right[:done]))]
     paid = sum(len(asked.template.encode_more(text)) for text in proposed) + 2
     assert measure("tree", breadths=(1,), proposals=2, prompts=1)(asked).metrics["tokens"].value == paid
@@ -264,7 +264,7 @@ def test_a_tree_with_an_exact_judge_finds_what_greedy_decoding_does_not():
 def test_a_beam_keeps_what_its_scorer_finds_right():
     liked = {" " + step: 0.9 for text in sums().eval_prompts(PROMPTS).texts for step in chain(terms_of(text))[-1:]}
     always = Marks(liked | {"The answer": 0.1, "=": 0.5})
-    found = measure("beam", widths=(2,), expansions=2, scorer=always)(subject(stepwise))
+    found = measure("beam", widths=(2,), expansions=2, scorer=always)(eval_model(stepwise))
     (point,) = found.curves["beam search"]
     assert point.label == "2 × 2"
     assert point.score.value == 1
@@ -272,19 +272,19 @@ def test_a_beam_keeps_what_its_scorer_finds_right():
     one = found.curves["best of n, same value"][0]
     assert last.label == f"best of {round(point.tokens / one.tokens)}"
     # A reward that scores steps is taken where no scorer is named.
-    by_reward = measure("beam", widths=(2,), expansions=2, right="answer")(subject(stepwise, reward=always))
+    by_reward = measure("beam", widths=(2,), expansions=2, right="answer")(eval_model(stepwise, reward=always))
     assert by_reward.notes[0] == "accuracy: the number that a completion answers is the row's column answer"
     assert by_reward.metrics["accuracy"] == found.metrics["accuracy"]
 
 
 def test_without_a_process_reward_model_a_note_says_where_to_get_one():
-    for found in (measure("beam")(subject(stepwise)), measure("tree", value="process")(subject(stepwise))):
+    for found in (measure("beam")(eval_model(stepwise)), measure("tree", value="process")(eval_model(stepwise))):
         assert found.metrics == {}
         assert "python train.py method=prm" in found.notes[0]
 
 
 def test_the_checker_knows_sums_only():
-    found = measure("tree", right="gold")(subject(stepwise, "data=world_stories"))
+    found = measure("tree", right="gold")(eval_model(stepwise, "data=world_stories"))
     assert found.notes == ("value=gold checks the world's sums; use data=world_sums, or value=model or process",)
 
 
@@ -311,7 +311,7 @@ def real():
     """nano as it is."""
     _, resolved = nano("data=world_sums")
     model = load_causal(resolved, dtype=torch.float32).eval()
-    return subject(ANY, model=model, engine=engine(max_new_tokens=16))
+    return eval_model(ANY, model=model, engine=engine(max_new_tokens=16))
 
 
 def test_a_judgement_is_plain_softmax_over_yes_and_no(real):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from postrain.data.kinds.prompt import Prompts
-from postrain.evaluation.measures import Subject
+from postrain.evaluation.task import EvalModel
 from postrain.models.reference import Reference
 from postrain.rollout.turns import SINGLE_TURN
 from postrain.types import ConfigError, Sampling
@@ -40,13 +40,13 @@ def asking(count: int, **columns: Sequence[Any]) -> Prompts:
     )
 
 
-def subject(
+def eval_model(
     says: Sequence[Sequence[int]] = ((5, 0),),
     prompts: Prompts | None = None,
     items: Mapping[str, Sequence[Any]] | None = None,
     **parts: Any,
 ) -> Any:
-    """A subject whose engine writes `says`; `items` are the held-out ones of each kind of record the data has."""
+    """A model whose engine writes `says`; `items` are the held-out ones of each kind of record the data has."""
     model = precise()
     asked = asking(2) if prompts is None else prompts
     views = {kind: SimpleNamespace(eval=held_out, gold_score=None) for kind, held_out in (items or {}).items()}
@@ -71,9 +71,9 @@ def subject(
         "seed": 0,
         "context": 64,
         "micro_batch_tokens": 64,
-        "view": view,
+        "data_as": view,
     }
-    return Subject(**(defaults | parts))
+    return EvalModel(**(defaults | parts))
 
 
 def gold(prompt: str, completion: str, specification: Mapping[str, float]) -> Mapping[str, float]:

@@ -17,9 +17,10 @@ import torch
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.accuracy import reaches
-from postrain.evaluation.measures import Estimate, Finding, Point, Subject
+from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.answers import Kind, read
-from postrain.evaluation.scaling.tries import Tries, check_random, draw
+from postrain.evaluation.scaling.samples import Samples, check_random, draw
+from postrain.evaluation.task import EvalModel, EvalResult, Point
 from postrain.rewards.base import Reward, is_guess, optional
 from postrain.rewards.text import exact, last_number, numeric
 from postrain.types import ConfigError, Count, Sampling
@@ -30,14 +31,14 @@ Source = Literal["reward", "answer", "gold"]
 
 
 class Unsuited(Exception):
-    """The data or the subject lacks what a measure needs; says what, in a line."""
+    """The data or the model lacks what a measure needs; says what, in a line."""
 
 
 @dataclass(frozen=True)
 class Graded:
     """Completions and what they are worth, by prompt."""
 
-    tries: Tries
+    samples: Samples
     worths: tuple[tuple[float, ...], ...]
     unjudged: int
     """Completions that nobody could judge; they count as wrong."""
@@ -48,7 +49,7 @@ class Graded:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Grader:
     """Prompts with their judge."""
 
     data: DataModule
@@ -59,21 +60,21 @@ class Bench:
     says: str
     """What counts as right, for a person."""
 
-    def grade(self, tries: Tries) -> Graded:
+    def grade(self, samples: Samples) -> Graded:
         """What completions of the prompts are worth; all are judged together."""
-        places = [place for place, mine in enumerate(tries.of) for _ in mine]
-        found = self.marker(self.prompts.select(places), [one.text for mine in tries.of for one in mine])
+        places = [place for place, mine in enumerate(samples.of) for _ in mine]
+        found = self.marker(self.prompts.select(places), [one.text for mine in samples.of for one in mine])
         worths = iter([0.0 if worth is None else float(worth) for worth in found])
-        graded = tuple(tuple(next(worths) for _ in mine) for mine in tries.of)
-        return Graded(tries, graded, sum(worth is None for worth in found))
+        graded = tuple(tuple(next(worths) for _ in mine) for mine in samples.of)
+        return Graded(samples, graded, sum(worth is None for worth in found))
 
-    def greedy(self, subject: Subject, purpose: str) -> Graded:
+    def greedy(self, eval_model: EvalModel, purpose: str) -> Graded:
         """The likeliest completion of each prompt."""
-        return self.grade(draw(subject, self.prompts, 1, purpose, likeliest=True))
+        return self.grade(draw(eval_model, self.prompts, 1, purpose, likeliest=True))
 
-    def example(self, subject: Subject) -> str:
+    def example(self, eval_model: EvalModel) -> str:
         """The first prompt as the model is given it."""
-        return subject.template.decode_all(self.prompts.ids[0].tolist())
+        return eval_model.template.decode_all(self.prompts.ids[0].tolist())
 
     def records(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Mapping[str, Any], ...]:
         """One an item: its number, its prompt, and its value of each of `columns`."""
@@ -88,7 +89,7 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPrompts(ABC):
+class PromptTask(ABC):
     """A measure on held-out prompts."""
 
     random: ClassVar[bool] = True
@@ -105,42 +106,42 @@ class OnPrompts(ABC):
     """The reward or gold score from which a completion is right; null counts the score itself."""
 
     @torch.no_grad()
-    def __call__(self, subject: Subject) -> Finding:
-        """See `Measure`."""
-        self.check(subject.engine.sampling)
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        """See `EvalTask`."""
+        self.check(eval_model.engine.sampling)
         try:
-            return self.measured(subject, self._bench(subject))
+            return self.measured(eval_model, self._grader(eval_model))
         except Unsuited as reason:
-            return Finding(metrics={}, notes=(str(reason),))
+            return EvalResult(metrics={}, notes=(str(reason),))
 
     def check(self, sampling: Sampling) -> None:
-        """See `Foresighted`."""
+        """See `PreflightCheck`."""
         if self.random:
             check_random(sampling)
 
     @abstractmethod
-    def measured(self, subject: Subject, bench: Bench) -> Finding:
+    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         """What was found; raises Unsuited where something is missing."""
 
-    def said(self, tries: Tries) -> list[list[str | None]]:
+    def said(self, samples: Samples) -> list[list[str | None]]:
         """The answer of each completion, by prompt."""
-        found = [[read(one.text, self.answers) for one in mine] for mine in tries.of]
+        found = [[read(one.text, self.answers) for one in mine] for mine in samples.of]
         return [[None if answer is None else answer.said for answer in mine] for mine in found]
 
-    def _bench(self, subject: Subject) -> Bench:
+    def _grader(self, eval_model: EvalModel) -> Grader:
         try:
-            data = subject.view("Prompt")
+            data = eval_model.data_as("Prompt")
         except ConfigError as error:
             raise Unsuited(f"needs data that can be seen as prompts ({error})") from None
         prompts = data.eval_prompts(self.prompts)
         known: dict[Source, bool] = {
-            "reward": subject.reward is not None,
+            "reward": eval_model.reward is not None,
             "answer": all(self._has_answer(columns) for columns in prompts.columns),
             "gold": data.gold_score is not None and all("gold" in columns for columns in prompts.columns),
         }
         order: tuple[Source, ...] = ("reward", "answer", "gold")
         trusted: list[Source] = [
-            source for source in order if known[source] and not (source == "reward" and is_guess(subject.reward))
+            source for source in order if known[source] and not (source == "reward" and is_guess(eval_model.reward))
         ]
         chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
         if chosen is None or not known[chosen]:
@@ -148,7 +149,7 @@ class OnPrompts(ABC):
                 f"right={self.right}: nothing says which completions are right; choose a reward that verifies them "
                 "(reward=answer), or data with a column answer or gold scores"
             )
-        return Bench(data, prompts, self._marker(chosen, subject.reward, data), chosen, self._says(chosen))
+        return Grader(data, prompts, self._marker(chosen, eval_model.reward, data), chosen, self._says(chosen))
 
     def _has_answer(self, columns: Mapping[str, Any]) -> bool:
         answer = columns.get("answer")
@@ -198,8 +199,8 @@ def gains(values: Sequence[float], base: Sequence[float]) -> list[float]:
 
 def likeliest(greedy: Graded) -> Point:
     """The point of greedy decoding, which every other way has to beat."""
-    tries = greedy.tries
-    return point("greedy", greedy.firsts(), tokens=fmean(tries.tokens()), seconds=tries.share(1))
+    samples = greedy.samples
+    return point("greedy", greedy.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
 
 
 def point(label: str, values: Sequence[float], *, tokens: float, seconds: float, kl: float | None = None) -> Point:

@@ -1,4 +1,4 @@
-"""95 % intervals, for proportions and for means over few seeds. Standard library only: the report imports it too."""
+"""Estimates with 95 % intervals: shares, means, ratios, paired differences. Standard library only: reports use it."""
 
 from __future__ import annotations
 
@@ -130,3 +130,82 @@ def jackknife_interval(value: float, without: Sequence[float], low: float = -inf
     mean = fmean(without)
     half = student(n - 1) * sqrt((n - 1) / n * sum((one - mean) ** 2 for one in without))
     return within(value, half, low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number, its 95 % interval, and how many observations it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def share(cls, hits: Sequence[bool | float]) -> Estimate:
+        """The share of hits, with Wilson's interval; half a hit counts half.
+
+        Fractions, such as the share of a query's wordings, vary less than hits: they have the interval of their mean.
+        Equal ones say nothing of how they vary, and have Wilson's.
+        """
+        if set(hits) <= {0, 0.5, 1} or len(set(hits)) == 1:
+            return cls._of(wilson(float(sum(hits)), len(hits)), len(hits))
+        return cls.mean(hits, 0, 1)
+
+    @classmethod
+    def mean(cls, values: Sequence[float], low: float = -inf, high: float = inf) -> Estimate:
+        """The mean of at least one value between `low` and `high`, with Student's interval; of one it is infinite."""
+        return cls._of(mean_interval(values, low, high), len(values))
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The mean of at least one value of a kind that is not known.
+
+        Where all are 1 or 0 it is a share; where all lie between, such as gold scores, the interval stays there too.
+        """
+        return cls.share(values) if set(values) <= {0, 1} else cls.mean(values, *_around(values, 0, 1))
+
+    @classmethod
+    def paired(cls, mine: Sequence[float], theirs: Sequence[float]) -> Estimate:
+        """The mean difference of two measurements of the same items, at least one."""
+        gaps = [one - other for one, other in zip(mine, theirs, strict=True)]
+        whole = {*mine, *theirs} <= {0, 0.5, 1}
+        bounds = (-1.0, 1.0) if _around([*mine, *theirs], 0, 1) == (0, 1) else (-inf, inf)
+        return cls.gain(gaps) if whole else cls.mean(gaps, *bounds)
+
+    @classmethod
+    def gain(cls, gaps: Sequence[float]) -> Estimate:
+        """The mean of at least one item's gain in what it is worth, which mostly is 1 or 0."""
+        shares = set(gaps) <= {-1, -0.5, 0, 0.5, 1}
+        if shares:
+            return cls._of(paired_shares(gaps), len(gaps))
+        return cls.mean(gaps, *_around(gaps, -1, 1))
+
+    @classmethod
+    def jackknife(cls, value: float, without: Sequence[float], low: float = -inf, high: float = inf) -> Estimate:
+        """Any statistic of items, between `low` and `high`, from its values with each of them left out."""
+        return cls._of(jackknife_interval(value, without, low, high), len(without))
+
+    @classmethod
+    def ratio(cls, totals: Sequence[float], counts: Sequence[float]) -> Estimate:
+        """Total over count of all items, such as nats per token over rows: not the mean of the items' own ratios.
+
+        Where no total is below 0 (a loss, a KL) or none is above (a log-probability), the interval stays there too.
+        Items that count nothing are left out; where none is left the value is nan.
+        """
+        items = [(total, count) for total, count in zip(totals, counts, strict=True) if count > 0]
+        total, count = sum(total for total, _ in items), sum(count for _, count in items)
+        without = [(total - t) / (count - c) for t, c in items] if len(items) > 1 else []
+        low, _ = _around([t for t, _ in items], 0, inf)
+        _, high = _around([t for t, _ in items], -inf, 0)
+        value = total / count if items else float("nan")
+        return cls._of(jackknife_interval(value, without, low, high), len(items))
+
+    @classmethod
+    def _of(cls, found: Interval, n: int) -> Estimate:
+        return cls(value=found.value, low=found.low, high=found.high, n=n)
+
+
+def _around(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """`low` and `high` where they enclose all values, else no bounds."""
+    return (low, high) if enclosed(values, low, high) else (-inf, inf)

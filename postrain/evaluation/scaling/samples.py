@@ -1,7 +1,7 @@
 """Completions drawn for a way of using a model, with what they cost: tokens and seconds.
 
-Each is drawn from a seed of (subject, purpose, prompt, number), so a larger draw begins with a smaller one. Leaves out
-what they are worth: bench.py.
+Each is drawn from a seed of (model, purpose, prompt, number), so a larger draw begins with a smaller one. Leaves out
+what they are worth: grader.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from postrain.data.kinds.prompt import Prompts
-from postrain.evaluation.measures import Subject
+from postrain.evaluation.task import EvalModel
 from postrain.rollout.engine import greedy
 from postrain.rollout.turns import Rollout, roll_out
 from postrain.seeds import derive_seed
@@ -21,7 +21,7 @@ from postrain.types import ConfigError, Sampling
 
 
 @dataclass(frozen=True)
-class Try:
+class Sample:
     """One completion."""
 
     text: str
@@ -39,17 +39,17 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Tries:
+class Samples:
     """Completions of prompts, as many of each."""
 
-    of: tuple[tuple[Try, ...], ...]
+    of: tuple[tuple[Sample, ...], ...]
     """By prompt."""
     seconds: float
     """For all of them."""
 
     def tokens(self) -> list[float]:
         """Sampled for a completion of each prompt, mean."""
-        return [fmean(one.tokens for one in tries) for tries in self.of]
+        return [fmean(one.tokens for one in samples) for samples in self.of]
 
     def share(self, count: int) -> float:
         """Seconds for `count` of a prompt's completions: they are decoded side by side, so all cost alike."""
@@ -80,30 +80,30 @@ def check_random(sampling: Sampling) -> None:
         )
 
 
-def draw(subject: Subject, prompts: Prompts, count: int, purpose: str, *, likeliest: bool = False) -> Tries:
+def draw(eval_model: EvalModel, prompts: Prompts, count: int, purpose: str, *, likeliest: bool = False) -> Samples:
     """`count` completions of each prompt; `likeliest` takes the likeliest token at each step."""
     places = [place for place in range(len(prompts)) for _ in range(count)]
     seeds = [
-        derive_seed(subject.seed, purpose, place, number) for place in range(len(prompts)) for number in range(count)
+        derive_seed(eval_model.seed, purpose, place, number) for place in range(len(prompts)) for number in range(count)
     ]
     with clocked() as clock:
         rollouts = roll_out(
-            greedy(subject.engine) if likeliest else subject.engine,
-            subject.model,
-            subject.template,
+            greedy(eval_model.engine) if likeliest else eval_model.engine,
+            eval_model.model,
+            eval_model.template,
             prompts.select(places),
             seeds=seeds,
-            environment=subject.environment,
+            environment=eval_model.environment,
         )
-    found = [_try(subject, rollout) for rollout in rollouts]
-    return Tries(tuple(tuple(found[at : at + count]) for at in range(0, len(found), count)), clock.seconds)
+    found = [_sample(eval_model, rollout) for rollout in rollouts]
+    return Samples(tuple(tuple(found[at : at + count]) for at in range(0, len(found), count)), clock.seconds)
 
 
-def _try(subject: Subject, rollout: Rollout) -> Try:
+def _sample(eval_model: EvalModel, rollout: Rollout) -> Sample:
     logps_L = rollout.logps.new_zeros(len(rollout.ids))
     logps_L[rollout.own] = rollout.logps
-    return Try(
-        subject.template.decode(rollout.ids),
+    return Sample(
+        eval_model.template.decode(rollout.ids),
         rollout.written(),
         tuple(rollout.ids.tolist()),
         tuple(logps_L.tolist()),

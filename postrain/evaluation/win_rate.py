@@ -13,9 +13,10 @@ from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompt, Prompts
 from postrain.data.module import DataModule
 from postrain.data.records import convert
+from postrain.evaluation.completion_metrics import written
 from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out
-from postrain.evaluation.measures import Estimate, Finding, Subject
-from postrain.evaluation.scores import written
+from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.named import named
 from postrain.models.sources import ResolvedModel
@@ -43,25 +44,25 @@ class WinRate:
     """Held-out prompts at most; one completion each."""
 
     def check(self, sampling: Sampling) -> None:
-        """See `Foresighted`."""
+        """See `PreflightCheck`."""
         _ = self._other
 
-    def __call__(self, subject: Subject) -> Finding:
-        data = held_out(subject)
-        ours = complete(subject, self.prompts)
-        theirs = self._theirs(subject, data)
-        found = self._points(subject, data, ours, theirs)
+    def __call__(self, eval_model: EvalModel) -> EvalResult:
+        data = held_out(eval_model)
+        ours = complete(eval_model, self.prompts)
+        theirs = self._theirs(eval_model, data)
+        found = self._points(eval_model, data, ours, theirs)
         known = [points for points in found if points is not None]
         if not known:
-            return Finding(metrics={}, notes=(NEEDED,))
+            return EvalResult(metrics={}, notes=(NEEDED,))
         records = [
             {"win_rate": points, "other": other} for points, other in zip(found, theirs.completions, strict=True)
         ]
-        return Finding(
+        return EvalResult(
             metrics={"win_rate": Estimate.share(known)},
-            example=first_prompt(subject, ours),
+            example=first_prompt(eval_model, ours),
             records=written(ours, records),
-            notes=(f"against {self._other.name}, by {self._judged_by(subject, knows_gold(data, ours))}",),
+            notes=(f"against {self._other.name}, by {self._judged_by(eval_model, knows_gold(data, ours))}",),
         )
 
     @cached_property
@@ -71,18 +72,18 @@ class WinRate:
             raise ConfigError(f"{KEY}={self.against}: a reward model, which cannot write; give a language model")
         return found
 
-    def _theirs(self, subject: Subject, data: DataModule) -> Rollouts:
+    def _theirs(self, eval_model: EvalModel, data: DataModule) -> Rollouts:
         """What the other model writes; the same at every evaluation of a run, but kept by none: memory is dear."""
-        device = next(subject.model.parameters()).device
-        dtype = next(subject.model.parameters()).dtype
+        device = next(eval_model.model.parameters()).device
+        dtype = next(eval_model.model.parameters()).dtype
         model = cast("nn.Module", load_causal(self._other, dtype=dtype)).to(device)
         tokenizer: Any = load_tokenizer(self._other)
-        template = same_template(subject.template, tokenizer)
+        template = same_template(eval_model.template, tokenizer)
         prompts = data.eval_prompts(self.prompts)
-        asked = replace(subject, model=model, tokenizer=tokenizer, template=template, reward=None, drawn={})
+        asked = replace(eval_model, model=model, tokenizer=tokenizer, template=template, reward=None, drawn={})
         return complete(asked, self.prompts, prompts=written_for(template, prompts, data))
 
-    def _points(self, subject: Subject, data: DataModule, ours: Rollouts, theirs: Rollouts) -> list[float | None]:
+    def _points(self, eval_model: EvalModel, data: DataModule, ours: Rollouts, theirs: Rollouts) -> list[float | None]:
         """1 for each prompt that is won, ½ for a tie, 0; between them where a preference is not sure; None unknown."""
         judge = self.judge
         if isinstance(judge, Preference):
@@ -90,12 +91,12 @@ class WinRate:
         if judge is None and knows_gold(data, ours):
             scores = [[one.get("total") for one in gold_scores(rollouts, data)] for rollouts in (ours, theirs)]
         else:
-            reward = judge or subject.reward
+            reward = judge or eval_model.reward
             scores = [paid(reward, rollouts) for rollouts in (ours, theirs)]
         return [points(one, other) for one, other in zip(*scores, strict=True)]
 
-    def _judged_by(self, subject: Subject, gold: bool) -> str:
-        judge = self.judge or (None if gold else subject.reward)
+    def _judged_by(self, eval_model: EvalModel, gold: bool) -> str:
+        judge = self.judge or (None if gold else eval_model.reward)
         return "the gold score" if judge is None else type(judge).__name__
 
 
@@ -119,7 +120,7 @@ def points(one: float | None, other: float | None) -> float | None:
 
 
 def same_template(template: Template, tokenizer: Any) -> Template:
-    """The subject's template on another model's tokenizer; a chat model of its own kind speaks its own."""
+    """The model's template on another model's tokenizer; a chat model of its own kind speaks its own."""
     mode = "auto" if template.name == "chat" else template.name
     return Template(tokenizer, mode=mode, seed=template.seed)
 
