@@ -1,8 +1,8 @@
 """One process a rank, and one process group for a run.
 
-On one machine the first rank starts the others itself, each on the run folder's own config: nobody composes the command
-line twice, so a sweep cannot give two ranks different settings, and no rank makes a folder of its own. Under torchrun,
-which several nodes need, the ranks are there already. Either way the group is up before anything is built.
+On one machine the first rank starts the others, each on the config in the run folder, so that all ranks have the same
+settings and the same folder. Several nodes need torchrun, which starts all ranks. Either way the process group exists
+before anything is built.
 
 On one machine nothing listens beyond loopback: ranks meet in a file, since torch's TCPStore listens on every interface,
 and gloo and NCCL use the loopback interface.
@@ -29,19 +29,19 @@ from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 
-# How a rank ends when all is well: still running, done, killed by the first rank, or told to stop like it.
+# Exit codes of a rank without an error: still running, done, killed by the first rank, or stopped by a signal.
 STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ENDINGS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
-# The environment variable that holds the file in which the ranks of one machine meet.
+# The environment variable with the file in which the ranks of one machine meet.
 MEET = "POSTRAIN_RENDEZVOUS"
-# Seconds that the first rank has to find the mistake that another one has ended with by itself.
+# Seconds for the first rank to raise the error that another rank has ended with.
 GRACE = 10.0
 # While a run lasts, os._exit raises instead (runs/status.py).
 EXIT = os._exit
 
 
 def is_first_rank() -> bool:
-    """False in the processes that stand beside the first one."""
+    """Whether this process is rank 0, or the only one."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -121,7 +121,7 @@ def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> li
 
 
 def _watch(others: list[subprocess.Popen[bytes]], folder: RunFolder, over: threading.Event) -> None:
-    """Ends this process when another rank has died: it would wait for that rank for ever, deaf to exceptions."""
+    """Ends this process when another rank has died: a collective operation would wait for that rank for ever."""
     while not over.wait(0.5):
         died = [process for process in others if process.poll() not in ENDINGS]
         if died and not over.wait(GRACE):

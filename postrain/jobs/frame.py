@@ -35,7 +35,7 @@ from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, config_hash
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.resume import check_model, resumed_config, saved_config
-from postrain.runs.status import Ending, as_told, writing
+from postrain.runs.status import Ending, as_reported, writing
 from postrain.training.config import TrainConfig
 from postrain.training.train import train
 from postrain.types import ConfigError
@@ -106,13 +106,13 @@ def execute(
 
 def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str], trusted: Collection[Item]) -> C:
     """The config of plain containers, with what it takes from the run that it resumes or evaluates."""
-    said = said_by(plain) | set(trusted)
+    given = said_by(plain) | set(trusted)
     if program.config is EvaluateConfig:
-        plain = inherit(plain, overrides, said)
+        plain = inherit(plain, overrides, given)
     elif plain.get("resume"):
         earlier = RunFolder.open(plain["resume"])
         plain = resumed_config(earlier, plain, overrides)
-        Guest(earlier.path, said).check(plain, program.config)
+        Guest(earlier.path, given).check(plain, program.config)
     return parse(plain, program.config)
 
 
@@ -127,8 +127,8 @@ def new_folder(config: Config, place: Path | None) -> RunFolder:
 
 @contextmanager
 def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
-    """Keeps other processes out of the folder, writes how the run ended into status.json, closes its tracker and
-    writes its report. Further ranks under torchrun only say that they failed."""
+    """Locks the folder, writes status.json, config.yaml and the report, and closes the tracker. Further ranks under
+    torchrun only write that they failed."""
     if folder is None or not is_first_rank():
         try:
             yield
@@ -147,7 +147,7 @@ def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
 
 @contextmanager
 def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Closes the tracker, if there is one, and writes report.html, of a failed run too: it then says so."""
+    """Closes the tracker, if there is one, and writes report.html, also of a run that failed."""
     status, reason = "failed", ""
     try:
         yield
@@ -156,21 +156,21 @@ def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | Non
         status, reason = "interrupted", stop.signal.name
         raise
     except BaseException as error:
-        reason = str(as_told(error, folder.path))
+        reason = str(as_reported(error, folder.path))
         raise
     finally:
-        # What goes wrong from here on must not hide why the run failed.
+        # An error from here on must not hide why the run failed.
         with suppress(*(() if status == "done" else (ConfigError, OSError))):
             if close:
                 close(status)
-            # What never began has nothing to show.
+            # A run that never began has nothing to show.
             if report and any((folder.path / name).exists() for name in SHOWN):
-                folder.status.tell(status, reason)
+                folder.status.set(status, reason)
                 print(f"report  {write_report(folder.path)}")
 
 
 def quieten() -> None:
-    """Keeps the libraries' own chatter out of a run's output: advertisements, notes on what they think is unusual."""
+    """Keeps advertisements and hints of the libraries out of the output."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.pytorch")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -189,5 +189,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except ConfigError as mistake:
-        # The first rank has made the same mistake and says so.
+        # The first rank raises the same error and prints it.
         sys.exit(f"rank {os.environ['RANK']}: {mistake}")

@@ -1,4 +1,4 @@
-"""What a program is told of the run it works for, beside its config."""
+"""What a program gets besides its config: the folder of its run, and how it was started."""
 
 from __future__ import annotations
 

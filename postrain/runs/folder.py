@@ -1,6 +1,6 @@
-"""The run folder: where it is made, how a later run finds it, and who may write into it.
+"""The run folder: its files, how it is made, found again and locked.
 
-What goes into the files of the folder is decided elsewhere: status.py, manifest.py, training/record_files.py.
+The content of the files is written elsewhere: status.py, manifest.py, training/record_files.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from postrain.runs.status import Status, clear_leftovers, writing
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Eight hex digits that two configs share only when they are equal."""
+    """Eight hex digits of a hash of a config."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -36,12 +36,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, base: Path, method: str, model: str, config_hash: str, *, trains: bool = True) -> Self:
-        """A folder nobody else has: two runs that start in the same second get two folders."""
+        """A new folder: two runs that start in the same second get two folders."""
         return cls.at(new_directory(base, method, model, config_hash), trains=trains)
 
     @classmethod
     def at(cls, path: Path, *, trains: bool = True) -> Self:
-        """The folder of a new run at a place that was decided before; one that `trains` has checkpoints."""
+        """The folder of a new run at `path`; with checkpoints/ if the run `trains`."""
         folder = cls(path)
         with writing(path):
             (folder.checkpoints if trains else path).mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process out, and clears what a killed one had not finished writing."""
+        """Locks the folder, and removes unfinished files of a killed process."""
         with ExitStack() as stack:
             with writing(self.path):
                 stack.enter_context(locked(self.path))
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """<method>-<model>-<time>-<hash>: what trackers call the run."""
+        """<method>-<model>-<time>-<hash>, the name of the run for trackers."""
         return "-".join(self.path.parts[-3:])
 
     @property
@@ -118,10 +118,10 @@ class RunFolder:
 
 
 def check_contained(folder: Path) -> None:
-    """Refuses a folder with links that lead out of it, or with devices and pipes: what is written into the files of a
-    run must stay there, and a folder may come from a stranger. The folder itself may be reached by a link.
+    """Raises ConfigError for a folder with links that lead out of it, or with devices and pipes: a run writes into the
+    files of its folder, and a folder may come from a stranger. The folder itself may be reached by a link.
 
-    A job of a sweep has links to stages that another job has run (jobs/shared_stages.py): they stay in the sweep.
+    A job of a sweep may link to stages that another job of the sweep has run (jobs/shared_stages.py).
     """
     home = folder.resolve()
     homes = [home, *(above for above in home.parents[1:2] if (above / "sweep.yaml").is_file())]
@@ -136,7 +136,7 @@ def check_contained(folder: Path) -> None:
 
 
 def new_directory(base: Path, *names: str) -> Path:
-    """Makes <base>/<name>/.../<time>-<last name>/, which nobody else has; the last name is a hash."""
+    """Makes a new directory <base>/<name>/.../<time>-<last name>/; the last name is a hash."""
     parent = base.joinpath(*map(_file_name, names[:-1]))
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{names[-1]}"
     with writing(parent):

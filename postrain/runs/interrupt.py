@@ -1,10 +1,9 @@
-"""Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning before the time limit): the first finishes
-the update and stops in order, the second stops at once.
+"""Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning before the time limit): the first signal
+finishes the update, saves and stops, the second stops at once.
 
-Lightning's own answer to SIGTERM is to raise after the batch and to end with exit code 0, and its answer to Ctrl-C is
-to raise in the middle of one. It composes its SIGTERM handler with one that is there already and runs its own first, so
-ours is put in place again when training starts. A signal that is ignored when the run begins (nohup) stays ignored.
-Windows knows only Ctrl-C.
+Lightning raises after the batch on SIGTERM and exits with code 0; on Ctrl-C it raises in the middle of a batch. It runs
+its own SIGTERM handler before one that is installed already, so ours is installed again when training starts. A signal
+that is ignored when the run starts (nohup) stays ignored. Windows has only Ctrl-C.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ class Interrupt(Callback):
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """The signal that came during training, None when none did."""
+        """The signal that was received during training, if any."""
         self._training = False
         self._update = 0
-        self._speaks = True
+        self._prints = True
         self._original: dict[signal.Signals, Any] = {}
 
     @property
@@ -62,14 +61,14 @@ class Interrupt(Callback):
         if self._original:
             self._install()
         self._update = method_of(pl_module).counters.updates + 1
-        self._speaks = trainer.is_global_zero
+        self._prints = trainer.is_global_zero
         self._training = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._update = method_of(pl_module).counters.updates + 1
-        # Every rank must stop after the same update, whichever of them the signal reached.
+        # All ranks stop after the same update, whichever of them received the signal.
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True
@@ -91,13 +90,13 @@ class Interrupt(Callback):
             raise Interrupted(number)
         self.signal = signal.Signals(number)
         text = f"\nfinishing update {self._update}, then saving; press Ctrl-C again to stop at once\n"
-        if self._speaks:
+        if self._prints:
             # Not print: the signal may have come in the middle of one.
             os.write(2, text.encode())
 
 
 def leave_terminal() -> None:
-    """Sends further output to nowhere where the terminal is gone: writing to it would raise before all is saved."""
+    """Discards further output if the terminal is gone: writing to it would raise before everything is saved."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):
         poll = select.poll()

@@ -1,4 +1,4 @@
-"""Which process a run belongs to: its identity, whether it still lives, and the lock on a run folder."""
+"""Which process a run belongs to, whether it is alive, and the lock on a run folder."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def gone(record: Mapping[str, Any]) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps every other process out of a run folder. The kernel frees the lock of a process that was killed.
 
-    Raises ConfigError where another process has the folder, or may have it: locks of one host need not be seen on
-    another one. OSError where the folder cannot be written.
+    Raises ConfigError if another process has the folder, or may have it: another host need not see the locks of this
+    one. OSError if the folder cannot be written.
     """
     path = folder / LOCK
     with path.open("a") as file:

@@ -1,7 +1,7 @@
-"""manifest.json: everything somebody needs to make the run again, and to know what it really was.
+"""manifest.json: what it takes to reproduce a run.
 
-Code state, resolved config, seeds, versions, data, hardware, and what stood in for what. No key, token or password
-gets in (masking.py).
+Code state, resolved config, seeds, versions, data, hardware, and stand-ins. Keys, tokens and passwords are masked
+(masking.py).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def write_manifest(
 ) -> None:
     """Write manifest.json.
 
-    `config` is resolved and of plain containers; `overrides` are the words of the command line after `program`;
-    `data` says which rows were read (a fingerprint, counts); `model` which weights it began with; `stand_in_for` names
-    the model that was asked for when another one took its place.
+    `config` is resolved, in plain containers; `overrides` are those of the command line after `program`; `data`
+    identifies the rows (a fingerprint, counts), `model` the weights; `stand_in_for` is the model that was requested if
+    another one took its place.
     """
     manifest = {
         "reproduce": reproduce(overrides, program),
@@ -63,12 +63,12 @@ def write_manifest(
 
 
 def reproduce(overrides: Sequence[str], program: Sequence[str] = TRAIN) -> str:
-    """The command line that makes the run again, secrets masked."""
+    """The command line that reproduces the run, secrets masked."""
     return shlex.join([*program, *map(masked_text, overrides)])
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Commit and cleanliness of the code; None where it is not a git checkout."""
+    """Commit of the code and whether it has changes; None outside a git checkout."""
     commit = _git(directory, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -85,7 +85,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
+    """Versions of Python, of this package and of those that decide a result."""
     found = {"python": platform.python_version(), "postrain": __version__}
     for package in PACKAGES:
         try:
@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the run ran on."""
+    """The machine."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "platform": f"{platform.system()} {platform.machine()}",

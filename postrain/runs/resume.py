@@ -14,7 +14,7 @@ from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 
-# What the config of every run and of every generation has.
+# Keys of the config of every run and generation.
 ALWAYS = ("model", "data", "trainer", "seed")
 MOVED = {
     "postrain.data.steps.StepLayout": "postrain.data.kinds.steps.StepLayout",
@@ -39,7 +39,7 @@ REMEDY = "give another run folder, or put its config.yaml back"
 
 
 class Fingerprinted(Protocol):
-    """A model or a data set whose content is known by a hash."""
+    """A model or a data set with a hash of its content."""
 
     @property
     def name(self) -> str: ...
@@ -93,7 +93,7 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
 
 
 def check_model(folder: RunFolder, resolved: Fingerprinted) -> None:
-    """Refuses to go on with other weights than the run began with: a checkpoint holds only what learned."""
+    """Raises ConfigError for other weights than the run began with: a checkpoint holds only the trained parameters."""
     began = _began_with(folder).get("fingerprint")
     if began not in (None, resolved.fingerprint):
         raise ConfigError(
@@ -103,7 +103,7 @@ def check_model(folder: RunFolder, resolved: Fingerprinted) -> None:
 
 
 def check_reference(folder: RunFolder, other: Fingerprinted | None) -> None:
-    """Refuses to go on against another reference than the run began with."""
+    """Raises ConfigError for another reference than the run began with."""
     began = _began_with(folder).get("reference")
     if other is not None and began not in (None, other.fingerprint):
         raise ConfigError(
@@ -113,7 +113,7 @@ def check_reference(folder: RunFolder, other: Fingerprinted | None) -> None:
 
 
 def check_data(folder: RunFolder, audit: Fingerprinted) -> None:
-    """Refuses to resume over other rows, training or held out, than the run began with."""
+    """Raises ConfigError for other rows, training or held out, than the run began with."""
     data = read_json(folder.manifest).get("data") if folder.manifest.is_file() else None
     began = data.get("fingerprint") if isinstance(data, Mapping) else None
     if began not in (None, audit.fingerprint):
@@ -125,7 +125,7 @@ def check_data(folder: RunFolder, audit: Fingerprinted) -> None:
 
 
 def _began_with(folder: RunFolder) -> Mapping[str, Any]:
-    """What the manifest says of the weights the run began with; {} where there is none yet."""
+    """The model entry of the manifest; {} if there is no manifest yet."""
     found = read_json(folder.manifest).get("model")
     return found if isinstance(found, Mapping) else {}
 

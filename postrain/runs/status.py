@@ -1,4 +1,4 @@
-"""How a run is doing: status.json, which process writes into its folder, and what its end leaves behind.
+"""status.json, and what the end of a run writes into it.
 
 Imports neither torch nor lightning: the report reads folders without them.
 """
@@ -35,7 +35,7 @@ FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
 @contextmanager
 def writing(path: Path, remedy: str = "choose another place with paths.output=DIRECTORY") -> Iterator[None]:
-    """Turn a failed write (read-only, full, not a directory) into the one line a user can act on."""
+    """Turns a failed write (read-only, full, not a directory) into a one-line ConfigError."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ def writing(path: Path, remedy: str = "choose another place with paths.output=DI
 
 @dataclass(frozen=True)
 class Status:
-    """status.json: running, done, failed or interrupted, written at the moment it becomes so, and by which process.
+    """status.json: running, done, failed or interrupted, when that was written, and by which process.
 
     `seconds` adds up over the sessions of a resumed run; the session that was killed is missing from it.
     """
@@ -61,19 +61,19 @@ class Status:
         self._write("done", "")
 
     def failed(self, reason: str) -> None:
-        """The run cannot go on; `reason` is the line the user saw."""
+        """The run ended in an error; `reason` is the line that was printed."""
         self._write("failed", reason)
 
     def interrupted(self, reason: str) -> None:
-        """Somebody stopped the run; it can be resumed."""
+        """A signal stopped the run; it can be resumed."""
         self._write("interrupted", reason)
 
-    def tell(self, status: State, reason: str) -> None:
+    def set(self, status: State, reason: str) -> None:
         """Any of these."""
         self._write(status, reason)
 
     def read(self) -> Record:
-        """What the file says; {} when it is missing or no JSON object."""
+        """The content of the file; {} if it is missing or not a JSON object."""
         return read_json(self.path)
 
     def began(self) -> datetime:
@@ -94,8 +94,8 @@ class Status:
             )
 
     def current(self) -> Record:
-        """What the file says, except that a run whose process is gone has failed: nothing catches a SIGKILL, a crash of
-        the interpreter or the machine. Of another host's processes nothing is known."""
+        """The content of the file, but failed if the process of the run is gone: nothing catches a SIGKILL or a crash
+        of interpreter or machine. Processes of other hosts count as running."""
         record = self.read()
         if record.get("status") != "running" or not gone(record):
             return record
@@ -137,9 +137,8 @@ class Status:
 class Ending:
     """A context: writes running, then done, interrupted or failed with its reason.
 
-    Errors pass through, with two exceptions, which become one line for the user (ConfigError): a full disk, whichever
-    file met it, and anything that would end the process without an error (sys.exit(0) or os._exit(0) in a function
-    that a user wrote).
+    Errors pass through, but two kinds become a one-line ConfigError: a full disk, and whatever would end the process
+    without an error (sys.exit(0) or os._exit(0) in a user's function).
     """
 
     def __init__(self, status: Status) -> None:
@@ -164,14 +163,14 @@ class Ending:
             error.folder = self.status.path.parent
             self.status.interrupted(error.signal.name)
         else:
-            told = as_told(error, self.status.path.parent)
-            self.status.failed(str(told) or type(told).__name__)
-            if told is not error:
-                raise told from error
+            reported = as_reported(error, self.status.path.parent)
+            self.status.failed(str(reported) or type(reported).__name__)
+            if reported is not error:
+                raise reported from error
 
 
 def _refusing(name: str, original: Callable[..., Any], owner: int) -> Callable[..., Any]:
-    """A call that would end this process behind everybody's back, as an exception; forked children may do it."""
+    """A call that would end this process, as an exception; forked children may still call it."""
 
     def call(*arguments: Any) -> Any:
         if os.getpid() != owner:
@@ -181,12 +180,12 @@ def _refusing(name: str, original: Callable[..., Any], owner: int) -> Callable[.
     return call
 
 
-def as_told(error: BaseException, folder: Path) -> BaseException:
+def as_reported(error: BaseException, folder: Path) -> BaseException:
     """The error to report to the user; see Ending."""
     if disk_full(error):
         path = getattr(error, "filename", None) or folder
-        said = str(error) if isinstance(error, ConfigError) else f"cannot write {path}: {FULL_WORDS[0]}"
-        return ConfigError(f"{said.partition('; ')[0]}; {space_remedy(folder)}")
+        line = str(error) if isinstance(error, ConfigError) else f"cannot write {path}: {FULL_WORDS[0]}"
+        return ConfigError(f"{line.partition('; ')[0]}; {space_remedy(folder)}")
     if isinstance(error, ConfigError):
         return error
     if not isinstance(error, Exception):
@@ -212,13 +211,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path) -> str:
-    """Where to go on from, as messages say it."""
+    """The newest checkpoint, in the words of an error message."""
     found = checkpoints(folder)
     return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
 
 
 def space_remedy(folder: Path) -> str:
-    """What to do about a full disk."""
+    """The remedy for a full disk."""
     if not (folder / "checkpoints").is_dir():
         return "free some space and start again"
     return f"{last_checkpoint(folder)}; free some space and go on with resume={folder}"

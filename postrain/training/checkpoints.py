@@ -23,8 +23,12 @@ from postrain.types import ConfigError
 
 
 class Checkpoints(Callback):
-    """Saves every `every` updates, after the last one, when the run is told to stop, and when a reward or a judge fails
-    in the middle of a run. Must be the last callback: what it saves is then on record everywhere else."""
+    """Saves every `every` updates, after the last one, when the run is stopped, and when a reward or a judge fails.
+
+    Must be the last callback: the records of an update are then written before its checkpoint.
+
+    Not Lightning's ModelCheckpoint, which can leave a half-written file and reads none back.
+    """
 
     def __init__(self, folder: RunFolder, guards: NaNGuard, *, every: int, keep: int) -> None:
         self.folder, self.guards, self.every, self.keep = folder, guards, every, keep
@@ -36,9 +40,9 @@ class Checkpoints(Callback):
         self.begun = (counters.updates, counters.optimizer_steps)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Where an update failed before it changed anything, what was learned until then is whole: it is saved.
+        """Saves the state before the update if the update failed before it changed anything.
 
-        Only on a single rank: others may not have failed.
+        Only with a single rank: others may not have failed.
         """
         counters = method_of(pl_module).counters
         untouched = self.begun == (counters.updates, counters.optimizer_steps)

@@ -33,7 +33,7 @@ class Evaluator(Callback):
         """`callbacks` are the user's, which stand before this one; an evaluation is a validation to them."""
         self.data, self.settings, self.samples, self.eval_model = data, settings, samples, eval_model
         self.callbacks = callbacks
-        self.told: set[str] = set()
+        self.printed: set[str] = set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
@@ -64,18 +64,18 @@ class Evaluator(Callback):
         with trainer.precision_plugin.forward_context():
             found = evaluate(method, self.data, self.settings, self.eval_model(method))
         if trainer.is_global_zero:
-            self.tell(found)
+            self.print_notes(found)
             log_histograms(trainer.loggers, distributions(method, found), method.counters.updates)
         self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
         return dict(found.metrics)
 
-    def tell(self, found: Evaluated) -> None:
-        """Prints what the measures say beside their numbers, each thing once."""
+    def print_notes(self, found: Evaluated) -> None:
+        """Prints the notes of the measures, each line once."""
         for name, notes in found.notes.items():
             for line in [f"evaluation.measures.{name}: {note}" for note in notes]:
-                if line not in self.told:
+                if line not in self.printed:
                     print(line, flush=True)
-                self.told.add(line)
+                self.printed.add(line)
 
 
 def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Stops a run whose numbers are broken: weights, gradients, losses or sampled log-probabilities that are NaN or
 infinite, and weights that explode.
 
-Losses alone do not tell: where all rewards are equal the loss is 0 whatever the weights are. So what learns is looked
-at itself, after every update.
+The loss alone is not enough: if all rewards are equal it is 0 whatever the weights are. So the trained parameters are
+checked themselves, after every update.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ REMEDY = "lower method.learning_rate or method.max_grad_norm and look at these r
 
 
 class Broken(ConfigError):
-    """The model is broken, and what it was before is in a checkpoint."""
+    """The model is broken; its state before is in a checkpoint."""
 
 
 class NaNGuard(Callback):
-    """Stands before the evaluation and the checkpoint, which keeps both from a broken model; writes the bad record."""
+    """Raises Broken and writes the record of the update. Stands before evaluation and checkpoint: they never see a broken
+    model."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._records = folder, MetricsFile(folder)
@@ -62,7 +63,7 @@ class NaNGuard(Callback):
 
     @contextmanager
     def blamed(self, module: LightningModule) -> Iterator[None]:
-        """Report broken weights as the cause of any other error that they led to."""
+        """Raises Broken for any other error that broken weights have caused."""
         try:
             yield
         except Broken:
@@ -73,11 +74,11 @@ class NaNGuard(Callback):
             raise
 
     def broken(self, module: nn.Module) -> list[str]:
-        """What is wrong with the weights that learn, the first parameter named; [] where they are well."""
+        """What is wrong with the trained parameters, the first one named; [] if nothing is."""
         return broken(largest(learns(module)), self._before)
 
     def check(self, module: LightningModule) -> None:
-        """Raises Broken where the weights that learn are broken."""
+        """Raises Broken if a trained parameter is broken."""
         if bad := self.broken(module):
             raise Broken(self._line(module, bad))
 
@@ -142,7 +143,7 @@ def not_finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def stop_line(update: int, bad: Sequence[str], rows: Sequence[int], saved: str) -> str:
-    """The one line that says what happened, where, and how to go on."""
+    """The error message: what is broken, at which update and rows, and the remedy."""
     shown = ", ".join(str(row) for row in rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
     where = f"update {update}" + (f", data rows {shown}" if rows else "")
     return f"{', '.join(bad)} at {where}; {saved}; {REMEDY}"

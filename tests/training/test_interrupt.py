@@ -54,7 +54,7 @@ def test_outside_training_the_first_stops_at_once(trainer: Any, make_method: Cal
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_every_rank_stops_when_one_was_told(trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_every_rank_stops_when_one_was_reported(trainer: Any, make_method: Callable[..., Any]) -> None:
     trainer.strategy.others = True
     with Interrupt() as interrupt:
         interrupt.on_train_batch_end(trainer, make_method(), None, None, 0)
