@@ -37,8 +37,8 @@ class Broken(ConfigError):
 
 
 class NaNGuard(Callback):
-    """Raises Broken and writes the record of the update. Stands before evaluation and checkpoint: they never see a broken
-    model."""
+    """Raises Broken and writes the record of the update. Stands before evaluation and checkpoint: these never see a
+    broken model."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._records = folder, MetricsFile(folder)
