@@ -5,8 +5,8 @@ from hydra import compose, initialize_config_dir
 
 from postrain.config.arguments import resolved
 from postrain.config.check import check
-from postrain.config.defaults import complete
 from postrain.config.overrides import PROGRAMS
+from postrain.config.tree import complete
 from postrain.training.config import TrainConfig
 from tests.training_runs import CONF, METHODS, SMALL, composed, forced
 

@@ -16,8 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.main import root_of
-from postrain.config.defaults import complete
-from postrain.config.tree import parse
+from postrain.config.tree import complete, parse
 from postrain.jobs.frame import TRAIN, execute
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig

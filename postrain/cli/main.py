@@ -24,10 +24,10 @@ from yaml import YAMLError
 
 from postrain.config.arguments import hydra_raises, mistake, resolved, shown_config
 from postrain.config.check import check
-from postrain.config.defaults import complete
 from postrain.config.masking import MASK, masked_text
 from postrain.config.overrides import PROGRAMS, Line, asked, listing, overview, prepare, task_words
 from postrain.config.schema import is_node
+from postrain.config.tree import complete
 from postrain.config.trust import Guest, joined, said_in
 from postrain.errors import ConfigError
 from postrain.jobs.parent_watchdog import stop_with_the_sweep

@@ -2,15 +2,20 @@
 
 `parse` checks plain containers and builds every node once; from there on a config is an object whose fields are the
 parts of a run. `settings_of` writes it as plain containers again: config.yaml, hashes, manifests and trackers.
+
+A default stands in one place, the signature of a constructor; YAML holds what differs from it. `complete` fills it in
+before references are resolved, so that ${method.updates} finds it and `--cfg job` shows every setting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
 
 from postrain.config.check import check
 from postrain.config.extras import check_packages
@@ -23,11 +28,13 @@ from postrain.config.schema import (
     Section,
     adapter,
     is_deferred,
+    is_group,
     is_node,
     is_section,
     load_target,
     schema_of,
 )
+from postrain.errors import ConfigError
 
 C = TypeVar("C")
 SESSION: Mapping[str, Any] = {"resume": None, "allow_change": False, "debug": False}
@@ -56,7 +63,7 @@ def instantiate(value: Any, annotation: Any = Any) -> Any:
     if is_node(value):
         target = load_target(value[TARGET])
         if is_deferred(annotation):
-            return Deferred(lambda: _build(target, value), target, completed(value))
+            return Deferred(lambda: _build(target, value), target, filled(value, target))
         return _build(target, value)
     if isinstance(value, Mapping):
         if is_section(annotation):
@@ -73,7 +80,7 @@ def _build(target: Callable[..., C], node: Mapping[str, Any]) -> C:
     found = target(**arguments)
     # A function may return anything, also what takes no attribute.
     with suppress(AttributeError, TypeError):
-        object.__setattr__(found, SETTINGS, _completed(target, node))
+        object.__setattr__(found, SETTINGS, filled(node, target))
     return found
 
 
@@ -94,38 +101,61 @@ def _item(annotation: Any) -> Any:
     return Any
 
 
-def completed(value: Any, annotation: Any = Any) -> Any:
-    """Plain containers, with the defaults of every node and section in them."""
+def complete(config: DictConfig, root: type) -> DictConfig:
+    """The same config with every default; `root` is the dataclass of its top-level keys. Groups are not chosen here.
+
+    What is wrong with it stays as it is: check.py reports it.
+    """
+    settings: Any = OmegaConf.to_container(config)
+    groups = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
+    return OmegaConf.create(filled(settings, root, without=groups))
+
+
+def filled(settings: Mapping[str, Any], target: Callable[..., Any], *, without: Collection[str] = ()) -> dict[str, Any]:
+    """The arguments of `target`, plain containers, with its defaults and those of every node in them.
+
+    The arguments `without` a default have to be given.
+    """
+    defaults = {name: value for name, value in defaults_of(target).items() if name not in without}
+    whole = {**defaults, **{name: _over(defaults.get(name), value) for name, value in settings.items()}}
+    order = dict.fromkeys(name for name in (TARGET, *schema_of(target).keys, *whole) if name in whole)
+    return {name: _filled(whole[name]) for name in order}
+
+
+def defaults_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """The default of every argument that has one, as a config writes it; other libraries decide theirs."""
+    if not is_dataclass(target) and not str(getattr(target, "__module__", "")).startswith("postrain."):
+        return {}
+    made: dict[str, Any] = {}
+    if is_dataclass(target):
+        made = {each.name: each.default_factory() for each in fields(target) if each.default_factory is not MISSING}
+    defaults = {name: key.default for name, key in schema_of(target).keys.items() if not key.required}
+    return {name: settings_of(made.get(name, default)) for name, default in defaults.items()}
+
+
+def _over(default: Any, value: Any) -> Any:
+    """`value` with what it lacks of a mapping or list that is its default; not where it builds another thing."""
+    if isinstance(default, list) and isinstance(value, Mapping) and value.keys() <= {*map(str, range(len(default)))}:
+        return [value.get(str(index), item) for index, item in enumerate(default)]  # adam_betas.0=0.8
+    if not isinstance(default, Mapping) or not isinstance(value, Mapping):
+        return value
+    if value.get(TARGET, default.get(TARGET)) != default.get(TARGET):
+        return value
+    return {**default, **{name: _over(default.get(name), item) for name, item in value.items()}}
+
+
+def _filled(value: Any) -> Any:
+    """A value with the defaults of every node in it."""
+    if isinstance(value, list):
+        return [_filled(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
     if is_node(value):
-        return _completed(load_target(value[TARGET]), value)
-    if isinstance(value, Mapping):
-        if is_section(annotation):
-            return _completed(annotation, value)
-        return {key: completed(item, _item(annotation)) for key, item in value.items()}
-    return [completed(item, _item(annotation)) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _completed(target: Callable[..., Any], node: Mapping[str, Any]) -> dict[str, Any]:
-    keys = schema_of(target).keys
-    given = {name: completed(value, keys[name].written if name in keys else Any) for name, value in node.items()}
-    # What other libraries leave open is theirs to decide.
-    return given | (dict(_defaults(target, given)) if is_own(target) else {})
-
-
-def is_own(target: Any) -> bool:
-    """Whether the defaults of a class or function are part of its settings."""
-    return is_dataclass(target) or str(getattr(target, "__module__", "")).startswith("postrain.")
-
-
-def _defaults(target: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    declared: dict[str, Field[Any]] = {field.name: field for field in fields(target)} if is_dataclass(target) else {}
-    for name, key in schema_of(target).keys.items():
-        if key.required or name in given:
-            continue
-        field = declared.get(name)
-        made = field is not None and field.default_factory is not MISSING
-        default = field.default_factory() if field is not None and made else key.default  # pyright: ignore[reportCallIssue]
-        yield name, settings_of(default)
+        try:
+            return filled(value, load_target(value[TARGET]))
+        except ConfigError:
+            return value
+    return {name: _filled(item) for name, item in value.items()}
 
 
 def settings_of(value: Any) -> Any:

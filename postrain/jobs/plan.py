@@ -25,9 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.config.arguments import composing
 from postrain.config.arguments import resolved as resolved_config
 from postrain.config.check import check
-from postrain.config.defaults import complete
 from postrain.config.overrides import forced, settled
-from postrain.config.tree import parse, settings
+from postrain.config.tree import complete, parse, settings
 from postrain.config.trust import Found, Guest, confirmable
 from postrain.jobs.frame import PROGRAMS
 from postrain.jobs.graph import Job, Kind, references, resolved

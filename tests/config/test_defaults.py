@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from postrain.cli.main import root_of
-from postrain.config.defaults import complete, defaults_of, settings_of
 from postrain.config.overrides import PROGRAMS
 from postrain.config.schema import TARGET, Section, is_node, load_target
+from postrain.config.tree import complete, defaults_of, settings_of
 from tests.training_runs import CONF, METHODS, composed
 
 

@@ -16,9 +16,8 @@ from lightning.pytorch import Trainer
 from transformers import AutoTokenizer
 
 from postrain.config.arguments import resolved
-from postrain.config.defaults import complete
 from postrain.config.schema import schema_of
-from postrain.config.tree import instantiate
+from postrain.config.tree import complete, instantiate
 from postrain.data.kinds.judgement import Judgement, Judgements
 from postrain.data.kinds.preference import Pairs
 from postrain.data.kinds.prompt import Prompt, Prompts
