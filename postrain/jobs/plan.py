@@ -58,13 +58,11 @@ class Composer:
         self.conf, self.guest = conf, guest
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
-    def __call__(self, primary: str, overrides: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
-        """The config, references not resolved, and the overrides that count as a user writes them.
-
-        `primary` is the name of the primary config.
-        """
+    def __call__(self, kind: str, overrides: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
+        """The config of a job, references not resolved, and the overrides that count as a user writes them."""
         if self.guest:
             self.guest.check_words(overrides)
+        primary = PROGRAMS[kind].primary
         ready = settled(forced(overrides, self.conf, root=primary, extra=extra_folder()))
         options = tuple(each for each in ready if not each.startswith("++"))
         values = [each for each in ready if each.startswith("++")]
@@ -73,8 +71,7 @@ class Composer:
                 self.composed[primary, *options] = compose(primary, [*search_paths(), *options])
             config = deepcopy(self.composed[primary, *options])
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
-        schema = next(program.config for program in PROGRAMS.values() if program.primary == primary)
-        return complete(config, schema), tuple(each.removeprefix("++") for each in ready)
+        return complete(config, PROGRAMS[kind].config), tuple(each.removeprefix("++") for each in ready)
 
 
 def extra_folder() -> str | None:
@@ -148,7 +145,7 @@ def _composed(stage: Job, overrides: Sequence[str], composer: Composer) -> Job:
         call = OmegaConf.create(dict(stage.config["call"]))
         call.merge_with_dotlist(list(overrides))
         return replace(stage, config={"call": OmegaConf.to_container(call)})
-    config, ready = composer(PROGRAMS[stage.kind].primary, overrides)
+    config, ready = composer(stage.kind, overrides)
     plain: Any = OmegaConf.to_container(config)
     plain["name"] = plain["name"] or stage.name
     return replace(stage, overrides=ready, config=plain)
@@ -241,7 +238,7 @@ class SweepPlanner:
         seeded = () if seed is None else (format_override("seed", seed),)
         name = " ".join(filter(None, [setting.label, *seeded])) or "alone"
         own = [*setting.overrides, *seeded, format_override("name", name)]
-        config, ready = self.composer(self.program.primary, [*self.shared, *own])
+        config, ready = self.composer(self.kind, [*self.shared, *own])
         kind: Kind = "pipeline" if config.get("pipeline") else self.kind
         if kind == "pipeline":
             hashed, confirm = self._pipeline(OmegaConf.to_container(config.pipeline), ready)
