@@ -8,72 +8,32 @@ the same functions for sums, which the training loop divides by the count of the
 over fresh pairs, pretraining minimises `sft`, a reward model `bradley_terry`.
 """
 
-from postrain.losses.advantages import (
-    gae,
-    group_advantages,
-    group_centred,
-    group_std,
-    has_variance,
-    leave_one_out,
-    nash_md_advantages,
-    overlong_penalty,
-    reward_to_go,
-    token_rewards,
-    whiten,
-)
-from postrain.losses.divergence import adapt_kl_coef, exact_kl, kl
-from postrain.losses.policy_gradient import (
-    cispo,
-    clipped_surrogate,
-    completion_weights,
-    grpo,
-    importance_ratio,
-    nash_md,
-    ppo,
-    ppo_value,
-    reinforce,
-    rloo,
-)
-from postrain.losses.preference import cpo, dpo, ipo, kto, kto_baseline, log_odds, odds_ratio, orpo, simpo
-from postrain.losses.supervised import bradley_terry, l2_distance, prm, sft, token_logps
-
-__all__ = [
-    "adapt_kl_coef",
-    "bradley_terry",
-    "cispo",
-    "clipped_surrogate",
-    "completion_weights",
-    "cpo",
-    "dpo",
-    "exact_kl",
-    "gae",
-    "group_advantages",
-    "group_centred",
-    "group_std",
-    "grpo",
-    "has_variance",
-    "importance_ratio",
-    "ipo",
-    "kl",
-    "kto",
-    "kto_baseline",
-    "l2_distance",
-    "leave_one_out",
-    "log_odds",
-    "nash_md",
-    "nash_md_advantages",
-    "odds_ratio",
-    "orpo",
-    "overlong_penalty",
-    "ppo",
-    "ppo_value",
-    "prm",
-    "reinforce",
-    "reward_to_go",
-    "rloo",
-    "sft",
-    "simpo",
-    "token_logps",
-    "token_rewards",
-    "whiten",
-]
+from postrain.losses.advantages import gae as gae
+from postrain.losses.advantages import group_advantages as group_advantages
+from postrain.losses.advantages import leave_one_out as leave_one_out
+from postrain.losses.advantages import nash_md_advantages as nash_md_advantages
+from postrain.losses.advantages import reward_to_go as reward_to_go
+from postrain.losses.advantages import token_rewards as token_rewards
+from postrain.losses.advantages import whiten as whiten
+from postrain.losses.divergence import exact_kl as exact_kl
+from postrain.losses.divergence import kl as kl
+from postrain.losses.policy_gradient import clipped_surrogate as clipped_surrogate
+from postrain.losses.policy_gradient import grpo as grpo
+from postrain.losses.policy_gradient import nash_md as nash_md
+from postrain.losses.policy_gradient import ppo as ppo
+from postrain.losses.policy_gradient import ppo_value as ppo_value
+from postrain.losses.policy_gradient import reinforce as reinforce
+from postrain.losses.policy_gradient import rloo as rloo
+from postrain.losses.preference import cpo as cpo
+from postrain.losses.preference import dpo as dpo
+from postrain.losses.preference import ipo as ipo
+from postrain.losses.preference import kto as kto
+from postrain.losses.preference import kto_baseline as kto_baseline
+from postrain.losses.preference import odds_ratio as odds_ratio
+from postrain.losses.preference import orpo as orpo
+from postrain.losses.preference import simpo as simpo
+from postrain.losses.supervised import bradley_terry as bradley_terry
+from postrain.losses.supervised import l2_distance as l2_distance
+from postrain.losses.supervised import prm as prm
+from postrain.losses.supervised import sft as sft
+from postrain.losses.supervised import token_logps as token_logps

@@ -88,12 +88,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, la
 
 
 def whiten(
-    values: Tensor,
-    mask: Tensor,
-    *,
-    mean: Tensor | None = None,
-    variance: Tensor | None = None,
-    shift_mean: bool = True,
+    values: Tensor, mask: Tensor, *, mean: Tensor | None = None, variance: Tensor | None = None, shift_mean: bool = True
 ) -> Tensor:
     """(values − mean) / sqrt(variance + 1e-8), with the mean added back unless `shift_mean`; 0 outside the mask.
 

@@ -186,13 +186,7 @@ def grpo(
 
 
 def rloo(
-    logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
     """The clipped surrogate of whole completions, whose ratio is the product of their tokens' (Ahmadian et al. 2024,
     "Back to basics"), a mean over completions; `advantages` come from `leave_one_out`."""
@@ -200,13 +194,7 @@ def rloo(
 
 
 def reinforce(
-    logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
     """REINFORCE++ (Hu et al. 2025): the clipped token surrogate, a mean over completions of their token means;
     `advantages` are rewards less a baseline, whitened over the batch by `whiten`."""

@@ -67,11 +67,7 @@ def rank_partners(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each pair of a batch the constants of equal rank that aot and aot_unpaired hold it against, [B] each: the
     reference's margin, the chosen log-ratio (for the rejected one), the rejected log-ratio (for the chosen one)."""
-    return (
-        of_equal_rank(margin, reference_margin),
-        of_equal_rank(rejected, chosen),
-        of_equal_rank(chosen, rejected),
-    )
+    return (of_equal_rank(margin, reference_margin), of_equal_rank(rejected, chosen), of_equal_rank(chosen, rejected))
 
 
 def dpo(
@@ -204,11 +200,7 @@ def odds_ratio(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor) -> Tensor
 
 
 def orpo(
-    chosen_mean_logps: Tensor,
-    rejected_mean_logps: Tensor,
-    *,
-    odds_coef: float = 1.0,
-    reduction: Reduction = "mean",
+    chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, *, odds_coef: float = 1.0, reduction: Reduction = "mean"
 ) -> Tensor:
     """−log π(chosen) per token + odds_coef · odds-ratio loss, a mean over pairs (Hong, Lee and Thorne 2024, eq. 6).
 
