@@ -31,42 +31,42 @@ declare("reward/undesirable", "score of an undesirable answer, against the basel
 declare("logp/*", "log-probability of an answer, summed over its tokens", unit="nats", bounds=(-inf, 0.0))
 declare(
     "logp_change/*",
-    "log-probability of an answer now minus then, nats",
+    "log-ratio of a completion to the reference, summed over its tokens",
     unit="nats",
-    title="Likelier than at the start",
+    title="Log-ratio to the reference",
 )
 declare("length/*", "tokens of the answers learned from", unit="tokens", bounds=POSITIVE, title="Lengths in the data")
 declare("log_ratio_max", "largest log-ratio of a token to the reference", unit="nats", bounds=POSITIVE)
 declare("calibration_error", "distance between predicted and observed shares", direction="min", bounds=SHARE)
 declare("undecided", "share of pairs without a preference", bounds=SHARE)
-declare("win_rate", "how often a completion is preferred to the start's", direction="max", bounds=SHARE)
+declare("win_rate", "share of completions preferred to the reference's", direction="max", bounds=SHARE)
 declare("win/mixture", "win rate against the mixture with the reference", direction="max", bounds=SHARE)
-declare("preference", "mean probability that a completion is preferred to the start's", direction="max", bounds=SHARE)
+declare("preference", "mean probability that a completion beats the reference's", direction="max", bounds=SHARE)
 
-declare("step_accuracy", "how often a step is told right from wrong", direction="max", bounds=SHARE)
+declare("step_accuracy", "share of steps classified correctly", direction="max", bounds=SHARE)
 declare("step_accuracy/*", "the same over the steps with this label", direction="max", bounds=SHARE)
-declare("first_error_accuracy", "how often the first wrong step is found", direction="max", bounds=SHARE)
-declare("solution_accuracy", "how often a whole chain is told right from wrong", direction="max", bounds=SHARE)
-declare("majority_accuracy", "what saying the commoner label each time would give", direction="max", bounds=SHARE)
+declare("first_error_accuracy", "share of wrong chains whose first wrong step is found", direction="max", bounds=SHARE)
+declare("solution_accuracy", "share of whole chains classified correctly", direction="max", bounds=SHARE)
+declare("majority_accuracy", "accuracy of always predicting the more frequent label", direction="max", bounds=SHARE)
 declare("right_share", "share of steps that are right", bounds=SHARE)
 
 declare(
     "kl/exact",
-    "how far the model has moved, nats a token",
+    "KL of the policy to the reference, nats a token",
     unit="nats per token",
     direction="min",
     bounds=POSITIVE,
-    title="KL to the start",
+    title="KL to the reference",
 )
 declare("kl/k1", "mean log-ratio of sampled tokens: unbiased, may be negative", unit="nats per token", direction="min")
 declare("kl/k2", "half the mean squared log-ratio", unit="nats per token", direction="min", bounds=POSITIVE)
 declare("kl/k3", "mean of ratio - 1 - log-ratio: low variance", unit="nats per token", direction="min")
 declare("kl/step", "distance to the policy that sampled", unit="nats per token", direction="min", bounds=POSITIVE)
 declare("kl/log_ratio_max", "largest log-ratio of a token to the reference", unit="nats", bounds=POSITIVE)
-declare("kl/coef", "the price of a nat", bounds=POSITIVE, title="KL coefficient")
-declare("kl/baseline", "what a completion has to gain to count as good", unit="nats", title="KL baseline")
+declare("kl/coef", "weight of the KL penalty", bounds=POSITIVE, title="KL coefficient")
+declare("kl/baseline", "log-ratio that KTO measures completions against", unit="nats", title="KL baseline")
 
-declare("entropy", "how undecided the policy is, nats a token", unit="nats per token", title="Entropy")
+declare("entropy", "entropy of the policy, nats a token", unit="nats per token", title="Entropy")
 declare("entropy/exact", "the same from the whole distribution", unit="nats per token", bounds=POSITIVE)
 declare("advantage/*", "size of the advantages of a batch", bounds=POSITIVE)
 declare(
@@ -80,7 +80,7 @@ declare("clip_fraction", "share that moved further than the clip range", bounds=
 declare("ratio/*", "probability of a token now over when it was sampled", bounds=POSITIVE, title="Ratio")
 declare(
     "group/all_equal",
-    "share whose completions all earn the same: nothing to learn",
+    "share of zero-variance groups, which carry no gradient",
     direction="min",
     bounds=SHARE,
     title="Groups that agree",

@@ -3,8 +3,8 @@
     prepare      sample group_size completions of each prompt → rewards → `advantages` → weights of the completions
     loss_sum     `surrogate` of each token, + kl_coef · KL − entropy_coef · entropy, times its completion's weight
 
-A subclass says how rewards become advantages, and may change the surrogate or the weights; what it minimises is the
-function of its name in postrain.losses. Zero-variance groups carry no gradient; `resample` draws groups of further
+A subclass defines the advantages, and may change the surrogate or the weights; it minimises the function of its name in
+postrain.losses. Zero-variance groups carry no gradient; `resample` draws groups of further
 prompts in their place (dynamic sampling; Yu et al. 2025, DAPO, eq. 11). The step is divided by the whole batch either
 way: where all draws together hold fewer groups with a gradient than `batch_size`, zero-variance groups fill it, as they
 do with `resample` = 0, and `group/useful` logs how many have one. (DAPO's own code stops the run there.)
@@ -78,9 +78,9 @@ class GroupRelative(PolicyGradient):
     clip_high: Positive = 0.2
     """How far above 1 the ratio to the sampling policy may go before it is clipped."""
     resample: CountOrZero = 2
-    """Batches of further prompts that may be drawn at an update to replace groups whose completions all earned the same
-    (DAPO's dynamic sampling). Groups that nothing replaces stay in the batch: the step is divided by batch_size groups,
-    and such groups have the gradient of the KL in the loss alone. group/useful logs how many have more."""
+    """Batches of further prompts that may be sampled at an update to replace zero-variance groups (DAPO's dynamic
+    sampling). Groups that are not replaced stay in the batch: the step is divided by batch_size groups, and their only
+    gradient is that of the KL in the loss. group/useful logs how many groups have variance."""
 
     smallest_group: ClassVar[int] = 2
 

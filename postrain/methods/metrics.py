@@ -97,7 +97,7 @@ def step_metrics(log_ratio_BT: Tensor, terms: PolicyTerms, mask_BT: Tensor) -> d
     }
 
 
-# Calibration: is what is said with confidence c right in a share c of cases? -----------------------------------------
+# Calibration: are predictions with confidence c right in a share c of cases? -----------------------------------------
 
 
 def margin_bins(margin_B: Tensor, bins: int = BINS) -> Tensor:
