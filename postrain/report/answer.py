@@ -50,8 +50,8 @@ def finished(cell: Cell) -> str:
 
 def note(cell: Cell) -> str:
     """That its policy collapsed."""
-    lost = len(cell.collapsed)
-    return "" if not lost else "collapsed" if lost == cell.n else f"collapsed in {lost} of {cell.n}"
+    collapsed = len(cell.collapsed)
+    return "" if not collapsed else "collapsed" if collapsed == cell.n else f"collapsed in {collapsed} of {cell.n}"
 
 
 def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
@@ -63,14 +63,14 @@ def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     notes = ["note"] if any(map(note, study.cells)) else []
     made = []
     for cell in study.untrained:
-        means = [told(cell.values[name]) if name in cell.values else "" for name in names]
+        means = [with_interval(cell.values[name]) if name in cell.values else "" for name in names]
         made.append((False, [cell.label, *[""] * (len(keys) - 1), *means, *[""] * len(notes), f"{cell.n}", ""]))
     for cell in study.cells:
         chosen = [str(cell.settings.get(key, "")) for key in study.settings]
-        means = [told(cell.values[name]) if name in cell.values else "" for name in names]
+        means = [with_interval(cell.values[name]) if name in cell.values else "" for name in names]
         ends = [result(cell)] if own else []
-        said = [note(cell)] if notes else []
-        row = [*(chosen or ["all"]), *ends, *means, *said, finished(cell), duration(cell.seconds)]
+        remarks = [note(cell)] if notes else []
+        row = [*(chosen or ["all"]), *ends, *means, *remarks, finished(cell), duration(cell.seconds)]
         made.append((cell is best, row))
     return [*(keys or ["jobs"]), *own, *map(short, names), *notes, "n", "time"], made
 
@@ -122,7 +122,7 @@ def values_of(cell: Cell, metric: str) -> dict[int | None, float]:
     return {job.seed: job.values[metric] for job in cell.jobs if metric in job.values}
 
 
-def told(value: Interval) -> str:
+def with_interval(value: Interval) -> str:
     """A mean with its interval, where there is one: several seeds that differ."""
     if not -inf < value.low < value.high:
         return figure(value.value)
@@ -141,17 +141,17 @@ def _compared(study: SweepResult) -> Iterable[str]:
     elif ranked:
         best, following = ranked[:2]
         name = f"the {'highest' if study.direction == 'max' else 'lowest'} {short(metric)}"
-        means = [f"{told(cell.values[metric])} (n={cell.n})" for cell in (best, following)]
+        means = [f"{with_interval(cell.values[metric])} (n={cell.n})" for cell in (best, following)]
         yield f"{best.label} has {name}, {means[0]}; next is {following.label} with {means[1]}."
         yield f"{_difference(best, following, metric, study.direction)}"
         for other in study.quantities[1:]:
             if other in best.values and other in following.values:
-                both = f"{told(best.values[other])} against {told(following.values[other])}"
+                both = f"{with_interval(best.values[other])} against {with_interval(following.values[other])}"
                 yield f"{short(other).capitalize()}: {both}. {_difference(best, following, other)}"
 
 
 def _has(cell: Cell, metric: str) -> str:
-    return f"{cell.label} has {short(metric)} {told(cell.values[metric])} (n={cell.n})"
+    return f"{cell.label} has {short(metric)} {with_interval(cell.values[metric])} (n={cell.n})"
 
 
 def _difference(one: Cell, other: Cell, metric: str, direction: str | None = None) -> str:
@@ -160,7 +160,7 @@ def _difference(one: Cell, other: Cell, metric: str, direction: str | None = Non
     if n == 0:
         return f"{one.label} and {other.label} share no finished seed: undecided."
     seeds = f"{n} shared seed{'s' if n > 1 else ''}"
-    found = f"Paired difference over {seeds}: {told(gap)}"
+    found = f"Paired difference over {seeds}: {with_interval(gap)}"
     if n == 1:
         return f"{found}. One seed does not tell whether that is chance: undecided."
     if gap.low <= 0 <= gap.high:
@@ -180,7 +180,7 @@ def _range(study: SweepResult) -> Iterable[str]:
     for metric in study.quantities:
         gap, n = paired(values_of(last, metric), values_of(first, metric), metric)
         if n:
-            found.append(f"{short(metric)} {'+' if gap.value > 0 else ''}{told(gap)}")
+            found.append(f"{short(metric)} {'+' if gap.value > 0 else ''}{with_interval(gap)}")
     if found:
         yield f"From {first.label} to {last.label}: {', '.join(found)}."
 
@@ -195,8 +195,8 @@ def _against_untrained(study: SweepResult) -> Iterable[str]:
     if n == 0:
         return
     gains = gap.value > 0 if study.direction == "max" else gap.value < 0
-    around = told(mean_interval(list(start.values()), *bounds(metric)))
-    found = f"Untrained: {short(metric)} {around}; {best.label} changes it by {told(gap)}"
+    around = with_interval(mean_interval(list(start.values()), *bounds(metric)))
+    found = f"Untrained: {short(metric)} {around}; {best.label} changes it by {with_interval(gap)}"
     if not gains:
         yield f"{found}: no setting is better than the untrained model."
     elif n > 1 and gap.low <= 0 <= gap.high:
@@ -208,10 +208,10 @@ def _against_untrained(study: SweepResult) -> Iterable[str]:
 def _collapsed(study: SweepResult) -> Iterable[str]:
     """The settings whose policies collapsed, with the plainest case of each."""
     for cell in study.cells:
-        lost: tuple[JobResult, ...] = cell.collapsed
-        if lost:
-            share = "" if cell.n == 1 else f" in {len(lost)} of {cell.n} jobs"
-            yield f"{cell.label} collapsed{share}: {lost[0].collapse}. Its {_pay(study)} is not that of useful text."
+        jobs: tuple[JobResult, ...] = cell.collapsed
+        if jobs:
+            share = "" if cell.n == 1 else f" in {len(jobs)} of {cell.n} jobs"
+            yield f"{cell.label} collapsed{share}: {jobs[0].collapse}. Its {_pay(study)} is not that of useful text."
 
 
 def _pay(study: SweepResult) -> str:

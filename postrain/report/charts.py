@@ -152,11 +152,11 @@ def bar_picture(title: str, rows: Bars, *, about: str = "", named: bool = True) 
 def distribution(title: str, about: str, groups: Sequence[Group], *, median: bool = False) -> Picture:
     """A histogram with means; with `median` those too, and a logarithmic axis where values span decades."""
 
-    def told(name: str, values: Sequence[float]) -> tuple[str, str]:
+    def entry(name: str, values: Sequence[float]) -> tuple[str, str]:
         mean = figure(fmean(values))
         return (name, f"mean {mean}, median {figure(middle(values))}") if median else (f"{name}, mean", mean)
 
-    legend = [(css(shade), *told(name, values)) for name, shade, values in groups]
+    legend = [(css(shade), *entry(name, values)) for name, shade, values in groups]
     draw = drawn_groups(groups) if median else histogram(groups)
     return Picture(title, about, draw, legend, size=(3.6, 1.7))
 

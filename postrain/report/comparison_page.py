@@ -123,8 +123,8 @@ def warnings(members: Sequence[Member]) -> list[str]:
     found = []
     if len(fingerprints(members)) > 1:
         sources = {one.name: str(one.run.data.get("source", "unknown")) for one in members}
-        told = "; ".join(f"{name}: {source}" for name, source in sources.items())
-        why = told if len(set(sources.values())) > 1 else "one source, but other rows, another template or tokenizer"
+        each = "; ".join(f"{name}: {source}" for name, source in sources.items())
+        why = each if len(set(sources.values())) > 1 else "one source, but other rows, another template or tokenizer"
         found.append(f"These runs did not see the same data ({why}). Their held-out numbers are of different items.")
     if unknown := [one.name for one in members if not one.run.data.get("fingerprint")]:
         found.append(f"On which data {', '.join(unknown)} trained is not known, nor whether the numbers compare.")
@@ -174,8 +174,8 @@ def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
     found = []
     for name in shown[:MOST_CURVES]:
         dots = name.startswith(("eval/", "gold/"))
-        there = [one for one in members if name in one.run.metrics]
-        lines = [Line(one.name, one.run.metrics[name], one.number, measured=dots) for one in there]
+        present = [one for one in members if name in one.run.metrics]
+        lines = [Line(one.name, one.run.metrics[name], one.number, measured=dots) for one in present]
         found.append(Picture(*title_of(name), curves(lines, updates)))
     return found
 
@@ -198,21 +198,21 @@ def _frontier(members: Sequence[Member]) -> list[Picture]:
     """What is good against how far the model has moved: for each run a way through its evaluations."""
     for x in DRIFT:
         for y in GOOD:
-            ways = [(one.name, one.number, _way(one, x, y)) for one in members]
-            if series := [way for way in ways if way[2]]:
+            paths = [(one.name, one.number, _path(one, x, y)) for one in members]
+            if series := [path for path in paths if path[2]]:
                 draw = points(series, x=axis_of(x), y=axis_of(y))
                 title = f"{short(y)} against {short(x)}".capitalize()
                 return [Picture(title, "each dot an evaluation, joined in order, the last one named", draw, size=LARGE)]
     return []
 
 
-def _way(one: Member, x: str, y: str) -> list[Spot]:
+def _path(one: Member, x: str, y: str) -> list[Spot]:
     xs, ys = one.run.metrics.get(x), one.run.metrics.get(y)
     if xs is None or ys is None:
         return []
-    there = dict(zip(*ys, strict=True))
-    way = [Spot(far, there[update]) for update, far in zip(*xs, strict=True) if update in there]
-    return [*way[:-1], *(replace(spot, label=one.name) for spot in way[-1:])]
+    present = dict(zip(*ys, strict=True))
+    path = [Spot(far, present[update]) for update, far in zip(*xs, strict=True) if update in present]
+    return [*path[:-1], *(replace(spot, label=one.name) for spot in path[-1:])]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -229,11 +229,13 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 def _told_apart(run: Run, alike: Sequence[Run]) -> list[str]:
     """The first few settings that differ, the kind of a part rather than all that belongs to it."""
-    unlike, said = differing(alike), flat_settings(run)
+    unlike, values = differing(alike), flat_settings(run)
     kinds = dict.fromkeys(key.partition(".")[0] for key in unlike if key.endswith("._target_"))
-    told = [f"{group}={said.get(f'{group}._target_', 'none')}" for group in kinds]
-    told += [f"{key.rpartition('.')[2]}={said.get(key, '–')}" for key in unlike if key.partition(".")[0] not in kinds]
-    return told[:MOST_KEYS]
+    parts = [f"{group}={values.get(f'{group}._target_', 'none')}" for group in kinds]
+    parts += [
+        f"{key.rpartition('.')[2]}={values.get(key, '–')}" for key in unlike if key.partition(".")[0] not in kinds
+    ]
+    return parts[:MOST_KEYS]
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[str]]:

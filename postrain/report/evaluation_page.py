@@ -114,17 +114,17 @@ def together(found: Sequence[Evaluation]) -> list[EvalModel]:
 
 def warnings(found: Sequence[Evaluation], models: Sequence[EvalModel]) -> list[str]:
     """What a reader must know before anything else."""
-    said = list(dict.fromkeys(note for one in found for note in one.notes))
+    messages = list(dict.fromkeys(note for one in found for note in one.notes))
     prints = {str(known) for one in found if (known := one.data.get("fingerprint"))}
     sources = {one.name: one.data for one in models if one.data}
     if len(set(sources.values())) > 1:
-        told = "; ".join(f"{name}: {source}" for name, source in sources.items())
-        said.insert(0, f"Not measured on the same data ({told}): the numbers are of different items.")
+        each = "; ".join(f"{name}: {source}" for name, source in sources.items())
+        messages.insert(0, f"Not measured on the same data ({each}): the numbers are of different items.")
     elif len(prints) > 1:
-        said.insert(0, "Not measured on the same rows: the fingerprints of the data differ.")
+        messages.insert(0, "Not measured on the same rows: the fingerprints of the data differ.")
     if not models:
-        said.append("No model was measured: there is nothing to show.")
-    return said
+        messages.append("No model was measured: there is nothing to show.")
+    return messages
 
 
 def _tasks(models: Sequence[EvalModel]) -> list[str]:
@@ -148,17 +148,17 @@ def _found(models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Ma
 
 def table(task: str, models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Mapping[str, Number]]) -> Table:
     """A row for each metric, a column for each model, and for the difference of the first to each other one."""
-    there = [one for one in models if task in one.tasks]
-    metrics = list(dict.fromkeys(name for one in there for name in one.tasks[task].metrics))
+    present = [one for one in models if task in one.tasks]
+    metrics = list(dict.fromkeys(name for one in present for name in one.tasks[task].metrics))
     gaps = {metric: differences.get((task, metric), {}) for metric in metrics}
     others = list(dict.fromkeys(name for against in gaps.values() for name in against))
     rows = []
     for metric in metrics:
-        known = {one.name: one.tasks[task].metrics.get(metric) for one in there}
+        known = {one.name: one.tasks[task].metrics.get(metric) for one in present}
         best = best_of(f"{task}/{metric}", {name: found.value if found else None for name, found in known.items()})
         cells = [_cell(found, name in best) for name, found in known.items()]
         rows.append((short(metric), [*cells, *(_cell(gaps[metric].get(name)) for name in others)]))
-    return ["", *(one.name for one in there), *(f"difference to {TIME.sub('', name)}" for name in others)], rows
+    return ["", *(one.name for one in present), *(f"difference to {TIME.sub('', name)}" for name in others)], rows
 
 
 def _cell(found: Number | None, best: bool = False) -> blocks.Cell:
@@ -190,8 +190,8 @@ def _scaling(model: EvalModel, several: bool) -> list[blocks.Block]:
 
 def _points(curves: Mapping[str, Sequence[Point]]) -> Table:
     rows = []
-    for way, there in curves.items():
-        for point in there:
+    for way, present in curves.items():
+        for point in present:
             costs = [
                 blocks.Cell("–" if cost is None else figure(cost)) for cost in (point.tokens, point.seconds, point.kl)
             ]
@@ -215,9 +215,9 @@ def _queries(model: EvalModel, several: bool) -> list[blocks.Block]:
 def _answer(one: Record) -> blocks.Group:
     right = one.get("right") is True
     chip = blocks.span("right" if right else "wrong", f"chip {'up' if right else 'down'}")
-    told = blocks.line(text_of(one.get("row")), chip, text_of(one.get("why")))
+    label = blocks.line(text_of(one.get("row")), chip, text_of(one.get("why")))
     answer = one["response"].strip() or "(empty)"
-    lines = (blocks.Text(told, "tag", "span"), blocks.Text(one["prompt"], "text muted"), blocks.Text(answer, "text"))
+    lines = (blocks.Text(label, "tag", "span"), blocks.Text(one["prompt"], "text muted"), blocks.Text(answer, "text"))
     return blocks.Group(lines, "asked")
 
 
@@ -248,6 +248,6 @@ def _given(models: Sequence[EvalModel]) -> Section | None:
 
 def _unmeasured(models: Sequence[EvalModel]) -> Section | None:
     names = [n for n in _tasks(models) if not any(one.tasks[n].metrics for one in models if n in one.tasks)]
-    told = [(short(name), "; ".join(_notes(name, models)) or "no number") for name in names]
-    lines = [Markup("{}: {}").format(blocks.bold(name), why) for name, why in told]
+    rows = [(short(name), "; ".join(_notes(name, models)) or "no number") for name in names]
+    lines = [Markup("{}: {}").format(blocks.bold(name), why) for name, why in rows]
     return section("What was not measured", blocks.Items(lines))

@@ -113,7 +113,7 @@ def read_evaluation(path: Path) -> Evaluation:
 def shares(found: Generation) -> dict[str, Number]:
     """How many completions of a generation were right, each way that was measured."""
     n = whole(found.summary.get("prompts"), 0) or None
-    known = {told: as_number(found.summary.get(name)) for name, told in SHARES.items()}
+    known = {label: as_number(found.summary.get(name)) for name, label in SHARES.items()}
     return {name: replace(one, n=n) for name, one in known.items() if one is not None}
 
 

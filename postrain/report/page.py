@@ -51,8 +51,8 @@ class Page:
 def section(title: str, *blocks: Block | None) -> Section | None:
     """The section without its empty blocks; None where nothing but explanations would be left."""
     kept = [block for block in blocks if not empty(block)]
-    told = [block for block in kept if not isinstance(block, Legend) and getattr(block, "css", "") != ABOUT]
-    return Section(title, [block for block in kept if block]) if told else None
+    substantive = [block for block in kept if not isinstance(block, Legend) and getattr(block, "css", "") != ABOUT]
+    return Section(title, [block for block in kept if block]) if substantive else None
 
 
 def again(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None, ...]:
@@ -106,9 +106,9 @@ def _render(block: Block | None) -> Markup:
 
 def link(target: Path, page: Path) -> str:
     """The way from a page's folder to a file, for a browser."""
-    way = os.path.relpath(target.resolve(), page.resolve())
+    relative = os.path.relpath(target.resolve(), page.resolve())
     # A ? or # in a folder's name would end the path.
-    return re.sub(r"[%?#:]", lambda found: f"%{ord(found[0]):02X}", way.replace(os.sep, "/"))
+    return re.sub(r"[%?#:]", lambda found: f"%{ord(found[0]):02X}", relative.replace(os.sep, "/"))
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

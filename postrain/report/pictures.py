@@ -128,8 +128,8 @@ def write_png(path: Path, title: str, draws: Sequence[tuple[str, Draw]], *, lege
     with matplotlib.rc_context(STYLE), writing(path, REMEDY):
         figure = Figure(figsize=(across * width, down * height + HEAD), facecolor="white")
         most = int(across * width * 9)
-        told = title if len(title) <= most else title[: most - 1] + "…"
-        figure.text(0.1 / (across * width), 1 - 0.1 / (down * height + HEAD), plain(told), va="top", **TITLE)
+        shown = title if len(title) <= most else title[: most - 1] + "…"
+        figure.text(0.1 / (across * width), 1 - 0.1 / (down * height + HEAD), plain(shown), va="top", **TITLE)
         for place, (name, draw) in enumerate(draws):
             axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(place))
             draw(axes)

@@ -102,13 +102,13 @@ def _card(number: int, stage: Stage, folder: Path) -> blocks.Group:
         blocks.line(blocks.span(label, "muted"), *_was(before), blocks.bold(after))
         for label, before, after in stage.made
     ]
-    ways = [blocks.anchor(label, target) for label, target in links(stage, folder).items()]
+    anchors = [blocks.anchor(label, target) for label, target in links(stage, folder).items()]
     took = blocks.span(f"took {stage.took}", "muted") if stage.took else ""
     return blocks.card(
         blocks.line(str(number), stage.name, blocks.badge(stage.state)),
         *map(blocks.Text, made),
         blocks.note(str(stage.status.get("reason") or "")),
-        blocks.Text(blocks.line(took, *ways), "small"),
+        blocks.Text(blocks.line(took, *anchors), "small"),
     )
 
 
@@ -127,9 +127,9 @@ def _stages(plan: Record, path: Path) -> list[tuple[str, str]]:
     """Name and folder of each stage; of those that have a folder, where the plan cannot be read."""
     stages = [step.get("stage") for step in records_of(plan.get("steps"))]
     found = [(str(one["name"]), str(one["folder"])) for one in records_of(stages) if {"name", "folder"} <= one.keys()]
-    there = [item.name for item in path.iterdir() if re.match(r"\d+-", item.name)]
-    there.sort(key=lambda name: (int(name.partition("-")[0]), name))
-    return found or [(name.partition("-")[2], name) for name in there]
+    present = [item.name for item in path.iterdir() if re.match(r"\d+-", item.name)]
+    present.sort(key=lambda name: (int(name.partition("-")[0]), name))
+    return found or [(name.partition("-")[2], name) for name in present]
 
 
 def read_stage(name: str, folder: Path) -> Stage:

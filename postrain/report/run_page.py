@@ -103,8 +103,8 @@ def _headlines(run: Run) -> Section | None:
     found = headlines(run.metrics)
     cards = []
     for name, one, two in found:
-        way = blocks.line(blocks.span(figure(one), "was"), blocks.ARROW, STRONG.format(figure(two)))
-        cards.append(blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(way)), "card headline"))
+        change = blocks.line(blocks.span(figure(one), "was"), blocks.ARROW, STRONG.format(figure(two)))
+        cards.append(blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(change)), "card headline"))
     held_out = "; eval and gold are held-out data" if found and found[0][0].startswith(("eval/", "gold/")) else ""
     return section("", blocks.Group(cards, "headlines"), blocks.about(f"Before training and after it{held_out}."))
 
@@ -204,19 +204,19 @@ def _masks(rows: Sequence[MaskedRow]) -> Section | None:
     for row in rows:
         text = Markup().join(blocks.span(text, f"mask {use}") for text, use in row.stretches)
         cards.append(blocks.Group((blocks.Text(row.title, "tag", "span"), blocks.Text(text, "text")), "card masked"))
-    told = MASKS + JUDGED if any(row.judged for row in rows) else MASKS
-    return section("What is learned of the first rows", blocks.about(told), *cards)
+    legend = MASKS + JUDGED if any(row.judged for row in rows) else MASKS
+    return section("What is learned of the first rows", blocks.about(legend), *cards)
 
 
 def efficiency(run: Run) -> dict[str, str]:
     """What is known of a run's cost, as it is said to a person."""
-    learned, there = (number(run.result.get(name)) for name in ("trainable", "parameters"))
+    learned, total = (number(run.result.get(name)) for name in ("trainable", "parameters"))
     memory = max((max(run.metrics[name][1]) for name in PEAKS if name in run.metrics), default=None)
     update, speed = run.after("perf/seconds"), run.after("perf/tokens_per_second")
     found = {
         "parameters learned": _count(learned),
-        "of": _count(there),
-        "share learned": f"{100 * learned / there:.3g} %" if learned is not None and there else "",
+        "of": _count(total),
+        "share learned": f"{100 * learned / total:.3g} %" if learned is not None and total else "",
         "peak memory": f"{figure(memory)} GB" if memory is not None else "",
         "an update": duration(update) if update is not None and 0 <= update < MOST_SECONDS else "",
         "tokens a second": f"{speed:.0f}" if speed is not None and abs(speed) < MOST_SECONDS else "",

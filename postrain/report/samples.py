@@ -59,7 +59,7 @@ class Shown:
     prompt: str
     answers: tuple[Answer, ...]
 
-    def way(self, answer: Answer, name: str) -> str:
+    def trend(self, answer: Answer, name: str) -> str:
         """Whether a score went up or down since the first answer."""
         first = self.answers[0].scores.get(name)
         if answer is self.answers[0] or first is None or abs(answer.scores[name] - first) <= 1e-9:
@@ -87,9 +87,9 @@ def side_by_side(groups: Sequence[tuple[str, Sequence[Sample]]], least: int | No
     keys = dict.fromkeys(key for _, found in by_key for key in found)
     made = []
     for key in keys:
-        there = [(tag, found[key]) for tag, found in by_key if key in found]
-        if len(there) >= least:
-            answers = tuple(Answer(tag, sample.completion, _ordered(sample.scores)) for tag, sample in there)
+        present = [(tag, found[key]) for tag, found in by_key if key in found]
+        if len(present) >= least:
+            answers = tuple(Answer(tag, sample.completion, _ordered(sample.scores)) for tag, sample in present)
             made.append(Shown(*key, answers))
     return _without_repeated_gold(made)
 

@@ -188,9 +188,9 @@ def _diverged(cells: Sequence[Cell]) -> Iterable[str]:
     for cell in cells:
         done = [job for job in cell.jobs if job.state == "done"]
         for name in dict.fromkeys(name for job in done for name in job.values):
-            lost = sum(name in job.values and not abs(job.values[name]) < LARGEST for job in done)
-            if lost:
-                yield f"{cell.label}: {name} is no finite number in {lost} of {len(done)} jobs, so it has no mean"
+            infinite = sum(name in job.values and not abs(job.values[name]) < LARGEST for job in done)
+            if infinite:
+                yield f"{cell.label}: {name} is no finite number in {infinite} of {len(done)} jobs, so it has no mean"
 
 
 def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:

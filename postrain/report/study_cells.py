@@ -114,8 +114,8 @@ def untrained(cells: Sequence[Cell], metric: str) -> Iterable[Cell]:
             else:
                 group.append(cell)
     for group in groups:
-        lost = set().union(*(unlike(group[0], other) for other in group))
-        known = {key: value for cell in group for key, value in before(cell).items() if key[0] not in lost}
+        different = set().union(*(unlike(group[0], other) for other in group))
+        known = {key: value for cell in group for key, value in before(cell).items() if key[0] not in different}
         label = "untrained" if len(groups) == 1 else f"untrained {', '.join(cell.label for cell in group)}"
         yield Cell({}, label, (), _means(known), sum(name == metric for name, _ in known))
 

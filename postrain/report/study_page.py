@@ -98,8 +98,8 @@ def _unfinished(study: SweepResult) -> str:
 def _row(job: JobResult, folder: Path) -> tuple[str, list[blocks.Cell]]:
     """Its state, with the ways to what it has left, its time and why it ended."""
     named = {"report": job.folder / PAGE, "log": job.folder / "log.txt"}
-    ways = [blocks.anchor(name, link(path, folder)) for name, path in named.items() if path.is_file()]
-    state = blocks.Cell(blocks.line(blocks.badge(job.state), *ways), css="state")
+    anchors = [blocks.anchor(name, link(path, folder)) for name, path in named.items() if path.is_file()]
+    state = blocks.Cell(blocks.line(blocks.badge(job.state), *anchors), css="state")
     cells = [state, blocks.Cell(duration(job.seconds)), blocks.Cell(job.reason, css="words")]
     return f"{job.number} {job.label}", cells
 
@@ -186,8 +186,8 @@ def _against(study: SweepResult, x: str, y: str) -> Picture:
     along = number_that_varies(study)
     series = []
     for index, (name, cells) in enumerate(lines(study, along)):
-        there = [cell for cell in cells if {x, y} <= cell.values.keys()]
-        spots = [_spot(cell.values[x], cell.values[y], _label(cell, along)) for cell in there]
+        present = [cell for cell in cells if {x, y} <= cell.values.keys()]
+        spots = [_spot(cell.values[x], cell.values[y], _label(cell, along)) for cell in present]
         series.append((name, index, spots))
     start = [cell for cell in study.untrained if {x, y} <= cell.values.keys()]
     series += [("", len(series), [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in start]
@@ -213,8 +213,8 @@ def _over(study: SweepResult, metric: str, along: str) -> Picture:
 
 
 def _bars(study: SweepResult, metric: str) -> Picture:
-    there = [cell for cell in (*study.untrained, *study.cells) if metric in cell.values]
-    rows = [(_label(cell, None), _bar(cell.values[metric]), index) for index, cell in enumerate(there)]
+    present = [cell for cell in (*study.untrained, *study.cells) if metric in cell.values]
+    rows = [(_label(cell, None), _bar(cell.values[metric]), index) for index, cell in enumerate(present)]
     return Picture(short(metric).capitalize(), MEANS, bars(rows), size=LARGE)
 
 

@@ -29,8 +29,8 @@ def test_a_prompt_that_some_share_is_shown_where_that_is_enough() -> None:
 def test_scores_say_where_they_went_since_the_first_answer() -> None:
     first, second = Answer("before", "", {"a": 0.1, "b": 0.5}), Answer("after", "", {"a": 0.3, "b": 0.4, "c": 1.0})
     shown = Shown(0, "", (first, second))
-    assert [shown.way(second, name) for name in "abc"] == ["up", "down", ""]
-    assert shown.way(first, "a") == ""
+    assert [shown.trend(second, name) for name in "abc"] == ["up", "down", ""]
+    assert shown.trend(first, "a") == ""
 
 
 def test_a_reward_that_is_gold_itself_is_not_shown_twice() -> None:
