@@ -6,12 +6,15 @@ import json
 from datetime import datetime
 
 import pytest
+from omegaconf import OmegaConf
 
+from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
+from postrain.data.kinds.steps import StepLayout
 from postrain.data.rendering import clock_at
 from postrain.runs.folder import RunFolder
-from postrain.runs.resume import check_data
+from postrain.runs.resume import MOVED, check_data, saved_config
 from postrain.types import ConfigError
 from tests.data.helpers import UNMARKED, byte_tokenizer, write_lines
 from tests.training_runs import composed
@@ -80,3 +83,10 @@ def test_a_templates_date_is_that_of_the_first_start(tmp_path, files):
         then = audit(*files, template=DATED).fingerprint
         assert then == audit(*files, template=DATED).fingerprint
     assert today != then
+
+
+def test_targets_of_earlier_versions_are_read_as_those_of_today(tmp_path):
+    old = {"data": {"steps": {"_target_": "postrain.data.steps.StepLayout"}}, "seed": 0}
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
+    assert load_target(saved_config(RunFolder(tmp_path))["data"]["steps"]["_target_"]) is StepLayout
+    assert all(map(load_target, MOVED.values()))
