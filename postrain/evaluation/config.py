@@ -13,7 +13,7 @@ from postrain.config.check import MISSING
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.config.trust import Guest, Item
 from postrain.data.module import DataModule
-from postrain.evaluation.eval_models import START, EvalSource, Origin, eval_models
+from postrain.evaluation.eval_models import START, EvalSource, Origin, eval_sources
 from postrain.evaluation.evaluator import Evaluation
 from postrain.evaluation.task import PreflightCheck
 from postrain.hardware.trainer import Hardware
@@ -101,7 +101,7 @@ class EvaluateConfig(Section):
     @cached_property
     def models(self) -> list[EvalSource]:
         """The model and those it is compared with."""
-        return eval_models(self.model, self.compare)
+        return eval_sources(self.model, self.compare)
 
     @property
     def resolved(self) -> ResolvedModel:

@@ -83,7 +83,7 @@ class EvalSource:
     """The run it comes from."""
 
 
-def eval_models(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]:
+def eval_sources(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]:
     """The model and those it is compared with. Raises ConfigError for one that is not there or cannot write."""
     found = [("model.path", model.path, model.resolve())]
     found += [("compare", other, named("compare", other, "run folders, model directories")) for other in compare]

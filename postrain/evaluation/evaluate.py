@@ -21,7 +21,7 @@ from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.differences import different_words
 from postrain.evaluation.eval_models import START, EvalSource
 from postrain.evaluation.in_training import DataConversions, scored_by
-from postrain.evaluation.result_files import Measured, decisive, responses, write_records, write_stats
+from postrain.evaluation.result_files import ModelResults, decisive, responses, write_records, write_stats
 from postrain.evaluation.table import table
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.formatting import duration
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     # A run that drew its held-out rows from a file drew them by its seed: the same ones are measured on.
     origin = config.models[0].origin
     seed = origin.config["seed"] if origin else config.seed
-    measured: list[Measured] = []
+    measured: list[ModelResults] = []
     for one in config.models:
         eval_model = load(one, config, seed)
         audit = held_out(eval_model).audit
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
                 soft_wrap=True,
             )
             console.print(f"folder  {run.folder.path}", soft_wrap=True)
-        found = examined(eval_model, one, config.evaluation.measures, console, config.shown, audit.source)
+        found = measure_all(eval_model, one, config.evaluation.measures, console, config.shown, audit.source)
         write_records(run.folder, found)
         measured.append(found)
     first = measured[0]
@@ -71,9 +71,9 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     # Wider than a narrow terminal rather than cut into pieces that nobody can read.
     Console(width=WIDEST, highlight=False).print(table(measured))
     console.print()
-    for line in [*told_once(measured), *notes]:
+    for line in [*distinct_notes(measured), *notes]:
         console.print(f"note    {line}", soft_wrap=True, markup=False)
-    all_measured(measured, run.folder)
+    raise_failures(measured, run.folder)
     return objective(first, config.metric)
 
 
@@ -129,7 +129,7 @@ def reference_of(one: EvalSource, config: EvaluateConfig, model: nn.Module, toke
     return Reference(model, other.requires_grad_(False), says=f"reference: {found.name}")
 
 
-def all_measured(measured: Sequence[Measured], folder: RunFolder) -> None:
+def raise_failures(measured: Sequence[ModelResults], folder: RunFolder) -> None:
     """Raises Unmeasured where a measure has failed."""
     lines = [f"{name}: {note}" for one in measured for name in one.failed for note in one.results[name].notes]
     if lines:
@@ -137,15 +137,15 @@ def all_measured(measured: Sequence[Measured], folder: RunFolder) -> None:
 
 
 @torch.no_grad()
-def examined(
+def measure_all(
     eval_model: EvalModel,
     one: EvalSource,
     measures: Mapping[str, Deferred[EvalTask]],
     console: Console,
     shown: int,
     data: str,
-) -> Measured:
-    """Every measure of one model, told as it goes; one that fails leaves a note and stops no other."""
+) -> ModelResults:
+    """The results of every measure for one model; one that fails leaves a note and does not stop the others."""
     results: dict[str, EvalResult] = {}
     failed: list[str] = []
     seconds: dict[str, float] = {}
@@ -159,7 +159,7 @@ def examined(
                 failed.append(name)
         seconds[name] = time.perf_counter() - start
     console.print(f"model   {one.name}: {len(measures)} measures in {duration(sum(seconds.values()))}")
-    return Measured(
+    return ModelResults(
         name=one.name,
         path=one.path,
         data=data,
@@ -172,7 +172,7 @@ def examined(
 
 
 def different_data(models: Sequence[EvalSource]) -> list[str]:
-    """What to say where runs that are compared learned from different rows."""
+    """A note for runs that are compared and were trained on different rows."""
     known = {one.name: data for one in models if one.origin and (data := one.origin.data()).get("fingerprint")}
     if len({data["fingerprint"] for data in known.values()}) < 2:
         return []
@@ -183,17 +183,17 @@ def different_data(models: Sequence[EvalSource]) -> list[str]:
     ]
 
 
-def told_once(measured: Sequence[Measured]) -> list[str]:
-    """What the measures say, by measure, with the model's name where not all of them say it."""
-    said: dict[str, list[str]] = {}
+def distinct_notes(measured: Sequence[ModelResults]) -> list[str]:
+    """The notes of all models, each once, with the name of the model unless all models have it."""
+    names_of: dict[str, list[str]] = {}
     for one in measured:
         for name, result in one.results.items():
             for note in result.notes:
-                said.setdefault(f"{name}: {note}", []).append(one.name)
-    return [line if len(names) == len(measured) else f"{line} ({', '.join(names)})" for line, names in said.items()]
+                names_of.setdefault(f"{name}: {note}", []).append(one.name)
+    return [line if len(names) == len(measured) else f"{line} ({', '.join(names)})" for line, names in names_of.items()]
 
 
-def objective(one: Measured, metric: str | None) -> float | None:
+def objective(one: ModelResults, metric: str | None) -> float | None:
     """The number that sweeps compare. Raises ConfigError where it was not measured."""
     numbers = {f"{name}/{key}": found for name, result in one.results.items() for key, found in result.metrics.items()}
     metric = metric or decisive(list(numbers))

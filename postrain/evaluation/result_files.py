@@ -1,7 +1,7 @@
-"""What an evaluation leaves in its folder, as plain data.
+"""The files of an evaluation.
 
-evaluation_stats.json   every number of every model, with interval and n, and what to know when reading them
-<measure>.jsonl         a line an item, with the model's name as `eval_model`
+evaluation_stats.json   every number of every model, with interval and n, and notes
+<measure>.jsonl         a line for each item, with the model's name as `subject`
 sample_responses.json   completions of each model, with reward and gold score
 result.json             the one number that sweeps compare
 """
@@ -26,13 +26,13 @@ STATS, RESPONSES = "evaluation_stats.json", "sample_responses.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A model and what was found of it."""
+class ModelResults:
+    """A model and its results."""
 
     name: str
     path: str
     data: str
-    """What it was measured on."""
+    """The source of the held-out rows."""
     results: Mapping[str, EvalResult]
     """By the measures' names."""
     seconds: Mapping[str, float]
@@ -43,7 +43,7 @@ class Measured:
     """Some completions, as sample_responses.json keeps them."""
 
 
-def stats(measured: Sequence[Measured], notes: Sequence[str]) -> dict[str, Any]:
+def stats(measured: Sequence[ModelResults], notes: Sequence[str]) -> dict[str, Any]:
     """evaluation_stats.json."""
     return {
         "subjects": [
@@ -51,12 +51,12 @@ def stats(measured: Sequence[Measured], notes: Sequence[str]) -> dict[str, Any]:
                 "name": one.name,
                 "path": one.path,
                 "data": one.data,
-                "measures": {name: told(found, one.seconds[name]) for name, found in one.results.items()},
+                "measures": {name: entry(found, one.seconds[name]) for name, found in one.results.items()},
             }
             for one in measured
         ],
         "differences": [
-            {"eval_model": measured[0].name, "against": other.name, "measure": name, "metric": metric, **asdict(found)}
+            {"subject": measured[0].name, "against": other.name, "measure": name, "metric": metric, **asdict(found)}
             for other in measured[1:]
             for name, metric, found in gaps(measured[0], other)
         ],
@@ -64,7 +64,7 @@ def stats(measured: Sequence[Measured], notes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def told(result: EvalResult, seconds: float) -> dict[str, Any]:
+def entry(result: EvalResult, seconds: float) -> dict[str, Any]:
     """A result without its records."""
     return {
         "metrics": {name: asdict(found) for name, found in result.metrics.items()},
@@ -75,7 +75,7 @@ def told(result: EvalResult, seconds: float) -> dict[str, Any]:
     }
 
 
-def gaps(one: Measured, other: Measured) -> list[tuple[str, str, Estimate]]:
+def gaps(one: ModelResults, other: ModelResults) -> list[tuple[str, str, Estimate]]:
     """EvalTask, metric and paired difference, wherever there is one."""
     return [
         (name, metric, found)
@@ -95,13 +95,13 @@ def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...
     gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(eval_model))]
     known = zip(rollouts.prompts, rollouts.completions, paid, gold, strict=True)
     return tuple(
-        {"eval_model": eval_model.name, "prompt": prompt, "completion": said}
-        | {name: value for name, value in (("reward", reward), ("gold", worth)) if value is not None}
-        for prompt, said, reward, worth in list(known)[:count]
+        {"subject": eval_model.name, "prompt": prompt, "completion": completion}
+        | {name: value for name, value in (("reward", reward), ("gold", score)) if value is not None}
+        for prompt, completion, reward, score in list(known)[:count]
     )
 
 
-def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
+def result(measured: Sequence[ModelResults], metric: str | None) -> dict[str, Any]:
     """result.json; `metric` is measure/metric, or None for the first."""
     numbers = {
         f"{name}/{key}": [one.results[name].metrics[key].value for one in measured if has(one, name, key)]
@@ -124,30 +124,30 @@ def result(measured: Sequence[Measured], metric: str | None) -> dict[str, Any]:
 
 
 def decisive(names: Sequence[str]) -> str | None:
-    """The number that counts where nobody says which: the first measure's total, or its first one."""
+    """The default metric: the total of the first measure, or its first number."""
     total = f"{names[0].partition('/')[0]}/total" if names else None
     return total if total in names else next(iter(names), None)
 
 
-def has(one: Measured, measure: str, metric: str) -> bool:
+def has(one: ModelResults, measure: str, metric: str) -> bool:
     """Whether a model has this number."""
     return measure in one.results and metric in one.results[measure].metrics
 
 
-def write_records(folder: RunFolder, one: Measured) -> None:
+def write_records(folder: RunFolder, one: ModelResults) -> None:
     """A file for each measure that has records; of several models they follow each other."""
     with writing(folder.path):
         for name, result in one.results.items():
             if result.records:
                 JsonLines(folder.path / f"{name}.jsonl").append(
-                    *({"eval_model": one.name, **record} for record in result.records)
+                    *({"subject": one.name, **record} for record in result.records)
                 )
 
 
-def write_stats(folder: RunFolder, measured: Sequence[Measured], notes: Sequence[str], metric: str | None) -> None:
-    """The three files that say it all."""
-    said = [response for one in measured for response in one.responses]
-    files = {STATS: stats(measured, notes), RESPONSES: said, "result.json": result(measured, metric)}
+def write_stats(folder: RunFolder, measured: Sequence[ModelResults], notes: Sequence[str], metric: str | None) -> None:
+    """Writes the three JSON files."""
+    kept = [response for one in measured for response in one.responses]
+    files = {STATS: stats(measured, notes), RESPONSES: kept, "result.json": result(measured, metric)}
     with writing(folder.path):
         for name, value in files.items():
             atomic_write_text(folder.path / name, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""What an evaluation says, for the console: a line for each number, a column for each model."""
+"""The console table of an evaluation: a line for each number, a column for each model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.result_files import Measured, gaps, has
+from postrain.evaluation.result_files import ModelResults, gaps, has
 from postrain.formatting import figure
 
 
-def table(measured: Sequence[Measured]) -> Table:
+def table(measured: Sequence[ModelResults]) -> Table:
     """Every number with its 95 % interval and n; beside another model, the paired difference where there is one.
 
-    Of three models, "less B" is the first one's value less that of B. A difference whose interval leaves 0 out stands
-    out.
+    Of three models, "less B" is the value of the first one less that of B. A difference whose interval excludes 0 is
+    bold.
     """
     first, *others = measured
     made = Table(box=None, pad_edge=False, title="value [95 % interval]", title_justify="left", title_style="dim")
@@ -28,12 +28,12 @@ def table(measured: Sequence[Measured]) -> Table:
     for row in rows(measured):
         gap = [interval(found[row], mark=True) if row in found else "" for found in paired]
         counts = [str(one.results[row[0]].metrics[row[1]].n) for one in measured if has(one, *row)]
-        cells = [said(one, *row) for one in measured]
+        cells = [cell(one, *row) for one in measured]
         made.add_row("/".join(row), *cells, *gap, "/".join(dict.fromkeys(counts)))
     return made
 
 
-def rows(measured: Sequence[Measured]) -> Iterator[tuple[str, str]]:
+def rows(measured: Sequence[ModelResults]) -> Iterator[tuple[str, str]]:
     """Every measure and metric that some model has, in order."""
     seen = {
         (name, metric): None for one in measured for name, result in one.results.items() for metric in result.metrics
@@ -43,8 +43,8 @@ def rows(measured: Sequence[Measured]) -> Iterator[tuple[str, str]]:
     yield from sorted(seen, key=lambda row: order.index(row[0]))
 
 
-def said(one: Measured, name: str, metric: str) -> str:
-    """A number of a model, or nothing."""
+def cell(one: ModelResults, name: str, metric: str) -> str:
+    """A number of a model, or an empty text."""
     return interval(one.results[name].metrics[metric]) if has(one, name, metric) else ""
 
 

@@ -83,9 +83,9 @@ def test_a_model_is_no_other_than_itself(folder: RunFolder) -> None:
 def test_records_and_responses_say_whose_they_are(folder: RunFolder) -> None:
     records = JsonLines(folder.path / "perplexity.jsonl").read()
     assert len(records) == 8
-    assert len({record["eval_model"] for record in records}) == 2
+    assert len({record["subject"] for record in records}) == 2
     responses = written(folder, "sample_responses.json")
-    assert [set(one) for one in responses] == [{"eval_model", "prompt", "completion", "gold"}] * 4
+    assert [set(one) for one in responses] == [{"subject", "prompt", "completion", "gold"}] * 4
 
 
 def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, tmp_path: Path) -> None:
