@@ -47,6 +47,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "weight": ("weight", "loss_weight", "sample_weight"),
 }
 """The names that a part goes by."""
+COLUMNS = (
+    *("text", "messages", "prompt", "completion", "system", "history", "input", "chosen", "rejected"),
+    *("margin", "label", "weight", "steps", "labels", "answer"),
+)
+"""The parts, and a reward's answer, for which `data.columns` can name a column."""
 OPINIONS = (
     *("rating", "vote", "feedback", "verdict", "correct", "is_correct", "accepted", "is_accepted", "preferred"),
     *("is_preferred", "liked", "good", "is_good", "passed", "approved", "upvoted", "helpful", "success", "is_chosen"),

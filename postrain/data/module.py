@@ -25,6 +25,7 @@ from postrain.data.kinds import KINDS
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.kinds.text import Text
+from postrain.data.layouts import COLUMNS
 from postrain.data.quality import Quality, sift
 from postrain.data.reading import Account, Reading, Split, learnable, reasons, split, unseen
 from postrain.data.records import Record, convert, encode
@@ -35,10 +36,6 @@ from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
 Share = Annotated[float, Interval(gt=0, lt=1)]
-COLUMNS = (
-    *("text", "messages", "prompt", "completion", "system", "history", "input", "chosen", "rejected"),
-    *("margin", "label", "weight", "steps", "labels", "answer"),
-)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -55,19 +55,19 @@ class Sampler:
         prompts = EncodedPrompt.collate(items)
         copies = prompts.select([place for place in range(len(items)) for _ in range(self.samples)])
         seeds = [self._key(item.row, number) for item in items for number in range(self.samples)]
-        episodes = self._episodes(self.engine, copies, seeds)
-        gold = [scores.get("total") for scores in gold_scores(episodes, self.data)]
+        rollouts = self._rollouts(self.engine, copies, seeds)
+        gold = [scores.get("total") for scores in gold_scores(rollouts, self.data)]
         greedy = self._greedy(prompts)
-        revised = self._revised(episodes, seeds)
+        revised = self._revised(rollouts, seeds)
         return [
-            self._answers(item, episodes, gold, revised, range(start, start + self.samples), greedy[place])
+            self._answers(item, rollouts, gold, revised, range(start, start + self.samples), greedy[place])
             for place, (item, start) in enumerate(zip(items, range(0, len(seeds), self.samples), strict=True))
         ]
 
     def _key(self, row: int, number: int) -> int:
         return derive_seed(self.seed, f"generate {self.part}", row, number)
 
-    def _episodes(self, engine: Engine, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
+    def _rollouts(self, engine: Engine, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
         template = self.data.chat_template
         return collect(
             engine, self.model, template, prompts, seeds=seeds, reward=self.reward, environment=self.environment
@@ -77,16 +77,16 @@ class Sampler:
         if self.greedy is None:
             return (None,) * len(prompts)
         seeds = [self._key(row, self.samples) for row in prompts.row_ids]
-        return self._paid(self._episodes(self.greedy, prompts, seeds))
+        return self._paid(self._rollouts(self.greedy, prompts, seeds))
 
-    def _paid(self, episodes: Rollouts) -> tuple[float | None, ...]:
-        return optional(episodes.reward_B) if self.reward else (None,) * len(episodes.completions)
+    def _paid(self, rollouts: Rollouts) -> tuple[float | None, ...]:
+        return optional(rollouts.reward_B) if self.reward else (None,) * len(rollouts.completions)
 
-    def _revised(self, episodes: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
+    def _revised(self, rollouts: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
         """What became of the completions that came to an end, by their place."""
-        ended = episodes.finished_B.nonzero().flatten().tolist() if self.principles else []
-        prompts = [_asked(episodes.prompts[place], episodes.columns[place]) for place in ended]
-        said = [episodes.completions[place] for place in ended]
+        ended = rollouts.finished_B.nonzero().flatten().tolist() if self.principles else []
+        prompts = [_asked(rollouts.prompts[place], rollouts.columns[place]) for place in ended]
+        said = [rollouts.completions[place] for place in ended]
         own = [seeds[place] for place in ended]
         made = (
             revise(self.engine, self.model, self.data.chat_template, prompts, said, self.principles, own)
@@ -98,18 +98,18 @@ class Sampler:
     def _answers(
         self,
         item: EncodedPrompt,
-        episodes: Rollouts,
+        rollouts: Rollouts,
         gold: Sequence[float | None],
         revised: Mapping[int, Revision],
         mine: range,
         greedy: float | None,
     ) -> Answers:
-        rewards, finished = self._paid(episodes), episodes.finished_B.tolist()
+        rewards, finished = self._paid(rollouts), rollouts.finished_B.tolist()
         return Answers(
             row=item.row,
             prompt=item.text,
             columns=_json(item.columns),
-            completions=tuple(episodes.completions[place] for place in mine),
+            completions=tuple(rollouts.completions[place] for place in mine),
             rewards=tuple(rewards[place] for place in mine),
             finished=tuple(finished[place] for place in mine),
             gold=tuple(gold[place] for place in mine),
