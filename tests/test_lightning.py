@@ -54,7 +54,7 @@ class Rates(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seen += [group["lr"] for group in trainer.optimizers[0].param_groups[:1]]
-        assert pl_module.latest.keys() <= trainer.callback_metrics.keys()
+        assert pl_module.last_metrics.keys() <= trainer.callback_metrics.keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -179,7 +179,7 @@ def test_rows_are_lists_files_or_datasets(tmp_path):
     for rows in (ROWS, Dataset.from_list(ROWS), tmp_path / "rows.jsonl"):
         method = sft(updates=1)
         fitted(method, pt.DataModule(rows))
-        losses.append(method.latest["loss"])
+        losses.append(method.last_metrics["loss"])
     own = sft(updates=1, data=ROWS)
     Trainer(**QUIET).fit(own)
-    assert losses == [own.latest["loss"]] * 3
+    assert losses == [own.last_metrics["loss"]] * 3

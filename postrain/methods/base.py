@@ -1,5 +1,4 @@
-"""The one training loop. A method answers two questions: `prepare` (what must be known before learning) and `loss_sum`
-(what is minimised); everything else here is shared by all of them.
+"""The training loop of all methods. A method defines `prepare` (the constants of its loss) and `loss_sum`.
 
     training_step(batch)
         prepared = self.prepare(batch)                 # nothing; reference log-probs; a rollout with its advantages
@@ -114,7 +113,7 @@ class Method(Driven):
         seed: int,
     ) -> None:
         Driven.__init__(self)
-        self.noted: dict[str, Mean | Max] = {}
+        self.accumulated: dict[str, Mean | Max] = {}
         self.current_rows: tuple[int, ...] = ()
         if model is None:
             return
@@ -132,24 +131,23 @@ class Method(Driven):
         )
         self.attach(parts)
         if data is not None:
-            made = data if isinstance(data, DataModule) else DataModule(data, tokenizer)
-            self.own_data = made
+            self.own_data = data if isinstance(data, DataModule) else DataModule(data, tokenizer)
 
-    # What a method says ------------------------------------------------------------------------------------------
+    # What a method defines ---------------------------------------------------------------------------------------
 
     def needs_reference(self) -> bool:
-        """Whether learning compares the policy with where it started."""
+        """Whether the loss or a metric needs the reference policy."""
         return False
 
-    def items_drawn(self) -> int:
-        """Items of data that an update is given, over all ranks; more than batch_size where it may choose."""
+    def items_per_update(self) -> int:
+        """Items of data that an update is given, over all ranks; more than batch_size where some are replaced."""
         return self.batch_size
 
-    def attached(self) -> None:
-        """Called once all parts are there: build what else learns (a critic)."""
+    def on_model_attached(self) -> None:
+        """Called once all parts are there, to build further modules (a critic)."""
 
     def prepare(self, batch: Any) -> Any:
-        """What must be known before learning from this rank's share of the global batch."""
+        """The constants of the loss, of this rank's share of the global batch: rollouts, reference log-probs."""
         return batch
 
     def minibatches(self, prepared: Any) -> Iterator[Batch]:
@@ -166,7 +164,7 @@ class Method(Driven):
 
     def loss_sum(self, batch: Any) -> LossSum:
         """The loss of a micro-batch, summed over what `denominator` counts."""
-        raise TypeError(f"{type(self).__name__} does not say what it minimises")
+        raise TypeError(f"{type(self).__name__} does not define loss_sum")
 
     def denominator(self, batch: Any) -> int:
         """What the loss sum is divided by, counted in this rank's mini-batch: supervised tokens, or items."""
@@ -202,26 +200,26 @@ class Method(Driven):
         self.policy = parts.policy
         # A plain object, not a module: the reference must stay out of state_dict, optimizer and device moves.
         self.parts = parts
-        self.attached()
+        self.on_model_attached()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update: Lightning's batch is this rank's share of a global batch."""
         # Dropout is the only ambient randomness: pinned to the update, a resumed run draws the same masks.
         torch.manual_seed(derive_seed(self.parts.seed, "dropout", self.counters.updates, collectives.rank()))
         self.current_rows = getattr(batch, "row_ids", ())
-        self.noted = {}
+        self.accumulated = {}
         set_learning_rate(self.optimizer, self.lr_factor())
-        self.note({"learning_rate": Max(self.learning_rate * self.lr_factor())})
+        self.accumulate({"learning_rate": Max(self.learning_rate * self.lr_factor())})
         self.policy.eval()
         prepared = self.prepare(batch.to(self.device))
         self.policy.train(self.dropout)
-        self.spare = prepared.select([0])
+        self.dummy_batch = prepared.select([0])
         for minibatch in self.minibatches(prepared):
             self.update(minibatch)
         self.counters.updates += 1
         self.counters.episodes += int(collectives.all_sum(torch.tensor(len(batch), device=self.device)))
-        self.latest = self.combined(self.noted)
-        self.show(self.latest, len(batch))
+        self.last_metrics = self.combined(self.accumulated)
+        self.show(self.last_metrics, len(batch))
         self.end_on_schedule()
 
     def update(self, minibatch: Batch) -> None:
@@ -236,12 +234,12 @@ class Method(Driven):
             with self.unsynchronised():
                 found = self.loss_sum(minibatch.select(group))
                 self.manual_backward(found.total / counts[0])
-            self.note({**found.metrics, "loss": Mean(found.total.detach(), 0)})
+            self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
         for _ in range(idle):
-            self.manual_backward(self.loss_sum(self.spare).total * 0.0)
-        self.note({"loss": Mean(0.0, self.denominator(minibatch))})
+            self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
+        self.accumulate({"loss": Mean(0.0, self.denominator(minibatch))})
         collectives.sum_gradients(self.trainable())
-        self.note({"grad_norm": Mean(collectives.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
+        self.accumulate({"grad_norm": Mean(collectives.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
         self.counters.tokens += int(counts[1])
         if self.may_step():
             self.optimizer.step()
@@ -260,9 +258,9 @@ class Method(Driven):
         """Under sharding every rank must gather weights equally often: how many passes without effect this one owes."""
         return 0 if self.device_mesh is None else max(collectives.gather(passes)) - passes
 
-    def note(self, metrics: Metrics) -> None:
+    def accumulate(self, metrics: Metrics) -> None:
         """Adds to the metrics of the current update."""
-        add_metrics(self.noted, metrics)
+        add_metrics(self.accumulated, metrics)
 
     def combined(self, metrics: Metrics) -> dict[str, float]:
         """Metrics over all ranks as plain floats, with what derives from them; names with a leading _ only derive."""

@@ -126,8 +126,8 @@ class DPO(ReferenceModelMixin, PairMethod):
     """Momentum of BCO's running mean reward. Bias-corrected: the first update's mean counts fully and is not averaged
     with an initial 0."""
 
-    def attached(self) -> None:
-        super().attached()
+    def on_model_attached(self) -> None:
+        super().on_model_attached()
         self.weights = weights_of(self.loss)
         self.shift = RunningMean()
         check_losses(self.weights, smoothing=self.label_smoothing, divergence=self.divergence)
@@ -213,7 +213,7 @@ class DPO(ReferenceModelMixin, PairMethod):
     def minibatches(self, prepared: Batch) -> Iterator[Batch]:
         yield from super().minibatches(prepared)
         if "bco" in self.weights:
-            rewards = combine({name: self.noted[name] for name in ("reward/chosen", "reward/rejected")})
+            rewards = combine({name: self.accumulated[name] for name in ("reward/chosen", "reward/rejected")})
             self.shift = self.shift.after(sum(rewards.values()) / 2, self.bco_momentum)
 
     def state(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Driven(LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False
         self.counters = Counters()
-        self.latest: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
         self.stopped = ""  # why the run ends before its last update
         self.logs_to_trackers = True
         """Whether Lightning sends metrics to the Trainer's loggers; not where a callback does (MetricsFile)."""
@@ -64,7 +64,7 @@ class Driven(LightningModule):
 
     # What methods say ---------------------------------------------------------------------------------------------
 
-    def items_drawn(self) -> int:
+    def items_per_update(self) -> int:
         """Items of data that an update is given, over all ranks."""
         raise NotImplementedError
 
@@ -176,7 +176,7 @@ class Driven(LightningModule):
             kind=self.kind,
             context=context_length(unwrapped(self.policy).config.to_dict()),
             completion_tokens=self.parts.engine.sampling.max_new_tokens + self.parts.environment.room,
-            batch_size=self.items_drawn(),
+            batch_size=self.items_per_update(),
             updates=self.updates,
             seed=self.parts.seed,
             use_margin=getattr(self, "use_margin", False),

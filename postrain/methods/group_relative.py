@@ -95,7 +95,7 @@ class GroupRelative(PolicyGradient):
                 f"give at least {self.smallest_group}"
             )
 
-    def items_drawn(self) -> int:
+    def items_per_update(self) -> int:
         return self.batch_size * (1 + self.resample)
 
     # What a subclass defines -------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class GroupRelative(PolicyGradient):
         episodes, self.selected = self.sampled(batch)
         rows, mask_BT = episodes.rows, completion_mask(episodes.rows, self.device)
         logps_BT = self.old_logps(episodes)
-        ref_logps_BT = self.noted_reference(rows, logps_BT, mask_BT) if self.coef else torch.zeros_like(logps_BT)
+        ref_logps_BT = self.reference_logps_and_kl(rows, logps_BT, mask_BT) if self.coef else torch.zeros_like(logps_BT)
         off_reward = self.coef if self.kl_in == "reward" else 0.0
         penalty_BT = off_reward * kl(logps_BT, ref_logps_BT, "k1") * mask_BT
         reward_PG = self.shaped_rewards(episodes).view(-1, self.group_size)
@@ -131,29 +131,29 @@ class GroupRelative(PolicyGradient):
         advantages_BT = self.advantages(learned_PG, penalty_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(episodes))
         has_gradient_B = (advantages_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
-        self.note(episodes.metrics())
-        self.note_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
+        self.accumulate(episodes.metrics())
+        self.log_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
         learned_B = (weight_B != 0) & has_gradient_B
         return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, learned_B)
 
-    def noted_reference(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probabilities under the reference, [B, T]; logs the KL by every estimate that needs no further pass."""
         if self.kl_estimator != "exact":
             ref_logps_BT = self.reference_logps(rows)
-            self.note(sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT))
+            self.accumulate(sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT))
             return ref_logps_BT
         found = in_micro_batches(
             lambda part: compare(self.policy, self.reference_policy, part, temperature=self.sampling.temperature),
             rows,
             self.micro_batch_tokens,
         )
-        self.note(kl_metrics(found))
+        self.accumulate(kl_metrics(found))
         return found.ref_logps_BT
 
-    def note_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
+    def log_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
         """Logs how much there is to learn from."""
         tokens, groups = mask_BT.sum(), len(reward_PG)
-        self.note(
+        self.accumulate(
             {
                 "group/all_equal": Mean((~has_variance(reward_PG)).sum(), groups),
                 "group/reward_std": Mean(group_std(reward_PG).sum(), groups),
@@ -171,7 +171,7 @@ class GroupRelative(PolicyGradient):
         world, rank = collectives.world_size(), collectives.rank()
         found: list[Rollouts] = []
         useful: list[int] = []
-        for first in range(0, self.items_drawn(), self.batch_size):
+        for first in range(0, self.items_per_update(), self.batch_size):
             mine = [p for p in range(first, first + self.batch_size) if p % world == rank]
             prompts = batch.select([p // world for p in mine])
             wave = self.rollout(prompts, indices=mine, num_generations=self.group_size)
@@ -185,7 +185,7 @@ class GroupRelative(PolicyGradient):
         useful = sorted(useful)[: self.batch_size]
         drawn = len(found) * self.batch_size
         others = sorted(set(range(drawn)).difference(useful))[: self.batch_size - len(useful)]
-        self.note({"group/prompts_drawn": Mean(drawn, 1), "group/useful": Mean(len(useful), 1)})
+        self.accumulate({"group/prompts_drawn": Mean(drawn, 1), "group/useful": Mean(len(useful), 1)})
         return concatenated(found), sorted(useful + others)
 
     def is_selected(self, completions: int) -> Tensor:
@@ -199,7 +199,7 @@ class GroupRelative(PolicyGradient):
         for indices in self.minibatch_indices(self.batch_size):
             groups = local_indices([self.selected[index] for index in indices])
             minibatch = prepared.select([g * self.group_size + i for g in groups for i in range(self.group_size)])
-            self.note({"policy_loss": Mean(0.0, self.denominator(minibatch))})
+            self.accumulate({"policy_loss": Mean(0.0, self.denominator(minibatch))})
             yield minibatch
             self.first_pass = False
 

@@ -53,8 +53,8 @@ class KTO(ReferenceModelMixin):
     undesirable_weight: Positive = 1.0
     """Weight λ_U of completions with an undesirable label."""
 
-    def attached(self) -> None:
-        super().attached()
+    def on_model_attached(self) -> None:
+        super().on_model_attached()
         if self.batch_size == 1:
             raise ConfigError("method.batch_size=1: KTO's baseline is a mean over a batch; give at least 2, better 16")
 

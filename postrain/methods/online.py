@@ -62,7 +62,7 @@ class Online(Method):
     mask_truncated: bool = False
     """Whether a completion that was cut at rollout.max_new_tokens is left out of the loss."""
 
-    def attached(self) -> None:
+    def on_model_attached(self) -> None:
         self.sampling = self.parts.engine.sampling
         # True until the policy has moved: the first mini-batch must reproduce the recorded log-probabilities.
         self.first_pass = False
@@ -118,7 +118,7 @@ class Online(Method):
         repeated = prompts.select([i for i in range(len(prompts)) for _ in range(num_generations)])
         episodes = self.episodes(self.policy if model is None else model, repeated, seeds)
         # NaN where the policy's weights are, whatever the loss does with these tokens.
-        self.note({"rollout/logp": Mean(episodes.logps_BT.sum(), torch.cat(episodes.rows.supervised).sum())})
+        self.accumulate({"rollout/logp": Mean(episodes.logps_BT.sum(), torch.cat(episodes.rows.supervised).sum())})
         return episodes
 
     def episodes(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
@@ -147,7 +147,7 @@ class Online(Method):
         """True where a completion was cut at the length limit and `mask_truncated` excludes it from the loss, [B]."""
         out_B = ~episodes.finished_B & self.mask_truncated
         if self.mask_truncated:
-            self.note({"completion/left_out": Mean(out_B.sum(), len(out_B))})
+            self.accumulate({"completion/left_out": Mean(out_B.sum(), len(out_B))})
         return out_B
 
     def logps(self, model: nn.Module, rows: Rows) -> Tensor:
@@ -165,14 +165,14 @@ class Online(Method):
         if self.first_pass:
             return episodes.logps_BT
         logps_BT = self.logps(self.policy, episodes.rows)
-        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, logps_BT, strict=False)})
+        self.accumulate({"rollout/logp_error": sampler_error(episodes.logps_BT, logps_BT, strict=False)})
         return logps_BT
 
     def check_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
         """Before the policy has moved it must reproduce the recorded log-probabilities."""
         if self.first_pass:
             error = sampler_error(recorded_BT, own_BT.detach(), strict=not self.dropout)
-            self.note({"rollout/logp_error": error})
+            self.accumulate({"rollout/logp_error": error})
 
     def reference_logps(self, rows: Rows) -> Tensor:
         """Log-probabilities of the completions under the reference, without gradient, [B, T]."""
@@ -212,8 +212,8 @@ class PolicyGradient(Online):
     published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlace]]] = frozenset()
     """Combinations that the method's paper uses although their gradient is biased."""
 
-    def attached(self) -> None:
-        super().attached()
+    def on_model_attached(self) -> None:
+        super().on_model_attached()
         self.coef = self.kl_coef
 
     def check(self) -> None:

@@ -42,8 +42,8 @@ class OnlinePreference(Online):
     def needs_reference(self) -> bool:
         return True
 
-    def attached(self) -> None:
-        super().attached()
+    def on_model_attached(self) -> None:
+        super().on_model_attached()
         self.reference_episodes: dict[int, Rollouts] = {}
 
     def check(self) -> None:

@@ -109,8 +109,8 @@ class PPO(PolicyGradient):
     def needs_reference(self) -> bool:
         return True
 
-    def attached(self) -> None:
-        super().attached()
+    def on_model_attached(self) -> None:
+        super().on_model_attached()
         width = unwrapped(self.policy).config.get_text_config().hidden_size
         self.value_head = ValueHead(width)
         # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
@@ -135,12 +135,12 @@ class PPO(PolicyGradient):
         rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
         returns_BT = (advantages_BT + found.values_BT) * learned_BT
-        self.note(episodes.metrics() | kl_metrics(found))
-        self.note(critic_metrics(found.values_BT, returns_BT, advantages_BT, learned_BT))
-        self.note({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
+        self.accumulate(episodes.metrics() | kl_metrics(found))
+        self.accumulate(critic_metrics(found.values_BT, returns_BT, advantages_BT, learned_BT))
+        self.accumulate({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
-        self.note({"kl/coef": Max(self.coef)})
-        self.note({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=recorded)})
+        self.accumulate({"kl/coef": Max(self.coef)})
+        self.accumulate({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=recorded)})
         whitened_BT = collectives.whiten_globally(advantages_BT, learned_BT)
         tensors = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
         return Experience(episodes.rows, *tensors, learned_B)
@@ -200,7 +200,7 @@ class PPO(PolicyGradient):
 
     def step_kl(self) -> Mean:
         """k3 of all mini-batches so far to the policy that sampled, on this rank."""
-        found = self.noted.get("kl/step", Mean(0.0, 0.0))
+        found = self.accumulated.get("kl/step", Mean(0.0, 0.0))
         assert isinstance(found, Mean)
         return Mean(float(found.total), float(found.count))
 

@@ -56,7 +56,7 @@ class ReferenceModelMixin(Method):
     def needs_reference(self) -> bool:
         return self.reference_logps == "fresh"
 
-    def attached(self) -> None:
+    def on_model_attached(self) -> None:
         self.cached_logps: LogpsByRow = {}
         self.synced: Reference | None = None
         if self.parts.foreign_reference and self.reference_logps == "none":

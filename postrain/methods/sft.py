@@ -36,7 +36,7 @@ class SFT(Method):
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
 
-    def attached(self) -> None:
+    def on_model_attached(self) -> None:
         self.initial: list[Tensor] = []
 
     def on_fit_start(self) -> None:

@@ -53,7 +53,7 @@ def build(config: TrainConfig) -> Components:
         tokenizer=tokenizer,
         context=min(model.context for model in (resolved, other) if model is not None),
         completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
-        batch_size=method.items_drawn(),
+        batch_size=method.items_per_update(),
         updates=method.updates,
         seed=config.seed,
         use_margin=getattr(method, "use_margin", False),

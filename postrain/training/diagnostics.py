@@ -50,7 +50,7 @@ class Diagnostics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         method = method_of(pl_module)
-        self._remember(dict(method.latest))
+        self._remember(dict(method.last_metrics))
         for rule in self._rules:
             text = None if rule.name in self._reported else rule.check(self._history)
             if text is not None:

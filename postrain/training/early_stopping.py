@@ -69,7 +69,7 @@ class EarlyStopping(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         method = method_of(pl_module)
-        self._remember(method.latest)
+        self._remember(method.last_metrics)
         reason = self.reason()
         if reason and method.counters.updates < method.updates:
             method.stopped = f"{reason} at update {method.counters.updates}"

@@ -38,7 +38,7 @@ class Evaluator(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
         if pl_module.counters.updates == 0:
-            pl_module.latest = self.measure(trainer, pl_module)
+            pl_module.last_metrics = self.measure(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,7 +48,7 @@ class Evaluator(Callback):
         pl_module.stopped = pl_module.stopped or self.stopped_by_callback(trainer, update, last)
         if update % self.settings.every == 0 or last or pl_module.stopped:
             found = self.measure(trainer, pl_module)
-            pl_module.latest = pl_module.latest | found
+            pl_module.last_metrics = pl_module.last_metrics | found
             pl_module.log_dict(found, batch_size=1, logger=False)
             # What Lightning's own callbacks wait for: EarlyStopping, ModelCheckpoint, Optuna's pruning.
             for callback in self.callbacks:

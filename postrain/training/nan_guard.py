@@ -53,7 +53,7 @@ class NaNGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         method = method_of(pl_module)
-        bad = {f"{name} is {value}": None for name, value in not_finite(method.latest).items()}
+        bad = {f"{name} is {value}": None for name, value in not_finite(method.last_metrics).items()}
         # Shards of a parameter lie on different ranks: all have to stop for one.
         for found in collectives.gather(self.broken(pl_module)):
             bad |= dict.fromkeys(found)

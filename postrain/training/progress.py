@@ -49,7 +49,7 @@ class ProgressLine(Callback):
         if not trainer.is_global_zero:
             return
         method = method_of(pl_module)
-        self._seen.update({name: method.latest[name] for name in method.headline if name in method.latest})
+        self._seen.update({name: method.last_metrics[name] for name in method.headline if name in method.last_metrics})
         done = method.counters.updates
         if self._bar is not None:
             task = self._bar.task_ids[0]

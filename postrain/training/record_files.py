@@ -1,6 +1,6 @@
 """metrics.jsonl, a record an update, and samples.jsonl, the completions of an evaluation; trackers get a copy of both.
 
-Both callbacks stand before the checkpoint callback, and MetricsFile after everything that adds to `method.latest`
+Both callbacks stand before the checkpoint callback, and MetricsFile after everything that adds to `method.last_metrics`
 (evaluation, throughput): a checkpoint of update k then always finds record k on disk.
 """
 
@@ -36,7 +36,7 @@ class MetricsFile(Callback):
                 self.lines.rewind(updates or -1)
             if updates > 0:
                 forget_after(trainer.loggers, updates)
-        if updates == 0 and method.latest:
+        if updates == 0 and method.last_metrics:
             self.write(trainer, method)
 
     def on_train_batch_end(
@@ -55,12 +55,12 @@ class MetricsFile(Callback):
             "optimizer_steps": counters.optimizer_steps,
             "episodes": counters.episodes,
             "tokens": counters.tokens,
-            **method.latest,
+            **method.last_metrics,
         }
         with writing(self.lines.path, NO_SPACE):
             self.lines.append(record)
         for logger in trainer.loggers:
-            logger.log_metrics(method.latest, step=counters.updates)
+            logger.log_metrics(method.last_metrics, step=counters.updates)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Throughput(Callback):
         method = method_of(pl_module)
         self._seconds.append(time.perf_counter() - self._started)
         self._tokens.append(method.counters.tokens - self._tokens_before)
-        method.latest.update(performance(list(self._seconds), list(self._tokens)))
+        method.last_metrics.update(performance(list(self._seconds), list(self._tokens)))
 
 
 def performance(seconds: list[float], tokens: list[int]) -> dict[str, float]:

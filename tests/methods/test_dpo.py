@@ -150,10 +150,10 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
     # Rewards m, then 2m: the first mean counts fully; then (¾ · ¼ · m + ¼ · 2m) / (1 − (¾)²) = 0.6875 / 0.4375 · m.
     for scale, expected in ((1, mean), (2, 0.6875 / 0.4375 * mean)):
         method.beta = 0.1 * scale
-        method.noted = {}
+        method.accumulated = {}
         for minibatch in method.minibatches(prepared):
             for cut in CUTS[1]:
-                method.note(method.loss_sum(minibatch.select([index for index in cut if index < 6])).metrics)
+                method.accumulate(method.loss_sum(minibatch.select([index for index in cut if index < 6])).metrics)
         assert method.shift.value == pytest.approx(expected)
     resumed = made("dpo", precise(0), reference=precise(1), **settings)
     resumed.load_state(method.state())

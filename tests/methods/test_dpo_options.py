@@ -84,10 +84,10 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     learner = made(method, policy, reference=precise(1), **settings)
     batch = judgements([True, False, True, True, False]) if method == "kto" else pairs(8)
     for _ in range(3):
-        learner.noted = {}
+        learner.accumulated = {}
         for minibatch in learner.minibatches(learner.prepare(batch)):
             found = learner.loss_sum(minibatch)
-            learner.note(found.metrics)
+            learner.accumulate(found.metrics)
             step = flat_gradient(policy, found.total)
             with torch.no_grad():
                 sizes = [parameter.numel() for parameter in policy.parameters()]

@@ -93,8 +93,8 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     alone = {"resample": 0} if "resample" in defaults(method) else {}
     settings = {"batch_size": 2, "group_size": 3, **alone, **settings}
     found = made(method, policy, reference=tiny_model(seed=1), parts=parts, **settings)
-    found.noted = {}
-    prepared = found.prepare(prompts(found.items_drawn()))
+    found.accumulated = {}
+    prepared = found.prepare(prompts(found.items_per_update()))
     if hasattr(prepared, "logps_BT"):
         # Some tokens have become likelier, others less likely: beyond both clips, for good and for bad completions.
         moved_BT = 0.3 * torch.randn(prepared.logps_BT.shape, generator=torch.Generator().manual_seed(8))

@@ -82,7 +82,7 @@ def test_a_function_compares(monkeypatch):
 def asked(method: str, says: Sequence[Sequence[int]], table: dict[tuple[str, str], float], **changes: Any) -> Any:
     parts = {"engine": Scripted(says), "template": Words(), "preference": Duel(table)}
     found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **changes})
-    found.noted = {}
+    found.accumulated = {}
     return found
 
 
@@ -105,7 +105,7 @@ def scored_duel(method: str, says: Sequence[Sequence[int]], **changes: Any) -> A
     parts = {"engine": Scripted(says), "template": Words(), "reward": Table(SCORES)}
     settings = {"batch_size": 1, "group_size": 3, "preference_temperature": 1.0, **changes}
     found = made(method, tiny_model(), parts=parts, **settings)
-    found.noted = {}
+    found.accumulated = {}
     return found
 
 
@@ -230,7 +230,7 @@ def test_rock_paper_scissors_comes_out_uniform():
     optimizer = torch.optim.SGD([policy.lm_head.weight], lr=3.0)
     asked = prompts(32)
     for update in range(60):
-        found.noted, found.counters.updates = {}, update
+        found.accumulated, found.counters.updates = {}, update
         loss = found.loss_sum(found.prepare(asked)).total / 256
         optimizer.zero_grad()
         loss.backward()

@@ -22,7 +22,7 @@ def ppo(says: Sequence[Sequence[int]], values: Mapping[str, float], **changes: A
     with torch.no_grad():
         for parameter in found.value_head.parameters():
             parameter.normal_(0, 0.3)
-    found.noted = {}
+    found.accumulated = {}
     return found
 
 

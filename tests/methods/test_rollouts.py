@@ -52,12 +52,12 @@ def asked(method: str, says: Sequence[Sequence[int]], values: Mapping[str, float
     parts = {"engine": Scripted(says), "template": Words(), "reward": Table(values)}
     alone = {"resample": 0} if "resample" in defaults(method) else {}
     found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **alone, **changes})
-    found.noted = {}
+    found.accumulated = {}
     return found
 
 
 def noted(method: Any, name: str) -> float:
-    return method.noted[name].value()
+    return method.accumulated[name].value()
 
 
 class Oracle(Scripted):
@@ -87,7 +87,7 @@ def test_an_oracle_is_right_about_every_shuffled_row(method):
         group_size=3,
         resample=0,
     )
-    found.noted, asked = {}, prompts(16)
+    found.accumulated, asked = {}, prompts(16)
     asked = replace(asked, columns=tuple({"answer": str(int(ids[-1]) + 1)} for ids in asked.ids))
     found.prepare(asked.select(torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()))
     assert noted(found, "reward/total") == 1.0
@@ -134,7 +134,7 @@ def test_further_prompts_replace_groups_that_are_all_equal():
     # Prompts 0 and 2 agree with themselves, 1 and 3 do not: the second wave supplies the second group.
     says = [[1, 0], [1, 0], [1, 0], [2, 0], [2, 0], [2, 0], [2, 0], [1, 0]]
     found = asked("grpo", says, {"1": 1.0, "2": 0.0}, resample=2)
-    assert found.items_drawn() == 6
+    assert found.items_per_update() == 6
     prepared = found.prepare(prompts(6))
     assert found.selected == [1, 3]
     assert noted(found, "group/prompts_drawn") == 4
@@ -152,7 +152,7 @@ def test_the_step_is_divided_by_the_batch_whatever_was_found(method):
     among = asked(method, [*same, *pair, *same * 6], values, batch_size=2, resample=3)
     gradients = []
     for found in (alone, among):
-        prepared = found.prepare(prompts(found.items_drawn()))
+        prepared = found.prepare(prompts(found.items_per_update()))
         (minibatch,) = found.minibatches(prepared)
         assert noted(found, "group/useful") == 1
         assert found.denominator(minibatch) == 4

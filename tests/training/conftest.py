@@ -20,7 +20,7 @@ class FakeMethod(LightningModule):
     def __init__(self, updates: int = 10, done: int = 0) -> None:
         super().__init__()
         self.counters = SimpleNamespace(updates=done, optimizer_steps=2 * done, episodes=8 * done, tokens=100 * done)
-        self.latest: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
         self.headline = ("reward/total", "kl/exact", "completion/length")
         self.updates = updates
 
@@ -31,7 +31,7 @@ class FakeMethod(LightningModule):
         counters.optimizer_steps += 2
         counters.episodes += 8
         counters.tokens += 100
-        self.latest = {name.replace("__", "/"): value for name, value in metrics.items()}
+        self.last_metrics = {name.replace("__", "/"): value for name, value in metrics.items()}
 
 
 @dataclass

@@ -100,7 +100,7 @@ class Killed(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.counters, self.latest, self.headline, self.updates = counters, {}, (), 10
+        self.counters, self.last_metrics, self.headline, self.updates = counters, {}, (), 10
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         if self.counters.updates == 2:

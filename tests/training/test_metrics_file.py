@@ -44,7 +44,7 @@ def test_what_was_measured_before_the_first_update_is_record_0(
     folder: RunFolder, trainer: Any, make_method: Callable[..., Any]
 ) -> None:
     method = make_method()
-    method.latest = {"eval/loss": 3.0}
+    method.last_metrics = {"eval/loss": 3.0}
     run(folder, trainer, method, until=1)
     assert [record["update"] for record in folder.metrics.read()] == [0, 1]
     assert folder.metrics.read()[0]["eval/loss"] == 3.0

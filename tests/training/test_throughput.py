@@ -20,6 +20,6 @@ def test_added_to_the_metrics_of_the_update(trainer: Any, make_method: Callable[
     callback.on_train_batch_start(trainer, method, None, 0)
     method.step(loss=1.0)
     callback.on_train_batch_end(trainer, method, None, None, 0)
-    assert method.latest["loss"] == 1.0
-    assert method.latest["perf/seconds"] >= 0
-    assert all(name == "loss" or name.startswith("perf/") for name in method.latest)
+    assert method.last_metrics["loss"] == 1.0
+    assert method.last_metrics["perf/seconds"] >= 0
+    assert all(name == "loss" or name.startswith("perf/") for name in method.last_metrics)
