@@ -20,8 +20,8 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
 from postrain.config.schema import Confirm, is_node, load_target, provides, schema_of
+from postrain.errors import ConfigError
 from postrain.jsonl import leaves
-from postrain.types import ConfigError
 
 Item = tuple[str, str]
 """A dotted key and its value as text."""
