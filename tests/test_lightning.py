@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ import postrain as pt
 from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
 from postrain.methods.base import Method
-from tests.training_runs import METHODS, composed
+from tests.training_runs import METHODS, composed, small_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 ROWS = [{"prompt": f"{n} + 1 =", "chosen": f" {n + 1}.", "rejected": " no", "completion": " ok"} for n in range(12)]
@@ -183,3 +183,36 @@ def test_rows_are_lists_files_or_datasets(tmp_path):
     own = sft(updates=1, data=ROWS)
     Trainer(**QUIET).fit(own)
     assert losses == [own.last_metrics["loss"]] * 3
+
+
+def test_groups_take_classes_of_lightning_and_torch(tmp_path):
+    """The run ends at the first evaluation at which the loss has not risen, and says why."""
+    stop = "callbacks.early_stopping"
+    words = ("method=sft", "optim=sgd", "optim.momentum=0.5", "callbacks=[early_stopping,lr_monitor]")
+    words += (f"{stop}.mode=max", f"{stop}.patience=1", "evaluation.completions=0", "evaluation.every=1")
+    words += (
+        "logger._target_=lightning.pytorch.loggers.CSVLogger",
+        f"++logger.save_dir={tmp_path}",
+        "++logger.name=csv",
+    )
+    folder = small_run(tmp_path / "runs", *words)
+    result = json.loads(folder.result.read_text())
+    assert (result["updates"], result["stopped"]) == (2, "a callback stopped training at update 2")
+    assert [record["update"] for record in folder.metrics.read()] == [0, 1, 2]
+    assert "momentum: 0.5" in folder.config.read_text()
+    (table,) = tmp_path.glob("csv/*/metrics.csv")
+    lines = table.read_text().splitlines()
+    place = lines[0].split(",").index("loss")
+    assert len([line for line in lines[1:] if line.split(",")[place]]) == 2
+    assert "lr-SGD/pg1" in lines[0]
+    assert (folder.path / "fit-profile.txt").is_file()
+
+
+def test_an_optimizer_that_does_not_fit_is_one_line():
+    for make, mistake in (
+        (partial(torch.optim.SGD, momentum=-1), "optim: Invalid momentum"),
+        (partial(torch.optim.LBFGS), "optim: LBFGS"),
+        (lambda groups, lr: None, "optim: expected a torch optimizer"),
+    ):
+        with pytest.raises(pt.ConfigError, match=mistake):
+            fitted(sft(optim=make))

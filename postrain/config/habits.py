@@ -33,7 +33,7 @@ HABITS = (
     ),
     Habit(
         "max_steps total_steps num_steps train_steps num_train_steps total_training_steps max_train_steps max_iters "
-        "max_iterations iterations total_episodes trainer.steps",
+        "max_iterations iterations total_episodes trainer.steps min_steps",
         "method.updates",
     ),
     Habit("num_ppo_epochs ppo_epochs num_iterations mini_epochs", "method.epochs"),
@@ -128,6 +128,12 @@ HABITS = (
     Habit("reward_model reward_model_path rm_path", advice="choose reward=learned reward.path=RUN_FOLDER"),
     Habit("reward_funcs reward_fn reward_func", advice="choose reward=function reward.function=FILE.py:NAME"),
     Habit("ref_model reference_model ref_model_path", "reference"),
+    Habit("max_time", advice="choose callbacks with a node of lightning.pytorch.callbacks.Timer"),
+    Habit("trainer.logger", advice="choose logger=OPTION"),
+    Habit("trainer.callbacks", advice="choose callbacks=OPTION"),
+    Habit("enable_progress_bar", advice="choose callbacks=rich for another bar"),
+    Habit("enable_checkpointing", "trainer.checkpoint_every"),
+    Habit("num_sanity_val_steps", advice="a run is evaluated before its first update; leave it out"),
     Habit("fast_dev_run overfit_batches", advice="for a short trial say method.updates=3 evaluation=quick"),
 )
 

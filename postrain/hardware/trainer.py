@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from postrain.processor import warn_if_slow
@@ -49,6 +50,12 @@ class Hardware:
     """Updates between checkpoints: what a kill -9 can lose."""
     checkpoints_kept: Count = 2
     """Newest checkpoints that stay on disk."""
+    profiler: Literal["simple", "advanced"] | None = None
+    """Lightning's profiler: simple times its hooks, advanced every function. Writes fit-profile.txt into the folder."""
+    detect_anomaly: bool = False
+    """Whether autograd names the operation whose gradient is NaN; slow."""
+    deterministic: bool = False
+    """Whether PyTorch may use deterministic algorithms only, which a GPU does not by itself."""
 
     @property
     def ranks(self) -> int:
@@ -116,7 +123,14 @@ class Hardware:
             enable_checkpointing=has(Checkpoint),
             enable_progress_bar=has(ProgressBar),
             enable_model_summary=has(ModelSummary),
+            profiler=self._profiler(root),
+            detect_anomaly=self.detect_anomaly,
+            deterministic=self.deterministic or None,
         )
+
+    def _profiler(self, root: Path) -> Profiler | None:
+        kinds: dict[str | None, type[Any]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+        return kinds[self.profiler](dirpath=root, filename="profile") if self.profiler else None
 
     def _strategy(self) -> Strategy | str:
         if self.strategy == "single":
