@@ -195,7 +195,7 @@ def test_groups_take_classes_of_lightning_and_torch(tmp_path):
         f"++logger.save_dir={tmp_path}",
         "++logger.name=csv",
     )
-    folder = small_run(tmp_path / "runs", *words)
+    folder = small_run(tmp_path / "runs", *words, "trainer.profiler=simple", "trainer.detect_anomaly=true")
     result = json.loads(folder.result.read_text())
     assert (result["updates"], result["stopped"]) == (2, "a callback stopped training at update 2")
     assert [record["update"] for record in folder.metrics.read()] == [0, 1, 2]
