@@ -1,4 +1,4 @@
-"""A job in a process of its own that starts in no time: words are key=value, its folder is hydra.run.dir."""
+"""A fake job in a process of its own: overrides are key=value, its folder is hydra.run.dir."""
 
 import json
 import os

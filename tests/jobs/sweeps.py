@@ -1,4 +1,4 @@
-"""A program whose jobs are done in no time: what a job measures is worked out from its words."""
+"""A fake program: the metrics of a job are computed from its overrides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: whatever happens to one, the others go on and its status says what it was."""
+"""Jobs in processes of their own: a failed or killed job does not stop the others, and its status has the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def job(number: int, do: str) -> Job:
     return Job(number=number, name=do, overrides=(f"do={do}",), folder=f"jobs/{number}")
 
 
-def test_a_killed_job_is_a_failed_one_and_the_others_finish(tmp_path, monkeypatch):
+def test_killed_job_counts_as_failed_and_others_finish(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     ended: list[int] = []
     jobs = [job(0, "die"), job(1, "finish"), job(2, "mistake"), job(3, "finish")]
@@ -29,7 +29,7 @@ def test_a_killed_job_is_a_failed_one_and_the_others_finish(tmp_path, monkeypatc
     assert (tmp_path / "jobs/2" / LOG).read_text() == "error: method.kl_coef: expected a number\n"
 
 
-def test_a_begun_job_goes_on(tmp_path):
+def test_begun_job_is_resumed(tmp_path):
     assert overrides_of(job(0, "finish"), tmp_path, True) == ["do=finish"]
     (tmp_path / "jobs/0").mkdir(parents=True)
     (tmp_path / "jobs/0/config.yaml").write_text("")
@@ -37,7 +37,7 @@ def test_a_begun_job_goes_on(tmp_path):
     assert overrides_of(job(0, "finish"), tmp_path, False) == ["do=finish"]
 
 
-def test_the_last_mistake_is_the_reason(tmp_path):
+def test_reason_is_the_last_error_line_of_the_log(tmp_path):
     (tmp_path / LOG).write_text("error: one\nTraceback\nerror: two\nbye\n")
     assert last_message(tmp_path / LOG, 0, 2) == "two"
     # Of a retry only what it has said itself counts.
@@ -46,14 +46,14 @@ def test_the_last_mistake_is_the_reason(tmp_path):
     assert last_message(tmp_path / LOG, 0, -6) == "old"
 
 
-def test_a_job_that_watches_its_sweep_ends_in_peace(tmp_path, monkeypatch):
+def test_job_with_parent_watchdog_ends_cleanly(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     Local(jobs=1, command=FAKE)([job(0, "watch")], tmp_path, lambda job: None)
     assert read_json(tmp_path / "jobs/0/status.json")["status"] == "done"
     assert (tmp_path / "jobs/0" / LOG).read_text() == ""
 
 
-def test_a_job_beyond_its_time_limit_is_ended_and_named(tmp_path, monkeypatch):
+def test_job_beyond_its_time_limit_is_ended_and_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     # The first ignores SIGTERM, the second saves; both are named, however far they had come.
     jobs = [job(0, "hang"), job(1, "save")]
@@ -66,7 +66,7 @@ def test_a_job_beyond_its_time_limit_is_ended_and_named(tmp_path, monkeypatch):
     assert read_json(tmp_path / in_time.folder / "status.json")["status"] == "done"
 
 
-def test_what_cannot_be_started_is_a_failed_job(tmp_path):
+def test_job_that_cannot_start_counts_as_failed(tmp_path):
     Local(jobs=1, command=("/no/such/program",))([job(0, "finish")], tmp_path, lambda job: None)
     assert read_json(tmp_path / "jobs/0/status.json")["reason"].startswith("the job could not be started")
 

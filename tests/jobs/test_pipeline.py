@@ -1,4 +1,4 @@
-"""Whole pipelines through the command line: checked before the first stage, stopped between stages, gone on with."""
+"""Whole pipelines through the command line: checked before the first stage, stopped between stages, resumed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def whole(tmp_path_factory) -> Path:
     return only(output)
 
 
-def test_every_stage_has_its_folder_and_takes_what_the_earlier_ones_made(whole):
+def test_every_stage_has_its_folder_and_uses_products_of_earlier_stages(whole):
     assert sorted(path.name for path in whole.iterdir() if path.is_dir()) == STAGES
     assert all(status(whole / stage)["status"] == "done" for stage in STAGES)
     took = {stage: OmegaConf.load(whole / stage / "config.yaml") for stage in STAGES}
@@ -101,7 +101,7 @@ def test_every_stage_has_its_folder_and_takes_what_the_earlier_ones_made(whole):
     assert f"model.path={whole / '1-cold_start' / 'model'}" in manifest["reproduce"]
 
 
-def test_it_ends_in_one_table(whole):
+def test_summary_has_a_row_for_each_stage(whole):
     lines = (whole / "summary.md").read_text().splitlines()
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [
         *("cold_start", "grpo", "rejection", "sft"),
@@ -118,7 +118,7 @@ def two(tmp_path_factory, conf) -> Path:
     return only(output)
 
 
-def test_stopped_between_stages_it_goes_on_and_repeats_nothing(two, conf, tmp_path, capsys, monkeypatch):
+def test_resumed_pipeline_repeats_no_finished_stage(two, conf, tmp_path, capsys, monkeypatch):
     execute = frame.execute
 
     def stopped(program: Any, *args: Any, **kwargs: Any) -> float | None:
@@ -142,7 +142,7 @@ def test_stopped_between_stages_it_goes_on_and_repeats_nothing(two, conf, tmp_pa
     assert status(moved)["status"] == "done"
 
 
-def test_a_generation_wants_a_number_before_the_first_stage_runs(conf, tmp_path, capsys):
+def test_pairwise_reward_of_a_generation_is_refused_before_the_first_stage(conf, tmp_path, capsys):
     words = ("stage.make.reward=pairwise", "stage.make.reward.function=m.py:f")
     assert run(*SMALL, "pipeline=two", *words, f"paths.output={tmp_path}", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -150,7 +150,7 @@ def test_a_generation_wants_a_number_before_the_first_stage_runs(conf, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_done_does_not_change(two, conf, capsys):
+def test_finished_stage_cannot_change_on_resume(two, conf, capsys):
     assert run(f"resume={two}", "stage.learn.method.updates=3", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "stage learn is done" in line
@@ -158,7 +158,7 @@ def test_what_is_done_does_not_change(two, conf, capsys):
     assert "start a new pipeline" in capsys.readouterr().err
 
 
-def test_a_failed_stage_names_itself_and_can_be_gone_on_with_otherwise(two, conf, tmp_path, capsys):
+def test_failed_stage_names_itself_and_resumes_with_other_settings(two, conf, tmp_path, capsys):
     words = [*SMALL, "pipeline=two", "stage.make.keep.at_least=7"]
     assert run(*words, f"paths.output={tmp_path}", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -172,7 +172,7 @@ def test_a_failed_stage_names_itself_and_can_be_gone_on_with_otherwise(two, conf
     assert contents(folder) == contents(two)
 
 
-def test_a_job_goes_on_with_what_another_could_not_finish(two, conf, tmp_path, capsys, monkeypatch):
+def test_job_resumes_a_shared_stage_that_another_job_failed_in(two, conf, tmp_path, capsys, monkeypatch):
     """Job 0 fails in the stage both need, job 1 runs it in job 0's folder, and job 0 then finds it done."""
     sweep = tmp_path / "study" / "time-hash"
     sweep.mkdir(parents=True)
@@ -199,7 +199,7 @@ def test_a_job_goes_on_with_what_another_could_not_finish(two, conf, tmp_path, c
     assert sorted(path.suffix for path in (sweep / "shared").iterdir()) == 3 * [".json"] + 3 * [".lock"]
 
 
-def test_a_mistake_in_the_last_stage_is_found_before_the_first_starts(tmp_path, capsys):
+def test_mistakes_of_all_stages_are_reported_before_the_first_starts(tmp_path, capsys):
     words = ["stage.test.sft.sampels=3", "stage.sft.method.learning_rat=1", "lr=1", "stage.sft.data.eval_path=no.jsonl"]
     assert run(*REASONING, *words, "stage.grpo.method=gpro", f"paths.output={tmp_path}") == 2
     lines = capsys.readouterr().err.removeprefix("error: ").splitlines()
@@ -215,14 +215,14 @@ def test_a_mistake_in_the_last_stage_is_found_before_the_first_starts(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reference_to_an_unknown_stage_is_one_line(conf, tmp_path, capsys):
+def test_reference_to_an_unknown_stage_is_one_line(conf, tmp_path, capsys):
     assert run("pipeline=bad", f"paths.output={tmp_path / 'runs'}", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line == "error: stage picture: ${stages.polycy}: no earlier stage gives polycy; did you mean policy?"
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_laboratory_with_branches_a_test_and_a_picture_is_only_yaml(conf, tmp_path, capsys):
+def test_pipeline_with_branches_evaluation_and_call_needs_only_yaml(conf, tmp_path, capsys):
     words = [*SMALL, "pipeline=lab", "prompts=4", "data.source.count=32", "stage.picture.title=Mood"]
     # Stories have no end in twelve tokens.
     words += ["stage.best.rollout.max_new_tokens=48", "stage.policy.held.seed=3", *conf]

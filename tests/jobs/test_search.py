@@ -1,4 +1,4 @@
-"""A search: what Optuna proposes is run, told, and remembered by the next session."""
+"""A search: trials that Optuna proposes are run, reported and remembered by the next session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _quiet():
     logging.getLogger("optuna").setLevel(logging.NOTSET)
 
 
-def test_trials_are_run_told_and_gone_on_with(tmp_path):
+def test_trials_run_and_resume_with_their_values(tmp_path):
     program = Program()
     assert sweep(program, *SEARCH, "sweep.trials=3", f"paths.sweeps={tmp_path}") == 0
     (folder,) = tmp_path.glob("search/*")
@@ -46,7 +46,7 @@ def test_trials_are_run_told_and_gone_on_with(tmp_path):
     assert len(json.loads((folder / "jobs.json").read_text())) == 5
 
 
-def test_a_failed_trial_is_a_failed_trial_and_the_search_goes_on(tmp_path):
+def test_failed_trial_does_not_stop_the_search(tmp_path):
     class Half(Program):
         def __call__(self, config, words, group, place):
             if len(self.ran) == 1:
@@ -59,7 +59,7 @@ def test_a_failed_trial_is_a_failed_trial_and_the_search_goes_on(tmp_path):
     assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
-def test_without_gold_a_search_is_decided_by_what_judges_its_jobs(tmp_path):
+def test_search_without_its_metric_uses_that_of_the_jobs(tmp_path):
     # The jobs measure a reward, to be maximised, and no gold; a study that minimises sees it with the sign changed.
     for metric, direction, sign in (("gold/total", "max", 1), ("eval/perplexity", "min", -1)):
         home = tmp_path / direction
@@ -72,7 +72,7 @@ def test_without_gold_a_search_is_decided_by_what_judges_its_jobs(tmp_path):
         ]
 
 
-def test_what_is_proposed_again_is_run_once(tmp_path):
+def test_repeated_proposal_runs_once(tmp_path):
     program = Program()
     words = ("sweep=search", "sweep.search={method.kl_coef: [0.1, 0.2]}", *SEARCH[2:], "sweep.trials=4")
     assert sweep(program, *words, f"paths.sweeps={tmp_path}") == 0
@@ -81,7 +81,7 @@ def test_what_is_proposed_again_is_run_once(tmp_path):
     assert [cell.n for cell in read_study(folder).cells] == [1] * len(program.ran)
 
 
-def test_what_is_searched():
+def test_distribution_of_each_kind_of_space():
     kinds = optuna.distributions
     assert distribution("k", {"low": 1, "high": 8, "log": True}) == kinds.IntDistribution(1, 8, log=True)
     assert distribution("k", {"low": 0, "high": 1.0}) == kinds.FloatDistribution(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Stages that the jobs of a sweep share: the same bits, whoever runs them, and whatever happens to who does."""
+"""Stages that the jobs of a sweep share: one job runs them, the others wait and link to its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def stage(name: str, **config: object) -> Job:
     return Job(name=name, kind="generate", folder=f"1-{name}", config={"resume": None, **config})
 
 
-def test_a_digest_is_that_of_the_config_and_of_all_that_it_refers_to():
+def test_digest_covers_the_config_and_the_stages_it_refers_to():
     asks = {"data": "${stages.a.data}"}
     one = digests([stage("a", x=1), stage("b", **asks), stage("c", x=1)])
     other = digests([stage("a", x=2), stage("b", **asks), stage("c", x=1)])
@@ -30,7 +30,7 @@ def jobs(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "shared", tmp_path / "jobs" / "00" / "1-a", tmp_path / "jobs" / "01" / "1-a"
 
 
-def test_the_first_runs_it_and_the_second_waits_and_links(tmp_path, capsys):
+def test_second_job_waits_for_a_shared_stage_and_links_to_it(tmp_path, capsys):
     shared, first, second = jobs(tmp_path)
     found: list[Path] = []
 
@@ -56,7 +56,7 @@ def test_the_first_runs_it_and_the_second_waits_and_links(tmp_path, capsys):
     assert (moved / "jobs" / "01" / "1-a" / "done").is_file()
 
 
-def test_a_stage_whose_job_is_gone_and_one_that_was_begun_alone_stay_where_they_are(tmp_path):
+def test_stage_stays_in_its_job_if_the_claimed_folder_is_gone_or_it_was_begun_alone(tmp_path):
     shared, first, second = jobs(tmp_path)
     with shared_folder(first, shared, "a-1"):
         pass

@@ -32,7 +32,7 @@ def test_stages_come_in_order_a_branch_each():
     assert found[1].overrides == ("method=ppo", "reward.path=${stages.proxy.folder}", "a=1")
 
 
-def test_references_stand_for_places_in_the_pipelines_folder():
+def test_references_resolve_to_paths_in_the_pipelines_folder():
     assert references(stages_of(LAB), Path("runs/x")) == {
         "proxy": {"folder": "runs/x/1-proxy", "model": "runs/x/1-proxy/model", "start": "runs/x/1-proxy/start"},
         "ppo": {
@@ -69,7 +69,7 @@ def test_references_stand_for_places_in_the_pipelines_folder():
         ),
     ],
 )
-def test_a_wrong_pipeline_is_one_line(stages, line):
+def test_wrong_pipeline_is_one_line(stages, line):
     with pytest.raises(ConfigError) as caught:
         stages_of({"stages": stages})
     (said,) = str(caught.value).splitlines()
@@ -85,28 +85,28 @@ OVERRIDES = ("method=ppo", "model=run", "model.path=${stages.sft.model}", "metho
 STAGE = Job(name="ppo.low", kind="train", folder="2-ppo-low", overrides=OVERRIDES)
 
 
-def test_a_value_wins_over_the_yaml_and_an_option_only_where_none_is_chosen():
+def test_value_wins_over_the_yaml_and_option_only_where_none_is_chosen():
     assert heard(["method.updates=2", "seed=1"], STAGE) == [*OVERRIDES, "method.updates=2", "seed=1"]
     assert heard(["model=smollm2", "data=gsm8k"], STAGE) == [*OVERRIDES, "data=gsm8k"]
 
 
-def test_what_comes_from_another_stage_stands():
+def test_shared_override_does_not_replace_a_reference():
     assert heard(["model.path=mine"], STAGE) == list(OVERRIDES)
     assert heard(["stage.ppo.model.path=mine"], STAGE) == [*OVERRIDES, "model.path=mine"]
 
 
-def test_words_for_one_stage_come_last_those_for_a_branch_at_the_very_end():
+def test_overrides_of_a_stage_come_last_and_of_a_branch_after_them():
     said = ["stage.ppo.low.seed=3", "stage.ppo.seed=2", "seed=1", "pipeline=x", "paths.output=y"]
     assert heard(said, STAGE) == [*OVERRIDES, "seed=1", "seed=2", "seed=3"]
 
 
-def test_words_that_reach_no_stage_are_named():
+def test_overrides_that_reach_no_stage_are_named():
     words = split(["model=smollm2", "logger=none", "seed=1"], [STAGE])
     _, reached = for_stage(words, STAGE, lambda key: key != "logger", {"model"})
     assert [line.partition(":")[0] for line in unused(words, reached)] == ["model=smollm2", "logger=none"]
 
 
-def test_a_misspelt_stage_is_named_with_the_one_that_was_meant():
+def test_misspelt_stage_gets_a_suggestion():
     for word, said in (
         ("stage.pop.seed=1", "there is no stage pop; did you mean ppo?"),
         ("stage.ppo=1", "expected a setting of the stage, as in stage.ppo.seed=1"),

@@ -1,4 +1,4 @@
-"""What a sweep's YAML and its command line say."""
+"""A study from its YAML and its command line, and overrides in Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_a_file_is_read(root):
+def test_study_is_read_from_its_file(root):
     name, study, shared = read(["sweep=mine"], ["method.epochs=2"], root)
     assert (name, shared) == ("mine", ["method.epochs=2"])
     assert study == Study(
@@ -35,7 +35,7 @@ def test_a_file_is_read(root):
     assert read([f"sweep={root}/sweep/mine.yaml"], [], root) == (name, study, [])
 
 
-def test_the_command_line_wins_over_the_file(root):
+def test_command_line_wins_over_the_file(root):
     words = ["sweep=mine", "++method.kl_coef=0.2,0.3", "++seed=5,6", "++sweep.metric=eval/loss", "++sweep.picture.y=b"]
     _, study, _ = read(words, [], root)
     assert study.grid == {"method.kl_coef": [0.2, 0.3]}
@@ -45,14 +45,14 @@ def test_the_command_line_wins_over_the_file(root):
     assert read(["sweep=mine", "++sweep.grid.method.kl_coef=[1.0]"], [], root)[1].grid == {"method.kl_coef": [1.0]}
 
 
-def test_a_single_value_takes_the_place_of_what_varies(root):
+def test_single_value_replaces_what_varies(root):
     _, study, shared = read(["sweep=mine"], ["method.kl_coef=0.33", "seed=7", "method.epochs=2"], root)
     assert study.grid == {"method.kl_coef": [0.33]}
     assert study.seeds == (7,)
     assert shared == ["method.epochs=2"]
 
 
-def test_what_was_recorded_counts_when_the_file_has_changed(root):
+def test_resumed_study_is_the_recorded_one(root):
     saved = root / "sweep.yaml"
     saved.write_text("name: mine\nwords: [sweep=mine]\ngrid: {a: [1, 2]}\nseeds: [3]\nstarted_in: x\n")
     name, study, _ = read(["sweep=mine", "++a=1,2,5"], [], root, saved)
@@ -86,7 +86,7 @@ def test_mistakes_are_one_line(words, said, root):
     assert "\n" not in str(caught.value)
 
 
-def test_every_combination_is_a_setting():
+def test_settings_are_all_combinations():
     found = list(settings(Study(grid={"a.b": [1, 2], "c": ["x"]}, jobs={"one": ["d=1"], "two": []})))
     assert [setting.values for setting in found] == [
         {"setting": name, "a.b": value, "c": "x"} for name in ("one", "two") for value in (1, 2)
@@ -95,11 +95,11 @@ def test_every_combination_is_a_setting():
     assert found[0].label == "one b=1 c=x"
 
 
-def test_keys_are_as_short_as_they_can_be():
+def test_short_keys_are_unique():
     assert short({"method.kl_coef": 0, "data.seed": 0, "model.seed": 0}) == ["kl_coef", "data.seed", "model.seed"]
 
 
-def test_values_are_said_in_hydras_grammar():
+def test_values_are_formatted_in_hydras_grammar():
     values = (None, True, 1e-5, "a b", "it's", [1, "x"], {"a": None}, "runs/x-1.2")
     assert [format_value(value) for value in values] == [
         "null", "true", "1e-05", "'a b'", "'it\\'s'", "[1,x]", "{a:null}", "runs/x-1.2",
@@ -108,7 +108,7 @@ def test_values_are_said_in_hydras_grammar():
 
 
 @pytest.mark.parametrize("text", ["1", "true", "null", "1e-5", "it's", "a\\", "a\\'b", "", "[x]", "été", "gold/total"])
-def test_a_text_stays_the_text_it_is(text):
+def test_formatted_text_parses_to_itself(text):
     assert parse_value(format_value(text)) == text
 
 

@@ -1,4 +1,4 @@
-"""A sweep from its command line to its table: what is planned, what is repeated, what a failed job does."""
+"""A sweep from its command line to its table: planning, resuming, failed jobs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_table_has_means_and_intervals_over_seeds(done):
     assert json.loads((done[0] / "status.json").read_text())["status"] == "done"
 
 
-def test_going_on_repeats_nothing_and_more_values_add_jobs(done):
+def test_resumed_sweep_repeats_nothing_and_more_values_add_jobs(done):
     folder, program = done
     program.ran.clear()
     assert sweep(program, f"resume={folder}", "report=false") == 0
@@ -64,7 +64,7 @@ def test_going_on_repeats_nothing_and_more_values_add_jobs(done):
     assert [cell.n for cell in read_study(folder).cells] == [2, 2, 2]
 
 
-def test_a_failed_job_is_told_of_stops_nobody_and_is_tried_again(tmp_path, capsys):
+def test_failed_job_is_reported_stops_no_other_and_is_retried(tmp_path, capsys):
     program = Program()
     program.broken = {"kl_coef=0.1 seed=1"}
     assert sweep(program, *GRID, f"paths.sweeps={tmp_path}") == 1
@@ -81,7 +81,7 @@ def test_a_failed_job_is_told_of_stops_nobody_and_is_tried_again(tmp_path, capsy
     assert program.ran == ["kl_coef=0.1 seed=1"]
 
 
-def test_all_mistakes_are_told_before_the_first_job(tmp_path, capsys):
+def test_all_mistakes_are_reported_before_the_first_job(tmp_path, capsys):
     program = Program()
     words = ("-m", "method=ppo", "method.kl_coeff=0.1,0.4", "method.epochs=0,1", f"paths.sweeps={tmp_path}/none")
     assert sweep(program, *words) == 2
@@ -94,14 +94,14 @@ def test_all_mistakes_are_told_before_the_first_job(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-def test_no_method_and_no_folder_are_one_line(tmp_path, capsys):
+def test_missing_method_and_missing_folder_are_one_line(tmp_path, capsys):
     assert sweep(Program(), "-m", "seed=0,1", f"paths.sweeps={tmp_path}") == 2
     assert "no job of the sweep names one" in capsys.readouterr().err
     assert sweep(Program(), "sweep=kl_coef", f"resume={tmp_path}/no") == 2
     assert f"there is no sweep in {tmp_path}/no" in capsys.readouterr().err
 
 
-def test_what_is_damaged_is_said_and_the_rest_is_read(done, tmp_path):
+def test_damaged_files_are_reported_and_the_rest_is_read(done, tmp_path):
     folder = tmp_path / "sweep"
     RunFolder.at(folder / "jobs" / "00-a")
     finish(RunFolder(folder / "jobs" / "00-a"), reward=float("nan"), kl=0.1, stopped="flat")
@@ -132,19 +132,19 @@ def study_of(folder, *values, metric="eval/reward/total"):
     return read_study(folder)
 
 
-def test_a_setting_that_diverged_has_no_mean_and_is_never_the_best(tmp_path):
+def test_diverged_setting_has_no_mean_and_is_never_the_best(tmp_path):
     study = study_of(tmp_path, (0.1, [0.5, 0.6]), (0.2, [0.3, 0.2]), (0.5, [0.9, float("inf")]))
     assert study.best is study.cells[0]
     assert "eval/reward/total" not in study.cells[2].values
     assert any("eval/reward/total is no finite number in 1 of 2 jobs" in line for line in study.missing)
 
 
-def test_less_is_better_where_a_name_says_so(tmp_path):
+def test_direction_follows_from_the_name_of_the_metric(tmp_path):
     study = study_of(tmp_path, (0.1, [0.5]), (0.2, [0.3]), metric="eval/kl/exact")
     assert study.direction == "min"
 
 
-def test_a_misspelt_metric_is_said(tmp_path):
+def test_misspelt_metric_gets_a_suggestion(tmp_path):
     study = study_of(tmp_path, (0.1, [0.5]), metric="eval/reward/totl")
     assert study.missing == (
         "no finished job has measured eval/reward/totl; did you mean eval/reward/total?; eval/reward/total decides "
@@ -152,14 +152,14 @@ def test_a_misspelt_metric_is_said(tmp_path):
     )
 
 
-def test_a_sweep_that_is_running_is_left_alone(done, capsys):
+def test_running_sweep_is_not_resumed(done, capsys):
     folder, program = done
     with alone(folder):
         assert sweep(program, f"resume={folder}") == 2
     assert "another process is running the sweep" in capsys.readouterr().err
 
 
-def test_a_folder_with_blanks_is_gone_on_with(tmp_path):
+def test_folder_with_blanks_is_resumed(tmp_path):
     program, home = Program(), tmp_path / "a (1)"
     assert sweep(program, *GRID, f"paths.sweeps='{home}'") == 0
     (folder,) = home.glob("multirun/*")
@@ -168,7 +168,7 @@ def test_a_folder_with_blanks_is_gone_on_with(tmp_path):
     assert program.ran == []
 
 
-def test_groups_of_ones_own_reach_the_jobs(tmp_path, capsys):
+def test_config_dir_reaches_the_jobs(tmp_path, capsys):
     (tmp_path / "conf/method").mkdir(parents=True)
     (tmp_path / "conf/method/mine.yaml").write_text("# @package _global_\n# Mine\ndefaults: [ppo, _self_]\n")
     program = Program()
@@ -183,7 +183,7 @@ def test_groups_of_ones_own_reach_the_jobs(tmp_path, capsys):
     assert program.ran == ["kl_coef=0.3"]
 
 
-def test_pipelines_are_planned_as_wholes(tmp_path, capsys):
+def test_sweep_over_a_pipeline_checks_its_stages(tmp_path, capsys):
     program = Program()
     words = ("-m", "pipeline=rlhf", "stage.ppo.method.kl_coef=0.1,0.2", "report=false", f"paths.sweeps={tmp_path}")
     assert sweep(program, *words) == 0
@@ -192,14 +192,14 @@ def test_pipelines_are_planned_as_wholes(tmp_path, capsys):
     assert "stage ppo: method.kl_coeff: unknown key; did you mean method.kl_coef?" in capsys.readouterr().err
 
 
-def test_evaluations_are_swept_too(tmp_path, monkeypatch):
+def test_evaluations_can_be_swept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = Program()
     assert sweep(program, "-m", "model=nano", "evaluation=lengths", "seed=0,1", root="evaluate") == 0
     assert program.ran == ["seed=0", "seed=1"]
 
 
-def test_without_a_metric_each_setting_tells_its_own(tmp_path):
+def test_without_a_metric_each_setting_shows_its_own(tmp_path):
     study_of(tmp_path, (0.1, [0.5, 0.7]), metric="null")
     home = RunFolder(tmp_path / "jobs" / "00")
     home.result.write_text(json.dumps({"metric": "accuracy", "values": {"accuracy": 0.25}, "changes": {}}))
@@ -212,7 +212,7 @@ def test_without_a_metric_each_setting_tells_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["jobs=abc", "jobs=0", "timeout=-1", "timeout=soon"])
-def test_odd_settings_of_the_launcher_are_one_line(tmp_path, capsys, setting):
+def test_wrong_settings_of_the_launcher_are_one_line(tmp_path, capsys, setting):
     assert exit_code(("train.py", *GRID, f"hydra.launcher.{setting}", f"paths.sweeps={tmp_path}")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: hydra.launcher.{setting.partition('=')[0]}: expected ")
