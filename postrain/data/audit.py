@@ -1,14 +1,16 @@
 """What a run is about to learn from, counted before the first update, and a refusal where it is nothing.
 
-Prints little: a table of counts and, with `data.show_mask`, a few rows with what is learned in green.
+Prints little: a table of counts and, with `data.show_mask`, a few rows with what is learned in green. The same rows,
+shortened, go into the manifest, from which the report shows them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console, Group
@@ -19,13 +21,13 @@ from postrain.data.chat import Template
 from postrain.data.encode import Encoded, Use
 from postrain.data.kinds import KINDS
 from postrain.data.layouts import names
-from postrain.data.preview import PreviewRow, preview
 from postrain.types import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
 STYLES: Mapping[Use, str] = {"learned": "green", "read": "dim", "right": "bold green", "wrong": "bold red"}
 KEPT = 3
 """Items whose rows the manifest keeps, for the report."""
+MOST_LETTERS, MOST_STRETCHES = 600, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,3 +219,50 @@ def _counts(found: Mapping[str, int]) -> str:
 
 def _leading(ids: Sequence[int], token: int | None) -> int:
     return next((place for place, found in enumerate(ids) if found != token), len(ids)) if token is not None else 0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens next to each other with the same use."""
+
+    text: str
+    """Special tokens written out."""
+    use: Use
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One row of tokens."""
+
+    row: int
+    """Its number in the source."""
+    role: str
+    """chosen or rejected; empty for a row that stands alone."""
+    stretches: tuple[Stretch, ...]
+
+    def shortened(self) -> PreviewRow:
+        """Of a size that a manifest can keep."""
+        kept = tuple(replace(stretch, text=_shortened(stretch.text)) for stretch in self.stretches[:MOST_STRETCHES])
+        return replace(self, stretches=kept)
+
+
+def preview(items: Sequence[Encoded], template: Template) -> Iterator[PreviewRow]:
+    """The rows of the items, a pair's two after each other."""
+    for item in items:
+        for role, ids, uses in item.uses():
+            yield PreviewRow(item.row, role, _stretches(ids.tolist(), uses, template))
+
+
+def _stretches(ids: Sequence[int], uses: Sequence[Use], template: Template) -> tuple[Stretch, ...]:
+    """Decoded in one piece each: tokens decoded one by one lose their spaces and break letters of several bytes."""
+    found, start = [], 0
+    for use, group in groupby(uses):
+        end = start + len(list(group))
+        found.append(Stretch(template.tokenizer.decode(ids[start:end]), use))
+        start = end
+    return tuple(found)
+
+
+def _shortened(text: str) -> str:
+    half = MOST_LETTERS // 2
+    return text if len(text) <= MOST_LETTERS else f"{text[:half]} […] {text[-half:]}"

@@ -1,14 +1,14 @@
-"""Rows as stretches of text with the use that training makes of them."""
+"""The rows that the audit shows: stretches of text with their use."""
 
 from __future__ import annotations
 
 import torch
 
+from postrain.data.audit import MOST_LETTERS, PreviewRow, Stretch, preview
 from postrain.data.chat import Template
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
 from postrain.data.kinds.prompt import EncodedPrompt
-from postrain.data.preview import MOST_LETTERS, PreviewRow, Stretch, preview
 from tests.data.helpers import byte_tokenizer
 
 TEMPLATE = Template(byte_tokenizer(pad="<|end|>"), mode="plain")
