@@ -118,20 +118,20 @@ class GroupRelative(PolicyGradient):
 
     def prepare(self, batch: Prompts) -> GroupExperience:
         """Sample, score, compare within groups."""
-        episodes, self.selected = self.sampled(batch)
-        rows, mask_BT = episodes.rows, completion_mask(episodes.rows, self.device)
-        logps_BT = self.old_logps(episodes)
+        rollouts, self.selected = self.sampled(batch)
+        rows, mask_BT = rollouts.rows, completion_mask(rollouts.rows, self.device)
+        logps_BT = self.old_logps(rollouts)
         ref_logps_BT = self.reference_logps_and_kl(rows, logps_BT, mask_BT) if self.coef else torch.zeros_like(logps_BT)
         off_reward = self.coef if self.kl_in == "reward" else 0.0
         penalty_BT = off_reward * kl(logps_BT, ref_logps_BT, "k1") * mask_BT
-        reward_PG = self.shaped_rewards(episodes).view(-1, self.group_size)
-        counted_B = self.is_selected(len(episodes))
+        reward_PG = self.shaped_rewards(rollouts).view(-1, self.group_size)
+        counted_B = self.is_selected(len(rollouts))
         # Unselected groups are in no statistic either, so that it does not matter how many were drawn.
         learned_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
         advantages_BT = self.advantages(learned_PG, penalty_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
-        weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(episodes))
+        weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
         has_gradient_B = (advantages_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
-        self.accumulate(episodes.metrics())
+        self.accumulate(rollouts.metrics())
         self.log_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
         learned_B = (weight_B != 0) & has_gradient_B
         return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, learned_B)

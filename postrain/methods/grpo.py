@@ -81,12 +81,12 @@ class GRPO(GroupRelative):
                 "method.ratio_ceiling: method.objective=cispo bounds the ratio by clip_high; leave it null"
             )
 
-    def shaped_rewards(self, episodes: Rollouts) -> Tensor:
+    def shaped_rewards(self, rollouts: Rollouts) -> Tensor:
         if not self.overlong_buffer:
-            return super().shaped_rewards(episodes)
-        lengths_B = torch.tensor([int(mask.sum()) for mask in episodes.rows.supervised], device=self.device)
+            return super().shaped_rewards(rollouts)
+        lengths_B = torch.tensor([int(mask.sum()) for mask in rollouts.rows.supervised], device=self.device)
         late_B = overlong_penalty(lengths_B, limit=self.sampling.max_new_tokens, buffer=self.overlong_buffer)
-        return super().shaped_rewards(episodes) + self.overlong_penalty * late_B
+        return super().shaped_rewards(rollouts) + self.overlong_penalty * late_B
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         reward_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)

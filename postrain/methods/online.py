@@ -116,12 +116,12 @@ class Online(Method):
             for number in range(num_generations)
         ]
         repeated = prompts.select([i for i in range(len(prompts)) for _ in range(num_generations)])
-        episodes = self.episodes(self.policy if model is None else model, repeated, seeds)
+        rollouts = self.sample_and_score(self.policy if model is None else model, repeated, seeds)
         # NaN where the policy's weights are, whatever the loss does with these tokens.
-        self.accumulate({"rollout/logp": Mean(episodes.logps_BT.sum(), torch.cat(episodes.rows.supervised).sum())})
-        return episodes
+        self.accumulate({"rollout/logp": Mean(rollouts.logps_BT.sum(), torch.cat(rollouts.rows.supervised).sum())})
+        return rollouts
 
-    def episodes(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
+    def sample_and_score(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
         """A completion of each prompt with its reward; `seeds` are the completions'."""
         parts = self.parts
         return collect(
@@ -134,18 +134,18 @@ class Online(Method):
             environment=parts.environment,
         )
 
-    def measured(self, episodes: Rollouts) -> Metrics:
+    def measured(self, rollouts: Rollouts) -> Metrics:
         """The metrics of completions; none of a reward where there is only a preference."""
-        found = episodes.metrics()
+        found = rollouts.metrics()
         return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
 
-    def shaped_rewards(self, episodes: Rollouts) -> Tensor:
+    def shaped_rewards(self, rollouts: Rollouts) -> Tensor:
         """The reward of each completion with the method's own penalties, NaN where no reward could score it, [B]."""
-        return episodes.reward_B - self.missing_eos_penalty * (~episodes.finished_B)
+        return rollouts.reward_B - self.missing_eos_penalty * (~rollouts.finished_B)
 
-    def truncated_and_masked(self, episodes: Rollouts) -> Tensor:
+    def truncated_and_masked(self, rollouts: Rollouts) -> Tensor:
         """True where a completion was cut at the length limit and `mask_truncated` excludes it from the loss, [B]."""
-        out_B = ~episodes.finished_B & self.mask_truncated
+        out_B = ~rollouts.finished_B & self.mask_truncated
         if self.mask_truncated:
             self.accumulate({"completion/left_out": Mean(out_B.sum(), len(out_B))})
         return out_B
@@ -158,14 +158,14 @@ class Online(Method):
             self.micro_batch_tokens,
         )
 
-    def old_logps(self, episodes: Rollouts) -> Tensor:
+    def old_logps(self, rollouts: Rollouts) -> Tensor:
         """Log-probabilities under the policy that sampled, [B, T], recorded or computed; sets `first_pass`."""
         # In lower precision engine and scorer round differently, but the first ratio must be 1.
         self.first_pass = self.parts.engine.exact and self.in_float32()
         if self.first_pass:
-            return episodes.logps_BT
-        logps_BT = self.logps(self.policy, episodes.rows)
-        self.accumulate({"rollout/logp_error": sampler_error(episodes.logps_BT, logps_BT, strict=False)})
+            return rollouts.logps_BT
+        logps_BT = self.logps(self.policy, rollouts.rows)
+        self.accumulate({"rollout/logp_error": sampler_error(rollouts.logps_BT, logps_BT, strict=False)})
         return logps_BT
 
     def check_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
@@ -193,7 +193,7 @@ class Online(Method):
     def validate(self, batch: Prompts, index: int) -> Metrics:
         """Also the reward and the shape of a completion of each prompt, sampled with the same seeds every time."""
         seeds = [derive_seed(self.parts.seed, "evaluation", index, number) for number in range(len(batch))]
-        return {**self.evaluate(batch, index), **self.measured(self.episodes(self.policy, batch, seeds))}
+        return {**self.evaluate(batch, index), **self.measured(self.sample_and_score(self.policy, batch, seeds))}
 
 
 class PolicyGradient(Online):

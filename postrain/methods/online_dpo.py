@@ -66,15 +66,15 @@ class OnlineDPO(OnlinePreference):
 
     def prepare(self, batch: Prompts) -> JudgedPairs:
         """Sample, compare, and choose the best and the worst of each prompt."""
-        episodes = self.rollout(batch, num_generations=self.group_size)
-        average_PG = average_preference(self.preferences(episodes, episodes))
+        rollouts = self.rollout(batch, num_generations=self.group_size)
+        average_PG = average_preference(self.preferences(rollouts, rollouts))
         best_P, worst_P = average_PG.nan_to_num(-1.0).argmax(1), average_PG.nan_to_num(2.0).argmin(1)
         first_P = torch.arange(len(batch), device=self.device) * self.group_size
         chosen, rejected = ((first_P + which_P).tolist() for which_P in (best_P, worst_P))
-        rows, ref_B = episodes.rows, self.reference_logps(episodes.rows).sum(1)
+        rows, ref_B = rollouts.rows, self.reference_logps(rollouts.rows).sum(1)
         gap_P = average_PG.gather(1, best_P[:, None]) - average_PG.gather(1, worst_P[:, None])
         decided_P = gap_P.squeeze(1).nan_to_num(0.0) > TIE
-        self.accumulate({**self.measured(episodes), "undecided": Mean((~decided_P).sum(), len(batch))})
+        self.accumulate({**self.measured(rollouts), "undecided": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
         return JudgedPairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
 

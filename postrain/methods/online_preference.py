@@ -44,7 +44,7 @@ class OnlinePreference(Online):
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
-        self.reference_episodes: dict[int, Rollouts] = {}
+        self.reference_rollouts: dict[int, Rollouts] = {}
 
     def check(self) -> None:
         super().check()
@@ -72,10 +72,10 @@ class OnlinePreference(Online):
 
     def evaluate(self, batch: Prompts, index: int) -> Metrics:
         """How often the policy's completions of held-out prompts beat the reference's, sampled with the same seeds."""
-        if index not in self.reference_episodes:
+        if index not in self.reference_rollouts:
             with self.reference_policy.scoring() as frozen:
-                self.reference_episodes[index] = self.completed(frozen, batch, index)
-        beats_B = self.preference(self.completed(self.policy, batch, index), self.reference_episodes[index])
+                self.reference_rollouts[index] = self.completed(frozen, batch, index)
+        beats_B = self.preference(self.completed(self.policy, batch, index), self.reference_rollouts[index])
         known_B = beats_B[~beats_B.isnan()]
         return {
             "win_rate": Mean(share_above(known_B - 0.5), len(known_B)),
@@ -85,7 +85,7 @@ class OnlinePreference(Online):
     def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Rollouts:
         """One completion of each held-out prompt."""
         seeds = [derive_seed(self.parts.seed, "win_rate", index, number) for number in range(len(prompts))]
-        return self.episodes(model, prompts, seeds)
+        return self.sample_and_score(model, prompts, seeds)
 
 
 def all_pairs(some: Rollouts, others: Rollouts, size: int) -> tuple[Rollouts, Rollouts]:

@@ -119,31 +119,31 @@ class PPO(PolicyGradient):
 
     def prepare(self, batch: Prompts) -> Experience:
         """Roll out, score, and turn rewards and values into advantages."""
-        episodes = self.rollout(batch)
-        found = in_micro_batches(self.compare, episodes.rows, self.micro_batch_tokens)
+        rollouts = self.rollout(batch)
+        found = in_micro_batches(self.compare, rollouts.rows, self.micro_batch_tokens)
         # Where another distribution was sampled from (top-k, other weights) the first ratio must still be 1.
         recorded = self.parts.engine.exact and self.in_float32()
-        logps_BT = episodes.logps_BT if recorded else found.logps_BT
+        logps_BT = rollouts.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(
-                found, values_BT=in_micro_batches(self.separate_values, episodes.rows, self.micro_batch_tokens)
+                found, values_BT=in_micro_batches(self.separate_values, rollouts.rows, self.micro_batch_tokens)
             )
         kl_BT = self.penalty(logps_BT, found)
-        learned_B = ~episodes.reward_B.isnan() & ~self.truncated_and_masked(episodes)
+        learned_B = ~rollouts.reward_B.isnan() & ~self.truncated_and_masked(rollouts)
         learned_BT = found.mask_BT & learned_B[:, None]
-        reward_B = self.shaped_rewards(episodes).nan_to_num(0.0)
+        reward_B = self.shaped_rewards(rollouts).nan_to_num(0.0)
         rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
         returns_BT = (advantages_BT + found.values_BT) * learned_BT
-        self.accumulate(episodes.metrics() | kl_metrics(found))
+        self.accumulate(rollouts.metrics() | kl_metrics(found))
         self.accumulate(critic_metrics(found.values_BT, returns_BT, advantages_BT, learned_BT))
         self.accumulate({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
         self.accumulate({"kl/coef": Max(self.coef)})
-        self.accumulate({"rollout/logp_error": sampler_error(episodes.logps_BT, found.logps_BT, strict=recorded)})
+        self.accumulate({"rollout/logp_error": sampler_error(rollouts.logps_BT, found.logps_BT, strict=recorded)})
         whitened_BT = collectives.whiten_globally(advantages_BT, learned_BT)
         tensors = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
-        return Experience(episodes.rows, *tensors, learned_B)
+        return Experience(rollouts.rows, *tensors, learned_B)
 
     def compare(self, rows: Rows) -> Comparison:
         """Policy, reference and shared critic on the same tokens."""
