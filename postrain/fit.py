@@ -100,7 +100,7 @@ def fit(
             precision="bf16" if parameter.dtype == torch.bfloat16 else "fp32",
         ),
         logger=logger or NoTracker(),
-        callbacks={str(place): callback for place, callback in enumerate(callbacks)},
+        callbacks={f"{type(one).__name__}_{place}": one for place, one in enumerate(callbacks)},
         evaluation=evaluation or Evaluation(),
         seed=parts.seed,
         name=name,
