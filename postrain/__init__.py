@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from postrain.api import score as score
     from postrain.data.module import DataModule as DataModule
     from postrain.errors import ConfigError as ConfigError
+    from postrain.evaluation.evaluator import Evaluation as Evaluation
     from postrain.fit import Run as Run
+    from postrain.methods.base import Method as Method
     from postrain.methods.cpo import CPO as CPO
     from postrain.methods.dpo import DPO as DPO
     from postrain.methods.grpo import GRPO as GRPO
@@ -49,12 +51,17 @@ if TYPE_CHECKING:
     from postrain.models.adapters import LoRA as LoRA
     from postrain.models.adapters import QLoRA as QLoRA
     from postrain.rollout.local import LocalEngine as LocalEngine
+    from postrain.training.loggers import TensorBoard as TensorBoard
+    from postrain.training.loggers import Trackio as Trackio
+    from postrain.training.loggers import Wandb as Wandb
 
 # Where each name is defined.
 _PLACES = {
     "api": "Generated TokenLogps generate load_model score",
     "data.module": "DataModule",
     "errors": "ConfigError",
+    "evaluation.evaluator": "Evaluation",
+    "methods.base": "Method",
     "methods.cpo": "CPO",
     "methods.dpo": "DPO",
     "methods.grpo": "GRPO",
@@ -73,6 +80,7 @@ _PLACES = {
     "models.adapters": "LoRA QLoRA",
     "rollout.local": "LocalEngine",
     "fit": "Run",
+    "training.loggers": "TensorBoard Trackio Wandb",
 }
 _MODULES = {name: f"postrain.{module}" for module, names in _PLACES.items() for name in names.split()}
 __all__ = [*sorted(_MODULES), "__version__", "losses"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # Before torch is imported, as in train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,6 +16,19 @@ from omegaconf import DictConfig
 from postrain.cli.main import start
 from postrain.config.arguments import resolved
 
+
+class Callable(ModuleType):
+    """Makes `postrain.generate(model, prompts)` the function of that name also where this module has been imported,
+    which then has the name: a command is started by it."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        # Start-up time: the command needs no model until its config is checked.
+        from postrain import api  # noqa: PLC0415
+
+        return api.generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = Callable
 CONF = Path(__file__).parents[1] / "conf"
 
 

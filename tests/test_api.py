@@ -6,6 +6,7 @@ import doctest
 import re
 import subprocess
 import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -70,6 +71,12 @@ def test_scores_are_those_of_the_sampler_and_know_no_batch(nano):
         assert torch.allclose(row[mask], torch.tensor(one.logps), atol=1e-5)
     assert logps.entropy is not None
     assert logps.entropy.shape == logps.shape
+
+
+def test_generate_is_the_function_also_where_the_command_was_imported(nano):
+    import_module("postrain.generate")
+    (found,) = pt.generate(nano[0], ["Tom found"], max_new_tokens=1)
+    assert len(found.token_ids) == 1
 
 
 def test_a_row_is_text_or_token_ids_and_has_a_gradient(nano):
