@@ -1,4 +1,4 @@
-"""The config of an evaluation: its parts, what goes together, and what it takes over from the run it looks at."""
+"""The config of an evaluation, and what it inherits from the run whose model it evaluates."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ INSTEAD = {
     "evaluation.shown": "say shown=COUNT",
     "evaluation.greedy": "rollout.temperature=0 samples greedily",
 }
-"""What to say in place of the keys of `evaluation` that only training reads."""
+"""Remedies for keys of `evaluation` that only training reads."""
 INHERITED = ("data", "reward", "rollout", "environment")
-"""Groups that are those of the run, where the command line chooses none."""
+"""Groups that an evaluation takes from the run unless the command line chooses others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Section):
-    """Measures of a model, or of several on the same prompts. Raises ConfigError for what does not go together."""
+    """Measures of a model, or of several on the same prompts. Raises ConfigError for settings that do not fit."""
 
     model: ModelSource
     """The model to evaluate."""
@@ -117,7 +117,7 @@ class EvaluateConfig(Section):
 def inherit(plain: Mapping[str, Any], words: Sequence[str], said: Collection[Item]) -> dict[str, Any]:
     """A composed config with the groups of the run that it evaluates, where the command line `words` choose none.
 
-    Raises ConfigError where there is no model, and for what the run's folder cannot decide; `said` is what it can.
+    Raises ConfigError if there is no model, and for values that need confirmation; `said` are those of today's command.
     """
     origin = Origin.of(model_path(plain))
     config, taken = inherited(plain, origin, words)
@@ -158,7 +158,7 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def model_path(plain: Mapping[str, Any]) -> str:
-    """model.path. Raises ConfigError where nobody has said what to evaluate: the most common first mistake."""
+    """model.path. Raises ConfigError if it is missing: the most common first mistake."""
     path = (plain.get("model") or {}).get("path")
     if path in (None, MISSING):
         raise ConfigError(

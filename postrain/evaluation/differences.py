@@ -1,5 +1,5 @@
 """Two models on the same items: the mean of each item's difference, which is known far better than the difference of
-two means. Pure: results in, estimates out; measures.py says what records have to hold.
+two means. Pure: results in, estimates out; task.py documents what records hold.
 """
 
 from __future__ import annotations

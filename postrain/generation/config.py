@@ -1,4 +1,4 @@
-"""The config of a generation: which parts it has, what each has to be, and what goes together."""
+"""The config of a generation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from postrain.types import ConfigError, Count, Seed, Size
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Section):
-    """Completions of a data source's prompts, scored, and the rows that are kept of them. Raises ConfigError for what
-    does not go together."""
+    """Completions of a data source's prompts, scored, and the rows that are kept of them. Raises ConfigError for
+    settings that do not fit together."""
 
     model: ModelSource
     """The model that samples."""

@@ -86,7 +86,7 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
 
 
 def _finish(config: GenerateConfig, answers: Sequence[Answers], folder: RunFolder, console: Console) -> float | None:
-    """Writes what is kept and how good it was; prints both."""
+    """Writes and prints the statistics and the kept rows."""
     keep = config.keep
     rows = [keep(one) for one in answers]
     found = measure(answers, config.threshold)
@@ -106,7 +106,7 @@ def _finish(config: GenerateConfig, answers: Sequence[Answers], folder: RunFolde
 
 
 def _no_rows(keep: Keep, found: Measured) -> ConfigError:
-    """Why there is nothing to write; a file without rows would only be a riddle later."""
+    """The error for an empty selection: a file without rows would fail later, with less to say."""
     ended = f"{found.finished:.0%} came to an end"
     if isinstance(keep, Revisions):
         return ConfigError(
@@ -121,6 +121,6 @@ def _no_rows(keep: Keep, found: Measured) -> ConfigError:
 
 
 def _write_rows(rows: Sequence[Row], path: Path) -> None:
-    """The data file, in one piece."""
+    """Writes the data file atomically."""
     with writing(path):
         atomic_write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows))

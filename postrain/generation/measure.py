@@ -1,7 +1,7 @@
-"""How good a model's completions are, as numbers: how many are right, of one try and of several, with intervals.
+"""Statistics of a generation: pass@1, pass@n, mean rewards, with intervals.
 
-A prompt is the unit: its tries are no independent samples. Prompts none of whose completions could be scored are left
-out, and counted.
+Prompts are the unit: completions of one prompt are not independent. Prompts without a scored completion are left out
+and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from postrain.generation.keep import Answers, reaches
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a generation says of its model; fields are None where nothing could be measured."""
+    """The statistics; None where nothing could be measured."""
 
     prompts: int
     samples: int
@@ -66,7 +66,7 @@ def measure(answers: Sequence[Answers], threshold: float) -> Measured:
 
 
 def outcome(found: Measured) -> dict[str, Any]:
-    """result.json, in the form of a training run's: here nothing changes, and both numbers of a change are the same."""
+    """result.json, in the format of a training run, with equal values before and after."""
     rates = {"right/sampled": found.sampled, "right/solved": found.solved, "right/greedy": found.greedy}
     numbers = {name: rate.value for name, rate in rates.items() if rate is not None}
     means = {"reward/total": found.reward, "reward/best": found.best, "gold/total": found.gold}
@@ -81,7 +81,7 @@ def outcome(found: Measured) -> dict[str, Any]:
 
 
 def table(found: Measured, kept: int, kept_prompts: int, *, scored: bool) -> Table:
-    """A line for each number; those that nobody knows are left out. `scored` is whether there was a reward."""
+    """The console table, a line for each known number. `scored` is whether there was a reward."""
     made = Table(box=None, pad_edge=False, show_header=False)
     made.add_row("prompts", f"{found.prompts}, each {found.samples} times")
     means = {

@@ -1,7 +1,7 @@
-"""Samples and scores completions of prompts chunk by chunk, each written as soon as it is done.
+"""Samples and scores completions of prompts in chunks, each written as soon as it is done.
 
-The seed of a completion comes from its prompt's row and its number alone, and chunks are cut at fixed places: a
-generation that was killed and gone on with is the one that never was. Leaves out what is kept of the completions.
+The seed of a completion depends on the row of its prompt and its number only, and chunks have fixed bounds: a resumed
+generation equals one that was never interrupted. Selection is in keep.py.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from postrain.types import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A model with everything it takes to ask it."""
+    """A model with what it needs to complete prompts."""
 
     model: nn.Module
     engine: Engine
     greedy: Engine | None
-    """Draws the greedy completion, where it is to be measured too."""
+    """Samples the greedy completion, if it is measured too."""
     data: DataModule
     reward: Reward | None
-    """None where completions are not scored."""
+    """None if completions are not scored."""
     environment: Environment
     samples: int
     """Completions of each prompt."""
     principles: tuple[str, ...]
-    """What completions are criticised and revised by; without any they are left as they are."""
+    """Principles to criticise and revise completions by; empty: no revision."""
     part: str
     seed: int
 
     @torch.no_grad()
     def __call__(self, items: Sequence[EncodedPrompt]) -> list[Answers]:
-        """The answers to each prompt."""
+        """The completions of each prompt."""
         prompts = EncodedPrompt.collate(items)
         copies = prompts.select([place for place in range(len(items)) for _ in range(self.samples)])
         seeds = [self._key(item.row, number) for item in items for number in range(self.samples)]
@@ -83,13 +83,13 @@ class Sampler:
         return optional(rollouts.reward_B) if self.reward else (None,) * len(rollouts.completions)
 
     def _revised(self, rollouts: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
-        """What became of the completions that came to an end, by their place."""
+        """The revisions of the finished completions, by their index."""
         ended = rollouts.finished_B.nonzero().flatten().tolist() if self.principles else []
         prompts = [_asked(rollouts.prompts[place], rollouts.columns[place]) for place in ended]
-        said = [rollouts.completions[place] for place in ended]
+        completions = [rollouts.completions[place] for place in ended]
         own = [seeds[place] for place in ended]
         made = (
-            revise(self.engine, self.model, self.data.chat_template, prompts, said, self.principles, own)
+            revise(self.engine, self.model, self.data.chat_template, prompts, completions, self.principles, own)
             if ended
             else []
         )
@@ -128,7 +128,7 @@ def distinct(items: Sequence[Any], count: int | None) -> list[EncodedPrompt]:
 
 
 def sample(sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, chunk: int) -> Iterator[list[Answers]]:
-    """The answers to all prompts, a chunk at a time; chunks that `lines` has already are read from there."""
+    """The completions of all prompts in chunks; chunks that `lines` already holds are read from there."""
     done = _begun(lines, items, chunk, sampler.samples)
     for start in range(0, len(items), chunk):
         if start < len(done):
@@ -141,7 +141,7 @@ def sample(sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, c
 
 
 def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples: int) -> list[Answers]:
-    """The answers of whole chunks in the file of an earlier session; anything after them is cut off."""
+    """The whole chunks in the file of an earlier session; a partial chunk at the end is cut off."""
     records, damaged = lines.examine()
     whole = len(records) if len(records) == len(items) else len(records) - len(records) % chunk
     if damaged or whole < len(records):
@@ -168,15 +168,15 @@ def read(record: Record) -> Answers:
     return Answers(**{**record, **lists, "revisions": revisions})
 
 
-def _prompt(said: Any) -> str | Messages:
-    return said if isinstance(said, str) else opened(tuple(Message(**turn) for turn in said))
+def _prompt(value: Any) -> str | Messages:
+    return value if isinstance(value, str) else opened(tuple(Message(**turn) for turn in value))
 
 
 def _asked(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
-    """A prompt with its roles, where it has several turns."""
+    """A prompt with its roles, if it has several turns."""
     return _prompt(columns.get("messages", prompt))
 
 
 def _json(columns: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Columns as they come back from a file: dates and the like are text there."""
+    """Columns as they are read back from a file: dates become text."""
     return json.loads(json.dumps(plain(columns), default=str))

@@ -1,5 +1,4 @@
-"""The `trainer` group: what a run runs on. Everything that learns is decided elsewhere; nothing here changes a number
-except the precision."""
+"""The `trainer` group: devices, ranks and precision. Only the precision changes a number."""
 
 from __future__ import annotations
 
@@ -73,7 +72,7 @@ class Hardware:
         return torch.device(self.accelerator.replace("gpu", "cuda"), int(os.environ.get("LOCAL_RANK", 0)))
 
     def check(self) -> None:
-        """What only the machine can say."""
+        """Raises ConfigError for devices that this machine does not have."""
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError("trainer: no GPU is visible to PyTorch here; use trainer=cpu (or trainer=ddp_cpu)")
         if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:

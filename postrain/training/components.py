@@ -1,5 +1,5 @@
-"""Builds the parts of a run from its config, in the order in which mistakes are cheapest to find: the data and its
-audit, and only then weights."""
+"""Builds the components of a run from its config: first the data and its audit, where mistakes are cheap to find, then
+weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Components:
 
 
 def build(config: TrainConfig) -> Components:
-    """Everything between a config and training. Raises ConfigError for what only the parts together tell."""
+    """Everything between a config and training. Raises ConfigError for components that do not fit together."""
     method, resolved, data = config.method, config.resolved, copy(config.data)
     config.trainer.settle()
     # A method that Python code constructed with a model has it already.
@@ -80,7 +80,7 @@ def build(config: TrainConfig) -> Components:
 
 
 def scorers(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
-    """What the `reward` group gives: something that scores completions, compares them, or can do both."""
+    """The reward and the preference model of the `reward` group; one object can be both."""
     method = config.method
     if not method.needs_reward:
         return None, None
@@ -94,7 +94,7 @@ def scorers(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
 
 
 def compared_with(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
-    """The model that `reference` names in place of the policy's start, if it does."""
+    """The reference model that `reference` names, if any. Raises ConfigError for one that cannot be compared."""
     path = config.reference
     if path is None:
         return None
@@ -112,17 +112,14 @@ def compared_with(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
 
 
 def origin(config: TrainConfig, model: ResolvedModel) -> str:
-    """Everything but rows that decides log-probabilities under `model`, the reference of this run."""
+    """Everything but rows that determines log-probabilities under `model`, the reference of this run."""
     hardware = config.trainer
     weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
     return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
 
 
 def reference_for(config: TrainConfig, policy: nn.Module, other: ResolvedModel | None) -> Reference | None:
-    """What the policy is compared with, if anybody asks: the method, or the KL of evaluated completions.
-
-    A copy of a model is a lot of memory: there is none where nobody looks at it.
-    """
+    """The reference policy, if the method or the KL of evaluated completions needs one; it costs memory."""
     method, hardware = config.method, config.trainer
     if other is not None:
         model = cast("nn.Module", load_causal(other, dtype=hardware.dtype)).to(hardware.device)
@@ -133,7 +130,7 @@ def reference_for(config: TrainConfig, policy: nn.Module, other: ResolvedModel |
 
 
 def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
-    """The model that learns, with its adapter; `data` says which tokens it has to know."""
+    """The policy with its adapter; `data` tells which tokens it needs."""
     adapter, hardware, head = config.adapter, config.trainer, config.method.head
     load = load_causal if head == "causal" else load_scalar
     # Seen as what it is derived from: transformers wraps `to` in a way that loses its type.
@@ -144,7 +141,7 @@ def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
 
 
 def whole_policy(config: TrainConfig, parts: Components) -> None:
-    """Gives the first rank of a sharded run the whole policy back; every rank has to call it."""
+    """Gathers the whole policy of a sharded run on the first rank; every rank has to call it."""
     method = parts.method
     state = whole_state(method.policy) if method.device_mesh is not None else None
     if state is not None and is_first_rank():
@@ -175,7 +172,7 @@ def notes(parts: Components, resolved: ResolvedModel) -> list[str]:
 
 
 def check_reward(method: Method, data: DataModule) -> None:
-    """Scores a few completions of the untrained policy: a reward that says the same of all of them teaches nothing."""
+    """Scores a few completions of the untrained policy. Raises ConfigError for a constant reward: it trains nothing."""
     prompts = data.eval_prompts(16)
     has = method.parts
 

@@ -58,7 +58,7 @@ class EarlyStopping(Callback):
         self.kl: deque[float] = deque(maxlen=SMOOTHED)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers what a resumed run has measured."""
+        """Reads the metrics of a resumed run."""
         for record in self.folder.metrics.read():
             if 0 < update_of(record) <= method_of(pl_module).counters.updates:
                 self._remember(
@@ -76,7 +76,7 @@ class EarlyStopping(Callback):
             trainer.should_stop = True
 
     def reason(self) -> str:
-        """Why to stop; empty as long as there is hope."""
+        """The reason to stop; empty if there is none."""
         size, limit = self.settings.flat_updates, self.settings.kl_above
         if limit is not None and len(self.kl) == SMOOTHED and fmean(self.kl) > limit:
             return f"KL to the start {fmean(self.kl):.3g} is above early_stop.kl_above={limit:g}"

@@ -1,4 +1,4 @@
-"""What a run leaves when training is over: the model as a Hugging Face directory, and a few lines to read."""
+"""The end of a run: exports the model as a Hugging Face directory, writes result.json, prints a summary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ joiner and separator in `{LAYOUT_FILE}`) is the probability that the step is rig
 
 
 def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float | None:
-    """Exports and sums up; returns the method's own measure of how good it has become."""
+    """Exports and summarises; returns the last value of the method's headline metric."""
     method = parts.method
     changes = before_and_after(folder.metrics.read())
     card = model_card(parts, config.resolved, folder, changes)
@@ -44,7 +44,7 @@ def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float
 
 
 def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[float, float]]) -> None:
-    """result.json: what sweeps and comparisons read of a finished run, with the metric that judges it."""
+    """Writes result.json, which sweeps and comparisons read."""
     metric, direction = judged(type(method), changes)
     parameters = list(method.policy.parameters())
     result = {
@@ -74,7 +74,7 @@ def judged(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Dire
 
 
 def reading(parts: Components) -> dict[str, str]:
-    """What has to lie beside a process reward model, so that it is known for one and reads as it has learned to."""
+    """The extra file of a process reward model: the step layout it was trained with."""
     of_steps = parts.method.kind == Steps.__name__ and parts.method.head == "scalar"
     return {LAYOUT_FILE: parts.data.steps.to_json()} if of_steps else {}
 
@@ -104,7 +104,7 @@ def summary(changes: Mapping[str, tuple[float, float]], headline: Sequence[str])
 def model_card(
     parts: Components, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
 ) -> str:
-    """README.md of the exported model: what it is, what it came from, what was measured."""
+    """README.md of the exported model: its origin and its metrics."""
     method = type(parts.method).__name__
     rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
     stand_in = (

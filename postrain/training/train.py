@@ -29,7 +29,7 @@ from postrain.training.throughput import Throughput
 
 
 def train(config: TrainConfig, run: RunContext) -> float | None:
-    """Trains in the run's folder, from its newest checkpoint if it has one; returns the method's measure of success."""
+    """Trains in the run's folder, from its newest checkpoint if there is one; returns the headline metric."""
     parts = build(config)
     method, first = parts.method, is_first_rank()
     if first:
@@ -54,7 +54,7 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
 
 
 def announce(config: TrainConfig, parts: Components, run: RunContext) -> None:
-    """Says what is about to be trained on what, on the console and in the manifest.
+    """Prints the audit and writes the manifest.
 
     Raises ConfigError where an earlier session of the run had another reference or other rows.
     """
