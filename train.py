@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 # Before torch is imported: threads that spin while they wait make every step many times slower as soon as anything else
 # uses the cores.
@@ -11,4 +10,4 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from postrain.cli.main import start
 
 if __name__ == "__main__":
-    sys.exit(start(sys.argv, Path(__file__).parent / "conf"))
+    sys.exit(start(sys.argv))

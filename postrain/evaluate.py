@@ -14,8 +14,6 @@ from omegaconf import DictConfig
 from postrain.cli.main import complain, start
 from postrain.config.arguments import resolved
 
-CONF = Path(__file__).parents[1] / "conf"
-
 
 def evaluate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
     """One evaluation of a command line."""
@@ -38,7 +36,7 @@ def evaluate(config: DictConfig, words: list[str], group: str | None, place: Pat
 
 def main(argv: list[str]) -> int:
     """Runs one command line; returns the exit code."""
-    return start(argv, CONF, config_name="evaluate", run=evaluate)
+    return start(argv, config_name="evaluate", run=evaluate)
 
 
 if __name__ == "__main__":

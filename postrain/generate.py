@@ -29,7 +29,6 @@ class Callable(ModuleType):
 
 
 sys.modules[__name__].__class__ = Callable
-CONF = Path(__file__).parents[1] / "conf"
 
 
 def generate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
@@ -43,7 +42,7 @@ def generate(config: DictConfig, words: list[str], group: str | None, place: Pat
 
 def main(argv: list[str]) -> int:
     """Runs one command line; returns the exit code."""
-    return start(argv, CONF, config_name="generate", run=generate)
+    return start(argv, config_name="generate", run=generate)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from postrain.cli.user_conf import use_user_conf
 from postrain.config.arguments import hydra_raises, mistake, resolved, shown_config
 from postrain.config.check import check
 from postrain.config.masking import MASK, masked_text
 from postrain.config.overrides import PROGRAMS, Line, asked, listing, overview, prepare, task_words
+from postrain.config.places import CONF
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
 from postrain.config.trust import Guest, joined, said_in
@@ -51,9 +53,10 @@ class Session:
     paths: Mapping[str, str]
 
 
-def start(argv: Sequence[str], conf: Path, *, config_name: str = "config", run: Run | None = None) -> int:
+def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config", run: Run | None = None) -> int:
     """Runs one command line, with `run` in place of training; returns the exit code."""
     stop_with_the_sweep()
+    use_user_conf()
     try:
         with hydra_raises():
             return _start(argv, conf, config_name, run)
@@ -110,7 +113,8 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
         nonlocal code, composed
         composed = True
         if shows is not None:
-            code = show(complete(config, root_of(config_name)), shows)
+            root = root_of(config_name)
+            code = show(complete(config, root), root, shows)
             return None
         if line.sweep is None:
             return told(config, lambda: one(config))
@@ -141,8 +145,13 @@ def root_of(config_name: str) -> type:
     return next((one.config for one in PROGRAMS.values() if one.primary == config_name), TRAIN.config)
 
 
-def show(config: DictConfig, flags: Namespace) -> int:
-    """Prints a config for `--cfg`, complete; returns the exit code."""
+def show(config: DictConfig, root: type, flags: Namespace) -> int:
+    """Prints a complete config for `--cfg`, or its keys for `--help`; returns the exit code."""
+    if flags.cfg == "help":
+        from postrain.cli.help import describe_config  # noqa: PLC0415 - start-up time
+
+        print(describe_config(config, root))
+        return 0
     parts = {"job": {}, "hydra": {"hydra": HydraConfig.get()}, "all": {"hydra": HydraConfig.get()}}[flags.cfg]
     whole = OmegaConf.create({**parts, **({} if flags.cfg == "hydra" else config)})
     package = flags.package if flags.package != "_global_" else None
@@ -229,7 +238,7 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, p
     plain = resolved(config)
     choice = HydraConfig.get().runtime.choices.get("method")
     if choice is None and not is_node(plain.get("method")) and not resume:
-        print("Choose a method, as in: python train.py method=ppo\n\n" + listing(conf, "method"))
+        print(f"Choose a method, as in: {PROGRAMS['config']} method=ppo\n\n" + listing(conf, "method"))
         sys.exit(2)
     plain["name"] = plain["name"] or choice
     from postrain.jobs.frame import TRAIN, execute  # noqa: PLC0415 - as above

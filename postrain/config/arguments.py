@@ -48,12 +48,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def shown_config(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace | None]:
-    """The command line without --cfg and what belongs to it, and those; None where no config is to be shown."""
+    """The command line without --cfg and what belongs to it, and those; None where no config is to be shown.
+
+    --help beside overrides shows the config that they compose, each key with its meaning.
+    """
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--package", "-p")
     parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--help", "-h", action="store_true")
     flags, others = parser.parse_known_args(list(argv))
+    if flags.help and any("=" in word for word in others):
+        flags.cfg = "help"
     return (others, flags) if flags.cfg else (list(argv), None)
 
 

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.arguments import hydra_problems, parse
 from postrain.config.habits import given
+from postrain.config.places import command, user_conf
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
 
@@ -38,11 +39,7 @@ NAMED = "model.name: only names the model in folders and reports; choose one wit
 DEEPEST = 20
 """Brackets inside each other that a value may have."""
 # Who reads which primary config.
-PROGRAMS = {
-    "config": "python train.py",
-    "generate": "python -m postrain.generate",
-    "evaluate": "python -m postrain.evaluate",
-}
+PROGRAMS = {"config": command("train"), "generate": command("generate"), "evaluate": command("evaluate")}
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,11 @@ def listing(conf: Path, group: str) -> str:
 
 
 def _comment(conf: Path, group: str, name: str) -> str:
-    path = next(root / group / f"{name}.yaml" for root in (conf, conf.parent) if (root / group).is_dir())
+    roots = filter(None, (user_conf(), conf, conf.parent))
+    files = (root / group / f"{name}.yaml" for root in roots)
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:  # one of Hydra's own
+        return ""
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next((line for line in lines if not line.startswith("# @package")), "")
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -80,7 +80,8 @@ def launcher_of(conf: Path, primary: str, one: Callable[[Any], float | None]) ->
 def command(conf: Path, primary: str) -> tuple[str, ...]:
     """What starts a job of a primary config in a process of its own."""
     program, *words = shlex.split(PROGRAMS[primary])
-    assert program == "python"
+    if program == "postrain":
+        return (sys.executable, "-m", program, *words)
     return (sys.executable, *(str(conf.resolve().parent / word) if word == "train.py" else word for word in words))
 
 

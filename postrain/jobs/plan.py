@@ -26,6 +26,7 @@ from postrain.config.arguments import composing
 from postrain.config.arguments import resolved as resolved_config
 from postrain.config.check import check
 from postrain.config.overrides import forced, settled
+from postrain.config.places import CONF
 from postrain.config.tree import complete, parse, settings
 from postrain.config.trust import Found, Guest, confirmable
 from postrain.jobs.frame import PROGRAMS
@@ -38,7 +39,7 @@ from postrain.types import ConfigError
 # Stands for the pipeline's folder while there is none: files in it are not looked for.
 CHECKED = Path("PIPELINE")
 FILES = (("data", "path"), ("data", "eval_path"))
-PIPELINES = Path(__file__).parents[2] / "conf" / "pipeline"
+PIPELINES = CONF / "pipeline"
 # Where a run lies, what it is called and how it is shown: it is the same run.
 NOT_HASHED = ("paths", "name", "report", "logger", "debug", "resume", "allow_change")
 

@@ -12,10 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from postrain.config.places import config_dirs
 from postrain.config.tree import instantiate
 from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
-
-CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
 def named(key: str, name: str, expected: str) -> ResolvedModel:
@@ -33,5 +32,6 @@ def source_of(name: str, **changes: Any) -> ModelSource:
 @cache
 def options() -> dict[str, Any]:
     """The options of the `model` group that need no path."""
-    nodes = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in sorted(CONF.glob("*.yaml"))}
+    files = {file.stem: file for conf in reversed(config_dirs()) for file in sorted((conf / "model").glob("*.yaml"))}
+    nodes = {name: OmegaConf.to_container(OmegaConf.load(file)) for name, file in files.items()}
     return {name: node for name, node in nodes.items() if isinstance(node, dict) and "???" not in node.values()}

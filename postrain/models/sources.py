@@ -15,6 +15,7 @@ from typing import Literal
 from rich.console import Console
 from rich.panel import Panel
 
+from postrain.config.places import command
 from postrain.models import hub
 from postrain.models.directory import (
     ADAPTER_CONFIG,
@@ -241,7 +242,7 @@ def model_directory(path: Path) -> Path:
     if (path / "model").is_dir():
         return path / "model"
     if (path / "manifest.json").is_file():
-        raise ConfigError(f"the run in {path} has no model/ yet; let it finish first: python train.py resume={path}")
+        raise ConfigError(f"the run in {path} has no model/ yet; let it finish first: {command('train')} resume={path}")
     return path
 
 

@@ -80,7 +80,7 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
         section(
             "How to go on, or make it again",
             blocks.about("Stages that are done are skipped:"),
-            blocks.code(f"python train.py resume={whole.path}"),
+            blocks.code(f"{command('train')} resume={whole.path}"),
             *((blocks.about("Everything anew:"), blocks.code(command)) if command else ()),
             blocks.Text(str(whole.path), "path muted"),
         ),

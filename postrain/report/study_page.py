@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from postrain.config.places import command as start
 from postrain.evaluation.estimate import Interval
 from postrain.formatting import duration, short
 from postrain.jsonl import JsonLines, number
@@ -153,7 +154,7 @@ def ends(study: SweepResult) -> list[tuple[str, list[Sample]]]:
 def command(words: Sequence[str], *more: str) -> str:
     """What to type; lists of values without a file need -m."""
     file = any(word.startswith("sweep=") for word in words)
-    return shlex.join(["python", "train.py", *([] if file else ["-m"]), *words, *more])
+    return shlex.join([*start("train").split(), *([] if file else ["-m"]), *words, *more])
 
 
 def frontier(study: SweepResult) -> Picture | None:

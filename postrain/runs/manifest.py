@@ -22,12 +22,13 @@ import torch
 
 from postrain import __version__
 from postrain.config.masking import masked, masked_text
+from postrain.config.places import command
 from postrain.jsonl import atomic_write_text, plain
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder, writing
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
-TRAIN = ("python", "train.py")
+TRAIN = tuple(command("train").split())
 
 
 def write_manifest(

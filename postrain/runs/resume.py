@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from postrain.config.places import command
 from postrain.config.tree import SESSION
 from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
@@ -77,8 +78,8 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     if lacks := [key for key in ALWAYS if key not in saved]:
         raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(lacks)}; {REMEDY}")
     if ("keep" in saved) != ("keep" in composed):
-        what, program = ("generation", "-m postrain.generate") if "keep" in saved else ("training run", "train.py")
-        raise ConfigError(f"resume: {folder.path} is a {what}; go on with python {program} resume={folder.path}")
+        what, program = ("generation", "generate") if "keep" in saved else ("training run", "train")
+        raise ConfigError(f"resume: {folder.path} is a {what}; go on with {command(program)} resume={folder.path}")
     changed = dict(saved)
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION:

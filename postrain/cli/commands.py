@@ -1,0 +1,79 @@
+"""The command `postrain` and its sub-commands; `python train.py ...` is `postrain train ...`."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from postrain import __version__
+
+COMMANDS = {
+    "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
+    "evaluate": "measure models: postrain evaluate model.path=RUN",
+    "generate": "sample, score and keep completions: postrain generate model=run model.path=RUN",
+    "chat": "talk to a model: postrain chat RUN",
+    "report": "write the report of a run, sweep or pipeline: postrain report RUN --open",
+    "help": "explain a key, a group or an option: postrain help method.kl_coef",
+    "world": "print rows of the bundled world: postrain world --kind preferences",
+}
+MODULES = {
+    "evaluate": "postrain.evaluate",
+    "generate": "postrain.generate",
+    "chat": "postrain.cli.chat",
+    "report": "postrain.report",
+    "world": "postrain.world",
+}
+"""What runs the sub-commands that have a module of their own."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit code."""
+    # Before torch is imported: threads that spin while they wait slow down everything else on the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    program, *words = sys.argv if argv is None else argv
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"postrain {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: {name}: {_instead(name)}", file=sys.stderr)
+        return 2
+    return _run(name, [program, *words[1:]])
+
+
+def overview() -> str:
+    """The sub-commands, a line each."""
+    lines = [f"  {name:<10}{meaning}" for name, meaning in COMMANDS.items()]
+    return "\n".join(["usage: postrain COMMAND ...", "", *lines, "", "postrain COMMAND --help tells more."])
+
+
+def _instead(name: str) -> str:
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean postrain {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}"
+    return f"no such command; {'write postrain train ' + name if '=' in name else hint}"
+
+
+def _run(name: str, argv: list[str]) -> int:
+    # Imported here so that a wrong sub-command and --help answer at once (start-up time).
+    if name == "train":
+        from postrain.cli.main import start  # noqa: PLC0415
+
+        return start(argv)
+    if name == "help":
+        from postrain.cli.help import main as explain  # noqa: PLC0415
+
+        return explain(argv)
+    sys.argv = argv
+    try:
+        runpy.run_module(MODULES[name], run_name="__main__", alter_sys=False)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        raise
+    return 0

@@ -1,0 +1,147 @@
+"""postrain help KEY: what a key means, its type, range and default, and which options have it or set it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from postrain.cli.commands import overview
+from postrain.cli.main import root_of
+from postrain.config.overrides import PROGRAMS, listing
+from postrain.config.places import CONF, command
+from postrain.config.reference import Entry, entries, json_schema, option, option_entries, options, sentences, shown
+from postrain.config.schema import describe, is_group, schema_of
+from postrain.config.tree import filled
+
+ABOUT = """\
+usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.prompt, rollout, grpo, method=grpo
+       postrain help --json-schema      the keys of a training run as a JSON schema
+       postrain help --markdown         the same as tables
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line; returns the exit code."""
+    words = list(argv[1:])
+    if not words or words[0] in ("-h", "--help"):
+        print(f"{overview()}\n\n{ABOUT}", end="")
+        return 0
+    if words[0] == "--json-schema":
+        print(json.dumps(json_schema(groups(), root_of("config")), indent=2, default=str))
+        return 0
+    if words[0] == "--markdown":
+        print("\n".join(_markdown()))
+        return 0
+    code = 0
+    for word in words:
+        found = explain(word)
+        code = code if found else 2
+        print(found or f"error: {word}: {_instead(word)}", file=sys.stdout if found else sys.stderr)
+    return code
+
+
+def groups() -> dict[str, str]:
+    """The groups of all programs, each with its sentence."""
+    found: dict[str, str] = {}
+    for root in map(root_of, PROGRAMS):
+        said = sentences(root)
+        names = [name for name in schema_of(root).keys if options(name)]
+        found = {**{name: said.get(name, "") for name in names}, **found}
+    return found
+
+
+def explain(word: str) -> str | None:
+    """What is known of a key, a group or an option; None of what does not exist."""
+    name = word.strip().lstrip("+")
+    if options(name) and "." not in name:
+        return "\n".join(filter(None, [f"{name}: {groups().get(name, '')}", listing(CONF, name)]))
+    group, _, chosen = name.partition("=")
+    places = [group] if chosen else [each for each in groups() if name in options(each)]
+    choices = [(each, options(each)[chosen or name]) for each in places if (chosen or name) in options(each)]
+    if choices:
+        return "\n\n".join(f"{each}={file.stem}\n{describe_all(option_entries(each, file))}" for each, file in choices)
+    return _key(name)
+
+
+def _key(name: str) -> str | None:
+    """A dotted key, by each meaning that it has."""
+    meanings: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for option_name, entry in known_keys():
+        if entry.path == name:
+            meaning = (describe(entry.key.annotation), entry.sentence)
+            meanings.setdefault(meaning, {}).setdefault(shown(entry.value), []).append(option_name)
+    lines: list[str] = []
+    for (kind, sentence), values in meanings.items():
+        lines += [f"{name}: {kind}", f"  {sentence}"]
+        for value, where in values.items():
+            among = ", ".join(dict.fromkeys(filter(None, where)))
+            lines.append(f"  default {value}" + (f" with {among}" if among else ""))
+    if lines and (setters := list(_setters(name))):
+        lines.append(f"  set by {', '.join(setters)}")
+    return "\n".join(lines) or None
+
+
+def known_keys() -> Iterator[tuple[str, Entry]]:
+    """Every key there is, with the option that has it, or for one of no group the program."""
+    for primary, program in PROGRAMS.items():
+        root = root_of(primary)
+        own = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
+        whole = filled({}, root, without=own)
+        yield from ((program, entry) for entry in entries(whole, root) if entry.path not in own)
+    for group in groups():
+        for name, file in options(group).items():
+            yield from ((f"{group}={name}", entry) for entry in option_entries(group, file))
+
+
+def _setters(key: str) -> Iterator[str]:
+    """The options of other groups that set a key, such as a method its rollout's length."""
+    for group in (*groups(), "experiment"):
+        for name, file in options(group).items():
+            value = OmegaConf.select(OmegaConf.create(option(group, file)), key)
+            if value is not None and group != key.partition(".")[0]:
+                yield f"{group}={name} ({shown(value)})"
+
+
+def _instead(word: str) -> str:
+    known = dict.fromkeys([*groups(), *(entry.path for _, entry in known_keys())])
+    near = get_close_matches(word, known, n=1)
+    last = word.rpartition(".")[2]
+    alike = near or [key for key in known if key.rpartition(".")[2] == last][:3]
+    hint = f"did you mean {' or '.join(alike)}?" if alike else f"{command('train')} method=NAME --help lists all keys"
+    return f"no such key, group or option; {hint}"
+
+
+def describe_all(found: Iterator[Entry]) -> str:
+    """Keys with their meanings, a paragraph for each group."""
+    lines: list[str] = []
+    last = ""
+    for entry in found:
+        group = entry.path.partition(".")[0]
+        lines += [""] if last and group != last else []
+        lines.append(f"  {entry.line()}")
+        last = group
+    return "\n".join(lines)
+
+
+def describe_config(config: DictConfig, root: type) -> str:
+    """Every key of a composed, complete config."""
+    plain: Any = OmegaConf.to_container(config)
+    return describe_all(entries(plain, root))
+
+
+def _markdown() -> Iterator[str]:
+    for group, sentence in groups().items():
+        yield from (f"## {group}", "", sentence, "")
+        for name, file in options(group).items():
+            rows = list(option_entries(group, file))
+            if rows:
+                yield from (f"### {group}={name}", "", "| key | default | type | meaning |", "|---|---|---|---|")
+                for e in rows:
+                    cells = (e.path, shown(e.value), describe(e.key.annotation), e.sentence)
+                    yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+                yield ""

@@ -1,0 +1,69 @@
+"""postrain help and --help: every key is explained, from its signature and the docstring under its field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.cli import help as helper
+from postrain.cli.commands import main
+from postrain.cli.main import root_of
+from postrain.config.reference import Entry, json_schema, options
+from tests.training_runs import composed
+
+
+@pytest.fixture(scope="module")
+def known() -> list[tuple[str, Entry]]:
+    return list(helper.known_keys())
+
+
+def test_every_key_has_a_sentence(known: list[tuple[str, Entry]]) -> None:
+    theirs = ("callbacks", "optim", "logger")  # may be classes of other libraries
+    lacking = [f"{where} {entry.path}" for where, entry in known if not entry.sentence]
+    assert [one for one in lacking if not one.split(" ")[-1].startswith(theirs)] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "lines"),
+    [
+        (
+            "method.kl_coef",
+            [
+                "method.kl_coef: a number >= 0",
+                "  Weight of KL(policy ‖ reference); 0 needs no reference.",
+                "  default 0.1 with method=ppo",
+            ],
+        ),
+        ("rollout.max_new_tokens", ["  default 48 with rollout=local, rollout=vllm", "method=grpo (56)"]),
+        ("data.columns.prompt", ["data.columns.prompt: text or null"]),
+        ("data.source.noise", ["  default 0.1 with data=world_demonstrations"]),
+        ("early_stop.kl_above", ["early_stop.kl_above: a number > 0 or null"]),
+        ("adapter", ["adapter: What learns: all weights, or an adapter.", "  lora   LoRA: low-rank"]),
+        ("grpo", ["  method.group_size=8\n    an integer >= 1. Completions of each prompt"]),
+    ],
+)
+def test_help_explains(word: str, lines: list[str]) -> None:
+    said = helper.explain(word) or ""
+    assert [line for line in lines if line not in said] == []
+
+
+def test_help_of_what_does_not_exist_names_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["postrain", "help", "method.kl_coeff"]) == 2
+    assert capsys.readouterr().err == (
+        "error: method.kl_coeff: no such key, group or option; did you mean method.kl_coef?\n"
+    )
+
+
+def test_help_of_a_config_lists_every_key_of_it() -> None:
+    config = composed(["method=grpo"])
+    shown = helper.describe_config(OmegaConf.create(config), root_of("config"))
+    for group in ("method", "rollout", "data", "trainer"):
+        assert [key for key in config[group] if key != "_target_" and f"  {group}.{key}=" not in shown] == []
+
+
+def test_the_json_schema_is_one_and_names_every_method() -> None:
+    schema = json.loads(json.dumps(json_schema(helper.groups(), root_of("config")), default=str))
+    titles = [form["title"] for form in schema["properties"]["method"]["anyOf"]]
+    assert titles == [f"method={name}" for name in options("method")]

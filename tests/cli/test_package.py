@@ -1,0 +1,89 @@
+"""A wheel in an empty environment, outside the checkout: the command, its config groups, a user's own, the snippet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["data.source.count=32", "data.eval_rows=4", "evaluation=quick", "evaluation.completions=2", "logger=none"]
+
+
+class Installed:
+    """The package in an environment of its own; libraries are those of this one."""
+
+    def __init__(self, home: Path) -> None:
+        source, wheels, self.user = home / "source", home / "wheels", home / "user"
+        parts = ("postrain", "conf", "sweep", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+        for name in parts:
+            path = ROOT / name
+            if path.is_dir():
+                copytree(path, source / name, ignore=ignore_patterns("__pycache__"))
+            else:
+                (source / name).write_bytes(path.read_bytes())
+        build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(wheels)]
+        self.pip(*build, str(source))
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
+        self.bin = home / "venv" / "bin"
+        (wheel,) = wheels.iterdir()
+        self.pip("--python", str(self.bin / "python"), "install", "--quiet", "--no-deps", "--no-index", str(wheel))
+        (libraries,) = (home / "venv").glob("lib/python*/site-packages")
+        # A path without its .pth files: the editable checkout stays outside.
+        paths = sysconfig.get_paths()
+        places = {paths["purelib"], paths["platlib"], *(p for p in sys.path if p.endswith("site-packages"))}
+        lines = [f"import sys; sys.path.append({place!r})" for place in places]
+        (libraries / "libraries.pth").write_text("\n".join(lines))
+        self.user.mkdir()
+
+    def pip(self, *words: str) -> None:
+        subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *words], check=True)
+
+    def __call__(self, program: str, *words: str, code: int = 0) -> str:
+        """What a program prints, in the user's directory."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [str(self.bin / program), *words]
+        done = subprocess.run(command, cwd=self.user, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("installed"))
+
+
+def test_the_installed_command_trains_and_evaluates_outside_the_checkout(installed: Installed) -> None:
+    places = "import postrain, sys; print(postrain.__file__, 'torch' in sys.modules)"
+    assert f"{installed.bin.parent}/" in (said := installed("python", "-c", places))
+    assert said.endswith("False\n")
+    assert "did you mean postrain train?" in installed("postrain", "trian", code=2)
+    installed("postrain", "train", "method=sft", "method.updates=3", "report=false", *TINY)
+    (run,) = installed.user.glob("runs/sft/nano/*")
+    assert '"reproduce": "postrain train method=sft method.updates=3' in (run / "manifest.json").read_text()
+    words = [f"model.path={run}", "evaluation=perplexity", "report=false", *TINY[:2]]
+    assert "perplexity/loss" in installed("postrain", "evaluate", *words)
+
+
+def test_a_users_own_conf_is_found_first(installed: Installed) -> None:
+    conf = installed.user / "conf"
+    for group, name, text in [
+        ("method", "mine", "# @package _global_\n# Mine\ndefaults:\n  - sft\nmethod:\n  _target_: own_methods.Mine\n"),
+        ("data", "own", "# My rows\n_target_: postrain.data.module.DataModule\npath: rows.jsonl\n"),
+        ("trainer", "cpu", "# Mine\n_target_: postrain.hardware.trainer.Hardware\ncheckpoint_every: 7\n"),
+    ]:
+        (conf / group).mkdir(parents=True)
+        (conf / group / f"{name}.yaml").write_text(text)
+    (installed.user / "own_methods.py").write_text(
+        "from postrain.methods.sft import SFT\n\n\nclass Mine(SFT):\n    pass\n"
+    )
+    said = installed("postrain", "train", "method=mine", "data=own", "method.updates=5", "--cfg", "job")
+    assert "own_methods.Mine" in said
+    assert "path: rows.jsonl" in said
+    assert "checkpoint_every: 7" in said
+    assert said.count(f"note: {conf} replaces the built-in trainer/cpu") == 1
