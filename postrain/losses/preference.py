@@ -6,12 +6,15 @@ sums over a completion's tokens. Each loss takes `reduction`: mean, sum or none.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from postrain.losses.dpo_variants import (
     LOSSES,
+    RANKED,
     SMOOTHED,
     Divergence,
     LossName,
@@ -104,32 +107,30 @@ def dpo(
     if loss_type == "ipo" and (chosen_lengths is None or rejected_lengths is None):
         raise ValueError("chosen_lengths, rejected_lengths: ipo takes log-ratios per token; give both")
 
-    def terms(partners: tuple[Tensor, Tensor, Tensor] | None = None) -> PairTerms:
-        return pair_terms(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-            beta=beta,
-            smoothing=label_smoothing,
-            divergence=divergence,
-            alpha=alpha,
-            chosen_lengths=chosen_lengths,
-            rejected_lengths=rejected_lengths,
-            partners=partners,
-            tau=tau,
-            shift=shift,
-        )
-
+    terms = partial(
+        pair_terms,
+        policy_chosen_logps,
+        policy_rejected_logps,
+        reference_chosen_logps,
+        reference_rejected_logps,
+        beta=beta,
+        smoothing=label_smoothing,
+        divergence=divergence,
+        alpha=alpha,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+        tau=tau,
+        shift=shift,
+    )
     found = terms()
-    if loss_type in ("aot", "aot_unpaired"):
+    if loss_type in RANKED:
         constants = (
             found.chosen_B,
             found.rejected_B,
             found.margin_B,
             reference_chosen_logps - reference_rejected_logps,
         )
-        found = terms(rank_partners(*(value_B.detach() for value_B in constants)))
+        found = terms(partners=rank_partners(*(value_B.detach() for value_B in constants)))
     return reduce(LOSSES[loss_type](found), reduction)
 
 
