@@ -23,6 +23,8 @@ INSTALL = {
     "vllm": "postrain[vllm]",
     "wandb": "wandb",
 }
+# Versions of their own, where constraints.txt pins others.
+CONSTRAINTS = {"vllm": " -c constraints-vllm.txt"}
 # What does without a package.
 INSTEAD = {
     "datasketch": "; null does without it",
@@ -65,7 +67,8 @@ def installed(package: str) -> bool:
 
 def missing(name: str, package: str) -> str:
     """What to say of a package that is not there; `name` differs where it is a package that `package` needs."""
-    return f'the package {name} is not installed; run pip install "{INSTALL[package]}"{INSTEAD.get(package, "")}'
+    install = f'pip install "{INSTALL[package]}"{CONSTRAINTS.get(package, "")}'
+    return f"the package {name} is not installed; run {install}{INSTEAD.get(package, '')}"
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:

@@ -34,7 +34,9 @@ SWEEP = "sweep"
 # Keys of a study that make several jobs by themselves.
 VARIED = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
 # Launchers that are packages of their own, and the extra that brings each.
-EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+# Those that no version of can be installed beside the Hydra that is needed here.
+UNAVAILABLE = ("ray",)
 NAMED = "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
 DEEPEST = 20
 """Brackets inside each other that a value may have."""
@@ -267,6 +269,10 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
             continue
         if name in EXTRAS and override.key_or_group == "hydra/launcher":
             yield f'{override.input_line}: not installed; run `pip install "postrain[{EXTRAS[name]}]"`'
+            continue
+        if name in UNAVAILABLE and override.key_or_group == "hydra/launcher":
+            there = ", ".join(options)
+            yield f"{override.input_line}: its package needs Hydra 1.4, and this program 1.3; there are: {there}"
             continue
         of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
         if not of_a_user:

@@ -93,7 +93,7 @@ def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("ray", 'hydra/launcher=ray: not installed; run `pip install "postrain[ray]"`'),
+        ("ray", "hydra/launcher=ray: its package needs Hydra 1.4, and this program 1.3; there are: basic, local"),
         ("basik", "hydra/launcher=basik: no such option; did you mean basic? (there are: basic, local)"),
     ],
 )
