@@ -10,11 +10,12 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -36,7 +37,6 @@ from postrain.jobs.parent_watchdog import stop_with_the_sweep
 
 RESUME = re.compile(r"(?<![\w.'])resume=([^\s;,:'\"]+)")
 """Where a message tells to resume a folder."""
-T = TypeVar("T")
 Run = Callable[[DictConfig, list[str], str | None, Path | None], float | None]
 """Does one job: its config, its words of the command line, the sweep it belongs to, and where its folder shall be."""
 
@@ -116,16 +116,14 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
             root = root_of(config_name)
             code = show(complete(config, root), root, shows)
             return None
-        if line.sweep is None:
-            return told(config, lambda: one(config))
-        from postrain.jobs.sweep import execute as sweep  # noqa: PLC0415 - start-up time of a single run
+        with mistakes_in_one_line(config):
+            if line.sweep is None:
+                return one(config)
+            from postrain.jobs.sweep import execute as sweep  # noqa: PLC0415 - start-up time of a single run
 
-        def swept() -> int:
             whole = complete(config, root_of(config_name))
             check_session(whole)
-            return sweep(whole, line.sweep or (), conf, config_name, one, argv[1:])
-
-        code = told(config, swept)
+            code = sweep(whole, line.sweep, conf, config_name, one, argv[1:])
         return None
 
     try:
@@ -190,10 +188,11 @@ def continued(argv: Sequence[str]) -> list[str]:
     return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
 
 
-def told(config: DictConfig, work: Callable[[], T]) -> T:
-    """What `work` returns; a user's mistake ends the program with a line."""
+@contextmanager
+def mistakes_in_one_line(config: DictConfig) -> Iterator[None]:
+    """Ends the program with one line for a user's mistake."""
     try:
-        return work()
+        yield
     except (ConfigError, OmegaConfBaseException) as error:
         if debugging(config):
             raise
