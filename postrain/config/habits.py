@@ -134,6 +134,8 @@ HABITS = (
     Habit("enable_progress_bar", advice="choose callbacks=rich for another bar"),
     Habit("enable_checkpointing", "trainer.checkpoint_every"),
     Habit("num_sanity_val_steps", advice="a run is evaluated before its first update; leave it out"),
+    Habit("hparams_search", advice="choose sweep=search, or sweep=FILE.yaml with a search of your own"),
+    Habit("print_config ignore_warnings enforce_tags extras", advice="leave it out; --cfg job prints the config"),
     Habit("fast_dev_run overfit_batches", advice="for a short trial say method.updates=3 evaluation=quick"),
 )
 
