@@ -25,6 +25,7 @@ from postrain.methods.components import Counters, Parts
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
+from postrain.rewards.base import Preference, Reward
 from postrain.types import Batch, ConfigError, Max, Mean
 
 if TYPE_CHECKING:
@@ -145,9 +146,13 @@ class Driven(LightningModule):
                 f"{name}: has been trained already, {self.counters.updates} updates; construct another one for another "
                 "fit, or resume from a checkpoint with ckpt_path"
             )
-        reward, preference = self.parts.reward, self.parts.preference
+        self.check_judges(self.parts.reward, self.parts.preference)
+
+    def check_judges(self, reward: Reward | None, preference: Preference | None) -> None:
+        """Raises ConfigError where there is nothing that the method can learn from."""
+        name = type(self).__name__
         if self.needs_reward and reward is None and preference is None:
-            raise ConfigError(f"reward: {name} learns from a reward; give one, as {name}(model, tokenizer, reward=...)")
+            raise ConfigError(f"reward: {name} learns from a reward; give one, as reward=OPTION or {name}(reward=...)")
         if self.needs_reward and reward is None and not self.compares:
             raise ConfigError(
                 f"reward: {type(preference).__name__} compares two completions, and {name} needs a number for each; "

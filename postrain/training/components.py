@@ -81,15 +81,10 @@ def build(config: TrainConfig) -> Components:
 
 def scorers(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
     """The reward and the preference model of the `reward` group; one object can be both."""
-    method = config.method
-    if not method.needs_reward:
+    if not config.method.needs_reward:
         return None, None
     reward, preference = judges(config.reward and config.reward.value)
-    if reward is None and not method.compares:
-        raise ConfigError(
-            f"reward: {type(preference).__name__} compares two completions, and {type(method).__name__} needs a number "
-            "for each; choose another reward, or a method that learns from comparisons (online_dpo, nash_md)"
-        )
+    config.method.check_judges(reward, preference)
     return reward, preference
 
 
