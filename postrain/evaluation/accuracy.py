@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
 from postrain.evaluation.completion_metrics import written
 from postrain.evaluation.completions import complete, first_prompt
@@ -78,6 +80,9 @@ class Calibration:
     """Expected calibration `error` of greedy answers: ten bins by the probability the model gives its whole completion,
     against the share that is right (Guo et al. 2017); beside it their means, `confidence` and `accuracy`.
 
+    `auroc` is the probability that a right answer has a higher confidence than a wrong one, 0.5 by chance: whether
+    confidence tells them apart, whatever its scale. It needs two right and two wrong answers.
+
     The error is never below 0, and of few answers it is too large: it shrinks with their number.
     """
 
@@ -103,11 +108,13 @@ class Calibration:
             {} if right is None else {"confidence": sure, "accuracy": right}
             for sure, right in zip(confidences, found, strict=True)
         ]
+        rights = [right for _, right in known]
         return EvalResult(
             metrics={
                 "error": calibration_error(*zip(*known, strict=True)),
+                **({"auroc": auroc(*zip(*known, strict=True))} if 2 <= sum(rights) <= len(rights) - 2 else {}),
                 "confidence": Estimate.mean([sure for sure, _ in known], 0, 1),
-                "accuracy": Estimate.share([right for _, right in known]),
+                "accuracy": Estimate.share(rights),
             },
             example=first_prompt(eval_model, rollouts),
             records=written(rollouts, records),
@@ -124,3 +131,15 @@ def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> 
     alone = [confidence_bins(sure_B[at : at + 1], right_B[at : at + 1]) for at in range(len(sure_B))]
     without = [expected_calibration_error(sums_K3 - one_K3) for one_K3 in alone]
     return Estimate.jackknife(expected_calibration_error(sums_K3), without, 0, 1)
+
+
+def auroc(confidences: Sequence[float], rights: Sequence[bool]) -> Estimate:
+    """The area under the receiver operating characteristic of confidence as a test for right answers, with a jackknife
+    interval; at least two answers of each kind."""
+    sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights)
+
+    def area(keep_B: Tensor) -> float:
+        return float(binary_auroc(sure_B[keep_B], right_B[keep_B].long()))
+
+    every_B = torch.arange(len(sure_B))
+    return Estimate.jackknife(area(every_B), [area(every_B[every_B != left]) for left in every_B], 0, 1)

@@ -58,6 +58,7 @@ declare("*/refusals_or_empty", "share of answers that refuse or say nothing", di
 declare("*/answered", "share of completions with an answer to read", bounds=SHARE)
 declare("*/finished", "share of completions that end by themselves", direction="max", bounds=SHARE)
 declare("*/confidence", "how sure the model is of its answer", bounds=SHARE)
+declare("*auroc", "probability that a right answer has more confidence than a wrong one", direction="max", bounds=SHARE)
 declare("*error", "distance between confidence and accuracy", direction="min", bounds=SHARE)
 declare("*/tokens", "tokens spent on a prompt", unit="tokens", bounds=POSITIVE)
 declare("*/prompt_tokens", "tokens of a prompt", unit="tokens", bounds=POSITIVE)

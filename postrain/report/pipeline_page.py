@@ -9,6 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from postrain.config import places
 from postrain.formatting import figure, short
 from postrain.jsonl import Record
 from postrain.report import blocks
@@ -80,7 +81,7 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
         section(
             "How to go on, or make it again",
             blocks.about("Stages that are done are skipped:"),
-            blocks.code(f"{command('train')} resume={whole.path}"),
+            blocks.code(f"{places.command('train')} resume={whole.path}"),
             *((blocks.about("Everything anew:"), blocks.code(command)) if command else ()),
             blocks.Text(str(whole.path), "path muted"),
         ),

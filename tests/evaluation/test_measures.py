@@ -13,7 +13,7 @@ import torch
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
 from postrain.data.repetition import distinct_n
-from postrain.evaluation.accuracy import Accuracy, Calibration, calibration_error
+from postrain.evaluation.accuracy import Accuracy, Calibration, auroc, calibration_error
 from postrain.evaluation.completion_metrics import Divergence, GoldScores, Lengths, Repetition, Rewards, distinct
 from postrain.evaluation.completions import complete
 from postrain.evaluation.differences import differences
@@ -147,6 +147,16 @@ def test_calibration_compares_confidence_with_what_is_right() -> None:
     measured = Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked)
     likely = complete(asked, 2, likeliest=True).logps_BT.sum(1).exp()
     assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
+
+
+def test_auroc_is_the_share_of_pairs_in_which_the_right_answer_is_surer() -> None:
+    # Of (0.9, 0.8), (0.9, 0.3), (0.7, 0.8), (0.7, 0.3), right before wrong, three are in order.
+    found = auroc([0.9, 0.8, 0.7, 0.3], [True, False, True, False])
+    assert (found.value, found.n) == (0.75, 4)
+    assert 0 <= found.low <= 0.75 <= found.high <= 1
+    asked = eval_model(says=[(5, 0), (7, 0)] * 2, prompts=asking(4, pay=[1.0, 0.0, 1.0, 0.0]))
+    assert "auroc" in Calibration(reward=Pays(), threshold=1.0, prompts=4)(asked).metrics
+    assert "auroc" not in Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked).metrics
 
 
 def test_rows_without_a_token_to_foresee_have_no_loss() -> None:
