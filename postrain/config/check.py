@@ -36,7 +36,8 @@ MISSING = "???"
 # What is said of a wrong value beyond what was expected.
 REMEDIES = {
     "debug": "it shows tracebacks; for a short trial say method.updates=3 evaluation=quick",
-    "trainer._target_": "a run makes its own Trainer: see python train.py trainer, and method.updates for max_steps",
+    "trainer._target_": "a run makes its own Trainer; its options are understood with lightning.pytorch.Trainer",
+    "trainer.precision": "fp16 gives NaN on a CPU and loses the small log-ratios these methods need; use bf16-mixed",
     "optim.lr": "method.learning_rate",
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,33 @@ PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {
     "bf16-mixed": ("bf16-mixed", torch.float32),
     # Lightning is told nothing: its own bf16 changes the default type of every tensor that is made.
     "bf16": ("32-true", torch.bfloat16),
+}
+# How Lightning's Trainer is imported.
+TRAINERS = re.compile(r"(lightning|lightning\.pytorch|pytorch_lightning)(\.trainer){0,2}\.Trainer")
+LIGHTNING: Mapping[str, Any] = {name: each.default for name, each in inspect.signature(Trainer).parameters.items()}
+"""The options of Lightning's Trainer with its defaults."""
+# What a run does by itself, said to Lightning's Trainer: it need not be said, and may be.
+ANYWAY: Mapping[str, Any] = {
+    "enable_checkpointing": True,
+    "enable_progress_bar": True,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "gradient_clip_algorithm": "norm",
+    "benchmark": False,
+    "deterministic": False,
+}
+# Lightning's values, and what they are called here.
+CALLED: Mapping[str, Mapping[Any, str]] = {
+    "accelerator": {"cuda": "gpu"},
+    "strategy": {
+        "single_device": "single",
+        "ddp_find_unused_parameters_true": "ddp",
+        "ddp_find_unused_parameters_false": "ddp",
+        "ddp_spawn": "ddp",
+    },
+    "precision": {32: "fp32", "32": "fp32", "32-true": "fp32", "bf16-true": "bf16"},
 }
 
 
@@ -55,6 +84,27 @@ class Hardware:
     """Whether autograd names the operation whose gradient is NaN; slow."""
     deterministic: bool = False
     """Whether PyTorch may use deterministic algorithms only, which a GPU does not by itself."""
+
+    @classmethod
+    def translated(cls, node: Mapping[str, Any]) -> dict[str, Any]:
+        """A node of Lightning's Trainer, or one of this class in Lightning's words, in the words of this class.
+
+        What Lightning does by default is left out, and so is what a run does anyway. Options that a run decides by
+        itself stay, without a value: check.py answers each with the key that does it here (habits.py).
+        """
+        own, told = f"{cls.__module__}.{cls.__qualname__}", {str(name): value for name, value in node.items()}
+        if TRAINERS.fullmatch(str(told["_target_"])):
+            told = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **told, "_target_": own}
+            told = {name: value for name, value in told.items() if not _idle(name, value)}
+            if told.get("precision") == "bf16":
+                told["precision"] = "bf16-mixed"
+        if told["_target_"] != own:
+            return told
+        for name, called in CALLED.items():
+            if isinstance(told.get(name), str | int):
+                told[name] = called.get(told[name], told[name])
+        known = {each.name for each in fields(cls)}
+        return _automatic({name: None if name in LIGHTNING.keys() - known else told[name] for name in told})
 
     @property
     def ranks(self) -> int:
@@ -139,3 +189,25 @@ class Hardware:
         return ModelParallelStrategy(
             data_parallel_size=self.ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
+
+
+def _idle(name: str, value: Any) -> bool:
+    """Whether an option of Lightning's Trainer asks for nothing that a run does not do: also the folder that templates
+    refer to, ${paths.output_dir}."""
+    if name == "default_root_dir":
+        return isinstance(value, str) and value.startswith("${")
+    settled = [table[name] for table in (LIGHTNING, ANYWAY) if name in table]
+    return value is None or (value != "auto" and value in settled)
+
+
+def _automatic(told: dict[str, Any]) -> dict[str, Any]:
+    """What `auto` finds on this machine."""
+    if told.get("accelerator") == "auto":
+        told["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+    if told.get("devices") in ("auto", -1, "-1"):
+        told["devices"] = torch.cuda.device_count() if told.get("accelerator") == "gpu" else 1
+    elif str(told.get("devices")).isdecimal():
+        told["devices"] = int(told["devices"])
+    if told.get("strategy") == "auto":
+        told["strategy"] = "single" if (told.get("devices", 1), told.get("num_nodes", 1)) == (1, 1) else "ddp"
+    return told

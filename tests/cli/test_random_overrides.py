@@ -169,7 +169,8 @@ def test_a_group_without_its_target_is_refused(group: str) -> None:
     [
         ("ppo", "trainer.max_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
         ("sft", "num_train_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
-        ("ppo", "trainer.max_steps", "did you mean method.updates?"),
+        ("ppo", "trainer.max_steps", "did you mean method.updates? (an update is one optimizer step, with epochs and "
+         "minibatches epochs * minibatches of them)"),
         ("ppo", "num_ppo_epochs", "did you mean method.epochs?"),
         ("sft", "lr", "did you mean method.learning_rate?"),
         ("sft", "optimizer.lr", "did you mean method.learning_rate?"),

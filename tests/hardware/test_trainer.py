@@ -1,0 +1,104 @@
+"""A config file of Lightning's Trainer: understood, or answered key by key."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import lightning.pytorch as lightning
+import pytest
+from omegaconf import OmegaConf
+
+from postrain.config.check import check
+from postrain.config.tree import complete, instantiate
+from postrain.hardware.trainer import Hardware
+from postrain.training.config import TrainConfig
+from postrain.types import ConfigError
+from tests.training_runs import composed
+
+TEMPLATE = {
+    "default_root_dir": "${paths.output_dir}",
+    "min_epochs": 1,
+    "max_epochs": 10,
+    "accelerator": "cpu",
+    "devices": 1,
+    "check_val_every_n_epoch": 1,
+    "deterministic": False,
+}
+"""conf/trainer/default.yaml of lightning-hydra-template."""
+OWN = dict.fromkeys(("min_epochs", "max_epochs"))
+
+
+def node(target: str = "lightning.pytorch.Trainer", **options: Any) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(
+        complete(OmegaConf.create({"trainer": {"_target_": target, **options}}), TrainConfig)
+    )
+    return plain["trainer"]
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return composed(["method=sft"])
+
+
+def answers(config: dict[str, Any], **options: Any) -> list[str]:
+    """What is said of a config with this trainer."""
+    try:
+        check({**config, "trainer": node(**options)}, TrainConfig)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+@pytest.mark.parametrize(
+    ("options", "hardware"),
+    [
+        ({}, Hardware()),
+        ({**TEMPLATE, **OWN}, Hardware()),
+        ({"target": "lightning.pytorch.trainer.Trainer", "devices": "auto"}, Hardware()),
+        ({"target": "lightning.Trainer", "accelerator": "auto", "devices": -1, "strategy": "auto"}, Hardware()),
+        ({"devices": "2"}, Hardware(devices=2, strategy="ddp")),
+        ({"num_nodes": 2}, Hardware(num_nodes=2, strategy="ddp")),
+        ({"devices": 2, "strategy": "ddp_find_unused_parameters_true"}, Hardware(devices=2, strategy="ddp")),
+        ({"accelerator": "cuda", "devices": 2, "strategy": "fsdp"},
+         Hardware(accelerator="gpu", devices=2, strategy="fsdp")),
+        ({"precision": 32}, Hardware()),
+        ({"precision": "32-true"}, Hardware()),
+        ({"precision": "bf16"}, Hardware(precision="bf16-mixed")),
+        ({"precision": "bf16-true"}, Hardware(precision="bf16")),
+        ({"profiler": "simple", "detect_anomaly": True, "deterministic": True},
+         Hardware(profiler="simple", detect_anomaly=True, deterministic=True)),
+        ({"log_every_n_steps": 1, "accumulate_grad_batches": 1, "enable_checkpointing": True}, Hardware()),
+        ({"target": "postrain.hardware.trainer.Hardware", "precision": "32-true", "accelerator": "auto"}, Hardware()),
+        ({"target": "postrain.hardware.trainer.Hardware", "precision": "bf16"}, Hardware(precision="bf16")),
+    ],
+)  # fmt: skip
+def test_a_config_of_lightnings_trainer_becomes_hardware(
+    options: dict[str, Any], hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert instantiate(node(**options)) == hardware
+
+
+def test_every_problem_of_a_template_comes_at_once(config: dict[str, Any]) -> None:
+    assert answers(config, **TEMPLATE) == [
+        f"trainer.{key}: unknown key; did you mean method.updates? (the length of a run is counted in updates)"
+        for key in OWN
+    ]
+
+
+@pytest.mark.parametrize("name", inspect.signature(lightning.Trainer).parameters)
+def test_every_option_of_lightnings_trainer_is_taken_or_answered(name: str, config: dict[str, Any]) -> None:
+    taken = {"accelerator": "cpu", "strategy": "ddp", "devices": 2, "num_nodes": 2, "precision": "bf16-mixed"}
+    taken |= {"deterministic": True, "profiler": "simple", "detect_anomaly": True}
+    if name in taken:
+        assert not answers(config, **{name: taken[name]})
+    else:
+        (line,) = answers(config, **{name: "other"})
+        assert line.startswith(f"trainer.{name}: unknown key; ")
+        assert "known here" not in line
+
+
+def test_half_precision_is_refused_with_the_reason(config: dict[str, Any]) -> None:
+    (line,) = answers(config, precision="16-mixed")
+    assert line.startswith("trainer.precision: expected one of fp32, bf16-mixed, bf16, got '16-mixed'; fp16 gives NaN")
