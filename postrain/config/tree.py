@@ -187,7 +187,8 @@ def _described(value: Any) -> dict[str, Any]:
     named = value if hasattr(value, "__qualname__") else type(value)
     node = {} if isinstance(value, Section) else {TARGET: f"{named.__module__}.{named.__qualname__}"}
     if is_dataclass(value) and not isinstance(value, type):
-        node |= {field.name: settings_of(getattr(value, field.name)) for field in fields(value) if field.init}
+        names = [field.name for field in fields(value) if field.name in schema_of(type(value)).keys]
+        node |= {name: settings_of(getattr(value, name)) for name in names}
     return node
 
 

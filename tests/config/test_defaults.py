@@ -24,6 +24,12 @@ class Part:
 
 
 @dataclass(kw_only=True)
+class Hosted:
+    count: int = 2
+    _host: object = field(default_factory=object)
+
+
+@dataclass(kw_only=True)
 class Rest(Section):
     output: str = "runs"
 
@@ -79,6 +85,10 @@ def test_a_reference_finds_a_default() -> None:
 def test_a_method_has_a_default_for_every_setting(method: str) -> None:
     target = composed([f"method={method}"])["method"][TARGET]
     load_target(target)()
+
+
+def test_an_object_made_in_python_is_written_by_its_keys() -> None:
+    assert settings_of(Hosted(count=3)) == {TARGET: f"{__name__}.Hosted", "count": 3}
 
 
 def repeated(node: Any, path: str = "") -> Iterator[str]:
