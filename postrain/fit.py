@@ -32,7 +32,7 @@ from postrain.training.config import TrainConfig
 from postrain.training.loggers import NoTracker, Tracker
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished training run."""
 
@@ -41,6 +41,10 @@ class Run:
     method: Method
     objective: float | None
     """The last value of the metric that the method is judged by; None where it was not measured."""
+
+    def __repr__(self) -> str:
+        learned = f"method={type(self.method).__name__}, updates={self.method.counters.updates}"
+        return f"Run(path={str(self.path)!r}, {learned}, objective={self.objective})"
 
     @property
     def model(self) -> Any:

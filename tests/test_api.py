@@ -46,6 +46,7 @@ def test_the_readme_from_python(tmp_path, monkeypatch):
     run = found["run"]
     assert [record["update"] for record in run.metrics] == [0, 1]
     assert run.result["objective"] == run.objective == run.metrics[-1]["eval/reward/total"]
+    assert repr(run) == f"Run(path='{run.path}', method=GRPO, updates=1, objective={run.objective})"
     assert (run.path / "model" / "README.md").is_file()
     assert (run.path / "report.html").is_file()
     assert found["loss"].item() == pytest.approx(-1.0)
