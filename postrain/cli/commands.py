@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from postrain import __version__
+from postrain.config.places import MODULES
 
 COMMANDS = {
     "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
@@ -19,14 +20,6 @@ COMMANDS = {
     "help": "explain a key, a group or an option: postrain help method.kl_coef",
     "world": "print rows of the bundled world: postrain world --kind preferences",
 }
-MODULES = {
-    "evaluate": "postrain.evaluate",
-    "generate": "postrain.generate",
-    "chat": "postrain.cli.chat",
-    "report": "postrain.report",
-    "world": "postrain.world",
-}
-"""What runs the sub-commands that have a module of their own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

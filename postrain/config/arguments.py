@@ -15,10 +15,12 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
+# Private: the flags that hydra.main reads, and its frame in a traceback, have no public name.
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from postrain import __version__
@@ -127,6 +129,22 @@ def composing() -> Iterator[None]:
         raise
     except Exception as error:
         raise mistake(error) from None
+
+
+def set_values(config: DictConfig, words: Sequence[str]) -> None:
+    """Sets each `++key=value` as Hydra does, in a config that is composed already; composing takes long."""
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        word = (override.input_line or "").lstrip("+")
+        if override.package is not None:
+            what = f"Override ++{word} looks like a config group override, but config group"
+            raise ConfigError(f"{word}: {what} '{override.key_or_group}' does not exist.")
+        try:
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+        except RecursionError as error:
+            raise mistake(error) from None
+        # Not only OmegaConf's own, as of a key below a list or a text.
+        except Exception as error:
+            raise ConfigError(f"{word}: {_meaning(str(error).splitlines())}") from None
 
 
 def mistake(error: Exception) -> ConfigError:

@@ -15,8 +15,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString
@@ -25,7 +26,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.arguments import hydra_problems, parse
 from postrain.config.habits import given
-from postrain.config.places import command, user_conf
+from postrain.config.places import command, study_dirs, user_conf
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
 
@@ -160,8 +161,9 @@ def listing(conf: Path, group: str) -> str:
 
 
 def _comment(conf: Path, group: str, name: str) -> str:
-    roots = filter(None, (user_conf(), conf, conf.parent))
-    files = (root / group / f"{name}.yaml" for root in roots)
+    roots = filter(None, (user_conf(), conf))
+    folders = study_dirs(conf.parent) if group == SWEEP else (root / group for root in roots)
+    files = (folder / f"{name}.yaml" for folder in folders)
     path = next((file for file in files if file.is_file()), None)
     if path is None:  # one of Hydra's own
         return ""
@@ -171,23 +173,31 @@ def _comment(conf: Path, group: str, name: str) -> str:
 
 
 class _Groups:
-    """The config groups there are: folders of conf/, of a --config-dir, `sweep` beside conf/, and Hydra's own."""
+    """The config groups there are: those of conf/, of the user, of a --config-dir and of Hydra, and `sweep`."""
 
     def __init__(self, conf: Path, extra: str | None) -> None:
-        path = create_config_search_path(str(conf))
-        if extra is not None:
-            path.append("command-line", f"file://{Path(extra).resolve()}")
-        self.loader = ConfigLoaderImpl(path)
-        self.sweeps = sorted(file.stem for file in (conf.parent / "sweep").glob("*.yaml"))
+        self.loaders = [*_loaders(conf, extra)]
+        self.sweeps = {file.stem for folder in study_dirs(conf.parent) for file in folder.glob("*.yaml")}
         self.options = cache(self._options)
 
     def names(self) -> list[str]:
         """The groups with options, Hydra's own left out."""
-        return [name for name in (*self.loader.list_groups(""), "sweep") if name != "hydra" and self.options(name)]
+        found = {name for loader in self.loaders for name in loader.list_groups("")} | {SWEEP}
+        return [name for name in sorted(found) if name != "hydra" and self.options(name)]
 
     def _options(self, group: str) -> tuple[str, ...]:
-        found = set(self.loader.get_group_options(group)) | (set(self.sweeps) if group == "sweep" else set())
-        return tuple(sorted(found))
+        found = {name for loader in self.loaders for name in loader.get_group_options(group)}
+        return tuple(sorted(found | self.sweeps if group == SWEEP else found))
+
+
+def _loaders(conf: Path, extra: str | None) -> Iterator[ConfigLoader]:
+    """What lists the options: in a Hydra job its own loader, before one begins a loader for each folder."""
+    if GlobalHydra.instance().is_initialized():
+        yield GlobalHydra.instance().config_loader()
+        return
+    for folder in filter(None, (conf, extra)):
+        with initialize_config_dir(str(Path(folder).resolve()), version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
 
 
 @cache

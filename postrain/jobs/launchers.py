@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
+
+# Private: instantiate_launcher asks for a HydraContext and that for this; nothing public makes one.
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from postrain.config.arguments import composing
+from postrain.config.arguments import composing, set_values
 from postrain.config.arguments import resolved as resolved_config
 from postrain.config.check import check
 from postrain.config.overrides import forced, settled
@@ -71,7 +69,7 @@ class Composer:
             if (primary, *options) not in self.composed:
                 self.composed[primary, *options] = compose(primary, [*search_paths(), *options])
             config = deepcopy(self.composed[primary, *options])
-            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
+            set_values(config, values)
         return complete(config, PROGRAMS[kind].config), tuple(each.removeprefix("++") for each in ready)
 
 

@@ -30,6 +30,7 @@ from yaml import YAMLError
 from postrain.config.arguments import composing
 from postrain.config.check import check
 from postrain.config.overrides import SWEEP
+from postrain.config.places import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value
 from postrain.types import ConfigError, Count
@@ -185,7 +186,9 @@ def _load(override: Override, root: Path) -> tuple[str, dict[str, Any]]:
     name = plain_value(override.value())
     if not isinstance(name, str):
         raise ConfigError(f"{(override.input_line or '').lstrip('+')}: expected one study; start a sweep for each")
-    path = Path(name) if name.endswith((".yaml", ".yml")) else root / SWEEP / f"{name}.yaml"
+    files = [folder / f"{name}.yaml" for folder in study_dirs(root)]
+    there = next((file for file in files if file.is_file()), files[-1])
+    path = Path(name) if name.endswith((".yaml", ".yml")) else there
     return path.stem, _node(path, f"sweep={name}")
 
 

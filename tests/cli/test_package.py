@@ -76,8 +76,12 @@ def test_a_users_own_conf_is_found_first(installed: Installed) -> None:
         ("method", "mine", "# @package _global_\n# Mine\ndefaults:\n  - sft\nmethod:\n  _target_: own_methods.Mine\n"),
         ("data", "own", "# My rows\n_target_: postrain.data.module.DataModule\npath: rows.jsonl\n"),
         ("trainer", "cpu", "# Mine\n_target_: postrain.hardware.trainer.Hardware\ncheckpoint_every: 7\n"),
+        ("pipeline", "two", "# Mine\nstages:\n  only:\n    - method=mine\n    - method.batch_sizes=1\n"),
+        # Of another Hydra program: it does not replace the primary config of postrain.
+        (".", "config", "defaults:\n  - nothing: here\n"),
+        ("../sweep", "own", "# My study\nquestion: Which?\nbase: [pipeline=two]\ngrid: {seed: [0, 1]}\n"),
     ]:
-        (conf / group).mkdir(parents=True)
+        (conf / group).mkdir(parents=True, exist_ok=True)
         (conf / group / f"{name}.yaml").write_text(text)
     (installed.user / "own_methods.py").write_text(
         "from postrain.methods.sft import SFT\n\n\nclass Mine(SFT):\n    pass\n"
@@ -87,3 +91,4 @@ def test_a_users_own_conf_is_found_first(installed: Installed) -> None:
     assert "path: rows.jsonl" in said
     assert "checkpoint_every: 7" in said
     assert said.count(f"note: {conf} replaces the built-in trainer/cpu") == 1
+    assert "stage only: method.batch_sizes: unknown key" in installed("postrain", "train", "sweep=own", code=2)
