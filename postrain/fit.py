@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
+from postrain.config.check import check_made
 from postrain.config.schema import Deferred, Paths
 from postrain.config.tree import SETTINGS, settings_of
 from postrain.data.module import DataModule
@@ -88,7 +89,8 @@ def fit(
     if method.own_data is None:
         kind = type(method).__name__
         raise ConfigError(f"data: no rows to learn from; give them, as {kind}(model, tokenizer, data=rows)")
-    parts, loaded = method.parts, provenance(method)
+    parts, loaded, evaluation = method.parts, provenance(method), evaluation or Evaluation()
+    check_made(data=method.own_data, evaluation=evaluation)
     name_rows(method.own_data)
     parameter = next(parts.policy.parameters())
     config = TrainConfig(
@@ -105,7 +107,7 @@ def fit(
         ),
         logger=logger or NoTracker(),
         callbacks={f"{type(one).__name__}_{place}": one for place, one in enumerate(callbacks)},
-        evaluation=evaluation or Evaluation(),
+        evaluation=evaluation,
         seed=parts.seed,
         name=name,
         resume=None if resume is None else str(resume),

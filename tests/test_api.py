@@ -80,6 +80,32 @@ def test_generate_is_the_function_also_where_the_command_was_imported(nano):
     assert len(found.token_ids) == 1
 
 
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (lambda model, tokenizer: pt.DPO(model, tokenizer, updates=-1, warmup=2),
+         ["method.updates: expected an integer >= 1, got -1", "method.warmup: expected a number >= 0 and <= 1, got 2"]),
+        (lambda model, tokenizer: pt.SFT(model, tokenizer, data=pt.DataModule([], max_rows=-3)).fit(
+            evaluation=pt.Evaluation(every=0)),
+         ["data.max_rows: expected an integer >= 1 or null, got -3",
+          "evaluation.every: expected an integer >= 1, got 0"]),
+        (lambda model, _: pt.generate(model, ["a"], temperature=-1),
+         ["rollout.temperature: expected a number >= 0, got -1"]),
+        (lambda model, _: pt.generate(model, ["a"], num_generations=0),
+         ["num_generations: expected an integer >= 1, got 0"]),
+        (lambda model, _: pt.generate(model, "abc"), ["prompts: expected a list, got 'abc'"]),
+        (lambda model, _: pt.generate(torch.nn.Identity(), ["a"]),
+         ["tokenizer: a model that load_model has not loaded needs tokenizer=..."]),
+        (lambda model, _: pt.score(torch.nn.Identity(), [("a", "b")]),
+         ["tokenizer: a model that load_model has not loaded needs tokenizer=..."]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_python_is_one_line_each(make, lines, nano):
+    with pytest.raises(pt.ConfigError) as caught:
+        make(*nano)
+    assert str(caught.value).splitlines() == lines
+
+
 def test_a_row_is_text_or_token_ids_and_has_a_gradient(nano):
     model, tokenizer = nano
     words = ("2 + 2 =", "4")

@@ -7,6 +7,7 @@ that cannot be imported. Leaves out what only a run can tell (does the file exis
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
@@ -50,6 +51,21 @@ def check(config: Mapping[str, Any], root: type) -> None:
     known = [*_of_root(root), *_known(config)]
     problems = list(_problems("", config, root, known))
     problems += [f"{TARGET}: unknown key; an option of a group says what it builds"] if TARGET in config else []
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_made(**made: Any) -> None:
+    """Raise one ConfigError with every setting of dataclasses made in Python that a config may not have, by the keys
+    they would stand at: check_made(method=...). What they hold objects in is those objects' own to check."""
+    problems = [
+        problem
+        for path, value in made.items()
+        if is_dataclass(value)
+        for name, key in schema_of(type(value)).keys.items()
+        if NODE not in describe(key.annotation) and getattr(value, name, key.default) is not key.default
+        for problem in _value_problems(f"{path}.{name}", getattr(value, name), key.annotation, ())
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 

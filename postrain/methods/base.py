@@ -120,7 +120,7 @@ class Method(Driven):
         parts = parts_of(
             model,
             tokenizer,
-            method=type(self),
+            method=self,
             seed=seed,
             reference=reference,
             needs_reference=self.needs_reference(),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from postrain.config.check import check_made
 from postrain.data.chat import Template
 from postrain.errors import ConfigError
 from postrain.models.parts import unwrapped
@@ -66,7 +67,7 @@ def parts_of(
     model: nn.Module,
     tokenizer: Any,
     *,
-    method: type[Any],
+    method: Any,
     seed: int,
     reference: nn.Module | Reference | None,
     needs_reference: bool,
@@ -86,9 +87,11 @@ def parts_of(
     if hasattr(unwrapped(model), "score") is not (method.head == "scalar"):
         has, wants = ("scalar", "causal") if method.head == "causal" else ("causal", "scalar")
         raise ConfigError(
-            f"model: {method.__name__} needs a model with a {wants} head, not a {has} one; "
+            f"model: {type(method).__name__} needs a model with a {wants} head, not a {has} one; "
             f'load it with pt.load_model(NAME, head="{wants}")'
         )
+    engine = LocalEngine() if engine is None else engine
+    check_made(method=method, rollout=engine)
     given = reference if isinstance(reference, Reference | None) else Reference.of(model, reference)
     scores, compares = judges(reward)
     return Parts(
@@ -96,7 +99,7 @@ def parts_of(
         # The template that the rows are made for takes its place, and is put on the tokenizer, when there are rows.
         template=Template(tokenizer, seed=seed, install=False),
         seed=seed,
-        engine=LocalEngine() if engine is None else engine,
+        engine=engine,
         reference=Reference.of(model) if given is None and needs_reference else given,
         foreign_reference=given is not None,
         reward=scores,
