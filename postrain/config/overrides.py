@@ -215,7 +215,7 @@ def _refuse_depth(token: str) -> None:
 def _unreadable(token: str, error: Exception) -> str:
     short = token if len(token) <= LONGEST else f"{token[:LONGEST]}…"
     if "=" not in token:
-        return f"{short}: expected key=value"
+        return f"{short}: expected NAME=VALUE, as in seed=1"
     reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing")), "no value")
     return f"{short}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
 

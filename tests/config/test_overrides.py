@@ -83,7 +83,7 @@ def test_what_a_sweep_hears_is_kept_from_hydra(
         ("+hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
         ("hydra.run.dri=x", "hydra.run.dri: unknown key of Hydra; did you mean hydra.run.dir?"),
         ("seed=1,2", "seed=1,2: several values need -m (a job for each); for one list write seed=[...]"),
-        ("seed", "seed: expected key=value"),
+        ("seed", "seed: expected NAME=VALUE, as in seed=1"),
     ],
 )
 def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
