@@ -37,7 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {name}: {_instead(name)}", file=sys.stderr)
         return 2
-    return _run(name, [program, *words[1:]])
+    try:
+        return _run(name, [program, *words[1:]])
+    except BrokenPipeError:
+        return reader_left()
+
+
+def reader_left() -> int:
+    """Ends quietly after the reader of stdout has seen enough, as in `postrain help | head`; returns the exit code."""
+    # What is still buffered must not raise again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def overview() -> str:

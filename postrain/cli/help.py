@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.commands import overview
 from postrain.cli.main import root_of
+from postrain.cli.user_conf import use_user_conf
 from postrain.config.overrides import PROGRAMS, listing
 from postrain.config.places import CONF, command
 from postrain.config.reference import Entry, entries, json_schema, option, option_entries, options, sentences, shown
 from postrain.config.schema import describe, is_group, schema_of
 from postrain.config.tree import filled
+from postrain.errors import ConfigError
 
 ABOUT = """\
 usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.prompt, rollout, grpo, method=grpo
@@ -28,6 +30,7 @@ usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.pro
 def main(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit code."""
     words = list(argv[1:])
+    use_user_conf()
     if not words or words[0] in ("-h", "--help"):
         print(f"{overview()}\n\n{ABOUT}", end="")
         return 0
@@ -95,7 +98,11 @@ def known_keys() -> Iterator[tuple[str, Entry]]:
         yield from ((program, entry) for entry in entries(whole, root) if entry.path not in own)
     for group in groups():
         for name, file in options(group).items():
-            yield from ((f"{group}={name}", entry) for entry in option_entries(group, file))
+            try:
+                yield from [(f"{group}={name}", entry) for entry in option_entries(group, file)]
+            except ConfigError as error:
+                # Of a user's own conf/: it must not hide what the others have.
+                print(f"note: {file}: {error}", file=sys.stderr)
 
 
 def _setters(key: str) -> Iterator[str]:

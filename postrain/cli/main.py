@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from postrain.cli.commands import reader_left
 from postrain.cli.user_conf import use_user_conf
 from postrain.config.arguments import hydra_raises, mistake, resolved, shown_config
 from postrain.config.check import check
@@ -62,6 +63,8 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
             return _start(argv, conf, config_name, run)
     except ConfigError as error:
         return complain(error)
+    except BrokenPipeError:
+        return reader_left()
     except KeyboardInterrupt:
         # Once a run has begun, runs/interrupt.py answers to Ctrl-C.
         print("interrupted; nothing had begun", file=sys.stderr)
@@ -129,7 +132,7 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     try:
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=config_name)(job)()
     except Exception as error:
-        if composed:
+        if composed or isinstance(error, BrokenPipeError):
             raise
         return complain(mistake(error))
     return code

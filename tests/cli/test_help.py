@@ -67,3 +67,13 @@ def test_the_json_schema_is_one_and_names_every_method() -> None:
     schema = json.loads(json.dumps(json_schema(helper.groups(), root_of("config")), default=str))
     titles = [form["title"] for form in schema["properties"]["method"]["anyOf"]]
     assert titles == [f"method={name}" for name in options("method")]
+
+
+def test_an_option_of_a_user_that_cannot_be_loaded_hides_no_other_key(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text("_target_: mine_lost.Mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["postrain", "help", "rollout.top_k"]) == 0
+    said = capsys.readouterr()
+    assert "rollout.top_k: an integer >= 0" in said.out
+    assert "mine.yaml: there is no module mine_lost" in said.err

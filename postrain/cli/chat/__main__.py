@@ -57,7 +57,9 @@ def talk(chosen: argparse.Namespace) -> None:
 
     settings = {name: getattr(chosen, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
     how = Speaking(**settings)
-    speaker = Speaker(named("model", chosen.model, "a run folder, a model directory, a Hub name"))
+    # As in the other commands: model=nano, model.path=runs/...
+    name = chosen.model.removeprefix("model=").removeprefix("model.path=")
+    speaker = Speaker(named("model", name, "a run folder, a model directory, a Hub name"))
     console, notes = Console(highlight=False), Console(highlight=False, stderr=True)
     terminal = Terminal(speaker, how, Conversation(system=chosen.system), console, notes)
     if chosen.once is not None:
