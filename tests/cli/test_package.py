@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,8 @@ from shutil import copytree, ignore_patterns
 import pytest
 
 ROOT = Path(__file__).parents[2]
+(FROM_PYTHON,) = re.findall(r"## From Python\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+FROM_PYTHON = FROM_PYTHON.replace("updates=2)", "updates=1, batch_size=4, group_size=4)") + "print(loss.item())\n"
 TINY = ["data.source.count=32", "data.eval_rows=4", "evaluation=quick", "evaluation.completions=2", "logger=none"]
 
 
@@ -68,6 +71,8 @@ def test_the_installed_command_trains_and_evaluates_outside_the_checkout(install
     assert '"reproduce": "postrain train method=sft method.updates=3' in (run / "manifest.json").read_text()
     words = [f"model.path={run}", "evaluation=perplexity", "report=false", *TINY[:2]]
     assert "perplexity/loss" in installed("postrain", "evaluate", *words)
+    (installed.user / "snippet.py").write_text(FROM_PYTHON)
+    assert installed("python", "snippet.py").splitlines()[-1] == "-1.0"
 
 
 def test_a_users_own_conf_is_found_first(installed: Installed) -> None:
