@@ -29,7 +29,7 @@ from postrain.config.arguments import hydra_raises, mistake, resolved, shown_con
 from postrain.config.check import check
 from postrain.config.masking import MASK, masked_text
 from postrain.config.overrides import PROGRAMS, Line, asked, listing, overview, prepare, task_words
-from postrain.config.places import CONF
+from postrain.config.places import CONF, command
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
 from postrain.config.trust import Guest, joined, said_in
@@ -105,7 +105,8 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
         return 0
     words, shows = shown_config(line.arguments)
     sys.argv = [argv[0], *words]
-    # For --help, in the primary config's hydra.help.template.
+    # Both for --help, in the primary config's hydra.help.template.
+    OmegaConf.register_new_resolver("command", command, replace=True)
     OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
     composed = False
 

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from postrain.config.check import MISSING
+from postrain.config.places import command
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.config.trust import Guest, Item
 from postrain.data.module import DataModule
@@ -82,7 +83,7 @@ class EvaluateConfig(Section):
         if not measures:
             raise ConfigError(
                 "evaluation: this option only says when a training run is evaluated, and names no measure; choose "
-                "evaluation=all, or one of those listed by: python -m postrain.evaluate evaluation"
+                f"evaluation=all, or one of those listed by: {command('evaluate')} evaluation"
             )
         if self.metric is not None and self.metric.partition("/")[0] not in measures:
             known = ", ".join(measures)

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from postrain.config.places import IN_CHECKOUT
 from postrain.hardware.trainer import Hardware
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder
@@ -104,7 +105,8 @@ def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> li
     """Makes this process rank 0 and starts the further ranks on the run in `folder`."""
     if hardware.num_nodes > 1:
         raise ConfigError(
-            "trainer.num_nodes: several nodes need torchrun: torchrun --nnodes N --nproc-per-node K train.py"
+            "trainer.num_nodes: several nodes need torchrun: torchrun --nnodes N --nproc-per-node K "
+            + ("train.py" if IN_CHECKOUT else "-m postrain train")
         )
     threads = hardware.threads or max(1, usable_cores() // hardware.devices)
     torch.set_num_threads(threads)

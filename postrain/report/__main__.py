@@ -6,6 +6,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
+from postrain.config.places import command
 from postrain.errors import ConfigError, Parser
 from postrain.report import write_comparison, write_report
 
@@ -15,7 +16,7 @@ beside it. Several folders of runs, or of evaluations, are compared on one page.
 
 def main() -> int:
     """Exit code 2 and one line for a mistake."""
-    parser = Parser(prog="python -m postrain.report", description=ABOUT)
+    parser = Parser(prog=command("report"), description=ABOUT)
     parser.add_argument("folder", type=Path, nargs="+", help="such as runs/ppo/nano/... or sweeps/kl_coef/...")
     parser.add_argument("--output", type=Path, help="where to write; otherwise into the folder itself")
     parser.add_argument("--open", action="store_true", help="show it in the browser")

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from postrain.config.places import command
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, user
 from postrain.data.kinds.steps import StepLayout
@@ -100,7 +101,7 @@ def resolve(path: str) -> ResolvedModel:
     if resolved.head != "scalar":
         raise ConfigError(
             f"reward.path={path}: a language model, not a reward model; train one first: "
-            "python train.py method=reward model=... and give its run folder"
+            f"{command('train')} method=reward model=... and give its run folder"
         )
     return resolved
 
@@ -139,7 +140,7 @@ class Process:
         if layout is None:
             raise ConfigError(
                 f"reward.path={self.path}: a reward model of whole answers, which knows nothing of steps; use "
-                "reward=learned, or train one of steps: python train.py method=prm"
+                f"reward=learned, or train one of steps: {command('train')} method=prm"
             )
         self.layout = layout
         self.context = resolved.context

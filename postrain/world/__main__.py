@@ -6,6 +6,7 @@ import json
 import sys
 from typing import get_args
 
+from postrain.config.places import command
 from postrain.errors import ConfigError, Parser
 from postrain.world.items import Split
 from postrain.world.rows import NOISE, Kind, Task, rows
@@ -13,7 +14,7 @@ from postrain.world.rows import NOISE, Kind, Task, rows
 
 def main() -> int:
     """Exit code 2 and one line for a choice that makes no sense."""
-    parser = Parser(prog="python -m postrain.world", description="Prints rows of the world as JSONL.")
+    parser = Parser(prog=command("world"), description="Prints rows of the world as JSONL.")
     parser.add_argument("--kind", default="text", choices=get_args(Kind))
     parser.add_argument("--task", default="stories", choices=get_args(Task))
     parser.add_argument("--count", default=5, type=int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 (FROM_PYTHON,) = re.findall(r"## From Python\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 FROM_PYTHON = FROM_PYTHON.replace("updates=2)", "updates=1, batch_size=4, group_size=4)") + "print(loss.item())\n"
 TINY = ["data.source.count=32", "data.eval_rows=4", "evaluation=quick", "evaluation.completions=2", "logger=none"]
+
+
+CHECKOUT_ONLY = re.compile(r"python train\.py|python -m postrain")
 
 
 class Installed:
@@ -97,3 +101,19 @@ def test_a_users_own_conf_is_found_first(installed: Installed) -> None:
     assert "checkpoint_every: 7" in said
     assert said.count(f"note: {conf} replaces the built-in trainer/cpu") == 1
     assert "stage only: method.batch_sizes: unknown key" in installed("postrain", "train", "sweep=own", code=2)
+
+
+def _said(file: Path) -> list[str]:
+    """The texts of a file that may reach a user: docstrings and comments are left out."""
+    text = file.read_text()
+    if file.suffix == ".yaml":
+        return [line for line in text.splitlines() if not line.startswith("#")]
+    nodes = [*ast.walk(ast.parse(text))] if CHECKOUT_ONLY.search(text) else []
+    docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    return [str(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in docs]
+
+
+def test_commands_in_messages_come_from_places_which_knows_the_installed_ones() -> None:
+    files = [file for file in (*ROOT.glob("postrain/**/*.py"), *ROOT.glob("conf/*.yaml")) if file.name != "places.py"]
+    assert len(files) > 100
+    assert [f"{file}: {said}" for file in files for said in _said(file) if CHECKOUT_ONLY.search(said)] == []

@@ -182,6 +182,10 @@ def test_a_group_without_its_target_is_refused(group: str) -> None:
         ("grpo", "beta", "did you mean method.kl_coef?"),
         ("sft", "lora_r", "did you mean adapter.r? (with adapter=lora)"),
         ("sft", "output_dir", "did you mean paths.output?"),
+        ("sft", "paths.output_dir", "did you mean paths.output?"),
+        ("sft", "hparams_search", "choose sweep=search, or sweep=FILE.yaml with a search of your own"),
+        ("sft", "extras.print_config", "leave it out; --cfg job prints the config"),
+        ("sft", "extras.enforce_tags", "leave it out; --cfg job prints the config"),
         ("sft", "model.name_or_path", "choose model=OPTION, or model=local model.path=DIRECTORY_OR_HUB_NAME"),
     ],
 )  # fmt: skip

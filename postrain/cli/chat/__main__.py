@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from rich.console import Console
 
 from postrain.cli.chat.commands import overview
+from postrain.config.places import command
 from postrain.errors import ConfigError, Parser
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 def parser() -> Parser:
     """The command line."""
     made = Parser(
-        prog="python -m postrain.cli.chat",
+        prog=command("chat"),
         description="Talk to a model. Questions may also come from a pipe, a line each.",
         epilog=f"while talking (Ctrl-C stops an answer):\n{overview()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

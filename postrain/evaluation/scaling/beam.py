@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
+from postrain.config.places import command
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.scaling.grader import Grader, PromptTask, Unsuited
 from postrain.evaluation.scaling.search import Plan, Value, result
@@ -22,7 +23,7 @@ from postrain.types import Count
 
 Aggregate = Literal["last", "min", "product", "mean"]
 NO_SCORER = (
-    "needs a process reward model: python train.py method=prm makes one, then say reward=process reward.path=RUN"
+    f"needs a process reward model: {command('train')} method=prm makes one, then say reward=process reward.path=RUN"
 )
 
 

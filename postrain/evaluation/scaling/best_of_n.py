@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from postrain.config.places import command
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, estimates, gains, likeliest, point
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best, sizes
@@ -25,7 +26,7 @@ from postrain.types import Size
 
 NO_SCORER = (
     "by=reward: nothing scores completions but what says which are right, so they were chosen by log-probability; give "
-    "a scorer, or reward=process reward.path=RUN with a run of: python train.py method=prm"
+    f"a scorer, or reward=process reward.path=RUN with a run of: {command('train')} method=prm"
 )
 
 
