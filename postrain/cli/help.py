@@ -13,10 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.cli.commands import overview
 from postrain.cli.main import root_of
 from postrain.cli.user_conf import use_user_conf
-from postrain.config.overrides import PROGRAMS, listing
+from postrain.config.annotations import describe, is_group
+from postrain.config.groups import listing
+from postrain.config.overrides import PROGRAMS
 from postrain.config.places import CONF, command
 from postrain.config.reference import Entry, entries, json_schema, option, option_entries, options, sentences, shown
-from postrain.config.schema import describe, is_group, schema_of
+from postrain.config.schema import (
+    schema_of,
+)
 from postrain.config.tree import filled
 from postrain.errors import ConfigError
 

@@ -27,8 +27,9 @@ from postrain.cli.commands import reader_left
 from postrain.cli.user_conf import use_user_conf
 from postrain.config.arguments import hydra_raises, mistake, resolved, shown_config
 from postrain.config.check import check
+from postrain.config.groups import asked, listing, overview
 from postrain.config.masking import MASK, masked_text
-from postrain.config.overrides import PROGRAMS, Line, asked, listing, overview, prepare, task_words
+from postrain.config.overrides import PROGRAMS, Line, prepare, task_words
 from postrain.config.places import CONF, command
 from postrain.config.schema import is_node
 from postrain.config.tree import complete

@@ -13,17 +13,14 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from postrain.config.annotations import LARGE, NODE, adapter, describe
 from postrain.config.habits import meant
 from postrain.config.masking import masked
 from postrain.config.schema import (
-    LARGE,
     MAPPINGS,
-    NODE,
     TARGET,
     Given,
     Schema,
-    adapter,
-    describe,
     is_node,
     is_section,
     load_target,

@@ -10,14 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString
@@ -25,13 +21,12 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from postrain.config.arguments import hydra_problems, parse
+from postrain.config.groups import SWEEP, Groups, groups_of, groups_taken, primary_config
 from postrain.config.habits import given
-from postrain.config.places import command, study_dirs, user_conf
+from postrain.config.places import command
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
 
-# What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE.
-SWEEP = "sweep"
 # Keys of a study that make several jobs by themselves.
 VARIED = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
 # Launchers that are packages of their own, and the extra that brings each.
@@ -63,7 +58,7 @@ def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Lin
     flags = [token for token in argv if token not in arguments.overrides]
     root, extra = arguments.config_name or config_name, arguments.config_dir
     overrides = _checked(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun)
-    known = _groups(conf, extra)
+    known = groups_of(conf, extra)
     words = [(_forced(override, known), _is_swept(override)) for override in overrides]
     if not arguments.multirun and not any(override.key_or_group == SWEEP for override in overrides):
         return Line([word for word, _ in words] + flags, None)
@@ -99,7 +94,7 @@ def forced(
 
     `root` is the primary config they are for, `extra` a further folder of config groups.
     """
-    known = _groups(conf, extra)
+    known = groups_of(conf, extra)
     overrides = _checked(tokens, conf, root=root, extra=extra, multirun=multirun)
     return [_forced(override, known) for override in overrides]
 
@@ -116,7 +111,7 @@ def _key(word: str) -> str:
 
 def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None, multirun: bool) -> list[Override]:
     """The overrides read, or everything that is wrong with them."""
-    known = _groups(conf, extra)
+    known = groups_of(conf, extra)
     problems: list[str] = []
     overrides: list[Override] = []
     for token in tokens:
@@ -140,72 +135,6 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
     return overrides
 
 
-def asked(argv: Sequence[str], conf: Path) -> str | None:
-    """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
-    groups = _groups(conf, None)
-    named = [word for word in parse(argv).overrides if word.isidentifier() and groups.options(word)]
-    return "\n\n".join(listing(conf, group) for group in named) or None
-
-
-def overview(argv: Sequence[str], conf: Path, config_name: str) -> str:
-    """The groups this program has, a line each with their options; Hydra's own list shows every folder there is."""
-    groups = _groups(conf, parse(argv).config_dir)
-    return "\n".join(f"{group}: {', '.join(groups.options(group))}" for group in sorted(_taken(conf, config_name)))
-
-
-def listing(conf: Path, group: str) -> str:
-    """The options of a group, a line each: its name and the comment its YAML begins with, after a package line."""
-    names = _groups(conf, None).options(group)
-    width = max(len(name) for name in names)
-    return "\n".join([f"{group}=", *(f"  {name:<{width}}  {_comment(conf, group, name)}" for name in names)])
-
-
-def _comment(conf: Path, group: str, name: str) -> str:
-    roots = filter(None, (user_conf(), conf))
-    folders = study_dirs(conf.parent) if group == SWEEP else (root / group for root in roots)
-    files = (folder / f"{name}.yaml" for folder in folders)
-    path = next((file for file in files if file.is_file()), None)
-    if path is None:  # one of Hydra's own
-        return ""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    first = next((line for line in lines if not line.startswith("# @package")), "")
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-class _Groups:
-    """The config groups there are: those of conf/, of the user, of a --config-dir and of Hydra, and `sweep`."""
-
-    def __init__(self, conf: Path, extra: str | None) -> None:
-        self.loaders = [*_loaders(conf, extra)]
-        self.sweeps = {file.stem for folder in study_dirs(conf.parent) for file in folder.glob("*.yaml")}
-        self.options = cache(self._options)
-
-    def names(self) -> list[str]:
-        """The groups with options, Hydra's own left out."""
-        found = {name for loader in self.loaders for name in loader.list_groups("")} | {SWEEP}
-        return [name for name in sorted(found) if name != "hydra" and self.options(name)]
-
-    def _options(self, group: str) -> tuple[str, ...]:
-        found = {name for loader in self.loaders for name in loader.get_group_options(group)}
-        return tuple(sorted(found | self.sweeps if group == SWEEP else found))
-
-
-def _loaders(conf: Path, extra: str | None) -> Iterator[ConfigLoader]:
-    """What lists the options: in a Hydra job its own loader, before one begins a loader for each folder."""
-    if GlobalHydra.instance().is_initialized():
-        yield GlobalHydra.instance().config_loader()
-        return
-    for folder in filter(None, (conf, extra)):
-        with initialize_config_dir(str(Path(folder).resolve()), version_base="1.3"):
-            yield GlobalHydra.instance().config_loader()
-
-
-@cache
-def _groups(conf: Path, extra: str | None) -> _Groups:
-    """One for all stages of a pipeline: finding the options takes longer than anything else here."""
-    return _Groups(conf, extra)
-
-
 def _refuse_depth(token: str) -> None:
     """Hydra's parser calls itself for every bracket."""
     if max(accumulate((sign in "[{(") - (sign in "]})") for sign in token)) > DEEPEST:
@@ -225,7 +154,7 @@ def _needs_multirun(override: Override) -> str:
     return f"{override.input_line}: several values need -m (a job for each); for one list write {key}=[...]"
 
 
-def _problems(override: Override, known: _Groups) -> Iterator[str]:
+def _problems(override: Override, known: Groups) -> Iterator[str]:
     key = override.key_or_group
     if override.is_delete():
         return
@@ -243,32 +172,17 @@ def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Itera
     """A choice in a group that another program has; Hydra would say that it is not in the defaults list."""
     key = override.key_or_group
     chooses = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
-    if root in PROGRAMS and chooses and key not in _taken(conf, root):
+    if root in PROGRAMS and chooses and key not in groups_taken(conf, root):
         for name, program in PROGRAMS.items():
-            if key in _taken(conf, name):
+            if key in groups_taken(conf, name):
                 yield f"{key}: belongs to {program}" + (f"; say stage.NAME.{override.input_line}" if staged else "")
 
 
 def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
     """A run cannot do without the keys of the primary config."""
     key = override.key_or_group
-    if override.is_delete() and key.partition(".")[0] in {"hydra", *_written(conf, root)} - {"defaults"}:
+    if override.is_delete() and key.partition(".")[0] in {"hydra", *primary_config(conf, root)} - {"defaults"}:
         yield f"~{key}: cannot be left out; set it instead, as in {key}=VALUE"
-
-
-def _taken(conf: Path, root: str) -> frozenset[str]:
-    """The groups that a primary config has in its defaults list."""
-    items = _written(conf, root).get("defaults", [])
-    keys = (str(key) for item in items if not isinstance(item, str) for key in item)
-    return frozenset(key for key in keys if not key.startswith("override "))
-
-
-@cache
-def _written(conf: Path, root: str) -> dict[str, Any]:
-    """A primary config as its file writes it."""
-    file = conf / f"{root}.yaml"
-    written: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
-    return written
 
 
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
@@ -308,7 +222,7 @@ def _hint(name: str, choices: Sequence[str]) -> str:
     return f"{meant} (there are: {', '.join(choices)})" if meant else f"; there are: {', '.join(choices)}"
 
 
-def _forced(override: Override, known: _Groups) -> str:
+def _forced(override: Override, known: Groups) -> str:
     """`key=v` and `+key=v` as `++key=v`; choices of a group, deletions and Hydra's own keys as they were."""
     key, line = override.key_or_group, override.input_line or ""
     as_it_was = override.is_delete() or key.startswith("hydra.") or known.options(key) or override.package

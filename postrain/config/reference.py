@@ -17,8 +17,9 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
+from postrain.config.annotations import adapter, describe
 from postrain.config.places import config_dirs
-from postrain.config.schema import TARGET, Key, adapter, describe, is_node, is_section, load_target, schema_of
+from postrain.config.schema import TARGET, Key, is_node, is_section, load_target, schema_of
 from postrain.config.tree import filled
 from postrain.errors import ConfigError
 

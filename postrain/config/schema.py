@@ -1,7 +1,7 @@
-"""What a `_target_` may be given: its keys, their types in words, and whether a value fits.
+"""What a `_target_` may be given: its keys, with their types and defaults.
 
-The constructor's signature is the schema; nothing is declared twice. Knows nothing of where a node sits in a config:
-that is check.py. Types that YAML cannot write (a Protocol, a model class) stand for a nested node.
+The constructor's signature is the schema; nothing is declared twice. Where a node sits in a config: check.py. What a
+type is called, and which values fit it: annotations.py.
 """
 
 from __future__ import annotations
@@ -9,31 +9,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property, reduce
-from pathlib import Path
-from types import ModuleType, NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-from annotated_types import DocInfo, Ge, GroupedMetadata, Gt, Le, Lt
-from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict, TypeAdapter
+from types import ModuleType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from postrain.errors import ConfigError
 
-SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null", Path: "a path"}
-PLURALS = {int: "integers", float: "numbers", str: "texts"}
-SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
 MAPPINGS: tuple[Any, ...] = (dict, Mapping)
 TARGET = "_target_"
-NODE = f"a node with {TARGET}"
-# An upper bound from here on only keeps a slip from filling the memory: it is named to the value that exceeds it.
-LARGE = 1_000_000
 LONGEST = 80
 """Characters of a wrong value that a message shows."""
 T = TypeVar("T")
@@ -118,11 +106,6 @@ class Confirm:
 def is_node(value: Any) -> bool:
     """True for a mapping that builds an object."""
     return isinstance(value, Mapping) and TARGET in value
-
-
-def is_group(annotation: Any) -> bool:
-    """True for a top-level key whose value is a node: an option of a config group."""
-    return describe(annotation).startswith(NODE) and not is_section(annotation)
 
 
 def is_section(annotation: Any) -> bool:
@@ -260,76 +243,3 @@ def _has(target: type, protocol: type, name: str) -> bool:
     except TypeError:
         return False
     return True
-
-
-@cache
-def adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Validates a value from YAML against `annotation`; a nested node passes as it is, check.py visits it by itself."""
-    return TypeAdapter(_plain(annotation))
-
-
-def _plain(annotation: Any) -> Any:
-    """The same type for pydantic: strict scalars, lists for tuples, nodes where a class stands."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if annotation in (int, str, bool):
-        return Annotated[annotation, Strict()]
-    if annotation is float:
-        return Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_scientific)]
-    if annotation in (Any, None, NoneType, Path, *LISTS, *MAPPINGS) or origin is Literal:
-        return annotation
-    if origin is Annotated:
-        return Annotated[(_plain(args[0]), *args[1:])]
-    if origin in (Union, UnionType):
-        return reduce(operator.or_, (_plain(arg) for arg in args))
-    if origin in LISTS or origin in MAPPINGS:
-        generic: Any = origin
-        return generic[tuple(arg if arg is ... else _plain(arg) for arg in args)]
-    return Annotated[Any, AfterValidator(_node)]
-
-
-def _scientific(value: Any) -> Any:
-    """1e-4 without a dot is text to PyYAML; people mean the number."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > sys.float_info.max:
-        raise ValueError("larger than any float")
-    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
-
-
-def _node(value: Any) -> Any:
-    if not is_node(value):
-        raise ValueError("not a node")
-    return value
-
-
-def describe(annotation: Any, *, limits: bool = False) -> str:
-    """A type in the words of a YAML file; `limits` names upper bounds of LARGE and more, too."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if annotation in WORDS:
-        return WORDS[annotation]
-    if annotation is Any:
-        return "anything"
-    if origin is Annotated:
-        told = [item.documentation for item in args[1:] if isinstance(item, DocInfo)]
-        return told[0] if told else " ".join([describe(args[0]), " and ".join(_ranges(args[1:], limits))]).strip()
-    if origin is Literal:
-        return "one of " + ", ".join("null" if choice is None else str(choice) for choice in args)
-    if origin in (Union, UnionType):
-        return " or ".join(describe(arg, limits=limits) for arg in args)
-    if origin in LISTS:
-        if _uniform(args):
-            return f"a list of {PLURALS.get(args[0], describe(args[0]))}"
-        return f"a list of {len(args)}: {', '.join(map(describe, args))}"
-    if origin in MAPPINGS or annotation in MAPPINGS:
-        return "a mapping" if not args or args[1] is Any else f"a mapping to {describe(args[1])}"
-    return "a list" if annotation in LISTS else f"{NODE} ({getattr(annotation, '__name__', annotation)})"
-
-
-def _uniform(args: tuple[Any, ...]) -> bool:
-    return len(args) == 1 or args[1:] == (...,)
-
-
-def _ranges(metadata: Sequence[Any], limits: bool) -> Iterator[str]:
-    for item in metadata:
-        if isinstance(item, GroupedMetadata):
-            yield from _ranges(list(item), limits)
-        bounds = [(getattr(item, field), sign) for kind, field, sign in SIGNS if isinstance(item, kind)]
-        yield from (f"{sign} {bound}" for bound, sign in bounds if limits or bound < LARGE)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
+from postrain.config.annotations import adapter, is_group
 from postrain.config.check import check
 from postrain.config.extras import check_packages
 from postrain.config.schema import (
@@ -26,9 +27,7 @@ from postrain.config.schema import (
     Deferred,
     Key,
     Section,
-    adapter,
     is_deferred,
-    is_group,
     is_node,
     is_section,
     load_target,

@@ -29,7 +29,7 @@ from yaml import YAMLError
 
 from postrain.config.arguments import composing
 from postrain.config.check import check
-from postrain.config.overrides import SWEEP
+from postrain.config.groups import SWEEP
 from postrain.config.places import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
+from postrain.config.annotations import describe
 from postrain.config.check import check
-from postrain.config.schema import Section, describe, load_target
+from postrain.config.schema import Section, load_target
 from postrain.config.tree import instantiate
 from postrain.types import ConfigError, Count, Fraction, NonNegative, Positive
 

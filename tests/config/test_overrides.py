@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from postrain.config.overrides import Line, _option_problems, asked, listing, overview, prepare
+from postrain.config.groups import asked, listing, overview
+from postrain.config.overrides import Line, _option_problems, prepare
 from postrain.types import ConfigError
 from tests.training_runs import CONF
 

@@ -1,0 +1,102 @@
+"""The config groups there are, with their options: of conf/, of the user, of a --config-dir and of Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from postrain.config.arguments import parse
+from postrain.config.places import study_dirs, user_conf
+
+SWEEP = "sweep"
+"""What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE."""
+
+
+def asked(argv: Sequence[str], conf: Path) -> str | None:
+    """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
+    groups = groups_of(conf, None)
+    named = [word for word in parse(argv).overrides if word.isidentifier() and groups.options(word)]
+    return "\n\n".join(listing(conf, group) for group in named) or None
+
+
+def overview(argv: Sequence[str], conf: Path, config_name: str) -> str:
+    """The groups this program has, a line each with their options; Hydra's own list shows every folder there is."""
+    groups = groups_of(conf, parse(argv).config_dir)
+    return "\n".join(
+        f"{group}: {', '.join(groups.options(group))}" for group in sorted(groups_taken(conf, config_name))
+    )
+
+
+def listing(conf: Path, group: str) -> str:
+    """The options of a group, a line each: its name and the comment its YAML begins with, after a package line."""
+    names = groups_of(conf, None).options(group)
+    width = max(len(name) for name in names)
+    return "\n".join([f"{group}=", *(f"  {name:<{width}}  {_comment(conf, group, name)}" for name in names)])
+
+
+def _comment(conf: Path, group: str, name: str) -> str:
+    roots = filter(None, (user_conf(), conf))
+    folders = study_dirs(conf.parent) if group == SWEEP else (root / group for root in roots)
+    files = (folder / f"{name}.yaml" for folder in folders)
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:  # one of Hydra's own
+        return ""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith("# @package")), "")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+class Groups:
+    """The config groups there are: those of conf/, of the user, of a --config-dir and of Hydra, and `sweep`."""
+
+    def __init__(self, conf: Path, extra: str | None) -> None:
+        self.loaders = [*_loaders(conf, extra)]
+        self.sweeps = {file.stem for folder in study_dirs(conf.parent) for file in folder.glob("*.yaml")}
+        self.options = cache(self._options)
+
+    def names(self) -> list[str]:
+        """The groups with options, Hydra's own left out."""
+        found = {name for loader in self.loaders for name in loader.list_groups("")} | {SWEEP}
+        return [name for name in sorted(found) if name != "hydra" and self.options(name)]
+
+    def _options(self, group: str) -> tuple[str, ...]:
+        found = {name for loader in self.loaders for name in loader.get_group_options(group)}
+        return tuple(sorted(found | self.sweeps if group == SWEEP else found))
+
+
+def _loaders(conf: Path, extra: str | None) -> Iterator[ConfigLoader]:
+    """What lists the options: in a Hydra job its own loader, before one begins a loader for each folder."""
+    if GlobalHydra.instance().is_initialized():
+        yield GlobalHydra.instance().config_loader()
+        return
+    for folder in filter(None, (conf, extra)):
+        with initialize_config_dir(str(Path(folder).resolve()), version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+
+
+@cache
+def groups_of(conf: Path, extra: str | None) -> Groups:
+    """One for all stages of a pipeline: finding the options takes longer than anything else here."""
+    return Groups(conf, extra)
+
+
+def groups_taken(conf: Path, root: str) -> frozenset[str]:
+    """The groups that a primary config has in its defaults list."""
+    items = primary_config(conf, root).get("defaults", [])
+    keys = (str(key) for item in items if not isinstance(item, str) for key in item)
+    return frozenset(key for key in keys if not key.startswith("override "))
+
+
+@cache
+def primary_config(conf: Path, root: str) -> dict[str, Any]:
+    """A primary config as its file writes it."""
+    file = conf / f"{root}.yaml"
+    written: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return written
