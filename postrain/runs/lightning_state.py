@@ -22,14 +22,14 @@ class MethodLike(Protocol):
 
     counters: CountersLike
     """Already counted when on_train_batch_end is called."""
-    latest: dict[str, float]
+    last_metrics: dict[str, float]
     """Metrics of this update, the same on every rank; callbacks add theirs (`perf/...`)."""
     headline: Sequence[str]
     """Names of the three metrics that matter."""
     updates: int
     """How many updates the whole run has."""
     logs_to_trackers: bool
-    """Whether Lightning sends `latest` to the trackers."""
+    """Whether Lightning sends `last_metrics` to the trackers."""
     stopped: str
     """Why the run ends before its last update; empty while it does not."""
 
