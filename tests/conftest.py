@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 
 # Before torch is imported: OpenMP threads that spin make two processes on two cores ten times slower.
@@ -25,6 +26,14 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for name in ("POSTRAIN_CACHE", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patched.setenv(name, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_arrive() -> None:
+    """A suite in the background (`nohup make test &`) inherits that SIGINT and SIGHUP are ignored; tests send them."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

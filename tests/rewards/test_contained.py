@@ -41,10 +41,6 @@ def processes(mark: str) -> list[str]:
     return [line for line in found if mark in line]
 
 
-def temporary() -> set[Path]:
-    return set(Path("/tmp").glob("postrain-*"))
-
-
 @pytest.mark.parametrize(
     "program",
     [
@@ -166,7 +162,7 @@ def test_a_start_knows_packages_and_no_secrets_and_gives_the_same_each_time(monk
     assert "annotated_types" in first
 
 
-def test_no_folder_is_left() -> None:
-    before = temporary()
+def test_no_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     execute("import os\nos.mkdir('a')\nopen('a/b', 'w')\nos.chmod('a', 0)", tests=["pass"], limits=LIMITS)
-    assert temporary() == before
+    assert list(tmp_path.iterdir()) == []
