@@ -44,7 +44,7 @@ class Encoded(ABC):
     @classmethod
     @abstractmethod
     def collate(cls, items: Sequence[Any]) -> Batch:
-        """The batch of records, all of this kind. Rows stay ragged: padding is left to whoever runs a model."""
+        """The batch of records, all of this kind. Rows stay ragged; scoring pads or packs them."""
 
     def token_rows(self) -> tuple[EncodedRow, ...]:
         """The rows with supervised tokens."""

@@ -41,7 +41,7 @@ def as_prompts(data_as: Callable[[str], DataModule]) -> DataModule:
 def complete(eval_model: EvalModel, count: int, *, likeliest: bool = False, prompts: Prompts | None = None) -> Rollouts:
     """The first `count` held-out prompts continued, greedily where `likeliest`; `prompts` are these, if known.
 
-    Whoever asks a model again gets the same rollouts.
+    Rollouts are cached: the same request to the same model returns the same ones.
     """
     engine = greedy(eval_model.engine) if likeliest else eval_model.engine
     asked = count, engine.sampling.temperature

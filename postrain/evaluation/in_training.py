@@ -34,7 +34,7 @@ class DataConversions:
     seed: int
     """Of the split, where the source has no held-out rows of its own."""
     made: dict[str, DataModule] = field(default_factory=dict)
-    """By kind; whoever has one already gives it here."""
+    """Data modules that are prepared already, by record kind."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why the data cannot be seen as a kind."""
 

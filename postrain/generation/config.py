@@ -40,7 +40,7 @@ class GenerateConfig(Section):
     part: Literal["train", "eval"] = "train"
     """Prompts to learn from (train) or held-out ones (eval)."""
     prompts: Count | None = None
-    """The first so many prompts; null is all."""
+    """Maximum number of prompts, from the first on; null uses all."""
     samples: Size = 8
     """Completions of each prompt."""
     greedy: bool = False

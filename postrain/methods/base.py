@@ -7,8 +7,6 @@
 
 Optimisation is manual for every method, so that accumulation, clipping and schedules are right once. One `update` is
 one optimizer step on one mini-batch, and the numbers do not depend on how it is cut into micro-batches or over ranks.
-
-Any Lightning Trainer drives a method: `Trainer(max_steps=50).fit(method, datamodule=DataModule(rows, tokenizer))`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kinds of pictures: curves over updates, distributions, bars with intervals, points with intervals both ways.
 
 Each function takes plain numbers and returns what draws them on axes; pictures.py makes a file or a part of a page of
-it. Values that cannot be drawn (nan, infinite, beyond all bounds) are left out here, whoever calls.
+it. Values that cannot be drawn (nan, infinite, beyond all bounds) are left out here.
 """
 
 from __future__ import annotations

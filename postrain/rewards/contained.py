@@ -70,7 +70,7 @@ def main(job_file: str) -> int:
 
 
 def isolate() -> None:
-    """No network and a process tree of its own; whoever starts this process takes it along when dying.
+    """No network and a process tree of its own, which is killed when its parent dies.
 
     The kernel may refuse the first two, as it does in many containers: then `guard` and `sweep` are all there is.
     """

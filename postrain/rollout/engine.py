@@ -38,7 +38,8 @@ class Engine(Protocol):
     @property
     def exact(self) -> bool:
         """Whether the recorded log-probabilities are the policy's own, up to rounding in its type: nothing is cut off
-        the distribution, and the weights are not rounded further. Where not, whoever forms a ratio scores anew."""
+        the distribution, and the weights are not rounded further. Otherwise methods
+        score the completions again before they form a ratio."""
         ...
 
     def generate(

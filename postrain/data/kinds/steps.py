@@ -98,7 +98,7 @@ class Chain:
         return ids, torch.zeros(len(ids), dtype=torch.bool).index_fill(0, after, True)
 
     def steps_within(self, length: int) -> int:
-        """How many steps fit into a row of so many tokens, from the first on."""
+        """Number of leading steps that fit into a row of `length` tokens."""
         fixed = len(self.prompt) + len(self.end)
         ends = torch.tensor([len(step) for step in self.steps]).cumsum(0)
         return int((ends + fixed <= length).sum())
@@ -130,7 +130,7 @@ class StepLayout:
 
     @classmethod
     def of_model(cls, directory: Path) -> StepLayout | None:
-        """What the process reward model in a directory reads; None where there is no such model."""
+        """The layout that the process reward model in a directory was trained with; None for any other model."""
         path = directory / LAYOUT_FILE
         if not path.is_file():
             return None

@@ -189,7 +189,7 @@ def followed(turns: Messages, text: str) -> Messages:
 
 
 def written(eval_model: EvalModel, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
-    """The prompts asked in other words; whoever judges still sees the question as it stands."""
+    """The prompts with another wording; the judge still sees the original question."""
     rows = zip(turns, prompts.row_ids, strict=True)
     return replace(prompts, ids=tuple(eval_model.template.encode_prompt(asked, row=row) for asked, row in rows))
 
