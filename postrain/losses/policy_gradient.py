@@ -12,7 +12,7 @@ log-probabilities of the sampled tokens, differentiable; `old_logps` [B, T] thos
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -75,6 +75,14 @@ class PolicyTerms(NamedTuple):
     """The importance ratio, differentiable, [B, T] or [B, 1]."""
     clipped_BT: Tensor
     """True where the clip changes the gradient."""
+
+
+class SurrogateOptions(TypedDict, total=False):
+    """What sets the surrogates of `policy_terms` apart; by default the clipped one of each token."""
+
+    delta: float | None
+    ratio: RatioLevel
+    objective: Objective
 
 
 def policy_terms(

@@ -28,7 +28,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.hardware import collectives
 from postrain.losses.advantages import group_std, has_variance
 from postrain.losses.divergence import kl
-from postrain.losses.policy_gradient import PolicyTerms, completion_weights, policy_terms, weighted_sum
+from postrain.losses.policy_gradient import SurrogateOptions, completion_weights, policy_terms, weighted_sum
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import PolicyGradient, completion_mask, concatenated, local_indices
 from postrain.models.scoring import compare, in_micro_batches
@@ -104,11 +104,9 @@ class GroupRelative(PolicyGradient):
         """Advantage of each token, [B, T]; `penalty_BT` is the part of the KL penalty that is taken off the reward."""
         raise TypeError(f"{type(self).__name__} does not define its advantages")
 
-    def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
-        """Loss, importance ratio and clipped tokens; by default PPO's clipped surrogate of each token."""
-        return policy_terms(
-            logps_BT, batch.logps_BT, batch.advantages_BT, mask_BT, clip_low=self.clip_low, clip_high=self.clip_high
-        )
+    def surrogate_options(self) -> SurrogateOptions:
+        """Which surrogate is minimised; by default PPO's, clipped token by token."""
+        return {}
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         """The weight of each completion's tokens, [B]; by default completions count alike, however long."""
@@ -207,7 +205,15 @@ class GroupRelative(PolicyGradient):
         found = self.scored(batch.rows)
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         self.check_first_pass(batch.logps_BT, found.logps_BT)
-        terms = self.surrogate(found.logps_BT, batch, mask_BT)
+        terms = policy_terms(
+            found.logps_BT,
+            batch.logps_BT,
+            batch.advantages_BT,
+            mask_BT,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            **self.surrogate_options(),
+        )
         loss_BT = terms.loss_BT
         metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
         self.remember_step(terms.ratio, batch.advantages_BT, mask_BT)

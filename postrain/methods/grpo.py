@@ -19,7 +19,7 @@ from torch import Tensor
 from postrain.hardware import collectives
 from postrain.losses.advantages import group_advantages, overlong_penalty
 from postrain.losses.divergence import KLEstimator
-from postrain.losses.policy_gradient import Aggregation, Objective, PolicyTerms, completion_weights, policy_terms
+from postrain.losses.policy_gradient import Aggregation, Objective, SurrogateOptions, completion_weights
 from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.online import KLPlace
 from postrain.rollout.collect import Rollouts
@@ -93,18 +93,8 @@ class GRPO(GroupRelative):
         spread = batch_std(reward_PG) if self.scale == "batch" else None
         return group_advantages(reward_PG, scale=self.scale, batch_std=spread).view(-1, 1) * mask_BT
 
-    def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
-        return policy_terms(
-            logps_BT,
-            batch.logps_BT,
-            batch.advantages_BT,
-            mask_BT,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            delta=self.ratio_ceiling,
-            ratio=self.ratio,
-            objective=self.objective,
-        )
+    def surrogate_options(self) -> SurrogateOptions:
+        return {"delta": self.ratio_ceiling, "ratio": self.ratio, "objective": self.objective}
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         return completion_weights(

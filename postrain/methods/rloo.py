@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from postrain.losses.advantages import leave_one_out
-from postrain.losses.policy_gradient import PolicyTerms, policy_terms
-from postrain.methods.group_relative import GroupExperience, GroupRelative
+from postrain.losses.policy_gradient import SurrogateOptions
+from postrain.methods.group_relative import GroupRelative
 from postrain.models.scoring import Comparison, Scores
 
 
@@ -25,14 +25,6 @@ class RLOO(GroupRelative):
     def kl_term(self, found: Scores | Comparison, ref_logps_BT: Tensor) -> Tensor:
         return super().kl_term(found, ref_logps_BT).sum(1, keepdim=True)
 
-    def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
+    def surrogate_options(self) -> SurrogateOptions:
         # All tokens of a completion get its ratio: weights of 1/length make one loss of them.
-        return policy_terms(
-            logps_BT,
-            batch.logps_BT,
-            batch.advantages_BT,
-            mask_BT,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            ratio="completion",
-        )
+        return {"ratio": "completion"}
