@@ -31,6 +31,7 @@ from postrain.generation.generate import generate
 from postrain.hardware.ranks import is_first_rank, ranks
 from postrain.jsonl import atomic_write_text
 from postrain.report import write_report
+from postrain.report.console import print_result
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, config_hash
 from postrain.runs.interrupt import Interrupt
@@ -147,7 +148,7 @@ def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
 
 @contextmanager
 def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Closes the tracker, if there is one, and writes report.html, also of a run that failed."""
+    """Closes the tracker, prints the verdict on a finished run, and writes report.html, also of a failed run."""
     status, reason = "failed", ""
     try:
         yield
@@ -164,9 +165,12 @@ def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | Non
             if close:
                 close(status)
             # A run that never began has nothing to show.
-            if report and any((folder.path / name).exists() for name in SHOWN):
+            if any((folder.path / name).exists() for name in SHOWN):
                 folder.status.set(status, reason)
-                print(f"report  {write_report(folder.path)}")
+                if status == "done" and folder.metrics.path.exists():
+                    print_result(folder.path)
+                if report:
+                    print(f"report  {write_report(folder.path)}")
 
 
 def quieten() -> None:

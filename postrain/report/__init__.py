@@ -1,4 +1,4 @@
-"""Any folder → report.html, one self-contained page, and its pictures. Imports neither torch nor lightning."""
+"""Any folder → report.html, one self-contained page, and its figures. Imports neither torch nor lightning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from postrain.runs.folder import check_contained
 
 __all__ = ["write_comparison", "write_report"]
 
-# What lies in a folder of each kind; the first that fits.
+# Files that identify a folder of each kind; the first match wins.
 FILES: Mapping[str, tuple[str, ...]] = {
     "sweep": ("sweep.yaml",),
     "pipeline": ("pipeline.yaml",),
@@ -25,14 +25,14 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "evaluation": ("evaluation_stats.json",),
     "generation": ("completions.jsonl", "summary.json"),
 }
-WRITERS: Mapping[str, Callable[[Path, Path | None], Path]] = {
+WRITERS: Mapping[str, Callable[[Path, Path | None, Sequence[str]], Path]] = {
     "sweep": write_study,
     "run": write_run,
     "evaluation": write_evaluation,
     "pipeline": write_pipeline,
     "generation": write_generation,
 }
-COMPARED: Mapping[str, Callable[[Sequence[Path], Path], Path]] = {
+COMPARED: Mapping[str, Callable[[Sequence[Path], Path, Sequence[str]], Path]] = {
     "run": write_comparison_of_runs,
     "evaluation": write_comparison_of_evaluations,
 }
@@ -49,30 +49,31 @@ def kind_of(path: Path) -> str:
     if any((path / name).is_file() for name in ("config.yaml", "status.json", "manifest.json")):
         return "run"
     there = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-    raise ConfigError(f"{path} is no folder of a run, sweep, pipeline, evaluation or generation (it holds: {there})")
+    raise ConfigError(
+        f"{path} is not the folder of a run, sweep, pipeline, evaluation or generation (it holds: {there})"
+    )
 
 
-def write_report(path: Path, output: Path | None = None) -> Path:
-    """Writes report.html and its pictures into the folder itself or into `output`; returns the page.
+def write_report(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
+    """Writes report.html and its figures into the folder itself or into `output`; returns the page.
 
-    Raises ConfigError for a folder that is none of ours, or one that cannot be written.
+    `formats` are further ones of the figures (pdf, svg) and of the page's main table (csv, tex). Raises ConfigError for
+    a folder that postrain did not write, or one that cannot be written.
     """
     writer = WRITERS[kind_of(path)]
     check_contained(path)
-    return writer(path, output)
+    return writer(path, output, formats)
 
 
-def write_comparison(paths: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes one page on several runs, or on several evaluations; returns it.
+def write_comparison(paths: Sequence[Path], output: Path | None = None, formats: Sequence[str] = ()) -> Path:
+    """Writes one page that compares several runs, or several evaluations; returns it.
 
-    It goes into `output`, otherwise into a folder of runs/comparison that is the same for the same folders.
+    It goes into `output`, by default into a folder of runs/comparison that depends on the paths alone.
     """
     kinds = {path: kind_of(path) for path in paths}
     kind = kinds[paths[0]]
     other = next((path for path in paths if kinds[path] != kind or kind not in COMPARED), None)
     if other is not None:
-        raise ConfigError(
-            f"{other} is a {kinds[other]}; what can be compared are runs with runs and evaluations with evaluations"
-        )
+        raise ConfigError(f"{other} is a {kinds[other]}; compare runs with runs, or evaluations with evaluations")
     digest = hashlib.sha256("\n".join(str(path.resolve()) for path in paths).encode()).hexdigest()[:8]
-    return COMPARED[kind](paths, output or COMPARISONS / digest)
+    return COMPARED[kind](paths, output or COMPARISONS / digest, formats)

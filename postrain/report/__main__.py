@@ -1,4 +1,4 @@
-"""python -m postrain.report FOLDER... [--open] [--output DIRECTORY]: the report of any folder, or of several."""
+"""python -m postrain.report FOLDER... [--format LIST] [--watch] [--open] [--output DIRECTORY]: reports of folders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from postrain.config.places import command
 from postrain.errors import ConfigError, Parser
 from postrain.report import write_comparison, write_report
+from postrain.report.export import TABLE_FORMATS
+from postrain.report.pictures import FORMATS
 
-ABOUT = """Write report.html of a run, sweep, pipeline, evaluation or generation, finished or not, and its pictures
+ABOUT = """Write report.html of a run, sweep, pipeline, evaluation or generation, finished or not, with its figures
 beside it. Several folders of runs, or of evaluations, are compared on one page."""
 
 
@@ -18,14 +20,16 @@ def main() -> int:
     """Exit code 2 and one line for a mistake."""
     parser = Parser(prog=command("report"), description=ABOUT)
     parser.add_argument("folder", type=Path, nargs="+", help="such as runs/ppo/nano/... or sweeps/kl_coef/...")
-    parser.add_argument("--output", type=Path, help="where to write; otherwise into the folder itself")
+    parser.add_argument("--output", type=Path, help="write there instead of into the folder itself")
+    parser.add_argument(
+        "--format", default="", metavar="LIST", help="also write figures (pdf,svg) and a table (csv,tex)"
+    )
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     try:
         chosen = parser.parse_args()
-        folders = list(dict.fromkeys(chosen.folder))
-        page = (
-            write_report(folders[0], chosen.output) if len(folders) == 1 else write_comparison(folders, chosen.output)
-        )
+        folders, formats = list(dict.fromkeys(chosen.folder)), parse_formats(chosen.format)
+        several, output = len(folders) > 1, chosen.output
+        page = write_comparison(folders, output, formats) if several else write_report(folders[0], output, formats)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -33,6 +37,15 @@ def main() -> int:
     if chosen.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def parse_formats(text: str) -> list[str]:
+    """The formats in a list separated by commas. Raises ConfigError for an unknown one."""
+    known, found = (*FORMATS, *TABLE_FORMATS), [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in found:
+        if name not in known:
+            raise ConfigError(f"--format: expected some of {','.join(known)}, got {name!r}")
+    return found
 
 
 if __name__ == "__main__":

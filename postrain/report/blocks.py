@@ -1,20 +1,20 @@
 """The blocks of a page, and the inline elements of their texts.
 
-Page builders (run_page.py, study_page.py, ...) choose blocks; templates/blocks.html has one macro for each class, named
-like it. All text is escaped there, but for the inline elements made here.
+Page builders (run_page.py, study_page.py, ...) choose blocks; templates/blocks.html has one macro for each class, with
+the same name. It escapes all text except the inline elements made here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
 from postrain.formatting import figure
 from postrain.report.folders import STATES
-from postrain.report.pictures import Picture
+from postrain.report.pictures import Entry, Picture
 from postrain.report.samples import Shown
 
 ABOUT = "small muted"
@@ -49,9 +49,13 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Legend:
-    """Which colour is whose: colour, name, and a value or nothing."""
+    """Names of colours and line styles."""
 
-    entries: Sequence[tuple[str, str, str]]
+    entries: Sequence[Entry]
+
+
+Numbers = tuple[float, float | None, float | None, int | None]
+"""A value, the ends of its interval and the number of observations, as far as they are known."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,11 @@ class Cell:
 
     text: str | Markup
     small: str = ""
-    """Under it: its interval, how many it rests on."""
+    """Below it: the interval and the number of observations."""
     best: bool = False
     css: str = ""
+    numbers: Numbers | None = field(default=None, compare=False)
+    """The same unrounded, for files."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Table:
     about: str = ""
     card: bool = True
     words: Sequence[str] = ()
-    """Columns of text, which are aligned left."""
+    """Columns of text, aligned left."""
 
     def __bool__(self) -> bool:
         return bool(self.rows) and len(self.columns) > 1
@@ -90,16 +96,16 @@ class Facts:
 
 @dataclass(frozen=True)
 class Samples:
-    """Prompts with what was written for each."""
+    """Prompts with their completions."""
 
     shown: Sequence[Shown]
     compare: bool = False
-    """Whether scores are coloured by their change since the first answer."""
+    """Whether scores are coloured by their change since the first completion."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that belong together: a card with a heading, a grid of cards, or what is folded away under a summary."""
+    """Several blocks: a card with a heading, a grid of cards, or details under a summary."""
 
     blocks: Sequence[Block | None]
     css: str = "grid"
@@ -111,19 +117,19 @@ Block = Text | Items | Pictures | Legend | Table | Facts | Samples | Group
 
 
 def empty(block: Block | None) -> bool:
-    """Whether a block has nothing to show: its first field holds its content. A card has at least its heading."""
+    """Whether a block has no content (its first field). A card with a heading is never empty."""
     if isinstance(block, Group):
         return (block.folded or not block.title) and all(map(empty, block.blocks))
     return not block or not getattr(block, next(iter(block.__dataclass_fields__)))
 
 
 def card(title: str | Markup, *blocks: Block | None, css: str = "card") -> Group:
-    """Blocks with a heading, or without one."""
+    """A card of blocks, with a heading or without."""
     return Group(blocks, css, title)
 
 
 def details(summary: str, *blocks: Block | None, css: str = "") -> Group:
-    """Blocks that are folded away."""
+    """Collapsed blocks."""
     return Group(blocks, css, summary, folded=True)
 
 
@@ -133,27 +139,28 @@ def code(text: str, css: str = "command") -> Text:
 
 
 def about(text: str | Markup) -> Text:
-    """An explanation of what stands beside it; shown with that or not at all."""
+    """An explanation of the blocks beside it; a section of explanations alone is not shown."""
     return Text(text, ABOUT)
 
 
 def note(text: str, label: str = "", tone: str = "bad") -> Text | None:
-    """What must not be overlooked; None without a text. `tone` is bad or warn."""
+    """A warning; None without a text. `tone` is bad or warn."""
     return Text(line(bold(label), text) if label else text, f"note {tone}") if text else None
 
 
 def ended(reason: object) -> Text | None:
-    """Why a run, an evaluation, ... did not come to its end."""
+    """Why a run, an evaluation, ... did not finish."""
     return note(str(reason or ""), "Why it ended.")
 
 
 def estimate(value: float | None, low: float | None, high: float | None, n: int | None, *, best: bool = False) -> Cell:
-    """A value, under it its interval, where there is one of some width, and its number of observations."""
+    """A value, its interval unless that is unknown or has no width, and the number of observations."""
     if value is None:
         return Cell("–")
     known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high) and low < high
     around = f"{figure(low)} … {figure(high)}" if known and low is not None and high is not None else ""
-    return Cell(figure(value), ", ".join(filter(None, (around, f"n={n}" if n else ""))), best)
+    numbers = (value, low if known else None, high if known else None, n)
+    return Cell(figure(value), ", ".join(filter(None, (around, f"n={n}" if n else ""))), best, numbers=numbers)
 
 
 def span(text: object, css: str) -> Markup:
@@ -177,10 +184,10 @@ def dot(shade: str) -> Markup:
 
 
 def badge(state: str) -> Markup:
-    """done, failed, ..., coloured; nothing for none."""
+    """The coloured state of a run (done, failed, ...); empty without one."""
     return span(state, f"badge {state if state in STATES else 'unknown'}") if state else Markup()
 
 
 def line(*parts: str) -> Markup:
-    """Inline texts one after the other."""
+    """Inline texts, joined by spaces."""
     return Markup(" ").join(part for part in parts if part)

@@ -1,7 +1,7 @@
-"""The kinds of pictures: curves over updates, distributions, bars with intervals, points with intervals both ways.
+"""The kinds of plots: curves over updates, histograms, bars with intervals, points with intervals on both axes.
 
-Each function takes plain numbers and returns what draws them on axes; pictures.py makes a file or a part of a page of
-it. Values that cannot be drawn (nan, infinite, beyond all bounds) are left out here.
+Each function takes plain numbers and returns a function that draws them on matplotlib axes; pictures.py makes an inline
+SVG or an image file of it. Values that cannot be drawn (nan, infinite, larger than LARGEST) are left out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from statistics import median as middle
 from typing import TYPE_CHECKING
 
 from postrain.formatting import figure
+from postrain.report.palette import DASHES, INK, MUTED, SERIES, Style, color, css, styles, swatch
 from postrain.report.panels import Panel, smooth
-from postrain.report.pictures import INK, MUTED, SERIES, Draw, Picture, css, plain
+from postrain.report.pictures import Draw, Entry, Picture, plain
 from postrain.report.values import LARGEST, Curve
 
 if TYPE_CHECKING:
@@ -23,27 +24,39 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 240
 BINS = 18
-DASHES = ("-", "--", ":")
 LABEL_LETTERS = 26
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a picture."""
+    """One curve of a plot."""
 
     name: str
     curve: Curve
-    series: int
-    """Number of its colour."""
+    style: Style
     measured: bool = False
-    """Held-out points: each has a dot, and there is nothing to smooth."""
+    """Held-out evaluations: each point has a marker, and the curve is not smoothed."""
     thin: bool = False
     """One of several whose mean is drawn too."""
+
+    @property
+    def shade(self) -> str:
+        return SERIES[self.style.series % len(SERIES)]
+
+    @property
+    def dashes(self) -> tuple[float, tuple[float, ...]] | str:
+        pattern = DASHES[self.style.dash % len(DASHES)]
+        return (0, pattern) if pattern else "-"
+
+    @property
+    def entry(self) -> Entry:
+        """Its entry in the legend of a page."""
+        return Entry(swatch(color(self.style.series), self.style.dash), self.name, line=True)
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A point with its intervals; an interval is left out where it is not finite."""
+    """A point with its intervals; an interval that is not finite is not drawn."""
 
     x: float
     y: float
@@ -54,20 +67,21 @@ class Spot:
 
 
 def is_drawable(value: float | None) -> bool:
-    """Whether a value can stand on an axis."""
+    """Whether a value can be drawn on an axis."""
     return value is not None and abs(value) < LARGEST
 
 
-def lines_of(panel: Panel, metrics: Mapping[str, Curve]) -> list[Line]:
-    """The curves of a run's panel."""
+def lines_of(panel: Panel, metrics: Mapping[str, Curve], colors: dict[str, int] | None = None) -> list[Line]:
+    """The curves of a run's panel; `colors` are those of the page's earlier panels, see `styles`."""
     return [
-        Line(name, metrics[name], index, measured=name.startswith(("eval/", "gold/")))
-        for index, name in enumerate(panel.names)
+        Line(name, metrics[name], style, measured=name.startswith(("eval/", "gold/")))
+        for name, style in zip(panel.names, styles(panel.names, colors), strict=True)
     ]
 
 
-def curves(lines: Sequence[Line], updates: int) -> Draw:
-    """Each curve as a thin line with its smoothed course; held-out ones with a dot where measured."""
+def curves(lines: Sequence[Line], updates: int, label: str = "") -> Draw:
+    """Training curves as a thin line with the smoothed one on it, held-out ones with markers; `label` is that of the
+    vertical axis."""
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -76,13 +90,14 @@ def curves(lines: Sequence[Line], updates: int) -> Draw:
         axes.locator_params(axis="y", nbins=4)
         axes.locator_params(axis="x", nbins=5, integer=True)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axes.set_xlabel("update")
+        axes.set_ylabel(plain(label))
 
     return draw
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
-    shade, dash = SERIES[line.series % len(SERIES)], DASHES[line.series // len(SERIES) % len(DASHES)]
-    label = plain(line.name)
+    shade, dash, label = line.shade, line.dashes, plain(line.name)
     xs, ys = line.curve
     if line.thin:
         xs, ys = thinned(xs, ys)
@@ -97,11 +112,11 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 
 Group = tuple[str, str, Sequence[float]]
-"""A name, a drawn colour, and at least one value."""
+"""Name, drawn colour, and at least one value."""
 
 
-def histogram(groups: Sequence[Group], *, log_x: bool = False) -> Draw:
-    """Distributions over each other."""
+def histogram(groups: Sequence[Group], *, label: str = "", log_x: bool = False) -> Draw:
+    """Overlaid histograms; `label` names the values."""
     low, high = (edge(edge(values) for _, _, values in groups) for edge in (min, max))
     if low == high:
         low, high = (low / 2, high * 2) if log_x else (low - 0.5, high + 0.5)
@@ -112,6 +127,8 @@ def histogram(groups: Sequence[Group], *, log_x: bool = False) -> Draw:
         for place, (name, shade, values) in enumerate(groups):
             axes.hist(values, bins=edges, color=shade, alpha=0.75 if place == 0 else 0.6, label=plain(name))
         axes.locator_params(axis="y", nbins=3, integer=True)
+        axes.set_xlabel(plain(label))
+        axes.set_ylabel("count")
         if log_x:
             _by_decades(axes)
         else:
@@ -121,13 +138,13 @@ def histogram(groups: Sequence[Group], *, log_x: bool = False) -> Draw:
 
 
 Bars = Sequence[tuple[str, Spot, int]]
-"""A name, its value, the number of its colour."""
+"""Name, value, and series number of each bar."""
 
 
-def bars(rows: Bars, *, named: bool = True) -> Draw:
-    """Horizontal bars from 0, the first on top: name, value (`x` of a spot) with its interval, number of its colour.
+def bars(rows: Bars, *, named: bool = True, label: str = "") -> Draw:
+    """Horizontal bars from 0, the first on top; values are the `x` of their spots.
 
-    Names are left out where a legend tells the colours.
+    Names are left out where a legend has them. `label` is that of the horizontal axis.
     """
     shown = [row for row in rows if is_drawable(row[1].x)]
 
@@ -138,6 +155,7 @@ def bars(rows: Bars, *, named: bool = True) -> Draw:
         axes.set_yticks(range(len(shown)), [plain(_cut(name)) if named else "" for name, _, _ in shown])
         axes.invert_yaxis()
         axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(plain(label))
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
 
@@ -145,29 +163,31 @@ def bars(rows: Bars, *, named: bool = True) -> Draw:
 
 
 def bar_picture(title: str, rows: Bars, *, about: str = "", named: bool = True) -> Picture:
-    """Bars for the page; without names it is a small picture."""
+    """Bars for the page; a small figure where they have no names."""
     return Picture(title, about, bars(rows, named=named), size=(5.0 if named else 3.6, 0.5 + 0.28 * len(rows)))
 
 
 def distribution(title: str, about: str, groups: Sequence[Group], *, median: bool = False) -> Picture:
-    """A histogram with means; with `median` those too, and a logarithmic axis where values span decades."""
+    """A histogram with the means in its legend; with `median` those too, and a logarithmic axis where values span
+    decades."""
 
     def entry(name: str, values: Sequence[float]) -> tuple[str, str]:
         mean = figure(fmean(values))
         return (name, f"mean {mean}, median {figure(middle(values))}") if median else (f"{name}, mean", mean)
 
-    legend = [(css(shade), *entry(name, values)) for name, shade, values in groups]
-    draw = drawn_groups(groups) if median else histogram(groups)
-    return Picture(title, about, draw, legend, size=(3.6, 1.7))
+    legend = [Entry(css(shade), *entry(name, values)) for name, shade, values in groups]
+    draw = wide_histogram(groups, title.lower()) if median else histogram(groups, label=title.lower())
+    return Picture(title, about, draw, legend, size=(3.6, 1.9))
 
 
-def drawn_groups(groups: Sequence[Group]) -> Draw:
+def wide_histogram(groups: Sequence[Group], label: str = "") -> Draw:
     """A histogram, on a logarithmic axis where the values span decades."""
-    return histogram(groups, log_x=spans_decades([value for _, _, values in groups for value in values]))
+    values = [value for _, _, found in groups for value in found]
+    return histogram(groups, label=label, log_x=spans_decades(values))
 
 
 Series = tuple[str, int, Sequence[Spot]]
-"""A name, the number of its colour, points."""
+"""Name, series number, points."""
 
 
 def points(
@@ -179,7 +199,7 @@ def points(
     joined: bool = True,
     levels: Sequence[tuple[str, float]] = (),
 ) -> Draw:
-    """Points with intervals both ways; those of a series are joined in their order. `levels` are named horizontal
+    """Points with intervals on both axes; those of a series are joined in order. `levels` are named horizontal
     lines."""
 
     def draw(axes: Axes) -> None:
@@ -207,7 +227,7 @@ def points(
 
 
 def _by_decades(axes: Axes) -> None:
-    """A logarithmic axis with numbers as people write them."""
+    """A logarithmic axis with plain decimal numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415 - start-up time
 
     axes.set_xscale("log")
@@ -238,7 +258,7 @@ def _cut(text: str) -> str:
 
 
 def spans_decades(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis shows the values better: all above 0, and the largest over thirty times the least."""
+    """Whether values need a logarithmic axis: all positive, and the largest more than thirty times the smallest."""
     return len(values) > 1 and min(values) > 0 and math.isfinite(max(values)) and max(values) > 30 * min(values)
 
 

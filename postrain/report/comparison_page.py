@@ -1,4 +1,4 @@
-"""The page that sets several runs side by side: what each reached, how it got there, what it wrote, what it took."""
+"""The comparison page of runs: final metrics, learning curves, reward against KL, samples, cost and settings."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from postrain.formatting import figure, short
 from postrain.report import blocks
 from postrain.report.charts import Bars, Line, Spot, bar_picture, bars, curves, points
 from postrain.report.folders import Run, read_run
-from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_json, write_page
+from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_page
+from postrain.report.palette import DASHES, Style, color
 from postrain.report.panels import HEADLINES, axis_of, before_and_after, best_of, panels, title_of
-from postrain.report.pictures import LARGE, Picture, color, write_png
+from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.run_page import efficiency, run_stats
 from postrain.report.samples import SHOWN, Sample, interval, last, responses, side_by_side
 
 MOST_COLUMNS, MOST_CURVES, MOST_BARS, MOST_LETTERS = 7, 12, 6, 40
-# What a run is called, where it lies and how it was started make it no other run.
-OF_NO_ACCOUNT = ("name", "paths", "report", "logger", "debug", "resume", "allow_change", "stages")
+# Keys that do not change what a run computes.
+IGNORED_KEYS = ("name", "paths", "report", "logger", "debug", "resume", "allow_change", "stages")
 MOST_KEYS = 3
 DRIFT = ("eval/kl/exact", "kl/exact")
 GOOD = ("gold/total", "eval/reward/total", "eval/win_rate", "reward/total")
-ENDS = "At the end of training, under it before training; the best is marked. eval and gold are held-out data."
-WHISKERS = (
-    "At the end of training. Whiskers: 95 % interval over the samples that the run kept, where the number is a score "
-    "of samples."
+ENDS = (
+    "After training; below it before training. The best is marked. eval and gold are held-out data. Intervals: in "
+    "the bars below."
 )
-UP = "Up is better, left is nearer to the start: of two runs with the same reward the left one has paid less for it."
+WHISKERS = (
+    "After training. Whiskers: 95 % interval over the saved samples. A bar without one is not a score of samples, or "
+    "not all of its samples are saved."
+)
+UP = "Up is better, left is closer to the reference policy: of two runs with equal reward, the left one needed less KL."
 Rows = list[tuple[str, list[blocks.Cell]]]
 
 
@@ -40,63 +44,70 @@ class Member:
 
     name: str
     number: int
-    """Decides its colour."""
+    """Decides its colour and line style."""
     run: Run
     samples: Sequence[Sample]
     """Of its last evaluation."""
 
+    @property
+    def style(self) -> Style:
+        return Style(self.number, self.number % len(DASHES))
 
-def write_comparison_of_runs(paths: Sequence[Path], folder: Path) -> Path:
-    """Writes report.html and its pictures into a folder. Raises ConfigError where they cannot be written."""
+
+def write_comparison_of_runs(paths: Sequence[Path], folder: Path, formats: Sequence[str] = ()) -> Path:
+    """Writes report.html and its figures into a folder. Raises ConfigError where they cannot be written."""
     runs = [read_run(path) for path in paths]
     named = enumerate(zip(labels(runs), runs, strict=True))
     members = [Member(name, number, run, last(run.samples)) for number, (name, run) in named]
     metrics, notes = judged_by(runs), warnings(members)
     measured, frontier = _measured(members, metrics), _frontier(members)
     groups = [(member.name, member.samples) for member in members if member.samples]
-    legend = blocks.Legend([(color(one.number), one.name, "") for one in members])
+    legend = blocks.Legend([Entry(color(one.number), one.name) for one in members])
+    curve_legend = blocks.Legend([Line(one.name, ([], []), one.style).entry for one in members])
+    table = blocks.Table(*headline_table(members, metrics), about=ENDS)
     sections = (
         section(
-            "Where they ended",
+            "Final metrics",
             blocks.Items([_member(one, folder) for one in members], "runs"),
-            blocks.Table(*headline_table(members, metrics), about=ENDS),
+            table,
             blocks.Pictures(
                 [bar_picture(title_of(name)[0], rows, about=title_of(name)[1], named=False) for name, rows in measured],
                 about=WHISKERS,
             ),
         ),
-        section("Learning curves", legend, blocks.Pictures(_curves(members, metrics))),
-        section("Reward against drift", blocks.about(UP), blocks.Pictures(frontier, large=True), legend),
+        section("Learning curves", curve_legend, blocks.Pictures(_curves(members, metrics))),
+        section("Reward against KL", blocks.about(UP), blocks.Pictures(frontier, large=True), legend),
         section(
             "The same prompts",
             blocks.about("Each run's last evaluation, the first prompts of the held-out data."),
             blocks.Samples(side_by_side(groups, least=2)[:SHOWN]),
         ),
-        section("What they took", blocks.Table(*efficiency_table(members))),
+        section("Cost", blocks.Table(*efficiency_table(members))),
         section(
-            "What was set differently",
+            "Different settings",
             blocks.Table(
                 ("key", *(one.name for one in members)),
                 [(key, [blocks.Cell(_cut(value)) for value in values]) for key, values in differing(runs).items()],
             ),
         ),
     )
+    stats = [{**run_stats(one.run, [("sample", one.samples)])["subjects"][0], "name": one.name} for one in members]
+    drawn = [(short(name), bars(rows, label=axis_of(name))) for name, rows in measured]
     page = Page(
         kind="comparison",
         title=f"{len(members)} runs compared",
-        heading=blocks.line(f"{len(members)} runs", blocks.span("side by side", "muted")),
+        heading=blocks.line(f"{len(members)} runs", blocks.span("compared", "muted")),
         header=[blocks.note(text, tone="warn") for text in notes],
         sections=sections,
         missing=[f"{one.name}: {text}" for one in members for text in one.run.missing],
+        sheets=(
+            Sheet("model_comparison", "after training, with 95 % intervals", drawn),
+            Sheet("frontier", "reward against KL", [("", one.draw) for one in frontier]),
+        ),
+        table=table,
+        files={STATS: {"subjects": stats, "notes": notes}, RESPONSES: responses(groups)},
     )
-    written = write_page(folder, page)
-    drawn = [(short(name), bars(rows)) for name, rows in measured]
-    write_png(folder / "model_comparison.png", "at the end of training, with 95 % intervals", drawn)
-    write_png(folder / "frontier.png", "reward against drift", [("", one.draw) for one in frontier])
-    stats = [{**run_stats(one.run, [("sample", one.samples)])["subjects"][0], "name": one.name} for one in members]
-    write_json(folder / STATS, {"subjects": stats, "notes": notes})
-    write_json(folder / RESPONSES, responses(groups))
-    return written
+    return write_page(folder, page, formats)
 
 
 def _member(one: Member, folder: Path) -> Markup:
@@ -106,44 +117,44 @@ def _member(one: Member, folder: Path) -> Markup:
 
 
 def _cut(value: str) -> str:
-    """A long setting up to its last whole word."""
+    """A setting, truncated after a whole word."""
     short_enough = len(value) <= MOST_LETTERS + 5
     return value if short_enough else value[: MOST_LETTERS - 3].rsplit(" ", 1)[0] + "..."
 
 
 def judged_by(runs: Sequence[Run]) -> list[str]:
-    """The metrics that runs name themselves, then those usually looked at; held-out ones rather than training's."""
+    """The metrics that the runs are judged by, then HEADLINES; held-out metrics replace those of training data."""
     own = [name for run in runs if isinstance(name := run.result.get("metric"), str)]
     found = [name for name in dict.fromkeys([*own, *HEADLINES]) if any(name in run.metrics for run in runs)]
     return [name for name in found if f"eval/{name}" not in found][:MOST_COLUMNS]
 
 
 def warnings(members: Sequence[Member]) -> list[str]:
-    """Why the numbers may not be comparable."""
+    """Reasons why the numbers may not be comparable."""
     found = []
     if len(fingerprints(members)) > 1:
         sources = {one.name: str(one.run.data.get("source", "unknown")) for one in members}
         each = "; ".join(f"{name}: {source}" for name, source in sources.items())
         why = each if len(set(sources.values())) > 1 else "one source, but other rows, another template or tokenizer"
-        found.append(f"These runs did not see the same data ({why}). Their held-out numbers are of different items.")
+        found.append(f"These runs used different data ({why}). Their held-out metrics are measured on different items.")
     if unknown := [one.name for one in members if not one.run.data.get("fingerprint")]:
-        found.append(f"On which data {', '.join(unknown)} trained is not known, nor whether the numbers compare.")
+        found.append(f"The training data of {', '.join(unknown)} is not known; the numbers may not be comparable.")
     if unfinished := [one.name for one in members if one.run.state != "done"]:
-        found.append(f"Not finished: {', '.join(unfinished)}. The numbers are of the last update there is.")
+        found.append(f"Not finished: {', '.join(unfinished)}. Their metrics are those of the last update.")
     if empty := [one.name for one in members if not one.run.metrics]:
-        found.append(f"Without any metric: {', '.join(empty)}.")
+        found.append(f"Without metrics: {', '.join(empty)}.")
     return found
 
 
 def fingerprints(members: Sequence[Member]) -> set[str]:
-    """Of the data that the runs saw, as far as it is known."""
+    """Fingerprints of the runs' data, where known."""
     return {str(known) for one in members if (known := one.run.data.get("fingerprint"))}
 
 
 def headline_table(members: Sequence[Member], metrics: Sequence[str]) -> tuple[list[str], Rows]:
     """A row for each run, a column for each metric: its value at the end, under it the one before training.
 
-    Where the runs saw different data none is the best.
+    No value is marked as the best where the runs used different data.
     """
     alike = len(fingerprints(members)) < 2
     rows: dict[str, list[blocks.Cell]] = {one.name: [] for one in members}
@@ -166,7 +177,7 @@ def efficiency_table(members: Sequence[Member]) -> tuple[list[str], Rows]:
 
 
 def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
-    """A picture for each metric that two runs have, the usual ones first; held-out ones rather than training's."""
+    """A figure for each metric of at least two runs; held-out metrics replace those of training data."""
     usual = [name for panel in panels() if panel.primary for name in panel.names]
     counts = {name: sum(name in one.run.metrics for one in members) for name in (*metrics, *usual)}
     shown = [name for name, count in counts.items() if count > 1 and not counts.get(f"eval/{name}")]
@@ -175,13 +186,13 @@ def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
     for name in shown[:MOST_CURVES]:
         dots = name.startswith(("eval/", "gold/"))
         present = [one for one in members if name in one.run.metrics]
-        lines = [Line(one.name, one.run.metrics[name], one.number, measured=dots) for one in present]
-        found.append(Picture(*title_of(name), curves(lines, updates)))
+        lines = [Line(one.name, one.run.metrics[name], one.style, measured=dots) for one in present]
+        found.append(Picture(*title_of(name), curves(lines, updates, axis_of(name))))
     return found
 
 
 def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[str, Bars]]:
-    """For each headline metric the bars of the runs that have it, with an interval where samples tell it."""
+    """Bars of each headline metric, with an interval where it is a score of saved samples."""
     found = []
     for metric in metrics[:MOST_BARS]:
         rows = []
@@ -195,14 +206,18 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
 
 
 def _frontier(members: Sequence[Member]) -> list[Picture]:
-    """What is good against how far the model has moved: for each run a way through its evaluations."""
+    """Reward or gold score against KL: for each run a path through its evaluations."""
     for x in DRIFT:
         for y in GOOD:
             paths = [(one.name, one.number, _path(one, x, y)) for one in members]
             if series := [path for path in paths if path[2]]:
                 draw = points(series, x=axis_of(x), y=axis_of(y))
                 title = f"{short(y)} against {short(x)}".capitalize()
-                return [Picture(title, "each dot an evaluation, joined in order, the last one named", draw, size=LARGE)]
+                return [
+                    Picture(
+                        title, "one dot per evaluation, joined in order; the last one is labelled", draw, size=LARGE
+                    )
+                ]
     return []
 
 
@@ -216,19 +231,19 @@ def _path(one: Member, x: str, y: str) -> list[Spot]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A different name for each run: method, model and settings as far as they tell runs apart."""
+    """A different name for each run: its method, and model and settings where those differ."""
     several_models = len({run.model for run in runs}) > 1
     names = [f"{run.method} on {run.model}" if several_models else run.method for run in runs]
     found = []
     for name, run in zip(names, runs, strict=True):
         alike = [other for known, other in zip(names, runs, strict=True) if known == name]
-        found.append(" ".join([name, *(_told_apart(run, alike) if len(alike) > 1 else ())]))
+        found.append(" ".join([name, *(_distinguishing(run, alike) if len(alike) > 1 else ())]))
     doubled = [name for name in found if found.count(name) > 1]
     return [f"{name} {run.path.name}" if name in doubled else name for name, run in zip(found, runs, strict=True)]
 
 
-def _told_apart(run: Run, alike: Sequence[Run]) -> list[str]:
-    """The first few settings that differ, the kind of a part rather than all that belongs to it."""
+def _distinguishing(run: Run, alike: Sequence[Run]) -> list[str]:
+    """The first few settings that differ; of a component its class rather than all its keys."""
     unlike, values = differing(alike), flat_settings(run)
     kinds = dict.fromkeys(key.partition(".")[0] for key in unlike if key.endswith("._target_"))
     parts = [f"{group}={values.get(f'{group}._target_', 'none')}" for group in kinds]
@@ -239,7 +254,7 @@ def _told_apart(run: Run, alike: Sequence[Run]) -> list[str]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The settings that are not the same in all runs: by key, each run's; the seed comes last."""
+    """The settings that differ between runs: by key, the value of each run; the seed comes last."""
     settings = [flat_settings(run) for run in runs]
     keys = dict.fromkeys(key for one in settings for key in one)
     rows = {key: [one.get(key, "–") for one in settings] for key in keys}
@@ -249,7 +264,7 @@ def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def flat_settings(run: Run) -> dict[str, str]:
     """The config as dotted keys and texts."""
-    return {key: value for key, value in _flat(run.settings, "") if key.partition(".")[0] not in OF_NO_ACCOUNT}
+    return {key: value for key, value in _flat(run.settings, "") if key.partition(".")[0] not in IGNORED_KEYS}
 
 
 def _flat(value: Any, key: str) -> list[tuple[str, str]]:
@@ -259,6 +274,6 @@ def _flat(value: Any, key: str) -> list[tuple[str, str]]:
 
 
 def _kind(target: str) -> str:
-    """The class of a part; a part that does nothing is called none: NoAdapter, NoTracker."""
+    """The class name of a component; none for NoAdapter, NoTracker."""
     name = target.rpartition(".")[2]
     return "none" if name[:2] == "No" and name[2:3].isupper() else name

@@ -1,4 +1,4 @@
-"""The page of an evaluation, or of several: every number with its interval, distributions, curves, the answers."""
+"""The page of one or several evaluations: metrics with intervals, distributions, test-time scaling and samples."""
 
 from __future__ import annotations
 
@@ -12,45 +12,49 @@ from markupsafe import Markup
 from postrain.formatting import figure, short
 from postrain.jsonl import Record
 from postrain.report import blocks
-from postrain.report.charts import Group, bar_picture, bars, distribution, drawn_groups
+from postrain.report.charts import Group, bar_picture, bars, distribution, wide_histogram
 from postrain.report.evaluation_pictures import compared, lengths, perplexities, scaling, wordings
 from postrain.report.evaluations import EvalModel, Evaluation, Number, Point, read_evaluation
-from postrain.report.page import Page, Section, again, machine, section, write_page
+from postrain.report.page import Page, Section, machine, reproduction, section, write_page
+from postrain.report.palette import color
 from postrain.report.panels import best_of
-from postrain.report.pictures import Picture, color, write_png
+from postrain.report.pictures import Picture, Sheet
 from postrain.report.samples import SHOWN, side_by_side
 from postrain.report.values import text_of
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-(?=[0-9a-f])")
 MOST_ANSWERS = 40
-"""Of a category of queries; all of them stand in queries.jsonl."""
-FOUND = "Under each number its 95 % interval and on how many items it rests."
+"""Shown per category of queries; queries.jsonl has all."""
+FOUND = "Below each value its 95 % interval and the number of items."
 SEVERAL = (
-    " The best of each row is marked. A difference is the first model minus the other on the same items: an interval "
-    "without 0 is hardly chance."
+    " The best of each row is marked. Differences are the first model minus the other, on the same items; one whose "
+    "interval excludes 0 is significant."
 )
+PERPLEXITY, LENGTHS = "perplexity per item", "tokens per completion"
+Differences = Mapping[tuple[str, str], Mapping[str, Number]]
 Table = tuple[list[str], list[tuple[str, list[blocks.Cell]]]]
 
 
-def write_evaluation(path: Path, output: Path | None = None) -> Path:
-    """Writes report.html and its pictures of an evaluation into its folder or into `output`.
+def write_evaluation(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
+    """Writes report.html and its figures of an evaluation into its folder or into `output`.
 
     Raises ConfigError where they cannot be written.
     """
-    return _write([read_evaluation(path)], output or path)
+    return _write([read_evaluation(path)], output or path, formats)
 
 
-def write_comparison_of_evaluations(paths: Sequence[Path], folder: Path) -> Path:
+def write_comparison_of_evaluations(paths: Sequence[Path], folder: Path, formats: Sequence[str] = ()) -> Path:
     """The models of several evaluations on one page. Raises ConfigError where it cannot be written."""
-    return _write([read_evaluation(path) for path in paths], folder)
+    return _write([read_evaluation(path) for path in paths], folder, formats)
 
 
-def _write(found: Sequence[Evaluation], folder: Path) -> Path:
-    models = together(found)
+def _write(found: Sequence[Evaluation], folder: Path, formats: Sequence[str]) -> Path:
+    models = named_models(found)
     one = len(models) == 1
     heading = models[0].name if one else blocks.line(f"{len(models)} models", blocks.span("measured", "muted"))
     bars_of, sizes, spread = compared(models), lengths(models), perplexities(models)
     samples = [(model.name, model.samples) for model in models if model.samples]
+    differences = found[0].differences if len(found) == 1 else {}
     page = Page(
         kind="evaluation",
         title=" · ".join(["evaluation", *(model.name for model in models)]),
@@ -65,8 +69,8 @@ def _write(found: Sequence[Evaluation], folder: Path) -> Path:
                 blocks.Items([_member(model, index) for index, model in enumerate(models)], "runs"),
                 blocks.Pictures([bar_picture(name.capitalize(), rows, named=one) for name, rows in bars_of], large=one),
             ),
-            _found(models, found[0].differences if len(found) == 1 else {}),
-            section("What more sampling buys", *(each for model in models for each in _scaling(model, not one))),
+            _metrics(models, differences),
+            section("Test-time scaling", *(each for model in models for each in _scaling(model, not one))),
             section("Distributions", blocks.Pictures(_distributions(spread, sizes))),
             section("Hand-written queries", *(each for model in models for each in _queries(model, not one))),
             section(
@@ -79,21 +83,20 @@ def _write(found: Sequence[Evaluation], folder: Path) -> Path:
             _given(models),
             _unmeasured(models),
             section(
-                "How to make this evaluation again",
-                *(block for each in found for block in again(each.manifest, each.path)),
+                "Reproduce this evaluation",
+                *(block for each in found for block in reproduction(each.manifest, each.path)),
                 machine(found[0].manifest),
             ),
         ),
         missing=[text for each in found for text in each.missing],
+        sheets=(
+            Sheet("model_comparison", "held-out, with 95 % intervals", [(name, bars(rows)) for name, rows in bars_of]),
+            Sheet("perplexity_distribution", PERPLEXITY, [(name, wide_histogram(of, name)) for name, of in spread]),
+            Sheet("response_lengths", LENGTHS, [("", wide_histogram(sizes, LENGTHS))] if sizes else []),
+        ),
+        table=long_table(models, differences),
     )
-    written = write_page(folder, page)
-    pictures = [(name, bars(rows)) for name, rows in bars_of]
-    write_png(folder / "model_comparison.png", "held-out, with 95 % intervals", pictures)
-    pictures = [(name, drawn_groups(groups)) for name, groups in spread]
-    write_png(folder / "perplexity_distribution.png", "perplexity of each item", pictures)
-    pictures = [("", drawn_groups(sizes))] if sizes else []
-    write_png(folder / "response_lengths.png", "tokens of a completion", pictures)
-    return written
+    return write_page(folder, page, formats)
 
 
 def _member(model: EvalModel, index: int) -> Markup:
@@ -102,8 +105,8 @@ def _member(model: EvalModel, index: int) -> Markup:
     return blocks.line(name, data, blocks.span(model.path, "path muted"))
 
 
-def together(found: Sequence[Evaluation]) -> list[EvalModel]:
-    """All models, each with a name of its own, and that without the time of its run where it can be spared."""
+def named_models(found: Sequence[Evaluation]) -> list[EvalModel]:
+    """All models with different names; the start time of a run is left out of its name unless two would be equal."""
     all_of = [(evaluation, model) for evaluation in found for model in evaluation.models]
     names = [TIME.sub("", model.name) for _, model in all_of]
     return [
@@ -113,13 +116,13 @@ def together(found: Sequence[Evaluation]) -> list[EvalModel]:
 
 
 def warnings(found: Sequence[Evaluation], models: Sequence[EvalModel]) -> list[str]:
-    """What a reader must know before anything else."""
+    """Warnings at the top of the page."""
     messages = list(dict.fromkeys(note for one in found for note in one.notes))
     prints = {str(known) for one in found if (known := one.data.get("fingerprint"))}
     sources = {one.name: one.data for one in models if one.data}
     if len(set(sources.values())) > 1:
         each = "; ".join(f"{name}: {source}" for name, source in sources.items())
-        messages.insert(0, f"Not measured on the same data ({each}): the numbers are of different items.")
+        messages.insert(0, f"Not measured on the same data ({each}): the metrics are of different items.")
     elif len(prints) > 1:
         messages.insert(0, "Not measured on the same rows: the fingerprints of the data differ.")
     if not models:
@@ -131,8 +134,8 @@ def _tasks(models: Sequence[EvalModel]) -> list[str]:
     return list(dict.fromkeys(name for one in models for name in one.tasks))
 
 
-def _found(models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Mapping[str, Number]]) -> Section | None:
-    """A card for each task."""
+def _metrics(models: Sequence[EvalModel], differences: Differences) -> Section | None:
+    """A card of metrics for each task."""
     cards = [
         blocks.card(short(name), blocks.Table(*rows, card=False), *map(blocks.about, _notes(name, models)))
         for name in _tasks(models)
@@ -140,13 +143,13 @@ def _found(models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Ma
     ]
     several = len(models) > 1
     return section(
-        "What was found",
+        "Metrics",
         blocks.about(FOUND + (SEVERAL if several else "")),
         blocks.Group(cards, "stack" if several else "grid large"),
     )
 
 
-def table(task: str, models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Mapping[str, Number]]) -> Table:
+def table(task: str, models: Sequence[EvalModel], differences: Differences) -> Table:
     """A row for each metric, a column for each model, and for the difference of the first to each other one."""
     present = [one for one in models if task in one.tasks]
     metrics = list(dict.fromkeys(name for one in present for name in one.tasks[task].metrics))
@@ -161,6 +164,18 @@ def table(task: str, models: Sequence[EvalModel], differences: Mapping[tuple[str
     return ["", *(one.name for one in present), *(f"difference to {TIME.sub('', name)}" for name in others)], rows
 
 
+def long_table(models: Sequence[EvalModel], differences: Differences) -> blocks.Table:
+    """The tables of all tasks as one; columns of differences that a task lacks are empty."""
+    found = {task: table(task, models, differences) for task in _tasks(models)}
+    columns = list(dict.fromkeys(name for names, _ in found.values() for name in names[1:]))
+    rows = []
+    for task, (names, lines) in found.items():
+        for metric, cells in lines:
+            known = dict(zip(names[1:], cells, strict=True))
+            rows.append((short(f"{task} {metric}"), [known.get(name, blocks.Cell("–")) for name in columns]))
+    return blocks.Table(("metric", *columns), rows)
+
+
 def _cell(found: Number | None, best: bool = False) -> blocks.Cell:
     return blocks.estimate(found.value, found.low, found.high, found.n, best=best) if found else blocks.Cell("–")
 
@@ -170,12 +185,12 @@ def _notes(task: str, models: Sequence[EvalModel]) -> list[str]:
 
 
 def _distributions(spread: Sequence[tuple[str, Sequence[Group]]], sizes: Sequence[Group]) -> list[Picture]:
-    found = [distribution(f"Perplexity, {name}", "of each item", groups, median=True) for name, groups in spread]
-    return found + ([distribution("Length", "tokens of each completion", sizes, median=True)] if sizes else [])
+    found = [distribution(f"Perplexity, {name}", "per item", groups, median=True) for name, groups in spread]
+    return found + ([distribution("Length", "tokens per completion", sizes, median=True)] if sizes else [])
 
 
 def _scaling(model: EvalModel, several: bool) -> list[blocks.Block]:
-    """For each task with curves: its title, pictures, and the points as a table."""
+    """For each task with curves: its title, figures, and the points as a table."""
     found: list[blocks.Block] = []
     for task, one in model.tasks.items():
         if one.curves:
@@ -183,7 +198,7 @@ def _scaling(model: EvalModel, several: bool) -> list[blocks.Block]:
             found += [
                 blocks.Text(title, "measure", "h3"),
                 blocks.Pictures(scaling(one.curves), large=True),
-                blocks.details("the points, with KL", blocks.Table(*_points(one.curves))),
+                blocks.details("table of the points, with KL", blocks.Table(*_points(one.curves))),
             ]
     return found
 
@@ -197,24 +212,24 @@ def _points(curves: Mapping[str, Sequence[Point]]) -> Table:
             ]
             name = way if way == point.label else f"{way}: {point.label}"
             rows.append((name, [_cell(point.score), *costs]))
-    return ["way", "score", "tokens", "seconds", "KL to the sampler, nats"], rows
+    return ["method", "score", "tokens", "seconds", "KL(policy‖sampler) [nats]"], rows
 
 
 def _queries(model: EvalModel, several: bool) -> list[blocks.Block]:
-    """The hand-written queries by category: how many were right, and each answer with what was thought of it."""
+    """The hand-written queries by category: the number of correct answers, and each answer with its verdict."""
     found: list[blocks.Block] = []
     for name, asked in by_category(model.records.get("queries", ())).items():
         right = sum(one.get("right") is True for one in asked)
         more = f"The first {MOST_ANSWERS}; all of them: queries.jsonl." if len(asked) > MOST_ANSWERS else ""
         cards = [_answer(one) for one in asked[:MOST_ANSWERS]]
-        title = f"{name}: {right} of {len(asked)} answers right"
+        title = f"{name}: {right} of {len(asked)} correct"
         found.append(blocks.details(title, *cards, blocks.about(more), css="card"))
     return [blocks.Text(model.name, "measure", "h3"), *found] if several and found else found
 
 
 def _answer(one: Record) -> blocks.Group:
     right = one.get("right") is True
-    chip = blocks.span("right" if right else "wrong", f"chip {'up' if right else 'down'}")
+    chip = blocks.span("correct" if right else "wrong", f"chip {'up' if right else 'down'}")
     label = blocks.line(text_of(one.get("row")), chip, text_of(one.get("why")))
     answer = one["response"].strip() or "(empty)"
     lines = (blocks.Text(label, "tag", "span"), blocks.Text(one["prompt"], "text muted"), blocks.Text(answer, "text"))
@@ -222,7 +237,7 @@ def _answer(one: Record) -> blocks.Group:
 
 
 def by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Each wording of a query with its answer, by category in the order they were asked in."""
+    """Each paraphrase of a query with its answer, by category, in file order."""
     found: dict[str, list[Record]] = {}
     for record in records:
         category = (text_of(record.get("category")) or "other").replace("_", " ")
@@ -233,21 +248,21 @@ def by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _given(models: Sequence[EvalModel]) -> Section | None:
-    """The exact text of item 0 of each task, said once where models were given the same."""
+    """The exact input of item 0 of each task, once for models with the same input."""
     found: dict[str, list[str]] = {}
     for name in _tasks(models):
         for one in models:
             if name in one.tasks and (text := one.tasks[name].example):
                 found.setdefault(text, []).append(name if len(models) == 1 else f"{name} of {one.name}")
     return section(
-        "What exactly the models were given",
-        blocks.about("Item 0 of each measure, template and special tokens written out."),
+        "Exact model inputs",
+        blocks.about("Item 0 of each task, with its template and special tokens."),
         *(blocks.details(short(", ".join(dict.fromkeys(who))), blocks.code(text)) for text, who in found.items()),
     )
 
 
 def _unmeasured(models: Sequence[EvalModel]) -> Section | None:
     names = [n for n in _tasks(models) if not any(one.tasks[n].metrics for one in models if n in one.tasks)]
-    rows = [(short(name), "; ".join(_notes(name, models)) or "no number") for name in names]
+    rows = [(short(name), "; ".join(_notes(name, models)) or "no value") for name in names]
     lines = [Markup("{}: {}").format(blocks.bold(name), why) for name, why in rows]
-    return section("What was not measured", blocks.Items(lines))
+    return section("Not measured", blocks.Items(lines))

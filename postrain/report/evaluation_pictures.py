@@ -1,4 +1,4 @@
-"""What is drawn of an evaluation: models beside each other, distributions over items, accuracy against its cost."""
+"""The figures of an evaluation: bars per model, distributions over items, and score against test-time cost."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from postrain.jsonl import Record
 from postrain.report.charts import Bars, Group, Series, Spot, points
 from postrain.report.evaluations import EvalModel, Point, central
 from postrain.report.generation_page import CUT, FINISHED
-from postrain.report.pictures import LARGE, SERIES, Picture, color
+from postrain.report.palette import SERIES, color
+from postrain.report.pictures import LARGE, Entry, Picture
 from postrain.report.values import records_of
 
 MOST_BARS, MOST_METRICS = 14, 9
 
 
 def compared(models: Sequence[EvalModel]) -> list[tuple[str, Bars]]:
-    """Of several models the central number of each task, a bar a model; of a single one all of its shares."""
+    """Bars of the central metric of each task, one per model; for a single model all of its shares."""
     if len(models) == 1:
         shares = [
             (short(f"{task} {name}"), known.spot, 0)
@@ -39,7 +40,7 @@ def compared(models: Sequence[EvalModel]) -> list[tuple[str, Bars]]:
 
 
 def perplexities(models: Sequence[EvalModel]) -> list[tuple[str, list[Group]]]:
-    """For each task that keeps a perplexity an item: the values of each model."""
+    """For each task with a perplexity per item: the values of each model."""
     found = []
     for task in dict.fromkeys(task for one in models for task in one.records):
         groups = [
@@ -52,11 +53,11 @@ def perplexities(models: Sequence[EvalModel]) -> list[tuple[str, list[Group]]]:
 
 
 def lengths(models: Sequence[EvalModel]) -> list[Group]:
-    """Tokens of completions by model; of a single model by whether they came to an end."""
+    """Tokens per completion by model; for a single model by whether the completion is finished."""
     found: list[Group] = []
     for index, one in enumerate(models):
         task = next((name for name in ("lengths", "queries") if one.values(name, "tokens")), "")
-        # A record of a query holds all of its wordings.
+        # A record of a query holds all of its paraphrases.
         records = [part for record in one.records.get(task, ()) for part in wordings(record) or [record]]
         known = [(float(record["tokens"]), record.get("finished")) for record in records if _whole(record)]
         if len(models) == 1:
@@ -75,13 +76,13 @@ def _whole(record: Record) -> bool:
 
 
 def wordings(record: Record) -> list[Record]:
-    """The ways a query was asked, each with its answer."""
+    """The paraphrases of a query, each with its answer."""
     return records_of(record.get("wordings"))
 
 
 def scaling(ways: Mapping[str, Sequence[Point]]) -> list[Picture]:
-    """Accuracy against the tokens and against the seconds that it took."""
-    legend = [(color(index), way, "") for index, way in enumerate(ways)]
+    """Score against sampled tokens and against time."""
+    legend = [Entry(color(index), way) for index, way in enumerate(ways)]
     found = []
     for title, cost in (("Score against sampled tokens", "tokens"), ("Score against time", "seconds")):
         series: list[Series] = []
@@ -93,6 +94,6 @@ def scaling(ways: Mapping[str, Sequence[Point]]) -> list[Picture]:
             ]
             series += [(way, index, spots)] if spots else []
         if series:
-            draw = points(series, x=f"{cost} for a prompt, mean", y="score", log_x=True)
+            draw = points(series, x=f"mean {cost} per prompt", y="score", log_x=True)
             found.append(Picture(title, "with 95 % intervals", draw, legend, size=LARGE))
     return found

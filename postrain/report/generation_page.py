@@ -1,4 +1,4 @@
-"""The page of a generation: how many completions were right, how long they are, what the first prompts got."""
+"""The page of a generation: accuracy, distributions of scores and lengths, and the completions of the first prompts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from postrain.report import blocks
 from postrain.report.charts import Group, distribution, histogram
 from postrain.report.evaluations import shares
 from postrain.report.folders import Generation, read_generation
-from postrain.report.page import RESPONSES, Page, again, flat, section, write_json, write_page
-from postrain.report.pictures import AFTER, SERIES, write_png
+from postrain.report.page import RESPONSES, Page, flat, reproduction, section, write_page
+from postrain.report.palette import POLICY, SERIES
+from postrain.report.pictures import Sheet
 from postrain.report.run_page import LEAST_FOR_A_HISTOGRAM
 from postrain.report.samples import SHOWN, Answer, Sample, Shown, responses
 from postrain.report.values import LARGEST
 
 MOST_ANSWERS = 4
-FINISHED, CUT = "came to an end", "was cut"
+FINISHED, CUT = "finished", "cut"
 
 
-def write_generation(path: Path, output: Path | None = None) -> Path:
+def write_generation(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, response_lengths.png and sample_responses.json into the folder or into `output`.
 
     Raises ConfigError where they cannot be written.
@@ -29,15 +30,13 @@ def write_generation(path: Path, output: Path | None = None) -> Path:
     model = flat(found.manifest.get("model"))
     heading = blocks.line(model[0][1] if model else found.path.name, blocks.badge(found.state))
     first = f"The first prompts with their first {MOST_ANSWERS} completions, not the best ones. All of them: "
+    table = blocks.Table(
+        ("", "share"),
+        [(name, [blocks.estimate(one.value, one.low, one.high, one.n)]) for name, one in known.items()],
+        about="Below each share its 95 % interval over prompts.",
+    )
     sections = (
-        section(
-            "How many were right",
-            blocks.Table(
-                ("", "share"),
-                [(name, [blocks.estimate(one.value, one.low, one.high, one.n)]) for name, one in known.items()],
-                about="Under each share its 95 % interval over prompts.",
-            ),
-        ),
+        section("Accuracy", table),
         section(
             "Distributions",
             blocks.Pictures(
@@ -48,20 +47,27 @@ def write_generation(path: Path, output: Path | None = None) -> Path:
             ),
         ),
         section(
-            "What was written",
+            "Samples",
             blocks.about(f"{first}completions.jsonl."),
             blocks.Samples([_shown(prompt) for prompt in found.prompts[:SHOWN]]),
         ),
-        section("How to make this generation again", *again(found.manifest, found.path)),
+        section("Reproduce this generation", *reproduction(found.manifest, found.path)),
     )
     header = (blocks.Facts(_facts(found)), blocks.ended(found.status.get("reason")))
     title = f"generation · {found.path.name}"
-    page = write_page(folder, Page("generation", title, heading, header, sections, found.missing))
-    if lengths := groups.get("words"):
-        write_png(folder / "response_lengths.png", "words of a completion", [("", histogram(lengths))])
-    if found.prompts:
-        write_json(folder / RESPONSES, responses([("model", found.samples[: 8 * SHOWN])]))
-    return page
+    lengths, label = groups.get("words"), "words per completion"
+    page = Page(
+        kind="generation",
+        title=title,
+        heading=heading,
+        header=header,
+        sections=sections,
+        missing=found.missing,
+        sheets=[Sheet("response_lengths", label, [("", histogram(lengths, label=label))])] if lengths else [],
+        table=table,
+        files={RESPONSES: responses([("model", found.samples[: 8 * SHOWN])])} if found.prompts else {},
+    )
+    return write_page(folder, page, formats)
 
 
 def _facts(found: Generation) -> list[tuple[str, str]]:
@@ -83,8 +89,8 @@ def distributions(samples: Sequence[Sample]) -> Mapping[str, list[Group]]:
     """Rewards, gold scores and lengths, where there are enough."""
     ended = {FINISHED: (SERIES[2], True), CUT: (SERIES[1], False)}
     values: Mapping[str, list[Group]] = {
-        "reward": [("reward", AFTER, _scores(samples, "reward/total"))],
-        "gold score": [("gold", AFTER, _scores(samples, "gold/total"))],
+        "reward": [("reward", POLICY, _scores(samples, "reward/total"))],
+        "gold score": [("gold", POLICY, _scores(samples, "gold/total"))],
         "words": [
             (name, shade, [one.length for one in samples if (one.finished is not False) is whole])
             for name, (shade, whole) in ended.items()

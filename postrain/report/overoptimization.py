@@ -1,8 +1,8 @@
-"""How far a proxy reward can be trusted: proxy and gold against the distance to the start (Gao et al. 2023, "Scaling
-laws for reward model overoptimization").
+"""Reward overoptimization: proxy and gold reward against the distance to the reference policy (Gao et al. 2023,
+"Scaling laws for reward model overoptimization").
 
-Reads what the runs have written: the evaluations in metrics.jsonl of policies that learned from the proxy, and the
-completions of a best-of-n generation. Leaves out fitting the paper's curves, which a dozen points do not bear.
+Reads the evaluations in metrics.jsonl of policies trained on the proxy, and the completions of a best-of-n generation.
+Does not fit the paper's curves, for which a dozen points are too few.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from rich.console import Console
 from postrain.evaluation.scaling.rules import best_of_n_kl
 from postrain.formatting import console_table, markdown_table
 from postrain.jsonl import JsonLines, atomic_write_text
-from postrain.report.pictures import INK, SERIES, STYLE
+from postrain.report.palette import DASHES, INK, SERIES
+from postrain.report.pictures import STYLE
 from postrain.runs.folder import writing
 from postrain.types import ConfigError
 
@@ -29,15 +30,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TURN = 0.02
-"""A fall of the gold score below its peak by less than this is noise."""
+"""A smaller fall of the gold score below its peak counts as noise."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A policy at one moment, on held-out prompts."""
+    """A policy at one evaluation, on held-out prompts."""
 
     kl: float
-    """KL(policy ‖ start) of a completion, in nats."""
+    """KL(policy‖reference) in nats per completion."""
     proxy: float
     gold: float
 
@@ -49,13 +50,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One way to optimise the proxy, from the start on."""
+    """One method of optimising the proxy, from the reference policy on."""
 
     name: str
     points: tuple[Point, ...]
 
     def turn(self) -> Point | None:
-        """Where the gold score is highest, if it has clearly fallen since; None while it has not."""
+        """The peak of the gold score, if it has fallen by more than TURN since; else None."""
         peak = max(self.points, key=lambda point: point.gold)
         after = self.points[self.points.index(peak) :]
         return peak if min(point.gold for point in after) < peak.gold - TURN else None
@@ -88,7 +89,7 @@ def of_samples(name: str, folder: Path) -> Curve:
 
 
 def _best(answers: Sequence[Mapping[str, Any]], size: int) -> Point:
-    """The mean over a prompt's completions, in groups of `size` next to each other; unscored ones do not compete."""
+    """Best of each group of `size` consecutive completions of a prompt; unscored completions are left out."""
     best = []
     for answer in answers:
         scores = list(zip(answer["rewards"], answer["gold"], strict=True))
@@ -119,8 +120,8 @@ def _runs(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:
             yield of_run(f"{group} {branch}", Path(places["folder"]))
 
 
-TITLE = "the proxy's promise and the gold truth, held-out"
-HEADINGS = ("optimiser", "proxy", "gold: start → peak → end", "√KL at the end", "gold turns down at √KL")
+TITLE = "proxy and gold reward, held-out"
+HEADINGS = ("optimiser", "proxy", "gold: reference → peak → end", "√KL at the end", "√KL at the gold peak")
 
 
 def rows(curves: Sequence[Curve]) -> list[tuple[str, ...]]:
@@ -130,13 +131,13 @@ def rows(curves: Sequence[Curve]) -> list[tuple[str, ...]]:
         first, last, turn = curve.points[0], curve.points[-1], curve.turn()
         peak = max(point.gold for point in curve.points)
         gold = f"{first.gold:.2f} → {peak:.2f} → {last.gold:.2f}"
-        turned = f"{turn.distance:.1f}" if turn else "not yet"
+        turned = f"{turn.distance:.1f}" if turn else "no fall"
         found.append((curve.name, f"{first.proxy:.2f} → {last.proxy:.2f}", gold, f"{last.distance:.1f}", turned))
     return found
 
 
 def picture(curves: Sequence[Curve], path: Path) -> None:
-    """Proxy and gold side by side over √KL, a dot where gold turns down."""
+    """Proxy and gold over √KL, with a circle at the peak of gold."""
     import matplotlib  # noqa: PLC0415 - start-up time
     from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
 
@@ -150,11 +151,15 @@ def picture(curves: Sequence[Curve], path: Path) -> None:
 
 
 def _draw(axes: Axes, curves: Sequence[Curve], quantity: str) -> None:
-    axes.set_title("the proxy reward" if quantity == "proxy" else "what it stands for (gold)", loc="left", fontsize=11)
-    axes.set_xlabel("√KL to the start, of a completion (√nats)")
+    axes.set_title("Proxy reward" if quantity == "proxy" else "Gold score", loc="left", fontsize=11)
+    axes.set_xlabel("√KL(policy‖reference) [√nats per completion]")
+    axes.set_ylabel(quantity)
     for number, curve in enumerate(curves):
-        color = SERIES[number % len(SERIES)]
+        color, dash = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)]
+        style = (0, dash) if dash else "-"
         x = [point.distance for point in curve.points]
-        axes.plot(x, [getattr(p, quantity) for p in curve.points], color=color, label=curve.name, marker=".", lw=1.6)
+        axes.plot(
+            x, [getattr(p, quantity) for p in curve.points], color=color, label=curve.name, marker=".", lw=1.6, ls=style
+        )
         if quantity == "gold" and (turn := curve.turn()):
             axes.plot(turn.distance, turn.gold, marker="o", ms=9, mfc="none", mec=INK)

@@ -1,4 +1,4 @@
-"""A page: a header and sections of blocks, rendered by templates/page.html into report.html of a folder."""
+"""A page: a header and sections of blocks, rendered by templates/page.html into report.html, with files beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from markupsafe import Markup
 from postrain.config.masking import hidden
 from postrain.formatting import figure, short
 from postrain.jsonl import atomic_write_text, plain
-from postrain.report.blocks import ABOUT, Block, Facts, Group, Legend, Text, card, code, empty
-from postrain.report.pictures import REMEDY
+from postrain.report.blocks import ABOUT, Block, Facts, Group, Legend, Table, Text, card, code, empty
+from postrain.report.export import TABLE_FORMATS, write_table
+from postrain.report.pictures import FORMATS, REMEDY, Sheet, write_sheet
 from postrain.runs.folder import writing
 
 HERE = Path(__file__).parent
@@ -39,42 +40,58 @@ class Page:
     """A whole report."""
 
     kind: str
-    """Which kind of folder it is of."""
+    """Kind of the folder."""
     title: str
     heading: str | Markup
     header: Sequence[Block | None]
     sections: Sequence[Section | None]
     missing: Sequence[str] = ()
-    """One line for each thing that is not there or could not be read."""
+    """One line for each file that is missing or could not be read."""
+    sheets: Sequence[Sheet] = ()
+    """Image files beside the page."""
+    table: Table | None = None
+    """What --format csv and tex write."""
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """JSON files beside the page."""
+    script: str = ""
+    """Inline JavaScript; only the index of runs has one."""
 
 
 def section(title: str, *blocks: Block | None) -> Section | None:
-    """The section without its empty blocks; None where nothing but explanations would be left."""
+    """The section without its empty blocks; None if only explanations are left."""
     kept = [block for block in blocks if not empty(block)]
     substantive = [block for block in kept if not isinstance(block, Legend) and getattr(block, "css", "") != ABOUT]
     return Section(title, [block for block in kept if block]) if substantive else None
 
 
-def again(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None, ...]:
-    """How to repeat it, and where it lies."""
+def reproduction(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None, ...]:
+    """The command that repeats it, and its folder."""
     command = manifest.get("reproduce")
     return code(str(command)) if command else None, Text(str(path), "path muted")
 
 
 def machine(manifest: Mapping[str, Any]) -> Group:
-    """What the manifest says about seeds, machine, code and packages."""
+    """Seeds, machine, code version and packages of the manifest."""
     found = [(name, flat(manifest.get(name))) for name in ("seeds", "hardware", "git", "versions")]
     return Group([card(name, Facts(rows, "table")) for name, rows in found if rows])
 
 
-def write_page(folder: Path, page: Page) -> Path:
-    """Renders report.html of a folder. Raises ConfigError where it cannot be written."""
+def write_page(folder: Path, page: Page, formats: Sequence[str] = ()) -> Path:
+    """Writes report.html and the files beside it; `formats` are further ones of figures (pdf, svg) and of the table
+    (csv, tex). Raises ConfigError where one cannot be written."""
     target = folder / PAGE
     style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
     text = _engine().get_template("page.html").render(page=page, style=style)
     with writing(target, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(target, hidden(text))
+    for sheet in page.sheets:
+        write_sheet(folder, sheet, [name for name in formats if name in FORMATS])
+    for name, value in page.files.items():
+        write_json(folder / name, value)
+    for name in formats:
+        if page.table and name in TABLE_FORMATS:
+            write_table(folder, page.table, name)
     return target
 
 
@@ -99,20 +116,20 @@ def _engine() -> Environment:
 
 
 def _render(block: Block | None) -> Markup:
-    """A block by the macro that is called like its class; nothing for an empty one."""
+    """A block, by the macro with the name of its class; nothing for an empty one."""
     macros = _engine().get_template("blocks.html").module
     return Markup() if empty(block) else getattr(macros, type(block).__name__.lower())(block)
 
 
 def link(target: Path, page: Path) -> str:
-    """The way from a page's folder to a file, for a browser."""
+    """The relative link from a page's folder to a file."""
     relative = os.path.relpath(target.resolve(), page.resolve())
     # A ? or # in a folder's name would end the path.
     return re.sub(r"[%?#:]", lambda found: f"%{ord(found[0]):02X}", relative.replace(os.sep, "/"))
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as name and text; lists of plain values stay together."""
+    """A nested record as rows of name and text; a list is one row."""
     if isinstance(value, dict):
         rows = ((f"{prefix} {name}".strip().replace("_", " "), item) for name, item in value.items())
         return [row for name, item in rows for row in flat(item, name)]

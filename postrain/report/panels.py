@@ -1,10 +1,11 @@
-"""Which curves a reader gets to see, in which order, and what each of them means in one line.
+"""The panels of a page: which metrics each shows, in which order, with title, meaning and axis label.
 
-A panel that no run of some method fills does not appear; a metric nobody thought of gets a panel of its own.
+A panel without measured metrics is left out; a metric that is in no panel gets a collapsed one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ HEADLINES = (
     "eval/kl/exact", "eval/token_accuracy", "eval/completion/length", "eval/loss", "reward/total", "accuracy",
     "kl/exact", "perplexity", "loss",
 )  # fmt: skip
-"""What is shown large, the first few that were measured."""
+"""The metrics of the cards at the top: the first LARGE of them that were measured."""
 
 LARGE = 4
 
@@ -34,37 +35,47 @@ PANELS = (
     "policy_loss", "value_loss", "value/explained_variance", "clip_fraction", "grad_norm", "- ratio/mean ratio/max",
     "- kl/coef", "- learning_rate", "- perf/seconds", "- perf/tokens_per_second", "- perf/peak_*",
 )  # fmt: skip
-"""The metrics of each panel, as patterns; ~ stands for a metric and the same on held-out data, - for a folded panel."""
+"""The metrics of each panel, as patterns. ~ stands for training and held-out data, - for a collapsed panel."""
 
 TITLES = {
-    "eval/win_rate": ("Wins", ""),
-    "eval/step_accuracy": ("Steps told right from wrong", "and what saying the commoner label each time would give"),
-    "*reward/chosen": ("Scores of the two answers", "only their difference matters"),
-    "*reward/desirable": ("Scores by label", "of single answers, against the baseline"),
-    "*logp/chosen": ("Log-probability of the two answers", "summed over tokens"),
-    "eval/reward/*": ("Parts, held-out", "each before weighting, on held-out prompts"),
-    "eval/gold/*": ("Gold score, measured apart", "on more prompts"),
-    "*repetition": ("Repetition", "share of phrases said before"),
-    "*distinct*": ("Variety", "share of phrases that are said only once"),
+    "eval/win_rate": ("Win rate", ""),
+    "eval/step_accuracy": ("Step accuracy", "beside the accuracy of always predicting the more frequent label"),
+    "*reward/chosen": (
+        "Implicit reward (chosen, rejected)",
+        "β × log-ratio to the reference, or the score of a reward model; only the difference matters",
+    ),
+    "*reward/desirable": ("Implicit reward (desirable, undesirable)", "of single completions, against the KL baseline"),
+    "*logp/chosen": ("Log-probability (chosen, rejected)", "summed over tokens"),
+    "eval/reward/*": ("Reward components, held-out", "each before weighting, on held-out prompts"),
+    "eval/gold/*": ("Gold score, separate task", "on more prompts"),
+    "*repetition": ("Repetition", "share of repeated n-grams"),
+    "*distinct*": ("Distinct n-grams", "share of n-grams that occur once"),
+    "kl/exact": ("KL(policy‖reference)", "exact over the vocabulary, and sampled estimates"),
+    "reward/*": ("Reward components", "each before weighting"),
 }
-"""Title and meaning where they are not those of the first metric's declaration."""
+"""Title and meaning, where they differ from the declaration of the first metric."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture of metrics that are read together."""
+    """A small figure of related metrics."""
 
     title: str
     about: str
     """One line on what it means."""
     names: tuple[str, ...]
     primary: bool = True
-    """Shown at once; the others are folded away."""
+    """The others are collapsed."""
+
+    @property
+    def label(self) -> str:
+        """The label of the vertical axis: the unit, for a plain number the title."""
+        return metric(self.names[0]).unit or re.split(r"[,\[(]", self.title)[0].strip().lower()
 
 
 @cache
 def panels() -> tuple[Panel, ...]:
-    """All panels with patterns for names, in the order of the page."""
+    """All panels with patterns as names, in the order of the page."""
     found = []
     for patterns in PANELS:
         names = patterns.removeprefix("- ").replace("~", "")
@@ -72,16 +83,22 @@ def panels() -> tuple[Panel, ...]:
         title, about = TITLES.get(first, ("", ""))
         known = metric(first)
         both = (names, f"eval/{names}") if "~" in patterns else tuple(names.split())
-        title = title or known.title or short(first).capitalize()
+        title = titled(title or known.title or short(first).capitalize(), first)
         found.append(Panel(title, about or known.sentence, both, primary))
     return tuple(found)
+
+
+def titled(title: str, name: str) -> str:
+    """A title with the unit of a metric."""
+    unit = metric(name).unit
+    return f"{title} [{unit}]" if unit and "[" not in title else title
 
 
 HIDDEN = ("optimizer_steps", "episodes", "tokens")
 
 
 def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
-    """The panels that have something to show, and the metrics that never changed."""
+    """The panels with measured metrics, and the metrics that never changed."""
     constant = [name for name, (_, values) in metrics.items() if len(values) > 1 and min(values) == max(values)]
     left = [name for name in metrics if name not in (*HIDDEN, *constant) and not _is_twin(name, metrics)]
     left.sort(key=totals_first)
@@ -95,23 +112,24 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
 
 
 def title_of(name: str) -> tuple[str, str]:
-    """What a picture of one metric is called, and the metric's own name."""
+    """The title of a figure of one metric, and the metric's own name."""
     fits = (one.title for one in panels() if any(fnmatchcase(name, pattern) for pattern in one.names))
-    return next(fits, short(name).capitalize()), short(name)
+    return next(fits, titled(short(name).capitalize(), name)), short(name)
 
 
 def axis_of(name: str) -> str:
-    """A metric with its unit, for an axis."""
-    return ", ".join(filter(None, (short(name), metric(name).unit)))
+    """An axis label: a metric with its unit."""
+    return titled(short(name), name)
 
 
 def totals_first(name: str) -> tuple[bool, bool, bool]:
-    """A sort key: what is paid before what is known to be good, sums before their parts, training before held-out."""
+    """A sort key: rewards before gold scores, sums before their components, training before held-out."""
     return name.startswith("gold/"), not name.endswith("/total"), name.startswith("eval/")
 
 
 def _is_twin(name: str, metrics: Mapping[str, Curve]) -> bool:
-    """Whether this is a curve a second time: the only part of a sum, or a part of the reward that is gold itself."""
+    """Whether a metric repeats another one: the only component of a sum, or a component of the reward that is a gold
+    score."""
     group, _, part = name.rpartition("/")
     twins = [f"{group}/total"] if part != "total" else []
     twins += [f"gold/{part}"] if group == "eval/reward" and part != "total" else []
@@ -119,18 +137,18 @@ def _is_twin(name: str, metrics: Mapping[str, Curve]) -> bool:
 
 
 def _others(names: Iterable[str]) -> list[Panel]:
-    """One folded panel for every metric that is left, together with the same one on held-out data."""
+    """A collapsed panel for each remaining metric, together with the same one on held-out data."""
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(name.removeprefix("eval/"), []).append(name)
     return [
-        Panel(short(base).capitalize(), metric(base).sentence, tuple(sorted(family)), primary=False)
+        Panel(titled(short(base).capitalize(), base), metric(base).sentence, tuple(sorted(family)), primary=False)
         for base, family in families.items()
     ]
 
 
 def smooth(values: list[float], window: int) -> list[float]:
-    """The mean of the values around each one, as far as there are any."""
+    """The centred moving average; the window is cut at both ends."""
     total = [0.0]
     for value in values:
         total.append(total[-1] + value)
@@ -142,14 +160,14 @@ def smooth(values: list[float], window: int) -> list[float]:
 
 
 def before_and_after(curve: Curve) -> tuple[float, float]:
-    """First and last value; of a noisy curve the means over its first and last twentieth."""
+    """First and last value of a curve; of 40 values or more, the means over its first and last twentieth."""
     values = curve[1]
     count = max(1, len(values) // 20)
     return sum(values[:count]) / count, sum(values[-count:]) / count
 
 
 def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
-    """Name, before and after of the few numbers that matter most: no training figure where there is a held-out one."""
+    """Name, before and after of the main metrics; a held-out metric replaces the same one on training data."""
     found: list[tuple[str, float, float]] = []
     for name in HEADLINES:
         known = {shown.removeprefix("eval/") for shown, _, _ in found}
@@ -159,7 +177,7 @@ def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
 
 
 def best_of(name: str, values: Mapping[str, float | None], direction: str | None = None) -> set[str]:
-    """Whose value of a metric is the best, all of equal ones; nobody's where there is nothing to compare."""
+    """Those with the best value of a metric, ties included; empty where there is nothing to compare."""
     known = {who: value for who, value in values.items() if value is not None and value == value}
     direction = direction or metric(name).direction
     if direction is None or len(set(known.values())) < 2:

@@ -1,8 +1,8 @@
-"""Draws on matplotlib axes what a page shows: as an SVG that takes its colours from the page, and as a PNG beside it.
+"""Figures on matplotlib axes: as inline SVG of a page, and as image files beside it.
 
-An SVG is drawn in marker colours that are then replaced by CSS variables: one picture is legible on a light and on a
-dark page. matplotlib is imported when the first picture is drawn; pyplot and its global state stay out of it. What is
-drawn is said by charts.py.
+An inline SVG is drawn in fixed colours that are then replaced by CSS variables, so that one figure fits a light and a
+dark page. matplotlib is imported when the first figure is drawn; pyplot and its global state are not used. The kinds of
+plots are in charts.py, the colours in palette.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from postrain.report.palette import GRID, INK, MUTED, VARIABLES
 from postrain.runs.folder import writing
 
 if TYPE_CHECKING:
@@ -25,26 +26,15 @@ if TYPE_CHECKING:
 Draw = Callable[["Axes"], None]
 
 SMALL, LARGE = (3.6, 2.0), (5.0, 3.1)
-"""Inches: three of the small ones or two of the large ones stand side by side, and their letters are of one size."""
+"""Inches. Three small or two large figures fit side by side, with the same font size on screen."""
 HEAD = 0.45
-"""Inches over the pictures of a file, for its title."""
+"""Inches above the panels of an image file, for its title."""
 TITLE: dict[str, Any] = {"ha": "left", "fontsize": 13, "fontweight": "bold"}
 REMEDY = "write the report elsewhere with --output DIRECTORY"
 
-# Drawn colour → CSS variable. No two may be equal, and none may be a colour matplotlib uses by itself.
-INK, MUTED, GRID = "#101112", "#737475", "#d9dadb"
-SERIES = ("#2f6fd1", "#d8602a", "#2a9461", "#8d5bc9", "#c23b72", "#a08a1d", "#1f93a6", "#8a5a44")
-BEFORE, AFTER = "#9aa1a9", "#2f6fd2"
-VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--grid)",
-    BEFORE: "var(--before)",
-    AFTER: "var(--after)",
-    **{color: f"var(--series-{index})" for index, color in enumerate(SERIES)},
-}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "svg.hashsalt": "postrain",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -67,38 +57,40 @@ STYLE: dict[Any, Any] = {
     "ytick.minor.size": 0,
 }
 LETTER, WIDE_LETTER = 5.2, 5.8
-"""Points that a letter of a tick takes: in a browser, and in matplotlib's own font."""
+"""Width of a character of a tick label in points: in a browser, and in matplotlib's own font."""
+FORMATS = ("pdf", "svg")
+"""Vector formats that a figure is also written in on request."""
+
+
+class Entry(NamedTuple):
+    """An entry of a legend."""
+
+    background: str
+    """CSS: the colour, or a gradient that shows the dashes of a line."""
+    name: str
+    value: str = ""
+    line: bool = False
+    """Whether the swatch is a line rather than a dot."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page with its caption; it is drawn when the page is written."""
+    """A figure of the page with its caption. It is drawn when the page is written."""
 
     title: str
     about: str
     draw: Draw
-    legend: Sequence[tuple[str, str, str]] = ()
-    """CSS colour, name, and a value or nothing."""
+    legend: Sequence[Entry] = ()
     size: tuple[float, float] = SMALL
 
     @property
     def svg(self) -> Markup:
-        """As a part of the page."""
+        """The inline SVG."""
         return svg(self.draw, label=self.title, size=self.size)
 
 
-def color(index: int) -> str:
-    """The CSS colour of series number `index`."""
-    return f"var(--series-{index % len(SERIES)})"
-
-
-def css(shade: str) -> str:
-    """The CSS colour of a drawn one."""
-    return VARIABLES[shade]
-
-
 def svg(draw: Draw, *, label: str, size: tuple[float, float] = SMALL) -> Markup:
-    """A picture for the page."""
+    """The inline SVG of a plot."""
     import matplotlib  # noqa: PLC0415 - start-up time
     from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
 
@@ -108,62 +100,93 @@ def svg(draw: Draw, *, label: str, size: tuple[float, float] = SMALL) -> Markup:
         axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
         axes.patch.set_alpha(0)
         draw(axes)
-        _settle(axes, (0, 0, *size), LETTER)
+        _place(axes, (0, 0, *size), _margins(axes, LETTER))
         return _for_page(figure, label)
 
 
-def write_png(path: Path, title: str, draws: Sequence[tuple[str, Draw]], *, legend: bool = True) -> None:
-    """The named pictures in one file, three in a row, each with its legend; no file where there are none.
+@dataclass(frozen=True)
+class Sheet:
+    """An image file: panels in rows of three, each with its legend."""
 
-    Raises ConfigError where it cannot be written.
+    stem: str
+    """File name without its suffix."""
+    title: str
+    panels: Sequence[tuple[str, Draw]]
+    """Title and plot of each panel."""
+
+
+def write_sheet(folder: Path, sheet: Sheet, formats: Sequence[str] = ()) -> None:
+    """Writes <stem>.png and the further `formats` of FORMATS; nothing for a sheet without panels.
+
+    Axes of one column have the same left edge, axes of one row the same height. Raises ConfigError where a file cannot
+    be written.
     """
-    if not draws:
+    if not sheet.panels:
         return
     import matplotlib  # noqa: PLC0415 - start-up time
     from matplotlib.figure import Figure  # noqa: PLC0415 - start-up time
 
-    across = min(3, len(draws))
-    down = -(-len(draws) // across)
-    width, height = (7.5, 4.4) if len(draws) == 1 else (4.0, 2.8)
-    with matplotlib.rc_context(STYLE), writing(path, REMEDY):
+    across = min(3, len(sheet.panels))
+    down = -(-len(sheet.panels) // across)
+    width, height = (7.5, 4.4) if len(sheet.panels) == 1 else (4.0, 2.8)
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(across * width, down * height + HEAD), facecolor="white")
         most = int(across * width * 9)
-        shown = title if len(title) <= most else title[: most - 1] + "…"
+        shown = sheet.title if len(sheet.title) <= most else sheet.title[: most - 1] + "…"
         figure.text(0.1 / (across * width), 1 - 0.1 / (down * height + HEAD), plain(shown), va="top", **TITLE)
-        for place, (name, draw) in enumerate(draws):
-            axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(place))
-            draw(axes)
-            axes.set_title(plain(name), loc="left", fontweight="bold", fontsize=10)
-            if legend and len(axes.get_legend_handles_labels()[0]) > 1:
-                axes.legend(frameon=False, fontsize=7, loc="best")
+        drawn = [_panel(figure, place, *panel) for place, panel in enumerate(sheet.panels)]
+        # The widest margins of all panels: the axes line up.
+        margins = tuple(map(max, zip(*(_margins(axes, WIDE_LETTER) for axes in drawn), strict=True)))
+        for place, axes in enumerate(drawn):
             row, column = divmod(place, across)
-            _settle(axes, (column * width, (down - 1 - row) * height, width, height), WIDE_LETTER)
-        figure.savefig(path, dpi=110)
+            _place(axes, (column * width, (down - 1 - row) * height, width, height), margins)
+        for suffix in ("png", *formats):
+            path = folder / f"{sheet.stem}.{suffix}"
+            # Without a date the same figure is the same file.
+            date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+            with writing(path, REMEDY):
+                figure.savefig(path, dpi=110, metadata=date)
+
+
+def _panel(figure: Figure, place: int, title: str, draw: Draw) -> Axes:
+    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(place))
+    draw(axes)
+    axes.set_title(plain(title), loc="left", fontweight="bold", fontsize=10)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(frameon=False, fontsize=7, loc="best", handlelength=2.6)
+    return axes
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib draws as it is: a dollar sign would start a formula, a leading _ hides a label."""
+    """Text that matplotlib draws unchanged: a dollar sign would start a formula, a leading _ would hide a label."""
     return text.replace("$", r"\$").lstrip("_")
 
 
-def _settle(axes: Axes, box: tuple[float, float, float, float], letter: float) -> None:
-    """Puts axes into a box (left, bottom, width, height, in inches) with margins as wide as the ticks need.
+def _margins(axes: Axes, letter: float) -> tuple[float, float, float]:
+    """The left, bottom and top margin of axes in points, as wide as ticks, labels and title need.
 
     matplotlib's own layout would draw everything twice to find that out.
     """
     formatter: Any = axes.yaxis.get_major_formatter()
     low, high = sorted(axes.get_ylim())
     texts = formatter.format_ticks([tick for tick in axes.get_yticks() if low <= tick <= high])
-    left = letter * max((len(text) for text in texts), default=0) + 8 + 13 * bool(axes.get_ylabel())
+    left = letter * max((len(text) for text in texts), default=0) + 8 + 15 * bool(axes.get_ylabel())
     bottom = 16 + 13 * bool(axes.get_xlabel())
     top = (14 if formatter.get_offset() else 6) + 18 * bool(axes.get_title(loc="left"))
     # The first number of the horizontal axis needs half its width.
-    left = min(max(left, 13), box[2] * 72 * 0.6)
+    return max(left, 13), bottom, top
+
+
+def _place(axes: Axes, box: tuple[float, float, float, float], margins: tuple[float, ...]) -> None:
+    """Puts axes into a box (left, bottom, width, height, in inches) with margins (left, bottom, top, in points)."""
     across, up = axes.get_figure(root=True).get_size_inches() * 72  # type: ignore[union-attr]
     x, y, width, height = (72 * edge for edge in box)
+    left, (bottom, top) = min(margins[0], 0.6 * width), margins[1:]
     axes.set_position(
         ((x + left) / across, (y + bottom) / up, (width - left - 10) / across, (height - bottom - top) / up)
     )
+    if axes.get_ylabel():
+        axes.yaxis.set_label_coords(-(left - 12) / (width - left - 10), 0.5)
 
 
 def _for_page(figure: Figure, label: str) -> Markup:
@@ -174,7 +197,7 @@ def _for_page(figure: Figure, label: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", text)
     text = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", text)
-    # The page says which font; each text names only its size and its anchor.
+    # The style sheet sets the font; each text keeps only its size and its anchor.
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     for drawn, variable in VARIABLES.items():
         text = text.replace(drawn, variable)

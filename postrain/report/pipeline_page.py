@@ -1,4 +1,4 @@
-"""The page of a pipeline: what each stage made of what the one before it left, with a way to its own report."""
+"""The page of a pipeline: the metrics of each stage side by side, with links to their reports."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from postrain.report.charts import Bars, bar_picture, bars
 from postrain.report.evaluations import EvalTask, Number, central, read_evaluation, shares
 from postrain.report.folders import Folder, common, read_generation, read_run
 from postrain.report.generation_page import write_generation
-from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_json, write_page
+from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_page
 from postrain.report.panels import headlines
-from postrain.report.pictures import write_png
+from postrain.report.pictures import Sheet
 from postrain.report.samples import SHOWN, Sample, last, responses, side_by_side
 from postrain.report.values import read_yaml, records_of
 
@@ -29,13 +29,13 @@ MOST_HEADLINES, MOST_FILES, MOST_BARS = 3, 8, 9
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Folder):
-    """One card."""
+    """A stage of a pipeline."""
 
     name: str
     made: Sequence[tuple[str, str, str]]
-    """What came out: name, value before (or nothing), value."""
+    """Metrics: name, value before (or empty), value."""
     scores: Mapping[str, Number]
-    """What can be set beside other stages."""
+    """Metrics that can be compared between stages."""
     samples: Sequence[Sample]
 
     @property
@@ -44,7 +44,7 @@ class Stage(Folder):
         return super().state if self.status else "not started"
 
 
-def write_pipeline(path: Path, output: Path | None = None) -> Path:
+def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, model_comparison.png and sample_responses.json into the folder or into `output`.
 
     Generations among the stages get a report of their own where they have none. Raises ConfigError where something
@@ -57,14 +57,15 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
             if (stage.path / "completions.jsonl").is_file() and not (stage.path / PAGE).is_file():
                 write_generation(stage.path)
     groups = [(stage.name, stage.samples) for stage in stages if stage.samples]
-    measured = beside(stages)
+    measured = shared_scores(stages)
     shown = sorted(side_by_side(groups, least=2), key=lambda one: -len(one.answers))
+    summary = blocks.Table(*table(path / "summary.md"))
     name, command = str(plan.get("name") or path.name), _command(path)
     sections = (
         section("Stages", blocks.Group([_card(number, one, folder) for number, one in enumerate(stages, start=1)])),
-        section("Summary", blocks.Table(*table(path / "summary.md"))),
+        section("Summary", summary),
         section(
-            "Stages beside each other",
+            "Stages compared",
             blocks.Pictures(
                 [bar_picture(name.capitalize(), rows) for name, rows in measured],
                 large=True,
@@ -72,17 +73,17 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
             ),
         ),
         section(
-            "The same prompts, stage after stage",
+            "The same prompts, by stage",
             blocks.about(
-                "Prompts that at least two stages share; of each stage its last evaluation or its first completion."
+                "Prompts of at least two stages. Completions of the last evaluation, or the first one of a generation."
             ),
             blocks.Samples(shown[:SHOWN]),
         ),
         section(
-            "How to go on, or make it again",
-            blocks.about("Stages that are done are skipped:"),
+            "Resume or repeat it",
+            blocks.about("Resume; finished stages are skipped:"),
             blocks.code(f"{places.command('train')} resume={whole.path}"),
-            *((blocks.about("Everything anew:"), blocks.code(command)) if command else ()),
+            *((blocks.about("Repeat everything:"), blocks.code(command)) if command else ()),
             blocks.Text(str(whole.path), "path muted"),
         ),
     )
@@ -90,12 +91,20 @@ def write_pipeline(path: Path, output: Path | None = None) -> Path:
     header = (blocks.Facts([("stages done", done)]), blocks.ended(whole.status.get("reason")))
     heading = blocks.line(name, blocks.badge(whole.state))
     missing = [] if plan else [f"{FILE} is damaged: the stages are those with a folder"]
-    page = write_page(folder, Page("pipeline", f"pipeline {name}", heading, header, sections, missing))
-    drawn = [(name, bars(rows)) for name, rows in measured]
-    write_png(folder / "model_comparison.png", "what the stages made, with 95 % intervals", drawn)
-    if groups:
-        write_json(folder / RESPONSES, responses(groups))
-    return page
+    page = Page(
+        kind="pipeline",
+        title=f"pipeline {name}",
+        heading=heading,
+        header=header,
+        sections=sections,
+        missing=missing,
+        sheets=[
+            Sheet("model_comparison", "stages, with 95 % intervals", [(name, bars(rows)) for name, rows in measured])
+        ],
+        table=summary,
+        files={RESPONSES: responses(groups)} if groups else {},
+    )
+    return write_page(folder, page, formats)
 
 
 def _card(number: int, stage: Stage, folder: Path) -> blocks.Group:
@@ -134,7 +143,7 @@ def _stages(plan: Record, path: Path) -> list[tuple[str, str]]:
 
 
 def read_stage(name: str, folder: Path) -> Stage:
-    """What a stage has left, whatever it was."""
+    """The results in the folder of a stage of any kind."""
     made: list[tuple[str, str, str]] = []
     scores: Mapping[str, Number] = {}
     samples: Sequence[Sample] = ()
@@ -159,13 +168,13 @@ def _single(scores: Mapping[str, Number]) -> list[tuple[str, str, str]]:
 
 
 def _central(tasks: Mapping[str, EvalTask]) -> dict[str, Number]:
-    """What each task is about."""
+    """The central metric of each task."""
     found = {name: (central(one.metrics), one.metrics) for name, one in tasks.items() if one.metrics}
     return {short(f"{name} {metric}"): metrics[metric] for name, (metric, metrics) in found.items()}
 
 
-def beside(stages: Sequence[Stage]) -> list[tuple[str, Bars]]:
-    """Numbers that at least two stages have measured, a bar a stage."""
+def shared_scores(stages: Sequence[Stage]) -> list[tuple[str, Bars]]:
+    """Metrics of at least two stages, one bar per stage."""
     names = dict.fromkeys(name for stage in stages for name in stage.scores)
     rows: dict[str, Bars] = {
         name: [(one.name, one.scores[name].spot, index) for index, one in enumerate(stages) if name in one.scores]
@@ -175,7 +184,7 @@ def beside(stages: Sequence[Stage]) -> list[tuple[str, Bars]]:
 
 
 def links(stage: Stage, folder: Path) -> dict[str, str]:
-    """The ways to what a stage has left: its report, else its pictures and tables."""
+    """Links to the report of a stage, else to its images and tables."""
     if (stage.path / PAGE).is_file():
         return {"report": link(stage.path / PAGE, folder)}
     files = sorted(stage.path.glob("*.png")) + sorted(stage.path.glob("*.md")) if stage.path.is_dir() else []

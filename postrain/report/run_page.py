@@ -1,4 +1,4 @@
-"""The page of one training run: what it learned, how, from what, and what it took."""
+"""The page of one training run: verdict, learning curves, samples, cost, data and how to repeat it."""
 
 from __future__ import annotations
 
@@ -12,68 +12,84 @@ from markupsafe import Markup
 from postrain.formatting import duration, figure, short
 from postrain.jsonl import Record, number
 from postrain.report import blocks
+from postrain.report.changes import Change, change_table, changes
 from postrain.report.charts import Group, curves, distribution, histogram, lines_of
 from postrain.report.folders import MOST_SECONDS, MaskedRow, Run, read_run
-from postrain.report.page import RESPONSES, STATS, Page, Section, again, flat, machine, section, write_json, write_page
+from postrain.report.page import RESPONSES, STATS, Page, Section, flat, machine, reproduction, section, write_page
+from postrain.report.palette import POLICY, REFERENCE
 from postrain.report.panels import Panel, arrange, before_and_after, headlines, totals_first
-from postrain.report.pictures import AFTER, BEFORE, Picture, color, write_png
+from postrain.report.pictures import Picture, Sheet
 from postrain.report.samples import SHOWN, Sample, interval, moments, responses, side_by_side
+from postrain.report.verdict import verdict
 
 LEAST_FOR_A_HISTOGRAM = 12
 MOST_HISTOGRAMS = 6
 PNG_PANELS = 9
 FORGETTING = "eval/forgetting/"
 PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
-LENGTHS = "words of a completion"
+LENGTHS = "words per completion"
 STRONG = Markup("<strong>{}</strong>")
 MASKS = Markup(
-    '<span class="mask learned">Marked</span> text is learned, <span class="mask read">grey</span> text is only read. '
+    '<span class="mask learned">Marked</span> text is trained on, <span class="mask read">grey</span> text is context. '
     "Special tokens are written out."
 )
-JUDGED = Markup(
-    ' Where steps are judged: <span class="mask right">right</span>, <span class="mask wrong">wrong</span>.'
-)
+JUDGED = Markup(' Steps with labels: <span class="mask right">right</span>, <span class="mask wrong">wrong</span>.')
 STAND_IN = Markup(
-    "<b>{} stood in for {}</b>, which could not be had when the run started. Nothing on this page is about {}."
+    "<b>{} stood in for {}</b>, which was not available when the run started. No number on this page is of {}."
 )
 
 
-def write_run(path: Path, output: Path | None = None) -> Path:
+def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, training_curves.png, response_lengths.png, evaluation_stats.json and sample_responses.json.
 
     They go into the run's folder or into `output`. Raises ConfigError where they cannot be written.
     """
     run, folder = read_run(path), output or path.resolve()
     panels, constant = arrange(run.metrics)
-    groups = moments(run.samples)
+    groups, known = moments(run.samples), changes(run)
+    found = change_table(known)
     sections = (
-        _headlines(run),
+        _verdict(run),
+        _headlines(run, known),
+        section("", blocks.details("All held-out metrics, before and after", found)),
         _diagnostics(run.explanations),
-        _curves(run, panels, constant),
+        learning_curves(run, panels, constant),
         _samples(run, groups),
         section("Distributions", blocks.Pictures(_histograms(groups))),
         _forgotten(run),
-        section("What it took", blocks.Facts(list(efficiency(run).items()), "list")),
+        section("Cost", blocks.Facts(list(efficiency(run).items()), "list")),
         _masks(run.masks()),
         section("Data audit", blocks.Facts(flat({k: v for k, v in run.data.items() if k != "shown"}), "list")),
         section(
-            "How to make this run again",
-            *again(run.manifest, run.path),
+            "Reproduce this run",
+            *reproduction(run.manifest, run.path),
             machine(run.manifest),
             blocks.details("config.yaml", blocks.code(run.config, "")),
         ),
     )
     heading = blocks.line(run.method, blocks.span("on", "muted"), run.model, blocks.badge(run.state))
-    page = write_page(folder, Page("run", f"{run.method} · {run.model}", heading, _header(run), sections, run.missing))
-    title = f"{run.method} on {run.model}"
-    named = [(panel.title, curves(lines_of(panel, run.metrics), run.updates)) for panel in panels[:PNG_PANELS]]
-    write_png(folder / "training_curves.png", title, named)
-    lengths = _of_lengths(groups)
-    write_png(folder / "response_lengths.png", f"{title}: {LENGTHS}", [("", histogram(lengths))] if lengths else [])
-    if groups:
-        write_json(folder / STATS, run_stats(run, groups))
-        write_json(folder / RESPONSES, responses(groups))
-    return page
+    title, lengths, colors = f"{run.method} on {run.model}", _of_lengths(groups), {}
+    panels = [panel for panel in panels if panel.primary][:PNG_PANELS]
+    drawn = [(panel.title, curves(lines_of(panel, run.metrics, colors), run.updates, panel.label)) for panel in panels]
+    words = [("", histogram(lengths, label=LENGTHS))] if lengths else []
+    page = Page(
+        kind="run",
+        title=f"{run.method} · {run.model}",
+        heading=heading,
+        header=_header(run),
+        sections=sections,
+        missing=run.missing,
+        sheets=(Sheet("training_curves", title, drawn), Sheet("response_lengths", f"{title}: {LENGTHS}", words)),
+        table=found,
+        files={STATS: run_stats(run, groups), RESPONSES: responses(groups)} if groups else {},
+    )
+    return write_page(folder, page, formats)
+
+
+def _verdict(run: Run) -> Section | None:
+    found = verdict(run)
+    sentences = [blocks.Text(text) for text in (found.learned, found.trust, found.next)]
+    return section("", blocks.Group((*sentences, blocks.code(found.command)), "card verdict"))
 
 
 def _header(run: Run) -> list[blocks.Block | None]:
@@ -87,7 +103,7 @@ def _header(run: Run) -> list[blocks.Block | None]:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """The line under the title."""
+    """The line below the title."""
     started = number(run.status.get("started"))
     found = [("updates", str(run.updates)), ("took", run.took)]
     if started is not None and 0 < started < MOST_SECONDS:
@@ -99,14 +115,19 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
-def _headlines(run: Run) -> Section | None:
-    found = headlines(run.metrics)
+def _headlines(run: Run, found: Sequence[Change]) -> Section | None:
+    shown = headlines(run.metrics)
+    intervals = {one.name: one.around for one in found}
     cards = []
-    for name, one, two in found:
+    for name, one, two in shown:
         change = blocks.line(blocks.span(figure(one), "was"), blocks.ARROW, STRONG.format(figure(two)))
-        cards.append(blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(change)), "card headline"))
-    held_out = "; eval and gold are held-out data" if found and found[0][0].startswith(("eval/", "gold/")) else ""
-    return section("", blocks.Group(cards, "headlines"), blocks.about(f"Before training and after it{held_out}."))
+        about = blocks.Text(intervals.get(name, "no interval: training data"), "small muted", "span")
+        cards.append(
+            blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(change), about), "card headline")
+        )
+    held_out = " eval and gold are held-out data." if shown and shown[0][0].startswith(("eval/", "gold/")) else ""
+    text = f"Before and after training, with the 95 % interval of the change.{held_out}"
+    return section("", blocks.Group(cards, "headlines"), blocks.about(text))
 
 
 def _diagnostics(found: Sequence[Record]) -> Section | None:
@@ -119,41 +140,43 @@ def _diagnostics(found: Sequence[Record]) -> Section | None:
     return section("Diagnostics", *cards)
 
 
-def _curves(run: Run, panels: Sequence[Panel], constant: Sequence[str]) -> Section | None:
-    more = [_curve(panel, run) for panel in panels if not panel.primary]
+def learning_curves(run: Run, panels: Sequence[Panel], constant: Sequence[str]) -> Section | None:
+    """The section of all panels."""
+    colors: dict[str, int] = {}
+    pictures = [(panel.primary, _curve(panel, run, colors)) for panel in panels]
+    more = [picture for primary, picture in pictures if not primary]
     still = Markup(", ").join(blocks.line(name, blocks.bold(figure(run.after(name) or 0.0))) for name in constant)
     return section(
         "Learning curves",
-        blocks.about(
-            "Thin line: every update. Thick line: smoothed. Dots: held-out evaluation. Horizontal axis: updates."
-        ),
-        blocks.Pictures([_curve(panel, run) for panel in panels if panel.primary]),
+        blocks.about("Thin line: every update. Thick line: smoothed. Dots: held-out evaluations."),
+        blocks.Pictures([picture for primary, picture in pictures if primary]),
         blocks.details(f"{len(more)} more curves", blocks.Pictures(more)),
-        blocks.about(Markup("Constant all along: {}.").format(still)) if constant else None,
+        blocks.about(Markup("Constant: {}.").format(still)) if constant else None,
     )
 
 
-def _curve(panel: Panel, run: Run) -> Picture:
+def _curve(panel: Panel, run: Run, colors: dict[str, int]) -> Picture:
+    lines = lines_of(panel, run.metrics, colors)
     legend = [
-        (color(index), short(name), figure(run.metrics[name][1][-1]) if len(panel.names) == 1 else "")
-        for index, name in enumerate(panel.names)
+        line.entry._replace(name=short(line.name), value=figure(line.curve[1][-1]) if len(lines) == 1 else "")
+        for line in lines
     ]
-    return Picture(panel.title, panel.about, curves(lines_of(panel, run.metrics), run.updates), legend)
+    return Picture(panel.title, panel.about, curves(lines, run.updates, panel.label), legend)
 
 
 def _samples(run: Run, groups: Sequence[tuple[str, Sequence[Sample]]]) -> Section | None:
     updates = sorted({sample.update for sample in run.samples})
     which = f"Update {updates[0]} and update {updates[-1]}, the" if len(updates) > 1 else ""
-    which = which or f"The run kept samples of update {updates[0] if updates else 0} only; the"
+    which = which or f"The run saved samples of update {updates[0] if updates else 0} only; the"
     return section(
-        "The same prompts, before and after",
+        "Samples before and after training",
         blocks.about(f"{which} first prompts of the held-out data, not the best ones. All samples: samples.jsonl."),
         blocks.Samples(side_by_side(groups)[:SHOWN], compare=True),
     )
 
 
 def _histograms(groups: Sequence[tuple[str, Sequence[Sample]]]) -> list[Picture]:
-    """Lengths and scores of all samples of the first and the last evaluation."""
+    """Histograms of lengths and scores in the first and the last evaluation."""
     if len(groups) < 2:
         return []
     found = {"words": _of_lengths(groups)}
@@ -174,10 +197,10 @@ def _of_lengths(groups: Sequence[tuple[str, Sequence[Sample]]]) -> list[Group]:
 
 
 def _enough(groups: Sequence[tuple[str, Sequence[float]]]) -> list[Group]:
-    """The groups with their colours; none where one of them is too small to have a shape."""
+    """The groups with their colours; empty where one has fewer than LEAST_FOR_A_HISTOGRAM values."""
     if min((len(values) for _, values in groups), default=0) < LEAST_FOR_A_HISTOGRAM:
         return []
-    return [(tag, BEFORE if tag == "before" else AFTER, values) for tag, values in groups]
+    return [(tag, REFERENCE if tag == "before" else POLICY, values) for tag, values in groups]
 
 
 def _forgotten(run: Run) -> Section | None:
@@ -193,8 +216,8 @@ def _forgotten(run: Run) -> Section | None:
                 )
             )
     return section(
-        "What it has forgotten",
-        blocks.about("What the model knew before, measured again: text and facts that training was not about."),
+        "Forgetting",
+        blocks.about("Base text and facts that are not in the training data. No intervals: one number per evaluation."),
         blocks.Table(("measured", "before", "after", "change"), rows),
     )
 
@@ -205,22 +228,22 @@ def _masks(rows: Sequence[MaskedRow]) -> Section | None:
         text = Markup().join(blocks.span(text, f"mask {use}") for text, use in row.stretches)
         cards.append(blocks.Group((blocks.Text(row.title, "tag", "span"), blocks.Text(text, "text")), "card masked"))
     legend = MASKS + JUDGED if any(row.judged for row in rows) else MASKS
-    return section("What is learned of the first rows", blocks.about(legend), *cards)
+    return section("Loss mask of the first rows", blocks.about(legend), *cards)
 
 
 def efficiency(run: Run) -> dict[str, str]:
-    """What is known of a run's cost, as it is said to a person."""
+    """The cost of a run, formatted."""
     learned, total = (number(run.result.get(name)) for name in ("trainable", "parameters"))
     memory = max((max(run.metrics[name][1]) for name in PEAKS if name in run.metrics), default=None)
     update, speed = run.after("perf/seconds"), run.after("perf/tokens_per_second")
     found = {
-        "parameters learned": _count(learned),
-        "of": _count(total),
-        "share learned": f"{100 * learned / total:.3g} %" if learned is not None and total else "",
+        "trainable parameters": _count(learned),
+        "all parameters": _count(total),
+        "trainable share": f"{100 * learned / total:.3g} %" if learned is not None and total else "",
         "peak memory": f"{figure(memory)} GB" if memory is not None else "",
-        "an update": duration(update) if update is not None and 0 <= update < MOST_SECONDS else "",
-        "tokens a second": f"{speed:.0f}" if speed is not None and abs(speed) < MOST_SECONDS else "",
-        "the whole run": run.took,
+        "time per update": duration(update) if update is not None and 0 <= update < MOST_SECONDS else "",
+        "tokens per second": f"{speed:.0f}" if speed is not None and abs(speed) < MOST_SECONDS else "",
+        "total time": run.took,
     }
     return {name: text for name, text in found.items() if text}
 

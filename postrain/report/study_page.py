@@ -1,7 +1,7 @@
-"""The page of a sweep: the question, the table that answers it, its picture, how the settings got there, the jobs.
+"""The page of a sweep: the question, the table that answers it, its figure, learning curves, samples and jobs.
 
-In pictures, settings along a number that varies are joined in its order; whatever else varies makes another line.
-Without a number there are bars.
+Figures join the settings of a numeric key in its order; other varied keys make separate lines. Without a numeric key
+there are bars.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from postrain.report.answer import ABOUT, finished, note, result, verdict
 from postrain.report.charts import Line, Spot, bars, curves, points, spans_decades
 from postrain.report.folders import curves as curves_of
 from postrain.report.folders import state_of
-from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_json, write_page
+from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_page
+from postrain.report.palette import DASHES, Style, color
 from postrain.report.panels import axis_of, title_of
-from postrain.report.pictures import LARGE, Picture, color, write_png
+from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.samples import SHOWN, Sample, last, read_samples, responses, side_by_side
 from postrain.report.study import SweepResult, number_that_varies, read_study
 from postrain.report.study_cells import Cell, JobResult
@@ -35,27 +36,28 @@ JOBS = ("job", "state", "time", "reason")
 MEANS = "mean over seeds with 95 % intervals"
 
 
-def write_study(path: Path, output: Path | None = None) -> Path:
+def write_study(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, frontier.png and sample_responses.json of a sweep, finished or not.
 
     They go into its folder or into `output`. Raises ConfigError where they cannot be written, or there is no sweep.
     """
     folder, study = output or path, read_study(path)
     drawn, groups = frontier(study), ends(study)
-    direction = "more" if study.direction == "max" else "less"
-    decides = f" {short(study.metric)} decides, {direction} is better." if study.metric else ""
+    direction = "higher" if study.direction == "max" else "lower"
+    decides = f" The deciding metric is {short(study.metric)}, {direction} is better." if study.metric else ""
+    found = blocks.Table(*table(study), about=ABOUT + decides)
     sections = (
         section(
             "The answer",
             *map(blocks.Text, verdict(study)),
             blocks.note(_unfinished(study), tone="warn"),
-            blocks.Table(*table(study), about=ABOUT + decides),
+            found,
             blocks.Pictures([drawn] if drawn else [], large=True),
         ),
         section(
-            "How they got there",
-            blocks.about("Thick line: mean over seeds. Thin lines: each seed. Horizontal axis: updates."),
-            blocks.Legend([(color(index), cell.label, "") for index, cell in enumerate(study.cells)]),
+            "Learning curves",
+            blocks.about("Thick line: mean over seeds. Thin lines: single seeds."),
+            blocks.Legend([Line(cell.label, ([], []), _style(index)).entry for index, cell in enumerate(study.cells)]),
             blocks.Pictures(study_curves(study), large=True),
         ),
         section(
@@ -68,10 +70,10 @@ def write_study(path: Path, output: Path | None = None) -> Path:
             blocks.Table(JOBS, [_row(job, folder) for job in study.jobs], words=("state", "reason")),
         ),
         section(
-            "How to go on, or make it again",
-            blocks.about("Jobs that are done are skipped, failed ones tried again:"),
+            "Resume or repeat it",
+            blocks.about("Resume; finished jobs are skipped, failed ones are run again:"),
             blocks.code(command(study.words, f"resume={path}")),
-            blocks.about("Everything anew:"),
+            blocks.about("Repeat everything:"),
             blocks.code(command(study.words)),
             blocks.Text(str(path.resolve()), "path muted"),
         ),
@@ -83,21 +85,28 @@ def write_study(path: Path, output: Path | None = None) -> Path:
         *(blocks.note(job.reason or " ", f"{job.label} failed.") for job in failed),
     )
     heading = blocks.line(study.name, blocks.badge(state_of(Status(path / "status.json").current())))
-    page = write_page(folder, Page("sweep", study.name, heading, header, sections, study.missing))
-    write_png(folder / "frontier.png", study.name, [(drawn.title, drawn.draw)] if drawn else [])
-    if groups:
-        write_json(folder / RESPONSES, responses(groups))
-    return page
+    page = Page(
+        kind="sweep",
+        title=study.name,
+        heading=heading,
+        header=header,
+        sections=sections,
+        missing=study.missing,
+        sheets=[Sheet("frontier", study.name, [(drawn.title, drawn.draw)])] if drawn else [],
+        table=found,
+        files={RESPONSES: responses(groups)} if groups else {},
+    )
+    return write_page(folder, page, formats)
 
 
 def _unfinished(study: SweepResult) -> str:
     if not study.jobs:
-        return "No job is known: there is nothing to compare."
-    return "" if any(cell.n for cell in study.cells) else "No job has finished: there is nothing to compare yet."
+        return "The sweep has no jobs, so there is nothing to compare."
+    return "" if any(cell.n for cell in study.cells) else "No job has finished yet, so there is nothing to compare."
 
 
 def _row(job: JobResult, folder: Path) -> tuple[str, list[blocks.Cell]]:
-    """Its state, with the ways to what it has left, its time and why it ended."""
+    """A job: its state with links to report and log, its time, and why it ended."""
     named = {"report": job.folder / PAGE, "log": job.folder / "log.txt"}
     anchors = [blocks.anchor(name, link(path, folder)) for name, path in named.items() if path.is_file()]
     state = blocks.Cell(blocks.line(blocks.badge(job.state), *anchors), css="state")
@@ -106,7 +115,7 @@ def _row(job: JobResult, folder: Path) -> tuple[str, list[blocks.Cell]]:
 
 
 def facts(study: SweepResult) -> list[tuple[str, str]]:
-    """The line under the title."""
+    """The line below the title."""
     done = sum(job.state == "done" for job in study.jobs)
     seeds = len({job.seed for job in study.jobs})
     found = [("jobs done", f"{done} of {len(study.jobs)}"), ("settings", str(len(study.cells)))]
@@ -152,13 +161,13 @@ def ends(study: SweepResult) -> list[tuple[str, list[Sample]]]:
 
 
 def command(words: Sequence[str], *more: str) -> str:
-    """What to type; lists of values without a file need -m."""
+    """The command line; value lists without a file need -m."""
     file = any(word.startswith("sweep=") for word in words)
     return shlex.join([*start("train").split(), *([] if file else ["-m"]), *words, *more])
 
 
 def frontier(study: SweepResult) -> Picture | None:
-    """The metrics that the sweep names against each other, else the deciding one against what varies."""
+    """The two metrics of the sweep's plot against each other, else the deciding metric against the varied key."""
     if study.x and study.y and any({study.x, study.y} <= cell.values.keys() for cell in study.cells):
         return _against(study, study.x, study.y)
     metric = study.y or study.metric
@@ -169,7 +178,7 @@ def frontier(study: SweepResult) -> Picture | None:
 
 
 def lines(study: SweepResult, along: str | None) -> list[tuple[str, list[Cell]]]:
-    """The settings by what else varies, each line in the order of the number that varies."""
+    """The settings in lines, one for each combination of the other varied keys, in the order of the key `along`."""
     if along is None:
         return [("", list(study.cells))]
     found: dict[str, list[Cell]] = {}
@@ -190,8 +199,8 @@ def _against(study: SweepResult, x: str, y: str) -> Picture:
         present = [cell for cell in cells if {x, y} <= cell.values.keys()]
         spots = [_spot(cell.values[x], cell.values[y], _label(cell, along)) for cell in present]
         series.append((name, index, spots))
-    start = [cell for cell in study.untrained if {x, y} <= cell.values.keys()]
-    series += [("", len(series), [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in start]
+    untrained = [cell for cell in study.untrained if {x, y} <= cell.values.keys()]
+    series += [("", len(series), [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in untrained]
     draw = points(series, x=axis_of(x), y=axis_of(y), joined=along is not None)
     about = "each point a setting, and the untrained model; mean over seeds with 95 % intervals"
     return Picture(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series), LARGE)
@@ -224,18 +233,18 @@ def _bar(found: Interval) -> Spot:
 
 
 def _label(cell: Cell, along: str | None) -> str:
-    """The value that varies, else the values of the setting."""
+    """The value of the varied key, else all values of the setting."""
     if along is not None:
         return str(cell.settings.get(along))
     return " ".join(map(str, cell.settings.values())) or cell.label
 
 
-def _legend(series: Sequence[tuple[str, int, Any]]) -> tuple[tuple[str, str, str], ...]:
-    return tuple((color(index), name, "") for name, index, _ in series if name)
+def _legend(series: Sequence[tuple[str, int, Any]]) -> tuple[Entry, ...]:
+    return tuple(Entry(color(index), name) for name, index, _ in series if name)
 
 
 def study_curves(study: SweepResult) -> list[Picture]:
-    """The course of the sweep's metrics: the mean over seeds of each setting, and each seed thin."""
+    """Learning curves of the sweep's metrics: the mean over seeds of each setting, and single seeds as thin lines."""
     wanted = study.shown()[:MOST_CURVES]
     courses = [[_metrics(job.folder) for job in cell.jobs if job.state != "not started"] for cell in study.cells]
     found = []
@@ -243,16 +252,20 @@ def study_curves(study: SweepResult) -> list[Picture]:
         drawn: list[Line] = []
         for index, (cell, jobs) in enumerate(zip(study.cells, courses, strict=True)):
             seeds = [job[metric] for job in jobs if metric in job]
-            drawn += [Line("", seed, index, thin=True) for seed in seeds] if len(seeds) > 1 else []
-            drawn += [Line(cell.label, mean_curve(seeds), index, measured=True)] if seeds else []
+            drawn += [Line("", seed, _style(index), thin=True) for seed in seeds] if len(seeds) > 1 else []
+            drawn += [Line(cell.label, mean_curve(seeds), _style(index), measured=True)] if seeds else []
         if drawn:
             last = max(line.curve[0][-1] for line in drawn)
-            found.append(Picture(*title_of(metric), curves(drawn, last), size=LARGE))
+            found.append(Picture(*title_of(metric), curves(drawn, last, axis_of(metric)), size=LARGE))
     return found
 
 
+def _style(index: int) -> Style:
+    return Style(index, index % len(DASHES))
+
+
 def mean_curve(seeds: Sequence[Curve]) -> Curve:
-    """The mean over seeds at the updates that all of them have; of the longest one where they share none."""
+    """The mean over seeds at their common updates; the longest curve where they have none in common."""
     known = [dict(zip(*seed, strict=True)) for seed in seeds]
     shared = sorted(set.intersection(*(set(one) for one in known)))
     if not shared:

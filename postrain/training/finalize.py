@@ -1,4 +1,4 @@
-"""The end of a run: exports the model as a Hugging Face directory, writes result.json, prints a summary."""
+"""The end of a run: exports the model as a Hugging Face directory and writes result.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from postrain.data.kinds.steps import LAYOUT_FILE, Steps
 from postrain.formatting import figure
@@ -27,14 +26,13 @@ joiner and separator in `{LAYOUT_FILE}`) is the probability that the step is rig
 
 
 def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float | None:
-    """Exports and summarises; returns the last value of the method's headline metric."""
+    """Exports and writes result.json; returns the last value of the method's headline metric."""
     method = parts.method
     changes = before_and_after(folder.metrics.read())
     card = model_card(parts, config.resolved, folder, changes)
     ends, files = parts.data.chat_template.stop_ids, reading(parts)
     export(method.policy, parts.tokenizer, folder.model, card=card, end_ids=ends, files=files)
     console = Console(highlight=False)
-    console.print(summary(changes, method.headline))
     console.print(f"model   {folder.model}", soft_wrap=True)
     if method.stopped:
         console.print(f"ended early: {method.stopped}", soft_wrap=True)
@@ -88,17 +86,6 @@ def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[fl
             if known is not None and name.startswith(("eval/", "gold/")):
                 found[name] = (found[name][0] if name in found else known, known)
     return dict(sorted(found.items()))
-
-
-def summary(changes: Mapping[str, tuple[float, float]], headline: Sequence[str]) -> Table:
-    """Held-out numbers before and after; the ones the method is judged by stand out."""
-    table = Table(box=None, pad_edge=False, title="held-out, before → after", title_justify="left", title_style="bold")
-    table.add_column("metric")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    for name, (before, after) in changes.items():
-        table.add_row(name, figure(before), figure(after), style="bold green" if name in headline else None)
-    return table
 
 
 def model_card(

@@ -58,14 +58,14 @@ def test_runs_are_called_by_what_tells_them_apart(three: list[Path]) -> None:
     assert labels([runs[0], runs[0]]) == ["ppo 2026-01-02_03-04-05-0123abcd"] * 2
 
 
-def test_a_part_of_another_kind_is_told_by_its_kind(three: list[Path]) -> None:
+def test_label_names_the_class_of_a_component_that_differs(three: list[Path]) -> None:
     method = {"_target_": "postrain.methods.sft.SFT"}
     settings_of(three[0], method=method, adapter={"_target_": "postrain.models.adapters.NoAdapter"})
     settings_of(three[1], method=method, adapter={"_target_": "postrain.models.adapters.LoRA", "r": 16, "alpha": 32})
     assert labels([read_run(path) for path in three[:2]]) == ["sft adapter=none", "sft adapter=LoRA"]
 
 
-def test_the_best_of_each_metric_is_marked() -> None:
+def test_headline_table_marks_the_best_of_each_metric() -> None:
     members = [
         member("a", gold__total=(0.1, 0.5), eval__perplexity=(9, 3)),
         member("b", gold__total=(0.1, 0.4), eval__perplexity=(9, 2)),
@@ -81,27 +81,27 @@ def test_the_best_of_each_metric_is_marked() -> None:
     assert rows[0][1][0].small == "from 0.10"
 
 
-def test_of_runs_on_different_data_none_is_the_best_and_that_is_said() -> None:
+def test_runs_on_different_data_have_no_best_value_and_a_warning() -> None:
     members = [member("a", "f", gold__total=(0, 1)), member("b", "g", gold__total=(0, 2)), member("c", None)]
     _, rows = headline_table(members, ["gold/total"])
     assert not any(cell.best for _, cells in rows for cell in cells)
     said = warnings(members)
-    assert said[0].startswith("These runs did not see the same data (a: source of a; b: source of b; c: unknown)")
-    assert said[1] == "On which data c trained is not known, nor whether the numbers compare."
-    assert said[2] == "Without any metric: c."
+    assert said[0].startswith("These runs used different data (a: source of a; b: source of b; c: unknown)")
+    assert said[1] == "The training data of c is not known; the numbers may not be comparable."
+    assert said[2] == "Without metrics: c."
 
 
-def test_what_runs_took_stands_side_by_side() -> None:
+def test_efficiency_table_has_a_column_per_cost() -> None:
     one, other = member("full"), member("lora")
     one.run.result.update(trainable=1_064_000, parameters=1_064_000)
     other.run.result.update(trainable=53_200, parameters=1_117_200)
     columns, rows = efficiency_table([one, other])
-    assert columns == ["run", "parameters learned", "of", "share learned", "the whole run"]
+    assert columns == ["run", "trainable parameters", "all parameters", "trainable share", "total time"]
     # 53,200 of 1,117,200 are 4.76 %.
     assert [cell.text for cell in rows[1][1]] == ["53.2 thousand", "1.12 million", "4.76 %", "1.0 s"]
 
 
-def test_an_interval_is_that_of_the_samples_scores() -> None:
+def test_interval_is_that_of_the_sample_scores() -> None:
     def samples(*values: float) -> list[Sample]:
         return [Sample(0, row, "", "", {"gold/total": value}) for row, value in enumerate(values)]
 
@@ -118,7 +118,7 @@ def test_an_interval_is_that_of_the_samples_scores() -> None:
     assert interval(samples(*[0.4, 0.6] * 4), "gold/total", 5.0) is None
 
 
-def test_the_page_shows_them_side_by_side(
+def test_comparison_page_has_all_sections(
     three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A folder given twice is one run.
@@ -135,7 +135,7 @@ def test_the_page_shows_them_side_by_side(
         "method.kl_coef",
     ):
         assert wanted in text, wanted
-    assert "did not see the same data" not in text
+    assert "used different data" not in text
     assert sorted(path.name for path in page.parent.iterdir()) == [
         "evaluation_stats.json", "model_comparison.png", "report.html", "sample_responses.json",
     ]  # fmt: skip
@@ -143,12 +143,12 @@ def test_the_page_shows_them_side_by_side(
     assert [one["name"] for one in subjects] == labels([read_run(path) for path in three])
 
 
-def test_a_run_without_anything_does_not_hide_the_others(three: list[Path], tmp_path: Path) -> None:
+def test_comparison_survives_a_run_with_damaged_files(three: list[Path], tmp_path: Path) -> None:
     (three[0] / "metrics.jsonl").write_text('{"update": 1, "lo')
     (three[0] / "manifest.json").unlink()
     (three[1] / "samples.jsonl").write_text("null\n[]\n")
     text = checked(write_comparison(three[:2], tmp_path / "out").read_text(encoding="utf-8"))
-    assert "Without any metric: " in text
+    assert "Without metrics: " in text
     assert "metrics.jsonl: 1 damaged line left out" in text
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -156,8 +156,8 @@ def test_a_run_without_anything_does_not_hide_the_others(three: list[Path], tmp_
     checked(write_comparison([empty, three[0]], tmp_path / "out").read_text(encoding="utf-8"))
 
 
-def test_what_is_no_run_is_named(three: list[Path], tmp_path: Path) -> None:
+def test_comparison_names_a_folder_of_no_run(three: list[Path], tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"x is no folder of a run, .* \(it holds: notes.txt\)"):
+    with pytest.raises(ConfigError, match=r"x is not the folder of a run, .* \(it holds: notes.txt\)"):
         write_comparison([three[0], tmp_path / "x"], tmp_path / "out")

@@ -12,7 +12,7 @@ import pytest
 
 from postrain.report import write_comparison, write_report
 from postrain.report.blocks import Cell
-from postrain.report.evaluation_page import by_category, table, together, warnings
+from postrain.report.evaluation_page import by_category, named_models, table, warnings
 from postrain.report.evaluation_pictures import compared, lengths, perplexities
 from postrain.report.evaluations import Number, as_number, read_evaluation
 from tests.report.test_report import ODD, checked
@@ -76,8 +76,8 @@ def test_models_stand_side_by_side(tmp_path: Path) -> None:
         "2 models",
         "said at the top",
         "difference to sft-nano 0123abcd",
-        "What more sampling buys",
-        "factual: 1 of 2 answers right",
+        "Test-time scaling",
+        "factual: 1 of 2 correct",
         "&lt;b&gt;?",
         "by nano",
         "&lt;|user|&gt;2 + 2&lt;|end|&gt;",
@@ -91,7 +91,7 @@ def test_models_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_the_table_has_the_best_and_the_difference(tmp_path: Path) -> None:
     found = read_evaluation(make_evaluation(tmp_path / "e"))
-    columns, rows = table("gold", together([found]), found.differences)
+    columns, rows = table("gold", named_models([found]), found.differences)
     assert columns == ["", "nano", "sft-nano 0123abcd", "difference to sft-nano 0123abcd"]
     assert rows[1] == (
         "total",
@@ -117,12 +117,12 @@ def test_of_several_models_the_central_numbers_are_drawn_of_one_its_shares(tmp_p
     assert [name for name, _, _ in rows] == ["gold concise", "gold total", "best of n accuracy"]
     # Of 0 ... 8 tokens the multiples of 3 were cut.
     assert [(name, values) for name, _, values in lengths(one)] == [
-        ("came to an end", [1, 2, 4, 5, 7, 8]),
-        ("was cut", [0, 3, 6]),
+        ("finished", [1, 2, 4, 5, 7, 8]),
+        ("cut", [0, 3, 6]),
     ]
     assert [name for name, _, _ in lengths(both)] == list(NAMES)
     asked = [replace(model, records={"queries": model.records["queries"]}) for model in one]
-    assert [(name, values) for name, _, values in lengths(asked)] == [("came to an end", [2]), ("was cut", [3])]
+    assert [(name, values) for name, _, values in lengths(asked)] == [("finished", [2]), ("cut", [3])]
     assert [(measure, len(groups)) for measure, groups in perplexities(both)] == [("perplexity", 2)]
 
 
@@ -130,7 +130,7 @@ def test_evaluations_on_different_data_say_so(tmp_path: Path) -> None:
     one = make_evaluation(tmp_path / "a", NAMES[:1])
     other = make_evaluation(tmp_path / "b", NAMES[:1], data="stories")
     found = [read_evaluation(path) for path in (one, other)]
-    models = together(found)
+    models = named_models(found)
     assert [one.name for one in models] == ["nano, a", "nano, b"]
     assert warnings(found, models)[0].startswith("Not measured on the same data (nano, a: sums; nano, b: stories)")
     for path in (one, other):

@@ -87,7 +87,7 @@ def test_the_lab_leaves_a_picture_a_table_and_the_numbers(tmp_path, capsys):
 
 def test_a_turn_that_is_not_there_is_said():
     flat = Curve("grpo", (Point(0, 0, 0.5), Point(math.pi**2, 1, 0.6)))
-    assert rows([flat]) == [("grpo", "0.00 → 1.00", "0.50 → 0.60 → 0.60", "3.1", "not yet")]
+    assert rows([flat]) == [("grpo", "0.00 → 1.00", "0.50 → 0.60 → 0.60", "3.1", "no fall")]
 
 
 def test_a_run_without_gold_is_named(tmp_path):

@@ -13,7 +13,7 @@ from postrain.report import write_report
 from postrain.report.blocks import Cell
 from postrain.report.evaluations import shares
 from postrain.report.folders import read_generation
-from postrain.report.pipeline_page import beside, read_stage, table
+from postrain.report.pipeline_page import read_stage, shared_scores, table
 from tests.report.test_evaluation_page import make_evaluation
 from tests.report.test_report import ODD, checked
 
@@ -69,7 +69,7 @@ def test_stages_stand_side_by_side(tmp_path: Path) -> None:
         'href="2-test-sft/report.html"',
         "6 of 18",
         "python train.py pipeline=tiny",
-        "The same prompts, stage after stage",
+        "The same prompts, by stage",
     ):
         assert wanted in text, wanted
     # Generations had no report of their own.
@@ -91,7 +91,7 @@ def test_a_pipeline_whose_plan_cannot_be_read_shows_the_folders_there_are(tmp_pa
 def test_numbers_that_stages_share_are_set_beside_each_other(tmp_path: Path) -> None:
     stages = [read_stage(name, make_generation(tmp_path / name)) for name in ("a", "b")]
     stages.append(read_stage("c", make_evaluation(tmp_path / "c")))
-    ((name, rows),) = beside(stages)
+    ((name, rows),) = shared_scores(stages)
     assert name == "right, sampled"
     assert [(who, round(spot.x, 3), index) for who, spot, index in rows] == [("a", 0.333, 0), ("b", 0.333, 1)]
     assert stages[2].made[0] == ("gold total", "", "0.30")

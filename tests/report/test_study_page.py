@@ -96,7 +96,7 @@ def test_without_a_finished_job_the_page_says_so(tmp_path: Path) -> None:
     assert "&lt;b&gt;no&lt;/b&gt;" in text
     assert not (path / "frontier.png").exists()
     (path / "jobs.json").write_text('[{"folder": 3')
-    assert "No job is known" in page_of(path)
+    assert "The sweep has no jobs" in page_of(path)
 
 
 def test_damaged_jobs_and_odd_numbers_do_not_break_it(tmp_path: Path) -> None:

@@ -1,159 +1,127 @@
-"""What a sweep says: the best setting against the next, over shared seeds, with a word on what is not decided."""
+"""The verdict on a run: did it learn, can it be trusted, what next."""
 
 from __future__ import annotations
 
 import json
-from math import inf
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from postrain.report.answer import markdown, paired, rows, verdict
-from postrain.report.study import read_study
-from tests.report.sweeps import GOLD, KL, make_sweep
+from postrain.report.changes import Change, changes, newcombe
+from postrain.report.console import print_result
+from postrain.report.folders import Run
+from postrain.report.samples import Sample
+from postrain.report.verdict import verdict
+
+RATE = {"config": {"method": {"learning_rate": 3e-4}}, "reproduce": "python train.py method=ppo seed=4"}
 
 
-def test_differences_are_of_equal_seeds() -> None:
-    # 0.3 and 0.1 over seeds 1 and 2: mean 0.2, standard error 0.1, 12.7062 of them; a reward has no bounds.
-    found, n = paired({0: 5.0, 1: 1.3, 2: 1.1}, {1: 1.0, 2: 1.0, 3: 9.0}, "eval/reward/total")
-    assert (found.value, found.low, n) == (pytest.approx(0.2), pytest.approx(0.2 - 1.27062), 2)
-    # Two shares are at most 1 apart.
-    found, _ = paired({1: 1.0, 2: 0.6}, {1: 0.1, 2: 0.1}, "eval/accuracy")
-    assert -1 < found.low < 0.7 < found.high < 1
-    assert paired({1: 1.0}, {2: 1.0}, GOLD)[1] == 0
+def run_with(
+    after: float = 0.5,
+    metric: str = "eval/reward/total",
+    scores: Callable[[int], float] | None = None,
+    *,
+    state: str = "done",
+    metrics: dict[str, tuple[float, float]] | None = None,
+    **manifest: Any,
+) -> Run:
+    """A run whose metric went from 0.25 to `after`; `scores` are those of the last samples by row."""
+    known = {metric: (0.25, after), "reward/total": (0.2, 0.4), **(metrics or {})}
+    samples = []
+    if scores is not None:
+        first = [Sample(0, row, "p", "c", {"reward/total": 0.25 + 0.01 * (row % 2 * 2 - 1)}) for row in range(32)]
+        samples = first + [Sample(9, row, "p", "c", {"reward/total": scores(row)}) for row in range(32)]
+    return Run(
+        path=Path("runs/x"),
+        status={"status": state},
+        manifest={**RATE, "data": {"rows_train": 2000, "rows_eval": 128}, "seeds": {"seed": 4}, **manifest},
+        metrics={name: ([0, 9], list(both)) for name, both in known.items()},
+        updates=9,
+        samples=samples,
+    )
+
+
+def test_change_of_scores_is_paired_by_prompt() -> None:
+    # Every prompt gains 0.25 give or take 0.01: the interval is far narrower than that of two separate means.
+    (change, *_) = changes(run_with(0.5, scores=lambda row: 0.5))
+    assert change.gap is not None
+    assert (change.gap.n, change.gap.value) == (32, pytest.approx(0.25))
+    # Student's t of 31 degrees of freedom 2.04 times 0.0102 / sqrt(32).
+    assert change.gap.high - change.gap.value == pytest.approx(0.0037, abs=1e-4)
+    assert change.decided
+    assert change.better
+
+
+def test_change_of_an_accuracy_has_newcombes_interval() -> None:
+    found = newcombe(0.5, 0.75, 100)
+    # Wilson: 0.5 in 0.4038 ... 0.5962, 0.75 in 0.6569 ... 0.8245.
+    assert found.low == pytest.approx(0.25 - (0.0931**2 + 0.0962**2) ** 0.5, abs=1e-3)
+    assert found.high == pytest.approx(0.25 + (0.0745**2 + 0.0962**2) ** 0.5, abs=1e-3)
+
+
+def test_a_metric_without_interval_says_why() -> None:
+    (change, *_) = changes(run_with(3.0, "eval/perplexity"))
+    assert (change.gap, change.around) == (None, "no interval: mean over tokens")
+    # The samples are not those of the metric.
+    (change, *_) = changes(run_with(0.9, scores=lambda row: 0.5))
+    assert change.around == "no interval: not saved per row"
 
 
 @pytest.mark.parametrize(
-    ("seeds", "gap", "says"),
+    ("run", "learned", "following"),
     [
-        # Seeds move both settings alike: each difference is the gap, whatever the spread of the means.
-        ((0, 1), 0.3, "Paired difference over 2 shared seeds: 0.30: kl_coef=0.5 is better."),
-        ((0, 1), 0.0, "Paired difference over 2 shared seeds: 0: undecided, it may be chance."),
-        (
-            (0,),
-            0.3,
-            "Paired difference over 1 shared seed: 0.30. One seed does not tell whether that is chance: undecided.",
-        ),
+        (run_with(scores=lambda row: 0.5), "It learned: eval reward 0.25 → 0.50 (change +0.25, 95 % interval ",
+         "Next: repeat it with three seeds: python train.py -m method=ppo seed=0,1,2"),
+        (run_with(0.26, scores=lambda row: 0.26 + (row % 2 - 0.5)), "Better, but within the error: ",
+         "Next: train longer: python train.py method=ppo seed=4 method.updates=18"),
+        (run_with(0.2, scores=lambda row: 0.2), "It got worse: ",
+         "Next: compare learning rates: python train.py -m method=ppo seed=4 "
+         "method.learning_rate=0.0001,0.0003,0.0009"),
+        (run_with(state="interrupted"), "It improved: eval reward 0.25 → 0.50 (no interval: not saved per row) (as of",
+         "Next: resume it: python train.py resume=runs/x"),
+        (run_with(reproduce="python mine.py"), "It improved: ",
+         "Next: read its samples, or talk to it: python -m postrain.cli.chat runs/x"),
+        (Run(path=Path("runs/x"), status={"status": "failed"}), "Whether it learned is unknown: ",
+         "Next: fix the cause, then resume it: python train.py resume=runs/x"),
     ],
-)
-def test_the_best_is_compared_with_the_next(tmp_path: Path, seeds: tuple[int, ...], gap: float, says: str) -> None:
-    def measured(cell: int, seed: int) -> tuple[float, float]:
-        return ((0.1, 0.3 + gap, 0.3)[cell] + 0.2 * seed, 0.5)
-
-    path = make_sweep(tmp_path / "kl", values=(0.0, 0.5, 1.0), seeds=seeds, measured=measured)
-    lines = verdict(read_study(path))
-    assert lines[0].startswith("kl_coef=0.5 has the highest gold, ")
-    assert "; next is kl_coef=1.0 with " in lines[0]
-    assert lines[1] == says
+)  # fmt: skip
+def test_verdict_states_the_change_and_one_command(run: Run, learned: str, following: str) -> None:
+    found = verdict(run)
+    assert found.learned.startswith(learned)
+    assert found.lines[2] == following
 
 
-def test_every_quantity_of_the_question_is_named(tmp_path: Path) -> None:
-    path = make_sweep(
-        tmp_path / "kl", values=(0.0, 0.5, 1.0), measured=lambda cell, seed: (0.9 - 0.1 * cell, (3.0, 2.0, 1.0)[cell])
+def test_verdict_names_every_reason_for_doubt() -> None:
+    doubtful = run_with(
+        scores=lambda row: 0.5,
+        metrics={"eval/kl/exact": (0.0, 1.5), "eval/completion/distinct": (1.0, 0.03)},
+        stand_in_for="gpt2",
+        data={"rows_train": 40},
     )
-    lines = verdict(read_study(path))
-    assert "Eval kl: 3.00 against 2.00. Paired difference over 2 shared seeds: 1.00: kl_coef=0.0 has more." in lines
-    assert "From kl_coef=0.0 to kl_coef=1.0: gold -0.20, eval kl -2.00." in lines
+    assert verdict(doubtful).trust == (
+        "Doubtful: x stood in for gpt2; the completions collapsed (3% of the completions are different (100% before "
+        "training)); KL(policy‖reference) is 1.50 nats/token; only 40 training rows; one seed (4), so the spread "
+        "between seeds is not known."
+    ).replace("x stood", f"{doubtful.model} stood")
+    clean = verdict(run_with(scores=lambda row: 0.5)).trust
+    assert clean.startswith("No warning sign (no collapse, 2000 training rows), but one seed (4)")
 
 
-def test_a_study_of_a_kl_penalty_without_a_file_asks_about_the_kl(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "kl", metric=None, picture=None)
-    assert read_study(path).quantities == (GOLD, KL)
-    other = make_sweep(tmp_path / "lr", key="method.learning_rate", metric=None, picture=None)
-    assert read_study(other).quantities == (GOLD,)
+def test_console_shows_at_most_ten_metrics_and_the_verdict(full_run: Path) -> None:
+    with (console := Console(width=160)).capture() as captured:
+        print_result(full_run, console)
+    lines = captured.get().splitlines()
+    assert lines[0].startswith("held-out, before → after")
+    assert "95 % interval" in lines[1]
+    assert len(lines) <= 2 + 10 + 3
+    assert lines[-3].startswith("It learned: eval reward 0.24 → ")
+    assert lines[-2].startswith("Doubtful: nano stood in for gpt2; ")
+    assert json.loads((full_run / "manifest.json").read_text())["reproduce"] in lines[-1]
 
 
-def test_the_untrained_model_has_a_row_and_is_compared_with(tmp_path: Path) -> None:
-    # make_sweep starts every job at gold 0.1 and KL 0.
-    path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.05 - 0.01 * cell, 1.0))
-    study = read_study(path)
-    (start,) = study.untrained
-    assert (start.label, start.n, start.values[GOLD].value, start.values[KL].value) == ("untrained", 2, 0.1, 0)
-    columns, lines = rows(study)
-    assert lines[0] == (False, ["untrained", "0.10", "0", "2", ""])
-    assert len(columns) == len(lines[0][1])
-    assert "| untrained | 0.10 | 0 | 2 |  |" in markdown(study)
-    assert verdict(study)[-1] == (
-        "Untrained: gold 0.10; kl_coef=0.0 changes it by -0.050: no setting is better than the untrained model."
-    )
-
-
-def test_settings_that_start_from_different_models_have_rows_of_their_own(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "models", key="model", values=("nano", "large"), seeds=(0,))
-    result = path / "jobs/01-abcd/result.json"
-    found = json.loads(result.read_text())
-    result.write_text(json.dumps({**found, "changes": {**found["changes"], GOLD: [0.3, 0.4]}}))
-    labels = [cell.label for cell in read_study(path).untrained]
-    assert labels == ["untrained model=nano", "untrained model=large"]
-
-
-def test_a_metric_that_starts_differently_is_left_out_of_a_shared_row(tmp_path: Path) -> None:
-    # The loss at update 0 is one of the method: ln 2 for DPO, 0.5 for KTO.
-    path = make_sweep(tmp_path / "methods", key="method", values=("dpo", "kto", "ipo"), seeds=(0,))
-    for place, loss in enumerate((0.69, 0.5, 0.69)):
-        result = path / f"jobs/{place:02}-abcd/result.json"
-        found = json.loads(result.read_text())
-        result.write_text(json.dumps({**found, "changes": {**found["changes"], "eval/loss": [loss, 0.1]}}))
-    (start,) = read_study(path).untrained
-    assert "eval/loss" not in start.values
-    assert start.values[GOLD].value == 0.1
-
-
-@pytest.mark.parametrize(("named", "said"), [("eval/reward/total", True), (None, False)])
-def test_a_run_without_gold_is_decided_by_its_own_metric(tmp_path: Path, named: str | None, said: bool) -> None:
-    # The jobs have measured gold and KL, and say that gold judges them.
-    study = read_study(make_sweep(tmp_path / "kl", metric=named, direction=None))
-    assert (study.metric, study.direction) == (GOLD, "max")
-    assert study.best is study.cells[0]
-    line = "no finished job has measured eval/reward/total; gold/total decides instead"
-    assert any(line.partition(";")[0] in one for one in study.missing) == said
-    assert verdict(study)
-
-
-def test_jobs_that_no_metric_compares_end_in_a_line_that_says_so(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "reward", key="reward", values=("a", "b"), metric=None, picture=None)
-    for job in (path / "jobs").iterdir():
-        result = {"metric": "eval/reward/total", "direction": "max", "changes": {"eval/reward/total": [0.1, 0.2]}}
-        (job / "result.json").write_text(json.dumps(result))
-    assert verdict(read_study(path)) == [
-        "No metric compares the settings: the reward itself varies. Name one with sweep.metric=NAME."
-    ]
-
-
-def test_a_single_setting_is_told_with_its_spread(tmp_path: Path) -> None:
-    lines = verdict(read_study(make_sweep(tmp_path / "kl", values=(0.5,))))
-    assert lines[0].startswith("kl_coef=0.5 has gold 0.51 [")
-    assert "nothing to compare" in lines[0]
-
-
-def test_a_collapsed_setting_is_named_in_the_table_and_the_answer(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "kl")
-    result = path / "jobs/01-abcd/result.json"
-    found = json.loads(result.read_text())
-    found["changes"] |= {"eval/completion/distinct": [1.0, 0.03], "eval/completion/one_word": [0.0, 0.98]}
-    result.write_text(json.dumps(found))
-    study = read_study(path)
-    columns, lines = rows(study)
-    assert [row[columns.index("note")] for _, row in lines] == ["", "collapsed in 1 of 2", ""]
-    assert verdict(study)[-1] == (
-        "kl_coef=0.0 collapsed in 1 of 2 jobs: 3% of the completions are different (100% before training), 98% have at "
-        "most one word (0% before training). Its gold is not that of useful text."
-    )
-
-
-def test_an_interval_over_seeds_stays_in_the_range_of_its_metric(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.99 - 0.2 * seed, 0.01 + seed))
-    for cell in read_study(path).cells:
-        assert 0 < cell.values[KL].low < cell.values[KL].value < cell.values[KL].high < inf
-        assert 0 < cell.values[GOLD].low < cell.values[GOLD].high < 1
-
-
-def test_a_job_that_timed_out_is_named_in_its_row(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "kl")
-    status = {"status": "failed", "reason": "timed out after 60 s (hydra.launcher.timeout)", "seconds": 60.0}
-    (path / "jobs/01-abcd/status.json").write_text(json.dumps(status))
-    columns, lines = rows(read_study(path))
-    assert [row[columns.index("n")] for _, row in lines] == ["2", "1 of 2, 1 timed out", "2"]
-    assert "| kl_coef=0.0 seed=1 | failed | timed out after 60 s (hydra.launcher.timeout) |" in markdown(
-        read_study(path)
-    )
+def test_a_change_without_direction_is_neither_better_nor_worse() -> None:
+    assert Change("eval/completion/length", 20, 30).better is None
+    assert Change("eval/loss", 2, 1).better is True

@@ -1,0 +1,146 @@
+"""Every held-out metric of a run before and after training, with a 95 % interval of the change where one is known.
+
+Scores of completions are compared prompt by prompt (Student's interval of the paired differences). Accuracies and win
+rates over held-out rows have the interval of Newcombe (1998, Statistics in Medicine 17, method 10), which ignores that
+both measurements are of the same rows and is therefore too wide rather than too narrow. Means over tokens, such as
+losses, have none: a run does not save them row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from postrain.evaluation.estimate import Estimate, wilson
+from postrain.formatting import figure, short
+from postrain.jsonl import number
+from postrain.metrics import metric
+from postrain.report import blocks
+from postrain.report.folders import Run
+from postrain.report.panels import HEADLINES, totals_first
+from postrain.report.samples import LEAST, Sample, interval, moments
+
+PER_TOKEN = "no interval: mean over tokens"
+PER_SET = "no interval: set statistic"
+UNSAVED = "no interval: not saved per row"
+OF_SETS = ("completion/distinct", "completion/one_word", "repetition", "kl/log_ratio_max", "log_ratio_max")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A held-out metric before and after training."""
+
+    name: str
+    before: float
+    after: float
+    gap: Estimate | None = None
+    """After minus before, with its interval and the number of prompts or rows."""
+    why: str = ""
+    """Why there is no interval."""
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the change is an improvement; None for no change, or a metric without a direction."""
+        direction = metric(self.name).direction
+        if direction is None or self.after == self.before:
+            return None
+        return (self.after > self.before) == (direction == "max")
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval of the change excludes 0."""
+        return self.gap is not None and not self.gap.low <= 0 <= self.gap.high
+
+    @property
+    def around(self) -> str:
+        """The interval of the change, or why there is none."""
+        if self.gap is None:
+            return self.why
+        return f"{signed(self.gap.low)} … {signed(self.gap.high)}"
+
+
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return f"{'+' if value > 0 else ''}{figure(value)}"
+
+
+def changes(run: Run) -> list[Change]:
+    """The held-out metrics that were measured before and after training, the important ones first."""
+    groups = dict(moments(run.samples))
+    rows = number(run.data.get("rows_eval"))
+    found = []
+    for name, (updates, values) in run.metrics.items():
+        if name.startswith(("eval/", "gold/")) and updates[0] < updates[-1]:
+            gap, why = _gap(name, values[0], values[-1], groups, rows)
+            found.append(Change(name, values[0], values[-1], gap, why))
+    return sorted(found, key=_rank)
+
+
+def _rank(one: Change) -> tuple[int, bool, bool, tuple[bool, bool, bool], str]:
+    """The headline metrics, then those that changed, those with an interval first."""
+    place = HEADLINES.index(one.name) if one.name in HEADLINES else len(HEADLINES)
+    return place, one.before == one.after, one.gap is None, totals_first(one.name), one.name
+
+
+def _gap(
+    name: str, before: float, after: float, groups: Mapping[str, Sequence[Sample]], rows: float | None
+) -> tuple[Estimate | None, str]:
+    base = name.removeprefix("eval/")
+    n = rows if base == "accuracy" else len(groups.get("after", ())) if base == "win_rate" else None
+    if n and 0 <= before <= 1 and 0 <= after <= 1:
+        return newcombe(before, after, int(n)), ""
+    if base in OF_SETS:
+        return None, PER_SET
+    if name.startswith(
+        ("eval/gold/", "eval/completion/", "eval/length/", "eval/reward/chosen", "eval/reward/rejected")
+    ):
+        return None, UNSAVED
+    if not base.startswith(("gold/", "reward/")):
+        return None, PER_TOKEN
+    first, last = (groups.get(tag, ()) for tag in ("before", "after"))
+    if not all(interval(of, name, value) for of, value in ((first, before), (last, after))):
+        return None, UNSAVED
+    earlier = {(one.row, one.prompt): one.scores[base] for one in first if base in one.scores}
+    pairs = [
+        (one.scores[base], earlier[key])
+        for one in last
+        if (key := (one.row, one.prompt)) in earlier and base in one.scores
+    ]
+    if len(pairs) < LEAST:
+        return None, UNSAVED
+    return Estimate.paired([mine for mine, _ in pairs], [theirs for _, theirs in pairs]), ""
+
+
+def newcombe(before: float, after: float, n: int) -> Estimate:
+    """after - before, two shares of n rows each, from their Wilson intervals."""
+    one, two = wilson(before * n, n), wilson(after * n, n)
+    low = sqrt((after - two.low) ** 2 + (one.high - before) ** 2)
+    high = sqrt((two.high - after) ** 2 + (before - one.low) ** 2)
+    return Estimate(value=after - before, low=after - before - low, high=after - before + high, n=n)
+
+
+def change_table(found: Sequence[Change]) -> blocks.Table:
+    """A row for each metric: before, after, the change with its interval."""
+    rows = [
+        (
+            short(one.name),
+            [
+                blocks.Cell(figure(one.before), numbers=(one.before, None, None, None)),
+                blocks.Cell(figure(one.after), numbers=(one.after, None, None, None)),
+                _cell(one),
+            ],
+        )
+        for one in found
+    ]
+    return blocks.Table(("held-out metric", "before", "after", "change"), rows, about=INTERVALS)
+
+
+def _cell(one: Change) -> blocks.Cell:
+    gap, value = one.gap, one.after - one.before
+    if gap is None:
+        return blocks.Cell(signed(value), one.why, numbers=(value, None, None, None))
+    return blocks.Cell(signed(value), f"{one.around}, n={gap.n}", numbers=(value, gap.low, gap.high, gap.n))
+
+
+INTERVALS = "Below each change its 95 % interval and the number of prompts or rows, or why there is none."
