@@ -10,27 +10,23 @@ from postrain.errors import ConfigError
 from postrain.report.comparison_page import write_comparison_of_runs
 from postrain.report.evaluation_page import write_comparison_of_evaluations, write_evaluation
 from postrain.report.generation_page import write_generation
+from postrain.report.index_page import any_running, write_index
+from postrain.report.kinds import INDEX, kind_of
 from postrain.report.pipeline_page import write_pipeline
 from postrain.report.run_page import write_run
 from postrain.report.study_page import write_study
 from postrain.runs.folder import check_contained
+from postrain.runs.status import Status
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["is_running", "write_comparison", "write_report"]
 
-# Files that identify a folder of each kind; the first match wins.
-FILES: Mapping[str, tuple[str, ...]] = {
-    "sweep": ("sweep.yaml",),
-    "pipeline": ("pipeline.yaml",),
-    "run": ("metrics.jsonl", "samples.jsonl"),
-    "evaluation": ("evaluation_stats.json",),
-    "generation": ("completions.jsonl", "summary.json"),
-}
 WRITERS: Mapping[str, Callable[[Path, Path | None, Sequence[str]], Path]] = {
     "sweep": write_study,
     "run": write_run,
     "evaluation": write_evaluation,
     "pipeline": write_pipeline,
     "generation": write_generation,
+    INDEX: write_index,
 }
 COMPARED: Mapping[str, Callable[[Sequence[Path], Path, Sequence[str]], Path]] = {
     "run": write_comparison_of_runs,
@@ -39,30 +35,23 @@ COMPARED: Mapping[str, Callable[[Sequence[Path], Path, Sequence[str]], Path]] = 
 COMPARISONS = Path("runs", "comparison")
 
 
-def kind_of(path: Path) -> str:
-    """run, sweep, pipeline, evaluation or generation. Raises ConfigError for a folder that is none of them."""
-    if not path.is_dir():
-        raise ConfigError(f"there is no folder {path}; give a run folder, such as runs/ppo/nano/...")
-    for kind, files in FILES.items():
-        if any((path / name).is_file() for name in files):
-            return kind
-    if any((path / name).is_file() for name in ("config.yaml", "status.json", "manifest.json")):
-        return "run"
-    there = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-    raise ConfigError(
-        f"{path} is not the folder of a run, sweep, pipeline, evaluation or generation (it holds: {there})"
-    )
-
-
 def write_report(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html and its figures into the folder itself or into `output`; returns the page.
 
-    `formats` are further ones of the figures (pdf, svg) and of the page's main table (csv, tex). Raises ConfigError for
-    a folder that postrain did not write, or one that cannot be written.
+    A folder of runs gets an index of them. `formats` are further ones of the figures (pdf, svg) and of the page's main
+    table (csv, tex). Raises ConfigError for a folder that postrain did not write, or one that cannot be written.
     """
-    writer = WRITERS[kind_of(path)]
-    check_contained(path)
-    return writer(path, output, formats)
+    kind = kind_of(path)
+    if kind != INDEX:
+        check_contained(path)
+    return WRITERS[kind](path, output, formats)
+
+
+def is_running(path: Path) -> bool:
+    """Whether the run, sweep, ... in a folder is running, or any below it."""
+    if kind_of(path) == INDEX:
+        return any_running(path)
+    return Status(path / "status.json").current().get("status") == "running"
 
 
 def write_comparison(paths: Sequence[Path], output: Path | None = None, formats: Sequence[str] = ()) -> Path:

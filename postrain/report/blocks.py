@@ -113,7 +113,33 @@ class Group:
     folded: bool = False
 
 
-Block = Text | Items | Pictures | Legend | Table | Facts | Samples | Group
+@dataclass(frozen=True)
+class ListingRow:
+    """A row of a listing."""
+
+    cells: Sequence[tuple[str | Markup, str | float]]
+    """What is shown, and what is sorted by."""
+    path: str
+    metrics: str
+    """JSON: name → values before and after."""
+    kind: str
+    """Rows of one kind can be compared; empty for one that cannot."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table that index.js sorts, filters and compares rows of."""
+
+    rows: Sequence[ListingRow]
+    columns: Sequence[str]
+    """The first is that of the tick boxes."""
+    words: Sequence[str]
+    """Columns of text, aligned left."""
+    command: str
+    """The command that compares folders."""
+
+
+Block = Text | Items | Pictures | Legend | Table | Facts | Samples | Listing | Group
 
 
 def empty(block: Block | None) -> bool:

@@ -24,6 +24,8 @@ from postrain.report.pictures import FORMATS, REMEDY, Sheet, write_sheet
 from postrain.runs.folder import writing
 
 HERE = Path(__file__).parent
+RELOAD = 5
+"""Seconds between two reloads of a page, and between two writes of --watch, while a run trains."""
 PAGE, STATS, RESPONSES = "report.html", "evaluation_stats.json", "sample_responses.json"
 
 
@@ -54,7 +56,9 @@ class Page:
     files: Mapping[str, Any] = field(default_factory=dict)
     """JSON files beside the page."""
     script: str = ""
-    """Inline JavaScript; only the index of runs has one."""
+    """Inline JavaScript; only the index of runs has it."""
+    reload: int = 0
+    """Seconds after which the browser reloads the page; 0 never."""
 
 
 def section(title: str, *blocks: Block | None) -> Section | None:
@@ -81,7 +85,8 @@ def write_page(folder: Path, page: Page, formats: Sequence[str] = ()) -> Path:
     (csv, tex). Raises ConfigError where one cannot be written."""
     target = folder / PAGE
     style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    text = _engine().get_template("page.html").render(page=page, style=style)
+    script = Markup(page.script)
+    text = _engine().get_template("page.html").render(page=page, style=style, script=script)
     with writing(target, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(target, hidden(text))

@@ -15,7 +15,18 @@ from postrain.report import blocks
 from postrain.report.changes import Change, change_table, changes
 from postrain.report.charts import Group, curves, distribution, histogram, lines_of
 from postrain.report.folders import MOST_SECONDS, MaskedRow, Run, read_run
-from postrain.report.page import RESPONSES, STATS, Page, Section, flat, machine, reproduction, section, write_page
+from postrain.report.page import (
+    RELOAD,
+    RESPONSES,
+    STATS,
+    Page,
+    Section,
+    flat,
+    machine,
+    reproduction,
+    section,
+    write_page,
+)
 from postrain.report.palette import POLICY, REFERENCE
 from postrain.report.panels import Panel, arrange, before_and_after, headlines, totals_first
 from postrain.report.pictures import Picture, Sheet
@@ -81,6 +92,7 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
         missing=run.missing,
         sheets=(Sheet("training_curves", title, drawn), Sheet("response_lengths", f"{title}: {LENGTHS}", words)),
         table=found,
+        reload=RELOAD if run.state == "running" else 0,
         files={STATS: run_stats(run, groups), RESPONSES: responses(groups)} if groups else {},
     )
     return write_page(folder, page, formats)

@@ -21,7 +21,7 @@ from postrain.report.answer import ABOUT, finished, note, result, verdict
 from postrain.report.charts import Line, Spot, bars, curves, points, spans_decades
 from postrain.report.folders import curves as curves_of
 from postrain.report.folders import state_of
-from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_page
+from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, section, write_page
 from postrain.report.palette import DASHES, Style, color
 from postrain.report.panels import axis_of, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
@@ -84,7 +84,8 @@ def write_study(path: Path, output: Path | None = None, formats: Sequence[str] =
         blocks.Facts(facts(study)),
         *(blocks.note(job.reason or " ", f"{job.label} failed.") for job in failed),
     )
-    heading = blocks.line(study.name, blocks.badge(state_of(Status(path / "status.json").current())))
+    state = state_of(Status(path / "status.json").current())
+    heading = blocks.line(study.name, blocks.badge(state))
     page = Page(
         kind="sweep",
         title=study.name,
@@ -94,6 +95,7 @@ def write_study(path: Path, output: Path | None = None, formats: Sequence[str] =
         missing=study.missing,
         sheets=[Sheet("frontier", study.name, [(drawn.title, drawn.draw)])] if drawn else [],
         table=found,
+        reload=RELOAD if state == "running" else 0,
         files={RESPONSES: responses(groups)} if groups else {},
     )
     return write_page(folder, page, formats)

@@ -1,0 +1,147 @@
+"""The runs, sweeps, pipelines, evaluations and generations below a folder, each as one row of the index page.
+
+Reads the small files of finished runs only (status, result, manifest), so that an index of hundreds of runs takes about
+a second; of others the metrics too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from postrain.errors import ConfigError
+from postrain.formatting import figure, short
+from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.report.answer import verdict
+from postrain.report.folders import MOST_SECONDS, Run, curves
+from postrain.report.kinds import folders
+from postrain.report.page import PAGE
+from postrain.report.panels import HEADLINES
+from postrain.report.study import read_study
+from postrain.report.values import finite, mapping, text_of, update_of
+from postrain.runs.status import Status
+
+Ends = tuple[float, float]
+"""A metric before and after training, or so far."""
+MOST_METRICS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row of the index."""
+
+    kind: str
+    path: Path
+    name: str
+    model: str = ""
+    state: str = "unknown"
+    started: float = 0.0
+    """Unix time; 0 where it is not known."""
+    seconds: float = 0.0
+    overrides: str = ""
+    """Of its command line."""
+    progress: str = ""
+    """Updates of a run, jobs of a sweep: done, or done/total."""
+    metric: str = ""
+    ends: Ends | None = None
+    """The metric that the run is judged by."""
+    text: str = ""
+    """Result of what has no such metric: the answer of a sweep, why a run failed."""
+    metrics: Mapping[str, Ends] = field(default_factory=dict)
+    """The main held-out metrics, for the comparison in the page."""
+
+    @property
+    def has_report(self) -> bool:
+        return (self.path / PAGE).is_file()
+
+    @property
+    def comparable(self) -> bool:
+        """Whether `postrain report` compares it with others of its kind."""
+        return self.kind in ("run", "evaluation")
+
+    @property
+    def result(self) -> str:
+        """The metric before and after, else the text."""
+        if self.ends is None:
+            return self.text
+        return f"{short(self.metric)} {figure(self.ends[0])} → {figure(self.ends[1])}"
+
+    @property
+    def data(self) -> str:
+        """The metrics as JSON, formatted."""
+        return json.dumps({short(name): [figure(one), figure(two)] for name, (one, two) in self.metrics.items()})
+
+
+def read_entries(root: Path) -> list[Entry]:
+    """All rows, the newest first."""
+    found = [_entry(kind, path) for kind, path in folders(root)]
+    return sorted(found, key=lambda one: (-one.started, str(one.path)))
+
+
+def _entry(kind: str, path: Path) -> Entry:
+    # write_page hides secrets: masking whole manifests would take most of the time.
+    status = Status(path / "status.json").current()
+    run = Run(path=path, status=status, manifest=read_json(path / "manifest.json"))
+    started, seconds = (number(run.status.get(name)) or 0.0 for name in ("started", "seconds"))
+    reason, words = text_of(run.status.get("reason")), text_of(run.manifest.get("reproduce")).split(" ")
+    known = {
+        "kind": kind,
+        "path": path,
+        "state": run.state,
+        "started": started if 0 < started < MOST_SECONDS else 0.0,
+        "seconds": seconds if 0 < seconds < MOST_SECONDS else 0.0,
+        "text": reason,
+        "overrides": " ".join(words[2:]) if len(words) > 2 else "",
+    }
+    if kind == "sweep":
+        return _sweep(path, known)
+    if kind == "run":
+        return _run(run, path, known)
+    return Entry(name=path.name, model=_model(run), **known)
+
+
+def _sweep(path: Path, known: Record) -> Entry:
+    try:
+        study = read_study(path)
+    except ConfigError as error:
+        return Entry(name=path.name, **known | {"text": str(error)})
+    done = sum(job.state == "done" for job in study.jobs)
+    answer = next(iter(verdict(study)), "")
+    progress = f"{done}/{len(study.jobs)} jobs"
+    return Entry(name=study.name, progress=progress, **known | {"text": answer or known["text"]})
+
+
+def _run(run: Run, path: Path, known: Record) -> Entry:
+    result = read_json(path / "result.json")
+    ends = {name: both for name, values in mapping(result.get("changes")).items() if (both := _ends(values))}
+    updates = number(result.get("updates"))
+    if not ends:
+        records = JsonLines(path / "metrics.jsonl").read()
+        ends = {name: (values[0], values[-1]) for name, (_, values) in curves(records).items()}
+        updates = max(map(update_of, records), default=0)
+    total = number(mapping(run.settings.get("method")).get("updates"))
+    progress = f"{updates or 0:.0f}" + (f"/{total:.0f}" if total and total != updates else "")
+    wanted = (text_of(result.get("metric")), *HEADLINES)
+    main = next((name for name in ("eval/reward/total", *wanted) if name in ends), "")
+    order = [name for name in HEADLINES if name in ends]
+    order += [name for name in ends if name.startswith(("eval/", "gold/")) and name not in order]
+    return Entry(
+        name=run.method if run.settings else path.name,
+        model=_model(run),
+        progress=progress,
+        metric=main,
+        ends=ends.get(main),
+        metrics={name: ends[name] for name in order[:MOST_METRICS]},
+        **known,
+    )
+
+
+def _model(run: Run) -> str:
+    return text_of(mapping(run.manifest.get("model")).get("name"))
+
+
+def _ends(values: object) -> Ends | None:
+    known = [finite(value) for value in values] if isinstance(values, Sequence) and len(values) == 2 else []
+    return (known[0], known[1]) if len(known) == 2 and known[0] is not None and known[1] is not None else None
