@@ -28,6 +28,7 @@ from postrain.jsonl import atomic_write_text
 from postrain.methods.base import Method
 from postrain.models.disk_cache import disk_cached
 from postrain.models.provenance import Provenance, keep_on_disk, provenance_of, unchanged
+from postrain.report.notebook import run_html
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
 from postrain.training.loggers import NoTracker, Tracker
@@ -46,6 +47,10 @@ class Run:
     def __repr__(self) -> str:
         learned = f"method={type(self.method).__name__}, updates={self.method.counters.updates}"
         return f"Run(path={str(self.path)!r}, {learned}, objective={self.objective})"
+
+    def _repr_html_(self) -> str:
+        """The verdict and the learning curves, in Jupyter."""
+        return run_html(self.path)
 
     @property
     def model(self) -> Any:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from postrain.errors import ConfigError
 from postrain.formatting import figure, short
-from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.jsonl import JsonLines, number, read_json
 from postrain.report.answer import verdict
 from postrain.report.folders import MOST_SECONDS, Run, curves
 from postrain.report.kinds import folders
@@ -84,62 +84,55 @@ def _entry(kind: str, path: Path) -> Entry:
     # write_page hides secrets: masking whole manifests would take most of the time.
     status = Status(path / "status.json").current()
     run = Run(path=path, status=status, manifest=read_json(path / "manifest.json"))
-    started, seconds = (number(run.status.get(name)) or 0.0 for name in ("started", "seconds"))
-    reason, words = text_of(run.status.get("reason")), text_of(run.manifest.get("reproduce")).split(" ")
-    known = {
-        "kind": kind,
-        "path": path,
-        "state": run.state,
-        "started": started if 0 < started < MOST_SECONDS else 0.0,
-        "seconds": seconds if 0 < seconds < MOST_SECONDS else 0.0,
-        "text": reason,
-        "overrides": " ".join(words[2:]) if len(words) > 2 else "",
-    }
+    started, seconds = (number(status.get(name)) or 0.0 for name in ("started", "seconds"))
+    words = text_of(run.manifest.get("reproduce")).split(" ")
+    entry = Entry(
+        kind=kind,
+        path=path,
+        name=path.name,
+        model=text_of(mapping(run.manifest.get("model")).get("name")),
+        state=run.state,
+        started=started if 0 < started < MOST_SECONDS else 0.0,
+        seconds=seconds if 0 < seconds < MOST_SECONDS else 0.0,
+        text=text_of(status.get("reason")),
+        overrides=" ".join(words[2:]),
+    )
     if kind == "sweep":
-        return _sweep(path, known)
-    if kind == "run":
-        return _run(run, path, known)
-    return Entry(name=path.name, model=_model(run), **known)
+        return _sweep(entry)
+    return _run(entry, run) if kind == "run" else entry
 
 
-def _sweep(path: Path, known: Record) -> Entry:
+def _sweep(entry: Entry) -> Entry:
     try:
-        study = read_study(path)
+        study = read_study(entry.path)
     except ConfigError as error:
-        return Entry(name=path.name, **known | {"text": str(error)})
+        return replace(entry, text=str(error))
     done = sum(job.state == "done" for job in study.jobs)
-    answer = next(iter(verdict(study)), "")
-    progress = f"{done}/{len(study.jobs)} jobs"
-    return Entry(name=study.name, progress=progress, **known | {"text": answer or known["text"]})
+    answer = next(iter(verdict(study)), entry.text)
+    return replace(entry, name=study.name, progress=f"{done}/{len(study.jobs)} jobs", text=answer)
 
 
-def _run(run: Run, path: Path, known: Record) -> Entry:
-    result = read_json(path / "result.json")
+def _run(entry: Entry, run: Run) -> Entry:
+    result = read_json(entry.path / "result.json")
     ends = {name: both for name, values in mapping(result.get("changes")).items() if (both := _ends(values))}
     updates = number(result.get("updates"))
     if not ends:
-        records = JsonLines(path / "metrics.jsonl").read()
+        records = JsonLines(entry.path / "metrics.jsonl").read()
         ends = {name: (values[0], values[-1]) for name, (_, values) in curves(records).items()}
         updates = max(map(update_of, records), default=0)
     total = number(mapping(run.settings.get("method")).get("updates"))
-    progress = f"{updates or 0:.0f}" + (f"/{total:.0f}" if total and total != updates else "")
-    wanted = (text_of(result.get("metric")), *HEADLINES)
-    main = next((name for name in ("eval/reward/total", *wanted) if name in ends), "")
+    wanted = ("eval/reward/total", text_of(result.get("metric")), *HEADLINES)
+    main = next((name for name in wanted if name in ends), "")
     order = [name for name in HEADLINES if name in ends]
     order += [name for name in ends if name.startswith(("eval/", "gold/")) and name not in order]
-    return Entry(
-        name=run.method if run.settings else path.name,
-        model=_model(run),
-        progress=progress,
+    return replace(
+        entry,
+        name=run.method if run.settings else entry.name,
+        progress=f"{updates or 0:.0f}" + (f"/{total:.0f}" if total and total != updates else ""),
         metric=main,
         ends=ends.get(main),
         metrics={name: ends[name] for name in order[:MOST_METRICS]},
-        **known,
     )
-
-
-def _model(run: Run) -> str:
-    return text_of(mapping(run.manifest.get("model")).get("name"))
 
 
 def _ends(values: object) -> Ends | None:
