@@ -18,8 +18,8 @@ from postrain.generation.config import GenerateConfig
 from postrain.jobs.pipeline import FILE, Pipeline
 from postrain.jobs.plan import to_confirm
 from postrain.jobs.study import format_override
-from postrain.report.study import FILE as SWEEP
-from postrain.report.study import JOBS
+from postrain.report.sweep_results import FILE as SWEEP
+from postrain.report.sweep_results import JOBS
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
 from postrain.training.config import TrainConfig

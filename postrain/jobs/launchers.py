@@ -37,7 +37,7 @@ from postrain.jobs.parent_watchdog import JOB
 from postrain.jobs.plan import extra_folder, flags
 from postrain.jobs.study import format_override
 from postrain.processor import usable_cores
-from postrain.report.study_cells import TIMED_OUT
+from postrain.report.sweep_cells import TIMED_OUT
 from postrain.runs.folder import Status, writing
 from postrain.runs.interrupt import Interrupted
 from postrain.runs.locks import take

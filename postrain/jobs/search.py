@@ -15,7 +15,7 @@ from postrain.config.extras import installed, load, missing
 from postrain.jobs.graph import Job
 from postrain.jobs.plan import SweepPlanner, placed
 from postrain.jobs.study import Setting, Study, format_overrides
-from postrain.report.study import read_job
+from postrain.report.sweep_results import read_job
 from postrain.types import ConfigError
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from postrain.jobs.search import check_search, search
 from postrain.jobs.study import Study, read, settings
 from postrain.jsonl import atomic_write_text, plain
 from postrain.report import write_report
-from postrain.report.answer import markdown, table, verdict
-from postrain.report.study import FILE, JOBS, read_job, read_study
+from postrain.report.sweep_results import FILE, JOBS, read_job, read_sweep
+from postrain.report.sweep_summary import markdown, sentences, table
 from postrain.runs.folder import Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt, Interrupted
 from postrain.runs.locks import take
@@ -86,7 +86,7 @@ class Sweep:
 
     def answer(self) -> None:
         """The result of all jobs: on the console, in table.md and table.json, in the report."""
-        found = read_study(self.folder)
+        found = read_sweep(self.folder)
         with writing(self.folder):
             atomic_write_text(self.folder / "table.md", markdown(found))
             atomic_write_text(self.folder / "table.json", json.dumps(plain(rows_of(found)), indent=1) + "\n")
@@ -94,7 +94,7 @@ class Sweep:
         self.console.print(table(found))
         for line in found.missing:
             self.say(f"missing: {line}", "yellow")
-        for line in verdict(found):
+        for line in sentences(found):
             self.say(line)
         for job in found.failed:
             if job.state == "failed":

@@ -14,14 +14,14 @@ from postrain.report.index_page import any_running, write_index
 from postrain.report.kinds import INDEX, kind_of
 from postrain.report.pipeline_page import write_pipeline
 from postrain.report.run_page import write_run
-from postrain.report.study_page import write_study
+from postrain.report.sweep_page import write_sweep
 from postrain.runs.folder import check_contained
 from postrain.runs.status import Status
 
 __all__ = ["is_running", "write_comparison", "write_report"]
 
 WRITERS: Mapping[str, Callable[[Path, Path | None, Sequence[str]], Path]] = {
-    "sweep": write_study,
+    "sweep": write_sweep,
     "run": write_run,
     "evaluation": write_evaluation,
     "pipeline": write_pipeline,

@@ -1,6 +1,6 @@
 """The blocks of a page, and the inline elements of their texts.
 
-Page builders (run_page.py, study_page.py, ...) choose blocks; templates/blocks.html has one macro for each class, with
+Page builders (run_page.py, sweep_page.py, ...) choose blocks; templates/blocks.html has one macro for each class, with
 the same name. It escapes all text except the inline elements made here.
 """
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 from postrain.formatting import figure
 from postrain.report.folders import STATES
 from postrain.report.pictures import Entry, Picture
-from postrain.report.samples import Shown
+from postrain.report.samples import PromptSamples
 
 ABOUT = "small muted"
 ARROW = Markup('<span class="arrow" aria-label="to">→</span>')
@@ -98,7 +98,7 @@ class Facts:
 class Samples:
     """Prompts with their completions."""
 
-    shown: Sequence[Shown]
+    shown: Sequence[PromptSamples]
     compare: bool = False
     """Whether scores are coloured by their change since the first completion."""
 
@@ -174,7 +174,7 @@ def note(text: str, label: str = "", tone: str = "bad") -> Text | None:
     return Text(line(bold(label), text) if label else text, f"note {tone}") if text else None
 
 
-def ended(reason: object) -> Text | None:
+def end_reason(reason: object) -> Text | None:
     """Why a run, an evaluation, ... did not finish."""
     return note(str(reason or ""), "Why it ended.")
 

@@ -19,7 +19,7 @@ from postrain.metrics import metric
 from postrain.report import blocks
 from postrain.report.folders import Run
 from postrain.report.panels import HEADLINES, totals_first
-from postrain.report.samples import LEAST, Sample, interval, moments
+from postrain.report.samples import LEAST, Sample, first_and_last, interval
 
 PER_TOKEN = "no interval: mean over tokens"
 PER_SET = "no interval: set statistic"
@@ -67,7 +67,7 @@ def signed(value: float) -> str:
 
 def changes(run: Run) -> list[Change]:
     """The held-out metrics that were measured before and after training, the important ones first."""
-    groups = dict(moments(run.samples))
+    groups = dict(first_and_last(run.samples))
     rows = number(run.data.get("rows_eval"))
     found = []
     for name, (updates, values) in run.metrics.items():

@@ -55,7 +55,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Spot:
+class DataPoint:
     """A point with its intervals; an interval that is not finite is not drawn."""
 
     x: float
@@ -137,7 +137,7 @@ def histogram(groups: Sequence[Group], *, label: str = "", log_x: bool = False) 
     return draw
 
 
-Bars = Sequence[tuple[str, Spot, int]]
+Bars = Sequence[tuple[str, DataPoint, int]]
 """Name, value, and series number of each bar."""
 
 
@@ -186,7 +186,7 @@ def wide_histogram(groups: Sequence[Group], label: str = "") -> Draw:
     return histogram(groups, label=label, log_x=spans_decades(values))
 
 
-Series = tuple[str, int, Sequence[Spot]]
+Series = tuple[str, int, Sequence[DataPoint]]
 """Name, series number, points."""
 
 
@@ -237,7 +237,7 @@ def _by_decades(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_spot(axes: Axes, spot: Spot, shade: str, label: str | None) -> None:
+def _draw_spot(axes: Axes, spot: DataPoint, shade: str, label: str | None) -> None:
     x_error, y_error = _error(spot.x, spot.x_range), _error(spot.y, spot.y_range)
     axes.errorbar(
         spot.x, spot.y, xerr=x_error, yerr=y_error, fmt="o", ms=4.5, color=shade, elinewidth=1, capsize=2, label=label

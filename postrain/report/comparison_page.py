@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from postrain.formatting import figure, short
 from postrain.report import blocks
-from postrain.report.charts import Bars, Line, Spot, bar_picture, bars, curves, points
+from postrain.report.charts import Bars, DataPoint, Line, bar_picture, bars, curves, points
 from postrain.report.folders import Run, read_run
 from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_page
 from postrain.report.palette import DASHES, Style, color
@@ -199,7 +199,8 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
         for one in members:
             if (after := one.run.after(metric)) is not None:
                 around = interval(one.samples, metric, after)
-                rows.append((one.name, Spot(after, 0, (around[0].low, around[0].high) if around else None), one.number))
+                ends = (around[0].low, around[0].high) if around else None
+                rows.append((one.name, DataPoint(after, 0, ends), one.number))
         if len(rows) > 1:
             found.append((metric, rows))
     return found
@@ -221,12 +222,12 @@ def _frontier(members: Sequence[Member]) -> list[Picture]:
     return []
 
 
-def _path(one: Member, x: str, y: str) -> list[Spot]:
+def _path(one: Member, x: str, y: str) -> list[DataPoint]:
     xs, ys = one.run.metrics.get(x), one.run.metrics.get(y)
     if xs is None or ys is None:
         return []
     present = dict(zip(*ys, strict=True))
-    path = [Spot(far, present[update]) for update, far in zip(*xs, strict=True) if update in present]
+    path = [DataPoint(far, present[update]) for update, far in zip(*xs, strict=True) if update in present]
     return [*path[:-1], *(replace(spot, label=one.name) for spot in path[-1:])]
 
 

@@ -24,7 +24,7 @@ from postrain.report.values import text_of
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-(?=[0-9a-f])")
 MOST_ANSWERS = 40
-"""Shown per category of queries; queries.jsonl has all."""
+"""PromptSamples per category of queries; queries.jsonl has all."""
 FOUND = "Below each value its 95 % interval and the number of items."
 SEVERAL = (
     " The best of each row is marked. Differences are the first model minus the other, on the same items; one whose "
@@ -60,7 +60,7 @@ def _write(found: Sequence[Evaluation], folder: Path, formats: Sequence[str]) ->
         title=" · ".join(["evaluation", *(model.name for model in models)]),
         heading=blocks.line(heading, blocks.badge(found[0].state if len(found) == 1 else "")),
         header=(
-            *(blocks.ended(each.status.get("reason")) for each in found),
+            *(blocks.end_reason(each.status.get("reason")) for each in found),
             *(blocks.note(text, tone="warn") for text in warnings(found, models)),
         ),
         sections=(

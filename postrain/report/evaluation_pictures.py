@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from postrain.formatting import short
 from postrain.jsonl import Record
-from postrain.report.charts import Bars, Group, Series, Spot, points
+from postrain.report.charts import Bars, DataPoint, Group, Series, points
 from postrain.report.evaluations import EvalModel, Point, central
 from postrain.report.generation_page import CUT, FINISHED
 from postrain.report.palette import SERIES, color
@@ -88,7 +88,7 @@ def scaling(ways: Mapping[str, Sequence[Point]]) -> list[Picture]:
         series: list[Series] = []
         for index, (way, there) in enumerate(ways.items()):
             spots = [
-                Spot(spent, point.score.value, None, point.score.around)
+                DataPoint(spent, point.score.value, None, point.score.around)
                 for point in there
                 if (spent := getattr(point, cost)) is not None and spent > 0
             ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from postrain.jsonl import JsonLines, Record, read_json
-from postrain.report.charts import Spot
+from postrain.report.charts import DataPoint
 from postrain.report.folders import Folder, Generation, common
 from postrain.report.samples import Sample
 from postrain.report.values import damaged, finite, mapping, read_records, records_of, text_of, whole
@@ -37,9 +37,9 @@ class Number:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
-    def spot(self) -> Spot:
+    def spot(self) -> DataPoint:
         """As a bar."""
-        return Spot(self.value, 0, self.around)
+        return DataPoint(self.value, 0, self.around)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from postrain.report.page import RESPONSES, Page, flat, reproduction, section, w
 from postrain.report.palette import POLICY, SERIES
 from postrain.report.pictures import Sheet
 from postrain.report.run_page import LEAST_FOR_A_HISTOGRAM
-from postrain.report.samples import SHOWN, Answer, Sample, Shown, responses
+from postrain.report.samples import SHOWN, Answer, PromptSamples, Sample, responses
 from postrain.report.values import LARGEST
 
 MOST_ANSWERS = 4
@@ -53,7 +53,7 @@ def write_generation(path: Path, output: Path | None = None, formats: Sequence[s
         ),
         section("Reproduce this generation", *reproduction(found.manifest, found.path)),
     )
-    header = (blocks.Facts(_facts(found)), blocks.ended(found.status.get("reason")))
+    header = (blocks.Facts(_facts(found)), blocks.end_reason(found.status.get("reason")))
     title = f"generation · {found.path.name}"
     lengths, label = groups.get("words"), "words per completion"
     page = Page(
@@ -76,13 +76,13 @@ def _facts(found: Generation) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _shown(prompt: Sequence[Sample]) -> Shown:
+def _shown(prompt: Sequence[Sample]) -> PromptSamples:
     """The first completions of a prompt."""
     answers = [
         Answer(f"completion {number}" + (" (cut)" if one.finished is False else ""), one.completion, one.scores)
         for number, one in enumerate(prompt[:MOST_ANSWERS], start=1)
     ]
-    return Shown(prompt[0].row, prompt[0].prompt, tuple(answers))
+    return PromptSamples(prompt[0].row, prompt[0].prompt, tuple(answers))
 
 
 def distributions(samples: Sequence[Sample]) -> Mapping[str, list[Group]]:

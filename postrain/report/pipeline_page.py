@@ -88,7 +88,7 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
         ),
     )
     done = f"{sum(stage.state == 'done' for stage in stages)} of {len(stages)}"
-    header = (blocks.Facts([("stages done", done)]), blocks.ended(whole.status.get("reason")))
+    header = (blocks.Facts([("stages done", done)]), blocks.end_reason(whole.status.get("reason")))
     heading = blocks.line(name, blocks.badge(whole.state))
     missing = [] if plan else [f"{FILE} is damaged: the stages are those with a folder"]
     page = Page(

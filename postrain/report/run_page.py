@@ -30,7 +30,7 @@ from postrain.report.page import (
 from postrain.report.palette import POLICY, REFERENCE
 from postrain.report.panels import Panel, arrange, before_and_after, headlines, totals_first
 from postrain.report.pictures import Picture, Sheet
-from postrain.report.samples import SHOWN, Sample, interval, moments, responses, side_by_side
+from postrain.report.samples import SHOWN, Sample, first_and_last, interval, responses, side_by_side
 from postrain.report.verdict import verdict
 
 LEAST_FOR_A_HISTOGRAM = 12
@@ -57,7 +57,7 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
     """
     run, folder = read_run(path), output or path.resolve()
     panels, constant = arrange(run.metrics)
-    groups, known = moments(run.samples), changes(run)
+    groups, known = first_and_last(run.samples), changes(run)
     found = change_table(known)
     sections = (
         _verdict(run),
@@ -108,7 +108,7 @@ def _header(run: Run) -> list[blocks.Block | None]:
     other = run.manifest.get("stand_in_for")
     return [
         blocks.Facts(facts(run)),
-        blocks.ended(run.status.get("reason")),
+        blocks.end_reason(run.status.get("reason")),
         blocks.note(str(run.result.get("stopped") or ""), "It ended early.", "warn"),
         blocks.Text(STAND_IN.format(run.model, other, other), "note warn") if other else None,
     ]

@@ -14,12 +14,12 @@ from pathlib import Path
 from postrain.errors import ConfigError
 from postrain.formatting import figure, short
 from postrain.jsonl import JsonLines, number, read_json
-from postrain.report.answer import verdict
 from postrain.report.folders import MOST_SECONDS, Run, curves
 from postrain.report.kinds import folders
 from postrain.report.page import PAGE
 from postrain.report.panels import HEADLINES
-from postrain.report.study import read_study
+from postrain.report.sweep_results import read_sweep
+from postrain.report.sweep_summary import sentences
 from postrain.report.values import finite, mapping, text_of, update_of
 from postrain.runs.status import Status
 
@@ -104,11 +104,11 @@ def _entry(kind: str, path: Path) -> Entry:
 
 def _sweep(entry: Entry) -> Entry:
     try:
-        study = read_study(entry.path)
+        study = read_sweep(entry.path)
     except ConfigError as error:
         return replace(entry, text=str(error))
     done = sum(job.state == "done" for job in study.jobs)
-    answer = next(iter(verdict(study)), entry.text)
+    answer = next(iter(sentences(study)), entry.text)
     return replace(entry, name=study.name, progress=f"{done}/{len(study.jobs)} jobs", text=answer)
 
 

@@ -52,7 +52,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PromptSamples:
     """A prompt and what was written for it."""
 
     row: int
@@ -67,7 +67,7 @@ class Shown:
         return "up" if answer.scores[name] > first else "down"
 
 
-def moments(samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
+def first_and_last(samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
     """The samples of the first and the last evaluation of a run."""
     updates = sorted({sample.update for sample in samples})
     tags = ("before", "after") if len(updates) > 1 else ("sample",)
@@ -77,10 +77,10 @@ def moments(samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
 
 def last(samples: Sequence[Sample]) -> list[Sample]:
     """The samples of the last evaluation."""
-    return moments(samples)[-1][1] if samples else []
+    return first_and_last(samples)[-1][1] if samples else []
 
 
-def side_by_side(groups: Sequence[tuple[str, Sequence[Sample]]], least: int | None = None) -> list[Shown]:
+def side_by_side(groups: Sequence[tuple[str, Sequence[Sample]]], least: int | None = None) -> list[PromptSamples]:
     """The prompts that at least so many groups share (otherwise all), in the order of the data, not of success."""
     least = len(groups) if least is None else least
     by_key = [(tag, {(sample.row, sample.prompt): sample for sample in samples}) for tag, samples in groups]
@@ -90,7 +90,7 @@ def side_by_side(groups: Sequence[tuple[str, Sequence[Sample]]], least: int | No
         present = [(tag, found[key]) for tag, found in by_key if key in found]
         if len(present) >= least:
             answers = tuple(Answer(tag, sample.completion, _ordered(sample.scores)) for tag, sample in present)
-            made.append(Shown(*key, answers))
+            made.append(PromptSamples(*key, answers))
     return _without_repeated_gold(made)
 
 
@@ -109,7 +109,7 @@ def _ordered(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: scores[name] for name in sorted(scores, key=totals_first)}
 
 
-def _without_repeated_gold(found: list[Shown]) -> list[Shown]:
+def _without_repeated_gold(found: list[PromptSamples]) -> list[PromptSamples]:
     """Where the gold score itself is the reward, saying every number twice helps nobody."""
 
     def part(answer: Answer, kind: str) -> dict[str, float]:

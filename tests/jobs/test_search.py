@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from postrain.jobs.search import distribution
-from postrain.report.study import read_study
+from postrain.report.sweep_results import read_sweep
 from postrain.types import ConfigError
 from tests.jobs.sweeps import Program, sweep
 
@@ -36,7 +36,7 @@ def test_trials_run_and_resume_with_their_values(tmp_path):
     assert [trial.value for trial in found.trials] == [
         pytest.approx(1 - trial.params["method.kl_coef"]) for trial in found.trials
     ]
-    assert read_study(folder).best.settings == found.best_params  # type: ignore[union-attr]
+    assert read_sweep(folder).best.settings == found.best_params  # type: ignore[union-attr]
     first = [trial.params for trial in found.trials]
     program.ran.clear()
     assert sweep(program, f"resume={folder}", "sweep.trials=5") == 0
@@ -78,7 +78,7 @@ def test_repeated_proposal_runs_once(tmp_path):
     assert sweep(program, *words, f"paths.sweeps={tmp_path}") == 0
     (folder,) = tmp_path.glob("search/*")
     assert len(program.ran) == len(set(program.ran)) <= 2
-    assert [cell.n for cell in read_study(folder).cells] == [1] * len(program.ran)
+    assert [cell.n for cell in read_sweep(folder).cells] == [1] * len(program.ran)
 
 
 def test_distribution_of_each_kind_of_space():

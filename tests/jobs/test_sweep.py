@@ -8,8 +8,8 @@ import pytest
 
 from postrain.cli.main import start
 from postrain.jobs.sweep import alone
-from postrain.report.answer import markdown, result
-from postrain.report.study import read_study
+from postrain.report.sweep_results import read_sweep
+from postrain.report.sweep_summary import markdown, result
 from postrain.runs.folder import RunFolder
 from tests.jobs.sweeps import Program, finish, sweep
 from tests.training_runs import CONF
@@ -39,7 +39,7 @@ def test_every_job_has_a_folder_of_its_own(done):
 
 
 def test_the_table_has_means_and_intervals_over_seeds(done):
-    study = read_study(done[0])
+    study = read_sweep(done[0])
     assert (study.metric, study.direction) == ("eval/reward/total", "max")
     first, second = study.cells
     # Rewards 0.90 and 0.91: mean 0.905, standard error 0.005, t(1) = 12.7062.
@@ -61,7 +61,7 @@ def test_resumed_sweep_repeats_nothing_and_more_values_add_jobs(done):
     assert program.ran == []
     assert sweep(program, f"resume={folder}", "method.kl_coef=0.1,0.4,0.8") == 0
     assert program.ran == ["kl_coef=0.8 seed=0", "kl_coef=0.8 seed=1"]
-    assert [cell.n for cell in read_study(folder).cells] == [2, 2, 2]
+    assert [cell.n for cell in read_sweep(folder).cells] == [2, 2, 2]
 
 
 def test_failed_job_is_reported_stops_no_other_and_is_retried(tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_failed_job_is_reported_stops_no_other_and_is_retried(tmp_path, capsys):
     assert len(program.ran) == 4
     assert "failed: kl_coef=0.1 seed=1: kl_coef=0.1 seed=1 is broken" in capsys.readouterr().out
     (folder,) = tmp_path.glob("multirun/*")
-    study = read_study(folder)
+    study = read_sweep(folder)
     assert [cell.n for cell in study.cells] == [1, 2]
     assert "| kl_coef=0.1 seed=1 | failed | kl_coef=0.1 seed=1 is broken |" in (folder / "table.md").read_text()
     assert json.loads((folder / "status.json").read_text())["reason"] == "1 of 4 jobs failed"
@@ -107,7 +107,7 @@ def test_damaged_files_are_reported_and_the_rest_is_read(done, tmp_path):
     finish(RunFolder(folder / "jobs" / "00-a"), reward=float("nan"), kl=0.1, stopped="flat")
     (folder / "jobs.json").write_text('[{"folder": "jobs/00-a", "number": "x"}, {"folder": "jobs/01-b"}, 3]')
     (folder / "sweep.yaml").write_text("question: [half")
-    study = read_study(folder)
+    study = read_sweep(folder)
     assert study.missing == (
         "sweep.yaml is damaged: the question is not known",
         "00-a: eval/reward/total is no finite number in 1 of 1 jobs, so it has no mean",
@@ -116,7 +116,7 @@ def test_damaged_files_are_reported_and_the_rest_is_read(done, tmp_path):
     assert study.best is None
     assert "flat" in markdown(study)
     (folder / "jobs.json").write_text("")
-    assert read_study(folder).missing[1] == "jobs.json is missing or damaged: the jobs are not known"
+    assert read_sweep(folder).missing[1] == "jobs.json is missing or damaged: the jobs are not known"
 
 
 def study_of(folder, *values, metric="eval/reward/total"):
@@ -129,7 +129,7 @@ def study_of(folder, *values, metric="eval/reward/total"):
             jobs.append({"number": len(jobs), "folder": f"jobs/{place}{seed}", "settings": {"lr": name}, "seed": seed})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     (folder / "sweep.yaml").write_text(f"name: mine\nmetric: {metric}\n")
-    return read_study(folder)
+    return read_sweep(folder)
 
 
 def test_diverged_setting_has_no_mean_and_is_never_the_best(tmp_path):
@@ -206,7 +206,7 @@ def test_without_a_metric_each_setting_shows_its_own(tmp_path):
     (tmp_path / "jobs.json").write_text(
         json.dumps([{"folder": "jobs/00", "settings": {"a": 1}}, {"folder": "jobs/01", "settings": {"a": 2}}])
     )
-    first, second = read_study(tmp_path).cells
+    first, second = read_sweep(tmp_path).cells
     assert result(first) == "accuracy 0.25"
     assert result(second) == "eval reward 0 → 0.70"
 

@@ -15,7 +15,7 @@ from postrain.jsonl import modest, read_json
 from postrain.report.evaluations import read_evaluation
 from postrain.report.folders import read_generation, read_run
 from postrain.report.pipeline_page import write_pipeline
-from postrain.report.study import read_study
+from postrain.report.sweep_results import read_sweep
 from postrain.types import ConfigError
 
 ODD = {
@@ -46,8 +46,8 @@ READERS: dict[str, Any] = {
     "evaluation_stats.json": read_evaluation,
     "sample_responses.json": read_evaluation,
     "pipeline.yaml": write_pipeline,
-    "sweep.yaml": read_study,
-    "jobs.json": read_study,
+    "sweep.yaml": read_sweep,
+    "jobs.json": read_sweep,
 }
 
 

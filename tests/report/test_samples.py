@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from postrain.report.samples import Answer, Sample, Shown, last, moments, responses, side_by_side
+from postrain.report.samples import Answer, PromptSamples, Sample, first_and_last, last, responses, side_by_side
 
 
 def sample(update: int, row: int, **scores: float) -> Sample:
@@ -11,13 +11,13 @@ def sample(update: int, row: int, **scores: float) -> Sample:
 
 def test_before_and_after_are_the_first_and_the_last_evaluation() -> None:
     samples = [sample(0, 2, a=0.1), sample(0, 1), sample(5, 1), sample(9, 1, b=1.0), sample(9, 2, a=0.3), sample(9, 3)]
-    groups = moments(samples)
+    groups = first_and_last(samples)
     assert [(tag, len(found)) for tag, found in groups] == [("before", 2), ("after", 3)]
     found = side_by_side(groups)
     assert [(one.row, [answer.text for answer in one.answers]) for one in found] == [(2, ["0", "9"]), (1, ["0", "9"])]
     assert [one.update for one in last(samples)] == [9, 9, 9]
-    assert moments([sample(4, 1)]) == [("sample", [sample(4, 1)])]
-    assert moments([]) == last([]) == []
+    assert first_and_last([sample(4, 1)]) == [("sample", [sample(4, 1)])]
+    assert first_and_last([]) == last([]) == []
 
 
 def test_a_prompt_that_some_share_is_shown_where_that_is_enough() -> None:
@@ -28,7 +28,7 @@ def test_a_prompt_that_some_share_is_shown_where_that_is_enough() -> None:
 
 def test_scores_say_where_they_went_since_the_first_answer() -> None:
     first, second = Answer("before", "", {"a": 0.1, "b": 0.5}), Answer("after", "", {"a": 0.3, "b": 0.4, "c": 1.0})
-    shown = Shown(0, "", (first, second))
+    shown = PromptSamples(0, "", (first, second))
     assert [shown.trend(second, name) for name in "abc"] == ["up", "down", ""]
     assert shown.trend(first, "a") == ""
 

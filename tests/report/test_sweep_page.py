@@ -11,14 +11,14 @@ import pytest
 
 from postrain.report import write_report
 from postrain.report.blocks import Cell
-from postrain.report.study import number_that_varies, read_study
-from postrain.report.study_page import command, ends, frontier, lines, mean_curve, table, write_study
+from postrain.report.sweep_page import command, ends, frontier, lines, mean_curve, table, write_sweep
+from postrain.report.sweep_results import number_that_varies, read_sweep
 from tests.report.sweeps import make_sweep
 from tests.report.test_report import checked
 
 
 def page_of(path: Path, output: Path | None = None) -> str:
-    return checked(write_study(path, output).read_text(encoding="utf-8"))
+    return checked(write_sweep(path, output).read_text(encoding="utf-8"))
 
 
 def test_the_page_answers_the_question(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_page_answers_the_question(tmp_path: Path) -> None:
 def test_the_table_marks_the_best_and_says_n(tmp_path: Path) -> None:
     # Two seeds 0.02 apart: half of it, 0.01, is the standard error, and 12.7062 of them, over 0.51 · 0.49, the half
     # width on the logit scale: 0.51 becomes 0.385 … 0.634. All KLs are equal: no interval.
-    columns, rows = table(read_study(make_sweep(tmp_path / "kl")))
+    columns, rows = table(read_sweep(make_sweep(tmp_path / "kl")))
     assert columns == ["setting", "gold", "eval kl", "jobs done", "time"]
     assert rows[0] == ("untrained", [Cell("0.10", "n=2"), Cell("0", "n=2"), Cell("–"), Cell("–")])
     assert rows[1] == (
@@ -55,11 +55,11 @@ def test_the_table_marks_the_best_and_says_n(tmp_path: Path) -> None:
 
 
 def test_settings_along_a_number_are_joined_in_its_order(tmp_path: Path) -> None:
-    study = read_study(make_sweep(tmp_path / "kl", values=(0.5, 0.0, 2), seeds=(0,)))
+    study = read_sweep(make_sweep(tmp_path / "kl", values=(0.5, 0.0, 2), seeds=(0,)))
     assert number_that_varies(study) == "method.kl_coef"
     ((name, cells),) = lines(study, "method.kl_coef")
     assert (name, [cell.settings["method.kl_coef"] for cell in cells]) == ("", [0.0, 0.5, 2])
-    words = read_study(make_sweep(tmp_path / "methods", key="method", values=("ppo", "dpo"), seeds=(0,)))
+    words = read_sweep(make_sweep(tmp_path / "methods", key="method", values=("ppo", "dpo"), seeds=(0,)))
     assert number_that_varies(words) is None
 
 
@@ -76,7 +76,7 @@ def test_settings_along_a_number_are_joined_in_its_order(tmp_path: Path) -> None
 def test_the_picture_fits_what_varies(
     tmp_path: Path, key: str, values: tuple[Any, ...], said: dict[str, Any], title: str
 ) -> None:
-    drawn = frontier(read_study(make_sweep(tmp_path / "kl", key=key, values=values, **said)))
+    drawn = frontier(read_sweep(make_sweep(tmp_path / "kl", key=key, values=values, **said)))
     assert drawn is not None
     assert drawn.title == title
     assert drawn.svg.startswith("<svg")
@@ -110,7 +110,7 @@ def test_damaged_jobs_and_odd_numbers_do_not_break_it(tmp_path: Path) -> None:
 
 
 def test_samples_are_of_both_ends(tmp_path: Path) -> None:
-    study = read_study(make_sweep(tmp_path / "kl"))
+    study = read_sweep(make_sweep(tmp_path / "kl"))
     assert [(tag, found[0].completion) for tag, found in ends(study)] == [
         ("best: kl_coef=0.0 seed=0", "gold 0.50"),
         ("worst: kl_coef=0.5 seed=0", "gold 0.40"),

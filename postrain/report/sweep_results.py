@@ -16,7 +16,7 @@ from typing import Any
 from postrain.errors import ConfigError
 from postrain.jsonl import number, read_json
 from postrain.metrics import Direction, decides, direction_of
-from postrain.report.study_cells import Cell, JobResult, cells_of, untrained
+from postrain.report.sweep_cells import Cell, JobResult, cells_of, untrained
 from postrain.report.values import LARGEST, finite, mapping, read_records, read_yaml
 from postrain.runs.status import Status
 
@@ -83,7 +83,7 @@ class SweepResult:
         return tuple(name for name in wanted if any(name in cell.values for cell in self.cells))
 
 
-def read_study(path: Path) -> SweepResult:
+def read_sweep(path: Path) -> SweepResult:
     """The sweep in a folder, finished or not. Raises ConfigError where there is none."""
     if not (path / FILE).is_file():
         raise ConfigError(f"{path} is not a sweep: it holds no {FILE}")

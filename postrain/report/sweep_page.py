@@ -17,8 +17,7 @@ from postrain.evaluation.estimate import Interval
 from postrain.formatting import duration, short
 from postrain.jsonl import JsonLines, number
 from postrain.report import blocks
-from postrain.report.answer import ABOUT, finished, note, result, verdict
-from postrain.report.charts import Line, Spot, bars, curves, points, spans_decades
+from postrain.report.charts import DataPoint, Line, bars, curves, points, spans_decades
 from postrain.report.folders import curves as curves_of
 from postrain.report.folders import state_of
 from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, section, write_page
@@ -26,8 +25,9 @@ from postrain.report.palette import DASHES, Style, color
 from postrain.report.panels import axis_of, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.samples import SHOWN, Sample, last, read_samples, responses, side_by_side
-from postrain.report.study import SweepResult, number_that_varies, read_study
-from postrain.report.study_cells import Cell, JobResult
+from postrain.report.sweep_cells import Cell, JobResult
+from postrain.report.sweep_results import SweepResult, number_that_varies, read_sweep
+from postrain.report.sweep_summary import ABOUT, finished, note, result, sentences
 from postrain.report.values import Curve
 from postrain.runs.status import Status
 
@@ -36,12 +36,12 @@ JOBS = ("job", "state", "time", "reason")
 MEANS = "mean over seeds with 95 % intervals"
 
 
-def write_study(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
+def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, frontier.png and sample_responses.json of a sweep, finished or not.
 
     They go into its folder or into `output`. Raises ConfigError where they cannot be written, or there is no sweep.
     """
-    folder, study = output or path, read_study(path)
+    folder, study = output or path, read_sweep(path)
     drawn, groups = frontier(study), ends(study)
     direction = "higher" if study.direction == "max" else "lower"
     decides = f" The deciding metric is {short(study.metric)}, {direction} is better." if study.metric else ""
@@ -49,7 +49,7 @@ def write_study(path: Path, output: Path | None = None, formats: Sequence[str] =
     sections = (
         section(
             "The answer",
-            *map(blocks.Text, verdict(study)),
+            *map(blocks.Text, sentences(study)),
             blocks.note(_unfinished(study), tone="warn"),
             found,
             blocks.Pictures([drawn] if drawn else [], large=True),
@@ -58,7 +58,7 @@ def write_study(path: Path, output: Path | None = None, formats: Sequence[str] =
             "Learning curves",
             blocks.about("Thick line: mean over seeds. Thin lines: single seeds."),
             blocks.Legend([Line(cell.label, ([], []), _style(index)).entry for index, cell in enumerate(study.cells)]),
-            blocks.Pictures(study_curves(study), large=True),
+            blocks.Pictures(sweep_curves(study), large=True),
         ),
         section(
             "The same prompts",
@@ -208,15 +208,15 @@ def _against(study: SweepResult, x: str, y: str) -> Picture:
     return Picture(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series), LARGE)
 
 
-def _spot(x: Interval, y: Interval, label: str) -> Spot:
-    return Spot(x.value, y.value, (x.low, x.high), (y.low, y.high), label)
+def _spot(x: Interval, y: Interval, label: str) -> DataPoint:
+    return DataPoint(x.value, y.value, (x.low, x.high), (y.low, y.high), label)
 
 
 def _over(study: SweepResult, metric: str, along: str) -> Picture:
     series = []
     for index, (name, cells) in enumerate(lines(study, along)):
         found = [(_value(cell, along), cell.values[metric]) for cell in cells if metric in cell.values]
-        series.append((name, index, [Spot(x, y.value, None, (y.low, y.high)) for x, y in found]))
+        series.append((name, index, [DataPoint(x, y.value, None, (y.low, y.high)) for x, y in found]))
     decades = spans_decades([spot.x for _, _, spots in series for spot in spots])
     levels = [(cell.label, cell.values[metric].value) for cell in study.untrained if metric in cell.values]
     draw = points(series, x=along.rpartition(".")[2], y=axis_of(metric), log_x=decades, levels=levels)
@@ -230,8 +230,8 @@ def _bars(study: SweepResult, metric: str) -> Picture:
     return Picture(short(metric).capitalize(), MEANS, bars(rows), size=LARGE)
 
 
-def _bar(found: Interval) -> Spot:
-    return Spot(found.value, 0, (found.low, found.high))
+def _bar(found: Interval) -> DataPoint:
+    return DataPoint(found.value, 0, (found.low, found.high))
 
 
 def _label(cell: Cell, along: str | None) -> str:
@@ -245,7 +245,7 @@ def _legend(series: Sequence[tuple[str, int, Any]]) -> tuple[Entry, ...]:
     return tuple(Entry(color(index), name) for name, index, _ in series if name)
 
 
-def study_curves(study: SweepResult) -> list[Picture]:
+def sweep_curves(study: SweepResult) -> list[Picture]:
     """Learning curves of the sweep's metrics: the mean over seeds of each setting, and single seeds as thin lines."""
     wanted = study.shown()[:MOST_CURVES]
     courses = [[_metrics(job.folder) for job in cell.jobs if job.state != "not started"] for cell in study.cells]

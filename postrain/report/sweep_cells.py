@@ -107,14 +107,14 @@ def untrained(cells: Sequence[Cell], metric: str) -> Iterable[Cell]:
     groups: list[list[Cell]] = []
     for cell in cells:
         if metric in {name for name, _ in before(cell)}:
-            alike = (group for group in groups if all(metric not in unlike(cell, other) for other in group))
+            alike = (group for group in groups if all(metric not in differing_metrics(cell, other) for other in group))
             group = next(alike, None)
             if group is None:
                 groups.append([cell])
             else:
                 group.append(cell)
     for group in groups:
-        different = set().union(*(unlike(group[0], other) for other in group))
+        different = set().union(*(differing_metrics(group[0], other) for other in group))
         known = {key: value for cell in group for key, value in before(cell).items() if key[0] not in different}
         label = "untrained" if len(groups) == 1 else f"untrained {', '.join(cell.label for cell in group)}"
         yield Cell({}, label, (), _means(known), sum(name == metric for name, _ in known))
@@ -125,7 +125,7 @@ def before(cell: Cell) -> dict[tuple[str, int | None], float]:
     return {(name, job.seed): both[0] for job in cell.jobs for name, both in job.changes.items()}
 
 
-def unlike(one: Cell, other: Cell) -> set[str]:
+def differing_metrics(one: Cell, other: Cell) -> set[str]:
     """The metrics that two settings had not in common before training, for equal seeds."""
     mine, theirs = before(one), before(other)
     return {key[0] for key in mine.keys() & theirs.keys() if not isclose(mine[key], theirs[key], rel_tol=AGREES)}

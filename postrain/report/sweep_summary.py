@@ -19,8 +19,8 @@ from postrain.evaluation.estimate import Interval, mean_interval
 from postrain.formatting import console_table, duration, figure, markdown_table, short
 from postrain.jsonl import number
 from postrain.metrics import bounds
-from postrain.report.study import SweepResult, number_that_varies
-from postrain.report.study_cells import Cell, JobResult, before
+from postrain.report.sweep_cells import Cell, JobResult, before
+from postrain.report.sweep_results import SweepResult, number_that_varies
 
 ABOUT = (
     "Means over seeds with 95 % intervals (Student's t, on the log scale for what is at least 0 and on the logit scale "
@@ -89,7 +89,7 @@ def markdown(study: SweepResult) -> str:
     text += markdown_table(columns, body)
     if study.cells:
         text += f"\n{ABOUT}\n"
-    text += "".join(f"\n{line}\n" for line in verdict(study))
+    text += "".join(f"\n{line}\n" for line in sentences(study))
     listed = [job for job in study.jobs if job.state != "done" or job.reason]
     if listed:
         text += "\n" + markdown_table(
@@ -98,7 +98,7 @@ def markdown(study: SweepResult) -> str:
     return text
 
 
-def verdict(study: SweepResult) -> list[str]:
+def sentences(study: SweepResult) -> list[str]:
     """The answer, a sentence or two a line; empty while no job has finished."""
     if not any(cell.n for cell in study.cells):
         return []

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from postrain.report.answer import markdown, paired, rows, verdict
-from postrain.report.study import read_study
+from postrain.report.sweep_results import read_sweep
+from postrain.report.sweep_summary import markdown, paired, rows, sentences
 from tests.report.sweeps import GOLD, KL, make_sweep
 
 
@@ -41,7 +41,7 @@ def test_the_best_is_compared_with_the_next(tmp_path: Path, seeds: tuple[int, ..
         return ((0.1, 0.3 + gap, 0.3)[cell] + 0.2 * seed, 0.5)
 
     path = make_sweep(tmp_path / "kl", values=(0.0, 0.5, 1.0), seeds=seeds, measured=measured)
-    lines = verdict(read_study(path))
+    lines = sentences(read_sweep(path))
     assert lines[0].startswith("kl_coef=0.5 has the highest gold, ")
     assert "; next is kl_coef=1.0 with " in lines[0]
     assert lines[1] == says
@@ -51,29 +51,29 @@ def test_every_quantity_of_the_question_is_named(tmp_path: Path) -> None:
     path = make_sweep(
         tmp_path / "kl", values=(0.0, 0.5, 1.0), measured=lambda cell, seed: (0.9 - 0.1 * cell, (3.0, 2.0, 1.0)[cell])
     )
-    lines = verdict(read_study(path))
+    lines = sentences(read_sweep(path))
     assert "Eval kl: 3.00 against 2.00. Paired difference over 2 shared seeds: 1.00: kl_coef=0.0 has more." in lines
     assert "From kl_coef=0.0 to kl_coef=1.0: gold -0.20, eval kl -2.00." in lines
 
 
 def test_a_study_of_a_kl_penalty_without_a_file_asks_about_the_kl(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl", metric=None, picture=None)
-    assert read_study(path).quantities == (GOLD, KL)
+    assert read_sweep(path).quantities == (GOLD, KL)
     other = make_sweep(tmp_path / "lr", key="method.learning_rate", metric=None, picture=None)
-    assert read_study(other).quantities == (GOLD,)
+    assert read_sweep(other).quantities == (GOLD,)
 
 
 def test_the_untrained_model_has_a_row_and_is_compared_with(tmp_path: Path) -> None:
     # make_sweep starts every job at gold 0.1 and KL 0.
     path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.05 - 0.01 * cell, 1.0))
-    study = read_study(path)
+    study = read_sweep(path)
     (start,) = study.untrained
     assert (start.label, start.n, start.values[GOLD].value, start.values[KL].value) == ("untrained", 2, 0.1, 0)
     columns, lines = rows(study)
     assert lines[0] == (False, ["untrained", "0.10", "0", "2", ""])
     assert len(columns) == len(lines[0][1])
     assert "| untrained | 0.10 | 0 | 2 |  |" in markdown(study)
-    assert verdict(study)[-1] == (
+    assert sentences(study)[-1] == (
         "Untrained: gold 0.10; kl_coef=0.0 changes it by -0.050: no setting is better than the untrained model."
     )
 
@@ -83,7 +83,7 @@ def test_settings_that_start_from_different_models_have_rows_of_their_own(tmp_pa
     result = path / "jobs/01-abcd/result.json"
     found = json.loads(result.read_text())
     result.write_text(json.dumps({**found, "changes": {**found["changes"], GOLD: [0.3, 0.4]}}))
-    labels = [cell.label for cell in read_study(path).untrained]
+    labels = [cell.label for cell in read_sweep(path).untrained]
     assert labels == ["untrained model=nano", "untrained model=large"]
 
 
@@ -94,7 +94,7 @@ def test_a_metric_that_starts_differently_is_left_out_of_a_shared_row(tmp_path: 
         result = path / f"jobs/{place:02}-abcd/result.json"
         found = json.loads(result.read_text())
         result.write_text(json.dumps({**found, "changes": {**found["changes"], "eval/loss": [loss, 0.1]}}))
-    (start,) = read_study(path).untrained
+    (start,) = read_sweep(path).untrained
     assert "eval/loss" not in start.values
     assert start.values[GOLD].value == 0.1
 
@@ -102,12 +102,12 @@ def test_a_metric_that_starts_differently_is_left_out_of_a_shared_row(tmp_path: 
 @pytest.mark.parametrize(("named", "said"), [("eval/reward/total", True), (None, False)])
 def test_a_run_without_gold_is_decided_by_its_own_metric(tmp_path: Path, named: str | None, said: bool) -> None:
     # The jobs have measured gold and KL, and say that gold judges them.
-    study = read_study(make_sweep(tmp_path / "kl", metric=named, direction=None))
+    study = read_sweep(make_sweep(tmp_path / "kl", metric=named, direction=None))
     assert (study.metric, study.direction) == (GOLD, "max")
     assert study.best is study.cells[0]
     line = "no finished job has measured eval/reward/total; gold/total decides instead"
     assert any(line.partition(";")[0] in one for one in study.missing) == said
-    assert verdict(study)
+    assert sentences(study)
 
 
 def test_jobs_that_no_metric_compares_end_in_a_line_that_says_so(tmp_path: Path) -> None:
@@ -115,13 +115,13 @@ def test_jobs_that_no_metric_compares_end_in_a_line_that_says_so(tmp_path: Path)
     for job in (path / "jobs").iterdir():
         result = {"metric": "eval/reward/total", "direction": "max", "changes": {"eval/reward/total": [0.1, 0.2]}}
         (job / "result.json").write_text(json.dumps(result))
-    assert verdict(read_study(path)) == [
+    assert sentences(read_sweep(path)) == [
         "No metric compares the settings: the reward itself varies. Name one with sweep.metric=NAME."
     ]
 
 
 def test_a_single_setting_is_told_with_its_spread(tmp_path: Path) -> None:
-    lines = verdict(read_study(make_sweep(tmp_path / "kl", values=(0.5,))))
+    lines = sentences(read_sweep(make_sweep(tmp_path / "kl", values=(0.5,))))
     assert lines[0].startswith("kl_coef=0.5 has gold 0.51 [")
     assert "nothing to compare" in lines[0]
 
@@ -132,10 +132,10 @@ def test_a_collapsed_setting_is_named_in_the_table_and_the_answer(tmp_path: Path
     found = json.loads(result.read_text())
     found["changes"] |= {"eval/completion/distinct": [1.0, 0.03], "eval/completion/one_word": [0.0, 0.98]}
     result.write_text(json.dumps(found))
-    study = read_study(path)
+    study = read_sweep(path)
     columns, lines = rows(study)
     assert [row[columns.index("note")] for _, row in lines] == ["", "collapsed in 1 of 2", ""]
-    assert verdict(study)[-1] == (
+    assert sentences(study)[-1] == (
         "kl_coef=0.0 collapsed in 1 of 2 jobs: 3% of the completions are different (100% before training), 98% have at "
         "most one word (0% before training). Its gold is not that of useful text."
     )
@@ -143,7 +143,7 @@ def test_a_collapsed_setting_is_named_in_the_table_and_the_answer(tmp_path: Path
 
 def test_an_interval_over_seeds_stays_in_the_range_of_its_metric(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.99 - 0.2 * seed, 0.01 + seed))
-    for cell in read_study(path).cells:
+    for cell in read_sweep(path).cells:
         assert 0 < cell.values[KL].low < cell.values[KL].value < cell.values[KL].high < inf
         assert 0 < cell.values[GOLD].low < cell.values[GOLD].high < 1
 
@@ -152,8 +152,8 @@ def test_a_job_that_timed_out_is_named_in_its_row(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl")
     status = {"status": "failed", "reason": "timed out after 60 s (hydra.launcher.timeout)", "seconds": 60.0}
     (path / "jobs/01-abcd/status.json").write_text(json.dumps(status))
-    columns, lines = rows(read_study(path))
+    columns, lines = rows(read_sweep(path))
     assert [row[columns.index("n")] for _, row in lines] == ["2", "1 of 2, 1 timed out", "2"]
     assert "| kl_coef=0.0 seed=1 | failed | timed out after 60 s (hydra.launcher.timeout) |" in markdown(
-        read_study(path)
+        read_sweep(path)
     )
