@@ -63,7 +63,7 @@ class DataPoint:
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     label: str = ""
-    """Written beside it."""
+    """Text beside it."""
 
 
 def is_drawable(value: float | None) -> bool:

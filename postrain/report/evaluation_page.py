@@ -13,7 +13,7 @@ from postrain.formatting import figure, short
 from postrain.jsonl import Record
 from postrain.report import blocks
 from postrain.report.charts import Group, bar_picture, bars, distribution, wide_histogram
-from postrain.report.evaluation_pictures import compared, lengths, perplexities, scaling, wordings
+from postrain.report.evaluation_pictures import compared, lengths, paraphrases, perplexities, scaling
 from postrain.report.evaluations import EvalModel, Evaluation, Number, Point, read_evaluation
 from postrain.report.page import Page, Section, machine, reproduction, section, write_page
 from postrain.report.palette import color
@@ -218,11 +218,11 @@ def _points(curves: Mapping[str, Sequence[Point]]) -> Table:
 def _queries(model: EvalModel, several: bool) -> list[blocks.Block]:
     """The hand-written queries by category: the number of correct answers, and each answer with its verdict."""
     found: list[blocks.Block] = []
-    for name, asked in by_category(model.records.get("queries", ())).items():
-        right = sum(one.get("right") is True for one in asked)
-        more = f"The first {MOST_ANSWERS}; all of them: queries.jsonl." if len(asked) > MOST_ANSWERS else ""
-        cards = [_answer(one) for one in asked[:MOST_ANSWERS]]
-        title = f"{name}: {right} of {len(asked)} correct"
+    for name, answered in by_category(model.records.get("queries", ())).items():
+        right = sum(one.get("right") is True for one in answered)
+        more = f"The first {MOST_ANSWERS}; all of them: queries.jsonl." if len(answered) > MOST_ANSWERS else ""
+        cards = [_answer(one) for one in answered[:MOST_ANSWERS]]
+        title = f"{name}: {right} of {len(answered)} correct"
         found.append(blocks.details(title, *cards, blocks.about(more), css="card"))
     return [blocks.Text(model.name, "measure", "h3"), *found] if several and found else found
 
@@ -233,7 +233,7 @@ def _answer(one: Record) -> blocks.Group:
     label = blocks.line(text_of(one.get("row")), chip, text_of(one.get("why")))
     answer = one["response"].strip() or "(empty)"
     lines = (blocks.Text(label, "tag", "span"), blocks.Text(one["prompt"], "text muted"), blocks.Text(answer, "text"))
-    return blocks.Group(lines, "asked")
+    return blocks.Group(lines, "query")
 
 
 def by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -241,7 +241,7 @@ def by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in records:
         category = (text_of(record.get("category")) or "other").replace("_", " ")
-        for one in wordings(record):
+        for one in paraphrases(record):
             if isinstance(one.get("prompt"), str) and isinstance(one.get("response"), str):
                 found.setdefault(category, []).append({**one, "row": record.get("row")})
     return found

@@ -58,7 +58,7 @@ def lengths(models: Sequence[EvalModel]) -> list[Group]:
     for index, one in enumerate(models):
         task = next((name for name in ("lengths", "queries") if one.values(name, "tokens")), "")
         # A record of a query holds all of its paraphrases.
-        records = [part for record in one.records.get(task, ()) for part in wordings(record) or [record]]
+        records = [part for record in one.records.get(task, ()) for part in paraphrases(record) or [record]]
         known = [(float(record["tokens"]), record.get("finished")) for record in records if _whole(record)]
         if len(models) == 1:
             found = [
@@ -75,7 +75,7 @@ def _whole(record: Record) -> bool:
     return isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 1e9
 
 
-def wordings(record: Record) -> list[Record]:
+def paraphrases(record: Record) -> list[Record]:
     """The paraphrases of a query, each with its answer."""
     return records_of(record.get("wordings"))
 

@@ -1,6 +1,6 @@
-"""An evaluation's folder as it is read: what is there and can be shown, with a line on whatever is not.
+"""Reads the folder of an evaluation.
 
-Nothing here raises for a half-written or odd file. The form of the files is said by evaluation/result_files.py.
+Truncated or damaged files raise no error; each is listed in `missing`. evaluation/result_files.py defines the files.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from postrain.report.samples import Sample
 from postrain.report.values import damaged, finite, mapping, read_records, records_of, text_of, whole
 
 SHARES = {"greedy": "right, greedy", "sampled": "right, sampled", "solved": "pass@n"}
-"""Of a generation's summary.json, and what they are called."""
+"""Keys of a generation's summary.json, and their labels."""
 CENTRAL = ("total", "accuracy", "win_rate", "perplexity")
-"""What a task is about, where it has one of them."""
+"""The central metric of a task: the first of these that it has."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A value with its interval, and how many observations it rests on, as far as these are known."""
+    """A value, its interval and the number of observations, as far as known."""
 
     value: float
     low: float | None
@@ -44,7 +44,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Point:
-    """A way to use a model at test time."""
+    """A point of a test-time scaling curve."""
 
     label: str
     tokens: float | None
@@ -55,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True)
 class EvalTask:
-    """What one task found of one model."""
+    """The results of one task for one model."""
 
     metrics: Mapping[str, Number]
     example: str
@@ -65,7 +65,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class EvalModel:
-    """A model that was measured."""
+    """An evaluated model."""
 
     name: str
     path: str
@@ -73,7 +73,7 @@ class EvalModel:
     tasks: Mapping[str, EvalTask]
     samples: tuple[Sample, ...]
     records: Mapping[str, tuple[Record, ...]]
-    """By the tasks' names."""
+    """By task."""
 
     def values(self, task: str, key: str) -> list[float]:
         """The finite numbers under a key of a task's records."""
@@ -83,7 +83,7 @@ class EvalModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Folder):
-    """Everything the page shows."""
+    """An evaluation."""
 
     models: tuple[EvalModel, ...]
     differences: Mapping[tuple[str, str], Mapping[str, Number]]
@@ -94,7 +94,7 @@ class Evaluation(Folder):
 def read_evaluation(path: Path) -> Evaluation:
     """The evaluation in a folder, finished or not."""
     found = read_json(path / "evaluation_stats.json")
-    missing = [] if found else ["evaluation_stats.json is missing or damaged: no number is known"]
+    missing = [] if found else ["evaluation_stats.json is missing or damaged: there are no metrics"]
     models = records_of(found.get("subjects"))
     records: dict[str, list[Record]] = {}
     for name in dict.fromkeys(name for one in models for name in mapping(one.get("measures"))):
@@ -111,14 +111,14 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def shares(found: Generation) -> dict[str, Number]:
-    """How many completions of a generation were right, each way that was measured."""
+    """The accuracies of a generation: greedy, sampled, pass@n."""
     n = whole(found.summary.get("prompts"), 0) or None
     known = {label: as_number(found.summary.get(name)) for name, label in SHARES.items()}
     return {name: replace(one, n=n) for name, one in known.items() if one is not None}
 
 
 def as_number(found: Any) -> Number | None:
-    """A value with what is known around it; None where the value is no finite number."""
+    """A value with its interval; None if the value is not finite."""
     known = mapping(found)
     value, n = finite(known.get("value")), finite(known.get("n"))
     if value is None:
@@ -186,5 +186,5 @@ def _texts(found: Any) -> tuple[str, ...]:
 
 
 def central(metrics: Mapping[str, Number]) -> str:
-    """The metric that a task is about, else its first one."""
+    """The central metric of a task, else its first one."""
     return next((name for name in CENTRAL if name in metrics), next(iter(metrics)))

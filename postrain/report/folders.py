@@ -1,7 +1,7 @@
-"""The folders that a report is of, as they are read: whatever is there, with a line on whatever is not.
+"""Reads the folders of runs and generations.
 
-Nothing here raises for a missing, half-written or odd file: a report is most wanted when a run went wrong. The numbers
-of an evaluation are read by evaluations.py, a sweep by study.py.
+Missing, truncated or damaged files raise no error, since a report is needed most when a run went wrong; each is listed
+in `missing`. Evaluations are read by evaluations.py, sweeps by sweep_results.py.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from postrain.runs.status import Status
 STATES = ("done", "failed", "interrupted", "running")
 
 MOST_SECONDS = 1e11
-"""Later than any run: a damaged status file."""
+"""A larger time or duration comes from a damaged file."""
 
 USES = ("read", "learned", "right", "wrong")
 
 WHY = {
     "metrics.jsonl": "no curves: the run ended before its first update",
-    "samples.jsonl": "no samples: the method writes no text, or evaluation.completions is 0",
-    "manifest.json": "nothing is known about code, data and machine",
-    "status.json": "whether the run came to its end is not known",
-    "config.yaml": "the settings are not known",
+    "samples.jsonl": "no samples: the method samples no text, or evaluation.completions is 0",
+    "manifest.json": "code, data and machine are unknown",
+    "status.json": "unknown whether the run finished",
+    "config.yaml": "the settings are unknown",
 }
 
 
 @dataclass(frozen=True)
 class MaskedRow:
-    """A training row as the audit has kept it."""
+    """A training row with its loss mask, from the data audit."""
 
     title: str
     stretches: tuple[tuple[str, str], ...]
@@ -57,19 +57,19 @@ class MaskedRow:
 
     @property
     def judged(self) -> bool:
-        """Whether steps are judged in it."""
+        """Whether it has labelled steps."""
         return any(use in ("right", "wrong") for _, use in self.stretches)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """What folders of all kinds hold."""
+    """Files common to all kinds of folders."""
 
     path: Path
     status: Record = field(default_factory=dict)
     manifest: Record = field(default_factory=dict)
     missing: Sequence[str] = ()
-    """One line for everything that is not there or could not be read."""
+    """A line for each file that is missing or could not be read."""
 
     @property
     def state(self) -> str:
@@ -78,12 +78,12 @@ class Folder:
 
     @property
     def took(self) -> str:
-        """How long it ran; empty where that is not known."""
+        """Its duration; empty if unknown."""
         return took(number(self.status.get("seconds")) or 0.0)
 
     @property
     def data(self) -> Record:
-        """What the audit has counted, and which rows these are."""
+        """The data audit."""
         return mapping(self.manifest.get("data"))
 
 
@@ -93,18 +93,18 @@ class Run(Folder):
 
     config: str = ""
     metrics: Mapping[str, Curve] = field(default_factory=dict)
-    """Every metric, in the order in which metrics first appear; values that are no finite number are left out."""
+    """Every metric, in order of first appearance, without values that are not finite."""
     updates: int = 0
     seconds: float = 0.0
-    """From the first record to the last one."""
+    """Time from the first record to the last."""
     samples: Sequence[Sample] = ()
     explanations: Sequence[Record] = ()
     result: Record = field(default_factory=dict)
-    """What the run says of itself at its end: result.json."""
+    """result.json, written at the end."""
 
     @property
     def method(self) -> str:
-        """What the run is called: its name, else its method's."""
+        """The name of the run, by default that of its method."""
         target = text_of(mapping(self.settings.get("method")).get("_target_"))
         named = text_of(self.settings.get("name")) or target.rpartition(".")[2].lower()
         return named or (self.path.parts[-3] if len(self.path.parts) > 2 else "run")
@@ -116,7 +116,7 @@ class Run(Folder):
 
     @property
     def settings(self) -> Record:
-        """The config, as the manifest has it."""
+        """The config in the manifest."""
         return mapping(self.manifest.get("config"))
 
     @property
@@ -124,7 +124,7 @@ class Run(Folder):
         return super().took or took(self.seconds)
 
     def masks(self) -> list[MaskedRow]:
-        """The training rows of which the manifest tells what is learned."""
+        """The training rows whose loss mask is in the manifest."""
         return [row for one in records_of(self.data.get("shown")) if (row := _masked(one)) is not None]
 
     def after(self, name: str) -> float | None:
@@ -134,7 +134,7 @@ class Run(Folder):
 
 @dataclass(frozen=True, kw_only=True)
 class Generation(Folder):
-    """Completions of prompts, with what is kept of them."""
+    """Completions of prompts, and the selected ones."""
 
     summary: Record = field(default_factory=dict)
     prompts: Sequence[Sequence[Sample]] = ()
@@ -146,13 +146,13 @@ class Generation(Folder):
         return [sample for prompt in self.prompts for sample in prompt]
 
     def kept(self) -> str:
-        """Rows of the data file, of the completions there are."""
+        """How many completions were selected, of how many."""
         kept = number(self.summary.get("kept"))
         return f"{kept:.0f} of {len(self.samples)}" if kept is not None and kept >= 0 else ""
 
 
 def common(path: Path) -> dict[str, Any]:
-    """What is read of folders of all kinds."""
+    """The fields of `Folder`."""
     manifest, status = masked(read_json(path / "manifest.json")), Status(path / "status.json").current()
     return {"path": path.resolve(), "status": status, "manifest": manifest}
 
@@ -181,7 +181,7 @@ def read_generation(path: Path) -> Generation:
     """The generation in a folder, finished or not."""
     records, count = JsonLines(path / "completions.jsonl").examine()
     summary = read_json(path / "summary.json")
-    missing = [] if summary else ["summary.json is missing or damaged: the generation did not come to its end"]
+    missing = [] if summary else ["summary.json is missing or damaged: the generation did not finish"]
     return Generation(
         **common(path),
         summary=summary,
@@ -191,23 +191,23 @@ def read_generation(path: Path) -> Generation:
 
 
 def shown_config(path: Path) -> str:
-    """A config.yaml without its secrets; "" where it is not YAML."""
+    """A config.yaml with secrets masked; "" if it is not YAML."""
     config = read_yaml(path)
     return yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True) if config else ""
 
 
 def state_of(status: Record) -> str:
-    """What a status.json says, in a word that is known."""
+    """The state in a status.json: one of STATES, or unknown."""
     return state if (state := status.get("status")) in STATES and isinstance(state, str) else "unknown"
 
 
 def took(seconds: float) -> str:
-    """A time for people; empty for one that cannot be."""
+    """A formatted duration; empty for an impossible one."""
     return duration(seconds) if 0 < seconds < MOST_SECONDS else ""
 
 
 def curves(records: Iterable[Record]) -> dict[str, Curve]:
-    """The finite values of every metric with the updates they belong to."""
+    """The finite values of every metric with their updates."""
     found: dict[str, Curve] = {}
     for record in records:
         for name, value in record.items():
@@ -244,4 +244,4 @@ def _not_numbers(records: Iterable[Record]) -> list[str]:
             known = number(value)
             if known is not None and not abs(known) < LARGEST:
                 first.setdefault(name, update_of(record))
-    return [f"{name} was no finite number, first at update {update}" for name, update in first.items()]
+    return [f"{name} was not finite, first at update {update}" for name, update in first.items()]

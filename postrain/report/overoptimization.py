@@ -110,7 +110,7 @@ def overoptimization(*, folder: str, runs: Mapping[str, Mapping[str, Any]], samp
         atomic_write_text(home / "overoptimization.json", json.dumps([asdict(curve) for curve in curves], indent=1))
         atomic_write_text(home / "overoptimization.md", markdown_table(HEADINGS, rows(curves)))
         picture(curves, home / "overoptimization.png")
-    # Where there is no terminal, rich knows of 80 columns.
+    # Without a terminal rich assumes 80 columns.
     Console(highlight=False, width=max(Console().width, 104)).print(console_table(HEADINGS, rows(curves), TITLE))
 
 

@@ -47,7 +47,7 @@ class Stage(Folder):
 def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, model_comparison.png and sample_responses.json into the folder or into `output`.
 
-    Generations among the stages get a report of their own where they have none. Raises ConfigError where something
+    Generations among the stages that have no report get one. Raises ConfigError where something
     cannot be written.
     """
     folder, plan, whole = output or path, read_yaml(path / FILE), Folder(**common(path))

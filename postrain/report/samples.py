@@ -1,7 +1,7 @@
-"""What models wrote for the same prompts, side by side: before and after, run beside run, stage after stage.
+"""Completions of the same prompts, side by side: before and after training, of runs or of pipeline stages.
 
-Also the intervals of scores over these samples, in the form of an evaluation by command. The samples are those that
-were shown; where an evaluation drew more than it shows, the interval is wider than it could be, and its n says why.
+Also the intervals of scores over these samples. They are the saved ones; where an evaluation draws more than it saves,
+the interval is wider than that of all, and n is smaller.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from postrain.report.values import LARGEST, mapping, update_of, whole
 
 SHOWN = 8
 LEAST = 8
-"""Fewer samples say little about a spread."""
+"""Samples below which no interval is given."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion, with what was unusable in its record left out."""
+    """A completion, without unusable values of its record."""
 
     update: int
     row: int
@@ -32,35 +32,35 @@ class Sample:
     scores: dict[str, float]
     """reward/<part> and gold/<part>; parts that could not score are absent."""
     finished: bool | None = None
-    """Whether it ended by itself, where that was noted."""
+    """Whether it ended with an end-of-sequence token, where known."""
 
     @property
     def length(self) -> float:
-        """In words: tokens are not kept."""
+        """In words; tokens are not saved."""
         return float(len(self.completion.split()))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion."""
+    """A completion in a comparison."""
 
     tag: str
-    """Whose it is."""
+    """The model or the time: before, after, ..."""
     text: str
     scores: Mapping[str, float]
-    """By name, in the order to be shown."""
+    """By name, in display order."""
 
 
 @dataclass(frozen=True)
 class PromptSamples:
-    """A prompt and what was written for it."""
+    """A prompt with completions."""
 
     row: int
     prompt: str
     answers: tuple[Answer, ...]
 
     def trend(self, answer: Answer, name: str) -> str:
-        """Whether a score went up or down since the first answer."""
+        """Whether a score is above or below that of the first completion: up, down or empty."""
         first = self.answers[0].scores.get(name)
         if answer is self.answers[0] or first is None or abs(answer.scores[name] - first) <= 1e-9:
             return ""
@@ -81,7 +81,7 @@ def last(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def side_by_side(groups: Sequence[tuple[str, Sequence[Sample]]], least: int | None = None) -> list[PromptSamples]:
-    """The prompts that at least so many groups share (otherwise all), in the order of the data, not of success."""
+    """The prompts of at least `least` groups (by default all), in the order of the data, not of their scores."""
     least = len(groups) if least is None else least
     by_key = [(tag, {(sample.row, sample.prompt): sample for sample in samples}) for tag, samples in groups]
     keys = dict.fromkeys(key for _, found in by_key for key in found)
@@ -110,7 +110,7 @@ def _ordered(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _without_repeated_gold(found: list[PromptSamples]) -> list[PromptSamples]:
-    """Where the gold score itself is the reward, saying every number twice helps nobody."""
+    """Drops gold scores that all equal the rewards: the gold score is the reward."""
 
     def part(answer: Answer, kind: str) -> dict[str, float]:
         return {name.removeprefix(kind): value for name, value in answer.scores.items() if name.startswith(kind)}
@@ -160,7 +160,7 @@ def _at(values: Any, index: int) -> Any:
 
 
 def _scores(parts: Any) -> Iterable[tuple[str, float]]:
-    """The finite scores; of a single part that is the whole total, only the total."""
+    """The finite scores; only the total if it equals its single component."""
     found = {name: number(value) for name, value in mapping(parts).items()}
     if len(found) == 2 and "total" in found and len(set(found.values())) == 1:
         found = {"total": found["total"]}
@@ -168,9 +168,9 @@ def _scores(parts: Any) -> Iterable[tuple[str, float]]:
 
 
 def interval(samples: Sequence[Sample], metric: str, value: float) -> tuple[Interval, int] | None:
-    """The 95 % interval of a metric's value over samples, and n; None for a metric that is no score of samples.
+    """The 95 % interval of a metric's value over samples, and n; None for a metric that is not a score of samples.
 
-    Nor is there one where the value lies outside: the samples are too few of all, or scored otherwise.
+    Also None if the value is outside the interval: then the metric is of other completions or on another scale.
     """
     name = metric.removeprefix("eval/")
     values = [sample.scores[name] for sample in samples if name in sample.scores]

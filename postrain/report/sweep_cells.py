@@ -19,15 +19,15 @@ from postrain.metrics import bounds
 from postrain.report.values import LARGEST
 
 AGREES = 1e-4
-"""Relative difference up to which two measurements of the untrained model are one."""
+"""Relative difference up to which two measurements of the untrained model count as equal."""
 
 TIMED_OUT = "timed out"
-"""How the reason of a job begins that was ended because it took too long."""
+"""The beginning of the reason of a job that exceeded its time limit."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job of a sweep has left in its folder."""
+    """The result of a job of a sweep, from its folder."""
 
     number: int
     folder: Path
@@ -40,23 +40,23 @@ class JobResult:
     """Why it failed, or why it ended before its last update."""
     seconds: float
     metric: str | None
-    """What its own method is judged by."""
+    """The metric that its method is judged by."""
     direction: str | None
     objective: float | None
-    """That metric."""
+    """The value of that metric."""
     values: Mapping[str, float]
-    """What it measured at its end; {} unless it is done. May hold nan and infinities."""
+    """Its final metrics; {} unless it is done. May hold nan and infinities."""
     changes: Mapping[str, tuple[float, float]]
-    """The same before and after, where it measured both and both are numbers."""
+    """Metrics before and after training, where both are finite."""
 
     @property
     def timed_out(self) -> bool:
-        """Whether it was ended because it took too long."""
+        """Whether it exceeded its time limit."""
         return self.state == "failed" and self.reason.startswith(TIMED_OUT)
 
     @property
     def collapse(self) -> str:
-        """How its completions have collapsed; empty where they have not."""
+        """How its completions collapsed; empty if they did not."""
         return collapsed(*({name: both[end] for name, both in self.changes.items()} for end in (0, 1)))
 
 
@@ -68,19 +68,19 @@ class Cell:
     label: str
     jobs: tuple[JobResult, ...]
     values: Mapping[str, Interval]
-    """Every metric of its finished jobs that is a number in all of them: the rest of a diverged setting is no mean."""
+    """Means of the metrics that are finite in all finished jobs."""
     n: int
-    """Finished jobs."""
+    """The number of finished jobs."""
 
     @property
     def seconds(self) -> float:
-        """Of a finished job, mean."""
+        """Mean time of a finished job."""
         took = [job.seconds for job in self.jobs if job.state == "done"]
         return fmean(took) if took else 0.0
 
     @property
     def collapsed(self) -> tuple[JobResult, ...]:
-        """The finished jobs whose policy answers in one word, or everything with the same text."""
+        """The finished jobs with collapsed completions."""
         return tuple(job for job in self.jobs if job.collapse)
 
 
@@ -99,10 +99,10 @@ def cells_of(jobs: Sequence[JobResult]) -> Iterable[Cell]:
 
 
 def untrained(cells: Sequence[Cell], metric: str) -> Iterable[Cell]:
-    """What the jobs measured before their first update: one row for all settings that start alike.
+    """The metrics before the first update: one row for all settings with the same untrained model.
 
-    Settings start alike where the deciding metric is equal for equal seeds. Another metric stands in their row where it
-    is equal too: the loss at update 0 depends on the method.
+    Settings have the same untrained model if the deciding metric is equal for equal seeds. The row has the other
+    metrics that are equal too (the loss at update 0 depends on the method).
     """
     groups: list[list[Cell]] = []
     for cell in cells:
@@ -121,18 +121,18 @@ def untrained(cells: Sequence[Cell], metric: str) -> Iterable[Cell]:
 
 
 def before(cell: Cell) -> dict[tuple[str, int | None], float]:
-    """What the finished jobs of a setting measured at update 0, by metric and seed."""
+    """The metrics of a setting's finished jobs at update 0, by metric and seed."""
     return {(name, job.seed): both[0] for job in cell.jobs for name, both in job.changes.items()}
 
 
 def differing_metrics(one: Cell, other: Cell) -> set[str]:
-    """The metrics that two settings had not in common before training, for equal seeds."""
+    """The metrics in which two settings differed before training, for equal seeds."""
     mine, theirs = before(one), before(other)
     return {key[0] for key in mine.keys() & theirs.keys() if not isclose(mine[key], theirs[key], rel_tol=AGREES)}
 
 
 def _means(known: Mapping[tuple[str, int | None], float]) -> dict[str, Interval]:
-    """Means of each metric over jobs or seeds; one of a metric that is no finite number in some job is left out."""
+    """Mean of each metric over jobs or seeds, without metrics that are not finite in some job."""
     found: dict[str, list[float]] = {}
     for (name, _), value in known.items():
         found.setdefault(name, []).append(value)

@@ -39,7 +39,7 @@ MEANS = "mean over seeds with 95 % intervals"
 def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, frontier.png and sample_responses.json of a sweep, finished or not.
 
-    They go into its folder or into `output`. Raises ConfigError where they cannot be written, or there is no sweep.
+    They go into its folder or into `output`. Raises ConfigError if they cannot be written, or for a folder of no sweep.
     """
     folder, study = output or path, read_sweep(path)
     drawn, groups = frontier(study), ends(study)

@@ -1,8 +1,8 @@
-"""A sweep's folder as it is read: settings with their jobs, means over seeds with 95 % intervals, the best one, and the
-untrained model that all started from.
+"""Reads the folder of a sweep: settings with their jobs, means over seeds with 95 % intervals, the best setting, and
+the untrained model.
 
-Reads what is there: jobs that run, failed or left half-written files are in the list of jobs and in no mean. Imports
-neither torch nor lightning.
+Jobs that are running, failed or left damaged files are in the list of jobs and in no mean. Imports neither torch nor
+lightning.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ class SweepResult:
     words: tuple[str, ...]
     """Its command line."""
     metric: str | None
-    """What decides; None where the jobs are judged by different ones."""
+    """The deciding metric; None where the jobs are judged by different ones."""
     direction: Direction
     x: str | None
     y: str | None
-    """The axes of the picture; None for the metric over what varies."""
+    """The axes of the plot; None for the metric over the varied key."""
     columns: tuple[str, ...]
     settings: tuple[str, ...]
-    """The keys that vary."""
+    """The varied keys."""
     cells: tuple[Cell, ...]
     untrained: tuple[Cell, ...] = field(default=())
-    """Update 0 of the same jobs: one row, or several where the settings differ in what they start from."""
+    """Update 0 of the same jobs: one row, or several where the settings start from different models."""
     missing: tuple[str, ...] = field(default=())
-    """What could not be read, a line each."""
+    """A line for each thing that could not be read."""
 
     @property
     def jobs(self) -> tuple[JobResult, ...]:
-        """All of them, in order."""
+        """All jobs, in order."""
         return tuple(sorted((job for cell in self.cells for job in cell.jobs), key=lambda job: job.number))
 
     @property
     def failed(self) -> tuple[JobResult, ...]:
-        """Those that are not done."""
+        """The jobs that are not done."""
         return tuple(job for job in self.jobs if job.state != "done")
 
     @property
     def ranked(self) -> tuple[Cell, ...]:
-        """The settings that have the deciding metric, the best mean first."""
+        """The settings with the deciding metric, the best mean first."""
         judged = [cell for cell in self.cells if self.metric is not None and self.metric in cell.values]
         sign = -1 if self.direction == "max" else 1
         return tuple(sorted(judged, key=lambda cell: sign * cell.values[str(self.metric)].value))
@@ -74,11 +74,11 @@ class SweepResult:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What the question asks about: the deciding metric and the axes of the picture."""
+        """The deciding metric and the axes of the plot."""
         return tuple(dict.fromkeys(filter(None, (self.metric, self.y, self.x))))
 
     def shown(self) -> tuple[str, ...]:
-        """The metrics of the table: what decides, the picture's axes, the further ones; those that were measured."""
+        """The measured metrics of the table: the deciding one, the axes of the plot, further columns."""
         wanted = dict.fromkeys((*self.quantities, *self.columns))
         return tuple(name for name in wanted if any(name in cell.values for cell in self.cells))
 
@@ -125,8 +125,8 @@ def deciding(
 ) -> tuple[str | None, Direction]:
     """The metric that compares the settings, with its direction.
 
-    It is the one that the study names, where some finished job has measured it, else the one that all finished jobs are
-    judged by: a study of the bundled world, run on data without gold answers, is decided by the held-out reward.
+    It is the one that the study names, if a finished job has measured it, else the one that all finished jobs are
+    judged by: a study of the bundled world on data without gold answers is decided by the held-out reward.
     """
     finished = [job for job in jobs if job.values]
     own: list[tuple[str, Direction]] = [
@@ -140,7 +140,7 @@ def deciding(
 
 
 def about_kl(settings: Iterable[str]) -> bool:
-    """Whether what varies is a penalty on the KL to the reference policy."""
+    """Whether a varied key is a KL penalty."""
     return any("kl" in last.split("_") or last == "beta" for last in (key.rpartition(".")[2] for key in settings))
 
 
@@ -167,14 +167,14 @@ def read_job(root: Path, record: Mapping[str, Any]) -> JobResult:
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers a finished job has ended with, by its result.json."""
+    """The final metrics of a finished job, from its result.json."""
     found = {name: both[-1] for name, both in mapping(result.get("changes")).items() if both}
     found |= mapping(result.get("values"))
     return {name: known for name, value in found.items() if (known := number(value)) is not None}
 
 
 def _unmeasured(jobs: Sequence[JobResult], wanted: Sequence[str | None], metric: str | None) -> Iterable[str]:
-    """Metrics that the study names and no finished job has: misspelt, or of another kind of run. The first decides."""
+    """Metrics that the study names and no finished job has measured; the first is the deciding one."""
     known = sorted({name for job in jobs for name in job.values})
     for name in dict.fromkeys(filter(None, wanted)) if known else ():
         if name not in known:
@@ -190,19 +190,19 @@ def _diverged(cells: Sequence[Cell]) -> Iterable[str]:
         for name in dict.fromkeys(name for job in done for name in job.values):
             infinite = sum(name in job.values and not abs(job.values[name]) < LARGEST for job in done)
             if infinite:
-                yield f"{cell.label}: {name} is no finite number in {infinite} of {len(done)} jobs, so it has no mean"
+                yield f"{cell.label}: {name} is not finite in {infinite} of {len(done)} jobs, so it has no mean"
 
 
 def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
     for name, both in mapping(found).items():
-        # Of nan or infinity there is no mean.
+        # nan and infinity have no mean.
         ends = [known for value in both if (known := finite(value)) is not None] if isinstance(both, list) else []
         if len(ends) == 2 == len(both):
             yield name, (ends[0], ends[1])
 
 
 def number_that_varies(study: SweepResult) -> str | None:
-    """The key with the most values, if all are numbers."""
+    """The varied key with the most values among those with numeric values; None without one."""
     values = {key: [number(cell.settings.get(key)) for cell in study.cells] for key in study.settings}
     numeric = {key: set(known) for key, known in values.items() if None not in known and len(set(known)) > 1}
     return max(numeric, key=lambda key: len(numeric[key])) if numeric else None

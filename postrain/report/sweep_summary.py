@@ -1,10 +1,9 @@
-"""What a sweep answers: a table of its settings for the console and Markdown, and sentences.
+"""The answer of a sweep: a table of its settings for the console and Markdown, and sentences.
 
-The sentences compare the best setting with the next, over shared seeds, in every quantity of the question, and with the
-untrained model; and they name the settings that collapsed. Differences are paired: seed 3 of one setting minus seed 3
-of the other. Seeds share data order and samples, so that the interval of the differences is narrower than that of two
-separate means. A difference is decided when its 95 % interval (Student's t) leaves 0 out, and with fewer than two
-shared seeds never.
+The sentences compare the best setting with the next one and with the untrained model, over shared seeds and in every
+metric of the question, and name the settings that collapsed. Differences are paired by seed: equal seeds share data
+order and samples, so the interval of the differences is narrower than that of two separate means. A difference is
+decided when its 95 % interval (Student's t) excludes 0; with fewer than two shared seeds it never is.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from postrain.report.sweep_results import SweepResult, number_that_varies
 
 ABOUT = (
     "Means over seeds with 95 % intervals (Student's t, on the log scale for what is at least 0 and on the logit scale "
-    "for shares); without one where there is one seed or all are equal. n counts finished jobs. untrained: the same "
+    "for shares); none for a single seed or equal values. n is the number of finished jobs. untrained: the same "
     "jobs before their first update."
 )
 
 
 def result(cell: Cell) -> str:
-    """What its jobs are judged by, before → after where both were measured; means over seeds."""
+    """The metric that its jobs are judged by, before → after where both were measured; means over seeds."""
     done = [job for job in cell.jobs if job.metric in job.values]
     if not done:
         return ""
@@ -41,7 +40,7 @@ def result(cell: Cell) -> str:
 
 
 def finished(cell: Cell) -> str:
-    """How many of its jobs are done, and how many of the others hit their time limit."""
+    """The number of finished jobs, and how many of the others timed out."""
     if cell.n == len(cell.jobs):
         return f"{cell.n}"
     late = sum(job.timed_out for job in cell.jobs)
@@ -49,13 +48,13 @@ def finished(cell: Cell) -> str:
 
 
 def note(cell: Cell) -> str:
-    """That its policy collapsed."""
+    """Whether its policy collapsed, and in how many jobs."""
     collapsed = len(cell.collapsed)
     return "" if not collapsed else "collapsed" if collapsed == cell.n else f"collapsed in {collapsed} of {cell.n}"
 
 
 def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
-    """Column names, and the cells of each row with whether it is the best."""
+    """Column names; for each row whether it is the best, and its cells."""
     names, best = study.shown(), study.best
     keys = [key.rpartition(".")[2] for key in study.settings]
     keys = keys if len(set(keys)) == len(keys) else [*study.settings]
@@ -76,13 +75,13 @@ def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
 
 
 def table(study: SweepResult) -> Table:
-    """For the console."""
+    """The table for the console."""
     columns, lines = rows(study)
     return console_table(columns, [line for _, line in lines], best=[i for i, (best, _) in enumerate(lines) if best])
 
 
 def markdown(study: SweepResult) -> str:
-    """The same as Markdown, with the answer, the jobs that are not done and those that ended early."""
+    """The table as Markdown, with the answer and the jobs that are unfinished or ended early."""
     columns, lines = rows(study)
     body = [[f"**{text}**" if best and text else text for text in line] for best, line in lines]
     text = f"# {study.name}\n\n{study.question}\n\n" if study.question else f"# {study.name}\n\n"
@@ -99,16 +98,16 @@ def markdown(study: SweepResult) -> str:
 
 
 def sentences(study: SweepResult) -> list[str]:
-    """The answer, a sentence or two a line; empty while no job has finished."""
+    """The answer in lines of one or two sentences; empty while no job has finished."""
     if not any(cell.n for cell in study.cells):
         return []
     return [*_compared(study), *_range(study), *_against_untrained(study), *_collapsed(study)]
 
 
 def paired(one: Mapping[int | None, float], other: Mapping[int | None, float], metric: str) -> tuple[Interval, int]:
-    """The mean of the differences over shared seeds with its 95 % interval, and how many seeds are shared.
+    """The mean difference over shared seeds with its 95 % interval, and the number of shared seeds.
 
-    A difference of two shares lies between -1 and 1; without a shared seed the value is nan.
+    The difference of two shares is between -1 and 1. Without a shared seed the value is nan.
     """
     gaps = [one[seed] - other[seed] for seed in one if seed in other]
     if not gaps:
@@ -123,21 +122,21 @@ def values_of(cell: Cell, metric: str) -> dict[int | None, float]:
 
 
 def with_interval(value: Interval) -> str:
-    """A mean with its interval, where there is one: several seeds that differ."""
+    """A mean with its interval, if it has one."""
     if not -inf < value.low < value.high:
         return figure(value.value)
     return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]"
 
 
 def _compared(study: SweepResult) -> Iterable[str]:
-    """The best and the next."""
+    """The best setting against the next one."""
     metric, ranked = study.metric, study.ranked
     if metric is None:
         own = dict.fromkeys(job.metric for job in study.jobs if job.values and job.metric)
-        why = f"they are judged by {', '.join(own)}" if len(own) > 1 else "the reward itself varies"
-        yield f"No metric compares the settings: {why}. Name one with sweep.metric=NAME."
+        why = f"their methods are judged by {', '.join(own)}" if len(own) > 1 else "the reward varies"
+        yield f"No metric is common to all settings: {why}. Choose one with sweep.metric=NAME."
     elif len(ranked) == 1:
-        yield f"{_has(ranked[0], metric)}; no other finished setting has it, so there is nothing to compare."
+        yield f"{_has(ranked[0], metric)}; no other setting has finished, so there is nothing to compare."
     elif ranked:
         best, following = ranked[:2]
         name = f"the {'highest' if study.direction == 'max' else 'lowest'} {short(metric)}"
@@ -155,14 +154,14 @@ def _has(cell: Cell, metric: str) -> str:
 
 
 def _difference(one: Cell, other: Cell, metric: str, direction: str | None = None) -> str:
-    """The paired difference, and what it decides; better where a direction is given, else larger or smaller."""
+    """The paired difference and its decision: better where a direction is given, else more or less."""
     gap, n = paired(values_of(one, metric), values_of(other, metric), metric)
     if n == 0:
-        return f"{one.label} and {other.label} share no finished seed: undecided."
+        return f"{one.label} and {other.label} have no finished seed in common: undecided."
     seeds = f"{n} shared seed{'s' if n > 1 else ''}"
     found = f"Paired difference over {seeds}: {with_interval(gap)}"
     if n == 1:
-        return f"{found}. One seed does not tell whether that is chance: undecided."
+        return f"{found}. One seed cannot separate it from chance: undecided."
     if gap.low <= 0 <= gap.high:
         return f"{found}: undecided, it may be chance."
     word = "is better" if direction else f"has {'more' if gap.value > 0 else 'less'}"
@@ -170,7 +169,7 @@ def _difference(one: Cell, other: Cell, metric: str, direction: str | None = Non
 
 
 def _range(study: SweepResult) -> Iterable[str]:
-    """What a number that varies does from its one end to the other, where the best and the next are not both ends."""
+    """The change from the smallest to the largest value of a numeric key, for three settings or more."""
     key = number_that_varies(study)
     judged = sorted(study.ranked, key=lambda cell: number(cell.settings.get(key)) or 0.0) if key else []
     if len(judged) < 3 or len(study.settings) > 1:
@@ -186,7 +185,7 @@ def _range(study: SweepResult) -> Iterable[str]:
 
 
 def _against_untrained(study: SweepResult) -> Iterable[str]:
-    """Whether the best setting is better than what it started from, over its own seeds."""
+    """The best setting against the untrained model, over its seeds."""
     metric, best = study.metric, next(iter(study.ranked), None)
     if metric is None or best is None:
         return
@@ -206,13 +205,14 @@ def _against_untrained(study: SweepResult) -> Iterable[str]:
 
 
 def _collapsed(study: SweepResult) -> Iterable[str]:
-    """The settings whose policies collapsed, with the plainest case of each."""
+    """The settings whose policies collapsed, with the first case of each."""
     for cell in study.cells:
         jobs: tuple[JobResult, ...] = cell.collapsed
         if jobs:
             share = "" if cell.n == 1 else f" in {len(jobs)} of {cell.n} jobs"
-            yield f"{cell.label} collapsed{share}: {jobs[0].collapse}. Its {_pay(study)} is not that of useful text."
+            useless = f"Its {_metric(study)} does not measure useful text."
+            yield f"{cell.label} collapsed{share}: {jobs[0].collapse}. {useless}"
 
 
-def _pay(study: SweepResult) -> str:
+def _metric(study: SweepResult) -> str:
     return short(study.metric) if study.metric else "result"

@@ -1,4 +1,4 @@
-"""Values in files that a stranger or a crash may have left: usable, or nothing."""
+"""Values in files that may be damaged or from a third party: usable, or nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Curve = tuple[list[int], list[float]]
 """Updates, and the metric after each of them."""
 
 LARGEST = 1e100
-"""What is larger has left all bounds and cannot be drawn; infinity is larger, and nan is nothing."""
+"""Larger values, infinity and nan cannot be drawn."""
 
 
 def finite(value: Any) -> float | None:
@@ -24,7 +24,7 @@ def finite(value: Any) -> float | None:
 
 
 def mapping(found: Any) -> Record:
-    """A mapping, if it is one; otherwise an empty one."""
+    """The value if it is a mapping, else {}."""
     return found if isinstance(found, dict) else {}
 
 
@@ -34,7 +34,7 @@ def records_of(found: Any) -> list[Record]:
 
 
 def read_yaml(path: Path) -> Record:
-    """The mapping in a YAML file; {} where it is missing or damaged."""
+    """The mapping in a YAML file; {} if the file is missing or damaged."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
@@ -43,7 +43,7 @@ def read_yaml(path: Path) -> Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The mappings of a JSON list; none where it is missing or damaged."""
+    """The mappings of a JSON list; [] if the file is missing or damaged."""
     try:
         return [one for one in records_of(json.loads(path.read_bytes())) if modest(one)]
     except (OSError, ValueError, RecursionError):
@@ -51,21 +51,21 @@ def read_records(path: Path) -> list[Record]:
 
 
 def text_of(value: Any) -> str:
-    """A text, if it is one."""
+    """The value if it is a string, else ""."""
     return value if isinstance(value, str) else ""
 
 
 def update_of(record: Record) -> int:
-    """The update a record belongs to; 0 when it does not say."""
+    """The update of a record; 0 if missing."""
     return whole(record.get("update"), 0)
 
 
 def whole(value: Any, otherwise: int) -> int:
-    """A count, or what stands in for it."""
+    """The value if it is a count, else `otherwise`."""
     known = number(value)
     return int(known) if known is not None and 0 <= known < 1e15 else otherwise
 
 
 def damaged(name: str, lines: int) -> list[str]:
-    """What is said of a file with lines that could not be read."""
+    """The line about a file with unreadable lines."""
     return [f"{name}: {lines} damaged line{'s' if lines > 1 else ''} left out"] if lines else []

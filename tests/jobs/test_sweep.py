@@ -110,7 +110,7 @@ def test_damaged_files_are_reported_and_the_rest_is_read(done, tmp_path):
     study = read_sweep(folder)
     assert study.missing == (
         "sweep.yaml is damaged: the question is not known",
-        "00-a: eval/reward/total is no finite number in 1 of 1 jobs, so it has no mean",
+        "00-a: eval/reward/total is not finite in 1 of 1 jobs, so it has no mean",
     )
     assert [job.state for job in study.jobs] == ["done", "not started"]
     assert study.best is None
@@ -136,7 +136,7 @@ def test_diverged_setting_has_no_mean_and_is_never_the_best(tmp_path):
     study = study_of(tmp_path, (0.1, [0.5, 0.6]), (0.2, [0.3, 0.2]), (0.5, [0.9, float("inf")]))
     assert study.best is study.cells[0]
     assert "eval/reward/total" not in study.cells[2].values
-    assert any("eval/reward/total is no finite number in 1 of 2 jobs" in line for line in study.missing)
+    assert any("eval/reward/total is not finite in 1 of 2 jobs" in line for line in study.missing)
 
 
 def test_direction_follows_from_the_name_of_the_metric(tmp_path):

@@ -1,4 +1,4 @@
-"""Run folders made up for the report: a PPO run with every kind of file in it."""
+"""Synthetic run folders: a PPO run with every kind of file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDS = (" park. It was broken and she was sad.", " park and she laughed. What a 
 
 
 def metrics_of(update: int, total: int, rng: random.Random) -> dict[str, Any]:
-    """A believable course: the reward rises and levels off, the KL grows, the critic learns."""
+    """Plausible metrics: the reward rises and levels off, the KL grows, the critic learns."""
     way = 1 - math.exp(-3 * update / total)
     found: dict[str, Any] = {
         "reward/total": 0.25 + 0.5 * way + rng.gauss(0, 0.04),

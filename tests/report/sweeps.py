@@ -1,4 +1,4 @@
-"""A sweep's folder made up: settings of one key, seeds, and whatever each job shall have measured."""
+"""A synthetic sweep folder: settings of one key, seeds, and the results of each job."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def make_sweep(
         0.5 - 0.1 * cell + 0.02 * seed,
         1.0 - cell,
     ),
-    **said: Any,
+    **keys: Any,
 ) -> Path:
     """`measured` gives gold and KL at the end of a job from the number of its setting and its seed."""
     node = {"name": "kl", "question": "What does it cost?", "words": ["sweep=kl"], "metric": GOLD, "direction": "max"}
     (path / "jobs").mkdir(parents=True)
-    (path / "sweep.yaml").write_text(yaml.safe_dump({**node, "picture": {"x": KL, "y": GOLD}, **said}))
+    (path / "sweep.yaml").write_text(yaml.safe_dump({**node, "picture": {"x": KL, "y": GOLD}, **keys}))
     (path / "status.json").write_text(json.dumps({"status": "done"}))
     jobs = []
     for number, (cell, seed) in enumerate((cell, seed) for cell in range(len(values)) for seed in seeds):

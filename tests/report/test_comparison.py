@@ -1,4 +1,4 @@
-"""Several runs on one page: told apart, judged, and refused where they are not alike."""
+"""Comparison of runs: labels, headline table, warnings, errors."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def three(run_maker: Callable[..., Path], tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_runs_are_called_by_what_tells_them_apart(three: list[Path]) -> None:
+def test_labels_have_the_settings_that_differ(three: list[Path]) -> None:
     runs = [read_run(path) for path in three]
     assert labels(runs) == ["ppo kl_coef=0.02 seed=0", "ppo kl_coef=0.5 seed=1", "mine"]
     assert labels(runs[:1]) == ["ppo"]
     assert differing(runs[:2]) == {"method.kl_coef": ["0.02", "0.5"], "seed": ["0", "1"]}
-    # Nothing tells a run from itself but where it lies.
+    # Equal runs differ in their folder only.
     assert labels([runs[0], runs[0]]) == ["ppo 2026-01-02_03-04-05-0123abcd"] * 2
 
 
@@ -85,10 +85,10 @@ def test_runs_on_different_data_have_no_best_value_and_a_warning() -> None:
     members = [member("a", "f", gold__total=(0, 1)), member("b", "g", gold__total=(0, 2)), member("c", None)]
     _, rows = headline_table(members, ["gold/total"])
     assert not any(cell.best for _, cells in rows for cell in cells)
-    said = warnings(members)
-    assert said[0].startswith("These runs used different data (a: source of a; b: source of b; c: unknown)")
-    assert said[1] == "The training data of c is not known; the numbers may not be comparable."
-    assert said[2] == "Without metrics: c."
+    found = warnings(members)
+    assert found[0].startswith("These runs used different data (a: source of a; b: source of b; c: unknown)")
+    assert found[1] == "The training data of c is not known; the numbers may not be comparable."
+    assert found[2] == "Without metrics: c."
 
 
 def test_efficiency_table_has_a_column_per_cost() -> None:

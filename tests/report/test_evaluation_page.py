@@ -39,7 +39,7 @@ def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sum
     path.mkdir(parents=True)
     subjects = [subject(name, 0.3 + 0.2 * index, data) for index, name in enumerate(names)]
     gap = {"subject": names[0], "against": names[-1], "measure": "gold", "metric": "total", **number(-0.2)}
-    stats = {"subjects": subjects, "differences": [gap] if len(names) > 1 else [], "notes": ["said at the top"]}
+    stats = {"subjects": subjects, "differences": [gap] if len(names) > 1 else [], "notes": ["a note at the top"]}
     (path / "evaluation_stats.json").write_text(json.dumps(stats))
     lines: dict[str, list[dict[str, Any]]] = {
         "perplexity": [{"row": row, "perplexity": 2.0 + row**2} for row in range(9)],
@@ -60,8 +60,8 @@ def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sum
         one["measures"] |= {"lengths": {"metrics": {"tokens": number(4)}}, "queries": {"metrics": {}}}
     (path / "evaluation_stats.json").write_text(json.dumps(stats))
     for name, records in lines.items():
-        told = [{"subject": who, **record} for who in names for record in records]
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in told))
+        lines = [{"subject": who, **record} for who in names for record in records]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
     shown = [{"subject": name, "prompt": "2 + 2 = ?", "completion": f"by {name}", "gold": 0.5} for name in names]
     (path / "sample_responses.json").write_text(json.dumps(shown))
     (path / "status.json").write_text('{"status": "done"}')
@@ -69,12 +69,12 @@ def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sum
     return path
 
 
-def test_models_stand_side_by_side(tmp_path: Path) -> None:
+def test_evaluation_page_compares_models(tmp_path: Path) -> None:
     page = write_report(make_evaluation(tmp_path / "e"), tmp_path / "out")
     text = checked(page.read_text(encoding="utf-8"))
     for wanted in (
         "2 models",
-        "said at the top",
+        "a note at the top",
         "difference to sft-nano 0123abcd",
         "Test-time scaling",
         "factual: 1 of 2 correct",
@@ -89,7 +89,7 @@ def test_models_stand_side_by_side(tmp_path: Path) -> None:
     assert names == {"report.html", "model_comparison.png", "perplexity_distribution.png", "response_lengths.png"}
 
 
-def test_the_table_has_the_best_and_the_difference(tmp_path: Path) -> None:
+def test_table_has_best_values_and_differences(tmp_path: Path) -> None:
     found = read_evaluation(make_evaluation(tmp_path / "e"))
     columns, rows = table("gold", named_models([found]), found.differences)
     assert columns == ["", "nano", "sft-nano 0123abcd", "difference to sft-nano 0123abcd"]
@@ -104,7 +104,7 @@ def test_the_table_has_the_best_and_the_difference(tmp_path: Path) -> None:
     assert rows[0][1][2] == Cell("–")
 
 
-def test_of_several_models_the_central_numbers_are_drawn_of_one_its_shares(tmp_path: Path) -> None:
+def test_bars_are_central_metrics_of_several_models_or_shares_of_one(tmp_path: Path) -> None:
     both = read_evaluation(make_evaluation(tmp_path / "both")).models
     assert [name for name, _ in compared(both)] == [
         "gold total",
@@ -121,12 +121,12 @@ def test_of_several_models_the_central_numbers_are_drawn_of_one_its_shares(tmp_p
         ("cut", [0, 3, 6]),
     ]
     assert [name for name, _, _ in lengths(both)] == list(NAMES)
-    asked = [replace(model, records={"queries": model.records["queries"]}) for model in one]
-    assert [(name, values) for name, _, values in lengths(asked)] == [("finished", [2]), ("cut", [3])]
+    queries = [replace(model, records={"queries": model.records["queries"]}) for model in one]
+    assert [(name, values) for name, _, values in lengths(queries)] == [("finished", [2]), ("cut", [3])]
     assert [(measure, len(groups)) for measure, groups in perplexities(both)] == [("perplexity", 2)]
 
 
-def test_evaluations_on_different_data_say_so(tmp_path: Path) -> None:
+def test_evaluations_on_different_data_have_a_warning(tmp_path: Path) -> None:
     one = make_evaluation(tmp_path / "a", NAMES[:1])
     other = make_evaluation(tmp_path / "b", NAMES[:1], data="stories")
     found = [read_evaluation(path) for path in (one, other)]
@@ -139,19 +139,19 @@ def test_evaluations_on_different_data_say_so(tmp_path: Path) -> None:
     checked(write_comparison([one, other], tmp_path / "out").read_text(encoding="utf-8"))
 
 
-def test_numbers_need_a_value() -> None:
+def test_number_without_a_value_is_none() -> None:
     assert as_number({"value": 1, "low": "nan", "high": "inf", "n": 4}) == Number(1.0, None, None, 4)
     assert as_number({"value": "nan"}) is as_number([]) is as_number(None) is None
 
 
-def test_queries_of_any_shape() -> None:
+def test_queries_survive_records_of_any_shape() -> None:
     odd = [{"prompt": "p", "response": "r", "right": 1}, {"prompt": 3, "response": "r"}, {}, 4]
     records: list[dict[str, Any]] = [{"wordings": odd}, {"wordings": 3}, {}]
     assert by_category(records) == {"other": [{"prompt": "p", "response": "r", "right": 1, "row": None}]}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_odd_files_never_break_it(tmp_path: Path, seed: int) -> None:
+def test_evaluation_page_survives_odd_files(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = make_evaluation(tmp_path / "e")
 
@@ -171,7 +171,7 @@ def test_odd_files_never_break_it(tmp_path: Path, seed: int) -> None:
     checked(write_report(path).read_text(encoding="utf-8"))
 
 
-def test_a_half_written_file_is_named(tmp_path: Path) -> None:
+def test_truncated_file_is_listed(tmp_path: Path) -> None:
     path = make_evaluation(tmp_path / "e", NAMES[:1])
     stats = path / "evaluation_stats.json"
     stats.write_text(stats.read_text()[:50])

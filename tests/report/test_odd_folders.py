@@ -1,4 +1,4 @@
-"""Folders with odd files, as a stranger or a crash may leave them: a page that says so, or one line."""
+"""Damaged or foreign files in a folder: a report that lists them, or an error of one line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from postrain.jsonl import modest, read_json
 from postrain.report.evaluations import read_evaluation
 from postrain.report.folders import read_generation, read_run
 from postrain.report.pipeline_page import write_pipeline
+from postrain.report.runs_index import read_entries
 from postrain.report.sweep_results import read_sweep
 from postrain.types import ConfigError
 
@@ -53,14 +54,18 @@ READERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name", READERS)
-def test_an_odd_file_is_no_obstacle_to_a_report(name: str, kind: str, tmp_path: Path) -> None:
+def test_report_survives_odd_files(name: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("name: x\n")
     (tmp_path / name).write_bytes(ODD[kind])
     READERS[name](tmp_path)
+    below = tmp_path / "below"
+    below.mkdir()
+    (below / name).write_bytes(ODD[kind])
+    read_entries(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "a million copies"])
-def test_odd_files_are_one_line_to_resume(kind: str, tmp_path: Path) -> None:
+def test_resuming_with_odd_files_is_an_error_of_one_line(kind: str, tmp_path: Path) -> None:
     for name, opened in (
         ("sweep.yaml", lambda: continued([f"resume={tmp_path}"])),
         ("pipeline.yaml", lambda: Pipeline.load(tmp_path)),
@@ -73,7 +78,7 @@ def test_odd_files_are_one_line_to_resume(kind: str, tmp_path: Path) -> None:
     assert kept(tmp_path, []) == []
 
 
-def test_what_is_modest(tmp_path: Path) -> None:
+def test_modest_limits_depth_and_size(tmp_path: Path) -> None:
     assert modest({"a": [1, {"b": 2}]}, depth=4, size=5)
     assert not modest({"a": [1, {"b": 2}]}, depth=3)
     assert not modest({"a": [1, {"b": 2}]}, size=3)

@@ -54,26 +54,26 @@ def test_best_of_n_kl():
     assert best_of_n_kl(1) == 0
 
 
-def test_a_runs_evaluations_are_its_curve(tmp_path):
+def test_curve_of_a_run_has_its_evaluations(tmp_path):
     """The exact KL is per token: 0.2 nats over 20 tokens are 4 a completion."""
     found = of_run("ppo", run(tmp_path))
     assert found.points == (Point(0, 0, 0.5), Point(4.0, 1, 0.8), Point(16.0, 3, 0.6))
     assert found.turn() == Point(4.0, 1, 0.8)
 
 
-def test_gold_that_only_wavers_has_not_turned():
+def test_small_fall_of_gold_is_no_turn():
     assert Curve("x", (Point(0, 0, 0.5), Point(1, 1, 0.81), Point(2, 2, 0.80))).turn() is None
     assert Curve("x", (Point(0, 0, 0.5), Point(1, 1, 0.6))).turn() is None
 
 
-def test_best_of_n_lets_neighbours_compete(tmp_path):
+def test_best_of_n_compares_consecutive_completions(tmp_path):
     found = of_samples("best", generation(tmp_path)).points
     assert [point.proxy for point in found] == [1.5, 2.5, 3]
     assert [point.gold for point in found] == pytest.approx([0.45, 0.6, 0.4])
     assert found[2].kl == best_of_n_kl(4)
 
 
-def test_the_lab_leaves_a_picture_a_table_and_the_numbers(tmp_path, capsys):
+def test_overoptimization_writes_figure_table_and_json(tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     runs = {"ppo": {"no_kl": {"folder": str(run(tmp_path / "run"))}}}
@@ -85,12 +85,12 @@ def test_the_lab_leaves_a_picture_a_table_and_the_numbers(tmp_path, capsys):
     assert "best of n" in capsys.readouterr().out
 
 
-def test_a_turn_that_is_not_there_is_said():
+def test_curve_without_a_fall_has_no_turn():
     flat = Curve("grpo", (Point(0, 0, 0.5), Point(math.pi**2, 1, 0.6)))
     assert rows([flat]) == [("grpo", "0.00 → 1.00", "0.50 → 0.60 → 0.60", "3.1", "no fall")]
 
 
-def test_a_run_without_gold_is_named(tmp_path):
+def test_run_without_gold_is_an_error(tmp_path):
     lines(tmp_path / "metrics.jsonl", [{"update": 0, "eval/reward/total": 1.0}])
     with pytest.raises(ConfigError, match="no evaluation with"):
         of_run("ppo", tmp_path)

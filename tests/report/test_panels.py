@@ -1,4 +1,4 @@
-"""What is chosen to be shown, and the little arithmetic behind it."""
+"""The choice of panels and headline metrics, and their arithmetic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def curve(*values: float) -> Curve:
     return list(range(1, len(values) + 1)), list(values)
 
 
-def test_smoothing_is_a_mean_of_neighbours() -> None:
+def test_smooth_is_a_centred_mean() -> None:
     # Window 3: (1 + 5) / 2, (1 + 5 + 3) / 3, (5 + 3 + 7) / 3, (3 + 7) / 2.
     assert smooth([1, 5, 3, 7], 3) == [3, 3, 5, 5]
     assert smooth([4.0, 2.0], 1) == [4.0, 2.0]
@@ -38,12 +38,12 @@ def test_before_and_after_average_a_noisy_curve() -> None:
     assert before_and_after(curve(0, 2, *[5.0] * 36, 7, 9)) == (1, 8)
 
 
-def test_held_out_numbers_replace_training_numbers() -> None:
+def test_headlines_prefer_held_out_metrics() -> None:
     metrics = {name: curve(1, 2) for name in ("loss", "accuracy", "eval/accuracy", "kl/exact", "eval/loss")}
     assert [name for name, _, _ in headlines(metrics)] == ["eval/accuracy", "eval/loss", "kl/exact"]
 
 
-def test_every_metric_is_somewhere_once() -> None:
+def test_every_metric_is_in_one_panel() -> None:
     rng = random.Random(0)
     names = ["reward/total", "eval/reward/total", "reward/mood", "kl/k1", "perf/seconds", "odd", "eval/odd", "x/y"]
     panels, constant = arrange({name: curve(*(rng.random() for _ in range(5))) for name in names})
@@ -53,39 +53,39 @@ def test_every_metric_is_somewhere_once() -> None:
     assert [panel.names for panel in panels if panel.title == "Odd"] == [("eval/odd", "odd")]
 
 
-def test_what_never_changes_is_only_named() -> None:
+def test_constant_metrics_have_no_panel() -> None:
     panels, constant = arrange({"kl/coef": curve(0.1, 0.1), "loss": curve(2, 1), "tokens": curve(1, 2)})
     assert [panel.names for panel in panels] == [("loss",)]
     assert constant == ["kl/coef"]
 
 
-def test_the_only_part_of_a_total_is_not_shown_twice() -> None:
+def test_only_component_of_a_total_is_not_shown_twice() -> None:
     panels, _ = arrange({"reward/total": curve(1, 2), "reward/mood": curve(1, 2), "reward/other": curve(3, 2)})
     assert [panel.names for panel in panels] == [("reward/total",), ("reward/other",)]
 
 
-def test_a_reward_that_is_gold_itself_is_not_shown_twice() -> None:
+def test_reward_component_equal_to_gold_is_not_shown_twice() -> None:
     parts = {"eval/reward/mood": curve(1, 2), "gold/mood": curve(1, 2), "eval/reward/total": curve(3, 4)}
     panels, _ = arrange(parts | {"gold/total": curve(3, 4)})
     assert [panel.names for panel in panels] == [("eval/reward/total",), ("gold/total", "gold/mood")]
 
 
-def test_the_best_is_the_one_that_nobody_beats() -> None:
+def test_best_is_by_direction_with_ties() -> None:
     values = {"a": 1.0, "b": 3.0, "c": 3.0, "d": None, "e": float("nan")}
     assert best_of("gold/total", values) == {"b", "c"}
     assert best_of("eval/loss", values) == {"a"}
     assert best_of("eval/loss", values, "max") == {"b", "c"}
-    # No way is good, nobody to compare with, no difference.
+    # No direction, nothing to compare with, no difference.
     assert best_of("eval/completion/length", values) == best_of("loss", {"a": 1.0}) == set()
     assert best_of("loss", {"a": 1.0, "b": 1.0}) == set()
 
 
-def test_a_logarithmic_axis_is_for_decades() -> None:
+def test_logarithmic_axis_needs_decades() -> None:
     assert spans_decades([1e-5, 1e-4, 1e-3])
     assert not any(spans_decades(values) for values in ([0.0, 100.0], [1.0, 30.0], [5.0], [1.0, float("inf")]))
 
 
-def test_a_cell_says_its_interval_only_where_there_is_one() -> None:
+def test_cell_has_an_interval_only_where_there_is_one() -> None:
     assert estimate(0.5, 0.25, 0.75, 8, best=True) == Cell("0.50", "0.25 … 0.75, n=8", True)
     assert estimate(0.5, float("-inf"), float("inf"), 1) == Cell("0.50", "n=1")
     assert estimate(0.5, None, None, None) == Cell("0.50")
@@ -96,7 +96,7 @@ def test_links_are_relative_and_survive_odd_names(tmp_path: Path) -> None:
     assert link(tmp_path / "jobs" / "a#1?" / "report.html", tmp_path / "out") == "../jobs/a%231%3F/report.html"
 
 
-def test_flat() -> None:
+def test_flat_joins_lists_and_drops_empty_values() -> None:
     record = {"rows": 5, "train": {"dropped": 0, "share": 0.123456}, "none": None, "list": ["a", 2], "dirty": True}
     assert flat(record) == [
         ("rows", "5"), ("train dropped", "0"), ("train share", "0.12"), ("list", "a, 2"), ("dirty", "yes"),

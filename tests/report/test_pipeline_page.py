@@ -58,7 +58,7 @@ def make_pipeline(path: Path) -> Path:
     return path
 
 
-def test_stages_stand_side_by_side(tmp_path: Path) -> None:
+def test_pipeline_page_has_all_stages(tmp_path: Path) -> None:
     path = make_pipeline(tmp_path / "tiny")
     text = checked(write_report(path).read_text(encoding="utf-8"))
     for wanted in (
@@ -72,13 +72,13 @@ def test_stages_stand_side_by_side(tmp_path: Path) -> None:
         "The same prompts, by stage",
     ):
         assert wanted in text, wanted
-    # Generations had no report of their own.
+    # The generation had no report.
     checked((path / "2-test-base" / "report.html").read_text(encoding="utf-8"))
     assert (path / "2-test-base" / "response_lengths.png").is_file()
     assert (path / "model_comparison.png").is_file()
 
 
-def test_a_pipeline_whose_plan_cannot_be_read_shows_the_folders_there_are(tmp_path: Path) -> None:
+def test_pipeline_with_a_damaged_plan_shows_its_folders(tmp_path: Path) -> None:
     path = make_pipeline(tmp_path / "tiny")
     (path / "pipeline.yaml").write_text("steps: [")
     (path / "summary.md").write_text("|\n")
@@ -88,7 +88,7 @@ def test_a_pipeline_whose_plan_cannot_be_read_shows_the_folders_there_are(tmp_pa
     assert not (path / "2-test-base" / "report.html").exists()
 
 
-def test_numbers_that_stages_share_are_set_beside_each_other(tmp_path: Path) -> None:
+def test_shared_scores_are_of_at_least_two_stages(tmp_path: Path) -> None:
     stages = [read_stage(name, make_generation(tmp_path / name)) for name in ("a", "b")]
     stages.append(read_stage("c", make_evaluation(tmp_path / "c")))
     ((name, rows),) = shared_scores(stages)
@@ -97,13 +97,13 @@ def test_numbers_that_stages_share_are_set_beside_each_other(tmp_path: Path) -> 
     assert stages[2].made[0] == ("gold total", "", "0.30")
 
 
-def test_the_summary_is_a_table(tmp_path: Path) -> None:
+def test_summary_is_a_table(tmp_path: Path) -> None:
     (tmp_path / "summary.md").write_text("| stage | time |\n| --- | --- |\n| sft |  |\n| dpo | 2 s |\n")
     assert table(tmp_path / "summary.md") == (["stage", "time"], [("sft", [Cell("")]), ("dpo", [Cell("2 s")])])
     assert table(tmp_path / "none.md") == ([], [])
 
 
-def test_completions_keep_their_scores(tmp_path: Path) -> None:
+def test_completions_have_their_scores(tmp_path: Path) -> None:
     found = read_generation(make_generation(tmp_path / "g"))
     first, second, third = found.prompts[0]
     assert (first.scores, first.finished) == ({"reward/total": 0.0, "gold/total": 0.5}, True)
@@ -113,7 +113,7 @@ def test_completions_keep_their_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_odd_generations_never_break_it(tmp_path: Path, seed: int) -> None:
+def test_generation_page_survives_odd_files(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = make_generation(tmp_path / "g", prompts=3)
     record = {name: rng.choice(ODD) for name in ("row", "prompt", "completions", "rewards", "gold", "finished")}

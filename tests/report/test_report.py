@@ -1,4 +1,4 @@
-"""The page: complete, self-contained, escaped, and written from whatever is there."""
+"""The page of a run: complete, self-contained, escaped, and written from damaged folders too."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def checked(text: str) -> str:
     return text
 
 
-def test_everything_is_on_the_page(full_run: Path) -> None:
+def test_run_page_has_all_sections(full_run: Path) -> None:
     text = checked((full_run / "report.html").read_text(encoding="utf-8"))
     for wanted in (
         "<title>ppo · nano</title>",
@@ -63,11 +63,11 @@ def test_everything_is_on_the_page(full_run: Path) -> None:
         "kl/coef <b>0.050</b>",
     ):
         assert wanted in text, wanted
-    assert "What is missing here" not in text
+    assert "Missing or damaged files" not in text
     assert (full_run / "training_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_comes_from_elsewhere(full_run: Path) -> None:
+def test_page_loads_nothing_external(full_run: Path) -> None:
     text = (full_run / "report.html").read_text(encoding="utf-8")
     addresses = set(re.findall(r"https?://[^\s\"'<>]+", text))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # Names of dialects, not pages.
@@ -80,7 +80,7 @@ def test_nothing_comes_from_elsewhere(full_run: Path) -> None:
     )
 
 
-def test_pictures_take_their_colours_from_the_page(full_run: Path) -> None:
+def test_inline_figures_use_css_colors(full_run: Path) -> None:
     text = (full_run / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(pictures) > 15
@@ -93,7 +93,7 @@ def test_pictures_take_their_colours_from_the_page(full_run: Path) -> None:
         assert style.count(f"{name}:") == 2, f"{name} needs a light and a dark value"
 
 
-def test_text_of_a_model_stays_text(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+def test_text_from_files_is_escaped(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True)
     evil = "</p><script>alert(1)</script>{{ 7 * 7 }}"
     sample = {"row": 0, "prompt": evil, "completion": evil, "rewards": {evil: 0.5}, "gold": {}}
@@ -110,15 +110,15 @@ def test_text_of_a_model_stays_text(run_maker: Callable[..., Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(run_maker: Callable[..., Path], tmp_path: Path, name: str) -> None:
+def test_missing_file_is_listed(run_maker: Callable[..., Path], tmp_path: Path, name: str) -> None:
     path = run_maker(tmp_path, samples=2, few=True)
     (path / name).unlink()
     text = page_of(path)
-    # Without explanations nothing was puzzling: that is not missing.
+    # A run without diagnostics has no explanations.jsonl.
     assert (f"<li>{name} is missing: " in text) == (name != "explanations.jsonl")
 
 
-def test_a_run_that_left_nothing_still_has_a_page(tmp_path: Path) -> None:
+def test_run_with_an_empty_status_file_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("")
     text = page_of(tmp_path)
     assert text.count("<li>") == 5
@@ -127,7 +127,7 @@ def test_a_run_that_left_nothing_still_has_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_files_cut_anywhere_never_break_it(run_maker: Callable[..., Path], tmp_path: Path, seed: int) -> None:
+def test_page_survives_truncated_files(run_maker: Callable[..., Path], tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = run_maker(tmp_path, samples=2, seed=seed, few=True)
     for name in FILES:
@@ -161,7 +161,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_odd_values_anywhere_never_break_it(tmp_path: Path, seed: int) -> None:
+def test_page_survives_values_of_any_type(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
 
     def odd(*names: str) -> dict[str, object]:
@@ -179,18 +179,18 @@ def test_odd_values_anywhere_never_break_it(tmp_path: Path, seed: int) -> None:
     page_of(tmp_path)
 
 
-def test_numbers_that_are_none_are_named_and_left_out(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+def test_metrics_that_are_not_finite_are_listed_and_left_out(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True, samples=2)
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"update": 61, "loss": "nan", "grad_norm": "inf"}) + '\n{"update": 62, "lo')
     (path / "status.json").write_text(json.dumps({"status": "failed", "reason": "loss is nan at update 61"}))
     text = page_of(path)
-    assert "loss was no finite number, first at update 61" in text
+    assert "loss was not finite, first at update 61" in text
     assert "metrics.jsonl: 1 damaged line left out" in text
     assert "Why it ended.</b> loss is nan at update 61" in text
 
 
-def test_a_run_without_text_and_without_evaluation(tmp_path: Path) -> None:
+def test_run_without_samples_and_evaluations_has_a_page(tmp_path: Path) -> None:
     path = tmp_path / "reward" / "nano" / "run"
     path.mkdir(parents=True)
     lines = [json.dumps({"update": k, "loss": 0.7 - 0.1 * k, "accuracy": 0.5 + 0.1 * k}) + "\n" for k in range(1, 4)]
@@ -200,7 +200,7 @@ def test_a_run_without_text_and_without_evaluation(tmp_path: Path) -> None:
     assert "before and after</h2>" not in text
 
 
-def test_twice_the_same(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+def test_page_is_deterministic(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True, samples=2)
     assert page_of(path) == page_of(path)
 
@@ -218,7 +218,7 @@ def test_command_needs_no_torch(run_maker: Callable[..., Path], tmp_path: Path) 
     assert done.stdout.strip() == str(path / "report.html")
 
 
-def test_command_on_nothing(tmp_path: Path) -> None:
+def test_command_names_a_missing_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "postrain.report", str(tmp_path / "missing")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -226,7 +226,7 @@ def test_command_on_nothing(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_what_cannot_be_written_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+def test_unwritable_page_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("{}")
     (tmp_path / "report.html").mkdir()
     with pytest.raises(ConfigError, match=r"cannot write .*report\.html: .*; write the report elsewhere with --output"):
@@ -234,7 +234,7 @@ def test_what_cannot_be_written_is_one_line_with_the_remedy(tmp_path: Path) -> N
     assert write_report(tmp_path, tmp_path / "elsewhere") == tmp_path / "elsewhere" / "report.html"
 
 
-def test_a_run_shows_masks_forgetting_and_what_it_took(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+def test_run_page_shows_loss_mask_forgetting_and_cost(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True, samples=2)
     stretches = [{"text": "<|user|>", "use": "read"}, {"text": "Paris", "use": "learned"}, {"text": 3}]
     (path / "manifest.json").write_text(json.dumps({"data": {"shown": [{"row": 7, "stretches": stretches}, "odd"]}}))
@@ -252,7 +252,7 @@ def test_a_run_shows_masks_forgetting_and_what_it_took(run_maker: Callable[..., 
         assert wanted in text, wanted
 
 
-def test_a_run_leaves_its_numbers_and_samples_as_an_evaluation_does(full_run: Path) -> None:
+def test_run_writes_metrics_and_samples_like_an_evaluation(full_run: Path) -> None:
     before, after = json.loads((full_run / "evaluation_stats.json").read_text())["subjects"]
     assert (before["name"], after["name"]) == ("before", "after")
     gold = after["measures"]["held_out"]["metrics"]["gold/total"]

@@ -1,4 +1,4 @@
-"""What was written for the same prompts, side by side."""
+"""Completions of the same prompts, side by side."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def test_before_and_after_are_the_first_and_the_last_evaluation() -> None:
     assert first_and_last([]) == last([]) == []
 
 
-def test_a_prompt_that_some_share_is_shown_where_that_is_enough() -> None:
+def test_side_by_side_needs_the_least_number_of_groups() -> None:
     groups = [("a", [sample(0, 1), sample(0, 2)]), ("b", [sample(0, 2), sample(0, 3)]), ("c", [sample(0, 2)])]
     assert [one.row for one in side_by_side(groups)] == [2]
     assert [one.row for one in side_by_side(groups, least=1)] == [1, 2, 3]
 
 
-def test_scores_say_where_they_went_since_the_first_answer() -> None:
+def test_trend_is_relative_to_the_first_completion() -> None:
     first, second = Answer("before", "", {"a": 0.1, "b": 0.5}), Answer("after", "", {"a": 0.3, "b": 0.4, "c": 1.0})
     shown = PromptSamples(0, "", (first, second))
     assert [shown.trend(second, name) for name in "abc"] == ["up", "down", ""]
     assert shown.trend(first, "a") == ""
 
 
-def test_a_reward_that_is_gold_itself_is_not_shown_twice() -> None:
+def test_gold_scores_equal_to_the_reward_are_dropped() -> None:
     scores = {"gold/mood": 0.5, "reward/mood": 0.5, "gold/total": 0.4, "reward/total": 0.4}
     first, same = (Sample(update, 0, "prompt", "text", scores) for update in (0, 1))
     (shown,) = side_by_side([("before", [first]), ("after", [same])])
@@ -43,6 +43,6 @@ def test_a_reward_that_is_gold_itself_is_not_shown_twice() -> None:
     assert len(shown.answers[0].scores) == 4
 
 
-def test_responses_carry_the_totals_there_are() -> None:
+def test_responses_have_the_known_totals() -> None:
     one = Sample(0, 0, "p", "c", {"reward/total": 0.5, "reward/mood": 1.0})
     assert responses([("a", [one])]) == [{"subject": "a", "prompt": "p", "completion": "c", "reward": 0.5}]

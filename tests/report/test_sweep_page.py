@@ -1,4 +1,4 @@
-"""A sweep's page and picture: what answers the question, what failed, and how to go on."""
+"""The page and figure of a sweep: the answer, failed jobs, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def page_of(path: Path, output: Path | None = None) -> str:
     return checked(write_sweep(path, output).read_text(encoding="utf-8"))
 
 
-def test_the_page_answers_the_question(tmp_path: Path) -> None:
+def test_sweep_page_answers_the_question(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl")
     (path / "jobs" / "03-abcd" / "status.json").write_text(json.dumps({"status": "failed", "reason": "loss is nan"}))
     page = write_report(path, tmp_path / "out")
@@ -41,7 +41,7 @@ def test_the_page_answers_the_question(tmp_path: Path) -> None:
     assert json.loads((page.parent / "sample_responses.json").read_text())[0]["completion"] == "gold 0.50"
 
 
-def test_the_table_marks_the_best_and_says_n(tmp_path: Path) -> None:
+def test_table_marks_the_best_and_has_n(tmp_path: Path) -> None:
     # Two seeds 0.02 apart: half of it, 0.01, is the standard error, and 12.7062 of them, over 0.51 · 0.49, the half
     # width on the logit scale: 0.51 becomes 0.385 … 0.634. All KLs are equal: no interval.
     columns, rows = table(read_sweep(make_sweep(tmp_path / "kl")))
@@ -54,7 +54,7 @@ def test_the_table_marks_the_best_and_says_n(tmp_path: Path) -> None:
     assert not rows[2][1][0].best
 
 
-def test_settings_along_a_number_are_joined_in_its_order(tmp_path: Path) -> None:
+def test_settings_of_a_numeric_key_are_joined_in_order(tmp_path: Path) -> None:
     study = read_sweep(make_sweep(tmp_path / "kl", values=(0.5, 0.0, 2), seeds=(0,)))
     assert number_that_varies(study) == "method.kl_coef"
     ((name, cells),) = lines(study, "method.kl_coef")
@@ -64,7 +64,7 @@ def test_settings_along_a_number_are_joined_in_its_order(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "said", "title"),
+    ("key", "values", "keys", "title"),
     [
         ("method.kl_coef", (0.0, 0.5), {}, "Gold against eval kl"),
         ("method.learning_rate", (1e-5, 1e-4, 1e-2), {"picture": {"x": None, "y": None}}, "Gold against learning_rate"),
@@ -73,21 +73,21 @@ def test_settings_along_a_number_are_joined_in_its_order(tmp_path: Path) -> None
         ("method", ("ppo", "dpo"), {"picture": {"x": "eval/odd", "y": "gold/total"}}, "Gold"),
     ],
 )
-def test_the_picture_fits_what_varies(
-    tmp_path: Path, key: str, values: tuple[Any, ...], said: dict[str, Any], title: str
+def test_figure_fits_the_varied_keys(
+    tmp_path: Path, key: str, values: tuple[Any, ...], keys: dict[str, Any], title: str
 ) -> None:
-    drawn = frontier(read_sweep(make_sweep(tmp_path / "kl", key=key, values=values, **said)))
+    drawn = frontier(read_sweep(make_sweep(tmp_path / "kl", key=key, values=values, **keys)))
     assert drawn is not None
     assert drawn.title == title
     assert drawn.svg.startswith("<svg")
 
 
-def test_a_mean_over_seeds_is_of_updates_that_all_have() -> None:
+def test_mean_over_seeds_is_of_common_updates() -> None:
     assert mean_curve([([0, 2, 4], [1.0, 2.0, 3.0]), ([0, 4], [2.0, 5.0])]) == ([0, 4], [1.5, 4.0])
     assert mean_curve([([1, 2], [1.0, 2.0]), ([5], [2.0])]) == ([1, 2], [1.0, 2.0])
 
 
-def test_without_a_finished_job_the_page_says_so(tmp_path: Path) -> None:
+def test_sweep_without_a_finished_job_has_a_warning(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl", seeds=(0,))
     for job in (path / "jobs").iterdir():
         (job / "status.json").write_text(json.dumps({"status": "failed", "reason": "<b>no</b>"}))
@@ -99,7 +99,7 @@ def test_without_a_finished_job_the_page_says_so(tmp_path: Path) -> None:
     assert "The sweep has no jobs" in page_of(path)
 
 
-def test_damaged_jobs_and_odd_numbers_do_not_break_it(tmp_path: Path) -> None:
+def test_sweep_page_survives_damaged_jobs(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl", values=("a", None, [1], {"b": 2}), measured=lambda cell, seed: (math.nan, 1e308))
     (path / "jobs" / "00-abcd" / "metrics.jsonl").write_text('{"update": 1, "gold/total": "nan"}\n{"upd')
     (path / "jobs" / "01-abcd" / "samples.jsonl").write_text("null\n")
@@ -109,7 +109,7 @@ def test_damaged_jobs_and_odd_numbers_do_not_break_it(tmp_path: Path) -> None:
     assert "sweep.yaml is damaged" in page_of(path)
 
 
-def test_samples_are_of_both_ends(tmp_path: Path) -> None:
+def test_samples_are_of_the_best_and_the_worst_setting(tmp_path: Path) -> None:
     study = read_sweep(make_sweep(tmp_path / "kl"))
     assert [(tag, found[0].completion) for tag, found in ends(study)] == [
         ("best: kl_coef=0.0 seed=0", "gold 0.50"),
@@ -117,6 +117,6 @@ def test_samples_are_of_both_ends(tmp_path: Path) -> None:
     ]
 
 
-def test_lists_without_a_file_are_typed_with_m() -> None:
+def test_command_of_value_lists_without_a_file_has_m() -> None:
     assert command(["sweep=kl"], "resume=a b") == "python train.py sweep=kl 'resume=a b'"
     assert command(["method=ppo,dpo"]) == "python train.py -m method=ppo,dpo"

@@ -13,7 +13,7 @@ from postrain.report.sweep_summary import markdown, paired, rows, sentences
 from tests.report.sweeps import GOLD, KL, make_sweep
 
 
-def test_differences_are_of_equal_seeds() -> None:
+def test_difference_is_paired_by_seed() -> None:
     # 0.3 and 0.1 over seeds 1 and 2: mean 0.2, standard error 0.1, 12.7062 of them; a reward has no bounds.
     found, n = paired({0: 5.0, 1: 1.3, 2: 1.1}, {1: 1.0, 2: 1.0, 3: 9.0}, "eval/reward/total")
     assert (found.value, found.low, n) == (pytest.approx(0.2), pytest.approx(0.2 - 1.27062), 2)
@@ -24,7 +24,7 @@ def test_differences_are_of_equal_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "gap", "says"),
+    ("seeds", "gap", "decision"),
     [
         # Seeds move both settings alike: each difference is the gap, whatever the spread of the means.
         ((0, 1), 0.3, "Paired difference over 2 shared seeds: 0.30: kl_coef=0.5 is better."),
@@ -32,11 +32,13 @@ def test_differences_are_of_equal_seeds() -> None:
         (
             (0,),
             0.3,
-            "Paired difference over 1 shared seed: 0.30. One seed does not tell whether that is chance: undecided.",
+            "Paired difference over 1 shared seed: 0.30. One seed cannot separate it from chance: undecided.",
         ),
     ],
 )
-def test_the_best_is_compared_with_the_next(tmp_path: Path, seeds: tuple[int, ...], gap: float, says: str) -> None:
+def test_best_setting_is_compared_with_the_next(
+    tmp_path: Path, seeds: tuple[int, ...], gap: float, decision: str
+) -> None:
     def measured(cell: int, seed: int) -> tuple[float, float]:
         return ((0.1, 0.3 + gap, 0.3)[cell] + 0.2 * seed, 0.5)
 
@@ -44,10 +46,10 @@ def test_the_best_is_compared_with_the_next(tmp_path: Path, seeds: tuple[int, ..
     lines = sentences(read_sweep(path))
     assert lines[0].startswith("kl_coef=0.5 has the highest gold, ")
     assert "; next is kl_coef=1.0 with " in lines[0]
-    assert lines[1] == says
+    assert lines[1] == decision
 
 
-def test_every_quantity_of_the_question_is_named(tmp_path: Path) -> None:
+def test_sentences_compare_every_metric_of_the_question(tmp_path: Path) -> None:
     path = make_sweep(
         tmp_path / "kl", values=(0.0, 0.5, 1.0), measured=lambda cell, seed: (0.9 - 0.1 * cell, (3.0, 2.0, 1.0)[cell])
     )
@@ -56,14 +58,14 @@ def test_every_quantity_of_the_question_is_named(tmp_path: Path) -> None:
     assert "From kl_coef=0.0 to kl_coef=1.0: gold -0.20, eval kl -2.00." in lines
 
 
-def test_a_study_of_a_kl_penalty_without_a_file_asks_about_the_kl(tmp_path: Path) -> None:
+def test_sweep_of_a_kl_penalty_without_a_file_reports_the_kl(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl", metric=None, picture=None)
     assert read_sweep(path).quantities == (GOLD, KL)
     other = make_sweep(tmp_path / "lr", key="method.learning_rate", metric=None, picture=None)
     assert read_sweep(other).quantities == (GOLD,)
 
 
-def test_the_untrained_model_has_a_row_and_is_compared_with(tmp_path: Path) -> None:
+def test_untrained_model_has_a_row_and_a_comparison(tmp_path: Path) -> None:
     # make_sweep starts every job at gold 0.1 and KL 0.
     path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.05 - 0.01 * cell, 1.0))
     study = read_sweep(path)
@@ -78,7 +80,7 @@ def test_the_untrained_model_has_a_row_and_is_compared_with(tmp_path: Path) -> N
     )
 
 
-def test_settings_that_start_from_different_models_have_rows_of_their_own(tmp_path: Path) -> None:
+def test_settings_of_different_models_have_separate_untrained_rows(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "models", key="model", values=("nano", "large"), seeds=(0,))
     result = path / "jobs/01-abcd/result.json"
     found = json.loads(result.read_text())
@@ -87,7 +89,7 @@ def test_settings_that_start_from_different_models_have_rows_of_their_own(tmp_pa
     assert labels == ["untrained model=nano", "untrained model=large"]
 
 
-def test_a_metric_that_starts_differently_is_left_out_of_a_shared_row(tmp_path: Path) -> None:
+def test_untrained_row_leaves_out_metrics_that_differ_before_training(tmp_path: Path) -> None:
     # The loss at update 0 is one of the method: ln 2 for DPO, 0.5 for KTO.
     path = make_sweep(tmp_path / "methods", key="method", values=("dpo", "kto", "ipo"), seeds=(0,))
     for place, loss in enumerate((0.69, 0.5, 0.69)):
@@ -99,34 +101,36 @@ def test_a_metric_that_starts_differently_is_left_out_of_a_shared_row(tmp_path: 
     assert start.values[GOLD].value == 0.1
 
 
-@pytest.mark.parametrize(("named", "said"), [("eval/reward/total", True), (None, False)])
-def test_a_run_without_gold_is_decided_by_its_own_metric(tmp_path: Path, named: str | None, said: bool) -> None:
+@pytest.mark.parametrize(("named", "listed"), [("eval/reward/total", True), (None, False)])
+def test_sweep_without_the_named_metric_is_decided_by_the_metric_of_its_jobs(
+    tmp_path: Path, named: str | None, listed: bool
+) -> None:
     # The jobs have measured gold and KL, and say that gold judges them.
     study = read_sweep(make_sweep(tmp_path / "kl", metric=named, direction=None))
     assert (study.metric, study.direction) == (GOLD, "max")
     assert study.best is study.cells[0]
     line = "no finished job has measured eval/reward/total; gold/total decides instead"
-    assert any(line.partition(";")[0] in one for one in study.missing) == said
+    assert any(line.partition(";")[0] in one for one in study.missing) == listed
     assert sentences(study)
 
 
-def test_jobs_that_no_metric_compares_end_in_a_line_that_says_so(tmp_path: Path) -> None:
+def test_jobs_without_a_common_metric_get_a_line_with_the_remedy(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "reward", key="reward", values=("a", "b"), metric=None, picture=None)
     for job in (path / "jobs").iterdir():
         result = {"metric": "eval/reward/total", "direction": "max", "changes": {"eval/reward/total": [0.1, 0.2]}}
         (job / "result.json").write_text(json.dumps(result))
     assert sentences(read_sweep(path)) == [
-        "No metric compares the settings: the reward itself varies. Name one with sweep.metric=NAME."
+        "No metric is common to all settings: the reward varies. Choose one with sweep.metric=NAME."
     ]
 
 
-def test_a_single_setting_is_told_with_its_spread(tmp_path: Path) -> None:
+def test_single_setting_is_reported_with_its_interval(tmp_path: Path) -> None:
     lines = sentences(read_sweep(make_sweep(tmp_path / "kl", values=(0.5,))))
     assert lines[0].startswith("kl_coef=0.5 has gold 0.51 [")
     assert "nothing to compare" in lines[0]
 
 
-def test_a_collapsed_setting_is_named_in_the_table_and_the_answer(tmp_path: Path) -> None:
+def test_collapsed_setting_is_named_in_table_and_answer(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl")
     result = path / "jobs/01-abcd/result.json"
     found = json.loads(result.read_text())
@@ -137,18 +141,18 @@ def test_a_collapsed_setting_is_named_in_the_table_and_the_answer(tmp_path: Path
     assert [row[columns.index("note")] for _, row in lines] == ["", "collapsed in 1 of 2", ""]
     assert sentences(study)[-1] == (
         "kl_coef=0.0 collapsed in 1 of 2 jobs: 3% of the completions are different (100% before training), 98% have at "
-        "most one word (0% before training). Its gold is not that of useful text."
+        "most one word (0% before training). Its gold does not measure useful text."
     )
 
 
-def test_an_interval_over_seeds_stays_in_the_range_of_its_metric(tmp_path: Path) -> None:
+def test_interval_over_seeds_stays_within_the_bounds_of_its_metric(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.99 - 0.2 * seed, 0.01 + seed))
     for cell in read_sweep(path).cells:
         assert 0 < cell.values[KL].low < cell.values[KL].value < cell.values[KL].high < inf
         assert 0 < cell.values[GOLD].low < cell.values[GOLD].high < 1
 
 
-def test_a_job_that_timed_out_is_named_in_its_row(tmp_path: Path) -> None:
+def test_timed_out_job_is_counted_in_its_row(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "kl")
     status = {"status": "failed", "reason": "timed out after 60 s (hydra.launcher.timeout)", "seconds": 60.0}
     (path / "jobs/01-abcd/status.json").write_text(json.dumps(status))
