@@ -21,9 +21,9 @@ from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages, opened
 from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, NoAdapter
+from postrain.models.by_name import source_of
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
-from postrain.models.named import source_of
-from postrain.models.provenance import Provenance, provenance_of, remember
+from postrain.models.provenance import Provenance, provenance_of, record_provenance
 from postrain.models.scoring import in_micro_batches
 from postrain.models.scoring import score as scores_of
 from postrain.rollout.local import LocalEngine
@@ -62,7 +62,7 @@ def load_model(
     loaded = cast("nn.Module", load(resolved, dtype=dtype, quantization=adapter.quantization()))
     loaded = loaded if adapter.quantization() else loaded.to(device)
     model = adapter.wrap(loaded, head=head)
-    remember(model, Provenance(source, tokenizer, adapter))
+    record_provenance(model, Provenance(source, tokenizer, adapter))
     return model, tokenizer
 
 

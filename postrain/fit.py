@@ -27,7 +27,7 @@ from postrain.jobs.frame import TRAIN, execute
 from postrain.jsonl import atomic_write_text
 from postrain.methods.base import Method
 from postrain.models.disk_cache import disk_cached
-from postrain.models.provenance import Provenance, keep_on_disk, provenance_of, unchanged
+from postrain.models.provenance import Provenance, provenance_of, save_to_cache, unchanged
 from postrain.report.notebook import run_html
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
@@ -148,4 +148,4 @@ def provenance(method: Method) -> Provenance:
     """Where the policy can be loaded from again; one that nothing on disk equals is written to the cache."""
     policy, tokenizer = method.policy, method.parts.template.tokenizer
     found = provenance_of(policy)
-    return found if found is not None and unchanged(policy) else keep_on_disk(policy, tokenizer)
+    return found if found is not None and unchanged(policy) else save_to_cache(policy, tokenizer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from postrain.hardware.ranks import join
+from postrain.hardware.ranks import init_process_group
 from postrain.jobs.frame import TRAIN, execute
 from tests.training_runs import METHODS, SMALL, composed
 
@@ -41,7 +41,7 @@ def listening() -> list[str]:
 
 def main(output: Path) -> None:
     """Runs all methods, one after another, in one group."""
-    join("gloo")
+    init_process_group("gloo")
     dist.barrier()
     (output / f"listening-{dist.get_rank()}.json").write_text(json.dumps(listening()))
     for method in METHODS:

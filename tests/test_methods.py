@@ -20,7 +20,7 @@ from postrain.jobs.frame import TRAIN, execute
 from postrain.metrics import declared
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import SIGNALS, Interrupted
-from postrain.runs.lightning_state import method_of
+from postrain.runs.method_protocol import method_of
 from postrain.training import train as run_module
 from postrain.training.finalize import before_and_after
 from postrain.types import ConfigError

@@ -11,7 +11,7 @@ import yaml
 
 from postrain.config.schema import load_target
 from postrain.metrics import Direction, bounds, decides, declare, declared, direction_of, judged_by, listing, metric
-from postrain.training.finalize import judged
+from postrain.training.finalize import objective_metric
 
 METHODS = sorted(
     {
@@ -95,12 +95,12 @@ def test_without_gold_answers_every_method_is_judged_by_a_held_out_metric_of_its
     method: Any = load_target(target)
     last = method.headline[2]
     direction = "min" if last in ("eval/perplexity", "eval/loss") else "max"
-    assert judged(method, {last: 1.0, "eval/kl/exact": 1.0}) == (last, direction)
+    assert objective_metric(method, {last: 1.0, "eval/kl/exact": 1.0}) == (last, direction)
     # With gold answers the method's own choice stands.
     name, margin = method.learns
-    assert judged(method, {last: 1.0, name: 1.0}) == (name, "max" if margin > 0 else "min")
+    assert objective_metric(method, {last: 1.0, name: 1.0}) == (name, "max" if margin > 0 else "min")
     # With nothing measured too.
-    assert judged(method, {}) == (name, "max" if margin > 0 else "min")
+    assert objective_metric(method, {}) == (name, "max" if margin > 0 else "min")
 
 
 def test_other_metrics_judge_in_a_fixed_order() -> None:

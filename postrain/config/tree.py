@@ -103,15 +103,15 @@ def _item(annotation: Any) -> Any:
 def complete(config: DictConfig, root: type) -> DictConfig:
     """The same config with every default; `root` is the dataclass of its top-level keys. Groups are not chosen here.
 
-    A class that understands the words of another program says so with `translated`, node to node (Hardware).
+    A class that understands the words of another program says so with `translate_config`, node to node (Hardware).
     What is wrong with it stays as it is: check.py reports it.
     """
     settings: Any = OmegaConf.to_container(config)
     groups = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
     for name in groups:
-        translated = getattr(schema_of(root).keys[name].annotation, "translated", None)
-        if translated and is_node(settings.get(name)):
-            settings[name] = translated(settings[name])
+        translate_config = getattr(schema_of(root).keys[name].annotation, "translate_config", None)
+        if translate_config and is_node(settings.get(name)):
+            settings[name] = translate_config(settings[name])
     return OmegaConf.create(filled(settings, root, without=groups))
 
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from postrain.data.readers import COMPRESSED, READERS, Table, joined, make_table, read_file, suffix_of
-from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, explained, one_line, within
+from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, one_line, with_timeout
 from postrain.types import ConfigError
 
 HELD_OUT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
@@ -148,13 +148,13 @@ def _trouble(repo: str, revision: str | None) -> str | None:
     """Why the Hub cannot be asked, None when it answers. Raises ConfigError when it says that there is no such set."""
 
     def ask() -> None:
-        with explained(
+        with hub_errors(
             "data set", repo, f"data set {repo}", revision, keys=("data.source.repo", "data.source.revision")
         ):
             HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
 
     try:
-        within(PROBE_SECONDS, ask)
+        with_timeout(PROBE_SECONDS, ask)
     except Unreachable as reason:
         return str(reason)
     return None

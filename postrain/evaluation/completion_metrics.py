@@ -182,5 +182,5 @@ class Divergence:
                 }
                 for row, kl, logp, count in rows
             ),
-            notes=(eval_model.reference.says,),
+            notes=(eval_model.reference.description,),
         )

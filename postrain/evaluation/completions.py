@@ -12,7 +12,7 @@ import torch
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.task import EvalModel
-from postrain.models.scoring import Comparison, compare, in_micro_batches
+from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference
 from postrain.rewards.function import is_finite, shown, told
 from postrain.rewards.user_code import Blame, place
 from postrain.rollout.collect import Rollouts, collect
@@ -60,12 +60,12 @@ def complete(eval_model: EvalModel, count: int, *, likeliest: bool = False, prom
 
 
 @torch.no_grad()
-def compared(eval_model: EvalModel, rollouts: Rollouts) -> Comparison:
+def compared(eval_model: EvalModel, rollouts: Rollouts) -> ReferenceScores:
     """The model and its reference, which there has to be, on what the model wrote, at the temperature it was drawn."""
     reference = eval_model.reference
     assert reference is not None
     return in_micro_batches(
-        lambda rows: compare(
+        lambda rows: score_with_reference(
             eval_model.model, reference, rows, temperature=eval_model.engine.sampling.temperature or 1.0
         ),
         rollouts.rows,

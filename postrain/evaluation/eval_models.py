@@ -12,7 +12,7 @@ from postrain.config.schema import Section
 from postrain.config.tree import parse
 from postrain.config.trust import Guest
 from postrain.jsonl import read_json
-from postrain.models.named import named
+from postrain.models.by_name import resolve_by_name
 from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
@@ -86,7 +86,9 @@ class EvalSource:
 def eval_sources(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]:
     """The model and those it is compared with. Raises ConfigError for one that is not there or cannot write."""
     found = [("model.path", model.path, model.resolve())]
-    found += [("compare", other, named("compare", other, "run folders, model directories")) for other in compare]
+    found += [
+        ("compare", other, resolve_by_name("compare", other, "run folders, model directories")) for other in compare
+    ]
     for key, path, resolved in found:
         if resolved.head == "scalar":
             raise ConfigError(

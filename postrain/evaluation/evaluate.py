@@ -25,8 +25,8 @@ from postrain.evaluation.result_files import ModelResults, decisive, responses, 
 from postrain.evaluation.table import table
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.formatting import duration
+from postrain.models.by_name import resolve_by_name
 from postrain.models.loading import load_causal, load_tokenizer
-from postrain.models.named import named
 from postrain.models.reference import Reference
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder
@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
 
     Raises Unmeasured for a mistake that only a measure found out.
     """
-    config.trainer.settle()
+    config.trainer.configure_process()
     console = Console(highlight=False)
     # A run that drew its held-out rows from a file drew them by its seed: the same ones are measured on.
     origin = config.models[0].origin
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
         eval_model = load(one, config, seed)
         audit = held_out(eval_model).audit
         if one is config.models[0]:
-            run.record(config, audit, one.resolved, seeds={"seed": config.seed, "data": seed})
+            run.save_manifest(config, audit, one.resolved, seeds={"seed": config.seed, "data": seed})
             console.print(
                 f"data    {audit.rows_eval} rows held out from {audit.source}, template {audit.template}",
                 soft_wrap=True,
@@ -117,7 +117,7 @@ def reference_of(one: EvalSource, config: EvaluateConfig, model: nn.Module, toke
         assert one.origin is not None
         found = one.origin.start()
     else:
-        found = named("reference", path, "a directory, a run folder")
+        found = resolve_by_name("reference", path, "a directory, a run folder")
     if found.head == "scalar":
         raise ConfigError(f"reference={path}: a reward model gives no log-probabilities to compare; give another")
     if load_tokenizer(found).get_vocab() != tokenizer.get_vocab():
@@ -126,7 +126,7 @@ def reference_of(one: EvalSource, config: EvaluateConfig, model: nn.Module, toke
             "the same tokens only; give a model of the same family, or reference=null"
         )
     other = cast("nn.Module", load_causal(found, dtype=config.trainer.dtype)).to(config.trainer.device)
-    return Reference(model, other.requires_grad_(False), says=f"reference: {found.name}")
+    return Reference(model, other.requires_grad_(False), description=f"reference: {found.name}")
 
 
 def raise_failures(measured: Sequence[ModelResults], folder: RunFolder) -> None:

@@ -17,8 +17,8 @@ from postrain.evaluation.completion_metrics import written
 from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
+from postrain.models.by_name import resolve_by_name
 from postrain.models.loading import load_causal, load_tokenizer
-from postrain.models.named import named
 from postrain.models.sources import ResolvedModel
 from postrain.rewards.base import Preference, Reward, optional
 from postrain.rollout.collect import Rollouts
@@ -67,7 +67,7 @@ class WinRate:
 
     @cached_property
     def _other(self) -> ResolvedModel:
-        found = named(KEY, self.against, "a run folder, a model directory")
+        found = resolve_by_name(KEY, self.against, "a run folder, a model directory")
         if found.head == "scalar":
             raise ConfigError(f"{KEY}={self.against}: a reward model, which cannot write; give a language model")
         return found

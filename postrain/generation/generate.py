@@ -40,7 +40,7 @@ COMPLETIONS, DATA, SUMMARY = "completions.jsonl", "data.jsonl", "summary.json"
 
 def generate(config: GenerateConfig, run: RunContext) -> float | None:
     """Generates as `config` says, or continues the generation in the folder; returns the share of right completions."""
-    config.trainer.settle()
+    config.trainer.configure_process()
     data = copy(config.data)
     audit = data.prepare(
         kind="Prompt",
@@ -55,7 +55,7 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
         check_data(run.folder, audit)
     notes = (f"note: {note}" for note in data.chat_template.notes)
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
-    run.record(config, audit, config.resolved, seeds={"seed": config.seed})
+    run.save_manifest(config, audit, config.resolved, seeds={"seed": config.seed})
     items = distinct(data.train if config.part == "train" else data.eval, config.prompts)
     chunks = sample(_sampler(config, data), items, JsonLines(run.folder.path / COMPLETIONS), config.chunk)
     console = Console(highlight=False)

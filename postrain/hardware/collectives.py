@@ -114,7 +114,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
                 fully_shard(block, mesh=mesh, reshard_after_forward=False)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A sharded model's state, put together on the first rank, {} on the others; all ranks have to call it."""
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return cast("dict[str, Tensor]", state)

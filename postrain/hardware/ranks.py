@@ -32,11 +32,11 @@ from postrain.types import ConfigError
 
 # Exit codes of a rank without an error: still running, done, killed by the first rank, or stopped by a signal.
 STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-ENDINGS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
+NORMAL_EXITS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
 # The environment variable with the file in which the ranks of one machine meet.
-MEET = "POSTRAIN_RENDEZVOUS"
+RENDEZVOUS = "POSTRAIN_RENDEZVOUS"
 # Seconds for the first rank to raise the error that another rank has ended with.
-GRACE = 10.0
+GRACE_SECONDS = 10.0
 # While a run lasts, os._exit raises instead (runs/status.py).
 EXIT = os._exit
 
@@ -47,25 +47,25 @@ def is_first_rank() -> bool:
 
 
 @contextmanager
-def ranks(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
+def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
     """Brings up the process group of a run and gives every rank the first one's `folder`; takes it down afterwards."""
     if hardware.strategy == "single":
         assert folder is not None
         yield folder
         return
-    before, threads, over = dict(os.environ), torch.get_num_threads(), threading.Event()
+    before, threads, finished = dict(os.environ), torch.get_num_threads(), threading.Event()
     others: list[subprocess.Popen[bytes]] = []
     # Of this account alone (0700).
     meeting = tempfile.TemporaryDirectory(prefix="postrain-ranks-", ignore_cleanup_errors=True)
     if "RANK" not in os.environ:
         assert folder is not None
-        os.environ |= on_loopback(Path(meeting.name, "store"))
-        others = _start_others(hardware, folder, over)
+        os.environ |= loopback_environment(Path(meeting.name, "store"))
+        others = _start_other_ranks(hardware, folder, finished)
     if hardware.accelerator == "gpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     mine = not dist.is_initialized()
     if mine:
-        join("gloo" if hardware.accelerator == "cpu" else "nccl")
+        init_process_group("gloo" if hardware.accelerator == "cpu" else "nccl")
     try:
         shared: list[Path | None] = [folder]
         dist.broadcast_object_list(shared)
@@ -75,7 +75,7 @@ def ranks(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         for process in others:
             process.wait(timeout=60)
     finally:
-        over.set()
+        finished.set()
         for process in others:
             process.kill()
         if mine:
@@ -86,22 +86,22 @@ def ranks(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         meeting.cleanup()
 
 
-def on_loopback(meeting: Path) -> dict[str, str]:
+def loopback_environment(meeting: Path) -> dict[str, str]:
     """The environment of ranks that meet in the file `meeting` and listen on loopback only."""
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
-    return {MEET: str(meeting), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    return {RENDEZVOUS: str(meeting), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
-def join(backend: str) -> None:
+def init_process_group(backend: str) -> None:
     """Joins the process group: of this machine's ranks in their file, of several nodes' at MASTER_ADDR."""
-    if MEET not in os.environ:
+    if RENDEZVOUS not in os.environ:
         dist.init_process_group(backend)
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, init_method=f"file://{os.environ[MEET]}", rank=rank, world_size=size)
+    dist.init_process_group(backend, init_method=f"file://{os.environ[RENDEZVOUS]}", rank=rank, world_size=size)
 
 
-def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> list[subprocess.Popen[bytes]]:
+def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Event) -> list[subprocess.Popen[bytes]]:
     """Makes this process rank 0 and starts the further ranks on the run in `folder`."""
     if hardware.num_nodes > 1:
         raise ConfigError(
@@ -118,15 +118,15 @@ def _start_others(hardware: Hardware, folder: Path, over: threading.Event) -> li
         subprocess.Popen(command, env=os.environ | {"PYTHONPATH": here, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(1, hardware.ranks)
     ]
-    threading.Thread(target=_watch, args=(others, RunFolder(folder), over), daemon=True).start()
+    threading.Thread(target=_watch_ranks, args=(others, RunFolder(folder), finished), daemon=True).start()
     return others
 
 
-def _watch(others: list[subprocess.Popen[bytes]], folder: RunFolder, over: threading.Event) -> None:
+def _watch_ranks(others: list[subprocess.Popen[bytes]], folder: RunFolder, finished: threading.Event) -> None:
     """Ends this process when another rank has died: a collective operation would wait for that rank for ever."""
-    while not over.wait(0.5):
-        died = [process for process in others if process.poll() not in ENDINGS]
-        if died and not over.wait(GRACE):
+    while not finished.wait(0.5):
+        died = [process for process in others if process.poll() not in NORMAL_EXITS]
+        if died and not finished.wait(GRACE_SECONDS):
             reason = f"another rank of this run ended with code {died[0].returncode}; what it printed is above"
             folder.status.failed(reason)
             print(f"error: {reason}", file=sys.stderr, flush=True)

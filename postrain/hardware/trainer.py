@@ -28,11 +28,13 @@ PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {
     "bf16": ("32-true", torch.bfloat16),
 }
 # How Lightning's Trainer is imported.
-TRAINERS = re.compile(r"(lightning|lightning\.pytorch|pytorch_lightning)(\.trainer){0,2}\.Trainer")
-LIGHTNING: Mapping[str, Any] = {name: each.default for name, each in inspect.signature(Trainer).parameters.items()}
+LIGHTNING_TRAINER = re.compile(r"(lightning|lightning\.pytorch|pytorch_lightning)(\.trainer){0,2}\.Trainer")
+LIGHTNING_DEFAULTS: Mapping[str, Any] = {
+    name: each.default for name, each in inspect.signature(Trainer).parameters.items()
+}
 """The options of Lightning's Trainer with its defaults."""
 # What a run does by itself, said to Lightning's Trainer: it need not be said, and may be.
-ANYWAY: Mapping[str, Any] = {
+FIXED_OPTIONS: Mapping[str, Any] = {
     "enable_checkpointing": True,
     "enable_progress_bar": True,
     "enable_model_summary": False,
@@ -44,7 +46,7 @@ ANYWAY: Mapping[str, Any] = {
     "deterministic": False,
 }
 # Lightning's values, and what they are called here.
-CALLED: Mapping[str, Mapping[Any, str]] = {
+LIGHTNING_NAMES: Mapping[str, Mapping[Any, str]] = {
     "accelerator": {"cuda": "gpu"},
     "strategy": {
         "single_device": "single",
@@ -86,25 +88,25 @@ class Hardware:
     """Whether PyTorch may use deterministic algorithms only, which a GPU does not by itself."""
 
     @classmethod
-    def translated(cls, node: Mapping[str, Any]) -> dict[str, Any]:
+    def translate_config(cls, node: Mapping[str, Any]) -> dict[str, Any]:
         """A node of Lightning's Trainer, or one of this class in Lightning's words, in the words of this class.
 
         What Lightning does by default is left out, and so is what a run does anyway. Options that a run decides by
         itself stay, without a value: check.py answers each with the key that does it here (habits.py).
         """
         own, told = f"{cls.__module__}.{cls.__qualname__}", {str(name): value for name, value in node.items()}
-        if TRAINERS.fullmatch(str(told["_target_"])):
+        if LIGHTNING_TRAINER.fullmatch(str(told["_target_"])):
             told = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **told, "_target_": own}
-            told = {name: value for name, value in told.items() if not _idle(name, value)}
+            told = {name: value for name, value in told.items() if not _has_no_effect(name, value)}
             if told.get("precision") == "bf16":
                 told["precision"] = "bf16-mixed"
         if told["_target_"] != own:
             return told
-        for name, called in CALLED.items():
+        for name, called in LIGHTNING_NAMES.items():
             if isinstance(told.get(name), str | int):
                 told[name] = called.get(told[name], told[name])
         known = {each.name for each in fields(cls)}
-        return _automatic({name: None if name in LIGHTNING.keys() - known else told[name] for name in told})
+        return _resolve_auto({name: None if name in LIGHTNING_DEFAULTS.keys() - known else told[name] for name in told})
 
     @property
     def ranks(self) -> int:
@@ -130,7 +132,7 @@ class Hardware:
         if self.strategy == "single" and self.ranks > 1:
             raise ConfigError(f"trainer.strategy=single runs one process, not {self.ranks}; use trainer=ddp or fsdp")
 
-    def settle(self) -> None:
+    def configure_process(self) -> None:
         """What belongs to the process, before anything is computed: later threads take it over from this one.
 
         Numbers below 1e-38 count as 0. The softmax of a model that is sure of its next token is full of them, and a CPU
@@ -191,16 +193,16 @@ class Hardware:
         )
 
 
-def _idle(name: str, value: Any) -> bool:
+def _has_no_effect(name: str, value: Any) -> bool:
     """Whether an option of Lightning's Trainer asks for nothing that a run does not do: also the folder that templates
     refer to, ${paths.output_dir}."""
     if name == "default_root_dir":
         return isinstance(value, str) and value.startswith("${")
-    settled = [table[name] for table in (LIGHTNING, ANYWAY) if name in table]
+    settled = [table[name] for table in (LIGHTNING_DEFAULTS, FIXED_OPTIONS) if name in table]
     return value is None or (value != "auto" and value in settled)
 
 
-def _automatic(told: dict[str, Any]) -> dict[str, Any]:
+def _resolve_auto(told: dict[str, Any]) -> dict[str, Any]:
     """What `auto` finds on this machine."""
     if told.get("accelerator") == "auto":
         told["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"

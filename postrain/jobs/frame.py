@@ -28,7 +28,7 @@ from postrain.evaluation.config import EvaluateConfig, inherit
 from postrain.evaluation.evaluate import evaluate
 from postrain.generation.config import GenerateConfig
 from postrain.generation.generate import generate
-from postrain.hardware.ranks import is_first_rank, ranks
+from postrain.hardware.ranks import is_first_rank, process_group
 from postrain.jsonl import atomic_write_text
 from postrain.report import write_report
 from postrain.report.console import print_result
@@ -36,7 +36,7 @@ from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, config_hash
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.resume import check_model, resumed_config, saved_config
-from postrain.runs.status import Ending, as_reported, writing
+from postrain.runs.status import StatusRecorder, reported_error, writing
 from postrain.training.config import TrainConfig
 from postrain.training.train import train
 from postrain.types import ConfigError
@@ -96,9 +96,9 @@ def execute(
     if earlier:
         check_model(earlier, resolved)
     folder = earlier or (new_folder(ready, place) if is_first_rank() else None)
-    with Interrupt() as interrupt, owned(folder, ready), ranks(ready.trainer, folder and folder.path) as path:
+    with Interrupt() as interrupt, owned(folder, ready), process_group(ready.trainer, folder and folder.path) as path:
         begun = RunFolder(path)
-        with clock_at(begun.status.began()):
+        with clock_at(begun.status.first_started()):
             context = RunContext(
                 folder=begun, interrupt=interrupt, command=command or program.command, overrides=overrides, group=group
             )
@@ -140,7 +140,7 @@ def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
         return
     close = config.tracker.close if isinstance(config, TrainConfig) else None
     report = not isinstance(config, GenerateConfig) and config.report
-    with folder.locked(), Ending(folder.status), reported(folder, report, close):
+    with folder.locked(), StatusRecorder(folder.status), reported(folder, report, close):
         with writing(folder.config):
             atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
         yield
@@ -157,7 +157,7 @@ def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | Non
         status, reason = "interrupted", stop.signal.name
         raise
     except BaseException as error:
-        reason = str(as_reported(error, folder.path))
+        reason = str(reported_error(error, folder.path))
         raise
     finally:
         # An error from here on must not hide why the run failed.
@@ -185,7 +185,7 @@ def main(path: str) -> None:
     folder = RunFolder.open(path)
     quieten()
     config = parse(saved_config(folder), TrainConfig)
-    with Interrupt() as interrupt, ranks(config.trainer, None), clock_at(folder.status.began()):
+    with Interrupt() as interrupt, process_group(config.trainer, None), clock_at(folder.status.first_started()):
         train(config, RunContext(folder=folder, interrupt=interrupt, command=TRAIN.command))
 
 

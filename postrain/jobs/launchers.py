@@ -40,7 +40,7 @@ from postrain.processor import usable_cores
 from postrain.report.sweep_cells import TIMED_OUT
 from postrain.runs.folder import Status, writing
 from postrain.runs.interrupt import Interrupted
-from postrain.runs.locks import take
+from postrain.runs.locks import try_lock
 from postrain.types import ConfigError, Count, Positive
 
 LOG = "log.txt"
@@ -156,7 +156,7 @@ class Local(Settings):
         """Waits for the job of a sweep that was killed, which may still be saving; False when the sweep is stopping."""
         waiting = False
         while not self.stopping.is_set():
-            if take(lock):
+            if try_lock(lock):
                 return True
             if not waiting:
                 print(f"waiting for {job.name}, which an earlier sweep has left running", file=sys.stderr)

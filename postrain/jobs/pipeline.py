@@ -35,7 +35,7 @@ from postrain.jsonl import atomic_write_text, number
 from postrain.runs.folder import RunFolder, Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.manifest import reproduce
-from postrain.runs.status import Ending
+from postrain.runs.status import StatusRecorder
 from postrain.types import ConfigError
 
 FILE = "pipeline.yaml"
@@ -129,7 +129,7 @@ def execute(
     runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
     whole = RunFolder(folder)
-    with Interrupt(), whole.locked(), Ending(whole.status), frame.reported(whole, pipeline.report):
+    with Interrupt(), whole.locked(), StatusRecorder(whole.status), frame.reported(whole, pipeline.report):
         for position, job in enumerate(pipeline.jobs, start=1):
             print(f"\nstage {position} of {len(pipeline.jobs)}, {job.name}", end="", flush=True)
             runner.advance(job)
@@ -266,5 +266,5 @@ def call(config: Mapping[str, Any], folder: Path) -> None:
     """Calls a function, which writes into its folder."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    with Ending(Status(folder / "status.json")):
+    with StatusRecorder(Status(folder / "status.json")):
         instantiate({**config["call"], "folder": str(folder)})

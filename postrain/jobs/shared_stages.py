@@ -16,7 +16,7 @@ from pathlib import Path
 
 from postrain.jsonl import atomic_write_text, read_json
 from postrain.runs.folder import writing
-from postrain.runs.locks import take
+from postrain.runs.locks import try_lock
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def shared_folder(own: Path, shared: Path, name: str) -> Iterator[Path]:
         shared.mkdir(parents=True, exist_ok=True)
         lock = (shared / f"{name}.lock").open("w")
     with lock:
-        if not take(lock):
+        if not try_lock(lock):
             print(f"another job runs this stage ({name}); waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         place = _claimed(own, shared, shared / f"{name}.json")

@@ -33,8 +33,8 @@ from postrain.report.sweep_results import FILE, JOBS, read_job, read_sweep
 from postrain.report.sweep_summary import markdown, sentences, table
 from postrain.runs.folder import Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt, Interrupted
-from postrain.runs.locks import take
-from postrain.runs.status import Ending
+from postrain.runs.locks import try_lock
+from postrain.runs.status import StatusRecorder
 from postrain.types import ConfigError
 
 # Keys of the sweep itself; its jobs do not get them.
@@ -138,7 +138,7 @@ def execute(
 def _run(sweep: Sweep, jobs: Sequence[Job], planner: SweepPlanner) -> int:
     """Runs what is to do and prints the answer; status.json says how it ended, whatever ended it."""
     status = Status(sweep.folder / "status.json")
-    with Ending(status):
+    with StatusRecorder(status):
         try:
             if sweep.study.search:
                 jobs = search(sweep, planner)
@@ -162,7 +162,7 @@ def alone(folder: Path) -> Iterator[None]:
     with writing(folder):
         lock = (folder / ".lock").open("w")
     with lock:
-        if not take(lock):
+        if not try_lock(lock):
             raise ConfigError(f"resume: another process is running the sweep in {folder}; wait for it")
         yield
 

@@ -92,7 +92,7 @@ def parts_of(
         )
     engine = LocalEngine() if engine is None else engine
     check_made(method=method, rollout=engine)
-    given = reference if isinstance(reference, Reference | None) else Reference.of(model, reference)
+    given = reference if isinstance(reference, Reference | None) else Reference.for_policy(model, reference)
     scores, compares = judges(reward)
     return Parts(
         policy=model,
@@ -100,7 +100,7 @@ def parts_of(
         template=Template(tokenizer, seed=seed, install=False),
         seed=seed,
         engine=engine,
-        reference=Reference.of(model) if given is None and needs_reference else given,
+        reference=Reference.for_policy(model) if given is None and needs_reference else given,
         foreign_reference=given is not None,
         reward=scores,
         preference=compares,

@@ -57,7 +57,7 @@ class Driven(LightningModule):
         self.strict_loading = False
         self.counters = Counters()
         self.last_metrics: dict[str, float] = {}
-        self.stopped = ""  # why the run ends before its last update
+        self.stop_reason = ""  # why the run ends before its last update
         self.logs_to_trackers = True
         """Whether Lightning sends metrics to the Trainer's loggers; not where a callback does (MetricsFile)."""
         self.held_out: dict[str, Mean | Max] = {}

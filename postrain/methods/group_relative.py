@@ -31,7 +31,7 @@ from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import SurrogateOptions, completion_weights, policy_terms, weighted_sum
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import PolicyGradient, completion_mask, concatenated, local_indices
-from postrain.models.scoring import compare, in_micro_batches
+from postrain.models.scoring import in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
 from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows, Size
 
@@ -141,7 +141,9 @@ class GroupRelative(PolicyGradient):
             self.accumulate(sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT))
             return ref_logps_BT
         found = in_micro_batches(
-            lambda part: compare(self.policy, self.reference_policy, part, temperature=self.sampling.temperature),
+            lambda part: score_with_reference(
+                self.policy, self.reference_policy, part, temperature=self.sampling.temperature
+            ),
             rows,
             self.micro_batch_tokens,
         )

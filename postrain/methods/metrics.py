@@ -14,7 +14,7 @@ from torch import Tensor
 from postrain.hardware import collectives
 from postrain.losses.divergence import SampledKL, kl
 from postrain.losses.policy_gradient import PolicyTerms
-from postrain.models.scoring import Comparison
+from postrain.models.scoring import ReferenceScores
 from postrain.types import Max, Mean
 
 Metrics = Mapping[str, Mean | Max]
@@ -77,7 +77,7 @@ def sampled_kl_metrics(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) 
     return means | {"kl/log_ratio_max": Max(((logps_BT - ref_logps_BT) * mask_BT).abs().max())}
 
 
-def kl_metrics(found: Comparison) -> dict[str, Mean | Max]:
+def kl_metrics(found: ReferenceScores) -> dict[str, Mean | Max]:
     """Every estimate of KL(policy ‖ reference), per token, and the largest log-ratio (0 before the first update)."""
     exact = {"kl/exact": Mean(found.kl_BT.detach().sum(), found.mask_BT.sum())}
     return sampled_kl_metrics(found.logps_BT.detach(), found.ref_logps_BT, found.mask_BT) | exact

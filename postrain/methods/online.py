@@ -21,7 +21,7 @@ from postrain.hardware import collectives
 from postrain.losses.divergence import KLEstimator, kl
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
-from postrain.models.scoring import Comparison, Scores, compare, in_micro_batches, pad_T, score
+from postrain.models.scoring import ReferenceScores, Scores, in_micro_batches, pad_T, score, score_with_reference
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
 from postrain.seeds import derive_seed, generator
@@ -228,16 +228,16 @@ class PolicyGradient(Online):
         """Whether the loss of this update has a KL term."""
         return self.kl_in == "loss" and self.coef > 0
 
-    def scored(self, rows: Rows, head: Callable[[Tensor], Tensor] | None = None) -> Scores | Comparison:
+    def scored(self, rows: Rows, head: Callable[[Tensor], Tensor] | None = None) -> Scores | ReferenceScores:
         """The policy on these rows, differentiable, beside the reference where the loss needs their exact KL."""
         options: Any = {"temperature": self.sampling.temperature, "entropy": self.entropy_coef > 0, "head": head}
         if self.kl_in_this_loss() and self.kl_estimator == "exact":
-            return compare(self.policy, self.reference_policy, rows, **options)
+            return score_with_reference(self.policy, self.reference_policy, rows, **options)
         return score(self.policy, rows, **options)
 
-    def kl_term(self, found: Scores | Comparison, ref_logps_BT: Tensor) -> Tensor:
+    def kl_term(self, found: Scores | ReferenceScores, ref_logps_BT: Tensor) -> Tensor:
         """The chosen estimate at each token, differentiable, [B, T], or [B, 1] for whole completions."""
-        if isinstance(found, Comparison):
+        if isinstance(found, ReferenceScores):
             return found.kl_BT
         assert self.kl_estimator != "exact"
         return kl(found.logps_BT, ref_logps_BT, self.kl_estimator)

@@ -28,7 +28,7 @@ from postrain.losses.reduction import reduce
 from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, step_metrics
 from postrain.methods.online import PolicyGradient, local_indices, sampler_error
 from postrain.models.parts import ValueHead, trunk, unwrapped
-from postrain.models.scoring import Comparison, compare, in_micro_batches, values
+from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference, values
 from postrain.types import (
     Batch,
     Count,
@@ -145,9 +145,9 @@ class PPO(PolicyGradient):
         tensors = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
         return Experience(rollouts.rows, *tensors, learned_B)
 
-    def compare(self, rows: Rows) -> Comparison:
+    def compare(self, rows: Rows) -> ReferenceScores:
         """Policy, reference and shared critic on the same tokens."""
-        return compare(
+        return score_with_reference(
             self.policy, self.reference_policy, rows, temperature=self.sampling.temperature, head=self.shared_head()
         )
 
@@ -166,7 +166,7 @@ class PPO(PolicyGradient):
         """True while only the critic learns."""
         return self.counters.updates < self.critic_warmup
 
-    def penalty(self, logps_BT: Tensor, found: Comparison) -> Tensor:
+    def penalty(self, logps_BT: Tensor, found: ReferenceScores) -> Tensor:
         """The chosen estimate of the KL to the reference policy at each token, [B, T]."""
         if self.kl_estimator == "exact":
             return found.kl_BT

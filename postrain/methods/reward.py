@@ -8,7 +8,7 @@ from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
 from postrain.methods.metrics import margin_bins, share_above
-from postrain.models.scoring import scalar
+from postrain.models.scoring import sequence_scores
 from postrain.types import LossSum, Mean, NonNegative, Positive, Size
 
 
@@ -32,7 +32,7 @@ class RewardModel(Method):
         return len(batch)
 
     def loss_sum(self, batch: Pairs) -> LossSum:
-        chosen_B, rejected_B = scalar(self.policy, batch.chosen + batch.rejected).chunk(2)
+        chosen_B, rejected_B = sequence_scores(self.policy, batch.chosen + batch.rejected).chunk(2)
         margin_B = batch.margin_B.to(chosen_B) * self.use_margin
         total = losses.bradley_terry(chosen_B, rejected_B, margin_B, centring_coef=self.centring_coef, reduction="sum")
         gap_B = (chosen_B - rejected_B).detach()

@@ -12,7 +12,7 @@ from torch import Tensor
 from postrain.losses.advantages import leave_one_out
 from postrain.losses.policy_gradient import SurrogateOptions
 from postrain.methods.group_relative import GroupRelative
-from postrain.models.scoring import Comparison, Scores
+from postrain.models.scoring import ReferenceScores, Scores
 
 
 class RLOO(GroupRelative):
@@ -22,7 +22,7 @@ class RLOO(GroupRelative):
         reward_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)
         return leave_one_out(reward_PG).view(-1, 1) * mask_BT
 
-    def kl_term(self, found: Scores | Comparison, ref_logps_BT: Tensor) -> Tensor:
+    def kl_term(self, found: Scores | ReferenceScores, ref_logps_BT: Tensor) -> Tensor:
         return super().kl_term(found, ref_logps_BT).sum(1, keepdim=True)
 
     def surrogate_options(self) -> SurrogateOptions:

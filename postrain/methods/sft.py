@@ -12,7 +12,7 @@ from torch import Tensor
 
 from postrain import losses
 from postrain.methods.base import Method
-from postrain.models.scoring import compare, score
+from postrain.models.scoring import score, score_with_reference
 from postrain.types import ConfigError, LossSum, LRSchedule, Max, Mean, NonNegative, Positive, Rows, Size
 
 
@@ -51,7 +51,7 @@ class SFT(Method):
         tokens = self.denominator(batch)
         metrics: dict[str, Mean | Max] = {}
         if self.kl_coef:
-            found = compare(self.policy, self.reference_policy, batch)
+            found = score_with_reference(self.policy, self.reference_policy, batch)
             log_ratio_BT = (found.logps_BT - found.ref_logps_BT).detach()
             metrics["kl/exact"] = Mean(found.kl_BT.detach().sum(), tokens)
             if tokens:

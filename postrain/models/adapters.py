@@ -15,7 +15,7 @@ from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from postrain.models.quiet import quiet
-from postrain.models.vocabulary import embedding_names, rows_needed, untrained
+from postrain.models.vocabulary import embedding_names, embeddings_needed, untrained_tokens
 from postrain.seeds import seeded
 from postrain.types import ConfigError, Fraction, Positive, Size
 
@@ -30,11 +30,11 @@ class Adapter:
         """How the base weights are to be quantised when they are loaded; None leaves them as they are."""
         return None
 
-    def wrap(self, model: nn.Module, *, head: Head, learned: Sequence[int] = ()) -> nn.Module:
+    def wrap(self, model: nn.Module, *, head: Head, trainable_tokens: Sequence[int] = ()) -> nn.Module:
         """The policy: `model` with the adapter in it, in eval mode; the embeddings of `learned` tokens learn too."""
         return model
 
-    def new_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
+    def new_token_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
         """The tokens, `used` in the data, whose embeddings have to learn although the adapter freezes the others."""
         return []
 
@@ -64,9 +64,9 @@ class LoRA(Adapter):
     """Tokens whose embeddings learn too, as '[<think>,</think>]'; null finds those in the data that nothing has trained
     yet (added and resized, or reserved), [] leaves all embeddings as they are."""
 
-    def new_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
+    def new_token_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
         if self.new_tokens is None:
-            return untrained(model, used, tokens=rows_needed(tokenizer))
+            return untrained_tokens(model, used, tokens=embeddings_needed(tokenizer))
         vocabulary = tokenizer.get_vocab()
         if unknown := [token for token in self.new_tokens if token not in vocabulary]:
             raise ConfigError(
@@ -74,7 +74,7 @@ class LoRA(Adapter):
             )
         return sorted({vocabulary[token] for token in self.new_tokens})
 
-    def wrap(self, model: nn.Module, *, head: Head, learned: Sequence[int] = ()) -> nn.Module:
+    def wrap(self, model: nn.Module, *, head: Head, trainable_tokens: Sequence[int] = ()) -> nn.Module:
         with quiet():
             # Start-up time: seconds that only a run with an adapter has to spend.
             from peft import LoraConfig, get_peft_model  # noqa: PLC0415
@@ -92,7 +92,9 @@ class LoRA(Adapter):
             # GPT-2 keeps its linear weights transposed.
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             modules_to_save=["score"] if head == "scalar" else None,
-            trainable_token_indices={name: list(learned) for name in embedding_names(model)} if learned else None,
+            trainable_token_indices=(
+                {name: list(trainable_tokens) for name in embedding_names(model)} if trainable_tokens else None
+            ),
         )
         with quiet(), seeded("adapter"):
             return get_peft_model(model, config).eval()  # pyright: ignore[reportArgumentType]

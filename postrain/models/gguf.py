@@ -28,7 +28,7 @@ def find_gguf(package: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def as_directory(file: Path) -> Path:
+def as_hf_directory(file: Path) -> Path:
     """The model of `file`, converted the first time it is asked for."""
     return disk_cached(f"{file.stem}-{fingerprint_file(file)}", lambda directory: convert(file, directory))
 

@@ -24,9 +24,9 @@ from huggingface_hub.errors import (
 
 from postrain.types import ConfigError
 
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # Subfolders hold other formats of the same weights; consolidated* are the same weights again.
-UNWANTED = ["*/*", "consolidated*"]
+IGNORE_PATTERNS = ["*/*", "consolidated*"]
 REQUEST_SECONDS = 4.0
 # Looking a name up in the DNS has no timeout of its own, so the whole question is given one.
 PROBE_SECONDS = 8.0
@@ -53,7 +53,7 @@ def cached(repository: str, revision: str | None) -> Path | None:
 
 def fetch(repository: str, revision: str | None) -> Path:
     """Downloads what is missing. Raises Unreachable within PROBE_SECONDS where there is no network."""
-    within(PROBE_SECONDS, lambda: _ask_for(repository, revision))
+    with_timeout(PROBE_SECONDS, lambda: _check_available(repository, revision))
     try:
         return _snapshot(repository, revision, local_files_only=False)
     except (HTTPError, OSError) as error:
@@ -68,23 +68,23 @@ def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) 
             repository,
             revision=revision,
             local_files_only=local_files_only,
-            allow_patterns=WANTED,
-            ignore_patterns=UNWANTED,
+            allow_patterns=ALLOW_PATTERNS,
+            ignore_patterns=IGNORE_PATTERNS,
         )
     )
 
 
-def _ask_for(repository: str, revision: str | None) -> None:
+def _check_available(repository: str, revision: str | None) -> None:
     """Raises unless the Hub answers, lets us have the model, and has it as safetensors."""
     at = f"{repository}@{revision}" if revision else repository
-    with explained("model", repository, at, revision, keys=("model.path", "model.revision")):
+    with hub_errors("model", repository, at, revision, keys=("model.path", "model.revision")):
         found = HfApi().model_info(repository, revision=revision, timeout=REQUEST_SECONDS)
     if not any(file.rfilename.endswith(".safetensors") for file in found.siblings or ()):
         raise ConfigError(f"{at} has no safetensors weights, and nothing else is loaded; look for a conversion of it")
 
 
 @contextmanager
-def explained(kind: str, repository: str, name: str, revision: str | None, *, keys: tuple[str, str]) -> Iterator[None]:
+def hub_errors(kind: str, repository: str, name: str, revision: str | None, *, keys: tuple[str, str]) -> Iterator[None]:
     """A question to the Hub inside the block: ConfigError for what it refuses, Unreachable where it does not answer.
 
     `keys` are those of the repository and of the revision.
@@ -103,7 +103,7 @@ def explained(kind: str, repository: str, name: str, revision: str | None, *, ke
         raise Unreachable(one_line(error)) from None
 
 
-def within(seconds: float, ask: Callable[[], None]) -> None:
+def with_timeout(seconds: float, ask: Callable[[], None]) -> None:
     """Raises Unreachable and ConfigError as `ask` raises; when it takes longer it is left behind in a daemon thread."""
     answers: queue.Queue[Unreachable | ConfigError | None] = queue.Queue()
 

@@ -27,11 +27,11 @@ from transformers import (
 
 from postrain.models.directory import check_config, read_json
 from postrain.models.disk_cache import disk_cached
-from postrain.models.packing import packs
+from postrain.models.packing import supports_packing
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
-from postrain.models.vocabulary import check_rows, ensure_pad, resize
+from postrain.models.vocabulary import check_embedding_count, ensure_pad, resize_embeddings
 from postrain.seeds import seeded
 from postrain.types import ConfigError
 
@@ -46,7 +46,7 @@ HEADS: dict[Head, tuple[Any, Any]] = {
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model and what happened on the way."""
 
     model: PreTrainedModel
@@ -66,7 +66,7 @@ def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {resolved.tokenizer} has no end token; set eos_token in its config")
     if not resolved.resize:
-        check_rows(tokenizer, read_json(resolved.directory / "config.json"), str(resolved.tokenizer))
+        check_embedding_count(tokenizer, read_json(resolved.directory / "config.json"), str(resolved.tokenizer))
     return ensure_pad(tokenizer)
 
 
@@ -80,7 +80,7 @@ def load_scalar(resolved: ResolvedModel, *, dtype: torch.dtype, quantization: An
     return load(resolved, "scalar", dtype=dtype, quantization=quantization).model
 
 
-def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantization: Any = None) -> Loaded:
+def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantization: Any = None) -> LoadedModel:
     """The model, its adapters merged, in eval mode, its parts known to be the whole."""
     if resolved.head == "scalar" and head == "causal":
         raise ConfigError(f"model.path: {resolved.name} is a reward model, which cannot write; give a language model")
@@ -92,12 +92,12 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
     with quiet(), seeded("model"):
         model = _read(resolved, head, torch.float32 if resolved.adapters else dtype, quantization)
         if resolved.adapters:
-            model, gap = merge(model, resolved.adapters)
+            model, gap = merge_adapters(model, resolved.adapters)
             model = model.to(dtype)  # pyright: ignore[reportArgumentType] - wrapped by a decorator
         if resolved.resize:
-            resize(model, load_tokenizer(resolved))
+            resize_embeddings(model, load_tokenizer(resolved))
     if quantization is not None:
-        keep_differentiable(model)
+        use_differentiable_kernel(model)
     # PEFT writes this name into the adapters it saves.
     model.name_or_path = resolved.loads_as or (str(resolved.directory) if quantization is not None else "")
     if not parts_agree(model.eval()):
@@ -106,8 +106,8 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
             "this architecture needs its output scaling in postrain/models/parts.py"
         )
     # Found out now: under sharding all ranks would have to run the trial at the same moment.
-    packs(model)
-    return Loaded(model, gap)
+    supports_packing(model)
+    return LoadedModel(model, gap)
 
 
 def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization: Any) -> PreTrainedModel:
@@ -161,7 +161,7 @@ def init_scalar_head(model: nn.Module) -> None:
         nn.init.normal_(head.weight, std=1 / (head.in_features + 1))
 
 
-def keep_differentiable(model: nn.Module) -> None:
+def use_differentiable_kernel(model: nn.Module) -> None:
     """Keeps bitsandbytes on the kernel that has a gradient.
 
     In eval mode on a CPU with AVX512-BF16 it repacks the weights for good, for a product that drops the gradient of
@@ -172,7 +172,7 @@ def keep_differentiable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
 
 
-def merge(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedModel, float]:
+def merge_adapters(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedModel, float]:
     """The model with each adapter merged into its weights, and the largest change in a logit that merging made."""
     # Start-up time: seconds that only a run with an adapter has to spend.
     from peft import PeftConfig, PeftModel  # noqa: PLC0415

@@ -4,7 +4,7 @@ their beginning (a prompt and its completions) is there once.
 Everything in a transformer but attention looks at tokens one by one, so it may run on the packed sequence. Attention is
 given each row as it is, prefix and all, gathered from the packed tokens into blocks of rows of similar length: causal,
 without a mask, so that the result is that of separate rows. Leaves out architectures where this is not so (recurrent,
-ALiBi, chunked attention): `packs` finds them by trying, and they get padded rows.
+ALiBi, chunked attention): `supports_packing` finds them by trying, and they get padded rows.
 
 Axes: R rows, L tokens of the longest row, N packed tokens, M places in all blocks, H heads, K width of a head, D model
 width.
@@ -40,30 +40,30 @@ class Packing:
     ids_N: Tensor
     positions_N: Tensor
     """The position of each packed token in its own row."""
-    place_RL: Tensor
+    index_RL: Tensor
     """Which packed token stands at each position of each row; any behind the end of a row."""
     blocks: tuple[tuple[int, int], ...]
     """Rows and their padded length, of each block."""
     gather_M: Tensor
     """Which packed token stands at each place of the blocks, one block's rows after the other."""
-    home_N: Tensor
+    inverse_N: Tensor
     """A place in the blocks that holds the packed token."""
 
 
 def pack(ids: Sequence[Tensor]) -> Packing:
     """Rows in lexicographic order, so that each can take what it shares with the one before from there."""
-    blocks = in_blocks([len(row) for row in ids])
+    blocks = length_buckets([len(row) for row in ids])
     padded = {row: length for rows, length in blocks for row in rows}
     starts = dict(zip(padded, accumulate(padded.values(), initial=0), strict=False))
-    place_RL = torch.zeros(len(ids), max(padded.values()), dtype=torch.long)
+    index_RL = torch.zeros(len(ids), max(padded.values()), dtype=torch.long)
     order = sorted(range(len(ids)), key=lambda row: ids[row].tolist())
     pieces, positions, homes = [], [], []
     used, before = 0, order[0]
     for row in order:
-        shared = 0 if row == before else common(ids[before], ids[row])
+        shared = 0 if row == before else shared_prefix_length(ids[before], ids[row])
         new = torch.arange(shared, len(ids[row]))
-        place_RL[row, :shared] = place_RL[before, :shared]
-        place_RL[row, shared : len(ids[row])] = used + new - shared
+        index_RL[row, :shared] = index_RL[before, :shared]
+        index_RL[row, shared : len(ids[row])] = used + new - shared
         pieces.append(ids[row][shared:])
         positions.append(new)
         homes.append(starts[row] + new)
@@ -71,14 +71,14 @@ def pack(ids: Sequence[Tensor]) -> Packing:
     return Packing(
         ids_N=torch.cat(pieces),
         positions_N=torch.cat(positions),
-        place_RL=place_RL,
+        index_RL=index_RL,
         blocks=tuple((len(rows), length) for rows, length in blocks),
-        gather_M=torch.cat([place_RL[rows, :length].flatten() for rows, length in blocks]),
-        home_N=torch.cat(homes),
+        gather_M=torch.cat([index_RL[rows, :length].flatten() for rows, length in blocks]),
+        inverse_N=torch.cat(homes),
     )
 
 
-def in_blocks(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+def length_buckets(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
     """Rows of similar length together, longest first, each block with its padded length."""
     blocks: list[tuple[list[int], int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
@@ -89,7 +89,7 @@ def in_blocks(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
     return blocks
 
 
-def common(one: Tensor, other: Tensor) -> int:
+def shared_prefix_length(one: Tensor, other: Tensor) -> int:
     """How many tokens two rows share at their beginning."""
     both = min(len(one), len(other))
     return int((one[:both] == other[:both]).long().cumprod(0).sum())
@@ -119,14 +119,14 @@ def packed_attention(
 
     found = []
     for query_RHLK, key_RHLK, value_RHLK in zip(unpacked(query), unpacked(key), unpacked(value), strict=True):
-        mask = window(query_RHLK.shape[2], sliding_window, query.device)
+        mask = sliding_window_mask(query_RHLK.shape[2], sliding_window, query.device)
         settings["is_causal"] = mask is None
         block_RLHK, _ = sdpa_attention_forward(module, query_RHLK, key_RHLK, value_RHLK, mask, **settings)
         found.append(block_RLHK.flatten(0, 1))
-    return torch.cat(found).index_select(0, packing.home_N)[None], None
+    return torch.cat(found).index_select(0, packing.inverse_N)[None], None
 
 
-def window(length: int, size: int | None, device: torch.device) -> Tensor | None:
+def sliding_window_mask(length: int, size: int | None, device: torch.device) -> Tensor | None:
     """A causal mask of at most `size` tokens back, [1, 1, L, L]; None where plain causality says the same."""
     if size is None or length <= size:
         return None
@@ -143,7 +143,7 @@ AttentionMaskInterface.register(NAME, no_mask)
 
 
 @contextmanager
-def packing_attention(inner: Any) -> Iterator[None]:
+def use_packed_attention(inner: Any) -> Iterator[None]:
     """Transformers calls `packed_attention` inside the block."""
     usual = inner.config._attn_implementation
     inner.config._attn_implementation = NAME
@@ -153,17 +153,17 @@ def packing_attention(inner: Any) -> Iterator[None]:
         inner.config._attn_implementation = usual
 
 
-def states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def hidden_states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The trunk's state at every token, [N, D], and where each row's tokens stand in it, [R, L] on the CPU.
 
     Packed where that saves tokens and the architecture allows it, else padded on the right, which causal attention
     never looks at.
     """
     rows, longest = len(ids), max(map(len, ids))
-    if rows > 1 and packs(model):
+    if rows > 1 and supports_packing(model):
         packing = pack(ids)
         if len(packing.ids_N) < rows * longest:
-            return packed_states(model, packing), packing.place_RL
+            return packed_states(model, packing), packing.index_RL
     states_RLD = padded_states(model, ids)
     return states_RLD.flatten(0, 1), torch.arange(rows * longest).view(rows, longest)
 
@@ -171,9 +171,9 @@ def states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def packed_states(model: nn.Module, packing: Packing) -> Tensor:
     """One forward over packed tokens, [N, D]."""
     device = next(model.parameters()).device
-    there = replace(packing, gather_M=packing.gather_M.to(device), home_N=packing.home_N.to(device))
+    there = replace(packing, gather_M=packing.gather_M.to(device), inverse_N=packing.inverse_N.to(device))
     ids_1N, positions_1N = packing.ids_N[None].to(device), packing.positions_N[None].to(device)
-    with packing_attention(unwrapped(model)):
+    with use_packed_attention(unwrapped(model)):
         found = trunk(model)(input_ids=ids_1N, position_ids=positions_1N, use_cache=False, packing=there)
     return found.last_hidden_state[0]
 
@@ -186,12 +186,12 @@ def padded_states(model: nn.Module, ids: Sequence[Tensor]) -> Tensor:
     return trunk(model)(input_ids=ids_RL, use_cache=False).last_hidden_state
 
 
-def packs(model: nn.Module) -> bool:
+def supports_packing(model: nn.Module) -> bool:
     """Whether packed rows give this architecture's own states; tried once on two short rows and remembered."""
     inner: Any = unwrapped(model)
-    if not hasattr(inner, "packs_rows"):
-        inner.packs_rows = _suitable(inner) and _agrees(model)
-    return inner.packs_rows
+    if not hasattr(inner, "packing_supported"):
+        inner.packing_supported = _suitable(inner) and _agrees(model)
+    return inner.packing_supported
 
 
 def _suitable(inner: Any) -> bool:
@@ -215,6 +215,6 @@ def _agrees(model: nn.Module) -> bool:
             mine_ND = packed_states(model, packing)
         except (TypeError, ValueError, RuntimeError, IndexError):  # layers that refuse the argument, or the shapes
             return False
-    gaps = [(mine_ND[packing.place_RL[r, : len(i)]] - whole_RLD[r, : len(i)]).abs().max() for r, i in enumerate(ids)]
+    gaps = [(mine_ND[packing.index_RL[r, : len(i)]] - whole_RLD[r, : len(i)]).abs().max() for r, i in enumerate(ids)]
     tolerance = RELATIVE_TOLERANCE.get(whole_RLD.dtype, 3e-2)
     return bool(max(gaps) <= tolerance * whole_RLD.abs().max().clamp(min=1))

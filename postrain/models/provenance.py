@@ -29,7 +29,7 @@ class Provenance:
 _loaded: WeakKeyDictionary[nn.Module, tuple[Provenance, int]] = WeakKeyDictionary()
 
 
-def remember(model: nn.Module, provenance: Provenance) -> None:
+def record_provenance(model: nn.Module, provenance: Provenance) -> None:
     """Keeps where a model comes from as long as the model lives."""
     _loaded[model] = provenance, _changes(model)
 
@@ -44,7 +44,7 @@ def unchanged(model: nn.Module) -> bool:
     return model in _loaded and _loaded[model][1] == _changes(model)
 
 
-def keep_on_disk(model: nn.Module, tokenizer: Any) -> Provenance:
+def save_to_cache(model: nn.Module, tokenizer: Any) -> Provenance:
     """Writes a model that no file equals to the cache. Raises ConfigError for one with an adapter."""
     if hasattr(model, "disable_adapter"):
         raise ConfigError(

@@ -16,10 +16,10 @@ from postrain.models.parts import frozen_copy
 class Reference:
     """The start of a policy. A plain object, so that a module which holds it does not own its weights."""
 
-    def __init__(self, policy: Any, frozen: nn.Module | None, *, says: str = "") -> None:
+    def __init__(self, policy: Any, frozen: nn.Module | None, *, description: str = "") -> None:
         self._policy = policy
         self._frozen = frozen
-        self.says = says or (
+        self.description = description or (
             "reference: the policy's own weights with the adapter off"
             if frozen is None
             else "reference: a frozen copy of the weights the policy starts from"
@@ -27,7 +27,7 @@ class Reference:
         """Which weights these are, for a person."""
 
     @classmethod
-    def of(cls, policy: nn.Module, frozen: nn.Module | None = None) -> Self:
+    def for_policy(cls, policy: nn.Module, frozen: nn.Module | None = None) -> Self:
         """`frozen` if there is one, else the policy without its adapter, else a copy of the policy as it is now."""
         adapted = hasattr(policy, "disable_adapter")
         return cls(policy, frozen if frozen is not None or adapted else frozen_copy(policy))
@@ -37,7 +37,7 @@ class Reference:
         """The reference model in eval mode, without gradients; afterwards the policy is as it was."""
         with torch.no_grad():
             if self._frozen is None:
-                with in_eval_mode(self._policy), adapter_off(self._policy):
+                with in_eval_mode(self._policy), adapter_disabled(self._policy):
                     yield self._policy
             else:
                 # Lightning moves the policy to its device; nobody else moves what no module owns.
@@ -45,7 +45,7 @@ class Reference:
 
 
 @contextmanager
-def adapter_off(model: nn.Module) -> Iterator[None]:
+def adapter_disabled(model: nn.Module) -> Iterator[None]:
     """The adapter's layers give what they wrap. PEFT's own switch also takes `requires_grad` away and gives it back, to
     other parameters than it took it from where they are sharded."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "_disable_adapters")]

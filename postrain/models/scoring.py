@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from postrain.losses.divergence import exact_kl
 from postrain.losses.supervised import token_logps
-from postrain.models.packing import states
+from postrain.models.packing import hidden_states
 from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import Reference
 from postrain.types import Rows
@@ -68,7 +68,7 @@ def micro_batches(costs: Sequence[int], budget: int, groups: Sequence[int] | Non
 
 
 @dataclass(frozen=True)
-class Hidden:
+class SupervisedStates:
     """The trunk's hidden states just before each supervised token."""
 
     states_ND: Tensor
@@ -84,16 +84,16 @@ class Hidden:
         return values_BT
 
 
-def hidden(model: nn.Module, rows: Rows) -> Hidden:
+def supervised_states(model: nn.Module, rows: Rows) -> SupervisedStates:
     """One forward of the trunk, then the states that predict supervised tokens."""
-    states_ND, place_BL = states(model, rows.ids)
+    states_ND, index_BL = hidden_states(model, rows.ids)
     supervised_BL = pad_sequence(list(rows.supervised), batch_first=True, padding_value=False)
     counts_B = supervised_BL.sum(1)
     mask_BT = torch.arange(int(counts_B.max())) < counts_B[:, None]
-    at_N = place_BL[:, :-1][supervised_BL[:, 1:]]
+    at_N = index_BL[:, :-1][supervised_BL[:, 1:]]
     targets_N = torch.cat([ids[learned] for ids, learned in zip(rows.ids, rows.supervised, strict=True)])
     at_N, targets_N, mask_BT = (tensor.to(states_ND.device) for tensor in (at_N, targets_N, mask_BT))
-    return Hidden(states_ND.index_select(0, at_N), targets_N, mask_BT)
+    return SupervisedStates(states_ND.index_select(0, at_N), targets_N, mask_BT)
 
 
 def score(
@@ -108,7 +108,7 @@ def score(
 
     `temperature` divides the logits, as in sampling; `head` maps states [N, D] to values [N, 1].
     """
-    found = hidden(model, rows)
+    found = supervised_states(model, rows)
 
     def chunk(states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         logits_NV = upcast(logits_of(model, states_ND))
@@ -144,12 +144,12 @@ def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocab
 
 def values(model: nn.Module, rows: Rows, head: Callable[[Tensor], Tensor]) -> Tensor:
     """The head's value before each supervised token, [B, T], 0 outside; no logits are computed."""
-    found = hidden(model, rows)
+    found = supervised_states(model, rows)
     return found.unflatten(upcast(head(found.states_ND)).squeeze(-1))
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReferenceScores:
     """A model and its reference on the same supervised tokens."""
 
     logps_BT: Tensor
@@ -164,7 +164,7 @@ class Comparison:
     """Entropy of the model's distribution before each supervised token, in nats; on request."""
 
 
-def compare(
+def score_with_reference(
     model: nn.Module,
     reference: Reference,
     rows: Rows,
@@ -172,11 +172,11 @@ def compare(
     temperature: float = 1.0,
     entropy: bool = False,
     head: Callable[[Tensor], Tensor] | None = None,
-) -> Comparison:
+) -> ReferenceScores:
     """One forward of each over all rows; differentiable in `model`, the exact KL included."""
-    mine = hidden(model, rows)
+    mine = supervised_states(model, rows)
     with torch.no_grad(), reference.scoring() as frozen:
-        theirs = hidden(frozen, rows)
+        theirs = supervised_states(frozen, rows)
 
     def chunk(states_ND: Tensor, ref_states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
         logps_NV = (upcast(logits_of(model, states_ND)) / temperature).log_softmax(-1)
@@ -191,10 +191,10 @@ def compare(
     flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
     logps_BT, ref_logps_BT, kl_BT, entropy_BT = map(mine.unflatten, flat)
     values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(upcast(head(mine.states_ND)).squeeze(-1))
-    return Comparison(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy else None)
+    return ReferenceScores(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy else None)
 
 
-Found = TypeVar("Found", Scores, Comparison, Tensor)
+Found = TypeVar("Found", Scores, ReferenceScores, Tensor)
 
 
 @torch.no_grad()
@@ -220,11 +220,11 @@ def _reassemble(parts: list[Tensor], order: Tensor) -> Tensor:
     return torch.cat([pad_T(part, width) for part in parts])[order.to(parts[0].device)]
 
 
-def scalar(model: nn.Module, rows: Rows) -> Tensor:
+def sequence_scores(model: nn.Module, rows: Rows) -> Tensor:
     """A scalar model's output at the last real token of each row, [B]: padding cannot move it."""
-    states_ND, place_BL = states(model, rows.ids)
+    states_ND, index_BL = hidden_states(model, rows.ids)
     last_B = torch.tensor([len(ids) - 1 for ids in rows.ids])
-    at_B = place_BL.gather(1, last_B[:, None]).squeeze(1).to(states_ND.device)
+    at_B = index_BL.gather(1, last_B[:, None]).squeeze(1).to(states_ND.device)
     return upcast(logits_of(model, states_ND.index_select(0, at_B))).squeeze(-1)
 
 

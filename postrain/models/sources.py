@@ -29,7 +29,7 @@ from postrain.models.directory import (
     is_adapter,
     read_json,
 )
-from postrain.models.gguf import as_directory, find_gguf
+from postrain.models.gguf import as_hf_directory, find_gguf
 from postrain.types import ConfigError
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -93,9 +93,9 @@ class ModelSource:
         if self.path.startswith(BUNDLED):
             found = self._bundled(self.path.removeprefix(BUNDLED))
         elif (local := Path(self.path).expanduser()).is_dir():
-            found = self._in_directory(model_directory(local))
+            found = self._from_directory(model_directory(local))
         elif local.suffix == ".gguf" and local.is_file():
-            found = self._plain(as_directory(local), source="gguf", loads_as=None)
+            found = self._from_files(as_hf_directory(local), source="gguf", loads_as=None)
         elif HUB_NAME.fullmatch(self.path):
             found = self._from_hub()
         else:
@@ -108,14 +108,14 @@ class ModelSource:
         if not directory.is_dir():
             known = ", ".join(f"{BUNDLED}{path.name}" for path in sorted(ASSETS.iterdir()) if path.is_dir())
             raise ConfigError(f"model.path={self.path}: no such model is bundled; there are: {known}")
-        return self._plain(directory, source="bundled", loads_as=str(directory.resolve()))
+        return self._from_files(directory, source="bundled", loads_as=str(directory.resolve()))
 
-    def _in_directory(self, directory: Path) -> ResolvedModel:
+    def _from_directory(self, directory: Path) -> ResolvedModel:
         if not is_adapter(directory):
-            return self._plain(directory, source="directory", loads_as=str(directory.resolve()))
+            return self._from_files(directory, source="directory", loads_as=str(directory.resolve()))
         check_adapter(directory)
         check_weights(directory, "adapter_model")
-        base = self._base_of(directory)
+        base = self._base_model(directory)
         adapters = (*base.adapters, directory)
         scalar = "score" in (read_json(directory / ADAPTER_CONFIG).get("modules_to_save") or ())
         return replace(
@@ -129,7 +129,7 @@ class ModelSource:
             fingerprint=fingerprint(base.directory, *adapters),
         )
 
-    def _base_of(self, directory: Path) -> ResolvedModel:
+    def _base_model(self, directory: Path) -> ResolvedModel:
         """The model an adapter was trained on: the name in its config, as a Hub name or a path from here or there."""
         config = read_json(directory / ADAPTER_CONFIG)
         name = config.get("base_model_name_or_path")
@@ -159,30 +159,30 @@ class ModelSource:
     def _from_hub(self) -> ResolvedModel:
         directory = hub.cached(self.path, self.revision)
         if directory is not None and self._complete(directory):
-            return self._of_hub(directory)
+            return self._from_snapshot(directory)
         try:
-            return self._of_hub(hub.fetch(self.path, self.revision))
+            return self._from_snapshot(hub.fetch(self.path, self.revision))
         except hub.Unreachable as error:
-            return self._without_hub(str(error))
+            return self._hub_fallback(str(error))
 
     def _complete(self, directory: Path) -> bool:
         """False when an earlier download broke off."""
         try:
-            self._plain(directory, source="hub", loads_as=None)
+            self._from_files(directory, source="hub", loads_as=None)
         except ConfigError:
             return False
         return True
 
-    def _of_hub(self, directory: Path) -> ResolvedModel:
+    def _from_snapshot(self, directory: Path) -> ResolvedModel:
         if is_adapter(directory):
-            return replace(self._in_directory(directory), source="hub", name=name_of(Path(self.path)))
-        return replace(self._plain(directory, source="hub", loads_as=self.path), revision=directory.name)
+            return replace(self._from_directory(directory), source="hub", name=name_of(Path(self.path)))
+        return replace(self._from_files(directory, source="hub", loads_as=self.path), revision=directory.name)
 
-    def _without_hub(self, reason: str) -> ResolvedModel:
+    def _hub_fallback(self, reason: str) -> ResolvedModel:
         """The ways on when neither cache nor network have it."""
         sought = f"no such directory, not in the Hub cache ({hub.cache_directory()}), the Hub not reached ({reason})"
         if self.gguf_package and (file := find_gguf(self.gguf_package)):
-            return self._plain(as_directory(file), source="gguf", loads_as=None)
+            return self._from_files(as_hf_directory(file), source="gguf", loads_as=None)
         if self.offline == "nano":
             return self._stand_in(sought)
         if self.gguf_package:
@@ -211,7 +211,7 @@ class ModelSource:
         found, asked = self._bundled(STAND_IN), self.name or name_of(Path(self.path))
         return replace(found, name=f"{asked}-standin-{STAND_IN}", stand_in_for=self.path)
 
-    def _plain(
+    def _from_files(
         self, directory: Path, *, source: Literal["bundled", "directory", "hub", "gguf"], loads_as: str | None
     ) -> ResolvedModel:
         """A directory with config, tokenizer and, unless they are drawn anew, weights."""
@@ -250,14 +250,14 @@ def name_of(directory: Path) -> str:
     """A short name: of a run its method and model, or its pipeline or sweep and its folder, else the last part."""
     directory = directory.absolute()
     if directory.name == "model" and (directory.parent.parent / "pipeline.yaml").is_file():
-        return f"{_above(directory.parent.parent)}-{directory.parent.name}"
+        return f"{_parent_name(directory.parent.parent)}-{directory.parent.name}"
     if directory.name == "model" and (directory.parent / "manifest.json").is_file():
         run = directory.parent
-        return f"{_above(run)}-{run.name}" if _in_sweep(run) else "-".join(run.parts[-3:-1])
+        return f"{_parent_name(run)}-{run.name}" if _in_sweep(run) else "-".join(run.parts[-3:-1])
     return directory.stem if directory.suffix == ".gguf" else directory.name
 
 
-def _above(folder: Path) -> str:
+def _parent_name(folder: Path) -> str:
     """What a pipeline's folder, or that of a sweep's job, is called after."""
     return folder.parents[2].name if _in_sweep(folder) else folder.parent.name
 

@@ -57,15 +57,15 @@ UNTRAINED = 0.1
 SAMPLE = 4096
 
 
-def rows_needed(tokenizer: Any) -> int:
+def embeddings_needed(tokenizer: Any) -> int:
     """Embeddings that a tokenizer's ids need; ids may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def check_rows(tokenizer: Any, config: Mapping[str, Any], name: str) -> None:
+def check_embedding_count(tokenizer: Any, config: Mapping[str, Any], name: str) -> None:
     """Refuses a tokenizer with ids that the model of `config`, a config.json, has no embedding for."""
     have = config.get("text_config", config).get("vocab_size")
-    needed = rows_needed(tokenizer)
+    needed = embeddings_needed(tokenizer)
     if not isinstance(have, int) or needed <= have:
         return
     vocabulary = tokenizer.get_vocab()
@@ -77,20 +77,20 @@ def check_rows(tokenizer: Any, config: Mapping[str, Any], name: str) -> None:
     )
 
 
-def resize(model: Any, tokenizer: Any) -> None:
+def resize_embeddings(model: Any, tokenizer: Any) -> None:
     """Gives the model a row for each of the tokenizer's ids, near the mean of the others (Hewitt 2021)."""
-    needed = rows_needed(tokenizer)
+    needed = embeddings_needed(tokenizer)
     if needed > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(needed)
 
 
 @torch.no_grad()
-def untrained(model: Any, ids: Sequence[int], *, tokens: int) -> list[int]:
+def untrained_tokens(model: Any, ids: Sequence[int], *, tokens: int) -> list[int]:
     """Those of `ids` whose input embedding no training has moved.
 
     Such rows lie at the mean of all rows, where `resize_token_embeddings` puts them, at 0, or among the rows that no
     token uses (from `tokens` on), which were never seen either. Rows that were drawn at random are not recognised;
-    `drawn_tokens` names those that look so.
+    `randomly_initialized` names those that look so.
     """
     weight_VD: Tensor = model.get_input_embeddings().weight
     mean_D = weight_VD.mean(0, dtype=torch.float32)
@@ -105,7 +105,7 @@ def untrained(model: Any, ids: Sequence[int], *, tokens: int) -> list[int]:
 
 
 @torch.no_grad()
-def drawn_tokens(model: Any, tokenizer: Any, used: Sequence[int], *, but: Sequence[int] = ()) -> list[str]:
+def randomly_initialized(model: Any, tokenizer: Any, used: Sequence[int], *, but: Sequence[int] = ()) -> list[str]:
     """The added tokens among `used`, without `but`, whose embedding looks as drawn at random by a resize.
 
     Its standard deviation is the config's initializer_range, but for what D draws leave to chance: four times

@@ -29,6 +29,7 @@ from postrain.report.values import (
     update_of,
     whole,
 )
+from postrain.runs.folder import RunFolder
 from postrain.runs.status import Status
 
 STATES = ("done", "failed", "interrupted", "running")
@@ -98,7 +99,7 @@ class Run(Folder):
     seconds: float = 0.0
     """Time from the first record to the last."""
     samples: Sequence[Sample] = ()
-    explanations: Sequence[Record] = ()
+    diagnostics: Sequence[Record] = ()
     result: Record = field(default_factory=dict)
     """result.json, written at the end."""
 
@@ -171,7 +172,7 @@ def read_run(path: Path) -> Run:
         updates=max((update_of(record) for record in records), default=0),
         seconds=times[-1] - times[0] if times else 0.0,
         samples=[sample for record in samples if (sample := sample_of(record)) is not None],
-        explanations=[record for record in JsonLines(path / "explanations.jsonl").read() if record.get("text")],
+        diagnostics=[record for record in RunFolder(path).diagnostics.read() if record.get("text")],
         missing=list(_missing(path, counts)) + _not_numbers(records),
         result=read_json(path / "result.json"),
     )

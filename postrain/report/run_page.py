@@ -63,7 +63,7 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
         _verdict(run),
         _headlines(run, known),
         section("", blocks.details("All held-out metrics, before and after", found)),
-        _diagnostics(run.explanations),
+        _diagnostics(run.diagnostics),
         learning_curves(run, panels, constant),
         _samples(run, groups),
         section("Distributions", blocks.Pictures(_histograms(groups))),

@@ -17,15 +17,21 @@ from postrain.jsonl import number
 from postrain.report.changes import Change, changes
 from postrain.report.folders import Run
 from postrain.report.values import mapping, text_of
-from postrain.training.diagnostic_rules import RUNAWAY
+from postrain.training.diagnostic_rules import LARGE_KL
 
 KL = "eval/kl/exact"
 FEW_ROWS, FEW_ITEMS, MANY_PASSES = 100, 30, 10.0
 WARNING_RULES = (
-    "saturated_margins", "accuracy_is_not_quality", "kl_runs_away", "reward_grows_with_length",
-    "reward_grows_with_repetition", "reward_leaves_gold", "samples_become_unlikely", "groups_agree",
+    "saturated_margins", "accuracy_is_not_quality", "kl_blow_up", "reward_grows_with_length",
+    "reward_grows_with_repetition", "reward_overoptimization", "samples_become_unlikely", "zero_variance_groups",
 )  # fmt: skip
 """Diagnostics that question a result; the others explain a curve or are covered by a check of their own."""
+RENAMED_RULES = {
+    "kl_runs_away": "kl_blow_up",
+    "reward_leaves_gold": "reward_overoptimization",
+    "groups_agree": "zero_variance_groups",
+}
+"""Names in the run folders of earlier versions."""
 DEFAULT_SEEDS = "0,1,2"
 
 
@@ -101,10 +107,12 @@ def _warnings(run: Run, found: Sequence[Change], main: Change | None) -> list[st
         made.append(f"{run.model} stood in for {other}")
     if collapse := collapsed(*ends):
         made.append(f"the completions collapsed ({collapse})")
-    if (kl := run.after(KL)) is not None and kl > RUNAWAY and _penalised(run):
+    if (kl := run.after(KL)) is not None and kl > LARGE_KL and _penalised(run):
         made.append(f"KL(policy‖reference) is {figure(kl)} nats/token")
     made += [
-        f"diagnostic “{text_of(one.get('title'))}”" for one in run.explanations if one.get("rule") in WARNING_RULES
+        f"diagnostic “{text_of(one.get('title'))}”"
+        for one in run.diagnostics
+        if RENAMED_RULES.get(rule := text_of(one.get("rule")), rule) in WARNING_RULES
     ]
     rows = number(run.data.get("rows_train"))
     if rows is not None and rows < FEW_ROWS:

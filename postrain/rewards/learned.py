@@ -24,7 +24,7 @@ from postrain.data.chat import Template
 from postrain.data.conversation import Message, user
 from postrain.data.kinds.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
-from postrain.models.scoring import in_micro_batches, micro_batches, scalar, step_logits
+from postrain.models.scoring import in_micro_batches, micro_batches, sequence_scores, step_logits
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.processor import warn_if_slow
 from postrain.rewards.base import optional, total_of
@@ -71,7 +71,7 @@ class Learned:
         rows = self.rows(prompts, completions)
         total_B = torch.empty(len(rows), dtype=torch.float32)
         for group in micro_batches(rows.cost(), self.batch_tokens):
-            total_B[group] = scalar(self.model, rows.select(group)).float().cpu()
+            total_B[group] = sequence_scores(self.model, rows.select(group)).float().cpu()
         self._check(total_B, prompts, columns)
         return RewardBatch(total_B, {"learned": optional(total_B)})
 

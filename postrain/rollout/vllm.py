@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from postrain.config.extras import load
 from postrain.config.schema import Confirm
 from postrain.hardware import collectives
-from postrain.models.handover import fingerprint, merged_weights
 from postrain.models.parts import unwrapped
+from postrain.models.weight_sync import fingerprint, merged_weights
 from postrain.rollout.engine import Mixture
 from postrain.rollout.vllm_server import Server
 from postrain.types import (

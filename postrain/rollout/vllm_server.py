@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from postrain.hardware import collectives
-from postrain.models.handover import merged_weights
+from postrain.models.weight_sync import merged_weights
 from postrain.types import Completion, ConfigError
 
 CONNECTIONS = 128

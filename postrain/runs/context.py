@@ -48,7 +48,7 @@ class RunContext:
     group: str | None = None
     """What trackers call the sweep or pipeline it belongs to."""
 
-    def record(
+    def save_manifest(
         self, config: Section, data: Data, model: Model, *, seeds: Mapping[str, int], reference: str | None = None
     ) -> None:
         """Writes manifest.json; `reference` is the fingerprint of a reference model that is not `model`."""

@@ -109,8 +109,10 @@ class RunFolder:
         return JsonLines(self.path / "samples.jsonl")
 
     @property
-    def explanations(self) -> JsonLines:
-        return JsonLines(self.path / "explanations.jsonl")
+    def diagnostics(self) -> JsonLines:
+        """diagnostics.jsonl, or explanations.jsonl in the folder of an earlier version."""
+        earlier = self.path / "explanations.jsonl"
+        return JsonLines(earlier if earlier.is_file() else self.path / "diagnostics.jsonl")
 
     @property
     def status(self) -> Status:

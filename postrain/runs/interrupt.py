@@ -18,7 +18,7 @@ from typing import Any, Self
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from postrain.errors import Interrupted
-from postrain.runs.lightning_state import method_of
+from postrain.runs.method_protocol import method_of
 
 SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
@@ -85,7 +85,7 @@ class Interrupt(Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == getattr(signal, "SIGHUP", None):
-            leave_terminal()
+            detach_from_terminal()
         if self.signal is not None or not self._training:
             raise Interrupted(number)
         self.signal = signal.Signals(number)
@@ -95,7 +95,7 @@ class Interrupt(Callback):
             os.write(2, text.encode())
 
 
-def leave_terminal() -> None:
+def detach_from_terminal() -> None:
     """Discards further output if the terminal is gone: writing to it would raise before everything is saved."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):

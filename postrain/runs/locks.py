@@ -17,12 +17,12 @@ from postrain.jsonl import Record, read_json
 LOCK = ".run.lock"
 
 
-def identity() -> Record:
+def process_identity() -> Record:
     """This process: pid, host, and the start time that tells it from a later process with the same pid."""
-    return {"pid": os.getpid(), "host": platform.node(), "process_started": started(os.getpid())}
+    return {"pid": os.getpid(), "host": platform.node(), "process_started": process_start_time(os.getpid())}
 
 
-def started(pid: int) -> int | None:
+def process_start_time(pid: int) -> int | None:
     """When a process began, in clock ticks since boot; None for one that is not there, and where there is no /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -33,7 +33,7 @@ def started(pid: int) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
-def gone(record: Mapping[str, Any]) -> bool:
+def process_ended(record: Mapping[str, Any]) -> bool:
     """Whether the process of an `identity` has ended for certain; False for one on another host."""
     pid, host = record.get("pid"), record.get("host")
     if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31 or host != platform.node():
@@ -44,7 +44,7 @@ def gone(record: Mapping[str, Any]) -> bool:
         return True
     except PermissionError:
         return False
-    return Path("/proc/self").exists() and started(pid) != record.get("process_started")
+    return Path("/proc/self").exists() and process_start_time(pid) != record.get("process_started")
 
 
 @contextmanager
@@ -57,8 +57,8 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with path.open("a") as file:
         holder = read_json(path)
-        if not take(file):
-            if not gone(holder):
+        if not try_lock(file):
+            if not process_ended(holder):
                 who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
                 raise ConfigError(f"{folder} is in use by {who}; wait for it to end, or stop it first")
         elif holder and holder.get("host") != platform.node():
@@ -67,7 +67,7 @@ def locked(folder: Path) -> Iterator[None]:
                 f"not say that it ended; if it has, delete {path}"
             )
         file.truncate(0)
-        file.write(json.dumps(identity()))
+        file.write(json.dumps(process_identity()))
         file.flush()
         try:
             yield
@@ -75,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def take(file: IO[str]) -> bool:
+def try_lock(file: IO[str]) -> bool:
     """Takes the lock of a file; False where another process has it: a child of a dead process may still hold its."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

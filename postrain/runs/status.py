@@ -24,7 +24,7 @@ from postrain import __version__
 from postrain.config.masking import masked_text
 from postrain.errors import ConfigError, Interrupted
 from postrain.jsonl import Record, atomic_write_text, number, read_json
-from postrain.runs.locks import gone, identity
+from postrain.runs.locks import process_ended, process_identity
 
 State = Literal["running", "done", "failed", "interrupted"]
 EARLIEST = "0.1.0"
@@ -76,7 +76,7 @@ class Status:
         """The content of the file; {} if it is missing or not a JSON object."""
         return read_json(self.path)
 
-    def began(self) -> datetime:
+    def first_started(self) -> datetime:
         """The local time of the first start, which chat templates that write a date keep when the run is resumed."""
         try:
             return datetime.fromisoformat(str(self.read().get("began")))
@@ -97,7 +97,7 @@ class Status:
         """The content of the file, but failed if the process of the run is gone: nothing catches a SIGKILL or a crash
         of interpreter or machine. Processes of other hosts count as running."""
         record = self.read()
-        if record.get("status") != "running" or not gone(record):
+        if record.get("status") != "running" or not process_ended(record):
             return record
         reason = f"its process {record['pid']} ended without saying why (killed, out of memory, or crashed)"
         return {**record, "status": "failed", "reason": reason}
@@ -113,7 +113,7 @@ class Status:
         record = {"status": status, "reason": reason, "started": started, "written": now, "seconds": round(seconds, 3)}
         record["began"] = before.get("began", datetime.now().isoformat(timespec="seconds"))
         record["version"] = before.get("version", __version__)
-        text = json.dumps(record | identity(), indent=2) + "\n"
+        text = json.dumps(record | process_identity(), indent=2) + "\n"
         with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
             try:
                 atomic_write_text(self.path, text)
@@ -134,7 +134,7 @@ class Status:
             print(f"warning: {self.path} could not be written: {error}", file=sys.stderr)
 
 
-class Ending:
+class StatusRecorder:
     """A context: writes running, then done, interrupted or failed with its reason.
 
     Errors pass through, but two kinds become a one-line ConfigError: a full disk, and whatever would end the process
@@ -163,7 +163,7 @@ class Ending:
             error.folder = self.status.path.parent
             self.status.interrupted(error.signal.name)
         else:
-            reported = as_reported(error, self.status.path.parent)
+            reported = reported_error(error, self.status.path.parent)
             self.status.failed(str(reported) or type(reported).__name__)
             if reported is not error:
                 raise reported from error
@@ -180,8 +180,8 @@ def _refusing(name: str, original: Callable[..., Any], owner: int) -> Callable[.
     return call
 
 
-def as_reported(error: BaseException, folder: Path) -> BaseException:
-    """The error to report to the user; see Ending."""
+def reported_error(error: BaseException, folder: Path) -> BaseException:
+    """The error to report to the user; see StatusRecorder."""
     if disk_full(error):
         path = getattr(error, "filename", None) or folder
         line = str(error) if isinstance(error, ConfigError) else f"cannot write {path}: {FULL_WORDS[0]}"

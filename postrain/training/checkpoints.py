@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from postrain.runs.folder import RunFolder
-from postrain.runs.lightning_state import method_of
+from postrain.runs.method_protocol import method_of
 from postrain.runs.status import checkpoints, space_remedy, writing
 from postrain.training.nan_guard import NaNGuard
 from postrain.types import ConfigError
@@ -30,8 +30,8 @@ class Checkpoints(Callback):
     Not Lightning's ModelCheckpoint, which can leave a half-written file and reads none back.
     """
 
-    def __init__(self, folder: RunFolder, guards: NaNGuard, *, every: int, keep: int) -> None:
-        self.folder, self.guards, self.every, self.keep = folder, guards, every, keep
+    def __init__(self, folder: RunFolder, guard: NaNGuard, *, every: int, keep: int) -> None:
+        self.folder, self.guard, self.every, self.keep = folder, guard, every, keep
         self.begun: tuple[int, int] | None = None
         """Updates and optimizer steps when the present update began."""
 
@@ -46,7 +46,7 @@ class Checkpoints(Callback):
         """
         counters = method_of(pl_module).counters
         untouched = self.begun == (counters.updates, counters.optimizer_steps)
-        whole = untouched and trainer.world_size == 1 and not self.guards.broken(pl_module)
+        whole = untouched and trainer.world_size == 1 and not self.guard.problems(pl_module)
         if isinstance(exception, ConfigError) and whole and counters.updates:
             self.save(trainer, counters.updates)
 
@@ -56,7 +56,7 @@ class Checkpoints(Callback):
         method = method_of(pl_module)
         update = method.counters.updates
         if update % self.every == 0 or update == method.updates or trainer.should_stop:
-            self.guards.check(pl_module)
+            self.guard.check(pl_module)
             self.save(trainer, update)
 
     def save(self, trainer: Trainer, update: int) -> None:

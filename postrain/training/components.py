@@ -13,7 +13,7 @@ from torch import nn
 
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
-from postrain.hardware.collectives import whole_state
+from postrain.hardware.collectives import full_state_dict
 from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
 from postrain.methods.components import Parts, judges
@@ -21,7 +21,7 @@ from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.models.sources import ResolvedModel, resolve_for
-from postrain.models.vocabulary import drawn_tokens
+from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import Preference, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
 from postrain.training.config import TrainConfig
@@ -43,11 +43,11 @@ class Components:
 def build(config: TrainConfig) -> Components:
     """Everything between a config and training. Raises ConfigError for components that do not fit together."""
     method, resolved, data = config.method, config.resolved, copy(config.data)
-    config.trainer.settle()
+    config.trainer.configure_process()
     # A method that Python code constructed with a model has it already.
     given: Parts | None = getattr(method, "parts", None)
     tokenizer = given.template.tokenizer if given else load_tokenizer(resolved)
-    other = compared_with(config, tokenizer)
+    other = resolve_reference(config, tokenizer)
     audit = data.prepare(
         kind=method.kind,
         tokenizer=tokenizer,
@@ -60,16 +60,16 @@ def build(config: TrainConfig) -> Components:
     )
     torch.manual_seed(config.seed)
     policy = given.policy if given else load_policy(config, data)
-    reward, preference = scorers(config)
+    reward, preference = build_reward(config)
     method.attach(
         Parts(
             policy=policy,
             template=data.chat_template,
             seed=config.seed,
             engine=config.rollout,
-            reference=(given and given.reference) or reference_for(config, policy, other),
+            reference=(given and given.reference) or build_reference(config, policy, other),
             foreign_reference=given.foreign_reference if given else other is not None,
-            origin="" if given else origin(config, other or resolved),
+            origin="" if given else reference_fingerprint(config, other or resolved),
             reward=reward,
             preference=preference,
             environment=config.environment,
@@ -79,7 +79,7 @@ def build(config: TrainConfig) -> Components:
     return Components(method, data, audit, tokenizer, other)
 
 
-def scorers(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
+def build_reward(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
     """The reward and the preference model of the `reward` group; one object can be both."""
     if not config.method.needs_reward:
         return None, None
@@ -88,7 +88,7 @@ def scorers(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
     return reward, preference
 
 
-def compared_with(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
+def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
     """The reference model that `reference` names, if any. Raises ConfigError for one that cannot be compared."""
     path = config.reference
     if path is None:
@@ -106,21 +106,23 @@ def compared_with(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
     return found
 
 
-def origin(config: TrainConfig, model: ResolvedModel) -> str:
+def reference_fingerprint(config: TrainConfig, model: ResolvedModel) -> str:
     """Everything but rows that determines log-probabilities under `model`, the reference of this run."""
     hardware = config.trainer
     weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
     return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
 
 
-def reference_for(config: TrainConfig, policy: nn.Module, other: ResolvedModel | None) -> Reference | None:
+def build_reference(config: TrainConfig, policy: nn.Module, other: ResolvedModel | None) -> Reference | None:
     """The reference policy, if the method or the KL of evaluated completions needs one; it costs memory."""
     method, hardware = config.method, config.trainer
     if other is not None:
         model = cast("nn.Module", load_causal(other, dtype=hardware.dtype)).to(hardware.device)
-        return Reference(policy, model.requires_grad_(False), says=f"reference: {other.name} ({config.reference})")
+        return Reference(
+            policy, model.requires_grad_(False), description=f"reference: {other.name} ({config.reference})"
+        )
     if method.needs_reference() or (method.head == "causal" and config.evaluation.completions > 0):
-        return Reference.of(policy)
+        return Reference.for_policy(policy)
     return None
 
 
@@ -131,20 +133,20 @@ def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
     # Seen as what it is derived from: transformers wraps `to` in a way that loses its type.
     model = cast("nn.Module", load(config.resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
     model = model if adapter.quantization() else model.to(hardware.device)
-    learned = adapter.new_ids(model, data.chat_template.tokenizer, data.token_ids())
-    return adapter.wrap(model, head=head, learned=learned)
+    trainable_tokens = adapter.new_token_ids(model, data.chat_template.tokenizer, data.token_ids())
+    return adapter.wrap(model, head=head, trainable_tokens=trainable_tokens)
 
 
-def whole_policy(config: TrainConfig, parts: Components) -> None:
+def gather_policy(config: TrainConfig, parts: Components) -> None:
     """Gathers the whole policy of a sharded run on the first rank; every rank has to call it."""
     method = parts.method
-    state = whole_state(method.policy) if method.device_mesh is not None else None
+    state = full_state_dict(method.policy) if method.device_mesh is not None else None
     if state is not None and is_first_rank():
         method.policy = load_policy(config, parts.data)
         method.policy.load_state_dict(state, strict=False)
 
 
-def notes(parts: Components, resolved: ResolvedModel) -> list[str]:
+def training_notes(parts: Components, resolved: ResolvedModel) -> list[str]:
     """What a user has to know of how this model is trained, a line each."""
     found = [f"note: {note}" for note in parts.data.chat_template.notes]
     if limit := rotary_limit(read_json(resolved.directory / "config.json")):
@@ -158,7 +160,7 @@ def notes(parts: Components, resolved: ResolvedModel) -> list[str]:
         names = ", ".join(parts.tokenizer.convert_ids_to_tokens(learned))
         found.append(f"note: the embeddings of new tokens learn beside the adapter: {names}")
     policy, tokens = parts.method.policy, parts.data.token_ids()
-    if adapter and (drawn := drawn_tokens(policy, parts.tokenizer, tokens, but=learned)):
+    if adapter and (drawn := randomly_initialized(policy, parts.tokenizer, tokens, but=learned)):
         found.append(
             f"note: the embeddings of these added tokens look untrained, drawn at random, and the adapter keeps them "
             f"frozen: {', '.join(drawn)}; let them learn with adapter.new_tokens='[{','.join(drawn)}]'"

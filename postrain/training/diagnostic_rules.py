@@ -119,7 +119,7 @@ def saturated_margins(history: History) -> str | None:
     )
 
 
-def both_answers_fall(history: History) -> str | None:
+def likelihood_displacement(history: History) -> str | None:
     chosen, rejected = (last(history, f"logp_change/{name}", WINDOW) for name in ("chosen", "rejected"))
     if chosen is None or rejected is None or not fmean(rejected) < fmean(chosen) < -1:
         return None
@@ -154,13 +154,13 @@ def negative_kl(history: History) -> str | None:
     )
 
 
-def kl_runs_away(history: History) -> str | None:
+def kl_blow_up(history: History) -> str | None:
     name = "kl/exact" if "kl/exact" in history[-1] else "kl/k3"
     values = last(history, name, 4 * WINDOW)
     if values is None:
         return None
     before, now = fmean(values[WINDOW : 2 * WINDOW]), fmean(values[-WINDOW:])
-    if now < RUNAWAY or now < 3 * before:
+    if now < LARGE_KL or now < 3 * before:
         return None
     return (
         f"{name} went from {before:.2g} to {now:.2g} {metric(name).unit} within {3 * WINDOW} updates. The policy is "
@@ -169,7 +169,7 @@ def kl_runs_away(history: History) -> str | None:
     )
 
 
-RUNAWAY = 0.5
+LARGE_KL = 0.5
 """Nats a token below which no KL is called large."""
 
 
@@ -208,7 +208,7 @@ def completions_collapse(history: History) -> str | None:
     )
 
 
-def reward_leaves_gold(history: History) -> str | None:
+def reward_overoptimization(history: History) -> str | None:
     reward, gold = seen(history, "eval/reward/total")[-3:], seen(history, "gold/total")[-3:]
     if min(len(reward), len(gold)) < 3 or not (reward[0] < reward[1] < reward[2] and gold[0] > gold[1] > gold[2]):
         return None
@@ -239,7 +239,7 @@ CLIFF_NATS = 0.25
 """A fall, in nats a token, below which none is called a cliff: samples near temperature 0 begin near 0."""
 
 
-def nothing_finishes(history: History) -> str | None:
+def completions_truncated(history: History) -> str | None:
     if last(history, "completion/finished", 3) != [0.0, 0.0, 0.0]:
         return None
     return (
@@ -249,7 +249,7 @@ def nothing_finishes(history: History) -> str | None:
     )
 
 
-def much_is_clipped(history: History) -> str | None:
+def high_clip_fraction(history: History) -> str | None:
     fractions = last(history, "clip_fraction", 3)
     if fractions is None or min(fractions) < 0.3:
         return None
@@ -260,7 +260,7 @@ def much_is_clipped(history: History) -> str | None:
     )
 
 
-def groups_agree(history: History) -> str | None:
+def zero_variance_groups(history: History) -> str | None:
     shares = last(history, "group/all_equal", WINDOW)
     if shares is None or fmean(shares) < 0.8:
         return None
@@ -278,16 +278,16 @@ RULES = (
     Rule("dead_gradient", "The gradient is 0", dead_gradient, stops=True),
     Rule("stuck_at_ln_2", "The loss stays at ln 2", stuck_at_ln_2),
     Rule("saturated_margins", "The pairs have nothing more to teach", saturated_margins),
-    Rule("both_answers_fall", "Chosen and rejected both become less likely", both_answers_fall),
+    Rule("likelihood_displacement", "Chosen and rejected both become less likely", likelihood_displacement),
     Rule("accuracy_is_not_quality", "Better at ranking, worse at writing", accuracy_is_not_quality),
     Rule("negative_kl", "A negative KL", negative_kl),
-    Rule("kl_runs_away", "The KL runs away", kl_runs_away),
+    Rule("kl_blow_up", "The KL runs away", kl_blow_up),
     Rule("reward_grows_with_length", "More reward, longer texts", reward_grows_with_length),
     Rule("reward_grows_with_repetition", "More reward, more repetition", reward_grows_with_repetition),
     Rule("completions_collapse", "The completions have collapsed", completions_collapse),
-    Rule("reward_leaves_gold", "More reward, less of what it stands for", reward_leaves_gold),
+    Rule("reward_overoptimization", "More reward, less of what it stands for", reward_overoptimization),
     Rule("samples_become_unlikely", "The samples are no longer likely text", samples_become_unlikely),
-    Rule("groups_agree", "Most groups have nothing to compare", groups_agree),
-    Rule("nothing_finishes", "No completion comes to an end", nothing_finishes),
-    Rule("much_is_clipped", "Much is clipped", much_is_clipped),
+    Rule("zero_variance_groups", "Most groups have nothing to compare", zero_variance_groups),
+    Rule("completions_truncated", "No completion comes to an end", completions_truncated),
+    Rule("high_clip_fraction", "Much is clipped", high_clip_fraction),
 )

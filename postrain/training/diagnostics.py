@@ -14,16 +14,16 @@ from rich.padding import Padding
 
 from postrain.jsonl import number, update_of
 from postrain.runs.folder import RunFolder, writing
-from postrain.runs.lightning_state import method_of
+from postrain.runs.method_protocol import method_of
 from postrain.training.diagnostic_rules import RULES, Rule
-from postrain.training.record_files import NO_SPACE
+from postrain.training.record_files import DISK_FULL_REMEDY
 from postrain.types import ConfigError
 
 FIRST, RECENT = 10, 200
 
 
 class Diagnostics(Callback):
-    """Applies each rule to the metrics until it has reported; writes explanations.jsonl."""
+    """Applies each rule to the metrics until it has reported; writes diagnostics.jsonl."""
 
     def __init__(self, folder: RunFolder, rules: Sequence[Rule] = RULES, console: Console | None = None) -> None:
         self._folder = folder
@@ -36,9 +36,9 @@ class Diagnostics(Callback):
         """Restore what a resumed run has measured and reported already."""
         updates = method_of(pl_module).counters.updates
         if trainer.is_global_zero:
-            with writing(self._folder.explanations.path, NO_SPACE):
-                self._folder.explanations.rewind(updates)
-        reported = [record for record in self._folder.explanations.read() if update_of(record) <= updates]
+            with writing(self._folder.diagnostics.path, DISK_FULL_REMEDY):
+                self._folder.diagnostics.rewind(updates)
+        reported = [record for record in self._folder.diagnostics.read() if update_of(record) <= updates]
         self._reported = {str(record.get("rule")) for record in reported}
         self._history = []
         for record in self._folder.metrics.read():
@@ -66,8 +66,8 @@ class Diagnostics(Callback):
         self._reported.add(rule.name)
         if trainer.is_global_zero:
             record = {"update": update, "rule": rule.name, "title": rule.title, "text": text, "stops": rule.stops}
-            with writing(self._folder.explanations.path, NO_SPACE):
-                self._folder.explanations.append(record)
+            with writing(self._folder.diagnostics.path, DISK_FULL_REMEDY):
+                self._folder.diagnostics.append(record)
         if rule.stops:
             raise ConfigError(f"stopped at update {update}: {text}")
         if trainer.is_global_zero:

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.config.schema import Section
 from postrain.jsonl import number, update_of
 from postrain.runs.folder import RunFolder
-from postrain.runs.lightning_state import method_of
+from postrain.runs.method_protocol import method_of
 from postrain.types import Count, Positive
 
 REWARD = "reward/total"
@@ -72,7 +72,7 @@ class EarlyStopping(Callback):
         self._remember(method.last_metrics)
         reason = self.reason()
         if reason and method.counters.updates < method.updates:
-            method.stopped = f"{reason} at update {method.counters.updates}"
+            method.stop_reason = f"{reason} at update {method.counters.updates}"
             trainer.should_stop = True
 
     def reason(self) -> str:

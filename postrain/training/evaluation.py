@@ -45,17 +45,17 @@ class Evaluator(Callback):
     ) -> None:
         assert isinstance(pl_module, Method)
         update, last = pl_module.counters.updates, pl_module.counters.updates == pl_module.updates
-        pl_module.stopped = pl_module.stopped or self.stopped_by_callback(trainer, update, last)
-        if update % self.settings.every == 0 or last or pl_module.stopped:
+        pl_module.stop_reason = pl_module.stop_reason or self.callback_stop_reason(trainer, update, last)
+        if update % self.settings.every == 0 or last or pl_module.stop_reason:
             found = self.measure(trainer, pl_module)
             pl_module.last_metrics = pl_module.last_metrics | found
             pl_module.log_dict(found, batch_size=1, logger=False)
             # What Lightning's own callbacks wait for: EarlyStopping, ModelCheckpoint, Optuna's pruning.
             for callback in self.callbacks:
                 callback.on_validation_end(trainer, pl_module)
-            pl_module.stopped = pl_module.stopped or self.stopped_by_callback(trainer, update, last)
+            pl_module.stop_reason = pl_module.stop_reason or self.callback_stop_reason(trainer, update, last)
 
-    def stopped_by_callback(self, trainer: Trainer, update: int, last: bool) -> str:
+    def callback_stop_reason(self, trainer: Trainer, update: int, last: bool) -> str:
         """Why a user's callback ends the run at this update; empty where none does."""
         return f"a callback stopped training at update {update}" if trainer.should_stop and not last else ""
 

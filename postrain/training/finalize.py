@@ -30,12 +30,12 @@ def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float
     method = parts.method
     changes = before_and_after(folder.metrics.read())
     card = model_card(parts, config.resolved, folder, changes)
-    ends, files = parts.data.chat_template.stop_ids, reading(parts)
+    ends, files = parts.data.chat_template.stop_ids, step_layout_file(parts)
     export(method.policy, parts.tokenizer, folder.model, card=card, end_ids=ends, files=files)
     console = Console(highlight=False)
     console.print(f"model   {folder.model}", soft_wrap=True)
-    if method.stopped:
-        console.print(f"ended early: {method.stopped}", soft_wrap=True)
+    if method.stop_reason:
+        console.print(f"ended early: {method.stop_reason}", soft_wrap=True)
     write_result(method, folder, changes)
     final = changes.get(method.headline[2])
     return None if final is None else final[1]
@@ -43,7 +43,7 @@ def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float
 
 def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[float, float]]) -> None:
     """Writes result.json, which sweeps and comparisons read."""
-    metric, direction = judged(type(method), changes)
+    metric, direction = objective_metric(type(method), changes)
     parameters = list(method.policy.parameters())
     result = {
         "metric": metric,
@@ -54,13 +54,13 @@ def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "updates": method.counters.updates,
-        "stopped": method.stopped or None,
+        "stopped": method.stop_reason or None,
     }
     with writing(folder.result):
         atomic_write_text(folder.result, json.dumps(plain(result), indent=1) + "\n")
 
 
-def judged(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Direction]:
+def objective_metric(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Direction]:
     """The metric that says how good the run has become, with its direction.
 
     Where nothing was measured, it is the method's own.
@@ -71,7 +71,7 @@ def judged(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Dire
     return judged_by(own, measured) or own[0]
 
 
-def reading(parts: Components) -> dict[str, str]:
+def step_layout_file(parts: Components) -> dict[str, str]:
     """The extra file of a process reward model: the step layout it was trained with."""
     of_steps = parts.method.kind == Steps.__name__ and parts.method.head == "scalar"
     return {LAYOUT_FILE: parts.data.steps.to_json()} if of_steps else {}
@@ -106,7 +106,7 @@ def model_card(
 {stand_in}
 Data fingerprint `{parts.audit.fingerprint}`; the whole config, the versions and the command are in the run folder's
 `manifest.json`.
-{STEP_SCORES if reading(parts) else ""}
+{STEP_SCORES if step_layout_file(parts) else ""}
 | held-out | before | after |
 |---|---:|---:|
 {rows}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 STEP = "trainer/global_step"
 # Settings that nobody compares runs by.
-UNTOLD = ("._target_", ".adam_betas", ".adam_eps", ".micro_batch_tokens")
+HPARAMS_OMITTED = ("._target_", ".adam_betas", ".adam_eps", ".micro_batch_tokens")
 
 
 class Tracker(Protocol):
@@ -223,11 +223,11 @@ def log_settings(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
     method: Any = load_target(config["method"]["_target_"])
     metrics = dict.fromkeys((*method.headline, method.learns[0]), 0.0)
     files = writer(logger)._get_file_writer()
-    for summary in hparams(compared(config), metrics):
+    for summary in hparams(hyperparameters(config), metrics):
         files.add_summary(summary)
 
 
-def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that tell runs of a sweep apart, flat: `method.beta`, `seed`, ..."""
     model = config.get("model") or {}
     # TensorBoard sorts by name, and shows the first ones only.
@@ -235,7 +235,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     found["seed"] = config.get("seed")
     for group in ("method", "adapter", "reward", "rollout"):
         found |= _leaves(group, config.get(group) or {})
-    kept = {key: value for key, value in found.items() if not key.endswith(UNTOLD)}
+    kept = {key: value for key, value in found.items() if not key.endswith(HPARAMS_OMITTED)}
     return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in kept.items()}
 
 
@@ -247,7 +247,7 @@ def _leaves(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def forget_after(loggers: Sequence[Logger], update: int) -> None:
+def discard_after(loggers: Sequence[Logger], update: int) -> None:
     """Tell the loggers that can be told that whatever came after `update` was lost and comes again."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):

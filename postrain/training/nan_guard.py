@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from postrain.hardware import collectives
 from postrain.runs.folder import RunFolder
-from postrain.runs.lightning_state import method_of
+from postrain.runs.method_protocol import method_of
 from postrain.runs.status import last_checkpoint
 from postrain.training.record_files import MetricsFile
 from postrain.types import ConfigError
@@ -32,13 +32,13 @@ EXPLODED = 100.0
 REMEDY = "lower method.learning_rate or method.max_grad_norm and look at these rows"
 
 
-class Broken(ConfigError):
+class BrokenModel(ConfigError):
     """The model is broken; its state before is in a checkpoint."""
 
 
 class NaNGuard(Callback):
-    """Raises Broken and writes the record of the update. Stands before evaluation and checkpoint: these never see a
-    broken model."""
+    """Raises BrokenModel after writing the record of the update. Must precede evaluation and checkpoints, so that
+    neither sees a broken model."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._records = folder, MetricsFile(folder)
@@ -46,73 +46,73 @@ class NaNGuard(Callback):
         """The largest weight of each parameter when training began."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._before = largest(learns(pl_module))
+        self._before = max_abs(trainable_parameters(pl_module))
         self.check(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         method = method_of(pl_module)
-        bad = {f"{name} is {value}": None for name, value in not_finite(method.last_metrics).items()}
+        bad = {f"{name} is {value}": None for name, value in non_finite_metrics(method.last_metrics).items()}
         # Shards of a parameter lie on different ranks: all have to stop for one.
-        for found in collectives.gather(self.broken(pl_module)):
+        for found in collectives.gather(self.problems(pl_module)):
             bad |= dict.fromkeys(found)
         if bad:
             self._records.write(trainer, method)
-            raise Broken(self._line(pl_module, [*bad]))
+            raise BrokenModel(self._line(pl_module, [*bad]))
 
     @contextmanager
-    def blamed(self, module: LightningModule) -> Iterator[None]:
-        """Raises Broken for any other error that broken weights have caused."""
+    def explaining_errors(self, module: LightningModule) -> Iterator[None]:
+        """Raises BrokenModel for any other error that broken weights have caused."""
         try:
             yield
-        except Broken:
+        except BrokenModel:
             raise
         except Exception as error:
-            if bad := self.broken(module):
-                raise Broken(self._line(module, bad)) from error
+            if bad := self.problems(module):
+                raise BrokenModel(self._line(module, bad)) from error
             raise
 
-    def broken(self, module: nn.Module) -> list[str]:
+    def problems(self, module: nn.Module) -> list[str]:
         """What is wrong with the trained parameters, the first one named; [] if nothing is."""
-        return broken(largest(learns(module)), self._before)
+        return weight_problems(max_abs(trainable_parameters(module)), self._before)
 
     def check(self, module: LightningModule) -> None:
-        """Raises Broken if a trained parameter is broken."""
-        if bad := self.broken(module):
-            raise Broken(self._line(module, bad))
+        """Raises BrokenModel if a trained parameter is broken."""
+        if bad := self.problems(module):
+            raise BrokenModel(self._line(module, bad))
 
     def _line(self, module: LightningModule, bad: Sequence[str]) -> str:
         method = method_of(module)
         rows = getattr(method, "current_rows", ())
-        return stop_line(method.counters.updates, bad, rows, last_checkpoint(self._folder.path))
+        return error_message(method.counters.updates, bad, rows, last_checkpoint(self._folder.path))
 
 
-def learns(module: nn.Module) -> dict[str, Tensor]:
+def trainable_parameters(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 @torch.no_grad()
-def largest(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+def max_abs(parameters: Mapping[str, Tensor]) -> dict[str, float]:
     """The largest absolute value of each floating-point tensor, nan where it holds one; of a shard, this rank's part.
 
     One pass over the weights and one transfer from the device: `aminmax` is bound by memory, unlike an infinity norm,
     which takes 20 times longer on a CPU.
     """
-    whole = {name: local(value) for name, value in parameters.items()}
+    whole = {name: local_shard(value) for name, value in parameters.items()}
     whole = {name: value for name, value in whole.items() if value.is_floating_point() and value.numel()}
     ends = [torch.stack(torch.aminmax(value)).float() for value in whole.values()]
     found = torch.stack([pair.to(ends[0].device) for pair in ends]).abs().amax(1).tolist() if ends else []
     return dict(zip(whole, found, strict=True))
 
 
-def local(value: Tensor) -> Tensor:
+def local_shard(value: Tensor) -> Tensor:
     """This rank's part of a sharded tensor; any other as it is."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def broken(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
+def weight_problems(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
     """What is wrong with weights of these largest values: NaN, infinity, or growth beyond EXPLODED.
 
     At most one line, on the first such parameter, with how many others there are.
@@ -132,17 +132,17 @@ def broken(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
 
 def check_finite(model: nn.Module, what: str) -> None:
     """Raises ConfigError where a model, frozen parts included, holds NaN or infinity."""
-    bad = next((item for item in largest(dict(model.named_parameters())).items() if not math.isfinite(item[1])), None)
+    bad = next((item for item in max_abs(dict(model.named_parameters())).items() if not math.isfinite(item[1])), None)
     if bad is not None:
         raise ConfigError(f"{what}: the weights of {bad[0]} hold {bad[1]}; give another model, or a whole copy of it")
 
 
-def not_finite(metrics: Mapping[str, float]) -> dict[str, float]:
+def non_finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The watched metrics that are nan or infinite."""
     return {name: metrics[name] for name in WATCHED if name in metrics and not math.isfinite(metrics[name])}
 
 
-def stop_line(update: int, bad: Sequence[str], rows: Sequence[int], saved: str) -> str:
+def error_message(update: int, bad: Sequence[str], rows: Sequence[int], saved: str) -> str:
     """The error message: what is broken, at which update and rows, and the remedy."""
     shown = ", ".join(str(row) for row in rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
     where = f"update {update}" + (f", data rows {shown}" if rows else "")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from postrain.formatting import clock, duration, figure, short
-from postrain.runs.lightning_state import MethodLike, method_of
+from postrain.runs.method_protocol import MethodLike, method_of
 
 LINES = 20
 
@@ -54,7 +54,7 @@ class ProgressLine(Callback):
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=done, tail=self._tail(method))
-        elif is_shown(done, method.updates, self._first):
+        elif is_printed(done, method.updates, self._first):
             self.console.print(f"{self.title}  {self._tail(method)}", soft_wrap=True, markup=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,22 +71,22 @@ class ProgressLine(Callback):
     def _tail(self, method: MethodLike) -> str:
         done = method.counters.updates
         pace = (time.perf_counter() - self._begun) / max(1, done - self._first)
-        numbers = headline(method.headline, self._seen)
-        return tail(done, method.updates, numbers, pace)
+        numbers = headline_text(method.headline, self._seen)
+        return progress_text(done, method.updates, numbers, pace)
 
 
-def is_shown(done: int, total: int, first: int = 0) -> bool:
+def is_printed(done: int, total: int, first: int = 0) -> bool:
     """Whether update `done` gets a line of its own: the first, the last, and at most eighteen in between."""
     every = max(1, math.ceil(total / (LINES - 2)))
     return done == first + 1 or done == total or done % every == 0
 
 
-def tail(done: int, total: int, numbers: str, pace: float) -> str:
+def progress_text(done: int, total: int, numbers: str, pace: float) -> str:
     """What follows the title: position, the numbers that matter, pace in seconds per update, time left."""
     time_left = f"{duration(pace)}/update · {clock(pace * (total - done))} left"
     return "  ".join(part for part in (f"update {done}/{total}", numbers, time_left) if part)
 
 
-def headline(names: Sequence[str], metrics: Mapping[str, float]) -> str:
+def headline_text(names: Sequence[str], metrics: Mapping[str, float]) -> str:
     """The named metrics that are known, each with its short name."""
     return "  ".join(f"{short(name)} {figure(metrics[name])}" for name in names if name in metrics)

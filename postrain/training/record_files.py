@@ -14,11 +14,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from postrain.runs.folder import RunFolder, writing
-from postrain.runs.lightning_state import MethodLike, method_of
+from postrain.runs.method_protocol import MethodLike, method_of
 from postrain.training.logger_media import log_table
-from postrain.training.loggers import forget_after
+from postrain.training.loggers import discard_after
 
-NO_SPACE = "free some space and go on with resume=RUN_FOLDER"
+DISK_FULL_REMEDY = "free some space and go on with resume=RUN_FOLDER"
 
 
 class MetricsFile(Callback):
@@ -32,10 +32,10 @@ class MetricsFile(Callback):
         method.logs_to_trackers = False
         updates = method.counters.updates
         if trainer.is_global_zero:
-            with writing(self.lines.path, NO_SPACE):
+            with writing(self.lines.path, DISK_FULL_REMEDY):
                 self.lines.rewind(updates or -1)
             if updates > 0:
-                forget_after(trainer.loggers, updates)
+                discard_after(trainer.loggers, updates)
         if updates == 0 and method.last_metrics:
             self.write(trainer, method)
 
@@ -57,7 +57,7 @@ class MetricsFile(Callback):
             "tokens": counters.tokens,
             **method.last_metrics,
         }
-        with writing(self.lines.path, NO_SPACE):
+        with writing(self.lines.path, DISK_FULL_REMEDY):
             self.lines.append(record)
         for logger in trainer.loggers:
             logger.log_metrics(method.last_metrics, step=counters.updates)
@@ -85,14 +85,14 @@ class SamplesFile(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            with writing(self.lines.path, NO_SPACE):
+            with writing(self.lines.path, DISK_FULL_REMEDY):
                 self.lines.rewind(method_of(pl_module).counters.updates or -1)
 
     def write(self, trainer: Trainer, update: int, samples: Sequence[Sample]) -> None:
         """Keep the samples of one evaluation; on ranks other than the first nothing happens."""
         if not trainer.is_global_zero or not samples:
             return
-        with writing(self.lines.path, NO_SPACE):
+        with writing(self.lines.path, DISK_FULL_REMEDY):
             self.lines.append(*({"update": update, **asdict(sample)} for sample in samples))
         columns, rows = table(update, samples)
         log_table(trainer.loggers, "samples", columns, rows, update)

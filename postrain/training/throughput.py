@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from postrain.runs.lightning_state import method_of
+from postrain.runs.method_protocol import method_of
 
 WINDOW = 50
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024

@@ -16,7 +16,7 @@ from postrain.hardware.ranks import is_first_rank
 from postrain.runs.context import RunContext
 from postrain.runs.resume import check_data, check_reference
 from postrain.training.checkpoints import Checkpoints, newest_readable
-from postrain.training.components import Components, build, check_reward, notes, whole_policy
+from postrain.training.components import Components, build, check_reward, gather_policy, training_notes
 from postrain.training.config import TrainConfig
 from postrain.training.diagnostics import Diagnostics
 from postrain.training.early_stopping import EarlyStopping
@@ -43,13 +43,13 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
         check_reward(method, parts.data)
     guard = NaNGuard(run.folder)
     acting = callbacks(config, parts, run, guard)
-    with guard.blamed(method):
+    with guard.explaining_errors(method):
         trainer = config.trainer.make_trainer(acting, loggers, run.folder.path)
         trainer.fit(method, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
     if run.interrupt.signal is not None:
         raise Interrupted(run.interrupt.signal)
     guard.check(method)
-    whole_policy(config, parts)
+    gather_policy(config, parts)
     return finalize(config, parts, run.folder) if first else None
 
 
@@ -62,10 +62,10 @@ def announce(config: TrainConfig, parts: Components, run: RunContext) -> None:
     if not config.allow_change:
         check_data(run.folder, parts.audit)
     reference = parts.method.parts.reference
-    lines = [parts.audit.render(), *notes(parts, config.resolved), f"run folder: {run.folder.path}"]
-    print("\n".join([reference.says, *lines] if reference else lines), flush=True)
+    lines = [parts.audit.render(), *training_notes(parts, config.resolved), f"run folder: {run.folder.path}"]
+    print("\n".join([reference.description, *lines] if reference else lines), flush=True)
     other = parts.reference.fingerprint if parts.reference else None
-    run.record(config, parts.audit, config.resolved, seeds={"seed": config.seed}, reference=other)
+    run.save_manifest(config, parts.audit, config.resolved, seeds={"seed": config.seed}, reference=other)
 
 
 def make_loggers(config: TrainConfig, run: RunContext) -> list[Logger]:

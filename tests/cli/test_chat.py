@@ -15,7 +15,7 @@ from postrain.cli.chat.conversation import Conversation, Fitted
 from postrain.cli.chat.speaker import Answer, Pieces, Show, Speaker, Speaking
 from postrain.cli.chat.terminal import Terminal
 from postrain.data.chat import Template
-from postrain.models.named import named
+from postrain.models.by_name import resolve_by_name
 
 HOW = Speaking(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=0)
 STORY = Conversation().asked("Once upon a time Anna the fox was at the river.")
@@ -24,7 +24,7 @@ STORY = Conversation().asked("Once upon a time Anna the fox was at the river.")
 @pytest.fixture(scope="module")
 def nano() -> Speaker:
     """The bundled model, going on with text: chat it has not learned."""
-    speaker = Speaker(named("model", "nano", "a name"))
+    speaker = Speaker(resolve_by_name("model", "nano", "a name"))
     speaker.template = Template(speaker.template.tokenizer, mode="plain")
     return speaker
 

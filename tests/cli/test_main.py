@@ -15,7 +15,7 @@ from postrain import __version__
 from postrain.cli.main import start
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
-from postrain.runs.status import Ending, Status
+from postrain.runs.status import Status, StatusRecorder
 from tests.training_runs import CONF, METHODS, SMALL, final_state, records, resumed, same, small_run
 
 ROOT = CONF.parent
@@ -200,7 +200,7 @@ def test_after_ctrl_c_the_last_line_says_how_to_resume(root, line, capsys, tmp_p
     monkeypatch.chdir(tmp_path)
 
     def interrupted(*_):
-        with Ending(Status(Path("runs/sft/nano/x/status.json"))):
+        with StatusRecorder(Status(Path("runs/sft/nano/x/status.json"))):
             raise Interrupted(signal.SIGINT)
 
     Path("runs/sft/nano/x").mkdir(parents=True)

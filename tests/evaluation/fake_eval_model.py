@@ -67,7 +67,7 @@ def eval_model(
         "engine": Told(says),
         "environment": SINGLE_TURN,
         "reward": None,
-        "reference": Reference.of(model),
+        "reference": Reference.for_policy(model),
         "seed": 0,
         "context": 64,
         "micro_batch_tokens": 64,

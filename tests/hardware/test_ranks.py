@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from postrain.hardware.ranks import _free_port, on_loopback
+from postrain.hardware.ranks import _free_port, loopback_environment
 from postrain.runs.folder import RunFolder
 from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES
 from tests.training_runs import METHODS, final_state, records, small_run
@@ -19,7 +19,7 @@ def two_ranks(tmp_path_factory):
     """The run folders of every method, trained by two processes."""
     output = tmp_path_factory.mktemp("ranks")
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    shared |= on_loopback(output / "store")
+    shared |= loopback_environment(output / "store")
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.rank", str(output)],

@@ -75,7 +75,7 @@ def made(
     given. Any, since each method has attributes of its own."""
     asked = {"reference_logps": "fresh"} if "reference_logps" in defaults(method) else {}
     found = instantiate({**defaults(method), **asked, **changes})
-    frozen = Reference.of(policy, reference)
+    frozen = Reference.for_policy(policy, reference)
     foreign = reference is not None and changes.get("reference_logps") != "none"
     found.attach(
         Parts(

@@ -24,7 +24,7 @@ from postrain.methods.ppo import Experience
 from postrain.models import scoring
 from postrain.models.adapters import LoRA
 from postrain.models.reference import Reference
-from postrain.models.scoring import compare, score
+from postrain.models.scoring import score, score_with_reference
 from postrain.types import ConfigError
 from tests.methods.made import Scripted, flat_gradient, made, pairs, precise, rows
 from tests.methods.test_rollouts import Table, Words
@@ -229,18 +229,20 @@ def test_the_exact_kl_is_differentiable_in_chunks_and_in_pieces(adapter, monkeyp
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(0, 0.3)
-    reference = Reference.of(policy, None if adapter else precise(1))
+    reference = Reference.for_policy(policy, None if adapter else precise(1))
     batch = pairs(3).chosen
 
     def found(parts: Sequence[Sequence[int]]) -> tuple[float, Tensor]:
-        total = sum(compare(policy, reference, batch.select(part), entropy=True).kl_BT.sum() for part in parts)
+        total = sum(
+            score_with_reference(policy, reference, batch.select(part), entropy=True).kl_BT.sum() for part in parts
+        )
         assert isinstance(total, Tensor)
         learns = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         return float(total.detach()), torch.cat([g.flatten() for g in torch.autograd.grad(total, learns)])
 
     value, gradient = found([[0, 1, 2]])
     assert value > 0.1
-    together = compare(policy, reference, batch, entropy=True)
+    together = score_with_reference(policy, reference, batch, entropy=True)
     alone = score(policy, batch, entropy=True)
     assert together.entropy_BT is not None
     assert alone.entropy_BT is not None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from postrain.models.adapters import LoRA, NoAdapter, QLoRA
-from postrain.models.loading import keep_differentiable
+from postrain.models.loading import use_differentiable_kernel
 from postrain.types import ConfigError
 from tests.models.conftest import architectures, rows, tiny_model
 
@@ -121,6 +121,6 @@ def test_quantised_layers_are_kept_on_the_kernel_that_has_a_gradient() -> None:
     layer: Any = nn.Linear(2, 2)
     layer.support_avx512bf16_for_cpu = True
     model = nn.Sequential(nn.Linear(2, 2), layer)
-    keep_differentiable(model)
+    use_differentiable_kernel(model)
     assert layer.support_avx512bf16_for_cpu is False
     assert not hasattr(model[0], "support_avx512bf16_for_cpu")

@@ -90,7 +90,7 @@ def test_a_typing_mistake_gets_no_stand_in(online: Path) -> None:
 
 def test_silence_is_noticed() -> None:
     with pytest.raises(hub.Unreachable, match="no answer within 0 s"):
-        hub.within(0.01, lambda: time.sleep(0.5))
+        hub.with_timeout(0.01, lambda: time.sleep(0.5))
 
 
 def test_the_time_for_a_question_is_under_ten_seconds() -> None:

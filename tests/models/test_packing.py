@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig
 
-from postrain.models.packing import common, pack, packs, states
+from postrain.models.packing import hidden_states, pack, shared_prefix_length, supports_packing
 from postrain.models.parts import trunk
 from tests.tiny import SHAPES, VOCABULARY, tiny_model
 
@@ -32,25 +32,25 @@ def test_a_shared_beginning_is_there_once():
     packing = pack(ids)
     assert packing.ids_N.tolist() == [5, 6, 1, 7, 8, 9]
     assert packing.positions_N.tolist() == [0, 1, 2, 2, 3, 0]
-    assert [packing.place_RL[row, : len(ids[row])].tolist() for row in range(3)] == [[0, 1, 3, 4], [5], [0, 1, 2]]
+    assert [packing.index_RL[row, : len(ids[row])].tolist() for row in range(3)] == [[0, 1, 3, 4], [5], [0, 1, 2]]
     # attention gets the first and the third row as a block of 2 × 4, then the second by itself
     assert packing.blocks == ((2, 4), (1, 1))
     assert packing.gather_M.tolist() == [0, 1, 3, 4, 0, 1, 2, 0, 5]
-    assert packing.ids_N[packing.gather_M[packing.home_N]].tolist() == packing.ids_N.tolist()
-    assert common(ids[0], ids[2]) == 2
+    assert packing.ids_N[packing.gather_M[packing.inverse_N]].tolist() == packing.ids_N.tolist()
+    assert shared_prefix_length(ids[0], ids[2]) == 2
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_states_and_gradients_are_those_of_separate_rows(architecture):
     # In float64, but for the parts (norms, rotary angles) that some architectures compute in float32 whatever they get.
     model = tiny_model(architecture).double()
-    assert packs(model)
+    assert supports_packing(model)
     for seed in range(25):
         ids = families(seed)
         weights = [torch.randn(len(row), model.config.hidden_size).double() for row in ids]
-        states_ND, place_RL = states(model, ids)
+        states_ND, index_RL = hidden_states(model, ids)
         assert len(states_ND) == len({tuple(row[: i + 1].tolist()) for row in ids for i in range(len(row))})
-        packed = [states_ND[place_RL[r, : len(row)]] for r, row in enumerate(ids)]
+        packed = [states_ND[index_RL[r, : len(row)]] for r, row in enumerate(ids)]
         alone = [trunk(model)(input_ids=row[None]).last_hidden_state[0] for row in ids]
         found = []
         for rows in (packed, alone):
@@ -63,14 +63,14 @@ def test_states_and_gradients_are_those_of_separate_rows(architecture):
 
 def test_transformers_own_attention_is_back_afterwards():
     model = tiny_model()
-    states(model, families(0))
+    hidden_states(model, families(0))
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_rows_without_anything_to_save_are_not_packed():
     ids = (torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
-    _, place_RL = states(tiny_model(), ids)
-    assert place_RL.tolist() == [[0, 1, 2], [3, 4, 5]]
+    _, index_RL = hidden_states(tiny_model(), ids)
+    assert index_RL.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_an_architecture_that_cannot_be_packed_is_padded():
@@ -78,9 +78,9 @@ def test_an_architecture_that_cannot_be_packed_is_padded():
     # ALiBi counts distances along the sequence, whatever the positions say.
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert not packs(model)
+    assert not supports_packing(model)
     ids = (torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2]))
-    states_ND, place_RL = states(model, ids)
-    for row, place_L in zip(ids, place_RL, strict=True):
+    states_ND, index_RL = hidden_states(model, ids)
+    for row, index_L in zip(ids, index_RL, strict=True):
         alone = trunk(model)(input_ids=row[None]).last_hidden_state[0]
-        assert torch.allclose(states_ND[place_L[: len(row)]], alone, atol=1e-6)
+        assert torch.allclose(states_ND[index_L[: len(row)]], alone, atol=1e-6)

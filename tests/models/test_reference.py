@@ -24,7 +24,7 @@ both = pytest.mark.parametrize("adapted", [True, False])
 def test_it_stays_where_the_policy_started(adapted: bool) -> None:
     learner = policy(adapted)
     start = logits(learner)
-    reference = Reference.of(learner)
+    reference = Reference.for_policy(learner)
     moved(learner)
     after = logits(learner)
     with reference.scoring() as model:
@@ -39,7 +39,7 @@ def test_it_scores_in_eval_mode_without_gradients_and_leaves_the_policy_as_it_wa
     frozen_part: Any = next(module for module in learner.modules() if isinstance(module, nn.LayerNorm))
     frozen_part.eval()
     learns = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
-    with Reference.of(learner).scoring() as model:
+    with Reference.for_policy(learner).scoring() as model:
         assert not any(module.training for module in model.modules())
         assert not model(input_ids=torch.tensor([[1, 2]])).logits.requires_grad
     assert learner.training
@@ -50,7 +50,7 @@ def test_it_scores_in_eval_mode_without_gradients_and_leaves_the_policy_as_it_wa
 
 def test_a_pass_of_the_reference_between_forward_and_backward_leaves_the_gradient_alone() -> None:
     learner = moved(policy(True))
-    reference = Reference.of(learner)
+    reference = Reference.for_policy(learner)
 
     def gradient(interrupted: bool) -> torch.Tensor:
         learner.zero_grad()
@@ -66,17 +66,17 @@ def test_a_pass_of_the_reference_between_forward_and_backward_leaves_the_gradien
 
 def test_no_module_owns_it() -> None:
     holder = nn.Module()
-    holder.reference = Reference.of(policy(False))  # pyright: ignore[reportArgumentType]
+    holder.reference = Reference.for_policy(policy(False))  # pyright: ignore[reportArgumentType]
     assert list(holder.parameters()) == []
     assert holder.state_dict() == {}
 
 
 def test_a_model_given_is_the_reference_and_it_says_which_it_is() -> None:
     other = tiny_model("gpt2", seed=5)
-    with Reference.of(policy(True), other).scoring() as model:
+    with Reference.for_policy(policy(True), other).scoring() as model:
         assert model is other
-    assert Reference.of(policy(True)).says == "reference: the policy's own weights with the adapter off"
-    assert "frozen" in Reference.of(policy(False)).says
+    assert Reference.for_policy(policy(True)).description == "reference: the policy's own weights with the adapter off"
+    assert "frozen" in Reference.for_policy(policy(False)).description
 
 
 def test_a_frozen_copy_shares_nothing() -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from postrain.models.directory import context_length, rotary_limit
-from postrain.models.packing import states
+from postrain.models.packing import hidden_states
 from tests.models.conftest import SIZES
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0}
@@ -28,7 +28,7 @@ def beside(model: Any, length: int) -> torch.Tensor:
     """The states of a short row in a batch with a row of `length` tokens."""
     long, short = torch.arange(length) % 50, torch.arange(60, 65)
     with torch.no_grad():
-        found, places = states(model, (long, short))
+        found, places = hidden_states(model, (long, short))
     return found[places[1, : len(short)]]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from postrain.models import scoring
 from postrain.models.reference import Reference
-from postrain.models.scoring import compare, in_micro_batches, micro_batches, score, values
+from postrain.models.scoring import in_micro_batches, micro_batches, score, score_with_reference, values
 from postrain.types import Rows
 from tests.tiny import SHAPES, VOCABULARY, tiny_model
 
@@ -75,10 +75,10 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
 
 def test_comparison_is_zero_against_oneself_and_exact_against_another():
     model, other, rows = tiny_model(seed=0), tiny_model(seed=1), ragged(5)
-    same = compare(model, Reference.of(model), rows)
+    same = score_with_reference(model, Reference.for_policy(model), rows)
     assert float(same.kl_BT.abs().max()) < 1e-6
     assert torch.equal(same.logps_BT, same.ref_logps_BT)
-    found = compare(model, Reference.of(model, other), rows)
+    found = score_with_reference(model, Reference.for_policy(model, other), rows)
     for row, (ids, mask) in enumerate(zip(rows.ids, rows.supervised, strict=True)):
         p, q = (m(ids[None]).logits[0, :-1].log_softmax(-1)[mask[1:]] for m in (model, other))
         real = found.mask_BT[row]

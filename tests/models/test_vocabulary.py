@@ -12,11 +12,11 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from postrain.models.export import export
-from postrain.models.handover import merged_weights
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.parts import parts_agree
 from postrain.models.reference import Reference
-from postrain.models.vocabulary import drawn_tokens, embedding_names, untrained
+from postrain.models.vocabulary import embedding_names, randomly_initialized, untrained_tokens
+from postrain.models.weight_sync import merged_weights
 from postrain.types import ConfigError
 from tests.models.conftest import VOCABULARY, byte_tokenizer, source, tiny_model
 from tests.models.test_adapters import logits, lora, moved
@@ -78,8 +78,8 @@ def test_rows_that_nothing_has_trained_are_found() -> None:
         rows[7] = rows.mean(0) + 1e-4  # as resizing leaves it
         rows[9] = 1e-5
         rows[250:] = 5.0 + 1e-3 * torch.randn_like(rows[250:])  # never used: pushed to one place by the softmax
-    assert untrained(model, [3, 7, 8, 9, 249, 250], tokens=251) == [7, 9, 250]
-    assert untrained(tiny_model("llama"), list(range(VOCABULARY)), tokens=VOCABULARY) == []
+    assert untrained_tokens(model, [3, 7, 8, 9, 249, 250], tokens=251) == [7, 9, 250]
+    assert untrained_tokens(tiny_model("llama"), list(range(VOCABULARY)), tokens=VOCABULARY) == []
 
 
 @pytest.mark.parametrize(("architecture", "tied"), [("gpt2", True), ("llama", False), ("qwen2", True)])
@@ -92,15 +92,15 @@ def test_new_tokens_learn_beside_an_adapter_that_plain_peft_loads(
     names = embedding_names(model)
     assert len(names) == 2 - tied
     before, rows = logits(model), model.get_input_embeddings().weight.detach().clone()
-    learned = lora().new_ids(model, tokenizer, [1, 2, *NEW])
+    learned = lora().new_token_ids(model, tokenizer, [1, 2, *NEW])
     assert learned == NEW
-    policy: Any = lora().wrap(model, head="causal", learned=learned)
+    policy: Any = lora().wrap(model, head="causal", trainable_tokens=learned)
     assert torch.equal(logits(policy), before)
     assert parts_agree(moved(policy))
     ids = torch.tensor([[1, *NEW, 2]])
     with torch.no_grad():
         found = policy(input_ids=ids).logits
-        with Reference.of(policy).scoring() as start:
+        with Reference.for_policy(policy).scoring() as start:
             assert torch.equal(logits(start), before)
     handed_over = dict(merged_weights(policy))[f"{names[0]}.weight"]
     assert (handed_over != rows).any(1).nonzero().flatten().tolist() == NEW
@@ -117,7 +117,7 @@ def test_an_adapter_on_resized_embeddings_is_merged_so_that_plain_transformers_l
 ) -> None:
     resolved = source(longer(), resize=True).resolve()
     model, tokenizer = load_causal(resolved, dtype=FP32), load_tokenizer(resolved)
-    policy: Any = moved(lora().wrap(model, head="causal", learned=lora().new_ids(model, tokenizer, NEW)))
+    policy: Any = moved(lora().wrap(model, head="causal", trainable_tokens=lora().new_token_ids(model, tokenizer, NEW)))
     export(policy, tokenizer, tmp_path / "out", card="")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == plain.config.vocab_size == VOCABULARY + 2
@@ -129,10 +129,13 @@ def test_an_adapter_on_resized_embeddings_is_merged_so_that_plain_transformers_l
 def test_named_tokens_are_the_only_ones_and_unknown_ones_are_refused() -> None:
     model, tokenizer = tiny_model("gpt2"), byte_tokenizer()
     vocabulary = tokenizer.get_vocab()
-    assert lora(new_tokens=("<|end|>", "a")).new_ids(model, tokenizer, [1]) == [vocabulary["a"], vocabulary["<|end|>"]]
-    assert lora(new_tokens=()).new_ids(model, tokenizer, [1]) == []
+    assert lora(new_tokens=("<|end|>", "a")).new_token_ids(model, tokenizer, [1]) == [
+        vocabulary["a"],
+        vocabulary["<|end|>"],
+    ]
+    assert lora(new_tokens=()).new_token_ids(model, tokenizer, [1]) == []
     with pytest.raises(ConfigError, match=r"adapter.new_tokens: the tokenizer has no token '<think>'"):
-        lora(new_tokens=("<think>",)).new_ids(model, tokenizer, [1])
+        lora(new_tokens=("<think>",)).new_token_ids(model, tokenizer, [1])
 
 
 def test_added_tokens_drawn_at_random_are_named_and_trained_ones_are_not() -> None:
@@ -141,5 +144,5 @@ def test_added_tokens_drawn_at_random_are_named_and_trained_ones_are_not() -> No
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
     used = [0, 1, tokenizer.eos_token_id, *NEW]
-    assert drawn_tokens(model, tokenizer, used) == ["<think>", "</think>"]
-    assert drawn_tokens(model, tokenizer, used, but=NEW[:1]) == ["</think>"]
+    assert randomly_initialized(model, tokenizer, used) == ["<think>", "</think>"]
+    assert randomly_initialized(model, tokenizer, used, but=NEW[:1]) == ["</think>"]

@@ -90,7 +90,7 @@ def make_run(base: Path, *, updates: int = 60, samples: int = 32, seed: int = 0,
     write_lines(path / "samples.jsonl", [sample_of(update, row, update / updates, rng) for update, row in shown])
     text = "The policy loss is -3.0e-09, yet the gradient norm is 0.4. That is as it should be."
     write_lines(
-        path / "explanations.jsonl",
+        path / "diagnostics.jsonl",
         [{"update": 1, "rule": "loss", "title": "The loss is near 0 and that is fine", "text": text, "stops": False}],
     )
     status = {"status": "done", "reason": "", "started": 1.7e9, "written": 1.7e9 + 31, "seconds": 31.5}

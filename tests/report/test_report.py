@@ -17,7 +17,7 @@ from postrain.errors import ConfigError
 from postrain.report import write_report
 from postrain.report.pictures import VARIABLES
 
-FILES = ("metrics.jsonl", "samples.jsonl", "explanations.jsonl", "status.json", "manifest.json", "config.yaml")
+FILES = ("metrics.jsonl", "samples.jsonl", "diagnostics.jsonl", "status.json", "manifest.json", "config.yaml")
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 
@@ -99,7 +99,7 @@ def test_text_from_files_is_escaped(run_maker: Callable[..., Path], tmp_path: Pa
     sample = {"row": 0, "prompt": evil, "completion": evil, "rewards": {evil: 0.5}, "gold": {}}
     (path / "samples.jsonl").write_text("".join(json.dumps({"update": k, **sample}) + "\n" for k in (0, 60)))
     note = {"update": 1, "title": evil, "text": evil}
-    (path / "explanations.jsonl").write_text(json.dumps(note) + "\n")
+    (path / "diagnostics.jsonl").write_text(json.dumps(note) + "\n")
     (path / "status.json").write_text(json.dumps({"status": evil, "reason": evil}))
     with (path / "metrics.jsonl").open("a") as file:
         file.write("".join(json.dumps({"update": k, evil: k * 0.1}) + "\n" for k in (58, 59, 60)))
@@ -114,8 +114,8 @@ def test_missing_file_is_listed(run_maker: Callable[..., Path], tmp_path: Path, 
     path = run_maker(tmp_path, samples=2, few=True)
     (path / name).unlink()
     text = page_of(path)
-    # A run without diagnostics has no explanations.jsonl.
-    assert (f"<li>{name} is missing: " in text) == (name != "explanations.jsonl")
+    # A run without diagnostics has no diagnostics.jsonl.
+    assert (f"<li>{name} is missing: " in text) == (name != "diagnostics.jsonl")
 
 
 def test_run_with_an_empty_status_file_has_a_page(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_page_survives_values_of_any_type(tmp_path: Path, seed: int) -> None:
 
     (tmp_path / "metrics.jsonl").write_text(lines("update", "time", "loss", "eval/loss", "$x$", "_a", "gold/$"))
     (tmp_path / "samples.jsonl").write_text(lines("update", "row", "prompt", "completion", "rewards", "gold"))
-    (tmp_path / "explanations.jsonl").write_text(lines("update", "title", "text", "stops"))
+    (tmp_path / "diagnostics.jsonl").write_text(lines("update", "title", "text", "stops"))
     (tmp_path / "status.json").write_text(json.dumps(odd("status", "reason", "started", "seconds")))
     names = ("reproduce", "stand_in_for", "git", "seeds", "data", "versions", "hardware")
     (tmp_path / "manifest.json").write_text(json.dumps(odd(*names)))

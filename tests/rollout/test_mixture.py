@@ -37,7 +37,7 @@ def test_recorded_logps_are_the_mixtures(architecture, temperature):
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_with_an_adapter_the_reference_is_the_model_without_it(architecture):
     policy = adapted(tiny_model(architecture))
-    mixture = Mixture(policy, Reference.of(policy), 0.5)
+    mixture = Mixture(policy, Reference.for_policy(policy), 0.5)
     found = engine(batch_rows=3).generate(mixture, prompts(5), seeds=range(5), stop=STOP)
     for prompt, item in zip(prompts(5), found, strict=True):
         assert torch.allclose(item.logps, uncached(mixture, prompt, item, 1.0), atol=1e-5)

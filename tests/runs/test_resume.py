@@ -71,15 +71,15 @@ def test_a_run_without_a_recorded_fingerprint_may_resume(folder, files, manifest
 def test_a_templates_date_is_that_of_the_first_start(tmp_path, files):
     made = RunFolder(tmp_path)
     made.status.running()
-    began = made.status.began()
+    began = made.status.first_started()
     stored = json.loads(made.status.path.read_text())
     made.status.path.write_text(json.dumps(stored | {"began": "2024-02-29T23:59:00"}))
     made.status.running()
     made.status.interrupted("SIGTERM")
-    assert made.status.began() == datetime(2024, 2, 29, 23, 59)
+    assert made.status.first_started() == datetime(2024, 2, 29, 23, 59)
     with clock_at(began):
         today = audit(*files, template=DATED).fingerprint
-    with clock_at(made.status.began()):
+    with clock_at(made.status.first_started()):
         then = audit(*files, template=DATED).fingerprint
         assert then == audit(*files, template=DATED).fingerprint
     assert today != then

@@ -19,8 +19,8 @@ import pytest
 from postrain.errors import ConfigError, Interrupted
 from postrain.jsonl import atomic_write_text
 from postrain.runs.folder import RunFolder
-from postrain.runs.locks import LOCK, gone, identity
-from postrain.runs.status import Ending, Status, disk_full
+from postrain.runs.locks import LOCK, process_ended, process_identity
+from postrain.runs.status import Status, StatusRecorder, disk_full
 
 
 def raises(error: BaseException) -> Callable[[], None]:
@@ -51,7 +51,7 @@ ENDINGS = {
 def test_no_ending_goes_by_without_a_word(tmp_path: Path, kind: str) -> None:
     work, becomes, reason = ENDINGS[kind]
     status = Status(tmp_path / "status.json")
-    with pytest.raises(becomes) as caught, Ending(status):
+    with pytest.raises(becomes) as caught, StatusRecorder(status):
         work()
     assert not isinstance(caught.value, SystemExit)
     record = status.read()
@@ -61,14 +61,14 @@ def test_no_ending_goes_by_without_a_word(tmp_path: Path, kind: str) -> None:
 
 def test_a_signal_is_an_interruption(tmp_path: Path) -> None:
     status = Status(tmp_path / "status.json")
-    with pytest.raises(Interrupted), Ending(status):
+    with pytest.raises(Interrupted), StatusRecorder(status):
         raise Interrupted(signal.SIGUSR1)
     assert (status.read()["status"], status.read()["reason"]) == ("interrupted", "SIGUSR1")
 
 
 def test_afterwards_and_in_a_forked_child_os_exit_is_itself(tmp_path: Path) -> None:
     before = os._exit, os.execv, os.execve
-    with Ending(Status(tmp_path / "status.json")):
+    with StatusRecorder(Status(tmp_path / "status.json")):
         child = os.fork()
         if not child:
             os._exit(7)
@@ -87,7 +87,7 @@ FULL = {
 @pytest.mark.parametrize("kind", FULL)
 def test_a_full_disk_is_told_alike_whichever_file_met_it(folder: RunFolder, kind: str) -> None:
     (folder.checkpoints / "update=000004.ckpt").write_text("")
-    with pytest.raises(ConfigError) as caught, Ending(folder.status):
+    with pytest.raises(ConfigError) as caught, StatusRecorder(folder.status):
         FULL[kind]()
     remedy = f"the last good checkpoint is {folder.checkpoints}/update=000004.ckpt; free some space and go on with "
     assert str(caught.value).startswith("cannot write ")
@@ -125,14 +125,14 @@ def dead() -> int:
 
 
 def test_a_dead_process_is_known_and_a_living_or_foreign_one_is_not(dead: int) -> None:
-    mine = identity()
-    assert not gone(mine)
-    assert gone({**mine, "pid": dead})
+    mine = process_identity()
+    assert not process_ended(mine)
+    assert process_ended({**mine, "pid": dead})
     # Another process has got the number.
-    assert gone({**mine, "process_started": 1})
-    assert not gone({**mine, "pid": dead, "host": "elsewhere"})
+    assert process_ended({**mine, "process_started": 1})
+    assert not process_ended({**mine, "pid": dead, "host": "elsewhere"})
     for odd in ({}, {"pid": -1}, {"pid": 0}, {"pid": "1"}, {"pid": 10**30}, {"pid": [1]}, {"pid": True}):
-        assert not gone({"host": platform.node(), **odd})
+        assert not process_ended({"host": platform.node(), **odd})
 
 
 def test_a_run_whose_process_is_dead_has_failed(tmp_path: Path, dead: int) -> None:
@@ -162,7 +162,7 @@ def lock_of(folder: RunFolder) -> Any:
 
 def test_a_folder_has_one_process_at_a_time(folder: RunFolder) -> None:
     with folder.locked():
-        assert lock_of(folder) == identity()
+        assert lock_of(folder) == process_identity()
         with pytest.raises(ConfigError, match=rf"is in use by process {os.getpid()} on {platform.node()}; wait") as e:
             folder.locked().__enter__()
         assert "\n" not in str(e.value)
@@ -172,13 +172,13 @@ def test_a_folder_has_one_process_at_a_time(folder: RunFolder) -> None:
 
 
 def test_the_lock_of_a_dead_process_is_taken_over_and_its_leftovers_are_cleared(folder: RunFolder, dead: int) -> None:
-    (folder.path / LOCK).write_text(json.dumps({**identity(), "pid": dead}))
+    (folder.path / LOCK).write_text(json.dumps({**process_identity(), "pid": dead}))
     (folder.checkpoints / "update=000003.unfinished").write_text("")
     (folder.checkpoints / "update=000002.ckpt").write_text("")
     (folder.path / f".status.json.{dead}.tmp").write_text("")
     (folder.path / ".model-x1" / "fresh").mkdir(parents=True)
     with folder.locked():
-        assert lock_of(folder) == identity()
+        assert lock_of(folder) == process_identity()
         assert {path.name for path in folder.path.iterdir()} == {"checkpoints", LOCK}
         assert [path.name for path in folder.checkpoints.iterdir()] == ["update=000002.ckpt"]
 

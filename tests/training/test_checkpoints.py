@@ -122,9 +122,9 @@ def test_a_failed_write_leaves_nothing_behind_and_removes_nothing(folder: RunFol
 
 def test_a_broken_model_is_never_saved(folder: RunFolder) -> None:
     kept = saved(folder.checkpoints / "update=000001.ckpt")
-    method, guards = FakeMethod(updates=3, done=1), NaNGuard(folder)
+    method, guard = FakeMethod(updates=3, done=1), NaNGuard(folder)
     method.weight = nn.Parameter(torch.zeros(2))
-    callback = Checkpoints(folder, guards, every=1, keep=1)
+    callback = Checkpoints(folder, guard, every=1, keep=1)
     trainer = cast("Any", Writer(saved))
     callback.on_train_batch_start(trainer, method, None, 0)
     nn.init.constant_(method.weight, float("nan"))

@@ -6,7 +6,7 @@ import pytest
 
 from postrain.models.adapters import Adapter, LoRA
 from postrain.models.loading import load_tokenizer
-from postrain.training.components import compared_with, origin
+from postrain.training.components import reference_fingerprint, resolve_reference
 from postrain.types import ConfigError
 from tests.training_runs import train_config
 
@@ -23,18 +23,18 @@ def test_what_is_kept_of_a_reference_depends_on_all_that_decides_its_numbers():
     config = train_config(["method=dpo"])
     nano = config.resolved
     names = [
-        origin(config, nano),
-        origin(config, replace(nano, from_scratch=True)),
-        origin(config, replace(nano, fingerprint="other")),
-        origin(replace(config, trainer=replace(config.trainer, precision="bf16")), nano),
-        origin(replace(config, trainer=replace(config.trainer, accelerator="gpu")), nano),
-        origin(replace(config, adapter=InFourBits()), nano),
+        reference_fingerprint(config, nano),
+        reference_fingerprint(config, replace(nano, from_scratch=True)),
+        reference_fingerprint(config, replace(nano, fingerprint="other")),
+        reference_fingerprint(replace(config, trainer=replace(config.trainer, precision="bf16")), nano),
+        reference_fingerprint(replace(config, trainer=replace(config.trainer, accelerator="gpu")), nano),
+        reference_fingerprint(replace(config, adapter=InFourBits()), nano),
     ]
     assert len(set(names)) == len(names)
     # A fresh LoRA adapter changes nothing yet.
     lora = train_config(["method=dpo", "adapter=lora"])
     assert isinstance(lora.adapter, LoRA)
-    assert origin(lora, nano) == names[0]
+    assert reference_fingerprint(lora, nano) == names[0]
 
 
 @pytest.mark.parametrize(("method", "says"), [("reward", "this method gives no log-probabilities"), ("sft", None)])
@@ -42,9 +42,9 @@ def test_only_language_models_are_compared(method, says):
     config = train_config([f"method={method}", "reference=bundled:nano"])
     tokenizer = load_tokenizer(config.resolved)
     if says is None:
-        found = compared_with(config, tokenizer)
+        found = resolve_reference(config, tokenizer)
         assert found is not None
         assert found.name == "nano"
         return
     with pytest.raises(ConfigError, match=rf"^reference=bundled:nano: {says}.*leave it out$"):
-        compared_with(config, tokenizer)
+        resolve_reference(config, tokenizer)

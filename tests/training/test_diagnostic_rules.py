@@ -39,14 +39,14 @@ APPLIES: list[tuple[str, History, str]] = [
     ("stuck_at_ln_2", [entry | {"margin": 3e-8} for entry in STILL], "share their weights"),
     ("saturated_margins", [{"accuracy": 1.0, "loss": 0.01, "margin": 8.0}] * 5, "margin of 8.0"),
     ("saturated_margins", [{"accuracy": 1.0, "loss": 0.01, "margin": 8.0, "eval/accuracy": 0.9}] * 5, "90% right"),
-    ("both_answers_fall", [{"logp_change/chosen": -2.0, "logp_change/rejected": -9.0}] * 5, "-2.0 nats"),
+    ("likelihood_displacement", [{"logp_change/chosen": -2.0, "logp_change/rejected": -9.0}] * 5, "-2.0 nats"),
     ("accuracy_is_not_quality", [{"eval/accuracy": 0.5, "gold/total": 0.7}, {"eval/accuracy": 0.9, "gold/total": 0.6}],
      "0.70 to 0.60"),
     ("negative_kl", [{"kl/k1": -0.02, "kl/exact": 0.03}], "exact KL of the same tokens is 0.03"),
     ("negative_kl", [{"kl/k1": -0.02}], "-0.02"),
     # The last five of twenty against the sixth to tenth: 0.9 against 0.1.
-    ("kl_runs_away", KL, "from 0.1 to 0.9"),
-    ("kl_runs_away", [{"kl/k3": entry["kl/exact"]} for entry in KL], "kl/k3"),
+    ("kl_blow_up", KL, "from 0.1 to 0.9"),
+    ("kl_blow_up", [{"kl/k3": entry["kl/exact"]} for entry in KL], "kl/k3"),
     # Means of the first and last five of fifteen from 10 to 24: 12 and 22.
     ("reward_grows_with_length", join(ramp("reward/total", 0, 1, 15), ramp("completion/length", 10, 24, 15)),
      "12 to 22"),
@@ -56,7 +56,7 @@ APPLIES: list[tuple[str, History, str]] = [
      "12% of the completions are different (100% before training)"),
     ("completions_collapse", [{"eval/completion/distinct": 1.0, "eval/completion/one_word": 0.0},
                               {"eval/completion/distinct": 1.0, "eval/completion/one_word": 0.9}], "90% have at most"),
-    ("reward_leaves_gold", EVALS, "0.60 to 0.20"),
+    ("reward_overoptimization", EVALS, "0.60 to 0.20"),
     # -1.69 is below 1.5 * -0.56 = -0.84 and more than 0.25 nats below -0.56.
     ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"margin": 4.0, "eval/reference_logp": -1.69}],
      "from -0.56 before training to -1.69"),
@@ -64,9 +64,9 @@ APPLIES: list[tuple[str, History, str]] = [
      "-3.10"),
     ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"eval/win_rate": 0.9, "eval/reference_logp": -3.1}],
      "method.beta"),
-    ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 5, "90% of the groups"),
-    ("nothing_finishes", [{"completion/finished": 0.0}] * 3, "max_new_tokens"),
-    ("much_is_clipped", [{"clip_fraction": 0.4}] * 3, "40%"),
+    ("zero_variance_groups", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 5, "90% of the groups"),
+    ("completions_truncated", [{"completion/finished": 0.0}] * 3, "max_new_tokens"),
+    ("high_clip_fraction", [{"clip_fraction": 0.4}] * 3, "40%"),
 ]  # fmt: skip
 
 SILENT: list[tuple[str, History]] = [
@@ -80,10 +80,10 @@ SILENT: list[tuple[str, History]] = [
                                                                                  "margin": 8.0}]),
     ("saturated_margins", [{"accuracy": 1.0, "loss": 0.3, "margin": 1.0}] * 5),
     ("accuracy_is_not_quality", [{"eval/accuracy": 0.5, "gold/total": 0.7}, {"eval/accuracy": 0.9, "gold/total": 0.8}]),
-    ("both_answers_fall", [{"logp_change/chosen": 0.5, "logp_change/rejected": -9.0}] * 5),
+    ("likelihood_displacement", [{"logp_change/chosen": 0.5, "logp_change/rejected": -9.0}] * 5),
     ("negative_kl", [{"kl/k1": -1e-7}]),
-    ("kl_runs_away", [{"kl/exact": 0.9}] * 20),
-    ("kl_runs_away", [{"kl/exact": 0.001}] * 10 + [{"kl/exact": 0.02}] * 10),
+    ("kl_blow_up", [{"kl/exact": 0.9}] * 20),
+    ("kl_blow_up", [{"kl/exact": 0.001}] * 10 + [{"kl/exact": 0.02}] * 10),
     ("reward_grows_with_length", join(ramp("reward/total", 0, 1, 15), ramp("completion/length", 20, 24, 15))),
     ("reward_grows_with_length", join(ramp("reward/total", 1, 0, 15), ramp("completion/length", 10, 24, 15))),
     ("reward_grows_with_repetition", [{"eval/reward/total": 0.1, "eval/repetition": 0.3},
@@ -91,8 +91,8 @@ SILENT: list[tuple[str, History]] = [
     ("completions_collapse", [{"eval/completion/distinct": 1.0}, {"eval/completion/distinct": 0.4}]),
     # Labels are short and alike from the beginning.
     ("completions_collapse", [{"eval/completion/distinct": 0.2, "eval/completion/one_word": 1.0}] * 3),
-    ("reward_leaves_gold", EVALS[:2]),
-    ("reward_leaves_gold", join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.2, 0.6, 3))),
+    ("reward_overoptimization", EVALS[:2]),
+    ("reward_overoptimization", join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.2, 0.6, 3))),
     ("samples_become_unlikely", [{"margin": 4.0, "eval/reference_logp": -1.69}]),
     ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"margin": 4.0, "eval/reference_logp": -0.8}]),
     # 1.5 times -0.1, yet a tenth of a nat only: samples drawn near temperature 0.
@@ -100,9 +100,9 @@ SILENT: list[tuple[str, History]] = [
     # More likely than before, as of a sharper policy; and SFT, which is meant to write other text.
     ("samples_become_unlikely", [{"eval/reference_logp": -2.0}, {"reward/total": 1.0, "eval/reference_logp": -0.4}]),
     ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"loss": 1.0, "eval/reference_logp": -5.0}]),
-    ("groups_agree", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 4 + [{"group/all_equal": 0.1}]),
-    ("nothing_finishes", [{"completion/finished": 0.0}] * 2 + [{"completion/finished": 0.1}]),
-    ("much_is_clipped", [{"clip_fraction": 0.4}, {"clip_fraction": 0.1}, {"clip_fraction": 0.4}]),
+    ("zero_variance_groups", [{"group/all_equal": 0.9, "reward/total": 0.1}] * 4 + [{"group/all_equal": 0.1}]),
+    ("completions_truncated", [{"completion/finished": 0.0}] * 2 + [{"completion/finished": 0.1}]),
+    ("high_clip_fraction", [{"clip_fraction": 0.4}, {"clip_fraction": 0.1}, {"clip_fraction": 0.4}]),
 ]  # fmt: skip
 
 

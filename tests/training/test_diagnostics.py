@@ -44,7 +44,7 @@ def train(folder: RunFolder, trainer: Any, method: Any, values: Sequence[float],
 def test_once_and_kept(folder: RunFolder, trainer: Any, make_method: Callable[..., Any]) -> None:
     printed = train(folder, trainer, make_method(), [1, 3, 2, 4])
     assert printed == "High (update 2)\n  x is 3 [not markup]\n"
-    assert folder.explanations.read() == [
+    assert folder.diagnostics.read() == [
         {"update": 2, "rule": "high", "title": "High", "text": "x is 3 [not markup]", "stops": False}
     ]
 
@@ -58,22 +58,22 @@ def test_a_resumed_run_reports_what_the_uninterrupted_one_does(
     # "rising" looks at updates 3 to 6, across the resume at 4; "high" was told at 2; what came after 4 is lost.
     train(folder, trainer, make_method(), values[:5])
     train(folder, trainer, make_method(done=4), values[4:])
-    assert folder.explanations.read() == whole.explanations.read()
-    assert [record["update"] for record in whole.explanations.read()] == [2, 6]
+    assert folder.diagnostics.read() == whole.diagnostics.read()
+    assert [record["update"] for record in whole.diagnostics.read()] == [2, 6]
 
 
 def test_a_rule_that_stops(folder: RunFolder, trainer: Any, make_method: Callable[..., Any]) -> None:
     rules = (Rule("high", "High", high, stops=True),)
     with pytest.raises(ConfigError, match="stopped at update 2: x is 3"):
         train(folder, trainer, make_method(), [1, 3], rules)
-    assert folder.explanations.read()[0]["stops"] is True
+    assert folder.diagnostics.read()[0]["stops"] is True
 
 
 def test_other_ranks_stop_too_but_print_nothing(
     folder: RunFolder, other_rank: Any, make_method: Callable[..., Any]
 ) -> None:
     assert train(folder, other_rank, make_method(), [3]) == ""
-    assert not folder.explanations.path.exists()
+    assert not folder.diagnostics.path.exists()
     with pytest.raises(ConfigError):
         train(folder, other_rank, make_method(), [3], (Rule("high", "High", high, stops=True),))
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from postrain.runs.interrupt import Interrupt, Interrupted, leave_terminal
+from postrain.runs.interrupt import Interrupt, Interrupted, detach_from_terminal
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_after_the_terminal_is_gone_printing_is_no_error() -> None:
         os.dup2(slave, 1)
         os.dup2(slave, 2)
         os.close(master)
-        leave_terminal()
+        detach_from_terminal()
         os._exit(0 if os.write(1, b"x") == 1 and os.write(2, b"x") == 1 else 1)
     os.close(slave)
     os.close(master)

@@ -18,7 +18,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from postrain.runs.folder import RunFolder
 from postrain.training.logger_media import log_histograms, log_table, markdown_table
-from postrain.training.loggers import NoTracker, TensorBoard, Tracker, Wandb, forget_after
+from postrain.training.loggers import NoTracker, TensorBoard, Tracker, Wandb, discard_after
 from postrain.types import ConfigError
 
 OFFLINE = Wandb(project="test", entity=None, online=False, timeout_seconds=5)
@@ -47,7 +47,7 @@ def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(
     loggers[0].finalize("failed")
 
     resumed = make(TensorBoard(flush_seconds=1), folder)  # From a checkpoint of update 2.
-    forget_after(resumed, 2)
+    discard_after(resumed, 2)
     resumed[0].log_metrics({"reward/total": 30.0}, step=3)
     log_table(resumed, "samples", ["prompt", "mood"], [["a | <b>", 0.5]], 3)
     log_histograms(resumed, {"reward": torch.tensor([1.0, 2.0, math.nan]), "none": torch.tensor([])}, 3)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from postrain.runs.folder import RunFolder
-from postrain.training.nan_guard import Broken, NaNGuard, check_finite, largest, not_finite
+from postrain.training.nan_guard import BrokenModel, NaNGuard, check_finite, max_abs, non_finite_metrics
 from postrain.types import ConfigError
 from tests.training.conftest import FakeMethod
 
@@ -36,13 +36,15 @@ def test_finite_numbers_pass(folder: RunFolder, trainer: Any, make_method: Calla
 
 
 def test_an_unwatched_metric_may_be_nan() -> None:
-    assert not_finite({"reward/mood": math.nan, "loss": 1.0}) == {}
+    assert non_finite_metrics({"reward/mood": math.nan, "loss": 1.0}) == {}
 
 
 def test_without_rows_and_checkpoint(folder: RunFolder, trainer: Any) -> None:
     method = FakeMethod()
     method.step(loss=math.nan)
-    with pytest.raises(Broken, match=r"^loss is nan at update 1; no checkpoint had been written yet; lower method\."):
+    with pytest.raises(
+        BrokenModel, match=r"^loss is nan at update 1; no checkpoint had been written yet; lower method\."
+    ):
         NaNGuard(folder).on_train_batch_end(trainer, method, None, None, 0)
 
 
@@ -72,41 +74,41 @@ BREAKS = {
 def test_a_broken_weight_stops_the_run_though_loss_and_gradient_are_0(
     folder: RunFolder, trainer: Any, name: str, kind: str
 ) -> None:
-    method, guards = Learner(), NaNGuard(folder)
-    guards.on_train_start(trainer, method)
+    method, guard = Learner(), NaNGuard(folder)
+    guard.on_train_start(trainer, method)
     for _ in range(2):
         method.step(loss=0.0, grad_norm=0.0)
-        guards.on_train_batch_end(trainer, method, None, None, 0)
+        guard.on_train_batch_end(trainer, method, None, None, 0)
     method.step(loss=0.0, grad_norm=0.0)
     breaks, said = BREAKS[kind]
     with torch.no_grad():
         breaks(method.get_parameter(name))
-    with pytest.raises(Broken, match=rf"{name}.* at update 3; no checkpoint") as caught:
-        guards.on_train_batch_end(trainer, method, None, None, 0)
+    with pytest.raises(BrokenModel, match=rf"{name}.* at update 3; no checkpoint") as caught:
+        guard.on_train_batch_end(trainer, method, None, None, 0)
     assert said in str(caught.value)
     # The record of the broken update can be read.
     assert [record["update"] for record in folder.metrics.read()] == [3]
-    with pytest.raises(Broken):
-        guards.check(method)
+    with pytest.raises(BrokenModel):
+        guard.check(method)
 
 
 def test_a_step_of_a_large_learning_rate_is_no_explosion(folder: RunFolder, trainer: Any) -> None:
-    method, guards = Learner(), NaNGuard(folder)
-    guards.on_train_start(trainer, method)
+    method, guard = Learner(), NaNGuard(folder)
+    guard.on_train_start(trainer, method)
     method.step(loss=1.0)
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(1.0)
-    guards.on_train_batch_end(trainer, method, None, None, 0)
+    guard.on_train_batch_end(trainer, method, None, None, 0)
 
 
 def test_broken_weights_behind_another_error_are_what_is_told(folder: RunFolder, trainer: Any) -> None:
-    method, guards = Learner(), NaNGuard(folder)
-    guards.on_train_start(trainer, method)
-    with pytest.raises(RuntimeError, match="index"), guards.blamed(method):
+    method, guard = Learner(), NaNGuard(folder)
+    guard.on_train_start(trainer, method)
+    with pytest.raises(RuntimeError, match="index"), guard.explaining_errors(method):
         raise RuntimeError("index out of range")
     nn.init.constant_(method.critic.weight, math.nan)
-    with pytest.raises(Broken, match=r"critic\.weight holds nan"), guards.blamed(method):
+    with pytest.raises(BrokenModel, match=r"critic\.weight holds nan"), guard.explaining_errors(method):
         raise RuntimeError("index out of range")
 
 
@@ -126,4 +128,4 @@ def test_the_largest_weight_of_any_type_and_shape() -> None:
         "empty": torch.zeros(0),
         "quantised": torch.zeros(4, dtype=torch.uint8),
     }
-    assert str(largest(tensors)) == "{'a': 3.0, 'b': 2.0, 'c': nan}"
+    assert str(max_abs(tensors)) == "{'a': 3.0, 'b': 2.0, 'c': nan}"

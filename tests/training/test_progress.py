@@ -10,20 +10,22 @@ import pytest
 from rich.console import Console
 
 from postrain.formatting import clock, duration, figure, short
-from postrain.training.progress import ProgressLine, headline, is_shown, tail
+from postrain.training.progress import ProgressLine, headline_text, is_printed, progress_text
 
 
 def test_the_line() -> None:
-    numbers = headline(("reward/total", "kl/exact", "eval/reward/total"), {"reward/total": 0.42, "kl/exact": 0.0312})
+    numbers = headline_text(
+        ("reward/total", "kl/exact", "eval/reward/total"), {"reward/total": 0.42, "kl/exact": 0.0312}
+    )
     assert numbers == "reward 0.42  kl 0.031"
     # 63 updates are left, at 1.3 s each: 81.9 s.
-    assert tail(37, 100, numbers, 1.3) == "update 37/100  reward 0.42  kl 0.031  1.3 s/update · 01:22 left"
+    assert progress_text(37, 100, numbers, 1.3) == "update 37/100  reward 0.42  kl 0.031  1.3 s/update · 01:22 left"
 
 
 @pytest.mark.parametrize("total", [1, 2, 17, 18, 19, 20, 21, 100, 359, 1000, 12345])
 @pytest.mark.parametrize("first", [0, 5])
 def test_at_most_twenty_lines(total: int, first: int) -> None:
-    shown = [done for done in range(first + 1, total + 1) if is_shown(done, total, first)]
+    shown = [done for done in range(first + 1, total + 1) if is_printed(done, total, first)]
     assert len(shown) <= 20
     if shown:
         assert shown[0] == first + 1

@@ -54,13 +54,13 @@ def talk(chosen: argparse.Namespace) -> None:
     from postrain.cli.chat.conversation import Conversation  # noqa: PLC0415
     from postrain.cli.chat.speaker import Speaker, Speaking  # noqa: PLC0415
     from postrain.cli.chat.terminal import Terminal  # noqa: PLC0415
-    from postrain.models.named import named  # noqa: PLC0415
+    from postrain.models.by_name import resolve_by_name  # noqa: PLC0415
 
     settings = {name: getattr(chosen, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
     how = Speaking(**settings)
     # As in the other commands: model=nano, model.path=runs/...
     name = chosen.model.removeprefix("model=").removeprefix("model.path=")
-    speaker = Speaker(named("model", name, "a run folder, a model directory, a Hub name"))
+    speaker = Speaker(resolve_by_name("model", name, "a run folder, a model directory, a Hub name"))
     console, notes = Console(highlight=False), Console(highlight=False, stderr=True)
     terminal = Terminal(speaker, how, Conversation(system=chosen.system), console, notes)
     if chosen.once is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from postrain.models.packing import in_blocks
+from postrain.models.packing import length_buckets
 from postrain.rollout.decode.backend import DecodeBackend, Prefilled
 from postrain.rollout.decode.sampling import draw, uniforms
 from postrain.types import Completion, Sampling, Stop
@@ -121,7 +121,7 @@ class DecodeLoop:
             prompts.remove(kept[0])
             yield [kept[0]], kept[1]
         lengths = [len(self.distinct[index]) for index in prompts]
-        for places, length in in_blocks(lengths) if self.backend.joins else [(list(range(len(prompts))), 1)]:
+        for places, length in length_buckets(lengths) if self.backend.joins else [(list(range(len(prompts))), 1)]:
             size = max(1, PREFILL_TOKENS // length)
             for start in range(0, len(places), size):
                 block = [prompts[place] for place in places[start : start + size]]

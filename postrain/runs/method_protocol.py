@@ -30,7 +30,7 @@ class MethodLike(Protocol):
     """How many updates the whole run has."""
     logs_to_trackers: bool
     """Whether Lightning sends `last_metrics` to the trackers."""
-    stopped: str
+    stop_reason: str
     """Why the run ends before its last update; empty while it does not."""
 
 

@@ -39,7 +39,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     inner = unwrapped(model)
     adapted: dict[str, Any] = {name: module for name, module in inner.named_modules() if hasattr(module, "base_layer")}
     for name, parameter in inner.named_parameters():
-        check_whole(name, parameter)
+        check_transferable(name, parameter)
         owner, base, leaf = name.partition(BASE)
         if base:
             yield (
@@ -52,7 +52,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter.detach()
 
 
-def check_whole(name: str, parameter: Tensor) -> None:
+def check_transferable(name: str, parameter: Tensor) -> None:
     """Only whole tensors of numbers can be handed over."""
     if isinstance(parameter, DTensor):
         raise ConfigError(

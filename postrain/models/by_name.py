@@ -17,7 +17,7 @@ from postrain.config.tree import instantiate
 from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
 
 
-def named(key: str, name: str, expected: str) -> ResolvedModel:
+def resolve_by_name(key: str, name: str, expected: str) -> ResolvedModel:
     """The model that `key` names; a directory wins over an option. Raises ConfigError of that key."""
     return resolve_for(key, name, f"{expected}, or one of {', '.join(options())}", source_of(name))
 

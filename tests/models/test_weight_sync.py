@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from postrain.config.tree import instantiate
-from postrain.models.handover import check_whole, fingerprint, merged_weights
+from postrain.models.weight_sync import check_transferable, fingerprint, merged_weights
 from postrain.types import ConfigError
 from tests.tiny import SHAPES, tiny_model
 from tests.training_runs import composed
@@ -83,4 +83,4 @@ def test_four_bit_weights_cannot_be_handed_over():
     weight = torch.zeros(2)
     weight.quant_state = object()  # pyright: ignore[reportAttributeAccessIssue] - as bitsandbytes marks its own
     with pytest.raises(ConfigError, match="adapter=qlora"):
-        check_whole("model.weight", weight)
+        check_transferable("model.weight", weight)
