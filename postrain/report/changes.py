@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from postrain.evaluation.estimate import Estimate, wilson
+from postrain.evaluation.estimate import Estimate, Interval, wilson
 from postrain.formatting import figure, short
 from postrain.jsonl import number
 from postrain.metrics import metric
@@ -87,9 +87,8 @@ def _gap(
     name: str, before: float, after: float, groups: Mapping[str, Sequence[Sample]], rows: float | None
 ) -> tuple[Estimate | None, str]:
     base = name.removeprefix("eval/")
-    n = rows if base == "accuracy" else len(groups.get("after", ())) if base == "win_rate" else None
-    if n and 0 <= before <= 1 and 0 <= after <= 1:
-        return newcombe(before, after, int(n)), ""
+    if (n := _share_of(name, rows, groups.get("after", ()))) and 0 <= before <= 1 and 0 <= after <= 1:
+        return newcombe(before, after, n), ""
     if base in OF_SETS:
         return None, PER_SET
     if name.startswith(
@@ -110,6 +109,21 @@ def _gap(
     if len(pairs) < LEAST:
         return None, UNSAVED
     return Estimate.paired([mine for mine, _ in pairs], [theirs for _, theirs in pairs]), ""
+
+
+def _share_of(name: str, rows: float | None, samples: Sequence[Sample]) -> int:
+    """How many rows or completions a metric is a share of; 0 for a metric that is not such a share."""
+    return int(rows or 0) if name == "eval/accuracy" else len(samples) if name == "eval/win_rate" else 0
+
+
+def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Interval, int] | None:
+    """The 95 % interval of a metric after training, and n; `samples` are those of the last evaluation. None where it is
+    not known."""
+    after = run.after(name)
+    if after is None:
+        return None
+    n = _share_of(name, number(run.data.get("rows_eval")), samples)
+    return (wilson(after * n, n), n) if n and 0 <= after <= 1 else interval(samples, name, after)
 
 
 def newcombe(before: float, after: float, n: int) -> Estimate:

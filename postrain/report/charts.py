@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from statistics import median as middle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from postrain.formatting import figure
-from postrain.report.palette import DASHES, INK, MUTED, SERIES, Style, color, css, styles, swatch
+from postrain.report.palette import DASHES, INK, MUTED, Style, color, css, shade, styles, swatch
 from postrain.report.panels import Panel, smooth
 from postrain.report.pictures import Draw, Entry, Picture, plain
 from postrain.report.values import LARGEST, Curve
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 MOST_POINTS = 240
 BINS = 18
 LABEL_LETTERS = 26
+MARKERS = "osD^vPX*"
+
+
+LineStyle = str | tuple[float, tuple[float, ...]]
+
+
+def line_style(dash: int) -> LineStyle:
+    """matplotlib's form of a dash pattern."""
+    pattern = DASHES[dash % len(DASHES)]
+    return (0, pattern) if pattern else "-"
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,11 @@ class Line:
 
     @property
     def shade(self) -> str:
-        return SERIES[self.style.series % len(SERIES)]
+        return shade(self.style.series)
 
     @property
-    def dashes(self) -> tuple[float, tuple[float, ...]] | str:
-        pattern = DASHES[self.style.dash % len(DASHES)]
-        return (0, pattern) if pattern else "-"
+    def dashes(self) -> LineStyle:
+        return line_style(self.style.dash)
 
     @property
     def entry(self) -> Entry:
@@ -97,18 +106,18 @@ def curves(lines: Sequence[Line], updates: int, label: str = "") -> Draw:
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
-    shade, dash, label = line.shade, line.dashes, plain(line.name)
+    drawn, dash, label = line.shade, line.dashes, plain(line.name)
     xs, ys = line.curve
     if line.thin:
         xs, ys = thinned(xs, ys)
-        axes.plot(xs, ys, color=shade, linestyle=dash, linewidth=0.7, alpha=0.35)
+        axes.plot(xs, ys, color=drawn, linestyle=dash, linewidth=0.7, alpha=0.35)
     elif line.measured or len(xs) < 8:
-        axes.plot(xs, ys, color=shade, ls=dash, lw=1.6, marker="o", ms=3.2, label=label, zorder=3, clip_on=False)
+        axes.plot(xs, ys, color=drawn, ls=dash, lw=1.6, marker="o", ms=3.2, label=label, zorder=3, clip_on=False)
     else:
         few, raw = thinned(xs, ys)
         _, even = thinned(xs, smooth(ys, max(1, len(ys) // 10)))
-        axes.plot(few, raw, color=shade, linewidth=0.7, alpha=0.35)
-        axes.plot(few, even, color=shade, linestyle=dash, linewidth=1.7, label=label)
+        axes.plot(few, raw, color=drawn, linewidth=0.7, alpha=0.35)
+        axes.plot(few, even, color=drawn, linestyle=dash, linewidth=1.7, label=label)
 
 
 Group = tuple[str, str, Sequence[float]]
@@ -124,8 +133,8 @@ def histogram(groups: Sequence[Group], *, label: str = "", log_x: bool = False) 
     edges = [low * (high / low) ** step if log_x else low + (high - low) * step for step in steps]
 
     def draw(axes: Axes) -> None:
-        for place, (name, shade, values) in enumerate(groups):
-            axes.hist(values, bins=edges, color=shade, alpha=0.75 if place == 0 else 0.6, label=plain(name))
+        for place, (name, drawn, values) in enumerate(groups):
+            axes.hist(values, bins=edges, color=drawn, alpha=0.75 if place == 0 else 0.6, label=plain(name))
         axes.locator_params(axis="y", nbins=3, integer=True)
         axes.set_xlabel(plain(label))
         axes.set_ylabel("count")
@@ -150,7 +159,7 @@ def bars(rows: Bars, *, named: bool = True, label: str = "") -> Draw:
 
     def draw(axes: Axes) -> None:
         for place, (_, spot, series) in enumerate(shown):
-            axes.barh(place, spot.x, height=0.62, color=SERIES[series % len(SERIES)], alpha=0.8)
+            axes.barh(place, spot.x, height=0.62, color=shade(series), alpha=0.8)
             axes.errorbar(spot.x, place, xerr=_error(spot.x, spot.x_range), color=INK, elinewidth=1, capsize=2.5)
         axes.set_yticks(range(len(shown)), [plain(_cut(name)) if named else "" for name, _, _ in shown])
         axes.invert_yaxis()
@@ -175,7 +184,7 @@ def distribution(title: str, about: str, groups: Sequence[Group], *, median: boo
         mean = figure(fmean(values))
         return (name, f"mean {mean}, median {figure(middle(values))}") if median else (f"{name}, mean", mean)
 
-    legend = [Entry(css(shade), *entry(name, values)) for name, shade, values in groups]
+    legend = [Entry(css(drawn), *entry(name, values)) for name, drawn, values in groups]
     draw = wide_histogram(groups, title.lower()) if median else histogram(groups, label=title.lower())
     return Picture(title, about, draw, legend, size=(3.6, 1.9))
 
@@ -211,11 +220,11 @@ def points(
             shown = [
                 spot for spot in spots if is_drawable(spot.x) and is_drawable(spot.y) and (spot.x > 0 or not log_x)
             ]
-            shade = SERIES[number % len(SERIES)]
+            xs, ys = [spot.x for spot in shown], [spot.y for spot in shown]
             if joined:
-                axes.plot([s.x for s in shown], [s.y for s in shown], color=shade, lw=1, alpha=0.5)
+                axes.plot(xs, ys, color=shade(number), ls=line_style(max(0, number)), lw=1, alpha=0.5)
             for place, spot in enumerate(shown):
-                _draw_spot(axes, spot, shade, plain(name) if place == 0 else None)
+                _draw_point(axes, spot, number, plain(name) if place == 0 else None)
         if log_x:
             _by_decades(axes)
         axes.set_xlabel(plain(x))
@@ -237,11 +246,10 @@ def _by_decades(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_spot(axes: Axes, spot: DataPoint, shade: str, label: str | None) -> None:
+def _draw_point(axes: Axes, spot: DataPoint, number: int, label: str | None) -> None:
     x_error, y_error = _error(spot.x, spot.x_range), _error(spot.y, spot.y_range)
-    axes.errorbar(
-        spot.x, spot.y, xerr=x_error, yerr=y_error, fmt="o", ms=4.5, color=shade, elinewidth=1, capsize=2, label=label
-    )
+    style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "ms": 4.5, "color": shade(number)}
+    axes.errorbar(spot.x, spot.y, xerr=x_error, yerr=y_error, elinewidth=1, capsize=2, label=label, **style)
     if spot.label:
         text = plain(_cut(spot.label))
         axes.annotate(text, (spot.x, spot.y), (5, 4), textcoords="offset points", fontsize=8, color=MUTED)

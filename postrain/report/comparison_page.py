@@ -9,16 +9,18 @@ from typing import Any
 
 from markupsafe import Markup
 
+from postrain.evaluation.estimate import Interval
 from postrain.formatting import figure, short
 from postrain.report import blocks
+from postrain.report.changes import interval_after
 from postrain.report.charts import Bars, DataPoint, Line, bar_picture, bars, curves, points
 from postrain.report.folders import Run, read_run
 from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_page
 from postrain.report.palette import DASHES, Style, color
-from postrain.report.panels import HEADLINES, axis_of, before_and_after, best_of, panels, title_of
+from postrain.report.panels import HEADLINES, axis_of, before_and_after, best_of, label_of, panels, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.run_page import efficiency, run_stats
-from postrain.report.samples import SHOWN, Sample, interval, last, responses, side_by_side
+from postrain.report.samples import SHOWN, Sample, last, responses, side_by_side
 
 MOST_COLUMNS, MOST_CURVES, MOST_BARS, MOST_LETTERS = 7, 12, 6, 40
 # Keys that do not change what a run computes.
@@ -27,13 +29,10 @@ MOST_KEYS = 3
 DRIFT = ("eval/kl/exact", "kl/exact")
 GOOD = ("gold/total", "eval/reward/total", "eval/win_rate", "reward/total")
 ENDS = (
-    "After training; below it before training. The best is marked. eval and gold are held-out data. Intervals: in "
-    "the bars below."
+    "After training; below it the value before, the 95 % interval over held-out items, and their number. The best is "
+    "marked. eval and gold are held-out data. A value without an interval is not saved per item."
 )
-WHISKERS = (
-    "After training. Whiskers: 95 % interval over the saved samples. A bar without one is not a score of samples, or "
-    "not all of its samples are saved."
-)
+WHISKERS = "After training. Whiskers: 95 % interval over held-out items, where the metric is saved per item."
 UP = "Up is better, left is closer to the reference policy: of two runs with equal reward, the left one needed less KL."
 Rows = list[tuple[str, list[blocks.Cell]]]
 
@@ -158,15 +157,21 @@ def headline_table(members: Sequence[Member], metrics: Sequence[str]) -> tuple[l
     """
     alike = len(fingerprints(members)) < 2
     rows: dict[str, list[blocks.Cell]] = {one.name: [] for one in members}
+    around = {(one.name, metric): interval_after(one.run, one.samples, metric) for one in members for metric in metrics}
     for metric in metrics:
         ends = {one.name: before_and_after(one.run.metrics[metric]) for one in members if metric in one.run.metrics}
         best = best_of(metric, {name: after for name, (_, after) in ends.items()}) if alike else set()
         for name, cells in rows.items():
             both = ends.get(name)
-            cells.append(
-                blocks.Cell(figure(both[1]), f"from {figure(both[0])}", name in best) if both else blocks.Cell("–")
-            )
+            cells.append(_ends(both, around.get((name, metric)), name in best) if both else blocks.Cell("–"))
     return ["run", *map(short, metrics)], list(rows.items())
+
+
+def _ends(both: tuple[float, float], around: tuple[Interval, int] | None, best: bool) -> blocks.Cell:
+    before, after = both
+    low, high, n = (around[0].low, around[0].high, around[1]) if around else (None, None, None)
+    cell = blocks.estimate(after, low, high, n, best=best)
+    return replace(cell, small=", ".join(filter(None, (f"from {figure(before)}", cell.small))))
 
 
 def efficiency_table(members: Sequence[Member]) -> tuple[list[str], Rows]:
@@ -187,7 +192,7 @@ def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
         dots = name.startswith(("eval/", "gold/"))
         present = [one for one in members if name in one.run.metrics]
         lines = [Line(one.name, one.run.metrics[name], one.style, measured=dots) for one in present]
-        found.append(Picture(*title_of(name), curves(lines, updates, axis_of(name))))
+        found.append(Picture(*title_of(name), curves(lines, updates, label_of(name))))
     return found
 
 
@@ -198,7 +203,7 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
         rows = []
         for one in members:
             if (after := one.run.after(metric)) is not None:
-                around = interval(one.samples, metric, after)
+                around = interval_after(one.run, one.samples, metric)
                 ends = (around[0].low, around[0].high) if around else None
                 rows.append((one.name, DataPoint(after, 0, ends), one.number))
         if len(rows) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from postrain.jsonl import Record
 from postrain.report import blocks
 from postrain.report.charts import Group, bar_picture, bars, distribution, wide_histogram
 from postrain.report.evaluation_pictures import compared, lengths, paraphrases, perplexities, scaling
-from postrain.report.evaluations import EvalModel, Evaluation, Number, Point, read_evaluation
+from postrain.report.evaluations import TIME, EvalModel, Evaluation, Number, Point, findings, read_evaluation
 from postrain.report.page import Page, Section, machine, reproduction, section, write_page
 from postrain.report.palette import color
 from postrain.report.panels import best_of
@@ -22,7 +21,7 @@ from postrain.report.pictures import Picture, Sheet
 from postrain.report.samples import SHOWN, side_by_side
 from postrain.report.values import text_of
 
-TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-(?=[0-9a-f])")
+MOST_FINDINGS = 3
 MOST_ANSWERS = 40
 """PromptSamples per category of queries; queries.jsonl has all."""
 FOUND = "Below each value its 95 % interval and the number of items."
@@ -55,6 +54,7 @@ def _write(found: Sequence[Evaluation], folder: Path, formats: Sequence[str]) ->
     bars_of, sizes, spread = compared(models), lengths(models), perplexities(models)
     samples = [(model.name, model.samples) for model in models if model.samples]
     differences = found[0].differences if len(found) == 1 else {}
+    stated = findings(models, differences)
     page = Page(
         kind="evaluation",
         title=" · ".join(["evaluation", *(model.name for model in models)]),
@@ -64,6 +64,7 @@ def _write(found: Sequence[Evaluation], folder: Path, formats: Sequence[str]) ->
             *(blocks.note(text, tone="warn") for text in warnings(found, models)),
         ),
         sections=(
+            section("", blocks.Group([blocks.Text(text) for text in stated[:MOST_FINDINGS]], "card verdict")),
             section(
                 "",
                 blocks.Items([_member(model, index) for index, model in enumerate(models)], "runs"),

@@ -5,12 +5,15 @@ Truncated or damaged files raise no error; each is listed in `missing`. evaluati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from postrain.formatting import figure, short
 from postrain.jsonl import JsonLines, Record, read_json
+from postrain.metrics import metric
 from postrain.report.charts import DataPoint
 from postrain.report.folders import Folder, Generation, common
 from postrain.report.samples import Sample
@@ -18,6 +21,8 @@ from postrain.report.values import damaged, finite, mapping, read_records, recor
 
 SHARES = {"greedy": "right, greedy", "sampled": "right, sampled", "solved": "pass@n"}
 """Keys of a generation's summary.json, and their labels."""
+TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-(?=[0-9a-f])")
+"""The start time in the name of a run."""
 CENTRAL = ("total", "accuracy", "win_rate", "perplexity")
 """The central metric of a task: the first of these that it has."""
 
@@ -183,6 +188,39 @@ def _sample(found: Record) -> Sample | None:
 
 def _texts(found: Any) -> tuple[str, ...]:
     return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def findings(models: Sequence[EvalModel], differences: Mapping[tuple[str, str], Mapping[str, Number]]) -> list[str]:
+    """The central metric of each task in a sentence: the paired differences of the first model, else its value."""
+    found = []
+    for task, one in models[0].tasks.items() if models else ():
+        if not one.metrics:
+            continue
+        name = central(one.metrics)
+        label, value = short(f"{task} {name}"), one.metrics[name]
+        gaps = differences.get((task, name), {})
+        for other, gap in gaps.items():
+            verb = _compared(f"{task}/{name}", gap)
+            found.append(f"{label}: {models[0].name} {verb} {TIME.sub('', other)}, difference {_stated(gap)}.")
+        if not gaps:
+            found.append(f"{label}: {models[0].name} has {_stated(value)}.")
+    return found
+
+
+def _compared(name: str, gap: Number) -> str:
+    if gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
+        return "is not clearly different from"
+    direction = metric(name).direction
+    if direction is None:
+        return "is above" if gap.value > 0 else "is below"
+    return "is better than" if (gap.value > 0) == (direction == "max") else "is worse than"
+
+
+def _stated(found: Number) -> str:
+    around = (
+        "" if found.low is None or found.high is None else f", 95 % interval {figure(found.low)} … {figure(found.high)}"
+    )
+    return f"{figure(found.value)}{around}" + (f", n={found.n}" if found.n else "")
 
 
 def central(metrics: Mapping[str, Number]) -> str:

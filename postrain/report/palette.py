@@ -16,6 +16,8 @@ INK, MUTED, GRID = "#101112", "#737475", "#d9dadb"
 SERIES = ("#0088fa", "#bc7d00", "#2a9757", "#7d306f", "#9b0600", "#008cc1", "#00167b", "#39070b")
 REFERENCE = "#8f959d"
 """The reference policy, and the model before training."""
+UNTRAINED = -1
+"""The series number of the reference."""
 POLICY = SERIES[0]
 """The policy, and the model after training."""
 VARIABLES = {
@@ -86,23 +88,28 @@ def _part(base: str, taken: Mapping[int, str], known: dict[str, int]) -> int:
     return series
 
 
-def color(index: int) -> str:
-    """The CSS colour of series number `index`."""
-    return f"var(--series-{index % len(SERIES)})"
+def shade(series: int) -> str:
+    """The drawn colour of a series."""
+    return REFERENCE if series == UNTRAINED else SERIES[series % len(SERIES)]
 
 
-def css(shade: str) -> str:
+def color(series: int) -> str:
+    """The CSS colour of a series."""
+    return VARIABLES[shade(series)]
+
+
+def css(drawn: str) -> str:
     """The CSS colour of a drawn one."""
-    return VARIABLES[shade]
+    return VARIABLES[drawn]
 
 
-def swatch(shade: str, dash: int) -> str:
+def swatch(background: str, dash: int) -> str:
     """The CSS background of a legend's line: a colour, interrupted as DASHES says."""
     pattern = DASHES[dash % len(DASHES)]
     if not pattern:
-        return shade
+        return background
     stops, at = [], 0.0
     for place, length in enumerate(pattern):
-        stops.append(f"{'transparent' if place % 2 else shade} {at:g}px {at + 2 * length:g}px")
+        stops.append(f"{'transparent' if place % 2 else background} {at:g}px {at + 2 * length:g}px")
         at += 2 * length
     return f"repeating-linear-gradient(90deg, {', '.join(stops)})"

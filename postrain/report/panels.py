@@ -122,6 +122,11 @@ def axis_of(name: str) -> str:
     return titled(short(name), name)
 
 
+def label_of(name: str) -> str:
+    """The label of the vertical axis of curves of one metric: its unit, else its name."""
+    return metric(name).unit or short(name)
+
+
 def totals_first(name: str) -> tuple[bool, bool, bool]:
     """A sort key: rewards before gold scores, sums before their components, training before held-out."""
     return name.startswith("gold/"), not name.endswith("/total"), name.startswith("eval/")

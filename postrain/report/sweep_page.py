@@ -21,8 +21,8 @@ from postrain.report.charts import DataPoint, Line, bars, curves, points, spans_
 from postrain.report.folders import curves as curves_of
 from postrain.report.folders import state_of
 from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, section, write_page
-from postrain.report.palette import DASHES, Style, color
-from postrain.report.panels import axis_of, title_of
+from postrain.report.palette import DASHES, UNTRAINED, Style, color
+from postrain.report.panels import axis_of, label_of, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.samples import SHOWN, Sample, last, read_samples, responses, side_by_side
 from postrain.report.sweep_cells import Cell, JobResult
@@ -202,7 +202,7 @@ def _against(study: SweepResult, x: str, y: str) -> Picture:
         spots = [_spot(cell.values[x], cell.values[y], _label(cell, along)) for cell in present]
         series.append((name, index, spots))
     untrained = [cell for cell in study.untrained if {x, y} <= cell.values.keys()]
-    series += [("", len(series), [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in untrained]
+    series += [("", UNTRAINED, [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in untrained]
     draw = points(series, x=axis_of(x), y=axis_of(y), joined=along is not None)
     about = "each point a setting, and the untrained model; mean over seeds with 95 % intervals"
     return Picture(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series), LARGE)
@@ -226,7 +226,10 @@ def _over(study: SweepResult, metric: str, along: str) -> Picture:
 
 def _bars(study: SweepResult, metric: str) -> Picture:
     present = [cell for cell in (*study.untrained, *study.cells) if metric in cell.values]
-    rows = [(_label(cell, None), _bar(cell.values[metric]), index) for index, cell in enumerate(present)]
+    numbers = (UNTRAINED if cell in study.untrained else study.cells.index(cell) for cell in present)
+    rows = [
+        (_label(cell, None), _bar(cell.values[metric]), number) for cell, number in zip(present, numbers, strict=True)
+    ]
     return Picture(short(metric).capitalize(), MEANS, bars(rows), size=LARGE)
 
 
@@ -258,7 +261,7 @@ def sweep_curves(study: SweepResult) -> list[Picture]:
             drawn += [Line(cell.label, mean_curve(seeds), _style(index), measured=True)] if seeds else []
         if drawn:
             last = max(line.curve[0][-1] for line in drawn)
-            found.append(Picture(*title_of(metric), curves(drawn, last, axis_of(metric)), size=LARGE))
+            found.append(Picture(*title_of(metric), curves(drawn, last, label_of(metric)), size=LARGE))
     return found
 
 

@@ -55,7 +55,7 @@ def verdict(run: Run) -> Verdict:
     found = changes(run)
     main, gold = _main(run, found), next((one for one in found if one.name == "gold/total"), None)
     warnings = _warnings(run, found, main)
-    return Verdict(_learned(run, main, gold), _trust(run, warnings), *_next(run, main, warnings))
+    return Verdict(_learned(run, main, gold), _trust(run, warnings, main), *_next(run, main, warnings))
 
 
 def _main(run: Run, found: Sequence[Change]) -> Change | None:
@@ -121,8 +121,6 @@ def _warnings(run: Run, found: Sequence[Change], main: Change | None) -> list[st
         made.append(f"{passes:.0f} passes over the training rows")
     if main is not None and main.gap is not None and main.gap.n < FEW_ITEMS:
         made.append(f"only {main.gap.n} held-out items")
-    if main is not None and main.gap is None:
-        made.append(f"{short(main.name)} has no interval")
     if stopped := text_of(run.result.get("stopped")):
         made.append(f"training stopped early ({stopped})")
     return made
@@ -139,9 +137,10 @@ def _passes(run: Run, rows: float | None) -> float:
     return episodes / rows if rows and episodes and not run.metrics.get("reward/total") else 0.0
 
 
-def _trust(run: Run, warnings: Sequence[str]) -> str:
+def _trust(run: Run, warnings: Sequence[str], main: Change | None) -> str:
     seed = mapping(run.manifest.get("seeds")).get("seed")
     one = f"one seed ({seed})" if isinstance(seed, int) else "one seed"
+    one = f"{short(main.name)} has no interval, and {one}" if main is not None and main.gap is None else one
     if warnings:
         return f"Doubtful: {'; '.join(warnings)}; {one}, so the spread between seeds is not known."
     rows, kl = number(run.data.get("rows_train")), run.after(KL)

@@ -60,8 +60,8 @@ def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sum
         one["measures"] |= {"lengths": {"metrics": {"tokens": number(4)}}, "queries": {"metrics": {}}}
     (path / "evaluation_stats.json").write_text(json.dumps(stats))
     for name, records in lines.items():
-        lines = [{"subject": who, **record} for who in names for record in records]
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+        written = [{"subject": who, **record} for who in names for record in records]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in written))
     shown = [{"subject": name, "prompt": "2 + 2 = ?", "completion": f"by {name}", "gold": 0.5} for name in names]
     (path / "sample_responses.json").write_text(json.dumps(shown))
     (path / "status.json").write_text('{"status": "done"}')
@@ -74,6 +74,8 @@ def test_evaluation_page_compares_models(tmp_path: Path) -> None:
     text = checked(page.read_text(encoding="utf-8"))
     for wanted in (
         "2 models",
+        "gold total: nano is worse than sft-nano 0123abcd, difference -0.20, 95 % interval -0.30 … -0.10, n=8.",
+        "perplexity: nano has 2.40, 95 % interval 2.30 … 2.50, n=8.",
         "a note at the top",
         "difference to sft-nano 0123abcd",
         "Test-time scaling",
