@@ -18,7 +18,7 @@ TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2")
 SHARDED = {
     "sharded": ["method=ppo"],
     "ragged": ["method=kto", "method.batch_size=7", "method.micro_batch_tokens=100"],
-    "adapted": ["method=dpo", "adapter=lora", "method.reference_logps=fresh"],
+    "adapted": ["method=dpo", "adapter=lora", "method.precompute_ref_log_probs=false"],
 }
 
 

@@ -11,14 +11,14 @@ from postrain.training.config import TrainConfig
 from tests.training_runs import CONF, METHODS, SMALL, composed, forced
 
 # Groups of conf/generate.yaml, and pipelines, which compose several configs: tests/generation and tests/pipeline.
-ELSEWHERE = ("keep", "pipeline")
+ELSEWHERE = ("selection", "pipeline")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (CONF / group).glob("*.yaml"))
 # What a user has to say for options that cannot know it.
 GIVEN = {
     ("data", "jsonl"): ["data.path=rows.jsonl"],
-    ("evaluation", "lm_eval"): ["evaluation.measures.lm_eval.tasks=[mine]"],
-    ("evaluation", "wins"): ["evaluation.measures.wins.against=somewhere"],
+    ("evaluation", "lm_eval"): ["evaluation.tasks.lm_eval.tasks=[mine]"],
+    ("evaluation", "win_rate"): ["evaluation.tasks.win_rate.against=somewhere"],
     ("model", "local"): ["model.path=somewhere"],
     ("model", "run"): ["model.path=somewhere"],
     ("reward", "function"): ["reward.function=math.sqrt"],
@@ -77,7 +77,7 @@ def test_tests_compose_as_hydra_does(words):
 
 
 def test_no_yaml_lies_where_nobody_finds_it():
-    shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "measure", "launcher")}
+    shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "task", "launcher")}
     assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared == {
         path for path in CONF.rglob("*.yaml") if path not in [CONF / f"{name}.yaml" for name in PROGRAMS]
     }

@@ -248,7 +248,7 @@ def part_of_default(method: str, *words: str) -> dict[str, Any]:
     default = composed(words)["method"]
     updates, batch = default["updates"] // SOON.get(method, 3), default["batch_size"]
     # Each of these prompts is continued many times, and others are drawn where all completions are worth the same.
-    batch, waves = (batch // 2, 1 + default["resample"]) if "resample" in default else (batch, 1)
+    batch, waves = (batch // 2, 1 + default["dynamic_sampling"]) if "dynamic_sampling" in default else (batch, 1)
     # As many rows as are used: making more, and what a reference thinks of them, takes as long as to learn from them.
     rows = updates * batch * waves
     short = [f"method.updates={updates}", f"method.batch_size={batch}", f"data.source.count={rows}"]

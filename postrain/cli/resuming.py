@@ -44,5 +44,5 @@ def _said_again(folder: Path) -> Iterator[str]:
             yield format_override(f"stage.{stage}.{one.key}", one.value)
     else:
         config = saved_config(RunFolder(folder))
-        for one in confirmable(config, GenerateConfig if "keep" in config else TrainConfig):
+        for one in confirmable(config, GenerateConfig if "selection" in config else TrainConfig):
             yield format_override(one.key, one.value)

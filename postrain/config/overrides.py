@@ -20,6 +20,7 @@ from hydra.core.override_parser.types import Glob, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from postrain.config import renamed
 from postrain.config.arguments import hydra_problems, parse
 from postrain.config.groups import SWEEP, Groups, groups_of, groups_taken, primary_config
 from postrain.config.habits import given
@@ -114,7 +115,7 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
     known = groups_of(conf, extra)
     problems: list[str] = []
     overrides: list[Override] = []
-    for token in tokens:
+    for token in renamed.overrides(tokens):
         try:
             _refuse_depth(token)
             overrides += OverridesParser.create().parse_overrides([token])

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
+from postrain.config import renamed
 from postrain.config.annotations import adapter, is_group
 from postrain.config.check import check
 from postrain.config.extras import check_packages
@@ -106,7 +107,8 @@ def complete(config: DictConfig, root: type) -> DictConfig:
     A class that understands the words of another program says so with `translate_config`, node to node (Hardware).
     What is wrong with it stays as it is: check.py reports it.
     """
-    settings: Any = OmegaConf.to_container(config)
+    plain: Any = OmegaConf.to_container(config)
+    settings = renamed.config(plain)
     groups = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
     for name in groups:
         translate_config = getattr(schema_of(root).keys[name].annotation, "translate_config", None)

@@ -27,7 +27,7 @@ from postrain.types import ConfigError, Count, CountOrZero, Seed
 
 INSTEAD = {
     "evaluation.every": "leave it out",
-    "evaluation.completions": "each measure has its own number: evaluation.measures.NAME.prompts=COUNT",
+    "evaluation.completions": "each measure has its own number: evaluation.tasks.NAME.prompts=COUNT",
     "evaluation.shown": "say shown=COUNT",
     "evaluation.greedy": "rollout.temperature=0 samples greedily",
 }
@@ -79,7 +79,7 @@ class EvaluateConfig(Section):
     """Where folders are made."""
 
     def __post_init__(self) -> None:
-        measures = self.evaluation.measures
+        measures = self.evaluation.tasks
         if not measures:
             raise ConfigError(
                 "evaluation: this option only says when a training run is evaluated, and names no measure; choose "
@@ -95,7 +95,7 @@ class EvaluateConfig(Section):
         if self.trainer.ranks > 1:
             raise ConfigError("trainer: an evaluation runs in one process; use trainer=cpu or trainer=gpu")
         assert self.models
-        for measure in self.evaluation.measures.values():
+        for measure in self.evaluation.tasks.values():
             if isinstance(measure.value, PreflightCheck):
                 measure.value.check(self.rollout.sampling)
 

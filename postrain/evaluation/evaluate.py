@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
                 soft_wrap=True,
             )
             console.print(f"folder  {run.folder.path}", soft_wrap=True)
-        found = measure_all(eval_model, one, config.evaluation.measures, console, config.shown, audit.source)
+        found = measure_all(eval_model, one, config.evaluation.tasks, console, config.shown, audit.source)
         write_records(run.folder, found)
         measured.append(found)
     first = measured[0]

@@ -35,7 +35,7 @@ class Evaluation:
     """How many of them are kept in samples.jsonl."""
     greedy: bool = False
     """Whether they are also continued greedily (temperature 0), for `eval/greedy/…`."""
-    measures: Mapping[str, Deferred[EvalTask]] = field(default_factory=dict)
+    tasks: Mapping[str, Deferred[EvalTask]] = field(default_factory=dict)
     """What else is measured, by name, for `eval/<name>/…`; the options of this group put measures here."""
 
 
@@ -69,7 +69,7 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation, eval_model:
         gold = gold_scores(rollouts, data)
         sampled = about_completions(eval_model, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
-    results = {name: measure.value(eval_model) for name, measure in settings.measures.items()}
+    results = {name: measure.value(eval_model) for name, measure in settings.tasks.items()}
     metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(results)}
     return Evaluated(metrics, rollouts, gold, {name: result.notes for name, result in results.items()})
 

@@ -46,8 +46,8 @@ class Harness:
         unknown = sorted(set(self.tasks) - set(manager.all_tasks))
         if unknown:
             raise ConfigError(
-                f"evaluation.measures.lm_eval.tasks: the harness has no {', '.join(unknown)}; `lm-eval ls tasks` lists "
-                "what it has, and evaluation.measures.lm_eval.folder=DIRECTORY adds your own"
+                f"evaluation.tasks.lm_eval.tasks: the harness has no {', '.join(unknown)}; `lm-eval ls tasks` lists "
+                "what it has, and evaluation.tasks.lm_eval.folder=DIRECTORY adds your own"
             )
         wrapped = models.HFLM(
             pretrained=eval_model.model,

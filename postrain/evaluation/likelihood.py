@@ -154,7 +154,7 @@ def right(margin: float) -> float:
     return 0.5 if margin == 0 else float(margin > 0)
 
 
-WORLD = "the text is the bundled world's; evaluation.measures.forgetting.path=FILE measures another"
+WORLD = "the text is the bundled world's; evaluation.tasks.forgetting.path=FILE measures another"
 
 
 @dataclass(frozen=True, kw_only=True)

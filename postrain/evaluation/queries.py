@@ -29,7 +29,7 @@ from postrain.rollout.collect import collect
 from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Count, NonNegative, Size
 
-PARSED = "code was parsed, not run; evaluation.measures.queries.allow_execution=true runs it on this machine"
+PARSED = "code was parsed, not run; evaluation.tasks.queries.allow_execution=true runs it on this machine"
 # What only several wordings of a query have.
 ACROSS = ("consistency", "agreement", "agreement/paraphrase")
 
@@ -55,7 +55,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Queries:
-    """Asks every query in its wordings; see conf/evaluation/measure/queries.yaml."""
+    """Asks every query in its wordings; see conf/evaluation/task/queries.yaml."""
 
     temperature: NonNegative = 0.0
     """Sampling temperature; 0 is greedy."""
@@ -76,7 +76,7 @@ class Queries:
         self._queries()
         if self.allow_execution and sys.platform != "linux":
             raise ConfigError(
-                "evaluation.measures.queries.allow_execution=true: running code needs Linux, whose limits it relies "
+                "evaluation.tasks.queries.allow_execution=true: running code needs Linux, whose limits it relies "
                 f"on; this is {sys.platform}; leave it false"
             )
 
@@ -107,13 +107,11 @@ class Queries:
             if name not in known:
                 near = get_close_matches(name, known, n=1)
                 meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-                raise ConfigError(
-                    f"evaluation.measures.queries.categories: no query is of the category {name}; {meant}"
-                )
+                raise ConfigError(f"evaluation.tasks.queries.categories: no query is of the category {name}; {meant}")
         found = tuple(query for query in queries if self.categories is None or query.category in self.categories)
         if not found:
             raise ConfigError(
-                f"evaluation.measures.queries.categories: is empty; give some of {', '.join(known)}, or null for all"
+                f"evaluation.tasks.queries.categories: is empty; give some of {', '.join(known)}, or null for all"
             )
         return found
 

@@ -46,7 +46,7 @@ def read_queries(path: str | None) -> tuple[Query, ...]:
     """The queries of a file, null being the bundled one. Raises ConfigError that names the line."""
     if path is not None and not (path.endswith(".jsonl") and Path(path).expanduser().is_file()):
         raise ConfigError(
-            f"evaluation.measures.queries.path={path}: there is no such .jsonl file; null takes the bundled one"
+            f"evaluation.tasks.queries.path={path}: there is no such .jsonl file; null takes the bundled one"
         )
     table = read_file(path or str(BUNDLED))
     queries: dict[str, Query] = {}

@@ -4,7 +4,7 @@ The same measures run during training (training/evaluation.py) and by command (p
 is a frozen dataclass of its settings with `__call__(eval_model)`. Leaves out what the measures are: those stand beside
 this file.
 
-A measure's settings are written once, in conf/evaluation/measure/NAME.yaml (`_target_` and keys, no package line). An
+A measure's settings are written once, in conf/evaluation/task/NAME.yaml (`_target_` and keys, no package line). An
 option of the group takes one or several of them by its defaults list:
 
     # What evaluation=NAME does, in a line
@@ -12,8 +12,8 @@ option of the group takes one or several of them by its defaults list:
       - default
       - measure/NAME@measures.NAME
 
-so that `evaluation.measures.NAME.KEY=...` changes it from the command line, and `evaluation=all`, which lists several,
-repeats no setting. A further one joins any option with `+evaluation/measure@evaluation.measures.NAME=NAME`.
+so that `evaluation.tasks.NAME.KEY=...` changes it from the command line, and `evaluation=all`, which lists several,
+repeats no setting. A further one joins any option with `+evaluation/task@evaluation.tasks.NAME=NAME`.
 
 Records: one mapping an item. `row` names the item, equal for equal items of two models; a field called like a metric is
 that item's share of it, a number or true/false, weighted by the field `weight` where there is one. Where the weighted

@@ -24,8 +24,8 @@ from postrain.rewards.base import Preference, Reward, optional
 from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Count, Sampling
 
-KEY = "evaluation.measures.wins.against"
-NEEDED = "needs data with gold scores, a reward (reward=NAME) or a judge (evaluation.measures.wins.judge)"
+KEY = "evaluation.tasks.win_rate.against"
+NEEDED = "needs data with gold scores, a reward (reward=NAME) or a judge (evaluation.tasks.win_rate.judge)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,14 +28,14 @@ class GenerateConfig(Section):
     data: DataModule
     """Where the prompts come from."""
     reward: Deferred[Reward | Preference] | None = None
-    """What scores completions; null with keep=revisions and keep=none only."""
+    """What scores completions; null with selection=revisions and selection=none only."""
     rollout: Engine = field(default_factory=LocalEngine)
     """What samples completions, and how."""
     environment: Environment = SINGLE_TURN
     """What answers the policy while it writes."""
     trainer: Hardware = field(default_factory=Hardware)
     """The hardware: processes, devices and precision."""
-    keep: Keep
+    selection: Keep
     """Which completions become rows of the data file."""
     part: Literal["train", "eval"] = "train"
     """Prompts to learn from (train) or held-out ones (eval)."""
@@ -56,7 +56,7 @@ class GenerateConfig(Section):
     resume: str | None = None
     """Resume the generation in this folder: resume=runs/generate/nano/..."""
     allow_change: bool = False
-    """Let a resumed generation differ from how it was started: another keep= makes other rows of the same
+    """Let a resumed generation differ from how it was started: another selection= makes other rows of the same
     completions."""
     debug: bool = False
     """Show tracebacks."""
@@ -65,10 +65,10 @@ class GenerateConfig(Section):
 
     def __post_init__(self) -> None:
         if self.reward is None:
-            if isinstance(self.keep, Top | Preferences):
+            if isinstance(self.selection, Top | Preferences):
                 raise ConfigError(
-                    "reward: expected one, since keep chooses completions by it; keep=none and keep=revisions do "
-                    "without"
+                    "reward: expected one, since selection chooses completions by it; only selection=none and "
+                    "selection=revisions do not need one"
                 )
             return
         found = self.reward.target

@@ -79,7 +79,7 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
         reward=scored_by(config.reward),
         environment=config.environment,
         samples=config.samples,
-        principles=config.keep.principles if isinstance(config.keep, Revisions) else (),
+        principles=config.selection.principles if isinstance(config.selection, Revisions) else (),
         part=config.part,
         seed=config.seed,
     )
@@ -87,7 +87,7 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
 
 def _finish(config: GenerateConfig, answers: Sequence[Answers], folder: RunFolder, console: Console) -> float | None:
     """Writes and prints the statistics and the kept rows."""
-    keep = config.keep
+    keep = config.selection
     rows = [keep(one) for one in answers]
     found = measure(answers, config.threshold)
     kept = [row for made in rows for row in made]
@@ -110,13 +110,13 @@ def _no_rows(keep: Keep, found: Measured) -> ConfigError:
     ended = f"{found.finished:.0%} came to an end"
     if isinstance(keep, Revisions):
         return ConfigError(
-            f"keep: no completion of {found.prompts} prompts was revised ({ended}); raise rollout.max_new_tokens, or "
-            "lower it where request, completion, critique and revision do not fit into the model's context"
+            f"selection: no completion of {found.prompts} prompts was revised ({ended}); raise rollout.max_new_tokens, "
+            "or lower it where request, completion, critique and revision do not fit into the model's context"
         )
     best = "none could be scored" if found.best is None else f"their best rewards are {figure(found.best)} on average"
     return ConfigError(
-        f"keep: no completion of {found.prompts} prompts is worth keeping ({best}, {ended}); ask less of them "
-        "(keep=all, keep.at_least=...), sample more, or raise rollout.max_new_tokens"
+        f"selection: no completion of {found.prompts} prompts is worth keeping ({best}, {ended}); ask less of them "
+        "(selection=all, selection.at_least=...), sample more, or raise rollout.max_new_tokens"
     )
 
 

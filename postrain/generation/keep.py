@@ -1,4 +1,4 @@
-"""The `keep` group: which of a prompt's completions become rows of a data file, and what kind of rows.
+"""The `selection` group: which of a prompt's completions become rows of a data file, and what kind of rows.
 
 Pure: answers in, rows out. Rows carry the columns of their prompt, so that what is made here can be checked, scored or
 sampled from again. Leaves out files and models.
@@ -115,7 +115,7 @@ class Revisions:
 
     def __call__(self, answers: Answers) -> list[Row]:
         if len(answers.revisions) != sum(answers.finished):
-            raise ConfigError("keep: these completions were sampled without revising them; start a new generation")
+            raise ConfigError("selection: these completions were sampled without revising them; start a new generation")
         return preferences(answers.revisions, [_about(answers)] * len(answers.revisions))
 
 

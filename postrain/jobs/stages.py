@@ -5,7 +5,7 @@ a function call.
     ppo:                                                      several runs, a branch each: ppo.low and ppo.high
       train: [method=ppo, model=run, "model.path=${stages.sft.model}"]
       each: {low: [method.kl_coef=0.05], high: [method.kl_coef=0.2]}
-    pairs: {generate: [keep=preferences]}                     overrides of conf/generate.yaml
+    pairs: {generate: [selection=preferences]}                     overrides of conf/generate.yaml
     test: {evaluate: [model=run, "model.path=${stages.ppo.low.folder}"]}    overrides of conf/evaluate.yaml
     plot: {call: package.module.function, arguments: {runs: "${stages.ppo}"}}
 

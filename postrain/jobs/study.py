@@ -7,7 +7,7 @@
     search: {method.learning_rate: {low: 1e-5, high: 1e-3, log: true}}
     seeds: [0, 1, 2]
     metric: gold/total                                   direction: max or min, where the metric does not tell
-    picture: {x: eval/kl/exact, y: eval/reward/total}
+    plot: {x: eval/kl/exact, y: eval/reward/total}
 
 `-m` without a file is a study too, of the lists on the command line. Leaves out composing the jobs: plan.py.
 """
@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from postrain.config import renamed
 from postrain.config.arguments import composing
 from postrain.config.check import check
 from postrain.config.groups import SWEEP
@@ -42,7 +43,7 @@ Direction = Literal["max", "min"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture(Section):
+class Plot(Section):
     """The axes of the frontier: metrics of a finished job. Without both the metric is drawn over what varies."""
 
     x: str | None = None
@@ -71,7 +72,7 @@ class Study:
     direction: Direction | None = None
     columns: tuple[str, ...] = ()
     """Further metrics of the table."""
-    picture: Picture = field(default_factory=Picture)
+    plot: Plot = field(default_factory=Plot)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,7 @@ def read(
             grid[key] = _values(each)
     for each in own:
         _set(node, each.key_or_group.removeprefix(f"{SWEEP}."), plain_value(each.value()))
+    node = renamed.study(node)
     check(node, Study)
     varied = {*node.get("grid", {}), *node.get("search", {}), *grid, *(["seed"] if node.get("seeds") else [])}
     for each in _parse(shared):
@@ -142,7 +144,7 @@ def read(
     lists = {key: tuple(node[key]) for key in ("base", "seeds", "columns") if node.get(key) is not None}
     node["grid"] = {**node.get("grid", {}), **grid}
     _refuse_empty(node)
-    study = Study(**{**node, **lists, "picture": Picture(**node.get("picture", {}))})
+    study = Study(**{**node, **lists, "plot": Plot(**node.get("plot", {}))})
     return name, study, [each for each in shared if each.lstrip("+").partition("=")[0] not in varied]
 
 
@@ -172,7 +174,7 @@ def parse_value(text: str) -> Any:
 
 
 def _set(node: dict[str, Any], key: str, value: Any) -> None:
-    """Changes a value of the file: `grid.method.kl_coef` is a key of grid, `picture.x` one of picture."""
+    """Changes a value of the file: `grid.method.kl_coef` is a key of grid, `plot.x` one of picture."""
     head, _, rest = key.partition(".")
     if rest:
         inner = node.get(head)

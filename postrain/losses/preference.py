@@ -233,12 +233,12 @@ def cpo(
     *,
     chosen_lengths: Tensor,
     beta: float = 0.1,
-    nll_coef: float = 0.2,
+    sft_coef: float = 0.2,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """−log σ(β (log π(chosen) − log π(rejected))) − nll_coef · log π(chosen) per token, a mean over pairs (Xu et al.
+    """−log σ(β (log π(chosen) − log π(rejected))) − sft_coef · log π(chosen) per token, a mean over pairs (Xu et al.
     2024). `chosen_lengths` [B] are the chosen completions' tokens.
     """
     loss_B = sigmoid(chosen_logps - rejected_logps, beta=beta, smoothing=label_smoothing)
-    return reduce(loss_B + nll_coef * -(chosen_logps / chosen_lengths), reduction)
+    return reduce(loss_B + sft_coef * -(chosen_logps / chosen_lengths), reduction)

@@ -58,16 +58,17 @@ def bradley_terry(
     rejected_rewards: Tensor,
     margin: Tensor | float = 0.0,
     *,
-    centring_coef: float = 0.0,
+    center_rewards_coefficient: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """−log σ(r_c − r_r − margin) + centring_coef · (r_c + r_r)², a mean over pairs: the loss of a reward model.
+    """−log σ(r_c − r_r − margin) + center_rewards_coefficient · (r_c + r_r)², a mean over pairs: the loss of a
+    reward model.
 
     All tensors are [B] (Bradley and Terry 1952; Llama 2, eq. 2, has the margin). The second term pins the free constant
     of Bradley-Terry at 0 (Eisenstein et al. 2023).
     """
     loss_B = -logsigmoid(chosen_rewards - rejected_rewards - margin)
-    return reduce(loss_B + centring_coef * (chosen_rewards + rejected_rewards) ** 2, reduction)
+    return reduce(loss_B + center_rewards_coefficient * (chosen_rewards + rejected_rewards) ** 2, reduction)
 
 
 def prm(logits: Tensor, labels: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor:

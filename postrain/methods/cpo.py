@@ -15,7 +15,7 @@ from postrain.types import Count, LossSum, Mean, NonNegative, Positive, Size
 
 
 class CPO(PairMethod):
-    """Minimises −log σ(β (log π(chosen) − log π(rejected))) − nll_coef · log π(chosen) per token, a mean over pairs:
+    """Minimises −log σ(β (log π(chosen) − log π(rejected))) − sft_coef · log π(chosen) per token, a mean over pairs:
     `losses.cpo`."""
 
     # At a rate that keeps the language intact, imitation and ranking move slowly: the loss tells first.
@@ -28,7 +28,7 @@ class CPO(PairMethod):
     """Scale of the log-ratio between the two completions."""
     label_smoothing: Smoothing = 0.0
     """Share of labels taken to be wrong, below 0.5."""
-    nll_coef: NonNegative = 0.2
+    sft_coef: NonNegative = 0.2
     """Weight of imitating the chosen completion."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
@@ -40,7 +40,7 @@ class CPO(PairMethod):
             rejected_B,
             chosen_lengths=chosen_lengths_B,
             beta=self.beta,
-            nll_coef=self.nll_coef,
+            sft_coef=self.sft_coef,
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )

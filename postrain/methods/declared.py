@@ -30,7 +30,7 @@ declare("reward/desirable", "score of a desirable answer, against the baseline")
 declare("reward/undesirable", "score of an undesirable answer, against the baseline")
 declare("logp/*", "log-probability of an answer, summed over its tokens", unit="nats", bounds=(-inf, 0.0))
 declare(
-    "logp_change/*",
+    "log_ratio/*",
     "log-ratio of a completion to the reference, summed over its tokens",
     unit="nats",
     title="Log-ratio to the reference",
@@ -38,9 +38,9 @@ declare(
 declare("length/*", "tokens of the answers learned from", unit="tokens", bounds=POSITIVE, title="Lengths in the data")
 declare("log_ratio_max", "largest log-ratio of a token to the reference", unit="nats", bounds=POSITIVE)
 declare("calibration_error", "distance between predicted and observed shares", direction="min", bounds=SHARE)
-declare("undecided", "share of pairs without a preference", bounds=SHARE)
+declare("tie_rate", "share of pairs without a preference", bounds=SHARE)
 declare("win_rate", "share of completions preferred to the reference's", direction="max", bounds=SHARE)
-declare("win/mixture", "win rate against the mixture with the reference", direction="max", bounds=SHARE)
+declare("win_rate/mixture", "win rate against the mixture with the reference", direction="max", bounds=SHARE)
 declare("preference", "mean probability that a completion beats the reference's", direction="max", bounds=SHARE)
 
 declare("step_accuracy", "share of steps classified correctly", direction="max", bounds=SHARE)
@@ -48,7 +48,7 @@ declare("step_accuracy/*", "the same over the steps with this label", direction=
 declare("first_error_accuracy", "share of wrong chains whose first wrong step is found", direction="max", bounds=SHARE)
 declare("solution_accuracy", "share of whole chains classified correctly", direction="max", bounds=SHARE)
 declare("majority_accuracy", "accuracy of always predicting the more frequent label", direction="max", bounds=SHARE)
-declare("right_share", "share of steps that are right", bounds=SHARE)
+declare("positive_step_fraction", "share of steps that are right", bounds=SHARE)
 
 declare(
     "kl/exact",
@@ -61,7 +61,7 @@ declare(
 declare("kl/k1", "mean log-ratio of sampled tokens: unbiased, may be negative", unit="nats per token", direction="min")
 declare("kl/k2", "half the mean squared log-ratio", unit="nats per token", direction="min", bounds=POSITIVE)
 declare("kl/k3", "mean of ratio - 1 - log-ratio: low variance", unit="nats per token", direction="min")
-declare("kl/step", "distance to the policy that sampled", unit="nats per token", direction="min", bounds=POSITIVE)
+declare("kl/old_policy", "distance to the policy that sampled", unit="nats per token", direction="min", bounds=POSITIVE)
 declare("kl/log_ratio_max", "largest log-ratio of a token to the reference", unit="nats", bounds=POSITIVE)
 declare("kl/coef", "weight of the KL penalty", bounds=POSITIVE, title="KL coefficient")
 declare("kl/baseline", "log-ratio that KTO measures completions against", unit="nats", title="KL baseline")
@@ -79,15 +79,15 @@ declare(
 declare("clip_fraction", "share that moved further than the clip range", bounds=SHARE, title="Clipped tokens")
 declare("ratio/*", "probability of a token now over when it was sampled", bounds=POSITIVE, title="Ratio")
 declare(
-    "group/all_equal",
+    "group/frac_reward_zero_std",
     "share of zero-variance groups, which carry no gradient",
     direction="min",
     bounds=SHARE,
     title="Groups that agree",
 )
 declare("group/reward_std", "standard deviation of the reward in a group, mean", bounds=POSITIVE)
-declare("group/prompts_drawn", "prompts sampled for one batch", bounds=POSITIVE)
-declare("group/useful", "groups of a batch whose completions differ in reward", direction="max", bounds=POSITIVE)
+declare("group/prompts_sampled", "prompts sampled for one batch", bounds=POSITIVE)
+declare("group/with_gradient", "groups of a batch whose completions differ in reward", direction="max", bounds=POSITIVE)
 
 declare("grad_norm", "before clipping", bounds=POSITIVE, title="Gradient norm")
 declare("learning_rate", "of the optimizer, after warm-up and decay", bounds=POSITIVE)

@@ -116,9 +116,9 @@ class DPO(ReferenceModelMixin, PairMethod):
     """The f-divergence to the reference that the implicit reward belongs to."""
     divergence_alpha: Share = 0.5
     """α of the α-divergence."""
-    length_weight: Fraction = 1.0
+    ld_alpha: Fraction = 1.0
     """Weight of a completion's tokens beyond the other's length (LD-DPO); 1 weighs all tokens alike."""
-    nll_coef: NonNegative = 0.0
+    sft_coef: NonNegative = 0.0
     """Weight of the chosen completion's −log π per token (RPO, Pang et al. 2024)."""
     discopop_tau: Positive = 0.05
     """Temperature of DiscoPOP's blend of the logistic and the exponential loss."""
@@ -162,8 +162,8 @@ class DPO(ReferenceModelMixin, PairMethod):
         """Each side's log-probability, [B]."""
         chosen, rejected = scores.chosen, scores.rejected
         return (
-            length_desensitised(chosen.logps_BT, chosen.mask_BT, lengths(rejected), self.length_weight),
-            length_desensitised(rejected.logps_BT, rejected.mask_BT, lengths(chosen), self.length_weight),
+            length_desensitised(chosen.logps_BT, chosen.mask_BT, lengths(rejected), self.ld_alpha),
+            length_desensitised(rejected.logps_BT, rejected.mask_BT, lengths(chosen), self.ld_alpha),
         )
 
     def terms(self, policy: PairScores, batch: ReferencedPairs) -> PairTerms:
@@ -190,23 +190,23 @@ class DPO(ReferenceModelMixin, PairMethod):
         if len(losses) > 1:
             metrics |= {f"loss/{name}": Mean(value.detach(), len(batch)) for name, value in losses.items()}
         total = sum((self.weights[name] * value for name, value in losses.items()), start=torch.zeros(()))
-        if self.nll_coef:
+        if self.sft_coef:
             nll_B = -mean_logps(policy.chosen)
-            total = total + self.nll_coef * nll_B.sum()
+            total = total + self.sft_coef * nll_B.sum()
             metrics["nll/chosen"] = Mean(nll_B.detach().sum(), len(batch))
         return LossSum(total, metrics | self.log_ratio_metrics(policy, reference))
 
     def log_ratio_metrics(self, policy: PairScores, reference: PairScores) -> dict[str, Mean | Max]:
         """Log-ratios of both sides to the reference; nothing without one."""
-        if self.reference_logps == "none":
+        if self.reference_free:
             return {}
         chosen_BT = (policy.chosen.logps_BT - reference.chosen.logps_BT).detach()
         rejected_BT = (policy.rejected.logps_BT - reference.rejected.logps_BT).detach()
         furthest = torch.maximum(chosen_BT.abs().max(), rejected_BT.abs().max())
         self.check_initial_log_ratio(furthest)
         return {
-            "logp_change/chosen": Mean(chosen_BT.sum(), len(chosen_BT)),
-            "logp_change/rejected": Mean(rejected_BT.sum(), len(rejected_BT)),
+            "log_ratio/chosen": Mean(chosen_BT.sum(), len(chosen_BT)),
+            "log_ratio/rejected": Mean(rejected_BT.sum(), len(rejected_BT)),
             "log_ratio_max": Max(furthest),
         }
 

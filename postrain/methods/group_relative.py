@@ -4,10 +4,10 @@
     loss_sum     `surrogate` of each token, + kl_coef · KL − entropy_coef · entropy, times its completion's weight
 
 A subclass defines the advantages, and may change the surrogate or the weights; it minimises the function of its name in
-postrain.losses. Zero-variance groups carry no gradient; `resample` draws groups of further
+postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` draws groups of further
 prompts in their place (dynamic sampling; Yu et al. 2025, DAPO, eq. 11). The step is divided by the whole batch either
 way: where all draws together hold fewer groups with a gradient than `batch_size`, zero-variance groups fill it, as they
-do with `resample` = 0, and `group/useful` logs how many have one. (DAPO's own code stops the run there.)
+do with `dynamic_sampling` = 0, and `group/with_gradient` logs how many have one. (DAPO's own code stops the run there.)
 
 Completions without a gradient do not go through the model again. Axes: P prompts, G completions of a prompt, B = P·G
 completions, prompt-major, T completion tokens.
@@ -77,10 +77,10 @@ class GroupRelative(PolicyGradient):
     """How far below 1 the ratio to the sampling policy may go before it is clipped."""
     clip_high: Positive = 0.2
     """How far above 1 the ratio to the sampling policy may go before it is clipped."""
-    resample: CountOrZero = 2
+    dynamic_sampling: CountOrZero = 2
     """Batches of further prompts that may be sampled at an update to replace zero-variance groups (DAPO's dynamic
     sampling). Groups that are not replaced stay in the batch: the step is divided by batch_size groups, and their only
-    gradient is that of the KL in the loss. group/useful logs how many groups have variance."""
+    gradient is that of the KL in the loss. group/with_gradient logs how many groups have variance."""
 
     smallest_group: ClassVar[int] = 2
 
@@ -96,7 +96,7 @@ class GroupRelative(PolicyGradient):
             )
 
     def items_per_update(self) -> int:
-        return self.batch_size * (1 + self.resample)
+        return self.batch_size * (1 + self.dynamic_sampling)
 
     # What a subclass defines -------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class GroupRelative(PolicyGradient):
         tokens, groups = mask_BT.sum(), len(reward_PG)
         self.accumulate(
             {
-                "group/all_equal": Mean((~has_variance(reward_PG)).sum(), groups),
+                "group/frac_reward_zero_std": Mean((~has_variance(reward_PG)).sum(), groups),
                 "group/reward_std": Mean(group_std(reward_PG).sum(), groups),
                 "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), tokens),
                 "entropy": Mean(-logps_BT.sum(), tokens),
@@ -185,7 +185,7 @@ class GroupRelative(PolicyGradient):
         useful = sorted(useful)[: self.batch_size]
         drawn = len(found) * self.batch_size
         others = sorted(set(range(drawn)).difference(useful))[: self.batch_size - len(useful)]
-        self.accumulate({"group/prompts_drawn": Mean(drawn, 1), "group/useful": Mean(len(useful), 1)})
+        self.accumulate({"group/prompts_sampled": Mean(drawn, 1), "group/with_gradient": Mean(len(useful), 1)})
         return concatenated(found), sorted(useful + others)
 
     def is_selected(self, completions: int) -> Tensor:

@@ -45,18 +45,18 @@ class GRPO(GroupRelative):
 
     kl_estimator: KLEstimator = "k3"
     kl_in: KLPlace = "loss"
-    scale: Literal["group", "batch", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: the standard deviation of rewards in the group or in the batch, or nothing."""
-    aggregation: Aggregation = "grpo"
+    loss_type: Aggregation = "grpo"
     """How token losses are summed up. grpo: mean over completions of their means. bnpo: mean over the tokens of a
     mini-batch. dr_grpo: sum over completions times max_new_tokens. dapo: mean over the tokens of the whole rollout."""
-    ratio: Literal["token", "sequence"] = "token"
+    importance_sampling_level: Literal["token", "sequence"] = "token"
     """What is compared with the sampling policy: each token, or the completion (GSPO, whose clips are small: clip_low
     3e-4, clip_high 4e-4)."""
     objective: Objective = "clipped"
     """Whether a clipped ratio takes the gradient away (clipped) or only bounds its weight (cispo, whose lower clip is
     far: clip_low 1.0)."""
-    ratio_ceiling: Positive | None = None
+    delta: Positive | None = None
     """Two-sided clip: bounds the ratio where the advantage is negative; null does not."""
     overlong_buffer: CountOrZero = 0
     """Tokens before rollout.max_new_tokens over which a growing penalty sets in (DAPO's soft overlong penalty); 0 is
@@ -71,15 +71,13 @@ class GRPO(GroupRelative):
                 f"method.overlong_buffer={self.overlong_buffer} is more than "
                 f"rollout.max_new_tokens={self.sampling.max_new_tokens}"
             )
-        if self.ratio_ceiling is not None and self.ratio_ceiling <= 1 + self.clip_high:
+        if self.delta is not None and self.delta <= 1 + self.clip_high:
             raise ConfigError(
-                f"method.ratio_ceiling={self.ratio_ceiling}: bounds what the clip leaves alone; give more than "
+                f"method.delta={self.delta}: bounds what the clip leaves alone; give more than "
                 f"1 + method.clip_high = {1 + self.clip_high:g}"
             )
-        if self.objective == "cispo" and self.ratio_ceiling is not None:
-            raise ConfigError(
-                "method.ratio_ceiling: method.objective=cispo bounds the ratio by clip_high; leave it null"
-            )
+        if self.objective == "cispo" and self.delta is not None:
+            raise ConfigError("method.delta: method.objective=cispo bounds the ratio by clip_high; leave it null")
 
     def shaped_rewards(self, rollouts: Rollouts) -> Tensor:
         if not self.overlong_buffer:
@@ -90,24 +88,24 @@ class GRPO(GroupRelative):
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         reward_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)
-        spread = batch_std(reward_PG) if self.scale == "batch" else None
-        return group_advantages(reward_PG, scale=self.scale, batch_std=spread).view(-1, 1) * mask_BT
+        spread = batch_std(reward_PG) if self.scale_rewards == "batch" else None
+        return group_advantages(reward_PG, scale=self.scale_rewards, batch_std=spread).view(-1, 1) * mask_BT
 
     def surrogate_options(self) -> SurrogateOptions:
-        return {"delta": self.ratio_ceiling, "ratio": self.ratio, "objective": self.objective}
+        return {"delta": self.delta, "ratio": self.importance_sampling_level, "objective": self.objective}
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         return completion_weights(
             lengths_B,
             counted_B,
-            self.aggregation,
+            self.loss_type,
             max_tokens=self.sampling.max_new_tokens,
             tokens=collectives.all_sum((lengths_B * counted_B).sum()),
             completions=len(self.selected) * self.group_size,
         )
 
     def denominator(self, batch: GroupExperience) -> int:
-        if self.aggregation != "bnpo":
+        if self.loss_type != "bnpo":
             return super().denominator(batch)
         return sum(
             int(mask.sum()) for mask, weight in zip(batch.rows.supervised, batch.weight_B, strict=True) if weight

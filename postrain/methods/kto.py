@@ -102,13 +102,13 @@ class KTO(ReferenceModelMixin):
             if not found:  # the mean of no completions is undefined, and so is a margin from it
                 continue
             metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[chosen_B].sum(), found)
-            metrics[f"logp_change/{name}"] = Mean(log_ratio_B.detach()[chosen_B].sum(), found)
+            metrics[f"log_ratio/{name}"] = Mean(log_ratio_B.detach()[chosen_B].sum(), found)
             metrics[f"length/{name}"] = Mean(scores.mask_BT[chosen_B].sum(), found)
         return LossSum(total, metrics | self.log_ratio_metrics(gains_BT))
 
     def log_ratio_metrics(self, log_ratio_BT: Tensor) -> dict[str, Mean | Max]:
         """The largest log-ratio of a token; nothing without a reference."""
-        if self.reference_logps == "none":
+        if self.reference_free:
             return {}
         furthest = log_ratio_BT.detach().abs().max()
         self.check_initial_log_ratio(furthest)

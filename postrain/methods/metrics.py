@@ -93,7 +93,7 @@ def step_metrics(log_ratio_BT: Tensor, terms: PolicyTerms, mask_BT: Tensor) -> d
         "ratio/mean": Mean((ratio * mask_BT).sum(), tokens),
         "ratio/max": Max((ratio * mask_BT).max()),
         "clip_fraction": Mean((terms.clipped_BT & mask_BT).sum(), tokens),
-        "kl/step": Mean((log_ratio_BT.exp() - 1 - log_ratio_BT).sum(), tokens),
+        "kl/old_policy": Mean((log_ratio_BT.exp() - 1 - log_ratio_BT).sum(), tokens),
     }
 
 

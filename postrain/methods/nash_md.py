@@ -43,7 +43,7 @@ class Experience(Batch):
 class NashMD(OnlinePreference):
     """Maximises P(policy's completion beats the mixture's) − β · KL(policy ‖ reference)."""
 
-    headline: ClassVar[tuple[str, str, str]] = ("win/mixture", "kl/k3", "eval/win_rate")
+    headline: ClassVar[tuple[str, str, str]] = ("win_rate/mixture", "kl/k3", "eval/win_rate")
 
     learning_rate: Positive = 3e-4
     beta: Positive = 0.02
@@ -62,7 +62,7 @@ class NashMD(OnlinePreference):
         ref_logps_BT = self.reference_logps(mine.rows)
         known_B = ~preferred_B.isnan()
         self.accumulate({**self.measured(mine), **sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT)})
-        self.accumulate({"win/mixture": Mean(preferred_B[known_B].sum(), known_B.sum())})
+        self.accumulate({"win_rate/mixture": Mean(preferred_B[known_B].sum(), known_B.sum())})
         learned_B = ~self.truncated_and_masked(mine)
         advantages_BT = losses.nash_md_advantages(preferred_B, logps_BT - ref_logps_BT, mask_BT, beta=self.beta)
         return Experience(mine.rows, logps_BT, advantages_BT * learned_B[:, None], learned_B)

@@ -59,7 +59,7 @@ class Online(Method):
     """Optimizer steps in each pass."""
     missing_eos_penalty: NonNegative = 0.0
     """Taken off the reward of a completion that was cut at rollout.max_new_tokens."""
-    mask_truncated: bool = False
+    mask_truncated_completions: bool = False
     """Whether a completion that was cut at rollout.max_new_tokens is left out of the loss."""
 
     def on_model_attached(self) -> None:
@@ -144,10 +144,10 @@ class Online(Method):
         return rollouts.reward_B - self.missing_eos_penalty * (~rollouts.finished_B)
 
     def truncated_and_masked(self, rollouts: Rollouts) -> Tensor:
-        """True where a completion was cut at the length limit and `mask_truncated` excludes it from the loss, [B]."""
-        out_B = ~rollouts.finished_B & self.mask_truncated
-        if self.mask_truncated:
-            self.accumulate({"completion/left_out": Mean(out_B.sum(), len(out_B))})
+        """True where a completion was truncated and `mask_truncated_completions` excludes it from the loss, [B]."""
+        out_B = ~rollouts.finished_B & self.mask_truncated_completions
+        if self.mask_truncated_completions:
+            self.accumulate({"completion/masked": Mean(out_B.sum(), len(out_B))})
         return out_B
 
     def logps(self, model: nn.Module, rows: Rows) -> Tensor:

@@ -74,7 +74,7 @@ class OnlineDPO(OnlinePreference):
         rows, ref_B = rollouts.rows, self.reference_logps(rollouts.rows).sum(1)
         gap_P = average_PG.gather(1, best_P[:, None]) - average_PG.gather(1, worst_P[:, None])
         decided_P = gap_P.squeeze(1).nan_to_num(0.0) > TIE
-        self.accumulate({**self.measured(rollouts), "undecided": Mean((~decided_P).sum(), len(batch))})
+        self.accumulate({**self.measured(rollouts), "tie_rate": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
         return JudgedPairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
 

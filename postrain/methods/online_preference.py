@@ -51,8 +51,8 @@ class OnlinePreference(Online):
         if self.missing_eos_penalty and self.parts.preference is not None:
             raise ConfigError(
                 f"method.missing_eos_penalty={self.missing_eos_penalty:g}: taken off the reward of a completion, and "
-                f"{type(self.parts.preference).__name__} only compares; use method.mask_truncated=true, or a reward "
-                "that scores completions"
+                f"{type(self.parts.preference).__name__} only compares; use "
+                "method.mask_truncated_completions=true, or a reward that scores completions"
             )
 
     def preferences(self, some: Rollouts, others: Rollouts) -> Tensor:

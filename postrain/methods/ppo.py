@@ -200,7 +200,7 @@ class PPO(PolicyGradient):
 
     def step_kl(self) -> Mean:
         """k3 of all mini-batches so far to the policy that sampled, on this rank."""
-        found = self.accumulated.get("kl/step", Mean(0.0, 0.0))
+        found = self.accumulated.get("kl/old_policy", Mean(0.0, 0.0))
         assert isinstance(found, Mean)
         return Mean(float(found.total), float(found.count))
 

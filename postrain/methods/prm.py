@@ -67,7 +67,7 @@ class PRM(Method):
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         """The accuracy of always predicting the more frequent label, to compare the model's with."""
-        share = metrics["right_share"]
+        share = metrics["positive_step_fraction"]
         return {"majority_accuracy": max(share, 1 - share)}
 
 
@@ -84,5 +84,5 @@ def accuracies(right_BS: Tensor, labels_BS: Tensor, mask_BS: Tensor) -> dict[str
         "step_accuracy/wrong": Mean((agree_BS & bad_BS).sum(), bad_BS.sum()),
         "first_error_accuracy": Mean(((said_B == true_B) & flawed_B).sum(), flawed_B.sum()),
         "solution_accuracy": Mean(solved_B.sum(), len(solved_B)),
-        "right_share": Mean(good_BS.sum(), mask_BS.sum()),
+        "positive_step_fraction": Mean(good_BS.sum(), mask_BS.sum()),
     }

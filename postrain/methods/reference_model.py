@@ -1,9 +1,9 @@
 """Mixin of methods whose loss weighs a completion by its log-ratio log π(completion) − log π_ref(completion).
 
 The reference's log-probabilities are constants of the loss. They are computed once for all rows before the first update
-and kept on disk (`cached`), or at every update (`fresh`), from a frozen copy or with the adapter off. In float32 the
-numbers are the same; in bfloat16 either carries the rounding of its own pass. Before the first update the policy is its
-own reference, so that pass needs no second model.
+and cached on disk (`precompute_ref_log_probs`), or at every update, from a frozen copy or with the adapter off. In
+float32 the numbers are the same; in bfloat16 either carries the rounding of its own pass. Before the first update
+the policy is its own reference, so that pass needs no second model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -45,43 +45,52 @@ class ReferenceModelMixin(Method):
     """A method with a reference model. Its `prepare` calls `reference_logps_of(batch)`, its `loss_sum`
     `check_initial_log_ratio`."""
 
-    reference_logps: Literal["cached", "fresh", "none"] = "cached"
-    """Reference log-probabilities. cached: of all rows once, before the first update, kept on disk. fresh: at every
-    update. none: taken to be 0."""
-    sync_every: CountOrZero = 0
+    precompute_ref_log_probs: bool = True
+    """Compute the reference log-probabilities of all rows once, before the first update, and cache them on disk; false
+    computes them at every update."""
+    reference_free: bool = False
+    """Take all reference log-probabilities as 0: a uniform reference policy, as in SimPO and CPO."""
+    ref_sync_steps: CountOrZero = 0
     """Updates after which the reference follows the policy (TR-DPO, Gorbatovski et al. 2024); 0 leaves it in place."""
-    sync_mix: Annotated[float, Interval(gt=0, le=1)] = 0.6
+    ref_mixup_alpha: Annotated[float, Interval(gt=0, le=1)] = 0.6
     """The policy's share in the new reference."""
 
     def needs_reference(self) -> bool:
-        return self.reference_logps == "fresh"
+        return not (self.precompute_ref_log_probs or self.reference_free)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the reference log-probabilities of all rows are computed before the first update."""
+        return self.precompute_ref_log_probs and not self.reference_free
 
     def on_model_attached(self) -> None:
         self.cached_logps: LogpsByRow = {}
         self.synced: Reference | None = None
-        if self.parts.foreign_reference and self.reference_logps == "none":
-            raise ConfigError("reference: means nothing with method.reference_logps=none; leave one of them out")
-        if self.sync_every:
+        if self.parts.foreign_reference and self.reference_free:
+            raise ConfigError("reference has no effect with method.reference_free=true; remove one of them")
+        if self.ref_sync_steps:
             self.synced = self.synced_reference()
 
     def synced_reference(self) -> Reference:
         """A reference of the method's own that can follow the policy; that of evaluations keeps the initial weights."""
-        if self.reference_logps != "fresh":
+        if not self.needs_reference():
             raise ConfigError(
-                f"method.sync_every={self.sync_every} moves the reference; that needs method.reference_logps=fresh, "
-                f"got {self.reference_logps}"
+                f"method.ref_sync_steps={self.ref_sync_steps} updates the reference policy; set "
+                "method.precompute_ref_log_probs=false and method.reference_free=false"
             )
         if hasattr(self.policy, "disable_adapter"):
-            raise ConfigError("method.sync_every: not with an adapter, whose reference is the adapter off; leave it 0")
+            raise ConfigError(
+                "method.ref_sync_steps: not with an adapter, whose reference is the adapter off; leave it 0"
+            )
         with self.reference_policy.scoring() as initial:
             if [p.shape for p in initial.parameters()] != [p.shape for p in self.policy.parameters()]:
-                raise ConfigError("method.sync_every: the reference has other layers than the policy; leave it 0")
+                raise ConfigError("method.ref_sync_steps: the reference has other layers than the policy; leave it 0")
             return Reference(self.policy, frozen_copy(initial))
 
     def setup(self, stage: str) -> None:
         """Fills the cache before the first update, and before a checkpoint is loaded."""
         super().setup(stage)
-        if self.reference_logps == "cached":
+        if self.is_cached:
             self.cached_logps = self.cached_or_computed(distinct(self.compared(everything(self.datamodule))))
 
     def compared(self, batch: Batch) -> Batch:
@@ -130,9 +139,9 @@ class ReferenceModelMixin(Method):
 
     def reference_logps_of(self, batch: Batch) -> LogpsByRow:
         """The reference's log-probabilities of every row of a batch."""
-        if self.reference_logps == "cached":
+        if self.is_cached:
             return self.cached_logps
-        if self.reference_logps == "none":
+        if self.reference_free:
             return zeros_by_row(rows_in(batch))
         with (self.synced or self.reference_policy).scoring() as model:
             return self.logps_by_row(model, batch)
@@ -143,12 +152,12 @@ class ReferenceModelMixin(Method):
 
     def check_initial_log_ratio(self, log_ratio_max: Tensor) -> None:
         """Raises ConfigError where the policy differs from its reference before the first optimizer step."""
-        begun = self.counters.optimizer_steps or self.policy.training or self.reference_logps == "none"
+        begun = self.counters.optimizer_steps or self.policy.training or self.reference_free
         if begun or self.parts.foreign_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
             return
         raise ConfigError(
-            f"method.reference_logps={self.reference_logps}: before the first update a token's log-ratio to the "
-            f"reference is {float(log_ratio_max):.2g} and has to be 0; the reference is not what the policy starts from"
+            f"reference: before the first update the largest log-ratio to the reference is {float(log_ratio_max):.2g}, "
+            "expected 0: the reference differs from the initial policy"
         )
 
     def evaluate(self, batch: Batch, index: int) -> Metrics:
@@ -156,7 +165,7 @@ class ReferenceModelMixin(Method):
 
     def minibatches(self, prepared: Batch) -> Iterator[Batch]:
         yield prepared
-        if self.synced is not None and (self.counters.updates + 1) % self.sync_every == 0:
+        if self.synced is not None and (self.counters.updates + 1) % self.ref_sync_steps == 0:
             self.sync(self.synced)
 
     @torch.no_grad()
@@ -164,12 +173,14 @@ class ReferenceModelMixin(Method):
         """Moves the reference towards the policy: θ_ref ← mix·θ + (1 − mix)·θ_ref."""
         with reference.scoring() as model:
             for theirs, mine in zip(model.parameters(), self.policy.parameters(), strict=True):
-                theirs.lerp_(mine, self.sync_mix)
+                theirs.lerp_(mine, self.ref_mixup_alpha)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.sync_every and self.device_mesh is not None:
-            raise ConfigError("method.sync_every: not with trainer.strategy=fsdp, which keeps no whole policy; use ddp")
+        if self.ref_sync_steps and self.device_mesh is not None:
+            raise ConfigError(
+                "method.ref_sync_steps: not with trainer.strategy=fsdp, which keeps no whole policy; use ddp"
+            )
 
     def state(self) -> dict[str, Any]:
         if self.synced is None:
@@ -178,7 +189,7 @@ class ReferenceModelMixin(Method):
             return {"reference": model.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        # Absent where the run began without sync_every: the reference then keeps the initial weights.
+        # Absent where the run began without ref_sync_steps: the reference then keeps the initial weights.
         if self.synced is not None and "reference" in state:
             with self.synced.scoring() as model:
                 model.load_state_dict(state["reference"])

@@ -13,7 +13,8 @@ from postrain.types import LossSum, Mean, NonNegative, Positive, Size
 
 
 class RewardModel(Method):
-    """Minimises −log σ(r_c − r_r − margin) + centring_coef · (r_c + r_r)², a mean over pairs:
+    """Minimises −log σ(r_c − r_r − margin) + center_rewards_coefficient · (r_c + r_r)², a mean over
+    pairs:
     `losses.bradley_terry`."""
 
     kind: ClassVar[str] = "Preference"
@@ -25,7 +26,7 @@ class RewardModel(Method):
     learning_rate: Positive = 3e-3
     use_margin: bool = False
     """Whether the loss asks for the data's margins (0 where it has none)."""
-    centring_coef: NonNegative = 0.01
+    center_rewards_coefficient: NonNegative = 0.01
     """Weight of the squared sum of a pair's two scores, which keeps scores around 0."""
 
     def denominator(self, batch: Pairs) -> int:
@@ -34,7 +35,9 @@ class RewardModel(Method):
     def loss_sum(self, batch: Pairs) -> LossSum:
         chosen_B, rejected_B = sequence_scores(self.policy, batch.chosen + batch.rejected).chunk(2)
         margin_B = batch.margin_B.to(chosen_B) * self.use_margin
-        total = losses.bradley_terry(chosen_B, rejected_B, margin_B, centring_coef=self.centring_coef, reduction="sum")
+        total = losses.bradley_terry(
+            chosen_B, rejected_B, margin_B, center_rewards_coefficient=self.center_rewards_coefficient, reduction="sum"
+        )
         gap_B = (chosen_B - rejected_B).detach()
         pairs = len(batch)
         metrics = {

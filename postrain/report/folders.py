@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from postrain.config import renamed
 from postrain.config.masking import masked
 from postrain.formatting import duration
 from postrain.jsonl import JsonLines, Record, number, read_json
@@ -161,7 +162,8 @@ def common(path: Path) -> dict[str, Any]:
 def read_run(path: Path) -> Run:
     """The run in a folder, finished or not."""
     path = path.resolve()
-    records, damaged_records = JsonLines(path / "metrics.jsonl").examine()
+    lines, damaged_records = JsonLines(path / "metrics.jsonl").examine()
+    records = [renamed.metrics(line) for line in lines]
     samples, damaged_samples = JsonLines(path / "samples.jsonl").examine()
     counts = {"metrics.jsonl": damaged_records, "samples.jsonl": damaged_samples}
     times = [value for record in records if (value := number(record.get("time"))) is not None]
@@ -174,7 +176,7 @@ def read_run(path: Path) -> Run:
         samples=[sample for record in samples if (sample := sample_of(record)) is not None],
         diagnostics=[record for record in RunFolder(path).diagnostics.read() if record.get("text")],
         missing=list(_missing(path, counts)) + _not_numbers(records),
-        result=read_json(path / "result.json"),
+        result=renamed.result(read_json(path / "result.json")),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from postrain.config import renamed
 from postrain.errors import ConfigError
 from postrain.formatting import figure, short
 from postrain.jsonl import JsonLines, number, read_json
@@ -113,7 +114,7 @@ def _sweep(entry: Entry) -> Entry:
 
 
 def _run(entry: Entry, run: Run) -> Entry:
-    result = read_json(entry.path / "result.json")
+    result = renamed.result(read_json(entry.path / "result.json"))
     ends = {name: both for name, values in mapping(result.get("changes")).items() if (both := _ends(values))}
     updates = number(result.get("updates"))
     if not ends:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from postrain.config import renamed
 from postrain.errors import ConfigError
 from postrain.jsonl import number, read_json
 from postrain.metrics import Direction, decides, direction_of
@@ -87,7 +88,7 @@ def read_sweep(path: Path) -> SweepResult:
     """The sweep in a folder, finished or not. Raises ConfigError where there is none."""
     if not (path / FILE).is_file():
         raise ConfigError(f"{path} is not a sweep: it holds no {FILE}")
-    node = read_yaml(path / FILE)
+    node = renamed.study(read_yaml(path / FILE))
     jobs = [read_job(path, record) for record in read_records(path / JOBS) if "folder" in record]
     missing = [] if node else [f"{FILE} is damaged: the question is not known"]
     missing += [] if jobs else [f"{JOBS} is missing or damaged: the jobs are not known"]
@@ -96,7 +97,7 @@ def read_sweep(path: Path) -> SweepResult:
     columns = node.get("columns") or ()
     if metric is not None and node.get("metric") != metric:
         columns = [*columns, *USUAL]
-    axes = mapping(node.get("picture"))
+    axes = mapping(node.get("plot"))
     known = {name for job in jobs for name in job.values}
     x, y = (name if (name := axes.get(axis)) in known else None for axis in ("x", "y"))
     if x is None and KL in known and about_kl(settings):
@@ -147,7 +148,7 @@ def about_kl(settings: Iterable[str]) -> bool:
 def read_job(root: Path, record: Mapping[str, Any]) -> JobResult:
     """The result of a job of the sweep in `root`; `record` is its entry of jobs.json."""
     folder = root / str(record["folder"])
-    status, result = Status(folder / "status.json").current(), read_json(folder / "result.json")
+    status, result = Status(folder / "status.json").current(), renamed.result(read_json(folder / "result.json"))
     state = str(status.get("status") or "not started")
     return JobResult(
         number=int(number(record.get("number")) or 0),

@@ -14,7 +14,7 @@ declare(
     bounds=SHARE,
     title="Finished",
 )
-declare("completion/left_out", "share of completions left out of the loss because they were cut", bounds=SHARE)
+declare("completion/masked", "share of completions left out of the loss because they were cut", bounds=SHARE)
 
 declare("reward/total", "what the policy is paid, mean of a batch", direction="max", title="Reward")
 declare("reward/*", "each before weighting", direction="max", title="Parts of the reward")

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from postrain.config import renamed
 from postrain.config.places import command
 from postrain.config.tree import SESSION
 from postrain.jsonl import read_json
@@ -58,7 +59,7 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
         raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
     if not isinstance(config, dict) or not config:
         raise ConfigError(f"{folder.config} is not the config of a run: expected keys and values; {REMEDY}")
-    return {str(key): _moved(value) for key, value in config.items()}
+    return renamed.config({str(key): _moved(value) for key, value in config.items()}, quiet=True)
 
 
 def _moved(value: Any) -> Any:
@@ -77,8 +78,8 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     saved = saved_config(folder)
     if lacks := [key for key in ALWAYS if key not in saved]:
         raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(lacks)}; {REMEDY}")
-    if ("keep" in saved) != ("keep" in composed):
-        what, program = ("generation", "generate") if "keep" in saved else ("training run", "train")
+    if ("selection" in saved) != ("selection" in composed):
+        what, program = ("generation", "generate") if "selection" in saved else ("training run", "train")
         raise ConfigError(f"resume: {folder.path} is a {what}; go on with {command(program)} resume={folder.path}")
     changed = dict(saved)
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:

@@ -97,7 +97,7 @@ class TrainConfig(Section):
         """Raises ConfigError for what the machine or a part refuses, before there is a folder."""
         self.trainer.check()
         self.adapter.quantization()
-        for measure in self.evaluation.measures.values():
+        for measure in self.evaluation.tasks.values():
             assert measure.value
 
     @property

@@ -70,10 +70,10 @@ def dead_gradient(history: History) -> str | None:
     now = history[-1]
     if now.get("reward/unscorable") == 1:
         reason = "nothing could score a single completion (reward/unscorable is 1): look at the reward, or at the judge"
-    elif now.get("completion/left_out") == 1:
+    elif now.get("completion/masked") == 1:
         reason = (
-            "every completion was cut at rollout.max_new_tokens, and method.mask_truncated=true leaves such ones out "
-            "of the loss: raise the limit, or say method.mask_truncated=false"
+            "every completion was truncated at rollout.max_new_tokens, and method.mask_truncated_completions=true "
+            "excludes those from the loss: raise the limit, or set method.mask_truncated_completions=false"
         )
     elif now.get("advantage/mean_abs") == 0:
         reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
@@ -120,13 +120,13 @@ def saturated_margins(history: History) -> str | None:
 
 
 def likelihood_displacement(history: History) -> str | None:
-    chosen, rejected = (last(history, f"logp_change/{name}", WINDOW) for name in ("chosen", "rejected"))
+    chosen, rejected = (last(history, f"log_ratio/{name}", WINDOW) for name in ("chosen", "rejected"))
     if chosen is None or rejected is None or not fmean(rejected) < fmean(chosen) < -1:
         return None
     return (
         f"The chosen answers have become less likely than at the start ({fmean(chosen):.1f} nats), the rejected ones "
         f"more so ({fmean(rejected):.1f}). The loss only asks for the gap, so this is expected; the probability goes "
-        "to texts that are in no pair. When the answers get worse, imitate the chosen ones too (method.nll_coef=1) or "
+        "to texts that are in no pair. When the answers get worse, imitate the chosen ones too (method.sft_coef=1) or "
         "raise method.beta."
     )
 
@@ -261,7 +261,7 @@ def high_clip_fraction(history: History) -> str | None:
 
 
 def zero_variance_groups(history: History) -> str | None:
-    shares = last(history, "group/all_equal", WINDOW)
+    shares = last(history, "group/frac_reward_zero_std", WINDOW)
     if shares is None or fmean(shares) < 0.8:
         return None
     rewards = [value for value in (record.get("reward/total") for record in history[-WINDOW:]) if value is not None]
@@ -269,7 +269,7 @@ def zero_variance_groups(history: History) -> str | None:
         f"In {fmean(shares):.0%} of the groups all completions earned the same (mean reward {fmean(rewards):.2f}): a "
         "group teaches by its differences, so most of each rollout is thrown away. Give easier or harder prompts, more "
         "completions of each (method.group_size), a higher rollout.temperature, a reward in steps instead of all or "
-        "nothing, or let further prompts replace such groups (method.resample)."
+        "nothing, or let further prompts replace such groups (method.dynamic_sampling)."
     )
 
 

@@ -72,7 +72,7 @@ class Evaluator(Callback):
     def print_notes(self, found: Evaluated) -> None:
         """Prints the notes of the measures, each line once."""
         for name, notes in found.notes.items():
-            for line in [f"evaluation.measures.{name}: {note}" for note in notes]:
+            for line in [f"evaluation.tasks.{name}: {note}" for note in notes]:
                 if line not in self.printed:
                     print(line, flush=True)
                 self.printed.add(line)

@@ -26,7 +26,7 @@ BASES = (
     ("config", ("method=grpo", "rollout=vllm", "environment=calculator", "evaluation=all")),
     ("config", ("method=dpo", "trainer=ddp_cpu")),
     ("config", ("method=kto", "data=jsonl", "data.path=rows.jsonl")),
-    ("generate", ("keep=preferences",)),
+    ("generate", ("selection=preferences",)),
     ("evaluate", ("model=nano",)),
 )
 VALUES = (

@@ -31,7 +31,7 @@ from tests.training_runs import composed
         (["logger=trackio"], 'logger: the package trackio is not installed; run pip install "postrain[trackio]"'),
         (["adapter=qlora"], 'adapter: the package bitsandbytes is not installed; run pip install "postrain[quant]"'),
         (["evaluation=lm_eval"],
-         'evaluation.measures.lm_eval: the package lm_eval is not installed; run pip install "postrain[eval]"'),
+         'evaluation.tasks.lm_eval: the package lm_eval is not installed; run pip install "postrain[eval]"'),
         (["rollout=vllm"], 'rollout: the package vllm is not installed; '
          'run pip install "postrain[vllm]" -c constraints-vllm.txt; '
          "rollout=local samples without it, on a CPU too"),

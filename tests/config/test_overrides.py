@@ -123,12 +123,12 @@ def test_all_problems_come_at_once(conf: Path) -> None:
 @pytest.mark.parametrize(
     ("root", "argv", "line"),
     [
-        ("config", ["method=sft", "keep=best"], "keep: belongs to python -m postrain.generate"),
+        ("config", ["method=sft", "selection=best"], "selection: belongs to python -m postrain.generate"),
         ("generate", ["method=ppo"], "method: belongs to python train.py"),
         (
             "config",
-            ["pipeline=reasoning", "keep=best"],
-            "keep: belongs to python -m postrain.generate; say stage.NAME.keep=best",
+            ["pipeline=reasoning", "selection=best"],
+            "selection: belongs to python -m postrain.generate; say stage.NAME.selection=best",
         ),
     ],
 )
@@ -144,7 +144,7 @@ def test_help_lists_the_groups_that_the_program_has(conf: Path) -> None:
     assert overview(["--help", "--config-dir", more], conf, "config") == "method: mine, ppo, sft"
     lines = overview([], CONF, "generate").splitlines()
     assert [line.partition(":")[0] for line in lines] == sorted(
-        ["model", "data", "reward", "rollout", "environment", "trainer", "keep"]
+        ["model", "data", "reward", "rollout", "environment", "trainer", "selection"]
     )
 
 

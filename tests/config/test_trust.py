@@ -31,8 +31,7 @@ OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / gro
 ASK = {"reward.function", "reward.url"}
 OWN = "mine.py:brevity"
 MEASURES = {
-    name: composed(["method=ppo", f"evaluation={name}"])["evaluation"]["measures"][name]
-    for name in ("lm_eval", "queries")
+    name: composed(["method=ppo", f"evaluation={name}"])["evaluation"]["tasks"][name] for name in ("lm_eval", "queries")
 }
 
 
@@ -57,9 +56,9 @@ def test_every_option_of_the_package_can_be_resumed_without_a_word(group: str, o
     assert {one.key for one in confirmable(config, TrainConfig)} <= ASK
 
 
-@pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "keep").glob("*.yaml")))
-def test_every_keep_can_be_resumed_without_a_word(option: str) -> None:
-    assert list(confirmable(composed([f"keep={option}"], "generate"), GenerateConfig)) == []
+@pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "selection").glob("*.yaml")))
+def test_every_selection_resumes_without_confirmation(option: str) -> None:
+    assert list(confirmable(composed([f"selection={option}"], "generate"), GenerateConfig)) == []
 
 
 def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
@@ -76,7 +75,7 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
         ("logger", {"_target_": "subprocess.call", "args": ["true"]}),
         ("data.source._target_", "mine.Source"),
         ("reward.parts.gold", {"_target_": "mine.Reward"}),
-        ("evaluation.measures.mine", {"_target_": "mine.EvalTask"}),
+        ("evaluation.tasks.mine", {"_target_": "mine.EvalTask"}),
         ("early_stop.kl_above", {"_target_": "os.system"}),
         ("nothing", {"_target_": "os.system"}),
         ("seed", {"_target_": "os.system"}),
@@ -104,8 +103,8 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
         ("reward", composed(["method=ppo", "reward=code", "reward.allow_execution=true"])["reward"]),
         ("rollout", composed(["method=ppo", "rollout=vllm", "rollout.url=http://a"])["rollout"]),
         ("logger", composed(["method=ppo", "logger=wandb", "logger.online=true"])["logger"]),
-        ("evaluation.measures.lm_eval", {**MEASURES["lm_eval"], "folder": "x"}),
-        ("evaluation.measures.queries", {**MEASURES["queries"], "allow_execution": True}),
+        ("evaluation.tasks.lm_eval", {**MEASURES["lm_eval"], "folder": "x"}),
+        ("evaluation.tasks.queries", {**MEASURES["queries"], "allow_execution": True}),
     ],
 )
 def test_a_stranger_cannot_decide_it(path: str, value: Any, tmp_path: Path) -> None:

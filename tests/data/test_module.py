@@ -79,7 +79,7 @@ def talks(tmp_path) -> str:
 
 
 def test_every_option_is_tested():
-    assert set(OPTIONS) == {*WORLD, *HUB, "jsonl", "reasoning_gym", "wordings"}
+    assert set(OPTIONS) == {*WORLD, *HUB, "jsonl", "reasoning_gym", "paraphrases"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -17,7 +17,7 @@ FACTS = [{"who": "Mia", "place": "river"}, {"who": "Tim", "place": "park"}]
 
 
 def source(**changes: Any) -> Paraphrases:
-    node = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "wordings.yaml"))
+    node = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "paraphrases.yaml"))
     assert isinstance(node, dict)
     small = {"facts": FACTS, "learned": ["Where is {who}?", "Seen {who}?"], "asked": ["Find {who}."]}
     return instantiate({**node["source"], **small, "completion": "At the {place}.", **changes})
@@ -45,7 +45,7 @@ def test_right_is_what_names_the_answer_and_no_other() -> None:
 
 
 def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> None:
-    facts = OmegaConf.load(CONF / "data" / "wordings.yaml").source.facts
+    facts = OmegaConf.load(CONF / "data" / "paraphrases.yaml").source.facts
     for key in ("who", "thing"):
         assert all(len({f.place for f in facts if f[key] == one}) >= 2 for one in {f[key] for f in facts})
     assert len({(fact.who, fact.thing) for fact in facts}) == len(facts)

@@ -27,11 +27,11 @@ SMALL = (
     "model=nano",
     "compare=[nano]",
     "evaluation=perplexity",
-    "+evaluation/measure@evaluation.measures.gold=gold",
-    "+evaluation/measure@evaluation.measures.kl=kl",
+    "+evaluation/task@evaluation.tasks.gold=gold",
+    "+evaluation/task@evaluation.tasks.kl=kl",
     "reference=nano",
-    "evaluation.measures.gold.prompts=3",
-    "evaluation.measures.kl.prompts=3",
+    "evaluation.tasks.gold.prompts=3",
+    "evaluation.tasks.kl.prompts=3",
     "data.eval_rows=4",
     "data.source.count=8",
     "rollout.max_new_tokens=6",
@@ -106,7 +106,10 @@ def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, 
         (["model=nano", "compare=[no/such/folder]"], "compare=no/such/folder: .*; give run folders"),
         (["model=nano", "metric=speed/all"], "metric=speed/all: expected MEASURE/METRIC"),
         (["model=nano", "trainer=ddp_cpu"], "trainer: an evaluation runs in one process"),
-        (["model=nano", "evaluation=wins", "evaluation.measures.wins.against=no/such"], "wins.against=no/such: "),
+        (
+            ["model=nano", "evaluation=win_rate", "evaluation.tasks.win_rate.against=no/such"],
+            "win_rate.against=no/such: ",
+        ),
         (["model=nano", "evaluation=best_of_n", "rollout.temperature=0"], r"rollout\.temperature=0: all samples"),
     ],
 )
@@ -122,7 +125,7 @@ def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Perplexity, "__call__", refuse)
     with pytest.raises(Unmeasured, match=r"^perplexity: rows: there are none; all else that was measured is in "):
-        appraised(tmp_path, "compare=[]", "~evaluation.measures.kl")
+        appraised(tmp_path, "compare=[]", "~evaluation.tasks.kl")
     folder = RunFolder(*(tmp_path / "evaluate" / "nano").iterdir())
     (one,) = written(folder, "evaluation_stats.json")["subjects"]
     assert (one["measures"]["perplexity"]["notes"], one["measures"]["perplexity"]["metrics"]) == (
@@ -150,7 +153,7 @@ def test_what_only_a_measure_found_out_is_exit_code_1(
 def test_keys_that_only_training_reads_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^evaluation\.{key}: says how a training run looks at itself"):
         check_words(["model=nano", f"evaluation.{key}=1"])
-    check_words(["evaluation=all", "evaluation.measures.gold.prompts=1", "shown=1"])
+    check_words(["evaluation=all", "evaluation.tasks.gold.prompts=1", "shown=1"])
 
 
 def test_a_number_of_one_item_stands_alone() -> None:

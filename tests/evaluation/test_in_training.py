@@ -16,7 +16,7 @@ def test_measures_are_logged_at_every_evaluation(tmp_path: Path, capsys: pytest.
         "method.updates=1",
         "data.source.count=16",
         "evaluation=perplexity",
-        "+evaluation/measure@evaluation.measures.preference=preference",
+        "+evaluation/task@evaluation.tasks.preference=preference",
         "evaluation.completions=0",
     )
     first, last = (record for record in folder.metrics.read() if "eval/loss" in record)
@@ -24,4 +24,4 @@ def test_measures_are_logged_at_every_evaluation(tmp_path: Path, capsys: pytest.
         assert record["eval/perplexity/loss"] == pytest.approx(record["eval/loss"], rel=1e-5)
     assert first["eval/perplexity/loss"] != last["eval/perplexity/loss"]
     assert not folder.samples.path.exists() or not folder.samples.read()
-    assert capsys.readouterr().out.count("evaluation.measures.preference: needs preference pairs") == 1
+    assert capsys.readouterr().out.count("evaluation.tasks.preference: needs preference pairs") == 1

@@ -216,7 +216,7 @@ def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkey
     duel = WinRate(against="nano", judge=None, prompts=4)
     duel.check(Sampling(4, 1.0))
     assert duel._other.name == "nano"
-    with pytest.raises(ConfigError, match=r"^evaluation\.measures\.wins\.against=no/such: .*one of .*nano"):
+    with pytest.raises(ConfigError, match=r"^evaluation\.tasks\.win_rate\.against=no/such: .*one of .*nano"):
         WinRate(against="no/such", judge=None, prompts=4).check(Sampling(4, 1.0))
     monkeypatch.setattr("postrain.evaluation.win_rate.named", lambda *_: SimpleNamespace(head="scalar"))
     with pytest.raises(ConfigError, match="a reward model, which cannot write"):

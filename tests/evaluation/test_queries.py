@@ -194,13 +194,13 @@ def test_a_small_context(eval_model: EvalModel, path: str) -> None:
     [
         (
             ("factal",),
-            "evaluation.measures.queries.categories: no query is of the category factal; did you mean factual?",
+            "evaluation.tasks.queries.categories: no query is of the category factal; did you mean factual?",
         ),
         (
             ("x",),
-            "evaluation.measures.queries.categories: no query is of the category x; there are factual, reasoning, ",
+            "evaluation.tasks.queries.categories: no query is of the category x; there are factual, reasoning, ",
         ),
-        ((), "evaluation.measures.queries.categories: is empty; give some of factual, "),
+        ((), "evaluation.tasks.queries.categories: is empty; give some of factual, "),
     ],
 )
 def test_a_category_that_is_not_there(categories: tuple[str, ...], problem: str) -> None:
@@ -214,7 +214,7 @@ def test_agreement_counts_pairs() -> None:
 
 
 def test_the_bundled_queries_are_asked_by_the_option() -> None:
-    node = composed(["method=sft", "evaluation=queries"])["evaluation"]["measures"]["queries"]
+    node = composed(["method=sft", "evaluation=queries"])["evaluation"]["tasks"]["queries"]
     assert node.pop("_target_") == "postrain.evaluation.queries.Queries"
     said = (CONF / "evaluation" / "queries.yaml").read_text()
     assert said.startswith(f"# {len(read_queries(None))} hand-written queries")

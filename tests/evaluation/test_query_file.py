@@ -80,5 +80,5 @@ def test_mistakes_are_told_by_line(tmp_path: Path, change: dict[str, Any], probl
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"^evaluation.measures.queries.path=none.jsonl: there is no such .jsonl"):
+    with pytest.raises(ConfigError, match=r"^evaluation.tasks.queries.path=none.jsonl: there is no such .jsonl"):
         read_queries("none.jsonl")

@@ -36,7 +36,7 @@ def rows(folder: RunFolder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> RunFolder:
-    return generated(tmp_path_factory.mktemp("whole"), "keep=all", "greedy=true")
+    return generated(tmp_path_factory.mktemp("whole"), "selection=all", "greedy=true")
 
 
 def test_every_prompt_has_its_completions_in_order(whole):
@@ -49,11 +49,11 @@ def test_every_prompt_has_its_completions_in_order(whole):
     assert summary["reward"] == pytest.approx(sum(sum(record["rewards"]) for record in found) / 30)
     assert summary["kept"] == len(rows(whole))
     assert whole.status.read()["status"] == "done"
-    assert json.loads(whole.manifest.read_text())["reproduce"].startswith("python -m postrain.generate keep=all")
+    assert json.loads(whole.manifest.read_text())["reproduce"].startswith("python -m postrain.generate selection=all")
 
 
 def test_a_completion_knows_nothing_of_chunks_and_of_other_samples(whole, tmp_path):
-    other = generated(tmp_path, "keep=all", "chunk=3", "samples=2", "prompts=7")
+    other = generated(tmp_path, "selection=all", "chunk=3", "samples=2", "prompts=7")
     for here, there in zip(completions(whole), completions(other), strict=False):
         assert here["completions"][:2] == there["completions"]
     assert len(completions(other)) == 7
@@ -63,7 +63,10 @@ def test_other_seeds_give_other_completions_and_held_out_prompts_are_others(whol
     def told(folder: RunFolder, name: str) -> list:
         return [record[name] for record in completions(folder)]
 
-    seeded, held_out = generated(tmp_path, "keep=none", "seed=1"), generated(tmp_path, "keep=none", "part=eval")
+    seeded, held_out = (
+        generated(tmp_path, "selection=none", "seed=1"),
+        generated(tmp_path, "selection=none", "part=eval"),
+    )
     assert told(seeded, "prompt") == told(whole, "prompt")
     assert told(seeded, "completions") != told(whole, "completions")
     assert not set(told(held_out, "prompt")) & set(told(whole, "prompt"))
@@ -71,7 +74,7 @@ def test_other_seeds_give_other_completions_and_held_out_prompts_are_others(whol
 
 @pytest.mark.parametrize("kept_lines", [0, 6])
 def test_a_killed_generation_goes_on_where_it_was(kept_lines, whole, tmp_path, monkeypatch):
-    folder = generated(tmp_path, "keep=all", "greedy=true")
+    folder = generated(tmp_path, "selection=all", "greedy=true")
     lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
     # What a kill leaves: whole chunks of 4, perhaps a part of the next one, and half a line.
     (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:kept_lines]) + lines[kept_lines][:20])
@@ -86,12 +89,12 @@ def test_a_killed_generation_goes_on_where_it_was(kept_lines, whole, tmp_path, m
 
 
 def test_other_rows_of_the_same_completions_need_no_sampling(tmp_path, monkeypatch):
-    folder = generated(tmp_path, "keep=all")
+    folder = generated(tmp_path, "selection=all")
     monkeypatch.setattr(Sampler, "__call__", lambda self, items: pytest.fail("sampled again"))
-    with pytest.raises(ConfigError, match=r"keep.count: None → 1.*allow_change"):
-        resumed(folder, "keep.count=1")
-    config = composed(f"resume={folder.path}", "++keep.count=1", "allow_change=true")
-    execute(GENERATE, config, overrides=["keep.count=1", "allow_change=true"], group=None)
+    with pytest.raises(ConfigError, match=r"selection.count: None → 1.*allow_change"):
+        resumed(folder, "selection.count=1")
+    config = composed(f"resume={folder.path}", "++selection.count=1", "allow_change=true")
+    execute(GENERATE, config, overrides=["selection.count=1", "allow_change=true"], group=None)
     assert len(rows(folder)) == len({row["prompt"] for row in rows(folder)})
     with pytest.raises(ConfigError, match=r"completions of other prompts"):
         execute(GENERATE, {**config, "samples": 2}, overrides=["samples=2", "allow_change=true"], group=None)
@@ -101,7 +104,7 @@ def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
     path = whole.path / "data.jsonl"
     small_run(tmp_path, "method=sft", f"data.path={path}", "data.template=plain", "method.batch_size=4")
     assert "plain" in capsys.readouterr().out
-    pairs = generated(tmp_path / "pairs", "keep=preferences", "reward=world_gold", "samples=6")
+    pairs = generated(tmp_path / "pairs", "selection=preferences", "reward=world_gold", "samples=6")
     assert set(rows(pairs)[0]) == {"prompt", "chosen", "rejected", "margin", "row", "answer", "category", "gold"}
     small_run(
         tmp_path, "method=dpo", f"data.path={pairs.path / 'data.jsonl'}", "data.template=plain", "method.batch_size=2"
@@ -110,11 +113,11 @@ def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
 
 def test_revisions_need_no_reward_go_on_after_a_kill_and_can_be_learned_from(tmp_path, monkeypatch):
     small = ("data=world_stories", "prompts=4", "samples=3", "chunk=2", "rollout.max_new_tokens=32")
-    folder = generated(tmp_path, "keep=revisions", *small)
+    folder = generated(tmp_path, "selection=revisions", *small)
     found, pairs = completions(folder), rows(folder)
     assert [record["rewards"] for record in found] == [[None] * 3] * 4
     assert [len(record["revisions"]) for record in found] == [sum(record["finished"]) for record in found]
-    principles = composed("keep=revisions")["keep"]["principles"]
+    principles = composed("selection=revisions")["selection"]["principles"]
     assert all(pair["chosen"] != pair["rejected"] and pair["principle"] in principles for pair in pairs)
     (said,) = {json.dumps(record["completions"]) for record in found if record["prompt"] == pairs[0]["prompt"]}
     assert pairs[0]["rejected"] in json.loads(said)
@@ -129,11 +132,13 @@ def test_revisions_need_no_reward_go_on_after_a_kill_and_can_be_learned_from(tmp
 
 
 def test_completions_that_were_not_revised_cannot_be_kept_as_revisions(tmp_path):
-    folder = generated(tmp_path, "keep=all")
-    node = composed("keep=revisions")["keep"]
+    folder = generated(tmp_path, "selection=all")
+    node = composed("selection=revisions")["selection"]
     config = composed(f"resume={folder.path}", "allow_change=true")
     with pytest.raises(ConfigError, match=r"without revising them; start a new generation"):
-        execute(GENERATE, {**config, "keep": node}, overrides=["keep=revisions", "allow_change=true"], group=None)
+        execute(
+            GENERATE, {**config, "selection": node}, overrides=["selection=revisions", "allow_change=true"], group=None
+        )
 
 
 def test_prompts_of_several_turns_become_conversations(tmp_path):
@@ -146,7 +151,7 @@ def test_prompts_of_several_turns_become_conversations(tmp_path):
             for n in range(12)
         )
     )
-    folder = generated(tmp_path / "runs", f"data.path={file}", "keep=all", "rollout.max_new_tokens=48")
+    folder = generated(tmp_path / "runs", f"data.path={file}", "selection=all", "rollout.max_new_tokens=48")
     (first, *_) = rows(folder)
     assert [message["role"] for message in first["messages"]] == ["user", "assistant", "user", "assistant"]
     small_run(tmp_path, "method=sft", f"data.path={folder.path / 'data.jsonl'}", "method.batch_size=2")
@@ -157,12 +162,12 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for words, said in (
         ([*output, "sampls=3"], "did you mean samples?"),
         ([*output, "samples=0"], "samples: expected"),
-        ([*output, "keep=bets"], "did you mean best?"),
+        ([*output, "selection=bets"], "did you mean best?"),
         ([*output, "trainer=ddp_cpu"], "one process"),
-        ([*output, "~reward", "keep=best"], "reward: expected one, since keep chooses completions by it"),
-        ([*output, "keep=revisions", "keep.principles=[]"], "keep.principles: expected a list of"),
-        ([*output, "keep=revisions", "rollout.max_new_tokens=1"], "no completion of 10 prompts was revised"),
-        ([*output, "keep.at_least=2"], "no completion of 10 prompts is worth keeping"),
+        ([*output, "~reward", "selection=best"], "reward: expected one, since selection chooses completions by it"),
+        ([*output, "selection=revisions", "selection.principles=[]"], "selection.principles: expected a list of"),
+        ([*output, "selection=revisions", "rollout.max_new_tokens=1"], "no completion of 10 prompts was revised"),
+        ([*output, "selection.at_least=2"], "no completion of 10 prompts is worth keeping"),
         (["resume=" + str(tmp_path / "nowhere")], "there is no folder"),
         (
             [*output, "reward=pairwise", "reward.function=m.py:f"],
@@ -179,7 +184,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 
 
 def test_the_greedy_completion_is_measured(tmp_path):
-    folder = generated(tmp_path, "keep=none", "greedy=true", "prompts=1", "samples=1")
+    folder = generated(tmp_path, "selection=none", "greedy=true", "prompts=1", "samples=1")
     assert completions(folder)[0]["greedy"] in (0.0, 1.0)
 
 

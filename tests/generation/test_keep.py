@@ -120,15 +120,15 @@ def test_without_a_scored_completion_nothing_is_claimed():
     assert (found.reward, found.best, found.gold, found.gold_of_best, found.sampled, found.solved) == (None,) * 6
 
 
-@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "keep").glob("*.yaml")))
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "selection").glob("*.yaml")))
 def test_every_option_fits(option):
-    config = composed(f"keep={option}")
+    config = composed(f"selection={option}")
     assert (config.get("reward") is None) == (option == "revisions")
     check(config, GenerateConfig)
-    rows = instantiate(config["keep"])(replace(FOUR, revisions=REVISED))
+    rows = instantiate(config["selection"])(replace(FOUR, revisions=REVISED))
     sizes = {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1, "revisions": 3}
     assert len(rows) == sizes[option]
-    assert (CONF / "keep" / f"{option}.yaml").read_text().startswith("# ")
+    assert (CONF / "selection" / f"{option}.yaml").read_text().startswith("# ")
 
 
 def test_what_a_prompt_has_begun_is_continued_and_not_learned():

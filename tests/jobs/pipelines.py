@@ -10,7 +10,7 @@ TWO = """\
 # Learn from demonstrations, then write some
 stages:
   learn: [method=sft, data.source.count=32]
-  make: {generate: [model=run, "model.path=${stages.learn.model}", keep=all, prompts=6, samples=2]}
+  make: {generate: [model=run, "model.path=${stages.learn.model}", selection=all, prompts=6, samples=2]}
 """
 LAB = """\
 # A reward model, two policies trained on it, the best of several, a comparison and a picture
@@ -22,14 +22,14 @@ stages:
       free: [method.kl_coef=0.01]
       held: [method.kl_coef=0.5]
   best:
-    generate: [data=world_stories, reward=learned, "reward.path=${stages.proxy.folder}", keep=best, samples=2]
+    generate: [data=world_stories, reward=learned, "reward.path=${stages.proxy.folder}", selection=best, samples=2]
   test:
     evaluate:
       - model=run
       - model.path=${stages.policy.held.folder}
       - compare=[${stages.policy.free.model},${stages.policy.free.start}]
       - evaluation=lengths
-      - evaluation.measures.lengths.prompts=2
+      - evaluation.tasks.lengths.prompts=2
   picture:
     call: tests.jobs.pipelines.draw
     arguments: {runs: "${stages.policy}", best: "${stages.best.data}", title: KL}

@@ -14,7 +14,7 @@ LAB = {
     "stages": {
         "proxy": ["method=reward"],
         "ppo": {"train": ["method=ppo", "reward.path=${stages.proxy.folder}"], "each": {"low": ["a=1"], "high": []}},
-        "best": {"generate": ["keep=best", "model.path=${stages.ppo.low.model}"]},
+        "best": {"generate": ["selection=best", "model.path=${stages.ppo.low.model}"]},
         "plot": {"call": "math.fsum", "arguments": {"runs": "${stages.ppo}", "data": ["${stages.best.data}"]}},
     }
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.jobs.study import Picture, Study, format_override, format_value, parse_value, read, settings, short
+from postrain.jobs.study import Plot, Study, format_override, format_value, parse_value, read, settings, short
 from postrain.types import ConfigError
 from tests.training_runs import CONF
 
@@ -16,7 +16,7 @@ def root(tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(
         "# Mine\nquestion: Which?\nbase: [method=ppo]\ngrid: {method.kl_coef: [0.1, 0.4]}\nseeds: [0, 1]\n"
-        "metric: gold/total\npicture: {x: eval/kl/exact}\n"
+        "metric: gold/total\nplot: {x: eval/kl/exact}\n"
     )
     return tmp_path
 
@@ -30,18 +30,18 @@ def test_study_is_read_from_its_file(root):
         grid={"method.kl_coef": [0.1, 0.4]},
         seeds=(0, 1),
         metric="gold/total",
-        picture=Picture(x="eval/kl/exact"),
+        plot=Plot(x="eval/kl/exact"),
     )
     assert read([f"sweep={root}/sweep/mine.yaml"], [], root) == (name, study, [])
 
 
 def test_command_line_wins_over_the_file(root):
-    words = ["sweep=mine", "++method.kl_coef=0.2,0.3", "++seed=5,6", "++sweep.metric=eval/loss", "++sweep.picture.y=b"]
+    words = ["sweep=mine", "++method.kl_coef=0.2,0.3", "++seed=5,6", "++sweep.metric=eval/loss", "++sweep.plot.y=b"]
     _, study, _ = read(words, [], root)
     assert study.grid == {"method.kl_coef": [0.2, 0.3]}
     assert study.seeds == (5, 6)
     assert study.metric == "eval/loss"
-    assert study.picture == Picture(x="eval/kl/exact", y="b")
+    assert study.plot == Plot(x="eval/kl/exact", y="b")
     assert read(["sweep=mine", "++sweep.grid.method.kl_coef=[1.0]"], [], root)[1].grid == {"method.kl_coef": [1.0]}
 
 

@@ -16,7 +16,7 @@ def test_bradley_terry():
     # −ln σ(1) = ln(1 + e⁻¹) = 0.3133; −ln σ(0) = ln 2; a gap of 1 that was asked to be 1 is like no gap
     assert found.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(2), math.log(2)])
     # (1 + 0)², (0 + 0)², (2 + 1)²
-    centred = bradley_terry(chosen, rejected, margin, centring_coef=0.5, reduction="none")
+    centred = bradley_terry(chosen, rejected, margin, center_rewards_coefficient=0.5, reduction="none")
     assert (2 * (centred - found)).tolist() == pytest.approx([1, 0, 9], abs=1e-6)
 
 

@@ -73,10 +73,10 @@ def made(
 ) -> Any:
     """The method with these keys changed; its reference is asked at every update, and is the policy's start if none is
     given. Any, since each method has attributes of its own."""
-    asked = {"reference_logps": "fresh"} if "reference_logps" in defaults(method) else {}
+    asked = {"precompute_ref_log_probs": False} if "precompute_ref_log_probs" in defaults(method) else {}
     found = instantiate({**defaults(method), **asked, **changes})
     frozen = Reference.for_policy(policy, reference)
-    foreign = reference is not None and changes.get("reference_logps") != "none"
+    foreign = reference is not None and not changes.get("reference_free")
     found.attach(
         Parts(
             **{

@@ -63,7 +63,7 @@ def test_a_fresh_gradient_is_reinforce(method):
     assert torch.allclose(ours, flat_gradient(policy, expected), atol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{"objective": "cispo"}, {"ratio": "sequence"}, {"ratio_ceiling": 4.0}])
+@pytest.mark.parametrize("changes", [{"objective": "cispo"}, {"importance_sampling_level": "sequence"}, {"delta": 4.0}])
 def test_all_of_grpo_is_reinforce_at_first(changes):
     batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
     plain, other = (flat_gradient(policy, made("grpo", policy, **c).loss_sum(batch).total) for c in ({}, changes))
@@ -105,7 +105,7 @@ def test_completions_with_nothing_to_learn_cost_nothing():
     ],
 )
 def test_aggregations(aggregation, expected):
-    asked = made("grpo", precise(), aggregation=aggregation, group_size=3)
+    asked = made("grpo", precise(), loss_type=aggregation, group_size=3)
     asked.sampling, asked.selected = replace(asked.sampling, max_new_tokens=10), [0]
     found = asked.weights(torch.tensor([2, 6, 4]), torch.tensor([True, True, False]))
     assert found.tolist() == pytest.approx(expected)

@@ -74,7 +74,7 @@ def penalised_gradient(method: str, **changes: Any) -> tuple[Tensor, Tensor]:
     """What the method's loss gives for the eight completions, all of one reward, and BETA · ∇KL."""
     policy, reference = speaker(POLICY), speaker(REFERENCE)
     parts = {"engine": Scripted(EIGHT), "template": Words(), "reward": Table(dict.fromkeys("0123", 0.0))}
-    groups = {"batch_size": 8} if method == "ppo" else {"batch_size": 1, "group_size": 8, "resample": 0}
+    groups = {"batch_size": 8} if method == "ppo" else {"batch_size": 1, "group_size": 8, "dynamic_sampling": 0}
     found = made(method, policy, reference=reference, parts=parts, kl_coef=BETA, **groups, **changes).double()
     found.accumulated = {}
     count = groups["batch_size"]
@@ -98,7 +98,7 @@ def test_in_the_loss_the_gradient_is_that_of_the_kl(method, estimator):
 
 @pytest.mark.parametrize("method", IN_REWARD)
 def test_in_the_reward_the_gradient_is_that_of_the_kl(method):
-    scale = {"scale": "none"} if method == "grpo" else {}
+    scale = {"scale_rewards": "none"} if method == "grpo" else {}
     found, expected = penalised_gradient(method, minibatches_per_epoch=1, kl_in="reward", kl_estimator="k1", **scale)
     shares = [share / 8 for share in POLICY]
     ratios = [math.log(share / (ref / 16)) for share, ref in zip(shares, REFERENCE, strict=True)]

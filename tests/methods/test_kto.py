@@ -89,7 +89,7 @@ def test_away_from_the_start_it_is_equation_8():
     assert torch.allclose(flat_gradient(policy, found.total), flat_gradient(policy, expected))
     metrics = combine(found.metrics)
     assert metrics["reward/desirable"] == pytest.approx(0.3 * ratio[batch.label_B].mean().item())
-    assert metrics["logp_change/undesirable"] == pytest.approx(ratio[~batch.label_B].mean().item())
+    assert metrics["log_ratio/undesirable"] == pytest.approx(ratio[~batch.label_B].mean().item())
     assert metrics["accuracy"] == pytest.approx((value > 0).double().mean().item())
     margin = 0.3 * (ratio[batch.label_B].mean() - ratio[~batch.label_B].mean()).item()
     assert method.derived(metrics)["margin"] == pytest.approx(margin)

@@ -34,7 +34,7 @@ def test_step_metrics_of_two_tokens():
     assert found["ratio/max"].value() == pytest.approx(1.5)
     assert found["clip_fraction"].value() == pytest.approx(0.5)
     # k3 of the old policy: (0.5 − ln 1.5 + (−0.1) − ln 0.9) / 2
-    assert found["kl/step"].value() == pytest.approx((0.5 - math.log(1.5) - 0.1 - math.log(0.9)) / 2)
+    assert found["kl/old_policy"].value() == pytest.approx((0.5 - math.log(1.5) - 0.1 - math.log(0.9)) / 2)
 
 
 def test_explained_variance():

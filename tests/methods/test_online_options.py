@@ -20,7 +20,10 @@ Change = tuple[dict[str, Any], dict[str, Any]]
 
 # Common to all methods, and tested with those: tests/methods/test_dpo_options.py.
 COMMON = {"_target_", *schema_of(Method).keys}
-TRUNCATED: list[Change] = [({"missing_eos_penalty": 0.7}, {}), ({"mask_truncated": True}, {"missing_eos_penalty": 0.7})]
+TRUNCATED: list[Change] = [
+    ({"missing_eos_penalty": 0.7}, {}),
+    ({"mask_truncated_completions": True}, {"missing_eos_penalty": 0.7}),
+]
 GROUPED: list[Change] = [
     ({"group_size": 4}, {}),
     ({"clip_low": 0.99}, {}),
@@ -30,21 +33,21 @@ GROUPED: list[Change] = [
     ({"kl_in": "reward", "kl_estimator": "k1"}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k2"}),
     ({"entropy_coef": 0.3}, {}),
     *TRUNCATED,
-    ({"resample": 1}, {}),
+    ({"dynamic_sampling": 1}, {}),
     ({"epochs": 2}, {}),
     ({"minibatches_per_epoch": 2}, {}),
 ]
 CHANGES: dict[str, list[Change]] = {
     "grpo": [
         *GROUPED,
-        ({"scale": "batch"}, {}),
-        ({"scale": "none"}, {}),
-        *(({"aggregation": name}, {}) for name in ("bnpo", "dr_grpo")),
+        ({"scale_rewards": "batch"}, {}),
+        ({"scale_rewards": "none"}, {}),
+        *(({"loss_type": name}, {}) for name in ("bnpo", "dr_grpo")),
         # One mini-batch holds all tokens of the rollout: there bnpo and dapo are the same.
-        ({"aggregation": "dapo"}, {"aggregation": "bnpo", "minibatches_per_epoch": 2}),
-        ({"ratio": "sequence"}, {}),
+        ({"loss_type": "dapo"}, {"loss_type": "bnpo", "minibatches_per_epoch": 2}),
+        ({"importance_sampling_level": "sequence"}, {}),
         ({"objective": "cispo"}, {}),
-        ({"ratio_ceiling": 1.01}, {"clip_high": 0.005}),
+        ({"delta": 1.01}, {"clip_high": 0.005}),
         ({"overlong_buffer": 16}, {}),
         ({"overlong_penalty": 0.3}, {"overlong_buffer": 16}),
     ],
@@ -90,7 +93,7 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     """The gradients of all mini-batches of an update, where policy, sampler and reference are three."""
     parts = {"engine": Mixing(SAYS), "template": Words(), "reward": Table(VALUES)}
     policy = tiny_model()
-    alone = {"resample": 0} if "resample" in defaults(method) else {}
+    alone = {"dynamic_sampling": 0} if "dynamic_sampling" in defaults(method) else {}
     settings = {"batch_size": 2, "group_size": 3, **alone, **settings}
     found = made(method, policy, reference=tiny_model(seed=1), parts=parts, **settings)
     found.accumulated = {}

@@ -116,7 +116,7 @@ def scored_duel(method: str, says: Sequence[Sequence[int]], **changes: Any) -> A
         ({}, [3, 4], [1, 0]),
         ({"missing_eos_penalty": 0.5}, [2, 0], [1, 0]),
         ({"missing_eos_penalty": 1.0}, [2, 0], [3, 4]),
-        ({"mask_truncated": True}, [2, 0], [1, 0]),
+        ({"mask_truncated_completions": True}, [2, 0], [1, 0]),
     ],
 )
 def test_online_dpo_penalises_or_leaves_out_what_was_cut(changes, chosen, rejected):
@@ -126,7 +126,7 @@ def test_online_dpo_penalises_or_leaves_out_what_was_cut(changes, chosen, reject
 
 
 def test_online_dpo_with_one_whole_completion_has_no_pair():
-    prepared = scored_duel("online_dpo", [[1, 0], [3, 4], [2, 5]], mask_truncated=True).prepare(prompts(1))
+    prepared = scored_duel("online_dpo", [[1, 0], [3, 4], [2, 5]], mask_truncated_completions=True).prepare(prompts(1))
     assert prepared.decided_B.tolist() == [False]
 
 
@@ -145,12 +145,12 @@ def test_nash_penalises_or_leaves_out_what_was_cut():
     # Less 0.3 for the policy's first and the opponent's second: 0.6 and 0.1 against 0.5 and 0.2.
     assert won(missing_eos_penalty=0.3) == (pytest.approx([beats(0.1, 0.4), beats(-0.4, -0.1)]), [True, True])
     # Left out: the first has no advantage and no pass, the second meets the opponent's first alone.
-    assert won(mask_truncated=True) == (pytest.approx([0.0, beats(-0.4)]), [False, True])
+    assert won(mask_truncated_completions=True) == (pytest.approx([0.0, beats(-0.4)]), [False, True])
 
 
 @pytest.mark.parametrize("method", ["online_dpo", "nash_md"])
 def test_a_penalty_needs_a_reward_to_take_it_off(method):
-    with pytest.raises(ConfigError, match=r"missing_eos_penalty=1.*Duel only compares.*mask_truncated=true"):
+    with pytest.raises(ConfigError, match=r"missing_eos_penalty=1.*Duel only compares.*mask_truncated_comp"):
         asked(method, [[1, 0]], {}, missing_eos_penalty=1.0)
 
 

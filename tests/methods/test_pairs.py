@@ -109,8 +109,8 @@ def test_simpo_asks_equal_answers_for_its_margin():
 
 def test_cpo_is_dpo_without_reference_beside_imitation():
     policy, batch = precise(), pairs(5)
-    cpo = made("cpo", policy, beta=0.2, nll_coef=0.7, label_smoothing=0.1).loss_sum(batch).total
-    dpo = made("dpo", policy, beta=0.2, nll_coef=0.7, label_smoothing=0.1, reference_logps="none")
+    cpo = made("cpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1).loss_sum(batch).total
+    dpo = made("dpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1, reference_free=True)
     other = dpo.loss_sum(dpo.prepare(batch)).total
     assert cpo.item() == pytest.approx(other.item())
     assert torch.allclose(flat_gradient(policy, cpo), flat_gradient(policy, other))

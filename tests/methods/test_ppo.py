@@ -41,7 +41,7 @@ KNOWN, VALUES = [[1, 7, 0], [2, 0]], {"1": 1.0, "2": 0.0, "3": NAN}
     [
         ([3, 8, 8, 0], {}),
         ([3, 0], {"kl_in": "loss", "kl_estimator": "exact", "entropy_coef": 0.1}),
-        ([1, 9, 9], {"mask_truncated": True}),
+        ([1, 9, 9], {"mask_truncated_completions": True}),
     ],
 )
 def test_ppo_leaves_out_what_it_cannot_use(left_out, changes):

@@ -62,7 +62,7 @@ def test_accuracies_worked_out():
             "first_error_accuracy": 1 / 2,
             # flawed or not: told rightly of rows 1, 2 and 3, not of the last
             "solution_accuracy": 3 / 4,
-            "right_share": 6 / 10,
+            "positive_step_fraction": 6 / 10,
         }
     )
 
@@ -90,10 +90,10 @@ def test_labels_behind_the_first_error_are_learned_or_not(after, counted):
     )
     assert same == (after == "ignore")
     # Measured are all labels, so that the two settings compare.
-    assert float(method.loss_sum(BATCH).metrics["right_share"].count) == 6
+    assert float(method.loss_sum(BATCH).metrics["positive_step_fraction"].count) == 6
 
 
 def test_the_baseline_is_the_more_frequent_label():
     method = made("prm", scorer())
-    assert method.derived({"right_share": 0.3}) == {"majority_accuracy": pytest.approx(0.7)}
-    assert method.derived({"right_share": 0.8}) == {"majority_accuracy": pytest.approx(0.8)}
+    assert method.derived({"positive_step_fraction": 0.3}) == {"majority_accuracy": pytest.approx(0.7)}
+    assert method.derived({"positive_step_fraction": 0.8}) == {"majority_accuracy": pytest.approx(0.8)}

@@ -35,19 +35,19 @@ def model_of(tmp_path: Path) -> RunFolder:
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_kept_and_fresh_give_the_same_run(adapter, cache, tmp_path, capsys):
-    def run(how: str) -> list[dict]:
-        return records(quick(tmp_path, f"adapter={adapter}", f"method.reference_logps={how}"))
+    def run(precompute: str) -> list[dict]:
+        return records(quick(tmp_path, f"adapter={adapter}", f"method.precompute_ref_log_probs={precompute}"))
 
-    fresh = run("fresh")
+    fresh = run("false")
     weights = {"none": "a frozen copy of the weights", "lora": "the policy's own weights with the adapter off"}
     assert f"reference: {weights[adapter]}" in capsys.readouterr().out
     assert not cache.exists()
-    computed, said = run("cached"), capsys.readouterr().out
+    computed, said = run("true"), capsys.readouterr().out
     (kept,) = cache.iterdir()
     # 8 training pairs and 4 held-out ones
     assert "24 rows" in said
     assert f"kept in {kept}" in said
-    read_back, said = run("cached"), capsys.readouterr().out
+    read_back, said = run("true"), capsys.readouterr().out
     assert f"24 rows under what the policy starts from, read from {kept}" in said
     assert read_back == computed
     for one, other in zip(fresh, computed, strict=True):
@@ -70,7 +70,7 @@ def test_what_is_kept_goes_by_model_and_data_and_another_reference_is_named(cach
     # The policy is not its own reference: allowed, and no margin of 0.
     assert abs(found[1]["margin"]) > 1e-6
     # Fresh is the same again, from a model beside the policy.
-    fresh = records(quick(tmp_path, "method.updates=1", f"reference={other}", "method.reference_logps=fresh"))
+    fresh = records(quick(tmp_path, "method.updates=1", f"reference={other}", "method.precompute_ref_log_probs=false"))
     assert fresh[1]["loss"] == pytest.approx(found[1]["loss"], abs=2e-6)
     # The same weights as a policy, on the same data: what was kept of them as a reference.
     quick(tmp_path, "method.updates=1", f"model.path={other}")
@@ -99,9 +99,9 @@ def test_a_reference_that_is_not_there_is_refused(cache, tmp_path):
 def test_the_reference_follows_and_comes_back_on_resume(cache, tmp_path):
     settings = (
         "method.updates=3",
-        "method.reference_logps=fresh",
-        "method.sync_every=1",
-        "method.sync_mix=1",
+        "method.precompute_ref_log_probs=false",
+        "method.ref_sync_steps=1",
+        "method.ref_mixup_alpha=1",
         "method.loss={sigmoid:1,bco:1}",
         "trainer.checkpoint_every=1",
     )
@@ -125,7 +125,7 @@ def test_the_reference_follows_and_comes_back_on_resume(cache, tmp_path):
 @pytest.mark.parametrize("mix", [0.25, 1.0])
 def test_the_reference_takes_a_step_towards_the_policy(mix):
     batch = pairs(3)
-    method = made("dpo", precise(0), sync_every=2, sync_mix=mix)
+    method = made("dpo", precise(0), ref_sync_steps=2, ref_mixup_alpha=mix)
     start = {name: value.clone() for name, value in method.policy.state_dict().items()}
     moves = precise(1).state_dict()
     expected = start
@@ -150,15 +150,15 @@ def test_the_reference_takes_a_step_towards_the_policy(mix):
         assert total == pytest.approx(3 * torch.tensor(2.0, dtype=torch.float64).log().item())
 
 
-@pytest.mark.parametrize("how", ["cached", "none"])
-def test_only_a_fresh_reference_can_follow(how):
-    with pytest.raises(ConfigError, match=rf"^method\.sync_every=4 .*method\.reference_logps=fresh, got {how}$"):
-        made("dpo", precise(), sync_every=4, reference_logps=how)
+@pytest.mark.parametrize("settings", [{"precompute_ref_log_probs": True}, {"reference_free": True}])
+def test_ref_sync_steps_needs_a_reference_computed_at_every_update(settings):
+    with pytest.raises(ConfigError, match=r"^method\.ref_sync_steps=4 .*method\.precompute_ref_log_probs=false"):
+        made("dpo", precise(), ref_sync_steps=4, **settings)
 
 
 def test_an_adapter_switched_off_cannot_follow():
-    with pytest.raises(ConfigError, match=r"^method\.sync_every: not with an adapter.*leave it 0$"):
-        made("kto", lora().wrap(tiny_model(), head="causal"), sync_every=4)
+    with pytest.raises(ConfigError, match=r"^method\.ref_sync_steps: not with an adapter.*leave it 0$"):
+        made("kto", lora().wrap(tiny_model(), head="causal"), ref_sync_steps=4)
 
 
 @pytest.mark.parametrize("batch", [pairs(4), judgements([True, False, True])])

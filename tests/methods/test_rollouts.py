@@ -50,7 +50,7 @@ def prompts(count: int) -> Prompts:
 def asked(method: str, says: Sequence[Sequence[int]], values: Mapping[str, float], **changes: Any) -> Any:
     """The method with an engine that says `says` in turns and a reward of first tokens."""
     parts = {"engine": Scripted(says), "template": Words(), "reward": Table(values)}
-    alone = {"resample": 0} if "resample" in defaults(method) else {}
+    alone = {"dynamic_sampling": 0} if "dynamic_sampling" in defaults(method) else {}
     found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **alone, **changes})
     found.accumulated = {}
     return found
@@ -85,7 +85,7 @@ def test_an_oracle_is_right_about_every_shuffled_row(method):
         tiny_model(),
         parts={"engine": Oracle(), "template": Words(), "reward": Answer()},
         group_size=3,
-        resample=0,
+        dynamic_sampling=0,
     )
     found.accumulated, asked = {}, prompts(16)
     asked = replace(asked, columns=tuple({"answer": str(int(ids[-1]) + 1)} for ids in asked.ids))
@@ -99,7 +99,7 @@ def test_equal_rewards_give_no_gradient_and_say_so(method):
     prepared = found.prepare(prompts(2))
     assert not prepared.advantages_BT.any()
     assert prepared.cost() == [0, 0, 0, 0]
-    assert noted(found, "group/all_equal") == 1
+    assert noted(found, "group/frac_reward_zero_std") == 1
 
 
 def test_nobody_can_score_anything():
@@ -111,11 +111,11 @@ def test_nobody_can_score_anything():
 def test_groups_of_the_same_prompt_are_compared():
     # First prompt 3 and 1, second 1 and 1: with scale none ±1 and 0, at every token of each completion.
     says = [[3, 4, 0], [1, 0], [1, 0], [1, 7, 7, 0]]
-    found = asked("grpo", says, {"3": 3.0, "1": 1.0}, scale="none")
+    found = asked("grpo", says, {"3": 3.0, "1": 1.0}, scale_rewards="none")
     prepared = found.prepare(prompts(2))
     assert prepared.advantages_BT.tolist() == [[1, 1, 1, 0], [-1, -1, 0, 0], [0] * 4, [0] * 4]
     assert prepared.learned_B.tolist() == [True, True, False, False]
-    assert noted(found, "group/all_equal") == 0.5
+    assert noted(found, "group/frac_reward_zero_std") == 0.5
     (minibatch,) = found.minibatches(prepared)
     assert sorted(minibatch.rows.row_ids) == [0, 0, 1, 1]
     assert found.denominator(minibatch) == 4
@@ -123,21 +123,29 @@ def test_groups_of_the_same_prompt_are_compared():
 
 def test_what_was_cut_is_fined_or_left_out():
     says = [[3, 4], [3, 0]]
-    fined = asked("grpo", says, {"3": 1.0}, scale="none", missing_eos_penalty=0.5, batch_size=1)
+    fined = asked("grpo", says, {"3": 1.0}, scale_rewards="none", missing_eos_penalty=0.5, batch_size=1)
     # Rewards 0.5 and 1: mean 0.75.
     assert fined.prepare(prompts(1)).advantages_BT[:, 0].tolist() == [-0.25, 0.25]
-    masked = asked("grpo", says, {"3": 1.0}, scale="none", missing_eos_penalty=0.5, mask_truncated=True, batch_size=1)
+    masked = asked(
+        "grpo",
+        says,
+        {"3": 1.0},
+        scale_rewards="none",
+        missing_eos_penalty=0.5,
+        mask_truncated_completions=True,
+        batch_size=1,
+    )
     assert masked.prepare(prompts(1)).learned_B.tolist() == [False, True]
 
 
 def test_further_prompts_replace_groups_that_are_all_equal():
     # Prompts 0 and 2 agree with themselves, 1 and 3 do not: the second wave supplies the second group.
     says = [[1, 0], [1, 0], [1, 0], [2, 0], [2, 0], [2, 0], [2, 0], [1, 0]]
-    found = asked("grpo", says, {"1": 1.0, "2": 0.0}, resample=2)
+    found = asked("grpo", says, {"1": 1.0, "2": 0.0}, dynamic_sampling=2)
     assert found.items_per_update() == 6
     prepared = found.prepare(prompts(6))
     assert found.selected == [1, 3]
-    assert noted(found, "group/prompts_drawn") == 4
+    assert noted(found, "group/prompts_sampled") == 4
     assert prepared.learned_B.tolist() == [False, False, True, True, False, False, True, True]
     (minibatch,) = found.minibatches(prepared)
     assert sorted(minibatch.rows.row_ids) == [1, 1, 3, 3]
@@ -149,43 +157,43 @@ def test_the_step_is_divided_by_the_batch_whatever_was_found(method):
     same, pair = [[2, 0], [2, 0]], [[1, 0], [2, 0]]
     values = {"1": 1.0, "2": 0.0}
     alone = asked(method, [*same, *pair], values, batch_size=2)
-    among = asked(method, [*same, *pair, *same * 6], values, batch_size=2, resample=3)
+    among = asked(method, [*same, *pair, *same * 6], values, batch_size=2, dynamic_sampling=3)
     gradients = []
     for found in (alone, among):
         prepared = found.prepare(prompts(found.items_per_update()))
         (minibatch,) = found.minibatches(prepared)
-        assert noted(found, "group/useful") == 1
+        assert noted(found, "group/with_gradient") == 1
         assert found.denominator(minibatch) == 4
         used = minibatch.select([item for item, cost in enumerate(minibatch.cost()) if cost])
         gradients.append(flat_gradient(found.policy, found.loss_sum(used).total / found.denominator(minibatch)))
     assert gradients[0].any()
     assert torch.equal(*gradients)
-    assert noted(among, "group/prompts_drawn") == 8
+    assert noted(among, "group/prompts_sampled") == 8
 
 
 @pytest.mark.parametrize("minibatches", [1, 4])
 def test_a_batch_with_nothing_useful_still_has_its_minibatches(minibatches):
-    found = asked("grpo", [[1, 0]], {"1": 1.0}, batch_size=4, minibatches_per_epoch=minibatches, resample=1)
+    found = asked("grpo", [[1, 0]], {"1": 1.0}, batch_size=4, minibatches_per_epoch=minibatches, dynamic_sampling=1)
     prepared = found.prepare(prompts(8))
-    assert noted(found, "group/useful") == 0
+    assert noted(found, "group/with_gradient") == 0
     sizes = [found.denominator(minibatch) for minibatch in found.minibatches(prepared)]
     assert sizes == [8 // minibatches] * minibatches
     assert not any(prepared.cost())
 
 
-@pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale": "batch"})])
+@pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale_rewards": "batch"})])
 def test_what_is_left_out_is_in_no_statistic(method, changes):
     """Two groups that differ, drawn alone or among others that agree: the same advantages."""
     pair, same = [[1, 0], [2, 0]], [[2, 0], [2, 0]]
     values = {"1": 1.0, "2": 0.0}
     alone = asked(method, pair + pair, values, **changes).prepare(prompts(2))
-    among = asked(method, same + pair + same + pair, values, resample=1, **changes).prepare(prompts(4))
+    among = asked(method, same + pair + same + pair, values, dynamic_sampling=1, **changes).prepare(prompts(4))
     kept = among.select([2, 3, 6, 7])
     assert torch.allclose(kept.advantages_BT, alone.advantages_BT)
     assert not among.select([0, 1, 4, 5]).learned_B.any()
 
 
-@pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale": "batch"}), ("rloo", {})])
+@pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale_rewards": "batch"}), ("rloo", {})])
 def test_nothing_that_can_be_scored_is_no_gradient(method, changes):
     found = asked(method, [[1, 0], [2, 0]], {"1": NAN, "2": NAN}, **changes)
     assert found.prepare(prompts(2)).cost() == [0, 0, 0, 0]
@@ -200,7 +208,7 @@ def test_what_nobody_scored_is_in_no_mean():
 
 
 def test_reinforce_learns_from_single_completions():
-    found = asked("reinforce", [[1, 0], [2, 0]], {"1": 1.0, "2": 0.0}, group_size=1, resample=2)
+    found = asked("reinforce", [[1, 0], [2, 0]], {"1": 1.0, "2": 0.0}, group_size=1, dynamic_sampling=2)
     prepared = found.prepare(prompts(6))
     assert found.selected == [0, 1]
     assert prepared.learned_B.tolist() == [True, True]

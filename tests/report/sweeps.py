@@ -26,7 +26,7 @@ def make_sweep(
     """`measured` gives gold and KL at the end of a job from the number of its setting and its seed."""
     node = {"name": "kl", "question": "What does it cost?", "words": ["sweep=kl"], "metric": GOLD, "direction": "max"}
     (path / "jobs").mkdir(parents=True)
-    (path / "sweep.yaml").write_text(yaml.safe_dump({**node, "picture": {"x": KL, "y": GOLD}, **keys}))
+    (path / "sweep.yaml").write_text(yaml.safe_dump({**node, "plot": {"x": KL, "y": GOLD}, **keys}))
     (path / "status.json").write_text(json.dumps({"status": "done"}))
     jobs = []
     for number, (cell, seed) in enumerate((cell, seed) for cell in range(len(values)) for seed in seeds):

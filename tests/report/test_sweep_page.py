@@ -67,10 +67,10 @@ def test_settings_of_a_numeric_key_are_joined_in_order(tmp_path: Path) -> None:
     ("key", "values", "keys", "title"),
     [
         ("method.kl_coef", (0.0, 0.5), {}, "Gold against eval kl"),
-        ("method.learning_rate", (1e-5, 1e-4, 1e-2), {"picture": {"x": None, "y": None}}, "Gold against learning_rate"),
-        ("method", ("ppo", "dpo"), {"picture": None}, "Gold"),
+        ("method.learning_rate", (1e-5, 1e-4, 1e-2), {"plot": {"x": None, "y": None}}, "Gold against learning_rate"),
+        ("method", ("ppo", "dpo"), {"plot": None}, "Gold"),
         # A metric that no job measured is not an axis.
-        ("method", ("ppo", "dpo"), {"picture": {"x": "eval/odd", "y": "gold/total"}}, "Gold"),
+        ("method", ("ppo", "dpo"), {"plot": {"x": "eval/odd", "y": "gold/total"}}, "Gold"),
     ],
 )
 def test_figure_fits_the_varied_keys(

@@ -59,9 +59,9 @@ def test_sentences_compare_every_metric_of_the_question(tmp_path: Path) -> None:
 
 
 def test_sweep_of_a_kl_penalty_without_a_file_reports_the_kl(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "kl", metric=None, picture=None)
+    path = make_sweep(tmp_path / "kl", metric=None, plot=None)
     assert read_sweep(path).quantities == (GOLD, KL)
-    other = make_sweep(tmp_path / "lr", key="method.learning_rate", metric=None, picture=None)
+    other = make_sweep(tmp_path / "lr", key="method.learning_rate", metric=None, plot=None)
     assert read_sweep(other).quantities == (GOLD,)
 
 
@@ -115,7 +115,7 @@ def test_sweep_without_the_named_metric_is_decided_by_the_metric_of_its_jobs(
 
 
 def test_jobs_without_a_common_metric_get_a_line_with_the_remedy(tmp_path: Path) -> None:
-    path = make_sweep(tmp_path / "reward", key="reward", values=("a", "b"), metric=None, picture=None)
+    path = make_sweep(tmp_path / "reward", key="reward", values=("a", "b"), metric=None, plot=None)
     for job in (path / "jobs").iterdir():
         result = {"metric": "eval/reward/total", "direction": "max", "changes": {"eval/reward/total": [0.1, 0.2]}}
         (job / "result.json").write_text(json.dumps(result))

@@ -22,7 +22,7 @@ from tests.training_runs import final_state, records, resumed, same, small_run
 
 WORDS = (
     "method=grpo",
-    "method.resample=0",
+    "method.dynamic_sampling=0",
     "reward=function",
     f"reward.function={__name__}.brittle",
     "trainer.checkpoint_every=100",

@@ -112,7 +112,7 @@ def measure(name: str, **changes: Any) -> Any:
 
 @cache
 def _settings(name: str) -> Any:
-    return instantiate(composed(["method=grpo", f"evaluation={name}"])["evaluation"]["measures"][name])
+    return instantiate(composed(["method=grpo", f"evaluation={name}"])["evaluation"]["tasks"][name])
 
 
 def right_and_wrong() -> Callable[[str], Sequence[str]]:

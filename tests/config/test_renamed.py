@@ -1,0 +1,107 @@
+"""Old names of keys, options and metrics work for one version and print their new name once."""
+
+import json
+
+import pytest
+import yaml
+
+from postrain.config import renamed
+from postrain.config.overrides import forced
+from postrain.jobs.study import read
+from postrain.report.folders import read_run
+from postrain.runs.folder import RunFolder
+from postrain.runs.resume import saved_config
+from tests.training_runs import CONF
+
+
+@pytest.fixture(autouse=True)
+def announced_once():
+    renamed.announce.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("method.resample=1", "method.dynamic_sampling=1"),
+        ("++method.sync_mix=0.5", "++method.ref_mixup_alpha=0.5"),
+        ("method.reference_logps=cached", "method.precompute_ref_log_probs=true"),
+        ("method.reference_logps='fresh'", "method.precompute_ref_log_probs=false"),
+        ("method.reference_logps=none", "method.reference_free=true"),
+        ("method.ratio=sequence", "method.importance_sampling_level=sequence"),
+        ("method.ratio_other=1", "method.ratio_other=1"),
+        ("method.num_generations=4", "method.group_size=4"),
+        ("stage.ppo.held.method.scale=none", "stage.ppo.held.method.scale=none"),
+        ("stage.ppo.method.scale=none", "stage.ppo.method.scale_rewards=none"),
+        ("keep=best", "selection=best"),
+        ("stage.pairs.keep.count=2", "stage.pairs.selection.count=2"),
+        ("evaluation=wins", "evaluation=win_rate"),
+        ("evaluation.measures.wins.against=x", "evaluation.tasks.win_rate.against=x"),
+        ("~evaluation.measures.kl", "~evaluation.tasks.kl"),
+        ("+evaluation/measure@evaluation.measures.kl=kl", "+evaluation/task@evaluation.tasks.kl=kl"),
+        ("data=wordings", "data=paraphrases"),
+        ("sweep.picture.x=eval/kl/exact", "sweep.plot.x=eval/kl/exact"),
+        ("sweep.grid.method.scale=[none]", "sweep.grid.method.scale_rewards=[none]"),
+    ],
+)
+def test_an_override_gets_its_present_name(old, new):
+    assert renamed.override(old) == new
+    assert renamed.override(new) == new
+
+
+def test_the_new_name_is_printed_once(capsys):
+    words = ["method.resample=1", "method.resample=2", "method.num_generations=4"]
+    assert forced(words, CONF, root="config")[1] == "++method.dynamic_sampling=2"
+    assert capsys.readouterr().err == (
+        "note: method.resample is now method.dynamic_sampling; the old name works until version 0.4\n"
+    )
+
+
+def test_a_saved_config_is_read_under_present_keys(tmp_path, capsys):
+    old = {
+        "method": {"aggregation": "dapo", "scale": "none", "reference_logps": "fresh", "delta": None},
+        "evaluation": {"measures": {"wins": {"against": "x"}, "kl": {}}, "tasks": {"gold": {}}},
+        "keep": {"count": 1},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    assert saved_config(RunFolder(tmp_path)) == {
+        "method": {"delta": None, "scale_rewards": "none", "loss_type": "dapo", "precompute_ref_log_probs": False},
+        "evaluation": {"tasks": {"gold": {}, "win_rate": {"against": "x"}, "kl": {}}},
+        "selection": {"count": 1},
+    }
+    assert capsys.readouterr().err == ""
+
+
+def test_a_present_key_overrides_its_old_name():
+    assert renamed.config({"method": {"scale": "batch", "scale_rewards": "none"}}) == {
+        "method": {"scale_rewards": "none"}
+    }
+
+
+def test_a_study_file_with_old_names_is_read(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(
+        "question: q\nbase: [method=grpo]\ngrid: {method.resample: [0, 2]}\nmetric: eval/win/mixture\n"
+        "columns: [group/useful]\npicture: {x: kl/step, y: eval/logp_change/chosen}\n"
+    )
+    _, study, _ = read(["sweep=mine"], [], tmp_path)
+    assert study.grid == {"method.dynamic_sampling": [0, 2]}
+    assert (study.metric, study.columns) == ("eval/win_rate/mixture", ("group/with_gradient",))
+    assert (study.plot.x, study.plot.y) == ("kl/old_policy", "eval/log_ratio/chosen")
+
+
+def test_a_run_of_before_is_reported_under_present_metrics(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"update": 1, "kl/step": 0.5, "eval/logp_change/chosen": 2}))
+    changes = {"win/mixture": [0.5, 0.6]}
+    (tmp_path / "result.json").write_text(json.dumps({"changes": changes, "metric": "win/mixture"}))
+    run = read_run(tmp_path)
+    assert run.metrics == {"kl/old_policy": ([1], [0.5]), "eval/log_ratio/chosen": ([1], [2.0])}
+    assert run.result == {"changes": {"win_rate/mixture": [0.5, 0.6]}, "metric": "win_rate/mixture"}
+
+
+def test_no_file_of_the_program_uses_an_old_name():
+    old = [*renamed.VALUES, *(key for key in renamed.KEYS if "." in key), *renamed.METRICS, *renamed.METRIC_FAMILIES]
+    old = [name for name in old if name not in ("undecided", "method.scale", "method.ratio", "method.mask_truncated")]
+    table = CONF.parent / "postrain" / "config" / "renamed.py"
+    files = [path for folder in ("conf", "sweep", "postrain") for path in (CONF.parent / folder).rglob("*.*")]
+    texts = {path: path.read_text() for path in files if path.suffix in (".py", ".yaml", ".md") and path != table}
+    assert {(path.name, name) for path, text in texts.items() for name in old if name in text} == set()
