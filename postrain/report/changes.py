@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isclose, sqrt
 
-from postrain.evaluation.estimate import Estimate, Interval, wilson
+from postrain.evaluation.estimate import ROUNDING, Estimate, Interval, wilson
 from postrain.formatting import figure, short
 from postrain.jsonl import number
 from postrain.metrics import metric
@@ -40,10 +40,15 @@ class Change:
     """Why there is no interval."""
 
     @property
+    def constant(self) -> bool:
+        """Whether the metric is the same before and after, up to rounding."""
+        return isclose(self.before, self.after, rel_tol=ROUNDING, abs_tol=ROUNDING)
+
+    @property
     def better(self) -> bool | None:
         """Whether the change is an improvement; None for no change, or a metric without a direction."""
         direction = metric(self.name).direction
-        if direction is None or self.after == self.before:
+        if direction is None or self.constant:
             return None
         return (self.after > self.before) == (direction == "max")
 
@@ -61,7 +66,8 @@ class Change:
 
 
 def signed(value: float) -> str:
-    """A number with its sign."""
+    """A number with its sign; 0 up to rounding."""
+    value = 0.0 if abs(value) < ROUNDING else value
     return f"{'+' if value > 0 else ''}{figure(value)}"
 
 
@@ -80,7 +86,7 @@ def changes(run: Run) -> list[Change]:
 def _rank(one: Change) -> tuple[int, bool, bool, tuple[bool, bool, bool], str]:
     """The headline metrics, then those that changed, those with an interval first."""
     place = HEADLINES.index(one.name) if one.name in HEADLINES else len(HEADLINES)
-    return place, one.before == one.after, one.gap is None, totals_first(one.name), one.name
+    return place, one.constant, one.gap is None, totals_first(one.name), one.name
 
 
 def _gap(

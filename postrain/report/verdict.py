@@ -14,7 +14,7 @@ from postrain.config.places import command
 from postrain.data.repetition import collapsed
 from postrain.formatting import figure, short
 from postrain.jsonl import number
-from postrain.report.changes import Change, changes
+from postrain.report.changes import Change, changes, signed
 from postrain.report.folders import Run
 from postrain.report.values import mapping, text_of
 from postrain.training.diagnostic_rules import LARGE_KL
@@ -79,7 +79,8 @@ def _learned(run: Run, main: Change | None, gold: Change | None) -> str:
     }[main.decided, bool(main.better)]
     text = f"{word}: {_numbers(main)}"
     if gold is not None and gold is not main:
-        text += f"; {_numbers(gold)}"
+        against = gold.decided and bool(gold.better) != bool(main.better)
+        text += f"; {'but ' if against else ''}{_numbers(gold)}"
     return f"{text}{_so_far(run)}."
 
 
@@ -91,12 +92,8 @@ def _numbers(one: Change) -> str:
     ends = f"{short(one.name)} {figure(one.before)} → {figure(one.after)}"
     if one.gap is None:
         return f"{ends} ({one.why})"
-    return f"{ends} (change {_signed_interval(one)}, n={one.gap.n})"
-
-
-def _signed_interval(one: Change) -> str:
-    value = one.after - one.before
-    return f"{'+' if value > 0 else ''}{figure(value)}, 95 % interval {one.around}"
+    undecided = "" if one.decided else "undecided: "
+    return f"{ends} ({undecided}change {signed(one.after - one.before)}, 95 % interval {one.around}, n={one.gap.n})"
 
 
 def _warnings(run: Run, found: Sequence[Change], main: Change | None) -> list[str]:

@@ -197,7 +197,7 @@ def test_run_without_samples_and_evaluations_has_a_page(tmp_path: Path) -> None:
     (path / "metrics.jsonl").write_text("".join(lines))
     text = page_of(path)
     assert "<strong>0.80</strong>" in text
-    assert "before and after</h2>" not in text
+    assert "Samples before and after training" not in text
 
 
 def test_page_is_deterministic(run_maker: Callable[..., Path], tmp_path: Path) -> None:

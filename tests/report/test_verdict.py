@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def test_a_metric_without_interval_says_why() -> None:
     [
         (run_with(scores=lambda row: 0.5), "It learned: eval reward 0.25 → 0.50 (change +0.25, 95 % interval ",
          "Next: repeat it with three seeds: python train.py -m method=ppo seed=0,1,2"),
-        (run_with(0.26, scores=lambda row: 0.26 + (row % 2 - 0.5)), "Better, but within the error: ",
+        (run_with(0.26, scores=lambda row: 0.26 + (row % 2 - 0.5)),
+         "Better, but within the error: eval reward 0.25 → 0.26 (undecided: ",
          "Next: train longer: python train.py method=ppo seed=4 method.updates=18"),
         (run_with(0.2, scores=lambda row: 0.2), "It got worse: ",
          "Next: compare learning rates: python train.py -m method=ppo seed=4 "
@@ -120,6 +122,13 @@ def test_console_shows_at_most_ten_metrics_and_the_verdict(full_run: Path) -> No
     assert lines[-3].startswith("It learned: eval reward 0.24 → ")
     assert lines[-2].startswith("Doubtful: nano stood in for gpt2; ")
     assert json.loads((full_run / "manifest.json").read_text())["reproduce"] in lines[-1]
+
+
+def test_gold_that_contradicts_the_reward_is_named() -> None:
+    scores = {"reward/total": 0.5, "gold/total": 0.1}
+    run = run_with(scores=lambda row: 0.5, metrics={"gold/total": (0.25, 0.1)})
+    samples = [replace(one, scores=scores if one.update else {**one.scores, "gold/total": 0.25}) for one in run.samples]
+    assert "; but gold 0.25 → 0.10 (change -0.15, " in verdict(replace(run, samples=samples)).learned
 
 
 def test_a_change_without_direction_is_neither_better_nor_worse() -> None:
