@@ -17,7 +17,7 @@ from postrain.jsonl import number
 from postrain.report.changes import Change, changes, signed
 from postrain.report.folders import Run
 from postrain.report.values import mapping, text_of
-from postrain.training.diagnostic_rules import LARGE_KL
+from postrain.training.diagnostic_checks import LARGE_KL
 
 KL = "eval/kl/exact"
 FEW_ROWS, FEW_ITEMS, MANY_PASSES = 100, 30, 10.0

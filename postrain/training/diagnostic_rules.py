@@ -1,293 +1,233 @@
-"""Diagnostic rules: pure functions from the metrics so far to one paragraph, or None.
+"""Diagnostic rules: known patterns in the metrics of a run, each with its symptom, cause and remedy.
 
-A rule reads the history, oldest first; the last entry is the update that has just ended. Its paragraph states what was
-measured, what that means, and what to do, if anything. diagnostics.py applies the rules; each reports once a run.
-Units of metrics come from their declarations (postrain.metrics).
+diagnostics.py applies them after every update; each rule reports once per run. The checks are in diagnostic_checks.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
 
-from postrain.data.repetition import DISTINCT, collapsed
-from postrain.metrics import metric
+from postrain.training.diagnostic_checks import (
+    Finding,
+    History,
+    accuracy_is_not_quality,
+    completions_collapse,
+    completions_truncated,
+    dead_gradient,
+    high_clip_fraction,
+    kl_blow_up,
+    likelihood_displacement,
+    loss_is_not_the_objective,
+    negative_kl,
+    reward_grows_with_length,
+    reward_grows_with_repetition,
+    reward_overoptimization,
+    samples_become_unlikely,
+    saturated_margins,
+    stuck_at_ln_2,
+    zero_variance_groups,
+)
 
-History = Sequence[Mapping[str, float]]
 
-STALL = 5
-"""Updates with a gradient of exactly 0 before a run is stopped."""
-WINDOW = 5
-"""Updates that a trend is averaged over."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One known pattern in the metrics of a run."""
+    """One known pattern in the metrics of a run; the troubleshooting page of the documentation lists these fields."""
 
     name: str
     title: str
-    check: Callable[[History], str | None]
+    symptom: str
+    """Which metrics show the pattern, with thresholds."""
+    cause: str
+    remedy: str
+    check: Callable[[History], Finding | str | None]
+    """The finding, or only its numbers; None where the rule does not apply."""
     stops: bool = False
     """Whether training ends where the rule applies."""
 
-
-def last(history: History, name: str, count: int) -> list[float] | None:
-    """The metric in each of the last `count` updates; None when one of them lacks it or there are not so many."""
-    values = [entry[name] for entry in history[-count:] if name in entry]
-    return values if len(values) == count else None
-
-
-def seen(history: History, name: str) -> list[float]:
-    """The metric wherever it was measured: evaluations are not in every update."""
-    return [entry[name] for entry in history if name in entry]
-
-
-def ends(history: History, name: str) -> tuple[float, float] | None:
-    """Means over the first and the last updates; None while they overlap."""
-    values = seen(history, name)
-    return (fmean(values[:WINDOW]), fmean(values[-WINDOW:])) if len(values) >= 3 * WINDOW else None
-
-
-def loss_is_not_the_objective(history: History) -> str | None:
-    now = history[-1]
-    if not ("policy_loss" in now and now.get("grad_norm", 0.0) > 0 and abs(now["policy_loss"]) < 0.05):
-        return None
-    return (
-        f"The policy loss is {now['policy_loss']:.1e}, yet the gradient norm is {now['grad_norm']:.2g}. That is as it "
-        "should be: while the policy is still close to the one that sampled, the ratio is near 1 and the loss near the "
-        "mean of advantages that were made to have mean 0. Its value says nothing; its gradient does the work. "
-        "Watch the reward and the KL instead."
-    )
-
-
-def dead_gradient(history: History) -> str | None:
-    norms = last(history, "grad_norm", STALL)
-    if norms is None or any(norms):
-        return None
-    now = history[-1]
-    if now.get("reward/unscorable") == 1:
-        reason = "nothing could score a single completion (reward/unscorable is 1): look at the reward, or at the judge"
-    elif now.get("completion/masked") == 1:
-        reason = (
-            "every completion was truncated at rollout.max_new_tokens, and method.mask_truncated_completions=true "
-            "excludes those from the loss: raise the limit, or set method.mask_truncated_completions=false"
-        )
-    elif now.get("advantage/mean_abs") == 0:
-        reason = "every completion earned the same, so no advantage differs from 0: use a reward that varies"
-    elif now.get("completion/length") == 0:
-        reason = "every completion is empty, so there is no token to learn from: look at the prompts and the template"
-    else:
-        reason = "no parameter that can learn has any influence on the loss: look at what is frozen and what is masked"
-    return f"the gradient was exactly 0 in {STALL} updates in a row; {reason}"
-
-
-def stuck_at_ln_2(history: History) -> str | None:
-    losses, margins = last(history, "loss", 3), last(history, "margin", 3)
-    if losses is None or margins is None:
-        return None
-    if any(abs(margin) > ROUNDING for margin in margins) or any(abs(loss - math.log(2)) > ROUNDING for loss in losses):
-        return None
-    now = history[-1]
-    if now.get("learning_rate") == 0:
-        reason = "the learning rate is 0 (a warm-up that has not begun, or method.learning_rate)"
-    elif now.get("grad_norm") == 0:
-        reason = (
-            "no parameter that can learn receives a gradient: they are frozen, or the two answers are the same text"
-        )
-    else:
-        reason = "there is a gradient but no movement against the reference: do the two share their weights?"
-    return f"The loss is still ln 2 = 0.6931 and every margin 0 after three updates, a fair coin. Here {reason}."
-
-
-ROUNDING = 1e-6
-"""What the order of summation makes of a difference that is 0."""
-
-
-def saturated_margins(history: History) -> str | None:
-    accuracies, losses = last(history, "accuracy", WINDOW), last(history, "loss", WINDOW)
-    margins, held_out = last(history, "margin", WINDOW), seen(history, "eval/accuracy")
-    if accuracies is None or losses is None or margins is None or fmean(accuracies) < 0.995 or fmean(losses) > 0.02:
-        return None
-    known = f" Held-out pairs: {held_out[-1]:.0%} right (best so far {max(held_out):.0%})." if held_out else ""
-    return (
-        f"The policy tells all training pairs apart, with a margin of {fmean(margins):.1f}, and the loss is "
-        f"{fmean(losses):.2g}: there is hardly a gradient left, and what remains widens gaps that are wide enough."
-        f"{known} More updates will not help; more pairs, fewer epochs, a larger beta or label smoothing may."
-    )
-
-
-def likelihood_displacement(history: History) -> str | None:
-    chosen, rejected = (last(history, f"log_ratio/{name}", WINDOW) for name in ("chosen", "rejected"))
-    if chosen is None or rejected is None or not fmean(rejected) < fmean(chosen) < -1:
-        return None
-    return (
-        f"The chosen answers have become less likely than at the start ({fmean(chosen):.1f} nats), the rejected ones "
-        f"more so ({fmean(rejected):.1f}). The loss only asks for the gap, so this is expected; the probability goes "
-        "to texts that are in no pair. When the answers get worse, imitate the chosen ones too (method.sft_coef=1) or "
-        "raise method.beta."
-    )
-
-
-def accuracy_is_not_quality(history: History) -> str | None:
-    accuracy, gold = seen(history, "eval/accuracy"), seen(history, "gold/total")
-    if min(len(accuracy), len(gold)) < 2 or accuracy[-1] < accuracy[0] + 0.05 or gold[-1] > gold[0] - 0.02:
-        return None
-    return (
-        f"Held-out pairs are told apart better ({accuracy[0]:.0%} to {accuracy[-1]:.0%}), but what the policy writes "
-        f"has become worse (gold score {gold[0]:.2f} to {gold[-1]:.2f}). Ranking two texts and writing a good one "
-        "are different skills: lower method.learning_rate, raise method.beta, or imitate the chosen answers too."
-    )
-
-
-def negative_kl(history: History) -> str | None:
-    now = history[-1]
-    if now.get("kl/k1", 0.0) >= -1e-3:
-        return None
-    exact = f"The exact KL of the same tokens is {now['kl/exact']:.3g}." if "kl/exact" in now else ""
-    return (
-        f"The KL estimate k1 is {now['kl/k1']:.3g}. A KL cannot be negative, an estimate of it can: k1 is the mean of "
-        f"log(policy/reference) over sampled tokens, right on average and noisy. {exact} It is a reason to worry only "
-        "when it keeps falling while samples are drawn with top-k or top-p, whose tokens are not the policy's."
-    )
-
-
-def kl_blow_up(history: History) -> str | None:
-    name = "kl/exact" if "kl/exact" in history[-1] else "kl/k3"
-    values = last(history, name, 4 * WINDOW)
-    if values is None:
-        return None
-    before, now = fmean(values[WINDOW : 2 * WINDOW]), fmean(values[-WINDOW:])
-    if now < LARGE_KL or now < 3 * before:
-        return None
-    return (
-        f"{name} went from {before:.2g} to {now:.2g} {metric(name).unit} within {3 * WINDOW} updates. The policy is "
-        "leaving the text it came from; fluency goes first. Raise method.kl_coef or lower "
-        "method.learning_rate, and read the samples before you trust the reward."
-    )
-
-
-LARGE_KL = 0.5
-"""Nats a token below which no KL is called large."""
-
-
-def reward_grows_with_length(history: History) -> str | None:
-    reward, length = ends(history, "reward/total"), ends(history, "completion/length")
-    if reward is None or length is None or reward[1] <= reward[0] or length[1] < 1.5 * length[0]:
-        return None
-    return (
-        f"The reward rose from {reward[0]:.2f} to {reward[1]:.2f} while completions grew from {length[0]:.0f} to "
-        f"{length[1]:.0f} tokens. The policy may be paid for length and not for what you meant: compare samples of "
-        "equal length, or add a part to the reward that does not grow with it."
-    )
-
-
-def reward_grows_with_repetition(history: History) -> str | None:
-    reward, repeated = (seen(history, f"eval/{name}") for name in ("reward/total", "repetition"))
-    if min(len(reward), len(repeated)) < 2 or reward[-1] <= reward[0] or repeated[-1] < max(0.1, 2 * repeated[0]):
-        return None
-    return (
-        f"On held-out prompts the reward rose from {reward[0]:.2f} to {reward[-1]:.2f}, and so did the share of "
-        f"repeated phrases, from {repeated[0]:.0%} to {repeated[-1]:.0%}. Saying again and again what pays is the "
-        "commonest way to cheat a reward: add a penalty on repetition, or raise method.kl_coef."
-    )
-
-
-def completions_collapse(history: History) -> str | None:
-    evaluations = [entry for entry in history if f"eval/{DISTINCT}" in entry]
-    found = collapsed(evaluations[0], evaluations[-1]) if len(evaluations) > 1 else ""
-    if not found:
-        return None
-    return (
-        f"On held-out prompts {found}. The policy gives the same or a one-word answer to every prompt; its reward says "
-        "nothing about useful text. Continue from an earlier checkpoint with a larger method.kl_coef or a smaller "
-        "method.learning_rate, or change the reward that pays for it. Where the data asks for such answers, as labels "
-        "are, nothing is wrong."
-    )
-
-
-def reward_overoptimization(history: History) -> str | None:
-    reward, gold = seen(history, "eval/reward/total")[-3:], seen(history, "gold/total")[-3:]
-    if min(len(reward), len(gold)) < 3 or not (reward[0] < reward[1] < reward[2] and gold[0] > gold[1] > gold[2]):
-        return None
-    return (
-        f"For three evaluations the reward has risen ({reward[0]:.2f} to {reward[2]:.2f}) while the gold score it "
-        f"stands for has fallen ({gold[0]:.2f} to {gold[2]:.2f}): the policy exploits the reward's mistakes. An "
-        "earlier checkpoint is better than this one; raise method.kl_coef or train a better reward."
-    )
-
-
-def samples_become_unlikely(history: History) -> str | None:
-    """Only where the policy is paid or ranks: imitation of other text is meant to leave the reference's."""
-    logps = seen(history, "eval/reference_logp")
-    paid = any(name in history[-1] for name in ("margin", "reward/total", "eval/win_rate"))
-    if not paid or len(logps) < 2 or logps[-1] > min(CLIFF * logps[0], logps[0] - CLIFF_NATS):
-        return None
-    return (
-        "What the policy writes has become unlikely text: the mean log-probability of a token under the reference fell "
-        f"from {logps[0]:.2f} before training to {logps[-1]:.2f}. Broken words and sentences look like this, and "
-        "neither the accuracy on pairs nor most rewards notice. Read the samples; lower method.learning_rate, train "
-        "for fewer updates, or hold the policy closer to the reference (method.beta, method.kl_coef, an SFT term)."
-    )
-
-
-CLIFF = 1.5
-"""The rule applies when the samples' log-probability falls to this multiple of its value before training."""
-CLIFF_NATS = 0.25
-"""A fall, in nats a token, below which none is called a cliff: samples near temperature 0 begin near 0."""
-
-
-def completions_truncated(history: History) -> str | None:
-    if last(history, "completion/finished", 3) != [0.0, 0.0, 0.0]:
-        return None
-    return (
-        "In three updates not one completion ended by itself: all were cut at rollout.max_new_tokens. Either the limit "
-        "is too short for this model, or it has not learnt to stop. That is harmless when the reward can judge an "
-        "unfinished text; otherwise raise the limit or method.missing_eos_penalty."
-    )
-
-
-def high_clip_fraction(history: History) -> str | None:
-    fractions = last(history, "clip_fraction", 3)
-    if fractions is None or min(fractions) < 0.3:
-        return None
-    return (
-        f"{fmean(fractions):.0%} of the tokens are clipped: the policy moves further in one update than the clip range "
-        "allows, and those tokens have no gradient (with method.objective=cispo: a bounded one). Lower "
-        "method.learning_rate or method.epochs."
-    )
-
-
-def zero_variance_groups(history: History) -> str | None:
-    shares = last(history, "group/frac_reward_zero_std", WINDOW)
-    if shares is None or fmean(shares) < 0.8:
-        return None
-    rewards = [value for value in (record.get("reward/total") for record in history[-WINDOW:]) if value is not None]
-    return (
-        f"In {fmean(shares):.0%} of the groups all completions earned the same (mean reward {fmean(rewards):.2f}): a "
-        "group teaches by its differences, so most of each rollout is thrown away. Give easier or harder prompts, more "
-        "completions of each (method.group_size), a higher rollout.temperature, a reward in steps instead of all or "
-        "nothing, or let further prompts replace such groups (method.dynamic_sampling)."
-    )
+    def message(self, history: History) -> str | None:
+        """One paragraph: the numbers, the cause, the remedy. None where the rule does not apply."""
+        found = self.check(history)
+        if isinstance(found, str):
+            found = Finding(found, self.cause, self.remedy)
+        return found and f"{found.observed} {found.cause} {found.remedy}"
 
 
 RULES = (
-    Rule("loss_is_not_the_objective", "The loss is near 0 and that is fine", loss_is_not_the_objective),
-    Rule("dead_gradient", "The gradient is 0", dead_gradient, stops=True),
-    Rule("stuck_at_ln_2", "The loss stays at ln 2", stuck_at_ln_2),
-    Rule("saturated_margins", "The pairs have nothing more to teach", saturated_margins),
-    Rule("likelihood_displacement", "Chosen and rejected both become less likely", likelihood_displacement),
-    Rule("accuracy_is_not_quality", "Better at ranking, worse at writing", accuracy_is_not_quality),
-    Rule("negative_kl", "A negative KL", negative_kl),
-    Rule("kl_blow_up", "The KL runs away", kl_blow_up),
-    Rule("reward_grows_with_length", "More reward, longer texts", reward_grows_with_length),
-    Rule("reward_grows_with_repetition", "More reward, more repetition", reward_grows_with_repetition),
-    Rule("completions_collapse", "The completions have collapsed", completions_collapse),
-    Rule("reward_overoptimization", "More reward, less of what it stands for", reward_overoptimization),
-    Rule("samples_become_unlikely", "The samples are no longer likely text", samples_become_unlikely),
-    Rule("zero_variance_groups", "Most groups have nothing to compare", zero_variance_groups),
-    Rule("completions_truncated", "No completion comes to an end", completions_truncated),
-    Rule("high_clip_fraction", "Much is clipped", high_clip_fraction),
+    Rule(
+        name="loss_is_not_the_objective",
+        title="The policy loss is near 0, which is expected",
+        symptom="policy_loss is within ±0.05 while grad_norm is above 0.",
+        cause=(
+            "This is not an error. While the policy is close to the one that sampled, the ratio is near 1 and the "
+            "loss is near the mean advantage, which normalization makes 0. The gradient is not 0."
+        ),
+        remedy="Watch the reward and the KL instead of the loss.",
+        check=loss_is_not_the_objective,
+    ),
+    Rule(
+        name="dead_gradient",
+        title="The gradient is 0",
+        symptom="grad_norm is exactly 0 in five consecutive updates. The run stops.",
+        cause=(
+            "No completion could be scored, all rewards are equal, every completion is empty or masked, or the loss "
+            "does not depend on any trainable parameter."
+        ),
+        remedy=(
+            "Check the reward on a few completions, the prompts and the chat template, rollout.max_new_tokens with "
+            "method.mask_truncated_completions, and which parameters are frozen."
+        ),
+        check=dead_gradient,
+        stops=True,
+    ),
+    Rule(
+        name="stuck_at_ln_2",
+        title="The loss stays at ln 2",
+        symptom="loss is ln 2 = 0.6931 and margin is 0 for three updates of a pairwise method.",
+        cause=(
+            "The learning rate is 0, no trainable parameter receives a gradient, or policy and reference share their "
+            "weights."
+        ),
+        remedy="Check method.learning_rate and the warm-up, the adapter, and that chosen and rejected differ.",
+        check=stuck_at_ln_2,
+    ),
+    Rule(
+        name="saturated_margins",
+        title="The training pairs are saturated",
+        symptom="accuracy is at least 99.5% and loss at most 0.02 on training pairs, as means of five updates.",
+        cause="Hardly any gradient is left; further updates only widen margins that are already wide.",
+        remedy="Use more pairs or fewer epochs, raise method.beta, or use label smoothing.",
+        check=saturated_margins,
+    ),
+    Rule(
+        name="likelihood_displacement",
+        title="Chosen and rejected both become less likely",
+        symptom="log_ratio/chosen is below -1 nat and log_ratio/rejected is lower still.",
+        cause=(
+            "The loss only depends on the difference of the two log-ratios; the probability moves to texts outside "
+            "the pairs (likelihood displacement, Razin et al. 2024)."
+        ),
+        remedy=(
+            "If the completions get worse, add an SFT term on the chosen answers (method.sft_coef=1) or raise "
+            "method.beta."
+        ),
+        check=likelihood_displacement,
+    ),
+    Rule(
+        name="accuracy_is_not_quality",
+        title="Accuracy rises, completions get worse",
+        symptom="eval/accuracy has risen by at least 5 points while gold/total has fallen by at least 0.02.",
+        cause="Ranking two given texts and sampling a good one are different abilities.",
+        remedy="Lower method.learning_rate, raise method.beta, or add an SFT term on the chosen answers.",
+        check=accuracy_is_not_quality,
+    ),
+    Rule(
+        name="negative_kl",
+        title="The KL estimate is negative",
+        symptom="kl/k1 is below -0.001 nats/token.",
+        cause=(
+            "A KL divergence cannot be negative, but its estimate k1, the mean of log(policy/reference) over "
+            "sampled tokens, is unbiased and noisy."
+        ),
+        remedy=(
+            "Ignore single values. If k1 keeps falling, check top-k and top-p sampling: those tokens are not "
+            "samples of the policy."
+        ),
+        check=negative_kl,
+    ),
+    Rule(
+        name="kl_blow_up",
+        title="The KL to the reference blows up",
+        symptom="kl/exact (or kl/k3) is at least 0.5 nats/token and has tripled within 15 updates.",
+        cause="The policy moves away from the reference quickly; fluency usually degrades first.",
+        remedy="Raise method.kl_coef or lower method.learning_rate, and read the samples before trusting the reward.",
+        check=kl_blow_up,
+    ),
+    Rule(
+        name="reward_grows_with_length",
+        title="Reward and length rise together",
+        symptom=(
+            "reward/total rises while completion/length grows by half or more between the first and last five updates."
+        ),
+        cause="The reward may favor length over quality.",
+        remedy="Compare samples of equal length, or add a reward component that does not grow with length.",
+        check=reward_grows_with_length,
+    ),
+    Rule(
+        name="reward_grows_with_repetition",
+        title="Reward and repetition rise together",
+        symptom="eval/reward/total rises while eval/repetition doubles and reaches 10%.",
+        cause="Repeating rewarded phrases is the most common form of reward hacking.",
+        remedy="Add a repetition penalty to the reward, or raise method.kl_coef.",
+        check=reward_grows_with_repetition,
+    ),
+    Rule(
+        name="completions_collapse",
+        title="The completions have collapsed",
+        symptom=(
+            "eval/completion/distinct falls to 25% or below, or eval/completion/one_word rises to 50% or above, and "
+            "the value is at least twice as bad as before training."
+        ),
+        cause=(
+            "The policy gives the same or a one-word completion for every prompt, so its reward does not measure "
+            "useful text. This is expected where the data has such answers, such as class labels."
+        ),
+        remedy=(
+            "Continue from an earlier checkpoint with a larger method.kl_coef or a smaller method.learning_rate, or "
+            "change the reward that favors it."
+        ),
+        check=completions_collapse,
+    ),
+    Rule(
+        name="reward_overoptimization",
+        title="Reward overoptimization",
+        symptom="eval/reward/total has risen and gold/total has fallen in each of the last three evaluations.",
+        cause="The policy exploits errors of the reward (Gao et al. 2023).",
+        remedy="Use an earlier checkpoint; raise method.kl_coef or train a better reward model.",
+        check=reward_overoptimization,
+    ),
+    Rule(
+        name="samples_become_unlikely",
+        title="Samples become unlikely under the reference",
+        symptom="eval/reference_logp falls to 1.5 times its value before training and by at least 0.25 nats/token.",
+        cause="Broken words and sentences look like this; pair accuracy and most rewards do not detect them.",
+        remedy=(
+            "Read the samples. Lower method.learning_rate, train for fewer updates, or strengthen the constraint to "
+            "the reference (method.beta, method.kl_coef, an SFT term)."
+        ),
+        check=samples_become_unlikely,
+    ),
+    Rule(
+        name="zero_variance_groups",
+        title="Most groups have zero reward variance",
+        symptom="group/frac_reward_zero_std is at least 80% over five updates.",
+        cause="Group-relative advantages of equal rewards are 0, so most of each rollout carries no gradient.",
+        remedy=(
+            "Use easier or harder prompts, a larger method.group_size, a higher rollout.temperature, a graded "
+            "reward instead of a binary one, or dynamic sampling (method.dynamic_sampling)."
+        ),
+        check=zero_variance_groups,
+    ),
+    Rule(
+        name="completions_truncated",
+        title="No completion reaches its end",
+        symptom="completion/finished is 0 for three updates.",
+        cause=(
+            "The limit is too low for this model, or the model has not learned to stop. It does no harm if the "
+            "reward can score an unfinished text."
+        ),
+        remedy="Raise rollout.max_new_tokens or method.missing_eos_penalty.",
+        check=completions_truncated,
+    ),
+    Rule(
+        name="high_clip_fraction",
+        title="Many tokens are clipped",
+        symptom="clip_fraction is at least 30% for three updates.",
+        cause=(
+            "The policy moves further in one update than the clip range allows; clipped tokens carry no gradient "
+            "(with method.objective=cispo, a bounded one)."
+        ),
+        remedy="Lower method.learning_rate or method.epochs.",
+        check=high_clip_fraction,
+    ),
 )

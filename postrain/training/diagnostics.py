@@ -1,6 +1,6 @@
-"""Runs the diagnostic rules after every update: each prints one paragraph when it first applies, kept for the report.
+"""Applies the diagnostic rules after every update. A rule reports once; the report shows its paragraph too.
 
-The rules are in diagnostic_rules.py. Stands after MetricsFile.
+The rules are in diagnostic_rules.py. Must follow MetricsFile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Diagnostics(Callback):
         self._reported: set[str] = set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore what a resumed run has measured and reported already."""
+        """Restores the metrics and reports of a resumed run."""
         updates = method_of(pl_module).counters.updates
         if trainer.is_global_zero:
             with writing(self._folder.diagnostics.path, DISK_FULL_REMEDY):
@@ -52,12 +52,12 @@ class Diagnostics(Callback):
         method = method_of(pl_module)
         self._remember(dict(method.last_metrics))
         for rule in self._rules:
-            text = None if rule.name in self._reported else rule.check(self._history)
+            text = None if rule.name in self._reported else rule.message(self._history)
             if text is not None:
                 self._report(trainer, method.counters.updates, rule, text)
 
     def _remember(self, entry: dict[str, float]) -> None:
-        """Keep the beginning and the recent past: enough for every rule, and little for a long run."""
+        """Keeps the first FIRST and the last RECENT updates, which bounds memory and is enough for every rule."""
         self._history.append(entry)
         if len(self._history) > FIRST + RECENT:
             del self._history[FIRST]
