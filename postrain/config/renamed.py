@@ -139,7 +139,9 @@ def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
             if not quiet and old not in SYNONYMS:
                 announce(old, new)
     for old, replacements in VALUES.items():
-        if _has(found, old.split(".")) and (text := _pop(found, old.split("."))) in replacements:
+        text = _get(found, old.split("."))
+        if isinstance(text, str) and text in replacements:
+            _pop(found, old.split("."))
             new, value = replacements[text]
             _set(found, new.split("."), value)
             if not quiet:
@@ -168,6 +170,13 @@ def _has(node: Any, path: Sequence[str]) -> bool:
             return False
         node = node[part]
     return True
+
+
+def _get(node: Any, path: Sequence[str]) -> Any:
+    """The value at a path; None where there is none."""
+    for part in path:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def _pop(node: dict[str, Any], path: Sequence[str]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from postrain.config import renamed
 from postrain.evaluation.estimate import Interval
 from postrain.formatting import figure, short
 from postrain.report import blocks
@@ -270,7 +271,11 @@ def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def flat_settings(run: Run) -> dict[str, str]:
     """The config as dotted keys and texts."""
-    return {key: value for key, value in _flat(run.settings, "") if key.partition(".")[0] not in IGNORED_KEYS}
+    return {
+        key: value
+        for key, value in _flat(renamed.config(run.settings, quiet=True), "")
+        if key.partition(".")[0] not in IGNORED_KEYS
+    }
 
 
 def _flat(value: Any, key: str) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from postrain.config import renamed
 from postrain.formatting import figure, short
 from postrain.jsonl import JsonLines, Record, read_json
 from postrain.metrics import metric
@@ -133,16 +134,21 @@ def as_number(found: Any) -> Number | None:
 
 def _model(found: Record, records: Mapping[str, Sequence[Record]], responses: Iterable[Record]) -> EvalModel:
     name = str(found.get("name", "model"))
-    own = {task: tuple(one for one in lines if _of(one, name)) for task, lines in records.items()}
+    own = {_present(task): tuple(one for one in lines if _of(one, name)) for task, lines in records.items()}
     samples = [sample for one in responses if _of(one, name) and (sample := _sample(one)) is not None]
     return EvalModel(
         name=name,
         path=str(found.get("path", "")),
         data=str(found.get("data", "")),
-        tasks={task: _task(mapping(one)) for task, one in mapping(found.get("measures")).items()},
+        tasks={_present(task): _task(mapping(one)) for task, one in mapping(found.get("measures")).items()},
         samples=tuple(samples),
         records=own,
     )
+
+
+def _present(task: str) -> str:
+    """The present name of a task."""
+    return renamed.OPTIONS.get(("evaluation", task), task)
 
 
 def _of(record: Record, name: str) -> bool:
@@ -173,7 +179,7 @@ def _numbers(found: Iterable[tuple[str, Any]]) -> dict[str, Number]:
 def _differences(found: Any) -> dict[tuple[str, str], dict[str, Number]]:
     made: dict[tuple[str, str], dict[str, Number]] = {}
     for one in records_of(found):
-        key = str(one.get("measure")), str(one.get("metric"))
+        key = _present(str(one.get("measure"))), str(one.get("metric"))
         made.setdefault(key, {}).update(_numbers([(str(one.get("against")), one)]))
     return made
 

@@ -162,8 +162,7 @@ def common(path: Path) -> dict[str, Any]:
 def read_run(path: Path) -> Run:
     """The run in a folder, finished or not."""
     path = path.resolve()
-    lines, damaged_records = JsonLines(path / "metrics.jsonl").examine()
-    records = [renamed.metrics(line) for line in lines]
+    records, damaged_records = read_metrics(path)
     samples, damaged_samples = JsonLines(path / "samples.jsonl").examine()
     counts = {"metrics.jsonl": damaged_records, "samples.jsonl": damaged_samples}
     times = [value for record in records if (value := number(record.get("time"))) is not None]
@@ -178,6 +177,12 @@ def read_run(path: Path) -> Run:
         missing=list(_missing(path, counts)) + _not_numbers(records),
         result=renamed.result(read_json(path / "result.json")),
     )
+
+
+def read_metrics(path: Path) -> tuple[list[Record], int]:
+    """The records of metrics.jsonl under the present names of their metrics, and the number of damaged lines."""
+    records, count = JsonLines(path / "metrics.jsonl").examine()
+    return [renamed.metrics(record) for record in records], count
 
 
 def read_generation(path: Path) -> Generation:

@@ -14,8 +14,8 @@ from pathlib import Path
 from postrain.config import renamed
 from postrain.errors import ConfigError
 from postrain.formatting import figure, short
-from postrain.jsonl import JsonLines, number, read_json
-from postrain.report.folders import MOST_SECONDS, Run, curves
+from postrain.jsonl import number, read_json
+from postrain.report.folders import MOST_SECONDS, Run, curves, read_metrics
 from postrain.report.kinds import folders
 from postrain.report.page import PAGE
 from postrain.report.panels import HEADLINES
@@ -118,7 +118,7 @@ def _run(entry: Entry, run: Run) -> Entry:
     ends = {name: both for name, values in mapping(result.get("changes")).items() if (both := _ends(values))}
     updates = number(result.get("updates"))
     if not ends:
-        records = JsonLines(entry.path / "metrics.jsonl").read()
+        records, _ = read_metrics(entry.path)
         ends = {name: (values[0], values[-1]) for name, (_, values) in curves(records).items()}
         updates = max(map(update_of, records), default=0)
     total = number(mapping(run.settings.get("method")).get("updates"))

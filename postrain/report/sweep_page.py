@@ -15,11 +15,11 @@ from typing import Any
 from postrain.config.places import command as start
 from postrain.evaluation.estimate import Interval
 from postrain.formatting import duration, short
-from postrain.jsonl import JsonLines, number
+from postrain.jsonl import number
 from postrain.report import blocks
 from postrain.report.charts import DataPoint, Line, bars, curves, points, spans_decades
 from postrain.report.folders import curves as curves_of
-from postrain.report.folders import state_of
+from postrain.report.folders import read_metrics, state_of
 from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, section, write_page
 from postrain.report.palette import DASHES, UNTRAINED, Style, color
 from postrain.report.panels import axis_of, label_of, title_of
@@ -279,4 +279,4 @@ def mean_curve(seeds: Sequence[Curve]) -> Curve:
 
 
 def _metrics(folder: Path) -> dict[str, Curve]:
-    return curves_of(JsonLines(folder / "metrics.jsonl").read())
+    return curves_of(read_metrics(folder)[0])

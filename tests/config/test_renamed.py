@@ -105,3 +105,9 @@ def test_no_file_of_the_program_uses_an_old_name():
     files = [path for folder in ("conf", "sweep", "postrain") for path in (CONF.parent / folder).rglob("*.*")]
     texts = {path: path.read_text() for path in files if path.suffix in (".py", ".yaml", ".md") and path != table}
     assert {(path.name, name) for path, text in texts.items() for name in old if name in text} == set()
+
+
+@pytest.mark.parametrize("value", ["other", ["cached"], None])
+def test_a_value_without_a_replacement_stays_for_the_check_of_the_config(value):
+    plain = {"method": {"reference_logps": value}}
+    assert renamed.config(plain, quiet=True) == plain

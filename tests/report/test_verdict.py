@@ -15,7 +15,8 @@ from postrain.report.changes import Change, changes, newcombe
 from postrain.report.console import print_result
 from postrain.report.folders import Run
 from postrain.report.samples import Sample
-from postrain.report.verdict import verdict
+from postrain.report.verdict import WARNING_RULES, verdict
+from postrain.training.diagnostic_rules import RULES
 
 RATE = {"config": {"method": {"learning_rate": 3e-4}}, "reproduce": "python train.py method=ppo seed=4"}
 
@@ -134,3 +135,7 @@ def test_gold_that_contradicts_the_reward_is_named() -> None:
 def test_a_change_without_direction_is_neither_better_nor_worse() -> None:
     assert Change("eval/completion/length", 20, 30).better is None
     assert Change("eval/loss", 2, 1).better is True
+
+
+def test_warning_rules_are_diagnostic_rules() -> None:
+    assert {rule.name for rule in RULES} >= set(WARNING_RULES)
