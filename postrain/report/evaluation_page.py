@@ -50,7 +50,7 @@ def write_comparison_of_evaluations(paths: Sequence[Path], folder: Path, formats
 def _write(found: Sequence[Evaluation], folder: Path, formats: Sequence[str]) -> Path:
     models = named_models(found)
     one = len(models) == 1
-    heading = models[0].name if one else blocks.line(f"{len(models)} models", blocks.span("measured", "muted"))
+    heading = models[0].name if one else blocks.line(f"{len(models)} models", blocks.span("evaluated", "muted"))
     bars_of, sizes, spread = compared(models), lengths(models), perplexities(models)
     samples = [(model.name, model.samples) for model in models if model.samples]
     differences = found[0].differences if len(found) == 1 else {}

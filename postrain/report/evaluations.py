@@ -43,6 +43,13 @@ class Number:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
+    def stated_interval(self) -> str:
+        """The interval as text, or that it is unknown."""
+        if self.low is None or self.high is None:
+            return "no interval: not saved"
+        return f"{figure(self.low)} … {figure(self.high)}"
+
+    @property
     def spot(self) -> DataPoint:
         """As a bar."""
         return DataPoint(self.value, 0, self.around)

@@ -13,6 +13,7 @@ from postrain.config import places
 from postrain.formatting import figure, short
 from postrain.jsonl import Record
 from postrain.report import blocks
+from postrain.report.changes import changes
 from postrain.report.charts import Bars, bar_picture, bars
 from postrain.report.evaluations import EvalTask, Number, central, read_evaluation, shares
 from postrain.report.folders import Folder, common, read_generation, read_run
@@ -24,6 +25,8 @@ from postrain.report.samples import SHOWN, Sample, last, responses, side_by_side
 from postrain.report.values import read_yaml, records_of
 
 FILE = "pipeline.yaml"
+STAGES = "Metrics of a training stage before → after, with the 95 % interval of the change; of others with their own."
+NO_INTERVAL = "no interval: training data"
 MOST_HEADLINES, MOST_FILES, MOST_BARS = 3, 8, 9
 
 
@@ -32,8 +35,8 @@ class Stage(Folder):
     """A stage of a pipeline."""
 
     name: str
-    made: Sequence[tuple[str, str, str]]
-    """Metrics: name, value before (or empty), value."""
+    metrics: Sequence[tuple[str, str, str, str]]
+    """Name, value before (or empty), value, and its interval, that of the change, or why there is none."""
     scores: Mapping[str, Number]
     """Metrics that can be compared between stages."""
     samples: Sequence[Sample]
@@ -47,8 +50,7 @@ class Stage(Folder):
 def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, model_comparison.png and sample_responses.json into the folder or into `output`.
 
-    Generations among the stages that have no report get one. Raises ConfigError where something
-    cannot be written.
+    Generations among the stages that have no report get one. Raises ConfigError where something cannot be written.
     """
     folder, plan, whole = output or path, read_yaml(path / FILE), Folder(**common(path))
     stages = [read_stage(name, path / place) for name, place in _stages(plan, path)]
@@ -62,7 +64,11 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
     summary = blocks.Table(*table(path / "summary.md"))
     name, command = str(plan.get("name") or path.name), _command(path)
     sections = (
-        section("Stages", blocks.Group([_card(number, one, folder) for number, one in enumerate(stages, start=1)])),
+        section(
+            "Stages",
+            blocks.about(STAGES),
+            blocks.Group([_card(number, one, folder) for number, one in enumerate(stages, start=1)]),
+        ),
         section("Summary", summary),
         section(
             "Stages compared",
@@ -108,15 +114,15 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
 
 
 def _card(number: int, stage: Stage, folder: Path) -> blocks.Group:
-    made = [
-        blocks.line(blocks.span(label, "muted"), *_was(before), blocks.bold(after))
-        for label, before, after in stage.made
+    lines = [
+        blocks.line(blocks.span(label, "muted"), *_was(before), blocks.bold(after), blocks.span(around, "small muted"))
+        for label, before, after, around in stage.metrics
     ]
     anchors = [blocks.anchor(label, target) for label, target in links(stage, folder).items()]
     took = blocks.span(f"took {stage.took}", "muted") if stage.took else ""
     return blocks.card(
         blocks.line(str(number), stage.name, blocks.badge(stage.state)),
-        *map(blocks.Text, made),
+        *map(blocks.Text, lines),
         blocks.note(str(stage.status.get("reason") or "")),
         blocks.Text(blocks.line(took, *anchors), "small"),
     )
@@ -144,27 +150,31 @@ def _stages(plan: Record, path: Path) -> list[tuple[str, str]]:
 
 def read_stage(name: str, folder: Path) -> Stage:
     """The results in the folder of a stage of any kind."""
-    made: list[tuple[str, str, str]] = []
+    metrics: list[tuple[str, str, str, str]] = []
     scores: Mapping[str, Number] = {}
     samples: Sequence[Sample] = ()
     if (folder / "metrics.jsonl").is_file():
         run = read_run(folder)
-        made = [(short(metric), figure(one), figure(two)) for metric, one, two in headlines(run.metrics)]
+        around = {one.name: one.around for one in changes(run)}
+        metrics = [
+            (short(name), figure(one), figure(two), around.get(name, NO_INTERVAL))
+            for name, one, two in headlines(run.metrics)
+        ]
         samples = last(run.samples)
     elif (folder / "completions.jsonl").is_file():
         generation = read_generation(folder)
         scores, kept = shares(generation), generation.kept()
-        made = [*_single(scores), *([("kept", "", kept)] if kept else [])]
+        metrics = [*_single(scores), *([("selected", "", kept, "")] if kept else [])]
         samples = [prompt[0] for prompt in generation.prompts]
     elif (folder / "evaluation_stats.json").is_file() and (models := read_evaluation(folder).models):
         scores, samples = _central(models[0].tasks), models[0].samples
-        made = _single(scores)
+        metrics = _single(scores)
     known = {**common(folder), "path": folder}
-    return Stage(**known, name=name, made=made[:MOST_HEADLINES], scores=scores, samples=samples)
+    return Stage(**known, name=name, metrics=metrics[:MOST_HEADLINES], scores=scores, samples=samples)
 
 
-def _single(scores: Mapping[str, Number]) -> list[tuple[str, str, str]]:
-    return [(name, "", figure(found.value)) for name, found in scores.items()]
+def _single(scores: Mapping[str, Number]) -> list[tuple[str, str, str, str]]:
+    return [(name, "", figure(found.value), found.stated_interval) for name, found in scores.items()]
 
 
 def _central(tasks: Mapping[str, EvalTask]) -> dict[str, Number]:

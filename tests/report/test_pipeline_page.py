@@ -94,7 +94,7 @@ def test_shared_scores_are_of_at_least_two_stages(tmp_path: Path) -> None:
     ((name, rows),) = shared_scores(stages)
     assert name == "right, sampled"
     assert [(who, round(spot.x, 3), index) for who, spot, index in rows] == [("a", 0.333, 0), ("b", 0.333, 1)]
-    assert stages[2].made[0] == ("gold total", "", "0.30")
+    assert stages[2].metrics[0] == ("gold total", "", "0.30", "0.20 … 0.40")
 
 
 def test_summary_is_a_table(tmp_path: Path) -> None:
