@@ -89,7 +89,7 @@ class Interrupt(Callback):
         if self.signal is not None or not self._training:
             raise Interrupted(number)
         self.signal = signal.Signals(number)
-        text = f"\nfinishing update {self._update}, then saving; press Ctrl-C again to stop at once\n"
+        text = f"\nfinishing update {self._update}, then saving; press Ctrl-C again to stop immediately\n"
         if self._prints:
             # Not print: the signal may have come in the middle of one.
             os.write(2, text.encode())

@@ -213,14 +213,14 @@ def checkpoints(folder: Path) -> list[Path]:
 def last_checkpoint(folder: Path) -> str:
     """The newest checkpoint, in the words of an error message."""
     found = checkpoints(folder)
-    return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
+    return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
 
 
 def space_remedy(folder: Path) -> str:
     """The remedy for a full disk."""
     if not (folder / "checkpoints").is_dir():
         return "free some space and start again"
-    return f"{last_checkpoint(folder)}; free some space and go on with resume={folder}"
+    return f"{last_checkpoint(folder)}; free some space and continue with resume={folder}"
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """checkpoints/: the newest resumable states of a run, each complete or absent.
 
-A file is written under another name, read back and renamed, so that neither a kill nor a full disk nor a broken model
-touches the ones before. It is a zip file, whose records carry checksums: damage of any kind is noticed on reading.
+A checkpoint is written under a temporary name, read back and renamed, so a kill, a full disk or a broken model leaves
+earlier checkpoints intact. The file is a zip archive with checksums, so reading detects any damage.
 """
 
 from __future__ import annotations
@@ -23,29 +23,28 @@ from postrain.types import ConfigError
 
 
 class Checkpoints(Callback):
-    """Saves every `every` updates, after the last one, when the run is stopped, and when a reward or a judge fails.
+    """Saves every `every` updates, after the last update, when the run is stopped, and when a reward or judge fails.
 
-    Must be the last callback: the records of an update are then written before its checkpoint.
-
-    Not Lightning's ModelCheckpoint, which can leave a half-written file and reads none back.
+    Must be the last callback, so that the records of an update are written before its checkpoint. Lightning's
+    ModelCheckpoint can leave a half-written file and does not verify what it wrote.
     """
 
     def __init__(self, folder: RunFolder, guard: NaNGuard, *, every: int, keep: int) -> None:
         self.folder, self.guard, self.every, self.keep = folder, guard, every, keep
-        self.begun: tuple[int, int] | None = None
-        """Updates and optimizer steps when the present update began."""
+        self.before_update: tuple[int, int] | None = None
+        """Updates and optimizer steps at the start of the current update."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         counters = method_of(pl_module).counters
-        self.begun = (counters.updates, counters.optimizer_steps)
+        self.before_update = (counters.updates, counters.optimizer_steps)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves the state before the update if the update failed before it changed anything.
+        """Saves the state before an update that failed before it changed anything.
 
-        Only with a single rank: others may not have failed.
+        Only in single-process runs: with several ranks, the others may not have failed.
         """
         counters = method_of(pl_module).counters
-        untouched = self.begun == (counters.updates, counters.optimizer_steps)
+        untouched = self.before_update == (counters.updates, counters.optimizer_steps)
         whole = untouched and trainer.world_size == 1 and not self.guard.problems(pl_module)
         if isinstance(exception, ConfigError) and whole and counters.updates:
             self.save(trainer, counters.updates)
@@ -60,15 +59,15 @@ class Checkpoints(Callback):
             self.save(trainer, update)
 
     def save(self, trainer: Trainer, update: int) -> None:
-        """Writes the state after `update` and forgets the oldest beyond `keep`."""
+        """Writes the state after `update` and deletes all but the newest `keep` checkpoints."""
         path = self.folder.checkpoints / f"update={update:06d}.ckpt"
         unfinished = path.with_suffix(".unfinished")
         with writing(path, space_remedy(self.folder.path)):
             try:
                 trainer.save_checkpoint(unfinished)
                 if trainer.is_global_zero and not is_whole(unfinished):
-                    raise OSError("what was read back is not what was written")
-            except RuntimeError as error:  # what torch's zip writer raises when the disk is full
+                    raise OSError("the file could not be read back")
+            except RuntimeError as error:  # raised by torch's zip writer on a full disk
                 raise OSError(f"PyTorch could not write it ({str(error).splitlines()[0]})") from error
             else:
                 if trainer.is_global_zero:
@@ -82,8 +81,7 @@ class Checkpoints(Callback):
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint can be read and every record in it has its checksum (CRC-32, which torch.save writes and
-    torch.load does not look at)."""
+    """Whether a checkpoint can be read and all its CRC-32 checksums match; torch.load does not check them."""
     try:
         with zipfile.ZipFile(path) as records:
             if records.testzip() is not None:
@@ -95,10 +93,9 @@ def is_whole(path: Path) -> bool:
 
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint in a run folder that can be read, None when there is none at all, and the damaged ones
-    passed over.
+    """The newest readable checkpoint of a run folder (None without checkpoints) and the damaged ones that were skipped.
 
-    Raises ConfigError when there are checkpoints and every one is damaged.
+    Raises ConfigError if there are checkpoints and all are damaged.
     """
     damaged: list[Path] = []
     for path in reversed(checkpoints(folder)):
@@ -106,5 +103,5 @@ def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
             return path, damaged
         damaged.append(path)
     if damaged:
-        raise ConfigError(f"resume: {damaged[0]} is damaged (truncated?), and so is every other one; start a new run")
+        raise ConfigError(f"resume: {damaged[0]} and all other checkpoints are damaged; start a new run")
     return None, damaged

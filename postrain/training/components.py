@@ -1,5 +1,4 @@
-"""Builds the components of a run from its config: first the data and its audit, where mistakes are cheap to find, then
-weights."""
+"""Builds the components of a run from its config: data and audit first, since errors there are cheap, then weights."""
 
 from __future__ import annotations
 
@@ -30,21 +29,21 @@ from postrain.types import ConfigError
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of a run that is ready to train."""
+    """The components of a run that is ready to train."""
 
     method: Method
     data: DataModule
     audit: Audit
     tokenizer: Any
     reference: ResolvedModel | None
-    """What the policy is compared with, where `reference` names another model than the policy's start."""
+    """The reference model that the key `reference` names; None if the reference is the initial policy."""
 
 
 def build(config: TrainConfig) -> Components:
-    """Everything between a config and training. Raises ConfigError for components that do not fit together."""
+    """Builds data, policy, reference and rewards. Raises ConfigError for components that do not fit together."""
     method, resolved, data = config.method, config.resolved, copy(config.data)
     config.trainer.configure_process()
-    # A method that Python code constructed with a model has it already.
+    # A method constructed in Python with a model already has its parts.
     given: Parts | None = getattr(method, "parts", None)
     tokenizer = given.template.tokenizer if given else load_tokenizer(resolved)
     other = resolve_reference(config, tokenizer)
@@ -80,7 +79,7 @@ def build(config: TrainConfig) -> Components:
 
 
 def build_reward(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
-    """The reward and the preference model of the `reward` group; one object can be both."""
+    """The reward and the preference model of the `reward` group; one object may be both."""
     if not config.method.needs_reward:
         return None, None
     reward, preference = judges(config.reward and config.reward.value)
@@ -89,32 +88,32 @@ def build_reward(config: TrainConfig) -> tuple[Reward | None, Preference | None]
 
 
 def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
-    """The reference model that `reference` names, if any. Raises ConfigError for one that cannot be compared."""
+    """The model that the key `reference` names, if any. Raises ConfigError for a reward model or another vocabulary."""
     path = config.reference
     if path is None:
         return None
     found = resolve_for("reference", path, "a directory or run folder")
     if "scalar" in (config.method.head, found.head):
         who = "this method" if config.method.head == "scalar" else "a reward model"
-        raise ConfigError(f"reference={path}: {who} gives no log-probabilities to compare; leave it out")
+        raise ConfigError(f"reference={path}: {who} has no log-probabilities to compare; remove it")
     theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
         raise ConfigError(
-            f"reference={path}: its vocabulary ({len(theirs)} tokens) is not the policy's ({len(ours)}); "
-            "log-probabilities can be compared over the same tokens only: give a model of the same family"
+            f"reference={path}: its vocabulary ({len(theirs)} tokens) differs from the policy's ({len(ours)}); "
+            "log-probabilities need the same tokens: give a model of the same family"
         )
     return found
 
 
 def reference_fingerprint(config: TrainConfig, model: ResolvedModel) -> str:
-    """Everything but rows that determines log-probabilities under `model`, the reference of this run."""
+    """A key of everything but the rows that determines log-probabilities under `model`, the reference of this run."""
     hardware = config.trainer
     weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
     return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
 
 
 def build_reference(config: TrainConfig, policy: nn.Module, other: ResolvedModel | None) -> Reference | None:
-    """The reference policy, if the method or the KL of evaluated completions needs one; it costs memory."""
+    """The reference policy, if the method or the KL of evaluated completions needs one; None saves its memory."""
     method, hardware = config.method, config.trainer
     if other is not None:
         model = cast("nn.Module", load_causal(other, dtype=hardware.dtype)).to(hardware.device)
@@ -127,10 +126,10 @@ def build_reference(config: TrainConfig, policy: nn.Module, other: ResolvedModel
 
 
 def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
-    """The policy with its adapter; `data` tells which tokens it needs."""
+    """The policy with its adapter; `data` determines which new tokens have to be trained."""
     adapter, hardware, head = config.adapter, config.trainer, config.method.head
     load = load_causal if head == "causal" else load_scalar
-    # Seen as what it is derived from: transformers wraps `to` in a way that loses its type.
+    # The cast restores the type of `to`, which transformers wraps without annotations.
     model = cast("nn.Module", load(config.resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
     model = model if adapter.quantization() else model.to(hardware.device)
     trainable_tokens = adapter.new_token_ids(model, data.chat_template.tokenizer, data.token_ids())
@@ -138,7 +137,7 @@ def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
 
 
 def gather_policy(config: TrainConfig, parts: Components) -> None:
-    """Gathers the whole policy of a sharded run on the first rank; every rank has to call it."""
+    """Gathers the full policy of a sharded run on the first rank; every rank must call it."""
     method = parts.method
     state = full_state_dict(method.policy) if method.device_mesh is not None else None
     if state is not None and is_first_rank():
@@ -147,47 +146,47 @@ def gather_policy(config: TrainConfig, parts: Components) -> None:
 
 
 def training_notes(parts: Components, resolved: ResolvedModel) -> list[str]:
-    """What a user has to know of how this model is trained, a line each."""
+    """Notes on how this model is trained, one line each."""
     found = [f"note: {note}" for note in parts.data.chat_template.notes]
     if limit := rotary_limit(read_json(resolved.directory / "config.json")):
         found.append(
-            f"note: the model scales rotary positions in another way for a whole batch once a row is longer than "
-            f"{limit} tokens (longrope), so rows are kept within {limit}"
+            f"note: a row longer than {limit} tokens changes this model's rotary scaling for its whole batch "
+            f"(longrope), so rows are limited to {limit} tokens"
         )
     adapter = getattr(parts.method.policy, "peft_config", {}).get("default")
     learned = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
     if learned:
         names = ", ".join(parts.tokenizer.convert_ids_to_tokens(learned))
-        found.append(f"note: the embeddings of new tokens learn beside the adapter: {names}")
+        found.append(f"note: the embeddings of these new tokens are trained besides the adapter: {names}")
     policy, tokens = parts.method.policy, parts.data.token_ids()
     if adapter and (drawn := randomly_initialized(policy, parts.tokenizer, tokens, but=learned)):
         found.append(
-            f"note: the embeddings of these added tokens look untrained, drawn at random, and the adapter keeps them "
-            f"frozen: {', '.join(drawn)}; let them learn with adapter.new_tokens='[{','.join(drawn)}]'"
+            f"note: the embeddings of these added tokens look randomly initialized, and the adapter keeps them frozen: "
+            f"{', '.join(drawn)}; train them with adapter.new_tokens='[{','.join(drawn)}]'"
         )
     return found
 
 
 def check_reward(method: Method, data: DataModule) -> None:
-    """Scores a few completions of the untrained policy. Raises ConfigError for a constant reward: it trains nothing."""
+    """Scores a few completions of the initial policy. Raises ConfigError for a constant reward."""
     prompts = data.eval_prompts(16)
-    has = method.parts
+    parts = method.parts
 
     def completed(first_seed: int) -> Rollouts:
         return collect(
-            has.engine,
+            parts.engine,
             method.policy,
-            has.template,
+            parts.template,
             prompts,
             seeds=range(first_seed, first_seed + len(prompts)),
-            reward=has.reward,
-            environment=has.environment,
+            reward=parts.reward,
+            environment=parts.environment,
         )
 
     with torch.no_grad():
         one = completed(0)
-        if has.reward is not None:
+        if parts.reward is not None:
             preflight(one.reward_B)
-        elif has.preference is not None:
+        elif parts.preference is not None:
             other = completed(len(prompts))
-            preflight(has.preference.beats(one.prompts, one.completions, other.completions, one.columns))
+            preflight(parts.preference.beats(one.prompts, one.completions, other.completions, one.columns))

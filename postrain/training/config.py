@@ -1,4 +1,4 @@
-"""The config of a training run: which parts it has and what each has to be."""
+"""The config of a training run: its keys, their types and defaults, and the checks across keys."""
 
 from __future__ import annotations
 
@@ -27,57 +27,57 @@ from postrain.training.early_stopping import EarlyStop
 from postrain.training.loggers import LightningTracker, NoTracker, Tracker
 from postrain.types import ConfigError, Seed
 
-MOST_TOKENS = 10**9
-"""Of all completions of one update; as token ids and log-probabilities they take a dozen gigabytes."""
+MAX_TOKENS = 10**9
+"""Limit on the completion tokens of one update; their ids and log-probabilities take about 12 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    """A training run. Raises ConfigError for settings that do not go together."""
+    """A training run. Raises ConfigError for incompatible settings."""
 
     method: Method
-    """The method that trains, with its settings."""
+    """The training method and its hyperparameters."""
     model: ModelSource
-    """The model to start from."""
+    """The initial model."""
     adapter: Adapter = field(default_factory=NoAdapter)
-    """What learns: all weights, or an adapter."""
+    """An adapter (LoRA, QLoRA) on the model; none trains all weights."""
     data: DataModule
-    """The rows to learn from, and the held-out ones."""
+    """Training rows and held-out rows."""
     reward: Deferred[Reward | Preference] | None = None
-    """What scores or compares completions; methods that sample need one."""
+    """Scores or compares completions; required by methods that sample."""
     rollout: Engine = field(default_factory=LocalEngine)
-    """What samples completions, and how."""
+    """The engine that samples completions, and its sampling parameters."""
     environment: Environment = SINGLE_TURN
-    """What answers the policy while it writes."""
+    """The environment of multi-turn rollouts, such as tools."""
     trainer: Hardware = field(default_factory=Hardware)
-    """The hardware: processes, devices and precision."""
+    """Hardware: processes, devices and precision."""
     logger: Tracker | Logger = field(default_factory=NoTracker)
-    """Where metrics are sent besides metrics.jsonl."""
+    """Tracker that receives a copy of metrics.jsonl and samples.jsonl."""
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
-    """Lightning callbacks by any name. An evaluation counts as a validation, and its metrics are there to monitor."""
+    """Lightning callbacks, under names of your choice. An evaluation is a validation to them; its metrics can be
+    monitored."""
     optim: Annotated[Deferred[torch.optim.Optimizer] | None, Given({"params", "lr"})] = None
-    """A torch optimizer in place of AdamW; learning rate, schedule and weight decay are the method's. null is AdamW."""
+    """A torch optimizer; null is AdamW. Learning rate, schedule and weight decay are keys of the method."""
     evaluation: Evaluation = field(default_factory=Evaluation)
-    """What is measured on held-out rows, and when."""
+    """What is measured on held-out rows, and how often."""
     early_stop: EarlyStop = field(default_factory=EarlyStop)
-    """When a run without prospects ends early; it is still evaluated and exported."""
+    """Early stopping; a stopped run is still evaluated and exported."""
     seed: Seed = 0
-    """Decides the order of rows, samples and fresh weights."""
+    """Seed of the row order, of sampling and of new weights."""
     reference: str | None = None
-    """A directory, run folder or Hub name of the reference model (KL, log-ratios); null is the model that the policy
-    starts from."""
+    """Reference model for KL and log-ratios: a directory, run folder or Hub name. null is the initial policy."""
     name: str | None = None
-    """What the run's folder and trackers call it; null is the method's name."""
+    """Name of the run in its folder and in trackers; null is the method's name."""
     resume: str | None = None
-    """Resume the run in this folder: resume=runs/ppo/nano/..."""
+    """Run folder to resume, such as runs/ppo/nano/..."""
     allow_change: bool = False
-    """Let a resumed run differ from how it was started."""
+    """Allow a resumed run to continue with other settings or other rows."""
     report: bool = True
-    """Write report.html at the end."""
+    """Write report.html at the end of the run."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show tracebacks of errors."""
     paths: Paths = field(default_factory=Paths)
-    """Where folders are made."""
+    """Where run folders are created."""
 
     def __post_init__(self) -> None:
         method = self.method
@@ -86,15 +86,15 @@ class TrainConfig(Section):
             "method.group_size": getattr(method, "group_size", 1),
             "rollout.max_new_tokens": self.rollout.sampling.max_new_tokens,
         }
-        # Sizes that are allowed alone, and give an update more tokens than any memory holds.
-        if method.needs_reward and math.prod(sizes.values()) > MOST_TOKENS:
-            given = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
-            raise ConfigError(f"{given}: expected at most {MOST_TOKENS} tokens an update; lower one of them")
+        # Each size is valid alone; their product may not fit any memory.
+        if method.needs_reward and math.prod(sizes.values()) > MAX_TOKENS:
+            product = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
+            raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens an update; lower one of them")
         if self.early_stop.flat_updates and not method.needs_reward:
-            raise ConfigError("early_stop.flat_updates: this method has no reward that could be flat; leave it null")
+            raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
 
     def check(self) -> None:
-        """Raises ConfigError for what the machine or a part refuses, before there is a folder."""
+        """Raises ConfigError for what the machine or a component cannot run, before the run folder is created."""
         self.trainer.check()
         self.adapter.quantization()
         for measure in self.evaluation.tasks.values():
@@ -102,12 +102,12 @@ class TrainConfig(Section):
 
     @property
     def tracker(self) -> Tracker:
-        """The logger, with the exit state of a run."""
+        """The logger behind the Tracker interface, which closes with the run's exit status."""
         return LightningTracker(self.logger) if isinstance(self.logger, Logger) else self.logger
 
     @property
     def make_optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
-        """Makes the optimizer from parameter groups and `lr`; None is AdamW."""
+        """Constructs the optimizer from parameter groups and `lr`; None is AdamW."""
         if self.optim is None:
             return None
         settings = {name: value for name, value in (self.optim.settings or {}).items() if name != TARGET}
@@ -115,7 +115,7 @@ class TrainConfig(Section):
 
     @cached_property
     def resolved(self) -> ResolvedModel:
-        """The model that learns."""
+        """The model to train."""
         return self.model.resolve()
 
     @property

@@ -1,13 +1,13 @@
-"""What the training loop measures of itself."""
+"""Metrics of the training loop: speed, memory and counters."""
 
 from __future__ import annotations
 
 from postrain.metrics import POSITIVE, declare
 
-declare("perf/seconds", "median of the last updates", unit="s", direction="min", title="Seconds per update")
+declare("perf/seconds", "median over the last updates", unit="s", direction="min", title="Seconds per update")
 declare(
     "perf/tokens_per_second",
-    "of the last updates",
+    "mean over the last updates",
     unit="tokens/s",
     direction="max",
     bounds=POSITIVE,
@@ -15,4 +15,4 @@ declare(
 )
 declare("perf/peak_*", "GB", unit="GB", direction="min", bounds=POSITIVE, title="Peak memory")
 declare("update", "number of the update", bounds=POSITIVE)
-declare("time", "when it ended", unit="s", bounds=POSITIVE)
+declare("time", "when the update ended", unit="s", bounds=POSITIVE)

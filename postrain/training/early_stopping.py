@@ -1,9 +1,8 @@
 """Early stopping on a flat reward or a KL blow-up; the run is still evaluated and exported.
 
-Flat is a reward that does not exceed that of the first updates; a run that has learned and then stands still continues.
-Not Lightning's EarlyStopping, which counts validation epochs and keeps its state in the checkpoint: here updates count,
-and a resumed run reads what it had measured from metrics.jsonl. Must stand before the Evaluator, which measures what is
-there at the end.
+A reward is flat if it does not exceed that of the first updates; a run that has improved and then plateaus continues.
+Unlike Lightning's EarlyStopping it counts updates instead of validation epochs, and a resumed run reads its state from
+metrics.jsonl. Must precede the Evaluator, which evaluates a stopped run.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ class EarlyStop(Section):
     """Stop when the mean reward of the last N updates does not exceed that of the first N. Checked every N updates;
     null disables it."""
     kl_above: Positive | None = None
-    """Stop when the KL to the reference, in nats a token, exceeds this; null disables it."""
+    """Stop when KL(policy‖reference), in nats/token, averaged over 5 updates, exceeds this; null disables it."""
 
 
 def flat(rewards: Sequence[float], size: int) -> bool:
-    """Whether the last `size` rewards are on average no higher than the first.
+    """Whether the mean of the last `size` rewards does not exceed that of the first.
 
-    Asked once in `size` updates, from twice as many on: noise then seldom stops a run that rises slowly.
+    False except at every `size`-th update from 2 * `size` on, so that noise rarely stops a slowly improving run.
     """
     if len(rewards) < 2 * size or len(rewards) % size:
         return False
@@ -50,7 +49,7 @@ def flat(rewards: Sequence[float], size: int) -> bool:
 
 
 class EarlyStopping(Callback):
-    """Watches the metrics of every update."""
+    """Checks the metrics after every update."""
 
     def __init__(self, settings: EarlyStop, folder: RunFolder) -> None:
         self.settings, self.folder = settings, folder
@@ -79,7 +78,7 @@ class EarlyStopping(Callback):
         """The reason to stop; empty if there is none."""
         size, limit = self.settings.flat_updates, self.settings.kl_above
         if limit is not None and len(self.kl) == SMOOTHED and fmean(self.kl) > limit:
-            return f"KL to the start {fmean(self.kl):.3g} is above early_stop.kl_above={limit:g}"
+            return f"KL to the reference {fmean(self.kl):.3g} is above early_stop.kl_above={limit:g}"
         if size is not None and flat(self.rewards, size):
             now, then = fmean(self.rewards[-size:]), fmean(self.rewards[:size])
             return f"reward {now:.3g} has not risen from {then:.3g} (early_stop.flat_updates={size})"

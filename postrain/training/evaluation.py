@@ -1,4 +1,4 @@
-"""When a run is evaluated, and where the results go: into the update's metrics, samples.jsonl and histograms."""
+"""Runs evaluations during training and writes the results to the update's metrics, samples.jsonl and histograms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Evaluator(Callback):
         eval_model: EvalModelFactory,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """`callbacks` are the user's, which stand before this one; an evaluation is a validation to them."""
+        """`callbacks` are the user's, which precede this one; an evaluation is a validation to them."""
         self.data, self.settings, self.samples, self.eval_model = data, settings, samples, eval_model
         self.callbacks = callbacks
         self.printed: set[str] = set()
@@ -50,17 +50,17 @@ class Evaluator(Callback):
             found = self.measure(trainer, pl_module)
             pl_module.last_metrics = pl_module.last_metrics | found
             pl_module.log_dict(found, batch_size=1, logger=False)
-            # What Lightning's own callbacks wait for: EarlyStopping, ModelCheckpoint, Optuna's pruning.
+            # Lightning's EarlyStopping and ModelCheckpoint and Optuna's pruning act on this hook.
             for callback in self.callbacks:
                 callback.on_validation_end(trainer, pl_module)
             pl_module.stop_reason = pl_module.stop_reason or self.callback_stop_reason(trainer, update, last)
 
     def callback_stop_reason(self, trainer: Trainer, update: int, last: bool) -> str:
-        """Why a user's callback ends the run at this update; empty where none does."""
+        """Why a user's callback ends the run at this update; empty if none does."""
         return f"a callback stopped training at update {update}" if trainer.should_stop and not last else ""
 
     def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
-        """One evaluation; its first completions are kept."""
+        """Evaluates once and writes the first completions to samples.jsonl."""
         with trainer.precision_plugin.forward_context():
             found = evaluate(method, self.data, self.settings, self.eval_model(method))
         if trainer.is_global_zero:
@@ -70,7 +70,7 @@ class Evaluator(Callback):
         return dict(found.metrics)
 
     def print_notes(self, found: Evaluated) -> None:
-        """Prints the notes of the measures, each line once."""
+        """Prints the notes of the evaluation tasks, each line once."""
         for name, notes in found.notes.items():
             for line in [f"evaluation.tasks.{name}: {note}" for note in notes]:
                 if line not in self.printed:
@@ -79,7 +79,7 @@ class Evaluator(Callback):
 
 
 def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:
-    """What stands behind the means: rewards and lengths of the completions, ratios and advantages of the last step."""
+    """Values for histograms: rewards and lengths of completions, ratios and advantages of the last optimizer step."""
     known = method.distributions() if isinstance(method, Online) else {}
     if found.rollouts is not None:
         known["completion/length"] = torch.tensor([float(row.sum()) for row in found.rollouts.rows.supervised])
@@ -89,7 +89,7 @@ def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:
 
 
 def samples(found: Evaluated, count: int) -> list[Sample]:
-    """The first completions of an evaluation, as samples.jsonl keeps them."""
+    """The first `count` completions of an evaluation, as records of samples.jsonl."""
     if found.rollouts is None:
         return []
     rollouts = found.rollouts

@@ -20,8 +20,9 @@ from postrain.training.components import Components
 from postrain.training.config import TrainConfig
 
 STEP_SCORES = f"""
-It judges steps: sigmoid of `model.score(model.base_model(ids).last_hidden_state)` at the last token of a step (with the
-joiner and separator in `{LAYOUT_FILE}`) is the probability that the step is right. `reward=process` does it.
+This process reward model scores steps: the probability that a step is correct is the sigmoid of
+`model.score(model.base_model(ids).last_hidden_state)` at its last token (joiner and separator in `{LAYOUT_FILE}`).
+`reward=process` computes it.
 """
 
 
@@ -61,10 +62,7 @@ def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[
 
 
 def objective_metric(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Direction]:
-    """The metric that says how good the run has become, with its direction.
-
-    Where nothing was measured, it is the method's own.
-    """
+    """The metric that runs are compared by, with its direction; the method's own metric if nothing was measured."""
     name, margin = method.learns
     last = method.headline[2]
     own: list[tuple[str, Direction]] = [(name, "max" if margin > 0 else "min"), (last, direction_of(last))]
@@ -95,17 +93,17 @@ def model_card(
     method = type(parts.method).__name__
     rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
     stand_in = (
-        f"\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which could not be had: this is not a "
+        f"\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which was not available: this is not a "
         f"fine-tuned {resolved.stand_in_for}.\n"
         if resolved.stand_in_for
         else ""
     )
     return f"""# {folder.name}
 
-{resolved.name} after {parts.method.counters.updates} updates of {method} with postrain.
+{resolved.name}, trained for {parts.method.counters.updates} updates with {method} in postrain.
 {stand_in}
-Data fingerprint `{parts.audit.fingerprint}`; the whole config, the versions and the command are in the run folder's
-`manifest.json`.
+Data fingerprint: `{parts.audit.fingerprint}`. The run folder's `manifest.json` holds the full config, package versions
+and the command.
 {STEP_SCORES if step_layout_file(parts) else ""}
 | held-out | before | after |
 |---|---:|---:|

@@ -1,4 +1,4 @@
-"""What trackers show beside curves: tables of samples, and histograms. Each gets what it can show."""
+"""Sends tables of samples and histograms to the trackers that support them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from postrain.training.loggers import TrackioLogger, writer
 
 
 def log_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-    """Send a table to every logger that can show one."""
+    """Sends a table to every logger that supports tables."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_table(name, columns=columns, data=rows, step=step)
@@ -24,19 +24,19 @@ def log_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: li
             logger.log_metrics({name: trackio.Table(columns=columns, data=rows)}, step=step)
         elif isinstance(logger, TensorBoardLogger):
             writer(logger).add_text(name, markdown_table(columns, rows), step)
-            # Lightning has closed the writer already when the last samples come after fit.
+            # Samples of the final evaluation arrive after Lightning has closed the writer.
             writer(logger).flush()
 
 
 def log_histograms(loggers: Sequence[Logger], values: Mapping[str, Tensor], step: int) -> None:
-    """Send distributions, by name, to every logger that can show them; what is not finite is left out."""
+    """Sends the finite values, by name, to every logger that supports histograms."""
     finite = {name: value[value.isfinite()].float().cpu().numpy() for name, value in values.items()}
     known = {name: array for name, array in finite.items() if len(array)}
     for logger in loggers if known else ():
         if isinstance(logger, TensorBoardLogger):
             for name, array in known.items():
                 writer(logger).add_histogram(name, array, step)
-            # As with tables.
+            # As for tables.
             writer(logger).flush()
         elif isinstance(logger, WandbLogger | TrackioLogger):
             package = importlib.import_module("wandb" if isinstance(logger, WandbLogger) else "trackio")
@@ -44,7 +44,7 @@ def log_histograms(loggers: Sequence[Logger], values: Mapping[str, Tensor], step
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A markdown table in which no text can break a row or pass for HTML."""
+    """A Markdown table with all cells escaped, so that text cannot break a row or be read as HTML."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 

@@ -1,9 +1,8 @@
-"""The trackers a user can look at a run with: TensorBoard, Weights & Biases, trackio, a Lightning logger, or none.
+"""Experiment trackers: TensorBoard, Weights & Biases, trackio, any Lightning logger, or none.
 
-A tracker builds Lightning loggers and closes them with the run's exit state. Whatever the tracker, metrics.jsonl and
-samples.jsonl in the run folder are always written (training/record_files.py); a tracker
-is a copy. Nothing here asks a question or waits for a network unless `online: true` is set. Packages are imported when
-they are used: wandb and tensorboard cost a second each.
+A tracker builds Lightning loggers and closes them with the run's exit status. It receives a copy of metrics.jsonl and
+samples.jsonl, which are always written (training/record_files.py). Trackers never prompt, and use the network only
+with `online: true`. Packages are imported on use: wandb and tensorboard take a second each.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 STEP = "trainer/global_step"
-# Settings that nobody compares runs by.
+# Settings left out of TensorBoard's hyperparameters, by the end of their key.
 HPARAMS_OMITTED = ("._target_", ".adam_betas", ".adam_eps", ".micro_batch_tokens")
 
 
 class Tracker(Protocol):
-    """What a YAML of conf/logger builds."""
+    """The interface of the options in conf/logger."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
-        """The loggers of one run; `config` holds plain containers with secrets masked already."""
+        """The loggers of one run; `config` is in plain containers with secrets masked."""
         ...
 
     def close(self, status: str) -> None:
-        """The run is over; `status` is "done", "failed" or "interrupted". Call it in a finally."""
+        """Closes the tracker at the end of a run; `status` is "done", "failed" or "interrupted"."""
         ...
 
 
 @dataclass(frozen=True)
 class LightningTracker:
-    """Any logger of Lightning's: it gets the metrics of every update, and nothing else."""
+    """Any Lightning logger: it receives hyperparameters and the metrics of every update, but no samples."""
 
     logger: Logger
 
@@ -55,18 +54,18 @@ class LightningTracker:
         return [self.logger]
 
     def close(self, status: str) -> None:
-        """Lightning finalizes it."""
+        """Lightning finalizes the logger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoTracker:
-    """logger=none."""
+    """No tracker (logger=none)."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
         return []
 
     def close(self, status: str) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +88,16 @@ class TensorBoard:
 
 @dataclass(frozen=True, kw_only=True)
 class Wandb:
-    """Weights & Biases; offline it writes <run folder>/wandb and never prompts or waits."""
+    """Weights & Biases; offline by default, written to <run folder>/wandb."""
 
     project: str = "postrain"
-    """The project that runs are grouped in."""
+    """Project name."""
     entity: str | None = None
-    """The user or team that owns the project; null is your default one."""
+    """User or team that owns the project; null is your default entity."""
     online: Annotated[bool, Confirm("sends the run to Weights & Biases")] = False
-    """Send metrics while the run lasts; false keeps them for wandb sync."""
+    """Send metrics during the run; false stores them for `wandb sync`."""
     timeout_seconds: Count = 20
-    """How long to wait for the server, when online."""
+    """Seconds to wait for the server when online."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
         if getattr(rank_zero_only, "rank", 0) != 0:
@@ -106,7 +105,7 @@ class Wandb:
         import wandb  # noqa: PLC0415 - start-up time
 
         if wandb.run is not None:
-            # Left open by an earlier job of this process: a new WandbLogger would go on writing into it.
+            # Left open by an earlier job of this process; a new WandbLogger would write into it.
             wandb.finish(exit_code=1)
         self._check_login()
         settings = wandb.Settings(
@@ -126,7 +125,7 @@ class Wandb:
                 settings=settings,
             )
         except wandb.Error as error:
-            raise ConfigError(f"logger.online: W&B does not answer ({error}); use logger.online=false") from error
+            raise ConfigError(f"logger.online: W&B did not respond ({error}); use logger.online=false") from error
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         return [WandbLogger(experiment=run, project=self.project, save_dir=run_dir)]
@@ -148,10 +147,10 @@ class Wandb:
 
 @dataclass(frozen=True, kw_only=True)
 class Trackio:
-    """trackio: a local dashboard with real tables; look at it with `trackio show --project PROJECT`."""
+    """trackio, a local dashboard with tables of samples; open it with `trackio show --project PROJECT`."""
 
     project: str = "postrain"
-    """The project that runs are grouped in."""
+    """Project name."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
         return [TrackioLogger(project=self.project, run_name=run_name, group=group, config=config)]
@@ -183,11 +182,11 @@ class TrackioLogger(Logger):
         return self._run_name
 
     def run(self) -> Any:
-        """The open trackio run; opened at the first use, on the rank that writes."""
+        """The trackio run, opened on first use on rank 0."""
         if self._run is None:
             trackio = load("trackio")
 
-            # trackio prints a dashboard address that contains a write token.
+            # Hidden: trackio prints a dashboard address with a write token.
             with contextlib.redirect_stdout(io.StringIO()):
                 self._run = trackio.init(
                     project=self._project,
@@ -207,17 +206,17 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any) -> None:
-        """The config went in when the run was opened."""
+        """Does nothing: the config is passed to trackio.init."""
 
     def finalize(self, status: str) -> None:
-        """Lightning calls this when fit ends, but samples may still come: Trackio.close ends the run."""
+        """Does nothing: samples may follow after fit, so Trackio.close ends the run."""
 
 
 def log_settings(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
-    """Puts the run into the HPARAMS tab: settings that experiments vary, and the metrics its method is judged by."""
+    """Writes the settings and headline metrics of the run to TensorBoard's HPARAMS tab."""
     if "method" not in config:
         return
-    # With torch.utils.tensorboard, which takes a second.
+    # Imports torch.utils.tensorboard, which takes a second.
     from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - start-up time
 
     method: Any = load_target(config["method"]["_target_"])
@@ -228,9 +227,9 @@ def log_settings(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that tell runs of a sweep apart, flat: `method.beta`, `seed`, ..."""
+    """Settings that may differ between runs of a sweep, as flat keys: `method.beta`, `seed`, ..."""
     model = config.get("model") or {}
-    # TensorBoard sorts by name, and shows the first ones only.
+    # TensorBoard sorts by name and shows only the first settings; parentheses sort first.
     found: dict[str, Any] = {"(job)": config.get("name"), "(model)": model.get("name") or model.get("path")}
     found["seed"] = config.get("seed")
     for group in ("method", "adapter", "reward", "rollout"):
@@ -248,10 +247,10 @@ def _leaves(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def discard_after(loggers: Sequence[Logger], update: int) -> None:
-    """Tell the loggers that can be told that whatever came after `update` was lost and comes again."""
+    """Discards logged steps after `update`, which a resumed run repeats, in loggers that support it (TensorBoard)."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            # The two names are made at run time, out of pyright's sight.
+            # pyright does not see names that are created at run time.
             from tensorboard.compat.proto.event_pb2 import (  # noqa: PLC0415 - start-up time
                 Event,  # pyright: ignore[reportAttributeAccessIssue]
                 SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
@@ -264,11 +263,11 @@ def discard_after(loggers: Sequence[Logger], update: int) -> None:
 
 
 def _identifier(run_dir: Path) -> str:
-    """Unlike any other run's: as much of its path as holds the time, which a pipeline in a sweep has further up."""
+    """A unique run id: the last parts of the path, up to the one with the time (further up in a pipeline's sweep)."""
     parts = run_dir.parts[-5:] if run_dir.parent.parent.name == "jobs" else run_dir.parts[-3:]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts))[-64:]
 
 
 def writer(logger: TensorBoardLogger) -> SummaryWriter:
-    """What writes a run's event file."""
+    """The SummaryWriter of a run's event file."""
     return cast("SummaryWriter", logger.experiment)

@@ -1,8 +1,8 @@
-"""One line that says how the run is doing; where there is no terminal, at most twenty lines a run.
+"""The progress line of a run; without a terminal, at most twenty lines per run.
 
     ppo · nano  update 37/100  reward 0.42  kl 0.031  length 24.1  1.3 s/update · 00:42 left
 
-Takes the place of Lightning's own bar (`enable_progress_bar=False`), which knows epochs and batches but no updates.
+Replaces Lightning's progress bar (`enable_progress_bar=False`), which counts epochs and batches instead of updates.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ LINES = 20
 
 
 class ProgressLine(Callback):
-    """Shows the progress of a run; `title` is what stands in front, such as "ppo · nano"."""
+    """Shows the progress of a run; `title` is the prefix, such as "ppo · nano"."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         self.title = title
         self.console = console or Console(highlight=False)
         self._bar: Progress | None = None
-        self._seen: dict[str, float] = {}
-        self._begun = 0.0
+        self._latest: dict[str, float] = {}
+        self._started = 0.0
         self._first = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         method = method_of(pl_module)
-        self._begun, self._first = time.perf_counter(), method.counters.updates
+        self._started, self._first = time.perf_counter(), method.counters.updates
         if trainer.is_global_zero and self.console.is_terminal:
             title = TextColumn("{task.description}", style="bold", markup=False)
             text = TextColumn("{task.fields[tail]}", markup=False)
@@ -49,7 +49,8 @@ class ProgressLine(Callback):
         if not trainer.is_global_zero:
             return
         method = method_of(pl_module)
-        self._seen.update({name: method.last_metrics[name] for name in method.headline if name in method.last_metrics})
+        metrics = method.last_metrics
+        self._latest.update({name: metrics[name] for name in method.headline if name in metrics})
         done = method.counters.updates
         if self._bar is not None:
             task = self._bar.task_ids[0]
@@ -70,23 +71,23 @@ class ProgressLine(Callback):
 
     def _tail(self, method: MethodLike) -> str:
         done = method.counters.updates
-        pace = (time.perf_counter() - self._begun) / max(1, done - self._first)
-        numbers = headline_text(method.headline, self._seen)
+        pace = (time.perf_counter() - self._started) / max(1, done - self._first)
+        numbers = headline_text(method.headline, self._latest)
         return progress_text(done, method.updates, numbers, pace)
 
 
 def is_printed(done: int, total: int, first: int = 0) -> bool:
-    """Whether update `done` gets a line of its own: the first, the last, and at most eighteen in between."""
+    """Whether a line is printed after update `done`: the first, the last, and at most eighteen in between."""
     every = max(1, math.ceil(total / (LINES - 2)))
     return done == first + 1 or done == total or done % every == 0
 
 
 def progress_text(done: int, total: int, numbers: str, pace: float) -> str:
-    """What follows the title: position, the numbers that matter, pace in seconds per update, time left."""
+    """The text after the title: update, headline metrics, seconds per update (`pace`), time left."""
     time_left = f"{duration(pace)}/update · {clock(pace * (total - done))} left"
     return "  ".join(part for part in (f"update {done}/{total}", numbers, time_left) if part)
 
 
 def headline_text(names: Sequence[str], metrics: Mapping[str, float]) -> str:
-    """The named metrics that are known, each with its short name."""
+    """The named metrics that have a value, with short names."""
     return "  ".join(f"{short(name)} {figure(metrics[name])}" for name in names if name in metrics)

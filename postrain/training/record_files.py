@@ -1,7 +1,7 @@
-"""metrics.jsonl, a record an update, and samples.jsonl, the completions of an evaluation; trackers get a copy of both.
+"""Writes metrics.jsonl (a record per update) and samples.jsonl (completions of evaluations), with a copy to trackers.
 
-Both callbacks stand before the checkpoint callback, and MetricsFile after everything that adds to `method.last_metrics`
-(evaluation, throughput): a checkpoint of update k then always finds record k on disk.
+Both callbacks must precede the checkpoint callback, and MetricsFile must follow every callback that adds to
+`method.last_metrics` (evaluation, throughput). Record k is then on disk before the checkpoint of update k.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from postrain.runs.method_protocol import MethodLike, method_of
 from postrain.training.logger_media import log_table
 from postrain.training.loggers import discard_after
 
-DISK_FULL_REMEDY = "free some space and go on with resume=RUN_FOLDER"
+DISK_FULL_REMEDY = "free some space and continue with resume=RUN_FOLDER"
 
 
 class MetricsFile(Callback):
     """Writes {"update", "time", "optimizer_steps", "episodes", "tokens", metrics...} after every update."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self.lines = folder.metrics
+        self.file = folder.metrics
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         method = method_of(pl_module)
         method.logs_to_trackers = False
         updates = method.counters.updates
         if trainer.is_global_zero:
-            with writing(self.lines.path, DISK_FULL_REMEDY):
-                self.lines.rewind(updates or -1)
+            with writing(self.file.path, DISK_FULL_REMEDY):
+                self.file.rewind(updates or -1)
             if updates > 0:
                 discard_after(trainer.loggers, updates)
         if updates == 0 and method.last_metrics:
@@ -45,7 +45,7 @@ class MetricsFile(Callback):
         self.write(trainer, method_of(pl_module))
 
     def write(self, trainer: Trainer, method: MethodLike) -> None:
-        """Add a record with what the method last measured."""
+        """Appends a record with the method's last metrics."""
         if not trainer.is_global_zero:
             return
         counters = method.counters
@@ -57,49 +57,49 @@ class MetricsFile(Callback):
             "tokens": counters.tokens,
             **method.last_metrics,
         }
-        with writing(self.lines.path, DISK_FULL_REMEDY):
-            self.lines.append(record)
+        with writing(self.file.path, DISK_FULL_REMEDY):
+            self.file.append(record)
         for logger in trainer.loggers:
             logger.log_metrics(method.last_metrics, step=counters.updates)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion to look at."""
+    """One completion of an evaluation."""
 
     row: int
-    """Number of the prompt in its source: samples of different updates with the same row answer the same prompt."""
+    """Row number of the prompt in its source; samples with the same row have the same prompt."""
     prompt: str
     completion: str
     rewards: Mapping[str, float | None]
-    """What the policy is paid for, by part; empty for methods without a reward."""
+    """Reward components by name, and their total; empty for methods without a reward."""
     gold: Mapping[str, float | None]
-    """What the world knows to be good, by part; empty where nobody knows."""
+    """Gold scores by name, from checks the policy is not trained on; empty where there are none."""
 
 
 class SamplesFile(Callback):
-    """Writes samples; stands before the callback that makes them."""
+    """Writes samples; must precede the Evaluator, which creates them."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self.lines = folder.samples
+        self.file = folder.samples
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            with writing(self.lines.path, DISK_FULL_REMEDY):
-                self.lines.rewind(method_of(pl_module).counters.updates or -1)
+            with writing(self.file.path, DISK_FULL_REMEDY):
+                self.file.rewind(method_of(pl_module).counters.updates or -1)
 
     def write(self, trainer: Trainer, update: int, samples: Sequence[Sample]) -> None:
-        """Keep the samples of one evaluation; on ranks other than the first nothing happens."""
+        """Appends the samples of one evaluation; does nothing on other ranks than the first."""
         if not trainer.is_global_zero or not samples:
             return
-        with writing(self.lines.path, DISK_FULL_REMEDY):
-            self.lines.append(*({"update": update, **asdict(sample)} for sample in samples))
+        with writing(self.file.path, DISK_FULL_REMEDY):
+            self.file.append(*({"update": update, **asdict(sample)} for sample in samples))
         columns, rows = table(update, samples)
         log_table(trainer.loggers, "samples", columns, rows, update)
 
 
 def table(update: int, samples: Sequence[Sample]) -> tuple[list[str], list[list[Any]]]:
-    """The samples as columns and rows; a part that a sample lacks is None."""
+    """The samples as columns and rows; a missing reward component is None."""
     rewards = list(dict.fromkeys(name for sample in samples for name in sample.rewards))
     gold = list(dict.fromkeys(name for sample in samples for name in sample.gold))
     columns = ["update", "row", "prompt", "completion"]

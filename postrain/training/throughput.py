@@ -1,7 +1,7 @@
-"""How fast and how large: seconds per update, tokens per second and peak memory, added to the metrics as perf/*.
+"""Adds seconds per update, tokens per second and peak memory to the metrics as perf/*.
 
-These are the only metrics that differ between a run and its repetition. Evaluation is not counted: the clock runs from
-the start of a training batch to its end, and this callback stands first.
+These are the only metrics that differ between a run and its repetition. Evaluation time is excluded: the clock runs
+from the start of a training batch to its end, and this callback comes first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Throughput(Callback):
-    """Adds perf/seconds (median of the last updates), perf/tokens_per_second and perf/peak_*_gb."""
+    """Adds perf/seconds (median), perf/tokens_per_second and perf/peak_*_gb over the last WINDOW updates."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=WINDOW)
@@ -45,7 +45,7 @@ class Throughput(Callback):
 
 
 def performance(seconds: list[float], tokens: list[int]) -> dict[str, float]:
-    """The perf/* metrics after updates that took `seconds` and handled `tokens` each."""
+    """The perf/* metrics; `seconds` and `tokens` have one entry per update."""
     found = {
         "perf/seconds": statistics.median(seconds),
         "perf/tokens_per_second": sum(tokens) / max(sum(seconds), 1e-9),

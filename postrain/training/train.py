@@ -29,7 +29,7 @@ from postrain.training.throughput import Throughput
 
 
 def train(config: TrainConfig, run: RunContext) -> float | None:
-    """Trains in the run's folder, from its newest checkpoint if there is one; returns the headline metric."""
+    """Trains in the run folder, from its newest checkpoint if there is one; returns the headline metric."""
     parts = build(config)
     method, first = parts.method, is_first_rank()
     if first:
@@ -38,13 +38,13 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
     check_finite(method, f"model={config.resolved.name}")
     checkpoint, damaged = newest_readable(run.folder.path)
     for path in damaged if first else []:
-        print(f"warning: {path} is damaged and was passed over", file=sys.stderr)
+        print(f"warning: {path} is damaged and was skipped", file=sys.stderr)
     if method.needs_reward and checkpoint is None:
         check_reward(method, parts.data)
     guard = NaNGuard(run.folder)
-    acting = callbacks(config, parts, run, guard)
+    trainer_callbacks = callbacks(config, parts, run, guard)
     with guard.explaining_errors(method):
-        trainer = config.trainer.make_trainer(acting, loggers, run.folder.path)
+        trainer = config.trainer.make_trainer(trainer_callbacks, loggers, run.folder.path)
         trainer.fit(method, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
     if run.interrupt.signal is not None:
         raise Interrupted(run.interrupt.signal)
@@ -56,7 +56,7 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
 def announce(config: TrainConfig, parts: Components, run: RunContext) -> None:
     """Prints the audit and writes the manifest.
 
-    Raises ConfigError where an earlier session of the run had another reference or other rows.
+    Raises ConfigError if an earlier session of the run had another reference or other rows.
     """
     check_reference(run.folder, parts.reference)
     if not config.allow_change:
@@ -69,31 +69,31 @@ def announce(config: TrainConfig, parts: Components, run: RunContext) -> None:
 
 
 def make_loggers(config: TrainConfig, run: RunContext) -> list[Logger]:
-    """The loggers of a run; in a sweep, a job is called by what sets it apart: some trackers take equal names for the
-    same run."""
+    """The loggers of a run. The name of a sweep's job includes its distinguishing settings, since some trackers merge
+    runs of equal names."""
     name = f"{config.name} · {run.group}" if run.group else run.folder.name
     settings = masked(settings_of(config))
     return config.tracker.build(run_dir=run.folder.path, run_name=name, group=run.group, config=settings)
 
 
 def callbacks(config: TrainConfig, parts: Components, run: RunContext, guard: NaNGuard) -> list[Callback]:
-    """In the order they act after an update: check, measure, write down, diagnose, stop, and only then save."""
+    """In the order in which they act after an update: check, evaluate, record, diagnose, interrupt, save."""
     folder, hardware = run.folder, config.trainer
     samples = SamplesFile(folder)
     eval_model = EvalModelFactory(config.resolved, parts.data, config.reward)
-    mine = list(config.callbacks.values())
-    own_bar = any(isinstance(one, ProgressBar) for one in mine)
-    line = [] if own_bar else [ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}")]
+    user_callbacks = list(config.callbacks.values())
+    has_bar = any(isinstance(one, ProgressBar) for one in user_callbacks)
+    progress = [] if has_bar else [ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}")]
     return [
         Throughput(),
         guard,
         EarlyStopping(config.early_stop, folder),
         samples,
-        *mine,
-        Evaluator(parts.data, config.evaluation, samples, eval_model, mine),
+        *user_callbacks,
+        Evaluator(parts.data, config.evaluation, samples, eval_model, user_callbacks),
         MetricsFile(folder),
         Diagnostics(folder),
-        *line,
+        *progress,
         run.interrupt,
         Checkpoints(folder, guard, every=hardware.checkpoint_every, keep=hardware.checkpoints_kept),
     ]

@@ -89,7 +89,7 @@ def test_a_full_disk_is_told_alike_whichever_file_met_it(folder: RunFolder, kind
     (folder.checkpoints / "update=000004.ckpt").write_text("")
     with pytest.raises(ConfigError) as caught, StatusRecorder(folder.status):
         FULL[kind]()
-    remedy = f"the last good checkpoint is {folder.checkpoints}/update=000004.ckpt; free some space and go on with "
+    remedy = f"the last good checkpoint is {folder.checkpoints}/update=000004.ckpt; free some space and continue with "
     assert str(caught.value).startswith("cannot write ")
     assert str(caught.value).endswith(f"; {remedy}resume={folder.path}")
     assert folder.status.read()["reason"] == str(caught.value)

@@ -1,4 +1,4 @@
-"""A method and a trainer of a few lines each: what the callbacks need to see, and nothing else."""
+"""Fakes of a method and a trainer with only the attributes that callbacks read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from postrain.runs.folder import RunFolder
 
 
 class FakeMethod(LightningModule):
-    """Counts updates and reports what it is told to."""
+    """Counts updates and reports the metrics it is given."""
 
     def __init__(self, updates: int = 10, done: int = 0) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class FakeMethod(LightningModule):
 
 @dataclass
 class FakeStrategy:
-    """One rank among others that may have been told to stop."""
+    """One rank; `others` is whether another rank has decided to stop."""
 
     others: bool = False
 

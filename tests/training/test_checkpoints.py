@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent; what was learned before a reward failed is saved."""
+"""Checkpoints are complete or absent; a failing reward loses no update."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ WORDS = (
     "evaluation.greedy=false",
 )
 ANSWERS: list[bool] = []
-"""Whether each further call is answered; all are once it is empty."""
+"""Whether each further call succeeds; once empty, all do."""
 
 
 def brittle(completions: list[str]) -> list[float]:
-    """Pays for length, or breaks down."""
+    """Rewards length, or fails where ANSWERS says so."""
     if ANSWERS and not ANSWERS.pop(0):
         raise ConnectionError("the judge hung up")
-    return [float(len(said)) for said in completions]
+    return [float(len(completion)) for completion in completions]
 
 
-def test_a_reward_that_fails_in_the_third_update_costs_nothing(tmp_path):
+def test_reward_failure_in_the_third_update_loses_no_update(tmp_path):
     whole = small_run(tmp_path / "whole", *WORDS)
-    # Asked before the first update, by the first evaluation, and once an update.
+    # Calls: two before the first update (preflight, evaluation), then one per update.
     ANSWERS.extend([True] * 4 + [False])
     with pytest.raises(ConfigError, match="ConnectionError: the judge hung up"):
         small_run(tmp_path / "broken", *WORDS)
@@ -62,28 +62,28 @@ def saved(path: Path) -> Path:
     return path
 
 
-def test_64_flipped_bytes_inside_a_tensor_are_noticed_and_passed_over(folder: RunFolder) -> None:
+def test_checkpoint_with_64_flipped_bytes_is_detected_and_skipped(folder: RunFolder) -> None:
     old = saved(folder.checkpoints / "update=000001.ckpt")
     new = saved(folder.checkpoints / "update=000002.ckpt")
     assert newest_readable(folder.path) == (new, [])
     data = bytearray(new.read_bytes())
-    place = data.index(torch.arange(4096.0).numpy().tobytes()) + 5000
-    data[place : place + 64] = bytes(255 - byte for byte in data[place : place + 64])
+    offset = data.index(torch.arange(4096.0).numpy().tobytes()) + 5000
+    data[offset : offset + 64] = bytes(255 - byte for byte in data[offset : offset + 64])
     new.write_bytes(data)
-    # It can be loaded: only the checksum tells.
+    # torch.load does not detect it; only the checksum does.
     torch.load(new, weights_only=True)
     assert newest_readable(folder.path) == (old, [new])
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"\0" * 1000, b"PK\3\4" + b"\xff" * 500])
-def test_what_is_no_checkpoint_is_passed_over(folder: RunFolder, data: bytes) -> None:
+def test_invalid_checkpoint_file_is_reported_as_damaged(folder: RunFolder, data: bytes) -> None:
     (folder.checkpoints / "update=000002.ckpt").write_bytes(data)
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(ConfigError, match="checkpoints are damaged"):
         newest_readable(folder.path)
 
 
 class Writer(FakeTrainer):
-    """Writes a checkpoint as it is told to."""
+    """Writes a checkpoint with a given function."""
 
     def __init__(self, write: Callable[[Path], object]) -> None:
         super().__init__()
@@ -92,35 +92,35 @@ class Writer(FakeTrainer):
         self.world_size = 1
 
 
-def full(path: Path) -> None:
+def disk_full(path: Path) -> None:
     path.write_bytes(b"PK")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def full_for_torch(path: Path) -> None:
+def disk_full_in_torch(path: Path) -> None:
     path.write_bytes(b"PK")
     raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed\nmore")
 
 
-def stopped_at_once(path: Path) -> None:
+def interrupted(path: Path) -> None:
     path.write_bytes(b"PK")
     raise Interrupted(2)
 
 
-@pytest.mark.parametrize("write", [full, full_for_torch, lambda path: path.write_bytes(b"PK"), stopped_at_once])
-def test_a_failed_write_leaves_nothing_behind_and_removes_nothing(folder: RunFolder, write: Any) -> None:
+@pytest.mark.parametrize("write", [disk_full, disk_full_in_torch, lambda path: path.write_bytes(b"PK"), interrupted])
+def test_failed_write_leaves_no_file_and_removes_no_checkpoint(folder: RunFolder, write: Any) -> None:
     kept = [saved(folder.checkpoints / f"update=00000{update}.ckpt") for update in (1, 2)]
     callback = Checkpoints(folder, NaNGuard(folder), every=1, keep=1)
     with pytest.raises((ConfigError, Interrupted)) as caught:
         callback.save(cast("Any", Writer(write)), 3)
     assert sorted(folder.checkpoints.iterdir()) == kept
     if isinstance(caught.value, ConfigError):
-        remedy = f"the last good checkpoint is {kept[1]}; free some space and go on with resume={folder.path}"
+        remedy = f"the last good checkpoint is {kept[1]}; free some space and continue with resume={folder.path}"
         assert str(caught.value).endswith(remedy)
         assert "\n" not in str(caught.value)
 
 
-def test_a_broken_model_is_never_saved(folder: RunFolder) -> None:
+def test_broken_model_is_not_saved(folder: RunFolder) -> None:
     kept = saved(folder.checkpoints / "update=000001.ckpt")
     method, guard = FakeMethod(updates=3, done=1), NaNGuard(folder)
     method.weight = nn.Parameter(torch.zeros(2))
@@ -130,6 +130,6 @@ def test_a_broken_model_is_never_saved(folder: RunFolder) -> None:
     nn.init.constant_(method.weight, float("nan"))
     callback.on_exception(trainer, method, ConfigError("a reward failed"))
     method.step()
-    with pytest.raises(ConfigError, match=r"weight holds nan at update 2; the last good checkpoint is .*000001"):
+    with pytest.raises(ConfigError, match=r"weight contains nan at update 2; the last good checkpoint is .*000001"):
         callback.on_train_batch_end(trainer, method, None, None, 0)
     assert [*folder.checkpoints.iterdir()] == [kept]

@@ -1,4 +1,4 @@
-"""What a run's parts have to agree on before anything learns."""
+"""Consistency checks on the components of a run before training."""
 
 from dataclasses import dataclass, replace
 
@@ -12,14 +12,14 @@ from tests.training_runs import train_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class InFourBits(Adapter):
-    """What QLoRA does to the weights, without the library that does it."""
+class Quantized(Adapter):
+    """Quantizes like QLoRA, without bitsandbytes."""
 
     def quantization(self) -> str:
         return "nf4"
 
 
-def test_what_is_kept_of_a_reference_depends_on_all_that_decides_its_numbers():
+def test_reference_fingerprint_depends_on_weights_precision_device_and_quantization():
     config = train_config(["method=dpo"])
     nano = config.resolved
     names = [
@@ -28,23 +28,23 @@ def test_what_is_kept_of_a_reference_depends_on_all_that_decides_its_numbers():
         reference_fingerprint(config, replace(nano, fingerprint="other")),
         reference_fingerprint(replace(config, trainer=replace(config.trainer, precision="bf16")), nano),
         reference_fingerprint(replace(config, trainer=replace(config.trainer, accelerator="gpu")), nano),
-        reference_fingerprint(replace(config, adapter=InFourBits()), nano),
+        reference_fingerprint(replace(config, adapter=Quantized()), nano),
     ]
     assert len(set(names)) == len(names)
-    # A fresh LoRA adapter changes nothing yet.
+    # A new LoRA adapter does not change the outputs.
     lora = train_config(["method=dpo", "adapter=lora"])
     assert isinstance(lora.adapter, LoRA)
     assert reference_fingerprint(lora, nano) == names[0]
 
 
-@pytest.mark.parametrize(("method", "says"), [("reward", "this method gives no log-probabilities"), ("sft", None)])
-def test_only_language_models_are_compared(method, says):
+@pytest.mark.parametrize(("method", "refusal"), [("reward", "this method has no log-probabilities"), ("sft", None)])
+def test_reference_requires_a_language_model(method, refusal):
     config = train_config([f"method={method}", "reference=bundled:nano"])
     tokenizer = load_tokenizer(config.resolved)
-    if says is None:
+    if refusal is None:
         found = resolve_reference(config, tokenizer)
         assert found is not None
         assert found.name == "nano"
         return
-    with pytest.raises(ConfigError, match=rf"^reference=bundled:nano: {says}.*leave it out$"):
+    with pytest.raises(ConfigError, match=rf"^reference=bundled:nano: {refusal}.*remove it$"):
         resolve_reference(config, tokenizer)

@@ -1,4 +1,4 @@
-"""A run without hope ends early and in order; one that has learned and stands still goes on."""
+"""Early stopping on a flat reward or a KL blow-up; a run that has improved and plateaus continues."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from postrain.training.early_stopping import EarlyStop, EarlyStopping, flat
 from tests.training_runs import small_run
 
 
-def test_flat_is_no_higher_than_at_the_start():
+def test_flat_compares_the_last_rewards_with_the_first():
     # Means 0.5 and 0.5.
     assert flat([0.4, 0.6, 0.6, 0.4], 2)
     # Means 0.5 and 0.55.
     assert not flat([0.4, 0.6, 0.6, 0.5], 2)
-    # Too early, and between two moments of asking.
+    # Fewer than 2 * size rewards, and not a multiple of size.
     assert not flat([0.4, 0.4], 2)
     assert not flat([0.4, 0.6, 0.6, 0.4, 0.1], 2)
-    # It has risen, and stands still since.
+    # Risen, then constant.
     assert not flat([0.1, 0.1, 0.9, 0.9, 0.9, 0.9], 2)
     assert flat([0.3, 0.3, 0.3, 0.3], 2)
 
 
-def watching(tmp_path, *, flat_updates=None, kl_above=None):
+def early_stopping(tmp_path, *, flat_updates=None, kl_above=None):
     return EarlyStopping(EarlyStop(flat_updates=flat_updates, kl_above=kl_above), RunFolder(tmp_path))
 
 
-def test_a_policy_that_has_left_its_start_too_far_behind(tmp_path):
-    callback = watching(tmp_path, kl_above=1.0)
+def test_mean_kl_above_the_limit_stops(tmp_path):
+    callback = early_stopping(tmp_path, kl_above=1.0)
     for kl in (0.5, 1.0, 1.5, 1.0, 0.9):
         assert callback.reason() == ""
         callback._remember({"kl/exact": kl, "kl/k3": 99.0})
     # (0.5 + 1.0 + 1.5 + 1.0 + 0.9) / 5 = 0.98; with 1.1 in place of 0.5 it is 1.1.
     assert callback.reason() == ""
     callback._remember({"kl/exact": 1.1})
-    assert callback.reason() == "KL to the start 1.1 is above early_stop.kl_above=1"
+    assert callback.reason() == "KL to the reference 1.1 is above early_stop.kl_above=1"
 
 
-def test_without_limits_nothing_is_hopeless(tmp_path):
-    callback = watching(tmp_path)
+def test_null_limits_never_stop(tmp_path):
+    callback = early_stopping(tmp_path)
     for _ in range(50):
         callback._remember({"kl/exact": 9.0, "reward/total": 0.0})
     assert callback.reason() == ""
@@ -49,10 +49,10 @@ def test_without_limits_nothing_is_hopeless(tmp_path):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     words = ("method=ppo", "method.updates=9", "method.learning_rate=1e-9", "early_stop.flat_updates=2")
-    return small_run(tmp_path_factory.mktemp("hopeless"), *words)
+    return small_run(tmp_path_factory.mktemp("stopped"), *words)
 
 
-def test_the_run_is_evaluated_exported_and_done(stopped):
+def test_stopped_run_is_evaluated_exported_and_done(stopped):
     result = json.loads(stopped.result.read_text())
     updates = result["updates"]
     assert updates in (4, 6, 8)

@@ -1,4 +1,4 @@
-"""What an evaluation shows beside its means: how ratios, advantages, rewards and lengths are distributed."""
+"""Histograms of ratios and advantages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from postrain.methods.online import Online
 
 
-def test_ratios_and_advantages_are_those_of_real_tokens_of_the_last_micro_batch():
+def test_distributions_hold_the_real_tokens_of_the_last_micro_batch():
     method = cast("Any", SimpleNamespace(step_BT=None))
     assert Online.distributions(method) == {}
     advantages_BT = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     mask_BT = torch.tensor([[True, True], [True, False]])
-    # A ratio of whole completions, [B, 1], stands for each of their tokens.
+    # A sequence-level ratio, [B, 1], is repeated for each token.
     Online.remember_step(method, torch.tensor([[0.5], [1.5]], requires_grad=True), advantages_BT, mask_BT)
     found = Online.distributions(method)
     assert found["ratio"].tolist() == [0.5, 0.5, 1.5]

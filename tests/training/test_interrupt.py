@@ -1,4 +1,4 @@
-"""Signals: the first stops after the update, the second at once; before and after training the first already does."""
+"""Signals: the first stops after the update, the second immediately; outside training the first stops immediately."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from postrain.runs.interrupt import Interrupt, Interrupted, detach_from_terminal
     ("number", "code"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
 )
-def test_the_first_signal_finishes_the_update(
+def test_first_signal_finishes_the_update(
     trainer: Any, make_method: Callable[..., Any], capfd: pytest.CaptureFixture[str], number: signal.Signals, code: int
 ) -> None:
     method = make_method(done=6)
@@ -32,10 +32,10 @@ def test_the_first_signal_finishes_the_update(
         interrupt.on_train_batch_end(trainer, method, None, None, 0)
     assert trainer.should_stop
     assert (interrupt.signal, interrupt.exit_code) == (number, code)
-    assert "finishing update 7, then saving; press Ctrl-C again to stop at once" in capfd.readouterr().err
+    assert "finishing update 7, then saving; press Ctrl-C again to stop immediately" in capfd.readouterr().err
 
 
-def test_the_second_signal_stops_at_once(trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_second_signal_stops_immediately(trainer: Any, make_method: Callable[..., Any]) -> None:
     with Interrupt() as interrupt:
         interrupt.on_train_start(trainer, make_method())
         os.kill(os.getpid(), signal.SIGINT)
@@ -44,7 +44,7 @@ def test_the_second_signal_stops_at_once(trainer: Any, make_method: Callable[...
     assert caught.value.code == 130
 
 
-def test_outside_training_the_first_stops_at_once(trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_first_signal_outside_training_stops_immediately(trainer: Any, make_method: Callable[..., Any]) -> None:
     with Interrupt() as interrupt:
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -54,21 +54,21 @@ def test_outside_training_the_first_stops_at_once(trainer: Any, make_method: Cal
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_every_rank_stops_when_one_was_reported(trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_every_rank_stops_when_another_received_a_signal(trainer: Any, make_method: Callable[..., Any]) -> None:
     trainer.strategy.others = True
     with Interrupt() as interrupt:
         interrupt.on_train_batch_end(trainer, make_method(), None, None, 0)
     assert trainer.should_stop
 
 
-def test_handlers_are_put_back() -> None:
+def test_exit_restores_signal_handlers() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Interrupt():
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_what_nohup_ignores_stays_ignored() -> None:
+def test_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interrupt():
@@ -78,8 +78,8 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_after_the_terminal_is_gone_printing_is_no_error() -> None:
-    """In a child whose output is a terminal that closes, as `ssh` does it."""
+def test_printing_after_the_terminal_closed_does_not_raise() -> None:
+    """In a child process whose terminal closes, as with `ssh`."""
     master, slave = pty.openpty()
     child = os.fork()
     if not child:
@@ -111,7 +111,7 @@ class Killed(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_lightning_ends_in_order(make_method: Callable[..., Any]) -> None:
+def test_sigterm_ends_a_lightning_fit_after_the_update(make_method: Callable[..., Any]) -> None:
     module = Killed(make_method().counters)
     with Interrupt() as interrupt:
         trainer = Trainer(
@@ -119,7 +119,7 @@ def test_lightning_ends_in_order(make_method: Callable[..., Any]) -> None:
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(module, DataLoader(TensorDataset(torch.zeros(10, 1))))
-    # No exception, the update it came in is the last one, and the handlers of Lightning did not take over.
+    # No exception, the current update is the last one, and Lightning's handlers were not called.
     assert module.counters.updates == 3
     assert interrupt.exit_code == 143
     assert not trainer.received_sigterm

@@ -1,4 +1,4 @@
-"""Trackers, the real ones, offline: every job its own run, closed with its state, samples as a table."""
+"""The real tracker packages, offline: one run per job, closed with its status, samples as a table."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def make(tracker: Tracker, folder: RunFolder) -> list[Any]:
     return tracker.build(run_dir=folder.path, run_name=folder.name, group="sweep", config={"seed": 1})
 
 
-def test_none_is_none(tmp_path: Path) -> None:
+def test_no_tracker_builds_no_logger(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     assert make(NoTracker(), folder) == []
     NoTracker().close("done")
 
 
-def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(
+def test_tensorboard_discards_the_steps_that_a_resumed_run_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A run goes on in another process and another second. Files of one second are read in the order of their numbers as
-    # text, in which this process's tenth writer would come before its ninth.
+    # A run resumes in another process at a later second. Files of the same second are read in the text order of their
+    # numbers, where the tenth writer of this process would precede the ninth.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     loggers = make(TensorBoard(flush_seconds=1), folder)
@@ -62,7 +62,7 @@ def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(
     assert events.Tags()["histograms"] == ["reward"]
 
 
-def test_the_hparams_tab_gets_settings_and_the_metrics_of_the_method(tmp_path: Path) -> None:
+def test_hparams_tab_has_settings_and_headline_metrics(tmp_path: Path) -> None:
     method = {"_target_": "postrain.methods.dpo.DPO", "beta": 0.1, "loss": {"sigmoid": 1}, "name": None}
     config = {"method": method, "model": {"name": None, "path": "here"}, "seed": 1, "reward": None}
     (logger,) = TensorBoard(flush_seconds=1).build(run_dir=tmp_path, run_name="x", group=None, config=config)
@@ -70,14 +70,14 @@ def test_the_hparams_tab_gets_settings_and_the_metrics_of_the_method(tmp_path: P
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     found = events.PluginTagToContent("hparams")
-    asked = HParamsPluginData.FromString(found["_hparams_/experiment"]).experiment
-    assert [info.name.tag for info in asked.metric_infos] == ["loss", "accuracy", "eval/accuracy"]
-    said = HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info.hparams
-    assert set(said) == {"(job)", "(model)", "seed", "method.beta", "method.loss.sigmoid", "method.name"}
-    assert (said["(model)"].string_value, said["method.beta"].number_value) == ("here", 0.1)
+    experiment = HParamsPluginData.FromString(found["_hparams_/experiment"]).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["loss", "accuracy", "eval/accuracy"]
+    logged = HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info.hparams
+    assert set(logged) == {"(job)", "(model)", "seed", "method.beta", "method.loss.sigmoid", "method.name"}
+    assert (logged["(model)"].string_value, logged["method.beta"].number_value) == ("here", 0.1)
 
 
-def test_two_wandb_jobs_in_one_process_are_two_runs(tmp_path: Path) -> None:
+def test_two_wandb_jobs_in_one_process_make_two_runs(tmp_path: Path) -> None:
     folders = [RunFolder.create(tmp_path, "ppo", "nano", name) for name in ("aaaaaaaa", "bbbbbbbb")]
     mode = os.environ.get("WANDB_MODE")
     for number, folder in enumerate(folders):
@@ -88,17 +88,17 @@ def test_two_wandb_jobs_in_one_process_are_two_runs(tmp_path: Path) -> None:
         log_table([logger], "samples", ["prompt", "mood"], [["a", 0.5], ["b", None]], 1)
         log_histograms([logger], {"reward": torch.tensor([1.0, 2.0])}, 1)
         if number == 0:
-            continue  # The first job crashed: nobody closed its run.
+            continue  # The first job crashed without closing its run.
         OFFLINE.close("done")
     assert wandb.run is None
     assert os.environ.get("WANDB_MODE") == mode
     for folder in folders:
         assert len(list((folder.path / "wandb").glob(f"offline-run-*/run-{folder.name}.wandb"))) == 1
         assert list((folder.path / "wandb").rglob("media/table/samples_*.table.json"))
-    OFFLINE.close("done")  # Once more does no harm.
+    OFFLINE.close("done")  # Closing twice is allowed.
 
 
-def test_online_without_a_key_says_so_and_does_not_ask(
+def test_online_without_a_key_is_refused_without_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -110,7 +110,7 @@ def test_online_without_a_key_says_so_and_does_not_ask(
     assert "Enter your choice" not in capfd.readouterr().err
 
 
-def test_markdown_table_cannot_be_broken() -> None:
+def test_markdown_table_escapes_cells() -> None:
     assert markdown_table(["a|b", "c"], [["<i>\nx", 0.12345], [None, 3]]) == (
         "| a&#124;b | c |\n| --- | --- |\n| &lt;i&gt;<br>x | 0.123 |\n|  | 3 |"
     )

@@ -1,4 +1,4 @@
-"""metrics.jsonl: valid JSON whatever the numbers, and the same after a resume as without an interruption."""
+"""metrics.jsonl: valid JSON for all numbers, and equal with and without an interruption."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from postrain.types import ConfigError
 
 
 def run(folder: RunFolder, trainer: Any, method: Any, until: int) -> None:
-    """Train on from where the method is; the metrics of an update are a function of its number."""
+    """Trains from the method's current update; the metrics of an update are a function of its number."""
     callback = MetricsFile(folder)
     callback.on_train_start(trainer, method)
     while method.counters.updates < until:
@@ -30,17 +30,17 @@ def without_time(folder: RunFolder) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "time"} for record in folder.metrics.read()]
 
 
-def test_a_record_holds_counters_and_metrics(folder: RunFolder, trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_record_holds_counters_and_metrics(folder: RunFolder, trainer: Any, make_method: Callable[..., Any]) -> None:
     run(folder, trainer, make_method(), until=2)
     record = folder.metrics.read()[1]
     assert record["time"] > 1e9
-    # Two optimizer steps, 8 episodes and 100 tokens an update; after 2 updates 4, 16 and 200.
+    # Two optimizer steps, 8 episodes and 100 tokens per update; after 2 updates 4, 16 and 200.
     assert without_time(folder)[1] == {
         "update": 2, "optimizer_steps": 4, "episodes": 16, "tokens": 200, "loss": 0.5, "grad_norm": math.sqrt(2),
     }  # fmt: skip
 
 
-def test_what_was_measured_before_the_first_update_is_record_0(
+def test_metrics_before_the_first_update_are_record_0(
     folder: RunFolder, trainer: Any, make_method: Callable[..., Any]
 ) -> None:
     method = make_method()
@@ -50,7 +50,7 @@ def test_what_was_measured_before_the_first_update_is_record_0(
     assert folder.metrics.read()[0]["eval/loss"] == 3.0
 
 
-def test_numbers_json_does_not_know_stay_legible(
+def test_non_finite_numbers_are_written_as_strings(
     folder: RunFolder, trainer: Any, make_method: Callable[..., Any]
 ) -> None:
     method = make_method()
@@ -65,7 +65,7 @@ def test_numbers_json_does_not_know_stay_legible(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_resumed_file_equals_the_uninterrupted_one(
+def test_resumed_file_equals_an_uninterrupted_one(
     folder: RunFolder, trainer: Any, make_method: Callable[..., Any], seed: int, tmp_path: Any
 ) -> None:
     rng = random.Random(seed)
@@ -75,7 +75,7 @@ def test_a_resumed_file_equals_the_uninterrupted_one(
     run(whole, trainer, make_method(), until=total)
 
     run(folder, trainer, make_method(), until=killed_at)
-    with folder.metrics.path.open("ab") as file:  # The process died in the middle of a line.
+    with folder.metrics.path.open("ab") as file:  # The process was killed in the middle of a line.
         file.write(b'{"update": 99, "loss": 0.1234'[: rng.randint(0, 29)])
     run(folder, trainer, make_method(done=checkpoint), until=total)
     assert without_time(folder) == without_time(whole)
@@ -97,14 +97,14 @@ def test_loggers_get_the_update_as_step(folder: RunFolder, trainer: Any, make_me
 
     trainer.loggers = [Recorder()]
     run(folder, trainer, make_method(), until=2)
-    # Not the optimizer steps, of which there are two an update.
+    # Not the optimizer steps, of which there are two per update.
     assert [step for _, step in trainer.loggers[0].calls] == [1, 2]
     assert trainer.loggers[0].calls[0][0] == {"loss": 1.0, "grad_norm": 1.0}
 
 
-def test_a_full_disk_is_one_line(folder: RunFolder, trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_full_disk_is_a_one_line_error(folder: RunFolder, trainer: Any, make_method: Callable[..., Any]) -> None:
     callback = MetricsFile(folder)
-    folder.metrics.path.symlink_to("/dev/full")  # A file to which every write fails with "no space left".
+    folder.metrics.path.symlink_to("/dev/full")  # Every write fails with "no space left".
     method = make_method()
     method.step(loss=1.0)
     with pytest.raises(ConfigError, match=r"metrics\.jsonl: No space left on device; free some space") as caught:
@@ -112,7 +112,7 @@ def test_a_full_disk_is_one_line(folder: RunFolder, trainer: Any, make_method: C
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_line_in_the_middle_is_counted_and_left_out(tmp_path: Any) -> None:
+def test_damaged_lines_are_counted_and_skipped(tmp_path: Any) -> None:
     lines = JsonLines(tmp_path / "x.jsonl")
     lines.path.write_bytes(b'{"update": 1}\n{"upd\n[1]\n\xff\xfe\n{"update": 2}\n')
     assert [record["update"] for record in lines.read()] == [1, 2]

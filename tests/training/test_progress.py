@@ -1,4 +1,4 @@
-"""The progress line: what it says, and how often where there is no terminal."""
+"""The progress line: its text, and how often it is printed without a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from postrain.formatting import clock, duration, figure, short
 from postrain.training.progress import ProgressLine, headline_text, is_printed, progress_text
 
 
-def test_the_line() -> None:
+def test_progress_text_has_update_metrics_pace_and_time_left() -> None:
     numbers = headline_text(
         ("reward/total", "kl/exact", "eval/reward/total"), {"reward/total": 0.42, "kl/exact": 0.0312}
     )
@@ -24,7 +24,7 @@ def test_the_line() -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 17, 18, 19, 20, 21, 100, 359, 1000, 12345])
 @pytest.mark.parametrize("first", [0, 5])
-def test_at_most_twenty_lines(total: int, first: int) -> None:
+def test_at_most_twenty_lines_are_printed(total: int, first: int) -> None:
     shown = [done for done in range(first + 1, total + 1) if is_printed(done, total, first)]
     assert len(shown) <= 20
     if shown:
@@ -32,14 +32,14 @@ def test_at_most_twenty_lines(total: int, first: int) -> None:
         assert shown[-1] == total
 
 
-def test_plain_lines_without_a_terminal(trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_without_a_terminal_plain_lines_are_printed(trainer: Any, make_method: Callable[..., Any]) -> None:
     out = io.StringIO()
     line = ProgressLine("ppo · nano", Console(file=out, width=60))
     method = make_method(updates=2)
     line.on_train_start(trainer, method)
     method.step(reward__total=0.4, eval__x=1.0)
     line.on_train_batch_end(trainer, method, None, None, 0)
-    method.step(kl__exact=12.34)  # The reward is not measured in every update: the last one known stands.
+    method.step(kl__exact=12.34)  # No reward in this update: the last value is shown.
     line.on_train_batch_end(trainer, method, None, None, 1)
     line.on_train_end(trainer, method)
     first, second = out.getvalue().splitlines()
@@ -48,7 +48,7 @@ def test_plain_lines_without_a_terminal(trainer: Any, make_method: Callable[...,
     assert second.endswith("00:00 left")
 
 
-def test_a_bar_on_a_terminal(trainer: Any, make_method: Callable[..., Any]) -> None:
+def test_on_a_terminal_a_bar_is_shown(trainer: Any, make_method: Callable[..., Any]) -> None:
     out = io.StringIO()
     line = ProgressLine("[ppo]", Console(file=out, force_terminal=True, width=120))
     method = make_method(updates=1)
@@ -70,7 +70,7 @@ def test_other_ranks_print_nothing(other_rank: Any, make_method: Callable[..., A
     assert out.getvalue() == ""
 
 
-def test_words_and_figures() -> None:
+def test_short_names_and_number_formats() -> None:
     names = ("reward/total", "kl/exact", "eval/reward/total", "token_accuracy", "ratio/max")
     assert [short(name) for name in names] == ["reward", "kl", "eval reward", "token accuracy", "ratio max"]
     values = [0.0, 0.42, 0.0314, -1.5, 24.13, 371.2, 4200.0, 1e-5, float("nan")]

@@ -1,4 +1,4 @@
-"""samples.jsonl and the table made of it."""
+"""samples.jsonl and the table for trackers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ A = Sample(row=7, prompt="Once\nthere", completion="was <b>", rewards={"mood": 0
 B = Sample(row=9, prompt="é", completion="", rewards={"mood": None}, gold={})
 
 
-def test_a_line_a_sample(folder: RunFolder, trainer: Any) -> None:
+def test_each_sample_is_one_line(folder: RunFolder, trainer: Any) -> None:
     SamplesFile(folder).write(trainer, 3, [A, B])
     first, second = folder.samples.read()
     assert first == {
@@ -22,7 +22,7 @@ def test_a_line_a_sample(folder: RunFolder, trainer: Any) -> None:
     assert (second["prompt"], second["rewards"]) == ("é", {"mood": None})
 
 
-def test_a_resumed_run_writes_the_lost_samples_once(
+def test_resumed_run_writes_repeated_samples_once(
     folder: RunFolder, trainer: Any, make_method: Callable[..., Any]
 ) -> None:
     samples = SamplesFile(folder)
@@ -34,12 +34,12 @@ def test_a_resumed_run_writes_the_lost_samples_once(
     assert [(record["update"], record["row"]) for record in folder.samples.read()] == [(0, 7), (5, 9)]
 
 
-def test_other_ranks_stay_silent(folder: RunFolder, other_rank: Any) -> None:
+def test_other_ranks_write_nothing(folder: RunFolder, other_rank: Any) -> None:
     SamplesFile(folder).write(other_rank, 3, [A])
     assert not folder.samples.path.exists()
 
 
-def test_table_has_a_column_a_part() -> None:
+def test_table_has_a_column_per_reward_component() -> None:
     columns, rows = table(3, [A, B])
     assert columns == ["update", "row", "prompt", "completion", "reward/mood", "reward/total", "gold/mood"]
     assert rows == [[3, 7, "Once\nthere", "was <b>", 0.5, 0.4, 1.0], [3, 9, "é", "", None, None, None]]
