@@ -35,7 +35,7 @@ NAMES = {
     "postrain.data.tasks.ReasoningGym": "reasoning_gym",
     "postrain.evaluation.harness.Harness": "lm_eval",
     "postrain.models.adapters.QLoRA": "bitsandbytes",
-    "postrain.rewards.tasks.TaskScore": "reasoning_gym",
+    "postrain.rewards.reasoning_gym.ReasoningGymScore": "reasoning_gym",
     "postrain.rewards.verified.json_valid": "jsonschema",
     "postrain.rewards.verified.math_equal": "math_verify",
     "postrain.rollout.vllm.VLLMEngine": "vllm",

@@ -1,8 +1,8 @@
 """Tasks of reasoning-gym as a source of prompts: a hundred generators of puzzles and sums, as many rows as asked for.
 
-Rows carry what their own scorer needs, as plain JSON, for `reward=reasoning_gym` (rewards/tasks.py) and for files made
-of them. The sides of the split share no prompt: a hash of the prompt says where it belongs. Left out are the sets whose
-scorer cannot be trusted with what a model writes, and `composite`, which mixes others.
+Rows carry what their own scorer needs, as plain JSON, for `reward=reasoning_gym` (rewards/reasoning_gym.py) and for
+files made of them. The sides of the split share no prompt: a hash of the prompt says where it belongs. Left out are the
+sets whose scorer cannot be trusted with what a model writes, and `composite`, which mixes others.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from postrain.evaluation.completions import complete, first_prompt
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.methods.metrics import confidence_bins, expected_calibration_error
-from postrain.rewards.base import Reward, optional
+from postrain.rewards.base import Reward, nan_to_none
 from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Count
 
@@ -66,7 +66,7 @@ class Accuracy:
 
 def verdicts(rollouts: Rollouts, reward: Reward, threshold: float) -> list[bool | None]:
     """Whether each completion is right; None where the reward cannot tell."""
-    totals = optional(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
+    totals = nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
     return [None if total is None else reaches(total, threshold) for total in totals]
 
 

@@ -17,7 +17,7 @@ from postrain.data.repetition import distinct_n, loop_share, ngrams
 from postrain.evaluation.completions import by_part, compared, complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.rewards.base import optional
+from postrain.rewards.base import nan_to_none
 from postrain.rollout.collect import Rollouts
 from postrain.types import Count
 
@@ -36,7 +36,7 @@ class Rewards:
         if eval_model.reward is None:
             return EvalResult(metrics={}, notes=(NO_REWARD,))
         rollouts = complete(eval_model, self.prompts)
-        totals = optional(rollouts.reward_B)
+        totals = nan_to_none(rollouts.reward_B)
         scores = [{**part, "total": total} for part, total in zip(rollouts.parts, totals, strict=True)]
         unscorable = [total is None for total in totals]
         return EvalResult(

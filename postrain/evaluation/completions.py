@@ -13,8 +13,8 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.task import EvalModel
 from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference
-from postrain.rewards.function import is_finite, shown, told
-from postrain.rewards.user_code import Blame, place
+from postrain.rewards.function import is_finite, preview, row_label
+from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import greedy
 from postrain.seeds import derive_seed
@@ -87,11 +87,11 @@ def _gold(
     function: Callable[..., Mapping[str, float]], prompt: str, completion: str, columns: Mapping[str, Any]
 ) -> dict[str, float]:
     who = f"data.gold: {function.__module__}.{getattr(function, '__qualname__', function)}"
-    asked = told(0, [prompt], [columns])
-    with Blame(f"{who} raised", place(function)[0], lambda: f" on {asked}"):
+    asked = row_label(0, [prompt], [columns])
+    with UserCodeErrors(f"{who} raised", source_location(function)[0], lambda: f" on {asked}"):
         found: Any = function(prompt, completion, columns["gold"])
     if not isinstance(found, Mapping) or not all(map(is_finite, found.values())):
-        raise ConfigError(f"{who}: returned {shown(found)} for {asked}; expected finite numbers by name")
+        raise ConfigError(f"{who}: returned {preview(found)} for {asked}; expected finite numbers by name")
     return {str(part): float(value) for part, value in found.items()}
 
 

@@ -19,7 +19,7 @@ from postrain.evaluation.evaluator import Evaluation
 from postrain.evaluation.task import PreflightCheck
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import Preference, Reward
+from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
@@ -44,7 +44,7 @@ class EvaluateConfig(Section):
     """The model to evaluate."""
     data: DataModule
     """The rows to evaluate on: of a run, those it had, where the command line chooses no other."""
-    reward: Deferred[Reward | Preference] | None = None
+    reward: Deferred[Reward | PreferenceModel] | None = None
     """What scores or compares completions."""
     rollout: Engine = field(default_factory=LocalEngine)
     """What samples completions, and how."""

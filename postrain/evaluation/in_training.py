@@ -16,7 +16,7 @@ from postrain.evaluation.task import EvalModel
 from postrain.methods.base import Method
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ResolvedModel
-from postrain.rewards.base import Preference, Reward
+from postrain.rewards.base import PreferenceModel, Reward
 from postrain.types import ConfigError
 
 
@@ -68,7 +68,7 @@ class EvalModelFactory:
     """Makes the EvalModel of each evaluation of a run."""
 
     def __init__(
-        self, resolved: ResolvedModel, data: DataModule, reward: Deferred[Reward | Preference] | None = None
+        self, resolved: ResolvedModel, data: DataModule, reward: Deferred[Reward | PreferenceModel] | None = None
     ) -> None:
         """`data` is prepared for the method; `reward` is the one that the run's config names."""
         self.named = reward
@@ -114,7 +114,7 @@ class EvalModelFactory:
         return scored_by(self.named)
 
 
-def scored_by(named: Deferred[Reward | Preference] | None) -> Reward | None:
+def scored_by(named: Deferred[Reward | PreferenceModel] | None) -> Reward | None:
     """The reward of a config, where it gives completions a number; what only compares them gives none."""
     found = named and named.value
     return found if callable(found) else None  # pyright: ignore[reportReturnType]

@@ -1,7 +1,7 @@
 """Functions in an answer: where the source of one is, whether it can be called as asked, and whether it passes tests.
 
-An answer may hold its code in a block or among prose. Running it is for those who allow it: rewards/contained.py says
-what keeps mistakes in. Leaves out other languages.
+An answer may hold its code in a block or among prose. Running it is for those who allow it: rewards/sandbox_process.py
+says what keeps mistakes in. Leaves out other languages.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Sequence
 
-from postrain.rewards.code import program_of
+from postrain.rewards.code import extract_program
 from postrain.rewards.sandbox import Limits, execute
 
 LIMITS = Limits(seconds=5, memory_mb=512)
@@ -35,7 +35,7 @@ def defines(text: str, call: str) -> bool:
 
 def source(text: str, name: str) -> str:
     """The code of an answer: its block or the whole of it, or else the lines of the function among prose."""
-    program = program_of(text)
+    program = extract_program(text)
     if any(function.name == name for function in _functions(program)):
         return program
     found = re.search(

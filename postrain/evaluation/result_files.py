@@ -19,7 +19,7 @@ from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.metrics import direction_of
-from postrain.rewards.base import optional
+from postrain.rewards.base import nan_to_none
 from postrain.runs.folder import RunFolder, writing
 
 STATS, RESPONSES = "evaluation_stats.json", "sample_responses.json"
@@ -91,7 +91,7 @@ def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...
         return ()
     asked = max(eval_model.drawn, key=lambda key: (key[1] > 0, key[0]))
     rollouts = eval_model.drawn[asked]
-    paid = optional(rollouts.reward_B) if eval_model.reward else (None,) * len(rollouts)
+    paid = nan_to_none(rollouts.reward_B) if eval_model.reward else (None,) * len(rollouts)
     gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(eval_model))]
     known = zip(rollouts.prompts, rollouts.completions, paid, gold, strict=True)
     return tuple(

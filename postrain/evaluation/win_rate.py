@@ -20,7 +20,7 @@ from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.by_name import resolve_by_name
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.sources import ResolvedModel
-from postrain.rewards.base import Preference, Reward, optional
+from postrain.rewards.base import PreferenceModel, Reward, nan_to_none
 from postrain.rollout.collect import Rollouts
 from postrain.types import ConfigError, Count, Sampling
 
@@ -37,7 +37,7 @@ class WinRate:
 
     against: str
     """A run folder, a model directory, or an option of the model group such as nano."""
-    judge: Reward | Preference | None = None
+    judge: Reward | PreferenceModel | None = None
     """A reward, which compares by its scores, or a preference; null takes the data's gold score, and where there is
     none, the reward of the run."""
     prompts: Count = 64
@@ -86,8 +86,8 @@ class WinRate:
     def _points(self, eval_model: EvalModel, data: DataModule, ours: Rollouts, theirs: Rollouts) -> list[float | None]:
         """1 for each prompt that is won, ½ for a tie, 0; between them where a preference is not sure; None unknown."""
         judge = self.judge
-        if isinstance(judge, Preference):
-            return list(optional(judge.beats(ours.prompts, ours.completions, theirs.completions, ours.columns)))
+        if isinstance(judge, PreferenceModel):
+            return list(nan_to_none(judge.compare(ours.prompts, ours.completions, theirs.completions, ours.columns)))
         if judge is None and knows_gold(data, ours):
             scores = [[one.get("total") for one in gold_scores(rollouts, data)] for rollouts in (ours, theirs)]
         else:
@@ -109,7 +109,7 @@ def paid(reward: Reward | None, rollouts: Rollouts) -> Sequence[float | None]:
     """What a reward gives for each completion."""
     if reward is None:
         return [None] * len(rollouts)
-    return optional(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
+    return nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
 
 
 def points(one: float | None, other: float | None) -> float | None:

@@ -11,7 +11,7 @@ from postrain.data.module import DataModule
 from postrain.generation.keep import Keep, Preferences, Top
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import Preference, Reward
+from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
@@ -27,7 +27,7 @@ class GenerateConfig(Section):
     """The model that samples."""
     data: DataModule
     """Where the prompts come from."""
-    reward: Deferred[Reward | Preference] | None = None
+    reward: Deferred[Reward | PreferenceModel] | None = None
     """What scores completions; null with selection=revisions and selection=none only."""
     rollout: Engine = field(default_factory=LocalEngine)
     """What samples completions, and how."""

@@ -20,7 +20,7 @@ from postrain.data.module import DataModule
 from postrain.evaluation.completions import gold_scores
 from postrain.generation.keep import Answers
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
-from postrain.rewards.base import Reward, optional
+from postrain.rewards.base import Reward, nan_to_none
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.revise import Revision, revise
@@ -80,7 +80,7 @@ class Sampler:
         return self._paid(self._rollouts(self.greedy, prompts, seeds))
 
     def _paid(self, rollouts: Rollouts) -> tuple[float | None, ...]:
-        return optional(rollouts.reward_B) if self.reward else (None,) * len(rollouts.completions)
+        return nan_to_none(rollouts.reward_B) if self.reward else (None,) * len(rollouts.completions)
 
     def _revised(self, rollouts: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
         """The revisions of the finished completions, by their index."""

@@ -14,13 +14,13 @@ from postrain.data.chat import Template
 from postrain.errors import ConfigError
 from postrain.models.parts import unwrapped
 from postrain.models.reference import Reference
-from postrain.rewards.base import Preference, Reward
+from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rewards.function import Function
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
 
-RewardLike = Reward | Preference | Callable[..., Any]
+RewardLike = Reward | PreferenceModel | Callable[..., Any]
 """A reward, a preference, or a Python function with the signature of reward=function."""
 
 
@@ -43,7 +43,7 @@ class Parts:
     """Identifies the reference's weights and their precision in the names of cache files; empty: hash the weights."""
     reward: Reward | None = None
     """What scores completions; only methods with `needs_reward` get one."""
-    preference: Preference | None = None
+    preference: PreferenceModel | None = None
     """What compares two completions, where the reward group names something that does."""
     environment: Environment = SINGLE_TURN
     """What answers the policy while it writes."""
@@ -109,8 +109,8 @@ def parts_of(
     )
 
 
-def judges(given: Any) -> tuple[Reward | None, Preference | None]:
+def judges(given: Any) -> tuple[Reward | None, PreferenceModel | None]:
     """What scores completions, what compares them; one object can do both, and a plain function is wrapped."""
     found: Any = given if given is None or hasattr(given, "to") else Function.of(given)
     scores: Any = found if callable(found) else None
-    return scores, found if isinstance(found, Preference) else None
+    return scores, found if isinstance(found, PreferenceModel) else None

@@ -25,7 +25,7 @@ from postrain.methods.components import Counters, Parts
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
-from postrain.rewards.base import Preference, Reward
+from postrain.rewards.base import PreferenceModel, Reward
 from postrain.types import Batch, ConfigError, Max, Mean
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Driven(LightningModule):
             )
         self.check_judges(self.parts.reward, self.parts.preference)
 
-    def check_judges(self, reward: Reward | None, preference: Preference | None) -> None:
+    def check_judges(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
         """Raises ConfigError where there is nothing that the method can learn from."""
         name = type(self).__name__
         if self.needs_reward and reward is None and preference is None:

@@ -68,7 +68,8 @@ class OnlinePreference(Online):
         """P(a completion beats the other of the same prompt), NaN where there is no verdict, [B]."""
         if self.parts.preference is None:
             return torch.sigmoid((one.reward_B - other.reward_B) / self.preference_temperature)
-        return self.parts.preference.beats(one.prompts, one.completions, other.completions, one.columns).to(self.device)
+        wins_B = self.parts.preference.compare(one.prompts, one.completions, other.completions, one.columns)
+        return wins_B.to(self.device)
 
     def evaluate(self, batch: Prompts, index: int) -> Metrics:
         """How often the policy's completions of held-out prompts beat the reference's, sampled with the same seeds."""

@@ -36,13 +36,13 @@ class Reward(Protocol):
 
 
 @runtime_checkable
-class Preference(Protocol):
+class PreferenceModel(Protocol):
     """Says how likely one completion of a prompt is preferred to another.
 
     Unlike a reward it need not put completions in any order: rock, paper and scissors beat each other in a circle.
     """
 
-    def beats(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
+    def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
         """P(first is preferred to second | prompt), float32 [B] in [0, 1]; NaN where it cannot tell."""
         ...
 
@@ -51,19 +51,19 @@ class Preference(Protocol):
         ...
 
 
-def is_guess(reward: object) -> bool:
-    """Whether a reward is a model's opinion, by its attribute `guess`: it may choose among completions, but does not
-    say what is right. Without one it verifies; a reward that is a plain function has none."""
-    return bool(getattr(reward, "guess", False))
+def is_model_based(reward: object) -> bool:
+    """Whether a reward is a model's opinion, by its attribute `model_based`: it may choose among completions, but
+    does not say what is right. Without one it verifies; a reward that is a plain function has none."""
+    return bool(getattr(reward, "model_based", False))
 
 
-def total_of(values: Sequence[float | None]) -> Tensor:
+def none_to_nan(values: Sequence[float | None]) -> Tensor:
     """[B] float32, NaN where a value is None."""
     return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
 
 
-def optional(total_B: Tensor) -> tuple[float | None, ...]:
-    """The reverse of `total_of`: None where NaN."""
+def nan_to_none(total_B: Tensor) -> tuple[float | None, ...]:
+    """The reverse of `none_to_nan`: None where NaN."""
     return tuple(None if value != value else value for value in total_B.tolist())
 
 
@@ -114,9 +114,9 @@ class WeightedSum:
             raise ConfigError(f"reward.weights.{endless[0]}: expected a finite number, got {self.weights[endless[0]]}")
 
     @property
-    def guess(self) -> bool:
+    def model_based(self) -> bool:
         """Whether a model's opinion is one of the parts."""
-        return any(map(is_guess, self.parts.values()))
+        return any(map(is_model_based, self.parts.values()))
 
     def to(self, device: torch.device | str) -> None:
         """Moves every part."""
@@ -130,7 +130,7 @@ class WeightedSum:
         paid_KB = torch.stack([self.weights[name] * rewards.total_B for name, rewards in found.items()])
         unscored_B = paid_KB.isnan().all(0)
         total_B = paid_KB.nansum(0).masked_fill(unscored_B, float("nan"))
-        told = {name: optional(rewards.total_B) for name, rewards in found.items()}
+        told = {name: nan_to_none(rewards.total_B) for name, rewards in found.items()}
         for name, rewards in found.items():
             if len(rewards.parts) > 1:
                 told |= {f"{name}/{inner}": values for inner, values in rewards.parts.items()}

@@ -1,8 +1,8 @@
 """Code that passes its tests: runs the program of a completion against the tests of its row. Off unless asked for.
 
 A row's column `tests` is Python with asserts (MBPP's lists and HumanEval's check(...) too), or a list of inputs with
-the outputs they should give. Programs are mistaken more often than malicious, and contained.py is made for that: it is
-no jail. Leaves out other languages, and packages that are not installed here.
+the outputs they should give. Programs are mistaken more often than malicious, and sandbox_process.py is made for that:
+it is no jail. Leaves out other languages, and packages that are not installed here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 import torch
 
 from postrain.config.schema import Confirm
-from postrain.rewards.base import total_of
-from postrain.rewards.function import told
+from postrain.rewards.base import none_to_nan
+from postrain.rewards.function import row_label
 from postrain.rewards.sandbox import Limits, execute
 from postrain.types import ConfigError, Count, RewardBatch, Workers
 
@@ -83,12 +83,12 @@ class Code:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
-        checks = [checks_of(row, told(index, prompts, columns)) for index, row in enumerate(columns)]
+        checks = [parse_tests(row, row_label(index, prompts, columns)) for index, row in enumerate(columns)]
         with ThreadPoolExecutor(self.workers) as pool:
-            verdicts = list(pool.map(self._verdict, map(program_of, completions), checks))
+            verdicts = list(pool.map(self._verdict, map(extract_program, completions), checks))
         scores = tuple(verdict.score if verdict else None for verdict in verdicts)
         limited = tuple(float(verdict.limited) if verdict else None for verdict in verdicts)
-        return RewardBatch(total_of(scores), {"code": scores, "out_of_limits": limited})
+        return RewardBatch(none_to_nan(scores), {"code": scores, "out_of_limits": limited})
 
     def _verdict(self, program: str, checks: Checks | None) -> Verdict | None:
         if checks is None:
@@ -116,7 +116,7 @@ class Code:
         return passed / count if self.credit == "share" else float(passed == count)
 
 
-def program_of(completion: str) -> str:
+def extract_program(completion: str) -> str:
     """The first block of Python after any thinking, or the first block at all, or the whole text."""
     said = completion.rpartition("</think>")[2]
     block = BLOCK.search(said) or UNNAMED_BLOCK.search(said)
@@ -128,7 +128,7 @@ def lines(output: str) -> list[str]:
     return [line.rstrip() for line in output.strip().splitlines()]
 
 
-def checks_of(row: Mapping[str, Any], who: str) -> Checks | None:
+def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
     """The tests of a row, None where it has none; `who` names the row in errors."""
     if "tests" not in row:
         raise ConfigError(

@@ -30,7 +30,7 @@ from torch import Tensor
 from urllib3.util.retry import Retry
 
 from postrain.config.schema import Confirm
-from postrain.rewards.bounded import BoundedAdapter, TooLarge, post
+from postrain.rewards.bounded_http import BoundedAdapter, TooLarge, post
 from postrain.types import ConfigError, Count, CountOrZero, NonNegative, Positive, Workers
 
 Address = Annotated[
@@ -67,8 +67,8 @@ class Unanswered(Exception):
 class Endpoint(ABC):
     """A judge; subclasses say what it is asked and how its answers are read."""
 
-    guess: ClassVar[bool] = True
-    """A model's opinion; see `is_guess`."""
+    model_based: ClassVar[bool] = True
+    """A model's opinion; see `is_model_based`."""
 
     form: ClassVar[str]
     """What an answer has to look like, in the judge's words."""

@@ -22,8 +22,15 @@ import torch
 from torch import Tensor
 
 from postrain.errors import Interrupted
-from postrain.rewards.base import Columns, Texts, total_of
-from postrain.rewards.user_code import Arguments, Blame, FunctionPath, load_function, place, time_limit
+from postrain.rewards.base import Columns, Texts, none_to_nan
+from postrain.rewards.user_code import (
+    Arguments,
+    FunctionPath,
+    UserCodeErrors,
+    load_function,
+    source_location,
+    time_limit,
+)
 from postrain.types import ConfigError, Positive, RewardBatch
 
 # Rewards are kept in float32.
@@ -49,9 +56,9 @@ class Function:
     def of(cls, call: Callable[..., Any]) -> Self:
         """The reward that a Python function is. Raises ConfigError for what cannot be called."""
         if not callable(call):
-            raise ConfigError(f"reward: expected a function of (prompts, completions, **columns), got {shown(call)}")
+            raise ConfigError(f"reward: expected a function of (prompts, completions, **columns), got {preview(call)}")
         made = cls.__new__(cls)
-        name, file = getattr(call, "__name__", type(call).__name__), place(call)[0]
+        name, file = getattr(call, "__name__", type(call).__name__), source_location(call)[0]
         # A later session finds it there, unless it is a lambda, inside a function, or typed into a notebook.
         found = Path(file).is_file() and getattr(call, "__qualname__", "") == name != "<lambda>"
         made.function, made.arguments, made.call = f"{file}:{name}" if found else name, {}, call
@@ -66,26 +73,26 @@ class Function:
             raise ConfigError(f"{self}: returned {len(values)} rewards for {len(prompts)} completions")
         scored = tuple(self._number(value, index, prompts, columns) for index, value in enumerate(values))
         return RewardBatch(
-            total_of(scored), {self.function.rpartition(":" if ":" in self.function else ".")[2]: scored}
+            none_to_nan(scored), {self.function.rpartition(":" if ":" in self.function else ".")[2]: scored}
         )
 
     def __str__(self) -> str:
-        file, line = place(self.call)
+        file, line = source_location(self.call)
         return f"reward function {self.function} ({file}:{line})"
 
     def _returned(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> list[Any]:
         keywords = self._keywords(prompts, completions, columns)
-        file, _ = place(self.call)
+        file, _ = source_location(self.call)
         culprit = partial(self._culprit, keywords, prompts, columns)
-        with Blame(f"reward function {self.function} raised", file, culprit):
+        with UserCodeErrors(f"reward function {self.function} raised", file, culprit):
             values = self._called(keywords)
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
-            raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {shown(values)}")
+            raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {preview(values)}")
         return list(listed)
 
     def _called(self, keywords: Mapping[str, Any]) -> Any:
-        with time_limit(self.timeout, f"reward function {self.function}", place(self.call)[0]):
+        with time_limit(self.timeout, f"reward function {self.function}", source_location(self.call)[0]):
             return self.call(**keywords)
 
     def _culprit(self, keywords: Mapping[str, Any], prompts: Sequence[str], columns: Columns) -> str:
@@ -98,7 +105,7 @@ class Function:
             except Interrupted:
                 raise
             except BaseException:
-                return f" on {told(index, prompts, columns)}"
+                return f" on {row_label(index, prompts, columns)}"
         return " on this batch, though on none of its prompts alone"
 
     def _keywords(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> dict[str, Any]:
@@ -129,8 +136,8 @@ class Function:
             return None
         if not is_finite(value):
             raise ConfigError(
-                f"{self}: returned {shown(value)} for {told(index, prompts, columns)}; expected a finite number, or "
-                "None for a completion it cannot score"
+                f"{self}: returned {preview(value)} for {row_label(index, prompts, columns)}; expected a finite "
+                "number, or None for a completion it cannot score"
             )
         return float(value)
 
@@ -144,7 +151,7 @@ def is_finite(value: Any) -> bool:
     return bool(abs(number) <= LARGEST)
 
 
-def shown(value: Any) -> str:
+def preview(value: Any) -> str:
     """The beginning of what a function returned."""
     try:
         return " ".join(repr(value).split())[:80]
@@ -152,7 +159,7 @@ def shown(value: Any) -> str:
         return "a number of too many digits to print"
 
 
-def told(index: int, prompts: Sequence[str], columns: Columns) -> str:
+def row_label(index: int, prompts: Sequence[str], columns: Columns) -> str:
     """A prompt as an error names it."""
     row = f"row {columns[index]['row']}, " if "row" in columns[index] else ""
     return f"{row}prompt {prompts[index][:60]!r}"
@@ -175,8 +182,8 @@ class PairwiseFunction:
     def to(self, device: torch.device | str) -> None:
         """Nothing to move."""
 
-    def beats(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
-        """See `Preference.beats`. Raises ConfigError for what is no probability."""
+    def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
+        """See `PreferenceModel.compare`. Raises ConfigError for what is no probability."""
         compared = [
             {**row, "first": one, "second": other} for row, one, other in zip(columns, first, second, strict=True)
         ]

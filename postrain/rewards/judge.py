@@ -33,9 +33,9 @@ from postrain.models.reference import in_eval_mode
 from postrain.models.scoring import in_micro_batches, score
 from postrain.models.sources import resolve_for
 from postrain.processor import warn_if_slow
-from postrain.rewards.base import Columns, optional
+from postrain.rewards.base import Columns, Texts, nan_to_none
 from postrain.rewards.endpoint import Endpoint
-from postrain.rewards.learned import DTYPES
+from postrain.rewards.reward_model import DTYPES
 from postrain.types import ConfigError, Count, RewardBatch, Rows
 
 CRITERION = "a reply that does what was asked, says nothing false, and is polite and to the point"
@@ -95,7 +95,7 @@ class Judge(Endpoint):
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> RewardBatch:
         total_B = self.ask([self.question(*pair) for pair in zip(prompts, completions, strict=True)])
-        return RewardBatch(total_B, {"judge": optional(total_B)})
+        return RewardBatch(total_B, {"judge": nan_to_none(total_B)})
 
     def question(self, prompt: str, completion: str) -> str:
         """What the judge is asked about a completion."""
@@ -123,7 +123,7 @@ class PairwiseJudge(Endpoint):
 
     form = '{"better": "A"}, {"better": "B"} or {"better": "tie"}'
 
-    def beats(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], columns: Columns) -> Tensor:
+    def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
         """The mean over both orders, [B]: 0, ¼, ½, ¾ or 1 (a tie is ½); NaN where one of them was not answered."""
         rows = list(zip(prompts, first, second, strict=True))
         asked = [self.question(*row) for row in rows] + [self.question(ask, two, one) for ask, one, two in rows]
@@ -180,8 +180,8 @@ Answer with the letter A or B."""
 class SelfJudge:
     """P(first beats second) by a model's own choice of letters."""
 
-    guess: ClassVar[bool] = True
-    """A model's opinion; see `is_guess`."""
+    model_based: ClassVar[bool] = True
+    """A model's opinion; see `is_model_based`."""
 
     path: str
     """A run folder, a directory, a .gguf file or a Hub name of a language model."""
@@ -208,7 +208,7 @@ class SelfJudge:
         """Moves the judge."""
         self.model.to(device)
 
-    def beats(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], columns: Columns) -> Tensor:
+    def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
         """P(first beats second | prompt), float32 [B]; NaN where the question does not fit the model's context."""
         return preferred(
             self.model,

@@ -1,4 +1,4 @@
-"""Starts contained.py: a program in, what it said and how it ended out. What is contained, and what not, it tells."""
+"""Runs a Python program in the sandbox of sandbox_process.py, which documents what is contained and what is not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from postrain.rewards import contained
+from postrain.rewards import sandbox_process
 
 SECONDS_TO_START = 10
 """What starting and sweeping up may take on a busy machine, besides the program's own time."""
@@ -40,12 +40,12 @@ class Outcome:
     output: str
     """What it wrote; with tests, one character for each that was reached, 1 for those that passed."""
     status: int
-    """Its exit status, or that of `contained`."""
+    """Its exit status, or that of `sandbox_process`."""
 
     @property
     def limited(self) -> bool:
         """True where it was killed for taking too much time, or too much else."""
-        return self.status == contained.OUT_OF_LIMITS
+        return self.status == sandbox_process.OUT_OF_LIMITS
 
 
 def execute(program: str, *, tests: Sequence[str] | None, stdin: str = "", limits: Limits) -> Outcome:
@@ -63,7 +63,7 @@ def execute(program: str, *, tests: Sequence[str] | None, stdin: str = "", limit
         (folder / "stdin").write_text(stdin, errors="replace")
         with (folder / "stdin").open() as given, (folder / "stdout").open("wb") as said:
             process = subprocess.Popen(
-                [*PYTHON, contained.__file__, str(folder / "job.json")],
+                [*PYTHON, sandbox_process.__file__, str(folder / "job.json")],
                 stdin=given,
                 stdout=said,
                 stderr=subprocess.DEVNULL,
@@ -71,7 +71,7 @@ def execute(program: str, *, tests: Sequence[str] | None, stdin: str = "", limit
                 env={**ENVIRONMENT, "TMPDIR": str(work)},
                 start_new_session=True,
             )
-            status = _ended(process, limits.seconds * contained.PATIENCE + SECONDS_TO_START)
+            status = _ended(process, limits.seconds * sandbox_process.PATIENCE + SECONDS_TO_START)
         return Outcome((folder / "stdout").read_text(errors="replace"), status)
 
 
@@ -82,4 +82,4 @@ def _ended(process: subprocess.Popen[bytes], seconds: float) -> int:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return contained.OUT_OF_LIMITS
+        return sandbox_process.OUT_OF_LIMITS

@@ -74,19 +74,19 @@ def _module(file: Path, key: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{key}: {file} is not a Python file; expected path/to/file.py:name")
     module = importlib.util.module_from_spec(spec)
-    with Blame(f"{key}: {file} cannot be imported:", str(spec.origin)):
+    with UserCodeErrors(f"{key}: {file} cannot be imported:", str(spec.origin)):
         spec.loader.exec_module(module)
     return module
 
 
-def place(function: Callable[..., Any]) -> tuple[str, int]:
+def source_location(function: Callable[..., Any]) -> tuple[str, int]:
     """File and line of a function; its type and 0 where it has no Python source."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else (type(function).__qualname__, 0)
 
 
 @dataclass(frozen=True)
-class Blame:
+class UserCodeErrors:
     """Turns whatever a user's code raises into one line: who, what, and where in its own file.
 
     A context manager, since nothing is swallowed: the line takes the error's place, with the error as its cause. That

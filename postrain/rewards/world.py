@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from postrain.rewards.base import total_of
+from postrain.rewards.base import none_to_nan
 from postrain.types import ConfigError, RewardBatch
 from postrain.world import gold
 
@@ -45,7 +45,7 @@ class Gold:
         # What is called total is what is paid.
         told = {name: "gold" if name == "total" else name for name in names}
         parts = {told[name]: tuple(score.get(name) for score in scores) for name in names}
-        return RewardBatch(total_of([self._paid(score) for score in scores]), parts)
+        return RewardBatch(none_to_nan([self._paid(score) for score in scores]), parts)
 
     def _paid(self, score: Mapping[str, float]) -> float | None:
         present = [weight * score[part] for part, weight in self.weights.items() if part in score]

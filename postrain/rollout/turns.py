@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
-from postrain.rewards.function import is_finite, shown
-from postrain.rewards.user_code import Blame, place
+from postrain.rewards.function import is_finite, preview
+from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.engine import Engine, Mixture
 from postrain.seeds import derive_seed
 from postrain.types import Completion, ConfigError, Count, CountOrZero, Step, Stop
@@ -149,8 +149,9 @@ def roll_out(
     return episodes
 
 
-def _blame(environment: Environment) -> Blame:
-    return Blame(f"environment {type(environment).__qualname__} raised", place(type(environment).step)[0])
+def _blame(environment: Environment) -> UserCodeErrors:
+    file, _ = source_location(type(environment).step)
+    return UserCodeErrors(f"environment {type(environment).__qualname__} raised", file)
 
 
 def _step(environment: Environment, state: Any, turn: str) -> Step:
@@ -160,8 +161,8 @@ def _step(environment: Environment, state: Any, turn: str) -> Step:
     well = isinstance(step, Step) and isinstance(step.observation, str)
     if not well or not (step.reward is None or is_finite(step.reward)):
         raise ConfigError(
-            f"environment {type(environment).__qualname__}: returned {shown(step)} for {turn[:60]!r}; expected a Step "
-            "whose observation is text and whose reward is a finite number, or None"
+            f"environment {type(environment).__qualname__}: returned {preview(step)} for {turn[:60]!r}; expected a "
+            "Step whose observation is text and whose reward is a finite number, or None"
         )
     return step
 

@@ -31,9 +31,12 @@ MOVED = {
     "postrain.evaluation.scores.Rewards": "postrain.evaluation.completion_metrics.Rewards",
     "postrain.evaluation.wins.WinRate": "postrain.evaluation.win_rate.WinRate",
     "postrain.rewards.countdown.countdown": "postrain.rewards.verified.countdown",
+    "postrain.rewards.learned.Learned": "postrain.rewards.reward_model.OutcomeRewardModel",
+    "postrain.rewards.learned.Process": "postrain.rewards.reward_model.ProcessRewardModel",
     "postrain.rewards.pairwise.PairwiseFunction": "postrain.rewards.function.PairwiseFunction",
-    "postrain.rewards.process.Process": "postrain.rewards.learned.Process",
+    "postrain.rewards.process.Process": "postrain.rewards.reward_model.ProcessRewardModel",
     "postrain.rewards.self_judge.SelfJudge": "postrain.rewards.judge.SelfJudge",
+    "postrain.rewards.tasks.TaskScore": "postrain.rewards.reasoning_gym.ReasoningGymScore",
     "postrain.rewards.weighted.WeightedSum": "postrain.rewards.base.WeightedSum",
 }
 """Targets in the configs of earlier versions whose runs are evaluated, and where they are now."""

@@ -21,7 +21,7 @@ from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.models.vocabulary import randomly_initialized
-from postrain.rewards.base import Preference, Reward, preflight
+from postrain.rewards.base import PreferenceModel, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
 from postrain.training.config import TrainConfig
 from postrain.types import ConfigError
@@ -78,7 +78,7 @@ def build(config: TrainConfig) -> Components:
     return Components(method, data, audit, tokenizer, other)
 
 
-def build_reward(config: TrainConfig) -> tuple[Reward | None, Preference | None]:
+def build_reward(config: TrainConfig) -> tuple[Reward | None, PreferenceModel | None]:
     """The reward and the preference model of the `reward` group; one object may be both."""
     if not config.method.needs_reward:
         return None, None
@@ -189,4 +189,4 @@ def check_reward(method: Method, data: DataModule) -> None:
             preflight(one.reward_B)
         elif parts.preference is not None:
             other = completed(len(prompts))
-            preflight(parts.preference.beats(one.prompts, one.completions, other.completions, one.columns))
+            preflight(parts.preference.compare(one.prompts, one.completions, other.completions, one.columns))

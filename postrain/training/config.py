@@ -19,7 +19,7 @@ from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import Preference, Reward
+from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
@@ -43,7 +43,7 @@ class TrainConfig(Section):
     """An adapter (LoRA, QLoRA) on the model; none trains all weights."""
     data: DataModule
     """Training rows and held-out rows."""
-    reward: Deferred[Reward | Preference] | None = None
+    reward: Deferred[Reward | PreferenceModel] | None = None
     """Scores or compares completions; required by methods that sample."""
     rollout: Engine = field(default_factory=LocalEngine)
     """The engine that samples completions, and its sampling parameters."""

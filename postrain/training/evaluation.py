@@ -14,7 +14,7 @@ from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
 from postrain.evaluation.in_training import EvalModelFactory
 from postrain.methods.base import Method
 from postrain.methods.online import Online
-from postrain.rewards.base import optional
+from postrain.rewards.base import nan_to_none
 from postrain.training.logger_media import log_histograms
 from postrain.training.record_files import Sample, SamplesFile
 
@@ -100,7 +100,7 @@ def samples(found: Evaluated, count: int) -> list[Sample]:
             rollouts.prompts,
             rollouts.completions,
             rollouts.parts,
-            optional(rollouts.reward_B),
+            nan_to_none(rollouts.reward_B),
             found.gold,
             strict=True,
         )

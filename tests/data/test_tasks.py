@@ -16,7 +16,7 @@ from postrain.config.tree import instantiate
 from postrain.data.module import DataModule
 from postrain.data.tasks import COLUMN, REFUSED, ReasoningGym
 from postrain.types import ConfigError
-from tests import fake_gym
+from tests import fake_reasoning_gym
 from tests.training_runs import CONF, composed
 
 NANO = CONF.parent / "postrain" / "assets" / "nano"
@@ -24,7 +24,7 @@ NANO = CONF.parent / "postrain" / "assets" / "nano"
 
 @pytest.fixture(autouse=True)
 def _gym(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_gym.install(monkeypatch)
+    fake_reasoning_gym.install(monkeypatch)
 
 
 def source(task: str = "adding", **changes: Any) -> ReasoningGym:

@@ -22,7 +22,7 @@ from postrain.evaluation.in_training import EvalModelFactory
 from postrain.evaluation.likelihood import Perplexity, PreferenceAccuracy, fact_record, others, spread
 from postrain.evaluation.win_rate import WinRate, points
 from postrain.models.reference import Reference
-from postrain.rewards.base import total_of
+from postrain.rewards.base import none_to_nan
 from postrain.types import ConfigError, RewardBatch, Sampling
 from postrain.world.facts import all_facts
 from tests.evaluation.fake_eval_model import asking, eval_model, gold
@@ -36,7 +36,7 @@ class Pays:
         if columns and "pay" not in columns[0]:
             raise ConfigError("needs pay")
         values = tuple(row["pay"] for row in columns)
-        return RewardBatch(total_of(values), {"pay": values})
+        return RewardBatch(none_to_nan(values), {"pay": values})
 
     def to(self, device: Any) -> None:
         """Nothing to move."""

@@ -28,7 +28,7 @@ class Duel:
     def __init__(self, table: dict[tuple[str, str], float]) -> None:
         self.table = table
 
-    def beats(self, prompts: Any, first: Sequence[str], second: Sequence[str], columns: Any) -> torch.Tensor:
+    def compare(self, prompts: Any, first: Sequence[str], second: Sequence[str], columns: Any) -> torch.Tensor:
         pairs = zip(first, second, strict=True)
         return torch.tensor([self.table.get((one.split()[0], other.split()[0]), 0.5) for one, other in pairs])
 
@@ -71,12 +71,12 @@ def longer(first: list[str], second: list[str], bonus: float = 0.0) -> list[floa
 
 def test_a_function_compares(monkeypatch):
     found = PairwiseFunction(function=f"{__name__}.longer", arguments={})
-    beats_B = found.beats(["p", "p", "p"], ["aaa", "a", ""], ["a", "aa", "b"], [{}, {}, {}])
+    beats_B = found.compare(["p", "p", "p"], ["aaa", "a", ""], ["a", "aa", "b"], [{}, {}, {}])
     assert beats_B[:2].tolist() == [1, 0]
     assert beats_B[2].isnan()
     wrong = PairwiseFunction(function=f"{__name__}.longer", arguments={"bonus": 0.5})
     with pytest.raises(ConfigError, match=r"longer .*returned 1\.5.*probability"):
-        wrong.beats(["p"], ["aa"], ["a"], [{}])
+        wrong.compare(["p"], ["aa"], ["a"], [{}])
 
 
 def asked(method: str, says: Sequence[Sequence[int]], table: dict[tuple[str, str], float], **changes: Any) -> Any:

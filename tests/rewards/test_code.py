@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from postrain.rewards.base import optional
-from postrain.rewards.code import Code, checks_of, program_of
+from postrain.rewards.base import nan_to_none
+from postrain.rewards.code import Code, extract_program, parse_tests
 from postrain.types import ConfigError
 
 SQUARE = "def f(x):\n    return x * x"
@@ -21,7 +21,7 @@ def reward(**changed: Any) -> Code:
 
 
 def pay(tests: Any, *said: str, **changed: Any) -> tuple[float | None, ...]:
-    return optional(reward(**changed)(["p"] * len(said), said, [{"tests": tests}] * len(said)).total_B)
+    return nan_to_none(reward(**changed)(["p"] * len(said), said, [{"tests": tests}] * len(said)).total_B)
 
 
 def test_asserts_are_counted() -> None:
@@ -72,7 +72,7 @@ def test_workers_change_no_score() -> None:
     ],
 )
 def test_program_of(completion: str, program: str) -> None:
-    assert program_of(completion) == program
+    assert extract_program(completion) == program
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_program_of(completion: str, program: str) -> None:
     ],
 )
 def test_snippets(tests: Any, pieces: tuple[str, ...]) -> None:
-    found = checks_of({"tests": tests}, "row 1")
+    found = parse_tests({"tests": tests}, "row 1")
     assert found is not None
     assert found.tests == pieces
 
 
 @pytest.mark.parametrize("tests", [None, "", []])
 def test_a_row_without_tests_cannot_be_judged(tests: Any) -> None:
-    assert checks_of({"tests": tests}, "row 1") is None
+    assert parse_tests({"tests": tests}, "row 1") is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_row_without_tests_cannot_be_judged(tests: Any) -> None:
 )
 def test_what_is_no_test_is_one_line(row: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        checks_of(row, "row 1")
+        parse_tests(row, "row 1")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -359,7 +359,7 @@ def pairwise(script: Any, *rows: tuple[str, str], **changes: Any) -> list[float]
     with judge_server(script) as server:
         comparer: PairwiseJudge = instantiate(node("judge_pairwise", server.url, **changes))
         first, second = zip(*rows, strict=True)
-        return comparer.beats(["Hi."] * len(rows), first, second, [{}] * len(rows)).tolist()
+        return comparer.compare(["Hi."] * len(rows), first, second, [{}] * len(rows)).tolist()
 
 
 def test_a_pair_is_shown_in_both_orders_so_that_a_judge_who_likes_the_first_place_says_nothing() -> None:

@@ -14,7 +14,7 @@ from postrain.data.conversation import user
 from postrain.rewards.judge import QUESTION, SelfJudge
 from postrain.types import ConfigError
 from tests.rewards.test_configs import CONF
-from tests.rewards.test_learned import NANO, reward_model
+from tests.rewards.test_reward_model import NANO, reward_model
 
 KIND, BRIEF = "The reply is polite.", "The reply is short."
 PROMPTS = ("Say hello.", "What is 3 + 4?", "Tell a story.")
@@ -35,7 +35,7 @@ def kind() -> SelfJudge:
 def beats(comparer: SelfJudge, order: tuple[int, ...] = (0, 1, 2), swapped: bool = False) -> torch.Tensor:
     first, second = (SECOND, FIRST) if swapped else (FIRST, SECOND)
     asked, one, other = ([texts[i] for i in order] for texts in (PROMPTS, first, second))
-    return comparer.beats(asked, one, other, [{}] * len(order))
+    return comparer.compare(asked, one, other, [{}] * len(order))
 
 
 def test_it_is_what_the_models_next_token_says_of_both_letters_in_both_orders(kind: SelfJudge) -> None:
@@ -60,7 +60,7 @@ def test_a_preference_is_the_pairs_own(kind: SelfJudge) -> None:
 
 def test_what_beats_is_beaten_the_other_way_round(kind: SelfJudge) -> None:
     torch.testing.assert_close(beats(kind) + beats(kind, swapped=True), torch.ones(3), atol=1e-6, rtol=0)
-    same = kind.beats(PROMPTS, FIRST, FIRST, [{}] * 3)
+    same = kind.compare(PROMPTS, FIRST, FIRST, [{}] * 3)
     torch.testing.assert_close(same, torch.full((3,), 0.5), atol=1e-6, rtol=0)
 
 
@@ -72,10 +72,10 @@ def test_principles_count_equally(kind: SelfJudge) -> None:
 
 def test_a_question_beyond_the_context_cannot_be_answered(kind: SelfJudge) -> None:
     long = "word " * kind.context
-    found = kind.beats([*PROMPTS[:1], *PROMPTS[:1]], [FIRST[0], long], [SECOND[0]] * 2, [{}] * 2)
+    found = kind.compare([*PROMPTS[:1], *PROMPTS[:1]], [FIRST[0], long], [SECOND[0]] * 2, [{}] * 2)
     assert found.isnan().tolist() == [False, True]
     assert float(found[0]) == pytest.approx(float(beats(kind, (0,))), abs=1e-6)
-    assert kind.beats(PROMPTS[:1], [long], [long], [{}]).isnan().all()
+    assert kind.compare(PROMPTS[:1], [long], [long], [{}]).isnan().all()
 
 
 def test_it_is_frozen_and_may_be_rounded(kind: SelfJudge) -> None:

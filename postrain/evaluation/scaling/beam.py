@@ -18,7 +18,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.scaling.grader import Grader, PromptTask, Unsuited
 from postrain.evaluation.scaling.search import Plan, Value, result
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.rewards.learned import AGGREGATES
+from postrain.rewards.reward_model import AGGREGATES
 from postrain.types import Count
 
 Aggregate = Literal["last", "min", "product", "mean"]
@@ -29,7 +29,7 @@ NO_SCORER = (
 
 @runtime_checkable
 class StepScorer(Protocol):
-    """Whatever knows how right the steps of a completion are; `postrain.rewards.learned.Process` does."""
+    """Scores the steps of a completion, as `postrain.rewards.reward_model.ProcessRewardModel` does."""
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
         """Of each step of each completion, from 0 to 1; none where there is no step."""

@@ -21,7 +21,7 @@ from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, estim
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best, sizes
 from postrain.evaluation.scaling.samples import Samples, clocked, draw
 from postrain.evaluation.task import EvalModel, EvalResult, Point
-from postrain.rewards.base import Reward, optional
+from postrain.rewards.base import Reward, nan_to_none
 from postrain.types import Size
 
 NO_SCORER = (
@@ -122,5 +122,5 @@ def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Sampl
     scorer.to(next(eval_model.model.parameters()).device)
     with clocked() as clock:
         total_B = scorer(asked.texts, [one.text for mine in samples.of for one in mine], asked.columns).total_B
-    scores = iter(optional(total_B))
+    scores = iter(nan_to_none(total_B))
     return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.of), clock.seconds)

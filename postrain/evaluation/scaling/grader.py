@@ -21,7 +21,7 @@ from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.answers import Kind, read
 from postrain.evaluation.scaling.samples import Samples, check_random, draw
 from postrain.evaluation.task import EvalModel, EvalResult, Point
-from postrain.rewards.base import Reward, is_guess, optional
+from postrain.rewards.base import Reward, is_model_based, nan_to_none
 from postrain.rewards.text import exact, last_number, numeric
 from postrain.types import ConfigError, Count, Sampling
 
@@ -141,7 +141,9 @@ class PromptTask(ABC):
         }
         order: tuple[Source, ...] = ("reward", "answer", "gold")
         trusted: list[Source] = [
-            source for source in order if known[source] and not (source == "reward" and is_guess(eval_model.reward))
+            source
+            for source in order
+            if known[source] and not (source == "reward" and is_model_based(eval_model.reward))
         ]
         chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
         if chosen is None or not known[chosen]:
@@ -162,7 +164,7 @@ class PromptTask(ABC):
         if source == "gold":
             return lambda prompts, said: self._reached(gold_worths(data, prompts, said))
         assert reward is not None
-        return lambda prompts, said: self._reached(optional(reward(prompts.texts, said, prompts.columns).total_B))
+        return lambda prompts, said: self._reached(nan_to_none(reward(prompts.texts, said, prompts.columns).total_B))
 
     def _reached(self, worths: Sequence[float | None]) -> Sequence[float | None]:
         if self.threshold is None:

@@ -16,7 +16,7 @@ from postrain.data.chat import Template
 from postrain.data.module import DataModule
 from postrain.evaluation.in_training import DataConversions
 from postrain.evaluation.task import EvalModel
-from postrain.rewards.base import total_of
+from postrain.rewards.base import none_to_nan
 from postrain.rollout.turns import SINGLE_TURN
 from postrain.types import Completion, RewardBatch, Sampling, Stop
 from tests.training_runs import composed
@@ -60,7 +60,7 @@ class Marks:
     of: Mapping[str, float]
 
     def __call__(self, prompts: Any, completions: Sequence[str], columns: Any) -> RewardBatch:
-        return RewardBatch(total_of([self.mark(said) for said in completions]), {})
+        return RewardBatch(none_to_nan([self.mark(said) for said in completions]), {})
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
         return [() if self.mark(said) is None else (self.mark(said) or 0.0,) for said in completions]

@@ -14,9 +14,9 @@ from postrain.data.conversation import Message, user
 from postrain.evaluation.scaling.cot import followed, shown, summed
 from postrain.evaluation.scaling.tree import agreement, partial_sum
 from postrain.models.loading import load_causal
-from postrain.rewards.base import WeightedSum, is_guess
+from postrain.rewards.base import WeightedSum, is_model_based
 from postrain.rewards.judge import Judge, SelfJudge
-from postrain.rewards.learned import Learned, Process
+from postrain.rewards.reward_model import OutcomeRewardModel, ProcessRewardModel
 from postrain.types import ConfigError
 from postrain.world.sums import chain, terms_of
 from tests.engines import engine
@@ -104,14 +104,14 @@ def test_a_threshold_is_reached_but_for_what_single_precision_rounds_away():
     assert found(eval_model(right_and_wrong(), reward=Marks({"is": 0.7}))).metrics["accuracy"].value == 1
 
 
-@pytest.mark.parametrize("guess", [True, False])
-def test_a_models_opinion_does_not_say_what_is_right_nor_does_a_sum_with_one(guess):
-    fond = type("Fond", (Marks,), {"guess": guess})({"is": 1.0})
+@pytest.mark.parametrize("model_based", [True, False])
+def test_a_models_opinion_does_not_say_what_is_right_nor_does_a_sum_with_one(model_based):
+    fond = type("Fond", (Marks,), {"model_based": model_based})({"is": 1.0})
     for reward in (fond, WeightedSum(parts={"fond": fond}, weights={"fond": 1.0})):
         found = measure("self_consistency", samples=2)(eval_model(right_and_wrong(), reward=reward))
         # Of two answers one is the row's.
-        assert found.metrics["one_sample"].value == (0.5 if guess else 1)
-    assert all(map(is_guess, (Judge, Learned, Process, SelfJudge)))
+        assert found.metrics["one_sample"].value == (0.5 if model_based else 1)
+    assert all(map(is_model_based, (Judge, OutcomeRewardModel, ProcessRewardModel, SelfJudge)))
 
 
 def test_gold_scores_judge_where_there_is_nothing_else():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.rewards.base import optional
+from postrain.rewards.base import nan_to_none
 from postrain.rewards.world import Gold
 from postrain.types import ConfigError
 from postrain.world import gold
@@ -23,7 +23,7 @@ TEXT = " The sun was bright and warm. Tom smiled at a friend."
 def test_pays_the_weighted_parts_a_row_has_and_tells_all_of_them() -> None:
     rewards = Gold(weights={"mood": 1.0, "non_repetition": 0.3})(("A.", "3 + 4 = "), (TEXT, "7"), (STORY, NUMBER))
     parts = gold.score("A.", TEXT, STORY["gold"])
-    assert optional(rewards.total_B) == (pytest.approx(parts["mood"] + 0.3 * parts["non_repetition"]), None)
+    assert nan_to_none(rewards.total_B) == (pytest.approx(parts["mood"] + 0.3 * parts["non_repetition"]), None)
     assert rewards.parts["correct"] == (None, 1.0)
     # "total" is what is paid, so the gold total has a name of its own.
     assert rewards.parts["gold"] == (pytest.approx(parts["total"]), 1.0)
@@ -32,7 +32,7 @@ def test_pays_the_weighted_parts_a_row_has_and_tells_all_of_them() -> None:
 
 def test_the_whole_score() -> None:
     rewards = Gold(weights={"total": 2.0})(("3 + 4 = ",) * 2, ("7", "8"), (NUMBER, NUMBER))
-    assert optional(rewards.total_B) == (2.0, 0.0)
+    assert nan_to_none(rewards.total_B) == (2.0, 0.0)
 
 
 def test_spam_is_paid_less_than_a_story() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.rewards.base import WeightedSum, optional, preflight, total_of
+from postrain.rewards.base import WeightedSum, nan_to_none, none_to_nan, preflight
 from postrain.types import ConfigError, RewardBatch
 
 
@@ -27,14 +27,14 @@ class Fixed:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
-        return RewardBatch(total_of(self.values), self.inner or {"fixed": self.values})
+        return RewardBatch(none_to_nan(self.values), self.inner or {"fixed": self.values})
 
 
 def test_worked_sum_with_missing_parts() -> None:
     first, second = Fixed((1.0, 2.0, None, None)), Fixed((10.0, None, 30.0, None), {"a": (1.0,) * 4, "b": (2.0,) * 4})
     rewards = WeightedSum(parts={"first": first, "second": second}, weights={"first": 2.0, "second": -0.5})("", "", ())
     # 2·1 - 0.5·10 = -3;  2·2 + nothing = 4;  nothing - 0.5·30 = -15;  nothing at all
-    assert optional(rewards.total_B) == (-3.0, 4.0, -15.0, None)
+    assert nan_to_none(rewards.total_B) == (-3.0, 4.0, -15.0, None)
     assert rewards.parts == {
         "first": (1.0, 2.0, None, None),
         "second": (10.0, None, 30.0, None),
@@ -46,7 +46,7 @@ def test_worked_sum_with_missing_parts() -> None:
 def test_silence_has_no_weight() -> None:
     parts = {"judge": Fixed((None, 1.0)), "length": Fixed((2.0, 3.0))}
     rewards = WeightedSum(parts=parts, weights={"judge": 0.0, "length": 1.0})("", "", ())
-    assert optional(rewards.total_B) == (2.0, 3.0)
+    assert nan_to_none(rewards.total_B) == (2.0, 3.0)
     with pytest.raises(ConfigError, match=r"reward.weights.judge: expected a finite number, got nan"):
         WeightedSum(parts=parts, weights={"judge": float("nan"), "length": 1.0})
 
@@ -64,19 +64,19 @@ def test_each_part_has_one_weight() -> None:
 
 @pytest.mark.parametrize("values", [(1.0, 2.0), (1.0,), (0.0, None, 1e-6)])
 def test_preflight_passes_what_differs_and_what_is_alone(values: tuple[float | None, ...]) -> None:
-    preflight(total_of(values))
+    preflight(none_to_nan(values))
 
 
 def test_preflight_refuses_a_constant() -> None:
     with pytest.raises(ConfigError, match=r"all 3 pre-flight completions scored .*, and a constant"):
-        preflight(total_of((0.5, None, 0.5, 0.5)))
+        preflight(none_to_nan((0.5, None, 0.5, 0.5)))
 
 
 def test_preflight_refuses_silence() -> None:
     with pytest.raises(ConfigError, match="none of the 2 pre-flight completions could be scored"):
-        preflight(total_of((None, None)))
+        preflight(none_to_nan((None, None)))
 
 
 def test_preflight_refuses_infinity() -> None:
     with pytest.raises(ConfigError, match="scored infinity"):
-        preflight(total_of((1.0, float("-inf"))))
+        preflight(none_to_nan((1.0, float("-inf"))))

@@ -1,4 +1,4 @@
-"""learned.py: a reward model scores text, whatever stands beside it in a batch and however it is padded."""
+"""reward_model.py: a reward model scores text, whatever stands beside it in a batch and however it is padded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig
 
-from postrain.rewards.learned import Learned
+from postrain.rewards.reward_model import OutcomeRewardModel
 from postrain.types import ConfigError
 
 NANO = Path(__file__).parents[2] / "postrain" / "assets" / "nano"
@@ -46,11 +46,11 @@ def reward_model(folder: Path, *, architecture: str, pad_is_eos: bool = False) -
     return folder
 
 
-def load(path: Path, batch_tokens: int = 4096) -> Learned:
-    return Learned(path=str(path), batch_tokens=batch_tokens, dtype="fp32")
+def load(path: Path, batch_tokens: int = 4096) -> OutcomeRewardModel:
+    return OutcomeRewardModel(path=str(path), batch_tokens=batch_tokens, dtype="fp32")
 
 
-def scores(reward: Learned, order: tuple[int, ...] = (0, 1, 2, 3)) -> torch.Tensor:
+def scores(reward: OutcomeRewardModel, order: tuple[int, ...] = (0, 1, 2, 3)) -> torch.Tensor:
     columns = tuple({} for _ in order)
     return reward([PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order], columns).total_B
 

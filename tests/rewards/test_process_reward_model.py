@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification
 
 from postrain.data.conversation import user
 from postrain.data.kinds.steps import LAYOUT_FILE, StepLayout
-from postrain.rewards.learned import Learned, Process
+from postrain.rewards.reward_model import OutcomeRewardModel, ProcessRewardModel
 from postrain.types import ConfigError
-from tests.rewards.test_learned import NANO, reward_model
+from tests.rewards.test_reward_model import NANO, reward_model
 
 PROMPTS = ("3 + 4 + 2 = ?", "1 + 1 = ?", "2 + 2 = ?")
 COMPLETIONS = (" 3 + 4 = 7. 7 + 2 = 9. The answer is 9.", " The answer is 2.", "  ")
@@ -22,14 +22,14 @@ SPLIT = r"(?<=[.!?])\s+|\n+"
 
 
 @pytest.fixture
-def prm(tmp_path: Path) -> Callable[..., Process]:
+def prm(tmp_path: Path) -> Callable[..., ProcessRewardModel]:
     """A random model of 128 positions that says it has learned from steps."""
     reward_model(tmp_path, architecture="llama")
     (tmp_path / LAYOUT_FILE).write_text(StepLayout(joiner=" ", separator="").to_json())
 
-    def load(**changes) -> Process:
+    def load(**changes) -> ProcessRewardModel:
         settings = {"split": SPLIT, "aggregate": "min", "batch_tokens": 4096, "dtype": "fp32", **changes}
-        return Process(path=str(tmp_path), **settings)
+        return ProcessRewardModel(path=str(tmp_path), **settings)
 
     return load
 
@@ -99,12 +99,12 @@ def test_a_long_prompt_loses_its_start_and_steps_longer_than_the_context_cannot_
 
 def test_models_of_steps_and_of_answers_are_told_apart(prm, tmp_path):
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a process reward model, .*reward=process"):
-        Learned(path=str(tmp_path), batch_tokens=64, dtype="fp32")
+        OutcomeRewardModel(path=str(tmp_path), batch_tokens=64, dtype="fp32")
     (tmp_path / LAYOUT_FILE).unlink()
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a reward model of whole answers.*reward=learned"):
         prm()
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a language model"):
-        Process(path=str(NANO), split=SPLIT, aggregate="min", batch_tokens=64, dtype="fp32")
+        ProcessRewardModel(path=str(NANO), split=SPLIT, aggregate="min", batch_tokens=64, dtype="fp32")
 
 
 @pytest.mark.parametrize(("split", "says"), [("(", "no regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])

@@ -27,19 +27,19 @@ from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.scoring import in_micro_batches, micro_batches, sequence_scores, step_logits
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.processor import warn_if_slow
-from postrain.rewards.base import optional, total_of
-from postrain.rewards.function import told
+from postrain.rewards.base import nan_to_none, none_to_nan
+from postrain.rewards.function import row_label
 from postrain.types import ConfigError, Count, RewardBatch, Rows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(kw_only=True, eq=False)
-class Learned:
+class OutcomeRewardModel:
     """Pays what a reward model says of the completion, read at its last token."""
 
-    guess: ClassVar[bool] = True
-    """A model's opinion; see `is_guess`."""
+    model_based: ClassVar[bool] = True
+    """A model's opinion; see `is_model_based`."""
 
     path: str
     """A run folder of method=reward, a directory, or a Hub name."""
@@ -73,7 +73,7 @@ class Learned:
         for group in micro_batches(rows.cost(), self.batch_tokens):
             total_B[group] = sequence_scores(self.model, rows.select(group)).float().cpu()
         self._check(total_B, prompts, columns)
-        return RewardBatch(total_B, {"learned": optional(total_B)})
+        return RewardBatch(total_B, {"learned": nan_to_none(total_B)})
 
     def _check(self, total_B: Tensor, prompts: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> None:
         """A score that is no number is a fault of the model, not a completion without worth."""
@@ -82,7 +82,8 @@ class Learned:
             first = int(wrong[0])
             raise ConfigError(
                 f"reward.path={self.path}: the reward model says {float(total_B[first])} of "
-                f"{told(first, prompts, columns)}; its weights are broken, or overflow in reward.dtype={self.dtype}"
+                f"{row_label(first, prompts, columns)}; its weights are broken, or overflow in "
+                f"reward.dtype={self.dtype}"
             )
 
     def rows(self, prompts: Sequence[str], completions: Sequence[str]) -> Rows:
@@ -115,11 +116,11 @@ AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
 
 
 @dataclass(kw_only=True, eq=False)
-class Process:
+class ProcessRewardModel:
     """Pays what the probabilities of a completion's steps come to; one without a step cannot be scored."""
 
-    guess: ClassVar[bool] = True
-    """A model's opinion; see `is_guess`."""
+    model_based: ClassVar[bool] = True
+    """A model's opinion; see `is_model_based`."""
 
     path: str
     """A run folder of method=prm, or the directory of such a model."""
@@ -161,7 +162,7 @@ class Process:
             for name, aggregate in AGGREGATES.items()
         }
         counts = tuple(float(len(steps)) for steps in scores)
-        return RewardBatch(total_of(parts[self.aggregate]), {**parts, "steps": counts})
+        return RewardBatch(none_to_nan(parts[self.aggregate]), {**parts, "steps": counts})
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
         """The probability that each step of each completion is right; none where there is no step."""

@@ -1,4 +1,4 @@
-"""contained.py and sandbox.py: what programs may not do, and that nothing of them is left."""
+"""sandbox_process.py and sandbox.py: what programs may not do, and that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from postrain.rewards import contained
+from postrain.rewards import sandbox_process
 from postrain.rewards.sandbox import Limits, execute
 
 LIMITS = Limits(seconds=1, memory_mb=256)
@@ -118,8 +118,8 @@ def test_a_sleep_is_over_by_the_clock() -> None:
         sleeper = os.fork()
         if not sleeper:
             time.sleep(99)
-        os._exit(contained.watch(sleeper, 0.05))
-    assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == contained.OUT_OF_LIMITS
+        os._exit(sandbox_process.watch(sleeper, 0.05))
+    assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == sandbox_process.OUT_OF_LIMITS
 
 
 def test_tests_passed_before_the_end_count() -> None:
@@ -139,9 +139,9 @@ def test_a_fork_bomb_leaves_no_process() -> None:
 def test_what_is_left_is_swept_where_the_kernel_grants_no_tree_of_its_own() -> None:
     ended = os.fork()
     if not ended:  # what isolate() does in a container that forbids unshare
-        contained.ctypes.CDLL(None).prctl(contained.ADOPT_ORPHANS, 1, 0, 0, 0)
+        sandbox_process.ctypes.CDLL(None).prctl(sandbox_process.ADOPT_ORPHANS, 1, 0, 0, 0)
         os.system("setsid setsid sleep 98766 & setsid sh -c 'sleep 98766 & sleep 98766' &")
-        contained.sweep()
+        sandbox_process.sweep()
         os._exit(len(processes("sleep\x0098766")))
     assert os.waitstatus_to_exitcode(os.waitpid(ended, 0)[1]) == 0
 

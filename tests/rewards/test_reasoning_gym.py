@@ -1,4 +1,4 @@
-"""rewards/tasks.py: a task's own scorer on the answer that was found, and what it is never given."""
+"""rewards/reasoning_gym.py: a task's own scorer on the answer that was found, and what it is never given."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from omegaconf import OmegaConf
 
 from postrain.config.tree import instantiate
 from postrain.data.tasks import COLUMN
-from postrain.rewards import tasks
-from postrain.rewards.tasks import TaskScore, extracted
+from postrain.rewards import reasoning_gym
+from postrain.rewards.reasoning_gym import ReasoningGymScore, extracted
 from postrain.types import ConfigError
-from tests import fake_gym
+from tests import fake_reasoning_gym
 from tests.rewards.test_configs import CONF
 
 
 @pytest.fixture(autouse=True)
 def _gym(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_gym.install(monkeypatch)
-    tasks._scorer.cache_clear()
+    fake_reasoning_gym.install(monkeypatch)
+    reasoning_gym._scorer.cache_clear()
 
 
-def reward(**changes: Any) -> TaskScore:
+def reward(**changes: Any) -> ReasoningGymScore:
     given = OmegaConf.merge(OmegaConf.load(CONF / "reasoning_gym.yaml"), changes)
     return instantiate(OmegaConf.to_container(given))
 

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from postrain.data.tasks import COLUMN, dataset
-from postrain.rewards.base import total_of
+from postrain.rewards.base import none_to_nan
 from postrain.rewards.text import last_number, marked_answer
 from postrain.types import ConfigError, RewardBatch
 
@@ -28,7 +28,7 @@ ARITHMETIC = re.compile(r"[\d\s.,+\-()\[\]]{1,2000}|(?!.*\*\s*\*)[\d\s.+\-*/()]{
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskScore:
+class ReasoningGymScore:
     """Pays 1 where the task's scorer gives the extracted answer full marks, else 0."""
 
     extract: Extract = "number"
@@ -43,7 +43,7 @@ class TaskScore:
     ) -> RewardBatch:
         pairs = zip(completions, columns, strict=True)
         paid = tuple(float(any(_right(said, row) for said in extracted(text, self.extract))) for text, row in pairs)
-        return RewardBatch(total_of(paid), {"right": paid})
+        return RewardBatch(none_to_nan(paid), {"right": paid})
 
 
 def extracted(text: str, how: Extract) -> tuple[str, ...]:
