@@ -32,7 +32,8 @@
       row.hidden = !words.every(word => text.includes(word));
       shown += !row.hidden;
     }
-    count.textContent = shown === rows.length ? `${shown} entries` : `${shown} of ${rows.length} entries`;
+    const all = rows.length === 1 ? "1 entry" : `${rows.length} entries`;
+    count.textContent = shown === rows.length ? all : `${shown} of ${all}`;
   }
 
   function element(name, text, parent) {

@@ -22,6 +22,7 @@ from postrain.report.panels import HEADLINES
 from postrain.report.sweep_results import read_sweep
 from postrain.report.sweep_summary import sentences
 from postrain.report.values import finite, mapping, text_of, update_of
+from postrain.runs.folder import check_contained
 from postrain.runs.status import Status
 
 Ends = tuple[float, float]
@@ -82,6 +83,10 @@ def read_entries(root: Path) -> list[Entry]:
 
 
 def _entry(kind: str, path: Path) -> Entry:
+    try:
+        check_contained(path)
+    except ConfigError as error:
+        return Entry(kind=kind, path=path, name=path.name, text=str(error))
     # write_page hides secrets: masking whole manifests would take most of the time.
     status = Status(path / "status.json").current()
     run = Run(path=path, status=status, manifest=read_json(path / "manifest.json"))

@@ -152,7 +152,7 @@ def _next(run: Run, main: Change | None, warnings: Sequence[str]) -> tuple[str, 
     """What to do, and the command."""
     resume = f"{command('train')} resume={shlex.quote(str(run.path))}"
     if run.state == "running":
-        return "Next: render this page again while it trains:", f"{command('report')} {shlex.quote(str(run.path))}"
+        return "Next: keep its report current:", f"{command('report')} {shlex.quote(str(run.path))} --watch"
     if run.state == "interrupted":
         return "Next: resume it:", resume
     if run.state == "failed":

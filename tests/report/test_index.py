@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +73,14 @@ def test_entries_have_progress_and_metric_before_and_after(root: Path) -> None:
     assert (sweep.kind, sweep.progress) == ("sweep", "4/4 jobs")
     assert sweep.result.startswith("kl_coef=0.0 has the highest gold, 0.51")
     assert (broken.state, broken.result) == ("failed", "<b>loss</b> is nan")
+
+
+def test_a_run_with_a_pipe_in_its_folder_is_listed_and_not_read(tmp_path: Path) -> None:
+    os.mkfifo(started_run(tmp_path / "odd") / "result.json")
+    (entry,) = read_entries(tmp_path)
+    assert (entry.state, entry.result.partition("odd/")[2]) == (
+        "unknown", "result.json is neither a file nor a directory; remove it",
+    )  # fmt: skip
 
 
 def test_index_page_is_whole_escaped_and_reloads_while_a_run_trains(root: Path) -> None:
