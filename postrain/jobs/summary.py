@@ -12,7 +12,7 @@ from postrain.jobs.graph import Job
 from postrain.jsonl import number, read_json
 from postrain.runs.folder import RunFolder
 
-MADE, GREEDY, SAMPLED, SOLVED = "held-out, or kept", "right, greedy", "right, sampled", "pass@n"
+MADE, GREEDY, SAMPLED, SOLVED = "held-out, or kept", "accuracy, greedy", "accuracy, sampled", "pass@n"
 
 
 def grid(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[str]]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from postrain.formatting import short
 from postrain.jsonl import Record
+from postrain.report import palette
 from postrain.report.charts import Bars, DataPoint, Group, Series, points
 from postrain.report.evaluations import EvalModel, Point, central
 from postrain.report.generation_page import CUT, FINISHED
@@ -62,8 +63,8 @@ def lengths(models: Sequence[EvalModel]) -> list[Group]:
         known = [(float(record["tokens"]), record.get("finished")) for record in records if _whole(record)]
         if len(models) == 1:
             found = [
-                (FINISHED, SERIES[2], [tokens for tokens, ended in known if ended is True]),
-                (CUT, SERIES[1], [tokens for tokens, ended in known if ended is False]),
+                (FINISHED, palette.FINISHED, [tokens for tokens, ended in known if ended is True]),
+                (CUT, palette.CUT, [tokens for tokens, ended in known if ended is False]),
             ]
         elif task:
             found.append((one.name, SERIES[index % len(SERIES)], [tokens for tokens, _ in known]))

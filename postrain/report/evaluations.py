@@ -20,7 +20,7 @@ from postrain.report.folders import Folder, Generation, common
 from postrain.report.samples import Sample
 from postrain.report.values import damaged, finite, mapping, read_records, records_of, text_of, whole
 
-SHARES = {"greedy": "right, greedy", "sampled": "right, sampled", "solved": "pass@n"}
+SHARES = {"greedy": "accuracy, greedy", "sampled": "accuracy, sampled", "solved": "pass@n"}
 """Keys of a generation's summary.json, and their labels."""
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-(?=[0-9a-f])")
 """The start time in the name of a run."""

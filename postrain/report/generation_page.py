@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from postrain.report import blocks
+from postrain.report import blocks, palette
 from postrain.report.charts import Group, distribution, histogram
 from postrain.report.evaluations import shares
 from postrain.report.folders import Generation, read_generation
 from postrain.report.page import RESPONSES, Page, flat, reproduction, section, write_page
-from postrain.report.palette import POLICY, SERIES
+from postrain.report.palette import GOLD, POLICY
 from postrain.report.pictures import Sheet
 from postrain.report.run_page import LEAST_FOR_A_HISTOGRAM
 from postrain.report.samples import SHOWN, Answer, PromptSamples, Sample, responses
@@ -71,7 +71,7 @@ def write_generation(path: Path, output: Path | None = None, formats: Sequence[s
 
 
 def _facts(found: Generation) -> list[tuple[str, str]]:
-    rows = [("prompts", str(len(found.prompts))), ("completions", str(len(found.samples))), ("kept", found.kept())]
+    rows = [("prompts", str(len(found.prompts))), ("completions", str(len(found.samples))), ("selected", found.kept())]
     rows += [("data", str(found.data.get("source") or "")), ("took", found.took)]
     return [(name, value) for name, value in rows if value]
 
@@ -87,10 +87,10 @@ def _shown(prompt: Sequence[Sample]) -> PromptSamples:
 
 def distributions(samples: Sequence[Sample]) -> Mapping[str, list[Group]]:
     """Rewards, gold scores and lengths, where there are enough."""
-    ended = {FINISHED: (SERIES[2], True), CUT: (SERIES[1], False)}
+    ended = {FINISHED: (palette.FINISHED, True), CUT: (palette.CUT, False)}
     values: Mapping[str, list[Group]] = {
         "reward": [("reward", POLICY, _scores(samples, "reward/total"))],
-        "gold score": [("gold", POLICY, _scores(samples, "gold/total"))],
+        "gold score": [("gold", GOLD, _scores(samples, "gold/total"))],
         "words": [
             (name, shade, [one.length for one in samples if (one.finished is not False) is whole])
             for name, (shade, whole) in ended.items()

@@ -28,6 +28,9 @@ VARIABLES = {
     **{color: f"var(--series-{index})" for index, color in enumerate(SERIES)},
 }
 
+GOLD, FINISHED, CUT = SERIES[1], SERIES[5], SERIES[4]
+"""Gold scores; finished completions, and those cut at the limit."""
+
 DASHES: tuple[tuple[float, ...], ...] = (
     (), (4, 1.6), (1, 1.2), (5, 1.5, 1, 1.5), (8, 2), (2.2, 1.2), (5, 1.5, 1, 1.5, 1, 1.5), (1.5, 3),
 )  # fmt: skip

@@ -107,7 +107,7 @@ def test_summary_has_a_row_for_each_stage(whole):
         *("cold_start", "grpo", "rejection", "sft"),
         *("test.base", "test.cold_start", "test.grpo", "test.sft"),
     ]
-    assert "right, greedy | right, sampled" in lines[0]
+    assert "accuracy, greedy | accuracy, sampled" in lines[0]
     assert all(line.count(" [") >= 2 for line in lines[-4:])
 
 
@@ -162,7 +162,7 @@ def test_failed_stage_names_itself_and_resumes_with_other_settings(two, conf, tm
     words = [*SMALL, "pipeline=two", "stage.make.selection.at_least=7"]
     assert run(*words, f"paths.output={tmp_path}", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: stage make: keep: no completion of 6 prompts is worth keeping")
+    assert line.startswith("error: stage make: selection: no completion of 6 prompts is worth keeping")
     folder = only(tmp_path)
     assert status(folder)["reason"].startswith("stage make: ")
     assert run(f"resume={folder}", "stage.make.selection.at_least=null", *conf) == 2

@@ -92,7 +92,7 @@ def test_shared_scores_are_of_at_least_two_stages(tmp_path: Path) -> None:
     stages = [read_stage(name, make_generation(tmp_path / name)) for name in ("a", "b")]
     stages.append(read_stage("c", make_evaluation(tmp_path / "c")))
     ((name, rows),) = shared_scores(stages)
-    assert name == "right, sampled"
+    assert name == "accuracy, sampled"
     assert [(who, round(spot.x, 3), index) for who, spot, index in rows] == [("a", 0.333, 0), ("b", 0.333, 1)]
     assert stages[2].metrics[0] == ("gold total", "", "0.30", "0.20 … 0.40")
 
@@ -109,7 +109,7 @@ def test_completions_have_their_scores(tmp_path: Path) -> None:
     assert (first.scores, first.finished) == ({"reward/total": 0.0, "gold/total": 0.5}, True)
     assert second.scores["gold/total"] == 1.0
     assert (third.scores, third.finished) == ({"reward/total": 0.0}, False)
-    assert shares(found)["right, sampled"].n == 6
+    assert shares(found)["accuracy, sampled"].n == 6
 
 
 @pytest.mark.parametrize("seed", range(3))
