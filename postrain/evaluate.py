@@ -19,14 +19,14 @@ def evaluate(config: DictConfig, words: list[str], group: str | None, place: Pat
     """One evaluation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
     from postrain.evaluation.config import check_words  # noqa: PLC0415
-    from postrain.evaluation.evaluate import Unmeasured  # noqa: PLC0415
+    from postrain.evaluation.evaluate import EvalTaskError  # noqa: PLC0415
     from postrain.jobs.frame import EVALUATE, execute  # noqa: PLC0415
 
     check_words(words)
     plain = resolved(config)
     try:
         return execute(EVALUATE, plain, overrides=words, group=group, place=place)
-    except Unmeasured as error:
+    except EvalTaskError as error:
         if config.debug:
             raise
         complain(error)

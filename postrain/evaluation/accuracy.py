@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from postrain.evaluation.completion_metrics import written
+from postrain.evaluation.completion_metrics import completion_records
 from postrain.evaluation.completions import complete, first_prompt
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
@@ -42,7 +42,7 @@ class Accuracy:
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         ways = {
-            "greedy": complete(eval_model, self.prompts, likeliest=True),
+            "greedy": complete(eval_model, self.prompts, greedy=True),
             "sampled": complete(eval_model, self.prompts),
         }
         try:
@@ -57,7 +57,7 @@ class Accuracy:
         return EvalResult(
             metrics={way: Estimate.share(right) for way, right in known.items()},
             example=first_prompt(eval_model, ways["greedy"]),
-            records=written(
+            records=completion_records(
                 ways["greedy"],
                 [{"greedy": one, "sampled": other, "sampled_completion": said} for one, other, said in both],
             ),
@@ -94,7 +94,7 @@ class Calibration:
     """Held-out prompts at most."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
-        rollouts = complete(eval_model, self.prompts, likeliest=True)
+        rollouts = complete(eval_model, self.prompts, greedy=True)
         try:
             found = verdicts(rollouts, self.reward, self.threshold)
         except ConfigError:
@@ -117,7 +117,7 @@ class Calibration:
                 "accuracy": Estimate.share(rights),
             },
             example=first_prompt(eval_model, rollouts),
-            records=written(rollouts, records),
+            records=completion_records(rollouts, records),
         )
 
 

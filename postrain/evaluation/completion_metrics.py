@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from postrain.data.repetition import distinct_n, loop_share, ngrams
-from postrain.evaluation.completions import by_part, compared, complete, first_prompt, gold_scores, held_out
+from postrain.evaluation.completions import by_part, compare_to_reference, complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.rewards.base import nan_to_none
@@ -42,7 +42,7 @@ class Rewards:
         return EvalResult(
             metrics={**estimates(scores), "unscorable": Estimate.share(unscorable)},
             example=first_prompt(eval_model, rollouts),
-            records=written(rollouts, [{**one, "unscorable": one["total"] is None} for one in scores]),
+            records=completion_records(rollouts, [{**one, "unscorable": one["total"] is None} for one in scores]),
         )
 
 
@@ -59,7 +59,9 @@ class GoldScores:
         if not any(scores):
             return EvalResult(metrics={}, notes=(NO_GOLD,))
         return EvalResult(
-            metrics=estimates(scores), example=first_prompt(eval_model, rollouts), records=written(rollouts, scores)
+            metrics=estimates(scores),
+            example=first_prompt(eval_model, rollouts),
+            records=completion_records(rollouts, scores),
         )
 
 
@@ -68,7 +70,7 @@ def estimates(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Estimat
     return {part: Estimate.of(values) for part, values in by_part(scores).items()}
 
 
-def written(rollouts: Rollouts, scores: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def completion_records(rollouts: Rollouts, scores: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """A record for each completion, with its text and these numbers."""
     texts = zip(rollouts.rows.row_ids, rollouts.prompts, rollouts.completions, scores, strict=True)
     return tuple({"row": row, "prompt": prompt, "completion": said, **own} for row, prompt, said, own in texts)
@@ -120,7 +122,7 @@ class Repetition:
                 "looping": Estimate.share(looping),
             },
             example=first_prompt(eval_model, rollouts),
-            records=written(rollouts, records),
+            records=completion_records(rollouts, records),
         )
 
 
@@ -146,7 +148,7 @@ SILENT = "the model sampled no token, so there is nothing to compare"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Divergence:
+class KLDivergence:
     """KL(model ‖ reference) summed over the vocabulary, in nats: `per_token`, over all tokens of sampled completions,
     and `per_completion`, their sums; and `reference_logp`, the mean log-probability that the reference gives to a
     sampled token. At the temperature of sampling."""
@@ -158,7 +160,7 @@ class Divergence:
         if eval_model.reference is None:
             return EvalResult(metrics={}, notes=(NEEDS_REFERENCE,))
         rollouts = complete(eval_model, self.prompts)
-        found = compared(eval_model, rollouts)
+        found = compare_to_reference(eval_model, rollouts)
         tokens = found.mask_BT.sum(1).tolist()
         sums = found.kl_BT.double().sum(1).tolist()
         logps = (found.ref_logps_BT.double() * found.mask_BT).sum(1).tolist()

@@ -16,17 +16,17 @@ from postrain.models.scoring import ReferenceScores, in_micro_batches, score_wit
 from postrain.rewards.function import is_finite, preview, row_label
 from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.collect import Rollouts, collect
-from postrain.rollout.engine import greedy
+from postrain.rollout.engine import greedy as greedy_engine
 from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Mean
 
 
 def held_out(eval_model: EvalModel) -> DataModule:
     """The data as prompts to complete."""
-    return as_prompts(eval_model.data_as)
+    return prompt_data(eval_model.data_as)
 
 
-def as_prompts(data_as: Callable[[str], DataModule]) -> DataModule:
+def prompt_data(data_as: Callable[[str], DataModule]) -> DataModule:
     """The data as prompts; of running text, the beginning of each text. Raises ConfigError where it is neither."""
     try:
         return data_as("Prompt")
@@ -38,16 +38,16 @@ def as_prompts(data_as: Callable[[str], DataModule]) -> DataModule:
 
 
 @torch.no_grad()
-def complete(eval_model: EvalModel, count: int, *, likeliest: bool = False, prompts: Prompts | None = None) -> Rollouts:
-    """The first `count` held-out prompts continued, greedily where `likeliest`; `prompts` are these, if known.
+def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts: Prompts | None = None) -> Rollouts:
+    """The first `count` held-out prompts continued, greedily where `greedy`; `prompts` are these, if known.
 
     Rollouts are cached: the same request to the same model returns the same ones.
     """
-    engine = greedy(eval_model.engine) if likeliest else eval_model.engine
+    engine = greedy_engine(eval_model.engine) if greedy else eval_model.engine
     asked = count, engine.sampling.temperature
-    if asked not in eval_model.drawn:
+    if asked not in eval_model.rollout_cache:
         prompts = held_out(eval_model).eval_prompts(count) if prompts is None else prompts
-        eval_model.drawn[asked] = collect(
+        eval_model.rollout_cache[asked] = collect(
             engine,
             eval_model.model,
             eval_model.template,
@@ -56,11 +56,11 @@ def complete(eval_model: EvalModel, count: int, *, likeliest: bool = False, prom
             reward=eval_model.reward,
             environment=eval_model.environment,
         )
-    return eval_model.drawn[asked]
+    return eval_model.rollout_cache[asked]
 
 
 @torch.no_grad()
-def compared(eval_model: EvalModel, rollouts: Rollouts) -> ReferenceScores:
+def compare_to_reference(eval_model: EvalModel, rollouts: Rollouts) -> ReferenceScores:
     """The model and its reference, which there has to be, on what the model wrote, at the temperature it was drawn."""
     reference = eval_model.reference
     assert reference is not None
@@ -107,7 +107,7 @@ def by_part(scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[floa
     return {part: values for part, values in known.items() if values}
 
 
-def asked_text(eval_model: EvalModel, ids: torch.Tensor) -> str:
+def decoded_prompt(eval_model: EvalModel, ids: torch.Tensor) -> str:
     """Token ids as the model is given them, special tokens and all."""
     return eval_model.template.decode_all(ids.tolist())
 
@@ -116,4 +116,4 @@ def first_prompt(eval_model: EvalModel, rollouts: Rollouts) -> str:
     """The exact text of the first prompt that was completed."""
     learned = rollouts.rows.supervised[0].long()
     at = int(learned.argmax()) if int(learned.max()) else len(learned)
-    return asked_text(eval_model, rollouts.rows.ids[0][:at])
+    return decoded_prompt(eval_model, rollouts.rows.ids[0][:at])

@@ -14,7 +14,7 @@ from postrain.config.places import command
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.config.trust import Guest, Item
 from postrain.data.module import DataModule
-from postrain.evaluation.eval_models import START, EvalSource, Origin, eval_sources
+from postrain.evaluation.eval_models import INITIAL, EvalSource, SourceRun, eval_sources
 from postrain.evaluation.evaluator import Evaluation
 from postrain.evaluation.task import PreflightCheck
 from postrain.hardware.trainer import Hardware
@@ -29,7 +29,7 @@ INSTEAD = {
     "evaluation.every": "leave it out",
     "evaluation.completions": "each measure has its own number: evaluation.tasks.NAME.prompts=COUNT",
     "evaluation.shown": "say shown=COUNT",
-    "evaluation.greedy": "rollout.temperature=0 samples greedily",
+    "evaluation.greedy": "rollout.temperature=0 samples greedy_metrics",
 }
 """Remedies for keys of `evaluation` that only training reads."""
 INHERITED = ("data", "reward", "rollout", "environment")
@@ -54,7 +54,7 @@ class EvaluateConfig(Section):
     """The hardware: processes, devices and precision."""
     evaluation: Evaluation
     """The measures."""
-    reference: str | None = START
+    reference: str | None = INITIAL
     """What KL is measured against: a directory, run folder or Hub name; start is what the run began with; null is
     nothing."""
     compare: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def inherit(plain: Mapping[str, Any], words: Sequence[str], said: Collection[Ite
 
     Raises ConfigError if there is no model, and for values that need confirmation; `said` are those of today's command.
     """
-    origin = Origin.of(model_path(plain))
+    origin = SourceRun.of(model_path(plain))
     config, taken = inherited(plain, origin, words)
     if origin and taken:
         Guest(origin.folder.path, said).check({group: config[group] for group in taken}, EvaluateConfig)
@@ -129,7 +129,7 @@ def inherit(plain: Mapping[str, Any], words: Sequence[str], said: Collection[Ite
 
 
 def inherited(
-    plain: Mapping[str, Any], origin: Origin | None, words: Sequence[str]
+    plain: Mapping[str, Any], origin: SourceRun | None, words: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The config with the run's own groups where `words` choose none, and which groups these are.
 

@@ -10,7 +10,7 @@ from math import inf
 from postrain.metrics import POSITIVE, SHARE, declare
 
 declare("gold/*", "what is known to be good, on held-out prompts", direction="max", bounds=SHARE, title="Gold score")
-declare("greedy/*", "the same, drawn greedily", direction="max", title="Likeliest completions")
+declare("greedy/*", "the same, drawn greedy_metrics", direction="max", title="Likeliest completions")
 declare(
     "*reference_logp",
     "log-probability of a sampled token, nats; it falls where the language breaks",

@@ -23,7 +23,7 @@ def differences(one: EvalResult, other: EvalResult) -> dict[str, Estimate]:
 
     Nats of other words, or of other tokens, have none.
     """
-    found, same = {}, same_words(one, other)
+    found, same = {}, same_inputs(one, other)
     for metric in one.metrics:
         if metric in other.metrics and (same or metric not in NATS):
             mine, theirs = shares(one, metric), shares(other, metric)
@@ -32,7 +32,7 @@ def differences(one: EvalResult, other: EvalResult) -> dict[str, Estimate]:
     return found
 
 
-def same_words(one: EvalResult, other: EvalResult) -> bool:
+def same_inputs(one: EvalResult, other: EvalResult) -> bool:
     """Whether two models were given the same text in as many tokens, as far as a measure tells."""
     mine, theirs = tokens(one), tokens(other)
     return one.example == other.example and all(mine[row] == theirs[row] for row in mine.keys() & theirs.keys())
@@ -43,12 +43,12 @@ def tokens(result: EvalResult) -> Mapping[Any, Any]:
     return {record.get("row"): record.get("weight") for record in result.records if "loss" in record}
 
 
-def different_words(
+def input_mismatch_notes(
     name: str, mine: Mapping[str, EvalResult], other: str, theirs: Mapping[str, EvalResult]
 ) -> tuple[str, ...]:
     """What to say where measures put other words to one model than to another."""
     both = [measure for measure in mine if measure in theirs and mine[measure].metrics and theirs[measure].metrics]
-    unlike = [measure for measure in both if not same_words(mine[measure], theirs[measure])]
+    unlike = [measure for measure in both if not same_inputs(mine[measure], theirs[measure])]
     if not unlike:
         return ()
     return (

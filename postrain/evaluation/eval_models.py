@@ -18,10 +18,10 @@ from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
 from postrain.types import ConfigError
 
-START = "start"
+INITIAL = "start"
 """For `reference`: what the run began with."""
 # What postrain.runs.folder calls a run: its time, a hash of its config, and a number where two began in one second.
-MADE = re.compile(r"[\d-]+_[\d-]+-([0-9a-f]{8}(?:-\d+)?)")
+RUN_FOLDER_NAME = re.compile(r"[\d-]+_[\d-]+-([0-9a-f]{8}(?:-\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Start(Section):
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceRun:
     """The run a model comes from."""
 
     folder: RunFolder
@@ -40,7 +40,7 @@ class Origin:
     """As its folder has it, perhaps of an earlier version."""
 
     @classmethod
-    def of(cls, path: str) -> Origin | None:
+    def of(cls, path: str) -> SourceRun | None:
         """The training run that `path`, a run folder or its model/, belongs to; None for any other model."""
         place = Path(path).expanduser()
         for directory in (place, place.parent) if place.name == "model" else (place,):
@@ -67,7 +67,7 @@ class Origin:
             return parse(node, Start).model.resolve()
         except ConfigError as error:
             reason = str(error).removeprefix("model.").partition(";")[0]
-            raise ConfigError(f"reference={START}: what the run began with is gone ({reason}); {remedy}") from None
+            raise ConfigError(f"reference={INITIAL}: what the run began with is gone ({reason}); {remedy}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class EvalSource:
     path: str
     """As the user wrote it."""
     resolved: ResolvedModel
-    origin: Origin | None
+    origin: SourceRun | None
     """The run it comes from."""
 
 
@@ -95,14 +95,14 @@ def eval_sources(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]
                 f"{key}={path}: a reward model, which cannot write; give a language model, and see a reward model's "
                 "own accuracy in its run's report"
             )
-    names = distinct_names([path for _, path, _ in found], [resolved.name for _, _, resolved in found])
+    names = unique_names([path for _, path, _ in found], [resolved.name for _, _, resolved in found])
     return [
-        EvalSource(name=name, path=path, resolved=resolved, origin=Origin.of(path))
+        EvalSource(name=name, path=path, resolved=resolved, origin=SourceRun.of(path))
         for name, (_, path, resolved) in zip(names, found, strict=True)
     ]
 
 
-def distinct_names(paths: Sequence[str], names: Sequence[str]) -> list[str]:
+def unique_names(paths: Sequence[str], names: Sequence[str]) -> list[str]:
     """Each model's name; where several share one, with the folder of their run, and with a number if need be."""
     longer = [
         name if list(names).count(name) == 1 else f"{name} {run_name(path)}"
@@ -118,5 +118,5 @@ def run_name(path: str) -> str:
     """What tells one run from another of the same method and model: the hash in its folder's name, else the name."""
     place = Path(path)
     name = place.parent.name if place.name == "model" else place.name
-    made = MADE.fullmatch(name)
+    made = RUN_FOLDER_NAME.fullmatch(name)
     return made[1] if made else name

@@ -16,12 +16,12 @@ from rich.console import Console
 from torch import nn
 
 from postrain.config.schema import Deferred
-from postrain.evaluation.completions import as_prompts, held_out
+from postrain.evaluation.completions import held_out, prompt_data
 from postrain.evaluation.config import EvaluateConfig
-from postrain.evaluation.differences import different_words
-from postrain.evaluation.eval_models import START, EvalSource
-from postrain.evaluation.in_training import DataConversions, scored_by
-from postrain.evaluation.result_files import ModelResults, decisive, responses, write_records, write_stats
+from postrain.evaluation.differences import input_mismatch_notes
+from postrain.evaluation.eval_model_factory import DataConversions, scoring_reward
+from postrain.evaluation.eval_models import INITIAL, EvalSource
+from postrain.evaluation.result_files import ModelResults, default_metric, responses, write_records, write_stats
 from postrain.evaluation.table import table
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.formatting import duration
@@ -32,17 +32,17 @@ from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 
-WIDEST = 400
+TABLE_WIDTH = 400
 
 
-class Unmeasured(ConfigError):
+class EvalTaskError(ConfigError):
     """A measure ended in a user's mistake; all others are written."""
 
 
 def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     """Measures as `config` says; returns the number that sweeps compare.
 
-    Raises Unmeasured for a mistake that only a measure found out.
+    Raises EvalTaskError for a mistake that only a measure found out.
     """
     config.trainer.configure_process()
     console = Console(highlight=False)
@@ -60,18 +60,18 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
                 soft_wrap=True,
             )
             console.print(f"folder  {run.folder.path}", soft_wrap=True)
-        found = measure_all(eval_model, one, config.evaluation.tasks, console, config.shown, audit.source)
+        found = run_tasks(eval_model, one, config.evaluation.tasks, console, config.shown, audit.source)
         write_records(run.folder, found)
         measured.append(found)
     first = measured[0]
-    notes = different_data(config.models)
+    notes = data_mismatch_notes(config.models)
     for other in measured[1:]:
-        notes += different_words(first.name, first.results, other.name, other.results)
+        notes += input_mismatch_notes(first.name, first.results, other.name, other.results)
     write_stats(run.folder, measured, notes, config.metric)
     # Wider than a narrow terminal rather than cut into pieces that nobody can read.
-    Console(width=WIDEST, highlight=False).print(table(measured))
+    Console(width=TABLE_WIDTH, highlight=False).print(table(measured))
     console.print()
-    for line in [*distinct_notes(measured), *notes]:
+    for line in [*merged_notes(measured), *notes]:
         console.print(f"note    {line}", soft_wrap=True, markup=False)
     raise_failures(measured, run.folder)
     return objective(first, config.metric)
@@ -96,11 +96,11 @@ def load(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalModel:
         name=one.name,
         model=model,
         tokenizer=tokenizer,
-        template=as_prompts(data_as).chat_template,
+        template=prompt_data(data_as).chat_template,
         engine=config.rollout,
         environment=config.environment,
-        reward=scored_by(config.reward),
-        reference=reference_of(one, config, model, tokenizer),
+        reward=scoring_reward(config.reward),
+        reference=load_reference(one, config, model, tokenizer),
         seed=config.seed,
         context=one.resolved.context,
         micro_batch_tokens=config.micro_batch_tokens,
@@ -108,12 +108,12 @@ def load(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalModel:
     )
 
 
-def reference_of(one: EvalSource, config: EvaluateConfig, model: nn.Module, tokenizer: Any) -> Reference | None:
+def load_reference(one: EvalSource, config: EvaluateConfig, model: nn.Module, tokenizer: Any) -> Reference | None:
     """What KL is measured against. Raises ConfigError for a named one that cannot be compared with."""
     path = config.reference
-    if path is None or (path == START and one.origin is None):
+    if path is None or (path == INITIAL and one.origin is None):
         return None
-    if path == START:
+    if path == INITIAL:
         assert one.origin is not None
         found = one.origin.start()
     else:
@@ -130,14 +130,14 @@ def reference_of(one: EvalSource, config: EvaluateConfig, model: nn.Module, toke
 
 
 def raise_failures(measured: Sequence[ModelResults], folder: RunFolder) -> None:
-    """Raises Unmeasured where a measure has failed."""
+    """Raises EvalTaskError where a measure has failed."""
     lines = [f"{name}: {note}" for one in measured for name in one.failed for note in one.results[name].notes]
     if lines:
-        raise Unmeasured(f"{'; '.join(dict.fromkeys(lines))}; all else that was measured is in {folder.path}")
+        raise EvalTaskError(f"{'; '.join(dict.fromkeys(lines))}; all else that was measured is in {folder.path}")
 
 
 @torch.no_grad()
-def measure_all(
+def run_tasks(
     eval_model: EvalModel,
     one: EvalSource,
     measures: Mapping[str, Deferred[EvalTask]],
@@ -171,7 +171,7 @@ def measure_all(
     )
 
 
-def different_data(models: Sequence[EvalSource]) -> list[str]:
+def data_mismatch_notes(models: Sequence[EvalSource]) -> list[str]:
     """A note for runs that are compared and were trained on different rows."""
     known = {one.name: data for one in models if one.origin and (data := one.origin.data()).get("fingerprint")}
     if len({data["fingerprint"] for data in known.values()}) < 2:
@@ -183,7 +183,7 @@ def different_data(models: Sequence[EvalSource]) -> list[str]:
     ]
 
 
-def distinct_notes(measured: Sequence[ModelResults]) -> list[str]:
+def merged_notes(measured: Sequence[ModelResults]) -> list[str]:
     """The notes of all models, each once, with the name of the model unless all models have it."""
     names_of: dict[str, list[str]] = {}
     for one in measured:
@@ -196,7 +196,7 @@ def distinct_notes(measured: Sequence[ModelResults]) -> list[str]:
 def objective(one: ModelResults, metric: str | None) -> float | None:
     """The number that sweeps compare. Raises ConfigError where it was not measured."""
     numbers = {f"{name}/{key}": found for name, result in one.results.items() for key, found in result.metrics.items()}
-    metric = metric or decisive(list(numbers))
+    metric = metric or default_metric(list(numbers))
     if metric is None:
         return None
     if metric not in numbers:

@@ -15,7 +15,7 @@ import torch
 from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
 from postrain.data.repetition import DISTINCT, ONE_WORD, distinct_n, distinct_text_share, one_word_share
-from postrain.evaluation.completions import compared, complete, gold_scores, means
+from postrain.evaluation.completions import compare_to_reference, complete, gold_scores, means
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics, kl_metrics
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class TrainingEvalResult:
     """One evaluation."""
 
     metrics: Mapping[str, float]
@@ -54,7 +54,9 @@ class Evaluated:
 
 
 @torch.no_grad()
-def evaluate(method: Method, data: DataModule, settings: Evaluation, eval_model: EvalModel | None) -> Evaluated:
+def evaluate(
+    method: Method, data: DataModule, settings: Evaluation, eval_model: EvalModel | None
+) -> TrainingEvalResult:
     """Measures the method as it is now; changes nothing in it. `eval_model` is its policy, where that writes text."""
     method.policy.eval()
     found: dict[str, Mean | Max] = {}
@@ -62,16 +64,16 @@ def evaluate(method: Method, data: DataModule, settings: Evaluation, eval_model:
         add_metrics(found, method.evaluate(batch.to(method.device), index))
     metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
     if eval_model is None:
-        return Evaluated(metrics, None, (), {})
+        return TrainingEvalResult(metrics, None, (), {})
     rollouts, gold = None, ()
     if settings.completions:
         rollouts = complete(eval_model, settings.completions, prompts=data.eval_prompts(settings.completions))
         gold = gold_scores(rollouts, data)
-        sampled = about_completions(eval_model, rollouts, data, settings)
+        sampled = sampled_metrics(eval_model, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
     results = {name: measure.value(eval_model) for name, measure in settings.tasks.items()}
     metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(results)}
-    return Evaluated(metrics, rollouts, gold, {name: result.notes for name, result in results.items()})
+    return TrainingEvalResult(metrics, rollouts, gold, {name: result.notes for name, result in results.items()})
 
 
 def values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:
@@ -83,7 +85,7 @@ def values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:
     ]
 
 
-def about_completions(
+def sampled_metrics(
     eval_model: EvalModel, rollouts: Rollouts, data: DataModule, settings: Evaluation
 ) -> dict[str, Mean | Max]:
     """What is logged of fresh completions."""
@@ -94,17 +96,19 @@ def about_completions(
         DISTINCT: Mean(distinct_text_share(texts), 1),
         ONE_WORD: Mean(one_word_share(texts), 1),
         "repetition": Mean(1 - distinct_n(texts, 3), 1),
-        **against_reference(eval_model, rollouts),
+        **reference_metrics(eval_model, rollouts),
     }
     if settings.greedy:
-        found |= {f"greedy/{name}": value for name, value in greedily(eval_model, data, settings.completions).items()}
+        found |= {
+            f"greedy/{name}": value for name, value in greedy_metrics(eval_model, data, settings.completions).items()
+        }
     gold = {f"gold/{part}": mean for part, mean in means(gold_scores(rollouts, data)).items()}
     return {f"eval/{name}": value for name, value in found.items()} | gold
 
 
-def greedily(eval_model: EvalModel, data: DataModule, count: int) -> dict[str, Mean | Max]:
+def greedy_metrics(eval_model: EvalModel, data: DataModule, count: int) -> dict[str, Mean | Max]:
     """What the likeliest completions of the same prompts earn and are worth."""
-    rollouts = complete(eval_model, count, likeliest=True, prompts=data.eval_prompts(count))
+    rollouts = complete(eval_model, count, greedy=True, prompts=data.eval_prompts(count))
     rewards = {name: value for name, value in rollouts.metrics().items() if name == "reward/total"}
     return (rewards if eval_model.reward else {}) | dict(means(gold_scores(rollouts, data)))
 
@@ -115,9 +119,9 @@ def completion_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:
     return {name: value for name, value in rollouts.metrics().items() if name.startswith(shapes)}
 
 
-def against_reference(eval_model: EvalModel, rollouts: Rollouts) -> dict[str, Mean | Max]:
+def reference_metrics(eval_model: EvalModel, rollouts: Rollouts) -> dict[str, Mean | Max]:
     """How far the policy is from the reference on its own completions, and how likely these are under the reference:
     `reference_logp`, nats a token, falls off where a policy breaks the language."""
-    found = compared(eval_model, rollouts)
+    found = compare_to_reference(eval_model, rollouts)
     kl = {name: value for name, value in kl_metrics(found).items() if name in ("kl/exact", "kl/log_ratio_max")}
     return {**kl, "reference_logp": Mean((found.ref_logps_BT * found.mask_BT).sum(), found.mask_BT.sum())}

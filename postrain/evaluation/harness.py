@@ -69,26 +69,26 @@ class Harness:
             torch_random_seed=eval_model.seed,
             fewshot_random_seed=eval_model.seed,
         )
-        return read(found)
+        return parse_results(found)
 
 
-def read(found: Mapping[str, Any]) -> EvalResult:
+def parse_results(found: Mapping[str, Any]) -> EvalResult:
     """What the harness returns as a result: numbers, item 0's text, and a record an item."""
     samples: Mapping[str, Items] = found.get("samples") or {}
     first = next(iter(samples.values()), ())
     metrics = {
-        f"{task}/{name}": estimate(value, results, name, samples.get(task, ()), counted(found, task))
+        f"{task}/{name}": estimate(value, results, name, samples.get(task, ()), item_count(found, task))
         for task, results in found["results"].items()
-        for name, value in named(results)
+        for name, value in numeric_metrics(results)
     }
     return EvalResult(
         metrics=metrics,
         example=str(first[0]["arguments"][0][0]) if first else "",
-        records=tuple(record(task, one, metrics) for task, items in samples.items() for one in items),
+        records=tuple(item_record(task, one, metrics) for task, items in samples.items() for one in items),
     )
 
 
-def counted(found: Mapping[str, Any], task: str) -> int:
+def item_count(found: Mapping[str, Any], task: str) -> int:
     """Items of a task, or of all tasks of a group of tasks and of groups."""
     subtasks: Mapping[str, Sequence[str]] = found.get("group_subtasks") or {}
     tasks, waiting = set[str](), [task]
@@ -100,7 +100,7 @@ def counted(found: Mapping[str, Any], task: str) -> int:
     return sum(int(found["n-samples"][name]["effective"]) for name in tasks if name in found["n-samples"])
 
 
-def named(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+def numeric_metrics(results: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Each metric of a task; the harness writes `acc,none`, after the filter that read the answer."""
     pairs = [(key.removesuffix(",none"), value) for key, value in results.items() if "," in key]
     return [(key, value) for key, value in pairs if "_stderr" not in key and isinstance(value, int | float)]
@@ -117,7 +117,7 @@ def estimate(value: float, results: Mapping[str, Any], name: str, items: Items, 
     return Estimate(value=float(value), low=value - half, high=value + half, n=count)
 
 
-def record(task: str, one: Mapping[str, Any], metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+def item_record(task: str, one: Mapping[str, Any], metrics: Mapping[str, Estimate]) -> dict[str, Any]:
     """What is kept of an item: its own share of each metric that has one."""
     own = {name: one[key] for name in metrics if (key := name.removeprefix(f"{task}/")) in one}
     said = {"target": str(one["target"]), "answer": str(one["filtered_resps"])}

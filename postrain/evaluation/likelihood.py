@@ -25,7 +25,7 @@ from postrain.data.kinds.text import Text
 from postrain.data.module import DataModule
 from postrain.data.readers import read_file
 from postrain.data.records import convert
-from postrain.evaluation.completions import asked_text
+from postrain.evaluation.completions import decoded_prompt
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.scoring import in_micro_batches, score
@@ -50,7 +50,7 @@ class Perplexity:
     """Held-out rows at most; data.eval_rows decides how many there are."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
-        data = learned_from(eval_model)
+        data = supervised_data(eval_model)
         if data is None:
             return EvalResult(metrics={}, notes=(NEEDS_TARGETS,))
         items = [item for item in data.eval if isinstance(item, EncodedRow)][: self.rows]
@@ -59,13 +59,13 @@ class Perplexity:
         if not any(tokens for _, tokens in found):
             return EvalResult(metrics={}, notes=(NEEDS_TARGETS,))
         return EvalResult(
-            metrics=over_tokens(found),
-            example=asked_text(eval_model, batch.ids[0]),
+            metrics=loss_and_perplexity(found),
+            example=decoded_prompt(eval_model, batch.ids[0]),
             records=tuple({"row": row, **record(*sums)} for row, sums in zip(batch.row_ids, found, strict=True)),
         )
 
 
-def learned_from(eval_model: EvalModel) -> DataModule | None:
+def supervised_data(eval_model: EvalModel) -> DataModule | None:
     """The data as rows with tokens to foresee; None where it has none."""
     for kind in ("Demonstration", "Text"):
         try:
@@ -83,7 +83,7 @@ def row_losses(eval_model: EvalModel, batch: Rows) -> list[tuple[float, int]]:
     return list(zip(sums, found.mask_BT.sum(1).tolist(), strict=True))
 
 
-def over_tokens(found: Sequence[tuple[float, int]]) -> dict[str, Estimate]:
+def loss_and_perplexity(found: Sequence[tuple[float, int]]) -> dict[str, Estimate]:
     """Loss per token and its exponential, from each row's sum and count; the interval is over rows."""
     loss = Estimate.ratio(*zip(*found, strict=True))
     ends = {name: exponential(getattr(loss, name)) for name in ("value", "low", "high")}
@@ -137,7 +137,7 @@ class PreferenceAccuracy:
         margins = {name: Estimate.mean([one[name] for one in records]) for name in ("margin", "margin_per_token")}
         return EvalResult(
             metrics={**shares, **margins},
-            example=asked_text(eval_model, batch.chosen.ids[0]),
+            example=decoded_prompt(eval_model, batch.chosen.ids[0]),
             records=tuple(records),
         )
 
@@ -154,7 +154,7 @@ def right(margin: float) -> float:
     return 0.5 if margin == 0 else float(margin > 0)
 
 
-WORLD = "the text is the bundled world's; evaluation.tasks.forgetting.path=FILE measures another"
+BUNDLED_TEXT = "the text is the bundled world's; evaluation.tasks.forgetting.path=FILE measures another"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,16 +173,16 @@ class Forgetting:
     """Facts at most, spread evenly over the relations; 0 asks for none."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
-        texts = as_rows(eval_model, self._documents())
+        texts = encoded_texts(eval_model, self._documents())
         losses = row_losses(eval_model, texts)
         records = [{"row": f"text {row}", **record(*sums)} for row, sums in zip(texts.row_ids, losses, strict=True)]
         known = self._known(eval_model)
         accuracy = {"fact_accuracy": Estimate.share([one["fact_accuracy"] for one in known])} if known else {}
         return EvalResult(
-            metrics={**over_tokens(losses), **accuracy},
-            example=asked_text(eval_model, texts.ids[0]),
+            metrics={**loss_and_perplexity(losses), **accuracy},
+            example=decoded_prompt(eval_model, texts.ids[0]),
             records=(*records, *known),
-            notes=() if self.path else (WORLD,),
+            notes=() if self.path else (BUNDLED_TEXT,),
         )
 
     def _documents(self) -> list[str]:
@@ -194,12 +194,12 @@ class Forgetting:
 
     def _known(self, eval_model: EvalModel) -> list[Mapping[str, Any]]:
         """A record for each fact that is asked about."""
-        facts = spread(all_facts(), self.facts)
+        facts = evenly_spaced(all_facts(), self.facts)
         if not facts:
             return []
-        rivals = [(fact.value, *others(fact)) for fact in facts]
+        rivals = [(fact.value, *rival_values(fact)) for fact in facts]
         said = [fact.plain(value) for fact, values in zip(facts, rivals, strict=True) for value in values]
-        found = iter([-loss for loss, _ in row_losses(eval_model, as_rows(eval_model, said, end=False))])
+        found = iter([-loss for loss, _ in row_losses(eval_model, encoded_texts(eval_model, said, end=False))])
         return [
             fact_record(fact, values, [next(found) for _ in values]) for fact, values in zip(facts, rivals, strict=True)
         ]
@@ -217,18 +217,18 @@ def fact_record(fact: Fact, values: Sequence[str], logps: Sequence[float]) -> Ma
     }
 
 
-def others(fact: Fact) -> tuple[str, ...]:
+def rival_values(fact: Fact) -> tuple[str, ...]:
     """The values a fact could be mistaken for; what its subject says itself is none of them."""
     return tuple(value for value in fact.others if value.lower() not in fact.subject.lower().split())
 
 
-def spread(facts: Sequence[Fact], count: int) -> list[Fact]:
+def evenly_spaced(facts: Sequence[Fact], count: int) -> list[Fact]:
     """`count` of the facts at even distances, all of them where there are no more."""
     wanted = min(count, len(facts))
     return [facts[place * len(facts) // wanted] for place in range(wanted)]
 
 
-def as_rows(eval_model: EvalModel, texts: Sequence[str], *, end: bool = True) -> Rows:
+def encoded_texts(eval_model: EvalModel, texts: Sequence[str], *, end: bool = True) -> Rows:
     """Texts as a model learned to read them, cut at its context; all but the first token is to be foreseen."""
     ends = [eval_model.tokenizer.eos_token_id] if end else []
     ids = tuple(torch.cat([eval_model.template.encode_text(text), torch.tensor(ends).long()]) for text in texts)

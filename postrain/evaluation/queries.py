@@ -21,7 +21,7 @@ from postrain.config.schema import Confirm
 from postrain.data.conversation import user
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.query_checks import Expect, Verdict, judge, readable, refuses
+from postrain.evaluation.query_checks import Expect, Verdict, check_answer, has_extractable_answer, refuses
 from postrain.evaluation.query_code import passes, signature, source
 from postrain.evaluation.query_file import Query, read_queries
 from postrain.evaluation.task import EvalModel, EvalResult
@@ -29,9 +29,9 @@ from postrain.rollout.collect import collect
 from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Count, NonNegative, Size
 
-PARSED = "code was parsed, not run; evaluation.tasks.queries.allow_execution=true runs it on this machine"
+CODE_NOT_RUN = "code was parsed, not run; evaluation.tasks.queries.allow_execution=true runs it on this machine"
 # What only several wordings of a query have.
-ACROSS = ("consistency", "agreement", "agreement/paraphrase")
+CONSISTENCY_METRICS = ("consistency", "agreement", "agreement/paraphrase")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Queries:
                 response=response,
                 tokens=length,
                 finished=finished,
-                verdict=judge(query.expect, response, _passes if self.allow_execution else None),
+                verdict=check_answer(query.expect, response, _passes if self.allow_execution else None),
             )
             for (query, number), prompt, response, length, finished in said
         ]
@@ -150,7 +150,7 @@ class Queries:
         if room < self.max_new_tokens:
             yield f"answers had {room} tokens, not {self.max_new_tokens}: more do not fit the model's context"
         if not self.allow_execution and any(one.query.expect.tests for one in asked):
-            yield PARSED
+            yield CODE_NOT_RUN
 
 
 def record(asked: Sequence[Asked]) -> Mapping[str, Any]:
@@ -173,7 +173,7 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
     categories = dict.fromkeys(f"accuracy/{one['category']}" for one in records)
     shares = {
         name: Estimate.share([one[name] for one in records if name in one])
-        for name in ("accuracy", *categories, "worst_phrasing", *ACROSS, "refusals_or_empty", "finished")
+        for name in ("accuracy", *categories, "worst_phrasing", *CONSISTENCY_METRICS, "refusals_or_empty", "finished")
         if any(name in one for one in records)
     }
     return {**shares, "tokens": Estimate.mean([one["tokens"] for one in records], 0)}
@@ -188,7 +188,7 @@ def _across(query: Query, asked: Sequence[Asked]) -> dict[str, float]:
     """What the wordings have in common: whether all are right or all wrong; and how often two of them get the same
     answer, right or wrong, where an answer can be read off."""
     found: dict[str, float] = {"consistency": len({one.verdict.right for one in asked}) == 1}
-    if readable(query.expect):
+    if has_extractable_answer(query.expect):
         found["agreement"] = agreement([one.verdict.answer for one in asked])
         if query.category == "paraphrase":
             found["agreement/paraphrase"] = found["agreement"]

@@ -92,45 +92,45 @@ class Verdict:
     """What was read off it to be compared with other answers: the number, the option, or all of it, normalised."""
 
 
-def judge(expect: Expect, said: str, passes: Callable[[str, Expect], bool] | None = None) -> Verdict:
+def check_answer(expect: Expect, said: str, passes: Callable[[str, Expect], bool] | None = None) -> Verdict:
     """Whether a text meets an expectation. `passes` runs the tests of code; without it, that code parses is enough."""
-    text = answered(said)
+    text = without_thinking(said)
     if refuses(text):
         return Verdict(False, "refused" if text else "empty", normalised(text))
     asked = dict(_asked(expect))
     missed = [name for name, value in asked.items() if not CHECKS[name](text, value)]
     if passes and expect.function and not missed and not passes(text, expect):
         missed, asked = ["tests"], {"tests": expect.tests}
-    read = reading(expect, text)
+    read = extracted_answer(expect, text)
     told = "; ".join(f"{name} {_short(asked[name])}" for name in missed or asked)
     return Verdict(
         right=not missed,
-        why=("missed " if missed else "met ") + told + (f" (read {read})" if readable(expect) else ""),
+        why=("missed " if missed else "met ") + told + (f" (read {read})" if has_extractable_answer(expect) else ""),
         answer=normalised(text) if read is None else read,
     )
 
 
-def answered(said: str) -> str:
+def without_thinking(said: str) -> str:
     """What stands after the thinking."""
     return said.rpartition("</think>")[2].strip()
 
 
-def readable(expect: Expect) -> bool:
+def has_extractable_answer(expect: Expect) -> bool:
     """Whether one answer can be read off a text, so that two texts can be compared by it."""
     return any(wanted is not None for wanted in (expect.number, expect.first_number, expect.chooses))
 
 
-def reading(expect: Expect, text: str) -> str | None:
+def extracted_answer(expect: Expect, text: str) -> str | None:
     """The number or the option that a text gives; None where it gives none, or none is asked for."""
     if expect.chooses is not None:
-        return chosen(text, expect.chooses)
-    found = first_number_in(text) if expect.number is None else number_in(text)
-    return f"{found.normalize():f}" if found is not None and readable(expect) else None
+        return chosen_option(text, expect.chooses)
+    found = first_number_in(text) if expect.number is None else last_number_in(text)
+    return f"{found.normalize():f}" if found is not None and has_extractable_answer(expect) else None
 
 
 def refuses(text: str) -> bool:
     """True for an empty answer, and for one that begins by saying that it cannot."""
-    answer = answered(text)
+    answer = without_thinking(text)
     return not answer or REFUSAL.match(answer) is not None
 
 
@@ -177,12 +177,12 @@ def lines(text: str) -> int:
 
 CHECKS: Mapping[str, Callable[[str, Any], bool]] = {
     "exact": lambda text, phrases: normalised(text) in map(normalised, phrases),
-    "any_of": lambda text, phrases: place_of(text, phrases) is not None,
+    "any_of": lambda text, phrases: find_phrase(text, phrases) is not None,
     "mentions": _mentions,
     "regex": lambda text, pattern: re.search(pattern, text) is not None,
-    "number": lambda text, number: _equal(number_in(text), number),
+    "number": lambda text, number: _equal(last_number_in(text), number),
     "first_number": lambda text, number: _equal(first_number_in(text), number),
-    "chooses": lambda text, options: chosen(text, options) == options[0][0],
+    "chooses": lambda text, options: chosen_option(text, options) == options[0][0],
     "min_lines": lambda text, least: lines(text) >= least,
     "max_lines": lambda text, most: lines(text) <= most,
     "json_keys": _has_keys,
@@ -214,7 +214,7 @@ WORKING = re.compile(r"\d[\d.,]*(?:\s*[-+−*×/÷]\s*\d[\d.,]*)+|\[[^\]]*\]")
 CONCLUSION = re.compile(r"\b(?:answer is|so|therefore|thus|hence)\b", re.IGNORECASE)
 
 
-def number_in(text: str) -> Decimal | None:
+def last_number_in(text: str) -> Decimal | None:
     """The last number of a text, be it in words where no digits are written; sums and lists only if there is no
     other."""
     said = _cleaned(text)
@@ -234,11 +234,11 @@ def first_number_in(text: str) -> Decimal | None:
     return Decimal(next((value for value in spelled if value != 1), spelled[0])) if spelled else None
 
 
-def chosen(text: str, options: Sequence[Sequence[str]]) -> str | None:
+def chosen_option(text: str, options: Sequence[Sequence[str]]) -> str | None:
     """The first name of the option that is named first, in the conclusion where there is one."""
     said = final_answer(text)
     for part in (CONCLUSION.split(said)[-1], said):
-        places = [(place, names[0]) for names in options if (place := place_of(part, names)) is not None]
+        places = [(place, names[0]) for names in options if (place := find_phrase(part, names)) is not None]
         if places:
             return min(places)[1]
     return None
@@ -249,7 +249,7 @@ def normalised(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .,!?:;*`\"'“”‘’")
 
 
-def place_of(text: str, phrases: Sequence[str]) -> int | None:
+def find_phrase(text: str, phrases: Sequence[str]) -> int | None:
     """Where the first of some phrases begins, as whole words, whatever their case."""
     names = "|".join(map(re.escape, phrases))
     found = re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE)

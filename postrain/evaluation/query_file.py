@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from postrain.config.check import check
 from postrain.data.readers import read_file
-from postrain.evaluation.query_checks import CHECKS, Expect, judge
+from postrain.evaluation.query_checks import CHECKS, Expect, check_answer
 from postrain.evaluation.query_code import signature
 from postrain.types import ConfigError
 
@@ -39,7 +39,7 @@ class Query:
 
 
 # Of plain containers that `check` has passed.
-BUILT = TypeAdapter(Query)
+QUERY = TypeAdapter(Query)
 
 
 def read_queries(path: str | None) -> tuple[Query, ...]:
@@ -63,11 +63,11 @@ def _query(values: Mapping[str, Any], where: str) -> Query:
         check(values, Query)
     except ConfigError as problems:
         raise ConfigError(f"{where}: {str(problems).splitlines()[0]}") from None
-    query = BUILT.validate_python(values)
+    query = QUERY.validate_python(values)
     problem = next(_problems(query), None)
     if problem:
         raise ConfigError(f"{where}: {problem}")
-    verdict = judge(query.expect, query.reference)
+    verdict = check_answer(query.expect, query.reference)
     if not verdict.right:
         raise ConfigError(f"{where}: reference: does not meet expect: {verdict.why}; correct one of the two")
     return query
@@ -87,17 +87,17 @@ def _malformed(expect: Expect) -> Iterator[str]:
     """Expectations that are no Python, no regular expression or no options, in words."""
     if expect.chooses is not None and (len(expect.chooses) < 2 or not all(expect.chooses)):
         yield "expect.chooses: expected at least two lists of names, the right option first, as in [[yes], [no]]"
-    if expect.regex is not None and not _accepted(re.compile, expect.regex, re.error):
+    if expect.regex is not None and not _parses(re.compile, expect.regex, re.error):
         yield f"expect.regex: {expect.regex!r} is no regular expression"
-    if expect.function is not None and not _accepted(signature, expect.function, ValueError):
+    if expect.function is not None and not _parses(signature, expect.function, ValueError):
         yield f'expect.function: expected a call such as "add(a, b)", got {expect.function!r}'
     if expect.tests and expect.function is None:
         yield "expect.tests: are for a function, which expect.function has to name"
-    if not all(_accepted(ast.parse, test, SyntaxError) for test in expect.tests):
+    if not all(_parses(ast.parse, test, SyntaxError) for test in expect.tests):
         yield "expect.tests: expected Python asserts, and one of them is no Python"
 
 
-def _accepted(read: Callable[[str], Any], text: str, error: type[Exception]) -> bool:
+def _parses(read: Callable[[str], Any], text: str, error: type[Exception]) -> bool:
     try:
         read(text)
     except error:

@@ -58,7 +58,7 @@ def stats(measured: Sequence[ModelResults], notes: Sequence[str]) -> dict[str, A
         "differences": [
             {"subject": measured[0].name, "against": other.name, "measure": name, "metric": metric, **asdict(found)}
             for other in measured[1:]
-            for name, metric, found in gaps(measured[0], other)
+            for name, metric, found in paired_differences(measured[0], other)
         ],
         "notes": list(notes),
     }
@@ -75,7 +75,7 @@ def entry(result: EvalResult, seconds: float) -> dict[str, Any]:
     }
 
 
-def gaps(one: ModelResults, other: ModelResults) -> list[tuple[str, str, Estimate]]:
+def paired_differences(one: ModelResults, other: ModelResults) -> list[tuple[str, str, Estimate]]:
     """EvalTask, metric and paired difference, wherever there is one."""
     return [
         (name, metric, found)
@@ -87,10 +87,10 @@ def gaps(one: ModelResults, other: ModelResults) -> list[tuple[str, str, Estimat
 
 def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...]:
     """Completions that measures have asked for, those of the most prompts, sampled ones before greedy ones."""
-    if not eval_model.drawn or not count:
+    if not eval_model.rollout_cache or not count:
         return ()
-    asked = max(eval_model.drawn, key=lambda key: (key[1] > 0, key[0]))
-    rollouts = eval_model.drawn[asked]
+    asked = max(eval_model.rollout_cache, key=lambda key: (key[1] > 0, key[0]))
+    rollouts = eval_model.rollout_cache[asked]
     paid = nan_to_none(rollouts.reward_B) if eval_model.reward else (None,) * len(rollouts)
     gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(eval_model))]
     known = zip(rollouts.prompts, rollouts.completions, paid, gold, strict=True)
@@ -108,7 +108,7 @@ def result(measured: Sequence[ModelResults], metric: str | None) -> dict[str, An
         for name, result in measured[0].results.items()
         for key in result.metrics
     }
-    chosen = metric or decisive(list(numbers))
+    chosen = metric or default_metric(list(numbers))
     return {
         "metric": chosen,
         "direction": direction_of(chosen or ""),
@@ -123,7 +123,7 @@ def result(measured: Sequence[ModelResults], metric: str | None) -> dict[str, An
     }
 
 
-def decisive(names: Sequence[str]) -> str | None:
+def default_metric(names: Sequence[str]) -> str | None:
     """The default metric: the total of the first measure, or its first number."""
     total = f"{names[0].partition('/')[0]}/total" if names else None
     return total if total in names else next(iter(names), None)

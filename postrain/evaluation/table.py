@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.result_files import ModelResults, gaps, has
+from postrain.evaluation.result_files import ModelResults, has, paired_differences
 from postrain.formatting import figure
 
 
@@ -24,7 +24,7 @@ def table(measured: Sequence[ModelResults]) -> Table:
     differences = [f"{first.name} − {other.name}" if len(others) == 1 else f"less {other.name}" for other in others]
     for name in (*(one.name for one in measured), *differences, "n"):
         made.add_column(name, justify="right", no_wrap=True)
-    paired = [{(name, metric): found for name, metric, found in gaps(first, other)} for other in others]
+    paired = [{(name, metric): found for name, metric, found in paired_differences(first, other)} for other in others]
     for row in rows(measured):
         gap = [interval(found[row], mark=True) if row in found else "" for found in paired]
         counts = [str(one.results[row[0]].metrics[row[1]].n) for one in measured if has(one, *row)]

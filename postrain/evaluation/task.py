@@ -40,7 +40,7 @@ from postrain.types import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ScalingPoint:
     """A way to use a model at test time, with what it costs and what it gives."""
 
     label: str
@@ -64,7 +64,7 @@ class EvalResult:
     """The exact text of item 0 that the model was given, chat template and all."""
     records: tuple[Mapping[str, Any], ...] = ()
     """One plain mapping an item, kept in <measure>.jsonl."""
-    curves: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    curves: Mapping[str, tuple[ScalingPoint, ...]] = field(default_factory=dict)
     """For test-time scaling: by the way's name, its points in order of cost."""
     notes: tuple[str, ...] = ()
     """What a reader must know to read the numbers right, or why there are none."""
@@ -93,7 +93,7 @@ class EvalModel:
     data_as: Callable[[str], DataModule]
     """The `data` of the run, prepared as records of a kind ("Prompt", "Demonstration", "Preference", "Text"); its
     `eval` and `eval_prompts(count)` are the held-out part. Raises ConfigError where the data cannot be seen so."""
-    drawn: dict[tuple[int, float], Rollouts] = field(default_factory=dict)
+    rollout_cache: dict[tuple[int, float], Rollouts] = field(default_factory=dict)
     """Completions that some measure has already asked for, so that the next one need not; see completions.py."""
 
 

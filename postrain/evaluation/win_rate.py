@@ -13,7 +13,7 @@ from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompt, Prompts
 from postrain.data.module import DataModule
 from postrain.data.records import convert
-from postrain.evaluation.completion_metrics import written
+from postrain.evaluation.completion_metrics import completion_records
 from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
@@ -61,7 +61,7 @@ class WinRate:
         return EvalResult(
             metrics={"win_rate": Estimate.share(known)},
             example=first_prompt(eval_model, ours),
-            records=written(ours, records),
+            records=completion_records(ours, records),
             notes=(f"against {self._other.name}, by {self._judged_by(eval_model, knows_gold(data, ours))}",),
         )
 
@@ -80,8 +80,8 @@ class WinRate:
         tokenizer: Any = load_tokenizer(self._other)
         template = same_template(eval_model.template, tokenizer)
         prompts = data.eval_prompts(self.prompts)
-        asked = replace(eval_model, model=model, tokenizer=tokenizer, template=template, reward=None, drawn={})
-        return complete(asked, self.prompts, prompts=written_for(template, prompts, data))
+        asked = replace(eval_model, model=model, tokenizer=tokenizer, template=template, reward=None, rollout_cache={})
+        return complete(asked, self.prompts, prompts=encoded_for(template, prompts, data))
 
     def _points(self, eval_model: EvalModel, data: DataModule, ours: Rollouts, theirs: Rollouts) -> list[float | None]:
         """1 for each prompt that is won, ½ for a tie, 0; between them where a preference is not sure; None unknown."""
@@ -92,8 +92,8 @@ class WinRate:
             scores = [[one.get("total") for one in gold_scores(rollouts, data)] for rollouts in (ours, theirs)]
         else:
             reward = judge or eval_model.reward
-            scores = [paid(reward, rollouts) for rollouts in (ours, theirs)]
-        return [points(one, other) for one, other in zip(*scores, strict=True)]
+            scores = [reward_totals(reward, rollouts) for rollouts in (ours, theirs)]
+        return [win_points(one, other) for one, other in zip(*scores, strict=True)]
 
     def _judged_by(self, eval_model: EvalModel, gold: bool) -> str:
         judge = self.judge or (None if gold else eval_model.reward)
@@ -105,14 +105,14 @@ def knows_gold(data: DataModule, rollouts: Rollouts) -> bool:
     return data.gold_score is not None and any("gold" in columns for columns in rollouts.columns)
 
 
-def paid(reward: Reward | None, rollouts: Rollouts) -> Sequence[float | None]:
+def reward_totals(reward: Reward | None, rollouts: Rollouts) -> Sequence[float | None]:
     """What a reward gives for each completion."""
     if reward is None:
         return [None] * len(rollouts)
     return nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
 
 
-def points(one: float | None, other: float | None) -> float | None:
+def win_points(one: float | None, other: float | None) -> float | None:
     """1 for a win, half a point for a tie."""
     if one is None or other is None:
         return None
@@ -125,7 +125,7 @@ def same_template(template: Template, tokenizer: Any) -> Template:
     return Template(tokenizer, mode=mode, seed=template.seed)
 
 
-def written_for(template: Template, prompts: Prompts, data: DataModule) -> Prompts:
+def encoded_for(template: Template, prompts: Prompts, data: DataModule) -> Prompts:
     """The same prompts as another model reads them; of running text the beginnings."""
     held_out = {record.row: record for record in data.records.held_out}
     records = [held_out[row] for row in prompts.row_ids]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.data.module import DataModule
-from postrain.generation.keep import Keep, Preferences, Top
+from postrain.generation.selection import PreferencePairs, Selection, TopK
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
@@ -35,7 +35,7 @@ class GenerateConfig(Section):
     """What answers the policy while it writes."""
     trainer: Hardware = field(default_factory=Hardware)
     """The hardware: processes, devices and precision."""
-    selection: Keep
+    selection: Selection
     """Which completions become rows of the data file."""
     part: Literal["train", "eval"] = "train"
     """Prompts to learn from (train) or held-out ones (eval)."""
@@ -65,7 +65,7 @@ class GenerateConfig(Section):
 
     def __post_init__(self) -> None:
         if self.reward is None:
-            if isinstance(self.selection, Top | Preferences):
+            if isinstance(self.selection, TopK | PreferencePairs):
                 raise ConfigError(
                     "reward: expected one, since selection chooses completions by it; only selection=none and "
                     "selection=revisions do not need one"

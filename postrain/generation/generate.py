@@ -21,12 +21,12 @@ from rich.progress import track
 from torch import nn
 
 from postrain.data.module import DataModule
-from postrain.evaluation.in_training import scored_by
+from postrain.evaluation.eval_model_factory import scoring_reward
 from postrain.formatting import figure
 from postrain.generation.config import GenerateConfig
-from postrain.generation.keep import Answers, Keep, Nothing, Revisions, Row
-from postrain.generation.measure import Measured, measure, outcome, table
-from postrain.generation.sample import Sampler, distinct, sample
+from postrain.generation.sample import Sampler, distinct_prompts, sample
+from postrain.generation.selection import NoRows, PromptCompletions, RevisionPairs, Row, Selection
+from postrain.generation.stats import GenerationStats, compute_stats, result, table
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.rollout.engine import greedy
@@ -56,7 +56,7 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     notes = (f"note: {note}" for note in data.chat_template.notes)
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
     run.save_manifest(config, audit, config.resolved, seeds={"seed": config.seed})
-    items = distinct(data.train if config.part == "train" else data.eval, config.prompts)
+    items = distinct_prompts(data.train if config.part == "train" else data.eval, config.prompts)
     chunks = sample(_sampler(config, data), items, JsonLines(run.folder.path / COMPLETIONS), config.chunk)
     console = Console(highlight=False)
     total = -(-len(items) // config.chunk)
@@ -76,39 +76,41 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
         engine=config.rollout,
         greedy=greedy(config.rollout) if config.greedy else None,
         data=data,
-        reward=scored_by(config.reward),
+        reward=scoring_reward(config.reward),
         environment=config.environment,
         samples=config.samples,
-        principles=config.selection.principles if isinstance(config.selection, Revisions) else (),
+        principles=config.selection.principles if isinstance(config.selection, RevisionPairs) else (),
         part=config.part,
         seed=config.seed,
     )
 
 
-def _finish(config: GenerateConfig, answers: Sequence[Answers], folder: RunFolder, console: Console) -> float | None:
+def _finish(
+    config: GenerateConfig, answers: Sequence[PromptCompletions], folder: RunFolder, console: Console
+) -> float | None:
     """Writes and prints the statistics and the kept rows."""
     keep = config.selection
     rows = [keep(one) for one in answers]
-    found = measure(answers, config.threshold)
+    found = compute_stats(answers, config.threshold)
     kept = [row for made in rows for row in made]
     prompts = sum(bool(made) for made in rows)
     with writing(folder.path):
         summary = {**plain(asdict(found)), "kept": len(kept), "kept_prompts": prompts}
         atomic_write_text(folder.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
-        atomic_write_text(folder.result, json.dumps(plain(outcome(found)), indent=2) + "\n")
+        atomic_write_text(folder.result, json.dumps(plain(result(found)), indent=2) + "\n")
     console.print(table(found, len(kept), prompts, scored=config.reward is not None))
-    if not isinstance(keep, Nothing):
+    if not isinstance(keep, NoRows):
         if not kept:
-            raise _no_rows(keep, found)
+            raise _no_rows_error(keep, found)
         _write_rows(kept, folder.path / DATA)
         console.print(f"data    {folder.path / DATA}", soft_wrap=True)
     return found.sampled.value if found.sampled else None
 
 
-def _no_rows(keep: Keep, found: Measured) -> ConfigError:
+def _no_rows_error(keep: Selection, found: GenerationStats) -> ConfigError:
     """The error for an empty selection: a file without rows would fail later, with less to say."""
     ended = f"{found.finished:.0%} came to an end"
-    if isinstance(keep, Revisions):
+    if isinstance(keep, RevisionPairs):
         return ConfigError(
             f"selection: no completion of {found.prompts} prompts was revised ({ended}); raise rollout.max_new_tokens, "
             "or lower it where request, completion, critique and revision do not fit into the model's context"

@@ -1,7 +1,7 @@
 """Samples and scores completions of prompts in chunks, each written as soon as it is done.
 
 The seed of a completion depends on the row of its prompt and its number only, and chunks have fixed bounds: a resumed
-generation equals one that was never interrupted. Selection is in keep.py.
+generation equals one that was never interrupted. Selection is in selection.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from postrain.data.conversation import Message, Messages, opened
 from postrain.data.kinds.prompt import EncodedPrompt, Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.completions import gold_scores
-from postrain.generation.keep import Answers
+from postrain.generation.selection import PromptCompletions
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
 from postrain.rewards.base import Reward, nan_to_none
 from postrain.rollout.collect import Rollouts, collect
@@ -50,21 +50,21 @@ class Sampler:
     seed: int
 
     @torch.no_grad()
-    def __call__(self, items: Sequence[EncodedPrompt]) -> list[Answers]:
+    def __call__(self, items: Sequence[EncodedPrompt]) -> list[PromptCompletions]:
         """The completions of each prompt."""
         prompts = EncodedPrompt.collate(items)
         copies = prompts.select([place for place in range(len(items)) for _ in range(self.samples)])
-        seeds = [self._key(item.row, number) for item in items for number in range(self.samples)]
+        seeds = [self._seed(item.row, number) for item in items for number in range(self.samples)]
         rollouts = self._rollouts(self.engine, copies, seeds)
         gold = [scores.get("total") for scores in gold_scores(rollouts, self.data)]
         greedy = self._greedy(prompts)
-        revised = self._revised(rollouts, seeds)
+        revised = self._revisions(rollouts, seeds)
         return [
-            self._answers(item, rollouts, gold, revised, range(start, start + self.samples), greedy[place])
+            self._prompt_completions(item, rollouts, gold, revised, range(start, start + self.samples), greedy[place])
             for place, (item, start) in enumerate(zip(items, range(0, len(seeds), self.samples), strict=True))
         ]
 
-    def _key(self, row: int, number: int) -> int:
+    def _seed(self, row: int, number: int) -> int:
         return derive_seed(self.seed, f"generate {self.part}", row, number)
 
     def _rollouts(self, engine: Engine, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
@@ -76,16 +76,16 @@ class Sampler:
     def _greedy(self, prompts: Prompts) -> tuple[float | None, ...]:
         if self.greedy is None:
             return (None,) * len(prompts)
-        seeds = [self._key(row, self.samples) for row in prompts.row_ids]
-        return self._paid(self._rollouts(self.greedy, prompts, seeds))
+        seeds = [self._seed(row, self.samples) for row in prompts.row_ids]
+        return self._rewards_of(self._rollouts(self.greedy, prompts, seeds))
 
-    def _paid(self, rollouts: Rollouts) -> tuple[float | None, ...]:
+    def _rewards_of(self, rollouts: Rollouts) -> tuple[float | None, ...]:
         return nan_to_none(rollouts.reward_B) if self.reward else (None,) * len(rollouts.completions)
 
-    def _revised(self, rollouts: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
+    def _revisions(self, rollouts: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
         """The revisions of the finished completions, by their index."""
         ended = rollouts.finished_B.nonzero().flatten().tolist() if self.principles else []
-        prompts = [_asked(rollouts.prompts[place], rollouts.columns[place]) for place in ended]
+        prompts = [_conversation(rollouts.prompts[place], rollouts.columns[place]) for place in ended]
         completions = [rollouts.completions[place] for place in ended]
         own = [seeds[place] for place in ended]
         made = (
@@ -95,7 +95,7 @@ class Sampler:
         )
         return dict(zip(ended, made, strict=True))
 
-    def _answers(
+    def _prompt_completions(
         self,
         item: EncodedPrompt,
         rollouts: Rollouts,
@@ -103,12 +103,12 @@ class Sampler:
         revised: Mapping[int, Revision],
         mine: range,
         greedy: float | None,
-    ) -> Answers:
-        rewards, finished = self._paid(rollouts), rollouts.finished_B.tolist()
-        return Answers(
+    ) -> PromptCompletions:
+        rewards, finished = self._rewards_of(rollouts), rollouts.finished_B.tolist()
+        return PromptCompletions(
             row=item.row,
             prompt=item.text,
-            columns=_json(item.columns),
+            columns=_as_read_from_file(item.columns),
             completions=tuple(rollouts.completions[place] for place in mine),
             rewards=tuple(rewards[place] for place in mine),
             finished=tuple(finished[place] for place in mine),
@@ -118,7 +118,7 @@ class Sampler:
         )
 
 
-def distinct(items: Sequence[Any], count: int | None) -> list[EncodedPrompt]:
+def distinct_prompts(items: Sequence[Any], count: int | None) -> list[EncodedPrompt]:
     """The first `count` different prompts."""
     found: dict[str, EncodedPrompt] = {}
     for item in items:
@@ -127,9 +127,11 @@ def distinct(items: Sequence[Any], count: int | None) -> list[EncodedPrompt]:
     return list(found.values())[:count]
 
 
-def sample(sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, chunk: int) -> Iterator[list[Answers]]:
+def sample(
+    sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, chunk: int
+) -> Iterator[list[PromptCompletions]]:
     """The completions of all prompts in chunks; chunks that `lines` already holds are read from there."""
-    done = _begun(lines, items, chunk, sampler.samples)
+    done = _read_whole_chunks(lines, items, chunk, sampler.samples)
     for start in range(0, len(items), chunk):
         if start < len(done):
             yield done[start : start + chunk]
@@ -140,7 +142,9 @@ def sample(sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, c
         yield answers
 
 
-def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples: int) -> list[Answers]:
+def _read_whole_chunks(
+    lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples: int
+) -> list[PromptCompletions]:
     """The whole chunks in the file of an earlier session; a partial chunk at the end is cut off."""
     records, damaged = lines.examine()
     whole = len(records) if len(records) == len(items) else len(records) - len(records) % chunk
@@ -149,7 +153,7 @@ def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples
         with writing(lines.path, "free some space, then resume"):
             atomic_write_text(lines.path, "".join(kept))
     try:
-        found = [read(record) for record in records[:whole]]
+        found = [completions_of_record(record) for record in records[:whole]]
     except (LookupError, TypeError, ValueError, AttributeError):
         raise ConfigError(f"resume: {lines.path} is not as it was written; start a new generation") from None
     same_rows = [answers.row for answers in found] == [item.row for item in items[:whole]]
@@ -161,22 +165,22 @@ def _begun(lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples
     return found
 
 
-def read(record: Record) -> Answers:
+def completions_of_record(record: Record) -> PromptCompletions:
     """One line of completions.jsonl."""
     lists = {name: tuple(record[name]) for name in ("completions", "rewards", "finished", "gold")}
     revisions = tuple(Revision(**{**made, "prompt": _prompt(made["prompt"])}) for made in record.get("revisions", ()))
-    return Answers(**{**record, **lists, "revisions": revisions})
+    return PromptCompletions(**{**record, **lists, "revisions": revisions})
 
 
 def _prompt(value: Any) -> str | Messages:
     return value if isinstance(value, str) else opened(tuple(Message(**turn) for turn in value))
 
 
-def _asked(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
+def _conversation(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
     """A prompt with its roles, if it has several turns."""
     return _prompt(columns.get("messages", prompt))
 
 
-def _json(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+def _as_read_from_file(columns: Mapping[str, Any]) -> Mapping[str, Any]:
     """Columns as they are read back from a file: dates become text."""
     return json.loads(json.dumps(plain(columns), default=str))

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from postrain.data.module import DataModule
-from postrain.evaluation.evaluator import Evaluated, Evaluation, evaluate
-from postrain.evaluation.in_training import EvalModelFactory
+from postrain.evaluation.eval_model_factory import EvalModelFactory
+from postrain.evaluation.evaluator import Evaluation, TrainingEvalResult, evaluate
 from postrain.methods.base import Method
 from postrain.methods.online import Online
 from postrain.rewards.base import nan_to_none
@@ -69,7 +69,7 @@ class Evaluator(Callback):
         self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
         return dict(found.metrics)
 
-    def print_notes(self, found: Evaluated) -> None:
+    def print_notes(self, found: TrainingEvalResult) -> None:
         """Prints the notes of the evaluation tasks, each line once."""
         for name, notes in found.notes.items():
             for line in [f"evaluation.tasks.{name}: {note}" for note in notes]:
@@ -78,7 +78,7 @@ class Evaluator(Callback):
                 self.printed.add(line)
 
 
-def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:
+def distributions(method: Method, found: TrainingEvalResult) -> dict[str, Tensor]:
     """Values for histograms: rewards and lengths of completions, ratios and advantages of the last optimizer step."""
     known = method.distributions() if isinstance(method, Online) else {}
     if found.rollouts is not None:
@@ -88,7 +88,7 @@ def distributions(method: Method, found: Evaluated) -> dict[str, Tensor]:
     return {f"distribution/{name}": values for name, values in known.items()}
 
 
-def samples(found: Evaluated, count: int) -> list[Sample]:
+def samples(found: TrainingEvalResult, count: int) -> list[Sample]:
     """The first `count` completions of an evaluation, as records of samples.jsonl."""
     if found.rollouts is None:
         return []

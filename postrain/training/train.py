@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from postrain.config.masking import masked
 from postrain.config.tree import settings_of
 from postrain.errors import Interrupted
-from postrain.evaluation.in_training import EvalModelFactory
+from postrain.evaluation.eval_model_factory import EvalModelFactory
 from postrain.hardware.ranks import is_first_rank
 from postrain.runs.context import RunContext
 from postrain.runs.resume import check_data, check_reference

@@ -13,7 +13,7 @@ from postrain.config.check import check
 from postrain.config.schema import Confirm, provides
 from postrain.config.trust import Guest, confirmable, packaged, said_by, said_in
 from postrain.evaluation.config import EvaluateConfig
-from postrain.evaluation.eval_models import Origin
+from postrain.evaluation.eval_models import SourceRun
 from postrain.generation.config import GenerateConfig
 from postrain.jobs.graph import Job
 from postrain.jobs.launchers import overrides_of
@@ -206,7 +206,7 @@ def stranger(tmp_path: Path, config: dict[str, Any]) -> RunFolder:
 
 
 def test_the_model_a_run_began_with_is_of_the_package(tmp_path: Path) -> None:
-    origin = Origin.of(str(stranger(tmp_path, changed("model._target_", "os.system")).path))
+    origin = SourceRun.of(str(stranger(tmp_path, changed("model._target_", "os.system")).path))
     assert origin is not None
     with pytest.raises(ConfigError, match=r"asks for model\._target_=os\.system"):
         origin.start()

@@ -30,7 +30,7 @@ class Told(Scripted):
         self.sampling = Sampling(16, self.temperature)
 
 
-def asking(count: int, **columns: Sequence[Any]) -> Prompts:
+def make_prompts(count: int, **columns: Sequence[Any]) -> Prompts:
     """Prompts of one token each, with these columns."""
     return Prompts(
         ids=tuple(torch.tensor([1 + place]) for place in range(count)),
@@ -48,7 +48,7 @@ def eval_model(
 ) -> Any:
     """A model whose engine writes `says`; `items` are the held-out ones of each kind of record the data has."""
     model = precise()
-    asked = asking(2) if prompts is None else prompts
+    asked = make_prompts(2) if prompts is None else prompts
     views = {kind: SimpleNamespace(eval=held_out, gold_score=None) for kind, held_out in (items or {}).items()}
     views["Prompt"] = SimpleNamespace(
         eval_prompts=lambda count: asked.select(range(min(count, len(asked)))), gold_score=gold

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from postrain.evaluation.differences import differences, different_words
+from postrain.evaluation.differences import differences, input_mismatch_notes
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalResult
 
@@ -51,10 +51,10 @@ def test_nats_of_other_words_or_other_tokens_are_not_compared() -> None:
     assert set(differences(asked, replace(asked, example="Sum?"))) == {"accuracy"}
     assert differences(one, result([2.0, 8.0], [1, 4])) == {}
     mine, theirs = {"perplexity": one, "kl": one}, {"perplexity": replace(one, example="Sum?"), "kl": one}
-    (line,) = different_words("nano", mine, "other", theirs)
+    (line,) = input_mismatch_notes("nano", mine, "other", theirs)
     assert line.startswith("asked in different words: nano and other read")
     assert "in perplexity;" in line
-    assert different_words("nano", mine, "other", mine) == ()
+    assert input_mismatch_notes("nano", mine, "other", mine) == ()
 
 
 def test_other_items_or_items_that_do_not_make_the_metric_have_none() -> None:

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from postrain.evaluate import evaluate
 from postrain.evaluation.config import check_words, inherited
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.eval_models import EvalSource, Origin, distinct_names
-from postrain.evaluation.evaluate import Unmeasured, different_data
+from postrain.evaluation.eval_models import EvalSource, SourceRun, unique_names
+from postrain.evaluation.evaluate import EvalTaskError, data_mismatch_notes
 from postrain.evaluation.likelihood import Perplexity
 from postrain.evaluation.table import interval
 from postrain.evaluation.task import EvalModel, EvalResult
@@ -55,23 +55,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return appraised(tmp_path_factory.mktemp("runs"))
 
 
-def written(folder: RunFolder, name: str) -> Any:
+def completion_records(folder: RunFolder, name: str) -> Any:
     return json.loads((folder.path / name).read_text())
 
 
 def test_every_number_has_its_interval_and_the_text_the_model_was_given(folder: RunFolder) -> None:
-    first, second = written(folder, "evaluation_stats.json")["subjects"]
+    first, second = completion_records(folder, "evaluation_stats.json")["subjects"]
     assert (first["name"], second["name"]) == ("nano bundled:nano", "nano nano")
     loss = first["measures"]["perplexity"]["metrics"]["loss"]
     assert loss["low"] < loss["value"] < loss["high"]
     assert loss["n"] == 4
     assert first["measures"]["gold"]["example"].endswith("<|assistant|>\n")
     assert folder.status.read()["status"] == "done"
-    assert written(folder, "manifest.json")["reproduce"].startswith("python -m postrain.evaluate model=nano")
+    assert completion_records(folder, "manifest.json")["reproduce"].startswith("python -m postrain.evaluate model=nano")
 
 
 def test_a_model_is_no_other_than_itself(folder: RunFolder) -> None:
-    stats = written(folder, "evaluation_stats.json")
+    stats = completion_records(folder, "evaluation_stats.json")
     gaps = {(one["measure"], one["metric"]): one["value"] for one in stats["differences"]}
     assert ("perplexity", "loss") in gaps
     assert ("gold", "total") in gaps
@@ -84,12 +84,12 @@ def test_records_and_responses_say_whose_they_are(folder: RunFolder) -> None:
     records = JsonLines(folder.path / "perplexity.jsonl").read()
     assert len(records) == 8
     assert len({record["subject"] for record in records}) == 2
-    responses = written(folder, "sample_responses.json")
+    responses = completion_records(folder, "sample_responses.json")
     assert [set(one) for one in responses] == [{"subject", "prompt", "completion", "gold"}] * 4
 
 
 def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, tmp_path: Path) -> None:
-    result = written(folder, "result.json")
+    result = completion_records(folder, "result.json")
     assert (result["metric"], result["direction"]) == ("perplexity/loss", "min")
     assert result["changes"]["gold/total"][0] == result["changes"]["gold/total"][1]
     assert result["values"]["gold/total"] == result["changes"]["gold/total"][1]
@@ -124,15 +124,15 @@ def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest
         raise ConfigError("rows: there are none")
 
     monkeypatch.setattr(Perplexity, "__call__", refuse)
-    with pytest.raises(Unmeasured, match=r"^perplexity: rows: there are none; all else that was measured is in "):
+    with pytest.raises(EvalTaskError, match=r"^perplexity: rows: there are none; all else that was measured is in "):
         appraised(tmp_path, "compare=[]", "~evaluation.tasks.kl")
     folder = RunFolder(*(tmp_path / "evaluate" / "nano").iterdir())
-    (one,) = written(folder, "evaluation_stats.json")["subjects"]
+    (one,) = completion_records(folder, "evaluation_stats.json")["subjects"]
     assert (one["measures"]["perplexity"]["notes"], one["measures"]["perplexity"]["metrics"]) == (
         ["rows: there are none"],
         {},
     )
-    assert "gold/total" in written(folder, "result.json")["values"]
+    assert "gold/total" in completion_records(folder, "result.json")["values"]
     assert folder.status.read()["status"] == "failed"
 
 
@@ -140,7 +140,7 @@ def test_what_only_a_measure_found_out_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def execute(*args: Any, **keys: Any) -> float:
-        raise Unmeasured("wins: no")
+        raise EvalTaskError("wins: no")
 
     monkeypatch.setattr("postrain.jobs.frame.execute", execute)
     config = OmegaConf.create({"debug": False})
@@ -162,7 +162,7 @@ def test_a_number_of_one_item_stands_alone() -> None:
     assert interval(Estimate.mean([2.0, 2.5])) == r"2.25 \[-0.93, 5.43]"
 
 
-def origin(path: Path, fingerprint: str = "aa") -> Origin:
+def origin(path: Path, fingerprint: str = "aa") -> SourceRun:
     """A run folder as far as an evaluation reads it."""
     config = {
         "method": {},
@@ -175,7 +175,7 @@ def origin(path: Path, fingerprint: str = "aa") -> Origin:
     (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (path / "manifest.json").write_text(json.dumps({"data": {"source": "mine.jsonl", "fingerprint": fingerprint}}))
     (path / "model").mkdir()
-    found = Origin.of(str(path / "model"))
+    found = SourceRun.of(str(path / "model"))
     assert found is not None
     return found
 
@@ -187,7 +187,7 @@ def test_a_run_brings_its_data_unless_the_command_line_chooses_another(tmp_path:
     assert found == {"data": {"path": "mine.jsonl", "eval_rows": 4}, "rollout": {"temperature": 1.0}, "reward": None}
     assert taken == ["data"]
     assert inherited(config, None, []) == (config, [])
-    assert Origin.of(str(tmp_path)) is None
+    assert SourceRun.of(str(tmp_path)) is None
 
 
 def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
@@ -196,16 +196,16 @@ def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
         EvalSource(name=name, path=name, resolved=resolved, origin=origin(tmp_path / name, mark))
         for name, mark in (("a", "aa"), ("b", "bb"))
     ]
-    (line,) = different_data(runs)
+    (line,) = data_mismatch_notes(runs)
     assert "a on mine.jsonl, aa; b on mine.jsonl, bb" in line
-    assert different_data(runs[:1] * 2) == []
+    assert data_mismatch_notes(runs[:1] * 2) == []
 
 
 def test_models_that_share_a_name_are_told_apart_by_their_runs() -> None:
     made = ["a/2026-11-21_13-55-39-441fca32/model", "a/2026-11-21_13-55-40-aaaaaaaa"]
-    assert distinct_names(made, ["sft-nano"] * 2) == ["sft-nano 441fca32", "sft-nano aaaaaaaa"]
+    assert unique_names(made, ["sft-nano"] * 2) == ["sft-nano 441fca32", "sft-nano aaaaaaaa"]
     paths = ["runs/sft/nano/monday", "runs/sft/nano/tuesday/model", "elsewhere/tuesday"]
-    assert distinct_names(paths, ["sft-nano"] * 3) == [
+    assert unique_names(paths, ["sft-nano"] * 3) == [
         "sft-nano monday",
         "sft-nano tuesday (1)",
         "sft-nano tuesday (2)",

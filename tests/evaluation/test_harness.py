@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from postrain.evaluation.harness import read
+from postrain.evaluation.harness import parse_results
 
 RETURNED = {
     "results": {
@@ -34,7 +34,7 @@ RETURNED = {
 
 
 def test_numbers_have_intervals_from_their_items_else_from_the_errors_of_the_harness() -> None:
-    found = read(RETURNED)
+    found = parse_results(RETURNED)
     assert found.example == "0 + 1 ="
     assert set(found.metrics) == {"mine/acc", "mine/exact_match,strict", "mine/f1", "all/acc"}
     assert found.metrics["mine/acc"].high < 1  # Wilson's, of 3 in 4
@@ -44,6 +44,6 @@ def test_numbers_have_intervals_from_their_items_else_from_the_errors_of_the_har
 
 
 def test_a_group_has_the_items_of_its_tasks_each_once_and_the_error_of_the_harness() -> None:
-    found = read(RETURNED).metrics["all/acc"]
+    found = parse_results(RETURNED).metrics["all/acc"]
     assert (found.value, found.n) == (0.6, 4 + 3)
     assert found.high == pytest.approx(0.6 + 1.959964 * 0.05)

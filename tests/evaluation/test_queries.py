@@ -15,7 +15,7 @@ from postrain.data.chat import Template
 from postrain.data.conversation import user
 from postrain.evaluation.differences import differences
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.queries import PARSED, Queries, agreement
+from postrain.evaluation.queries import CODE_NOT_RUN, Queries, agreement
 from postrain.evaluation.query_file import read_queries
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.loading import load_tokenizer
@@ -165,7 +165,7 @@ def test_records_keep_what_was_asked_said_and_thought(found: EvalResult) -> None
         "answer": "8",
     }
     assert [wording["why"] for wording in second["wordings"]] == ["empty", "refused"]
-    assert found.notes == (PARSED,)
+    assert found.notes == (CODE_NOT_RUN,)
 
 
 def test_code_is_run_where_allowed(eval_model: EvalModel, path: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from postrain.evaluation.query_checks import CHECKS, Expect, judge, readable, refuses
+from postrain.evaluation.query_checks import CHECKS, Expect, check_answer, has_extractable_answer, refuses
 
 STORY = "A dragon slept.\nHe woke up! Was he hungry?\n\n- a key\n* a door"
 CASES: list[tuple[str, Any, str, str]] = [
@@ -48,8 +48,8 @@ CASES: list[tuple[str, Any, str, str]] = [
 @pytest.mark.parametrize(("name", "value", "met", "missed"), CASES)
 def test_each_expectation(name: str, value: Any, met: str, missed: str) -> None:
     expect = Expect(**{name: value})
-    assert judge(expect, met).right
-    assert not judge(expect, missed).right
+    assert check_answer(expect, met).right
+    assert not check_answer(expect, missed).right
 
 
 def test_every_expectation_is_checked_and_was_tried() -> None:
@@ -58,18 +58,18 @@ def test_every_expectation_is_checked_and_was_tried() -> None:
 
 def test_a_verdict_says_why_and_what_was_read() -> None:
     expect = Expect(number=6, max_words=3)
-    assert judge(expect, "6 apples").why == "met number 6; max_words 3 (read 6)"
-    missed = judge(expect, "He has 7.0 of them")
+    assert check_answer(expect, "6 apples").why == "met number 6; max_words 3 (read 6)"
+    missed = check_answer(expect, "He has 7.0 of them")
     assert (missed.right, missed.why, missed.answer) == (False, "missed number 6; max_words 3 (read 7)", "7")
     # Nothing to read: compared by all that was said.
-    assert judge(expect, "Some  Apples.").answer == "some apples"
-    assert readable(expect)
-    assert not readable(Expect(any_of=("a",)))
+    assert check_answer(expect, "Some  Apples.").answer == "some apples"
+    assert has_extractable_answer(expect)
+    assert not has_extractable_answer(Expect(any_of=("a",)))
 
 
 def test_thinking_is_no_answer() -> None:
-    assert judge(Expect(number=6), "3 or 4?</think> 6").right
-    assert judge(Expect(min_words=1), "hm</think> ").why == "empty"
+    assert check_answer(Expect(number=6), "3 or 4?</think> 6").right
+    assert check_answer(Expect(min_words=1), "hm</think> ").why == "empty"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_thinking_is_no_answer() -> None:
 )
 def test_refusals_are_never_right(text: str, refused: bool) -> None:
     assert refuses(text) == refused
-    assert judge(Expect(excludes=("snow",)), text).right != refused
+    assert check_answer(Expect(excludes=("snow",)), text).right != refused
 
 
 def test_tests_are_run_where_all_else_is_met() -> None:
@@ -96,9 +96,9 @@ def test_tests_are_run_where_all_else_is_met() -> None:
         tried.append(text)
         return asked != expect
 
-    assert judge(expect, "def one(): return 2").right
-    assert judge(expect, "def one(): return 2", never).why == 'missed tests ["assert one() == 1"]'
-    assert judge(expect, "def two(): return 2", never).why == 'missed function "one()"'
+    assert check_answer(expect, "def one(): return 2").right
+    assert check_answer(expect, "def one(): return 2", never).why == 'missed tests ["assert one() == 1"]'
+    assert check_answer(expect, "def two(): return 2", never).why == 'missed function "one()"'
     assert tried == ["def one(): return 2"]
 
 

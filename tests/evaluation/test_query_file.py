@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from postrain.evaluation.query_checks import judge
+from postrain.evaluation.query_checks import check_answer
 from postrain.evaluation.query_code import passes, source
 from postrain.evaluation.query_file import Query, read_queries
 from postrain.types import ConfigError
@@ -40,8 +40,8 @@ def test_every_query_has_several_wordings_that_nobody_else_has(queries: tuple[Qu
 def test_a_reference_answers_its_own_query_and_few_others(queries: tuple[Query, ...]) -> None:
     # Checks that let anything pass would let other queries' answers pass.
     for query in queries:
-        assert judge(query.expect, query.reference).right
-        others = [judge(query.expect, other.reference).right for other in queries if other is not query]
+        assert check_answer(query.expect, query.reference).right
+        others = [check_answer(query.expect, other.reference).right for other in queries if other is not query]
         assert sum(others) <= 0.25 * len(others), query.id
 
 

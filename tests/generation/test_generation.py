@@ -9,12 +9,12 @@ import torch
 
 from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.generate import main
-from postrain.generation.sample import Sampler, distinct
+from postrain.generation.sample import Sampler, distinct_prompts
 from postrain.jobs.frame import GENERATE, execute
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
-from tests.generation.made import SMALL, composed, generated, resumed
+from tests.generation.small_generation import SMALL, composed, resume_generation, run_generation
 from tests.training_runs import small_run
 
 
@@ -36,7 +36,7 @@ def rows(folder: RunFolder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> RunFolder:
-    return generated(tmp_path_factory.mktemp("whole"), "selection=all", "greedy=true")
+    return run_generation(tmp_path_factory.mktemp("whole"), "selection=all", "greedy=true")
 
 
 def test_every_prompt_has_its_completions_in_order(whole):
@@ -53,28 +53,28 @@ def test_every_prompt_has_its_completions_in_order(whole):
 
 
 def test_a_completion_knows_nothing_of_chunks_and_of_other_samples(whole, tmp_path):
-    other = generated(tmp_path, "selection=all", "chunk=3", "samples=2", "prompts=7")
+    other = run_generation(tmp_path, "selection=all", "chunk=3", "samples=2", "prompts=7")
     for here, there in zip(completions(whole), completions(other), strict=False):
         assert here["completions"][:2] == there["completions"]
     assert len(completions(other)) == 7
 
 
 def test_other_seeds_give_other_completions_and_held_out_prompts_are_others(whole, tmp_path):
-    def told(folder: RunFolder, name: str) -> list:
+    def column(folder: RunFolder, name: str) -> list:
         return [record[name] for record in completions(folder)]
 
     seeded, held_out = (
-        generated(tmp_path, "selection=none", "seed=1"),
-        generated(tmp_path, "selection=none", "part=eval"),
+        run_generation(tmp_path, "selection=none", "seed=1"),
+        run_generation(tmp_path, "selection=none", "part=eval"),
     )
-    assert told(seeded, "prompt") == told(whole, "prompt")
-    assert told(seeded, "completions") != told(whole, "completions")
-    assert not set(told(held_out, "prompt")) & set(told(whole, "prompt"))
+    assert column(seeded, "prompt") == column(whole, "prompt")
+    assert column(seeded, "completions") != column(whole, "completions")
+    assert not set(column(held_out, "prompt")) & set(column(whole, "prompt"))
 
 
 @pytest.mark.parametrize("kept_lines", [0, 6])
 def test_a_killed_generation_goes_on_where_it_was(kept_lines, whole, tmp_path, monkeypatch):
-    folder = generated(tmp_path, "selection=all", "greedy=true")
+    folder = run_generation(tmp_path, "selection=all", "greedy=true")
     lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
     # What a kill leaves: whole chunks of 4, perhaps a part of the next one, and half a line.
     (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:kept_lines]) + lines[kept_lines][:20])
@@ -82,17 +82,17 @@ def test_a_killed_generation_goes_on_where_it_was(kept_lines, whole, tmp_path, m
     asked = []
     real = Sampler.__call__
     monkeypatch.setattr(Sampler, "__call__", lambda self, items: asked.append(len(items)) or real(self, items))
-    resumed(folder)
+    resume_generation(folder)
     assert asked == {0: [4, 4, 2], 6: [4, 2]}[kept_lines]
     assert completions(folder) == completions(whole)
     assert (folder.path / "data.jsonl").read_text() == (whole.path / "data.jsonl").read_text()
 
 
 def test_other_rows_of_the_same_completions_need_no_sampling(tmp_path, monkeypatch):
-    folder = generated(tmp_path, "selection=all")
+    folder = run_generation(tmp_path, "selection=all")
     monkeypatch.setattr(Sampler, "__call__", lambda self, items: pytest.fail("sampled again"))
     with pytest.raises(ConfigError, match=r"selection.count: None → 1.*allow_change"):
-        resumed(folder, "selection.count=1")
+        resume_generation(folder, "selection.count=1")
     config = composed(f"resume={folder.path}", "++selection.count=1", "allow_change=true")
     execute(GENERATE, config, overrides=["selection.count=1", "allow_change=true"], group=None)
     assert len(rows(folder)) == len({row["prompt"] for row in rows(folder)})
@@ -104,7 +104,7 @@ def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
     path = whole.path / "data.jsonl"
     small_run(tmp_path, "method=sft", f"data.path={path}", "data.template=plain", "method.batch_size=4")
     assert "plain" in capsys.readouterr().out
-    pairs = generated(tmp_path / "pairs", "selection=preferences", "reward=world_gold", "samples=6")
+    pairs = run_generation(tmp_path / "pairs", "selection=preferences", "reward=world_gold", "samples=6")
     assert set(rows(pairs)[0]) == {"prompt", "chosen", "rejected", "margin", "row", "answer", "category", "gold"}
     small_run(
         tmp_path, "method=dpo", f"data.path={pairs.path / 'data.jsonl'}", "data.template=plain", "method.batch_size=2"
@@ -113,7 +113,7 @@ def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
 
 def test_revisions_need_no_reward_go_on_after_a_kill_and_can_be_learned_from(tmp_path, monkeypatch):
     small = ("data=world_stories", "prompts=4", "samples=3", "chunk=2", "rollout.max_new_tokens=32")
-    folder = generated(tmp_path, "selection=revisions", *small)
+    folder = run_generation(tmp_path, "selection=revisions", *small)
     found, pairs = completions(folder), rows(folder)
     assert [record["rewards"] for record in found] == [[None] * 3] * 4
     assert [len(record["revisions"]) for record in found] == [sum(record["finished"]) for record in found]
@@ -125,14 +125,14 @@ def test_revisions_need_no_reward_go_on_after_a_kill_and_can_be_learned_from(tmp
     lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
     (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:3]))
     (folder.path / "data.jsonl").unlink()
-    resumed(folder)
+    resume_generation(folder)
     assert (completions(folder), rows(folder)) == (found, pairs)
     words = [f"data.path={folder.path / 'data.jsonl'}", "data.eval_rows=1", "data.template=plain"]
     small_run(tmp_path, "method=dpo", *words, "method.batch_size=1")
 
 
 def test_completions_that_were_not_revised_cannot_be_kept_as_revisions(tmp_path):
-    folder = generated(tmp_path, "selection=all")
+    folder = run_generation(tmp_path, "selection=all")
     node = composed("selection=revisions")["selection"]
     config = composed(f"resume={folder.path}", "allow_change=true")
     with pytest.raises(ConfigError, match=r"without revising them; start a new generation"):
@@ -151,7 +151,7 @@ def test_prompts_of_several_turns_become_conversations(tmp_path):
             for n in range(12)
         )
     )
-    folder = generated(tmp_path / "runs", f"data.path={file}", "selection=all", "rollout.max_new_tokens=48")
+    folder = run_generation(tmp_path / "runs", f"data.path={file}", "selection=all", "rollout.max_new_tokens=48")
     (first, *_) = rows(folder)
     assert [message["role"] for message in first["messages"]] == ["user", "assistant", "user", "assistant"]
     small_run(tmp_path, "method=sft", f"data.path={folder.path / 'data.jsonl'}", "method.batch_size=2")
@@ -184,16 +184,16 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 
 
 def test_the_greedy_completion_is_measured(tmp_path):
-    folder = generated(tmp_path, "selection=none", "greedy=true", "prompts=1", "samples=1")
+    folder = run_generation(tmp_path, "selection=none", "greedy=true", "prompts=1", "samples=1")
     assert completions(folder)[0]["greedy"] in (0.0, 1.0)
 
 
 def test_a_run_and_a_generation_are_not_resumed_as_each_other(tmp_path, whole):
     with pytest.raises(ConfigError, match=r"is a training run; go on with python train.py"):
-        resumed(small_run(tmp_path, "method=sft"))
+        resume_generation(small_run(tmp_path, "method=sft"))
 
 
 def test_equal_prompts_are_asked_once():
     items = [EncodedPrompt(row, torch.tensor([1]), text, {}) for row, text in enumerate("abacb")]
-    assert [item.row for item in distinct(items, None)] == [0, 1, 3]
-    assert [item.row for item in distinct(items, 2)] == [0, 1]
+    assert [item.row for item in distinct_prompts(items, None)] == [0, 1, 3]
+    assert [item.row for item in distinct_prompts(items, 2)] == [0, 1]

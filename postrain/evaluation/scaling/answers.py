@@ -29,7 +29,7 @@ class Answer:
     """Where it stands, in characters."""
 
 
-def read(text: str, kind: Kind) -> Answer | None:
+def extract_answer(text: str, kind: Kind) -> Answer | None:
     """The answer of a completion; None where there is none."""
     marks = list(MARKS.finditer(text))
     start, end = marks[-1].span(marks[-1].lastgroup or 0) if marks else (0, len(text))
@@ -44,7 +44,9 @@ def read(text: str, kind: Kind) -> Answer | None:
     return Answer(f"{value.normalize():f}", *numbers[-1].span(1))
 
 
-def certainty(answer: Answer, ids_L: Sequence[int], logps_L: Sequence[float], text_of: Callable[..., str]) -> float:
+def answer_probability(
+    answer: Answer, ids_L: Sequence[int], logps_L: Sequence[float], text_of: Callable[..., str]
+) -> float:
     """The probability of the tokens that write the answer, each given all before it.
 
     `text_of` gives the text of a row of tokens, in which the answer's place counts.

@@ -15,8 +15,8 @@ import torch
 
 from postrain.config.places import command
 from postrain.data.kinds.prompt import Prompts
-from postrain.evaluation.scaling.grader import Grader, PromptTask, Unsuited
-from postrain.evaluation.scaling.search import Plan, Value, result
+from postrain.evaluation.scaling.grader import Grader, NotApplicable, PromptTask
+from postrain.evaluation.scaling.search import Plan, Value, compare_with_best_of_n
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.rewards.reward_model import AGGREGATES
 from postrain.types import Count
@@ -41,7 +41,7 @@ class StepScorer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beam(PromptTask):
+class BeamSearch(PromptTask):
     """Accuracy of step search by a process reward model, for several widths."""
 
     widths: tuple[Count, ...] = (1, 2, 4)
@@ -57,21 +57,23 @@ class Beam(PromptTask):
     scorer: StepScorer | None = None
     """The process reward model; null is the evaluation's own reward."""
 
-    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+    def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         scorer = step_scorer(self.scorer, eval_model)
         plans = {
             f"{width} × {self.expansions}": Plan(width, self.expansions, self.depth, self.ends)
             for width in sorted(self.widths)
         }
         value = step_value(scorer, grader.prompts, self.aggregate)
-        return result(eval_model, grader, value, plans, "beam search", ("labels: beams × continuations of each",))
+        return compare_with_best_of_n(
+            eval_model, grader, value, plans, "beam search", ("labels: beams × continuations of each",)
+        )
 
 
 def step_scorer(own: StepScorer | None, eval_model: EvalModel) -> StepScorer:
-    """The process reward model there is, on the model's device; raises Unsuited where there is none."""
+    """The process reward model there is, on the model's device; raises NotApplicable where there is none."""
     scorer = own or eval_model.reward
     if not isinstance(scorer, StepScorer):
-        raise Unsuited(NO_SCORER)
+        raise NotApplicable(NO_SCORER)
     scorer.to(next(eval_model.model.parameters()).device)
     return scorer
 

@@ -17,10 +17,10 @@ from typing import Literal
 
 from postrain.config.places import command
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, estimates, gains, likeliest, point
-from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best, sizes
-from postrain.evaluation.scaling.samples import Samples, clocked, draw
-from postrain.evaluation.task import EvalModel, EvalResult, Point
+from postrain.evaluation.scaling.grader import GradedSamples, Grader, PromptTask, estimates, gains, greedy_point, point
+from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best_of_n, powers_of_two
+from postrain.evaluation.scaling.samples import Samples, draw, timed
+from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.rewards.base import Reward, nan_to_none
 from postrain.types import Size
 
@@ -39,9 +39,9 @@ class Choice:
     seconds: float
     """That scoring all of them took."""
 
-    def worths(self, graded: Graded, n: int) -> list[float]:
+    def worths(self, graded: GradedSamples, n: int) -> list[float]:
         """Of the best of n, by prompt."""
-        return [expected_best(*pair, n) for pair in zip(self.scores, graded.worths, strict=True)]
+        return [expected_best_of_n(*pair, n) for pair in zip(self.scores, graded.worths, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class BestOfN(PromptTask):
     """The reward to choose by; null is the evaluation's own reward, unless that says what is right. With reward=process
     reward.path=RUN a process reward model chooses, and the rows' answers say what is right."""
 
-    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+    def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         graded = grader.grade(draw(eval_model, grader.prompts, self.samples, "best of n"))
         greedy = grader.greedy(eval_model, "best of n")
         choices = self._choices(eval_model, grader, graded)
@@ -66,20 +66,20 @@ class BestOfN(PromptTask):
         columns = self._columns(choices[by], choices["oracle"], graded, greedy)
         return EvalResult(
             metrics=estimates(columns)
-            | {"tokens": Estimate.mean([sizes(self.samples)[-1] * one for one in graded.samples.tokens()], 0)},
+            | {"tokens": Estimate.mean([powers_of_two(self.samples)[-1] * one for one in graded.samples.tokens()], 0)},
             example=grader.example(eval_model),
             records=grader.records({**columns, **self._details(choices[by], graded)}),
-            curves={**known, "greedy": (likeliest(greedy),)},
+            curves={**known, "greedy": (greedy_point(greedy),)},
             notes=(*grader.notes(graded, greedy), *([NO_SCORER] if by != self.by else [])),
         )
 
-    def _choices(self, eval_model: EvalModel, grader: Grader, graded: Graded) -> dict[str, Choice]:
+    def _choices(self, eval_model: EvalModel, grader: Grader, graded: GradedSamples) -> dict[str, Choice]:
         logps = tuple(tuple(one.logprob for one in mine) for mine in graded.samples.of)
         found = {"logprob": Choice(logps, 0.0), "oracle": Choice(graded.worths, 0.0)}
         scorer = self.scorer or (None if grader.by == "reward" else eval_model.reward)
         return found if scorer is None else {"reward": scored(scorer, eval_model, grader, graded.samples), **found}
 
-    def _curve(self, choice: Choice, graded: Graded) -> tuple[Point, ...]:
+    def _curve(self, choice: Choice, graded: GradedSamples) -> tuple[ScalingPoint, ...]:
         samples, each = graded.samples, fmean(graded.samples.tokens())
         return tuple(
             point(
@@ -89,12 +89,14 @@ class BestOfN(PromptTask):
                 seconds=samples.share(n) + choice.seconds * n / (self.samples * len(samples.of)),
                 kl=best_of_n_kl(n),
             )
-            for n in sizes(self.samples)
+            for n in powers_of_two(self.samples)
         )
 
-    def _columns(self, choice: Choice, oracle: Choice, graded: Graded, greedy: Graded) -> dict[str, list[float]]:
+    def _columns(
+        self, choice: Choice, oracle: Choice, graded: GradedSamples, greedy: GradedSamples
+    ) -> dict[str, list[float]]:
         """Each prompt's share of the metrics."""
-        most = sizes(self.samples)[-1]
+        most = powers_of_two(self.samples)[-1]
         best, one = choice.worths(graded, most), choice.worths(graded, 1)
         return {
             "accuracy": best,
@@ -104,9 +106,9 @@ class BestOfN(PromptTask):
             "oracle": oracle.worths(graded, most),
         }
 
-    def _details(self, choice: Choice, graded: Graded) -> Mapping[str, Sequence[object]]:
+    def _details(self, choice: Choice, graded: GradedSamples) -> Mapping[str, Sequence[object]]:
         """What else is kept of each prompt."""
-        by_size = {str(n): choice.worths(graded, n) for n in sizes(self.samples)}
+        by_size = {str(n): choice.worths(graded, n) for n in powers_of_two(self.samples)}
         return {
             "right": [{n: worths[place] for n, worths in by_size.items()} for place in range(len(graded.worths))],
             "answers": self.said(graded.samples),
@@ -120,7 +122,7 @@ def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Sampl
     places = [place for place, mine in enumerate(samples.of) for _ in mine]
     asked = grader.prompts.select(places)
     scorer.to(next(eval_model.model.parameters()).device)
-    with clocked() as clock:
+    with timed() as clock:
         total_B = scorer(asked.texts, [one.text for mine in samples.of for one in mine], asked.columns).total_B
     scores = iter(nan_to_none(total_B))
     return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.of), clock.seconds)

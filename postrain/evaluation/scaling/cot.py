@@ -23,10 +23,10 @@ from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.prompt import Prompt, Prompts
 from postrain.evaluation.accuracy import calibration_error
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.scaling.answers import certainty, read
-from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, gains, point
+from postrain.evaluation.scaling.answers import answer_probability, extract_answer
+from postrain.evaluation.scaling.grader import GradedSamples, Grader, PromptTask, gains, point
 from postrain.evaluation.scaling.samples import Sample, draw
-from postrain.evaluation.task import EvalModel, EvalResult, Point
+from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Count
 from postrain.world import sums
@@ -39,7 +39,7 @@ NO_EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Way:
+class PromptVariant:
     """One way to ask."""
 
     name: str
@@ -53,7 +53,7 @@ class Way:
 class Found:
     """What came of a way to ask."""
 
-    graded: Graded
+    graded: GradedSamples
     said: list[str | None]
     sure: list[float | None]
     """The probability of each answer; None where there is none."""
@@ -82,11 +82,11 @@ class ChainOfThought(PromptTask):
     greedy: bool = True
     """Whether the likeliest answer is looked at, or one sample."""
 
-    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+    def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         ways = list(self._ways(eval_model, grader))
         fitting = [way for way in ways if self._fits(eval_model, way.prompts)]
         found = {way.name: self._found(eval_model, grader, way) for way in fitting}
-        curves: dict[str, tuple[Point, ...]] = {}
+        curves: dict[str, tuple[ScalingPoint, ...]] = {}
         for way in fitting:
             curves[way.curve] = (*curves.get(way.curve, ()), self._point(way, found[way.name].graded))
         too_long = [way.label for way in ways if way not in fitting]
@@ -108,38 +108,40 @@ class ChainOfThought(PromptTask):
             ),
         )
 
-    def _ways(self, eval_model: EvalModel, grader: Grader) -> Iterator[Way]:
+    def _ways(self, eval_model: EvalModel, grader: Grader) -> Iterator[PromptVariant]:
         asked = questions(grader)
-        yield Way("as_it_stands", "as it stands", "as it stands", grader.prompts)
+        yield PromptVariant("as_it_stands", "as it stands", "as it stands", grader.prompts)
         for name, curve, text in ((DIRECT, "direct", self.direct), ("zero_shot", "zero-shot", self.zero_shot)):
-            yield Way(
-                name, curve, curve, written(eval_model, grader.prompts, [followed(turns, text) for turns in asked])
+            yield PromptVariant(
+                name, curve, curve, rephrased(eval_model, grader.prompts, [with_suffix(turns, text) for turns in asked])
             )
         pool = worked_examples(eval_model, grader, self.worked)
         for k in self.shots if pool else ():
             label = f"few-shot, {k} example{'s' if k > 1 else ''}"
-            before = [shown(pool, k, derive_seed(eval_model.seed, "shots", place)) for place in range(len(asked))]
+            before = [
+                few_shot_turns(pool, k, derive_seed(eval_model.seed, "shots", place)) for place in range(len(asked))
+            ]
             turns = [(*examples, *question) for examples, question in zip(before, asked, strict=True)]
-            yield Way(f"few_shot_{k}", "few-shot", label, written(eval_model, grader.prompts, turns))
+            yield PromptVariant(f"few_shot_{k}", "few-shot", label, rephrased(eval_model, grader.prompts, turns))
 
     def _fits(self, eval_model: EvalModel, prompts: Prompts) -> bool:
         needed = eval_model.engine.sampling.max_new_tokens + eval_model.environment.room
         return max(map(len, prompts.ids)) + needed <= eval_model.context
 
-    def _found(self, eval_model: EvalModel, grader: Grader, way: Way) -> Found:
-        graded = grader.grade(draw(eval_model, way.prompts, 1, "chain of thought", likeliest=self.greedy))
+    def _found(self, eval_model: EvalModel, grader: Grader, way: PromptVariant) -> Found:
+        graded = grader.grade(draw(eval_model, way.prompts, 1, "chain of thought", greedy=self.greedy))
         (said,) = zip(*self.said(graded.samples), strict=True)
         return Found(graded, list(said), [self._sure(eval_model, mine[0]) for mine in graded.samples.of])
 
     def _sure(self, eval_model: EvalModel, one: Sample) -> float | None:
-        answer = read(one.text, self.answers)
-        return certainty(answer, one.ids, one.logps, eval_model.template.decode) if answer else None
+        answer = extract_answer(one.text, self.answers)
+        return answer_probability(answer, one.ids, one.logps, eval_model.template.decode) if answer else None
 
-    def _point(self, way: Way, graded: Graded) -> Point:
+    def _point(self, way: PromptVariant, graded: GradedSamples) -> ScalingPoint:
         samples = graded.samples
         return point(way.label, graded.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
 
-    def _metrics(self, way: Way, found: Found, direct: Found | None) -> Mapping[str, Estimate]:
+    def _metrics(self, way: PromptVariant, found: Found, direct: Found | None) -> Mapping[str, Estimate]:
         right = found.graded.firsts()
         metrics = {
             "accuracy": Estimate.of(right),
@@ -182,19 +184,19 @@ def questions(grader: Grader) -> list[Messages]:
     return [held_out[row] for row in grader.prompts.row_ids]
 
 
-def followed(turns: Messages, text: str) -> Messages:
+def with_suffix(turns: Messages, text: str) -> Messages:
     """The question with a text after it."""
     *earlier, last = turns
     return (*earlier, Message(last.role, f"{last.content} {text}"))
 
 
-def written(eval_model: EvalModel, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
+def rephrased(eval_model: EvalModel, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
     """The prompts with another wording; the judge still sees the original question."""
     rows = zip(turns, prompts.row_ids, strict=True)
     return replace(prompts, ids=tuple(eval_model.template.encode_prompt(asked, row=row) for asked, row in rows))
 
 
-def shown(pool: Sequence[Messages], k: int, seed: int) -> Messages:
+def few_shot_turns(pool: Sequence[Messages], k: int, seed: int) -> Messages:
     """The turns of k examples, drawn by the seed; fewer are the first of more."""
     order = random.Random(seed).sample(range(len(pool)), len(pool))
     return tuple(turn for place in order[:k] for turn in pool[place])
@@ -211,7 +213,7 @@ def worked_examples(eval_model: EvalModel, grader: Grader, column: str | None) -
             )
         return [(*record.prompt, Message("assistant", str(record.columns[column]))) for record in asked]
     if all(record.columns.get("category") == "sums" for record in asked):
-        return [summed(plain_text(record.prompt)) for record in asked]
+        return [worked_sum(plain_text(record.prompt)) for record in asked]
     try:
         train = eval_model.data_as("Demonstration").records.train
     except ConfigError:
@@ -219,6 +221,6 @@ def worked_examples(eval_model: EvalModel, grader: Grader, column: str | None) -
     return [record.messages for record in train if isinstance(record, Demonstration)]
 
 
-def summed(question: str) -> Messages:
+def worked_sum(question: str) -> Messages:
     """A sum of the world with its steps."""
     return (*user(question), Message("assistant", " " + " ".join(sums.chain(sums.terms_of(question)))))

@@ -18,29 +18,29 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.evaluation.accuracy import reaches
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.scaling.answers import Kind, read
-from postrain.evaluation.scaling.samples import Samples, check_random, draw
-from postrain.evaluation.task import EvalModel, EvalResult, Point
+from postrain.evaluation.scaling.answers import Kind, extract_answer
+from postrain.evaluation.scaling.samples import Samples, check_temperature, draw
+from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.rewards.base import Reward, is_model_based, nan_to_none
 from postrain.rewards.text import exact, last_number, numeric
 from postrain.types import ConfigError, Count, Sampling
 
-Marker = Callable[[Prompts, Sequence[str]], Sequence[float | None]]
+GradeFunction = Callable[[Prompts, Sequence[str]], Sequence[float | None]]
 """What each completion is worth, mostly 1 or 0; None where that cannot be told."""
 Source = Literal["reward", "answer", "gold"]
 
 
-class Unsuited(Exception):
+class NotApplicable(Exception):
     """The data or the model lacks what a measure needs; says what, in a line."""
 
 
 @dataclass(frozen=True)
-class Graded:
+class GradedSamples:
     """Completions and what they are worth, by prompt."""
 
     samples: Samples
     worths: tuple[tuple[float, ...], ...]
-    unjudged: int
+    ungraded: int
     """Completions that nobody could judge; they count as wrong."""
 
     def firsts(self) -> list[float]:
@@ -54,23 +54,23 @@ class Grader:
 
     data: DataModule
     prompts: Prompts
-    marker: Marker
+    marker: GradeFunction
     by: Source
     """Who says what is right."""
     says: str
     """What counts as right, for a person."""
 
-    def grade(self, samples: Samples) -> Graded:
+    def grade(self, samples: Samples) -> GradedSamples:
         """What completions of the prompts are worth; all are judged together."""
         places = [place for place, mine in enumerate(samples.of) for _ in mine]
         found = self.marker(self.prompts.select(places), [one.text for mine in samples.of for one in mine])
         worths = iter([0.0 if worth is None else float(worth) for worth in found])
         graded = tuple(tuple(next(worths) for _ in mine) for mine in samples.of)
-        return Graded(samples, graded, sum(worth is None for worth in found))
+        return GradedSamples(samples, graded, sum(worth is None for worth in found))
 
-    def greedy(self, eval_model: EvalModel, purpose: str) -> Graded:
+    def greedy(self, eval_model: EvalModel, purpose: str) -> GradedSamples:
         """The likeliest completion of each prompt."""
-        return self.grade(draw(eval_model, self.prompts, 1, purpose, likeliest=True))
+        return self.grade(draw(eval_model, self.prompts, 1, purpose, greedy=True))
 
     def example(self, eval_model: EvalModel) -> str:
         """The first prompt as the model is given it."""
@@ -81,11 +81,11 @@ class Grader:
         rows = zip(self.prompts.row_ids, self.prompts.texts, *columns.values(), strict=True)
         return tuple(dict(zip(("row", "prompt", *columns), row, strict=True)) for row in rows)
 
-    def notes(self, *graded: Graded) -> tuple[str, ...]:
+    def notes(self, *graded: GradedSamples) -> tuple[str, ...]:
         """What a reader must know of these completions' worth."""
-        unjudged, total = sum(one.unjudged for one in graded), sum(len(mine) for one in graded for mine in one.worths)
-        left_out = f"{unjudged} of {total} completions could not be judged and count as wrong"
-        return (self.says, left_out) if unjudged else (self.says,)
+        ungraded, total = sum(one.ungraded for one in graded), sum(len(mine) for one in graded for mine in one.worths)
+        left_out = f"{ungraded} of {total} completions could not be judged and count as wrong"
+        return (self.says, left_out) if ungraded else (self.says,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +110,29 @@ class PromptTask(ABC):
         """See `EvalTask`."""
         self.check(eval_model.engine.sampling)
         try:
-            return self.measured(eval_model, self._grader(eval_model))
-        except Unsuited as reason:
+            return self.run(eval_model, self._grader(eval_model))
+        except NotApplicable as reason:
             return EvalResult(metrics={}, notes=(str(reason),))
 
     def check(self, sampling: Sampling) -> None:
         """See `PreflightCheck`."""
         if self.random:
-            check_random(sampling)
+            check_temperature(sampling)
 
     @abstractmethod
-    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
-        """What was found; raises Unsuited where something is missing."""
+    def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+        """What was found; raises NotApplicable where something is missing."""
 
     def said(self, samples: Samples) -> list[list[str | None]]:
         """The answer of each completion, by prompt."""
-        found = [[read(one.text, self.answers) for one in mine] for mine in samples.of]
+        found = [[extract_answer(one.text, self.answers) for one in mine] for mine in samples.of]
         return [[None if answer is None else answer.said for answer in mine] for mine in found]
 
     def _grader(self, eval_model: EvalModel) -> Grader:
         try:
             data = eval_model.data_as("Prompt")
         except ConfigError as error:
-            raise Unsuited(f"needs data that can be seen as prompts ({error})") from None
+            raise NotApplicable(f"needs data that can be seen as prompts ({error})") from None
         prompts = data.eval_prompts(self.prompts)
         known: dict[Source, bool] = {
             "reward": eval_model.reward is not None,
@@ -147,7 +147,7 @@ class PromptTask(ABC):
         ]
         chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
         if chosen is None or not known[chosen]:
-            raise Unsuited(
+            raise NotApplicable(
                 f"right={self.right}: nothing says which completions are right; choose a reward that verifies them "
                 "(reward=answer), or data with a column answer or gold scores"
             )
@@ -157,12 +157,12 @@ class PromptTask(ABC):
         answer = columns.get("answer")
         return answer is not None and (self.answers == "text" or last_number(str(answer)) is not None)
 
-    def _marker(self, source: Source, reward: Reward | None, data: DataModule) -> Marker:
+    def _marker(self, source: Source, reward: Reward | None, data: DataModule) -> GradeFunction:
         if source == "answer":
             compare = numeric if self.answers == "number" else exact
             return lambda prompts, said: compare(said, [columns["answer"] for columns in prompts.columns])
         if source == "gold":
-            return lambda prompts, said: self._reached(gold_worths(data, prompts, said))
+            return lambda prompts, said: self._reached(gold_correctness(data, prompts, said))
         assert reward is not None
         return lambda prompts, said: self._reached(nan_to_none(reward(prompts.texts, said, prompts.columns).total_B))
 
@@ -178,7 +178,7 @@ class PromptTask(ABC):
         return f"accuracy: mean {what}" if self.threshold is None else f"accuracy: {what} of {self.threshold:g} or more"
 
 
-def gold_worths(data: DataModule, prompts: Prompts, completions: Sequence[str]) -> list[float]:
+def gold_correctness(data: DataModule, prompts: Prompts, completions: Sequence[str]) -> list[float]:
     """Whether each completion is correct, where the gold score knows right and wrong, and else its total."""
     assert data.gold_score is not None
     rows = zip(prompts.texts, completions, prompts.columns, strict=True)
@@ -199,12 +199,14 @@ def gains(values: Sequence[float], base: Sequence[float]) -> list[float]:
     return [value - before for value, before in zip(values, base, strict=True)]
 
 
-def likeliest(greedy: Graded) -> Point:
+def greedy_point(greedy: GradedSamples) -> ScalingPoint:
     """The point of greedy decoding, which every other way has to beat."""
     samples = greedy.samples
     return point("greedy", greedy.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
 
 
-def point(label: str, values: Sequence[float], *, tokens: float, seconds: float, kl: float | None = None) -> Point:
+def point(
+    label: str, values: Sequence[float], *, tokens: float, seconds: float, kl: float | None = None
+) -> ScalingPoint:
     """A point of a curve from each prompt's worth."""
-    return Point(label=label, tokens=tokens, seconds=seconds, score=Estimate.of(values), kl=kl)
+    return ScalingPoint(label=label, tokens=tokens, seconds=seconds, score=Estimate.of(values), kl=kl)

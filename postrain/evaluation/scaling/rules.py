@@ -17,12 +17,12 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def sizes(most: int) -> tuple[int, ...]:
+def powers_of_two(most: int) -> tuple[int, ...]:
     """1, 2, 4, ... up to `most`, which is at least 1."""
     return tuple(2**power for power in range(most.bit_length()))
 
 
-def expected_best(scores: Sequence[float | None], worths: Sequence[float], n: int) -> float:
+def expected_best_of_n(scores: Sequence[float | None], worths: Sequence[float], n: int) -> float:
     """The worth of the best-scored of n samples, expected over all subsets of size n of those there are.
 
     Of G samples, s score better than a value that m have: the best of n has it with probability
@@ -51,7 +51,7 @@ class Vote:
     """Of all samples, those without an answer included; 0 where none has one."""
 
 
-def majority(answers: Sequence[Hashable | None], weights: Sequence[float]) -> Vote:
+def majority_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) -> Vote:
     """The most frequent answer (Wang et al. 2022, self-consistency); of equally frequent ones that with the larger sum
     of weights, then the one said first. None is no answer and has no vote."""
     votes: dict[Hashable, list[int]] = {}
@@ -64,7 +64,7 @@ def majority(answers: Sequence[Hashable | None], weights: Sequence[float]) -> Vo
     return Vote(won[0], len(won) / len(answers))
 
 
-def beams(scores: Sequence[float], states: Sequence[Hashable], width: int) -> list[int]:
+def top_states(scores: Sequence[float], states: Sequence[Hashable], width: int) -> list[int]:
     """The places of the `width` best-scored different states, best first; of equal scores the first."""
     first: dict[Hashable, int] = {}
     for place, state in enumerate(states):
@@ -72,6 +72,6 @@ def beams(scores: Sequence[float], states: Sequence[Hashable], width: int) -> li
     return sorted(first.values(), key=lambda place: -scores[place])[:width]
 
 
-def final(scores: Sequence[float], ended: Sequence[bool]) -> int:
+def final_state(scores: Sequence[float], ended: Sequence[bool]) -> int:
     """The place a search ends with: the best-scored of those that have come to an end, or else of all."""
     return max(range(len(scores)), key=lambda place: (ended[place], scores[place]))

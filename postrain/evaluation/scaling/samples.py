@@ -14,7 +14,7 @@ from statistics import fmean
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.task import EvalModel
-from postrain.rollout.engine import greedy
+from postrain.rollout.engine import greedy as greedy_engine
 from postrain.rollout.turns import Rollout, roll_out
 from postrain.seeds import derive_seed
 from postrain.types import ConfigError, Sampling
@@ -57,21 +57,21 @@ class Samples:
 
 
 @dataclass
-class Clock:
+class Timer:
     """Seconds spent inside a block."""
 
     seconds: float = 0.0
 
 
 @contextmanager
-def clocked() -> Iterator[Clock]:
+def timed() -> Iterator[Timer]:
     """How long the block takes, once it is over."""
-    clock, start = Clock(), time.perf_counter()
+    clock, start = Timer(), time.perf_counter()
     yield clock
     clock.seconds = time.perf_counter() - start
 
 
-def check_random(sampling: Sampling) -> None:
+def check_temperature(sampling: Sampling) -> None:
     """Raises ConfigError where samples of a prompt would all be the same."""
     if sampling.temperature == 0:
         raise ConfigError(
@@ -80,15 +80,15 @@ def check_random(sampling: Sampling) -> None:
         )
 
 
-def draw(eval_model: EvalModel, prompts: Prompts, count: int, purpose: str, *, likeliest: bool = False) -> Samples:
-    """`count` completions of each prompt; `likeliest` takes the likeliest token at each step."""
+def draw(eval_model: EvalModel, prompts: Prompts, count: int, purpose: str, *, greedy: bool = False) -> Samples:
+    """`count` completions of each prompt; `greedy` takes the likeliest token at each step."""
     places = [place for place in range(len(prompts)) for _ in range(count)]
     seeds = [
         derive_seed(eval_model.seed, purpose, place, number) for place in range(len(prompts)) for number in range(count)
     ]
-    with clocked() as clock:
+    with timed() as clock:
         rollouts = roll_out(
-            greedy(eval_model.engine) if likeliest else eval_model.engine,
+            greedy_engine(eval_model.engine) if greedy else eval_model.engine,
             eval_model.model,
             eval_model.template,
             prompts.select(places),

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.scaling.grader import Graded, Grader, estimates, gains, likeliest, point
-from postrain.evaluation.scaling.rules import beams, best_of_n_kl, expected_best, final
-from postrain.evaluation.scaling.samples import Sample, Samples, clocked, draw
-from postrain.evaluation.task import EvalModel, EvalResult, Point
+from postrain.evaluation.scaling.grader import GradedSamples, Grader, estimates, gains, greedy_point, point
+from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best_of_n, final_state, top_states
+from postrain.evaluation.scaling.samples import Sample, Samples, draw, timed
+from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.seeds import derive_seed
 from postrain.types import Completion, Stop
 
@@ -73,26 +73,26 @@ def search(eval_model: EvalModel, prompts: Prompts, plan: Plan, value: Value, pu
     """The best completion that each search finds, with all tokens that it sampled."""
     kept: list[list[State]] = [[State()] for _ in range(len(prompts))]
     spent = [0] * len(prompts)
-    with clocked() as clock:
+    with timed() as clock:
         for level in range(plan.depth):
             branches = _branches(eval_model, kept, plan, level, purpose)
             if not branches:
                 break
             made = _continued(eval_model, prompts, branches, plan.ends)
-            scores = valued(value, [branch.place for branch in branches], [state.text for state in made])
+            scores = state_values(value, [branch.place for branch in branches], [state.text for state in made])
             found: list[list[State]] = [[state for state in mine if state.ended] for mine in kept]
             for branch, state, score in zip(branches, made, scores, strict=True):
                 spent[branch.place] += len(state.ids) - len(branch.state.ids)
                 found[branch.place].append(state if score is None else replace(state, score=score))
             kept = [_best(mine, plan.width) for mine in found]
-    chosen = [mine[final([state.score for state in mine], [state.ended for state in mine])] for mine in kept]
+    chosen = [mine[final_state([state.score for state in mine], [state.ended for state in mine])] for mine in kept]
     pairs = zip(chosen, spent, strict=True)
     return Samples(
         tuple((Sample(state.text, tokens, tuple(state.ids.tolist())),) for state, tokens in pairs), clock.seconds
     )
 
 
-def valued(value: Value, places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
+def state_values(value: Value, places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
     """The value of each text, equal ones of a prompt valued once: samples repeat each other, and models read slowly."""
     pairs = list(zip(places, texts, strict=True))
     different = list(dict.fromkeys(pairs))
@@ -144,7 +144,7 @@ def _longer(eval_model: EvalModel, state: State, completion: Completion, limit: 
 
 def _best(states: Sequence[State], width: int) -> list[State]:
     """The beginnings that are kept; of those with the same text, ended or not, one."""
-    places = beams([state.score for state in states], [(state.text, state.ended) for state in states], width)
+    places = top_states([state.score for state in states], [(state.text, state.ended) for state in states], width)
     return [states[place] for place in places]
 
 
@@ -152,14 +152,14 @@ def _best(states: Sequence[State], width: int) -> list[State]:
 class Baseline:
     """Whole completions, chosen by the value of a search."""
 
-    graded: Graded
+    graded: GradedSamples
     scores: tuple[tuple[float | None, ...], ...]
     seconds: float
     """That valuing all of them took."""
 
     def worths(self, n: int) -> list[float]:
         """Of the best of n, by prompt."""
-        return [expected_best(*pair, n) for pair in zip(self.scores, self.graded.worths, strict=True)]
+        return [expected_best_of_n(*pair, n) for pair in zip(self.scores, self.graded.worths, strict=True)]
 
     def seconds_of(self, n: int) -> float:
         """For the best of n of a prompt."""
@@ -167,7 +167,7 @@ class Baseline:
         return samples.share(n) + self.seconds * n / sum(map(len, samples.of))
 
 
-def result(
+def compare_with_best_of_n(
     eval_model: EvalModel, grader: Grader, value: Value, plans: Mapping[str, Plan], name: str, notes: Sequence[str] = ()
 ) -> EvalResult:
     """The searches by their labels, the widest last; `name` is what they are called together."""
@@ -180,7 +180,7 @@ def result(
     greedy = grader.greedy(eval_model, name)
     each = fmean(one.samples.tokens())
     same = {label: max(1, round(fmean(graded.samples.tokens()) / each)) for label, graded in found.items()}
-    baseline = drawn(eval_model, grader, value, max(same.values()), f"{name} baseline")
+    baseline = draw_baseline(eval_model, grader, value, max(same.values()), f"{name} baseline")
     widest, most = list(found.values())[-1], list(same.values())[-1]
     columns = {
         "accuracy": widest.firsts(),
@@ -193,25 +193,25 @@ def result(
     return EvalResult(
         metrics=estimates(columns) | {"tokens": Estimate.mean(widest.samples.tokens(), 0)},
         example=grader.example(eval_model),
-        records=grader.records({**columns, **details(found)}),
+        records=grader.records({**columns, **search_details(found)}),
         curves=curves(name, found, same, baseline, greedy),
         notes=(*grader.notes(baseline.graded, greedy, *found.values()), *notes),
     )
 
 
-def drawn(eval_model: EvalModel, grader: Grader, value: Value, count: int, purpose: str) -> Baseline:
+def draw_baseline(eval_model: EvalModel, grader: Grader, value: Value, count: int, purpose: str) -> Baseline:
     """`count` whole completions of each prompt, valued as if a search had written them."""
     graded = grader.grade(draw(eval_model, grader.prompts, count, purpose))
     places = [place for place in range(len(grader.prompts)) for _ in range(count)]
-    with clocked() as clock:
-        scores = valued(value, places, [one.text for mine in graded.samples.of for one in mine])
+    with timed() as clock:
+        scores = state_values(value, places, [one.text for mine in graded.samples.of for one in mine])
     by_prompt = tuple(tuple(scores[at : at + count]) for at in range(0, len(scores), count))
     return Baseline(graded, by_prompt, clock.seconds)
 
 
 def curves(
-    name: str, found: Mapping[str, Graded], same: Mapping[str, int], baseline: Baseline, greedy: Graded
-) -> dict[str, tuple[Point, ...]]:
+    name: str, found: Mapping[str, GradedSamples], same: Mapping[str, int], baseline: Baseline, greedy: GradedSamples
+) -> dict[str, tuple[ScalingPoint, ...]]:
     """The searches, best-of-n for as many tokens, and the likeliest completion."""
     each = fmean(baseline.graded.samples.tokens())
     searched = tuple(
@@ -222,10 +222,10 @@ def curves(
         point(f"best of {n}", baseline.worths(n), tokens=n * each, seconds=baseline.seconds_of(n), kl=best_of_n_kl(n))
         for n in sorted({1, *same.values()})
     )
-    return {name: searched, "best of n, same value": chosen, "greedy": (likeliest(greedy),)}
+    return {name: searched, "best of n, same value": chosen, "greedy": (greedy_point(greedy),)}
 
 
-def details(found: Mapping[str, Graded]) -> dict[str, Sequence[object]]:
+def search_details(found: Mapping[str, GradedSamples]) -> dict[str, Sequence[object]]:
     """What else is kept of each prompt: what each search found, and whether it is right."""
     prompts = range(len(next(iter(found.values())).worths))
     return {

@@ -14,15 +14,15 @@ from statistics import fmean
 
 from postrain.evaluation.accuracy import calibration_error
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.scaling.grader import Graded, Grader, PromptTask, estimates, gains, likeliest, point
-from postrain.evaluation.scaling.rules import majority, sizes
+from postrain.evaluation.scaling.grader import GradedSamples, Grader, PromptTask, estimates, gains, greedy_point, point
+from postrain.evaluation.scaling.rules import majority_vote, powers_of_two
 from postrain.evaluation.scaling.samples import Sample, draw
-from postrain.evaluation.task import EvalModel, EvalResult, Point
+from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.types import Size
 
 
 @dataclass(frozen=True)
-class Elected:
+class MajorityAnswer:
     """What one group of samples agreed on."""
 
     worth: float
@@ -38,12 +38,12 @@ class SelfConsistency(PromptTask):
     samples: Size = 16
     """Completions of each prompt."""
 
-    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+    def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         graded = grader.grade(draw(eval_model, grader.prompts, self.samples, "self-consistency"))
         greedy = grader.greedy(eval_model, "self-consistency")
-        elected = {n: self._elected(graded, n) for n in sizes(self.samples)}
+        elected = {n: self._elected(graded, n) for n in powers_of_two(self.samples)}
         worths = {n: [fmean(one.worth for one in groups) for groups in found] for n, found in elected.items()}
-        most = sizes(self.samples)[-1]
+        most = powers_of_two(self.samples)[-1]
         columns = {
             "accuracy": worths[most],
             "one_sample": worths[1],
@@ -66,34 +66,34 @@ class SelfConsistency(PromptTask):
                     "answers": self.said(graded.samples),
                 }
             ),
-            curves={"self-consistency": self._curve(graded, worths), "greedy": (likeliest(greedy),)},
+            curves={"self-consistency": self._curve(graded, worths), "greedy": (greedy_point(greedy),)},
             notes=(*grader.notes(graded, greedy), *self._unread(graded)),
         )
 
-    def _elected(self, graded: Graded, n: int) -> list[list[Elected]]:
+    def _elected(self, graded: GradedSamples, n: int) -> list[list[MajorityAnswer]]:
         """What each whole group of n samples agreed on, by prompt."""
         starts = range(0, self.samples - n + 1, n)
         rows = zip(graded.samples.of, graded.worths, self.said(graded.samples), strict=True)
         return [
-            [elect(samples[at : at + n], worths[at : at + n], said[at : at + n]) for at in starts]
+            [vote_of(samples[at : at + n], worths[at : at + n], said[at : at + n]) for at in starts]
             for samples, worths, said in rows
         ]
 
-    def _curve(self, graded: Graded, worths: dict[int, list[float]]) -> tuple[Point, ...]:
+    def _curve(self, graded: GradedSamples, worths: dict[int, list[float]]) -> tuple[ScalingPoint, ...]:
         each = fmean(graded.samples.tokens())
         return tuple(
             point(f"majority of {n}", values, tokens=n * each, seconds=graded.samples.share(n))
             for n, values in worths.items()
         )
 
-    def _unread(self, graded: Graded) -> list[str]:
+    def _unread(self, graded: GradedSamples) -> list[str]:
         answers = list(chain.from_iterable(self.said(graded.samples)))
         without = sum(answer is None for answer in answers)
         return [f"{without} of {len(answers)} completions give no {self.answers} and have no vote"] if without else []
 
 
-def elect(samples: tuple[Sample, ...], worths: tuple[float, ...], said: list[str | None]) -> Elected:
+def vote_of(samples: tuple[Sample, ...], worths: tuple[float, ...], said: list[str | None]) -> MajorityAnswer:
     """The majority of a group; of equally frequent answers the likelier: each completion weighs as much as a token of
     it is likely, in the geometric mean."""
-    won = majority(said, [exp(one.logprob) for one in samples])
-    return Elected(worths[won.place] if won.share else 0.0, won.share, said[won.place])
+    won = majority_vote(said, [exp(one.logprob) for one in samples])
+    return MajorityAnswer(worths[won.place] if won.share else 0.0, won.share, said[won.place])

@@ -20,8 +20,8 @@ from torch import Tensor
 from postrain.data.conversation import user
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.scaling.beam import Aggregate, StepScorer, step_scorer, step_value
-from postrain.evaluation.scaling.grader import Grader, PromptTask, Unsuited
-from postrain.evaluation.scaling.search import Plan, Value, result
+from postrain.evaluation.scaling.grader import Grader, NotApplicable, PromptTask
+from postrain.evaluation.scaling.search import Plan, Value, compare_with_best_of_n
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.scoring import in_micro_batches, score
 from postrain.types import Count, Rows
@@ -35,7 +35,7 @@ ASKED = "value=model: P(yes) against P(no) to the question, which a base model m
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree(PromptTask):
+class TreeOfThoughts(PromptTask):
     """Accuracy of breadth-first search over thoughts, for several breadths."""
 
     breadths: tuple[Count, ...] = (1, 2, 5)
@@ -56,13 +56,15 @@ class Tree(PromptTask):
     scorer: StepScorer | None = None
     """For value=process: the process reward model; null is the evaluation's own reward."""
 
-    def measured(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
+    def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         plans = {
             f"breadth {breadth}": Plan(breadth, self.proposals, self.depth, self.ends)
             for breadth in sorted(self.breadths)
         }
         notes = {"gold": (TOLD,), "model": (ASKED,)}.get(self.value, ())
-        return result(eval_model, grader, self._value(eval_model, grader.prompts), plans, "tree of thoughts", notes)
+        return compare_with_best_of_n(
+            eval_model, grader, self._value(eval_model, grader.prompts), plans, "tree of thoughts", notes
+        )
 
     def _value(self, eval_model: EvalModel, prompts: Prompts) -> Value:
         if self.value == "model":
@@ -70,7 +72,7 @@ class Tree(PromptTask):
         if self.value == "process":
             return step_value(step_scorer(self.scorer, eval_model), prompts, self.aggregate)
         if any(columns.get("category") != "sums" for columns in prompts.columns):
-            raise Unsuited("value=gold checks the world's sums; use data=world_sums, or value=model or process")
+            raise NotApplicable("value=gold checks the world's sums; use data=world_sums, or value=model or process")
         return gold_value(prompts)
 
 
@@ -98,12 +100,12 @@ def model_value(eval_model: EvalModel, prompts: Prompts, question: str) -> Value
             question.replace("{prompt}", prompts.texts[place]).replace("{steps}", text)
             for place, text in zip(places, texts, strict=True)
         ]
-        return agreement(eval_model, asked)
+        return yes_probabilities(eval_model, asked)
 
     return value
 
 
-def agreement(eval_model: EvalModel, asked: Sequence[str]) -> list[float | None]:
+def yes_probabilities(eval_model: EvalModel, asked: Sequence[str]) -> list[float | None]:
     """How much the model says yes rather than no to each question; None where one does not fit its context."""
     rows = [_answered(eval_model, question, word) for question in asked for word in WORDS]
     fitting = [place for place, (ids, _) in enumerate(rows) if len(ids) <= eval_model.context]

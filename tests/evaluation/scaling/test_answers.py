@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from postrain.evaluation.scaling.answers import Answer, certainty, read
+from postrain.evaluation.scaling.answers import Answer, answer_probability, extract_answer
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from postrain.evaluation.scaling.answers import Answer, certainty, read
     ],
 )
 def test_answers_are_read_with_their_place(text, kind, said, span):
-    found = read(text, kind)
+    found = extract_answer(text, kind)
     if said is None:
         assert found is None
     else:
@@ -36,9 +36,9 @@ def test_answers_are_read_with_their_place(text, kind, said, span):
 def test_certainty_is_that_of_the_tokens_that_write_the_answer():
     pieces = ["The", " answer is", " 1", "2", "."]
     logps = [math.log(p) for p in (0.1, 0.2, 0.5, 0.8, 0.3)]
-    answer = read("".join(pieces), "number")
+    answer = extract_answer("".join(pieces), "number")
     assert answer is not None
     assert answer == Answer("12", 14, 16)
-    found = certainty(answer, range(5), logps, lambda ids: "".join(pieces[place] for place in ids))
+    found = answer_probability(answer, range(5), logps, lambda ids: "".join(pieces[place] for place in ids))
     # p(" 1") · p("2") = 0.5 · 0.8
     assert found == pytest.approx(0.4)

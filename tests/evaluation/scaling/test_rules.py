@@ -8,7 +8,15 @@ from statistics import fmean
 
 import pytest
 
-from postrain.evaluation.scaling.rules import Vote, beams, best_of_n_kl, expected_best, final, majority, sizes
+from postrain.evaluation.scaling.rules import (
+    Vote,
+    best_of_n_kl,
+    expected_best_of_n,
+    final_state,
+    majority_vote,
+    powers_of_two,
+    top_states,
+)
 
 SCORES = (0.3, None, 0.9, 0.3, 0.1, 0.9)
 WORTHS = (1.0, 0.0, 0.0, 0.0, 1.0, 1.0)
@@ -21,9 +29,9 @@ def test_kl_of_the_best_of_n():
 
 
 def test_sizes_are_powers_of_two():
-    assert sizes(1) == (1,)
-    assert sizes(16) == (1, 2, 4, 8, 16)
-    assert sizes(12) == (1, 2, 4, 8)
+    assert powers_of_two(1) == (1,)
+    assert powers_of_two(16) == (1, 2, 4, 8, 16)
+    assert powers_of_two(12) == (1, 2, 4, 8)
 
 
 def chosen_worth(places: tuple[int, ...]) -> float:
@@ -35,19 +43,19 @@ def chosen_worth(places: tuple[int, ...]) -> float:
 @pytest.mark.parametrize("n", range(1, 7))
 def test_best_of_n_is_the_mean_over_all_subsets(n):
     written_out = fmean(chosen_worth(places) for places in combinations(range(6), n))
-    assert expected_best(SCORES, WORTHS, n) == pytest.approx(written_out)
+    assert expected_best_of_n(SCORES, WORTHS, n) == pytest.approx(written_out)
 
 
 @pytest.mark.parametrize(("right", "total", "k"), [(0, 5, 2), (1, 5, 2), (3, 5, 2), (4, 16, 8), (5, 5, 1)])
 def test_chosen_by_what_is_right_it_is_pass_at_k(right, total, k):
     worths = [1.0] * right + [0.0] * (total - right)
     expected = 1 - math.comb(total - right, k) / math.comb(total, k)
-    assert expected_best(worths, worths, k) == pytest.approx(expected)
+    assert expected_best_of_n(worths, worths, k) == pytest.approx(expected)
 
 
 def test_one_right_of_five_is_among_two_in_two_fifths():
     # 1 − C(4, 2)/C(5, 2) = 1 − 6/10
-    assert expected_best([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], 2) == pytest.approx(0.4)
+    assert expected_best_of_n([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], 2) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
@@ -63,15 +71,15 @@ def test_one_right_of_five_is_among_two_in_two_fifths():
     ],
 )
 def test_the_majority_has_it(answers, weights, vote):
-    assert majority(tuple(answers), weights) == vote
+    assert majority_vote(tuple(answers), weights) == vote
 
 
 def test_the_best_different_states_are_kept_best_first():
-    assert beams([0.2, 0.9, 0.9, 0.5], ["a", "b", "b", "c"], 2) == [1, 3]
-    assert beams([0.2, 0.9, 0.9, 0.5], ["a", "b", "c", "d"], 2) == [1, 2]
-    assert beams([0.1], ["a"], 4) == [0]
+    assert top_states([0.2, 0.9, 0.9, 0.5], ["a", "b", "b", "c"], 2) == [1, 3]
+    assert top_states([0.2, 0.9, 0.9, 0.5], ["a", "b", "c", "d"], 2) == [1, 2]
+    assert top_states([0.1], ["a"], 4) == [0]
 
 
 def test_a_search_ends_with_what_has_ended():
-    assert final([0.9, 0.2, 0.4], [False, True, True]) == 2
-    assert final([0.9, 0.2], [False, False]) == 0
+    assert final_state([0.9, 0.2, 0.4], [False, True, True]) == 2
+    assert final_state([0.9, 0.2], [False, False]) == 0

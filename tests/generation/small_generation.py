@@ -16,7 +16,7 @@ def composed(*overrides: str) -> dict:
     return training_runs.composed(overrides, "generate")
 
 
-def generated(output: Path, *overrides: str) -> RunFolder:
+def run_generation(output: Path, *overrides: str) -> RunFolder:
     """One small generation; its folder."""
     before = set(output.glob("*/*/*"))
     execute(GENERATE, composed(*SMALL, *overrides, f"paths.output={output}"), overrides=list(overrides), group=None)
@@ -24,7 +24,7 @@ def generated(output: Path, *overrides: str) -> RunFolder:
     return RunFolder(made)
 
 
-def resumed(folder: RunFolder, *overrides: str) -> None:
+def resume_generation(folder: RunFolder, *overrides: str) -> None:
     """The same generation, gone on with."""
     config = composed(f"resume={folder.path}", *(f"++{override}" for override in overrides))
     execute(GENERATE, config, overrides=list(overrides), group=None)

@@ -22,12 +22,12 @@ Row = dict[str, Any]
 ROUNDING = 1e-6
 # Columns that a reader would take for a part of the row (data/layouts.py); `text` is the least of them, and `input` has
 # been used where it is text.
-TELLING = frozenset({name for part, names in PARTS.items() if part not in ("text", "input") for name in names})
-TELLING |= frozenset(OPINIONS)
+LAYOUT_COLUMNS = frozenset({name for part, names in PARTS.items() if part not in ("text", "input") for name in names})
+LAYOUT_COLUMNS |= frozenset(OPINIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class PromptCompletions:
     """A prompt and what a model wrote, in the order it was sampled."""
 
     row: int
@@ -48,16 +48,16 @@ class Answers:
     """Of the completions that came to an end, in order, where they were asked for."""
 
 
-class Keep(Protocol):
+class Selection(Protocol):
     """Makes rows of a prompt's completions."""
 
-    def __call__(self, answers: Answers) -> list[Row]:
+    def __call__(self, answers: PromptCompletions) -> list[Row]:
         """The rows to keep, of the scored completions that came to an end by themselves."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Top:
+class TopK:
     """Demonstrations: the best completions of each prompt."""
 
     count: Count | None = None
@@ -67,7 +67,7 @@ class Top:
     unique: bool = True
     """Of completions that say the same, one."""
 
-    def __call__(self, answers: Answers) -> list[Row]:
+    def __call__(self, answers: PromptCompletions) -> list[Row]:
         """The best first; of equal ones the first that was sampled."""
         kept = [(said, paid) for said, paid in _ranked(answers) if reaches(paid, self.at_least)]
         if self.unique:
@@ -79,13 +79,13 @@ class Top:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preferences:
+class PreferencePairs:
     """Pairs: the best completion of each prompt over the worst."""
 
     margin: Positive = 0.1
     """How much more reward the better one must have."""
 
-    def __call__(self, answers: Answers) -> list[Row]:
+    def __call__(self, answers: PromptCompletions) -> list[Row]:
         ranked = _ranked(answers)
         if not ranked or ranked[0][1] - ranked[-1][1] < self.margin - ROUNDING:
             return []
@@ -94,7 +94,7 @@ class Preferences:
             return []
         prompt = answers.columns.get("messages", answers.prompt)
         margin = round(most - least, 6)
-        return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin, **_about(answers)}]
+        return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin, **_columns_of(answers)}]
 
 
 PRINCIPLES = (
@@ -106,24 +106,24 @@ PRINCIPLES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Revisions:
+class RevisionPairs:
     """Pairs: what a completion became when the model criticised and rewrote it, over the completion. No reward."""
 
     principles: Annotated[tuple[str, ...], MinLen(1)] = PRINCIPLES
     """What makes a reply good, a sentence each. One is drawn for each completion, and the model asked where the reply
     falls short of it."""
 
-    def __call__(self, answers: Answers) -> list[Row]:
+    def __call__(self, answers: PromptCompletions) -> list[Row]:
         if len(answers.revisions) != sum(answers.finished):
             raise ConfigError("selection: these completions were sampled without revising them; start a new generation")
-        return preferences(answers.revisions, [_about(answers)] * len(answers.revisions))
+        return preferences(answers.revisions, [_columns_of(answers)] * len(answers.revisions))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing:
+class NoRows:
     """No rows: the completions are measured only."""
 
-    def __call__(self, answers: Answers) -> list[Row]:
+    def __call__(self, answers: PromptCompletions) -> list[Row]:
         return []
 
 
@@ -132,15 +132,15 @@ def reaches(reward: float, least: float | None) -> bool:
     return least is None or reward >= least - ROUNDING
 
 
-def _ranked(answers: Answers) -> list[tuple[str, float]]:
+def _ranked(answers: PromptCompletions) -> list[tuple[str, float]]:
     """Usable completions and their rewards, the best first."""
     found = zip(answers.completions, answers.rewards, answers.finished, strict=True)
     usable = [(said, paid) for said, paid, finished in found if finished and paid is not None]
     return sorted(usable, key=lambda pair: -pair[1])
 
 
-def _demonstration(answers: Answers, said: str, paid: float) -> Row:
-    about = {"reward": round(paid, 6), **_about(answers)}
+def _demonstration(answers: PromptCompletions, said: str, paid: float) -> Row:
+    about = {"reward": round(paid, 6), **_columns_of(answers)}
     turns = answers.columns.get("messages")
     if turns and turns[-1]["role"] == "assistant":
         # What the prompt has begun is continued, not learned.
@@ -150,7 +150,7 @@ def _demonstration(answers: Answers, said: str, paid: float) -> Row:
     return {"prompt": answers.prompt, "completion": said, **about}
 
 
-def _about(answers: Answers) -> Row:
+def _columns_of(answers: PromptCompletions) -> Row:
     """What a row says besides prompt and completion: where the prompt stood, and its columns."""
-    others = {name: value for name, value in answers.columns.items() if name not in TELLING}
+    others = {name: value for name, value in answers.columns.items() if name not in LAYOUT_COLUMNS}
     return {"row": answers.row, **others}

@@ -11,8 +11,8 @@ import torch
 
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, user
-from postrain.evaluation.scaling.cot import followed, shown, summed
-from postrain.evaluation.scaling.tree import agreement, partial_sum
+from postrain.evaluation.scaling.cot import few_shot_turns, with_suffix, worked_sum
+from postrain.evaluation.scaling.tree import partial_sum, yes_probabilities
 from postrain.models.loading import load_causal
 from postrain.rewards.base import WeightedSum, is_model_based
 from postrain.rewards.judge import Judge, SelfJudge
@@ -20,7 +20,7 @@ from postrain.rewards.reward_model import OutcomeRewardModel, ProcessRewardModel
 from postrain.types import ConfigError
 from postrain.world.sums import chain, terms_of
 from tests.engines import engine
-from tests.evaluation.scaling.asked import ANY, PROMPTS, Marks, eval_model, measure, nano, right_and_wrong, sums
+from tests.evaluation.scaling.scripted import ANY, PROMPTS, Marks, eval_model, measure, nano, right_and_wrong, sums
 
 END = "<|endoftext|>"
 SHALLOW = {
@@ -149,11 +149,11 @@ def test_completions_without_an_answer_have_no_vote():
 
 
 def test_examples_are_worked_turns_and_fewer_are_the_first_of_more():
-    pool = [summed("3 + 4 = ?"), summed("9 - 2 + 1 = ?"), summed("1 + 1 = ?")]
+    pool = [worked_sum("3 + 4 = ?"), worked_sum("9 - 2 + 1 = ?"), worked_sum("1 + 1 = ?")]
     assert pool[1] == (*user("9 - 2 + 1 = ?"), Message("assistant", " 9 - 2 = 7. 7 + 1 = 8. The answer is 8."))
-    assert shown(pool, 1, seed=3) == shown(pool, 3, seed=3)[:2]
-    assert {shown(pool, 1, seed=seed) for seed in range(9)} == set(pool)
-    assert followed(user("Why?"), "Think.") == user("Why? Think.")
+    assert few_shot_turns(pool, 1, seed=3) == few_shot_turns(pool, 3, seed=3)[:2]
+    assert {few_shot_turns(pool, 1, seed=seed) for seed in range(9)} == set(pool)
+    assert with_suffix(user("Why?"), "Think.") == user("Why? Think.")
 
 
 def test_every_way_to_ask_reaches_the_model_in_its_own_words():
@@ -317,7 +317,7 @@ def real():
 def test_a_judgement_is_plain_softmax_over_yes_and_no(real):
     template: Template = real.template
     asked = ["3 + 4 = 7.\nRight?", "word " * 600]
-    found = agreement(real, asked)
+    found = yes_probabilities(real, asked)
     assert found[1] is None
     ids = template.encode_prompt(user(asked[0]))
     logps = []

@@ -14,18 +14,18 @@ from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
 from postrain.data.repetition import distinct_n
 from postrain.evaluation.accuracy import Accuracy, Calibration, auroc, calibration_error
-from postrain.evaluation.completion_metrics import Divergence, GoldScores, Lengths, Repetition, Rewards, distinct
+from postrain.evaluation.completion_metrics import GoldScores, KLDivergence, Lengths, Repetition, Rewards, distinct
 from postrain.evaluation.completions import complete
 from postrain.evaluation.differences import differences
 from postrain.evaluation.estimate import T
-from postrain.evaluation.in_training import EvalModelFactory
-from postrain.evaluation.likelihood import Perplexity, PreferenceAccuracy, fact_record, others, spread
-from postrain.evaluation.win_rate import WinRate, points
+from postrain.evaluation.eval_model_factory import EvalModelFactory
+from postrain.evaluation.likelihood import Perplexity, PreferenceAccuracy, evenly_spaced, fact_record, rival_values
+from postrain.evaluation.win_rate import WinRate, win_points
 from postrain.models.reference import Reference
 from postrain.rewards.base import none_to_nan
 from postrain.types import ConfigError, RewardBatch, Sampling
 from postrain.world.facts import all_facts
-from tests.evaluation.fake_eval_model import asking, eval_model, gold
+from tests.evaluation.fake_eval_model import eval_model, gold, make_prompts
 from tests.methods.made import pairs, plain_logps, precise
 
 
@@ -82,7 +82,7 @@ def test_preferences_are_counted_by_sums_and_by_means_of_log_probabilities() -> 
         (PreferenceAccuracy(pairs=4), "needs preference pairs"),
         (Rewards(prompts=2), "needs a reward"),
         (GoldScores(prompts=2), "true worth"),
-        (Divergence(prompts=2), "reference=DIRECTORY"),
+        (KLDivergence(prompts=2), "reference=DIRECTORY"),
         (Accuracy(reward=Pays(), threshold=1, prompts=2), "column answer"),
         (Calibration(reward=Pays(), threshold=1, prompts=2), "column answer"),
     ],
@@ -99,15 +99,17 @@ def test_a_fact_is_known_where_its_statement_beats_every_rival() -> None:
     assert fact_record(grass, values, [-3.0, -4.0, -5.0])["fact_accuracy"] == 1
     assert fact_record(grass, values, [-3.0, -3.0, -5.0])["fact_accuracy"] == 0.5
     assert fact_record(grass, values, [-3.0, -4.0, -2.0])["likeliest"] == "blue"
-    assert grass.value not in others(grass)
-    assert spread(all_facts(), 10**6) == list(all_facts())
-    assert len({fact.relation for fact in spread(all_facts(), 24)}) == len({fact.relation for fact in all_facts()})
+    assert grass.value not in rival_values(grass)
+    assert evenly_spaced(all_facts(), 10**6) == list(all_facts())
+    assert len({fact.relation for fact in evenly_spaced(all_facts(), 24)}) == len(
+        {fact.relation for fact in all_facts()}
+    )
 
 
 def test_measures_share_the_completions_that_one_of_them_asked_for() -> None:
     asked = eval_model(says=[(5, 6, 0), (7, 0)])
     assert complete(asked, 2) is complete(asked, 2)
-    assert complete(asked, 2, likeliest=True) is not complete(asked, 2)
+    assert complete(asked, 2, greedy=True) is not complete(asked, 2)
     assert asked.engine.asked == 2
 
 
@@ -118,20 +120,20 @@ def test_lengths_count_the_end_token_and_know_what_was_cut() -> None:
 
 
 def test_rewards_leave_out_what_cannot_be_scored() -> None:
-    found = Rewards(prompts=3)(eval_model(prompts=asking(3, pay=[1.0, None, 0.5]), reward=Pays()))
+    found = Rewards(prompts=3)(eval_model(prompts=make_prompts(3, pay=[1.0, None, 0.5]), reward=Pays()))
     assert found.metrics["total"].value == 0.75
     assert found.metrics["pay"].n == 2
     assert found.metrics["unscorable"].value == pytest.approx(1 / 3)
 
 
 def test_gold_scores_by_part() -> None:
-    asked = eval_model(prompts=asking(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
+    asked = eval_model(prompts=make_prompts(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
     found = GoldScores(prompts=2)(asked)
     assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {"total": (0.5, 2), "polite": (0.5, 1)}
 
 
 def test_accuracy_counts_what_reaches_the_threshold() -> None:
-    asked = eval_model(prompts=asking(4, pay=[1.0, 0.9, None, 1.0]))
+    asked = eval_model(prompts=make_prompts(4, pay=[1.0, 0.9, None, 1.0]))
     found = Accuracy(reward=Pays(), threshold=1.0, prompts=4)(asked)
     assert found.metrics["greedy"].value == pytest.approx(2 / 3)
     assert [one["greedy"] for one in found.records] == [True, False, None, True]
@@ -143,9 +145,9 @@ def test_calibration_compares_confidence_with_what_is_right() -> None:
     found = calibration_error([0.95, 0.95, 0.25], [True, False, False])
     assert found.value == pytest.approx(1.15 / 3)
     assert 0 <= found.low <= found.value <= found.high <= 1
-    asked = eval_model(says=[(5, 0), (7, 0)], prompts=asking(2, pay=[1.0, 0.0]))
+    asked = eval_model(says=[(5, 0), (7, 0)], prompts=make_prompts(2, pay=[1.0, 0.0]))
     measured = Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked)
-    likely = complete(asked, 2, likeliest=True).logps_BT.sum(1).exp()
+    likely = complete(asked, 2, greedy=True).logps_BT.sum(1).exp()
     assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
 
 
@@ -154,7 +156,7 @@ def test_auroc_is_the_share_of_pairs_in_which_the_right_answer_is_surer() -> Non
     found = auroc([0.9, 0.8, 0.7, 0.3], [True, False, True, False])
     assert (found.value, found.n) == (0.75, 4)
     assert 0 <= found.low <= 0.75 <= found.high <= 1
-    asked = eval_model(says=[(5, 0), (7, 0)] * 2, prompts=asking(4, pay=[1.0, 0.0, 1.0, 0.0]))
+    asked = eval_model(says=[(5, 0), (7, 0)] * 2, prompts=make_prompts(4, pay=[1.0, 0.0, 1.0, 0.0]))
     assert "auroc" in Calibration(reward=Pays(), threshold=1.0, prompts=4)(asked).metrics
     assert "auroc" not in Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked).metrics
 
@@ -168,9 +170,9 @@ def test_rows_without_a_token_to_foresee_have_no_loss() -> None:
 
 
 def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
-    assert Divergence(prompts=2)(eval_model()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
+    assert KLDivergence(prompts=2)(eval_model()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
     asked = eval_model(reference=Reference(precise(), precise(seed=1)))
-    found = Divergence(prompts=2)(asked)
+    found = KLDivergence(prompts=2)(asked)
     assert found.metrics["per_token"].value > 0
     # Two tokens a completion, so twice as much for a completion.
     assert found.metrics["per_completion"].value == pytest.approx(2 * found.metrics["per_token"].value)
@@ -196,11 +198,11 @@ def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
 
 
 def test_points_of_a_duel() -> None:
-    assert [points(2, 1), points(1, 1), points(1, 2), points(None, 1)] == [1.0, 0.5, 0.0, None]
+    assert [win_points(2, 1), win_points(1, 1), win_points(1, 2), win_points(None, 1)] == [1.0, 0.5, 0.0, None]
 
 
 def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = eval_model(prompts=asking(4, pay=[1.0] * 4), reward=Pays())
+    asked = eval_model(prompts=make_prompts(4, pay=[1.0] * 4), reward=Pays())
     monkeypatch.setattr(WinRate, "_theirs", lambda self, eval_model, data: complete(asked, 4))
     monkeypatch.setattr(WinRate, "_other", SimpleNamespace(name="other"))
     asked.data_as("Prompt").gold_score = None
@@ -218,7 +220,7 @@ def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkey
     assert duel._other.name == "nano"
     with pytest.raises(ConfigError, match=r"^evaluation\.tasks\.win_rate\.against=no/such: .*one of .*nano"):
         WinRate(against="no/such", judge=None, prompts=4).check(Sampling(4, 1.0))
-    monkeypatch.setattr("postrain.evaluation.win_rate.named", lambda *_: SimpleNamespace(head="scalar"))
+    monkeypatch.setattr("postrain.evaluation.win_rate.resolve_by_name", lambda *_: SimpleNamespace(head="scalar"))
     with pytest.raises(ConfigError, match="a reward model, which cannot write"):
         WinRate(against="nano", judge=None, prompts=4).check(Sampling(4, 1.0))
 

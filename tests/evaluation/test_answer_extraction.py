@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from postrain.evaluation.query_checks import chosen, first_number_in, normalised, number_in
+from postrain.evaluation.query_checks import chosen_option, first_number_in, last_number_in, normalised
 
 COLOURS = (("blue",), ("grey", "gray"), ("red",))
 
@@ -30,7 +30,7 @@ COLOURS = (("blue",), ("grey", "gray"), ("red",))
     ],
 )
 def test_numbers(text: str, last: float | None, first: float | None) -> None:
-    found = (number_in(text), first_number_in(text))
+    found = (last_number_in(text), first_number_in(text))
     assert [value if value is None else float(value) for value in found] == [last, first]
 
 
@@ -47,7 +47,7 @@ def test_numbers(text: str, last: float | None, first: float | None) -> None:
     ],
 )
 def test_options(text: str, option: str | None) -> None:
-    assert chosen(text, COLOURS) == option
+    assert chosen_option(text, COLOURS) == option
 
 
 def test_normalised() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.module import DataModule
-from postrain.evaluation.in_training import DataConversions
+from postrain.evaluation.eval_model_factory import DataConversions
 from postrain.evaluation.task import EvalModel
 from postrain.rewards.base import none_to_nan
 from postrain.rollout.turns import SINGLE_TURN

@@ -111,10 +111,10 @@ class EvalModelFactory:
 
     @cached_property
     def _reward(self) -> Reward | None:
-        return scored_by(self.named)
+        return scoring_reward(self.named)
 
 
-def scored_by(named: Deferred[Reward | PreferenceModel] | None) -> Reward | None:
+def scoring_reward(named: Deferred[Reward | PreferenceModel] | None) -> Reward | None:
     """The reward of a config, where it gives completions a number; what only compares them gives none."""
     found = named and named.value
     return found if callable(found) else None  # pyright: ignore[reportReturnType]

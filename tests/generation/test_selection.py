@@ -9,14 +9,14 @@ import pytest
 from postrain.config.check import check
 from postrain.config.tree import instantiate
 from postrain.generation.config import GenerateConfig
-from postrain.generation.keep import Answers, Nothing, Preferences, Revisions, Top
-from postrain.generation.measure import measure
+from postrain.generation.selection import NoRows, PreferencePairs, PromptCompletions, RevisionPairs, TopK
+from postrain.generation.stats import compute_stats
 from postrain.rollout.revise import Revision
 from postrain.types import ConfigError
-from tests.generation.made import composed
+from tests.generation.small_generation import composed
 from tests.training_runs import CONF
 
-FOUR = Answers(
+FOUR = PromptCompletions(
     row=7,
     prompt="1 + 2 = ?",
     columns={"answer": "3", "label": "not mine", "kto_tag": True, "weight": 0, "chosen_messages": []},
@@ -31,45 +31,45 @@ REVISED = tuple(Revision("1 + 2 = ?", said, "Short.", " It is 3.", "Sentences.")
 ROW = {"prompt": "1 + 2 = ?", "reward": 1.0, "row": 7, "answer": "3"}
 
 
-def said(keep: Top, answers: Answers) -> list[str]:
+def said(keep: TopK, answers: PromptCompletions) -> list[str]:
     return [row["completion"] for row in keep(answers)]
 
 
 def test_all_right_ones_are_kept_once_and_a_column_that_would_make_them_judgements_is_not():
-    keep = Top(count=None, at_least=1.0, unique=True)
+    keep = TopK(count=None, at_least=1.0, unique=True)
     assert keep(FOUR) == [{**ROW, "completion": " 3."}, {**ROW, "completion": " It is 3."}]
     assert said(replace(keep, unique=False), FOUR) == [" 3.", " It is 3.", " 3."]
 
 
 def test_the_best_come_first_and_of_equal_ones_the_first():
     answers = replace(FOUR, rewards=(0.5, 0.2, 0.9, None))
-    assert said(Top(count=1, at_least=None, unique=True), answers) == [" It is 3."]
-    assert said(Top(count=2, at_least=None, unique=True), answers) == [" It is 3.", " 3."]
-    assert said(Top(count=None, at_least=None, unique=True), answers) == [" It is 3.", " 3.", " 4."]
-    assert said(Top(count=1, at_least=None, unique=True), FOUR) == [" 3."]
+    assert said(TopK(count=1, at_least=None, unique=True), answers) == [" It is 3."]
+    assert said(TopK(count=2, at_least=None, unique=True), answers) == [" It is 3.", " 3."]
+    assert said(TopK(count=None, at_least=None, unique=True), answers) == [" It is 3.", " 3.", " 4."]
+    assert said(TopK(count=1, at_least=None, unique=True), FOUR) == [" 3."]
 
 
 def test_what_was_cut_or_cannot_be_scored_is_never_kept():
     answers = replace(FOUR, rewards=(1.0, None, 1.0, None), finished=(False, True, True, True))
-    assert said(Top(count=None, at_least=None, unique=False), answers) == [" It is 3."]
+    assert said(TopK(count=None, at_least=None, unique=False), answers) == [" It is 3."]
 
 
 def test_rounding_does_not_make_a_right_completion_wrong():
     answers = replace(FOUR, rewards=(0.9999999, 0.0, 0.0, 0.0))
-    assert said(Top(count=None, at_least=1.0, unique=True), answers) == [" 3."]
+    assert said(TopK(count=None, at_least=1.0, unique=True), answers) == [" 3."]
 
 
 def test_a_pair_is_the_best_over_the_worst_with_its_margin():
     answers = replace(FOUR, rewards=(0.5, 0.25, 0.75, None))
     pair = {"prompt": "1 + 2 = ?", "chosen": " It is 3.", "rejected": " 4.", "margin": 0.5, "row": 7, "answer": "3"}
-    assert Preferences(margin=0.5)(answers) == [pair]
-    assert Preferences(margin=0.51)(answers) == []
-    assert Preferences(margin=0.1)(replace(FOUR, completions=(" 3.",) * 4)) == []
-    assert Preferences(margin=0.1)(replace(FOUR, rewards=(None,) * 4)) == []
+    assert PreferencePairs(margin=0.5)(answers) == [pair]
+    assert PreferencePairs(margin=0.51)(answers) == []
+    assert PreferencePairs(margin=0.1)(replace(FOUR, completions=(" 3.",) * 4)) == []
+    assert PreferencePairs(margin=0.1)(replace(FOUR, rewards=(None,) * 4)) == []
 
 
 def test_a_revision_is_preferred_to_what_it_revises_with_why():
-    keep = Revisions(principles=("Sentences.",))
+    keep = RevisionPairs(principles=("Sentences.",))
     found = keep(replace(FOUR, rewards=(None,) * 4, revisions=REVISED))
     why = {"critique": "Short.", "principle": "Sentences.", "row": 7, "answer": "3"}
     pairs = [(" It is 3.", " 3."), (" It is 3.", " 4."), (" It is 3.", " 3.")]
@@ -85,11 +85,11 @@ def test_a_prompt_of_several_turns_keeps_them():
         {"role": "user", "content": "1 + 2?"},
     ]
     answers = replace(FOUR, columns={"messages": turns})
-    (row,) = Top(count=1, at_least=None, unique=True)(answers)
+    (row,) = TopK(count=1, at_least=None, unique=True)(answers)
     assert row == {"messages": [*turns, {"role": "assistant", "content": " 3."}], "reward": 1.0, "row": 7}
-    (pair,) = Preferences(margin=1.0)(answers)
+    (pair,) = PreferencePairs(margin=1.0)(answers)
     assert pair["prompt"] == turns
-    assert Nothing()(answers) == []
+    assert NoRows()(answers) == []
 
 
 def test_numbers_are_means_over_prompts():
@@ -101,7 +101,7 @@ def test_numbers_are_means_over_prompts():
         replace(FOUR, rewards=(1.0, 1.0, 1.0, 1.0), finished=(True, False, True, True), greedy=1.0),
         replace(FOUR, rewards=none, gold=none),
     ]
-    found = measure(answers, threshold=1.0)
+    found = compute_stats(answers, threshold=1.0)
     assert found.sampled is not None
     assert found.solved is not None
     assert found.greedy is not None
@@ -112,11 +112,11 @@ def test_numbers_are_means_over_prompts():
     # Gold of the best: 0.9 (the first of the right ones), 0.2, 0.9.
     assert found.gold_of_best == pytest.approx(2.0 / 3)
     assert (found.prompts, found.samples, found.unscorable) == (4, 4, 1)
-    assert measure(answers, threshold=0.0).solved == measure(answers, threshold=-1.0).solved
+    assert compute_stats(answers, threshold=0.0).solved == compute_stats(answers, threshold=-1.0).solved
 
 
 def test_without_a_scored_completion_nothing_is_claimed():
-    found = measure([replace(FOUR, rewards=(None,) * 4, gold=(None,) * 4)], threshold=1.0)
+    found = compute_stats([replace(FOUR, rewards=(None,) * 4, gold=(None,) * 4)], threshold=1.0)
     assert (found.reward, found.best, found.gold, found.gold_of_best, found.sampled, found.solved) == (None,) * 6
 
 
@@ -133,5 +133,5 @@ def test_every_option_fits(option):
 
 def test_what_a_prompt_has_begun_is_continued_and_not_learned():
     turns = [{"role": "user", "content": "1 + 2 = ?"}, {"role": "assistant", "content": "It is"}]
-    kept = Top(count=1, at_least=None, unique=True)(replace(FOUR, columns={"messages": turns}))
+    kept = TopK(count=1, at_least=None, unique=True)(replace(FOUR, columns={"messages": turns}))
     assert kept == [{"prompt": turns, "completion": " 3.", "reward": 1.0, "row": 7}]

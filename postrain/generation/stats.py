@@ -15,11 +15,11 @@ from rich.table import Table
 
 from postrain.evaluation.estimate import Interval, bootstrap_interval, wilson
 from postrain.formatting import figure
-from postrain.generation.keep import Answers, reaches
+from postrain.generation.selection import PromptCompletions, reaches
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class GenerationStats:
     """The statistics; None where nothing could be measured."""
 
     prompts: int
@@ -45,12 +45,12 @@ class Measured:
     """The share of right greedy completions."""
 
 
-def measure(answers: Sequence[Answers], threshold: float) -> Measured:
+def compute_stats(answers: Sequence[PromptCompletions], threshold: float) -> GenerationStats:
     """The numbers; `threshold` is the reward from which a completion is right."""
     scored = [paid for one in answers if (paid := [r for r in one.rewards if r is not None])]
     shares = [fmean(float(reaches(r, threshold)) for r in paid) for paid in scored]
     greedy = [float(reaches(one.greedy, threshold)) for one in answers if one.greedy is not None]
-    return Measured(
+    return GenerationStats(
         prompts=len(answers),
         samples=len(answers[0].completions) if answers else 0,
         unscorable=len(answers) - len(scored),
@@ -65,7 +65,7 @@ def measure(answers: Sequence[Answers], threshold: float) -> Measured:
     )
 
 
-def outcome(found: Measured) -> dict[str, Any]:
+def result(found: GenerationStats) -> dict[str, Any]:
     """result.json, in the format of a training run, with equal values before and after."""
     rates = {"right/sampled": found.sampled, "right/solved": found.solved, "right/greedy": found.greedy}
     numbers = {name: rate.value for name, rate in rates.items() if rate is not None}
@@ -80,7 +80,7 @@ def outcome(found: Measured) -> dict[str, Any]:
     }
 
 
-def table(found: Measured, kept: int, kept_prompts: int, *, scored: bool) -> Table:
+def table(found: GenerationStats, kept: int, kept_prompts: int, *, scored: bool) -> Table:
     """The console table, a line for each known number. `scored` is whether there was a reward."""
     made = Table(box=None, pad_edge=False, show_header=False)
     made.add_row("prompts", f"{found.prompts}, each {found.samples} times")
@@ -110,7 +110,7 @@ def format_interval(interval: Interval) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def gold_of_best(answers: Answers) -> float | None:
+def gold_of_best(answers: PromptCompletions) -> float | None:
     """The gold score of the completion with the best reward, the first of equal ones."""
     scored = [(-reward, place) for place, reward in enumerate(answers.rewards) if reward is not None]
     return answers.gold[min(scored)[1]] if scored else None
