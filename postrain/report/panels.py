@@ -106,9 +106,15 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     for one in panels():
         names = tuple(dict.fromkeys(name for pattern in one.names for name in left if fnmatchcase(name, pattern)))
         if names:
-            shown.append(replace(one, names=names))
+            shown.append(replace(one, names=_paired(names)))
             left = [name for name in left if name not in names]
     return shown + _others(left), [name for name in constant if name not in HIDDEN]
+
+
+def _paired(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each metric followed by the same one on held-out data, so that panels of the same roles have the same dashes."""
+    bases = [name.removeprefix("eval/") for name in names]
+    return tuple(sorted(names, key=lambda name: (bases.index(name.removeprefix("eval/")), name.startswith("eval/"))))
 
 
 def title_of(name: str) -> tuple[str, str]:

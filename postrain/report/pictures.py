@@ -30,6 +30,7 @@ SMALL, LARGE = (3.6, 2.0), (5.0, 3.1)
 HEAD = 0.45
 """Inches above the panels of an image file, for its title."""
 TITLE: dict[str, Any] = {"ha": "left", "fontsize": 13, "fontweight": "bold"}
+PANEL_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "fontweight": "bold"}
 REMEDY = "write the report elsewhere with --output DIRECTORY"
 
 STYLE: dict[Any, Any] = {
@@ -137,6 +138,9 @@ def write_sheet(folder: Path, sheet: Sheet, formats: Sequence[str] = ()) -> None
         drawn = [_panel(figure, place, *panel) for place, panel in enumerate(sheet.panels)]
         # The widest margins of all panels: the axes line up.
         margins = tuple(map(max, zip(*(_margins(axes, WIDE_LETTER) for axes in drawn), strict=True)))
+        # Titles line up too, above the exponents of axes.
+        for axes in drawn:
+            axes.set_title(axes.get_title(loc="left"), y=1.0, pad=margins[2] - 14, **PANEL_TITLE)
         for place, axes in enumerate(drawn):
             row, column = divmod(place, across)
             _place(axes, (column * width, (down - 1 - row) * height, width, height), margins)
@@ -151,9 +155,9 @@ def write_sheet(folder: Path, sheet: Sheet, formats: Sequence[str] = ()) -> None
 def _panel(figure: Figure, place: int, title: str, draw: Draw) -> Axes:
     axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(place))
     draw(axes)
-    axes.set_title(plain(title), loc="left", fontweight="bold", fontsize=10)
+    axes.set_title(plain(title), **PANEL_TITLE)
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(frameon=False, fontsize=7, loc="best", handlelength=2.6)
+        axes.legend(fontsize=7, loc="best", handlelength=2.6, edgecolor="none", facecolor="white", framealpha=0.6)
     return axes
 
 
