@@ -1,8 +1,8 @@
-"""What ranks owe each other: sums, gathered objects, gradients and shards; every function is the identity on one rank.
+"""Collective operations over ranks: sums, gathered objects, gradients and shards. Each is the identity on one rank.
 
-Gradients are summed here, once a step, instead of by DistributedDataParallel's hooks: ranks may then cut their share
-into different numbers of micro-batches, and a rank without rows in a mini-batch contributes zeros. Sharded parameters
-(DTensors) are the exception: PyTorch sums them while it scatters them.
+Gradients are summed here once per step instead of by DistributedDataParallel's hooks, so ranks may use different
+numbers of micro-batches, and a rank without rows in a mini-batch contributes zeros. PyTorch's reduce-scatter sums the
+gradients of sharded parameters (DTensors).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Ranks in the process group; 1 without one."""
+    """Number of ranks in the process group; 1 without a group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number in the group; 0 without one."""
+    """Rank of this process in the group; 0 without a group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -43,25 +43,25 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, population variance and number of the masked values of all ranks, float64 scalars; 0 where there are none.
+    """Mean, population variance and count of the masked values of all ranks, float64 scalars; 0 without values.
 
-    In two passes, the second over differences to the mean: E[x²] − E[x]² cancels where the spread is small beside the
-    mean.
+    Two passes, the second over differences to the mean: E[x²] − E[x]² cancels when the variance is small relative to
+    the mean.
     """
-    known_N = values[mask].double()
-    total, count = all_sum(torch.stack([known_N.sum(), mask.sum().double()]))
+    values_N = values[mask].double()
+    total, count = all_sum(torch.stack([values_N.sum(), mask.sum().double()]))
     mean = total / count.clamp(min=1)
-    return mean, all_sum(((known_N - mean) ** 2).sum()) / count.clamp(min=1), count
+    return mean, all_sum(((values_N - mean) ** 2).sum()) / count.clamp(min=1), count
 
 
 def whiten_globally(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Values with mean 0 and variance 1 over the real tokens of the global batch; 0 outside the mask."""
+    """Values normalized to mean 0 and variance 1 over the masked tokens of the global batch; 0 outside the mask."""
     mean, variance, _ = moments(values_BT, mask_BT)
     return whiten(values_BT.masked_fill(~mask_BT, 0.0), mask_BT, mean=mean, variance=variance)
 
 
 def gather(value: T) -> list[T]:
-    """One object of each rank, in rank order."""
+    """The objects of all ranks, in rank order."""
     if world_size() == 1:
         return [value]
     found: list[T] = [value] * world_size()
@@ -70,14 +70,14 @@ def gather(value: T) -> list[T]:
 
 
 def sum_gradients(parameters: Sequence[Parameter]) -> None:
-    """Replace each gradient by its sum over ranks; one that only some ranks have counts as zero elsewhere."""
+    """Replaces each gradient by its sum over ranks; a gradient missing on some ranks counts as zero there."""
     for parameter in parameters:
         if isinstance(parameter, DTensor) and parameter.grad is not None:
-            parameter.grad *= world_size()  # fully_shard has left the mean over ranks
+            parameter.grad *= world_size()  # fully_shard computes the mean over ranks
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if world_size() == 1 or not whole:
         return
-    # Where no rank has one (a frozen policy in a critic's warm-up) there is none, or Adam would step by its momentum.
+    # A gradient that no rank has (a frozen policy in critic warm-up) stays None, or Adam would step by its momentum.
     present = all_sum(torch.tensor([p.grad is not None for p in whole], dtype=torch.float32, device=whole[0].device))
     whole = [parameter for parameter, found in zip(whole, present.tolist(), strict=True) if found]
     if not whole:
@@ -89,7 +89,7 @@ def sum_gradients(parameters: Sequence[Parameter]) -> None:
 
 
 def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:
-    """Scales gradients so that their norm over whole and sharded parameters is at most `max_norm`; the norm before."""
+    """Clips the total gradient norm over whole and sharded parameters to `max_norm`; returns the norm before."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
     shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
@@ -103,10 +103,10 @@ def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards every transformer block over the ranks of `mesh` (PyTorch's fully_shard); what is not in a block, such as
-    the embedding, stays whole, since scoring and sampling call trunk and head by themselves.
+    """Shards every transformer block over the ranks of `mesh` with PyTorch's fully_shard.
 
-    Blocks keep their gathered weights from a forward to the next backward, so a rollout gathers each only once.
+    Modules outside blocks, such as the embedding, stay whole, since scoring and sampling call trunk and head
+    separately. Blocks keep their gathered weights until the next backward, so a rollout gathers each only once.
     """
     for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for block in blocks:
@@ -115,6 +115,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A sharded model's state, put together on the first rank, {} on the others; all ranks have to call it."""
+    """The full state dict of a sharded model on the first rank, {} on the others; all ranks must call it."""
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return cast("dict[str, Tensor]", state)

@@ -1,11 +1,10 @@
-"""One process a rank, and one process group for a run.
+"""The process group of a run, one process per rank.
 
-On one machine the first rank starts the others, each on the config in the run folder, so that all ranks have the same
-settings and the same folder. Several nodes need torchrun, which starts all ranks. Either way the process group exists
-before anything is built.
+On one machine the first rank starts the others with the config in the run folder, so all ranks share settings and
+folder. Several nodes need torchrun, which starts all ranks. The process group exists before components are built.
 
-On one machine nothing listens beyond loopback: ranks meet in a file, since torch's TCPStore listens on every interface,
-and gloo and NCCL use the loopback interface.
+On one machine no port listens beyond loopback: the rendezvous is a file, since torch's TCPStore listens on every
+interface, and gloo and NCCL use the loopback interface.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 
-# Exit codes of a rank without an error: still running, done, killed by the first rank, or stopped by a signal.
+# Exit codes that are not errors: still running, done, killed by the first rank, or stopped by a signal.
 STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 NORMAL_EXITS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
-# The environment variable with the file in which the ranks of one machine meet.
+# Environment variable with the path of the rendezvous file of one machine's ranks.
 RENDEZVOUS = "POSTRAIN_RENDEZVOUS"
-# Seconds for the first rank to raise the error that another rank has ended with.
+# Seconds in which the first rank may raise the error that ended another rank.
 GRACE_SECONDS = 10.0
-# While a run lasts, os._exit raises instead (runs/status.py).
+# The original function: during a run, runs/status.py replaces os._exit by an exception.
 EXIT = os._exit
 
 
@@ -48,23 +47,23 @@ def is_first_rank() -> bool:
 
 @contextmanager
 def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
-    """Brings up the process group of a run and gives every rank the first one's `folder`; takes it down afterwards."""
+    """Context of a run's process group; yields the first rank's `folder` on every rank."""
     if hardware.strategy == "single":
         assert folder is not None
         yield folder
         return
     before, threads, finished = dict(os.environ), torch.get_num_threads(), threading.Event()
     others: list[subprocess.Popen[bytes]] = []
-    # Of this account alone (0700).
-    meeting = tempfile.TemporaryDirectory(prefix="postrain-ranks-", ignore_cleanup_errors=True)
+    # Readable by this user only (0700).
+    rendezvous = tempfile.TemporaryDirectory(prefix="postrain-ranks-", ignore_cleanup_errors=True)
     if "RANK" not in os.environ:
         assert folder is not None
-        os.environ |= loopback_environment(Path(meeting.name, "store"))
+        os.environ |= loopback_environment(Path(rendezvous.name, "store"))
         others = _start_other_ranks(hardware, folder, finished)
     if hardware.accelerator == "gpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    mine = not dist.is_initialized()
-    if mine:
+    created = not dist.is_initialized()
+    if created:
         init_process_group("gloo" if hardware.accelerator == "cpu" else "nccl")
     try:
         shared: list[Path | None] = [folder]
@@ -78,22 +77,22 @@ def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         finished.set()
         for process in others:
             process.kill()
-        if mine:
+        if created:
             dist.destroy_process_group()
         torch.set_num_threads(threads)
         os.environ.clear()
         os.environ.update(before)
-        meeting.cleanup()
+        rendezvous.cleanup()
 
 
-def loopback_environment(meeting: Path) -> dict[str, str]:
-    """The environment of ranks that meet in the file `meeting` and listen on loopback only."""
+def loopback_environment(rendezvous: Path) -> dict[str, str]:
+    """The environment of ranks with the rendezvous file `rendezvous` that listen on loopback only."""
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
-    return {RENDEZVOUS: str(meeting), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    return {RENDEZVOUS: str(rendezvous), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 def init_process_group(backend: str) -> None:
-    """Joins the process group: of this machine's ranks in their file, of several nodes' at MASTER_ADDR."""
+    """Joins the process group: through the rendezvous file on one machine, through MASTER_ADDR on several nodes."""
     if RENDEZVOUS not in os.environ:
         dist.init_process_group(backend)
         return
@@ -102,7 +101,7 @@ def init_process_group(backend: str) -> None:
 
 
 def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Event) -> list[subprocess.Popen[bytes]]:
-    """Makes this process rank 0 and starts the further ranks on the run in `folder`."""
+    """Makes this process rank 0 and starts the other ranks on the run in `folder`."""
     if hardware.num_nodes > 1:
         raise ConfigError(
             "trainer.num_nodes: several nodes need torchrun: torchrun --nnodes N --nproc-per-node K "
@@ -110,12 +109,14 @@ def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Eve
         )
     threads = hardware.threads or max(1, usable_cores() // hardware.devices)
     torch.set_num_threads(threads)
-    here = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    python_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(hardware.ranks)}
     os.environ |= {"OMP_NUM_THREADS": str(threads), "NODE_RANK": "0", "RANK": "0", "LOCAL_RANK": "0"}
     command = [sys.executable, "-m", "postrain.jobs.frame", str(folder.resolve())]
     others = [
-        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": here, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": python_path, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
         for rank in range(1, hardware.ranks)
     ]
     threading.Thread(target=_watch_ranks, args=(others, RunFolder(folder), finished), daemon=True).start()
@@ -123,11 +124,11 @@ def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Eve
 
 
 def _watch_ranks(others: list[subprocess.Popen[bytes]], folder: RunFolder, finished: threading.Event) -> None:
-    """Ends this process when another rank has died: a collective operation would wait for that rank for ever."""
+    """Ends this process when another rank has died, since a collective operation would wait for that rank forever."""
     while not finished.wait(0.5):
         died = [process for process in others if process.poll() not in NORMAL_EXITS]
         if died and not finished.wait(GRACE_SECONDS):
-            reason = f"another rank of this run ended with code {died[0].returncode}; what it printed is above"
+            reason = f"another rank of this run ended with exit code {died[0].returncode}; its output is above"
             folder.status.failed(reason)
             print(f"error: {reason}", file=sys.stderr, flush=True)
             EXIT(1)

@@ -1,4 +1,4 @@
-"""The `trainer` group: devices, ranks and precision. Only the precision changes a number."""
+"""The `trainer` group: devices, ranks and precision. Only the precision changes results."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from postrain.processor import warn_if_slow
 from postrain.types import ConfigError, Count, Workers
 
-# Lightning's name for each, and the type the weights are kept in.
+# Lightning's name of each precision, and the dtype of the weights.
 PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {
     "fp32": ("32-true", torch.float32),
     "bf16-mixed": ("bf16-mixed", torch.float32),
-    # Lightning is told nothing: its own bf16 changes the default type of every tensor that is made.
+    # Not Lightning's "bf16-true", which changes the default dtype of every new tensor.
     "bf16": ("32-true", torch.bfloat16),
 }
-# How Lightning's Trainer is imported.
+# The import paths of Lightning's Trainer.
 LIGHTNING_TRAINER = re.compile(r"(lightning|lightning\.pytorch|pytorch_lightning)(\.trainer){0,2}\.Trainer")
 LIGHTNING_DEFAULTS: Mapping[str, Any] = {
     name: each.default for name, each in inspect.signature(Trainer).parameters.items()
 }
-"""The options of Lightning's Trainer with its defaults."""
-# What a run does by itself, said to Lightning's Trainer: it need not be said, and may be.
+"""The options of Lightning's Trainer with their defaults."""
+# Options of Lightning's Trainer that every run sets to these values; a config may repeat them.
 FIXED_OPTIONS: Mapping[str, Any] = {
     "enable_checkpointing": True,
     "enable_progress_bar": True,
@@ -45,7 +45,7 @@ FIXED_OPTIONS: Mapping[str, Any] = {
     "benchmark": False,
     "deterministic": False,
 }
-# Lightning's values, and what they are called here.
+# Lightning's values and their names here.
 LIGHTNING_NAMES: Mapping[str, Mapping[Any, str]] = {
     "accelerator": {"cuda": "gpu"},
     "strategy": {
@@ -60,67 +60,70 @@ LIGHTNING_NAMES: Mapping[str, Mapping[Any, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Devices, how ranks share the work, and the precision."""
+    """Devices, distributed strategy and precision."""
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    """What the ranks compute on."""
+    """Device type: cpu or gpu."""
     devices: Workers = 1
-    """Ranks on each node."""
+    """Ranks per node."""
     num_nodes: Workers = 1
-    """Machines; more than one needs torchrun or Slurm."""
+    """Number of nodes; more than one needs torchrun or Slurm."""
     strategy: Literal["single", "ddp", "fsdp"] = "single"
-    """single is one process; ddp puts a copy of the model on every rank; fsdp shards weights, gradients and optimizer
-    state over the ranks (PyTorch's fully_shard)."""
+    """single: one process. ddp: a copy of the model on every rank. fsdp: weights, gradients and optimizer state sharded
+    over the ranks (PyTorch's fully_shard)."""
     precision: Literal["fp32", "bf16-mixed", "bf16"] = "fp32"
-    """fp32, bf16-mixed (autocast) or bf16 (weights too). fp16 is not offered: it gives NaN on a CPU and loses the small
-    log-ratios these methods need."""
+    """fp32, bf16-mixed (fp32 weights, bf16 autocast) or bf16 (bf16 weights). fp16 is not supported: it gives NaN on a
+    CPU and loses small log-ratios."""
     threads: Workers | None = None
-    """CPU threads of a rank; null leaves the choice to PyTorch, divided by the ranks of the node."""
+    """CPU threads per rank; null is PyTorch's default, divided by the ranks of the node."""
     checkpoint_every: Count = 20
-    """Updates between checkpoints: what a kill -9 can lose."""
+    """Updates between checkpoints; a killed run loses at most this many."""
     checkpoints_kept: Count = 2
-    """Newest checkpoints that stay on disk."""
+    """Number of newest checkpoints to keep on disk."""
     profiler: Literal["simple", "advanced"] | None = None
-    """Lightning's profiler: simple times its hooks, advanced every function. Writes fit-profile.txt into the folder."""
+    """Lightning's profiler: simple times hooks, advanced times every function. Writes fit-profile.txt to the run
+    folder."""
     detect_anomaly: bool = False
     """Whether autograd names the operation whose gradient is NaN; slow."""
     deterministic: bool = False
-    """Whether PyTorch may use deterministic algorithms only, which a GPU does not by itself."""
+    """Use deterministic PyTorch algorithms only; matters on a GPU."""
 
     @classmethod
     def translate_config(cls, node: Mapping[str, Any]) -> dict[str, Any]:
-        """A node of Lightning's Trainer, or one of this class in Lightning's words, in the words of this class.
+        """Translates a config node of Lightning's Trainer, or of this class with Lightning's values, to this class.
 
-        What Lightning does by default is left out, and so is what a run does anyway. Options that a run decides by
-        itself stay, without a value: check.py answers each with the key that does it here (habits.py).
+        Drops options at Lightning's default or at the value every run uses. Other options that have no key here stay
+        with the value None, so that check.py can name the key to use instead (habits.py).
         """
-        own, told = f"{cls.__module__}.{cls.__qualname__}", {str(name): value for name, value in node.items()}
-        if LIGHTNING_TRAINER.fullmatch(str(told["_target_"])):
-            told = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **told, "_target_": own}
-            told = {name: value for name, value in told.items() if not _has_no_effect(name, value)}
-            if told.get("precision") == "bf16":
-                told["precision"] = "bf16-mixed"
-        if told["_target_"] != own:
-            return told
-        for name, called in LIGHTNING_NAMES.items():
-            if isinstance(told.get(name), str | int):
-                told[name] = called.get(told[name], told[name])
+        own, options = f"{cls.__module__}.{cls.__qualname__}", {str(name): value for name, value in node.items()}
+        if LIGHTNING_TRAINER.fullmatch(str(options["_target_"])):
+            options = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **options, "_target_": own}
+            options = {name: value for name, value in options.items() if not _has_no_effect(name, value)}
+            if options.get("precision") == "bf16":
+                options["precision"] = "bf16-mixed"
+        if options["_target_"] != own:
+            return options
+        for name, names in LIGHTNING_NAMES.items():
+            if isinstance(options.get(name), str | int):
+                options[name] = names.get(options[name], options[name])
         known = {each.name for each in fields(cls)}
-        return _resolve_auto({name: None if name in LIGHTNING_DEFAULTS.keys() - known else told[name] for name in told})
+        return _resolve_auto(
+            {name: None if name in LIGHTNING_DEFAULTS.keys() - known else options[name] for name in options}
+        )
 
     @property
     def ranks(self) -> int:
-        """Processes over all nodes."""
+        """Number of processes on all nodes."""
         return self.devices * self.num_nodes
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are kept in."""
+        """The dtype of the weights."""
         return PRECISIONS[self.precision][1]
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """The device of this rank."""
         return torch.device(self.accelerator.replace("gpu", "cuda"), int(os.environ.get("LOCAL_RANK", 0)))
 
     def check(self) -> None:
@@ -133,10 +136,10 @@ class Hardware:
             raise ConfigError(f"trainer.strategy=single runs one process, not {self.ranks}; use trainer=ddp or fsdp")
 
     def configure_process(self) -> None:
-        """What belongs to the process, before anything is computed: later threads take it over from this one.
+        """Process-wide settings, made before any computation, since later threads inherit them.
 
-        Numbers below 1e-38 count as 0. The softmax of a model that is sure of its next token is full of them, and a CPU
-        is a hundred times slower with them: a DPO step on the bundled model takes 0.3 s instead of 2.
+        Flushes denormals (below 1e-38) to zero. The softmax of a confident model is full of them, and a CPU is a
+        hundred times slower with them: a DPO step on the bundled model takes 0.3 s instead of 2 s.
         """
         torch.set_flush_denormal(True)
         if self.accelerator == "cpu" and self.precision != "fp32":
@@ -145,10 +148,10 @@ class Hardware:
             torch.set_num_threads(self.threads)
 
     def make_trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger], root: Path) -> Trainer:
-        """A Trainer that only drives: one epoch is the whole run, and batches come sharded already.
+        """A Lightning Trainer in which one epoch is the whole run and batches are sharded already.
 
-        Callbacks evaluate and write metrics (training/evaluation.py, record_files.py), so that an evaluation stands in
-        the record of its update and before its checkpoint; Lightning would do either after both, and once more.
+        Callbacks evaluate and write metrics (training/evaluation.py, record_files.py), so that an evaluation is part of
+        its update's record and precedes its checkpoint. Lightning's own validation would run after both.
         """
 
         def has(kind: type[Callback]) -> bool:
@@ -167,7 +170,7 @@ class Hardware:
             use_distributed_sampler=False,
             log_every_n_steps=1,
             limit_val_batches=0,
-            # Lightning's callbacks then act after an evaluation, not at the end of an epoch.
+            # Makes Lightning's callbacks act after an evaluation instead of at the end of an epoch.
             val_check_interval=1,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
@@ -194,22 +197,22 @@ class Hardware:
 
 
 def _has_no_effect(name: str, value: Any) -> bool:
-    """Whether an option of Lightning's Trainer asks for nothing that a run does not do: also the folder that templates
-    refer to, ${paths.output_dir}."""
+    """Whether an option of Lightning's Trainer changes nothing here: a default, a value every run uses, or the output
+    folder of templates, ${paths.output_dir}."""
     if name == "default_root_dir":
         return isinstance(value, str) and value.startswith("${")
-    settled = [table[name] for table in (LIGHTNING_DEFAULTS, FIXED_OPTIONS) if name in table]
-    return value is None or (value != "auto" and value in settled)
+    values = [table[name] for table in (LIGHTNING_DEFAULTS, FIXED_OPTIONS) if name in table]
+    return value is None or (value != "auto" and value in values)
 
 
-def _resolve_auto(told: dict[str, Any]) -> dict[str, Any]:
-    """What `auto` finds on this machine."""
-    if told.get("accelerator") == "auto":
-        told["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
-    if told.get("devices") in ("auto", -1, "-1"):
-        told["devices"] = torch.cuda.device_count() if told.get("accelerator") == "gpu" else 1
-    elif str(told.get("devices")).isdecimal():
-        told["devices"] = int(told["devices"])
-    if told.get("strategy") == "auto":
-        told["strategy"] = "single" if (told.get("devices", 1), told.get("num_nodes", 1)) == (1, 1) else "ddp"
-    return told
+def _resolve_auto(options: dict[str, Any]) -> dict[str, Any]:
+    """Replaces `auto` by the devices of this machine."""
+    if options.get("accelerator") == "auto":
+        options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+    if options.get("devices") in ("auto", -1, "-1"):
+        options["devices"] = torch.cuda.device_count() if options.get("accelerator") == "gpu" else 1
+    elif str(options.get("devices")).isdecimal():
+        options["devices"] = int(options["devices"])
+    if options.get("strategy") == "auto":
+        options["strategy"] = "single" if (options.get("devices", 1), options.get("num_nodes", 1)) == (1, 1) else "ddp"
+    return options

@@ -1,4 +1,4 @@
-"""What a program gets besides its config: the folder of its run, and how it was started."""
+"""The context that a command receives besides its config: the run folder, and how the run was started."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from postrain.runs.interrupt import Interrupt
 from postrain.runs.manifest import write_manifest
 
 
-class Data(Protocol):
-    """An audit of the rows that were read."""
+class DataAudit(Protocol):
+    """The audit of a data set."""
 
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class Model(Protocol):
-    """A model that was found."""
+class ModelIdentity(Protocol):
+    """The name and fingerprint of a resolved model."""
 
     @property
     def name(self) -> str: ...
@@ -37,29 +37,35 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Where a run lies and how it was started; the same on every rank but for the command line."""
+    """The folder of a run and how it was started; equal on all ranks except for the command line."""
 
     folder: RunFolder
     interrupt: Interrupt
     command: tuple[str, ...]
-    """The program, as a shell starts it."""
+    """The program, as typed in a shell."""
     overrides: Sequence[str] = ()
-    """The words behind it."""
+    """The overrides after the program."""
     group: str | None = None
-    """What trackers call the sweep or pipeline it belongs to."""
+    """The tracker group of the run's sweep or pipeline."""
 
     def save_manifest(
-        self, config: Section, data: Data, model: Model, *, seeds: Mapping[str, int], reference: str | None = None
+        self,
+        config: Section,
+        data: DataAudit,
+        model: ModelIdentity,
+        *,
+        seeds: Mapping[str, int],
+        reference: str | None = None,
     ) -> None:
-        """Writes manifest.json; `reference` is the fingerprint of a reference model that is not `model`."""
-        about = {"name": model.name, "source": model.source, "fingerprint": model.fingerprint}
+        """Writes manifest.json; `reference` is the fingerprint of a reference model other than `model`."""
+        identity = {"name": model.name, "source": model.source, "fingerprint": model.fingerprint}
         write_manifest(
             self.folder,
             config=settings_of(config),
             overrides=self.overrides,
             seeds=seeds,
             data=data.to_dict(),
-            model=about | ({"reference": reference} if reference else {}),
+            model=identity | ({"reference": reference} if reference else {}),
             stand_in_for=model.stand_in_for,
             program=self.command,
         )

@@ -1,6 +1,6 @@
-"""The run folder: its files, how it is made, found again and locked.
+"""The run folder: its file names, and how it is created, opened and locked.
 
-The content of the files is written elsewhere: status.py, manifest.py, training/record_files.py.
+Other modules write the files: status.py, manifest.py, training/record_files.py.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from postrain.runs.status import Status, clear_leftovers, writing
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Eight hex digits of a hash of a config."""
+    """A hash of a config, eight hex digits."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """runs/<method>/<model>/<time>-<hash>/ and the names of what lies in it."""
+    """runs/<method>/<model>/<time>-<hash>/ and the files in it."""
 
     path: Path
 
     @classmethod
     def create(cls, base: Path, method: str, model: str, config_hash: str, *, trains: bool = True) -> Self:
-        """A new folder: two runs that start in the same second get two folders."""
+        """A new folder, also for runs that start in the same second."""
         return cls.at(new_directory(base, method, model, config_hash), trains=trains)
 
     @classmethod
@@ -57,14 +57,14 @@ class RunFolder:
         if not folder.path.is_dir():
             raise ConfigError(f"resume: there is no folder {folder.path}; give a run folder, such as runs/ppo/nano/...")
         if not folder.config.is_file():
-            there = ", ".join(sorted(item.name for item in folder.path.iterdir())[:8]) or "nothing"
-            raise ConfigError(f"resume: {folder.path} is no run folder: it holds no config.yaml (it holds: {there})")
+            files = ", ".join(sorted(item.name for item in folder.path.iterdir())[:8]) or "nothing"
+            raise ConfigError(f"resume: {folder.path} is not a run folder: it has no config.yaml (it has: {files})")
         folder.status.check_version()
         return folder
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the folder, and removes unfinished files of a killed process."""
+        """Locks the folder and removes unfinished files of a killed process."""
         with ExitStack() as stack:
             with writing(self.path):
                 stack.enter_context(locked(self.path))
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """<method>-<model>-<time>-<hash>, the name of the run for trackers."""
+        """The name of the run in trackers: <method>-<model>-<time>-<hash>."""
         return "-".join(self.path.parts[-3:])
 
     @property
@@ -120,25 +120,23 @@ class RunFolder:
 
 
 def check_contained(folder: Path) -> None:
-    """Raises ConfigError for a folder with links that lead out of it, or with devices and pipes: a run writes into the
-    files of its folder, and a folder may come from a stranger. The folder itself may be reached by a link.
+    """Raises ConfigError for a folder with links that lead out of it, or with devices or pipes.
 
-    A job of a sweep may link to stages that another job of the sweep has run (jobs/shared_stages.py).
+    A run writes to the files of its folder, which may come from an untrusted source. The folder itself may be a link,
+    and a job of a sweep may link to stages of the sweep's other jobs (jobs/shared_stages.py).
     """
-    home = folder.resolve()
-    homes = [home, *(above for above in home.parents[1:2] if (above / "sweep.yaml").is_file())]
-    for place, directories, files in os.walk(home):
-        for path in (Path(place, name) for name in (*directories, *files)):
-            if path.is_symlink() and not any(path.resolve().is_relative_to(each) for each in homes):
-                raise ConfigError(
-                    f"{path} is a link to {path.resolve()}, out of the folder; put what it names in its place"
-                )
+    root = folder.resolve()
+    roots = [root, *(above for above in root.parents[1:2] if (above / "sweep.yaml").is_file())]
+    for directory, directories, files in os.walk(root):
+        for path in (Path(directory, name) for name in (*directories, *files)):
+            if path.is_symlink() and not any(path.resolve().is_relative_to(each) for each in roots):
+                raise ConfigError(f"{path} is a link to {path.resolve()}, out of the folder; replace it with a copy")
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise ConfigError(f"{path} is neither a file nor a directory; remove it")
 
 
 def new_directory(base: Path, *names: str) -> Path:
-    """Makes a new directory <base>/<name>/.../<time>-<last name>/; the last name is a hash."""
+    """Creates a new directory <base>/<name>/.../<time>-<last name>/; the last name is a hash."""
     parent = base.joinpath(*map(_file_name, names[:-1]))
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{names[-1]}"
     with writing(parent):

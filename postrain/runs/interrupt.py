@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning before the time limit): the first signal
-finishes the update, saves and stops, the second stops at once.
+"""Handles Ctrl-C, SIGTERM, SIGHUP (closed terminal) and SIGUSR1 (Slurm's warning before the time limit).
 
-Lightning raises after the batch on SIGTERM and exits with code 0; on Ctrl-C it raises in the middle of a batch. It runs
-its own SIGTERM handler before one that is installed already, so ours is installed again when training starts. A signal
-that is ignored when the run starts (nohup) stays ignored. Windows has only Ctrl-C.
+The first signal finishes the update, saves and stops; the second stops immediately. Lightning instead raises after the
+batch on SIGTERM, with exit code 0, and within a batch on Ctrl-C. It also calls its SIGTERM handler before existing
+handlers, so ours is installed again when training starts. A signal that is ignored at the start (nohup) stays ignored.
+Windows has only Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIG
 
 
 class Interrupt(Callback):
-    """Both a context manager around the whole run and a callback of its trainer.
+    """A context manager around the whole run and a callback of its trainer.
 
     with Interrupt() as interrupt:
         Trainer(callbacks=[..., interrupt]).fit(...)
@@ -32,7 +32,7 @@ class Interrupt(Callback):
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """The signal that was received during training, if any."""
+        """The signal received during training, if any."""
         self._training = False
         self._update = 0
         self._prints = True
@@ -68,7 +68,7 @@ class Interrupt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._update = method_of(pl_module).counters.updates + 1
-        # All ranks stop after the same update, whichever of them received the signal.
+        # All ranks stop after the same update if any of them received a signal.
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True
@@ -91,16 +91,16 @@ class Interrupt(Callback):
         self.signal = signal.Signals(number)
         text = f"\nfinishing update {self._update}, then saving; press Ctrl-C again to stop immediately\n"
         if self._prints:
-            # Not print: the signal may have come in the middle of one.
+            # Not print, which the signal may have interrupted.
             os.write(2, text.encode())
 
 
 def detach_from_terminal() -> None:
-    """Discards further output if the terminal is gone: writing to it would raise before everything is saved."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    """Discards further output if the terminal is closed; writing to it would raise before the run is saved."""
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):
         poll = select.poll()
         poll.register(descriptor, 0)
-        if os.isatty(descriptor) or poll.poll(0):  # asked for no event, poll tells of errors and of hang-ups only
-            os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+        if os.isatty(descriptor) or poll.poll(0):  # with no events registered, poll reports only errors and hang-ups
+            os.dup2(null, descriptor)
+    os.close(null)

@@ -1,4 +1,4 @@
-"""Which process a run belongs to, whether it is alive, and the lock on a run folder."""
+"""The lock on a run folder, and whether the process of a run is alive."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ LOCK = ".run.lock"
 
 
 def process_identity() -> Record:
-    """This process: pid, host, and the start time that tells it from a later process with the same pid."""
+    """This process: pid, host, and its start time, which differs from that of a later process with the same pid."""
     return {"pid": os.getpid(), "host": platform.node(), "process_started": process_start_time(os.getpid())}
 
 
 def process_start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None for one that is not there, and where there is no /proc."""
+    """Start time of a process in clock ticks since boot; None if it does not exist or there is no /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # After the program's name, which may hold anything: state, parent, ..., the 20th of them is the start time.
+    # The fields after the program name, which may contain anything: state, parent, ...; the 20th is the start time.
     fields = text.rpartition(")")[2].split()
     return None if fields[0] == "Z" else int(fields[19])
 
 
 def process_ended(record: Mapping[str, Any]) -> bool:
-    """Whether the process of an `identity` has ended for certain; False for one on another host."""
+    """Whether the process of a `process_identity` has certainly ended; False for a process on another host."""
     pid, host = record.get("pid"), record.get("host")
     if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31 or host != platform.node():
         return False
@@ -49,10 +49,10 @@ def process_ended(record: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other process out of a run folder. The kernel frees the lock of a process that was killed.
+    """Locks a run folder. The kernel releases the lock of a killed process.
 
-    Raises ConfigError if another process has the folder, or may have it: another host need not see the locks of this
-    one. OSError if the folder cannot be written.
+    Raises ConfigError if another process holds the lock, or may hold it on another host, whose locks may be invisible
+    here. Raises OSError if the folder is not writable.
     """
     path = folder / LOCK
     with path.open("a") as file:
@@ -63,8 +63,8 @@ def locked(folder: Path) -> Iterator[None]:
                 raise ConfigError(f"{folder} is in use by {who}; wait for it to end, or stop it first")
         elif holder and holder.get("host") != platform.node():
             raise ConfigError(
-                f"{folder} was last used by process {holder.get('pid', '?')} on {holder.get('host', '?')}, which did "
-                f"not say that it ended; if it has, delete {path}"
+                f"{folder} may be in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, which did "
+                f"not release its lock; if it has ended, delete {path}"
             )
         file.truncate(0)
         file.write(json.dumps(process_identity()))
@@ -76,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def try_lock(file: IO[str]) -> bool:
-    """Takes the lock of a file; False where another process has it: a child of a dead process may still hold its."""
+    """Locks a file; False if another process holds the lock, which may be a child of a dead process."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""manifest.json: what it takes to reproduce a run.
+"""manifest.json: everything needed to reproduce a run.
 
-Code state, resolved config, seeds, versions, data, hardware, and stand-ins. Keys, tokens and passwords are masked
-(masking.py).
+Command, git state, resolved config, seeds, package versions, data and model fingerprints, hardware. Keys, tokens and
+passwords are masked (config/masking.py).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def write_manifest(
     stand_in_for: str | None = None,
     program: Sequence[str] = TRAIN,
 ) -> None:
-    """Write manifest.json.
+    """Writes manifest.json.
 
-    `config` is resolved, in plain containers; `overrides` are those of the command line after `program`; `data`
-    identifies the rows (a fingerprint, counts), `model` the weights; `stand_in_for` is the model that was requested if
-    another one took its place.
+    `config`: resolved, in plain containers. `overrides`: the arguments after `program`. `data`: fingerprint and counts
+    of the rows. `model`: name, source and fingerprint of the weights. `stand_in_for`: the requested model, if another
+    one replaced it.
     """
     manifest = {
         "reproduce": reproduce(overrides, program),
@@ -64,12 +64,12 @@ def write_manifest(
 
 
 def reproduce(overrides: Sequence[str], program: Sequence[str] = TRAIN) -> str:
-    """The command line that reproduces the run, secrets masked."""
+    """The command that reproduces the run, with secrets masked."""
     return shlex.join([*program, *map(masked_text, overrides)])
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Commit of the code and whether it has changes; None outside a git checkout."""
+    """Commit of the code and whether it has uncommitted changes; None outside a git checkout."""
     commit = _git(directory, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -86,7 +86,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those that decide a result."""
+    """Versions of Python, of this package and of the packages that affect results."""
     found = {"python": platform.python_version(), "postrain": __version__}
     for package in PACKAGES:
         try:
@@ -97,7 +97,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine."""
+    """Platform, CPU, cores, threads, memory and GPUs of this machine."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "platform": f"{platform.system()} {platform.machine()}",

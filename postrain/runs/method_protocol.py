@@ -1,4 +1,4 @@
-"""What the callbacks read from the method they watch: six attributes, so that a test needs a fake of ten lines."""
+"""The attributes of a method that callbacks use; a test can fake them in ten lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 
 class CountersLike(Protocol):
-    """Own counters of a method; Lightning's global_step counts optimizer steps, which is not the same."""
+    """Counters of a method. Lightning's global_step counts optimizer steps instead of updates."""
 
     updates: int
     optimizer_steps: int
@@ -18,22 +18,22 @@ class CountersLike(Protocol):
 
 
 class MethodLike(Protocol):
-    """A method, seen from a callback."""
+    """A method as callbacks see it."""
 
     counters: CountersLike
-    """Already counted when on_train_batch_end is called."""
+    """Already include the current update in on_train_batch_end."""
     last_metrics: dict[str, float]
-    """Metrics of this update, the same on every rank; callbacks add theirs (`perf/...`)."""
+    """Metrics of this update, equal on all ranks; callbacks add to them (`perf/...`)."""
     headline: Sequence[str]
-    """Names of the three metrics that matter."""
+    """Names of the method's three headline metrics."""
     updates: int
-    """How many updates the whole run has."""
+    """Number of updates of the whole run."""
     logs_to_trackers: bool
-    """Whether Lightning sends `last_metrics` to the trackers."""
+    """Whether Lightning logs `last_metrics` to the trackers."""
     stop_reason: str
-    """Why the run ends before its last update; empty while it does not."""
+    """Why the run ends before its last update; empty otherwise."""
 
 
 def method_of(module: LightningModule) -> MethodLike:
-    """The module as a method; every module of postrain/methods is one."""
+    """The module, typed as a method."""
     return cast(MethodLike, module)

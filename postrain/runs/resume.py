@@ -1,4 +1,4 @@
-"""Resume an earlier run: its own config plus the overrides of the command line, which must be allowed."""
+"""Resumes an earlier run with its saved config; overrides on the command line need allow_change=true."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
 from postrain.types import ConfigError
 
-# Keys of the config of every run and generation.
-ALWAYS = ("model", "data", "trainer", "seed")
+# Keys that every saved config has.
+REQUIRED_KEYS = ("model", "data", "trainer", "seed")
 MOVED = {
     "postrain.data.steps.StepLayout": "postrain.data.kinds.steps.StepLayout",
     "postrain.data.wordings.Wordings": "postrain.data.sources.Paraphrases",
@@ -46,8 +46,8 @@ MOVED = {
     "postrain.rewards.tasks.TaskScore": "postrain.rewards.reasoning_gym.ReasoningGymScore",
     "postrain.rewards.weighted.WeightedSum": "postrain.rewards.base.WeightedSum",
 }
-"""Targets in the configs of earlier versions whose runs are evaluated, and where they are now."""
-REMEDY = "give another run folder, or put its config.yaml back"
+"""Class paths in the configs of earlier versions, and their current paths."""
+REMEDY = "give another run folder or restore its config.yaml"
 
 
 class Fingerprinted(Protocol):
@@ -61,7 +61,7 @@ class Fingerprinted(Protocol):
 
 
 def saved_config(folder: RunFolder) -> dict[str, Any]:
-    """The config of the run in `folder`."""
+    """The saved config of the run in `folder`."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder.config))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
@@ -73,82 +73,82 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
 
 
 def _moved(value: Any) -> Any:
-    """Plain containers with the targets of this version."""
+    """Plain containers with the current class paths."""
     if isinstance(value, Mapping):
         return {str(key): _moved(item) for key, item in value.items()}
     return MOVED.get(value, value) if isinstance(value, str) else value
 
 
 def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of the run in `folder` with today's overrides on top.
+    """The saved config of the run in `folder`, with the current overrides applied.
 
-    `composed` is what today's command line composes to, the source of the overrides' values. Raises ConfigError with
-    the differences unless `allow_change` is set.
+    `composed` is the config of the current command line and provides the values of the overrides. Raises ConfigError
+    with the differences unless `allow_change` is set.
     """
     saved = saved_config(folder)
-    if lacks := [key for key in ALWAYS if key not in saved]:
-        raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(lacks)}; {REMEDY}")
+    if missing := [key for key in REQUIRED_KEYS if key not in saved]:
+        raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(missing)}; {REMEDY}")
     if ("selection" in saved) != ("selection" in composed):
         what, program = ("generation", "generate") if "selection" in saved else ("training run", "train")
-        raise ConfigError(f"resume: {folder.path} is a {what}; go on with {command(program)} resume={folder.path}")
+        raise ConfigError(f"resume: {folder.path} is a {what}; resume it with {command(program)} resume={folder.path}")
     changed = dict(saved)
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION:
-            changed = _with(changed, key.split("."), composed)
+            changed = _copy_value(changed, key.split("."), composed)
     differences = [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION]
     if differences and not composed["allow_change"]:
         raise ConfigError(
             f"resume: {folder.path} was run with other settings ({'; '.join(differences)}); "
-            "say allow_change=true to go on with the new ones, or start a new run"
+            "set allow_change=true to continue with the new ones, or start a new run"
         )
     return changed | {key: composed[key] for key in SESSION}
 
 
 def check_model(folder: RunFolder, resolved: Fingerprinted) -> None:
-    """Raises ConfigError for other weights than the run began with: a checkpoint holds only the trained parameters."""
-    began = _began_with(folder).get("fingerprint")
-    if began not in (None, resolved.fingerprint):
+    """Raises ConfigError if the initial weights have changed: a checkpoint holds only the trained parameters."""
+    recorded = _recorded_model(folder).get("fingerprint")
+    if recorded not in (None, resolved.fingerprint):
         raise ConfigError(
-            f"resume: {folder.path} began with other weights than {resolved.name} has now ({began} → "
+            f"resume: {folder.path} started from other weights than {resolved.name} has now ({recorded} → "
             f"{resolved.fingerprint}): the files changed, or a stand-in was replaced; start a new run"
         )
 
 
 def check_reference(folder: RunFolder, other: Fingerprinted | None) -> None:
-    """Raises ConfigError for another reference than the run began with."""
-    began = _began_with(folder).get("reference")
-    if other is not None and began not in (None, other.fingerprint):
+    """Raises ConfigError if the reference model has changed."""
+    recorded = _recorded_model(folder).get("reference")
+    if other is not None and recorded not in (None, other.fingerprint):
         raise ConfigError(
-            f"resume: {folder.path} began with another reference than {other.name} is now ({began} → "
+            f"resume: {folder.path} started with another reference than {other.name} is now ({recorded} → "
             f"{other.fingerprint}): its files changed; start a new run"
         )
 
 
 def check_data(folder: RunFolder, audit: Fingerprinted) -> None:
-    """Raises ConfigError for other rows, training or held out, than the run began with."""
+    """Raises ConfigError if the training or held-out rows have changed."""
     data = read_json(folder.manifest).get("data") if folder.manifest.is_file() else None
-    began = data.get("fingerprint") if isinstance(data, Mapping) else None
-    if began not in (None, audit.fingerprint):
+    recorded = data.get("fingerprint") if isinstance(data, Mapping) else None
+    if recorded not in (None, audit.fingerprint):
         raise ConfigError(
-            f"resume: {folder.path} began with data fingerprint {str(began)[:16]}, and {audit.name} has "
-            f"{audit.fingerprint[:16]}: its rows, or what encodes them, changed; put them back, start a new run, or "
-            "say allow_change=true to continue with the new rows"
+            f"resume: {folder.path} started with data fingerprint {str(recorded)[:16]}, and {audit.name} has "
+            f"{audit.fingerprint[:16]}: the rows or their encoding changed; restore them, start a new run, or set "
+            "allow_change=true to continue with the new rows"
         )
 
 
-def _began_with(folder: RunFolder) -> Mapping[str, Any]:
-    """The model entry of the manifest; {} if there is no manifest yet."""
+def _recorded_model(folder: RunFolder) -> Mapping[str, Any]:
+    """The model entry of the manifest; {} without a manifest."""
     found = read_json(folder.manifest).get("model")
     return found if isinstance(found, Mapping) else {}
 
 
-def _with(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `config` whose value at the path `keys` is that of `source`."""
+def _copy_value(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` with the value of `source` at the path `keys`."""
     first, rest = keys[0], keys[1:]
     value = source.get(first)
     if rest and isinstance(value, Mapping):
         inner = config.get(first)
-        return {**config, first: _with(inner if isinstance(inner, Mapping) else {}, rest, value)}
+        return {**config, first: _copy_value(inner if isinstance(inner, Mapping) else {}, rest, value)}
     return {**config, first: value}
 
 

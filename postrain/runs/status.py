@@ -1,6 +1,6 @@
-"""status.json, and what the end of a run writes into it.
+"""status.json, and the context that writes it at the end of a run.
 
-Imports neither torch nor lightning: the report reads folders without them.
+Imports neither torch nor lightning, since the report reads folders without them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from postrain.runs.locks import process_ended, process_identity
 
 State = Literal["running", "done", "failed", "interrupted"]
 EARLIEST = "0.1.0"
-"""The version whose folders do not name one."""
+"""The version of folders that do not record one."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
 
 @contextmanager
-def writing(path: Path, remedy: str = "choose another place with paths.output=DIRECTORY") -> Iterator[None]:
+def writing(path: Path, remedy: str = "choose another directory with paths.output=DIRECTORY") -> Iterator[None]:
     """Turns a failed write (read-only, full, not a directory) into a one-line ConfigError."""
     try:
         yield
@@ -45,23 +45,23 @@ def writing(path: Path, remedy: str = "choose another place with paths.output=DI
 
 @dataclass(frozen=True)
 class Status:
-    """status.json: running, done, failed or interrupted, when that was written, and by which process.
+    """status.json: running, done, failed or interrupted, with the time and the process.
 
-    `seconds` adds up over the sessions of a resumed run; the session that was killed is missing from it.
+    `seconds` is the sum over the sessions of a resumed run, without sessions that were killed.
     """
 
     path: Path
 
     def running(self) -> None:
-        """The run has started, or started again."""
+        """The run has started or resumed."""
         self._write("running", "")
 
     def done(self) -> None:
-        """The run came to its end."""
+        """The run has completed."""
         self._write("done", "")
 
     def failed(self, reason: str) -> None:
-        """The run ended in an error; `reason` is the line that was printed."""
+        """The run ended with an error; `reason` is the printed line."""
         self._write("failed", reason)
 
     def interrupted(self, reason: str) -> None:
@@ -69,37 +69,37 @@ class Status:
         self._write("interrupted", reason)
 
     def set(self, status: State, reason: str) -> None:
-        """Any of these."""
+        """Writes any status."""
         self._write(status, reason)
 
     def read(self) -> Record:
-        """The content of the file; {} if it is missing or not a JSON object."""
+        """The content of the file; {} if it is missing or is not a JSON object."""
         return read_json(self.path)
 
     def first_started(self) -> datetime:
-        """The local time of the first start, which chat templates that write a date keep when the run is resumed."""
+        """The local time of the first start; chat templates with a date use it also after a resume."""
         try:
             return datetime.fromisoformat(str(self.read().get("began")))
         except ValueError:
             return datetime.now()
 
     def check_version(self) -> None:
-        """Raises ConfigError where a version made the folder whose runs this one does not compute bit for bit."""
+        """Raises ConfigError for a folder of a version whose results this version does not reproduce bit for bit."""
         record = self.read()
         made = str(record.get("version", EARLIEST)) if record else __version__
         if made.split(".")[:2] != __version__.split(".")[:2]:
             raise ConfigError(
-                f"resume: {self.path.parent} was made by postrain {made}, and postrain {__version__} does not compute "
-                f"the same bits; resume it with postrain {made}, or start a new run"
+                f"resume: {self.path.parent} was made by postrain {made}, and postrain {__version__} gives different "
+                f"results; resume it with postrain {made}, or start a new run"
             )
 
     def current(self) -> Record:
-        """The content of the file, but failed if the process of the run is gone: nothing catches a SIGKILL or a crash
-        of interpreter or machine. Processes of other hosts count as running."""
+        """The content of the file, but failed if the process of the run has ended, as after a SIGKILL or a crash.
+        Processes on other hosts count as running."""
         record = self.read()
         if record.get("status") != "running" or not process_ended(record):
             return record
-        reason = f"its process {record['pid']} ended without saying why (killed, out of memory, or crashed)"
+        reason = f"its process {record['pid']} ended without a status (killed, out of memory, or crashed)"
         return {**record, "status": "failed", "reason": reason}
 
     def _write(self, status: State, reason: str) -> None:
@@ -114,7 +114,7 @@ class Status:
         record["began"] = before.get("began", datetime.now().isoformat(timespec="seconds"))
         record["version"] = before.get("version", __version__)
         text = json.dumps(record | process_identity(), indent=2) + "\n"
-        with writing(self.path, "free some space or choose another place with paths.output=DIRECTORY"):
+        with writing(self.path, "free some space or choose another directory with paths.output=DIRECTORY"):
             try:
                 atomic_write_text(self.path, text)
             except OSError:
@@ -123,7 +123,7 @@ class Status:
                 self._overwrite(text, status)
 
     def _overwrite(self, text: str, status: State) -> None:
-        """In place, for a full disk: the file's old block has room. A further error must not hide why a run failed."""
+        """Writes in place on a full disk, into the file's old block. An error here must not hide why the run failed."""
         try:
             with self.path.open("r+b") as file:
                 file.write(text.encode("utf-8", errors="replace"))
@@ -135,10 +135,10 @@ class Status:
 
 
 class StatusRecorder:
-    """A context: writes running, then done, interrupted or failed with its reason.
+    """A context that writes running, then done, interrupted or failed with the reason.
 
-    Errors pass through, but two kinds become a one-line ConfigError: a full disk, and whatever would end the process
-    without an error (sys.exit(0) or os._exit(0) in a user's function).
+    Errors propagate. A full disk, and calls that would end the process without an error (sys.exit(0) or os._exit(0) in
+    a user's function), become a one-line ConfigError.
     """
 
     def __init__(self, status: Status) -> None:
@@ -149,7 +149,7 @@ class StatusRecorder:
         self.status.running()
         self.patched = {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
         for name, original in self.patched.items():
-            setattr(os, name, _refusing(name, original, os.getpid()))
+            setattr(os, name, _raise_instead(name, original, os.getpid()))
         return self
 
     def __exit__(
@@ -169,8 +169,8 @@ class StatusRecorder:
                 raise reported from error
 
 
-def _refusing(name: str, original: Callable[..., Any], owner: int) -> Callable[..., Any]:
-    """A call that would end this process, as an exception; forked children may still call it."""
+def _raise_instead(name: str, original: Callable[..., Any], owner: int) -> Callable[..., Any]:
+    """Replaces a function that ends this process by an exception; forked children may still call it."""
 
     def call(*arguments: Any) -> Any:
         if os.getpid() != owner:
@@ -197,7 +197,7 @@ def reported_error(error: BaseException, folder: Path) -> BaseException:
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error; safetensors and tokenizers raise errors of their own for it."""
+    """Whether a full disk caused an error; safetensors and tokenizers raise other types for it."""
     while error is not None:
         if (isinstance(error, OSError) and error.errno in FULL) or any(word in str(error) for word in FULL_WORDS):
             return True
@@ -211,7 +211,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path) -> str:
-    """The newest checkpoint, in the words of an error message."""
+    """The newest checkpoint, as part of an error message."""
     found = checkpoints(folder)
     return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
 
@@ -219,12 +219,12 @@ def last_checkpoint(folder: Path) -> str:
 def space_remedy(folder: Path) -> str:
     """The remedy for a full disk."""
     if not (folder / "checkpoints").is_dir():
-        return "free some space and start again"
+        return "free some space and restart"
     return f"{last_checkpoint(folder)}; free some space and continue with resume={folder}"
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes what a killed process had not finished writing."""
+    """Removes unfinished files of a killed process."""
     for path in [*folder.glob("checkpoints/*.unfinished"), *folder.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
     for path in folder.glob(".model-*"):

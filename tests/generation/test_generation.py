@@ -189,7 +189,7 @@ def test_the_greedy_completion_is_measured(tmp_path):
 
 
 def test_a_run_and_a_generation_are_not_resumed_as_each_other(tmp_path, whole):
-    with pytest.raises(ConfigError, match=r"is a training run; go on with python train.py"):
+    with pytest.raises(ConfigError, match=r"is a training run; resume it with python train.py"):
         resume_generation(small_run(tmp_path, "method=sft"))
 
 

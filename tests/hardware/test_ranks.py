@@ -1,4 +1,4 @@
-"""Two ranks are one rank: same batches, same samples, same gradients, same metrics."""
+"""Two ranks equal one rank: same batches, samples, gradients and metrics."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.training_runs import METHODS, final_state, records, small_run
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """The run folders of every method, trained by two processes."""
+    """Run folders of every method, trained by two processes."""
     output = tmp_path_factory.mktemp("ranks")
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     shared |= loopback_environment(output / "store")
@@ -30,32 +30,34 @@ def two_ranks(tmp_path_factory):
         )
         for rank in (0, 1)
     ]
-    said = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-4000:]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-4000:]
     return output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ranks_listen_on_loopback_only(two_ranks):
     listening = [json.loads((two_ranks / f"listening-{rank}.json").read_text()) for rank in (0, 1)]
-    assert all(listening), "gloo listens, so an empty list means that nothing was looked at"
+    assert all(listening), "gloo listens, so an empty list means that no port was inspected"
     assert {address for addresses in listening for address in addresses} <= LOOPBACK
 
 
-@pytest.mark.parametrize(("name", "words"), [*((method, [f"method={method}"]) for method in METHODS), *SHARDED.items()])
-def test_two_ranks_equal_one(name, words, two_ranks, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "overrides"), [*((method, [f"method={method}"]) for method in METHODS), *SHARDED.items()]
+)
+def test_two_ranks_equal_one(name, overrides, two_ranks, tmp_path):
     (path,) = two_ranks.glob(f"{name}/*/*")
-    two, one = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *words)
+    two, one = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *overrides)
     assert [record.keys() for record in records(two)] == [record.keys() for record in records(one)]
     for mine, theirs in zip(records(two), records(one), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     assert [item["completion"] for item in two.samples.read()] == [item["completion"] for item in one.samples.read()]
-    # Momentum, not weights: where a gradient is 0 but for rounding (key biases), Adam steps by the rounding's sign.
+    # Momentum, not weights: where a gradient is 0 up to rounding (key biases), Adam steps by the sign of the rounding.
     mine, theirs = (momentum(final_state(folder)) for folder in (two, one))
     assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
 
 
 def momentum(state: dict) -> torch.Tensor:
-    """Adam's first moments of everything that learns, sorted: a sharded optimizer numbers its parameters otherwise."""
+    """Adam's first moments of all trained parameters, sorted, since a sharded optimizer numbers them differently."""
     moments = [entry["exp_avg"].flatten() for entry in state["optimizer_states"][0]["state"].values()]
     return torch.cat(moments).sort().values

@@ -1,4 +1,4 @@
-"""A config file of Lightning's Trainer: understood, or answered key by key."""
+"""A config node of Lightning's Trainer: translated, or refused key by key with the key to use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = {
     "deterministic": False,
 }
 """conf/trainer/default.yaml of lightning-hydra-template."""
-OWN = dict.fromkeys(("min_epochs", "max_epochs"))
+UNSUPPORTED = dict.fromkeys(("min_epochs", "max_epochs"))
 
 
 def node(target: str = "lightning.pytorch.Trainer", **options: Any) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def config() -> dict[str, Any]:
     return composed(["method=sft"])
 
 
-def answers(config: dict[str, Any], **options: Any) -> list[str]:
-    """What is said of a config with this trainer."""
+def errors(config: dict[str, Any], **options: Any) -> list[str]:
+    """The error lines of a config with this trainer."""
     try:
         check({**config, "trainer": node(**options)}, TrainConfig)
     except ConfigError as error:
@@ -54,7 +54,7 @@ def answers(config: dict[str, Any], **options: Any) -> list[str]:
     ("options", "hardware"),
     [
         ({}, Hardware()),
-        ({**TEMPLATE, **OWN}, Hardware()),
+        ({**TEMPLATE, **UNSUPPORTED}, Hardware()),
         ({"target": "lightning.pytorch.trainer.Trainer", "devices": "auto"}, Hardware()),
         ({"target": "lightning.Trainer", "accelerator": "auto", "devices": -1, "strategy": "auto"}, Hardware()),
         ({"devices": "2"}, Hardware(devices=2, strategy="ddp")),
@@ -73,32 +73,32 @@ def answers(config: dict[str, Any], **options: Any) -> list[str]:
         ({"target": "postrain.hardware.trainer.Hardware", "precision": "bf16"}, Hardware(precision="bf16")),
     ],
 )  # fmt: skip
-def test_a_config_of_lightnings_trainer_becomes_hardware(
+def test_lightning_trainer_node_becomes_hardware(
     options: dict[str, Any], hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert instantiate(node(**options)) == hardware
 
 
-def test_every_problem_of_a_template_comes_at_once(config: dict[str, Any]) -> None:
-    assert answers(config, **TEMPLATE) == [
+def test_all_unsupported_keys_of_a_template_are_listed(config: dict[str, Any]) -> None:
+    assert errors(config, **TEMPLATE) == [
         f"trainer.{key}: unknown key; did you mean method.updates? (the length of a run is counted in updates)"
-        for key in OWN
+        for key in UNSUPPORTED
     ]
 
 
 @pytest.mark.parametrize("name", inspect.signature(lightning.Trainer).parameters)
-def test_every_option_of_lightnings_trainer_is_taken_or_answered(name: str, config: dict[str, Any]) -> None:
-    taken = {"accelerator": "cpu", "strategy": "ddp", "devices": 2, "num_nodes": 2, "precision": "bf16-mixed"}
-    taken |= {"deterministic": True, "profiler": "simple", "detect_anomaly": True}
-    if name in taken:
-        assert not answers(config, **{name: taken[name]})
+def test_every_lightning_trainer_option_is_supported_or_refused(name: str, config: dict[str, Any]) -> None:
+    supported = {"accelerator": "cpu", "strategy": "ddp", "devices": 2, "num_nodes": 2, "precision": "bf16-mixed"}
+    supported |= {"deterministic": True, "profiler": "simple", "detect_anomaly": True}
+    if name in supported:
+        assert not errors(config, **{name: supported[name]})
     else:
-        (line,) = answers(config, **{name: "other"})
+        (line,) = errors(config, **{name: "other"})
         assert line.startswith(f"trainer.{name}: unknown key; ")
         assert "known here" not in line
 
 
-def test_half_precision_is_refused_with_the_reason(config: dict[str, Any]) -> None:
-    (line,) = answers(config, precision="16-mixed")
+def test_fp16_is_refused_with_the_reason(config: dict[str, Any]) -> None:
+    (line,) = errors(config, precision="16-mixed")
     assert line.startswith("trainer.precision: expected one of fp32, bf16-mixed, bf16, got '16-mixed'; fp16 gives NaN")

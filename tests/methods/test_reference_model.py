@@ -83,7 +83,9 @@ def test_a_reference_with_another_vocabulary_is_refused(cache, tmp_path):
     # As many tokens, one of them by another name.
     for path in (other / "tokenizer.json", other / "tokenizer_config.json"):
         path.write_text(path.read_text().replace("<|user|>", "<|human|>"))
-    with pytest.raises(ConfigError, match=rf"^reference={other}: its vocabulary \(\d+ tokens\) is not .*\)") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"^reference={other}: its vocabulary \(\d+ tokens\) differs from .*\)"
+    ) as caught:
         quick(tmp_path, f"reference={other}")
     assert "\n" not in str(caught.value)
 
@@ -200,5 +202,5 @@ def test_a_reference_that_changed_is_noticed_on_resume(cache, tmp_path):
     run = quick(tmp_path, f"reference={other}")
     weights = load_file(other / "model.safetensors")
     save_file({name: value * 1.01 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"^resume: .* began with another reference than .*; start a new run$"):
+    with pytest.raises(ConfigError, match=r"^resume: .* started with another reference than .*; start a new run$"):
         resumed(run)

@@ -1,4 +1,4 @@
-"""The run folder: never shared, found again, and its status written at once."""
+"""The run folder: created, opened and never shared; its status, and odd or hostile contents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from postrain.runs.resume import check_model, resumed_config
 from postrain.types import ConfigError
 
 
-def test_where_it_lies(tmp_path: Path) -> None:
+def test_path_has_method_model_time_and_hash(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     assert folder.path.parent == tmp_path / "ppo" / "nano"
     assert folder.path.name.endswith("-0123abcd")
@@ -28,38 +28,38 @@ def test_where_it_lies(tmp_path: Path) -> None:
     assert folder.name == f"ppo-nano-{folder.path.name}"
 
 
-def test_a_name_is_not_a_path(tmp_path: Path) -> None:
+def test_model_name_cannot_leave_the_base_directory(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "ppo", "org/model:../x", "0123abcd")
     assert folder.path.parent == tmp_path / "ppo" / "org-model-..-x"
 
 
-def test_runs_of_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_runs_of_the_same_second_get_different_folders(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: RunFolder.create(tmp_path, "ppo", "nano", "0123abcd").path, range(24)))
     assert len(set(made)) == 24
 
 
 @pytest.mark.parametrize("base", ["/proc", "{tmp}/file"])
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, base: str) -> None:
+def test_unwritable_directory_is_a_one_line_error(tmp_path: Path, base: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        ConfigError, match=r"^cannot write .*ppo.nano: .*; choose another place with paths\.output="
+        ConfigError, match=r"^cannot write .*ppo.nano: .*; choose another directory with paths\.output="
     ) as e:
         RunFolder.create(Path(base.format(tmp=tmp_path)), "ppo", "nano", "0123abcd")
     assert "\n" not in str(e.value)
 
 
-def test_open(tmp_path: Path) -> None:
+def test_open_requires_a_folder_with_a_config(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^resume: there is no folder .*missing"):
         RunFolder.open(tmp_path / "missing")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"is no run folder: it holds no config\.yaml \(it holds: notes\.txt\)"):
+    with pytest.raises(ConfigError, match=r"is not a run folder: it has no config\.yaml \(it has: notes\.txt\)"):
         RunFolder.open(tmp_path)
     (tmp_path / "config.yaml").write_text("")
     assert RunFolder.open(str(tmp_path)).path == tmp_path
 
 
-def test_status_says_what_happens_when_it_happens(tmp_path: Path) -> None:
+def test_status_records_each_change(tmp_path: Path) -> None:
     status = Status(tmp_path / "status.json")
     assert status.read() == {}
     status.running()
@@ -75,17 +75,17 @@ def test_status_says_what_happens_when_it_happens(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
-def test_seconds_add_up_over_sessions(tmp_path: Path) -> None:
+def test_seconds_are_summed_over_sessions(tmp_path: Path) -> None:
     status = Status(tmp_path / "status.json")
     status.running()
     record = status.read()
-    # A session of 40 s before, and this one began 10 s ago.
+    # An earlier session of 40 s; this one started 10 s ago.
     atomic_write_text(status.path, json.dumps(record | {"seconds": 40.0, "started": record["started"] - 10}))
     status.done()
     assert 50 <= status.read()["seconds"] < 60
 
 
-def test_a_damaged_status_is_no_obstacle(tmp_path: Path) -> None:
+def test_damaged_status_is_overwritten(tmp_path: Path) -> None:
     status = Status(tmp_path / "status.json")
     status.path.write_text('{"status": "run')
     assert status.read() == {}
@@ -93,14 +93,14 @@ def test_a_damaged_status_is_no_obstacle(tmp_path: Path) -> None:
     assert status.read()["status"] == "done"
 
 
-def test_atomic_write_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
+def test_failed_atomic_write_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     with pytest.raises(OSError, match="target"):
         atomic_write_text(tmp_path / "target", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_config_hash() -> None:
+def test_config_hash_ignores_key_order() -> None:
     assert config_hash({"a": 1, "b": {"c": 2}}) == config_hash({"b": {"c": 2}, "a": 1})
     assert config_hash({"a": 1}) != config_hash({"a": 2})
     assert len(config_hash({})) == 8
@@ -121,7 +121,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_an_odd_config_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_odd_config_is_a_one_line_error(tmp_path: Path, kind: str) -> None:
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     folder.config.write_bytes(ODD[kind])
     with pytest.raises(ConfigError, match=r"config\.yaml (is not|cannot be read as) the config of a run") as caught:
@@ -130,14 +130,14 @@ def test_an_odd_config_is_one_line(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*ODD.values(), b'{"model": [1], "data": 3}', b'{"model": {"fingerprint": null}}'])
-def test_an_odd_manifest_knows_nothing_of_the_weights(tmp_path: Path, text: bytes) -> None:
+def test_odd_manifest_has_no_fingerprint_to_check(tmp_path: Path, text: bytes) -> None:
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     folder.manifest.write_bytes(text)
     check_model(folder, cast("Any", SimpleNamespace(fingerprint="f", name="nano")))
 
 
 @pytest.mark.parametrize("line", [*ODD.values(), b'{"update": "x"}', b'{"update": []}', b'{"update": null, "a": 1}'])
-def test_odd_records_are_left_out(tmp_path: Path, line: bytes) -> None:
+def test_odd_records_are_skipped(tmp_path: Path, line: bytes) -> None:
     lines = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd").metrics
     lines.path.write_bytes(line + b'\n{"update": 1}\n{"update": 3}\n')
     assert [update_of(record) for record in lines.read()][-2:] == [1, 3]
@@ -147,7 +147,7 @@ def test_odd_records_are_left_out(tmp_path: Path, line: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "model", ".run.lock", "report.html", "wandb/deep/a"])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_link_out_of_a_folder_is_refused_and_not_followed(tmp_path: Path, name: str, there: bool) -> None:
+def test_link_out_of_a_folder_is_refused_and_not_followed(tmp_path: Path, name: str, there: bool) -> None:
     run, outside = tmp_path / "run", tmp_path / "outside"
     (run / name).parent.mkdir(parents=True)
     (run / "config.yaml").write_text("a: 1\n")
@@ -164,7 +164,7 @@ def test_a_link_out_of_a_folder_is_refused_and_not_followed(tmp_path: Path, name
     assert not there or outside.read_text() == "mine"
 
 
-def test_links_to_a_folder_within_it_and_between_stages_of_a_sweep_are_followed(tmp_path: Path) -> None:
+def test_links_to_and_within_a_folder_and_to_stages_of_its_sweep_are_followed(tmp_path: Path) -> None:
     run = tmp_path / "disk" / "jobs" / "00"
     (run / "wandb").mkdir(parents=True)
     (run / "config.yaml").write_text("a: 1\n")
@@ -178,7 +178,7 @@ def test_links_to_a_folder_within_it_and_between_stages_of_a_sweep_are_followed(
     RunFolder.open(run)
 
 
-def test_a_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
+def test_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1\n")
     os.mkfifo(tmp_path / "status.json")
     with pytest.raises(ConfigError, match=r"status\.json is neither a file nor a directory; remove it"):
@@ -186,7 +186,7 @@ def test_a_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", [{"status": "interrupted"}, {"status": "interrupted", "version": "0.1.0"}])
-def test_a_folder_of_an_earlier_version_is_refused_with_both_versions(tmp_path: Path, record: dict[str, str]) -> None:
+def test_folder_of_an_earlier_version_is_refused_with_both_versions(tmp_path: Path, record: dict[str, str]) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     (tmp_path / "status.json").write_text(json.dumps(record))
     line = rf"^resume: .* was made by postrain 0\.1\.0, and postrain {re.escape(__version__)} .* start a new run$"

@@ -1,4 +1,4 @@
-"""The manifest: enough to make the run again, and no secret in it."""
+"""The manifest: everything to reproduce a run, without secrets."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def test_secrets_are_masked_by_their_key() -> None:
     }  # fmt: skip
 
 
-def test_the_command_can_be_pasted() -> None:
-    words = ["method=ppo", "data.path=my file.jsonl", "+logger.api_key=s3cret"]
-    assert reproduce(words) == "python train.py method=ppo 'data.path=my file.jsonl' '+logger.api_key=***'"
+def test_reproduce_command_is_quoted_and_masked() -> None:
+    overrides = ["method=ppo", "data.path=my file.jsonl", "+logger.api_key=s3cret"]
+    assert reproduce(overrides) == "python train.py method=ppo 'data.path=my file.jsonl' '+logger.api_key=***'"
 
 
-def test_git_state(tmp_path: Path) -> None:
+def test_git_state_has_commit_and_dirty_flag(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
 
-    def git(*words: str) -> None:
+    def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
     git("init", "-q")
     (tmp_path / "a.txt").write_text("1")
@@ -47,7 +47,7 @@ def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": state["commit"], "dirty": True}
 
 
-def test_everything_is_there(tmp_path: Path) -> None:
+def test_manifest_has_all_entries_without_secrets(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     write_manifest(
         folder,

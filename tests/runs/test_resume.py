@@ -1,4 +1,4 @@
-"""What a resumed run has to find as it was: its rows, and the date that its chat template writes."""
+"""Checks on resume: the same rows, and the date of the first start in chat templates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def audit(path, eval_path, *, template: str = UNMARKED) -> Audit:
 
 @pytest.fixture
 def files(tmp_path):
-    """Rows to learn from and held-out rows."""
+    """Training rows and held-out rows."""
     return tuple(
         write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {n}", "completion": "b"} for n in range(4)])
         for name in ("train", "eval")
@@ -40,35 +40,35 @@ def files(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, files) -> RunFolder:
-    """A run that began with these rows."""
+    """A run that started with these rows."""
     made = RunFolder(tmp_path / "run")
     made.path.mkdir()
     made.manifest.write_text(json.dumps({"data": audit(*files).to_dict()}, default=str))
     return made
 
 
-def test_a_run_resumes_over_the_rows_it_began_with(folder, files):
+def test_run_resumes_with_unchanged_rows(folder, files):
     check_data(folder, audit(*files))
 
 
 @pytest.mark.parametrize("changed", [0, 1])
-def test_other_rows_are_refused_on_resume_training_and_held_out(folder, files, changed):
+def test_changed_training_or_held_out_rows_are_refused(folder, files, changed):
     text = files[changed].read_text()
     files[changed].write_text(text.replace('"completion": "b"', '"completion": "c"', 1))
     with pytest.raises(
-        ConfigError, match=r"began with data fingerprint \w{16}, and .* has \w{16}: .*allow_change="
+        ConfigError, match=r"started with data fingerprint \w{16}, and .* has \w{16}: .*allow_change="
     ) as e:
         check_data(folder, audit(*files))
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"data": "text"}', '{"data": {}}'])
-def test_a_run_without_a_recorded_fingerprint_may_resume(folder, files, manifest):
+def test_run_without_a_recorded_fingerprint_resumes(folder, files, manifest):
     folder.manifest.unlink() if manifest is None else folder.manifest.write_text(manifest)
     check_data(folder, audit(*files))
 
 
-def test_a_templates_date_is_that_of_the_first_start(tmp_path, files):
+def test_template_date_after_resume_is_that_of_the_first_start(tmp_path, files):
     made = RunFolder(tmp_path)
     made.status.running()
     began = made.status.first_started()
@@ -85,7 +85,7 @@ def test_a_templates_date_is_that_of_the_first_start(tmp_path, files):
     assert today != then
 
 
-def test_targets_of_earlier_versions_are_read_as_those_of_today(tmp_path):
+def test_moved_class_paths_of_earlier_versions_are_resolved(tmp_path):
     old = {"data": {"steps": {"_target_": "postrain.data.steps.StepLayout"}}, "seed": 0}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
     assert load_target(saved_config(RunFolder(tmp_path))["data"]["steps"]["_target_"]) is StepLayout

@@ -1,4 +1,4 @@
-"""However a run ends, its status says so; a folder has one process at a time; a dead process is known to be dead."""
+"""The status after every kind of ending, the lock on a folder, and the detection of dead processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def raises(error: BaseException) -> Callable[[], None]:
 
 
 class SafetensorError(Exception):
-    """What safetensors raises; tokenizers' is like it."""
+    """Like the exception of safetensors and tokenizers."""
 
 
 ENDINGS = {
@@ -48,10 +48,10 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("kind", ENDINGS)
-def test_no_ending_goes_by_without_a_word(tmp_path: Path, kind: str) -> None:
-    work, becomes, reason = ENDINGS[kind]
+def test_abnormal_exit_is_recorded_as_failed(tmp_path: Path, kind: str) -> None:
+    work, expected, reason = ENDINGS[kind]
     status = Status(tmp_path / "status.json")
-    with pytest.raises(becomes) as caught, StatusRecorder(status):
+    with pytest.raises(expected) as caught, StatusRecorder(status):
         work()
     assert not isinstance(caught.value, SystemExit)
     record = status.read()
@@ -59,14 +59,14 @@ def test_no_ending_goes_by_without_a_word(tmp_path: Path, kind: str) -> None:
     assert re.search(reason, record["reason"])
 
 
-def test_a_signal_is_an_interruption(tmp_path: Path) -> None:
+def test_signal_is_recorded_as_interrupted(tmp_path: Path) -> None:
     status = Status(tmp_path / "status.json")
     with pytest.raises(Interrupted), StatusRecorder(status):
         raise Interrupted(signal.SIGUSR1)
     assert (status.read()["status"], status.read()["reason"]) == ("interrupted", "SIGUSR1")
 
 
-def test_afterwards_and_in_a_forked_child_os_exit_is_itself(tmp_path: Path) -> None:
+def test_os_exit_is_restored_afterwards_and_works_in_a_forked_child(tmp_path: Path) -> None:
     before = os._exit, os.execv, os.execve
     with StatusRecorder(Status(tmp_path / "status.json")):
         child = os.fork()
@@ -85,7 +85,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("kind", FULL)
-def test_a_full_disk_is_told_alike_whichever_file_met_it(folder: RunFolder, kind: str) -> None:
+def test_full_disk_gives_the_same_error_for_every_file(folder: RunFolder, kind: str) -> None:
     (folder.checkpoints / "update=000004.ckpt").write_text("")
     with pytest.raises(ConfigError) as caught, StatusRecorder(folder.status):
         FULL[kind]()
@@ -95,16 +95,14 @@ def test_a_full_disk_is_told_alike_whichever_file_met_it(folder: RunFolder, kind
     assert folder.status.read()["reason"] == str(caught.value)
 
 
-def test_a_full_disk_behind_another_error_is_found() -> None:
+def test_full_disk_is_found_as_the_cause_of_another_error() -> None:
     error = RuntimeError("writer failed")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert disk_full(error)
     assert not disk_full(OSError(errno.EACCES, "Permission denied"))
 
 
-def test_on_a_full_disk_the_status_is_written_over_the_old_one(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_is_overwritten_in_place_on_a_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -124,30 +122,30 @@ def dead() -> int:
     return process.pid
 
 
-def test_a_dead_process_is_known_and_a_living_or_foreign_one_is_not(dead: int) -> None:
+def test_process_ended_only_for_dead_processes_of_this_host(dead: int) -> None:
     mine = process_identity()
     assert not process_ended(mine)
     assert process_ended({**mine, "pid": dead})
-    # Another process has got the number.
+    # Another process has the same pid.
     assert process_ended({**mine, "process_started": 1})
     assert not process_ended({**mine, "pid": dead, "host": "elsewhere"})
     for odd in ({}, {"pid": -1}, {"pid": 0}, {"pid": "1"}, {"pid": 10**30}, {"pid": [1]}, {"pid": True}):
         assert not process_ended({"host": platform.node(), **odd})
 
 
-def test_a_run_whose_process_is_dead_has_failed(tmp_path: Path, dead: int) -> None:
+def test_run_of_a_dead_process_has_failed(tmp_path: Path, dead: int) -> None:
     status = Status(tmp_path / "status.json")
     status.running()
     assert status.current()["status"] == "running"
     atomic_write_text(status.path, json.dumps(status.read() | {"pid": dead}))
     assert status.current()["status"] == "failed"
-    assert f"process {dead} ended without saying why" in status.current()["reason"]
+    assert f"process {dead} ended without a status" in status.current()["reason"]
     status.done()
     assert status.current()["status"] == "done"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "\0\1", '{"seconds": "x", "started": [1], "status": {}}', "[" * 100_000])
-def test_an_odd_status_is_no_obstacle(tmp_path: Path, text: str) -> None:
+def test_odd_status_is_overwritten(tmp_path: Path, text: str) -> None:
     status = Status(tmp_path / "status.json")
     status.path.write_text(text)
     assert status.current().get("status") != "running"
@@ -160,7 +158,7 @@ def lock_of(folder: RunFolder) -> Any:
     return json.loads((folder.path / LOCK).read_text() or "{}")
 
 
-def test_a_folder_has_one_process_at_a_time(folder: RunFolder) -> None:
+def test_folder_is_locked_by_one_process_at_a_time(folder: RunFolder) -> None:
     with folder.locked():
         assert lock_of(folder) == process_identity()
         with pytest.raises(ConfigError, match=rf"is in use by process {os.getpid()} on {platform.node()}; wait") as e:
@@ -171,7 +169,7 @@ def test_a_folder_has_one_process_at_a_time(folder: RunFolder) -> None:
         pass
 
 
-def test_the_lock_of_a_dead_process_is_taken_over_and_its_leftovers_are_cleared(folder: RunFolder, dead: int) -> None:
+def test_lock_of_a_dead_process_is_taken_over_and_its_unfinished_files_removed(folder: RunFolder, dead: int) -> None:
     (folder.path / LOCK).write_text(json.dumps({**process_identity(), "pid": dead}))
     (folder.checkpoints / "update=000003.unfinished").write_text("")
     (folder.checkpoints / "update=000002.ckpt").write_text("")
@@ -183,7 +181,7 @@ def test_the_lock_of_a_dead_process_is_taken_over_and_its_leftovers_are_cleared(
         assert [path.name for path in folder.checkpoints.iterdir()] == ["update=000002.ckpt"]
 
 
-def test_the_lock_of_another_host_says_so(folder: RunFolder) -> None:
+def test_lock_of_another_host_is_refused(folder: RunFolder) -> None:
     (folder.path / LOCK).write_text(json.dumps({"pid": 1, "host": "elsewhere", "process_started": 1}))
-    with pytest.raises(ConfigError, match=rf"process 1 on elsewhere, which did not say .*delete .*{LOCK}"):
+    with pytest.raises(ConfigError, match=rf"process 1 on elsewhere, which did not release .*delete .*{LOCK}"):
         folder.locked().__enter__()
