@@ -40,7 +40,11 @@ VALUES = {
     },
 }
 """Keys that are replaced by another one for each of their values."""
-OPTIONS = {("evaluation", "wins"): "win_rate", ("data", "wordings"): "paraphrases"}
+OPTIONS = {
+    ("evaluation", "wins"): "win_rate",
+    ("data", "wordings"): "paraphrases",
+    ("sweep", "demonstrations"): "experiments",
+}
 METRICS = {
     "group/all_equal": "group/frac_reward_zero_std",
     "group/useful": "group/with_gradient",
