@@ -85,7 +85,7 @@ def test_a_metric_cannot_be_declared_twice() -> None:
 
 
 def test_the_listing_names_unit_direction_range_and_meaning() -> None:
-    row = "| `kl/exact` | nats per token | min | 0 … inf | KL of the policy to the reference, nats a token |"
+    row = "| `kl/exact` | nats/token | min | 0 … inf | KL of the policy to the reference |"
     assert row in listing().splitlines()
     assert all("|  |\n" not in line for line in listing().splitlines())
 

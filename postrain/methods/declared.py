@@ -52,22 +52,22 @@ declare("positive_step_fraction", "share of steps that are right", bounds=SHARE)
 
 declare(
     "kl/exact",
-    "KL of the policy to the reference, nats a token",
-    unit="nats per token",
+    "KL of the policy to the reference",
+    unit="nats/token",
     direction="min",
     bounds=POSITIVE,
     title="KL to the reference",
 )
-declare("kl/k1", "mean log-ratio of sampled tokens: unbiased, may be negative", unit="nats per token", direction="min")
-declare("kl/k2", "half the mean squared log-ratio", unit="nats per token", direction="min", bounds=POSITIVE)
-declare("kl/k3", "mean of ratio - 1 - log-ratio: low variance", unit="nats per token", direction="min")
-declare("kl/old_policy", "distance to the policy that sampled", unit="nats per token", direction="min", bounds=POSITIVE)
+declare("kl/k1", "mean log-ratio of sampled tokens: unbiased, may be negative", unit="nats/token", direction="min")
+declare("kl/k2", "half the mean squared log-ratio", unit="nats/token", direction="min", bounds=POSITIVE)
+declare("kl/k3", "mean of ratio - 1 - log-ratio: low variance", unit="nats/token", direction="min")
+declare("kl/old_policy", "distance to the policy that sampled", unit="nats/token", direction="min", bounds=POSITIVE)
 declare("kl/log_ratio_max", "largest log-ratio of a token to the reference", unit="nats", bounds=POSITIVE)
 declare("kl/coef", "weight of the KL penalty", bounds=POSITIVE, title="KL coefficient")
 declare("kl/baseline", "log-ratio that KTO measures completions against", unit="nats", title="KL baseline")
 
-declare("entropy", "entropy of the policy, nats a token", unit="nats per token", title="Entropy")
-declare("entropy/exact", "the same from the whole distribution", unit="nats per token", bounds=POSITIVE)
+declare("entropy", "entropy of the policy", unit="nats/token", title="Entropy")
+declare("entropy/exact", "the same from the whole distribution", unit="nats/token", bounds=POSITIVE)
 declare("advantage/*", "size of the advantages of a batch", bounds=POSITIVE)
 declare(
     "value/explained_variance",

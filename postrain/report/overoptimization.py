@@ -152,7 +152,7 @@ def picture(curves: Sequence[Curve], path: Path) -> None:
 
 def _draw(axes: Axes, curves: Sequence[Curve], quantity: str) -> None:
     axes.set_title("Proxy reward" if quantity == "proxy" else "Gold score", loc="left", fontsize=11)
-    axes.set_xlabel("√KL(policy‖reference) [√nats per completion]")
+    axes.set_xlabel("√KL(policy‖reference) [√nats/completion]")
     axes.set_ylabel(quantity)
     for number, curve in enumerate(curves):
         color, dash = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)]
