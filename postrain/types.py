@@ -19,7 +19,7 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from postrain.errors import ConfigError as ConfigError
+from postrain.errors import ConfigError
 
 # The ranges a YAML value can be held to; check.py reads them off the constructors.
 Positive = Annotated[float, Gt(0)]

@@ -16,6 +16,7 @@ from hydra.utils import get_class
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from postrain.errors import ConfigError
 from postrain.jobs.frame import TRAIN, execute
 from postrain.metrics import declared
 from postrain.runs.folder import RunFolder
@@ -23,7 +24,6 @@ from postrain.runs.interrupt import SIGNALS, Interrupted
 from postrain.runs.method_protocol import method_of
 from postrain.training import train as run_module
 from postrain.training.finalize import before_and_after
-from postrain.types import ConfigError
 from tests.training_runs import METHODS, composed, final_state, records, resumed, same, small_run
 
 OneUpdate = Callable[[int], "Recorder"]

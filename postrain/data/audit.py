@@ -21,7 +21,7 @@ from postrain.data.chat import Template
 from postrain.data.encode import Encoded, Use
 from postrain.data.kinds import KINDS
 from postrain.data.layouts import names
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
 STYLES: Mapping[Use, str] = {"learned": "green", "read": "dim", "right": "bold green", "wrong": "bold red"}

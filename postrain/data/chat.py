@@ -22,8 +22,8 @@ from torch import Tensor
 from postrain.data import rendering
 from postrain.data.conversation import LAST_TURN, Message, Messages
 from postrain.data.rendering import INSTRUCTION
+from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError
 
 QUESTION = (Message("user", "a"),)
 ANSWER = "¶"

@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 )
 
 from postrain.data.readers import COMPRESSED, READERS, Table, joined, make_table, read_file, suffix_of
+from postrain.errors import ConfigError
 from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, one_line, with_timeout
-from postrain.types import ConfigError
 
 HELD_OUT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
 ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")

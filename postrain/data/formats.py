@@ -35,7 +35,7 @@ from postrain.data.prompt_columns import repeats_prompt
 from postrain.data.readers import Cell, Table
 from postrain.data.records import Record
 from postrain.data.values import decode, usable
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 WEIGHTLESS = "row of weight 0"
 

@@ -31,7 +31,8 @@ from postrain.data.reading import Account, Reading, Split, learnable, reasons, s
 from postrain.data.records import Record, convert, encode
 from postrain.data.schedule import HeldOut, Plan, Schedule
 from postrain.data.sources import Files, Loaded, Rows, Source, read_held_out
-from postrain.types import ConfigError, Count, CountOrZero, Size
+from postrain.errors import ConfigError
+from postrain.types import Count, CountOrZero, Size
 from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]

@@ -16,8 +16,9 @@ import torch
 from postrain.config.extras import load
 from postrain.data.records import Record
 from postrain.data.repetition import distinct_ngram_share
+from postrain.errors import ConfigError
 from postrain.seeds import generator
-from postrain.types import ConfigError, Count, CountOrZero, Fraction
+from postrain.types import Count, CountOrZero, Fraction
 
 PERMUTATIONS = 64
 SHINGLE_WORDS = 3

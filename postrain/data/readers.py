@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from postrain.data.values import decode, usable
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 # Running text is cut into documents of about this many characters, at blank lines: far fewer rows than paragraphs,
 # and enough of them for a held-out part. Text without blank lines is cut at twice that, at a line's or a word's end.

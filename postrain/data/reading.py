@@ -16,8 +16,8 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.quality import Quality, sane
 from postrain.data.readers import Table
 from postrain.data.records import Record, convert
+from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError
 
 NOT_LEARNED = "answer of weight 0"
 SEEN = "held-out prompt also in training"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from postrain.data.encode import Encoded, Encoder
 from postrain.data.layouts import names
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 KINDS: dict[str, type[Record]] = {}
 """Every kind of record by its name, filled as the files of `kinds/` are imported."""

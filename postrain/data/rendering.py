@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from postrain.data.conversation import Message
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random"]
 MODES: tuple[str, ...] = get_args(Mode)

@@ -11,7 +11,8 @@ from postrain.config.schema import shown
 from postrain.data.files import load_split, read_path, rows_of
 from postrain.data.readers import Row, Table, make_table
 from postrain.data.rendering import Mode
-from postrain.types import ConfigError, Positive, Seed, Size
+from postrain.errors import ConfigError
+from postrain.types import Positive, Seed, Size
 from postrain.world.rows import CONTINUATIONS, Kind, Task, rows
 
 

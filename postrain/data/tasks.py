@@ -21,8 +21,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from postrain.config.extras import load
 from postrain.data.readers import Row, Table
 from postrain.data.sources import Loaded, Source
+from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Seed, Size
+from postrain.types import Seed, Size
 from postrain.world.items import Split, split_of
 
 COLUMN = "reasoning_gym"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 MOST_LEVELS = 100
 MOST_DIGITS = 1000

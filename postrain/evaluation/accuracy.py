@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
+from postrain.errors import ConfigError
 from postrain.evaluation.completion_metrics import completion_records
 from postrain.evaluation.completions import complete, first_prompt
 from postrain.evaluation.estimate import Estimate
@@ -20,7 +21,7 @@ from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.methods.metrics import confidence_bins, expected_calibration_error
 from postrain.rewards.base import Reward, nan_to_none
 from postrain.rollout.collect import Rollouts
-from postrain.types import ConfigError, Count
+from postrain.types import Count
 
 NEEDS_ANSWERS = "needs prompts with the column answer, or another reward; data=world_sums and data=gsm8k have it"
 ROUNDING = 1e-6

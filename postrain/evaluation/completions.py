@@ -11,6 +11,7 @@ import torch
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
 from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference
 from postrain.rewards.function import is_finite, preview, row_label
@@ -18,7 +19,7 @@ from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import greedy as greedy_engine
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Mean
+from postrain.types import Mean
 
 
 def held_out(eval_model: EvalModel) -> DataModule:

@@ -14,6 +14,7 @@ from postrain.config.places import command
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.config.trust import Guest, Item
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.evaluation.eval_models import INITIAL, EvalSource, SourceRun, eval_sources
 from postrain.evaluation.evaluator import Evaluation
 from postrain.evaluation.task import PreflightCheck
@@ -23,7 +24,7 @@ from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
-from postrain.types import ConfigError, Count, CountOrZero, Seed
+from postrain.types import Count, CountOrZero, Seed
 
 INSTEAD = {
     "evaluation.every": "leave it out",

@@ -12,12 +12,12 @@ from functools import cached_property
 
 from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
 from postrain.methods.base import Method
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
-from postrain.types import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

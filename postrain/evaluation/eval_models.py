@@ -11,12 +11,12 @@ from typing import Any
 from postrain.config.schema import Section
 from postrain.config.tree import parse
 from postrain.config.trust import Guest
+from postrain.errors import ConfigError
 from postrain.jsonl import read_json
 from postrain.models.by_name import resolve_by_name
 from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
-from postrain.types import ConfigError
 
 INITIAL = "start"
 """For `reference`: what the run began with."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from postrain.config.schema import Deferred
+from postrain.errors import ConfigError
 from postrain.evaluation.completions import held_out, prompt_data
 from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.differences import input_mismatch_notes
@@ -30,7 +31,6 @@ from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.reference import Reference
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder
-from postrain.types import ConfigError
 
 TABLE_WIDTH = 400
 

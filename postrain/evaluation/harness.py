@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from postrain.config.schema import Confirm
+from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Estimate, Z
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.types import ConfigError, Count, CountOrZero
+from postrain.types import Count, CountOrZero
 
 Items = Sequence[Mapping[str, Any]]
 

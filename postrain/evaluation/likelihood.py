@@ -25,11 +25,12 @@ from postrain.data.kinds.text import Text
 from postrain.data.module import DataModule
 from postrain.data.readers import read_file
 from postrain.data.records import convert
+from postrain.errors import ConfigError
 from postrain.evaluation.completions import decoded_prompt
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.scoring import in_micro_batches, score
-from postrain.types import ConfigError, Count, CountOrZero, Rows
+from postrain.types import Count, CountOrZero, Rows
 from postrain.world.facts import Fact, all_facts
 from postrain.world.rows import rows as world_rows
 

@@ -20,6 +20,7 @@ import torch
 from postrain.config.schema import Confirm
 from postrain.data.conversation import user
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.query_checks import Expect, Verdict, check_answer, has_extractable_answer, refuses
 from postrain.evaluation.query_code import passes, signature, source
@@ -27,7 +28,7 @@ from postrain.evaluation.query_file import Query, read_queries
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.rollout.collect import collect
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Count, NonNegative, Size
+from postrain.types import Count, NonNegative, Size
 
 CODE_NOT_RUN = "code was parsed, not run; evaluation.tasks.queries.allow_execution=true runs it on this machine"
 # What only several wordings of a query have.

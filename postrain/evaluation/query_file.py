@@ -19,9 +19,9 @@ from pydantic import TypeAdapter
 
 from postrain.config.check import check
 from postrain.data.readers import read_file
+from postrain.errors import ConfigError
 from postrain.evaluation.query_checks import CHECKS, Expect, check_answer
 from postrain.evaluation.query_code import signature
-from postrain.types import ConfigError
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "queries.jsonl"
 

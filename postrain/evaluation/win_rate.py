@@ -13,6 +13,7 @@ from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompt, Prompts
 from postrain.data.module import DataModule
 from postrain.data.records import convert
+from postrain.errors import ConfigError
 from postrain.evaluation.completion_metrics import completion_records
 from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.estimate import Estimate
@@ -22,7 +23,7 @@ from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.sources import ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward, nan_to_none
 from postrain.rollout.collect import Rollouts
-from postrain.types import ConfigError, Count, Sampling
+from postrain.types import Count, Sampling
 
 KEY = "evaluation.tasks.win_rate.against"
 NEEDED = "needs data with gold scores, a reward (reward=NAME) or a judge (evaluation.tasks.win_rate.judge)"

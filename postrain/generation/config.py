@@ -8,6 +8,7 @@ from typing import Literal
 
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.generation.selection import PreferencePairs, Selection, TopK
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
@@ -15,7 +16,7 @@ from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
 from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
-from postrain.types import ConfigError, Count, Seed, Size
+from postrain.types import Count, Seed, Size
 
 
 @dataclass(frozen=True, kw_only=True)

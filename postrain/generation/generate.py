@@ -21,6 +21,7 @@ from rich.progress import track
 from torch import nn
 
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.evaluation.eval_model_factory import scoring_reward
 from postrain.formatting import figure
 from postrain.generation.config import GenerateConfig
@@ -33,7 +34,6 @@ from postrain.rollout.engine import greedy
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, writing
 from postrain.runs.resume import check_data
-from postrain.types import ConfigError
 
 COMPLETIONS, DATA, SUMMARY = "completions.jsonl", "data.jsonl", "summary.json"
 

@@ -17,6 +17,7 @@ from torch import nn
 from postrain.data.conversation import Message, Messages, opened
 from postrain.data.kinds.prompt import EncodedPrompt, Prompts
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.evaluation.completions import gold_scores
 from postrain.generation.selection import PromptCompletions
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
@@ -27,7 +28,6 @@ from postrain.rollout.revise import Revision, revise
 from postrain.rollout.turns import Environment
 from postrain.runs.folder import writing
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

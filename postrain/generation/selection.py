@@ -13,8 +13,9 @@ from typing import Annotated, Any, Protocol
 from annotated_types import MinLen
 
 from postrain.data.layouts import OPINIONS, PARTS
+from postrain.errors import ConfigError
 from postrain.rollout.revise import Revision, preferences
-from postrain.types import ConfigError, Count, Positive
+from postrain.types import Count, Positive
 
 Row = dict[str, Any]
 

@@ -24,10 +24,10 @@ import torch
 import torch.distributed as dist
 
 from postrain.config.places import IN_CHECKOUT
+from postrain.errors import ConfigError
 from postrain.hardware.trainer import Hardware
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder
-from postrain.types import ConfigError
 
 # Exit codes that are not errors: still running, done, killed by the first rank, or stopped by a signal.
 STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

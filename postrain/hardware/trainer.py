@@ -17,8 +17,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from postrain.errors import ConfigError
 from postrain.processor import warn_if_slow
-from postrain.types import ConfigError, Count, Workers
+from postrain.types import Count, Workers
 
 # Lightning's name of each precision, and the dtype of the weights.
 PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {

@@ -23,7 +23,7 @@ from postrain.config.overrides import PROGRAMS as COMMANDS
 from postrain.config.tree import parse, settings
 from postrain.config.trust import Guest, Item, said_by
 from postrain.data.rendering import clock_at
-from postrain.errors import Interrupted
+from postrain.errors import ConfigError, Interrupted
 from postrain.evaluation.config import EvaluateConfig, inherit
 from postrain.evaluation.evaluate import evaluate
 from postrain.generation.config import GenerateConfig
@@ -39,7 +39,6 @@ from postrain.runs.resume import check_model, resumed_config, saved_config
 from postrain.runs.status import StatusRecorder, reported_error, writing
 from postrain.training.config import TrainConfig
 from postrain.training.train import train
-from postrain.types import ConfigError
 
 Config = TrainConfig | GenerateConfig | EvaluateConfig
 C = TypeVar("C", TrainConfig, GenerateConfig, EvaluateConfig)

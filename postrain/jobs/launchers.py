@@ -32,6 +32,7 @@ from omegaconf import read_write
 
 from postrain.config.check import check
 from postrain.config.overrides import PROGRAMS, forced
+from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, is_done
 from postrain.jobs.parent_watchdog import JOB
 from postrain.jobs.plan import extra_folder, flags
@@ -41,7 +42,7 @@ from postrain.report.sweep_cells import TIMED_OUT
 from postrain.runs.folder import Status, writing
 from postrain.runs.interrupt import Interrupted
 from postrain.runs.locks import try_lock
-from postrain.types import ConfigError, Count, Positive
+from postrain.types import Count, Positive
 
 LOG = "log.txt"
 GRACE = 30.0

@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from postrain.config.tree import SESSION, instantiate
 from postrain.config.trust import Guest, said_in
+from postrain.errors import ConfigError
 from postrain.formatting import console_table, markdown_table
 from postrain.jobs import frame
 from postrain.jobs.graph import Job, digests, is_done, references, resolved
@@ -36,7 +37,6 @@ from postrain.runs.folder import RunFolder, Status, check_contained, config_hash
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.manifest import reproduce
 from postrain.runs.status import StatusRecorder
-from postrain.types import ConfigError
 
 FILE = "pipeline.yaml"
 # Columns of the table at the end: without a terminal, rich assumes 80.

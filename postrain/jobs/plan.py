@@ -27,12 +27,12 @@ from postrain.config.overrides import forced, settled
 from postrain.config.places import CONF
 from postrain.config.tree import complete, parse, settings
 from postrain.config.trust import Found, Guest, confirmable
+from postrain.errors import ConfigError
 from postrain.jobs.frame import PROGRAMS
 from postrain.jobs.graph import Job, Kind, references, resolved
 from postrain.jobs.stages import for_stage, split, stages_of, unused
 from postrain.jobs.study import Setting, Study, format_override
 from postrain.runs.folder import config_hash
-from postrain.types import ConfigError
 
 # Stands for the pipeline's folder while there is none: files in it are not looked for.
 CHECKED = Path("PIPELINE")

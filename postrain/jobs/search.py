@@ -12,11 +12,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from postrain.config.extras import installed, load, missing
+from postrain.errors import ConfigError
 from postrain.jobs.graph import Job
 from postrain.jobs.plan import SweepPlanner, placed
 from postrain.jobs.study import Setting, Study, format_overrides
 from postrain.report.sweep_results import read_job
-from postrain.types import ConfigError
 
 if TYPE_CHECKING:
     from postrain.jobs.sweep import Sweep

@@ -29,8 +29,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from postrain.errors import ConfigError
 from postrain.jobs.graph import PRODUCTS, REFERENCE, Job, Kind, references
-from postrain.types import ConfigError
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 FORMS = (

@@ -34,7 +34,8 @@ from postrain.config.groups import SWEEP
 from postrain.config.places import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value
-from postrain.types import ConfigError, Count
+from postrain.errors import ConfigError
+from postrain.types import Count
 
 # The key of a setting that has a name in `jobs`.
 NAMED = "setting"

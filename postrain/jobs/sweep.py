@@ -21,6 +21,7 @@ from rich.console import Console
 from postrain.config.masking import masked
 from postrain.config.overrides import task_words
 from postrain.config.trust import Guest, said_in
+from postrain.errors import ConfigError
 from postrain.formatting import duration, figure
 from postrain.jobs.graph import Job, is_done
 from postrain.jobs.launchers import Launcher, launcher_of
@@ -35,7 +36,6 @@ from postrain.runs.folder import Status, check_contained, config_hash, new_direc
 from postrain.runs.interrupt import Interrupt, Interrupted
 from postrain.runs.locks import try_lock
 from postrain.runs.status import StatusRecorder
-from postrain.types import ConfigError
 
 # Keys of the sweep itself; its jobs do not get them.
 OWN_KEYS = ("resume", "name", "allow_change")

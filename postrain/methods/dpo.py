@@ -20,6 +20,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from postrain.data.kinds.preference import Pairs
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.dpo_variants import (
     LOSSES,
@@ -36,7 +37,7 @@ from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairMethod, PairScores, Smoothing, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.methods.reference_cache import in_order
 from postrain.methods.reference_model import ReferenceModelMixin
-from postrain.types import Batch, ConfigError, Fraction, LossSum, Max, Mean, NonNegative, Positive, Size
+from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Positive, Size
 
 Share = Annotated[float, Gt(0), Lt(1)]
 

@@ -21,12 +21,13 @@ from torch import nn
 
 from postrain.data.module import DataModule
 from postrain.data.schedule import HeldOut, Plan
+from postrain.errors import ConfigError
 from postrain.methods.components import Counters, Parts
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.rewards.base import PreferenceModel, Reward
-from postrain.types import Batch, ConfigError, Max, Mean
+from postrain.types import Batch, Max, Mean
 
 if TYPE_CHECKING:
     from postrain.evaluation.evaluator import Evaluation

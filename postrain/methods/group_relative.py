@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.advantages import group_std, has_variance
 from postrain.losses.divergence import kl
@@ -33,7 +34,7 @@ from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metric
 from postrain.methods.online import PolicyGradient, completion_mask, concatenated, local_indices
 from postrain.models.scoring import in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
-from postrain.types import Batch, ConfigError, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows, Size
+from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows, Size
 
 
 @dataclass(frozen=True)

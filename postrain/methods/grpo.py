@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.advantages import group_advantages, overlong_penalty
 from postrain.losses.divergence import KLEstimator
@@ -23,7 +24,7 @@ from postrain.losses.policy_gradient import Aggregation, Objective, SurrogateOpt
 from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.online import KLPlace
 from postrain.rollout.collect import Rollouts
-from postrain.types import ConfigError, CountOrZero, NonNegative, Positive
+from postrain.types import CountOrZero, NonNegative, Positive
 
 
 def batch_std(reward_PG: Tensor) -> Tensor:

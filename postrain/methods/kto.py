@@ -15,12 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from postrain import losses
 from postrain.data.kinds.judgement import Judgements
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.methods.metrics import share_above
 from postrain.methods.reference_cache import LogpsByRow, in_order
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.scoring import score
-from postrain.types import Batch, ConfigError, LossSum, Max, Mean, Positive, Rows, Size
+from postrain.types import Batch, LossSum, Max, Mean, Positive, Rows, Size
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.divergence import KLEstimator, kl
 from postrain.methods.base import Method
@@ -25,7 +26,7 @@ from postrain.models.scoring import ReferenceScores, Scores, in_micro_batches, p
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
 from postrain.seeds import derive_seed, generator
-from postrain.types import ConfigError, Count, LRSchedule, Max, Mean, NonNegative, Rows
+from postrain.types import Count, LRSchedule, Max, Mean, NonNegative, Rows
 
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2

@@ -18,12 +18,13 @@ from torch import Tensor
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.methods.metrics import TIE
 from postrain.methods.online import local_indices
 from postrain.methods.online_preference import OnlinePreference
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
 from postrain.models.scoring import score
-from postrain.types import Batch, ConfigError, LossSum, Mean, Positive
+from postrain.types import Batch, LossSum, Mean, Positive
 
 
 def average_preference(beats_PGG: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.methods.metrics import Metrics, share_above
 from postrain.methods.online import Online
 from postrain.rollout.collect import Rollouts
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Count, Mean, Positive, Size
+from postrain.types import Count, Mean, Positive, Size
 
 
 class OnlinePreference(Online):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 
 def lr_factor(schedule: str, update: int, updates: int, warmup: float) -> float:

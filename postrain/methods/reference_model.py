@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from postrain.data.encode import collate
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
@@ -35,7 +36,7 @@ from postrain.methods.reference_cache import (
 from postrain.models.disk_cache import cache_directory, disk_cached
 from postrain.models.parts import frozen_copy, weights_digest
 from postrain.models.reference import Reference, in_eval_mode
-from postrain.types import Batch, ConfigError, CountOrZero
+from postrain.types import Batch, CountOrZero
 
 # Largest log-ratio of a token that rounding explains: in float32, and where anything is bfloat16.
 INITIAL_TOLERANCE = {True: 1e-3, False: 1.0}

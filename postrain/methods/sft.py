@@ -11,9 +11,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from postrain import losses
+from postrain.errors import ConfigError
 from postrain.methods.base import Method
 from postrain.models.scoring import score, score_with_reference
-from postrain.types import ConfigError, LossSum, LRSchedule, Max, Mean, NonNegative, Positive, Rows, Size
+from postrain.types import LossSum, LRSchedule, Max, Mean, NonNegative, Positive, Rows, Size
 
 
 class SFT(Method):

@@ -14,10 +14,11 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from postrain.errors import ConfigError
 from postrain.models.quiet import quiet
 from postrain.models.vocabulary import embedding_names, embeddings_needed, untrained_tokens
 from postrain.seeds import seeded
-from postrain.types import ConfigError, Fraction, Positive, Size
+from postrain.types import Fraction, Positive, Size
 
 Head = Literal["causal", "scalar"]
 

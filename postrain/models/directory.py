@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 
 def cache_directory() -> Path:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from postrain.errors import ConfigError
 from postrain.models.directory import fingerprint_file
 from postrain.models.disk_cache import disk_cached
 from postrain.models.quiet import quiet
 from postrain.models.vocabulary import ensure_pad
-from postrain.types import ConfigError
 
 
 def find_gguf(package: str) -> Path | None:

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # Subfolders hold other formats of the same weights; consolidated* are the same weights again.

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from postrain.errors import ConfigError
 from postrain.models.directory import check_config, read_json
 from postrain.models.disk_cache import disk_cached
 from postrain.models.packing import supports_packing
@@ -33,7 +34,6 @@ from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import check_embedding_count, ensure_pad, resize_embeddings
 from postrain.seeds import seeded
-from postrain.types import ConfigError
 
 MERGE_TOLERANCE = 1e-3
 SCALAR_HEAD = "score"

@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.disk_cache import disk_cached
 from postrain.models.parts import unwrapped, weights_digest
 from postrain.models.sources import ModelSource
-from postrain.types import ConfigError
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from postrain.config.places import command
+from postrain.errors import ConfigError
 from postrain.models import hub
 from postrain.models.directory import (
     ADAPTER_CONFIG,
@@ -30,7 +31,6 @@ from postrain.models.directory import (
     read_json,
 )
 from postrain.models.gguf import as_hf_directory, find_gguf
-from postrain.types import ConfigError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "bundled:"

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 # What the usual vocabularies reserve without using it in text, best first.
 PAD_TOKENS = (

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from postrain.errors import ConfigError
 from postrain.models.parts import unwrapped
-from postrain.types import ConfigError
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BASE = ".base_layer."

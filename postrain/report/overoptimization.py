@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from postrain.errors import ConfigError
 from postrain.evaluation.scaling.rules import best_of_n_kl
 from postrain.formatting import console_table, markdown_table
 from postrain.jsonl import JsonLines, atomic_write_text
 from postrain.report.palette import DASHES, INK, SERIES
 from postrain.report.pictures import STYLE
 from postrain.runs.folder import writing
-from postrain.types import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

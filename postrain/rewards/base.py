@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from postrain.types import ConfigError, RewardBatch
+from postrain.errors import ConfigError
+from postrain.types import RewardBatch
 
 Texts = Sequence[str]
 Columns = Sequence[Mapping[str, Any]]

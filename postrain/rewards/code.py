@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal
 import torch
 
 from postrain.config.schema import Confirm
+from postrain.errors import ConfigError
 from postrain.rewards.base import none_to_nan
 from postrain.rewards.function import row_label
 from postrain.rewards.sandbox import Limits, execute
-from postrain.types import ConfigError, Count, RewardBatch, Workers
+from postrain.types import Count, RewardBatch, Workers
 
 BLOCK = re.compile(r"```[ \t]*(?:python3?|py)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 UNNAMED_BLOCK = re.compile(r"```[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from postrain.errors import ConfigError
 from postrain.rewards.base import per_completion
-from postrain.types import ConfigError
 
 Demands = Mapping[str, Any] | str
 

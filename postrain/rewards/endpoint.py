@@ -30,8 +30,9 @@ from torch import Tensor
 from urllib3.util.retry import Retry
 
 from postrain.config.schema import Confirm
+from postrain.errors import ConfigError
 from postrain.rewards.bounded_http import BoundedAdapter, TooLarge, post
-from postrain.types import ConfigError, Count, CountOrZero, NonNegative, Positive, Workers
+from postrain.types import Count, CountOrZero, NonNegative, Positive, Workers
 
 Address = Annotated[
     str,

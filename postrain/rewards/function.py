@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from postrain.errors import Interrupted
+from postrain.errors import ConfigError, Interrupted
 from postrain.rewards.base import Columns, Texts, none_to_nan
 from postrain.rewards.user_code import (
     Arguments,
@@ -31,7 +31,7 @@ from postrain.rewards.user_code import (
     source_location,
     time_limit,
 )
-from postrain.types import ConfigError, Positive, RewardBatch
+from postrain.types import Positive, RewardBatch
 
 # Rewards are kept in float32.
 LARGEST = float(torch.finfo(torch.float32).max)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from postrain.data.chat import Template
 from postrain.data.conversation import user
+from postrain.errors import ConfigError
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.reference import in_eval_mode
 from postrain.models.scoring import in_micro_batches, score
@@ -36,7 +37,7 @@ from postrain.processor import warn_if_slow
 from postrain.rewards.base import Columns, Texts, nan_to_none
 from postrain.rewards.endpoint import Endpoint
 from postrain.rewards.reward_model import DTYPES
-from postrain.types import ConfigError, Count, RewardBatch, Rows
+from postrain.types import Count, RewardBatch, Rows
 
 CRITERION = "a reply that does what was asked, says nothing false, and is polite and to the point"
 PRINCIPLES = ("The reply does what was asked and says nothing false.", "The reply is polite and never rude.")

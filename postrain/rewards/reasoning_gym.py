@@ -15,9 +15,10 @@ from functools import cache
 from typing import Any, Literal
 
 from postrain.data.tasks import COLUMN, dataset
+from postrain.errors import ConfigError
 from postrain.rewards.base import none_to_nan
 from postrain.rewards.text import last_number, marked_answer
-from postrain.types import ConfigError, RewardBatch
+from postrain.types import RewardBatch
 
 Extract = Literal["number", "tags", "line", "whole"]
 FULL = 0.99

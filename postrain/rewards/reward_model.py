@@ -23,13 +23,14 @@ from postrain.config.places import command
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, user
 from postrain.data.kinds.steps import StepLayout
+from postrain.errors import ConfigError
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.scoring import in_micro_batches, micro_batches, sequence_scores, step_logits
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.processor import warn_if_slow
 from postrain.rewards.base import nan_to_none, none_to_nan
 from postrain.rewards.function import row_label
-from postrain.types import ConfigError, Count, RewardBatch, Rows
+from postrain.types import Count, RewardBatch, Rows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from postrain.data.repetition import distinct_ngram_share
+from postrain.errors import ConfigError
 from postrain.rewards.user_code import load_function
-from postrain.types import ConfigError
 
 
 def repetition(completions: Sequence[str], n: int = 3) -> list[float]:

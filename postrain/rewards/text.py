@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from postrain.data.repetition import distinct_ngram_share
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
 # Letters that touch a number make it a name (room 4b), and a minus after a digit is a dash (pages 10-12). Exponents

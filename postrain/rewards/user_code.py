@@ -20,8 +20,7 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Annotated, Any
 
 from postrain.config.schema import Confirm, load_target
-from postrain.errors import Interrupted
-from postrain.types import ConfigError
+from postrain.errors import ConfigError, Interrupted
 
 # Seconds after its limit that a function has to answer the signal; one that is deep in C code never does.
 GRACE = 10.0

@@ -17,9 +17,9 @@ from fractions import Fraction
 from typing import Any
 
 from postrain.config.extras import load
+from postrain.errors import ConfigError
 from postrain.rewards.base import per_completion
 from postrain.rewards.text import final_answer, marked_answer
-from postrain.types import ConfigError
 
 SECONDS = 5
 """What one mathematical comparison may take, where it can be interrupted."""

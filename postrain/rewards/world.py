@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from postrain.errors import ConfigError
 from postrain.rewards.base import none_to_nan
-from postrain.types import ConfigError, RewardBatch
+from postrain.types import RewardBatch
 from postrain.world import gold
 
 

@@ -11,6 +11,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
+from postrain.errors import ConfigError
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
@@ -20,7 +21,7 @@ from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.loop import DecodeLoop
 from postrain.rollout.decode.sampling import cuts
 from postrain.rollout.engine import Mixture
-from postrain.types import Completion, ConfigError, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
+from postrain.types import Completion, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,12 @@ from torch import nn
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages, is_transcript, transcript, user
 from postrain.data.rendering import as_mapping
+from postrain.errors import ConfigError
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.rollout.engine import Engine
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Stop
+from postrain.types import Stop
 
 CRITIQUE = """\
 Here is a principle for replies: {principle}

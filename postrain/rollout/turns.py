@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.rewards.function import is_finite, preview
 from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.engine import Engine, Mixture
 from postrain.seeds import derive_seed
-from postrain.types import Completion, ConfigError, Count, CountOrZero, Step, Stop
+from postrain.types import Completion, Count, CountOrZero, Step, Stop
 
 
 class Environment(Protocol):

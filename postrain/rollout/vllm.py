@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from postrain.config.extras import load
 from postrain.config.schema import Confirm
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.models.parts import unwrapped
 from postrain.models.weight_sync import fingerprint, merged_weights
@@ -26,7 +27,6 @@ from postrain.rollout.engine import Mixture
 from postrain.rollout.vllm_server import Server
 from postrain.types import (
     Completion,
-    ConfigError,
     Count,
     CountOrZero,
     Fraction,

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.models.weight_sync import merged_weights
-from postrain.types import Completion, ConfigError
+from postrain.types import Completion
 
 CONNECTIONS = 128
 """Requests that wait for the server together; it batches them itself."""

@@ -12,9 +12,9 @@ from yaml import YAMLError
 from postrain.config import renamed
 from postrain.config.places import command
 from postrain.config.tree import SESSION
+from postrain.errors import ConfigError
 from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
-from postrain.types import ConfigError
 
 # Keys that every saved config has.
 REQUIRED_KEYS = ("model", "data", "trainer", "seed")

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
 from postrain.runs.method_protocol import method_of
 from postrain.runs.status import checkpoints, space_remedy, writing
 from postrain.training.nan_guard import NaNGuard
-from postrain.types import ConfigError
 
 
 class Checkpoints(Callback):

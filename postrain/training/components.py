@@ -12,6 +12,7 @@ from torch import nn
 
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.hardware.collectives import full_state_dict
 from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
@@ -24,7 +25,6 @@ from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import PreferenceModel, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
 from postrain.training.config import TrainConfig
-from postrain.types import ConfigError
 
 
 @dataclass(frozen=True)

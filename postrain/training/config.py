@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from postrain.config.schema import TARGET, Deferred, Given, Paths, Section
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
@@ -25,7 +26,7 @@ from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.training.early_stopping import EarlyStop
 from postrain.training.loggers import LightningTracker, NoTracker, Tracker
-from postrain.types import ConfigError, Seed
+from postrain.types import Seed
 
 MAX_TOKENS = 10**9
 """Limit on the completion tokens of one update; their ids and log-probabilities take about 12 GB."""

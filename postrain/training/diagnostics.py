@@ -12,12 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.padding import Padding
 
+from postrain.errors import ConfigError
 from postrain.jsonl import number, update_of
 from postrain.runs.folder import RunFolder, writing
 from postrain.runs.method_protocol import method_of
 from postrain.training.diagnostic_rules import RULES, Rule
 from postrain.training.record_files import DISK_FULL_REMEDY
-from postrain.types import ConfigError
 
 FIRST, RECENT = 10, 200
 

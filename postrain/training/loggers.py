@@ -21,7 +21,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from postrain.config.extras import load
 from postrain.config.schema import Confirm, load_target
-from postrain.types import ConfigError, Count
+from postrain.errors import ConfigError
+from postrain.types import Count
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -16,12 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.runs.folder import RunFolder
 from postrain.runs.method_protocol import method_of
 from postrain.runs.status import last_checkpoint
 from postrain.training.record_files import MetricsFile
-from postrain.types import ConfigError
 
 WATCHED = ("loss", "policy_loss", "value_loss", "grad_norm", "rollout/logp")
 SHOWN_ROWS = 8

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from postrain.types import ConfigError, Count, NonNegative, Step
+from postrain.errors import ConfigError
+from postrain.types import Count, NonNegative, Step
 
 OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Literal, get_args
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from postrain.world import facts, instructions, stories, sums
 from postrain.world.corruptions import draft
 from postrain.world.gold import score, weighted

@@ -9,7 +9,7 @@ from torch import Tensor
 from postrain.cli.chat.commands import COMMANDS, Command, overview, parse, temperature
 from postrain.cli.chat.conversation import Conversation, continued, fitted, room_for
 from postrain.data.conversation import Message, Messages
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 
 def letters(messages: Messages) -> Tensor:

@@ -12,7 +12,8 @@ from postrain.config.annotations import describe
 from postrain.config.check import check
 from postrain.config.schema import Section, load_target
 from postrain.config.tree import instantiate
-from postrain.types import ConfigError, Count, Fraction, NonNegative, Positive
+from postrain.errors import ConfigError
+from postrain.types import Count, Fraction, NonNegative, Positive
 
 
 class Scorer(Protocol):

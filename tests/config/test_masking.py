@@ -11,13 +11,13 @@ import yaml
 
 from postrain.cli.main import complain, continued
 from postrain.config.masking import hidden, is_secret, masked, masked_text
+from postrain.errors import ConfigError
 from postrain.jobs.study import Study
 from postrain.jobs.sweep import Sweep
 from postrain.jsonl import atomic_write_text
 from postrain.report.folders import read_run
 from postrain.runs.folder import RunFolder
 from postrain.runs.manifest import reproduce, write_manifest
-from postrain.types import ConfigError
 
 KEY = "s3cr3t-value"
 SECRET_KEYS = """

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from postrain.config.groups import asked, listing, overview
 from postrain.config.overrides import Line, _option_problems, prepare
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.training_runs import CONF
 
 

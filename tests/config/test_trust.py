@@ -12,6 +12,7 @@ from postrain.cli.main import continued
 from postrain.config.check import check
 from postrain.config.schema import Confirm, provides
 from postrain.config.trust import Guest, confirmable, packaged, said_by, said_in
+from postrain.errors import ConfigError
 from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.eval_models import SourceRun
 from postrain.generation.config import GenerateConfig
@@ -22,7 +23,6 @@ from postrain.jobs.plan import own_calls, vet
 from postrain.jobs.stages import stages_of
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
-from postrain.types import ConfigError
 from tests.training_runs import CONF, composed
 
 GROUPS = ("method", "model", "adapter", "data", "reward", "rollout", "environment", "trainer", "logger", "evaluation")

@@ -13,7 +13,7 @@ from postrain.data.encode import EncodedRow
 from postrain.data.kinds.judgement import EncodedJudgement
 from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.data.kinds.steps import EncodedSteps
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import byte_tokenizer
 
 TEMPLATE = Template(byte_tokenizer(pad="<|end|>"), mode="plain")

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from postrain.data.chat import INSTRUCTION, Template
 from postrain.data.conversation import Message, opened, transcript
 from postrain.data.rendering import clock_at
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
 
 PIECES = ["The answer", " is", " 4", ".", "\n", "\n\n", " ", "  ", "é", "2 + 2", "###", "?", "Once"]

@@ -13,7 +13,7 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
 from postrain.data.kinds.text import Text
 from postrain.data.records import convert
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import chat
 
 WITH = {"gold": {"x": 1}}

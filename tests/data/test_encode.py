@@ -17,7 +17,7 @@ from postrain.data.kinds.prompt import EncodedPrompt, Prompt
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.kinds.text import TEXT_CUT, Text
 from postrain.data.records import encode
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, byte_tokenizer, chat
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from postrain.data.files import read_path
 from postrain.data.sources import read_held_out
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import write_lines
 
 ROWS = [{"prompt": f"p{number}", "completion": "c"} for number in range(3)]

@@ -13,7 +13,7 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
 from postrain.data.kinds.text import Text
 from postrain.data.readers import Cell
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: What is 2 + 2?\n\nAssistant:"

@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from postrain.data import files
 from postrain.data.sources import Hub
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import write_lines
 
 ROWS = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(3)]

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from postrain.data.kinds.judgement import kto_pairing
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 
 def test_prompt_and_completion_differ_wherever_there_is_such_an_item():

@@ -12,7 +12,7 @@ from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.readers import Cell
 from postrain.data.records import Record
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 
 SYSTEM = Message("system", "s")

@@ -10,7 +10,7 @@ from postrain.data.conversation import Message
 from postrain.data.formats import parse
 from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.prompt import Prompt
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 
 CALL = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]

@@ -25,7 +25,8 @@ from postrain.data.kinds.steps import StepRows
 from postrain.data.kinds.text import beginning
 from postrain.data.module import DataModule
 from postrain.data.schedule import HeldOut
-from postrain.types import ConfigError, Rows
+from postrain.errors import ConfigError
+from postrain.types import Rows
 from tests.data.helpers import write_lines
 from tests.training_runs import CONF, forced
 

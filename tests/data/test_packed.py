@@ -13,7 +13,7 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
 from postrain.data.readers import Cell
 from postrain.data.records import Record
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 
 ASKED, GOOD, BAD = ({"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("gpt", "c")))

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.tree import instantiate
 from postrain.data.sources import Paraphrases
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from postrain.world.gold import score
 from tests.training_runs import CONF
 

@@ -15,7 +15,7 @@ from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.text import Text
 from postrain.data.quality import repetition, sane, sift
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import OFF, chat
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from postrain.data.readers import read_file
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 ROWS = [
     {"prompt": "a\nb", "completion": "ü", "label": True},

@@ -13,7 +13,7 @@ from postrain.data.kinds.judgement import Judgements
 from postrain.data.reading import SEEN, SPARE, Account, Reading, split, unseen
 from postrain.data.records import Record
 from postrain.data.schedule import HeldOut
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import OFF, chat, table, write_lines
 from tests.data.test_module import prepared
 

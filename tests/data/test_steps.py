@@ -14,7 +14,7 @@ from postrain.data.encode import PROMPT_CUT, Encoder, collate
 from postrain.data.kinds.steps import LAYOUT_FILE, STEPS_CUT, EncodedSteps, StepLayout, StepRows, Steps
 from postrain.data.reading import learnable
 from postrain.data.records import encode
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
 
 LINES = StepLayout(joiner="\n", separator="")

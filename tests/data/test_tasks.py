@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from postrain.config.tree import instantiate
 from postrain.data.module import DataModule
 from postrain.data.tasks import COLUMN, REFUSED, ReasoningGym
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from tests import fake_reasoning_gym
 from tests.training_runs import CONF, composed
 

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from postrain.data.readers import DOCUMENT_CHARACTERS, read_file
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 
 def write(path: Path, content: str | bytes) -> str:

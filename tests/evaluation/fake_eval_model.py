@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
 from postrain.models.reference import Reference
 from postrain.rollout.turns import SINGLE_TURN
-from postrain.types import ConfigError, Sampling
+from postrain.types import Sampling
 from tests.engines import text
 from tests.methods.made import Scripted, precise
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from postrain.errors import ConfigError
 from postrain.evaluate import evaluate
 from postrain.evaluation.config import check_words, inherited
 from postrain.evaluation.estimate import Estimate
@@ -20,7 +21,6 @@ from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.jobs.frame import EVALUATE, execute
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
-from postrain.types import ConfigError
 from tests import training_runs
 
 SMALL = (

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.evaluation.completions import _gold
-from postrain.types import ConfigError
 from postrain.world.gold import score
 
 

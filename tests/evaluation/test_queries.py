@@ -13,6 +13,7 @@ from torch import nn
 
 from postrain.data.chat import Template
 from postrain.data.conversation import user
+from postrain.errors import ConfigError
 from postrain.evaluation.differences import differences
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.queries import CODE_NOT_RUN, Queries, agreement
@@ -21,7 +22,7 @@ from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ModelSource
 from postrain.rollout.turns import SINGLE_TURN
-from postrain.types import Completion, ConfigError, Sampling, Stop
+from postrain.types import Completion, Sampling, Stop
 from tests.training_runs import CONF, composed
 
 ROWS = [

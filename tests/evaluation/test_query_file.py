@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.evaluation.query_checks import check_answer
 from postrain.evaluation.query_code import passes, source
 from postrain.evaluation.query_file import Query, read_queries
-from postrain.types import ConfigError
 
 CATEGORIES = {"factual", "reasoning", "instruction_following", "creative", "code", "paraphrase"}
 GOOD = {"id": "a", "category": "c", "phrasings": ["p", "q"], "expect": {"number": 7}, "reference": "7"}

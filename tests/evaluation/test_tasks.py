@@ -13,6 +13,7 @@ import torch
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
 from postrain.data.repetition import distinct_n
+from postrain.errors import ConfigError
 from postrain.evaluation.accuracy import Accuracy, Calibration, auroc, calibration_error
 from postrain.evaluation.completion_metrics import GoldScores, KLDivergence, Lengths, Repetition, Rewards, distinct
 from postrain.evaluation.completions import complete
@@ -23,7 +24,7 @@ from postrain.evaluation.likelihood import Perplexity, PreferenceAccuracy, evenl
 from postrain.evaluation.win_rate import WinRate, win_points
 from postrain.models.reference import Reference
 from postrain.rewards.base import none_to_nan
-from postrain.types import ConfigError, RewardBatch, Sampling
+from postrain.types import RewardBatch, Sampling
 from postrain.world.facts import all_facts
 from tests.evaluation.fake_eval_model import eval_model, gold, make_prompts
 from tests.methods.made import pairs, plain_logps, precise

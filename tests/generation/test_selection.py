@@ -8,11 +8,11 @@ import pytest
 
 from postrain.config.check import check
 from postrain.config.tree import instantiate
+from postrain.errors import ConfigError
 from postrain.generation.config import GenerateConfig
 from postrain.generation.selection import NoRows, PreferencePairs, PromptCompletions, RevisionPairs, TopK
 from postrain.generation.stats import compute_stats
 from postrain.rollout.revise import Revision
-from postrain.types import ConfigError
 from tests.generation.small_generation import composed
 from tests.training_runs import CONF
 

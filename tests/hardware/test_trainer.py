@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from postrain.config.check import check
 from postrain.config.tree import complete, instantiate
+from postrain.errors import ConfigError
 from postrain.hardware.trainer import Hardware
 from postrain.training.config import TrainConfig
-from postrain.types import ConfigError
 from tests.training_runs import composed
 
 TEMPLATE = {

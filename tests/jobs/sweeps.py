@@ -12,10 +12,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.main import start
+from postrain.errors import ConfigError
 from postrain.jobs.graph import Job
 from postrain.jobs.launchers import Ended, overrides_of
 from postrain.runs.folder import RunFolder
-from postrain.types import ConfigError
 from tests.training_runs import CONF
 
 

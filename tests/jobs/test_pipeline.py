@@ -12,11 +12,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from postrain.config import extras
+from postrain.errors import ConfigError
 from postrain.jobs import frame, pipeline, plan
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
-from postrain.types import ConfigError
 from tests.cli.test_main import run
 from tests.jobs.pipelines import LAB, TWO
 from tests.training_runs import CONF, records, unresolved

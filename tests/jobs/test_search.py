@@ -8,9 +8,9 @@ import logging
 import optuna
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.jobs.search import distribution
 from postrain.report.sweep_results import read_sweep
-from postrain.types import ConfigError
 from tests.jobs.sweeps import Program, sweep
 
 SEARCH = (

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, references
 from postrain.jobs.stages import for_stage, split, stages_of, unused
-from postrain.types import ConfigError
 
 LAB = {
     "stages": {

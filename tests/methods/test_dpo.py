@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from postrain.data.kinds.preference import Pairs
+from postrain.errors import ConfigError
 from postrain.losses.dpo_variants import LOSSES, RANKED
 from postrain.methods.dpo import RunningMean, weights_of
 from postrain.methods.metrics import combine
-from postrain.types import ConfigError
 from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
 from tests.tiny import tiny_model
 

@@ -9,9 +9,9 @@ import torch
 
 from postrain.config.check import check
 from postrain.config.tree import instantiate
+from postrain.errors import ConfigError
 from postrain.losses.dpo_variants import LOSSES
 from postrain.training.config import TrainConfig
-from postrain.types import ConfigError
 from tests.methods.made import QUICK, defaults, flat_gradient, judgements, made, pairs, precise
 from tests.training_runs import composed, final_state, small_run
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.losses.advantages import gae, token_rewards
 from postrain.losses.divergence import kl as kl_estimate
 from postrain.methods.group_relative import GroupExperience
@@ -25,7 +26,6 @@ from postrain.models import scoring
 from postrain.models.adapters import LoRA
 from postrain.models.reference import Reference
 from postrain.models.scoring import score, score_with_reference
-from postrain.types import ConfigError
 from tests.methods.made import Scripted, flat_gradient, made, pairs, precise, rows
 from tests.methods.test_rollouts import Table, Words
 from tests.tiny import tiny_model

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from postrain.errors import ConfigError
 from postrain.losses.preference import kto, kto_baseline
 from postrain.methods.metrics import combine
-from postrain.types import ConfigError
 from tests.methods.made import flat_gradient, judgements, made, precise, summed
 from tests.training_runs import records, small_run
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from postrain.errors import ConfigError
 from postrain.methods.online_dpo import average_preference
 from postrain.rewards.function import PairwiseFunction
 from postrain.rollout.engine import Mixture
-from postrain.types import Completion, ConfigError, Sampling, Stop
+from postrain.types import Completion, Sampling, Stop
 from tests.methods.made import Scripted, made
 from tests.methods.test_rollouts import Table, Words, prompts
 from tests.tiny import tiny_model

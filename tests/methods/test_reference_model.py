@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from postrain.errors import ConfigError
 from postrain.methods.reference_cache import in_order, read, row_digest, rows_in, write
 from postrain.runs.folder import RunFolder
-from postrain.types import ConfigError
 from tests.methods.made import QUICK, judgements, made, pairs, precise
 from tests.models.test_adapters import lora
 from tests.tiny import tiny_model

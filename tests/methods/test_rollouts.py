@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from postrain.data.kinds.prompt import Prompts
-from postrain.types import ConfigError, RewardBatch
+from postrain.errors import ConfigError
+from postrain.types import RewardBatch
 from tests.methods.made import Scripted, defaults, flat_gradient, made
 from tests.tiny import tiny_model
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from postrain.errors import ConfigError
 from postrain.models.adapters import LoRA, NoAdapter, QLoRA
 from postrain.models.loading import use_differentiable_kernel
-from postrain.types import ConfigError
 from tests.models.conftest import architectures, rows, tiny_model
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from postrain.errors import ConfigError
 from postrain.models import hub
 from postrain.models.loading import load_causal
-from postrain.types import ConfigError
 from tests.models.conftest import source, tiny_model
 from tests.models.hub_server import COMMIT, serving
 from tests.models.test_adapters import logits

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from postrain.errors import ConfigError
 from postrain.models.loading import load, load_causal, load_scalar, load_tokenizer, merged_on_disk
 from postrain.models.vocabulary import ensure_pad
-from postrain.types import ConfigError
 from tests.models.conftest import END, PAD, architectures, byte_tokenizer, source, tiny_model
 from tests.models.test_adapters import logits, lora, moved
 

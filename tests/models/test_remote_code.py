@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from postrain.data.files import load_split
+from postrain.errors import ConfigError
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
-from postrain.types import ConfigError
 from tests.models.conftest import source
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from postrain.config.tree import instantiate
+from postrain.errors import ConfigError
 from postrain.models import gguf
 from postrain.models.adapters import Adapter
 from postrain.models.sources import ModelSource
-from postrain.types import ConfigError
 from tests.models.conftest import source
 from tests.models.test_loading import save_adapter
 

@@ -11,13 +11,13 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from postrain.errors import ConfigError
 from postrain.models.export import export
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.parts import parts_agree
 from postrain.models.reference import Reference
 from postrain.models.vocabulary import embedding_names, randomly_initialized, untrained_tokens
 from postrain.models.weight_sync import merged_weights
-from postrain.types import ConfigError
 from tests.models.conftest import VOCABULARY, byte_tokenizer, source, tiny_model
 from tests.models.test_adapters import logits, lora, moved
 

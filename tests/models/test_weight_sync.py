@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from postrain.config.tree import instantiate
+from postrain.errors import ConfigError
 from postrain.models.weight_sync import check_transferable, fingerprint, merged_weights
-from postrain.types import ConfigError
 from tests.tiny import SHAPES, tiny_model
 from tests.training_runs import composed
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from postrain.cli.main import continued
+from postrain.errors import ConfigError
 from postrain.jobs.pipeline import Pipeline
 from postrain.jobs.sweep import kept
 from postrain.jsonl import modest, read_json
@@ -17,7 +18,6 @@ from postrain.report.folders import read_generation, read_run
 from postrain.report.pipeline_page import write_pipeline
 from postrain.report.runs_index import read_entries
 from postrain.report.sweep_results import read_sweep
-from postrain.types import ConfigError
 
 ODD = {
     "empty": b"",

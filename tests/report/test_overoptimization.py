@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.report.overoptimization import (
     Curve,
     Point,
@@ -17,7 +18,6 @@ from postrain.report.overoptimization import (
     overoptimization,
     rows,
 )
-from postrain.types import ConfigError
 
 
 def lines(path: Path, records: list[dict]) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.rewards.base import nan_to_none
 from postrain.rewards.code import Code, extract_program, parse_tests
-from postrain.types import ConfigError
 
 SQUARE = "def f(x):\n    return x * x"
 ASSERTS = "from math import inf\nassert f(2) == 4\nassert f(3) == 9\nfor x in range(2):\n    assert f(x) == x"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.rewards.constraints import constraints, paragraphs, sentences
-from postrain.types import ConfigError
 
 TEXT = 'The sun rose, at 3.5 degrees. "Warm!" said Tom.\n\n- one bird\n* two birds\n\nWas it? Yes'
 

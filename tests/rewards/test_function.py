@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from postrain.errors import Interrupted
+from postrain.errors import ConfigError, Interrupted
 from postrain.rewards.function import Function
-from postrain.types import ConfigError
 
 SOURCE = """
 import torch

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from postrain.config.check import check
 from postrain.config.masking import masked
 from postrain.config.tree import instantiate
+from postrain.errors import ConfigError
 from postrain.rewards.base import Reward
 from postrain.rewards.judge import Judge, PairwiseJudge, choice_in, fenced, mark_in
-from postrain.types import ConfigError
 from tests.rewards.judge_server import Says, Server, judge_server
 from tests.rewards.test_configs import CONF, Root
 

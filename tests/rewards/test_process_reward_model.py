@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from postrain.data.conversation import user
 from postrain.data.kinds.steps import LAYOUT_FILE, StepLayout
+from postrain.errors import ConfigError
 from postrain.rewards.reward_model import OutcomeRewardModel, ProcessRewardModel
-from postrain.types import ConfigError
 from tests.rewards.test_reward_model import NANO, reward_model
 
 PROMPTS = ("3 + 4 + 2 = ?", "1 + 1 = ?", "2 + 2 = ?")

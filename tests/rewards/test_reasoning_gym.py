@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from postrain.config.tree import instantiate
 from postrain.data.tasks import COLUMN
+from postrain.errors import ConfigError
 from postrain.rewards import reasoning_gym
 from postrain.rewards.reasoning_gym import ReasoningGymScore, extracted
-from postrain.types import ConfigError
 from tests import fake_reasoning_gym
 from tests.rewards.test_configs import CONF
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig
 
+from postrain.errors import ConfigError
 from postrain.rewards.reward_model import OutcomeRewardModel
-from postrain.types import ConfigError
 
 NANO = Path(__file__).parents[2] / "postrain" / "assets" / "nano"
 PROMPTS = ("Say hello.", "What is 3 + 4? " * 5, "Tell a story.", "Hi.")

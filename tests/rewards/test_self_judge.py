@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from postrain.config.tree import instantiate
 from postrain.data.conversation import user
+from postrain.errors import ConfigError
 from postrain.rewards.judge import QUESTION, SelfJudge
-from postrain.types import ConfigError
 from tests.rewards.test_configs import CONF
 from tests.rewards.test_reward_model import NANO, reward_model
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.rewards.shaping import cosine, overlong, repetition
-from postrain.types import ConfigError
 
 
 def said(words: int) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.rewards.text import exact, finds, length, matches, non_repetition, numeric, tagged
-from postrain.types import ConfigError
 
 
 def test_exact() -> None:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.rewards.verified import json_valid, math_equal
-from postrain.types import ConfigError
 
 SCHEMA = {"type": "object", "required": ["a"]}
 

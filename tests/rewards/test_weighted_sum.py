@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from postrain.errors import ConfigError
 from postrain.rewards.base import WeightedSum, nan_to_none, none_to_nan, preflight
-from postrain.types import ConfigError, RewardBatch
+from postrain.types import RewardBatch
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.rewards.base import nan_to_none
 from postrain.rewards.world import Gold
-from postrain.types import ConfigError
 from postrain.world import gold
 
 STORY = {

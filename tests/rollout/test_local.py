@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from postrain import processor
+from postrain.errors import ConfigError
 from postrain.models.scoring import score
 from postrain.rollout.decode import weights
 from postrain.rollout.decode.backend import FastBackend, PaddedBackend, SlotBackend, backend_for
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.seeds import derive_seed
-from postrain.types import Completion, ConfigError, Rows, Stop
+from postrain.types import Completion, Rows, Stop
 from tests.engines import adapted, engine, prompts, text
 from tests.tiny import SHAPES, tiny_model
 

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from postrain.data.chat import Template
 from postrain.data.conversation import Message
+from postrain.errors import ConfigError
 from postrain.rollout.engine import Mixture
 from postrain.rollout.revise import CRITIQUE, REVISION, Revision, preferences, revise
-from postrain.types import Completion, ConfigError, Sampling, Stop
+from postrain.types import Completion, Sampling, Stop
 from tests.tiny import tiny_model
 
 NANO = Path(__file__).parents[2] / "postrain" / "assets" / "nano"

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from postrain.errors import ConfigError
 from postrain.rollout.decode.sampling import BLOCK, allowed_logps, draw, uniforms
-from postrain.types import ConfigError, Sampling
+from postrain.types import Sampling
 
 TENTHS = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.losses.advantages import gae, last_token
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.scoring import score
@@ -22,7 +23,7 @@ from postrain.rollout.engine import Mixture
 from postrain.rollout.turns import SINGLE_TURN, Environment, _step
 from postrain.seeds import derive_seed
 from postrain.training.components import build
-from postrain.types import Completion, ConfigError, Sampling, Step, Stop
+from postrain.types import Completion, Sampling, Step, Stop
 from postrain.world.calculator import calculate
 from tests.tiny import SHAPES, tiny_model
 from tests.training_runs import SMALL, composed, records, small_run, train_config

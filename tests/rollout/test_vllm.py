@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from postrain.config.tree import instantiate
+from postrain.errors import ConfigError
 from postrain.rollout.engine import Mixture, greedy
-from postrain.types import ConfigError, Stop
+from postrain.types import Stop
 from tests.tiny import tiny_model
 from tests.training_runs import composed
 

@@ -13,11 +13,11 @@ from typing import Any, cast
 import pytest
 
 from postrain import __version__
+from postrain.errors import ConfigError
 from postrain.jsonl import atomic_write_text, update_of
 from postrain.report import write_report
 from postrain.runs.folder import RunFolder, Status, config_hash
 from postrain.runs.resume import check_model, resumed_config
-from postrain.types import ConfigError
 
 
 def test_path_has_method_model_time_and_hash(tmp_path: Path) -> None:

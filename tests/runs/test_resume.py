@@ -13,9 +13,9 @@ from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.rendering import clock_at
+from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import MOVED, check_data, saved_config
-from postrain.types import ConfigError
 from tests.data.helpers import UNMARKED, byte_tokenizer, write_lines
 from tests.training_runs import composed
 

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from postrain.errors import Interrupted
+from postrain.errors import ConfigError, Interrupted
 from postrain.runs.folder import RunFolder
 from postrain.training.checkpoints import Checkpoints, newest_readable
 from postrain.training.nan_guard import NaNGuard
-from postrain.types import ConfigError
 from tests.training.conftest import FakeMethod, FakeTrainer
 from tests.training_runs import final_state, records, resumed, same, small_run
 

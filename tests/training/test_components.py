@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, LoRA
 from postrain.models.loading import load_tokenizer
 from postrain.training.components import reference_fingerprint, resolve_reference
-from postrain.types import ConfigError
 from tests.training_runs import train_config
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
 from postrain.training.diagnostic_checks import History
 from postrain.training.diagnostic_rules import Rule
 from postrain.training.diagnostics import FIRST, RECENT, Diagnostics
 from postrain.training.record_files import MetricsFile
-from postrain.types import ConfigError
 
 
 def high(history: History) -> str | None:

@@ -16,10 +16,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 )
 from tensorboard.summary.writer import event_file_writer
 
+from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
 from postrain.training.logger_media import log_histograms, log_table, markdown_table
 from postrain.training.loggers import NoTracker, TensorBoard, Tracker, Wandb, discard_after
-from postrain.types import ConfigError
 
 OFFLINE = Wandb(project="test", entity=None, online=False, timeout_seconds=5)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.training.record_files import MetricsFile
-from postrain.types import ConfigError
 
 
 def run(folder: RunFolder, trainer: Any, method: Any, until: int) -> None:

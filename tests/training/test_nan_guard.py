@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
 from postrain.training.nan_guard import BrokenModel, NaNGuard, check_finite, max_abs, non_finite_metrics
-from postrain.types import ConfigError
 from tests.training.conftest import FakeMethod
 
 

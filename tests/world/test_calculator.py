@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from postrain.config.tree import instantiate
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from postrain.world.calculator import Calculator, calculate
 from tests.training_runs import composed
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 from postrain.world import rows, score
 from postrain.world.items import EVAL_SHARE, generator, split_of
 from postrain.world.rows import END_OF_TEXT, MAKERS, SENSE, Kind, Task

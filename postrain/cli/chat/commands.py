@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "reset": ("", "forget what was said"),

@@ -18,11 +18,11 @@ from transformers import GenerationConfig, TextStreamer
 from postrain.cli.chat.conversation import Conversation, Fitted, continued, fitted, room_for
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages
+from postrain.errors import ConfigError
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError
 
 Show = Callable[[str], None]
 # Control characters but for line breaks and tabs: a model must not move the cursor or rename the window.

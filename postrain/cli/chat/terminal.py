@@ -14,7 +14,7 @@ from rich.text import Text
 from postrain.cli.chat.commands import Command, overview, parse, temperature
 from postrain.cli.chat.conversation import Conversation
 from postrain.cli.chat.speaker import Speaker, Speaking
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 ReadLine = Callable[[], str]
 """The next line; raises EOFError when there is none."""

@@ -17,7 +17,7 @@ from postrain.data.layouts import Fields, Malformed, Unusable, row_format
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import asked, begun, conversation_turns, cut_prompt, says_again
 from postrain.data.records import Record, conversion
-from postrain.types import ConfigError
+from postrain.errors import ConfigError
 
 FINAL_ANSWER = "####"
 NO_ANSWER = "the conversation does not end with an answer"

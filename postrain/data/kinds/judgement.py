@@ -23,7 +23,8 @@ from postrain.data.layouts import Fields, Malformed, row_format
 from postrain.data.prompt_columns import answer_of
 from postrain.data.readers import Cell
 from postrain.data.records import Record, conversion
-from postrain.types import Batch, ConfigError, Rows
+from postrain.errors import ConfigError
+from postrain.types import Batch, Rows
 
 TRUTHS = {"true": True, "false": False, "1": True, "0": False}
 ONE_AND_ZERO = "label 1 or 0, or in quotes, read as true or false"

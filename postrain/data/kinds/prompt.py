@@ -13,7 +13,8 @@ from postrain.data.encode import Encoded, Encoder, Use
 from postrain.data.layouts import Fields, row_format
 from postrain.data.prompt_columns import asked, begun
 from postrain.data.records import Record
-from postrain.types import Batch, ConfigError
+from postrain.errors import ConfigError
+from postrain.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.layouts import Fields, Malformed, is_list, row_format
 from postrain.data.prompt_columns import asked, begun
 from postrain.data.records import Record, conversion
-from postrain.types import Batch, ConfigError, Rows
+from postrain.errors import ConfigError
+from postrain.types import Batch, Rows
 
 STEPS_CUT = "last steps left out"
 LAYOUT_FILE = "steps.json"

@@ -21,6 +21,7 @@ from typing import ClassVar
 from postrain.data.conversation import Message, Messages, plain_text, user
 from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.prompt import Prompt, Prompts
+from postrain.errors import ConfigError
 from postrain.evaluation.accuracy import calibration_error
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.answers import answer_probability, extract_answer
@@ -28,7 +29,7 @@ from postrain.evaluation.scaling.grader import GradedSamples, Grader, PromptTask
 from postrain.evaluation.scaling.samples import Sample, draw
 from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Count
+from postrain.types import Count
 from postrain.world import sums
 
 DIRECT = "direct"

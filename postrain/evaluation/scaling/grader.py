@@ -16,6 +16,7 @@ import torch
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.evaluation.accuracy import reaches
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.answers import Kind, extract_answer
@@ -23,7 +24,7 @@ from postrain.evaluation.scaling.samples import Samples, check_temperature, draw
 from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.rewards.base import Reward, is_model_based, nan_to_none
 from postrain.rewards.text import exact, last_number, numeric
-from postrain.types import ConfigError, Count, Sampling
+from postrain.types import Count, Sampling
 
 GradeFunction = Callable[[Prompts, Sequence[str]], Sequence[float | None]]
 """What each completion is worth, mostly 1 or 0; None where that cannot be told."""

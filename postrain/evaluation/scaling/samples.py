@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
 from postrain.rollout.engine import greedy as greedy_engine
 from postrain.rollout.turns import Rollout, roll_out
 from postrain.seeds import derive_seed
-from postrain.types import ConfigError, Sampling
+from postrain.types import Sampling
 
 
 @dataclass(frozen=True)

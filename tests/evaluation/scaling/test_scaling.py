@@ -11,13 +11,13 @@ import torch
 
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, user
+from postrain.errors import ConfigError
 from postrain.evaluation.scaling.cot import few_shot_turns, with_suffix, worked_sum
 from postrain.evaluation.scaling.tree import partial_sum, yes_probabilities
 from postrain.models.loading import load_causal
 from postrain.rewards.base import WeightedSum, is_model_based
 from postrain.rewards.judge import Judge, SelfJudge
 from postrain.rewards.reward_model import OutcomeRewardModel, ProcessRewardModel
-from postrain.types import ConfigError
 from postrain.world.sums import chain, terms_of
 from tests.engines import engine
 from tests.evaluation.scaling.scripted import ANY, PROMPTS, Marks, eval_model, measure, nano, right_and_wrong, sums
