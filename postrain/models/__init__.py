@@ -1,1 +1,1 @@
-"""Where models come from, what is put on them, and how they leave again."""
+"""Models: resolving, loading, adapters, scoring and export."""

@@ -1,6 +1,6 @@
-"""The `adapter` group: what learns in a policy besides, or instead of, its own weights. LoRA and QLoRA through PEFT.
+"""The `adapter` group: full fine-tuning, or LoRA and QLoRA through PEFT.
 
-An adapter is no method: each works with every method, under a language model's head or a scalar one.
+Each adapter works with every method, for language models and for models with a scalar head.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Head = Literal["causal", "scalar"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Base of every adapter: all weights learn."""
+    """Base class of adapters: trains all weights."""
 
     def quantization(self) -> Any:
-        """How the base weights are to be quantised when they are loaded; None leaves them as they are."""
+        """Quantization config of the base weights; None loads them unquantized."""
         return None
 
     def wrap(self, model: nn.Module, *, head: Head, trainable_tokens: Sequence[int] = ()) -> nn.Module:
-        """The policy: `model` with the adapter in it, in eval mode; the embeddings of `learned` tokens learn too."""
+        """The policy: `model` with the adapter, in eval mode; the embeddings of `trainable_tokens` are trained too."""
         return model
 
     def new_token_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
-        """The tokens, `used` in the data, whose embeddings have to learn although the adapter freezes the others."""
+        """The tokens, among those `used` in the data, whose embeddings are trained besides the adapter."""
         return []
 
 
@@ -47,23 +47,23 @@ class NoAdapter(Adapter):
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Adapter):
-    """Low-rank additions to linear layers; the base weights stay as they are (Hu et al. 2021)."""
+    """Low-rank updates of linear layers; the base weights are frozen (Hu et al. 2021)."""
 
     r: Size = 16
-    """Rank."""
+    """Rank of the updates."""
     alpha: Positive = 32.0
-    """The additions are scaled by alpha / r."""
+    """Scaling numerator: updates are scaled by alpha / r."""
     dropout: Fraction = 0.0
-    """On what enters an addition; active only where the method says dropout."""
+    """Dropout on the input of each update; only active in methods that train with dropout."""
     rslora: bool = False
-    """Scale by alpha / √r, so that a higher rank does not learn more slowly (Kalajdzievski 2023)."""
+    """Scale by alpha / √r instead, so that higher ranks do not learn more slowly (Kalajdzievski 2023)."""
     dora: bool = False
-    """Learn magnitude and direction of weights apart (Liu et al. 2024)."""
+    """Decompose weights into magnitude and direction, and train both (Liu et al. 2024)."""
     target_modules: tuple[str, ...] | None = None
-    """Names of the layers that get additions; null is every linear layer of the trunk."""
+    """Names of the layers to adapt; null is every linear layer of the trunk."""
     new_tokens: tuple[str, ...] | None = None
-    """Tokens whose embeddings learn too, as '[<think>,</think>]'; null finds those in the data that nothing has trained
-    yet (added and resized, or reserved), [] leaves all embeddings as they are."""
+    """Tokens whose embeddings are trained too, such as '[<think>,</think>]'. null selects tokens of the data with
+    untrained embeddings (added by a resize, or reserved); [] freezes all embeddings."""
 
     def new_token_ids(self, model: nn.Module, tokenizer: Any, used: Sequence[int]) -> list[int]:
         if self.new_tokens is None:
@@ -77,20 +77,20 @@ class LoRA(Adapter):
 
     def wrap(self, model: nn.Module, *, head: Head, trainable_tokens: Sequence[int] = ()) -> nn.Module:
         with quiet():
-            # Start-up time: seconds that only a run with an adapter has to spend.
+            # Imported here because it takes seconds.
             from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
         self._check_targets(model)
         config = LoraConfig(
             task_type="SEQ_CLS" if head == "scalar" else "CAUSAL_LM",
             r=self.r,
-            # PEFT says int and divides by r.
+            # PEFT annotates int but only divides by r.
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             use_dora=self.dora,
             target_modules=list(self.target_modules) if self.target_modules else "all-linear",
-            # GPT-2 keeps its linear weights transposed.
+            # GPT-2 stores its linear weights transposed.
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             modules_to_save=["score"] if head == "scalar" else None,
             trainable_token_indices=(
@@ -101,7 +101,7 @@ class LoRA(Adapter):
             return get_peft_model(model, config).eval()  # pyright: ignore[reportArgumentType]
 
     def _check_targets(self, model: nn.Module) -> None:
-        """Every name must be that of some linear layer."""
+        """Raises ConfigError for a name that no linear layer has."""
         linear = sorted(
             {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
         )
@@ -109,16 +109,16 @@ class LoRA(Adapter):
             if target.rpartition(".")[2] not in linear:
                 raise ConfigError(
                     f"adapter.target_modules: {type(model).__name__} has no linear layer {target!r}; "
-                    f"it has {', '.join(linear)} (null takes all of the trunk)"
+                    f"it has {', '.join(linear)} (null selects all in the trunk)"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class QLoRA(LoRA):
-    """LoRA on base weights kept in 4 bits: NormalFloat, its scales quantised again (Dettmers et al. 2023)."""
+    """LoRA on 4-bit base weights: NormalFloat with double quantization (Dettmers et al. 2023)."""
 
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What weights are unpacked to for a product."""
+    """Dtype to which weights are dequantized for matrix products."""
 
     def quantization(self) -> Any:
         return BitsAndBytesConfig(
@@ -126,6 +126,6 @@ class QLoRA(LoRA):
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype),
-            # Heads stay as they are: small, and one of them is to be trained.
+            # Heads are not quantized: they are small, and the scalar head is trained.
             llm_int8_skip_modules=["lm_head", "score"],
         )

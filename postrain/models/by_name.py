@@ -1,6 +1,6 @@
-"""Models by a short name, in keys other than `model`: an option of that group (nano, smollm2), or a path.
+"""Resolves a model by name, for keys other than `model`: an option of that group (nano, smollm2) or a path.
 
-Leaves out options that still want a path: run and local.
+Excludes options that require a path: run and local.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
 
 
 def resolve_by_name(key: str, name: str, expected: str) -> ResolvedModel:
-    """The model that `key` names; a directory wins over an option. Raises ConfigError of that key."""
+    """The model that `key` names; a directory takes precedence over an option. Raises ConfigError with that key."""
     return resolve_for(key, name, f"{expected}, or one of {', '.join(options())}", source_of(name))
 
 
 def source_of(name: str, **changes: Any) -> ModelSource:
-    """Where the model of that name is: an option of the group, unless there is a directory of the same name."""
+    """The source of a model: an option of the group, unless a directory has the same name."""
     if name in options() and not Path(name).expanduser().exists():
         return replace(instantiate(options()[name]), **changes)
     return ModelSource(path=name, **changes)
@@ -31,7 +31,7 @@ def source_of(name: str, **changes: Any) -> ModelSource:
 
 @cache
 def options() -> dict[str, Any]:
-    """The options of the `model` group that need no path."""
+    """The options of the `model` group that do not require a path."""
     files = {file.stem: file for conf in reversed(config_dirs()) for file in sorted((conf / "model").glob("*.yaml"))}
     nodes = {name: OmegaConf.to_container(OmegaConf.load(file)) for name, file in files.items()}
     return {name: node for name, node in nodes.items() if isinstance(node, dict) and "???" not in node.values()}

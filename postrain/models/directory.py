@@ -1,6 +1,6 @@
-"""What a Hugging Face model directory holds and what it lacks, found without loading any weight.
+"""Checks and reads a Hugging Face model directory without loading weights.
 
-Leaves out whether the weights fit the config: that shows when they are loaded.
+Does not check that the weights fit the config; loading does.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
 LONGROPE = ("longrope", "su")
-# Of a larger file this many windows of a mebibyte are read: it tells two trainings apart, it does not authenticate.
+# The fingerprint of a larger file reads this many windows of 1 MiB: enough to distinguish two trainings, but not
+# cryptographic authentication.
 WINDOWS = 64
 MEBIBYTE = 2**20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a model directory."""
+    """Reads a JSON object in a model directory."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,24 +39,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(directory: Path) -> None:
-    """Refuses a config.json that names kernels on the Hub: `attn_implementation: owner/kernel` runs their code."""
+    """Refuses a config.json with Hub kernels: `attn_implementation: owner/kernel` would run their code."""
     for key, value in _leaves(read_json(directory / "config.json")):
         if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
             raise ConfigError(
-                f"{directory / 'config.json'}: {key} names {value}, code of the Hub that would run; remove the key"
+                f"{directory / 'config.json'}: {key} names {value}, which would run code from the Hub; remove the key"
             )
 
 
 def check_adapter(directory: Path) -> None:
-    """Refuses an adapter whose config makes PEFT import a module that the config names."""
+    """Refuses an adapter whose config makes PEFT import a module."""
     if read_json(directory / ADAPTER_CONFIG).get("megatron_config"):
         raise ConfigError(
-            f"{directory / ADAPTER_CONFIG}: megatron_config would import a module that this file names; remove the key"
+            f"{directory / ADAPTER_CONFIG}: megatron_config would import a module named in this file; remove the key"
         )
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every scalar of a JSON value with the nearest key above it; a key's mapping counts as its value too."""
+    """All scalars of a JSON value with their key; inside the mapping of an `..._implementation` key, with that key."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _leaves(item, key if key.endswith("_implementation") else str(name))
@@ -67,26 +68,26 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_adapter(directory: Path) -> bool:
-    """True where a PEFT adapter lies."""
+    """Whether the directory holds a PEFT adapter."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """True where a tokenizer lies."""
+    """Whether the directory holds a tokenizer."""
     return any((directory / name).is_file() for name in TOKENIZERS)
 
 
 def check_tokenizer(directory: Path) -> None:
-    """Raises when there is no tokenizer."""
+    """Raises ConfigError without a tokenizer."""
     if not has_tokenizer(directory):
         raise ConfigError(
             f"{directory} has no tokenizer (none of {', '.join(TOKENIZERS)}); "
-            "copy the tokenizer files of the model it was made from into it"
+            "copy the tokenizer files of its base model into it"
         )
 
 
 def check_weights(directory: Path, stem: str = "model") -> None:
-    """Raises unless `stem`.safetensors, or every shard of it, is there and whole."""
+    """Raises ConfigError unless `stem`.safetensors, or each of its shards, exists and is complete."""
     for name in _weight_files(directory, stem):
         if not (directory / name).is_file():
             raise ConfigError(f"{directory} lacks {name}, which {stem}.safetensors.index.json lists; copy it again")
@@ -94,7 +95,7 @@ def check_weights(directory: Path, stem: str = "model") -> None:
             with safe_open(directory / name, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{directory / name} is damaged or cut short ({error}); copy it again") from None
+            raise ConfigError(f"{directory / name} is damaged or truncated ({error}); copy it again") from None
 
 
 def _weight_files(directory: Path, stem: str) -> list[str]:
@@ -108,31 +109,31 @@ def _weight_files(directory: Path, stem: str) -> list[str]:
     pickled = [path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(suffix))]
     if pickled:
         raise ConfigError(
-            f"{directory} has its weights as a pickle ({pickled[0]}), which can run code when it is loaded; "
-            "save them again with model.save_pretrained(DIR), which writes safetensors"
+            f"{directory} has its weights as a pickle ({pickled[0]}), which can run code on loading; "
+            "convert them to safetensors with model.save_pretrained(DIR)"
         )
-    raise ConfigError(f"{directory} has no weights ({stem}.safetensors); a model that was saved whole has them")
+    raise ConfigError(f"{directory} has no weights ({stem}.safetensors); copy the complete model directory")
 
 
 def context_length(config: Mapping[str, Any]) -> int:
-    """Positions the model was made for, and that it treats alike whatever else is in the batch."""
+    """The context length in tokens, up to which positions do not depend on other rows of the batch."""
     config = config.get("text_config", config)
     for key in CONTEXT_KEYS:
         if isinstance(config.get(key), int):
             return min(config[key], rotary_limit(config) or config[key])
-    # Recurrent models and ALiBi state no limit.
+    # Recurrent models and ALiBi have no limit in their config.
     return 2**20
 
 
 def rotary_limit(config: Mapping[str, Any]) -> int | None:
-    """The longest row up to which LongRoPE (Ding et al. 2024) scales all positions alike; None for other models.
+    """The row length up to which LongRoPE (Ding et al. 2024) uses the same scaling; None for other models.
 
-    One longer row in a batch changes the frequencies of all others, so that numbers would depend on the micro-batches.
-    Dynamic NTK scaling is alike up to max_position_embeddings, which rows never exceed.
+    A longer row changes the frequencies of its whole batch, so results would depend on the micro-batches. Dynamic NTK
+    scaling is constant up to max_position_embeddings, which rows never exceed.
     """
     config = config.get("text_config", config)
     settings = [found for key in ("rope_parameters", "rope_scaling") if isinstance(found := config.get(key), Mapping)]
-    # Some architectures have settings for each type of layer.
+    # Some architectures have settings per layer type.
     parts = settings + [part for one in settings for part in one.values() if isinstance(part, Mapping)]
     limits = [
         part.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
@@ -143,7 +144,7 @@ def rotary_limit(config: Mapping[str, Any]) -> int | None:
 
 
 def head_of(config: Mapping[str, Any]) -> Literal["causal", "scalar"]:
-    """What the saved weights end in."""
+    """The head of the saved weights."""
     names = config.get("architectures") or []
     return "scalar" if any("SequenceClassification" in str(name) for name in names) else "causal"
 
@@ -159,7 +160,7 @@ def fingerprint(*directories: Path) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """A short hash of a file; of a large one, of windows evenly spread over it."""
+    """A short hash of a file, or of evenly spaced windows of a large file."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

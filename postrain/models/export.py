@@ -1,6 +1,6 @@
-"""Writes a trained policy as a Hugging Face directory that plain transformers, or PEFT, loads again.
+"""Exports a trained policy as a Hugging Face directory that plain transformers or PEFT loads.
 
-An adapter is written as an adapter only where its base weights can be found by name; else it is merged into them.
+An adapter is saved as an adapter only if its base model can be found by name; otherwise it is merged into the weights.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def export(
     end_ids: Sequence[int] = (),
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes weights or adapter, tokenizer with its chat template, generation config and README.md; all or nothing.
+    """Atomically writes weights or adapter, tokenizer with chat template, generation config and README.md (`card`).
 
-    `end_ids` end a completion besides the tokenizer's end token: the template's end of a turn. `files` are further
-    ones, by name.
+    `end_ids`: tokens that end a completion besides the EOS token, such as the template's end of turn. `files`:
+    contents of additional files by name.
     """
 
     def fill(fresh: Path) -> None:
@@ -47,10 +47,10 @@ def export(
 
 def _save_weights(model: Any, directory: Path) -> None:
     if hasattr(model, "peft_config") and not _base_has_name(model):
-        # On a copy: the run may not be over.
+        # On a copy: training may continue.
         model = copy.deepcopy(model).merge_and_unload()
     if hasattr(model, "peft_config"):
-        # "auto" would ask the Hub whether the base model's vocabulary has been resized; ours never is.
+        # "auto" would query the Hub for a resized vocabulary of the base model; ours is never resized.
         model.save_pretrained(directory, save_embedding_layers=False)
     else:
         model.save_pretrained(directory)
@@ -63,7 +63,7 @@ def _base_has_name(model: Any) -> bool:
 def _save_generation_config(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int], directory: Path
 ) -> None:
-    """What `generate` needs to stop where the policy learned to."""
+    """Writes the generation config with the end tokens that the policy was trained with."""
     config = copy.deepcopy(getattr(unwrapped(model), "generation_config", None))
     if config is None:
         return

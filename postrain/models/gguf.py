@@ -1,6 +1,6 @@
-"""Weights in llama.cpp's GGUF format, from a Python package that ships them, as an ordinary Hugging Face directory.
+"""Converts weights in llama.cpp's GGUF format, also from an installed Python package, to a Hugging Face directory.
 
-They are dequantised once and kept in the cache; what the quantisation lost stays lost.
+Weights are dequantized once and cached; the quantization error remains.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from postrain.models.vocabulary import ensure_pad
 
 
 def find_gguf(package: str) -> Path | None:
-    """The GGUF file an installed package ships; None when it is not installed. The package is not imported."""
+    """The GGUF file in an installed package, which is not imported; None if it is not installed."""
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
@@ -29,12 +29,12 @@ def find_gguf(package: str) -> Path | None:
 
 
 def as_hf_directory(file: Path) -> Path:
-    """The model of `file`, converted the first time it is asked for."""
+    """The converted model of `file`, from the cache after the first call."""
     return disk_cached(f"{file.stem}-{fingerprint_file(file)}", lambda directory: convert(file, directory))
 
 
 def convert(file: Path, directory: Path) -> None:
-    """Writes weights in float32, config, tokenizer and chat template."""
+    """Writes float32 weights, config, tokenizer and chat template."""
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{file.name} needs the package gguf to be read: pip install gguf")
     with quiet():

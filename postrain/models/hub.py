@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: the local cache first, then the network, which is given seconds and not minutes.
+"""The Hugging Face Hub: the local cache first, then the network with a timeout of seconds.
 
-Of models, only safetensors, configs and tokenizers are ever asked for. Data sets are read in data/files.py.
+Downloads only safetensors, configs and tokenizers of models. Data sets are read in data/files.py.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from huggingface_hub.errors import (
 from postrain.errors import ConfigError
 
 ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-# Subfolders hold other formats of the same weights; consolidated* are the same weights again.
+# Subfolders and consolidated* hold the same weights in other formats.
 IGNORE_PATTERNS = ["*/*", "consolidated*"]
 REQUEST_SECONDS = 4.0
-# Looking a name up in the DNS has no timeout of its own, so the whole question is given one.
+# DNS lookups have no timeout, so the whole request gets one.
 PROBE_SECONDS = 8.0
 
 
 class Unreachable(Exception):
-    """The Hub could not be asked; says why."""
+    """The Hub could not be reached; the message gives the reason."""
 
 
 def cache_directory() -> str:
-    """Where downloads are kept."""
+    """The directory of downloads."""
     return constants.HF_HUB_CACHE
 
 
@@ -52,13 +52,13 @@ def cached(repository: str, revision: str | None) -> Path | None:
 
 
 def fetch(repository: str, revision: str | None) -> Path:
-    """Downloads what is missing. Raises Unreachable within PROBE_SECONDS where there is no network."""
+    """Downloads missing files. Raises Unreachable within PROBE_SECONDS without a network."""
     with_timeout(PROBE_SECONDS, lambda: _check_available(repository, revision))
     try:
         return _snapshot(repository, revision, local_files_only=False)
     except (HTTPError, OSError) as error:
         raise ConfigError(
-            f"the download of {repository} broke off ({one_line(error)}); run the command again, it goes on from there"
+            f"the download of {repository} failed ({one_line(error)}); run the command again to continue it"
         ) from None
 
 
@@ -75,26 +75,26 @@ def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) 
 
 
 def _check_available(repository: str, revision: str | None) -> None:
-    """Raises unless the Hub answers, lets us have the model, and has it as safetensors."""
+    """Raises unless the Hub responds, grants access to the model and has it as safetensors."""
     at = f"{repository}@{revision}" if revision else repository
     with hub_errors("model", repository, at, revision, keys=("model.path", "model.revision")):
         found = HfApi().model_info(repository, revision=revision, timeout=REQUEST_SECONDS)
     if not any(file.rfilename.endswith(".safetensors") for file in found.siblings or ()):
-        raise ConfigError(f"{at} has no safetensors weights, and nothing else is loaded; look for a conversion of it")
+        raise ConfigError(f"{at} has no safetensors weights, the only supported format; use a converted repository")
 
 
 @contextmanager
 def hub_errors(kind: str, repository: str, name: str, revision: str | None, *, keys: tuple[str, str]) -> Iterator[None]:
-    """A question to the Hub inside the block: ConfigError for what it refuses, Unreachable where it does not answer.
+    """Turns errors of a Hub request into ConfigError (refused) or Unreachable (no response).
 
-    `keys` are those of the repository and of the revision.
+    `keys` are the config keys of the repository and of the revision.
     """
     if constants.is_offline_mode():
         raise Unreachable("HF_HUB_OFFLINE is set")
     try:
         yield
     except GatedRepoError:
-        raise ConfigError(f"{name} asks for its licence to be accepted on its Hub page, then: hf auth login") from None
+        raise ConfigError(f"{name} is gated: accept its license on its Hub page, then run hf auth login") from None
     except RevisionNotFoundError:
         raise ConfigError(f"the Hub has no revision {revision!r} of {repository}; check {keys[1]}") from None
     except RepositoryNotFoundError:
@@ -104,7 +104,7 @@ def hub_errors(kind: str, repository: str, name: str, revision: str | None, *, k
 
 
 def with_timeout(seconds: float, ask: Callable[[], None]) -> None:
-    """Raises Unreachable and ConfigError as `ask` raises; when it takes longer it is left behind in a daemon thread."""
+    """Runs `ask` in a daemon thread and reraises its error; raises Unreachable after `seconds`."""
     answers: queue.Queue[Unreachable | ConfigError | None] = queue.Queue()
 
     def work() -> None:
@@ -124,5 +124,5 @@ def with_timeout(seconds: float, ask: Callable[[], None]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error, for a message of one line."""
+    """The text of an error on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,7 +1,7 @@
-"""Reads weights: a causal language model, or the same trunk with a scalar head, ready to be trained.
+"""Loads a causal language model, or the same trunk with a scalar head, for training.
 
-Safetensors only, no code from a repository. Adapters found in the directory are merged into the weights, so that
-where a run starts is what a fresh adapter on top of it gives when it is off.
+Safetensors only, without code from a repository. Adapters in the directory are merged into the weights, so that a new
+adapter on top, when disabled, gives the initial policy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from postrain.seeds import seeded
 MERGE_TOLERANCE = 1e-3
 SCALAR_HEAD = "score"
 Head = Literal["causal", "scalar"]
-# The class that reads a model with each head, and the architectures it knows.
+# The auto class for each head, and its architectures.
 HEADS: dict[Head, tuple[Any, Any]] = {
     "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
     "scalar": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
@@ -47,19 +47,16 @@ HEADS: dict[Head, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what happened on the way."""
+    """A loaded model and the error of merging its adapters."""
 
     model: PreTrainedModel
-    """In eval mode; `name_or_path` is where plain transformers finds these weights, empty where it cannot."""
+    """In eval mode; `name_or_path` is where plain transformers finds these weights, or empty."""
     merge_gap: float | None
-    """The largest difference in a logit, on a fixed row, between an adapter beside the weights and merged into them."""
+    """Largest difference in a logit, on a fixed row, between unmerged and merged adapters; None without adapters."""
 
 
 def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a pad token.
-
-    Raises ConfigError where it has more tokens than the model has embeddings.
-    """
+    """The tokenizer with a pad token. Raises ConfigError if it has more tokens than the model has embeddings."""
     with _one_line(f"the tokenizer in {resolved.tokenizer} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True, trust_remote_code=False)
         tokenizer("a")
@@ -71,21 +68,25 @@ def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
 
 
 def load_causal(resolved: ResolvedModel, *, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
-    """The language model, as `load` gives it."""
+    """The language model; see `load`."""
     return load(resolved, "causal", dtype=dtype, quantization=quantization).model
 
 
 def load_scalar(resolved: ResolvedModel, *, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
-    """The trunk with a head of one output; a head that is new starts small."""
+    """The trunk with a scalar head, which is initialized near 0 if the weights have none; see `load`."""
     return load(resolved, "scalar", dtype=dtype, quantization=quantization).model
 
 
 def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantization: Any = None) -> LoadedModel:
-    """The model, its adapters merged, in eval mode, its parts known to be the whole."""
+    """The model in eval mode with adapters merged; checks that trunk and head reproduce its output."""
     if resolved.head == "scalar" and head == "causal":
-        raise ConfigError(f"model.path: {resolved.name} is a reward model, which cannot write; give a language model")
+        raise ConfigError(
+            f"model.path: {resolved.name} is a reward model, which cannot generate; give a language model"
+        )
     if quantization is not None and resolved.from_scratch:
-        raise ConfigError("adapter=qlora keeps trained weights in 4 bits, and model.from_scratch=true has none of them")
+        raise ConfigError(
+            "adapter=qlora quantizes saved weights, and model.from_scratch=true has none; remove one of them"
+        )
     if quantization is not None and (resolved.adapters or resolved.resize):
         resolved = merged_on_disk(resolved)
     gap = None
@@ -98,20 +99,20 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
             resize_embeddings(model, load_tokenizer(resolved))
     if quantization is not None:
         use_differentiable_kernel(model)
-    # PEFT writes this name into the adapters it saves.
+    # PEFT writes this name to the adapters it saves.
     model.name_or_path = resolved.loads_as or (str(resolved.directory) if quantization is not None else "")
     if not parts_agree(model.eval()):
         raise ConfigError(
-            f"{resolved.name}: the parts of a {type(model).__name__} do not add up to the model; "
-            "this architecture needs its output scaling in postrain/models/parts.py"
+            f"{resolved.name}: trunk and head of a {type(model).__name__} do not reproduce its logits; "
+            "add its output scaling to postrain/models/parts.py"
         )
-    # Found out now: under sharding all ranks would have to run the trial at the same moment.
+    # Checked before sharding, under which all ranks would have to run the check together.
     supports_packing(model)
     return LoadedModel(model, gap)
 
 
 def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization: Any) -> PreTrainedModel:
-    """The base weights, or fresh ones."""
+    """The base model with saved or new weights."""
     config, kind = _config(resolved, head), HEADS[head][0]
     if resolved.from_scratch:
         return kind.from_config(config, dtype=dtype, trust_remote_code=False)
@@ -130,17 +131,17 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
     new = {name for name in report["missing_keys"] if name.split(".")[0] == SCALAR_HEAD}
     if new:
         init_scalar_head(model)
-    amiss = sorted(report["missing_keys"] - new) or sorted(key[0] for key in report["mismatched_keys"])
-    if amiss:
+    missing = sorted(report["missing_keys"] - new) or sorted(key[0] for key in report["mismatched_keys"])
+    if missing:
         raise ConfigError(
-            f"{resolved.directory}: its weights lack what its config.json describes, such as {amiss[0]} "
-            f"({len(amiss)} in all); copy config.json and weights from the same model"
+            f"{resolved.directory}: the weights lack parameters of its config.json, such as {missing[0]} "
+            f"({len(missing)} in all); copy config.json and weights from the same model"
         )
     return model
 
 
 def _config(resolved: ResolvedModel, head: Head) -> Any:
-    """The model's config; attention is left to transformers, which takes SDPA wherever an architecture allows it."""
+    """The model's config. transformers chooses the attention: SDPA where the architecture supports it."""
     check_config(resolved.directory)
     with _one_line(f"{resolved.directory / 'config.json'} cannot be used"):
         config = AutoConfig.from_pretrained(resolved.directory, local_files_only=True, trust_remote_code=False)
@@ -153,7 +154,7 @@ def _config(resolved: ResolvedModel, head: Head) -> Any:
 
 
 def init_scalar_head(model: nn.Module) -> None:
-    """Scores that start near 0, so that a reward model starts at even odds: standard deviation 1 / (D + 1)."""
+    """Initializes the head with standard deviation 1 / (D + 1): scores near 0, so pairs start at even odds."""
     head = getattr(model, SCALAR_HEAD, None)
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"a {type(model).__name__} has no scalar head called {SCALAR_HEAD}; use another architecture")
@@ -162,10 +163,10 @@ def init_scalar_head(model: nn.Module) -> None:
 
 
 def use_differentiable_kernel(model: nn.Module) -> None:
-    """Keeps bitsandbytes on the kernel that has a gradient.
+    """Keeps bitsandbytes on the differentiable kernel.
 
-    In eval mode on a CPU with AVX512-BF16 it repacks the weights for good, for a product that drops the gradient of
-    its input without a word: everything below would learn from a wrong one.
+    In eval mode on a CPU with AVX512-BF16 it permanently repacks the weights for a kernel that silently drops the
+    gradient of its input.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -173,32 +174,32 @@ def use_differentiable_kernel(model: nn.Module) -> None:
 
 
 def merge_adapters(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedModel, float]:
-    """The model with each adapter merged into its weights, and the largest change in a logit that merging made."""
-    # Start-up time: seconds that only a run with an adapter has to spend.
+    """The model with each adapter merged into its weights, and the largest change of a logit by merging."""
+    # Imported here because it takes seconds.
     from peft import PeftConfig, PeftModel  # noqa: PLC0415
 
     gap = 0.0
     for adapter in adapters:
         with _one_line(f"the adapter in {adapter} cannot be read"):
             config = PeftConfig.from_pretrained(str(adapter))
-        # The task would decide what may be under the adapter; a language model's adapter under a scalar head is fine.
+        # The task type would restrict the model class; a language model's adapter may go under a scalar head.
         config.task_type = None
-        beside = PeftModel.from_pretrained(model.eval(), str(adapter), config=config)
-        before = probe(beside)
-        model = beside.merge_and_unload()
+        unmerged = PeftModel.from_pretrained(model.eval(), str(adapter), config=config)
+        before = probe(unmerged)
+        model = unmerged.merge_and_unload()
         change = (probe(model) - before).abs().max()
         gap = max(gap, float(change))
         if change > MERGE_TOLERANCE * before.abs().max().clamp(min=1):
             raise ConfigError(
-                f"{adapter}: merging this adapter changes a logit by {gap:.2g}; merge it where it was trained and "
-                "give that directory"
+                f"{adapter}: merging this adapter changes a logit by {gap:.2g}; merge it with the software that "
+                "trained it and give that directory"
             )
-    # PEFT froze the weights for its adapter; now they are the model.
+    # PEFT froze the base weights.
     return model.requires_grad_(True), gap
 
 
 def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
-    """The same model as a directory of its own: weights are merged in float32 before they are quantised."""
+    """The model as a cached directory with its adapters merged in float32, for quantization."""
 
     def make(directory: Path) -> None:
         load(resolved, resolved.head, dtype=torch.float32).model.save_pretrained(directory)
@@ -211,12 +212,12 @@ def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
 
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Turns whatever a library raises for odd files of a model into one line."""
+    """Turns any exception of a library for invalid model files into a one-line ConfigError."""
     try:
         yield
     except ConfigError:
         raise
-    # Not a list of types: transformers raises KeyError and TypeError, tokenizers a bare Exception, for a wrong field.
+    # All types: for an invalid field transformers raises KeyError and TypeError, tokenizers a bare Exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(f"{what}: {reason}") from error

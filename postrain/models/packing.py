@@ -1,13 +1,12 @@
-"""Hidden states of ragged rows without padding: all tokens of a batch are one sequence, and what rows have in common at
-their beginning (a prompt and its completions) is there once.
+"""Packed forward passes: all tokens of a batch are one sequence without padding, and shared prefixes (a prompt and its
+completions) are computed once.
 
-Everything in a transformer but attention looks at tokens one by one, so it may run on the packed sequence. Attention is
-given each row as it is, prefix and all, gathered from the packed tokens into blocks of rows of similar length: causal,
-without a mask, so that the result is that of separate rows. Leaves out architectures where this is not so (recurrent,
-ALiBi, chunked attention): `supports_packing` finds them by trying, and they get padded rows.
+All transformer layers except attention work on single tokens, so they run on the packed sequence. Attention gathers
+each whole row, prefix included, into blocks of rows of similar length, causal and without a mask, so the result equals
+that of separate rows. Architectures where this does not hold (recurrent, ALiBi, chunked attention) use padded rows;
+`supports_packing` tests for them.
 
-Axes: R rows, L tokens of the longest row, N packed tokens, M places in all blocks, H heads, K width of a head, D model
-width.
+Axes: R rows, L tokens of the longest row, N packed tokens, M slots of all blocks, H heads, K head width, D model width.
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ from postrain.models.reference import in_eval_mode
 
 NAME = "postrain_packed"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-# Rows go into one block of attention down to this share of its longest row.
+# Rows with at least this fraction of the longest row's length share its attention block.
 SIMILAR = 0.7
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of ragged rows stand in one sequence."""
+    """The positions of ragged rows' tokens in one packed sequence."""
 
     ids_N: Tensor
     positions_N: Tensor
-    """The position of each packed token in its own row."""
+    """Position of each packed token in its row."""
     index_RL: Tensor
-    """Which packed token stands at each position of each row; any behind the end of a row."""
+    """Index of the packed token at each position of each row; arbitrary beyond the end of a row."""
     blocks: tuple[tuple[int, int], ...]
-    """Rows and their padded length, of each block."""
+    """Number of rows and padded length of each block."""
     gather_M: Tensor
-    """Which packed token stands at each place of the blocks, one block's rows after the other."""
+    """Index of the packed token in each slot of the blocks, block by block and row by row."""
     inverse_N: Tensor
-    """A place in the blocks that holds the packed token."""
+    """Index of a slot that holds each packed token."""
 
 
 def pack(ids: Sequence[Tensor]) -> Packing:
-    """Rows in lexicographic order, so that each can take what it shares with the one before from there."""
+    """Packs rows in lexicographic order, so that each shares its longest common prefix with the previous one."""
     blocks = length_buckets([len(row) for row in ids])
     padded = {row: length for rows, length in blocks for row in rows}
     starts = dict(zip(padded, accumulate(padded.values(), initial=0), strict=False))
@@ -79,7 +78,7 @@ def pack(ids: Sequence[Tensor]) -> Packing:
 
 
 def length_buckets(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
-    """Rows of similar length together, longest first, each block with its padded length."""
+    """Row indices grouped by similar length, longest first, each bucket with its padded length."""
     blocks: list[tuple[list[int], int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         if blocks and lengths[row] > SIMILAR * blocks[-1][1]:
@@ -90,7 +89,7 @@ def length_buckets(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
 
 
 def shared_prefix_length(one: Tensor, other: Tensor) -> int:
-    """How many tokens two rows share at their beginning."""
+    """Number of tokens in the common prefix of two rows."""
     both = min(len(one), len(other))
     return int((one[:both] == other[:both]).long().cumprod(0).sum())
 
@@ -106,9 +105,9 @@ def packed_attention(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls instead of its own attention: [1, H, N, K] three times → [1, N, H, K].
+    """Attention function for transformers: query, key and value [1, H, N, K] → [1, N, H, K].
 
-    `settings` are the architecture's (scaling, dropout), handed on to transformers' own function.
+    `settings` of the architecture (scaling, dropout) are passed to transformers' SDPA function.
     """
     sizes = [rows * length for rows, length in packing.blocks]
 
@@ -127,7 +126,7 @@ def packed_attention(
 
 
 def sliding_window_mask(length: int, size: int | None, device: torch.device) -> Tensor | None:
-    """A causal mask of at most `size` tokens back, [1, 1, L, L]; None where plain causality says the same."""
+    """A causal mask with a window of `size` tokens, [1, 1, L, L]; None if plain causal attention is equal."""
     if size is None or length <= size:
         return None
     at = torch.arange(length, device=device)
@@ -135,7 +134,7 @@ def sliding_window_mask(length: int, size: int | None, device: torch.device) -> 
 
 
 def no_mask(*_: Any, **__: Any) -> None:
-    """Causality is attention's own here."""
+    """No mask: packed attention is causal."""
 
 
 AttentionInterface.register(NAME, packed_attention)
@@ -144,20 +143,20 @@ AttentionMaskInterface.register(NAME, no_mask)
 
 @contextmanager
 def use_packed_attention(inner: Any) -> Iterator[None]:
-    """Transformers calls `packed_attention` inside the block."""
-    usual = inner.config._attn_implementation
+    """Makes transformers call `packed_attention` inside the block."""
+    previous = inner.config._attn_implementation
     inner.config._attn_implementation = NAME
     try:
         yield
     finally:
-        inner.config._attn_implementation = usual
+        inner.config._attn_implementation = previous
 
 
 def hidden_states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The trunk's state at every token, [N, D], and where each row's tokens stand in it, [R, L] on the CPU.
+    """The trunk's hidden state of every token, [N, D], and the index of each row's tokens in it, [R, L] on the CPU.
 
-    Packed where that saves tokens and the architecture allows it, else padded on the right, which causal attention
-    never looks at.
+    Packed where that saves tokens and the architecture supports it; otherwise right-padded, where causal attention
+    ignores the padding.
     """
     rows, longest = len(ids), max(map(len, ids))
     if rows > 1 and supports_packing(model):
@@ -171,23 +170,23 @@ def hidden_states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tens
 def packed_states(model: nn.Module, packing: Packing) -> Tensor:
     """One forward over packed tokens, [N, D]."""
     device = next(model.parameters()).device
-    there = replace(packing, gather_M=packing.gather_M.to(device), inverse_N=packing.inverse_N.to(device))
+    on_device = replace(packing, gather_M=packing.gather_M.to(device), inverse_N=packing.inverse_N.to(device))
     ids_1N, positions_1N = packing.ids_N[None].to(device), packing.positions_N[None].to(device)
     with use_packed_attention(unwrapped(model)):
-        found = trunk(model)(input_ids=ids_1N, position_ids=positions_1N, use_cache=False, packing=there)
+        found = trunk(model)(input_ids=ids_1N, position_ids=positions_1N, use_cache=False, packing=on_device)
     return found.last_hidden_state[0]
 
 
 def padded_states(model: nn.Module, ids: Sequence[Tensor]) -> Tensor:
     """One forward over right-padded rows, [R, L, D]."""
-    # Any id but the pad token: transformers warns when it sees that one without an attention mask.
+    # Not the pad token: transformers warns about it without an attention mask.
     filler = 1 if unwrapped(model).config.get_text_config().pad_token_id == 0 else 0
     ids_RL = pad_sequence(list(ids), batch_first=True, padding_value=filler).to(next(model.parameters()).device)
     return trunk(model)(input_ids=ids_RL, use_cache=False).last_hidden_state
 
 
 def supports_packing(model: nn.Module) -> bool:
-    """Whether packed rows give this architecture's own states; tried once on two short rows and remembered."""
+    """Whether packed rows give the same states as separate rows; tested once on two short rows."""
     inner: Any = unwrapped(model)
     if not hasattr(inner, "packing_supported"):
         inner.packing_supported = _suitable(inner) and _agrees(model)
@@ -197,7 +196,7 @@ def supports_packing(model: nn.Module) -> bool:
 def _suitable(inner: Any) -> bool:
     config = inner.config.get_text_config()
     layers = getattr(config, "layer_types", None)
-    # A window that no layer speaks of would be in the mask, which packed rows do without.
+    # Without layer types, a sliding window would be applied through the mask, which packed rows do not have.
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     known = KNOWN_LAYERS.issuperset(layers) if layers else not windowed
     return inner.config._attn_implementation == "sdpa" and known
@@ -213,7 +212,7 @@ def _agrees(model: nn.Module) -> bool:
         whole_RLD = padded_states(model, ids)
         try:
             mine_ND = packed_states(model, packing)
-        except (TypeError, ValueError, RuntimeError, IndexError):  # layers that refuse the argument, or the shapes
+        except (TypeError, ValueError, RuntimeError, IndexError):  # layers that reject the argument or the shapes
             return False
     gaps = [(mine_ND[packing.index_RL[r, : len(i)]] - whole_RLD[r, : len(i)]).abs().max() for r, i in enumerate(ids)]
     tolerance = RELATIVE_TOLERANCE.get(whole_RLD.dtype, 3e-2)

@@ -1,7 +1,7 @@
-"""The parts of any Hugging Face model: the trunk, which gives hidden states, what turns them into logits, a value head;
-and copies and digests of whole models.
+"""The parts of a Hugging Face model: the trunk (hidden states), the head (logits) and a value head; copies and digests.
 
-Training scores only some positions, so it runs the parts by themselves; `parts_agree` shows that this is the model.
+Training scores only some positions, so it runs trunk and head separately; `parts_agree` checks that they reproduce the
+model.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
-    """The Hugging Face model inside a PEFT wrapper, with the adapter's layers in it; or the model itself."""
+    """The Hugging Face model inside a PEFT wrapper, adapter layers included, or the model itself."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     assert isinstance(inner, PreTrainedModel), f"{type(model).__name__} is not a Hugging Face model"
     return inner
 
 
 def trunk(model: nn.Module) -> nn.Module:
-    """What maps ids to `last_hidden_state`, its final normalisation included."""
+    """The module that maps ids to `last_hidden_state`, including the final normalization."""
     return unwrapped(model).base_model
 
 
 def logits_of(model: nn.Module, states: Tensor) -> Tensor:
-    """The model's own output, vocabulary logits or a score, for hidden states [..., D]."""
+    """The model's output for hidden states [..., D]: vocabulary logits [..., V] or a score [..., 1]."""
     inner: Any = unwrapped(model)
     if hasattr(inner, "score"):
         return inner.score(states)
     config = inner.config.get_text_config()
     logits = inner.get_output_embeddings()(states)
-    # Granite divides its logits, Cohere and Falcon-H1 multiply them, Gemma bends them.
+    # Granite divides its logits, Cohere and Falcon-H1 multiply them, Gemma soft-caps them.
     if divisor := getattr(config, "logits_scaling", None):
         logits = logits / divisor
     for name in ("logit_scale", "lm_head_multiplier"):
@@ -49,19 +49,19 @@ def logits_of(model: nn.Module, states: Tensor) -> Tensor:
 
 
 def upcast(values: Tensor) -> Tensor:
-    """The values in float32 at least: sums over a vocabulary do not fit bfloat16."""
+    """The values in at least float32: bfloat16 is too coarse for sums over a vocabulary."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 @torch.no_grad()
 def probe(model: nn.Module) -> Tensor:
-    """The model's logits on a fixed row of eight tokens, [8, V] in float32; of a scalar model the score, [1, 1]."""
+    """The model's logits on a fixed row of eight tokens, float32 [8, V]; for a scalar model the score, [1, 1]."""
     return model(input_ids=_probe_ids(model), use_cache=False).logits[0].float().reshape(-1, model_width(model))
 
 
 @torch.no_grad()
 def parts_agree(model: nn.Module) -> bool:
-    """Whether trunk and `logits_of` give on eight tokens what the model gives; `model` in eval mode."""
+    """Whether trunk and `logits_of` reproduce the model's output on eight tokens; expects eval mode."""
     states_1LD = trunk(model)(input_ids=_probe_ids(model), use_cache=False).last_hidden_state
     whole = probe(model)
     mine = logits_of(model, states_1LD)[0].float()[-len(whole) :]
@@ -70,13 +70,13 @@ def parts_agree(model: nn.Module) -> bool:
 
 
 def model_width(model: nn.Module) -> int:
-    """Numbers per position that the model gives: V, or 1."""
+    """Width of the model's output: V, or 1 with a scalar head."""
     inner: Any = unwrapped(model)
     return inner.num_labels if hasattr(inner, "score") else inner.config.get_text_config().vocab_size
 
 
 def _probe_ids(model: nn.Module) -> Tensor:
-    """Eight ids, [1, 8], none of them the pad token's, which a scalar model would read over."""
+    """Eight ids, [1, 8], without the pad token, which a scalar model would skip."""
     inner = unwrapped(model)
     config = inner.config.get_text_config()
     pad = -1 if config.pad_token_id is None else config.pad_token_id
@@ -85,7 +85,7 @@ def _probe_ids(model: nn.Module) -> Tensor:
 
 
 class ValueHead(nn.Module):
-    """A linear map from a hidden state to one number, 0 before it has learned anything."""
+    """A linear map from a hidden state to a scalar, initialized to 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -94,13 +94,13 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., D] → [..., 1], in float32 at least, whatever the weights are kept in: returns do not fit bfloat16."""
+        """[..., D] → [..., 1] in at least float32 for any weight dtype: bfloat16 is too coarse for returns."""
         with torch.autocast(states.device.type, enabled=False):
             return linear(upcast(states), upcast(self.output.weight), upcast(self.output.bias))
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of the names, types and values of all parameters and buffers."""
+    """A hash of the names, dtypes, shapes and values of all parameters and buffers."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -109,5 +109,5 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def frozen_copy(model: Model) -> Model:
-    """The model as it is now, in eval mode, without gradients."""
+    """A copy of the model in eval mode, with gradients disabled."""
     return copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where a model in memory comes from, so that a run of it can say so and can be resumed from its files."""
+"""Records where a model in memory was loaded from, so that a run can name its source and resume from the files."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from postrain.models.sources import ModelSource
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model was loaded from."""
+    """The source, tokenizer and adapter of a loaded model."""
 
     source: ModelSource
     tokenizer: Any
     adapter: Adapter
 
 
-# Each with the number of changes in place that its parameters had seen when it was loaded.
+# With the number of in-place changes of its parameters at loading.
 _loaded: WeakKeyDictionary[nn.Module, tuple[Provenance, int]] = WeakKeyDictionary()
 
 
 def record_provenance(model: nn.Module, provenance: Provenance) -> None:
-    """Keeps where a model comes from as long as the model lives."""
+    """Records the provenance of a model for its lifetime."""
     _loaded[model] = provenance, _changes(model)
 
 
 def provenance_of(model: nn.Module) -> Provenance | None:
-    """Where a model comes from; None where nobody has said so."""
+    """The recorded provenance of a model, or None."""
     return _loaded.get(model, (None, 0))[0]
 
 
 def unchanged(model: nn.Module) -> bool:
-    """Whether a model still has the weights it was loaded with."""
+    """Whether a model still has its loaded weights."""
     return model in _loaded and _loaded[model][1] == _changes(model)
 
 
 def save_to_cache(model: nn.Module, tokenizer: Any) -> Provenance:
-    """Writes a model that no file equals to the cache. Raises ConfigError for one with an adapter."""
+    """Writes a changed model to the cache. Raises ConfigError for a model with an adapter."""
     if hasattr(model, "disable_adapter"):
         raise ConfigError(
-            "model: its adapter is not as load_model made it, so that its base cannot be found again; use "
-            "pt.load_model(NAME, adapter=...), or a Lightning Trainer"
+            "model: its adapter was not created by load_model, so its base model is not known; use "
+            "pt.load_model(NAME, adapter=...) or a Lightning Trainer"
         )
 
     def write(directory: Path) -> None:

@@ -1,9 +1,9 @@
 """Log-probabilities, entropies and values of supervised tokens under a model: the hot path of training.
 
-Only positions that predict a supervised token reach the LM head, and their logits are taken in chunks, each forgotten
-and recomputed in the backward pass when there is more than one, so that [N, V] never exists whole. Rows go through the
-trunk without padding, and a prompt that several of them share goes once (models/packing.py). How a batch is cut into
-micro-batches is decided here and changes no number.
+Only positions that predict a supervised token reach the LM head. Their logits are computed in chunks, which are
+recomputed in the backward pass if there is more than one, so the [N, V] logits are never materialized as a whole. Rows
+are packed and shared prompts are computed once (models/packing.py). Micro-batches are formed here and do not change
+results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import Reference
 from postrain.types import Rows
 
-# Elements of [positions, V] that are alive at once: 128 MiB in float32 on a CPU, 1 GiB on a GPU, where launches cost.
+# Elements of a [positions, V] chunk: 128 MiB in float32 on a CPU; 1 GiB on a GPU, where kernel launches cost time.
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 
 
@@ -38,17 +38,16 @@ class Scores:
     mask_BT: Tensor
     """True at real supervised tokens."""
     entropy_BT: Tensor | None = None
-    """Entropy of the model's distribution before each supervised token, in nats; on request."""
+    """Entropy of the next-token distribution at each supervised token, in nats; None unless requested."""
     values_BT: Tensor | None = None
-    """Output of the scalar head before each supervised token; when a head was given."""
+    """Output of the value head at each supervised token; None without a head."""
 
 
 def micro_batches(costs: Sequence[int], budget: int, groups: Sequence[int] | None = None) -> list[list[int]]:
-    """Cut items into micro-batches of similar length of at most `budget` tokens together, as indices.
+    """Splits items into micro-batches of similar length with at most `budget` tokens each; returns indices.
 
-    An item longer than the budget stands alone; one that costs nothing needs no pass and is in no micro-batch. Longest
-    first, so that memory peaks at once or never; but items of one prompt group (completions of a prompt) follow each
-    other, so that their shared prompt goes through the model once.
+    An item longer than the budget is alone; an item of cost 0 is left out. Longest first, so that memory peaks in the
+    first micro-batch, but items of one prompt group are adjacent, so that their prompt is computed once.
     """
     found: list[list[int]] = []
     room = 0
@@ -69,13 +68,13 @@ def micro_batches(costs: Sequence[int], budget: int, groups: Sequence[int] | Non
 
 @dataclass(frozen=True)
 class SupervisedStates:
-    """The trunk's hidden states just before each supervised token."""
+    """The trunk's hidden states that predict each supervised token."""
 
     states_ND: Tensor
     targets_N: Tensor
-    """The supervised token ids themselves."""
+    """The supervised token ids."""
     mask_BT: Tensor
-    """Where the N flat positions stand in the padded [B, T] layout, in row-major order."""
+    """True at the N supervised tokens in the padded [B, T] layout, row-major."""
 
     def unflatten(self, values_N: Tensor) -> Tensor:
         """[N] → [B, T], 0 where mask_BT is False."""
@@ -85,7 +84,7 @@ class SupervisedStates:
 
 
 def supervised_states(model: nn.Module, rows: Rows) -> SupervisedStates:
-    """One forward of the trunk, then the states that predict supervised tokens."""
+    """Runs one forward pass of the trunk and selects the states that predict supervised tokens."""
     states_ND, index_BL = hidden_states(model, rows.ids)
     supervised_BL = pad_sequence(list(rows.supervised), batch_first=True, padding_value=False)
     counts_B = supervised_BL.sum(1)
@@ -104,7 +103,7 @@ def score(
     entropy: bool = False,
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
-    """Score all rows in one forward, differentiable.
+    """Scores all rows in one differentiable forward pass.
 
     `temperature` divides the logits, as in sampling; `head` maps states [N, D] to values [N, 1].
     """
@@ -130,7 +129,7 @@ def score(
 
 
 def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
-    """Apply `function` to at most CHUNK_ELEMENTS / V positions at a time and concatenate what it returns."""
+    """Applies `function` to chunks of at most CHUNK_ELEMENTS / V positions and concatenates the results."""
     size = max(1, CHUNK_ELEMENTS[flat[0].device.type] // vocabulary)
     if len(flat[0]) <= size:
         return function(*flat)
@@ -143,14 +142,14 @@ def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocab
 
 
 def values(model: nn.Module, rows: Rows, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """The head's value before each supervised token, [B, T], 0 outside; no logits are computed."""
+    """The head's value at each supervised token, [B, T], 0 outside; computes no logits."""
     found = supervised_states(model, rows)
     return found.unflatten(upcast(head(found.states_ND)).squeeze(-1))
 
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """A model and its reference on the same supervised tokens."""
+    """Scores of a model and its reference on the same supervised tokens."""
 
     logps_BT: Tensor
     ref_logps_BT: Tensor
@@ -161,7 +160,7 @@ class ReferenceScores:
     values_BT: Tensor
     """The head's values under the model; zeros without a head."""
     entropy_BT: Tensor | None = None
-    """Entropy of the model's distribution before each supervised token, in nats; on request."""
+    """Entropy of the next-token distribution at each supervised token, in nats; None unless requested."""
 
 
 def score_with_reference(
@@ -173,7 +172,7 @@ def score_with_reference(
     entropy: bool = False,
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> ReferenceScores:
-    """One forward of each over all rows; differentiable in `model`, the exact KL included."""
+    """Scores all rows under model and reference, one forward pass each; differentiable in `model`, KL included."""
     mine = supervised_states(model, rows)
     with torch.no_grad(), reference.scoring() as frozen:
         theirs = supervised_states(frozen, rows)
@@ -199,7 +198,7 @@ Found = TypeVar("Found", Scores, ReferenceScores, Tensor)
 
 @torch.no_grad()
 def in_micro_batches(function: Callable[[Rows], Found], rows: Rows, budget: int) -> Found:
-    """`function` over micro-batches of `budget` tokens, without gradient, its [B, T] fields put back in row order."""
+    """Applies `function` to micro-batches of `budget` tokens without gradients; [B, T] fields keep the row order."""
     groups = micro_batches(rows.cost(), budget, rows.row_ids)
     found = [function(rows.select(group)) for group in groups]
     order = torch.as_tensor([index for group in groups for index in group]).argsort()
@@ -210,18 +209,18 @@ def in_micro_batches(function: Callable[[Rows], Found], rows: Rows, budget: int)
 
 
 def pad_T(values_BT: Tensor, width: int) -> Tensor:
-    """Widen [B, T] to [B, width] with zeros (False for masks)."""
+    """Pads [B, T] to [B, width] with zeros (False for masks)."""
     return nn.functional.pad(values_BT, (0, width - values_BT.shape[1]))
 
 
 def _reassemble(parts: list[Tensor], order: Tensor) -> Tensor:
-    """Rows that were scored group by group, padded to one width and back in their original order."""
+    """Concatenates groups of rows, padded to one width, in the original order."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([pad_T(part, width) for part in parts])[order.to(parts[0].device)]
 
 
 def sequence_scores(model: nn.Module, rows: Rows) -> Tensor:
-    """A scalar model's output at the last real token of each row, [B]: padding cannot move it."""
+    """A scalar model's output at the last real token of each row, [B]; independent of padding."""
     states_ND, index_BL = hidden_states(model, rows.ids)
     last_B = torch.tensor([len(ids) - 1 for ids in rows.ids])
     at_B = index_BL.gather(1, last_B[:, None]).squeeze(1).to(states_ND.device)
@@ -229,5 +228,5 @@ def sequence_scores(model: nn.Module, rows: Rows) -> Tensor:
 
 
 def step_logits(model: nn.Module, rows: Rows) -> Tensor:
-    """A scalar model's output at the end of each step, [B, S], 0 outside: log-odds that the step is right."""
+    """A scalar model's output at the end of each step, [B, S], 0 outside: log-odds that the step is correct."""
     return values(model, rows, partial(logits_of, model))

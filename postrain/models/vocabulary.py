@@ -1,7 +1,7 @@
-"""Tokens and the embeddings that stand for them: a pad token, an embedding for each, and which of them are untrained.
+"""Tokenizer vocabulary and embeddings: the pad token, missing embeddings, untrained embeddings.
 
-A token added to a tokenizer has no row in the model's embeddings until they are resized, and the new row is not
-learned while an adapter keeps the embeddings frozen.
+A token added to a tokenizer has no embedding until the model is resized, and an adapter keeps the new embedding frozen
+unless told to train it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from postrain.errors import ConfigError
 
-# What the usual vocabularies reserve without using it in text, best first.
+# Tokens that common vocabularies reserve and do not use in text, best first.
 PAD_TOKENS = (
     "<|pad|>",
     "<pad>",
@@ -28,15 +28,15 @@ PAD_TOKENS = (
     "<|reserved_special_token_0|>",
     "<unk>",
 )
-# How byte-level BPE writes the byte 0xFF: in every such vocabulary, and in no UTF-8 text.
+# The byte 0xFF in byte-level BPE: part of every such vocabulary, and absent from UTF-8 text.
 IMPOSSIBLE_BYTE = "ÿ"
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Gives a pad token that is not the end token, from the vocabulary as it is; the end token when there is none.
+    """Sets a pad token other than the EOS token without growing the vocabulary; the EOS token if there is none.
 
-    Nothing is learned from padding either way. But others read a scalar model at the last token that is not padding,
-    and leave padding out of what they train on: with pad = end that would be the wrong token, and no end at all.
+    Padding is never trained here. But other libraries read a scalar model at the last non-pad token and mask padding in
+    training: with pad = EOS they would read the wrong token and never train the EOS token.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return tokenizer
@@ -45,7 +45,7 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if free:
         tokenizer.pad_token = free[0]
     elif vocabulary.keys() >= set(ByteLevel.alphabet()):
-        # As a word of its own only: a saved tokenizer looks for its special tokens in text, and "Haÿ" stays a word.
+        # As a single word only: a saved tokenizer searches text for its special tokens, and "Haÿ" must stay a word.
         tokenizer.add_special_tokens({"pad_token": AddedToken(IMPOSSIBLE_BYTE, single_word=True, special=True)})
     else:
         tokenizer.pad_token = tokenizer.eos_token
@@ -53,32 +53,33 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 UNTRAINED = 0.1
-"""A row is untrained where it is this much nearer to a point of untrained rows than a usual row is to the mean."""
+"""An embedding is untrained if its distance to a center of untrained embeddings is below this fraction of the median
+distance to the mean."""
 SAMPLE = 4096
 
 
 def embeddings_needed(tokenizer: Any) -> int:
-    """Embeddings that a tokenizer's ids need; ids may have gaps."""
+    """Number of embeddings for a tokenizer's largest id; ids may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def check_embedding_count(tokenizer: Any, config: Mapping[str, Any], name: str) -> None:
-    """Refuses a tokenizer with ids that the model of `config`, a config.json, has no embedding for."""
+    """Raises ConfigError for token ids without an embedding in the model of `config`, a config.json."""
     have = config.get("text_config", config).get("vocab_size")
     needed = embeddings_needed(tokenizer)
     if not isinstance(have, int) or needed <= have:
         return
     vocabulary = tokenizer.get_vocab()
     size = f"{len(vocabulary)} tokens" if len(vocabulary) == needed else f"ids up to {needed - 1}"
-    beyond = next(token for token, place in vocabulary.items() if place == needed - 1)
+    beyond = next(token for token, index in vocabulary.items() if index == needed - 1)
     raise ConfigError(
-        f"{name}: the tokenizer has {size}, the model {have} embeddings; add the missing rows with model.resize=true, "
-        f"resize the model and save it, or remove the added tokens (such as {beyond})"
+        f"{name}: the tokenizer has {size}, the model {have} embeddings; add the missing embeddings with "
+        f"model.resize=true, or remove the added tokens (such as {beyond})"
     )
 
 
 def resize_embeddings(model: Any, tokenizer: Any) -> None:
-    """Gives the model a row for each of the tokenizer's ids, near the mean of the others (Hewitt 2021)."""
+    """Adds embeddings for all token ids, initialized near the mean of the others (Hewitt 2021)."""
     needed = embeddings_needed(tokenizer)
     if needed > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(needed)
@@ -86,11 +87,10 @@ def resize_embeddings(model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def untrained_tokens(model: Any, ids: Sequence[int], *, tokens: int) -> list[int]:
-    """Those of `ids` whose input embedding no training has moved.
+    """The ids among `ids` whose input embedding is untrained.
 
-    Such rows lie at the mean of all rows, where `resize_token_embeddings` puts them, at 0, or among the rows that no
-    token uses (from `tokens` on), which were never seen either. Rows that were drawn at random are not recognised;
-    `randomly_initialized` names those that look so.
+    Untrained embeddings are near the mean of all (where `resize_token_embeddings` puts them), near 0, or near the
+    unused embeddings from index `tokens` on. Randomly initialized ones are not detected; see `randomly_initialized`.
     """
     weight_VD: Tensor = model.get_input_embeddings().weight
     mean_D = weight_VD.mean(0, dtype=torch.float32)
@@ -106,10 +106,10 @@ def untrained_tokens(model: Any, ids: Sequence[int], *, tokens: int) -> list[int
 
 @torch.no_grad()
 def randomly_initialized(model: Any, tokenizer: Any, used: Sequence[int], *, but: Sequence[int] = ()) -> list[str]:
-    """The added tokens among `used`, without `but`, whose embedding looks as drawn at random by a resize.
+    """The added tokens among `used`, without `but`, whose embedding looks randomly initialized by a resize.
 
-    Its standard deviation is the config's initializer_range, but for what D draws leave to chance: four times
-    1 / √(2D) of it. Trained rows have another one, mostly.
+    Its standard deviation equals the config's initializer_range within four standard errors, 4 / √(2D) relative.
+    Trained embeddings mostly differ.
     """
     weight_VD: Tensor = model.get_input_embeddings().weight
     added = tokenizer.added_tokens_decoder
@@ -123,7 +123,7 @@ def randomly_initialized(model: Any, tokenizer: Any, used: Sequence[int], *, but
 
 
 def embedding_names(model: Any) -> list[str]:
-    """Where a model's input embeddings are, and its output embeddings where they are weights of their own."""
+    """Module names of a model's input embeddings and, if not tied, of its output embeddings."""
     into, out = model.get_input_embeddings(), getattr(model, "get_output_embeddings", lambda: None)()
     own = out is not None and isinstance(out, nn.Linear) and out.weight is not into.weight
     return [name for name, module in model.named_modules() if module is into or (own and module is out)]

@@ -1,6 +1,8 @@
-"""A policy's weights as another engine wants them: under the names plain transformers gives them, adapters merged in,
-one tensor at a time. The policy itself stays as it is, to the bit: taking an adapter off again after merging does not
-give back the same numbers, so each base weight is put back from a copy."""
+"""Weight sync to another engine: the policy's weights under transformers' names, one at a time, adapters merged.
+
+The policy stays bit-identical: unmerging an adapter does not restore the same bits, so each base weight is restored
+from a copy.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +18,26 @@ from postrain.models.parts import unwrapped
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BASE = ".base_layer."
-# Around embeddings of which some tokens learn.
+# PEFT's wrapper around embeddings with trainable tokens.
 TOKENS = ".token_adapter"
 
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> tuple[int, ...]:
-    """A number for each tensor that learns, the sum of its bit patterns: equal as long as nothing was learned.
+    """The sum of the bit patterns of each trainable tensor: changes when an optimizer step changes the weights.
 
-    Autograd's version counters would cost nothing, but the fused AdamW does not move them.
+    Autograd's version counters would be free, but the fused AdamW does not increment them.
     """
-    learns = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
-    sums = [values.contiguous().view(INTEGERS[values.element_size()]).sum(dtype=torch.int64) for values in learns]
-    # A policy with its adapter off is its start.
+    trainable = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    sums = [values.contiguous().view(INTEGERS[values.element_size()]).sum(dtype=torch.int64) for values in trainable]
+    # With its adapter disabled, the policy is the initial policy.
     off = int(any(getattr(module, "_disable_adapters", False) for module in model.modules()))
     return (off, *torch.stack(sums).tolist()) if sums else (off,)
 
 
 @torch.no_grad()
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by name, an adapter's additions inside those they belong to."""
+    """All parameters by name, with adapters merged into them."""
     inner = unwrapped(model)
     adapted: dict[str, Any] = {name: module for name, module in inner.named_modules() if hasattr(module, "base_layer")}
     for name, parameter in inner.named_parameters():
@@ -53,21 +55,19 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_transferable(name: str, parameter: Tensor) -> None:
-    """Only whole tensors of numbers can be handed over."""
+    """Raises ConfigError for a sharded or a 4-bit parameter."""
     if isinstance(parameter, DTensor):
         raise ConfigError(
-            f"rollout=vllm is handed whole weights, and trainer=fsdp keeps {name} in shards; use trainer=ddp, or "
-            "rollout=local"
+            f"rollout=vllm needs whole weights, and trainer=fsdp shards {name}; use trainer=ddp or rollout=local"
         )
     if hasattr(parameter, "quant_state"):
         raise ConfigError(
-            f"rollout=vllm cannot be handed {name}, which adapter=qlora keeps in 4 bits; use adapter=lora, or "
-            "rollout=local"
+            f"rollout=vllm cannot load {name}, which adapter=qlora keeps in 4 bits; use adapter=lora or rollout=local"
         )
 
 
 def _merged(layer: Any) -> Tensor:
-    """The weight of an adapted layer with its additions; the layer itself is left as it was."""
+    """The merged weight of an adapted layer; the layer itself stays bit-identical."""
     weight = layer.base_layer.weight
     before = weight.detach().clone()
     layer.merge()

@@ -1,4 +1,4 @@
-"""Models of the common architectures that are small enough to be made on the spot, with a tokenizer of single bytes."""
+"""Tiny models of common architectures, with a byte-level tokenizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +54,7 @@ architectures = pytest.mark.parametrize("architecture", list(CONFIGS))
 
 
 def tiny_model(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """Random weights, biases too, so that a forgotten bias shows."""
+    """A model with random weights and biases, so that a missing bias is detected."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
     for parameter in model.parameters():
@@ -63,7 +63,7 @@ def tiny_model(architecture: str, seed: int = 0) -> PreTrainedModel:
 
 
 def byte_tokenizer(pad: str | None = "<|pad|>") -> PreTrainedTokenizerBase:
-    """A token for each byte, then pad, end of text and end of turn."""
+    """A tokenizer with a token per byte, then pad, end of text and end of turn."""
     vocabulary = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary |= {"<|pad|>" if pad else "unused": PAD, "<|endoftext|>": END, "<|end|>": TURN}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -80,7 +80,7 @@ def byte_tokenizer(pad: str | None = "<|pad|>") -> PreTrainedTokenizerBase:
 
 
 def source(path: Path | str, **changes: object) -> ModelSource:
-    """A model source as a config gives it, by default for something on disk."""
+    """A model source with the defaults of a local path."""
     settings = {
         "name": None,
         "path": str(path),
@@ -94,7 +94,7 @@ def source(path: Path | str, **changes: object) -> ModelSource:
 
 @pytest.fixture(autouse=True)
 def _empty_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a person has downloaded or converted is none of a test's business."""
+    """Hides the user's downloaded and converted models from tests."""
     caches = tmp_path_factory.mktemp("caches")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(caches / "hub"))
     monkeypatch.setenv("POSTRAIN_CACHE", str(caches / "postrain"))
@@ -102,7 +102,7 @@ def _empty_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
-    """Saves a tiny model of an architecture, with its tokenizer, and says where."""
+    """A function that saves a tiny model with its tokenizer and returns the directory."""
 
     def save(architecture: str = "gpt2") -> Path:
         directory = tmp_path / f"tiny-{architecture}"

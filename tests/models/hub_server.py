@@ -1,4 +1,4 @@
-"""A Hub of one model on the loopback interface, and of some models that cannot be had."""
+"""A fake Hub on the loopback interface with one model and several that it refuses."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def serving(directory: Path) -> Iterator[str]:
 
 
 class HubRequests(BaseHTTPRequestHandler):
-    """The three questions a download asks: which commit, which files, and each file."""
+    """The three requests of a download: the commit, the list of files, and each file."""
 
     directory: Path
 
@@ -67,4 +67,4 @@ class HubRequests(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing on stderr."""
+        """Suppresses the log on stderr."""

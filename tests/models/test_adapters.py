@@ -1,4 +1,4 @@
-"""Adapters: what learns, what stays, that a fresh one changes nothing, and that initial weights are the seed's."""
+"""Adapters: trained and frozen weights, unchanged outputs at initialization, and seeded initial weights."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from tests.models.conftest import architectures, rows, tiny_model
 
 
 def lora(**changes: Any) -> LoRA:
-    """conf/adapter/lora.yaml at a size for tiny models."""
+    """A LoRA of a size for tiny models."""
     return replace(
         LoRA(r=2, alpha=4.0, dropout=0.0, rslora=False, dora=False, target_modules=None),
         **changes,
@@ -22,7 +22,7 @@ def lora(**changes: Any) -> LoRA:
 
 
 def moved(policy: nn.Module) -> nn.Module:
-    """The policy as after some training: every trainable weight a little elsewhere."""
+    """The policy with noise added to every trainable weight, as after training."""
     torch.manual_seed(7)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -32,19 +32,19 @@ def moved(policy: nn.Module) -> nn.Module:
 
 
 def logits(model: Any) -> torch.Tensor:
-    """On a fixed batch."""
+    """The logits of a fixed batch."""
     with torch.no_grad():
         return model(**rows("once", "upon")).logits
 
 
-def test_no_adapter_is_the_model_itself() -> None:
+def test_no_adapter_returns_the_model_itself() -> None:
     model = tiny_model("gpt2")
     assert NoAdapter().wrap(model, head="causal") is model
     assert NoAdapter().quantization() is None
 
 
 @architectures
-def test_a_fresh_adapter_changes_nothing_and_finds_every_linear_layer(
+def test_new_adapter_keeps_the_logits_and_adapts_every_linear_layer(
     architecture: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     model = tiny_model(architecture)
@@ -52,22 +52,22 @@ def test_a_fresh_adapter_changes_nothing_and_finds_every_linear_layer(
     policy = lora().wrap(model, head="causal")
     assert not policy.training
     assert torch.equal(logits(policy), before)
-    learns = {name.split(".lora_")[0].rpartition(".")[2] for name, p in policy.named_parameters() if p.requires_grad}
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, p in policy.named_parameters() if p.requires_grad}
     gpt2 = {"c_attn", "c_proj", "c_fc"}
     others = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert learns == (gpt2 if architecture == "gpt2" else others)
+    assert adapted == (gpt2 if architecture == "gpt2" else others)
     assert not [warning for warning in recwarn if "fan_in" in str(warning.message)]
 
 
 @pytest.mark.parametrize("changes", [{}, {"rslora": True}, {"dora": True}, {"dropout": 0.1}, {"r": 4}, {"alpha": 8.0}])
-def test_merged_equals_unmerged(changes: dict[str, Any]) -> None:
+def test_merged_adapter_equals_unmerged(changes: dict[str, Any]) -> None:
     for architecture in ("gpt2", "llama"):
         policy: Any = moved(lora(**changes).wrap(tiny_model(architecture), head="causal"))
-        apart = logits(policy)
-        torch.testing.assert_close(logits(policy.merge_and_unload()), apart, rtol=1e-4, atol=1e-4)
+        unmerged = logits(policy)
+        torch.testing.assert_close(logits(policy.merge_and_unload()), unmerged, rtol=1e-4, atol=1e-4)
 
 
-def test_scale_is_alpha_over_r_and_with_rslora_alpha_over_its_root() -> None:
+def test_scale_is_alpha_over_r_and_with_rslora_alpha_over_root_r() -> None:
     def scale(adapter: LoRA) -> float:
         policy: Any = adapter.wrap(tiny_model("llama"), head="causal")
         return next(m.scaling["default"] for m in policy.modules() if hasattr(m, "lora_A"))
@@ -76,7 +76,7 @@ def test_scale_is_alpha_over_r_and_with_rslora_alpha_over_its_root() -> None:
     assert scale(lora(r=4, alpha=8.0, rslora=True)) == 4.0  # 8 / √4
 
 
-def test_initial_weights_depend_on_the_seed_and_on_nothing_drawn_before() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     def first(seed: int, draws: int) -> torch.Tensor:
         model = tiny_model("gpt2")
         torch.manual_seed(seed)
@@ -88,7 +88,7 @@ def test_initial_weights_depend_on_the_seed_and_on_nothing_drawn_before() -> Non
     assert not torch.equal(first(1, 0), first(2, 0))
 
 
-def test_wrapping_leaves_the_ambient_generator_alone() -> None:
+def test_wrap_does_not_advance_the_global_generator() -> None:
     model = tiny_model("gpt2")
     torch.manual_seed(3)
     expected = torch.randn(2)
@@ -97,12 +97,12 @@ def test_wrapping_leaves_the_ambient_generator_alone() -> None:
     assert torch.equal(torch.randn(2), expected)
 
 
-def test_a_target_that_does_not_exist_is_named_with_those_that_do() -> None:
+def test_unknown_target_module_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no linear layer 'q_proj'; it has c_attn, c_fc, c_proj, lm_head"):
         lora(target_modules=("q_proj",)).wrap(tiny_model("gpt2"), head="causal")
 
 
-def test_targets_that_are_given_are_the_only_ones() -> None:
+def test_only_the_given_target_modules_are_adapted() -> None:
     policy = lora(target_modules=("c_attn",)).wrap(tiny_model("gpt2"), head="causal")
     assert {name.split(".")[-4] for name, p in policy.named_parameters() if p.requires_grad} == {"c_attn"}
 
@@ -111,13 +111,13 @@ def qlora() -> QLoRA:
     return QLoRA(r=2, alpha=4.0, dropout=0.0, rslora=False, dora=False, target_modules=None, compute_dtype="float32")
 
 
-def test_qlora_asks_for_nf4_with_double_quantisation() -> None:
+def test_qlora_uses_nf4_with_double_quantization() -> None:
     found = qlora().quantization()
     assert (found.load_in_4bit, found.bnb_4bit_quant_type, found.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert found.bnb_4bit_compute_dtype == torch.float32
 
 
-def test_quantised_layers_are_kept_on_the_kernel_that_has_a_gradient() -> None:
+def test_quantized_layers_use_the_differentiable_kernel() -> None:
     layer: Any = nn.Linear(2, 2)
     layer.support_avx512bf16_for_cpu = True
     model = nn.Sequential(nn.Linear(2, 2), layer)

@@ -1,4 +1,4 @@
-"""What is exported loads in plain transformers, or PEFT, and gives the same logits; and it is written whole."""
+"""An export loads in plain transformers or PEFT with the same logits, and is written atomically."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def last_real(model: nn.Module) -> torch.Tensor:
-    """Scores of TEXTS as we read them: at the last real token, by length, [4, 1]."""
+    """Scores of TEXTS at the last real token by length, as in postrain, [4, 1]."""
     batch = rows(*TEXTS)
     with torch.no_grad():
         states_BLD = trunk(model)(**batch, use_cache=False).last_hidden_state
@@ -51,7 +51,7 @@ def test_full_weights_load_in_plain_transformers(saved: Callable[..., Path], tmp
     assert (tmp_path / "out" / "README.md").read_text() == "# a card"
 
 
-def test_tokenizer_template_and_end_tokens_go_with_it(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_tokenizer_template_and_end_tokens_are_exported(saved: Callable[..., Path], tmp_path: Path) -> None:
     model = load_causal(source(saved()).resolve(), dtype=FP32)
     model.generation_config.eos_token_id = [END, 5]
     export(model, byte_tokenizer(), tmp_path / "out", card="", end_ids=[TURN])
@@ -66,7 +66,7 @@ def test_tokenizer_template_and_end_tokens_go_with_it(saved: Callable[..., Path]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_an_adapter_loads_in_plain_peft(saved: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
+def test_adapter_loads_in_plain_peft(saved: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
     base = saved(architecture)
     policy = moved(lora().wrap(load_causal(source(base).resolve(), dtype=FP32), head="causal"))
     export(policy, byte_tokenizer(), tmp_path / "out", card="# ours")
@@ -78,7 +78,7 @@ def test_an_adapter_loads_in_plain_peft(saved: Callable[..., Path], tmp_path: Pa
     assert names["base_model_name_or_path"] == str(base)
 
 
-def test_an_adapter_on_weights_that_have_no_name_is_merged(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_adapter_on_weights_without_a_name_is_merged(saved: Callable[..., Path], tmp_path: Path) -> None:
     first = moved(lora().wrap(load_causal(source(saved()).resolve(), dtype=FP32), head="causal"))
     export(first, byte_tokenizer(), tmp_path / "first", card="")
     start = load_causal(source(tmp_path / "first").resolve(), dtype=FP32)
@@ -86,13 +86,13 @@ def test_an_adapter_on_weights_that_have_no_name_is_merged(saved: Callable[..., 
     expected = logits(second)
     export(second, byte_tokenizer(), tmp_path / "second", card="")
     close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "second").eval()), expected)
-    # The run may go on: the policy still has its adapter.
+    # Training may continue: the policy still has its adapter.
     assert torch.equal(logits(second), expected)
     assert any("lora_A" in name for name, _ in second.named_parameters())
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "qwen3", "gemma2"])
-def test_a_scalar_model_is_read_at_the_same_token_by_plain_transformers(
+def test_plain_transformers_scores_a_scalar_model_at_the_same_token(
     saved: Callable[..., Path], tmp_path: Path, architecture: str
 ) -> None:
     model = moved(load_scalar(source(saved(architecture)).resolve(), dtype=FP32))
@@ -101,15 +101,13 @@ def test_a_scalar_model_is_read_at_the_same_token_by_plain_transformers(
     expected = last_real(model)
     close(plain_scores(plain), expected)
     close(last_real(load_scalar(source(tmp_path / "out").resolve(), dtype=FP32)), expected)
-    # Alone each text scores the same: padding moves nothing.
+    # Each text alone has the same score: padding changes nothing.
     alone = torch.cat([plain(**rows(text)).logits for text in TEXTS])
     close(alone, expected)
 
 
-def test_a_scalar_model_without_a_pad_token_of_its_own_is_read_at_its_end(
-    saved: Callable[..., Path], tmp_path: Path
-) -> None:
-    # Like GPT-2's: one special token, which ends texts. "x<|endoftext|>" must be read at its last token.
+def test_scalar_model_with_pad_equal_to_eos_is_scored_at_its_end(saved: Callable[..., Path], tmp_path: Path) -> None:
+    # As in GPT-2: one special token, which ends texts. "x<|endoftext|>" must be scored at its last token.
     directory = saved("gpt2")
     byte_tokenizer(pad=None).save_pretrained(directory)
     resolved = source(directory).resolve()
@@ -123,7 +121,7 @@ def test_a_scalar_model_without_a_pad_token_of_its_own_is_read_at_its_end(
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_scalar_adapter_keeps_its_head(saved: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
+def test_scalar_adapter_exports_its_head(saved: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
     base = saved(architecture)
     policy = moved(lora().wrap(load_scalar(source(base).resolve(), dtype=FP32), head="scalar"))
     export(policy, byte_tokenizer(), tmp_path / "out", card="")
@@ -135,9 +133,7 @@ def test_a_scalar_adapter_keeps_its_head(saved: Callable[..., Path], tmp_path: P
     close(last_real(load_scalar(resolved, dtype=FP32)), expected)
 
 
-def test_an_earlier_export_is_replaced_whole_and_nothing_is_left_behind(
-    saved: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_earlier_export_is_replaced_without_leftover_files(saved: Callable[..., Path], tmp_path: Path) -> None:
     model = load_causal(source(saved()).resolve(), dtype=FP32)
     out = tmp_path / "runs" / "out"
     export(model, byte_tokenizer(), out, card="one")
@@ -149,14 +145,14 @@ def test_an_earlier_export_is_replaced_whole_and_nothing_is_left_behind(
 
 
 class Broken(nn.Module):
-    """A model whose saving fails half-way, as on a full disk."""
+    """A model whose saving fails halfway, as on a full disk."""
 
     def save_pretrained(self, directory: Path) -> None:
         (directory / "model.safetensors").write_bytes(b"half")
         raise OSError("No space left on device")
 
 
-def test_a_failed_export_leaves_the_earlier_one(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_failed_export_keeps_the_earlier_one(saved: Callable[..., Path], tmp_path: Path) -> None:
     model = load_causal(source(saved()).resolve(), dtype=FP32)
     export(model, byte_tokenizer(), tmp_path / "out", card="good")
     with pytest.raises(OSError, match="No space left"):

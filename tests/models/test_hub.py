@@ -1,4 +1,4 @@
-"""The Hub: what the cache has needs no network, what it lacks is fetched whole, and silence is noticed."""
+"""The Hub: cached models need no network, missing files are downloaded, and requests time out."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tests.models.test_loading import save_adapter
 
 @pytest.fixture
 def online(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A Hub that has org/tiny, and an empty cache; gives the directory it serves."""
+    """A Hub with org/tiny and an empty cache; returns the directory it serves."""
     directory = saved("llama")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -31,9 +31,7 @@ def online(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Monke
         yield directory
 
 
-def test_a_model_is_fetched_once_and_then_found_without_a_network(
-    online: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_downloaded_model_is_found_later_without_a_network(online: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (online / "pytorch_model.bin").write_bytes(b"not wanted")
     fetched = source("org/tiny").resolve()
     assert (fetched.source, fetched.loads_as, fetched.revision) == ("hub", "org/tiny", COMMIT)
@@ -44,13 +42,13 @@ def test_a_model_is_fetched_once_and_then_found_without_a_network(
     assert source("org/tiny").resolve() == fetched
 
 
-def test_a_download_that_broke_off_is_completed(online: Path) -> None:
+def test_incomplete_download_is_completed(online: Path) -> None:
     directory = source("org/tiny").resolve().directory
     (directory / "model.safetensors").unlink()
     assert (source("org/tiny").resolve().directory / "model.safetensors").is_file()
 
 
-def test_an_adapter_of_the_hub_is_named_after_its_repository(online: Path, tmp_path: Path) -> None:
+def test_hub_adapter_is_named_after_its_repository(online: Path, tmp_path: Path) -> None:
     base = online.rename(tmp_path / "base")
     save_adapter(base, online)
     found = source("org/tiny").resolve()
@@ -58,7 +56,7 @@ def test_an_adapter_of_the_hub_is_named_after_its_repository(online: Path, tmp_p
     assert len(found.adapters) == 1
 
 
-def test_a_name_the_hub_does_not_allow_is_said() -> None:
+def test_invalid_hub_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="neither a directory here nor a name the Hub allows"):
         source("org/a--b").resolve()
 
@@ -66,12 +64,12 @@ def test_a_name_the_hub_does_not_allow_is_said() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("org/gated", "org/gated asks for its licence to be accepted"),
+        ("org/gated", "org/gated is gated: accept its license"),
         ("org/absent", "the Hub has no model org/absent"),
-        ("org/broken", "the Hub not reached"),
+        ("org/broken", "Hub not reachable"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_one_line(online: Path, path: str, message: str) -> None:
+def test_hub_refusal_is_a_one_line_error(online: Path, path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         source(path).resolve()
     assert "\n" not in str(caught.value)
@@ -83,15 +81,15 @@ def test_pickled_weights_are_not_downloaded(online: Path) -> None:
         source("org/tiny").resolve()
 
 
-def test_a_typing_mistake_gets_no_stand_in(online: Path) -> None:
+def test_unknown_hub_name_is_not_replaced_by_the_bundled_model(online: Path) -> None:
     with pytest.raises(ConfigError, match="the Hub has no model org/absent"):
         source("org/absent", offline="nano").resolve()
 
 
-def test_silence_is_noticed() -> None:
+def test_request_without_a_response_times_out() -> None:
     with pytest.raises(hub.Unreachable, match="no answer within 0 s"):
         hub.with_timeout(0.01, lambda: time.sleep(0.5))
 
 
-def test_the_time_for_a_question_is_under_ten_seconds() -> None:
+def test_hub_timeouts_are_below_ten_seconds() -> None:
     assert hub.REQUEST_SECONDS < hub.PROBE_SECONDS < 10

@@ -1,4 +1,4 @@
-"""Reading weights: what comes out is what was saved, in the asked type, and what is missing is said."""
+"""Loading weights: equal to the saved ones, in the requested dtype, with errors for missing parts."""
 
 import json
 from collections.abc import Callable
@@ -20,23 +20,23 @@ FP32 = torch.float32
 
 
 @architectures
-def test_weights_come_back_in_eval_mode_with_sdpa(saved: Callable[..., Path], architecture: str) -> None:
+def test_model_loads_in_eval_mode_with_sdpa(saved: Callable[..., Path], architecture: str) -> None:
     model = load_causal(source(saved(architecture)).resolve(), dtype=FP32)
     assert torch.equal(logits(model), logits(tiny_model(architecture)))
     assert not model.training
-    # Gemma 2 bends its attention scores, which SDPA cannot.
+    # Gemma 2 soft-caps its attention scores, which SDPA does not support.
     assert model.config._attn_implementation == ("eager" if architecture == "gemma2" else "sdpa")
     assert {parameter.dtype for parameter in model.parameters()} == {FP32}
 
 
-def test_the_asked_type_is_given(saved: Callable[..., Path]) -> None:
+def test_weights_have_the_requested_dtype(saved: Callable[..., Path]) -> None:
     resolved = source(saved("llama")).resolve()
     for load_model in (load_causal, load_scalar):
         model = load_model(resolved, dtype=torch.bfloat16)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_the_bundled_model_loads() -> None:
+def test_bundled_model_loads() -> None:
     resolved = source("bundled:nano").resolve()
     model, tokenizer = load_causal(resolved, dtype=FP32), load_tokenizer(resolved)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -45,7 +45,7 @@ def test_the_bundled_model_loads() -> None:
 
 
 @architectures
-def test_a_new_scalar_head_is_small_and_its_seeds(saved: Callable[..., Path], architecture: str) -> None:
+def test_new_scalar_head_is_small_and_seeded(saved: Callable[..., Path], architecture: str) -> None:
     resolved = source(saved(architecture)).resolve()
     if architecture in ("granite", "cohere"):  # transformers has no sequence classifier for these
         with pytest.raises(ConfigError, match=r"no .* model with a scalar head"):
@@ -65,7 +65,7 @@ def test_a_new_scalar_head_is_small_and_its_seeds(saved: Callable[..., Path], ar
     assert 0 < head(1).abs().max() < 4 / 17
 
 
-def test_a_trained_scalar_head_comes_back(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_trained_scalar_head_is_loaded(saved: Callable[..., Path], tmp_path: Path) -> None:
     model: Any = moved(load_scalar(source(saved()).resolve(), dtype=FP32))
     model.save_pretrained(tmp_path / "rm")
     byte_tokenizer().save_pretrained(tmp_path / "rm")
@@ -73,11 +73,11 @@ def test_a_trained_scalar_head_comes_back(saved: Callable[..., Path], tmp_path: 
     assert resolved.head == "scalar"
     again: Any = load_scalar(resolved, dtype=FP32)
     assert torch.equal(again.score.weight, model.score.weight)
-    with pytest.raises(ConfigError, match="rm is a reward model, which cannot write"):
+    with pytest.raises(ConfigError, match="rm is a reward model, which cannot generate"):
         load_causal(resolved, dtype=FP32)
 
 
-def test_fresh_weights_depend_on_the_seed_alone(saved: Callable[..., Path]) -> None:
+def test_new_weights_depend_only_on_the_seed(saved: Callable[..., Path]) -> None:
     directory = saved()
     (directory / "model.safetensors").unlink()
     resolved = source(directory, from_scratch=True).resolve()
@@ -92,7 +92,7 @@ def test_fresh_weights_depend_on_the_seed_alone(saved: Callable[..., Path]) -> N
 
 
 def save_adapter(base: Path, directory: Path, head: str = "causal") -> torch.Tensor:
-    """A trained adapter as PEFT saves it, without a tokenizer; returns the logits it gives."""
+    """Saves a trained adapter with PEFT, without a tokenizer; returns its logits."""
     kind = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
     extra = {} if head == "causal" else {"num_labels": 1, "pad_token_id": PAD}
     policy: Any = moved(lora().wrap(kind.from_pretrained(base, **extra).eval(), head=head))  # pyright: ignore
@@ -101,7 +101,7 @@ def save_adapter(base: Path, directory: Path, head: str = "causal") -> torch.Ten
 
 
 @pytest.mark.parametrize("head", ["causal", "scalar"])
-def test_an_adapter_is_merged_and_the_gap_is_measured(saved: Callable[..., Path], tmp_path: Path, head: str) -> None:
+def test_adapter_is_merged_and_the_gap_is_measured(saved: Callable[..., Path], tmp_path: Path, head: str) -> None:
     expected = save_adapter(saved(), tmp_path / "adapter", head)
     resolved = source(tmp_path / "adapter").resolve()
     assert (resolved.name, resolved.head, resolved.loads_as) == ("adapter", head, None)
@@ -113,7 +113,7 @@ def test_an_adapter_is_merged_and_the_gap_is_measured(saved: Callable[..., Path]
     assert load_tokenizer(resolved).pad_token_id == PAD
 
 
-def test_a_reward_model_starts_from_a_language_models_adapter(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_reward_model_loads_from_a_language_model_adapter(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = saved()
     save_adapter(base, tmp_path / "adapter")
     model: Any = load_scalar(source(tmp_path / "adapter").resolve(), dtype=FP32)
@@ -122,7 +122,7 @@ def test_a_reward_model_starts_from_a_language_models_adapter(saved: Callable[..
     assert torch.equal(model.score.weight, plain.score.weight)
 
 
-def test_an_adapter_on_an_adapter_is_merged_in_order(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_stacked_adapters_are_merged_in_order(saved: Callable[..., Path], tmp_path: Path) -> None:
     save_adapter(saved(), tmp_path / "first")
     model = load_causal(source(tmp_path / "first").resolve(), dtype=FP32)
     policy: Any = moved(lora().wrap(model, head="causal"))
@@ -135,9 +135,7 @@ def test_an_adapter_on_an_adapter_is_merged_in_order(saved: Callable[..., Path],
     torch.testing.assert_close(logits(found), logits(policy), rtol=1e-4, atol=1e-4)
 
 
-def test_before_weights_are_quantised_an_adapter_is_merged_into_a_directory(
-    saved: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_adapter_is_merged_on_disk_before_quantization(saved: Callable[..., Path], tmp_path: Path) -> None:
     expected = save_adapter(saved(), tmp_path / "adapter")
     resolved = source(tmp_path / "adapter").resolve()
     merged = merged_on_disk(resolved)
@@ -146,21 +144,19 @@ def test_before_weights_are_quantised_an_adapter_is_merged_into_a_directory(
     torch.testing.assert_close(logits(load_causal(merged, dtype=FP32)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_to_quantise_is_said(saved: Callable[..., Path]) -> None:
+def test_quantizing_weights_from_scratch_is_refused(saved: Callable[..., Path]) -> None:
     resolved = source(saved(), from_scratch=True).resolve()
-    with pytest.raises(
-        ConfigError, match=r"adapter=qlora keeps trained weights in 4 bits, and model.from_scratch=true"
-    ):
+    with pytest.raises(ConfigError, match=r"adapter=qlora quantizes saved weights, and model.from_scratch=true"):
         load_causal(resolved, dtype=FP32, quantization="4 bits")
 
 
-def test_weights_of_another_model_are_refused(saved: Callable[..., Path]) -> None:
+def test_weights_that_do_not_fit_the_config_are_refused(saved: Callable[..., Path]) -> None:
     directory = saved("llama")
     weights = load_file(directory / "model.safetensors")
     save_file(
         {name: w for name, w in weights.items() if "layers.1.mlp.up" not in name}, directory / "model.safetensors"
     )
-    with pytest.raises(ConfigError, match=r"weights lack .* such as model.layers.1.mlp.up_proj.weight \(1 in all\)"):
+    with pytest.raises(ConfigError, match=r"such as model.layers.1.mlp.up_proj.weight \(1 in all\)"):
         load_causal(source(directory).resolve(), dtype=FP32)
     weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 3)
     save_file(weights, directory / "model.safetensors")
@@ -168,7 +164,7 @@ def test_weights_of_another_model_are_refused(saved: Callable[..., Path]) -> Non
         load_causal(source(directory).resolve(), dtype=FP32)
 
 
-def test_a_tokenizer_that_cannot_be_read_or_never_ends_is_refused(saved: Callable[..., Path]) -> None:
+def test_unreadable_tokenizer_or_one_without_eos_is_refused(saved: Callable[..., Path]) -> None:
     directory = saved()
     resolved = source(directory).resolve()
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
@@ -179,18 +175,18 @@ def test_a_tokenizer_that_cannot_be_read_or_never_ends_is_refused(saved: Callabl
         load_tokenizer(resolved)
 
 
-def test_a_pad_token_of_its_own_is_kept() -> None:
+def test_existing_pad_token_is_kept() -> None:
     assert ensure_pad(byte_tokenizer()).pad_token_id == PAD
 
 
-def test_a_reserved_token_becomes_pad() -> None:
+def test_reserved_token_becomes_the_pad_token() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.pad_token, tokenizer.eos_token = None, "<|end|>"
     assert ensure_pad(tokenizer).pad_token == "<|pad|>"
     assert len(tokenizer) == 259
 
 
-def test_without_a_reserved_token_pad_is_the_byte_no_text_has(tmp_path: Path) -> None:
+def test_without_a_reserved_token_the_pad_token_is_byte_ff(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(pad=None)
     tokenizer.pad_token = tokenizer.eos_token
     text = "L'Haÿ-les-Roses, naïve"

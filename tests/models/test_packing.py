@@ -1,4 +1,4 @@
-"""Packed rows give the states, and the gradients, of separate rows; where they would not, rows are padded."""
+"""Packed rows give the states and gradients of separate rows; unsupported architectures use padding."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from postrain.models.parts import trunk
 from tests.tiny import SHAPES, VOCABULARY, tiny_model
 
 
-def families(seed: int) -> tuple[torch.Tensor, ...]:
-    """Rows of random lengths in families that share a beginning; some are equal, some the beginning of another."""
+def prompt_groups(seed: int) -> tuple[torch.Tensor, ...]:
+    """Rows of random lengths in groups with a shared prefix; some are equal, some a prefix of another."""
     source = torch.Generator().manual_seed(seed)
 
     def draw(longest: int) -> torch.Tensor:
@@ -26,14 +26,14 @@ def families(seed: int) -> tuple[torch.Tensor, ...]:
     return tuple(rows[i] for i in torch.randperm(len(rows), generator=source).tolist())
 
 
-def test_a_shared_beginning_is_there_once():
+def test_shared_prefix_is_packed_once():
     ids = (torch.tensor([5, 6, 7, 8]), torch.tensor([9]), torch.tensor([5, 6, 1]))
     # in lexicographic order: [5, 6, 1], then [7, 8] after its first two, then [9]
     packing = pack(ids)
     assert packing.ids_N.tolist() == [5, 6, 1, 7, 8, 9]
     assert packing.positions_N.tolist() == [0, 1, 2, 2, 3, 0]
     assert [packing.index_RL[row, : len(ids[row])].tolist() for row in range(3)] == [[0, 1, 3, 4], [5], [0, 1, 2]]
-    # attention gets the first and the third row as a block of 2 × 4, then the second by itself
+    # attention gets the first and the third row as a block of 2 × 4, then the second alone
     assert packing.blocks == ((2, 4), (1, 1))
     assert packing.gather_M.tolist() == [0, 1, 3, 4, 0, 1, 2, 0, 5]
     assert packing.ids_N[packing.gather_M[packing.inverse_N]].tolist() == packing.ids_N.tolist()
@@ -41,12 +41,12 @@ def test_a_shared_beginning_is_there_once():
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_states_and_gradients_are_those_of_separate_rows(architecture):
-    # In float64, but for the parts (norms, rotary angles) that some architectures compute in float32 whatever they get.
+def test_packed_states_and_gradients_equal_separate_rows(architecture):
+    # In float64, except norms and rotary angles, which some architectures always compute in float32.
     model = tiny_model(architecture).double()
     assert supports_packing(model)
     for seed in range(25):
-        ids = families(seed)
+        ids = prompt_groups(seed)
         weights = [torch.randn(len(row), model.config.hidden_size).double() for row in ids]
         states_ND, index_RL = hidden_states(model, ids)
         assert len(states_ND) == len({tuple(row[: i + 1].tolist()) for row in ids for i in range(len(row))})
@@ -61,21 +61,21 @@ def test_states_and_gradients_are_those_of_separate_rows(architecture):
         assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-6
 
 
-def test_transformers_own_attention_is_back_afterwards():
+def test_attention_of_transformers_is_restored():
     model = tiny_model()
-    hidden_states(model, families(0))
+    hidden_states(model, prompt_groups(0))
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_rows_without_anything_to_save_are_not_packed():
+def test_equal_lengths_without_a_shared_prefix_are_not_packed():
     ids = (torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
     _, index_RL = hidden_states(tiny_model(), ids)
     assert index_RL.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_an_architecture_that_cannot_be_packed_is_padded():
+def test_unsupported_architecture_is_padded():
     torch.manual_seed(0)
-    # ALiBi counts distances along the sequence, whatever the positions say.
+    # ALiBi measures distances along the sequence and ignores the position ids.
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)
     model = AutoModelForCausalLM.from_config(config).eval()
     assert not supports_packing(model)

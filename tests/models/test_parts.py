@@ -1,4 +1,4 @@
-"""Trunk and head by themselves give what the model gives, for each architecture and under an adapter."""
+"""Trunk and head reproduce the model's output for each architecture, with and without an adapter."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.models.test_adapters import lora, moved
 
 
 @architectures
-def test_parts_give_the_models_logits(architecture: str) -> None:
+def test_trunk_and_head_give_the_models_logits(architecture: str) -> None:
     model = tiny_model(architecture)
     batch = rows("a story", "sum")
     states_BLD = trunk(model)(**batch, use_cache=False).last_hidden_state
@@ -22,7 +22,7 @@ def test_parts_give_the_models_logits(architecture: str) -> None:
 
 
 @architectures
-def test_parts_of_a_policy_with_an_adapter_include_the_adapter(architecture: str) -> None:
+def test_trunk_of_a_policy_includes_its_adapter(architecture: str) -> None:
     model = tiny_model(architecture)
     bare = trunk(model)(**rows("abc"), use_cache=False).last_hidden_state
     policy = moved(lora().wrap(model, head="causal"))
@@ -31,14 +31,14 @@ def test_parts_of_a_policy_with_an_adapter_include_the_adapter(architecture: str
     assert parts_agree(policy)
 
 
-def test_parts_of_a_scalar_model_agree_with_and_without_adapter(saved: Callable[..., Path]) -> None:
+def test_scalar_parts_agree_with_and_without_adapter(saved: Callable[..., Path]) -> None:
     model = load_scalar(source(saved("qwen2")).resolve(), dtype=torch.float32)
     assert parts_agree(model)
     assert parts_agree(moved(lora().wrap(model, head="scalar")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_unknown_output_scaling_is_noticed(saved: Callable[..., Path], dtype: torch.dtype) -> None:
+def test_unknown_output_scaling_is_detected(saved: Callable[..., Path], dtype: torch.dtype) -> None:
     model = load_causal(source(saved("llama")).resolve(), dtype=dtype)
     assert parts_agree(model)
     model.config.logits_scaling = 1.5

@@ -1,4 +1,4 @@
-"""What a policy is compared with: the weights it started from, whatever has been learned since."""
+"""The reference model keeps the initial weights of the policy during training."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ both = pytest.mark.parametrize("adapted", [True, False])
 
 
 @both
-def test_it_stays_where_the_policy_started(adapted: bool) -> None:
+def test_reference_keeps_the_initial_policy(adapted: bool) -> None:
     learner = policy(adapted)
     start = logits(learner)
     reference = Reference.for_policy(learner)
@@ -34,21 +34,21 @@ def test_it_stays_where_the_policy_started(adapted: bool) -> None:
 
 
 @both
-def test_it_scores_in_eval_mode_without_gradients_and_leaves_the_policy_as_it_was(adapted: bool) -> None:
+def test_scoring_uses_eval_mode_without_gradients_and_restores_the_policy(adapted: bool) -> None:
     learner = policy(adapted).train()
     frozen_part: Any = next(module for module in learner.modules() if isinstance(module, nn.LayerNorm))
     frozen_part.eval()
-    learns = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    trainable = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
     with Reference.for_policy(learner).scoring() as model:
         assert not any(module.training for module in model.modules())
         assert not model(input_ids=torch.tensor([[1, 2]])).logits.requires_grad
     assert learner.training
     assert not frozen_part.training
-    assert {name for name, parameter in learner.named_parameters() if parameter.requires_grad} == learns
+    assert {name for name, parameter in learner.named_parameters() if parameter.requires_grad} == trainable
     assert learner(input_ids=torch.tensor([[1, 2]])).logits.requires_grad
 
 
-def test_a_pass_of_the_reference_between_forward_and_backward_leaves_the_gradient_alone() -> None:
+def test_reference_pass_between_forward_and_backward_keeps_the_gradient() -> None:
     learner = moved(policy(True))
     reference = Reference.for_policy(learner)
 
@@ -64,22 +64,22 @@ def test_a_pass_of_the_reference_between_forward_and_backward_leaves_the_gradien
     assert torch.equal(gradient(True), gradient(False))
 
 
-def test_no_module_owns_it() -> None:
+def test_reference_is_not_a_submodule() -> None:
     holder = nn.Module()
     holder.reference = Reference.for_policy(policy(False))  # pyright: ignore[reportArgumentType]
     assert list(holder.parameters()) == []
     assert holder.state_dict() == {}
 
 
-def test_a_model_given_is_the_reference_and_it_says_which_it_is() -> None:
+def test_given_model_is_the_reference_and_the_description_names_the_kind() -> None:
     other = tiny_model("gpt2", seed=5)
     with Reference.for_policy(policy(True), other).scoring() as model:
         assert model is other
-    assert Reference.for_policy(policy(True)).description == "reference: the policy's own weights with the adapter off"
+    assert Reference.for_policy(policy(True)).description == "reference: the policy with its adapter disabled"
     assert "frozen" in Reference.for_policy(policy(False)).description
 
 
-def test_a_frozen_copy_shares_nothing() -> None:
+def test_frozen_copy_shares_no_weights() -> None:
     model = tiny_model("llama").train()
     copied = frozen_copy(model)
     moved(model)
@@ -89,7 +89,7 @@ def test_a_frozen_copy_shares_nothing() -> None:
     assert not torch.equal(model.lm_head.weight, copied.lm_head.weight)
 
 
-def test_a_value_head_starts_at_zero_and_gives_float32_whatever_it_is_kept_in() -> None:
+def test_value_head_starts_at_zero_and_returns_float32() -> None:
     head = ValueHead(4)
     states_BTD = torch.randn(2, 3, 4)
     assert torch.equal(head(states_BTD), torch.zeros(2, 3, 1))

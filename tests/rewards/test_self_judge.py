@@ -89,7 +89,7 @@ def test_it_is_frozen_and_may_be_rounded(kind: SelfJudge) -> None:
 def test_what_cannot_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^reward.path=.*nowhere: there is no such directory"):
         judge(path=tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"^reward.path: .* is a reward model, which cannot write"):
+    with pytest.raises(ConfigError, match=r"^reward.path: .* is a reward model, which cannot generate"):
         judge(path=reward_model(tmp_path / "scores", architecture="gpt2"))
     with pytest.raises(ConfigError, match=r"^reward.principles: expected at least one sentence"):
         SelfJudge(path=str(NANO), principles=(), batch_tokens=1, dtype="fp32")
