@@ -28,7 +28,7 @@ from postrain.types import Stop
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PPO = ["method.critic_warmup=0", "method.minibatches_per_epoch=1", "reward=learned", "method.micro_batch_tokens=8192"]
-GROUPED = ["reward=function", f"reward.function={Path(__file__).with_name('paid.py')}:vowels"]
+GROUPED = ["reward=function", f"reward.function={Path(__file__).with_name('vowel_reward.py')}:vowels"]
 VARIANTS = {
     "sft": ["method=sft", "method.dropout=false"],
     "reward": ["method=reward"],

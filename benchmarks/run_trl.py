@@ -21,13 +21,13 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 from datasets import Dataset
 from measure import Stopwatch
-from paid import vowels
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     TrainerCallback,
 )
+from vowel_reward import vowels
 
 
 class Watch(TrainerCallback):

@@ -30,7 +30,7 @@ OneUpdate = Callable[[int], "Recorder"]
 SmallRun = Callable[..., "Recorder"]
 
 # Methods for which a smaller part of the default run than a third moves their metric by far more than they owe.
-SOON = {
+UPDATES_DIVISOR = {
     "sft": 5,
     "dpo": 9,
     "ipo": 9,
@@ -246,7 +246,7 @@ def part_of_default(method: str, *words: str) -> dict[str, Any]:
     """The default run with a part of its updates and rows, which measures what the method is judged by and no more."""
     words = (f"method={method}", *words, "report=false", "evaluation.every=1000000", "evaluation.greedy=false")
     default = composed(words)["method"]
-    updates, batch = default["updates"] // SOON.get(method, 3), default["batch_size"]
+    updates, batch = default["updates"] // UPDATES_DIVISOR.get(method, 3), default["batch_size"]
     # Each of these prompts is continued many times, and others are drawn where all completions are worth the same.
     batch, waves = (batch // 2, 1 + default["dynamic_sampling"]) if "dynamic_sampling" in default else (batch, 1)
     # As many rows as are used: making more, and what a reference thinks of them, takes as long as to learn from them.

@@ -115,7 +115,7 @@ def aot_unpaired(
     return up_B + down_B - down_B.detach()
 
 
-def of_equal_rank(values_B: Tensor, others_B: Tensor) -> Tensor:
+def match_by_rank(values_B: Tensor, others_B: Tensor) -> Tensor:
     """For each value the one of `others_B` that has the same rank among them, [B]."""
     return others_B.sort().values[values_B.argsort().argsort()]
 
@@ -207,7 +207,7 @@ LOSSES: Mapping[LossName, Callable[[PairTerms], Tensor]] = {
 
 SMOOTHED: frozenset[LossName] = frozenset({"sigmoid", "robust", "exo", "aot", "aot_unpaired"})
 """Losses that label smoothing has an effect on."""
-PLAIN: frozenset[LossName] = frozenset({"ipo", "aot"})
+WITHOUT_DIVERGENCE: frozenset[LossName] = frozenset({"ipo", "aot"})
 """Losses of the log-probabilities themselves, on which the divergence has no effect."""
 RANKED: frozenset[LossName] = frozenset({"aot", "aot_unpaired"})
 """Losses that compare a pair with others of the global batch, by rank."""

@@ -20,14 +20,14 @@ from torch import Tensor
 from postrain.losses.divergence import SampledKL, kl
 from postrain.losses.reduction import Reduction, reduce
 
-RatioLevel = Literal["token", "sequence", "completion"]
+ImportanceSamplingLevel = Literal["token", "sequence", "completion"]
 """What is compared with the policy that sampled. token: each token. sequence: the geometric mean of a completion's
 token ratios, (π/π_old)^(1/length) (Zheng et al. 2025, GSPO, eq. 7). completion: their product (RLOO)."""
 Objective = Literal["clipped", "cispo"]
-Aggregation = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 
 
-def importance_ratio(log_ratio: Tensor, mask: Tensor, level: RatioLevel = "token") -> Tensor:
+def importance_ratio(log_ratio: Tensor, mask: Tensor, level: ImportanceSamplingLevel = "token") -> Tensor:
     """π/π_old from log π − log π_old [B, T]: of each token, [B, T], or one number for each completion, [B, 1]."""
     if level == "token":
         return log_ratio.exp()
@@ -81,7 +81,7 @@ class SurrogateOptions(TypedDict, total=False):
     """What sets the surrogates of `policy_terms` apart; by default the clipped one of each token."""
 
     delta: float | None
-    ratio: RatioLevel
+    importance_sampling_level: ImportanceSamplingLevel
     objective: Objective
 
 
@@ -94,7 +94,7 @@ def policy_terms(
     clip_low: float,
     clip_high: float,
     delta: float | None = None,
-    ratio: RatioLevel = "token",
+    importance_sampling_level: ImportanceSamplingLevel = "token",
     objective: Objective = "clipped",
 ) -> PolicyTerms:
     """Surrogate, ratio and clipped tokens: all that the losses of this file and the methods' metrics are made of.
@@ -102,7 +102,7 @@ def policy_terms(
     Raises ValueError where `delta` is given to cispo, whose ratio `clip_high` bounds already.
     """
     advantages_BT = advantages[:, None] if advantages.ndim == 1 else advantages
-    ratio_BT = importance_ratio(logps - old_logps, mask, ratio)
+    ratio_BT = importance_ratio(logps - old_logps, mask, importance_sampling_level)
     if objective == "cispo":
         if delta is not None:
             raise ValueError("delta: objective=cispo bounds the ratio by clip_high; leave it None")
@@ -117,7 +117,7 @@ def policy_terms(
 def completion_weights(
     lengths: Tensor,
     counted: Tensor,
-    aggregation: Aggregation = "grpo",
+    loss_type: LossType = "grpo",
     *,
     max_tokens: int | None = None,
     tokens: Tensor | None = None,
@@ -131,13 +131,13 @@ def completion_weights(
     `counted` [B] is False for completions that are left out; `tokens` and `completions` are totals over the whole
     batch, by default of these completions.
     """
-    if aggregation == "grpo":
+    if loss_type == "grpo":
         return counted / lengths
-    if aggregation == "bnpo":
+    if loss_type == "bnpo":
         return counted.float()
-    if aggregation == "dr_grpo":
+    if loss_type == "dr_grpo":
         if max_tokens is None:
-            raise ValueError("max_tokens: aggregation=dr_grpo divides by it; give the length limit of a completion")
+            raise ValueError("max_tokens: loss_type=dr_grpo divides by it; give the length limit of a completion")
         return counted / max_tokens
     tokens = (lengths * counted).sum() if tokens is None else tokens
     return counted * ((len(lengths) if completions is None else completions) / tokens.clamp(min=1))
@@ -157,9 +157,9 @@ def grpo(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     delta: float | None = None,
-    ratio: RatioLevel = "token",
+    importance_sampling_level: ImportanceSamplingLevel = "token",
     objective: Objective = "clipped",
-    aggregation: Aggregation = "grpo",
+    loss_type: LossType = "grpo",
     max_tokens: int | None = None,
     ref_logps: Tensor | None = None,
     beta: float = 0.0,
@@ -169,9 +169,9 @@ def grpo(
 
         1/B Σ_i 1/|o_i| Σ_t [ −min(r A, clip(r, 1 − clip_low, 1 + clip_high) A) + β KL(π ‖ π_ref) ]
 
-    `advantages` come from `group_advantages`. ratio=sequence is GSPO, objective=cispo is CISPO, aggregation=dapo with
-    clip_high > clip_low is DAPO, aggregation=dr_grpo is Dr. GRPO. `ref_logps` [B, T] are needed where beta > 0.
-    Raises ValueError for options that contradict each other.
+    `advantages` come from `group_advantages`. Variants: GSPO is importance_sampling_level=sequence, CISPO is
+    objective=cispo, DAPO is loss_type=dapo with clip_high > clip_low, Dr. GRPO is loss_type=dr_grpo. `ref_logps` [B, T]
+    are required if beta > 0. Raises ValueError for contradicting options.
     """
     loss_BT = policy_terms(
         logps,
@@ -181,7 +181,7 @@ def grpo(
         clip_low=clip_low,
         clip_high=clip_high,
         delta=delta,
-        ratio=ratio,
+        importance_sampling_level=importance_sampling_level,
         objective=objective,
     ).loss_BT
     if beta:
@@ -189,8 +189,8 @@ def grpo(
             raise ValueError(f"ref_logps: beta={beta:g} weighs a KL to the reference; give its log-probabilities")
         loss_BT = loss_BT + beta * kl(logps, ref_logps, kl_estimator)
     lengths_B = mask.sum(1)
-    weight_B = completion_weights(lengths_B.clamp(min=1), lengths_B > 0, aggregation, max_tokens=max_tokens)
-    return weighted_sum(loss_BT, mask, weight_B) / (lengths_B.sum() if aggregation == "bnpo" else len(mask))
+    weight_B = completion_weights(lengths_B.clamp(min=1), lengths_B > 0, loss_type, max_tokens=max_tokens)
+    return weighted_sum(loss_BT, mask, weight_B) / (lengths_B.sum() if loss_type == "bnpo" else len(mask))
 
 
 def rloo(
@@ -198,7 +198,15 @@ def rloo(
 ) -> Tensor:
     """The clipped surrogate of whole completions, whose ratio is the product of their tokens' (Ahmadian et al. 2024,
     "Back to basics"), a mean over completions; `advantages` come from `leave_one_out`."""
-    return grpo(logps, old_logps, advantages, mask, clip_low=clip_low, clip_high=clip_high, ratio="completion")
+    return grpo(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        importance_sampling_level="completion",
+    )
 
 
 def reinforce(

@@ -20,7 +20,7 @@ from postrain.losses.dpo_variants import (
     LossName,
     PairTerms,
     f_prime,
-    of_equal_rank,
+    match_by_rank,
     sigmoid,
 )
 from postrain.losses.reduction import Reduction, reduce
@@ -70,7 +70,7 @@ def rank_partners(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each pair of a batch the constants of equal rank that aot and aot_unpaired hold it against, [B] each: the
     reference's margin, the chosen log-ratio (for the rejected one), the rejected log-ratio (for the chosen one)."""
-    return (of_equal_rank(margin, reference_margin), of_equal_rank(rejected, chosen), of_equal_rank(chosen, rejected))
+    return (match_by_rank(margin, reference_margin), match_by_rank(rejected, chosen), match_by_rank(chosen, rejected))
 
 
 def dpo(

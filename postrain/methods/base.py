@@ -22,7 +22,7 @@ from torch import nn
 from postrain.data.module import DataModule
 from postrain.hardware import collectives
 from postrain.methods.components import Parts, RewardLike, parts_of
-from postrain.methods.driven import Driven
+from postrain.methods.lightning_hooks import LightningHooks
 from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import chosen_optimizer, lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
@@ -35,7 +35,7 @@ from postrain.types import Batch, Count, Fraction, LossSum, LRSchedule, Max, Mea
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(kw_only=True, eq=False, repr=False)
-class Method(Driven):
+class Method(LightningHooks):
     """Base of every method. Annotated fields are its config keys: a subclass is made a keyword-only dataclass.
 
     Python code gives the model with its tokenizer, and what is not to be made from the defaults:
@@ -48,7 +48,7 @@ class Method(Driven):
     head: ClassVar[Literal["causal", "scalar"]] = "causal"
     """What the policy puts on its trunk."""
     needs_reward: ClassVar[bool] = False
-    compares: ClassVar[bool] = False
+    accepts_preferences: ClassVar[bool] = False
     """Whether it can learn from comparisons alone, without a number for each completion."""
     headline: ClassVar[tuple[str, str, str]]
     """The three metrics that tell a person how it goes."""
@@ -110,7 +110,7 @@ class Method(Driven):
         data: Any,
         seed: int,
     ) -> None:
-        Driven.__init__(self)
+        LightningHooks.__init__(self)
         self.accumulated: dict[str, Mean | Max] = {}
         self.current_rows: tuple[int, ...] = ()
         if model is None:
@@ -227,17 +227,19 @@ class Method(Driven):
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
         groups = self.micro_batches(minibatch)
-        idle = self.idle_passes(len(groups))
+        idle = self.dummy_passes(len(groups))
         for group in groups:
-            with self.unsynchronised():
+            with self.no_sync():
                 found = self.loss_sum(minibatch.select(group))
                 self.manual_backward(found.total / counts[0])
             self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
         for _ in range(idle):
             self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
         self.accumulate({"loss": Mean(0.0, self.denominator(minibatch))})
-        collectives.sum_gradients(self.trainable())
-        self.accumulate({"grad_norm": Mean(collectives.clip_gradients(self.trainable(), self.max_grad_norm), 1)})
+        collectives.sum_gradients(self.trainable_parameters())
+        self.accumulate(
+            {"grad_norm": Mean(collectives.clip_gradients(self.trainable_parameters(), self.max_grad_norm), 1)}
+        )
         self.counters.tokens += int(counts[1])
         if self.may_step():
             self.optimizer.step()
@@ -252,7 +254,7 @@ class Method(Driven):
         """The batch's items in groups of at most `micro_batch_tokens`, as indices."""
         return micro_batches(batch.cost(), self.micro_batch_tokens, batch.prompt_groups())
 
-    def idle_passes(self, passes: int) -> int:
+    def dummy_passes(self, passes: int) -> int:
         """Under sharding every rank must gather weights equally often: how many passes without effect this one owes."""
         return 0 if self.device_mesh is None else max(collectives.gather(passes)) - passes
 
@@ -265,7 +267,7 @@ class Method(Driven):
         total = combine(metrics)
         return {name: value for name, value in sorted((total | self.derived(total)).items()) if name[0] != "_"}
 
-    def trainable(self) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything that learns."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
@@ -273,7 +275,7 @@ class Method(Driven):
         """The schedule's factor for the current update: a function of counters alone, so resume needs no state."""
         return lr_factor(self.schedule, self.counters.updates, self.updates, self.warmup)
 
-    def unsynchronised(self) -> AbstractContextManager[None]:
+    def no_sync(self) -> AbstractContextManager[None]:
         """Keeps DistributedDataParallel's own reduction off: `collectives.sum_gradients` does it once a step."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()

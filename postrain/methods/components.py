@@ -37,9 +37,9 @@ class Parts:
     """What samples, for rollouts and for looking at samples during evaluation."""
     reference: Reference | None = None
     """The reference policy: the weights the policy started from, or another model; None where nothing compares."""
-    foreign_reference: bool = False
+    separate_reference: bool = False
     """True when the reference is another model than the policy's start."""
-    origin: str = ""
+    reference_fingerprint: str = ""
     """Identifies the reference's weights and their precision in the names of cache files; empty: hash the weights."""
     reward: Reward | None = None
     """What scores completions; only methods with `needs_reward` get one."""
@@ -93,7 +93,7 @@ def parts_of(
     engine = LocalEngine() if engine is None else engine
     check_made(method=method, rollout=engine)
     given = reference if isinstance(reference, Reference | None) else Reference.for_policy(model, reference)
-    scores, compares = judges(reward)
+    scores, compares = reward_and_preference(reward)
     return Parts(
         policy=model,
         # The template that the rows are made for takes its place, and is put on the tokenizer, when there are rows.
@@ -101,7 +101,7 @@ def parts_of(
         seed=seed,
         engine=engine,
         reference=Reference.for_policy(model) if given is None and needs_reference else given,
-        foreign_reference=given is not None,
+        separate_reference=given is not None,
         reward=scores,
         preference=compares,
         environment=SINGLE_TURN if environment is None else environment,
@@ -109,7 +109,7 @@ def parts_of(
     )
 
 
-def judges(given: Any) -> tuple[Reward | None, PreferenceModel | None]:
+def reward_and_preference(given: Any) -> tuple[Reward | None, PreferenceModel | None]:
     """What scores completions, what compares them; one object can do both, and a plain function is wrapped."""
     found: Any = given if given is None or hasattr(given, "to") else Function.of(given)
     scores: Any = found if callable(found) else None

@@ -24,9 +24,9 @@ from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.dpo_variants import (
     LOSSES,
-    PLAIN,
     RANKED,
     SMOOTHED,
+    WITHOUT_DIVERGENCE,
     Divergence,
     LossName,
     PairTerms,
@@ -63,7 +63,7 @@ class RunningMean:
 
 
 @dataclass(frozen=True)
-class ReferencedPairs(Batch):
+class PairsWithReference(Batch):
     """Pairs with all constants of the loss."""
 
     pairs: Pairs
@@ -92,7 +92,7 @@ def check_losses(weights: Mapping[LossName, float], *, smoothing: float, diverge
         )
     if "exo" in weights and not smoothing:
         raise ConfigError("method.label_smoothing=0: exo takes its logarithm; give it 0.001")
-    if divergence != "reverse_kl" and PLAIN.intersection(weights):
+    if divergence != "reverse_kl" and WITHOUT_DIVERGENCE.intersection(weights):
         raise ConfigError(f"method.divergence={divergence} means nothing to method.loss={names}; leave it reverse_kl")
 
 
@@ -133,15 +133,15 @@ class DPO(ReferenceModelMixin, PairMethod):
         self.shift = RunningMean()
         check_losses(self.weights, smoothing=self.label_smoothing, divergence=self.divergence)
 
-    def prepare(self, batch: Pairs) -> ReferencedPairs:
+    def prepare(self, batch: Pairs) -> PairsWithReference:
         known = self.reference_logps_of(batch)
         none_B = torch.zeros_like(batch.margin_B)
-        prepared = ReferencedPairs(
+        prepared = PairsWithReference(
             batch, in_order(known, batch.chosen), in_order(known, batch.rejected), none_B, none_B, none_B
         )
         return self.ranked(prepared) if RANKED.intersection(self.weights) else prepared
 
-    def ranked(self, prepared: ReferencedPairs) -> ReferencedPairs:
+    def ranked(self, prepared: PairsWithReference) -> PairsWithReference:
         """Finds each pair's partners in the global batch, by the policy's log-probabilities before this update."""
         known = self.logps_by_row(self.policy, prepared.pairs)
         pairs = prepared.pairs
@@ -167,7 +167,7 @@ class DPO(ReferenceModelMixin, PairMethod):
             length_desensitised(rejected.logps_BT, rejected.mask_BT, lengths(chosen), self.ld_alpha),
         )
 
-    def terms(self, policy: PairScores, batch: ReferencedPairs) -> PairTerms:
+    def terms(self, policy: PairScores, batch: PairsWithReference) -> PairTerms:
         """All that the losses depend on."""
         return pair_terms(
             *self.sums(policy),
@@ -183,7 +183,7 @@ class DPO(ReferenceModelMixin, PairMethod):
             shift=self.shift.value,
         )
 
-    def loss_sum(self, batch: ReferencedPairs) -> LossSum:
+    def loss_sum(self, batch: PairsWithReference) -> LossSum:
         policy, reference = score_pairs(self.policy, batch.pairs), batch.reference()
         terms = self.terms(policy, batch)
         losses: dict[LossName, Tensor] = {name: LOSSES[name](terms).sum() for name in self.weights}

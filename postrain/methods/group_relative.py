@@ -83,17 +83,17 @@ class GroupRelative(PolicyGradient):
     sampling). Groups that are not replaced stay in the batch: the step is divided by batch_size groups, and their only
     gradient is that of the KL in the loss. group/with_gradient logs how many groups have variance."""
 
-    smallest_group: ClassVar[int] = 2
+    min_group_size: ClassVar[int] = 2
 
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
 
     def check(self) -> None:
         super().check()
-        if self.group_size < self.smallest_group:
+        if self.group_size < self.min_group_size:
             raise ConfigError(
                 f"method.group_size={self.group_size}: completions are compared with others of the same prompt; "
-                f"give at least {self.smallest_group}"
+                f"give at least {self.min_group_size}"
             )
 
     def items_per_update(self) -> int:
@@ -117,7 +117,7 @@ class GroupRelative(PolicyGradient):
 
     def prepare(self, batch: Prompts) -> GroupExperience:
         """Sample, score, compare within groups."""
-        rollouts, self.selected = self.sampled(batch)
+        rollouts, self.selected = self.sample_groups(batch)
         rows, mask_BT = rollouts.rows, completion_mask(rollouts.rows, self.device)
         logps_BT = self.old_logps(rollouts)
         ref_logps_BT = self.reference_logps_and_kl(rows, logps_BT, mask_BT) if self.coef else torch.zeros_like(logps_BT)
@@ -163,7 +163,7 @@ class GroupRelative(PolicyGradient):
             }
         )
 
-    def sampled(self, batch: Prompts) -> tuple[Rollouts, list[int]]:
+    def sample_groups(self, batch: Prompts) -> tuple[Rollouts, list[int]]:
         """Groups of completions, and the global indices of the batch_size prompts that are selected to learn from.
 
         In waves of batch_size prompts over all ranks, until that many groups have variance or the prompts are used up;
@@ -171,23 +171,23 @@ class GroupRelative(PolicyGradient):
         """
         world, rank = collectives.world_size(), collectives.rank()
         found: list[Rollouts] = []
-        useful: list[int] = []
+        with_gradient: list[int] = []
         for first in range(0, self.items_per_update(), self.batch_size):
             mine = [p for p in range(first, first + self.batch_size) if p % world == rank]
             prompts = batch.select([p // world for p in mine])
             wave = self.rollout(prompts, indices=mine, num_generations=self.group_size)
             found.append(wave)
             differs = has_variance(self.shaped_rewards(wave).view(-1, self.group_size)).tolist()
-            useful += chain.from_iterable(
+            with_gradient += chain.from_iterable(
                 collectives.gather([p for p, good in zip(mine, differs, strict=True) if good])
             )
-            if len(useful) >= self.batch_size:
+            if len(with_gradient) >= self.batch_size:
                 break
-        useful = sorted(useful)[: self.batch_size]
+        with_gradient = sorted(with_gradient)[: self.batch_size]
         drawn = len(found) * self.batch_size
-        others = sorted(set(range(drawn)).difference(useful))[: self.batch_size - len(useful)]
-        self.accumulate({"group/prompts_sampled": Mean(drawn, 1), "group/with_gradient": Mean(len(useful), 1)})
-        return concatenated(found), sorted(useful + others)
+        others = sorted(set(range(drawn)).difference(with_gradient))[: self.batch_size - len(with_gradient)]
+        self.accumulate({"group/prompts_sampled": Mean(drawn, 1), "group/with_gradient": Mean(len(with_gradient), 1)})
+        return concatenated(found), sorted(with_gradient + others)
 
     def is_selected(self, completions: int) -> Tensor:
         """True for this rank's completions of selected prompts, [B]."""
@@ -219,7 +219,7 @@ class GroupRelative(PolicyGradient):
         )
         loss_BT = terms.loss_BT
         metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
-        self.remember_step(terms.ratio, batch.advantages_BT, mask_BT)
+        self.record_step(terms.ratio, batch.advantages_BT, mask_BT)
         # Counted by mini-batch, since completions without a gradient are not here.
         metrics["policy_loss"] = Mean(weighted_sum(loss_BT.detach(), mask_BT, batch.weight_B), 0)
         if self.kl_in_this_loss():

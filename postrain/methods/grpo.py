@@ -20,9 +20,9 @@ from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.advantages import group_advantages, overlong_penalty
 from postrain.losses.divergence import KLEstimator
-from postrain.losses.policy_gradient import Aggregation, Objective, SurrogateOptions, completion_weights
+from postrain.losses.policy_gradient import LossType, Objective, SurrogateOptions, completion_weights
 from postrain.methods.group_relative import GroupExperience, GroupRelative
-from postrain.methods.online import KLPlace
+from postrain.methods.online import KLPlacement
 from postrain.rollout.collect import Rollouts
 from postrain.types import CountOrZero, NonNegative, Positive
 
@@ -42,13 +42,13 @@ class GRPO(GroupRelative):
     (`kl_in=reward`, k1) the completion's KL is part of what the group compares and is scaled with it.
     """
 
-    published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlace]]] = frozenset({("k3", "loss")})
+    published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlacement]]] = frozenset({("k3", "loss")})
 
     kl_estimator: KLEstimator = "k3"
-    kl_in: KLPlace = "loss"
+    kl_in: KLPlacement = "loss"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: the standard deviation of rewards in the group or in the batch, or nothing."""
-    loss_type: Aggregation = "grpo"
+    loss_type: LossType = "grpo"
     """How token losses are summed up. grpo: mean over completions of their means. bnpo: mean over the tokens of a
     mini-batch. dr_grpo: sum over completions times max_new_tokens. dapo: mean over the tokens of the whole rollout."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
@@ -93,7 +93,11 @@ class GRPO(GroupRelative):
         return group_advantages(reward_PG, scale=self.scale_rewards, batch_std=spread).view(-1, 1) * mask_BT
 
     def surrogate_options(self) -> SurrogateOptions:
-        return {"delta": self.delta, "ratio": self.importance_sampling_level, "objective": self.objective}
+        return {
+            "delta": self.delta,
+            "importance_sampling_level": self.importance_sampling_level,
+            "objective": self.objective,
+        }
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         return completion_weights(

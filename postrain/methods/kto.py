@@ -17,7 +17,7 @@ from postrain import losses
 from postrain.data.kinds.judgement import Judgements
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.methods.metrics import share_above
+from postrain.methods.metrics import count_positive
 from postrain.methods.reference_cache import LogpsByRow, in_order
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.scoring import score
@@ -25,7 +25,7 @@ from postrain.types import Batch, LossSum, Max, Mean, Positive, Rows, Size
 
 
 @dataclass(frozen=True)
-class ReferencedJudgements(Batch):
+class JudgementsWithReference(Batch):
     """Labelled completions with all constants of the loss."""
 
     rows: Rows
@@ -59,17 +59,17 @@ class KTO(ReferenceModelMixin):
         if self.batch_size == 1:
             raise ConfigError("method.batch_size=1: KTO's baseline is a mean over a batch; give at least 2, better 16")
 
-    def denominator(self, batch: ReferencedJudgements) -> int:
+    def denominator(self, batch: JudgementsWithReference) -> int:
         return len(batch)
 
-    def compared(self, batch: Batch) -> Batch:
+    def reference_batch(self, batch: Batch) -> Batch:
         assert isinstance(batch, Judgements)
         return batch if self.loss == "kto" else batch.rows
 
-    def prepare(self, batch: Judgements) -> ReferencedJudgements:
-        known = self.reference_logps_of(self.compared(batch))
+    def prepare(self, batch: Judgements) -> JudgementsWithReference:
+        known = self.reference_logps_of(self.reference_batch(batch))
         baseline_B = self.baseline(batch, known).expand(len(batch))
-        return ReferencedJudgements(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
+        return JudgementsWithReference(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
 
     def baseline(self, batch: Judgements, known: LogpsByRow) -> Tensor:
         """z, measured on each prompt with another prompt's completion."""
@@ -80,7 +80,7 @@ class KTO(ReferenceModelMixin):
         sums = torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()]).to(batch.label_B.device)
         return losses.kto_baseline(*collectives.all_sum(sums))
 
-    def loss_sum(self, batch: ReferencedJudgements) -> LossSum:
+    def loss_sum(self, batch: JudgementsWithReference) -> LossSum:
         scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)
         gains_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True).to(scores.logps_BT)
         log_ratio_B = gains_BT.sum(1)
@@ -95,7 +95,7 @@ class KTO(ReferenceModelMixin):
         )
         above_B = self.beta * (log_ratio_B - batch.baseline_B).detach()
         metrics: dict[str, Mean | Max] = {
-            "accuracy": Mean(share_above(torch.where(label_B, above_B, -above_B)), count),
+            "accuracy": Mean(count_positive(torch.where(label_B, above_B, -above_B)), count),
             "kl/baseline": Mean(batch.baseline_B.sum(), count),
         }
         for name, chosen_B in (("desirable", label_B), ("undesirable", ~label_B)):

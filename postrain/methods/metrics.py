@@ -58,7 +58,7 @@ def plain(value: Mean | Max) -> Mean | Max:
 # What several methods log --------------------------------------------------------------------------------------------
 
 
-def share_above(gap_B: Tensor) -> Tensor:
+def count_positive(gap_B: Tensor) -> Tensor:
     """How many gaps are positive, a scalar; a tie counts half."""
     return ((gap_B > TIE) + 0.5 * (gap_B.abs() <= TIE)).sum()
 

@@ -61,7 +61,7 @@ class NashMD(OnlinePreference):
         logps_BT = self.old_logps(mine)
         ref_logps_BT = self.reference_logps(mine.rows)
         known_B = ~preferred_B.isnan()
-        self.accumulate({**self.measured(mine), **sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT)})
+        self.accumulate({**self.rollout_metrics(mine), **sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT)})
         self.accumulate({"win_rate/mixture": Mean(preferred_B[known_B].sum(), known_B.sum())})
         learned_B = ~self.truncated_and_masked(mine)
         advantages_BT = losses.nash_md_advantages(preferred_B, logps_BT - ref_logps_BT, mask_BT, beta=self.beta)

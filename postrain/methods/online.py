@@ -31,9 +31,9 @@ from postrain.types import Count, LRSchedule, Max, Mean, NonNegative, Rows
 # Largest difference of two float32 log-probabilities that the order of summation explains.
 SAMPLER_TOLERANCE = 1e-2
 
-KLPlace = Literal["reward", "loss"]
+KLPlacement = Literal["reward", "loss"]
 
-BIASED_KL: Mapping[tuple[KLEstimator, KLPlace], str] = {
+BIASED_KL: Mapping[tuple[KLEstimator, KLPlacement], str] = {
     ("k2", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1, or method.kl_in=loss",
     ("k3", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1",
     ("exact", "reward"): "it is the same number whichever token is drawn, so it has no gradient; use method.kl_in=loss",
@@ -67,7 +67,7 @@ class Online(Method):
         self.sampling = self.parts.engine.sampling
         # True until the policy has moved: the first mini-batch must reproduce the recorded log-probabilities.
         self.first_pass = False
-        self.step_BT: tuple[Tensor, Tensor, Tensor] | None = None
+        self.last_step_BT: tuple[Tensor, Tensor, Tensor] | None = None
         self.check()
 
     def steps_per_update(self) -> int:
@@ -87,15 +87,15 @@ class Online(Method):
         if self.sampling.temperature == 0:
             raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
 
-    def remember_step(self, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
+    def record_step(self, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
         """Keeps the last micro-batch's ratios and advantages for histograms."""
-        self.step_BT = ratio_BT.detach(), advantages_BT, mask_BT
+        self.last_step_BT = ratio_BT.detach(), advantages_BT, mask_BT
 
     def distributions(self) -> dict[str, Tensor]:
         """Ratios and advantages of the tokens of that micro-batch; {} before the first one."""
-        if self.step_BT is None:
+        if self.last_step_BT is None:
             return {}
-        ratio_BT, advantages_BT, mask_BT = self.step_BT
+        ratio_BT, advantages_BT, mask_BT = self.last_step_BT
         return {"ratio": ratio_BT.expand_as(mask_BT)[mask_BT], "advantage": advantages_BT[mask_BT]}
 
     def rollout(
@@ -135,7 +135,7 @@ class Online(Method):
             environment=parts.environment,
         )
 
-    def measured(self, rollouts: Rollouts) -> Metrics:
+    def rollout_metrics(self, rollouts: Rollouts) -> Metrics:
         """The metrics of completions; none of a reward where there is only a preference."""
         found = rollouts.metrics()
         return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
@@ -194,7 +194,7 @@ class Online(Method):
     def validate(self, batch: Prompts, index: int) -> Metrics:
         """Also the reward and the shape of a completion of each prompt, sampled with the same seeds every time."""
         seeds = [derive_seed(self.parts.seed, "evaluation", index, number) for number in range(len(batch))]
-        return {**self.evaluate(batch, index), **self.measured(self.sample_and_score(self.policy, batch, seeds))}
+        return {**self.evaluate(batch, index), **self.rollout_metrics(self.sample_and_score(self.policy, batch, seeds))}
 
 
 class PolicyGradient(Online):
@@ -205,12 +205,12 @@ class PolicyGradient(Online):
     kl_estimator: KLEstimator = "k1"
     """The KL estimate that is trained on. k1 goes into the reward; exact (a sum over the vocabulary), k2 and k3 go into
     the loss, where the gradient of exact and k2 is the KL's own. All estimates are logged."""
-    kl_in: KLPlace = "reward"
+    kl_in: KLPlacement = "reward"
     """Whether the KL is taken off the reward (k1) or added to the loss (exact, k2, k3)."""
     entropy_coef: NonNegative = 0.0
     """Weight of an entropy bonus."""
 
-    published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlace]]] = frozenset()
+    published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlacement]]] = frozenset()
     """Combinations that the method's paper uses although their gradient is biased."""
 
     def on_model_attached(self) -> None:

@@ -37,7 +37,7 @@ def average_preference(beats_PGG: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class JudgedPairs(Batch):
+class OnlinePairs(Batch):
     """Pairs of completions with all constants of the loss."""
 
     pairs: Pairs
@@ -65,7 +65,7 @@ class OnlineDPO(OnlinePreference):
         if self.group_size < 2:
             raise ConfigError(f"method.group_size={self.group_size}: a pair needs two completions; give at least 2")
 
-    def prepare(self, batch: Prompts) -> JudgedPairs:
+    def prepare(self, batch: Prompts) -> OnlinePairs:
         """Sample, compare, and choose the best and the worst of each prompt."""
         rollouts = self.rollout(batch, num_generations=self.group_size)
         average_PG = average_preference(self.preferences(rollouts, rollouts))
@@ -75,15 +75,15 @@ class OnlineDPO(OnlinePreference):
         rows, ref_B = rollouts.rows, self.reference_logps(rollouts.rows).sum(1)
         gap_P = average_PG.gather(1, best_P[:, None]) - average_PG.gather(1, worst_P[:, None])
         decided_P = gap_P.squeeze(1).nan_to_num(0.0) > TIE
-        self.accumulate({**self.measured(rollouts), "tie_rate": Mean((~decided_P).sum(), len(batch))})
+        self.accumulate({**self.rollout_metrics(rollouts), "tie_rate": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
-        return JudgedPairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
+        return OnlinePairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
 
-    def minibatches(self, prepared: JudgedPairs) -> Iterator[JudgedPairs]:
+    def minibatches(self, prepared: OnlinePairs) -> Iterator[OnlinePairs]:
         for indices in self.minibatch_indices(self.batch_size):
             yield prepared.select(local_indices(indices))
 
-    def loss_sum(self, batch: JudgedPairs) -> LossSum:
+    def loss_sum(self, batch: OnlinePairs) -> LossSum:
         both = batch.pairs.chosen + batch.pairs.rejected
         found = PairScores.halves(score(self.policy, both, temperature=self.sampling.temperature))
         chosen_B, rejected_B = found.chosen.logps_BT.sum(1), found.rejected.logps_BT.sum(1)
@@ -101,5 +101,5 @@ class OnlineDPO(OnlinePreference):
         gained_B, lost_B = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
         return LossSum(total, pair_metrics(self.beta * gained_B, self.beta * lost_B, found))
 
-    def denominator(self, batch: JudgedPairs) -> int:
+    def denominator(self, batch: OnlinePairs) -> int:
         return len(batch)

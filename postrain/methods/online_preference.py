@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
-from postrain.methods.metrics import Metrics, share_above
+from postrain.methods.metrics import Metrics, count_positive
 from postrain.methods.online import Online
 from postrain.rollout.collect import Rollouts
 from postrain.seeds import derive_seed
@@ -26,7 +26,7 @@ from postrain.types import Count, Mean, Positive, Size
 class OnlinePreference(Online):
     """A method that learns from which of two completions is preferred."""
 
-    compares: ClassVar[bool] = True
+    accepts_preferences: ClassVar[bool] = True
     learns: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/win_rate")
 
@@ -80,7 +80,7 @@ class OnlinePreference(Online):
         beats_B = self.preference(self.completed(self.policy, batch, index), self.reference_rollouts[index])
         known_B = beats_B[~beats_B.isnan()]
         return {
-            "win_rate": Mean(share_above(known_B - 0.5), len(known_B)),
+            "win_rate": Mean(count_positive(known_B - 0.5), len(known_B)),
             "preference": Mean(known_B.sum(), len(known_B)),
         }
 

@@ -115,7 +115,7 @@ class PPO(PolicyGradient):
         self.value_head = ValueHead(width)
         # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
         self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
-        self.too_far = False
+        self.exceeds_target_kl = False
 
     def prepare(self, batch: Prompts) -> Experience:
         """Roll out, score, and turn rewards and values into advantages."""
@@ -172,7 +172,7 @@ class PPO(PolicyGradient):
             return found.kl_BT
         return kl(logps_BT, found.ref_logps_BT, self.kl_estimator) * found.mask_BT
 
-    def steer(self, kl_B: Tensor) -> None:
+    def adapt_kl(self, kl_B: Tensor) -> None:
         """Moves the coefficient towards the target, once a rollout."""
         if self.kl_target is None:
             return
@@ -183,30 +183,30 @@ class PPO(PolicyGradient):
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         """The passes over a rollout, until the policy has moved too far; then the coefficient is steered."""
-        learned, self.too_far = prepared.learned_B.tolist(), False
+        learned, self.exceeds_target_kl = prepared.learned_B.tolist(), False
         for indices in self.minibatch_indices(self.batch_size):
-            self.before = self.step_kl()
+            self.kl_before = self.old_policy_kl()
             yield prepared.select([index for index in local_indices(indices) if learned[index]])
-            if self.too_far:
+            if self.exceeds_target_kl:
                 break
-        self.steer(self.episode_kl)
+        self.adapt_kl(self.episode_kl)
 
     def may_step(self) -> bool:
-        self.too_far = self.target_kl is not None and self.moved(self.before) > self.target_kl
-        return not self.too_far
+        self.exceeds_target_kl = self.target_kl is not None and self.minibatch_kl(self.kl_before) > self.target_kl
+        return not self.exceeds_target_kl
 
     def kl_in_this_loss(self) -> bool:
         return super().kl_in_this_loss() and not self.warming_up()
 
-    def step_kl(self) -> Mean:
+    def old_policy_kl(self) -> Mean:
         """k3 of all mini-batches so far to the policy that sampled, on this rank."""
         found = self.accumulated.get("kl/old_policy", Mean(0.0, 0.0))
         assert isinstance(found, Mean)
         return Mean(float(found.total), float(found.count))
 
-    def moved(self, before: Mean) -> float:
+    def minibatch_kl(self, before: Mean) -> float:
         """Mean k3, over all ranks, of the mini-batch since `before`."""
-        now = self.step_kl()
+        now = self.old_policy_kl()
         parts = collectives.gather(Mean(now.total - before.total, now.count - before.count))
         return sum(parts[1:], start=parts[0]).value()
 
@@ -230,7 +230,7 @@ class PPO(PolicyGradient):
             if self.kl_in_this_loss():
                 total = total + self.coef * reduce(self.kl_term(found, batch.ref_logps_BT), "sum", mask_BT)
         metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
-        self.remember_step(terms.ratio, batch.advantages_BT, mask_BT)
+        self.record_step(terms.ratio, batch.advantages_BT, mask_BT)
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}
         return LossSum(total, metrics)

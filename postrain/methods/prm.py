@@ -75,14 +75,14 @@ def accuracies(right_BS: Tensor, labels_BS: Tensor, mask_BS: Tensor) -> dict[str
     """How often predictions and labels agree: on steps, on whole chains, on the first wrong step of a chain."""
     agree_BS = (right_BS == labels_BS) & mask_BS
     good_BS, bad_BS = labels_BS & mask_BS, ~labels_BS & mask_BS
-    said_B, true_B = first_error(~right_BS & mask_BS), first_error(bad_BS)
+    predicted_B, true_B = first_error(~right_BS & mask_BS), first_error(bad_BS)
     flawed_B = bad_BS.any(1)
     solved_B = (~right_BS & mask_BS).any(1) == flawed_B
     return {
         "step_accuracy": Mean(agree_BS.sum(), mask_BS.sum()),
         "step_accuracy/right": Mean((agree_BS & good_BS).sum(), good_BS.sum()),
         "step_accuracy/wrong": Mean((agree_BS & bad_BS).sum(), bad_BS.sum()),
-        "first_error_accuracy": Mean(((said_B == true_B) & flawed_B).sum(), flawed_B.sum()),
+        "first_error_accuracy": Mean(((predicted_B == true_B) & flawed_B).sum(), flawed_B.sum()),
         "solution_accuracy": Mean(solved_B.sum(), len(solved_B)),
         "positive_step_fraction": Mean(good_BS.sum(), mask_BS.sum()),
     }

@@ -67,7 +67,7 @@ class ReferenceModelMixin(Method):
     def on_model_attached(self) -> None:
         self.cached_logps: LogpsByRow = {}
         self.synced: Reference | None = None
-        if self.parts.foreign_reference and self.reference_free:
+        if self.parts.separate_reference and self.reference_free:
             raise ConfigError("reference has no effect with method.reference_free=true; remove one of them")
         if self.ref_sync_steps:
             self.synced = self.synced_reference()
@@ -92,39 +92,39 @@ class ReferenceModelMixin(Method):
         """Fills the cache before the first update, and before a checkpoint is loaded."""
         super().setup(stage)
         if self.is_cached:
-            self.cached_logps = self.cached_or_computed(distinct(self.compared(everything(self.datamodule))))
+            self.cached_logps = self.cached_or_computed(distinct(self.reference_batch(all_items(self.datamodule))))
 
-    def compared(self, batch: Batch) -> Batch:
+    def reference_batch(self, batch: Batch) -> Batch:
         """The part of a batch whose rows need the reference's log-probabilities."""
         return batch
 
     def cached_or_computed(self, batch: Batch) -> LogpsByRow:
         """Log-probabilities of all rows, read from disk where they were computed before; ranks share the work."""
         # How rows are cut decides the last bits: a run's numbers must not depend on who filled the cache.
-        path = cache_directory() / cache_name(batch, f"{self.origin()} {self.micro_batch_tokens}")
-        whose = "another model" if self.parts.foreign_reference else "what the policy starts from"
+        path = cache_directory() / cache_name(batch, f"{self.reference_fingerprint()} {self.micro_batch_tokens}")
+        whose = "another model" if self.parts.separate_reference else "what the policy starts from"
         message = f"reference: log-probabilities of {len(rows_in(batch))} rows under {whose}"
         if all(collectives.gather(path.is_dir())):
-            say(f"{message}, read from {path}\n")
+            print_on_rank_zero(f"{message}, read from {path}\n")
             return read(path)
-        say(f"{message}, computing them once ... ")
+        print_on_rank_zero(f"{message}, computing them once ... ")
         began = time.monotonic()
         groups = self.micro_batches(batch)
         with self.trainer.strategy.precision_plugin.forward_context(), self.initial_model() as model:
             mine = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
         known = {digest: logps for part in collectives.gather(mine) for digest, logps in part.items()}
-        say(f"{time.monotonic() - began:.1f} s, ")
+        print_on_rank_zero(f"{time.monotonic() - began:.1f} s, ")
         try:
             disk_cached(path.name, lambda directory: write(directory, known))
-            say(f"kept in {path}\n")
+            print_on_rank_zero(f"kept in {path}\n")
         except ConfigError as reason:
-            say(f"not kept: {reason}\n")
+            print_on_rank_zero(f"not kept: {reason}\n")
         return known
 
-    def origin(self) -> str:
+    def reference_fingerprint(self) -> str:
         """Identifies the reference's weights and how they are computed with."""
-        if self.parts.origin:
-            return self.parts.origin
+        if self.parts.reference_fingerprint:
+            return self.parts.reference_fingerprint
         with self.initial_model() as model:
             return f"{weights_digest(model)} {self.device.type} {self.trainer.precision} {torch.__version__}"
 
@@ -154,7 +154,7 @@ class ReferenceModelMixin(Method):
     def check_initial_log_ratio(self, log_ratio_max: Tensor) -> None:
         """Raises ConfigError where the policy differs from its reference before the first optimizer step."""
         begun = self.counters.optimizer_steps or self.policy.training or self.reference_free
-        if begun or self.parts.foreign_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
+        if begun or self.parts.separate_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
             return
         raise ConfigError(
             f"reference: before the first update the largest log-ratio to the reference is {float(log_ratio_max):.2g}, "
@@ -196,13 +196,13 @@ class ReferenceModelMixin(Method):
                 model.load_state_dict(state["reference"])
 
 
-def say(text: str) -> None:
+def print_on_rank_zero(text: str) -> None:
     """Prints, on the first rank alone."""
     if collectives.rank() == 0:
         print(text, end="", flush=True)
 
 
-def everything(data: DataModule) -> Batch:
+def all_items(data: DataModule) -> Batch:
     """All items the run will use: those of its updates, and the held-out ones."""
     schedule = data.train_dataloader()
     return collate([*(schedule.items[index] for index in schedule.visited()), *data.eval])

@@ -15,16 +15,16 @@ from postrain.hardware import collectives
 from postrain.losses.advantages import group_centred, reward_to_go
 from postrain.losses.divergence import KLEstimator
 from postrain.methods.group_relative import GroupRelative
-from postrain.methods.online import KLPlace
+from postrain.methods.online import KLPlacement
 
 
 class Reinforce(GroupRelative):
     """Minimises the clipped surrogate with globally whitened returns."""
 
-    smallest_group: ClassVar[int] = 1
+    min_group_size: ClassVar[int] = 1
 
     kl_estimator: KLEstimator = "k2"
-    kl_in: KLPlace = "loss"
+    kl_in: KLPlacement = "loss"
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         scored_PG = ~reward_PG.isnan()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
-from postrain.methods.metrics import margin_bins, share_above
+from postrain.methods.metrics import count_positive, margin_bins
 from postrain.models.scoring import sequence_scores
 from postrain.types import LossSum, Mean, NonNegative, Positive, Size
 
@@ -41,7 +41,7 @@ class RewardModel(Method):
         gap_B = (chosen_B - rejected_B).detach()
         pairs = len(batch)
         metrics = {
-            "accuracy": Mean(share_above(gap_B), pairs),
+            "accuracy": Mean(count_positive(gap_B), pairs),
             "margin": Mean(gap_B.sum(), pairs),
             "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
             "reward/rejected": Mean(rejected_B.detach().sum(), pairs),

@@ -27,4 +27,4 @@ class RLOO(GroupRelative):
 
     def surrogate_options(self) -> SurrogateOptions:
         # All tokens of a completion get its ratio: weights of 1/length make one loss of them.
-        return {"ratio": "completion"}
+        return {"importance_sampling_level": "completion"}

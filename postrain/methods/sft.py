@@ -46,7 +46,7 @@ class SFT(Method):
                 "method.l2_coef: not with trainer.strategy=fsdp, which keeps no whole parameters; use ddp"
             )
         if self.l2_coef:
-            self.initial = [parameter.detach().clone() for parameter in self.trainable()]
+            self.initial = [parameter.detach().clone() for parameter in self.trainable_parameters()]
 
     def loss_sum(self, batch: Rows) -> LossSum:
         tokens = self.denominator(batch)
@@ -65,7 +65,7 @@ class SFT(Method):
         if self.kl_coef or self.l2_coef:
             metrics["nll"] = Mean(nll.detach(), tokens)
         if self.l2_coef:
-            distance = losses.l2_distance(self.trainable(), self.initial)
+            distance = losses.l2_distance(self.trainable_parameters(), self.initial)
             metrics["l2"] = Mean(distance.detach() * tokens, tokens)
             # The caller divides by the tokens of the whole step, of which this micro-batch holds `tokens`.
             penalty = penalty + self.l2_coef * distance * tokens

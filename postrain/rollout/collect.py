@@ -106,6 +106,8 @@ def _rows(prompts: Prompts, rollouts: Sequence[Rollout]) -> Rows:
     pairs = [(prompt.cpu(), rollout) for prompt, rollout in zip(prompts.ids, rollouts, strict=True)]
     return Rows(
         ids=tuple(torch.cat([prompt, rollout.ids]) for prompt, rollout in pairs),
-        supervised=tuple(torch.cat([torch.zeros(len(prompt)).bool(), rollout.own]) for prompt, rollout in pairs),
+        supervised=tuple(
+            torch.cat([torch.zeros(len(prompt)).bool(), rollout.policy_mask]) for prompt, rollout in pairs
+        ),
         row_ids=prompts.row_ids,
     )

@@ -19,7 +19,7 @@ from postrain.processor import warn_if_slow
 from postrain.rollout.decode.backend import DecodeBackend, MixtureBackend, backend_for
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.loop import DecodeLoop
-from postrain.rollout.decode.sampling import cuts
+from postrain.rollout.decode.sampling import truncates
 from postrain.rollout.engine import Mixture
 from postrain.types import Completion, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
@@ -57,7 +57,7 @@ class LocalEngine:
     @property
     def exact(self) -> bool:
         """See `Engine.exact`."""
-        return self.dtype == "policy" and not cuts(self.sampling)
+        return self.dtype == "policy" and not truncates(self.sampling)
 
     @torch.no_grad()
     def generate(
@@ -101,14 +101,14 @@ class LocalEngine:
 
 
 # Below this width a decode step is made of operations too small to be shared between threads.
-NARROW = 512
+SINGLE_THREAD_WIDTH = 512
 
 
 @contextmanager
 def threads_for(policy: nn.Module) -> Iterator[None]:
     """One thread inside the block where a second one would only be waited for: a narrow model on a CPU."""
     inner, threads = unwrapped(policy), torch.get_num_threads()
-    if inner.device.type == "cpu" and inner.config.get_text_config().hidden_size <= NARROW:
+    if inner.device.type == "cpu" and inner.config.get_text_config().hidden_size <= SINGLE_THREAD_WIDTH:
         torch.set_num_threads(1)
     try:
         yield

@@ -90,7 +90,7 @@ class Rollout:
 
     ids: Tensor
     """Every token after the prompt; int64 [L]."""
-    own: Tensor
+    policy_mask: Tensor
     """True where the policy wrote it; bool [L]."""
     logps: Tensor
     """Log-probability of each token the policy wrote, float32 [T]."""
@@ -104,7 +104,7 @@ class Rollout:
     """What the environment paid."""
     stats: EnvironmentStats = EnvironmentStats()
 
-    def written(self) -> int:
+    def policy_tokens(self) -> int:
         """Tokens the policy wrote."""
         return len(self.logps)
 
@@ -137,14 +137,16 @@ def roll_out(
             policy,
             [torch.cat([heads[row], episodes[row].ids]) for row in live],
             seeds=[seeds[row] if turn == 0 else derive_seed(seeds[row], "turn", turn) for row in live],
-            stop=stop if turn == 0 else replace(stop, limits=tuple(budget - episodes[row].written() for row in live)),
+            stop=stop
+            if turn == 0
+            else replace(stop, limits=tuple(budget - episodes[row].policy_tokens() for row in live)),
         )
         for row, completion in zip(live, completions, strict=True):
             said = _said(episodes[row], completion)
             text = template.decode_all(completion.ids.tolist())
             if completion.finished and _hands_over(completion, text, template.stop_ids, environment.stop):
                 said = _answered(said, _step(environment, said.state, text), template, environment.room)
-                episodes[row] = replace(said, open=said.open and said.written() < budget)
+                episodes[row] = replace(said, open=said.open and said.policy_tokens() < budget)
             else:
                 episodes[row] = replace(said, open=False)
     return episodes
@@ -180,7 +182,7 @@ def _said(episode: Rollout, completion: Completion) -> Rollout:
     return replace(
         episode,
         ids=torch.cat([episode.ids, completion.ids]),
-        own=torch.cat([episode.own, torch.ones(len(completion.ids), dtype=torch.bool)]),
+        policy_mask=torch.cat([episode.policy_mask, torch.ones(len(completion.ids), dtype=torch.bool)]),
         logps=torch.cat([episode.logps, completion.logps]),
         finished=completion.finished,
         stats=replace(episode.stats, turns=episode.stats.turns + 1),
@@ -199,12 +201,12 @@ def _answered(episode: Rollout, step: Step, template: Template, room: int) -> Ro
     stats = replace(episode.stats, calls=episode.stats.calls + 1, errors=episode.stats.errors + step.error)
     episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), stats=stats)
     answer = template.encode_more(step.observation)
-    if int((~episode.own).sum()) + len(answer) > room:
+    if int((~episode.policy_mask).sum()) + len(answer) > room:
         return replace(episode, finished=False, open=False, stats=replace(stats, cut=1))
     return replace(
         episode,
         ids=torch.cat([episode.ids, answer]),
-        own=torch.cat([episode.own, torch.zeros(len(answer), dtype=torch.bool)]),
+        policy_mask=torch.cat([episode.policy_mask, torch.zeros(len(answer), dtype=torch.bool)]),
         finished=step.done,
         open=not step.done,
     )

@@ -51,7 +51,7 @@ class Backend(Protocol):
 
 
 @dataclass
-class Host:
+class VLLMState:
     """What is running, once it is."""
 
     backend: Backend | None = None
@@ -88,7 +88,7 @@ class VLLMEngine:
     """server: its address, such as http://localhost:8000"""
     timeout: Positive = 600.0
     """server: seconds to wait for a completion."""
-    _host: Host = field(default_factory=Host, repr=False)
+    _state: VLLMState = field(default_factory=VLLMState, repr=False)
     """No key: a field, so that the same engine with other settings (a greedy one) samples from the same vLLM."""
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class VLLMEngine:
         """See `Engine.generate`."""
         if isinstance(model, Mixture):
             raise ConfigError("rollout=vllm samples one model, and this method a mixture of two; use rollout=local")
-        host = self._host
+        host = self._state
         if host.backend is None:
             host.backend = self._start(model)
         if (now := fingerprint(model)) != host.loaded:

@@ -16,7 +16,7 @@ from postrain.errors import ConfigError
 from postrain.hardware.collectives import full_state_dict
 from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
-from postrain.methods.components import Parts, judges
+from postrain.methods.components import Parts, reward_and_preference
 from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
@@ -67,8 +67,8 @@ def build(config: TrainConfig) -> Components:
             seed=config.seed,
             engine=config.rollout,
             reference=(given and given.reference) or build_reference(config, policy, other),
-            foreign_reference=given.foreign_reference if given else other is not None,
-            origin="" if given else reference_fingerprint(config, other or resolved),
+            separate_reference=given.separate_reference if given else other is not None,
+            reference_fingerprint="" if given else reference_fingerprint(config, other or resolved),
             reward=reward,
             preference=preference,
             environment=config.environment,
@@ -82,8 +82,8 @@ def build_reward(config: TrainConfig) -> tuple[Reward | None, PreferenceModel | 
     """The reward and the preference model of the `reward` group; one object may be both."""
     if not config.method.needs_reward:
         return None, None
-    reward, preference = judges(config.reward and config.reward.value)
-    config.method.check_judges(reward, preference)
+    reward, preference = reward_and_preference(config.reward and config.reward.value)
+    config.method.check_reward(reward, preference)
     return reward, preference
 
 

@@ -16,7 +16,7 @@ from postrain.models.reference import Reference
 from postrain.rollout.turns import SINGLE_TURN
 from postrain.types import Sampling
 from tests.engines import text
-from tests.methods.made import Scripted, precise
+from tests.methods.builders import Scripted, precise
 
 TEMPLATE: Any = SimpleNamespace(decode=text, decode_all=text, stop_ids=(0,), name="plain")
 

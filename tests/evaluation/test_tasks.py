@@ -27,7 +27,7 @@ from postrain.rewards.base import none_to_nan
 from postrain.types import RewardBatch, Sampling
 from postrain.world.facts import all_facts
 from tests.evaluation.fake_eval_model import eval_model, gold, make_prompts
-from tests.methods.made import pairs, plain_logps, precise
+from tests.methods.builders import pairs, plain_logps, precise
 
 
 class Pays:

@@ -18,8 +18,8 @@ from postrain.losses.dpo_variants import (
     exo,
     hinge,
     ipo,
+    match_by_rank,
     nca,
-    of_equal_rank,
     robust,
     sigmoid,
     sppo_hard,
@@ -149,11 +149,11 @@ def test_bco_classifies_around_its_shift():
 
 def test_of_equal_rank():
     # 5 is the largest, as 30; −1 the smallest, as 10; 2 in between, as 20
-    assert of_equal_rank(tensor(5, -1, 2), tensor(20, 30, 10)).tolist() == [30, 10, 20]
+    assert match_by_rank(tensor(5, -1, 2), tensor(20, 30, 10)).tolist() == [30, 10, 20]
     for seed in range(20):
         values, others = random(seed + 1, seed), random(seed + 1, 100 + seed)
         order = values.argsort()
-        assert torch.equal(of_equal_rank(values, others)[order], others.sort().values)
+        assert torch.equal(match_by_rank(values, others)[order], others.sort().values)
 
 
 def cuts(count: int, seed: int) -> list[Tensor]:
@@ -169,7 +169,7 @@ def test_aot_in_pieces_is_aot_of_the_whole_batch(seed):
     margin, ref_margin = random(7 + seed, seed).requires_grad_(True), random(7 + seed, 50 + seed)
     whole = sigmoid(margin.sort().values - ref_margin.sort().values, beta=0.3, smoothing=0.1).sum()
     (expected,) = torch.autograd.grad(whole, margin)
-    partner = of_equal_rank(margin.detach(), ref_margin)
+    partner = match_by_rank(margin.detach(), ref_margin)
     parts = [aot(margin[cut], partner[cut], beta=0.3, smoothing=0.1).sum() for cut in cuts(len(margin), seed)]
     total = torch.stack(parts).sum()
     assert total.item() == pytest.approx(whole.item())
@@ -181,8 +181,8 @@ def test_unpaired_aot_in_pieces_is_that_of_the_whole_batch(seed):
     chosen, rejected = (random(7 + seed, start + seed).requires_grad_(True) for start in (0, 50))
     whole = sigmoid(chosen.sort().values - rejected.sort().values, beta=0.3, smoothing=0.1).sum()
     expected = torch.autograd.grad(whole, (chosen, rejected))
-    of_chosen = of_equal_rank(chosen.detach(), rejected.detach())
-    of_rejected = of_equal_rank(rejected.detach(), chosen.detach())
+    of_chosen = match_by_rank(chosen.detach(), rejected.detach())
+    of_rejected = match_by_rank(rejected.detach(), chosen.detach())
     parts = [
         aot_unpaired(
             chosen[cut],

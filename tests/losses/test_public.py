@@ -18,7 +18,7 @@ from postrain.data.kinds.preference import Pairs
 from postrain.methods import ppo
 from postrain.methods.nash_md import Experience
 from postrain.types import Rows
-from tests.methods.made import judgements, made, pairs, plain_logps, precise, summed
+from tests.methods.builders import judgements, made, pairs, plain_logps, precise, summed
 from tests.methods.test_group_relative import rollout
 
 # Two completions of 2 and 1 tokens; ratios 1.5 and 1, and 0.5.
@@ -32,11 +32,11 @@ MASK = torch.tensor([[True, True], [True, False]])
         # A = 1: −min(1.5, 1.28) and −1, their mean −1.14; A = −1: −min(−0.5, −0.8) = 0.8; the mean of both.
         ({}, (-1.14 + 0.8) / 2),
         # The mean of all three tokens; the sum over two completions of up to 4 tokens.
-        ({"aggregation": "dapo"}, (-2.28 + 0.8) / 3),
-        ({"aggregation": "bnpo"}, (-2.28 + 0.8) / 3),
-        ({"aggregation": "dr_grpo", "max_tokens": 4}, (-2.28 + 0.8) / 8),
+        ({"loss_type": "dapo"}, (-2.28 + 0.8) / 3),
+        ({"loss_type": "bnpo"}, (-2.28 + 0.8) / 3),
+        ({"loss_type": "dr_grpo", "max_tokens": 4}, (-2.28 + 0.8) / 8),
         # √1.5 = 1.22 is not clipped.
-        ({"ratio": "sequence"}, (-(1.5**0.5) + 0.8) / 2),
+        ({"importance_sampling_level": "sequence"}, (-(1.5**0.5) + 0.8) / 2),
         # −1.28 · ln 1.5 and 0; +0.8 · ln 0.5.
         ({"objective": "cispo"}, (-1.28 * math.log(1.5) / 2 + 0.8 * math.log(0.5)) / 2),
         # k2 = ½ ln² of each ratio to a reference of 0.
@@ -69,7 +69,7 @@ def other(name: str) -> Any:
     [
         (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, beta=0.1), "ref_logps: beta=0.1"),
         (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, objective="cispo", delta=4.0), "delta: objective=cispo"),
-        (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, aggregation="dr_grpo"), "max_tokens: aggregation=dr_grpo"),
+        (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, loss_type="dr_grpo"), "max_tokens: loss_type=dr_grpo"),
         (lambda: losses.dpo(OLD, OLD, OLD, OLD, loss_type="ipo"), "chosen_lengths, rejected_lengths: ipo"),
         (
             lambda: losses.dpo(OLD, OLD, OLD, OLD, loss_type="hinge", label_smoothing=0.1),

@@ -13,7 +13,7 @@ from postrain.errors import ConfigError
 from postrain.losses.dpo_variants import LOSSES, RANKED
 from postrain.methods.dpo import RunningMean, weights_of
 from postrain.methods.metrics import combine
-from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
+from tests.methods.builders import flat_gradient, made, pairs, plain_logps, precise, summed
 from tests.tiny import tiny_model
 
 CUTS = [[[0, 1, 2, 3, 4, 5, 6]], [[3], [1, 6], [0, 2, 5, 4]], [[6], [5], [4], [3], [2], [1], [0]]]
@@ -163,7 +163,7 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
 def test_a_reference_that_is_not_the_start_is_noticed():
     method = made("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
     method.loss_sum(method.prepare(pairs(3)))  # another model is expected to differ
-    method.parts = replace(method.parts, foreign_reference=False)
+    method.parts = replace(method.parts, separate_reference=False)
     with pytest.raises(ConfigError, match=r"^reference: before the first update .*, expected 0") as e:
         method.loss_sum(method.prepare(pairs(3)))
     assert "\n" not in str(e.value)

@@ -12,7 +12,7 @@ from postrain.config.tree import instantiate
 from postrain.errors import ConfigError
 from postrain.losses.dpo_variants import LOSSES
 from postrain.training.config import TrainConfig
-from tests.methods.made import QUICK, defaults, flat_gradient, judgements, made, pairs, precise
+from tests.methods.builders import QUICK, defaults, flat_gradient, judgements, made, pairs, precise
 from tests.training_runs import composed, final_state, small_run
 
 Change = tuple[dict[str, Any], dict[str, Any]]

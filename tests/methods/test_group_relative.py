@@ -10,7 +10,7 @@ import torch
 
 from postrain.losses.policy_gradient import cispo_clips
 from postrain.methods.group_relative import GroupExperience
-from tests.methods.made import flat_gradient, made, pieces, plain_logps, precise, rows
+from tests.methods.builders import flat_gradient, made, pieces, plain_logps, precise, rows
 
 FAMILY = ("grpo", "rloo", "reinforce")
 
@@ -94,7 +94,7 @@ def test_completions_with_nothing_to_learn_cost_nothing():
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "expected"),
+    ("loss_type", "expected"),
     [
         # Lengths 2 and 6, the last row not counted, at most 10 tokens.
         ("grpo", [1 / 2, 1 / 6, 0]),
@@ -104,8 +104,8 @@ def test_completions_with_nothing_to_learn_cost_nothing():
         ("dapo", [3 / 8, 3 / 8, 0]),
     ],
 )
-def test_aggregations(aggregation, expected):
-    asked = made("grpo", precise(), loss_type=aggregation, group_size=3)
+def test_aggregations(loss_type, expected):
+    asked = made("grpo", precise(), loss_type=loss_type, group_size=3)
     asked.sampling, asked.selected = replace(asked.sampling, max_new_tokens=10), [0]
     found = asked.weights(torch.tensor([2, 6, 4]), torch.tensor([True, True, False]))
     assert found.tolist() == pytest.approx(expected)

@@ -26,7 +26,7 @@ from postrain.models import scoring
 from postrain.models.adapters import LoRA
 from postrain.models.reference import Reference
 from postrain.models.scoring import score, score_with_reference
-from tests.methods.made import Scripted, flat_gradient, made, pairs, precise, rows
+from tests.methods.builders import Scripted, flat_gradient, made, pairs, precise, rows
 from tests.methods.test_rollouts import Table, Words
 from tests.tiny import tiny_model
 

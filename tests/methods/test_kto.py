@@ -11,7 +11,7 @@ import torch
 from postrain.errors import ConfigError
 from postrain.losses.preference import kto, kto_baseline
 from postrain.methods.metrics import combine
-from tests.methods.made import flat_gradient, judgements, made, precise, summed
+from tests.methods.builders import flat_gradient, judgements, made, precise, summed
 from tests.training_runs import records, small_run
 
 

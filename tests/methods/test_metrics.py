@@ -12,10 +12,10 @@ from torchmetrics.functional.classification import binary_calibration_error
 from postrain.losses.policy_gradient import policy_terms
 from postrain.methods.metrics import (
     confidence_bins,
+    count_positive,
     expected_calibration_error,
     explained_variance,
     margin_bins,
-    share_above,
     step_metrics,
 )
 
@@ -45,7 +45,7 @@ def test_explained_variance():
 
 def test_equal_rewards_are_a_coin_flip():
     # one above, one below, one equal but for rounding: 1 + 0 + ½
-    assert float(share_above(torch.tensor([0.3, -0.2, 2e-8]))) == 1.5
+    assert float(count_positive(torch.tensor([0.3, -0.2, 2e-8]))) == 1.5
 
 
 def test_worked_numbers() -> None:

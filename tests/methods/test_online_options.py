@@ -11,7 +11,7 @@ import torch
 from postrain.config.schema import schema_of
 from postrain.methods.base import Method
 from postrain.rollout.engine import Mixture
-from tests.methods.made import Scripted, defaults, flat_gradient, made
+from tests.methods.builders import Scripted, defaults, flat_gradient, made
 from tests.methods.test_rollouts import Table, Words, prompts
 from tests.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from postrain.methods.online_dpo import average_preference
 from postrain.rewards.function import PairwiseFunction
 from postrain.rollout.engine import Mixture
 from postrain.types import Completion, Sampling, Stop
-from tests.methods.made import Scripted, made
+from tests.methods.builders import Scripted, made
 from tests.methods.test_rollouts import Table, Words, prompts
 from tests.tiny import tiny_model
 from tests.training_runs import composed

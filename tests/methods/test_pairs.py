@@ -11,7 +11,7 @@ from postrain.losses.preference import log_odds, odds_ratio
 from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairScores, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.models.scoring import Scores
-from tests.methods.made import flat_gradient, made, pairs, plain_logps, precise, summed
+from tests.methods.builders import flat_gradient, made, pairs, plain_logps, precise, summed
 
 WITHOUT_REFERENCE = ["orpo", "simpo", "cpo"]
 

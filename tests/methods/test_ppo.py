@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from postrain.methods.ppo import critic_metrics
-from tests.methods.made import Scripted, made, precise
+from tests.methods.builders import Scripted, made, precise
 from tests.methods.test_rollouts import NAN, Table, Words, noted, prompts
 
 

@@ -10,7 +10,7 @@ from postrain.data.kinds.steps import StepRows
 from postrain.methods.prm import accuracies, first_error, up_to_first_error
 from postrain.models.scoring import step_logits
 from postrain.types import Rows
-from tests.methods.made import flat_gradient, made
+from tests.methods.builders import flat_gradient, made
 from tests.tiny import SHAPES
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from postrain.methods.reference_cache import cache_name, distinct, rows_in
-from tests.methods.made import judgements, pairs
+from tests.methods.builders import judgements, pairs
 
 
 def test_another_order_of_the_same_items_is_the_same_cache():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from postrain.errors import ConfigError
 from postrain.methods.reference_cache import in_order, read, row_digest, rows_in, write
 from postrain.runs.folder import RunFolder
-from tests.methods.made import QUICK, judgements, made, pairs, precise
+from tests.methods.builders import QUICK, judgements, made, pairs, precise
 from tests.models.test_adapters import lora
 from tests.tiny import tiny_model
 from tests.training_runs import final_state, records, resumed, same, small_run

@@ -12,7 +12,7 @@ import torch
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.types import RewardBatch
-from tests.methods.made import Scripted, defaults, flat_gradient, made
+from tests.methods.builders import Scripted, defaults, flat_gradient, made
 from tests.tiny import tiny_model
 
 NAN = float("nan")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from postrain.rollout.decode.cache import WORTH_ROWS, prompt_groups, shared_attention
+from postrain.rollout.decode.cache import MIN_ROWS, prompt_groups, shared_attention
 from postrain.types import Stop
 from tests.engines import engine, prompts
 from tests.tiny import tiny_model
@@ -26,8 +26,8 @@ def test_rows_find_their_groups():
 @pytest.mark.parametrize(
     "family",
     [
-        list(range(WORTH_ROWS)),  # nobody shares
-        [0] * (WORTH_ROWS - 1),  # too few
+        list(range(MIN_ROWS)),  # nobody shares
+        [0] * (MIN_ROWS - 1),  # too few
         [0] * 20 + list(range(1, 16)),  # sixteen groups of spec for twenty would be ten times the rows
     ],
 )

@@ -102,10 +102,10 @@ def draw(eval_model: EvalModel, prompts: Prompts, count: int, purpose: str, *, g
 
 def _sample(eval_model: EvalModel, rollout: Rollout) -> Sample:
     logps_L = rollout.logps.new_zeros(len(rollout.ids))
-    logps_L[rollout.own] = rollout.logps
+    logps_L[rollout.policy_mask] = rollout.logps
     return Sample(
         eval_model.template.decode(rollout.ids),
-        rollout.written(),
+        rollout.policy_tokens(),
         tuple(rollout.ids.tolist()),
         tuple(logps_L.tolist()),
     )

@@ -14,8 +14,9 @@ and runs a `DecodeLoop`:
    neighbours change a sample.
 4. **Stop.** A row ends at an end token, at a stop text (`StopTexts`, which decodes only a tail, and only where the
    new token could complete one) or at its own limit. It stays in its slot and draws in vain until the next wave.
-5. **Evict and compact** (continuous batching). Once `WAVE_SHARE` of the slots are free, waiting rows take the slots
-   of ended ones; with none waiting, the last rows move forward, so that the slots in use are the first ones again.
+5. **Evict and compact** (continuous batching). Once `REFILL_FRACTION` of the slots are free, waiting rows are
+   admitted to the slots of ended rows. If no rows wait, the last rows move into the free slots, so that the slots in
+   use are contiguous.
 
 The files:
 

@@ -24,8 +24,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from postrain.models.parts import RELATIVE_TOLERANCE, logits_of, trunk, unwrapped
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.rollout.decode.cache import CacheSpec, SlotCache
-from postrain.rollout.decode.fast import Decoder, decoder_of, knows
-from postrain.rollout.decode.weights import NotPlain
+from postrain.rollout.decode.fast import Decoder, decoder_of, is_supported
+from postrain.rollout.decode.weights import UnsupportedLayer
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -50,7 +50,7 @@ class Prefilled:
 class DecodeBackend(Protocol):
     """Next-token logits of rows in slots; the first slots are in use."""
 
-    joins: bool
+    continuous: bool
     """Whether rows can be admitted while others are under way."""
     device: torch.device
 
@@ -74,8 +74,8 @@ class DecodeBackend(Protocol):
 class SlotBackend:
     """A model's own forward, each row at its own place in a slot cache."""
 
-    joins = True
-    kept_in: torch.dtype | None = None
+    continuous = True
+    cache_dtype: torch.dtype | None = None
     """The type of the cache; None is what the model's own forward gives."""
 
     def __init__(self, model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> None:
@@ -97,7 +97,7 @@ class SlotBackend:
             return Prefilled(logits_of(self.model, last), lengths_P, (cache,))
 
     def admit(self, prefilled: Prefilled, which_B: Tensor, slots_B: Tensor) -> None:
-        self.cache.admit(prefilled.caches[0], prefilled.lengths_P, which_B, slots_B, self.kept_in)
+        self.cache.admit(prefilled.caches[0], prefilled.lengths_P, which_B, slots_B, self.cache_dtype)
 
     def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
         self.cache.move(source_B, target_B)
@@ -125,9 +125,9 @@ class SlotBackend:
         """One mask, or one for each kind of layer where some look back a window only."""
         kinds = set(getattr(self.config, "layer_types", None) or ())
         if "sliding_attention" not in kinds:
-            return self.cache.seen()
+            return self.cache.attention_mask()
         window = self.config.sliding_window
-        return {kind: self.cache.seen(window if kind == "sliding_attention" else None) for kind in kinds}
+        return {kind: self.cache.attention_mask(window if kind == "sliding_attention" else None) for kind in kinds}
 
 
 class FastBackend(SlotBackend):
@@ -135,8 +135,8 @@ class FastBackend(SlotBackend):
 
     def __init__(self, model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> None:
         super().__init__(model, spec=spec, dtype=dtype)
-        self.kept_in = dtype or next(model.parameters()).dtype
-        self.decoder: Decoder = decoder_of(unwrapped(model), self.kept_in)
+        self.cache_dtype = dtype or next(model.parameters()).dtype
+        self.decoder: Decoder = decoder_of(unwrapped(model), self.cache_dtype)
 
     def forward(self, tokens_B: Tensor) -> Tensor:
         return self.decoder(tokens_B, self.cache)
@@ -148,7 +148,7 @@ class FastBackend(SlotBackend):
 class PaddedBackend:
     """The model's own forward and cache, rows padded on the left; all are admitted at once."""
 
-    joins = False
+    continuous = False
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
@@ -202,29 +202,31 @@ class MixtureBackend:
     """Policy and reference side by side, each with its own cache: π^(1−c) · ref^c, up to the constant that drawing
     takes out. Mixing the logits mixes the log-probabilities, at any temperature."""
 
-    def __init__(self, policy: DecodeBackend, theirs: DecodeBackend, reference: Reference, coef: float) -> None:
-        self.policy, self.theirs, self.reference, self.coef = policy, theirs, reference, coef
+    def __init__(
+        self, policy: DecodeBackend, reference_backend: DecodeBackend, reference: Reference, coef: float
+    ) -> None:
+        self.policy, self.reference_backend, self.reference, self.coef = policy, reference_backend, reference, coef
         self.device = policy.device
-        self.joins = policy.joins and theirs.joins
+        self.continuous = policy.continuous and reference_backend.continuous
 
     def prefill(self, prompts: Sequence[Tensor]) -> Prefilled:
         mine = self.policy.prefill(prompts)
         with self.reference.scoring():
-            other = self.theirs.prefill(prompts)
+            other = self.reference_backend.prefill(prompts)
         return Prefilled(self.mixed(mine.logits_PV, other.logits_PV), mine.lengths_P, mine.caches + other.caches)
 
     def admit(self, prefilled: Prefilled, which_B: Tensor, slots_B: Tensor) -> None:
-        for backend, cache in zip((self.policy, self.theirs), prefilled.caches, strict=True):
+        for backend, cache in zip((self.policy, self.reference_backend), prefilled.caches, strict=True):
             backend.admit(Prefilled(prefilled.logits_PV, prefilled.lengths_P, (cache,)), which_B, slots_B)
 
     def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
         self.policy.move(source_B, target_B, rows)
-        self.theirs.move(source_B, target_B, rows)
+        self.reference_backend.move(source_B, target_B, rows)
 
     def step(self, tokens_B: Tensor) -> Tensor:
         mine_BV = self.policy.step(tokens_B)
         with self.reference.scoring():
-            return self.mixed(mine_BV, self.theirs.step(tokens_B))
+            return self.mixed(mine_BV, self.reference_backend.step(tokens_B))
 
     def mixed(self, mine_BV: Tensor, theirs_BV: Tensor) -> Tensor:
         return torch.lerp(mine_BV.float(), theirs_BV.float(), self.coef)
@@ -253,26 +255,26 @@ def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None)
     settings = {"spec": spec, "dtype": dtype}
     whole = not any(isinstance(module, FSDPModule) for module in inner.modules())
     plain = whole and not torch.is_autocast_enabled(inner.device.type) and not (narrow and layers != {"full_attention"})
-    if plain and knows(inner) and (found := tried(FastBackend, model, settings)):
+    if plain and is_supported(inner) and (found := verified(FastBackend, model, settings)):
         return found
-    if KNOWN_LAYERS.issuperset(layers) and (layers or not narrow) and (found := tried(SlotBackend, model, settings)):
+    if KNOWN_LAYERS.issuperset(layers) and (layers or not narrow) and (found := verified(SlotBackend, model, settings)):
         return found
     return PaddedBackend(model, dtype=dtype)
 
 
-def tried(kind: type[SlotBackend], model: nn.Module, settings: Any) -> SlotBackend | None:
+def verified(kind: type[SlotBackend], model: nn.Module, settings: Any) -> SlotBackend | None:
     """The backend, if it is known to give the model's own logits; found out once and remembered."""
     known: dict[type[SlotBackend], bool] = unwrapped(model).decode_backends  # pyright: ignore[reportAssignmentType]
     try:
         if kind not in known:
-            known[kind] = agrees(kind, model)
+            known[kind] = matches_model_logits(kind, model)
         return kind(model, **settings) if known[kind] else None
-    except NotPlain:
+    except UnsupportedLayer:
         return None
 
 
 @torch.no_grad()
-def agrees(kind: type[SlotBackend], model: nn.Module) -> bool:
+def matches_model_logits(kind: type[SlotBackend], model: nn.Module) -> bool:
     """Whether two rows of unlike length get from it the logits that the model gives them."""
     row = torch.arange(2, 12) * 7919 % unwrapped(model).config.get_text_config().vocab_size
     rows = [row[:5], row[2:]]

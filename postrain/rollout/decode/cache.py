@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 # Below this many rows, or this many a prompt, the few more operations cost more than they save.
-WORTH_ROWS, WORTH_SHARE = 32, 2
+MIN_ROWS, MIN_ROWS_PER_PROMPT = 32, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def prompt_groups(prompt_B: Tensor) -> PromptGroups | None:
     rows = len(prompt_B)
     _, group_B, size_P = prompt_B.unique(return_inverse=True, return_counts=True)
     largest = int(size_P.max())
-    if rows < WORTH_ROWS or len(size_P) * largest > 2 * rows or rows < WORTH_SHARE * len(size_P):
+    if rows < MIN_ROWS or len(size_P) * largest > 2 * rows or rows < MIN_ROWS_PER_PROMPT * len(size_P):
         return None
     order_B = group_B.argsort(stable=True)
     starts_P = size_P.cumsum(0) - size_P
@@ -216,7 +216,7 @@ class SlotCache(Cache):
         cursor.used = int(cursor.at_B.max()) + 1
         self.length_S[:rows] += 1
 
-    def seen(self, window: int | None = None) -> Tensor:
+    def attention_mask(self, window: int | None = None) -> Tensor:
         """The places each slot's next token attends to, itself included, [B, 1, 1, L]; at most `window` of them."""
         at_B1, rows = self.cursor.at_B[:, None], len(self.cursor.rows_B)
         places_L = torch.arange(self.cursor.first, self.cursor.used, device=at_B1.device)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from postrain.rollout.decode.cache import SlotCache, SlotLayer, shared_attention
-from postrain.rollout.decode.weights import Activation, NotPlain, Weights
+from postrain.rollout.decode.weights import Activation, UnsupportedLayer, Weights
 
 # Names of activations in transformers' configs, and what oneDNN calls them.
 ACTIVATIONS = {
@@ -81,7 +81,7 @@ class Decoder:
         at_B = cache.cursor.position_B
         x_BD = self.embed(tokens_B, at_B)
         turn = rotation(*self.rotary(x_BD, at_B[:, None])) if self.rotary else None
-        seen = cache.seen()
+        seen = cache.attention_mask()
         mask_B11L = torch.zeros(seen.shape, dtype=x_BD.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         for block, layer in zip(self.blocks, cache.slot_layers, strict=True):
             x_BD = self.attend(block, x_BD, turn, mask_B11L, layer)
@@ -122,11 +122,11 @@ def rotation(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decoder_of(model: Any, dtype: torch.dtype) -> Decoder:
-    """Reads a Hugging Face model. Raises NotPlain where some layer's weights cannot be read."""
+    """Reads a Hugging Face model. Raises UnsupportedLayer where some layer's weights cannot be read."""
     return READERS[model.config.model_type](model, dtype)
 
 
-def knows(model: Any) -> bool:
+def is_supported(model: Any) -> bool:
     """Whether the architecture is one of ours."""
     return model.config.model_type in READERS
 
@@ -201,14 +201,14 @@ def read_gpt2(model: Any, dtype: torch.dtype) -> Decoder:
 def plain_embedding(layer: nn.Module) -> nn.Module:
     """The layer, if it is nothing but a table."""
     if type(layer) is not nn.Embedding:
-        raise NotPlain
+        raise UnsupportedLayer
     return layer
 
 
 def activation_of(name: str, function: nn.Module) -> Activation:
     """The activation a config names."""
     if name not in ACTIVATIONS:
-        raise NotPlain
+        raise UnsupportedLayer
     return Activation(*ACTIVATIONS[name], function)
 
 

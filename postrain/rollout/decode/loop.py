@@ -20,7 +20,7 @@ from postrain.rollout.decode.sampling import draw, uniforms
 from postrain.types import Completion, Sampling, Stop
 
 # Free slots are filled, or compacted away, once they are this share: a wave costs a prefill, or a copy.
-WAVE_SHARE = 0.2
+REFILL_FRACTION = 0.2
 # Prompt tokens, padding included, that are run together: enough to fill a machine, too few to be the peak of memory.
 PREFILL_TOKENS = 16384
 # Tokens that one character can take: its bytes in UTF-8.
@@ -66,7 +66,7 @@ class DecodeLoop:
     def run(self) -> list[Completion]:
         """Decode until every row has ended."""
         while (live := int(self.open_R[self.row_S[: self.used]].sum())) or self.waiting:
-            if self.worth_a_wave(live):
+            if self.should_refill(live):
                 self.evict_and_admit(live)
             else:
                 logits_BV = self.backend.step(self.token_S[: self.used])
@@ -78,19 +78,19 @@ class DecodeLoop:
             for row, (count, finished) in enumerate(ends)
         ]
 
-    def worth_a_wave(self, live: int) -> bool:
+    def should_refill(self, live: int) -> bool:
         """Whether so many slots are free that filling or compacting them pays."""
         if not live:
             return True
-        if self.waiting and self.backend.joins:
-            return self.slots - live >= max(1, WAVE_SHARE * self.slots)
-        return self.used - live >= max(1, WAVE_SHARE * self.used)
+        if self.waiting and self.backend.continuous:
+            return self.slots - live >= max(1, REFILL_FRACTION * self.slots)
+        return self.used - live >= max(1, REFILL_FRACTION * self.used)
 
     def evict_and_admit(self, live: int) -> None:
         """Waiting rows take the slots of ended ones; slots that stay free are compacted away."""
         ended = (~self.open_R[self.row_S[: self.used]]).nonzero().squeeze(-1).tolist()
         free = [*ended, *range(self.used, self.slots)]
-        takes = min(len(free), len(self.waiting)) if self.backend.joins or not live else 0
+        takes = min(len(free), len(self.waiting)) if self.backend.continuous or not live else 0
         if takes:
             self.admit([self.waiting.popleft() for _ in range(takes)], free[:takes])
         self.compact(free[takes:])
@@ -103,7 +103,7 @@ class DecodeLoop:
         members: dict[int, list[int]] = {}
         for row, slot in zip(rows, slots, strict=True):
             members.setdefault(self.prompt_index[row], []).append(slot)
-        split = self.prompt_index[self.waiting[0]] if self.waiting and self.backend.joins else None
+        split = self.prompt_index[self.waiting[0]] if self.waiting and self.backend.continuous else None
         for block, filled in self.prefilled(list(members)):
             which_B = self.indices([place for place, index in enumerate(block) for _ in members[index]])
             slots_B = self.indices([slot for index in block for slot in members[index]])
@@ -121,7 +121,7 @@ class DecodeLoop:
             prompts.remove(kept[0])
             yield [kept[0]], kept[1]
         lengths = [len(self.distinct[index]) for index in prompts]
-        for places, length in length_buckets(lengths) if self.backend.joins else [(list(range(len(prompts))), 1)]:
+        for places, length in length_buckets(lengths) if self.backend.continuous else [(list(range(len(prompts))), 1)]:
             size = max(1, PREFILL_TOKENS // length)
             for start in range(0, len(places), size):
                 block = [prompts[place] for place in places[start : start + size]]

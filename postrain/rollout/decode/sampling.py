@@ -52,13 +52,13 @@ def invert(weights_BCW: Tensor, mass_BC: Tensor, uniform_B1: Tensor) -> Tensor:
     block, then the place in it."""
     cumulative_BC = mass_BC.cumsum(-1)
     sought_B1 = uniform_B1 * cumulative_BC[:, -1:]
-    block_B1 = passing(cumulative_BC, sought_B1)
+    block_B1 = first_above(cumulative_BC, sought_B1)
     inside_BW = weights_BCW.gather(1, block_B1[:, :, None].expand(-1, 1, BLOCK)).squeeze(1).cumsum(-1)
     before_B1 = cumulative_BC.gather(1, block_B1) - mass_BC.gather(1, block_B1)
-    return block_B1 * BLOCK + passing(inside_BW, sought_B1 - before_B1)
+    return block_B1 * BLOCK + first_above(inside_BW, sought_B1 - before_B1)
 
 
-def passing(cumulative_BN: Tensor, sought_B1: Tensor) -> Tensor:
+def first_above(cumulative_BN: Tensor, sought_B1: Tensor) -> Tensor:
     """First place where the sum is above what is sought, [B, 1]; never one that added nothing, whatever is rounded."""
     most_B1 = torch.nextafter(cumulative_BN[:, -1:], cumulative_BN.new_zeros(()))
     found_B1 = torch.searchsorted(cumulative_BN, torch.minimum(sought_B1, most_B1).clamp(min=0), right=True)
@@ -90,6 +90,6 @@ def allowed_logps(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     return allowed_logits(logits_BV, sampling).log_softmax(-1)
 
 
-def cuts(sampling: Sampling) -> bool:
+def truncates(sampling: Sampling) -> bool:
     """Whether some tokens are never drawn, so that log-probabilities are not the model's own."""
     return bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from postrain.processor import ONEDNN, ROWS, reorders
 
 
-class NotPlain(Exception):
+class UnsupportedLayer(Exception):
     """A layer is none whose weights can be read."""
 
 
@@ -40,7 +40,7 @@ class Weights:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biases = [bias for _, bias in pairs if bias is not None]
         if biases and len(biases) < len(pairs):
-            raise NotPlain
+            raise UnsupportedLayer
         self.bias = torch.cat(biases).to(dtype) if biases else None
         self.packed = weight.device.type == "cpu" and reorders(weight.dtype)
         # oneDNN's own order: with eight rows twice as fast as plain weights, and worth its copy in a few tokens.
@@ -68,13 +68,13 @@ class Weights:
 
 
 def merged(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, in] and bias of a linear layer with its active LoRA additions. Raises NotPlain."""
+    """Weight [out, in] and bias of a linear layer with its active LoRA additions. Raises UnsupportedLayer."""
     if type(layer) is nn.Linear:
         return layer.weight.detach(), _detached(layer.bias)
     if type(layer) is Conv1D:
         return layer.weight.detach().t(), _detached(layer.bias)
     if not hasattr(layer, "lora_A"):
-        raise NotPlain
+        raise UnsupportedLayer
     base = layer.get_base_layer()
     weight, bias = merged(base)
     if layer.disable_adapters or layer.merged:
@@ -83,7 +83,7 @@ def merged(layer: Any) -> tuple[Tensor, Tensor | None]:
         if name not in layer.lora_A:
             continue
         if name in layer.lora_variant or layer.lora_bias[name]:
-            raise NotPlain
+            raise UnsupportedLayer
         delta = layer.get_delta_weight(name).detach()
         weight = weight + (delta.t() if type(base) is Conv1D else delta).to(weight.dtype)
     return weight, bias

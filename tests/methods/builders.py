@@ -85,7 +85,7 @@ def made(
                 "seed": 0,
                 "engine": Scripted(),
                 "reference": frozen,
-                "foreign_reference": foreign,
+                "separate_reference": foreign,
                 **parts,
             }
         )

@@ -41,12 +41,12 @@ OURS = {
 }
 
 
-class Driven(LightningModule):
+class LightningHooks(LightningModule):
     """Base of Method: what Lightning calls."""
 
     kind: ClassVar[str]
     needs_reward: ClassVar[bool]
-    compares: ClassVar[bool]
+    accepts_preferences: ClassVar[bool]
     headline: ClassVar[tuple[str, str, str]]
     updates: int
     policy: nn.Module
@@ -147,14 +147,14 @@ class Driven(LightningModule):
                 f"{name}: has been trained already, {self.counters.updates} updates; construct another one for another "
                 "fit, or resume from a checkpoint with ckpt_path"
             )
-        self.check_judges(self.parts.reward, self.parts.preference)
+        self.check_reward(self.parts.reward, self.parts.preference)
 
-    def check_judges(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
+    def check_reward(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
         """Raises ConfigError where there is nothing that the method can learn from."""
         name = type(self).__name__
         if self.needs_reward and reward is None and preference is None:
             raise ConfigError(f"reward: {name} learns from a reward; give one, as reward=OPTION or {name}(reward=...)")
-        if self.needs_reward and reward is None and not self.compares:
+        if self.needs_reward and reward is None and not self.accepts_preferences:
             raise ConfigError(
                 f"reward: {type(preference).__name__} compares two completions, and {name} needs a number for each; "
                 "choose another reward, or a method that learns from comparisons (online_dpo, nash_md)"
