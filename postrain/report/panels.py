@@ -38,6 +38,8 @@ PANELS = (
 """The metrics of each panel, as patterns. ~ stands for training and held-out data, - for a collapsed panel."""
 
 TITLES = {
+    "reward/total": ("Reward", "mean over completions"),
+    "gold/*": ("Gold score", "true score of held-out completions, and its components"),
     "eval/win_rate": ("Win rate", ""),
     "eval/step_accuracy": ("Step accuracy", "beside the accuracy of always predicting the more frequent label"),
     "*reward/chosen": (
