@@ -56,6 +56,10 @@ class Audit:
     """True when an item is a block of several texts, which starts and ends anywhere."""
     items: int
     """Training items: rows, or blocks of packed text."""
+    updates: int
+    """Updates of the run; 0 where nothing is trained."""
+    batch_size: int
+    """Training items per update."""
     tokens: int
     """Training tokens, prompts included."""
     supervised: int
@@ -82,7 +86,14 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        return {name: value for name, value in asdict(self).items() if name != "samples"}
+        left_out = ("samples", "updates", "batch_size")
+        counts = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {**counts, "passes": self.passes} if self.updates else counts
+
+    @property
+    def passes(self) -> float:
+        """Passes over the training items that the run's updates amount to."""
+        return self.updates * self.batch_size / max(1, self.items)
 
     @property
     def name(self) -> str:
@@ -102,6 +113,7 @@ class Audit:
         record = KINDS[self.kind]
         lines = [
             ("rows", f"{self.rows_read} read, {self.rows_train} to learn from, {self.rows_eval} held out"),
+            *([("passes", self._passes())] if self.updates else []),
             ("dropped", _counts(self.dropped)),
             *([("repaired", _counts(self.repaired))] if self.repaired else []),
             *([("unused columns", self._unused())] if self.unused else []),
@@ -121,6 +133,10 @@ class Audit:
             lines.append(("rows that end", f"{100 * self.ended:.0f} %"))
         template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
         return [*lines, ("template", template), ("fingerprint", self.fingerprint[:16])]
+
+    def _passes(self) -> str:
+        unit = "blocks" if self.packed else "rows"
+        return f"{self.passes:.2f} ({self.updates:,} updates × {self.batch_size:,} {unit} of {self.items:,})"
 
     def _unused(self) -> str:
         """The columns that no record is made of, with the rows that have them where not all do."""

@@ -244,6 +244,8 @@ class DataModule(LightningDataModule):
             cut=dict(encoder.cuts),
             samples=audits.show(self.train, self.chat_template, self.show_mask),
             packed=self.pack,
+            updates=self.plan.updates,
+            batch_size=self.plan.batch_size,
             **audits.count(
                 self.train,
                 self.eval,

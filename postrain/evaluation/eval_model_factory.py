@@ -58,7 +58,7 @@ class DataConversions:
             context=self.context,
             completion_tokens=self.completion_tokens,
             batch_size=1,
-            updates=1,
+            updates=0,
             seed=self.seed,
         )
         return data

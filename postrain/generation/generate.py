@@ -48,7 +48,7 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
         context=config.resolved.context,
         completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
         batch_size=1,
-        updates=1,
+        updates=0,
         seed=config.seed,
     )
     if not config.allow_change:

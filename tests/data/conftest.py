@@ -8,6 +8,9 @@ from types import ModuleType
 
 import pytest
 
+from tests.data.helpers import write_lines
+from tests.data.modules import TALKS
+
 
 class MinHash:
     """The set itself instead of its sketch."""
@@ -43,3 +46,8 @@ def datasketch(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("datasketch")
     module.__dict__.update(MinHash=MinHash, MinHashLSH=MinHashLSH)
     monkeypatch.setitem(sys.modules, "datasketch", module)
+
+
+@pytest.fixture
+def talks(tmp_path) -> str:
+    return f"data.path={write_lines(tmp_path / 'talks.jsonl', TALKS)}"

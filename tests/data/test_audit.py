@@ -33,6 +33,8 @@ def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False)
         kind=kind,
         packed=packed,
         template="plain",
+        updates=60,
+        batch_size=8,
         rows_read=9,
         rows_train=len(items),
         rows_eval=len(held_out),
@@ -54,6 +56,14 @@ def test_tokens_are_counted():
     assert found.lengths == {"p50": 4, "p90": 4, "p99": 4, "longest": 5}
     assert found.bos == 0
     found.check()
+
+
+def test_passes_are_updates_times_batch_size_over_items():
+    # 60 updates × 8 rows = 480, over 3 rows 160 passes
+    found = audit([row([7, 8, EOS], 2)] * 3)
+    assert dict(found._lines())["passes"] == "160.00 (60 updates × 8 rows of 3)"
+    assert found.to_dict()["passes"] == 160
+    assert "passes" not in replace(found, updates=0).render()
 
 
 def test_data_where_nothing_is_learned_stops_the_run():
@@ -102,7 +112,7 @@ def test_the_table_is_short_and_plain_where_there_are_no_colours():
     assert "for rewards" not in text
     assert "2 of 3 (67 %)" in text
     assert "\x1b" not in text
-    assert len(text.splitlines()) <= 10
+    assert len(text.splitlines()) <= 11
 
 
 @pytest.mark.parametrize(

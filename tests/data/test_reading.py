@@ -15,7 +15,7 @@ from postrain.data.records import Record
 from postrain.data.schedule import HeldOut
 from postrain.errors import ConfigError
 from tests.data.helpers import OFF, chat, table, write_lines
-from tests.data.test_module import prepared
+from tests.data.modules import prepared
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "id": 1}
 TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 1}

@@ -1,0 +1,214 @@
+"""The options of `data`: each YAML, the kinds of records each serves as, and the effect of each key."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from postrain.config.schema import schema_of
+from postrain.data.kinds.judgement import Judgements
+from postrain.data.kinds.preference import Pairs
+from postrain.data.kinds.prompt import Prompts
+from postrain.data.kinds.steps import StepRows
+from postrain.data.module import DataModule
+from postrain.data.schedule import HeldOut
+from postrain.errors import ConfigError
+from postrain.types import Rows
+from tests.data.helpers import write_lines
+from tests.data.modules import NANO, TALKS, config, module, prepared
+from tests.training_runs import CONF
+
+OPTIONS = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+WORLD = {
+    "world_text": {"Text": Rows},
+    "world_demonstrations": {"Demonstration": Rows, "Prompt": Prompts, "Text": Rows},
+    "world_preferences": {"Preference": Pairs, "Judgement": Judgements, "Demonstration": Rows, "Prompt": Prompts},
+    "world_judgements": {"Judgement": Judgements, "Demonstration": Rows, "Prompt": Prompts},
+    "world_stories": {"Prompt": Prompts},
+    "world_sums": {"Prompt": Prompts},
+    "world_steps": {"Steps": StepRows, "Demonstration": Rows, "Judgement": Judgements, "Prompt": Prompts},
+}
+HUB = {"alpaca", "dolly", "gsm8k", "hh_rlhf", "tiny_shakespeare", "ultrafeedback"}
+
+
+def test_every_option_is_tested():
+    assert set(OPTIONS) == {*WORLD, *HUB, "jsonl", "reasoning_gym", "paraphrases"}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_yaml_says_all_that_the_constructor_asks_for_and_starts_with_what_it_is(option):
+    assert set(config(option)) == {"_target_", *schema_of(DataModule).keys}
+    assert (CONF / "data" / f"{option}.yaml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(("option", "kind"), [(option, kind) for option in WORLD for kind in WORLD[option]])
+def test_the_world_gives_batches_of_every_kind_it_can_serve_as(option, kind):
+    data = prepared(option, kind=kind)
+    batches = list(data.train_dataloader())
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    assert all(isinstance(batch, WORLD[option][kind]) for batch in batches)
+    held_out = list(HeldOut(data.eval, 4))
+    assert sum(map(len, held_out)) == len(data.eval) > 0
+    prompts = data.eval_prompts(3)
+    assert 0 < len(prompts) <= 3
+    assert len(set(prompts.texts)) == len(prompts)
+    # Running text is packed into pages of several documents, which have no gold score of their own.
+    assert option == "world_text" or all("gold" in columns for columns in prompts.columns)
+    assert data.gold_score is not None
+
+
+def test_gold_scores_the_held_out_prompts():
+    data = prepared("world_sums", kind="Prompt")
+    prompts = data.eval_prompts(1)
+    assert data.gold_score is not None
+    columns = prompts.columns[0]
+    right = data.gold_score(prompts.texts[0], f" The answer is {columns['answer']}.", columns["gold"])
+    wrong = data.gold_score(prompts.texts[0], " The answer is no.", prompts.columns[0]["gold"])
+    assert right["correct"] > wrong["correct"]
+
+
+def test_rows_travel_with_their_prompts_whatever_the_order():
+    data = prepared("world_sums", kind="Prompt", updates=9)
+    assert data.gold_score is not None
+    order = []
+    for batch in data.train_dataloader():
+        assert isinstance(batch, Prompts)
+        for text, columns, row in zip(batch.texts, batch.columns, batch.row_ids, strict=True):
+            # An oracle that knows the answer column is right about every shuffled row.
+            assert data.gold_score(text, f" The answer is {columns['answer']}.", columns["gold"])["correct"] == 1
+            order.append(row)
+    assert order[:30] != sorted(order[:30])
+
+
+@pytest.mark.parametrize("option", sorted(HUB))
+def test_hub_options_say_without_a_network_what_they_looked_for(option):
+    with pytest.raises(ConfigError, match=rf"data set {config(option)['source']['repo']}: not in the cache"):
+        prepared(option)
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "rows"),
+    [
+        (
+            "alpaca",
+            "Demonstration",
+            [{"instruction": f"{n}?", "input": "", "output": "b", "text": "t"} for n in range(20)],
+        ),
+        (
+            "dolly",
+            "Demonstration",
+            [{"instruction": f"{n}?", "context": "", "response": "b", "category": "qa"} for n in range(20)],
+        ),
+        (
+            "hh_rlhf",
+            "Preference",
+            [{side: f"\n\nHuman: {n}?\n\nAssistant: {side}" for side in ("chosen", "rejected")} for n in range(20)],
+        ),
+        (
+            "ultrafeedback",
+            "Preference",
+            [
+                {
+                    "prompt": f"{n}?",
+                    "chosen": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "a"}],
+                    "rejected": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "b"}],
+                    "score_chosen": 8.0,
+                    "score_rejected": 3.0,
+                }
+                for n in range(20)
+            ],
+        ),
+        ("gsm8k", "Prompt", [{"question": f"{n}?", "answer": f"It is {n}.\n#### {n}"} for n in range(20)]),
+        ("tiny_shakespeare", "Text", [{"Text": f"First Citizen {n}:\nBefore we proceed. Hear me."} for n in range(20)]),
+    ],
+)
+def test_rows_as_the_hub_has_them_become_batches(option, kind, rows, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    data = prepared(option, f"data.path={path}", kind=kind)
+    assert len(next(iter(data.train_dataloader()))) == 4
+    if option == "gsm8k":
+        assert {"answer", "solution"} <= set(data.prompt_columns)
+
+
+def test_a_path_takes_the_place_of_any_source(talks, tmp_path):
+    held_out = write_lines(tmp_path / "held_out.jsonl", [{"prompt": "new", "completion": "x"}, TALKS[0]])
+    data = prepared("world_demonstrations", talks, f"data.eval_path={held_out}")
+    assert data.audit.source.endswith("talks.jsonl")
+    assert (data.audit.rows_read, data.audit.rows_train, data.audit.rows_eval) == (32, 30, 1)
+    assert data.audit.dropped == {"held-out prompt also in training": 1}
+    assert data.eval_prompts(5).texts == ("new",)
+    assert prepared("world_demonstrations", f"data.eval_path={held_out}").audit.rows_eval == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "changes"),
+    [
+        ("data.eval_fraction=0.1", lambda d: d.audit.rows_eval),
+        ("data.eval_rows=4", lambda d: d.audit.rows_eval),
+        ("data.columns.prompt=task", lambda d: d.eval_prompts(9).texts),
+        ("data.template=alpaca", lambda d: d.audit.fingerprint),
+        ("data.template=random", lambda d: d.audit.fingerprint),
+        ("data.loss_on=all", lambda d: d.audit.supervised),
+        ("data.max_length=20", lambda d: d.audit.lengths["longest"]),
+        ("data.max_prompt_length=10", lambda d: d.audit.lengths["longest"]),
+        ("data.gold=postrain.world.gold.score", lambda d: d.gold),
+        ("data.show_mask=2", lambda d: d.audit.samples.count("row ")),
+        ("data.quality.min_characters=29", lambda d: d.audit.rows_train),
+        ("data.quality.max_characters=5", lambda d: d.audit.rows_train),
+        ("data.quality.dedupe=true", lambda d: d.audit.rows_train),
+        ("data.quality.near_dedupe=0.7", lambda d: d.audit.rows_train),
+        ("data.quality.max_repetition=0.1", lambda d: d.audit.rows_train),
+        ("data.quality.balance=task", lambda d: d.audit.rows_train),
+    ],
+)
+def test_every_key_changes_something(override, changes, tmp_path):
+    rows = [*TALKS, TALKS[7], TALKS[9], {**TALKS[11], "prompt": "x", "completion": "so on and on and on and on and on"}]
+    rows += [{**TALKS[3], "completion": "short", "prompt": "y"}, {**TALKS[3], "completion": "tiny", "prompt": "z"}]
+    path = f"data.path={write_lines(tmp_path / 'talks.jsonl', rows)}"
+    before = prepared("jsonl", path, "data.eval_fraction=0.15")
+    if override == "data.quality.max_characters=5":
+        assert prepared("jsonl", path, override).audit.rows_train == 2
+    assert changes(before) != changes(prepared("jsonl", path, "data.eval_fraction=0.15", override))
+
+
+def test_loss_on_assistant_and_packing_change_something(tmp_path):
+    turns = [{"role": role, "content": "hello there"} for role in ("user", "assistant") * 2]
+    path = write_lines(
+        tmp_path / "x.jsonl", [{"messages": [{**turns[0], "content": f"{n}"}, *turns[1:]]} for n in range(9)]
+    )
+    last, every = (
+        prepared("jsonl", f"data.path={path}", f"data.loss_on={what}").audit.supervised
+        for what in ("completion", "assistant")
+    )
+    assert every == 2 * last
+    (tmp_path / "x.txt").write_text("\n\n".join(f"{n} word" * 80 for n in range(40)))
+    text = f"data.path={tmp_path / 'x.txt'}"
+    loose, packed = (
+        prepared("jsonl", text, "data.max_length=64", f"data.pack={pack}", kind="Text").audit
+        for pack in ("false", "true")
+    )
+    assert packed.items > loose.items == packed.rows_train
+    assert loose.cut
+    assert not packed.cut
+
+
+def test_a_data_option_without_rows_asks_for_a_path():
+    assert config("jsonl")["path"] == "???"
+    with pytest.raises(ConfigError, match=r"data\.path: has to be given"):
+        module("jsonl", "data.path=null")
+
+
+def test_running_text_leaves_the_tokenizers_template_alone():
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    own = tokenizer.chat_template
+    data = module("world_text")
+    data.prepare(kind="Text", tokenizer=tokenizer, context=512, batch_size=4, updates=3, seed=0)
+    assert tokenizer.chat_template == own
+    assert data.chat_template.name == "plain"
+
+
+def test_a_file_in_place_of_the_worlds_stories_keeps_the_models_template(talks):
+    assert prepared("world_stories", kind="Prompt").chat_template.name == "plain"
+    assert prepared("world_stories", "data.source.task=instructions", kind="Prompt").chat_template.name == "chat"
+    assert prepared("world_stories", talks, kind="Prompt").chat_template.name == "chat"
+    assert prepared("world_stories", "data.template=alpaca", kind="Prompt").chat_template.name == "alpaca"
