@@ -1,6 +1,6 @@
-"""What a reward and a preference are: text and rows in, numbers out; and several rewards paid as one.
+"""The protocols of rewards and preference models, and the weighted sum of several rewards.
 
-They know no tokenizer and no model of the policy's.
+Both take text and the columns of rows, and return numbers. They use neither the policy nor its tokenizer.
 
 Axes: B completions, K parts.
 """
@@ -28,33 +28,35 @@ class Reward(Protocol):
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
-        """Rewards in order; `columns` holds whatever else each prompt's record said (an answer, a gold score)."""
+        """One reward per completion; `columns` are the other columns of each prompt's row (answer, gold score)."""
         ...
 
     def to(self, device: torch.device | str) -> None:
-        """Moves what computes, if anything does, to where the policy is."""
+        """Moves the weights, if there are any, to the device of the policy."""
         ...
 
 
 @runtime_checkable
 class PreferenceModel(Protocol):
-    """Says how likely one completion of a prompt is preferred to another.
+    """The probability that one completion of a prompt is preferred to another.
 
-    Unlike a reward it need not put completions in any order: rock, paper and scissors beat each other in a circle.
+    Unlike a reward it need not order completions: preferences may be intransitive, as in rock-paper-scissors.
     """
 
     def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
-        """P(first is preferred to second | prompt), float32 [B] in [0, 1]; NaN where it cannot tell."""
+        """P(first is preferred to second | prompt), float32 [B] in [0, 1]; NaN where it is unknown."""
         ...
 
     def to(self, device: torch.device | str) -> None:
-        """Moves what computes, if anything does, to where the policy is."""
+        """Moves the weights, if there are any, to the device of the policy."""
         ...
 
 
 def is_model_based(reward: object) -> bool:
-    """Whether a reward is a model's opinion, by its attribute `model_based`: it may choose among completions, but
-    does not say what is right. Without one it verifies; a reward that is a plain function has none."""
+    """Whether a reward is the score of a model (its attribute `model_based`, default False), not a verifiable reward.
+
+    A model-based reward may rank completions, but does not decide which are right.
+    """
     return bool(getattr(reward, "model_based", False))
 
 
@@ -69,12 +71,12 @@ def nan_to_none(total_B: Tensor) -> tuple[float | None, ...]:
 
 
 def per_completion(value: Mapping[str, Any] | str | Sequence[Any], count: int) -> list[Any]:
-    """A column as it is; one mapping, or the JSON text of one, once for each completion."""
+    """A column unchanged; a single mapping, or its JSON text, repeated for each completion."""
     return [value] * count if isinstance(value, Mapping | str) else list(value)
 
 
 def preflight(total_B: Tensor) -> None:
-    """Refuse rewards that tell no completion from another: training on them would change nothing, and say nothing."""
+    """Raise ConfigError for rewards that are constant, infinite or all missing: training on them has no effect."""
     scored_B = total_B[~total_B.isnan()]
     if scored_B.isinf().any():
         raise ConfigError("reward: a pre-flight completion scored infinity; a reward is a finite number, or None")
@@ -93,14 +95,14 @@ def preflight(total_B: Tensor) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedSum:
-    """Pays the sum of weight times part.
+    """The weighted sum of several rewards.
 
-    A part that cannot score a completion (None) adds nothing to it, as if it were 0: a sum must not jump because one
-    judge is silent, so parts are best centred on 0. Only a completion that no part can score is unscorable itself.
+    A part that cannot score a completion (None) counts as 0, so parts are best centred on 0. A completion is
+    unscorable only if no part can score it.
     """
 
     parts: Mapping[str, Reward]
-    """The rewards by name; each is logged by its name."""
+    """The rewards by name; each is logged under its name."""
     weights: Mapping[str, float]
     """The weight of each reward in the sum, by the same names."""
 
@@ -110,13 +112,15 @@ class WeightedSum:
                 f"reward.weights: expected one weight for each of reward.parts ({', '.join(self.parts) or 'none'}), "
                 f"got {', '.join(self.weights) or 'none'}"
             )
-        endless = [name for name, weight in self.weights.items() if not math.isfinite(weight)]
-        if endless:
-            raise ConfigError(f"reward.weights.{endless[0]}: expected a finite number, got {self.weights[endless[0]]}")
+        not_finite = [name for name, weight in self.weights.items() if not math.isfinite(weight)]
+        if not_finite:
+            raise ConfigError(
+                f"reward.weights.{not_finite[0]}: expected a finite number, got {self.weights[not_finite[0]]}"
+            )
 
     @property
     def model_based(self) -> bool:
-        """Whether a model's opinion is one of the parts."""
+        """Whether a part is model-based."""
         return any(map(is_model_based, self.parts.values()))
 
     def to(self, device: torch.device | str) -> None:
@@ -127,12 +131,12 @@ class WeightedSum:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
-        found = {name: part(prompts, completions, columns) for name, part in self.parts.items()}
-        paid_KB = torch.stack([self.weights[name] * rewards.total_B for name, rewards in found.items()])
-        unscored_B = paid_KB.isnan().all(0)
-        total_B = paid_KB.nansum(0).masked_fill(unscored_B, float("nan"))
-        told = {name: nan_to_none(rewards.total_B) for name, rewards in found.items()}
-        for name, rewards in found.items():
+        results = {name: part(prompts, completions, columns) for name, part in self.parts.items()}
+        weighted_KB = torch.stack([self.weights[name] * rewards.total_B for name, rewards in results.items()])
+        unscored_B = weighted_KB.isnan().all(0)
+        total_B = weighted_KB.nansum(0).masked_fill(unscored_B, float("nan"))
+        parts = {name: nan_to_none(rewards.total_B) for name, rewards in results.items()}
+        for name, rewards in results.items():
             if len(rewards.parts) > 1:
-                told |= {f"{name}/{inner}": values for inner, values in rewards.parts.items()}
-        return RewardBatch(total_B, told)
+                parts |= {f"{name}/{inner}": values for inner, values in rewards.parts.items()}
+        return RewardBatch(total_B, parts)

@@ -1,7 +1,7 @@
-"""HTTP exchanges that are bounded as a whole, in time and in size.
+"""HTTP requests with a limit on their total time and on the size of the response.
 
-requests and urllib3 bound each wait for a byte. A server that sends one every half second would hold a run for ever,
-and one that never stops sending would fill its memory.
+The timeout of requests and urllib3 limits each wait for a byte. Without a total limit, a server that sends a byte every
+half second would block a run forever, and an endless response would fill the memory.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-LARGEST_BODY = 2**20
-"""Bytes; a judge's answer has some hundreds."""
+MAX_BODY = 2**20
+"""Bytes; the answer of a judge has a few hundred."""
 
 
 class _Exchange(threading.local):
-    """The exchange that a thread has under way: its socket is shut when it takes longer than the timeout."""
+    """The current request of a thread; its socket is shut down after the timeout."""
 
     timer: threading.Timer | None = None
-    late: threading.Event
+    timed_out: threading.Event
 
     def begin(self, connection: Any) -> None:
-        """Another attempt of the thread's exchange has been sent."""
+        """Starts the timer of another attempt."""
         self.end()
-        self.late.clear()
-        self.timer = threading.Timer(connection.timeout, _cut, (connection.sock, self.late))
+        self.timed_out.clear()
+        self.timer = threading.Timer(connection.timeout, _shut_down, (connection.sock, self.timed_out))
         self.timer.daemon = True
         self.timer.start()
 
@@ -39,10 +39,10 @@ class _Exchange(threading.local):
             self.timer.cancel()
 
 
-def _cut(sock: socket.socket, late: threading.Event) -> None:
-    late.set()
+def _shut_down(sock: socket.socket, timed_out: threading.Event) -> None:
+    timed_out.set()
     with suppress(OSError):
-        # Not SSLSocket's own, which takes the TLS state away from the thread that reads.
+        # SSLSocket.shutdown would drop the TLS state that the reading thread uses.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -58,7 +58,7 @@ class _Bounded:
 
     def getresponse(self) -> Any:
         response = super().getresponse()  # pyright: ignore[reportAttributeAccessIssue]
-        # Before it tries again, urllib3 would read a refusal to its end, however long.
+        # Before a retry, urllib3 would read the whole response, however long.
         response.drain_conn = response.close
         return response
 
@@ -81,7 +81,7 @@ POOLS: dict[str, Any] = {"http": _HttpPool, "https": _HttpsPool}
 
 
 class BoundedAdapter(HTTPAdapter):
-    """Each attempt of a request ends after the request's timeout, headers and body included."""
+    """Applies the timeout to each attempt as a whole, headers and body included."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -94,27 +94,27 @@ class BoundedAdapter(HTTPAdapter):
 
 
 class TooLarge(requests.RequestException):
-    """A body of more than LARGEST_BODY bytes."""
+    """A body of more than MAX_BODY bytes."""
 
 
 def post(session: requests.Session, url: str, body: Any, timeout: float) -> tuple[requests.Response, bytes]:
-    """The response to a POST of JSON and its body; redirects are not followed, since a key would go along.
+    """The response to a POST of JSON, and its body. Redirects are not followed: they would receive the API key.
 
-    Raises requests.Timeout when an attempt took longer than `timeout` seconds, TooLarge, and what requests raises.
+    Raises requests.Timeout if an attempt takes longer than `timeout` seconds, TooLarge, and other RequestExceptions.
     """
-    EXCHANGE.late = threading.Event()
+    EXCHANGE.timed_out = threading.Event()
     try:
         with session.post(url, json=body, timeout=timeout, allow_redirects=False, stream=True) as response:
             received = b""
             for chunk in response.iter_content(2**16):
                 received += chunk
-                if len(received) > LARGEST_BODY:
-                    raise TooLarge(f"more than {LARGEST_BODY} bytes")
-            if EXCHANGE.late.is_set():
+                if len(received) > MAX_BODY:
+                    raise TooLarge(f"more than {MAX_BODY} bytes")
+            if EXCHANGE.timed_out.is_set():
                 raise requests.Timeout
             return response, received
     except requests.RequestException as error:
-        if EXCHANGE.late.is_set():
+        if EXCHANGE.timed_out.is_set():
             raise requests.Timeout(f"timed out after {timeout:g} s in all") from error
         raise
     finally:

@@ -1,8 +1,8 @@
-"""Code that passes its tests: runs the program of a completion against the tests of its row. Off unless asked for.
+"""A verifiable reward for code: runs the program of a completion against the tests of its row. Off by default.
 
-A row's column `tests` is Python with asserts (MBPP's lists and HumanEval's check(...) too), or a list of inputs with
-the outputs they should give. Programs are mistaken more often than malicious, and sandbox_process.py is made for that:
-it is no jail. Leaves out other languages, and packages that are not installed here.
+The column `tests` is Python with asserts (MBPP's lists and HumanEval's check(...) too), or a list of inputs with their
+expected outputs. The sandbox (sandbox_process.py) stops mistakes, not malicious code. Leaves out other languages, and
+packages that are not installed on this machine.
 """
 
 from __future__ import annotations
@@ -32,47 +32,48 @@ INPUTS, OUTPUTS = ("stdin", "input"), ("stdout", "output")
 
 @dataclass(frozen=True)
 class Checks:
-    """What a program is held to: one of the two, the other empty."""
+    """The tests of a row: one of the two fields, the other is empty."""
 
     tests: tuple[str, ...] = ()
-    """Python that raises where the program is wrong."""
+    """Python that raises if the program is wrong."""
     pairs: tuple[tuple[str, str], ...] = ()
-    """What the program reads, and what it should write."""
+    """Standard input and expected standard output."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a program earned."""
+    """The score of a program."""
 
     score: float
     limited: bool
-    """True where it ran out of time or memory."""
+    """True if it exceeded its time or memory limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Pays the share of its tests that a completion's program passes, or 1 for all of them."""
+    """The share of its tests that the program of a completion passes, or 1 if it passes all."""
 
     allow_execution: Annotated[bool, Confirm("runs Python that the model writes")] = False
-    """Has to be true: the programs that are run were written by a model."""
+    """Must be true: this reward runs programs that a model wrote."""
     credit: Literal["share", "all"] = "share"
-    """share pays the share of passed tests, all pays 1 for all of them."""
+    """share: the share of passed tests; all: 1 if all pass, else 0."""
     seconds: Count = 5
-    """Of processor time for one program (for each of its inputs); five times that on the clock."""
+    """Limit of CPU time in seconds for a program (for each of its inputs); five times that in wall-clock time."""
     memory_mb: Count = 1024
-    """Memory of one program."""
+    """Memory limit of one program in MiB."""
     workers: Workers = 2
-    """Programs that run at once: changes no score but that of a program near its limit."""
+    """Programs that run in parallel; affects only scores of programs near their time limit."""
 
     def __post_init__(self) -> None:
         if not self.allow_execution:
             raise ConfigError(
                 "reward.allow_execution: this reward runs Python that the model wrote, on this machine, with limits on "
-                "time, memory, files and network that stop mistakes and not malice; say reward.allow_execution=true"
+                "time, memory, files and network that stop mistakes, not malicious code; set "
+                "reward.allow_execution=true"
             )
         if sys.platform != "linux":
-            raise ConfigError(f"reward: running code needs Linux, whose limits it relies on; this is {sys.platform}")
-        if self._asserted("", ("pass",)).score != 1.0:
+            raise ConfigError(f"reward: running code needs the resource limits of Linux; this is {sys.platform}")
+        if self._run_asserts("", ("pass",)).score != 1.0:
             raise ConfigError(
                 f"reward.memory_mb={self.memory_mb}, reward.seconds={self.seconds}: not even an empty program can run "
                 "within these limits; raise them"
@@ -96,41 +97,41 @@ class Code:
             return None
         if not program.strip():
             return Verdict(0.0, limited=False)
-        return self._asserted(program, checks.tests) if checks.tests else self._compared(program, checks.pairs)
+        return self._run_asserts(program, checks.tests) if checks.tests else self._run_pairs(program, checks.pairs)
 
-    def _asserted(self, program: str, tests: Sequence[str]) -> Verdict:
+    def _run_asserts(self, program: str, tests: Sequence[str]) -> Verdict:
         outcome = execute(program, tests=tests, limits=Limits(self.seconds, self.memory_mb))
         return Verdict(self._credit(outcome.output[: len(tests)].count("1"), len(tests)), outcome.limited)
 
-    def _compared(self, program: str, pairs: Sequence[tuple[str, str]]) -> Verdict:
-        """Runs the program on each input; one that ran out of its limits is not run again."""
-        right = 0
+    def _run_pairs(self, program: str, pairs: Sequence[tuple[str, str]]) -> Verdict:
+        """Runs the program on each input, until it exceeds a limit."""
+        passed_count = 0
         for given, expected in pairs:
             outcome = execute(program, tests=None, stdin=given, limits=Limits(self.seconds, self.memory_mb))
             passed = outcome.status == 0 and lines(outcome.output) == lines(expected)
-            right += passed
+            passed_count += passed
             if outcome.limited or (not passed and self.credit == "all"):
-                return Verdict(self._credit(right, len(pairs)), outcome.limited)
-        return Verdict(self._credit(right, len(pairs)), limited=False)
+                return Verdict(self._credit(passed_count, len(pairs)), outcome.limited)
+        return Verdict(self._credit(passed_count, len(pairs)), limited=False)
 
     def _credit(self, passed: int, count: int) -> float:
         return passed / count if self.credit == "share" else float(passed == count)
 
 
 def extract_program(completion: str) -> str:
-    """The first block of Python after any thinking, or the first block at all, or the whole text."""
-    said = completion.rpartition("</think>")[2]
-    block = BLOCK.search(said) or UNNAMED_BLOCK.search(said)
-    return block[1] if block else said
+    """The first Python code block after any thinking, else the first code block, else the whole text."""
+    answer = completion.rpartition("</think>")[2]
+    block = BLOCK.search(answer) or UNNAMED_BLOCK.search(answer)
+    return block[1] if block else answer
 
 
 def lines(output: str) -> list[str]:
-    """What was written, line by line, without the space at the ends."""
+    """The lines of an output without trailing white space."""
     return [line.rstrip() for line in output.strip().splitlines()]
 
 
 def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
-    """The tests of a row, None where it has none; `who` names the row in errors."""
+    """The tests of a row, None if it has none; `who` names the row in errors."""
     if "tests" not in row:
         raise ConfigError(
             "reward: running code needs the column tests, and the data has only the columns "
@@ -140,9 +141,9 @@ def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
         case None | "" | [] | ():
             return None
         case str() as source:
-            return Checks(tests=_snippets(source, who))
+            return Checks(tests=_split_tests(source, who))
         case [*tests] if all(isinstance(test, str) for test in tests):
-            return Checks(tests=tuple(test for source in tests for test in _snippets(source, who)))
+            return Checks(tests=tuple(test for source in tests for test in _split_tests(source, who)))
         case [*pairs] if all(isinstance(pair, Mapping) for pair in pairs):
             return Checks(pairs=tuple((_text(pair, INPUTS, who), _text(pair, OUTPUTS, who)) for pair in pairs))
     raise ConfigError(
@@ -158,23 +159,23 @@ def _text(pair: Mapping[str, Any], names: Sequence[str], who: str) -> str:
     raise ConfigError(f"reward: the tests of {who}: expected text under {' or '.join(names)}, got {pair!r:.80}")
 
 
-def _snippets(source: str, who: str) -> tuple[str, ...]:
-    """Python cut so that each piece ends with one test: an assert, a call or a loop, and the definitions before it."""
+def _split_tests(source: str, who: str) -> tuple[str, ...]:
+    """Splits Python into pieces that each end with one test (an assert, a call or a loop) after its definitions."""
     try:
         statements = ast.parse(source).body
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"reward: the tests of {who} are no Python ({error})") from None
-    found, piece = [], []
+        raise ConfigError(f"reward: the tests of {who} are not Python ({error})") from None
+    pieces, piece = [], []
     for statement in statements:
         piece.append(statement)
-        if not _prepares(statement):
-            found.append(ast.unparse(ast.Module(piece, [])))
+        if not _is_setup(statement):
+            pieces.append(ast.unparse(ast.Module(piece, [])))
             piece = []
-    if not found:
-        raise ConfigError(f"reward: the tests of {who} hold no assert and call nothing: {source!r:.60}")
-    return tuple(found)
+    if not pieces:
+        raise ConfigError(f"reward: the tests of {who} contain neither an assert nor a call: {source!r:.60}")
+    return tuple(pieces)
 
 
-def _prepares(statement: ast.stmt) -> bool:
-    said = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return said or isinstance(statement, (ast.Import, ast.ImportFrom, *DEFINITIONS))
+def _is_setup(statement: ast.stmt) -> bool:
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return is_text or isinstance(statement, (ast.Import, ast.ImportFrom, *DEFINITIONS))

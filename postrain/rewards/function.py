@@ -1,9 +1,9 @@
-"""A reward, or a preference, from any Python function with the ecosystem's signature,
+"""A reward, or a preference, from any Python function with TRL's signature,
 
     def reward(prompts, completions, **columns) -> list[float | None]
 
-given as a dotted path or as `file.py:name`. Whatever it does wrong is told in one line with its own file and line.
-Leaves out chat-message completions, token ids and coroutines: a reward sees text.
+given as a dotted path or as `file.py:name`. An error in the function is a one-line ConfigError with its file and line.
+Leaves out chat-message completions, token ids and coroutines: a reward receives text.
 
 Axes: B completions or comparisons.
 """
@@ -33,20 +33,20 @@ from postrain.rewards.user_code import (
 )
 from postrain.types import Positive, RewardBatch
 
-# Rewards are kept in float32.
+# Rewards are float32.
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
 @dataclass(kw_only=True, eq=False)
 class Function:
-    """Pays what `function` returns."""
+    """The reward that `function` returns."""
 
     function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
     arguments: Arguments = field(default_factory=dict)
-    """Further keyword arguments, the same for every completion."""
+    """Further keyword arguments of the function."""
     timeout: Positive | None = None
-    """Seconds that a call, which scores a whole batch, may take; null is no limit."""
+    """Time limit in seconds of a call, which scores a whole batch; null is no limit."""
     call: Callable[..., Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,12 +54,12 @@ class Function:
 
     @classmethod
     def of(cls, call: Callable[..., Any]) -> Self:
-        """The reward that a Python function is. Raises ConfigError for what cannot be called."""
+        """A Python function as a reward. Raises ConfigError if it is not callable."""
         if not callable(call):
             raise ConfigError(f"reward: expected a function of (prompts, completions, **columns), got {preview(call)}")
         made = cls.__new__(cls)
         name, file = getattr(call, "__name__", type(call).__name__), source_location(call)[0]
-        # A later session finds it there, unless it is a lambda, inside a function, or typed into a notebook.
+        # A resumed run can import it, unless it is a lambda, a nested function, or defined in a notebook.
         found = Path(file).is_file() and getattr(call, "__qualname__", "") == name != "<lambda>"
         made.function, made.arguments, made.call = f"{file}:{name}" if found else name, {}, call
         return made
@@ -68,7 +68,7 @@ class Function:
         """Nothing to move."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> RewardBatch:
-        values = self._returned(prompts, completions, columns)
+        values = self._call_checked(prompts, completions, columns)
         if len(values) != len(prompts):
             raise ConfigError(f"{self}: returned {len(values)} rewards for {len(prompts)} completions")
         scored = tuple(self._number(value, index, prompts, columns) for index, value in enumerate(values))
@@ -80,43 +80,45 @@ class Function:
         file, line = source_location(self.call)
         return f"reward function {self.function} ({file}:{line})"
 
-    def _returned(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> list[Any]:
-        keywords = self._keywords(prompts, completions, columns)
+    def _call_checked(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> list[Any]:
+        keywords = self._select_keywords(prompts, completions, columns)
         file, _ = source_location(self.call)
-        culprit = partial(self._culprit, keywords, prompts, columns)
-        with UserCodeErrors(f"reward function {self.function} raised", file, culprit):
-            values = self._called(keywords)
+        locate = partial(self._failing_prompt, keywords, prompts, columns)
+        with UserCodeErrors(f"reward function {self.function} raised", file, locate):
+            values = self._call(keywords)
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
-            raise ConfigError(f"{self}: expected a list of numbers (or None), one a completion, got {preview(values)}")
+            raise ConfigError(
+                f"{self}: expected a list of numbers (or None), one per completion, got {preview(values)}"
+            )
         return list(listed)
 
-    def _called(self, keywords: Mapping[str, Any]) -> Any:
+    def _call(self, keywords: Mapping[str, Any]) -> Any:
         with time_limit(self.timeout, f"reward function {self.function}", source_location(self.call)[0]):
             return self.call(**keywords)
 
-    def _culprit(self, keywords: Mapping[str, Any], prompts: Sequence[str], columns: Columns) -> str:
-        """The first prompt that the function, having raised on a batch, raises on alone too."""
+    def _failing_prompt(self, keywords: Mapping[str, Any], prompts: Sequence[str], columns: Columns) -> str:
+        """The first prompt on which the function raises alone, after it has raised on a batch."""
         for index in range(len(prompts)):
             own = slice(index, index + 1)
             alone = {name: value if name in self.arguments else value[own] for name, value in keywords.items()}
             try:
-                self._called(alone)
+                self._call(alone)
             except Interrupted:
                 raise
             except BaseException:
                 return f" on {row_label(index, prompts, columns)}"
         return " on this batch, though on none of its prompts alone"
 
-    def _keywords(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> dict[str, Any]:
-        """What the function takes of prompts, completions, the columns as lists, and its fixed arguments."""
+    def _select_keywords(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> dict[str, Any]:
+        """The prompts, completions, columns (as lists) and fixed arguments that the function accepts."""
         names = dict.fromkeys(name for row in columns for name in row)
         offered: dict[str, Any] = {name: [row.get(name) for row in columns] for name in names}
         offered |= {"prompts": list(prompts), "completions": list(completions), **self.arguments}
         try:
             parameters = inspect.signature(self.call).parameters.values()
         except ValueError:
-            raise ConfigError(f"{self}: does not tell its arguments; wrap it in a function of your own") from None
+            raise ConfigError(f"{self}: has no readable signature; wrap it in a Python function") from None
         wanted = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         missing = [p.name for p in wanted if p.default is p.empty and p.name not in offered]
         if missing:
@@ -143,16 +145,16 @@ class Function:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a number that float32 holds."""
+    """Whether a value is a finite number in float32."""
     if not isinstance(value, Real):
         return False
     number: Any = value
-    # Not math.isfinite: it raises for whole numbers that no float holds.
+    # math.isfinite raises for integers beyond the range of floats.
     return bool(abs(number) <= LARGEST)
 
 
 def preview(value: Any) -> str:
-    """The beginning of what a function returned."""
+    """The first characters of a value, for an error message."""
     try:
         return " ".join(repr(value).split())[:80]
     except ValueError:
@@ -160,21 +162,21 @@ def preview(value: Any) -> str:
 
 
 def row_label(index: int, prompts: Sequence[str], columns: Columns) -> str:
-    """A prompt as an error names it."""
+    """The name of a prompt in an error message."""
     row = f"row {columns[index]['row']}, " if "row" in columns[index] else ""
     return f"{row}prompt {prompts[index][:60]!r}"
 
 
 @dataclass(kw_only=True, eq=False)
 class PairwiseFunction:
-    """What a Python function says, called as function(prompts, first, second, **columns) -> list[float | None]."""
+    """The preference that function(prompts, first, second, **columns) -> list[float | None] returns."""
 
     function: FunctionPath
     """`package.module.name`, or `path/to/file.py:name`."""
     arguments: Arguments = field(default_factory=dict)
-    """Further keyword arguments, the same for every comparison."""
+    """Further keyword arguments of the function."""
     timeout: Positive | None = None
-    """Seconds that a call, which compares a whole batch, may take; null is no limit."""
+    """Time limit in seconds of a call, which compares a whole batch; null is no limit."""
 
     def __post_init__(self) -> None:
         self.call = Function(function=self.function, arguments=self.arguments, timeout=self.timeout)
@@ -183,15 +185,15 @@ class PairwiseFunction:
         """Nothing to move."""
 
     def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
-        """See `PreferenceModel.compare`. Raises ConfigError for what is no probability."""
+        """See `PreferenceModel.compare`. Raises ConfigError for values that are not probabilities."""
         compared = [
             {**row, "first": one, "second": other} for row, one, other in zip(columns, first, second, strict=True)
         ]
-        found_B = self.call(prompts, first, compared).total_B
-        wrong = ((found_B < 0) | (found_B > 1)).nonzero()
+        wins_B = self.call(prompts, first, compared).total_B
+        wrong = ((wins_B < 0) | (wins_B > 1)).nonzero()
         if len(wrong):
             raise ConfigError(
-                f"{self.call}: returned {float(found_B[wrong[0, 0]]):g}, and a preference is a probability; expected a "
+                f"{self.call}: returned {float(wins_B[wrong[0, 0]]):g}, and a preference is a probability; expected a "
                 "number from 0 (the second is preferred) to 1 (the first)"
             )
-        return found_B
+        return wins_B

@@ -1,8 +1,8 @@
-"""reasoning-gym's own scorers as a reward for its tasks (data/tasks.py).
+"""The scorers of reasoning-gym as verifiable rewards for its tasks (data/tasks.py).
 
-Right or wrong: the scorers pay a share for an answer of the wrong form that holds the right one, which a policy would
-learn to live on, so the answer is found here first, and only full marks count. Scorers that take an answer for an
-expression get nothing but numbers and signs to work out.
+The reward is 1 or 0. The scorers give partial credit to an answer inside a longer text, which a policy would exploit,
+so the answer is extracted first and only full marks count. Scorers that evaluate an answer as an expression receive
+numbers and operators only.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from postrain.types import RewardBatch
 
 Extract = Literal["number", "tags", "line", "whole"]
 FULL = 0.99
-WORKED_OUT = ("binary_matrix", "countdown", "puzzle24", "spiral_matrix")
-"""Tasks whose scorer hands the answer to Python's or sympy's parser."""
-# A matrix, or a sum. Not both, since [1]*999999999 fills the memory; nor powers, which take for ever.
+EVALUATED_TASKS = ("binary_matrix", "countdown", "puzzle24", "spiral_matrix")
+"""Tasks whose scorer evaluates the answer with Python or sympy."""
+# A matrix or an expression, not both, since [1]*999999999 fills the memory; no powers, which may not terminate.
 ARITHMETIC = re.compile(r"[\d\s.,+\-()\[\]]{1,2000}|(?!.*\*\s*\*)[\d\s.+\-*/()]{1,500}", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningGymScore:
-    """Pays 1 where the task's scorer gives the extracted answer full marks, else 0."""
+    """1 if the scorer of the task gives the extracted answer full marks, else 0."""
 
     extract: Extract = "number"
-    """Where the answer stands in a completion: its last number, its last <answer>, \\boxed or ####, its last line, or
-    the whole of it."""
+    """Which part of a completion is the answer: the last number, the last <answer>, \\boxed or ####, the last line, or
+    the whole text."""
 
     def to(self, device: Any) -> None:
         """Nothing to move."""
@@ -43,15 +43,17 @@ class ReasoningGymScore:
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
         pairs = zip(completions, columns, strict=True)
-        paid = tuple(float(any(_right(said, row) for said in extracted(text, self.extract))) for text, row in pairs)
-        return RewardBatch(none_to_nan(paid), {"right": paid})
+        scores = tuple(
+            float(any(_is_right(answer, row) for answer in extract_answers(text, self.extract))) for text, row in pairs
+        )
+        return RewardBatch(none_to_nan(scores), {"right": scores})
 
 
-def extracted(text: str, how: Extract) -> tuple[str, ...]:
-    """The answer in a completion, in each way of writing it that may be meant; none where there is none."""
+def extract_answers(text: str, how: Extract) -> tuple[str, ...]:
+    """The answer in a completion, in each plausible spelling; empty if there is none."""
     if how == "number":
         number = last_number(text)
-        # 7.50 as it was written, and 7.5.
+        # 7.50 as written, and 7.5.
         return () if number is None else (str(number), f"{number.normalize():f}")
     if how == "tags":
         marked = marked_answer(text)
@@ -61,20 +63,20 @@ def extracted(text: str, how: Extract) -> tuple[str, ...]:
     return (last, last.removesuffix(".")) if last else ()
 
 
-def _right(said: str, row: Mapping[str, Any]) -> bool:
+def _is_right(answer: str, row: Mapping[str, Any]) -> bool:
     if COLUMN not in row:
         raise ConfigError(
             f"reward=reasoning_gym needs the column {COLUMN}, and the data has only {', '.join(row) or 'none'}; use "
             "data=reasoning_gym or another reward"
         )
     made = row[COLUMN]
-    if made["task"] in WORKED_OUT and not ARITHMETIC.fullmatch(said):
+    if made["task"] in EVALUATED_TASKS and not ARITHMETIC.fullmatch(answer):
         return False
     scorer = _scorer(made["task"], json.dumps(made["settings"], sort_keys=True))
     try:
-        return float(scorer.score_answer(said, made["entry"])) >= FULL
+        return float(scorer.score_answer(answer, made["entry"])) >= FULL
     except (ValueError, TypeError, AttributeError):
-        # What some scorers raise at an answer of another form than theirs.
+        # Some scorers raise for an answer of an unexpected form.
         return False
 
 

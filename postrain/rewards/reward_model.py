@@ -1,9 +1,8 @@
-"""Reward models as rewards: any run of method=reward or method=prm, any directory or Hub name with a scalar head.
+"""Outcome and process reward models: runs of method=reward or method=prm, directories or Hub names with a scalar head.
 
-They share nothing with the policy but text: prompt and completion are written with the reward model's own template and
-tokenizer. Frozen, and not part of the policy's module tree. A process reward model reads all steps of a completion in
-one pass. Leaves out normalising scores, which is a method's, and searching, which asks `step_scores` and
-`chain_scores`.
+They receive text, which they encode with their own chat template and tokenizer. They are frozen and not part of the
+policy's module tree. A process reward model scores all steps of a completion in one forward pass. Leaves out score
+normalisation, which belongs to the methods, and search, which uses `step_scores` and `chain_scores`.
 
 Axes: B completions, S steps.
 """
@@ -37,23 +36,23 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(kw_only=True, eq=False)
 class OutcomeRewardModel:
-    """Pays what a reward model says of the completion, read at its last token."""
+    """The score of a reward model at the last token of the completion."""
 
     model_based: ClassVar[bool] = True
-    """A model's opinion; see `is_model_based`."""
+    """See `is_model_based`."""
 
     path: str
-    """A run folder of method=reward, a directory, or a Hub name."""
+    """Run folder of method=reward, directory, or Hub name."""
     batch_tokens: Count = 8192
-    """Tokens, padding included, that are scored at once: a memory knob that changes no score."""
+    """Tokens per forward pass, padding included; affects memory and speed only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """What the reward model computes in."""
+    """Precision of the reward model."""
 
     def __post_init__(self) -> None:
-        resolved = resolve(self.path)
+        resolved = resolve_reward_model(self.path)
         if StepLayout.of_model(resolved.tokenizer):
             raise ConfigError(
-                f"reward.path={self.path}: a process reward model, which judges steps and not whole answers; use "
+                f"reward.path={self.path}: a process reward model, which scores steps, not whole completions; use "
                 "reward=process"
             )
         self.context = resolved.context
@@ -77,18 +76,18 @@ class OutcomeRewardModel:
         return RewardBatch(total_B, {"learned": nan_to_none(total_B)})
 
     def _check(self, total_B: Tensor, prompts: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> None:
-        """A score that is no number is a fault of the model, not a completion without worth."""
+        """Raises ConfigError for a score that is not finite: the model is broken."""
         wrong = (~total_B.isfinite()).nonzero()
         if len(wrong):
             first = int(wrong[0])
             raise ConfigError(
-                f"reward.path={self.path}: the reward model says {float(total_B[first])} of "
+                f"reward.path={self.path}: the reward model returns {float(total_B[first])} for "
                 f"{row_label(first, prompts, columns)}; its weights are broken, or overflow in "
                 f"reward.dtype={self.dtype}"
             )
 
     def rows(self, prompts: Sequence[str], completions: Sequence[str]) -> Rows:
-        """The texts as the reward model reads them; one longer than its context loses the start of its prompt."""
+        """Encoded texts; those longer than the context lose the beginning of their prompt."""
         ids = tuple(self._ids(*pair) for pair in zip(prompts, completions, strict=True))
         return Rows(ids, tuple(torch.ones_like(row, dtype=torch.bool) for row in ids), tuple(range(len(ids))))
 
@@ -97,8 +96,8 @@ class OutcomeRewardModel:
         return torch.cat(parts)[-self.context :]
 
 
-def resolve(path: str) -> ResolvedModel:
-    """The reward model at `path`; refuses a language model, whose scalar head would be noise."""
+def resolve_reward_model(path: str) -> ResolvedModel:
+    """The reward model at `path`. Raises ConfigError for a language model, whose scalar head would be random."""
     resolved = resolve_for("reward.path", path, "the run folder of a reward model, or a directory that holds one")
     if resolved.head != "scalar":
         raise ConfigError(
@@ -118,31 +117,31 @@ AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
 
 @dataclass(kw_only=True, eq=False)
 class ProcessRewardModel:
-    """Pays what the probabilities of a completion's steps come to; one without a step cannot be scored."""
+    """An aggregate of the step probabilities of a process reward model; None for a completion without steps."""
 
     model_based: ClassVar[bool] = True
-    """A model's opinion; see `is_model_based`."""
+    """See `is_model_based`."""
 
     path: str
-    """A run folder of method=prm, or the directory of such a model."""
+    """Run folder of method=prm, or the directory of such a model."""
     split: str = r"(?<=[.!?])\s+|\n+"
-    """A regular expression: where a completion is cut into steps, by default after a sentence and at the end of a line.
-    Lines alone: '\\n+'."""
+    """Regular expression at which a completion is split into steps; default: after sentences and at line ends. Lines
+    only: '\\n+'."""
     aggregate: Literal["last", "min", "product", "mean"] = "min"
-    """Of the probabilities of the steps; the others are told beside it."""
+    """Aggregate of the step probabilities; the others are logged too."""
     batch_tokens: Count = 8192
-    """Tokens that are scored at once: a memory knob that changes no score."""
+    """Tokens per forward pass; affects memory and speed only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """What the reward model computes in."""
+    """Precision of the reward model."""
 
     def __post_init__(self) -> None:
-        self.border = border(self.split)
-        resolved = resolve(self.path)
+        self.pattern = compile_split(self.split)
+        resolved = resolve_reward_model(self.path)
         layout = StepLayout.of_model(resolved.tokenizer)
         if layout is None:
             raise ConfigError(
-                f"reward.path={self.path}: a reward model of whole answers, which knows nothing of steps; use "
-                f"reward=learned, or train one of steps: {command('train')} method=prm"
+                f"reward.path={self.path}: an outcome reward model, which does not score steps; use "
+                f"reward=learned, or train a process reward model: {command('train')} method=prm"
             )
         self.layout = layout
         self.context = resolved.context
@@ -166,29 +165,29 @@ class ProcessRewardModel:
         return RewardBatch(none_to_nan(parts[self.aggregate]), {**parts, "steps": counts})
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
-        """The probability that each step of each completion is right; none where there is no step."""
+        """The probability that each step is right, per completion; empty if there are no steps."""
         return self.chain_scores(prompts, [self.steps(completion) for completion in completions])
 
     def steps(self, completion: str) -> tuple[str, ...]:
-        """A completion cut into steps, without the white space around them."""
-        return tuple(step for piece in self.border.split(completion) if (step := piece.strip()))
+        """A completion split into steps, without surrounding white space."""
+        return tuple(step for piece in self.pattern.split(completion) if (step := piece.strip()))
 
     def chain_scores(self, prompts: Sequence[str], chains: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
-        """The same of chains that are in steps already; none where the steps alone are longer than the context."""
+        """The same for completions already split into steps; empty if the steps alone exceed the context."""
         encoded = [self._row(*pair) for pair in zip(prompts, chains, strict=True)]
-        there = [place for place, row in enumerate(encoded) if row is not None]
+        present = [index for index, row in enumerate(encoded) if row is not None]
         found: list[tuple[float, ...]] = [()] * len(encoded)
-        if not there:
+        if not present:
             return found
         ids, marks = zip(*(row for row in encoded if row is not None), strict=True)
-        rows = Rows(ids, marks, tuple(there))
+        rows = Rows(ids, marks, tuple(present))
         logits_BS = in_micro_batches(lambda part: step_logits(self.model, part), rows, self.batch_tokens)
-        for place, steps_S in zip(there, logits_BS.sigmoid().cpu().tolist(), strict=True):
-            found[place] = tuple(steps_S[: len(chains[place])])
+        for index, steps_S in zip(present, logits_BS.sigmoid().cpu().tolist(), strict=True):
+            found[index] = tuple(steps_S[: len(chains[index])])
         return found
 
     def _row(self, prompt: str, steps: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Ids and marks of a chain; one longer than the context loses the start of its prompt."""
+        """Ids and step-end mask of a chain; one longer than the context loses the beginning of its prompt."""
         if not steps:
             return None
         chain = self.layout.chain(self.template, user(prompt), steps)
@@ -197,12 +196,12 @@ class ProcessRewardModel:
         return None if over and over >= len(chain.prompt) else (ids[over:], marks[over:])
 
 
-def border(split: str) -> re.Pattern[str]:
-    """The expression that cuts a completion, which must not put what it matches among the steps."""
+def compile_split(split: str) -> re.Pattern[str]:
+    """The compiled expression; it must have no groups, whose matches `split` would return as steps."""
     try:
         found = re.compile(split)
     except re.error as error:
-        raise ConfigError(f"reward.split={split}: no regular expression ({error}); try '\\n+'") from None
+        raise ConfigError(f"reward.split={split}: not a regular expression ({error}); try '\\n+'") from None
     if found.groups:
         raise ConfigError(f"reward.split={split}: a group would become a step; write (?:...) instead of (...)")
     return found

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 
 from postrain.rewards import sandbox_process
 
-SECONDS_TO_START = 10
-"""What starting and sweeping up may take on a busy machine, besides the program's own time."""
-# Not `-I`: it would make the order of sets, and with it some scores, differ from run to run. The installed packages are
-# told by the job, since `site` would take half the time of a start.
+STARTUP_SECONDS = 10
+"""Extra seconds for start-up and clean-up on a busy machine."""
+# Not `-I`: it would randomise the order of sets, and with it some scores. The job names the installed packages, since
+# importing `site` would take half of the start-up time.
 PYTHON = (sys.executable, "-S", "-P", "-s", "-B", "-X", "utf8")
 PACKAGES = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
@@ -26,57 +26,59 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may take."""
+    """The limits of one program."""
 
     seconds: int
-    """Of processor time; five times that on the clock."""
+    """CPU seconds; five times that in wall-clock time."""
     memory_mb: int
+    """MiB."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a program ended."""
+class ProgramResult:
+    """The result of a program."""
 
     output: str
-    """What it wrote; with tests, one character for each that was reached, 1 for those that passed."""
+    """Standard output; with tests, one character per test that was reached: 1 passed, 0 failed."""
     status: int
-    """Its exit status, or that of `sandbox_process`."""
+    """Exit status of the program or of `sandbox_process`."""
 
     @property
     def limited(self) -> bool:
-        """True where it was killed for taking too much time, or too much else."""
+        """True if the program was killed for exceeding a limit."""
         return self.status == sandbox_process.OUT_OF_LIMITS
 
 
-def execute(program: str, *, tests: Sequence[str] | None, stdin: str = "", limits: Limits) -> Outcome:
-    """Runs a Python program in a process and a temporary folder of its own; nothing of either is left.
+def execute(program: str, *, tests: Sequence[str] | None, stdin: str = "", limits: Limits) -> ProgramResult:
+    """Runs a Python program in a separate process and a temporary folder; both are removed.
 
-    With `tests`, it is their module and says nothing; without, it is a script that reads `stdin`.
+    With `tests`, the program is the module under test and its output is discarded; without, it is a script that reads
+    `stdin`.
     """
     job = {"program": program, "tests": tests, "packages": PACKAGES, **asdict(limits)}
-    # The program may have made folders that cannot be removed.
+    # The program may create folders that cannot be removed.
     with TemporaryDirectory(prefix="postrain-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         work = folder / "work"
         work.mkdir()
         (folder / "job.json").write_text(json.dumps(job))
         (folder / "stdin").write_text(stdin, errors="replace")
-        with (folder / "stdin").open() as given, (folder / "stdout").open("wb") as said:
+        with (folder / "stdin").open() as stdin_file, (folder / "stdout").open("wb") as stdout_file:
             process = subprocess.Popen(
                 [*PYTHON, sandbox_process.__file__, str(folder / "job.json")],
-                stdin=given,
-                stdout=said,
+                stdin=stdin_file,
+                stdout=stdout_file,
                 stderr=subprocess.DEVNULL,
                 cwd=work,
                 env={**ENVIRONMENT, "TMPDIR": str(work)},
                 start_new_session=True,
             )
-            status = _ended(process, limits.seconds * sandbox_process.PATIENCE + SECONDS_TO_START)
-        return Outcome((folder / "stdout").read_text(errors="replace"), status)
+            status = _wait(process, limits.seconds * sandbox_process.WALL_PER_CPU_SECOND + STARTUP_SECONDS)
+        return ProgramResult((folder / "stdout").read_text(errors="replace"), status)
 
 
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> int:
-    """The exit status; a process that should have ended by itself is killed with its whole session."""
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit status; after `seconds` the process is killed with its session."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:

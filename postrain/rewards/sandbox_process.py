@@ -1,9 +1,9 @@
-"""A script, started by sandbox.py in a process of its own: runs one program that a model wrote, under limits.
+"""A script that sandbox.py starts in a separate process: runs one program that a model wrote, under limits.
 
-It keeps mistakes in: endless loops, full memories, forks, the network, files written or removed outside the working
-folder. It is no jail against malice: the program shares the user's account, can read what the user can, and one that
-searches this process for it finds where its score is written. Against that, train in a container or a virtual machine.
-Standard library only, and nothing of postrain: it starts in 30 ms.
+It contains mistakes: endless loops, excessive memory, forks, network access, files written or removed outside the
+working folder. It does not protect against malicious code: the program runs under the user's account, can read what the
+user can, and can find where this process writes its score. Against that, train in a container or a virtual machine.
+Standard library only and no import of postrain: it starts in 30 ms.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from types import ModuleType
 from typing import Any
 
 OUT_OF_LIMITS = 124
-"""Exit status of a program that ran out of time, and of one that was killed for what it took."""
-PATIENCE = 5
-"""Seconds on the clock for each second of processor time, since other programs may run too."""
+"""Exit status of a program that exceeded a limit."""
+WALL_PER_CPU_SECOND = 5
+"""Wall-clock seconds per CPU second, since other programs may run too."""
 FILE_BYTES, OPEN_FILES, PROCESSES = 1 << 20, 64, 64
-MADE = 256
-"""Files and folders that a program may make; with FILE_BYTES for each, what it may take of the disk."""
-# They raise no audit event.
-UNHEARD = ("mkfifo", "mknod")
+MAX_FILES = 256
+"""Files and folders that a program may create; times FILE_BYTES, the limit of its disk space."""
+# Calls without an audit event.
+UNAUDITED = ("mkfifo", "mknod")
 NEW_USER, NEW_NET, NEW_PIDS = 0x10000000, 0x40000000, 0x20000000
 DIE_WITH_PARENT, ADOPT_ORPHANS = 1, 36
 AF_UNIX = 1
 
 # Audit events (docs.python.org, "Audit events table").
-REFUSED = (
+DENIED_EVENTS = (
     {"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "os.killpg", "pty.spawn"}
     | {"subprocess.Popen", "ctypes.dlopen", "ctypes.dlsym", "socket.bind", "socket.connect", "socket.sendto"}
     | {"socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"}
 )
-CHANGES = {
+WRITE_EVENTS = {
     "os.remove",
     "os.rename",
     "os.rmdir",
@@ -49,12 +49,12 @@ CHANGES = {
     "os.chmod",
     "os.chown",
 } | {"os.utime", "os.setxattr", "os.removexattr", "shutil.rmtree"}
-MAKES = {"os.mkdir", "os.link", "os.symlink"}
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CREATE_EVENTS = {"os.mkdir", "os.link", "os.symlink"}
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main(job_file: str) -> int:
-    """Runs the job of a file, which it removes; the exit status is the program's, or OUT_OF_LIMITS."""
+    """Runs the job in a file and removes the file; returns the program's exit status, or OUT_OF_LIMITS."""
     with open(job_file) as file:
         job = json.load(file)
     os.unlink(job_file)
@@ -64,15 +64,15 @@ def main(job_file: str) -> int:
     if not program:
         run(job)
         return 0
-    status = watch(program, job["seconds"] * PATIENCE)
+    status = watch(program, job["seconds"] * WALL_PER_CPU_SECOND)
     sweep()
     return status
 
 
 def isolate() -> None:
-    """No network and a process tree of its own, which is killed when its parent dies.
+    """Disables the network and opens a process namespace that is killed when its parent dies.
 
-    The kernel may refuse the first two, as it does in many containers: then `guard` and `sweep` are all there is.
+    The kernel may refuse the first two, as in many containers; then only `guard` and `sweep` apply.
     """
     kernel = ctypes.CDLL(None)
     kernel.unshare(NEW_USER | NEW_NET | NEW_PIDS)
@@ -81,7 +81,7 @@ def isolate() -> None:
 
 
 def run(job: dict[str, Any]) -> None:
-    """The program, in the forked process; with tests, one byte for each of them on what was standard output."""
+    """Runs the program in the forked process; with tests, writes one byte per test to the original standard output."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     tests = job["tests"]
     report = os.dup(1)
@@ -91,10 +91,10 @@ def run(job: dict[str, Any]) -> None:
             os.dup2(nowhere, stream)
     limit(job["seconds"], job["memory_mb"])
     for module in (os, sys.modules["posix"]):
-        for name in UNHEARD:
+        for name in UNAUDITED:
             delattr(module, name)
     sys.addaudithook(guard(os.path.realpath(os.getcwd())))
-    # Tests import the program, as it were; without tests it is run.
+    # With tests the program is imported, so __name__ is not "__main__".
     module = ModuleType("__main__" if tests is None else "program")
     sys.modules[module.__name__] = module
     exec(compile(job["program"], "program.py", "exec"), module.__dict__)
@@ -103,7 +103,7 @@ def run(job: dict[str, Any]) -> None:
 
 
 def passes(test: str, names: dict[str, Any]) -> bool:
-    """Whether a test runs to its end; sys.exit() in the program does not end it well."""
+    """Whether a test runs to its end; sys.exit() in the program counts as a failure."""
     with suppress(BaseException):
         exec(compile(test, "tests.py", "exec"), names)
         return True
@@ -111,7 +111,7 @@ def passes(test: str, names: dict[str, Any]) -> bool:
 
 
 def limit(seconds: int, memory_mb: int) -> None:
-    """Processor time, memory, files and (but for root) processes of this process and its children, for ever."""
+    """Limits CPU time, memory, files and (except for root) processes of this process and its children."""
     wanted = {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_AS: memory_mb << 20,
@@ -122,37 +122,38 @@ def limit(seconds: int, memory_mb: int) -> None:
     }
     for kind, value in wanted.items():
         most = resource.getrlimit(kind)[1]
-        # Hard and soft alike: the first process of a tree of its own ignores the softer signal.
+        # Soft limit = hard limit: the first process of a namespace ignores the signal of the soft one.
         value = value if most == resource.RLIM_INFINITY else min(value, most)
         resource.setrlimit(kind, (value, value))
 
 
 def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that refuses other processes, the network, changes outside `folder` and too many files in it.
+    """An audit hook that denies other processes, the network, writes outside `folder` and too many files in it.
 
-    Folders outside cannot be opened: what is named relative to one (dir_fd) would lie outside, and events do not tell.
+    Folders outside cannot be opened, since paths relative to one (dir_fd) would lie outside without an event that shows
+    it.
     """
-    made = 0
+    created = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal made
-        makes = event in MAKES or (event == "open" and bool((arguments[2] or 0) & os.O_CREAT))
-        made += makes
-        if makes and made > MADE:
-            raise PermissionError(f"a program that is being scored may make {MADE} files")
+        nonlocal created
+        creates = event in CREATE_EVENTS or (event == "open" and bool((arguments[2] or 0) & os.O_CREAT))
+        created += creates
+        if creates and created > MAX_FILES:
+            raise PermissionError(f"a program that is being scored may make {MAX_FILES} files")
         if event == "open" and not _inside(arguments[0], folder) and os.path.isdir(arguments[0]):
             raise PermissionError("a folder outside is not opened to a program that is being scored")
         outward = event == "socket.__new__" and arguments[1] != AF_UNIX
-        writes = event == "open" and bool((arguments[2] or 0) & WRITING)
-        paths = arguments[:1] if writes else arguments if event in CHANGES else ()
-        if event in REFUSED or outward or not all(_inside(path, folder) for path in paths):
+        writes = event == "open" and bool((arguments[2] or 0) & WRITE_FLAGS)
+        paths = arguments[:1] if writes else arguments if event in WRITE_EVENTS else ()
+        if event in DENIED_EVENTS or outward or not all(_inside(path, folder) for path in paths):
             raise PermissionError(f"{event} is not allowed to a program that is being scored")
 
     return hook
 
 
 def _inside(path: Any, folder: str) -> bool:
-    """True for what is no path too: a mode, a time, the number of an open file."""
+    """Also True for arguments that are not paths: a mode, a time, a file descriptor."""
     if not isinstance(path, str | bytes | os.PathLike):
         return True
     real = os.path.realpath(os.fsdecode(path))
@@ -160,7 +161,7 @@ def _inside(path: Any, folder: str) -> bool:
 
 
 def watch(program: int, seconds: float) -> int:
-    """Waits for a process, kills it after `seconds` on the clock, and returns its exit status or OUT_OF_LIMITS."""
+    """Waits for a process, kills it after `seconds` of wall-clock time; returns its exit status or OUT_OF_LIMITS."""
     signal.signal(signal.SIGALRM, lambda *_: os.kill(program, signal.SIGKILL))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
@@ -169,7 +170,7 @@ def watch(program: int, seconds: float) -> int:
 
 
 def sweep() -> None:
-    """Ends what the program left behind, whose parent this process has become."""
+    """Kills processes that the program left behind; this process has adopted them."""
     while True:
         for child in children():
             os.kill(child, signal.SIGKILL)
@@ -180,9 +181,9 @@ def sweep() -> None:
 
 
 def children() -> Iterator[int]:
-    """The processes whose parent this one is."""
+    """Ids of the child processes."""
     for number in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError), open(f"/proc/{number}/stat") as file:  # one that has just ended is not there
+        with suppress(OSError), open(f"/proc/{number}/stat") as file:  # a process that has just ended is missing
             if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
                 yield int(number)
 

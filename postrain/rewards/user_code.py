@@ -1,5 +1,4 @@
-"""Functions that a user wrote: found by path, held to a time limit, and when one raises, whatever it raises, the error
-in one line with its file and line."""
+"""Functions that a user wrote: loading by path, time limits, and errors as one line with file and line number."""
 
 from __future__ import annotations
 
@@ -22,12 +21,12 @@ from typing import Annotated, Any
 from postrain.config.schema import Confirm, load_target
 from postrain.errors import ConfigError, Interrupted
 
-# Seconds after its limit that a function has to answer the signal; one that is deep in C code never does.
+# Seconds after the limit in which a function must react to the signal; C code may never react.
 GRACE = 10.0
 
 
-def is_own(path: Any) -> bool:
-    """Whether a path names a reward function of this package: nothing else of it takes completions."""
+def is_builtin_reward(path: Any) -> bool:
+    """Whether a path names a reward function of this package: a function that takes completions."""
     if not isinstance(path, str) or not path.startswith("postrain.rewards.") or ":" in path:
         return False
     try:
@@ -38,23 +37,25 @@ def is_own(path: Any) -> bool:
     return here and "completions" in inspect.signature(function).parameters
 
 
-FunctionPath = Annotated[str, Confirm("runs this Python", harmless=is_own)]
+FunctionPath = Annotated[str, Confirm("runs this Python", harmless=is_builtin_reward)]
 """`package.module.name`, or `path/to/file.py:name`."""
 
 CODE_PATH = re.compile(r".*\.\w+:\w+|[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
-def names_no_code(value: Any) -> bool:
-    """Whether an argument cannot be the path of a function, or is that of a reward function of this package."""
-    return not isinstance(value, str) or not CODE_PATH.fullmatch(value) or is_own(value)
+def is_harmless_argument(value: Any) -> bool:
+    """Whether an argument is not the path of a function, or is that of a reward function of this package."""
+    return not isinstance(value, str) or not CODE_PATH.fullmatch(value) or is_builtin_reward(value)
 
 
-Arguments = Mapping[str, Annotated[Any, Confirm("may name Python that the function runs", harmless=names_no_code)]]
+Arguments = Mapping[
+    str, Annotated[Any, Confirm("may name Python that the function runs", harmless=is_harmless_argument)]
+]
 """Further keyword arguments of a function; `scorer` of postrain.rewards.shaping.cosine is the path of another one."""
 
 
 def load_function(path: str, key: str) -> Callable[..., Any]:
-    """The function at `module.name` or `file.py:name`; `key` is the config key that says so."""
+    """The function at `module.name` or `file.py:name`; `key` is the config key, for errors."""
     file, colon, name = path.rpartition(":")
     if not colon:
         return load_target(path)
@@ -79,24 +80,24 @@ def _module(file: Path, key: str) -> ModuleType:
 
 
 def source_location(function: Callable[..., Any]) -> tuple[str, int]:
-    """File and line of a function; its type and 0 where it has no Python source."""
+    """File and line of a function; its type and 0 if it has no Python source."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else (type(function).__qualname__, 0)
 
 
 @dataclass(frozen=True)
 class UserCodeErrors:
-    """Turns whatever a user's code raises into one line: who, what, and where in its own file.
+    """Context manager that converts any error of user code to a one-line ConfigError with its file and line.
 
-    A context manager, since nothing is swallowed: the line takes the error's place, with the error as its cause. That
-    holds for sys.exit() and its like too, which would end the run as if all were well; only signals pass.
+    The original error is the cause. sys.exit() is converted too, since it would end the run as a success; signals are
+    not.
     """
 
     who: str
     file: str
-    """The user's file; the deepest line in it is the one to tell."""
-    culprit: Callable[[], str] = str
-    """Says on what it happened; asked only when it has."""
+    """The user's file; the deepest line in it is reported."""
+    locate: Callable[[], str] = str
+    """Describes the input that caused the error; called only after an error."""
 
     def __enter__(self) -> None: ...
 
@@ -106,22 +107,21 @@ class UserCodeErrors:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.file]
         where = f" at {self.file}:{lines[-1]}" if lines else ""
         what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-        # What ends processes or fills memory is not tried again on each prompt.
-        again = isinstance(error, Exception) and not isinstance(error, MemoryError)
-        raise ConfigError(f"{self.who} {what}{where}{self.culprit() if again else ''}") from error
+        # Code that exits or exhausts memory is not run again on each prompt.
+        can_retry = isinstance(error, Exception) and not isinstance(error, MemoryError)
+        raise ConfigError(f"{self.who} {what}{where}{self.locate() if can_retry else ''}") from error
 
 
-class _TimeUp(BaseException):
+class _TimeLimitReached(BaseException):
     """Not an Exception, so that fewer functions swallow it."""
 
 
 @contextmanager
 def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
-    """Raises ConfigError when the block takes longer, naming the line of the user's `file` it was at; None is no limit.
+    """Raises ConfigError if the block takes longer, with the current line in the user's `file`; None is no limit.
 
-    A signal (SIGALRM) interrupts Python code and waiting; it comes again every second for code that swallows it. Code
-    that hangs in C without looking at signals ends the process with exit code 1 and a traceback, after GRACE more
-    seconds: nothing else can stop it.
+    SIGALRM interrupts Python code and waiting; it repeats every second for code that swallows it. If C code ignores
+    signals, the process ends with exit code 1 and a traceback after GRACE more seconds.
     """
     if seconds is None:
         yield
@@ -130,17 +130,17 @@ def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
         raise ConfigError(f"{who}: reward.timeout works in the main thread only; leave it null here")
     lines: list[int] = []
 
-    def strike(number: int, frame: FrameType | None) -> None:
+    def on_alarm(number: int, frame: FrameType | None) -> None:
         own = [line for f, line in traceback.walk_stack(frame) if f.f_code.co_filename == file]
         lines.append(own[0] if own else 0)
-        raise _TimeUp
+        raise _TimeLimitReached
 
-    before = signal.signal(signal.SIGALRM, strike)
+    before = signal.signal(signal.SIGALRM, on_alarm)
     faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__ or 2)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
-    except _TimeUp:
+    except _TimeLimitReached:
         pass
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -148,4 +148,6 @@ def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
     if lines:
         where = f" (at {file}:{lines[0]})" if lines[0] else ""
-        raise ConfigError(f"{who} took longer than reward.timeout={seconds:g} seconds{where}; raise it, or mend it")
+        raise ConfigError(
+            f"{who} took longer than reward.timeout={seconds:g} seconds{where}; raise the limit, or fix the function"
+        )

@@ -1,7 +1,7 @@
-"""Answers that a library or a computation can verify, in the ecosystem's signature: mathematics, JSON, countdown.
+"""Verifiable rewards that need a library or a computation, in TRL's signature: mathematics, JSON, countdown.
 
-1 or 0, never something between: half an answer would be learned. None where the row says too little. Countdown's
-expressions are parsed and computed in exact fractions; nothing of them is ever run. Running code is code.py's.
+The reward is 1 or 0, without partial credit that a policy could exploit; None if the row lacks the answer. Countdown
+expressions are parsed and evaluated in exact fractions, never executed. Code execution is in code.py.
 """
 
 from __future__ import annotations
@@ -22,62 +22,65 @@ from postrain.rewards.base import per_completion
 from postrain.rewards.text import final_answer, marked_answer
 
 SECONDS = 5
-"""What one mathematical comparison may take, where it can be interrupted."""
+"""Time limit of one mathematical comparison, where it can be interrupted."""
 OPENING = re.compile(r"[{\[]")
 
 Schema = Mapping[str, Any] | str
 
 
 def math_equal(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
-    """1 where the final answer is mathematically the row's: ½ is 0.5 is \\frac{1}{2}. Needs the package math-verify.
+    """1 if the final answer is mathematically equal to the row's (½ = 0.5 = \\frac{1}{2}). Needs math-verify.
 
-    A row whose answer cannot be read as mathematics cannot be judged.
+    A row whose answer cannot be parsed as mathematics is unscorable.
     """
     library = load("math_verify")
-    return [_math_equal(library, said, right) for said, right in zip(completions, answer, strict=True)]
+    return [_math_equal(library, completion, right) for completion, right in zip(completions, answer, strict=True)]
 
 
-def _math_equal(library: Any, said: str, right: str | float | None) -> float | None:
-    # Its time limit is an alarm, which only the main thread can set.
+def _math_equal(library: Any, completion: str, right: str | float | None) -> float | None:
+    # The library's time limit is an alarm, which only the main thread can set.
     seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
     gold = [] if right is None else library.parse(_boxed(final_answer(str(right))), parsing_timeout=seconds)
     if not gold:
         return None
-    marked = marked_answer(said)
-    found = library.parse(said if marked is None else _boxed(marked), parsing_timeout=seconds)
+    marked = marked_answer(completion)
+    found = library.parse(completion if marked is None else _boxed(marked), parsing_timeout=seconds)
     return float(bool(found) and library.verify(gold, found, timeout_seconds=seconds))
 
 
 def _boxed(answer: str) -> str:
-    """Bare LaTeX is not seen as mathematics."""
+    """The library does not recognise bare LaTeX as mathematics."""
     return answer if "$" in answer else rf"\boxed{{{answer}}}"
 
 
 def json_valid(completions: Sequence[str], schema: Schema | Sequence[Schema | None]) -> list[float | None]:
-    """1 where the first JSON object or array of the completion fits the schema. Needs the package jsonschema.
+    """1 if the first JSON object or array of the completion fits the schema. Needs the package jsonschema.
 
-    One schema for all, as an argument, or a column of them, as mappings or as text; it may not fetch other schemas.
+    One schema as an argument, or a column of mappings or their JSON text. References to external schemas are refused.
     """
     jsonschema = load("jsonschema")
     schemas = per_completion(schema, len(completions))
-    return [_json_valid(jsonschema, said, asked) for said, asked in zip(completions, schemas, strict=True)]
+    return [
+        _json_valid(jsonschema, completion, given_schema)
+        for completion, given_schema in zip(completions, schemas, strict=True)
+    ]
 
 
-def _json_valid(jsonschema: Any, said: str, asked: Schema | None) -> float | None:
-    if asked is None:
+def _json_valid(jsonschema: Any, completion: str, given_schema: Schema | None) -> float | None:
+    if given_schema is None:
         return None
     referencing = importlib.import_module("referencing")  # comes with jsonschema
     try:
-        schema = json.loads(asked) if isinstance(asked, str) else asked
+        schema = json.loads(given_schema) if isinstance(given_schema, str) else given_schema
         kind = jsonschema.validators.validator_for(schema)
         kind.check_schema(schema)
         # An empty registry: without one, the library opens the URL of any $ref.
         validator = kind(schema, registry=referencing.Registry())
-        return float(any(validator.is_valid(value) for value in _first_json(said)))
+        return float(any(validator.is_valid(value) for value in _first_json(completion)))
     except (json.JSONDecodeError, jsonschema.SchemaError, referencing.exceptions.Unresolvable) as error:
         why = " ".join(str(error).split())
-        raise ConfigError(f"schema: {asked!s:.80} is no JSON schema that stands alone ({why:.120})") from None
-    except RecursionError:  # the completion is nested deeper than any answer
+        raise ConfigError(f"schema: {given_schema!s:.80} is not a self-contained JSON schema ({why:.120})") from None
+    except RecursionError:  # the completion is nested too deeply
         return 0.0
 
 
@@ -89,7 +92,7 @@ def _first_json(text: str) -> Iterator[Any]:
         try:
             value, _ = decoder.raw_decode(text, opening.start())
         except json.JSONDecodeError as error:
-            # A bracket of prose, or JSON that was cut short; the insides of the latter are not the answer.
+            # A bracket in prose, or truncated JSON, whose inner values are not the answer.
             start = max(error.pos, opening.end())
             continue
         except ValueError:  # NaN, Infinity or an endless number
@@ -104,9 +107,9 @@ def _no_constant(name: str) -> None:
 
 
 MAX_EXPRESSION = 300
-"""Characters; longer ones would reach the recursion limit and answer no countdown."""
+"""Characters; longer expressions would reach the recursion limit."""
 PLAIN = {"×": "*", "·": "*", r"\times": "*", r"\cdot": "*", "÷": "/", r"\div": "/", "−": "-"}
-"""How the signs of print and of LaTeX are typed."""
+"""Typographic and LaTeX operators, and their ASCII form."""
 OPERATIONS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -121,19 +124,19 @@ def countdown(
     target: Sequence[int | None],
     form: float = 0.0,
 ) -> list[float | None]:
-    """1 where the answer is an expression of + − * / that uses each given number once and comes to the target.
+    """1 if the answer is an expression of + − * / that uses each given number once and evaluates to the target.
 
-    The answer is what is marked, or else the last line; `= 24` after it is ignored. `form` is paid for an expression
-    that uses the numbers rightly and misses the target.
+    The answer is the marked one, else the last line; `= 24` after it is ignored. `form` is the reward of an expression
+    that uses the right numbers and misses the target.
     """
     return [
-        None if given is None or goal is None else _countdown(said, given, goal, form)
-        for said, given, goal in zip(completions, nums, target, strict=True)
+        None if given is None or goal is None else _countdown(completion, given, goal, form)
+        for completion, given, goal in zip(completions, nums, target, strict=True)
     ]
 
 
-def _countdown(said: str, given: Sequence[int], goal: int, form: float) -> float:
-    expression = _expression(said)
+def _countdown(completion: str, given: Sequence[int], goal: int, form: float) -> float:
+    expression = _expression(completion)
     if expression is None or sorted(map(int, re.findall(r"\d+", expression))) != sorted(map(int, given)):
         return 0.0
     try:
@@ -143,9 +146,9 @@ def _countdown(said: str, given: Sequence[int], goal: int, form: float) -> float
     return 1.0 if value == Fraction(goal) else form
 
 
-def _expression(said: str) -> str | None:
-    """The arithmetic a completion ends with; None where there is something else."""
-    lines = final_answer(said).splitlines() or [""]
+def _expression(completion: str) -> str | None:
+    """The arithmetic expression at the end of a completion; None if there is none."""
+    lines = final_answer(completion).splitlines() or [""]
     text = lines[-1].rpartition(":")[2]
     for sign, plain in PLAIN.items():
         text = text.replace(sign, plain)

@@ -1,4 +1,4 @@
-"""The bundled world's own gold score as a reward: all of it, or some of its parts. No model, no file, never wrong."""
+"""The gold score of the bundled world (its known ground truth) as a verifiable reward, in total or by parts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from postrain.world import gold
 
 @dataclass(frozen=True, kw_only=True)
 class Gold:
-    """Pays the weighted sum of gold parts that a row has; a row with none of them is unscorable.
+    """The weighted sum of the gold parts of a row; a row with none of them is unscorable.
 
-    Every part of the gold score is told, weighted or not, so that a run shows what it pays for and what it neglects.
+    Every part of the gold score is logged, weighted or not, so that neglected parts are visible.
     """
 
     weights: Mapping[str, float]
@@ -43,12 +43,12 @@ class Gold:
             for prompt, completion, row in zip(prompts, completions, columns, strict=True)
         ]
         names = sorted({name for score in scores for name in score})
-        # What is called total is what is paid.
-        told = {name: "gold" if name == "total" else name for name in names}
-        parts = {told[name]: tuple(score.get(name) for score in scores) for name in names}
-        return RewardBatch(none_to_nan([self._paid(score) for score in scores]), parts)
+        # "total" is the name of the reward itself.
+        logged_as = {name: "gold" if name == "total" else name for name in names}
+        parts = {logged_as[name]: tuple(score.get(name) for score in scores) for name in names}
+        return RewardBatch(none_to_nan([self._weighted(score) for score in scores]), parts)
 
-    def _paid(self, score: Mapping[str, float]) -> float | None:
+    def _weighted(self, score: Mapping[str, float]) -> float | None:
         present = [weight * score[part] for part, weight in self.weights.items() if part in score]
         return sum(present) if present else None
 

@@ -97,8 +97,8 @@ def test_a_row_without_tests_cannot_be_judged(tests: Any) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"tests": "assert f("}, "the tests of row 1 are no Python ('(' was never closed (<unknown>, line 1))"),
-        ({"tests": "x = 1"}, "the tests of row 1 hold no assert and call nothing: 'x = 1'"),
+        ({"tests": "assert f("}, "the tests of row 1 are not Python ('(' was never closed (<unknown>, line 1))"),
+        ({"tests": "x = 1"}, "the tests of row 1 contain neither an assert nor a call: 'x = 1'"),
         ({"tests": 3}, "the tests of row 1: expected Python with asserts, a list of asserts, or a list of {input: ..."),
         ({"tests": [{"in": "1"}]}, "the tests of row 1: expected text under stdin or input, got {'in': '1'}"),
         (
@@ -115,7 +115,7 @@ def test_what_is_no_test_is_one_line(row: dict[str, Any], words: str) -> None:
 
 
 def test_it_is_off_unless_asked_for_and_refuses_limits_nothing_can_run_in() -> None:
-    with pytest.raises(ConfigError, match=r"reward.allow_execution: this reward runs Python .* say reward.allow_exec"):
+    with pytest.raises(ConfigError, match=r"reward.allow_execution: this reward runs Python .* set reward.allow_exec"):
         reward(allow_execution=False)
     with pytest.raises(ConfigError, match=r"reward.memory_mb=1, .*not even an empty program can run"):
         reward(memory_mb=1)

@@ -74,8 +74,8 @@ def test_demands_of_a_column_of_one_argument_and_as_text() -> None:
 @pytest.mark.parametrize(
     ("demands", "words"),
     [
-        ({"min_word": 2}, "there is none called min_word; did you mean min_words?"),
-        ({"tone": 2}, "there is none called tone; expected some of min_words, max_words"),
+        ({"min_word": 2}, "unknown constraint min_word; did you mean min_words?"),
+        ({"tone": 2}, "unknown constraint tone; expected one of min_words, max_words"),
         ({"min_words": -1}, "min_words: expected an integer >= 0, got -1"),
         ({"min_words": "2"}, "min_words: expected an integer >= 0, got '2'"),
         ({"contains": ["a", 3]}, "contains: expected some text, or a list of texts, got ['a', 3]"),

@@ -114,7 +114,7 @@ def test_an_error_that_only_a_batch_raises(path: Path) -> None:
     ("name", "columns", "words"),
     [
         ("short", ({}, {}), "returned 1 rewards for 2 completions"),
-        ("text", ({}, {}), "expected a list of numbers (or None), one a completion, got '12'"),
+        ("text", ({}, {}), "expected a list of numbers (or None), one per completion, got '12'"),
         ("odd", ({"answer": 1}, {"answer": float("nan")}), "returned nan for prompt 'say b'; expected a finite number"),
         ("odd", ({"answer": float("inf")}, {"answer": 1}), "returned inf for prompt 'say a'"),
         ("odd", ({"answer": 10**400}, {"answer": 1}), "returned 1000000000"),
@@ -123,7 +123,7 @@ def test_an_error_that_only_a_batch_raises(path: Path) -> None:
         ("odd", ({"answer": "1"}, {"answer": 1}), "returned '1' for prompt 'say a'"),
         ("odd", ({"answer": 1j}, {"answer": 1}), "returned 1j for prompt 'say a'"),
         ("odd", ({"answer": [1]}, {"answer": 1}), "returned [1] for prompt 'say a'"),
-        ("octets", ({}, {}), "expected a list of numbers (or None), one a completion, got b'ab'"),
+        ("octets", ({}, {}), "expected a list of numbers (or None), one per completion, got b'ab'"),
         ("by_name", ({"question": 1}, {"label": 1}), "needs answer, and the data has only the columns question, label"),
     ],
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_an_argument_nobody_takes(path: Path) -> None:
 
 
 def test_a_builtin_that_does_not_tell_its_arguments() -> None:
-    with pytest.raises(ConfigError, match=r"builtins\.max .*does not tell its arguments; wrap it"):
+    with pytest.raises(ConfigError, match=r"builtins\.max .*has no readable signature; wrap it"):
         Function(function="builtins.max", arguments={})(PROMPTS, COMPLETIONS, ({}, {}))
 
 

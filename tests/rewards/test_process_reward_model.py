@@ -101,13 +101,13 @@ def test_models_of_steps_and_of_answers_are_told_apart(prm, tmp_path):
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a process reward model, .*reward=process"):
         OutcomeRewardModel(path=str(tmp_path), batch_tokens=64, dtype="fp32")
     (tmp_path / LAYOUT_FILE).unlink()
-    with pytest.raises(ConfigError, match=r"reward\.path=.*: a reward model of whole answers.*reward=learned"):
+    with pytest.raises(ConfigError, match=r"reward\.path=.*: an outcome reward model.*reward=learned"):
         prm()
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a language model"):
         ProcessRewardModel(path=str(NANO), split=SPLIT, aggregate="min", batch_tokens=64, dtype="fp32")
 
 
-@pytest.mark.parametrize(("split", "says"), [("(", "no regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])
+@pytest.mark.parametrize(("split", "says"), [("(", "not a regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])
 def test_a_border_has_to_be_an_expression(prm, split, says):
     with pytest.raises(ConfigError, match=rf"^reward\.split=.*{says}"):
         prm(split=split)

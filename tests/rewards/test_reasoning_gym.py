@@ -11,7 +11,7 @@ from postrain.config.tree import instantiate
 from postrain.data.tasks import COLUMN
 from postrain.errors import ConfigError
 from postrain.rewards import reasoning_gym
-from postrain.rewards.reasoning_gym import ReasoningGymScore, extracted
+from postrain.rewards.reasoning_gym import ReasoningGymScore, extract_answers
 from tests import fake_reasoning_gym
 from tests.rewards.test_configs import CONF
 
@@ -58,7 +58,7 @@ def test_only_full_marks_count() -> None:
     ],
 )
 def test_where_the_answer_stands_is_the_users_choice(how: Any, text: str, answers: tuple[str, ...]) -> None:
-    assert extracted(text, how) == answers
+    assert extract_answers(text, how) == answers
 
 
 def test_a_scorer_that_cannot_read_an_answer_gives_it_nothing() -> None:

@@ -99,7 +99,7 @@ def test_a_score_that_is_no_number_is_the_models_fault(tmp_path: Path) -> None:
     reward = load(reward_model(tmp_path, architecture="gpt2"))
     with torch.no_grad():
         next(reward.model.parameters())[reward.rows(PROMPTS[:1], ("Hm",)).ids[0][-2]] = float("nan")
-    with pytest.raises(ConfigError, match=r"reward.path=.* says nan of row 7, prompt .*overflow in reward.dtype=fp32$"):
+    with pytest.raises(ConfigError, match=r"reward.path=.* returns nan for row 7, .*overflow in reward.dtype=fp32$"):
         reward(PROMPTS[:2], ("Hm", "Hm"), ({"row": 7}, {"row": 8}))
 
 

@@ -125,7 +125,7 @@ def test_schemas_of_a_column_as_text_and_none() -> None:
 
 @pytest.mark.parametrize("schema", [{"type": "strin"}, "not JSON", "[1]", {"$ref": "https://example.org/x"}])
 def test_a_schema_that_is_none_is_one_line(schema: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^schema: .* is no JSON schema that stands alone \(.*\)$"):
+    with pytest.raises(ConfigError, match=r"^schema: .* is not a self-contained JSON schema \(.*\)$"):
         json_valid(["{}"], schema)
 
 
