@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "measure models: postrain evaluate model.path=RUN",
     "generate": "sample, score and keep completions: postrain generate model=run model.path=RUN",
     "chat": "talk to a model: postrain chat RUN",
-    "report": "write the report of a run, sweep or pipeline: postrain report RUN --open",
+    "report": "write the report of a run or sweep, or an index of a folder: postrain report runs --open",
     "help": "explain a key, a group or an option: postrain help method.kl_coef",
     "world": "print rows of the bundled world: postrain world --kind preferences",
 }

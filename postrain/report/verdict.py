@@ -1,7 +1,7 @@
 """The verdict on a run in three sentences: did it learn, can the numbers be trusted, what to do next.
 
 The page and the console print the same one. A run has learned where the 95 % interval of the change in its main metric
-excludes 0; one seed says nothing about the spread between seeds, and the second sentence says so.
+excludes 0. The second sentence always names the number of seeds: one seed does not show the spread between seeds.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_every_key_has_a_sentence(known: list[tuple[str, Entry]]) -> None:
         ("data.columns.prompt", ["data.columns.prompt: text or null"]),
         ("data.source.noise", ["  default 0.1 with data=world_demonstrations"]),
         ("early_stop.kl_above", ["early_stop.kl_above: a number > 0 or null"]),
-        ("adapter", ["adapter: What learns: all weights, or an adapter.", "  lora   LoRA: low-rank"]),
+        ("adapter", ["adapter: An adapter (LoRA, QLoRA) on the model;", "  lora   LoRA: trains low-rank"]),
         ("grpo", ["  method.group_size=8\n    an integer >= 1. Completions of each prompt"]),
     ],
 )
