@@ -38,61 +38,61 @@ from postrain.types import Batch, Count, Fraction, LossSum, LRSchedule, Max, Mea
 class Method(LightningHooks):
     """Base of every method. Annotated fields are its config keys: a subclass is made a keyword-only dataclass.
 
-    Python code gives the model with its tokenizer, and what is not to be made from the defaults:
-    `GRPO(model, tokenizer, reward=my_reward, data=rows, updates=50)`. Without a model a method is only its settings,
-    until `attach` gives it its parts. Raises ConfigError for parts that do not fit.
+    Python code gives the model with its tokenizer, and the components that replace the defaults:
+    `GRPO(model, tokenizer, reward=my_reward, data=rows, updates=50)`. Without a model, a method
+    holds only its settings until `attach`. Raises ConfigError for components that do not fit.
     """
 
     kind: ClassVar[str]
-    """The record it learns from: the name of a class in postrain.data.kinds."""
+    """The kind of record it is trained on: the name of a class in postrain.data.kinds."""
     head: ClassVar[Literal["causal", "scalar"]] = "causal"
-    """What the policy puts on its trunk."""
+    """The head of the policy: language model (causal) or one number per sequence (scalar)."""
     needs_reward: ClassVar[bool] = False
     accepts_preferences: ClassVar[bool] = False
-    """Whether it can learn from comparisons alone, without a number for each completion."""
+    """Whether a pairwise preference suffices, without a reward for each completion."""
     headline: ClassVar[tuple[str, str, str]]
-    """The three metrics that tell a person how it goes."""
+    """The three metrics of the progress line."""
     learns: ClassVar[tuple[str, float]]
-    """The held-out metric that shows it has learned, and by how much a third of its default run moves it at least."""
+    """The held-out metric that measures success, and the least change after a third of the default run."""
 
     model: InitVar[nn.Module | None] = field(default=None, kw_only=False)
-    """The policy: a causal language model, or a scalar one for a reward model; with its adapter if it has one."""
+    """The policy: a causal language model, or a scalar one for a reward model; with its adapter, if any."""
     tokenizer: InitVar[Any] = field(default=None, kw_only=False)
     reference: InitVar[nn.Module | Reference | None] = None
-    """The reference policy; None is the model as it is now, or with its adapter off."""
+    """The reference policy; None is a frozen copy of the model, or the model with its adapter off."""
     engine: InitVar[Engine | None] = None
-    """What samples; None is LocalEngine()."""
+    """The sampling engine; None is LocalEngine()."""
     reward: InitVar[RewardLike | None] = None
     """A reward, a preference, or a function of (prompts, completions, **columns) that returns a list of numbers."""
     environment: InitVar[Environment | None] = None
     optim: InitVar[Callable[..., torch.optim.Optimizer] | None] = None
-    """What makes another optimizer than AdamW of parameter groups and lr: functools.partial(SGD, momentum=0.9)."""
+    """Builds the optimizer from parameter groups and lr: functools.partial(SGD, momentum=0.9); None is AdamW."""
     data: InitVar[Any] = None
-    """What `fit` learns from: a DataModule, or anything that DataModule takes as its rows."""
+    """Training data of `fit`: a DataModule, or rows that DataModule accepts."""
     seed: InitVar[int] = 0
 
     updates: Count = 100
-    """Global batches to learn from: the length of the run."""
+    """Length of the run in updates, one global batch each."""
     batch_size: Size = 16
-    """Items (rows, pairs or prompts) of a global batch, over all ranks."""
+    """Rows, pairs or prompts in a global batch, over all ranks."""
     learning_rate: Positive
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     schedule: LRSchedule = "linear"
-    """How the learning rate changes after the warm-up: constant, linear (to 0) or cosine (to 0)."""
+    """Learning-rate schedule after the warm-up: constant, linear (to 0) or cosine (to 0)."""
     warmup: Fraction = 0.1
-    """Share of the updates over which the learning rate rises from 0."""
+    """Fraction of the updates with linear learning-rate warm-up from 0."""
     weight_decay: NonNegative = 0.0
-    """Decoupled (AdamW), on matrices only."""
+    """Weight decay, decoupled (AdamW), on matrices only."""
     adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's β₁ and β₂."""
     adam_eps: Positive = 1e-8
     """AdamW's ε."""
     max_grad_norm: Positive = 1.0
-    """Gradients with a larger global norm are scaled down to it."""
+    """Gradient clipping: maximum global norm."""
     micro_batch_tokens: Count = 2048
-    """Tokens that go through the model at once: a memory knob that changes no number."""
+    """Tokens per micro-batch (forward and backward pass). Changes memory use and speed, not the result."""
     dropout: bool = False
-    """Whether the model's dropout is active while it learns."""
+    """Whether the model's dropout is active during training."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -138,14 +138,14 @@ class Method(LightningHooks):
         return False
 
     def items_per_update(self) -> int:
-        """Items of data that an update is given, over all ranks; more than batch_size where some are replaced."""
+        """Items of data per update, over all ranks; more than batch_size with dynamic sampling."""
         return self.batch_size
 
     def on_model_attached(self) -> None:
-        """Called once all parts are there, to build further modules (a critic)."""
+        """Hook, called after all components are attached; builds further modules such as a critic."""
 
     def prepare(self, batch: Any) -> Any:
-        """The constants of the loss, of this rank's share of the global batch: rollouts, reference log-probs."""
+        """Computes the constants of the loss for this rank's share of the batch: rollouts, reference log-probs."""
         return batch
 
     def minibatches(self, prepared: Any) -> Iterator[Batch]:
@@ -157,7 +157,7 @@ class Method(LightningHooks):
         return {}
 
     def may_step(self) -> bool:
-        """Whether the gradient of the current mini-batch is applied; asked once its loss is known."""
+        """Whether the gradient of the current mini-batch is applied; called after its backward pass."""
         return True
 
     def loss_sum(self, batch: Any) -> LossSum:
@@ -182,19 +182,19 @@ class Method(LightningHooks):
 
     @property
     def reference_policy(self) -> Reference:
-        """The weights the policy started from, or the model named in their place, for a method that needs them."""
+        """The reference policy: the policy's initial weights, or the model given as `reference`."""
         assert self.parts.reference is not None
         return self.parts.reference
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The one optimizer, in Lightning's wrapper, which is an instance of what it wraps."""
+        """The optimizer, in Lightning's wrapper, an instance of the same class."""
         found = self.optimizers()
         assert isinstance(found, torch.optim.Optimizer)
         return found
 
     def attach(self, parts: Parts) -> None:
-        """Takes what the run has built; before this a method is only its settings."""
+        """Attaches model, engine, reward and the other components of a run."""
         self.policy = parts.policy
         # A plain object, not a module: the reference must stay out of state_dict, optimizer and device moves.
         self.parts = parts
@@ -221,7 +221,7 @@ class Method(LightningHooks):
         self.end_on_schedule()
 
     def update(self, minibatch: Batch) -> None:
-        """One optimizer step on the global mini-batch of which this is the rank's share, unless `may_step` says no."""
+        """One optimizer step on the global mini-batch of which this is the rank's share, unless `may_step` is false."""
         self.optimizer.zero_grad()
         counts = collectives.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
@@ -246,7 +246,7 @@ class Method(LightningHooks):
             self.counters.optimizer_steps += 1
 
     def in_float32(self) -> bool:
-        """Whether everything is computed in float32, so that two ways to the same number agree to rounding."""
+        """Whether all computation is in float32, so that two computations of one number agree up to rounding."""
         whole = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
         return whole and not torch.is_autocast_enabled(self.device.type)
 
@@ -255,7 +255,7 @@ class Method(LightningHooks):
         return micro_batches(batch.cost(), self.micro_batch_tokens, batch.prompt_groups())
 
     def dummy_passes(self, passes: int) -> int:
-        """Under sharding every rank must gather weights equally often: how many passes without effect this one owes."""
+        """Dummy forward passes of this rank: under FSDP all ranks must gather weights equally often."""
         return 0 if self.device_mesh is None else max(collectives.gather(passes)) - passes
 
     def accumulate(self, metrics: Metrics) -> None:
@@ -268,7 +268,7 @@ class Method(LightningHooks):
         return {name: value for name, value in sorted((total | self.derived(total)).items()) if name[0] != "_"}
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Everything that learns."""
+        """All trainable parameters."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def lr_factor(self) -> float:
@@ -276,23 +276,23 @@ class Method(LightningHooks):
         return lr_factor(self.schedule, self.counters.updates, self.updates, self.warmup)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Keeps DistributedDataParallel's own reduction off: `collectives.sum_gradients` does it once a step."""
+        """Disables DistributedDataParallel's gradient reduction: `collectives.sum_gradients` reduces once per step."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def on_fit_start(self) -> None:
-        """Moves what no module owns to where the policy is."""
+        """Moves reward and preference models, which are not submodules, to the policy's device."""
         for judge in (self.parts.reward, self.parts.preference):
             if judge is not None:
                 judge.to(self.device)
 
     def configure_model(self) -> None:
-        """Shards the policy where the strategy has made a mesh for it."""
+        """Shards the policy if the strategy provides a device mesh (FSDP)."""
         if self.device_mesh is not None:
             collectives.shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer over everything that learns: AdamW, unless another one was chosen."""
+        """One optimizer over all trainable parameters: AdamW, or the one of `optim`."""
         if self.parts.optim is not None:
             return chosen_optimizer(self, self.parts.optim, lr=self.learning_rate, weight_decay=self.weight_decay)
         return make_optimizer(

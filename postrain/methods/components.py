@@ -1,4 +1,4 @@
-"""What a method is given besides its settings, and how much it has done."""
+"""The components of a method besides its settings, and its progress counters."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ RewardLike = Reward | PreferenceModel | Callable[..., Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The model, and everything around it that a method uses."""
+    """The policy and the components that a method uses with it."""
 
     policy: nn.Module
-    """The model that learns: a causal LM or a scalar model, with its adapter if it has one."""
+    """The trained model: a causal LM or a scalar model, with its adapter, if any."""
     template: Template
-    """How text becomes tokens and back."""
+    """Chat template and tokenizer."""
     seed: int
     engine: Engine
-    """What samples, for rollouts and for looking at samples during evaluation."""
+    """Samples completions, in rollouts and in evaluation."""
     reference: Reference | None = None
-    """The reference policy: the weights the policy started from, or another model; None where nothing compares."""
+    """The reference policy: the policy's initial weights, or another model; None if unused."""
     separate_reference: bool = False
-    """True when the reference is another model than the policy's start."""
+    """True if the reference is not the policy's initial weights."""
     reference_fingerprint: str = ""
     """Identifies the reference's weights and their precision in the names of cache files; empty: hash the weights."""
     reward: Reward | None = None
-    """What scores completions; only methods with `needs_reward` get one."""
+    """Scores completions; only for methods with `needs_reward`."""
     preference: PreferenceModel | None = None
-    """What compares two completions, where the reward group names something that does."""
+    """Compares two completions, if the reward is a preference."""
     environment: Environment = SINGLE_TURN
-    """What answers the policy while it writes."""
+    """The environment of multi-turn rollouts."""
     optim: Callable[..., torch.optim.Optimizer] | None = None
     """Makes the optimizer from parameter groups and `lr`; None is AdamW with the method's own settings."""
 
 
 @dataclass
 class Counters:
-    """How far a run is; checkpointed and logged (Lightning's global_step counts something else)."""
+    """Progress of a run, checkpointed and logged. Lightning's global_step counts optimizer steps."""
 
     updates: int = 0
     optimizer_steps: int = 0
     episodes: int = 0
-    """Items of data given: rows, pairs or prompts, over all ranks."""
+    """Rows, pairs or prompts trained on, over all ranks."""
     tokens: int = 0
     """Tokens run through the policy with a gradient, over all ranks."""
 
@@ -76,7 +76,7 @@ def parts_of(
     environment: Environment | None,
     optim: Callable[..., torch.optim.Optimizer] | None,
 ) -> Parts:
-    """The parts of a method that Python code constructs; what it leaves out is filled in.
+    """The components of a method constructed in Python, with defaults for those not given.
 
     Without a reference, the model as it is now (or with its adapter off) is the reference policy where one is needed.
     """
@@ -110,7 +110,7 @@ def parts_of(
 
 
 def reward_and_preference(given: Any) -> tuple[Reward | None, PreferenceModel | None]:
-    """What scores completions, what compares them; one object can do both, and a plain function is wrapped."""
+    """The object as a reward and as a preference (it can be both); a plain function is wrapped as a reward."""
     found: Any = given if given is None or hasattr(given, "to") else Function.of(given)
     scores: Any = found if callable(found) else None
     return scores, found if isinstance(found, PreferenceModel) else None

@@ -1,4 +1,4 @@
-"""Contrastive preference optimisation: DPO with a uniform reference, kept fluent by imitating the chosen completions
+"""Contrastive preference optimisation: DPO with a uniform reference, with an SFT loss on the chosen completions
 (Xu et al. 2024).
 
 Axes: B pairs, T completion tokens.
@@ -15,10 +15,14 @@ from postrain.types import Count, LossSum, Mean, NonNegative, Positive, Size
 
 
 class CPO(PairMethod):
-    """Minimises −log σ(β (log π(chosen) − log π(rejected))) − sft_coef · log π(chosen) per token, a mean over pairs:
-    `losses.cpo`."""
+    """DPO without a reference model, with an SFT loss on the chosen completions (Xu et al. 2024).
 
-    # At a rate that keeps the language intact, imitation and ranking move slowly: the loss tells first.
+    loss = −log σ(β (log π(chosen) − log π(rejected))) − sft_coef · log π(chosen)/tokens
+
+    A mean over pairs: `losses.cpo`.
+    """
+
+    # At a rate that keeps the language intact, likelihood and ranking move slowly; the loss shows it first.
     learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.2)
 
     updates: Count = 60
@@ -27,9 +31,9 @@ class CPO(PairMethod):
     beta: Positive = 0.1
     """Scale of the log-ratio between the two completions."""
     label_smoothing: Smoothing = 0.0
-    """Share of labels taken to be wrong, below 0.5."""
+    """ε, the assumed share of wrong labels, below 0.5."""
     sft_coef: NonNegative = 0.2
-    """Weight of imitating the chosen completion."""
+    """Weight of the SFT loss on the chosen completion."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)

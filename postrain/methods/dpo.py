@@ -57,7 +57,7 @@ class RunningMean:
         return self.total / self.weight if self.weight else 0.0
 
     def after(self, value: float, momentum: float) -> RunningMean:
-        """With one more value."""
+        """The average after one more value."""
         share = 1 - momentum
         return RunningMean(momentum * self.total + share * value, momentum * self.weight + share)
 
@@ -87,13 +87,13 @@ def check_losses(weights: Mapping[LossName, float], *, smoothing: float, diverge
         raise ConfigError(f"method.loss: names no loss; give one of {', '.join(LOSSES)}")
     if smoothing and not SMOOTHED.intersection(weights):
         raise ConfigError(
-            f"method.label_smoothing={smoothing} means nothing to method.loss={names}; leave it 0 or use one of "
+            f"method.label_smoothing={smoothing} has no effect on method.loss={names}; leave it 0 or use one of "
             f"{', '.join(sorted(SMOOTHED))}"
         )
     if "exo" in weights and not smoothing:
         raise ConfigError("method.label_smoothing=0: exo takes its logarithm; give it 0.001")
     if divergence != "reverse_kl" and WITHOUT_DIVERGENCE.intersection(weights):
-        raise ConfigError(f"method.divergence={divergence} means nothing to method.loss={names}; leave it reverse_kl")
+        raise ConfigError(f"method.divergence={divergence} has no effect on method.loss={names}; leave it reverse_kl")
 
 
 def weights_of(loss: LossName | Mapping[LossName, float]) -> Mapping[LossName, float]:
@@ -102,19 +102,24 @@ def weights_of(loss: LossName | Mapping[LossName, float]) -> Mapping[LossName, f
 
 
 class DPO(ReferenceModelMixin, PairMethod):
-    """Minimises, over pairs, −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected))) or a relative of it."""
+    """Trains a policy directly on preference pairs, without a reward model or sampling (Rafailov et al. 2023).
+
+        loss = −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected)))      a mean over pairs
+
+    `loss` selects another loss of the family: IPO, robust DPO, hinge, SPPO, NCA, EXO, APO, DiscoPOP, BCO or AOT.
+    """
 
     batch_size: Size = 32
     learning_rate: Positive = 1e-4
     loss: LossName | Mapping[LossName, Positive] = "sigmoid"
     """One loss, or several with their weights: {sigmoid: 0.8, bco: 0.2}."""
     beta: Positive = 0.1
-    """KL coefficient β: strength of the penalty for leaving the reference. With loss=ipo it is τ: the gap to reach is
-    1/(2τ) nats a token."""
+    """KL coefficient β: larger values keep the policy closer to the reference. With loss=ipo it is τ: the target gap is
+    1/(2τ) nats/token."""
     label_smoothing: Smoothing = 0.0
-    """Share of labels taken to be wrong, below 0.5."""
+    """ε, the assumed share of wrong labels, below 0.5."""
     divergence: Divergence = "reverse_kl"
-    """The f-divergence to the reference that the implicit reward belongs to."""
+    """The f-divergence to the reference that regularises the policy (f-DPO): reverse_kl, forward_kl, js or alpha."""
     divergence_alpha: Share = 0.5
     """α of the α-divergence."""
     ld_alpha: Fraction = 1.0
@@ -142,7 +147,7 @@ class DPO(ReferenceModelMixin, PairMethod):
         return self.ranked(prepared) if RANKED.intersection(self.weights) else prepared
 
     def ranked(self, prepared: PairsWithReference) -> PairsWithReference:
-        """Finds each pair's partners in the global batch, by the policy's log-probabilities before this update."""
+        """Matches pairs of the global batch by rank, with the policy's log-probabilities before this update."""
         known = self.logps_by_row(self.policy, prepared.pairs)
         pairs = prepared.pairs
         policy = PairScores.of(in_order(known, pairs.chosen), in_order(known, pairs.rejected), pairs.margin_B.device)
@@ -168,7 +173,7 @@ class DPO(ReferenceModelMixin, PairMethod):
         )
 
     def terms(self, policy: PairScores, batch: PairsWithReference) -> PairTerms:
-        """All that the losses depend on."""
+        """The inputs of the losses of LOSSES."""
         return pair_terms(
             *self.sums(policy),
             *self.sums(batch.reference()),
@@ -198,7 +203,7 @@ class DPO(ReferenceModelMixin, PairMethod):
         return LossSum(total, metrics | self.log_ratio_metrics(policy, reference))
 
     def log_ratio_metrics(self, policy: PairScores, reference: PairScores) -> dict[str, Mean | Max]:
-        """Log-ratios of both sides to the reference; nothing without one."""
+        """Log-ratios of both completions to the reference; empty with reference_free."""
         if self.reference_free:
             return {}
         chosen_BT = (policy.chosen.logps_BT - reference.chosen.logps_BT).detach()

@@ -1,15 +1,15 @@
-"""Base of policy gradients whose advantages compare the completions of a prompt with each other, instead of a critic.
+"""Base of policy gradients with group-relative advantages: completions of a prompt are compared, without a critic.
 
     prepare      sample group_size completions of each prompt → rewards → `advantages` → weights of the completions
     loss_sum     `surrogate` of each token, + kl_coef · KL − entropy_coef · entropy, times its completion's weight
 
 A subclass defines the advantages, and may change the surrogate or the weights; it minimises the function of its name in
-postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` draws groups of further
-prompts in their place (dynamic sampling; Yu et al. 2025, DAPO, eq. 11). The step is divided by the whole batch either
-way: where all draws together hold fewer groups with a gradient than `batch_size`, zero-variance groups fill it, as they
-do with `dynamic_sampling` = 0, and `group/with_gradient` logs how many have one. (DAPO's own code stops the run there.)
+postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` replaces them with
+groups of further prompts (dynamic sampling; Yu et al. 2025, DAPO, eq. 11). The step is always divided by `batch_size`
+groups: if too few groups have a gradient, zero-variance groups fill the batch, as with `dynamic_sampling` = 0.
+`group/with_gradient` logs how many groups have a gradient. (DAPO's own code stops the run instead.)
 
-Completions without a gradient do not go through the model again. Axes: P prompts, G completions of a prompt, B = P·G
+Completions without a gradient skip the forward pass. Axes: P prompts, G completions of a prompt, B = P·G
 completions, prompt-major, T completion tokens.
 """
 
@@ -43,20 +43,20 @@ class GroupExperience(Batch):
 
     rows: Rows
     logps_BT: Tensor
-    """Under the policy that sampled."""
+    """Old log-probabilities: under the policy that sampled."""
     ref_logps_BT: Tensor
     """Under the reference; zeros without a KL penalty."""
     advantages_BT: Tensor
     weight_B: Tensor
-    """The weight of each token's loss before everything is summed."""
+    """Weight of the completion's token losses in the sum."""
     learned_B: Tensor
-    """False where the loss has no gradient: such a completion does not go through the model."""
+    """False where the loss has no gradient: such completions skip the forward pass."""
 
     def cost(self) -> list[int]:
         learned = self.learned_B.tolist()
         sharing = Counter(row for row, goes in zip(self.rows.row_ids, learned, strict=True) if goes)
         rows = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, learned, strict=True)
-        # The prompt is shared with the completions that go through the model; answers of an environment are not.
+        # The cost of the prompt is shared by the group's completions; environment observations are not shared.
         return [
             len(ids) - int(mask.long().argmax()) * (sharing[row] - 1) // sharing[row] if goes else 0
             for ids, mask, row, goes in rows
@@ -64,7 +64,7 @@ class GroupExperience(Batch):
 
 
 class GroupRelative(PolicyGradient):
-    """Policy gradient with group-relative advantages."""
+    """Base of GRPO, RLOO and REINFORCE++: policy gradient with group-relative advantages."""
 
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
     learns: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
@@ -75,9 +75,9 @@ class GroupRelative(PolicyGradient):
     group_size: Size = 8
     """Completions of each prompt; method.batch_size counts prompts."""
     clip_low: Positive = 0.2
-    """How far below 1 the ratio to the sampling policy may go before it is clipped."""
+    """Lower clip ε_low of the importance ratio: 1 − ε_low."""
     clip_high: Positive = 0.2
-    """How far above 1 the ratio to the sampling policy may go before it is clipped."""
+    """Upper clip ε_high of the importance ratio: 1 + ε_high."""
     dynamic_sampling: CountOrZero = 2
     """Batches of further prompts that may be sampled at an update to replace zero-variance groups (DAPO's dynamic
     sampling). Groups that are not replaced stay in the batch: the step is divided by batch_size groups, and their only
@@ -92,7 +92,7 @@ class GroupRelative(PolicyGradient):
         super().check()
         if self.group_size < self.min_group_size:
             raise ConfigError(
-                f"method.group_size={self.group_size}: completions are compared with others of the same prompt; "
+                f"method.group_size={self.group_size}: advantages need several completions of each prompt; "
                 f"give at least {self.min_group_size}"
             )
 
@@ -102,21 +102,21 @@ class GroupRelative(PolicyGradient):
     # What a subclass defines -------------------------------------------------------------------------------------
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Advantage of each token, [B, T]; `penalty_BT` is the part of the KL penalty that is taken off the reward."""
+        """Advantage of each token, [B, T]; `penalty_BT` is the KL penalty in the reward, 0 with kl_in=loss."""
         raise TypeError(f"{type(self).__name__} does not define its advantages")
 
     def surrogate_options(self) -> SurrogateOptions:
-        """Which surrogate is minimised; by default PPO's, clipped token by token."""
+        """Options of `policy_terms`; by default PPO's clipped surrogate at token level."""
         return {}
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
-        """The weight of each completion's tokens, [B]; by default completions count alike, however long."""
+        """The weight of each completion's tokens, [B]; by default the mean over its tokens."""
         return completion_weights(lengths_B, counted_B)
 
     # From prompts to mini-batches --------------------------------------------------------------------------------
 
     def prepare(self, batch: Prompts) -> GroupExperience:
-        """Sample, score, compare within groups."""
+        """Rollouts → rewards → group-relative advantages → completion weights."""
         rollouts, self.selected = self.sample_groups(batch)
         rows, mask_BT = rollouts.rows, completion_mask(rollouts.rows, self.device)
         logps_BT = self.old_logps(rollouts)
@@ -125,7 +125,7 @@ class GroupRelative(PolicyGradient):
         penalty_BT = off_reward * kl(logps_BT, ref_logps_BT, "k1") * mask_BT
         reward_PG = self.shaped_rewards(rollouts).view(-1, self.group_size)
         counted_B = self.is_selected(len(rollouts))
-        # Unselected groups are in no statistic either, so that it does not matter how many were drawn.
+        # Statistics skip unselected groups: their number must not change the advantages.
         learned_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
         advantages_BT = self.advantages(learned_PG, penalty_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
@@ -136,7 +136,7 @@ class GroupRelative(PolicyGradient):
         return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, learned_B)
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Log-probabilities under the reference, [B, T]; logs the KL by every estimate that needs no further pass."""
+        """Log-probabilities under the reference, [B, T]; logs every KL estimate that needs no extra forward pass."""
         if self.kl_estimator != "exact":
             ref_logps_BT = self.reference_logps(rows)
             self.accumulate(sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT))
@@ -152,7 +152,7 @@ class GroupRelative(PolicyGradient):
         return found.ref_logps_BT
 
     def log_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
-        """Logs how much there is to learn from."""
+        """Logs zero-variance groups, reward spread, advantages and entropy."""
         tokens, groups = mask_BT.sum(), len(reward_PG)
         self.accumulate(
             {
@@ -166,8 +166,8 @@ class GroupRelative(PolicyGradient):
     def sample_groups(self, batch: Prompts) -> tuple[Rollouts, list[int]]:
         """Groups of completions, and the global indices of the batch_size prompts that are selected to learn from.
 
-        In waves of batch_size prompts over all ranks, until that many groups have variance or the prompts are used up;
-        then zero-variance groups fill the batch.
+        Samples batch_size prompts at a time over all ranks, until batch_size groups have variance or the prompts are
+        used up. Zero-variance groups fill the rest of the batch.
         """
         world, rank = collectives.world_size(), collectives.rank()
         found: list[Rollouts] = []
@@ -196,7 +196,7 @@ class GroupRelative(PolicyGradient):
         return torch.tensor(selected, device=self.device).repeat_interleave(self.group_size)
 
     def minibatches(self, prepared: GroupExperience) -> Iterator[GroupExperience]:
-        """Whole groups, so that a prompt goes through the model once for all its completions."""
+        """Mini-batches of whole groups, so that a shared prompt is computed once."""
         for indices in self.minibatch_indices(self.batch_size):
             groups = local_indices([self.selected[index] for index in indices])
             minibatch = prepared.select([g * self.group_size + i for g in groups for i in range(self.group_size)])
@@ -220,7 +220,7 @@ class GroupRelative(PolicyGradient):
         loss_BT = terms.loss_BT
         metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
         self.record_step(terms.ratio, batch.advantages_BT, mask_BT)
-        # Counted by mini-batch, since completions without a gradient are not here.
+        # The count is added per mini-batch: completions without a gradient are not in this batch.
         metrics["policy_loss"] = Mean(weighted_sum(loss_BT.detach(), mask_BT, batch.weight_B), 0)
         if self.kl_in_this_loss():
             loss_BT = loss_BT + self.coef * self.kl_term(found, batch.ref_logps_BT)

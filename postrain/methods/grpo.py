@@ -1,5 +1,5 @@
-"""Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) and its family: how advantages are scaled, how
-tokens are summed up, what the ratio is taken over and how it is clipped are four independent choices.
+"""Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) and its family: advantage scaling,
+loss aggregation, the level of the importance ratio and its clipping are four independent options.
 
     loss = 1/B Σ_i 1/|o_i| Σ_t [ −min(r A_i, clip(r, 1 − clip_low, 1 + clip_high) A_i) + kl_coef · KL(π ‖ π_ref) ]
     A_i  = (reward_i − mean of its group) / standard deviation of its group
@@ -34,12 +34,17 @@ def batch_std(reward_PG: Tensor) -> Tensor:
 
 
 class GRPO(GroupRelative):
-    """Minimises the clipped surrogate with group-relative advantages, + kl_coef · KL.
+    """Trains a policy on a reward without a critic: advantages compare the completions of one prompt (Shao et al. 2024,
+    DeepSeekMath).
 
-    As published, the KL is k3 in the loss (Shao et al. 2024, eq. 4). Its value is unbiased, its gradient is not: it is
-    that of KL(reference ‖ policy), close to that of KL(policy ‖ reference) while the two are close, and weak where the
-    policy has put mass that the reference does not have. `kl_estimator=exact` or `k2` has the right one. Off the reward
-    (`kl_in=reward`, k1) the completion's KL is part of what the group compares and is scaled with it.
+        loss = 1/B Σ_i 1/|o_i| Σ_t [ −min(r A_i, clip(r, 1 − clip_low, 1 + clip_high) A_i) + kl_coef · KL(π ‖ π_ref) ]
+        A_i  = (reward_i − mean of its group) / standard deviation of its group
+
+    As published, the KL is k3 in the loss (Shao et al. 2024, eq. 4). Its value is unbiased; its gradient is
+    that of KL(reference ‖ policy). This is close to the gradient of KL(policy ‖ reference) while the two models are
+    close, and too weak where the policy puts mass that the reference does not have. `kl_estimator=exact` and `k2` have
+    the gradient of KL(policy ‖ reference). With `kl_in=reward` (k1) the KL of a completion is subtracted from its
+    reward before the group is compared, and is scaled with it.
     """
 
     published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlacement]]] = frozenset({("k3", "loss")})

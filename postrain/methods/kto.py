@@ -33,11 +33,16 @@ class JudgementsWithReference(Batch):
     ref_logps: tuple[Tensor, ...]
     """Log-probabilities under the reference, [T] each."""
     baseline_B: Tensor
-    """z, the same for the whole global batch."""
+    """The KL baseline z, equal over the global batch."""
 
 
 class KTO(ReferenceModelMixin):
-    """Minimises w·(1 − σ(±β(log π/π_ref − z))), a mean over completions; w by label."""
+    """Trains a policy on single completions with a desirable or undesirable label (Ethayarajh et al. 2024).
+
+        loss = w · (1 − σ(±β (log π/π_ref − z)))      a mean over completions, + for desirable, − for undesirable
+
+    w is the weight of the label, z the KL baseline: the mean log-ratio of mismatched completions, at least 0.
+    """
 
     kind: ClassVar[str] = "Judgement"
     learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
@@ -46,9 +51,9 @@ class KTO(ReferenceModelMixin):
     batch_size: Size = 32
     learning_rate: Positive = 2e-4
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
-    """KTO's loss, or APO-zero's, which does without the KL baseline."""
+    """kto: with the KL baseline z. apo_zero_unpaired: APO-zero, z = 0."""
     beta: Positive = 0.1
-    """KL coefficient β: strength of the penalty for leaving the reference."""
+    """KL coefficient β: larger values keep the policy closer to the reference."""
     desirable_weight: Positive = 1.0
     """Weight λ_D of completions with a desirable label."""
     undesirable_weight: Positive = 1.0
@@ -72,7 +77,7 @@ class KTO(ReferenceModelMixin):
         return JudgementsWithReference(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
 
     def baseline(self, batch: Judgements, known: LogpsByRow) -> Tensor:
-        """z, measured on each prompt with another prompt's completion."""
+        """The KL baseline z, from each prompt with another prompt's completion."""
         if self.loss != "kto":
             return torch.zeros((), device=batch.label_B.device)
         mine = self.logps_by_row(self.policy, batch.unrelated)
@@ -100,7 +105,7 @@ class KTO(ReferenceModelMixin):
         }
         for name, chosen_B in (("desirable", label_B), ("undesirable", ~label_B)):
             found = int(chosen_B.sum())
-            if not found:  # the mean of no completions is undefined, and so is a margin from it
+            if not found:  # no completions of this label: its mean and the margin are undefined
                 continue
             metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[chosen_B].sum(), found)
             metrics[f"log_ratio/{name}"] = Mean(log_ratio_B.detach()[chosen_B].sum(), found)
@@ -108,7 +113,7 @@ class KTO(ReferenceModelMixin):
         return LossSum(total, metrics | self.log_ratio_metrics(gains_BT))
 
     def log_ratio_metrics(self, log_ratio_BT: Tensor) -> dict[str, Mean | Max]:
-        """The largest log-ratio of a token; nothing without a reference."""
+        """The largest log-ratio of a token; empty with reference_free."""
         if self.reference_free:
             return {}
         furthest = log_ratio_BT.detach().abs().max()

@@ -1,8 +1,8 @@
-"""A method under Lightning's Trainer, whichever it is: `Trainer(max_steps=50).fit(method, datamodule=...)`.
+"""The hooks that any Lightning Trainer calls: `Trainer(max_steps=50).fit(method, datamodule=...)`.
 
-Hooks, logging, validation and checkpoints; the loop itself is in base.py. A run of postrain drives a method in the same
-way. It evaluates in a callback instead of the validation loop (what is measured stands in the record of the update, and
-before its checkpoint) and writes metrics and trackers itself: Lightning numbers them by optimizer step.
+Hooks, logging, validation and checkpoints; the loop itself is in base.py. `postrain train` uses the
+same hooks with two differences: it evaluates in a callback instead of the validation loop, so that results belong to
+the record of the update and precede its checkpoint; and it writes metrics itself, numbered by update.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OURS = {
 
 
 class LightningHooks(LightningModule):
-    """Base of Method: what Lightning calls."""
+    """Base of Method: Lightning's hooks, logging, validation and checkpoints."""
 
     kind: ClassVar[str]
     needs_reward: ClassVar[bool]
@@ -58,13 +58,13 @@ class LightningHooks(LightningModule):
         self.strict_loading = False
         self.counters = Counters()
         self.last_metrics: dict[str, float] = {}
-        self.stop_reason = ""  # why the run ends before its last update
+        self.stop_reason = ""  # why the run stops early
         self.logs_to_trackers = True
         """Whether Lightning sends metrics to the Trainer's loggers; not where a callback does (MetricsFile)."""
         self.held_out: dict[str, Mean | Max] = {}
         self.own_data: DataModule | None = None
 
-    # What methods say ---------------------------------------------------------------------------------------------
+    # Defined by methods ---------------------------------------------------------------------------------------------
 
     def items_per_update(self) -> int:
         """Items of data that an update is given, over all ranks."""
@@ -87,11 +87,11 @@ class LightningHooks(LightningModule):
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """What else a resumed run needs (a KL coefficient), as plain containers."""
+        """Further state for resume (a KL coefficient), as plain containers."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Restores the output of `state`."""
 
     def fit(
         self,
@@ -104,16 +104,16 @@ class LightningHooks(LightningModule):
         name: str | None = None,
         report: bool = True,
     ) -> Run:
-        """Trains on `data` in a run folder of its own under `output`, as `postrain train` does, with the same files.
+        """Trains on `data` in a new run folder under `output`, as `postrain train` does, with the same files.
 
-        `evaluation` says what is measured and when, `callbacks` are Lightning's, `logger` is a tracker or a Lightning
-        logger, `resume` the folder of an interrupted fit of the same settings, `name` what the folder is called.
+        `evaluation` configures tasks andits interval, `callbacks` are Lightning's, `logger` is a tracker or
+        a Lightning logger, `resume` the folder of an interrupted fit with the same settings, `name` the folder's name.
         Raises ConfigError for a user's mistake and KeyboardInterrupt after Ctrl-C, with the folder to resume.
 
             run = GRPO(model, tokenizer, data=rows, reward=my_reward, updates=50).fit()
             run.model, run.path, run.metrics[-1], run.result["objective"]
         """
-        # By name: a run stands above the methods it trains, and imports go down only.
+        # Imported by name: postrain.fit is a higher layer, and imports go down only.
         return import_module("postrain.fit").fit(
             self,
             output=output,
@@ -150,7 +150,7 @@ class LightningHooks(LightningModule):
         self.check_reward(self.parts.reward, self.parts.preference)
 
     def check_reward(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
-        """Raises ConfigError where there is nothing that the method can learn from."""
+        """Raises ConfigError if the reward or preference that the method needs is missing."""
         name = type(self).__name__
         if self.needs_reward and reward is None and preference is None:
             raise ConfigError(f"reward: {name} learns from a reward; give one, as reward=OPTION or {name}(reward=...)")
@@ -177,7 +177,7 @@ class LightningHooks(LightningModule):
         return found
 
     def plan(self) -> Plan:
-        """What the data has to be made for."""
+        """Requirements on the data: kind of record, context length, batch size, number of batches."""
         return Plan(
             kind=self.kind,
             context=context_length(unwrapped(self.policy).config.to_dict()),
@@ -199,7 +199,7 @@ class LightningHooks(LightningModule):
     # While training -----------------------------------------------------------------------------------------------
 
     def show(self, metrics: Mapping[str, float], items: int) -> None:
-        """Makes an update's metrics known to callbacks, progress bars and Lightning's loggers."""
+        """Logs an update's metrics to callbacks, progress bars and Lightning's loggers."""
         logger = self.logs_to_trackers and bool(self.trainer.loggers)
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name in self.headline, logger=logger, batch_size=items)
@@ -230,7 +230,7 @@ class LightningHooks(LightningModule):
     # Checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what learns and the counters; the frozen rest comes from the model's source again.
+        """Saves trainable weights and counters; frozen weights are loaded from the model's source again.
 
         The settings are what `load_from_checkpoint(path, model=..., tokenizer=...)` constructs the method with.
         """
@@ -247,7 +247,7 @@ class LightningHooks(LightningModule):
         return {one.name: plain(getattr(self, one.name)) for one in fields(keys)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the counters back."""
+        """Restores counters and state."""
         self.counters = Counters(**checkpoint["postrain"]["counters"])
         self.load_state(checkpoint["postrain"]["state"])
 
@@ -261,7 +261,7 @@ def check_trainer(trainer: Trainer) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A setting without a class of ours or of another library."""
+    """A setting as plain containers."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

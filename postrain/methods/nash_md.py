@@ -2,9 +2,10 @@
 geometric mixture of itself and the reference policy, and is rewarded by how likely its completion is preferred to the
 mixture's.
 
-What it approaches is the Nash equilibrium of the preference, regularised by the KL to the reference; no reward needs to
-exist that explains the preference. `losses.nash_md` is the loss, `losses.nash_md_advantages` the advantages. Axes: P
-prompts, G completions of a prompt, B = P·G of them, prompt-major, T tokens.
+The fixed point is the Nash equilibrium of the preference, regularised by the KL to the reference. The preference may be
+intransitive. `losses.nash_md` is the loss, `losses.nash_md_advantages` computes the advantages.
+
+Axes: P prompts, G completions of a prompt, B = P·G completions, prompt-major, T tokens.
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ class Experience(Batch):
 
     rows: Rows
     logps_BT: Tensor
-    """Under the policy that sampled."""
+    """Old log-probabilities: under the policy that sampled."""
     advantages_BT: Tensor
     learned_B: Tensor
-    """False for truncated completions where those are masked: they do not go through the model."""
+    """False for truncated completions with mask_truncated_completions: they skip the forward pass."""
 
     def cost(self) -> list[int]:
         return [cost * learned for cost, learned in zip(self.rows.cost(), self.learned_B.tolist(), strict=True)]
 
 
 class NashMD(OnlinePreference):
-    """Maximises P(policy's completion beats the mixture's) − β · KL(policy ‖ reference)."""
+    """Trains a policy on pairwise preferences towards their Nash equilibrium, by playing against a geometric mixture of
+    policy and reference (Munos et al. 2023, Nash-MD-PG).
+
+        maximise P(policy's completion beats the mixture's) − β · KL(policy ‖ reference)
+    """
 
     headline: ClassVar[tuple[str, str, str]] = ("win_rate/mixture", "kl/k3", "eval/win_rate")
 
@@ -51,7 +56,7 @@ class NashMD(OnlinePreference):
     """Share of the reference policy in the opponent: 0 is self-play, 1 plays against the reference."""
 
     def prepare(self, batch: Prompts) -> Experience:
-        """Sample from policy and mixture, and compare each completion with all of the mixture's for its prompt."""
+        """Samples from policy and mixture; compares each completion with all of the mixture's for its prompt."""
         size = self.group_size
         mine = self.rollout(batch, num_generations=size)
         opponent = Mixture(self.policy, self.reference_policy, self.mixture)

@@ -1,9 +1,10 @@
-"""Direct preference optimisation on the policy's own completions, judged as they come (Guo et al. 2024, "Direct
+"""Direct preference optimisation on the policy's own completions, labelled online (Guo et al. 2024, "Direct
 language model alignment from online AI feedback").
 
-Of each prompt's completions the one preferred on average to all others is chosen and the least preferred rejected; with
-two, that is the paper's. A prompt whose completions tie has no gradient. `losses.dpo` is the loss. Axes: P prompts, G
-completions of a prompt, B pairs (one a prompt), T completion tokens.
+Of each prompt's completions the one preferred on average to all others is chosen and the least preferred rejected; two
+completions are the paper's setting. A prompt whose completions tie carries no gradient. `losses.dpo` is the loss.
+
+Axes: P prompts, G completions of a prompt, B pairs (one per prompt), T completion tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from postrain.types import Batch, LossSum, Mean, Positive
 
 
 def average_preference(beats_PGG: Tensor) -> Tensor:
-    """How likely each completion is preferred to its prompt's others on average, [P, G]; NaN without a verdict.
+    """Mean P(completion beats another of its prompt), [P, G]; NaN if no comparison succeeded.
 
     `beats_PGG[p, i, j]` is P(i beats j); a completion is not compared with itself.
     """
@@ -45,14 +46,18 @@ class OnlinePairs(Batch):
     """Log-probability of the whole completion under the reference."""
     ref_rejected_B: Tensor
     decided_B: Tensor
-    """False where neither is preferred: no gradient, and no pass through the model."""
+    """False for ties: they carry no gradient and skip the forward pass."""
 
     def cost(self) -> list[int]:
         return [cost * decided for cost, decided in zip(self.pairs.cost(), self.decided_B.tolist(), strict=True)]
 
 
 class OnlineDPO(OnlinePreference):
-    """Minimises a DPO loss over pairs of fresh completions."""
+    """Trains a policy with the DPO loss on pairs of its own completions, labelled by a reward or a preference (Guo et
+    al. 2024, OAIF).
+
+        loss = −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected)))      a mean over prompts
+    """
 
     learning_rate: Positive = 1.5e-4
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
@@ -66,7 +71,7 @@ class OnlineDPO(OnlinePreference):
             raise ConfigError(f"method.group_size={self.group_size}: a pair needs two completions; give at least 2")
 
     def prepare(self, batch: Prompts) -> OnlinePairs:
-        """Sample, compare, and choose the best and the worst of each prompt."""
+        """Samples, compares, and pairs the best with the worst completion of each prompt."""
         rollouts = self.rollout(batch, num_generations=self.group_size)
         average_PG = average_preference(self.preferences(rollouts, rollouts))
         best_P, worst_P = average_PG.nan_to_num(-1.0).argmax(1), average_PG.nan_to_num(2.0).argmin(1)

@@ -15,16 +15,22 @@ from postrain.types import Count, LossSum, Mean, NonNegative, Positive, Size
 
 
 class ORPO(PairMethod):
-    """Minimises −log π(chosen) per token + odds_coef · odds-ratio loss, a mean over pairs (eq. 6): `losses.orpo`."""
+    """Supervised fine-tuning and preference learning in one loss, without a reference model (Hong, Lee and Thorne 2024,
+    eq. 6).
 
-    # At a rate that keeps the language intact, what it writes improves before its ranking does.
+        loss = −log π(chosen)/tokens − odds_coef · log σ(log odds(chosen) − log odds(rejected))      a mean over pairs
+
+    `losses.orpo` is the loss; odds are P / (1 − P) with P = exp(mean log-probability per token).
+    """
+
+    # At a rate that keeps the language intact, the quality of samples improves before the ranking accuracy.
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
     updates: Count = 60
     batch_size: Size = 32
     learning_rate: Positive = 1.5e-4
     odds_coef: NonNegative = 1.0
-    """λ, the weight of the odds ratio beside imitation."""
+    """λ, the weight of the odds-ratio loss relative to the SFT loss."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)

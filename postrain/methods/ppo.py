@@ -3,10 +3,11 @@ clipped policy and value losses over several epochs (Schulman et al. 2017; Ziegl
 
     loss = −min(r A, clip(r, 1 ± clip) A) + value_coef · ½ max((v − R)², (v_clipped − R)²)      a mean over tokens
 
-`losses.ppo` and `losses.ppo_value` are these terms, `losses.gae` and `losses.whiten` give A and R. An episode that no
-reward could score is left out: no advantage, no value target, not counted in whitening or means.
+`losses.ppo` and `losses.ppo_value` are these terms, `losses.gae` and `losses.whiten` give A and R. Episodes that no
+reward can score are excluded: they get no advantage and no value target, and whitening and means skip them.
 
-Axes: B episodes, T completion tokens. Left out: running reward normalisation, since it makes runs incomparable.
+Axes: B episodes, T completion tokens. Not implemented: running reward normalisation, which makes runs
+incomparable.
 """
 
 from __future__ import annotations
@@ -60,20 +61,26 @@ class Experience(Batch):
 
     rows: Rows
     logps_BT: Tensor
-    """Under the policy that sampled."""
+    """Old log-probabilities: under the policy that sampled."""
     ref_logps_BT: Tensor
     values_BT: Tensor
-    """The critic's before the update."""
+    """Old values: the critic's before the update."""
     advantages_BT: Tensor
     """Whitened over the global batch."""
     returns_BT: Tensor
-    """What the critic is to predict: unwhitened advantage + value."""
+    """Value targets: unwhitened advantage + old value."""
     learned_B: Tensor
-    """False for episodes that are in no mini-batch: unscorable ones, and truncated ones where those are left out."""
+    """False for unscorable episodes, and for truncated ones with mask_truncated_completions: no mini-batch has them."""
 
 
 class PPO(PolicyGradient):
-    """Maximises reward − kl_coef · KL(policy ‖ reference) with clipped policy-gradient steps."""
+    """Maximises reward − kl_coef · KL(policy ‖ reference) with a learned critic and clipped policy-gradient steps over
+    several epochs (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022).
+
+        loss = −min(r A, clip(r, 1 ± clip) A) + value_coef · ½ max((v − R)², (v_clipped − R)²)      a mean over tokens
+
+    r is the importance ratio π/π_old of a token, A its whitened GAE advantage, v the value head's output, R the return.
+    """
 
     learns: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
@@ -85,9 +92,9 @@ class PPO(PolicyGradient):
     minibatches_per_epoch: Count = 2
     kl_coef: NonNegative = 0.1
     clip: Positive = 0.2
-    """How far from 1 the ratio to the sampling policy may go before it is clipped."""
+    """Clip range ε of the importance ratio: [1 − ε, 1 + ε]."""
     value_clip: Positive = 0.2
-    """How far a value may move from the sampling policy's before its loss is clipped."""
+    """Clip range of the value around the old value."""
     value_coef: NonNegative = 0.1
     """Weight of the value loss."""
     gamma: Fraction = 1.0
@@ -95,16 +102,16 @@ class PPO(PolicyGradient):
     lam: Fraction = 0.95
     """λ of generalised advantage estimation."""
     kl_target: Positive | None = None
-    """Mean KL of an episode that the coefficient is steered to; null keeps it fixed."""
+    """Target KL of an episode [nats] for the adaptive KL controller; null keeps kl_coef fixed."""
     kl_horizon: Count = 10000
-    """Rollouts over which the steering takes effect."""
+    """Horizon of the adaptive KL controller, in episodes."""
     target_kl: Positive | None = None
-    """Ends the passes over a rollout at the first mini-batch whose mean k3 to the policy that sampled exceeds this,
-    before its gradient is applied; null never ends them."""
+    """Stop the epochs over a rollout early: at the first mini-batch whose mean KL (k3) to the old policy exceeds this
+    [nats/token], before its gradient is applied. null disables it."""
     critic: Literal["shared", "separate"] = "shared"
-    """A value head on the policy's trunk, or on a trunk of its own."""
+    """shared: a value head on the policy's trunk. separate: a value head on a copy of the trunk."""
     critic_warmup: CountOrZero = 0
-    """Updates in which only the critic learns."""
+    """Number of first updates that train only the critic."""
 
     def needs_reference(self) -> bool:
         return True
@@ -113,15 +120,15 @@ class PPO(PolicyGradient):
         super().on_model_attached()
         width = unwrapped(self.policy).config.get_text_config().hidden_size
         self.value_head = ValueHead(width)
-        # A trunk of its own learns too, so it is a module; with a shared one there is nothing to add.
+        # A separate trunk is trained, so it has to be a submodule.
         self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
         self.exceeds_target_kl = False
 
     def prepare(self, batch: Prompts) -> Experience:
-        """Roll out, score, and turn rewards and values into advantages."""
+        """Rollouts → rewards → values → GAE advantages and returns."""
         rollouts = self.rollout(batch)
         found = in_micro_batches(self.compare, rollouts.rows, self.micro_batch_tokens)
-        # Where another distribution was sampled from (top-k, other weights) the first ratio must still be 1.
+        # Old log-probs are recomputed if the sampler differs (top-k, bf16): the first ratio must be 1.
         recorded = self.parts.engine.exact and self.in_float32()
         logps_BT = rollouts.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
@@ -152,28 +159,28 @@ class PPO(PolicyGradient):
         )
 
     def shared_head(self) -> Callable[[Tensor], Tensor] | None:
-        """The value head where it reads the policy's trunk; in the warm-up it reads without moving it."""
+        """The value head of a shared critic; critic_warmup detaches its input from the trunk."""
         if self.critic_trunk is not None:
             return None
         return (lambda states: self.value_head(states.detach())) if self.warming_up() else self.value_head
 
     def separate_values(self, rows: Rows) -> Tensor:
-        """Values of a critic with its own trunk."""
+        """Values of a separate critic."""
         assert self.critic_trunk is not None
         return values(self.critic_trunk, rows, self.value_head)
 
     def warming_up(self) -> bool:
-        """True while only the critic learns."""
+        """True during critic_warmup."""
         return self.counters.updates < self.critic_warmup
 
     def penalty(self, logps_BT: Tensor, found: ReferenceScores) -> Tensor:
-        """The chosen estimate of the KL to the reference policy at each token, [B, T]."""
+        """The KL penalty of each token by `kl_estimator`, [B, T]."""
         if self.kl_estimator == "exact":
             return found.kl_BT
         return kl(logps_BT, found.ref_logps_BT, self.kl_estimator) * found.mask_BT
 
     def adapt_kl(self, kl_B: Tensor) -> None:
-        """Moves the coefficient towards the target, once a rollout."""
+        """Updates the KL coefficient towards kl_target, once per rollout."""
         if self.kl_target is None:
             return
         total, episodes = collectives.all_sum(torch.stack([kl_B.sum(), torch.ones_like(kl_B).sum()]))
@@ -182,7 +189,7 @@ class PPO(PolicyGradient):
         )
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
-        """The passes over a rollout, until the policy has moved too far; then the coefficient is steered."""
+        """Epochs × mini-batches, until target_kl is exceeded; then adapts the KL coefficient."""
         learned, self.exceeds_target_kl = prepared.learned_B.tolist(), False
         for indices in self.minibatch_indices(self.batch_size):
             self.kl_before = self.old_policy_kl()
@@ -199,13 +206,13 @@ class PPO(PolicyGradient):
         return super().kl_in_this_loss() and not self.warming_up()
 
     def old_policy_kl(self) -> Mean:
-        """k3 of all mini-batches so far to the policy that sampled, on this rank."""
+        """Sum and count of k3 to the old policy over the mini-batches so far, on this rank."""
         found = self.accumulated.get("kl/old_policy", Mean(0.0, 0.0))
         assert isinstance(found, Mean)
         return Mean(float(found.total), float(found.count))
 
     def minibatch_kl(self, before: Mean) -> float:
-        """Mean k3, over all ranks, of the mini-batch since `before`."""
+        """Mean k3 to the old policy, over all ranks, of the mini-batch since `before`."""
         now = self.old_policy_kl()
         parts = collectives.gather(Mean(now.total - before.total, now.count - before.count))
         return sum(parts[1:], start=parts[0]).value()

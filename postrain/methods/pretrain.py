@@ -12,7 +12,10 @@ from postrain.types import LossSum, LRSchedule, NonNegative, Positive, Rows
 
 
 class Pretrain(Method):
-    """Minimises −log p(token | all before it), a mean over the tokens of whole documents: `losses.sft`."""
+    """Next-token prediction on documents; every token is supervised.
+
+    loss = −log π(token | prefix)      a mean over tokens: `losses.sft`
+    """
 
     kind: ClassVar[str] = "Text"
     learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)

@@ -1,6 +1,6 @@
-"""A process reward model from step labels: is a step of a chain of reasoning right, given all that stands before it?
+"""A process reward model from step labels: is a reasoning step right, given the steps before it?
 
-One binary cross-entropy a step, `losses.prm`, on a scalar head read at the step's end (Uesato et al. 2022, "Solving
+One binary cross-entropy per step, `losses.prm`, on a scalar head read at the step's end (Uesato et al. 2022, "Solving
 math word problems with process- and outcome-based feedback"; Lightman et al. 2023, "Let's verify step by step").
 Neutral labels are not supported.
 
@@ -28,13 +28,17 @@ def first_error(wrong_BS: Tensor) -> Tensor:
 
 
 def up_to_first_error(labels_BS: Tensor, mask_BS: Tensor) -> Tensor:
-    """True at the steps up to and including the first wrong one: what follows it is neither right nor wrong."""
+    """True at the steps up to and including the first wrong one: later steps have no defined label."""
     first_B = first_error(~labels_BS & mask_BS)
     return mask_BS & (torch.arange(mask_BS.shape[1], device=mask_BS.device) <= first_B[:, None])
 
 
 class PRM(Method):
-    """Minimises −log p(label of the step | everything up to its end), a mean over steps."""
+    """Trains a process reward model: classifies each step of a solution as right or wrong (Uesato et al. 2022; Lightman
+    et al. 2023).
+
+        loss = −log p(label of the step | solution up to the end of the step)      a mean over steps: `losses.prm`
+    """
 
     kind: ClassVar[str] = "Steps"
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
@@ -46,7 +50,7 @@ class PRM(Method):
     learning_rate: Positive = 5e-4
     schedule: LRSchedule = "cosine"
     after_first_error: Literal["use", "ignore"] = "use"
-    """Whether labels after the first wrong step of a chain are learned; the metrics count them either way."""
+    """use: train on all step labels. ignore: skip labels after the first wrong step. Metrics count all labels."""
 
     def learned(self, batch: StepRows) -> tuple[Tensor, Tensor, Tensor]:
         """Labels, which of them are real and which of these are learned, bool [B, S] each."""

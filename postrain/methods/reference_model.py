@@ -38,7 +38,7 @@ from postrain.models.parts import frozen_copy, weights_digest
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.types import Batch, CountOrZero
 
-# Largest log-ratio of a token that rounding explains: in float32, and where anything is bfloat16.
+# Largest initial log-ratio of a token that rounding explains, in float32 (True) and in lower precision (False).
 INITIAL_TOLERANCE = {True: 1e-3, False: 1.0}
 
 
@@ -52,9 +52,9 @@ class ReferenceModelMixin(Method):
     reference_free: bool = False
     """Take all reference log-probabilities as 0: a uniform reference policy, as in SimPO and CPO."""
     ref_sync_steps: CountOrZero = 0
-    """Updates after which the reference follows the policy (TR-DPO, Gorbatovski et al. 2024); 0 leaves it in place."""
+    """Move the reference towards the policy every N updates (TR-DPO, Gorbatovski et al. 2024); 0 keeps it fixed."""
     ref_mixup_alpha: Annotated[float, Interval(gt=0, le=1)] = 0.6
-    """The policy's share in the new reference."""
+    """α of θ_ref ← α·θ + (1 − α)·θ_ref at each sync."""
 
     def needs_reference(self) -> bool:
         return not (self.precompute_ref_log_probs or self.reference_free)
@@ -148,11 +148,11 @@ class ReferenceModelMixin(Method):
             return self.logps_by_row(model, batch)
 
     def logps_by_row(self, model: nn.Module, batch: Batch) -> LogpsByRow:
-        """Of all items of a batch, without gradient."""
+        """Log-probabilities of all items of a batch, without gradient."""
         return logps_by_row(model, batch, self.micro_batches(batch))
 
     def check_initial_log_ratio(self, log_ratio_max: Tensor) -> None:
-        """Raises ConfigError where the policy differs from its reference before the first optimizer step."""
+        """Raises ConfigError if the policy differs from its reference before the first optimizer step."""
         begun = self.counters.optimizer_steps or self.policy.training or self.reference_free
         if begun or self.parts.separate_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
             return

@@ -19,7 +19,12 @@ from postrain.methods.online import KLPlacement
 
 
 class Reinforce(GroupRelative):
-    """Minimises the clipped surrogate with globally whitened returns."""
+    """Trains a policy on a reward with advantages whitened over the global batch, without a critic (Hu et al. 2025,
+    REINFORCE++).
+
+        loss = −min(r A, clip(r, 1 − clip_low, 1 + clip_high) A) + kl_coef · KL(π ‖ π_ref)
+        A    = whitened over all tokens of the batch: reward − mean of its group (the reward itself with group_size=1)
+    """
 
     min_group_size: ClassVar[int] = 1
 

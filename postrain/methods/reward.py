@@ -13,9 +13,12 @@ from postrain.types import LossSum, Mean, NonNegative, Positive, Size
 
 
 class RewardModel(Method):
-    """Minimises −log σ(r_c − r_r − margin) + center_rewards_coefficient · (r_c + r_r)², a mean over
-    pairs:
-    `losses.bradley_terry`."""
+    """Trains a scalar reward model on preference pairs (Bradley and Terry 1952).
+
+        loss = −log σ(r_c − r_r − margin) + center_rewards_coefficient · (r_c + r_r)²      a mean over pairs
+
+    r is read at the last token of a completion. `losses.bradley_terry` is the loss.
+    """
 
     kind: ClassVar[str] = "Preference"
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
@@ -25,9 +28,9 @@ class RewardModel(Method):
     batch_size: Size = 32
     learning_rate: Positive = 3e-3
     use_margin: bool = False
-    """Whether the loss asks for the data's margins (0 where it has none)."""
+    """Subtract the margin of the data's rows in the loss (0 for rows without one)."""
     center_rewards_coefficient: NonNegative = 0.01
-    """Weight of the squared sum of a pair's two scores, which keeps scores around 0."""
+    """Weight of the squared sum of a pair's two rewards, which centres rewards at 0."""
 
     def denominator(self, batch: Pairs) -> int:
         return len(batch)
@@ -46,7 +49,7 @@ class RewardModel(Method):
             "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
             "reward/rejected": Mean(rejected_B.detach().sum(), pairs),
         }
-        # The signed gap of each confidence bin adds up over batches; `derived` sums them to the calibration error.
+        # Signed gaps of the confidence bins are summed over batches; `derived` turns them into the calibration error.
         for index, (_, confidence, right) in enumerate(margin_bins(gap_B).tolist()):
             metrics[f"_bin/{index}"] = Mean(confidence - right, pairs)
         return LossSum(total, metrics)

@@ -16,7 +16,14 @@ from postrain.models.scoring import ReferenceScores, Scores
 
 
 class RLOO(GroupRelative):
-    """Minimises the clipped surrogate of whole completions, their reward less kl_coef · log π/π_ref."""
+    """Trains a policy on a reward with a leave-one-out baseline, a completion being one action (Kool et al. 2019;
+    Ahmadian et al. 2024, "Back to Basics").
+
+        loss = −min(r A_i, clip(r, 1 − clip_low, 1 + clip_high) A_i)      a mean over completions
+        A_i  = R_i − mean R of the prompt's other completions,  R = reward − kl_coef · log π/π_ref
+
+    r is π/π_old of the whole completion.
+    """
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         reward_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)
@@ -26,5 +33,5 @@ class RLOO(GroupRelative):
         return super().kl_term(found, ref_logps_BT).sum(1, keepdim=True)
 
     def surrogate_options(self) -> SurrogateOptions:
-        # All tokens of a completion get its ratio: weights of 1/length make one loss of them.
+        # The ratio is that of the whole completion at every token; weights of 1/length make one loss of them.
         return {"importance_sampling_level": "completion"}

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on demonstrations, with two optional penalties on the distance to the initial weights.
 
-LoRA-SFT is this method with `adapter=lora`; there is no second class for it.
+LoRA-SFT is this method with `adapter=lora`; it has no separate class.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from postrain.types import LossSum, LRSchedule, Max, Mean, NonNegative, Positive
 
 
 class SFT(Method):
-    """Minimises −Σ log p(answer token) / tokens + kl_coef · KL(policy ‖ reference) + l2_coef · Σ (θ − θ₀)²:
-    `losses.sft` and its penalties."""
+    """Supervised fine-tuning: the next-token loss on the answers of demonstrations.
+
+        loss = −Σ log π(answer token) / tokens + kl_coef · KL(policy ‖ reference) + l2_coef · Σ (θ − θ₀)²
+
+    `losses.sft` is the first term. The penalties keep the model close to its initial weights; both are off by default.
+    """
 
     kind: ClassVar[str] = "Demonstration"
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.1)
@@ -30,7 +34,7 @@ class SFT(Method):
     schedule: LRSchedule = "cosine"
     dropout: bool = True
     kl_coef: NonNegative = 0.0
-    """Weight of the exact KL to the reference policy, a mean over supervised tokens like the loss itself."""
+    """Weight of the exact KL(policy ‖ reference), a mean over supervised tokens."""
     l2_coef: NonNegative = 0.0
     """Weight of the squared distance of the trainable parameters from their initial values."""
 

@@ -15,10 +15,13 @@ from postrain.types import LossSum, NonNegative, Positive, Size
 
 
 class SimPO(PairMethod):
-    """Minimises −log σ(β (mean log π(chosen) − mean log π(rejected)) − γ), a mean over pairs (eq. 6):
-    `losses.simpo`."""
+    """Trains a policy on preference pairs without a reference model: the implicit reward is the mean log-probability
+    per token (Meng, Xia and Chen 2024, eq. 6).
 
-    # At a rate that keeps the language intact, what it writes improves before its ranking does.
+        loss = −log σ(β (mean log π(chosen) − mean log π(rejected)) − γ)      a mean over pairs: `losses.simpo`
+    """
+
+    # At a rate that keeps the language intact, the quality of samples improves before the ranking accuracy.
     learns: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
     batch_size: Size = 32
@@ -26,9 +29,9 @@ class SimPO(PairMethod):
     beta: Positive = 10.0
     """Scale of the mean log-probabilities that are compared."""
     gamma_beta_ratio: NonNegative = 0.3
-    """γ/β, the margin in nats per token."""
+    """γ/β, the target margin [nats/token]."""
     label_smoothing: Smoothing = 0.0
-    """Share of labels taken to be wrong, below 0.5."""
+    """ε, the assumed share of wrong labels, below 0.5."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)

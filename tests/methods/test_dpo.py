@@ -173,7 +173,7 @@ def test_a_reference_that_is_not_the_start_is_noticed():
 
 @pytest.mark.parametrize("loss", ["hinge", "ipo", "apo_zero", "bco", "discopop"])
 def test_label_smoothing_is_refused_where_it_means_nothing(loss):
-    with pytest.raises(ConfigError, match=rf"^method\.label_smoothing=0\.1 means nothing to method\.loss={loss}; .*$"):
+    with pytest.raises(ConfigError, match=rf"^method\.label_smoothing=0\.1 has no effect on method\.loss={loss}; .*$"):
         made("dpo", precise(), loss=loss, label_smoothing=0.1)
     made("dpo", precise(), loss={loss: 0.5, "sigmoid": 0.5}, label_smoothing=0.1)
 
