@@ -1,5 +1,4 @@
-"""Verified accuracy, the share of answers that a reward finds right, and calibration: whether a model that gives its
-answer probability p is right in a share p of cases.
+"""Accuracy of answers by a verifiable reward, and calibration: whether answers of probability p are right at rate p.
 
 Axes: B answers, K bins of confidence.
 """
@@ -29,70 +28,72 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """The share of completions whose reward reaches the threshold: `greedy` of the likeliest, `sampled` of drawn ones.
+    """The share of completions whose reward reaches the threshold, for `greedy` decoding and for `sampled` completions.
 
     Completions that cannot be scored are left out.
     """
 
     reward: Reward
-    """What finds an answer right."""
+    """The reward that verifies an answer."""
     threshold: float = 1.0
-    """The reward from which an answer is right."""
+    """An answer is right if its reward is at least this."""
     prompts: Count = 64
-    """Held-out prompts at most; one completion of each kind."""
+    """Maximum number of held-out prompts; one greedy and one sampled completion each."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
-        ways = {
+        rollouts_of = {
             "greedy": complete(eval_model, self.prompts, greedy=True),
             "sampled": complete(eval_model, self.prompts),
         }
         try:
-            found = {way: verdicts(rollouts, self.reward, self.threshold) for way, rollouts in ways.items()}
+            found = {
+                decoding: verdicts(rollouts, self.reward, self.threshold) for decoding, rollouts in rollouts_of.items()
+            }
         except ConfigError as error:
-            has_answers = any("answer" in columns for columns in ways["greedy"].columns)
+            has_answers = any("answer" in columns for columns in rollouts_of["greedy"].columns)
             return EvalResult(metrics={}, notes=(str(error) if has_answers else NEEDS_ANSWERS,))
-        known = {way: [one for one in right if one is not None] for way, right in found.items()}
+        known = {decoding: [one for one in right if one is not None] for decoding, right in found.items()}
         if not all(known.values()):
             return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
-        both = zip(found["greedy"], found["sampled"], ways["sampled"].completions, strict=True)
+        both = zip(found["greedy"], found["sampled"], rollouts_of["sampled"].completions, strict=True)
         return EvalResult(
-            metrics={way: Estimate.share(right) for way, right in known.items()},
-            example=first_prompt(eval_model, ways["greedy"]),
+            metrics={decoding: Estimate.share(right) for decoding, right in known.items()},
+            example=first_prompt(eval_model, rollouts_of["greedy"]),
             records=completion_records(
-                ways["greedy"],
-                [{"greedy": one, "sampled": other, "sampled_completion": said} for one, other, said in both],
+                rollouts_of["greedy"],
+                [{"greedy": one, "sampled": other, "sampled_completion": text} for one, other, text in both],
             ),
         )
 
 
 def verdicts(rollouts: Rollouts, reward: Reward, threshold: float) -> list[bool | None]:
-    """Whether each completion is right; None where the reward cannot tell."""
+    """Whether each completion is right; None if it cannot be scored."""
     totals = nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
     return [None if total is None else reaches(total, threshold) for total in totals]
 
 
 def reaches(total: float, threshold: float) -> bool:
-    """Whether a reward is as large as a threshold, but for what its type rounds away."""
+    """Whether a reward reaches a threshold, up to float32 rounding."""
     return total >= threshold - ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Expected calibration `error` of greedy answers: ten bins by the probability the model gives its whole completion,
-    against the share that is right (Guo et al. 2017); beside it their means, `confidence` and `accuracy`.
+    """Expected calibration `error` of greedy answers (Guo et al. 2017): ten bins by the probability of the whole
+    completion, compared with accuracy in each bin; and the means, `confidence` and `accuracy`.
 
-    `auroc` is the probability that a right answer has a higher confidence than a wrong one, 0.5 by chance: whether
-    confidence tells them apart, whatever its scale. It needs two right and two wrong answers.
+    `auroc` is the probability that a right answer has a higher confidence than a wrong one (0.5 is chance). It does not
+    depend on the scale of the confidence and needs two right and two wrong answers.
 
-    The error is never below 0, and of few answers it is too large: it shrinks with their number.
+    The error is biased upwards for few answers.
     """
 
     reward: Reward
-    """What finds an answer right."""
+    """The reward that verifies an answer."""
     threshold: float = 1.0
-    """The reward from which an answer is right."""
+    """An answer is right if its reward is at least this."""
     prompts: Count = 64
-    """Held-out prompts at most."""
+    """Maximum number of held-out prompts."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         rollouts = complete(eval_model, self.prompts, greedy=True)
@@ -123,9 +124,9 @@ class Calibration:
 
 
 def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> Estimate:
-    """The expected calibration error of at least one answer, with a jackknife interval; `rights` are 1, 0 or between.
+    """Expected calibration error of at least one answer, with a jackknife interval; `rights` are in [0, 1].
 
-    Leave out what is no answer: a confidence of 0 in none would be borne out each time.
+    Leave out completions without an answer: their confidence of 0 would always be right.
     """
     sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights).double()
     sums_K3 = confidence_bins(sure_B, right_B)
@@ -135,8 +136,8 @@ def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> 
 
 
 def auroc(confidences: Sequence[float], rights: Sequence[bool]) -> Estimate:
-    """The area under the receiver operating characteristic of confidence as a test for right answers, with a jackknife
-    interval; at least two answers of each kind."""
+    """Area under the ROC curve of confidence as a predictor of right answers, with a jackknife interval; needs at least
+    two right and two wrong answers."""
     sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights)
 
     def area(keep_B: Tensor) -> float:

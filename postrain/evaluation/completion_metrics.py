@@ -1,7 +1,7 @@
-"""What is measured on fresh completions of held-out prompts: rewards, gold scores, lengths, repetition, KL divergence.
+"""Tasks on sampled completions of held-out prompts: rewards, gold scores, lengths, repetition, KL divergence.
 
-The reward may be a proxy; its parting from the data's gold score is reward hacking. The KL divergence is exact, between
-the next-token distributions of the model and of its reference on what the model writes.
+The reward may be a proxy: a rising reward with a falling gold score is reward hacking. The KL divergence is exact: it
+sums over the vocabulary at each token of the model's own completions.
 
 Axes: B completions, T tokens of a completion.
 """
@@ -22,15 +22,15 @@ from postrain.rollout.collect import Rollouts
 from postrain.types import Count
 
 NO_REWARD = "needs a reward; choose one with reward=NAME"
-NO_GOLD = "needs data that knows the true worth of a completion; data=world_... does"
+NO_GOLD = "needs data with gold scores; data=world_... has them"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """The mean reward of sampled completions, `total` and by part, and the share that cannot be scored."""
+    """Mean reward of sampled completions, `total` and by part, and the `unscorable` share."""
 
     prompts: Count = 64
-    """Held-out prompts at most; one completion each."""
+    """Maximum number of held-out prompts; one completion each."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         if eval_model.reward is None:
@@ -48,10 +48,10 @@ class Rewards:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldScores:
-    """The mean gold score of sampled completions, `total` and by part."""
+    """Mean gold score of sampled completions, `total` and by part."""
 
     prompts: Count = 64
-    """Held-out prompts at most; one completion each."""
+    """Maximum number of held-out prompts; one completion each."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         rollouts = complete(eval_model, self.prompts)
@@ -71,18 +71,18 @@ def estimates(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Estimat
 
 
 def completion_records(rollouts: Rollouts, scores: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """A record for each completion, with its text and these numbers."""
+    """One record per completion, with its text and scores."""
     texts = zip(rollouts.rows.row_ids, rollouts.prompts, rollouts.completions, scores, strict=True)
     return tuple({"row": row, "prompt": prompt, "completion": said, **own} for row, prompt, said, own in texts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """`tokens` a completion, its end token counted, and the share that is `finished`: not cut at
+    """Mean `tokens` per completion, including the end token, and the share that is `finished`: not truncated at
     rollout.max_new_tokens."""
 
     prompts: Count = 64
-    """Held-out prompts at most; one completion each."""
+    """Maximum number of held-out prompts; one completion each."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         rollouts = complete(eval_model, self.prompts)
@@ -97,23 +97,23 @@ class Lengths:
 
 
 ORDERS = (1, 2, 3)
-CAUGHT = 0.5
-"""Share of its words in one loop from which a completion counts as looping."""
+LOOPING_FROM = 0.5
+"""A completion counts as looping if at least this share of its words is in one loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition:
     """`distinct_1` to `distinct_3` over all sampled completions, the mean `loop_share` of a completion's words, and
-    the share of completions that are `looping`: half of their words or more stand in one loop."""
+    the share of completions that are `looping`: at least half of their words are in one loop."""
 
     prompts: Count = 64
-    """Held-out prompts at most; one completion each."""
+    """Maximum number of held-out prompts; one completion each."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         rollouts = complete(eval_model, self.prompts)
         texts = rollouts.completions
         loops = [loop_share(text) for text in texts]
-        looping = [share >= CAUGHT for share in loops]
+        looping = [share >= LOOPING_FROM for share in loops]
         records = [{"loop_share": share, "looping": caught} for share, caught in zip(loops, looping, strict=True)]
         return EvalResult(
             metrics={
@@ -127,13 +127,13 @@ class Repetition:
 
 
 def distinct(texts: Sequence[str], n: int) -> Estimate:
-    """distinct-n of a set of texts; the interval is a jackknife's, since a text drawn twice would lower the number."""
+    """distinct-n of a set of texts with a jackknife interval; a bootstrap would be biased, since it repeats texts."""
     runs = [Counter(ngrams(text.split(), n)) for text in texts]
     everywhere = sum(runs, Counter())
     total, kinds = sum(everywhere.values()), len(everywhere)
     without = []
     for own in runs:
-        # What only this text says goes with it.
+        # N-grams that only this text has disappear with it.
         lost = sum(everywhere[run] == count for run, count in own.items())
         left = total - sum(own.values())
         without.append((kinds - lost) / left if left else 1.0)
@@ -144,17 +144,17 @@ NEEDS_REFERENCE = (
     "needs a model to compare with; name one with reference=DIRECTORY (in training: evaluation.completions above 0)"
 )
 
-SILENT = "the model sampled no token, so there is nothing to compare"
+NO_TOKENS = "the model sampled no tokens, so there is nothing to compare"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KLDivergence:
-    """KL(model ‖ reference) summed over the vocabulary, in nats: `per_token`, over all tokens of sampled completions,
-    and `per_completion`, their sums; and `reference_logp`, the mean log-probability that the reference gives to a
-    sampled token. At the temperature of sampling."""
+    """Exact KL(model‖reference) on sampled completions: `per_token` [nats/token] and `per_completion` [nats], and
+    `reference_logp`, the mean log-probability of a sampled token under the reference [nats/token]. At the sampling
+    temperature."""
 
     prompts: Count = 64
-    """Held-out prompts at most; one completion each."""
+    """Maximum number of held-out prompts; one completion each."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         if eval_model.reference is None:
@@ -165,7 +165,7 @@ class KLDivergence:
         sums = found.kl_BT.double().sum(1).tolist()
         logps = (found.ref_logps_BT.double() * found.mask_BT).sum(1).tolist()
         if not any(tokens):
-            return EvalResult(metrics={}, notes=(SILENT,))
+            return EvalResult(metrics={}, notes=(NO_TOKENS,))
         rows = zip(rollouts.rows.row_ids, sums, logps, tokens, strict=True)
         return EvalResult(
             metrics={

@@ -1,5 +1,6 @@
-"""Completions of held-out prompts, and what is read off them: for the look that every run takes at itself, and for the
-measures. Prompts and seeds are the same each time, so that two evaluations differ by the model alone.
+"""Samples and scores completions of held-out prompts, for evaluation during training and for evaluation tasks.
+
+Prompts and seeds are fixed, so that two evaluations differ only by the model.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from postrain.types import Mean
 
 
 def held_out(eval_model: EvalModel) -> DataModule:
-    """The data as prompts to complete."""
+    """The data as prompts."""
     return prompt_data(eval_model.data_as)
 
 
 def prompt_data(data_as: Callable[[str], DataModule]) -> DataModule:
-    """The data as prompts; of running text, the beginning of each text. Raises ConfigError where it is neither."""
+    """The data as prompts; for running text, the beginning of each text. Raises ConfigError for other data."""
     try:
         return data_as("Prompt")
     except ConfigError as error:
@@ -40,9 +41,9 @@ def prompt_data(data_as: Callable[[str], DataModule]) -> DataModule:
 
 @torch.no_grad()
 def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts: Prompts | None = None) -> Rollouts:
-    """The first `count` held-out prompts continued, greedily where `greedy`; `prompts` are these, if known.
+    """Completions of the first `count` held-out prompts; `prompts` are these, if already encoded.
 
-    Rollouts are cached: the same request to the same model returns the same ones.
+    Cached per model, number of prompts and temperature.
     """
     engine = greedy_engine(eval_model.engine) if greedy else eval_model.engine
     asked = count, engine.sampling.temperature
@@ -62,7 +63,7 @@ def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts
 
 @torch.no_grad()
 def compare_to_reference(eval_model: EvalModel, rollouts: Rollouts) -> ReferenceScores:
-    """The model and its reference, which there has to be, on what the model wrote, at the temperature it was drawn."""
+    """KL and log-probabilities of the model's completions under model and reference, at the sampling temperature."""
     reference = eval_model.reference
     assert reference is not None
     return in_micro_batches(
@@ -75,7 +76,7 @@ def compare_to_reference(eval_model: EvalModel, rollouts: Rollouts) -> Reference
 
 
 def gold_scores(rollouts: Rollouts, data: DataModule) -> tuple[Mapping[str, float], ...]:
-    """What the world says of each completion. Raises ConfigError where a gold function fails or gives no numbers."""
+    """The gold score of each completion, by part. Raises ConfigError if the function fails or returns no numbers."""
     if data.gold_score is None:
         return tuple({} for _ in rollouts.completions)
     return tuple(
@@ -97,24 +98,24 @@ def _gold(
 
 
 def means(gold: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
-    """Each part of the gold score over the completions that have it."""
+    """The mean of each part of the gold score over the completions that have it."""
     return {part: Mean(sum(known), len(known)) for part, known in by_part(gold).items()}
 
 
 def by_part(scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
-    """The scores of each part that are known, by its name."""
+    """The known scores of each part."""
     parts = sorted({name for one in scores for name in one})
     known = {part: [value for one in scores if (value := one.get(part)) is not None] for part in parts}
     return {part: values for part, values in known.items() if values}
 
 
 def decoded_prompt(eval_model: EvalModel, ids: torch.Tensor) -> str:
-    """Token ids as the model is given them, special tokens and all."""
+    """The model input as text, including special tokens."""
     return eval_model.template.decode_all(ids.tolist())
 
 
 def first_prompt(eval_model: EvalModel, rollouts: Rollouts) -> str:
-    """The exact text of the first prompt that was completed."""
+    """The exact model input of the first prompt."""
     learned = rollouts.rows.supervised[0].long()
     at = int(learned.argmax()) if int(learned.max()) else len(learned)
     return decoded_prompt(eval_model, rollouts.rows.ids[0][:at])

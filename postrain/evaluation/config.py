@@ -1,4 +1,4 @@
-"""The config of an evaluation, and what it inherits from the run whose model it evaluates."""
+"""The config of `postrain evaluate`, and the groups it inherits from the evaluated run."""
 
 from __future__ import annotations
 
@@ -26,115 +26,119 @@ from postrain.rollout.local import LocalEngine
 from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.types import Count, CountOrZero, Seed
 
-INSTEAD = {
+TRAINING_ONLY = {
     "evaluation.every": "leave it out",
-    "evaluation.completions": "each measure has its own number: evaluation.tasks.NAME.prompts=COUNT",
-    "evaluation.shown": "say shown=COUNT",
+    "evaluation.completions": "each task has its own number: evaluation.tasks.NAME.prompts=COUNT",
+    "evaluation.shown": "use shown=COUNT",
     "evaluation.greedy": "rollout.temperature=0 samples greedy_metrics",
 }
 """Remedies for keys of `evaluation` that only training reads."""
 INHERITED = ("data", "reward", "rollout", "environment")
-"""Groups that an evaluation takes from the run unless the command line chooses others."""
+"""Groups taken from the evaluated run unless the command line overrides them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Section):
-    """Measures of a model, or of several on the same prompts. Raises ConfigError for settings that do not fit."""
+    """Evaluation of one or more models on the same data. Raises ConfigError for settings that do not fit."""
 
     model: ModelSource
     """The model to evaluate."""
     data: DataModule
-    """The rows to evaluate on: of a run, those it had, where the command line chooses no other."""
+    """The rows to evaluate on. Defaults to the data of the evaluated run."""
     reward: Deferred[Reward | PreferenceModel] | None = None
-    """What scores or compares completions."""
+    """The reward or preference that scores completions."""
     rollout: Engine = field(default_factory=LocalEngine)
-    """What samples completions, and how."""
+    """The sampling engine and its settings."""
     environment: Environment = SINGLE_TURN
-    """What answers the policy while it writes."""
+    """The environment that responds to the model's turns."""
     trainer: Hardware = field(default_factory=Hardware)
     """The hardware: processes, devices and precision."""
     evaluation: Evaluation
-    """The measures."""
+    """The evaluation tasks."""
     reference: str | None = INITIAL
-    """What KL is measured against: a directory, run folder or Hub name; start is what the run began with; null is
-    nothing."""
+    """The reference model for KL: a directory, run folder or Hub name. start is the run's reference, else its initial
+    model; null disables KL."""
     compare: tuple[str, ...] = ()
-    """Further models that are measured on the same data with the same seeds, as run folders, model directories or
-    options of the model group: compare=[runs/a,nano]"""
+    """Further models to evaluate on the same data with the same seeds, as run folders, model directories or options of
+    the model group: compare=[runs/a,nano]"""
     metric: str | None = None
-    """The MEASURE/METRIC that sweeps compare, such as accuracy/greedy; null is the first measure's total, or its first
+    """The TASK/METRIC that sweeps compare, such as accuracy/greedy. null is the first task's total, or its first
     metric."""
     shown: CountOrZero = 64
-    """Completions of each model that are kept in sample_responses.json."""
+    """Number of completions per model written to sample_responses.json."""
     micro_batch_tokens: Count = 2048
-    """Tokens scored at once: a memory knob that changes no number."""
+    """Tokens per forward pass when scoring. Affects memory, not results."""
     seed: Seed = 0
-    """Decides samples and the choice of rows."""
+    """Seed of the samples and of the train/held-out split."""
     name: str | None = None
-    """What the folder is called; null is evaluate."""
+    """Name of the folder; null is evaluate."""
     report: bool = True
     """Write report.html at the end."""
     debug: bool = False
     """Show tracebacks."""
     paths: Paths = field(default_factory=Paths)
-    """Where folders are made."""
+    """Output directories."""
 
     def __post_init__(self) -> None:
-        measures = self.evaluation.tasks
-        if not measures:
+        tasks = self.evaluation.tasks
+        if not tasks:
             raise ConfigError(
-                "evaluation: this option only says when a training run is evaluated, and names no measure; choose "
-                f"evaluation=all, or one of those listed by: {command('evaluate')} evaluation"
+                "evaluation: this option has no tasks, only settings for evaluation during training; choose "
+                f"evaluation=all, or an option listed by: {command('evaluate')} evaluation"
             )
-        if self.metric is not None and self.metric.partition("/")[0] not in measures:
-            known = ", ".join(measures)
-            raise ConfigError(f"metric={self.metric}: expected MEASURE/METRIC of a measure there is: {known}")
+        if self.metric is not None and self.metric.partition("/")[0] not in tasks:
+            known = ", ".join(tasks)
+            raise ConfigError(f"metric={self.metric}: expected TASK/METRIC with one of the tasks {known}")
 
     def check(self) -> None:
-        """Raises ConfigError for what the machine, a model or a measure refuses, before there is a folder."""
+        """Raises ConfigError if the machine, a model or a task cannot run. Called before the folder is created."""
         self.trainer.check()
         if self.trainer.ranks > 1:
             raise ConfigError("trainer: an evaluation runs in one process; use trainer=cpu or trainer=gpu")
         assert self.models
-        for measure in self.evaluation.tasks.values():
-            if isinstance(measure.value, PreflightCheck):
-                measure.value.check(self.rollout.sampling)
+        for task in self.evaluation.tasks.values():
+            if isinstance(task.value, PreflightCheck):
+                task.value.check(self.rollout.sampling)
 
     @cached_property
     def models(self) -> list[EvalSource]:
-        """The model and those it is compared with."""
+        """The model and the models it is compared with."""
         return eval_sources(self.model, self.compare)
 
     @property
     def resolved(self) -> ResolvedModel:
-        """The model that is evaluated."""
+        """The evaluated model."""
         return self.models[0].resolved
 
     @property
     def label(self) -> str:
-        """The first part of the folder."""
+        """The first part of the folder's path."""
         return self.name or "evaluate"
 
 
-def inherit(plain: Mapping[str, Any], words: Sequence[str], said: Collection[Item]) -> dict[str, Any]:
-    """A composed config with the groups of the run that it evaluates, where the command line `words` choose none.
+def inherit(plain: Mapping[str, Any], words: Sequence[str], confirmed: Collection[Item]) -> dict[str, Any]:
+    """A composed config with the groups of the evaluated run that the overrides `words` do not set.
 
-    Raises ConfigError if there is no model, and for values that need confirmation; `said` are those of today's command.
+    Raises ConfigError if there is no model, and for values that need confirmation; `confirmed` are the values of the
+    current command line.
     """
     origin = SourceRun.of(model_path(plain))
     config, taken = inherited(plain, origin, words)
     if origin and taken:
-        Guest(origin.folder.path, said).check({group: config[group] for group in taken}, EvaluateConfig)
-        print(f"as in {origin.folder.path}: {', '.join(taken)}; the command line can choose others", flush=True)
+        Guest(origin.folder.path, confirmed).check({group: config[group] for group in taken}, EvaluateConfig)
+        print(
+            f"as in {origin.folder.path}: {', '.join(taken)}; override these groups on the command line to change them",
+            flush=True,
+        )
     return config
 
 
 def inherited(
     plain: Mapping[str, Any], origin: SourceRun | None, words: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The config with the run's own groups where `words` choose none, and which groups these are.
+    """The config with the run's groups that the overrides `words` do not set, and the names of these groups.
 
-    `data.eval_rows=...` and the like change what is taken over.
+    Overrides of single keys, such as `data.eval_rows=...`, apply to the inherited group.
     """
     if origin is None:
         return dict(plain), []
@@ -150,22 +154,20 @@ def inherited(
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises ConfigError for a key on the command line that only says how a training run is evaluated."""
+    """Raises ConfigError for overrides of keys that only apply to evaluation during training."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
-        if key in INSTEAD:
-            raise ConfigError(
-                f"{key}: says how a training run looks at itself, and changes nothing here; {INSTEAD[key]}"
-            )
+        if key in TRAINING_ONLY:
+            raise ConfigError(f"{key}: applies to evaluation during training only; {TRAINING_ONLY[key]}")
 
 
 def model_path(plain: Mapping[str, Any]) -> str:
-    """model.path. Raises ConfigError if it is missing: the most common first mistake."""
+    """The value of model.path. Raises ConfigError if it is missing."""
     path = (plain.get("model") or {}).get("path")
     if path in (None, MISSING):
         raise ConfigError(
-            "model.path: say what to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, or any "
-            "Hugging Face directory), or a model by name: model=nano"
+            "model.path: expected the model to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, or "
+            "a Hugging Face directory), or a model by name: model=nano"
         )
     if not isinstance(path, str):
         raise ConfigError(f"model.path: expected text, got {path!r}")

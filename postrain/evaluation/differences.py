@@ -1,5 +1,6 @@
-"""Two models on the same items: the mean of each item's difference, which is known far better than the difference of
-two means. Pure: results in, estimates out; task.py documents what records hold.
+"""Paired differences of two models on the same items, which have narrower intervals than differences of two means.
+
+Pure functions of results; task.py documents the records.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from typing import Any
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalResult
 
-AGREES = 1e-6
-# What is in nats: of other words it is another number.
-NATS = ("loss", "perplexity", "per_token", "per_completion", "margin", "margin_per_token")
+TOLERANCE = 1e-6
+# Metrics in nats depend on the text and the tokenizer; they compare only for equal inputs.
+IN_NATS = ("loss", "perplexity", "per_token", "per_completion", "margin", "margin_per_token")
 Shares = Mapping[Any, tuple[float, float]]
-"""Of each item that has the metric, by its row: its share and its weight."""
+"""By row: the item's value of the metric, and its weight."""
 
 
 def differences(one: EvalResult, other: EvalResult) -> dict[str, Estimate]:
-    """For every metric that both results make of records of the same items: one minus other.
+    """The paired difference, one minus other, of every metric that both results have on the same items.
 
-    Nats of other words, or of other tokens, have none.
+    Metrics in nats are left out if the inputs differ in text or tokens.
     """
     found, same = {}, same_inputs(one, other)
     for metric in one.metrics:
-        if metric in other.metrics and (same or metric not in NATS):
+        if metric in other.metrics and (same or metric not in IN_NATS):
             mine, theirs = shares(one, metric), shares(other, metric)
             if mine and mine.keys() == theirs.keys():
                 found[metric] = paired(mine, theirs)
@@ -33,32 +34,32 @@ def differences(one: EvalResult, other: EvalResult) -> dict[str, Estimate]:
 
 
 def same_inputs(one: EvalResult, other: EvalResult) -> bool:
-    """Whether two models were given the same text in as many tokens, as far as a measure tells."""
+    """Whether two models had the same input text and number of tokens, as far as the results record it."""
     mine, theirs = tokens(one), tokens(other)
     return one.example == other.example and all(mine[row] == theirs[row] for row in mine.keys() & theirs.keys())
 
 
 def tokens(result: EvalResult) -> Mapping[Any, Any]:
-    """How many there were to foresee, by row."""
+    """The number of predicted tokens, by row."""
     return {record.get("row"): record.get("weight") for record in result.records if "loss" in record}
 
 
 def input_mismatch_notes(
     name: str, mine: Mapping[str, EvalResult], other: str, theirs: Mapping[str, EvalResult]
 ) -> tuple[str, ...]:
-    """What to say where measures put other words to one model than to another."""
-    both = [measure for measure in mine if measure in theirs and mine[measure].metrics and theirs[measure].metrics]
-    unlike = [measure for measure in both if not same_inputs(mine[measure], theirs[measure])]
+    """A note that lists the tasks in which two models had different inputs."""
+    both = [task for task in mine if task in theirs and mine[task].metrics and theirs[task].metrics]
+    unlike = [task for task in both if not same_inputs(mine[task], theirs[task])]
     if not unlike:
         return ()
     return (
-        f"asked in different words: {name} and {other} read other text or other tokens (a chat template or tokenizer "
-        f"of their own) in {', '.join(unlike)}; their differences in nats are left out",
+        f"different inputs: {name} and {other} have different chat templates or tokenizers in "
+        f"{', '.join(unlike)}; differences in nats are left out",
     )
 
 
 def shares(result: EvalResult, metric: str) -> Shares:
-    """Each item's share of a metric; none where neither their weighted nor their plain mean is the metric's value, or
+    """Each item's value of a metric; empty if neither their weighted nor their plain mean is the metric's value, or if
     items repeat."""
     items = [record for record in result.records if isinstance(record.get(metric), bool | int | float)]
     weighted = {item.get("row"): (float(item[metric]), float(item.get("weight", 1))) for item in items}
@@ -69,18 +70,18 @@ def shares(result: EvalResult, metric: str) -> Shares:
 
 
 def means(found: Shares, value: float) -> bool:
-    """Whether this is the mean of these shares."""
+    """Whether `value` is the weighted mean."""
     total = sum(weight for _, weight in found.values())
     if total <= 0:
         return False
     mean = sum(share * weight for share, weight in found.values()) / total
-    return math.isclose(mean, value, rel_tol=AGREES, abs_tol=AGREES)
+    return math.isclose(mean, value, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
 def paired(mine: Shares, theirs: Shares) -> Estimate:
-    """The difference of the two weighted means, with an interval over items.
+    """The difference of two weighted means, with an interval over items.
 
-    Of equal weights on both sides it is the mean of the items' differences; otherwise a difference of two ratios.
+    With equal weights it is the mean of the items' differences; otherwise a difference of two ratios.
     """
     rows = list(mine)
     if all(mine[row][1] == theirs[row][1] == 1 for row in rows):

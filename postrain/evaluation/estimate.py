@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals: shares, means, ratios, paired differences. Standard library only: reports use it."""
+"""Estimates with 95 % intervals: shares, means, ratios, paired differences. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 ROUNDING = 1e-6
 LONGEST_STEP = 700.0  # e to this power is still a float
 Z = 1.959964  # 97.5 % quantile of the normal distribution
-# The same of Student's t with 1, 2, ... 30 degrees of freedom: three seeds are far from normal.
+# 97.5 % quantiles of Student's t with 1, 2, ... 30 degrees of freedom.
 T = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
     2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
@@ -29,14 +29,13 @@ class Interval:
 
 
 def within(value: float, half: float, low: float = -inf, high: float = inf) -> Interval:
-    """`value` ± `half`, kept inside `low` … `high` by taking it on a scale that has no bounds (the delta method).
+    """The interval `value` ± `half`, kept inside [`low`, `high`] by the delta method on an unbounded scale.
 
-    A KL is at least 0, a share lies in 0 … 1, and a symmetric interval knows neither. On the log of the distance from a
-    single bound, or on the logit between two, the half width is `half` times the derivative of that scale at
-    `value`; the ends are carried back (Agresti 2013, Categorical Data Analysis, section 3.1; the logit interval). The
-    result contains `value`, is asymmetric where a bound is near, and equals value ± half far from it. A value outside
-    the bounds is not the quantity it was taken for and gets the symmetric interval; one on a bound that still has a
-    width is cut there.
+    A KL is at least 0 and a share lies in [0, 1], which a symmetric interval ignores. The scale is the log of the
+    distance from a single bound, or the logit between two; the half width is `half` times the derivative of the scale
+    at `value`, and the ends are transformed back (Agresti 2013, Categorical Data Analysis, section 3.1; the logit
+    interval). The result contains `value`, is asymmetric near a bound, and approaches value ± half far from it. A value
+    outside the bounds gets the symmetric interval; for a value on a bound the interval is clipped.
     """
     if low == -inf and high < inf:
         mirrored = within(-value, half, -high)
@@ -60,17 +59,17 @@ def within(value: float, half: float, low: float = -inf, high: float = inf) -> I
 
 
 def enclosed(values: Iterable[float], low: float, high: float) -> bool:
-    """Whether all values lie between the bounds, but for rounding: an exact KL of equal models may be -1e-9."""
+    """Whether all values lie within the bounds, up to rounding: the KL of equal models may be -1e-9."""
     return all(low - ROUNDING <= value <= high + ROUNDING for value in values)
 
 
 def student(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, of at least one degree of freedom; beyond the table to three digits."""
+    """The 97.5 % quantile of Student's t with at least one degree of freedom; beyond the table to three digits."""
     return T[degrees - 1] if degrees <= len(T) else Z + (T[-1] - Z) * len(T) / degrees
 
 
 def wilson(successes: float, total: int) -> Interval:
-    """A proportion with Wilson's score interval, honest at 0 and 1 too; [0, 1] when nothing was counted."""
+    """A proportion with Wilson's score interval, which is valid near 0 and 1; [0, 1] if `total` is 0."""
     if total == 0:
         return Interval(float("nan"), 0.0, 1.0)
     share, z2 = successes / total, Z * Z
@@ -80,7 +79,7 @@ def wilson(successes: float, total: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf) -> Interval:
-    """A mean with Student's interval, for independent values such as seeds; a single value has an infinite one.
+    """A mean with Student's t interval, for independent values such as seeds; infinite for a single value.
 
     `low` and `high` are the bounds of a single value; see `within`.
     """
@@ -89,16 +88,16 @@ def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf)
         return Interval(mean, -inf, inf)
     if not enclosed(values, low, high):
         low, high = -inf, inf
-    # What differs in the last digits alone has no spread.
+    # Differences in the last digits are rounding, not spread.
     spread = 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)
     return within(mean, student(degrees) * spread / sqrt(len(values)), low, high)
 
 
 def paired_shares(differences: Sequence[float]) -> Interval:
-    """The mean difference of two shares of the same items, each right (1), wrong (0) or half right in both.
+    """The mean difference of two shares on the same items, each right (1), wrong (0) or half right in both.
 
-    Agresti and Min (2005), with Student's quantile: two made-up items, half of one better by 1 and half of one worse,
-    keep a few items that all point one way from being certain of it. A single item has the interval [-1, 1].
+    Agresti and Min (2005), with Student's quantile: adds two pseudo-observations, so that a few items with equal
+    differences do not give an interval of width 0. A single item has the interval [-1, 1].
     """
     n = len(differences)
     if n == 1:
@@ -110,7 +109,7 @@ def paired_shares(differences: Sequence[float]) -> Interval:
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
-    """A mean with its percentile bootstrap interval, for many values of an odd shape such as rewards of samples."""
+    """A mean with its percentile bootstrap interval, for many values of a skewed distribution such as rewards."""
     generator = random.Random(seed)
     means = sorted(fmean(generator.choices(values, k=len(values))) for _ in range(resamples))
     low, high = means[int(0.025 * resamples)], means[int(0.975 * resamples)]
@@ -118,10 +117,10 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
 
 
 def jackknife_interval(value: float, without: Sequence[float], low: float = -inf, high: float = inf) -> Interval:
-    """Any statistic of n independent items, with Student's interval of its jackknife error (Efron and Stein 1981).
+    """A statistic of n independent items, with Student's t interval of its jackknife error (Efron and Stein 1981).
 
-    `without` is the statistic with each item left out in turn. For what resampling would bend: ratios, and numbers of
-    different things, which fall as soon as an item is drawn twice. A single item has an infinite interval.
+    `without` is the statistic with each item left out in turn. For statistics that a bootstrap would bias: ratios, and
+    numbers of distinct values, which fall when an item is repeated. A single item has an infinite interval.
     `low` and `high` are the bounds of the statistic; see `within`.
     """
     n = len(without)
@@ -134,7 +133,7 @@ def jackknife_interval(value: float, without: Sequence[float], low: float = -inf
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number, its 95 % interval, and how many observations it rests on."""
+    """A value, its 95 % interval, and the number of observations."""
 
     value: float
     low: float
@@ -145,8 +144,8 @@ class Estimate:
     def share(cls, hits: Sequence[bool | float]) -> Estimate:
         """The share of hits, with Wilson's interval; half a hit counts half.
 
-        Fractions, such as the share of a query's wordings, vary less than hits: they have the interval of their mean.
-        Equal ones say nothing of how they vary, and have Wilson's.
+        Other fractions, such as the share of a query's phrasings, get the interval of their mean, since they vary less
+        than hits. If all are equal their variance is unknown, and the interval is Wilson's.
         """
         if set(hits) <= {0, 0.5, 1} or len(set(hits)) == 1:
             return cls._of(wilson(float(sum(hits)), len(hits)), len(hits))
@@ -154,20 +153,20 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: Sequence[float], low: float = -inf, high: float = inf) -> Estimate:
-        """The mean of at least one value between `low` and `high`, with Student's interval; of one it is infinite."""
+        """The mean of at least one value between `low` and `high`, with Student's interval; infinite for one value."""
         return cls._of(mean_interval(values, low, high), len(values))
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """The mean of at least one value of a kind that is not known.
+        """The mean of at least one value of unknown range.
 
-        Where all are 1 or 0 it is a share; where all lie between, such as gold scores, the interval stays there too.
+        A share if all values are 0 or 1; if all are in [0, 1], such as gold scores, the interval is too.
         """
         return cls.share(values) if set(values) <= {0, 1} else cls.mean(values, *_around(values, 0, 1))
 
     @classmethod
     def paired(cls, mine: Sequence[float], theirs: Sequence[float]) -> Estimate:
-        """The mean difference of two measurements of the same items, at least one."""
+        """The mean paired difference of two measurements of the same items, at least one."""
         gaps = [one - other for one, other in zip(mine, theirs, strict=True)]
         whole = {*mine, *theirs} <= {0, 0.5, 1}
         bounds = (-1.0, 1.0) if _around([*mine, *theirs], 0, 1) == (0, 1) else (-inf, inf)
@@ -175,7 +174,7 @@ class Estimate:
 
     @classmethod
     def gain(cls, gaps: Sequence[float]) -> Estimate:
-        """The mean of at least one item's gain in what it is worth, which mostly is 1 or 0."""
+        """The mean of at least one paired difference of scores, which are usually 0 or 1."""
         shares = set(gaps) <= {-1, -0.5, 0, 0.5, 1}
         if shares:
             return cls._of(paired_shares(gaps), len(gaps))
@@ -183,15 +182,15 @@ class Estimate:
 
     @classmethod
     def jackknife(cls, value: float, without: Sequence[float], low: float = -inf, high: float = inf) -> Estimate:
-        """Any statistic of items, between `low` and `high`, from its values with each of them left out."""
+        """A statistic between `low` and `high`, from its values with each item left out."""
         return cls._of(jackknife_interval(value, without, low, high), len(without))
 
     @classmethod
     def ratio(cls, totals: Sequence[float], counts: Sequence[float]) -> Estimate:
-        """Total over count of all items, such as nats per token over rows: not the mean of the items' own ratios.
+        """The sum of totals over the sum of counts, such as nats/token over rows: not the mean of the items' ratios.
 
-        Where no total is below 0 (a loss, a KL) or none is above (a log-probability), the interval stays there too.
-        Items that count nothing are left out; where none is left the value is nan.
+        If all totals are >= 0 (a loss, a KL) or all <= 0 (a log-probability), so is the interval. Items with count 0
+        are left out; without items the value is nan.
         """
         items = [(total, count) for total, count in zip(totals, counts, strict=True) if count > 0]
         total, count = sum(total for total, _ in items), sum(count for _, count in items)
@@ -207,5 +206,5 @@ class Estimate:
 
 
 def _around(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
-    """`low` and `high` where they enclose all values, else no bounds."""
+    """`low` and `high` if they enclose all values, else infinite bounds."""
     return (low, high) if enclosed(values, low, high) else (-inf, inf)

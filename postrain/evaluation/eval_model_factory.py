@@ -1,7 +1,6 @@
-"""The model of an evaluation while its method trains: the policy as it is now, with the run's own parts.
+"""Makes the EvalModel of a policy during training, and converts its data to the kinds of record that tasks need.
 
-Its data can be asked for as other kinds of record than the method learns from, each prepared when it is first asked
-for, with the same source, seed and template, so that what was held out stays held out.
+Each kind is prepared on first use, with the same source, seed and template, so that the held-out rows stay the same.
 """
 
 from __future__ import annotations
@@ -22,38 +21,38 @@ from postrain.rewards.base import PreferenceModel, Reward
 
 @dataclass(frozen=True, kw_only=True)
 class DataConversions:
-    """See `EvalModel.data_as`."""
+    """Prepares the data as records of a kind; see `EvalModel.data_as`."""
 
     data: DataModule
-    """The `data` of the run; each kind is prepared in a copy of it."""
+    """The `data` of the run; each kind is prepared on a copy."""
     resolved: ResolvedModel
-    """Whose tokenizer writes it."""
+    """The model whose tokenizer encodes the data."""
     context: int
     completion_tokens: int
-    """Left free after prompts."""
+    """Tokens reserved for the completion."""
     seed: int
-    """Of the split, where the source has no held-out rows of its own."""
-    made: dict[str, DataModule] = field(default_factory=dict)
-    """Data modules that are prepared already, by record kind."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """Why the data cannot be seen as a kind."""
+    """The seed of the split, for sources without held-out rows."""
+    prepared: dict[str, DataModule] = field(default_factory=dict)
+    """Prepared data modules by record kind."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """Error messages of kinds that the data cannot be converted to."""
 
     def __call__(self, kind: str) -> DataModule:
-        if kind in self.refused:
-            raise ConfigError(self.refused[kind])
-        if kind not in self.made:
+        if kind in self.errors:
+            raise ConfigError(self.errors[kind])
+        if kind not in self.prepared:
             try:
-                self.made[kind] = self._prepared(kind)
+                self.prepared[kind] = self._prepared(kind)
             except ConfigError as error:
-                self.refused[kind] = str(error)
+                self.errors[kind] = str(error)
                 raise
-        return self.made[kind]
+        return self.prepared[kind]
 
     def _prepared(self, kind: str) -> DataModule:
         data = copy(self.data)
         data.prepare(
             kind=kind,
-            # A tokenizer of its own: preparing data puts a template on it, which `auto` would then find there.
+            # A fresh tokenizer: preparing data sets its chat template, which `auto` would then detect.
             tokenizer=load_tokenizer(self.resolved),
             context=self.context,
             completion_tokens=self.completion_tokens,
@@ -70,7 +69,7 @@ class EvalModelFactory:
     def __init__(
         self, resolved: ResolvedModel, data: DataModule, reward: Deferred[Reward | PreferenceModel] | None = None
     ) -> None:
-        """`data` is prepared for the method; `reward` is the one that the run's config names."""
+        """`data` is prepared for the method; `reward` is the run's configured reward."""
         self.named = reward
         plan = data.plan
         self.data_as = DataConversions(
@@ -79,12 +78,12 @@ class EvalModelFactory:
             context=plan.context,
             completion_tokens=plan.completion_tokens,
             seed=plan.seed,
-            made={plan.kind: data},
+            prepared={plan.kind: data},
         )
         self.name, self.tokenizer = resolved.name, data.chat_template.tokenizer
 
     def __call__(self, method: Method) -> EvalModel | None:
-        """None where the policy writes no text."""
+        """The policy as an EvalModel; None if it does not generate text."""
         if method.head != "causal":
             return None
         parts = method.parts
@@ -104,7 +103,7 @@ class EvalModelFactory:
         )
 
     def _chosen(self, method: Method) -> Reward | None:
-        """A reward that was asked for, though the method does not learn from it."""
+        """The configured reward of a method that does not learn from it."""
         if self._reward is not None:
             self._reward.to(method.device)
         return self._reward
@@ -115,6 +114,6 @@ class EvalModelFactory:
 
 
 def scoring_reward(named: Deferred[Reward | PreferenceModel] | None) -> Reward | None:
-    """The reward of a config, where it gives completions a number; what only compares them gives none."""
+    """The configured reward if it scores single completions; None for a preference, which only compares them."""
     found = named and named.value
     return found if callable(found) else None  # pyright: ignore[reportReturnType]

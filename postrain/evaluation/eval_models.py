@@ -1,4 +1,4 @@
-"""The models of an evaluation: found, told apart by a name, with the runs they come from."""
+"""Resolves the models of an evaluation, gives each a unique name, and finds the training run it comes from."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
 
 INITIAL = "start"
-"""For `reference`: what the run began with."""
-# What postrain.runs.folder calls a run: its time, a hash of its config, and a number where two began in one second.
+"""Value of `reference`: the reference model of the run, else its initial model."""
+# Run folder names of postrain.runs.folder: time, config hash, and a number if two runs started in the same second.
 RUN_FOLDER_NAME = re.compile(r"[\d-]+_[\d-]+-([0-9a-f]{8}(?:-\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start(Section):
-    """The part of a run's config that names what it began with."""
+class InitialModel(Section):
+    """The part of a run's config that names its initial model."""
 
     model: ModelSource
 
 
 @dataclass(frozen=True)
 class SourceRun:
-    """The run a model comes from."""
+    """The training run of a model."""
 
     folder: RunFolder
     config: Mapping[str, Any]
-    """As its folder has it, perhaps of an earlier version."""
+    """The saved config, perhaps of an earlier version."""
 
     @classmethod
     def of(cls, path: str) -> SourceRun | None:
@@ -51,40 +51,42 @@ class SourceRun:
         return None
 
     def data(self) -> Mapping[str, Any]:
-        """What the manifest says of the data it was trained on."""
+        """The manifest's entry of the training data."""
         found = read_json(self.folder.manifest).get("data")
         return found if isinstance(found, Mapping) else {}
 
-    def start(self) -> ResolvedModel:
-        """The model it was compared with while it trained, else the one it began with."""
+    def reference_model(self) -> ResolvedModel:
+        """The reference model of the run, else its initial model."""
         named = self.config.get("reference")
-        remedy = "name another with reference=DIRECTORY, or compare with none: reference=null"
+        remedy = "give another with reference=DIRECTORY, or disable KL with reference=null"
         if named is not None:
             return resolve_for("reference", named, f"another; {remedy}")
         node = {"model": self.config["model"]}
-        Guest(self.folder.path, ()).check(node, Start)
+        Guest(self.folder.path, ()).check(node, InitialModel)
         try:
-            return parse(node, Start).model.resolve()
+            return parse(node, InitialModel).model.resolve()
         except ConfigError as error:
             reason = str(error).removeprefix("model.").partition(";")[0]
-            raise ConfigError(f"reference={INITIAL}: what the run began with is gone ({reason}); {remedy}") from None
+            raise ConfigError(
+                f"reference={INITIAL}: the initial model of the run no longer exists ({reason}); {remedy}"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSource:
-    """A model that is evaluated."""
+    """Where an evaluated model comes from."""
 
     name: str
-    """Its own among those that are compared."""
+    """Unique among the compared models."""
     path: str
-    """As the user wrote it."""
+    """As given by the user."""
     resolved: ResolvedModel
     origin: SourceRun | None
-    """The run it comes from."""
+    """The training run it comes from; None for other models."""
 
 
 def eval_sources(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]:
-    """The model and those it is compared with. Raises ConfigError for one that is not there or cannot write."""
+    """The sources of the model and of the models in `compare`. Raises ConfigError for a missing or a reward model."""
     found = [("model.path", model.path, model.resolve())]
     found += [
         ("compare", other, resolve_by_name("compare", other, "run folders, model directories")) for other in compare
@@ -92,8 +94,8 @@ def eval_sources(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]
     for key, path, resolved in found:
         if resolved.head == "scalar":
             raise ConfigError(
-                f"{key}={path}: a reward model, which cannot write; give a language model, and see a reward model's "
-                "own accuracy in its run's report"
+                f"{key}={path}: a reward model cannot generate text; give a language model (the accuracy of a reward "
+                "model is in its run's report)"
             )
     names = unique_names([path for _, path, _ in found], [resolved.name for _, _, resolved in found])
     return [
@@ -103,7 +105,7 @@ def eval_sources(model: ModelSource, compare: Sequence[str]) -> list[EvalSource]
 
 
 def unique_names(paths: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Each model's name; where several share one, with the folder of their run, and with a number if need be."""
+    """Each model's name; duplicates get the name of their run, and a number if that is not unique either."""
     longer = [
         name if list(names).count(name) == 1 else f"{name} {run_name(path)}"
         for path, name in zip(paths, names, strict=True)
@@ -115,7 +117,7 @@ def unique_names(paths: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def run_name(path: str) -> str:
-    """What tells one run from another of the same method and model: the hash in its folder's name, else the name."""
+    """A short name of a run: the hash in its folder's name, else the folder's name."""
     place = Path(path)
     name = place.parent.name if place.name == "model" else place.name
     made = RUN_FOLDER_NAME.fullmatch(name)

@@ -1,7 +1,7 @@
-"""The evaluation command: loads each model, asks every measure, writes, prints.
+"""The evaluation command: loads each model, runs every task, writes and prints the results.
 
 runs/evaluate/<model>/<time>-<hash>/
-  evaluation_stats.json   sample_responses.json   <measure>.jsonl   what was found (result_files.py)
+  evaluation_stats.json   sample_responses.json   <task>.jsonl      the results (result_files.py)
   result.json   manifest.json  config.yaml  status.json  report.html
 """
 
@@ -36,22 +36,22 @@ TABLE_WIDTH = 400
 
 
 class EvalTaskError(ConfigError):
-    """A measure ended in a user's mistake; all others are written."""
+    """A task failed with a user's mistake; the results of the others are written."""
 
 
 def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
-    """Measures as `config` says; returns the number that sweeps compare.
+    """Runs the evaluation of `config`; returns the number that sweeps compare.
 
-    Raises EvalTaskError for a mistake that only a measure found out.
+    Raises EvalTaskError if a task failed with a user's mistake.
     """
     config.trainer.configure_process()
     console = Console(highlight=False)
-    # A run that drew its held-out rows from a file drew them by its seed: the same ones are measured on.
+    # The run split its file into training and held-out rows by its seed: evaluate on the same held-out rows.
     origin = config.models[0].origin
     seed = origin.config["seed"] if origin else config.seed
     measured: list[ModelResults] = []
     for one in config.models:
-        eval_model = load(one, config, seed)
+        eval_model = load_eval_model(one, config, seed)
         audit = held_out(eval_model).audit
         if one is config.models[0]:
             run.save_manifest(config, audit, one.resolved, seeds={"seed": config.seed, "data": seed})
@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     for other in measured[1:]:
         notes += input_mismatch_notes(first.name, first.results, other.name, other.results)
     write_stats(run.folder, measured, notes, config.metric)
-    # Wider than a narrow terminal rather than cut into pieces that nobody can read.
+    # A fixed width: in a narrow terminal, wrapped lines are easier to read than truncated cells.
     Console(width=TABLE_WIDTH, highlight=False).print(table(measured))
     console.print()
     for line in [*merged_notes(measured), *notes]:
@@ -77,8 +77,8 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     return objective(first, config.metric)
 
 
-def load(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalModel:
-    """Its weights with everything it takes to ask it; `seed` splits the data."""
+def load_eval_model(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalModel:
+    """Loads a model and what is needed to evaluate it; `seed` splits the data."""
     tokenizer = load_tokenizer(one.resolved)
     data_as = DataConversions(
         data=config.data,
@@ -109,56 +109,56 @@ def load(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalModel:
 
 
 def load_reference(one: EvalSource, config: EvaluateConfig, model: nn.Module, tokenizer: Any) -> Reference | None:
-    """What KL is measured against. Raises ConfigError for a named one that cannot be compared with."""
+    """The reference model for KL, if any. Raises ConfigError if it cannot be compared with the model."""
     path = config.reference
     if path is None or (path == INITIAL and one.origin is None):
         return None
     if path == INITIAL:
         assert one.origin is not None
-        found = one.origin.start()
+        found = one.origin.reference_model()
     else:
         found = resolve_by_name("reference", path, "a directory, a run folder")
     if found.head == "scalar":
-        raise ConfigError(f"reference={path}: a reward model gives no log-probabilities to compare; give another")
+        raise ConfigError(f"reference={path}: a reward model has no token log-probabilities; give a language model")
     if load_tokenizer(found).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
-            f"reference={path}: its vocabulary is not that of {one.name}, and log-probabilities can be compared over "
-            "the same tokens only; give a model of the same family, or reference=null"
+            f"reference={path}: its vocabulary differs from that of {one.name}, so log-probabilities cannot be "
+            "compared; give a model of the same family, or reference=null"
         )
     other = cast("nn.Module", load_causal(found, dtype=config.trainer.dtype)).to(config.trainer.device)
     return Reference(model, other.requires_grad_(False), description=f"reference: {found.name}")
 
 
 def raise_failures(measured: Sequence[ModelResults], folder: RunFolder) -> None:
-    """Raises EvalTaskError where a measure has failed."""
+    """Raises EvalTaskError if a task has failed."""
     lines = [f"{name}: {note}" for one in measured for name in one.failed for note in one.results[name].notes]
     if lines:
-        raise EvalTaskError(f"{'; '.join(dict.fromkeys(lines))}; all else that was measured is in {folder.path}")
+        raise EvalTaskError(f"{'; '.join(dict.fromkeys(lines))}; the other results are in {folder.path}")
 
 
 @torch.no_grad()
 def run_tasks(
     eval_model: EvalModel,
     one: EvalSource,
-    measures: Mapping[str, Deferred[EvalTask]],
+    tasks: Mapping[str, Deferred[EvalTask]],
     console: Console,
     shown: int,
     data: str,
 ) -> ModelResults:
-    """The results of every measure for one model; one that fails leaves a note and does not stop the others."""
+    """The results of every task for one model. A failed task gets a note; the others still run."""
     results: dict[str, EvalResult] = {}
     failed: list[str] = []
     seconds: dict[str, float] = {}
-    for name, measure in measures.items():
+    for name, task in tasks.items():
         start = time.perf_counter()
         with console.status(f"{one.name}: {name}"):
             try:
-                results[name] = measure.value(eval_model)
+                results[name] = task.value(eval_model)
             except ConfigError as error:
                 results[name] = EvalResult(metrics={}, notes=(str(error),))
                 failed.append(name)
         seconds[name] = time.perf_counter() - start
-    console.print(f"model   {one.name}: {len(measures)} measures in {duration(sum(seconds.values()))}")
+    console.print(f"model   {one.name}: {len(tasks)} tasks in {duration(sum(seconds.values()))}")
     return ModelResults(
         name=one.name,
         path=one.path,
@@ -172,19 +172,19 @@ def run_tasks(
 
 
 def data_mismatch_notes(models: Sequence[EvalSource]) -> list[str]:
-    """A note for runs that are compared and were trained on different rows."""
+    """A note if the compared runs were trained on different data."""
     known = {one.name: data for one in models if one.origin and (data := one.origin.data()).get("fingerprint")}
     if len({data["fingerprint"] for data in known.values()}) < 2:
         return []
     each = "; ".join(f"{name} on {data.get('source')}, {str(data['fingerprint'])[:8]}" for name, data in known.items())
     return [
-        f"these runs were trained on different data ({each}): their numbers differ by more than method and settings, "
-        "and rows held out from one may have been learned by another"
+        f"the runs were trained on different data ({each}), so differences are not due to method and settings alone, "
+        "and rows held out from one run may be in the training data of another"
     ]
 
 
 def merged_notes(measured: Sequence[ModelResults]) -> list[str]:
-    """The notes of all models, each once, with the name of the model unless all models have it."""
+    """The notes of all models without duplicates, with the names of the models unless all have the note."""
     names_of: dict[str, list[str]] = {}
     for one in measured:
         for name, result in one.results.items():
@@ -194,11 +194,11 @@ def merged_notes(measured: Sequence[ModelResults]) -> list[str]:
 
 
 def objective(one: ModelResults, metric: str | None) -> float | None:
-    """The number that sweeps compare. Raises ConfigError where it was not measured."""
+    """The number that sweeps compare. Raises ConfigError if no task has measured it."""
     numbers = {f"{name}/{key}": found for name, result in one.results.items() for key, found in result.metrics.items()}
     metric = metric or default_metric(list(numbers))
     if metric is None:
         return None
     if metric not in numbers:
-        raise ConfigError(f"metric={metric}: not measured; there are: {', '.join(numbers) or 'none'}")
+        raise ConfigError(f"metric={metric}: not measured; available: {', '.join(numbers) or 'none'}")
     return numbers[metric].value

@@ -1,8 +1,7 @@
-"""What a run measures on held-out data: before the first update, every so often, and at the end.
+"""Evaluation of a method on held-out data during training.
 
-Two looks, for every method alike: the method's own metrics on held-out batches, and fresh completions of held-out
-prompts with their reward, the world's gold score and the exact KL to the start. Whatever else is to be measured is
-asked for by name, in `measures`.
+For every method: the method's own metrics on held-out batches, and fresh completions of held-out prompts with their
+reward, gold score and exact KL to the reference. Further evaluation tasks are configured in `tasks`.
 """
 
 from __future__ import annotations
@@ -28,36 +27,36 @@ class Evaluation:
     """The `evaluation` group."""
 
     every: Count = 25
-    """Updates between evaluations; the first is before training, the last after it."""
+    """Updates between evaluations. The first evaluation is before training, the last one after it."""
     completions: CountOrZero = 64
-    """Held-out prompts that are continued and scored; 0 writes none."""
+    """Number of held-out prompts to complete and score; 0 disables completions."""
     shown: Count = 64
-    """How many of them are kept in samples.jsonl."""
+    """Number of these completions written to samples.jsonl per evaluation."""
     greedy: bool = False
-    """Whether they are also continued greedily (temperature 0), for `eval/greedy/…`."""
+    """Also complete the prompts greedily (temperature 0) and log `eval/greedy/…`."""
     tasks: Mapping[str, Deferred[EvalTask]] = field(default_factory=dict)
     """What else is measured, by name, for `eval/<name>/…`; the options of this group put measures here."""
 
 
 @dataclass(frozen=True)
 class TrainingEvalResult:
-    """One evaluation."""
+    """The results of one evaluation during training."""
 
     metrics: Mapping[str, float]
     """`eval/…` and `gold/…`."""
     rollouts: Rollouts | None
-    """The completions; None for a method that writes no text."""
+    """The completions; None for a method that does not generate text."""
     gold: tuple[Mapping[str, float], ...]
-    """The gold score of each completion by part; empty mappings where nobody knows."""
+    """The gold score of each completion by part; empty mappings if the data has no gold scores."""
     notes: Mapping[str, tuple[str, ...]]
-    """What the measures say beside their numbers, by their name."""
+    """The notes of each task."""
 
 
 @torch.no_grad()
 def evaluate(
     method: Method, data: DataModule, settings: Evaluation, eval_model: EvalModel | None
 ) -> TrainingEvalResult:
-    """Measures the method as it is now; changes nothing in it. `eval_model` is its policy, where that writes text."""
+    """Evaluates the method without changing it. `eval_model` is its policy; None if it does not generate text."""
     method.policy.eval()
     found: dict[str, Mean | Max] = {}
     for index, batch in enumerate(data.val_dataloader()):
@@ -71,25 +70,23 @@ def evaluate(
         gold = gold_scores(rollouts, data)
         sampled = sampled_metrics(eval_model, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
-    results = {name: measure.value(eval_model) for name, measure in settings.tasks.items()}
-    metrics |= {f"eval/{measure}/{name}": value for measure, name, value in values(results)}
+    results = {name: task.value(eval_model) for name, task in settings.tasks.items()}
+    metrics |= {f"eval/{task}/{name}": value for task, name, value in metric_values(results)}
     return TrainingEvalResult(metrics, rollouts, gold, {name: result.notes for name, result in results.items()})
 
 
-def values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:
-    """Every number that measures found: the measure, the metric, the value."""
+def metric_values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:
+    """Task, metric and value of every number in the results."""
     return [
-        (measure, name, estimate.value)
-        for measure, result in results.items()
-        for name, estimate in result.metrics.items()
+        (task, name, estimate.value) for task, result in results.items() for name, estimate in result.metrics.items()
     ]
 
 
 def sampled_metrics(
     eval_model: EvalModel, rollouts: Rollouts, data: DataModule, settings: Evaluation
 ) -> dict[str, Mean | Max]:
-    """What is logged of fresh completions."""
-    found = rollouts.metrics() if eval_model.reward else completion_metrics(rollouts)
+    """Metrics of sampled completions."""
+    found = rollouts.metrics() if eval_model.reward else unrewarded_metrics(rollouts)
     texts = rollouts.completions
     found = {
         **found,
@@ -107,21 +104,21 @@ def sampled_metrics(
 
 
 def greedy_metrics(eval_model: EvalModel, data: DataModule, count: int) -> dict[str, Mean | Max]:
-    """What the likeliest completions of the same prompts earn and are worth."""
+    """Reward and gold score of greedy completions of the same prompts."""
     rollouts = complete(eval_model, count, greedy=True, prompts=data.eval_prompts(count))
     rewards = {name: value for name, value in rollouts.metrics().items() if name == "reward/total"}
     return (rewards if eval_model.reward else {}) | dict(means(gold_scores(rollouts, data)))
 
 
-def completion_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:
-    """The shape of completions alone, where nothing pays for them."""
+def unrewarded_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:
+    """Metrics of completions that do not need a reward."""
     shapes = ("completion/", "environment/")
     return {name: value for name, value in rollouts.metrics().items() if name.startswith(shapes)}
 
 
 def reference_metrics(eval_model: EvalModel, rollouts: Rollouts) -> dict[str, Mean | Max]:
-    """How far the policy is from the reference on its own completions, and how likely these are under the reference:
-    `reference_logp`, nats a token, falls off where a policy breaks the language."""
+    """KL to the reference on the policy's own completions, and their mean log-probability under the reference:
+    `reference_logp` [nats/token] drops when a policy stops writing natural language."""
     found = compare_to_reference(eval_model, rollouts)
     kl = {name: value for name, value in kl_metrics(found).items() if name in ("kl/exact", "kl/log_ratio_max")}
     return {**kl, "reference_logp": Mean((found.ref_logps_BT * found.mask_BT).sum(), found.mask_BT.sum())}

@@ -1,5 +1,5 @@
-"""Tasks of EleutherAI's lm-evaluation-harness (the extra postrain[eval]): the ecosystem's benchmarks, and one's own in
-its YAML format. Most of its tasks take their data from the Hub.
+"""Tasks of EleutherAI's lm-evaluation-harness (the extra postrain[eval]): public benchmarks, and custom tasks in its
+YAML format. Most tasks load their data from the Hub.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Items = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Harness:
-    """Every numeric metric of these tasks, as `<task>/<metric>`; with its interval."""
+    """Runs tasks of lm-evaluation-harness; metrics are named `<task>/<metric>`."""
 
     tasks: Annotated[Sequence[str], MinLen(1)]
-    """Names of the harness, such as [arc_easy, hellaswag], or of tasks in `folder`; most take their data from the
+    """Task names of the harness, such as [arc_easy, hellaswag], or of tasks in `folder`. Most load their data from the
     Hub."""
     folder: Annotated[str | None, Confirm("runs the Python that its tasks name")] = None
-    """A directory with task YAMLs of one's own."""
+    """A directory with custom task YAMLs (the harness's include_path)."""
     examples: CountOrZero | None = None
-    """Solved examples shown before each question; null leaves it to the task."""
+    """Number of few-shot examples (num_fewshot); null is the task's default."""
     limit: Count | None = None
-    """Items of each task at most; null is all."""
+    """Maximum number of items per task; null is all."""
     batch_size: Count = 8
-    """Requests that are scored together."""
+    """Requests per batch."""
     chat: bool = False
-    """Whether questions are put in the model's chat template."""
+    """Apply the model's chat template (apply_chat_template)."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         harness, models, tasks = map(
@@ -47,8 +47,8 @@ class Harness:
         unknown = sorted(set(self.tasks) - set(manager.all_tasks))
         if unknown:
             raise ConfigError(
-                f"evaluation.tasks.lm_eval.tasks: the harness has no {', '.join(unknown)}; `lm-eval ls tasks` lists "
-                "what it has, and evaluation.tasks.lm_eval.folder=DIRECTORY adds your own"
+                f"evaluation.tasks.lm_eval.tasks: unknown tasks {', '.join(unknown)}; `lm-eval ls tasks` lists "
+                "all tasks, and evaluation.tasks.lm_eval.folder=DIRECTORY adds your own"
             )
         wrapped = models.HFLM(
             pretrained=eval_model.model,
@@ -74,7 +74,7 @@ class Harness:
 
 
 def parse_results(found: Mapping[str, Any]) -> EvalResult:
-    """What the harness returns as a result: numbers, item 0's text, and a record an item."""
+    """Converts the harness's results: metrics, the text of item 0, and one record per item."""
     samples: Mapping[str, Items] = found.get("samples") or {}
     first = next(iter(samples.values()), ())
     metrics = {
@@ -90,25 +90,25 @@ def parse_results(found: Mapping[str, Any]) -> EvalResult:
 
 
 def item_count(found: Mapping[str, Any], task: str) -> int:
-    """Items of a task, or of all tasks of a group of tasks and of groups."""
+    """The number of items of a task, or of all tasks in a (nested) group."""
     subtasks: Mapping[str, Sequence[str]] = found.get("group_subtasks") or {}
     tasks, waiting = set[str](), [task]
     while waiting:
         name = waiting.pop()
-        # A group that is named twice counts once.
+        # A task that several groups contain counts once.
         waiting += [part for part in subtasks.get(name, ()) if part not in tasks]
         tasks.add(name)
     return sum(int(found["n-samples"][name]["effective"]) for name in tasks if name in found["n-samples"])
 
 
 def numeric_metrics(results: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Each metric of a task; the harness writes `acc,none`, after the filter that read the answer."""
+    """Each numeric metric of a task, without the suffix `,none` of the default filter."""
     pairs = [(key.removesuffix(",none"), value) for key, value in results.items() if "," in key]
     return [(key, value) for key, value in pairs if "_stderr" not in key and isinstance(value, int | float)]
 
 
 def estimate(value: float, results: Mapping[str, Any], name: str, items: Items, count: int) -> Estimate:
-    """A metric with its interval: from its items where it is their mean, else from the harness's own error, if any."""
+    """A metric with its interval: from its items if it is their mean, else from the harness's standard error."""
     own = [one[name] for one in items if isinstance(one.get(name), int | float)]
     if own and math.isclose(sum(own) / len(own), value, abs_tol=1e-9):
         return Estimate.of(own)
@@ -119,7 +119,7 @@ def estimate(value: float, results: Mapping[str, Any], name: str, items: Items, 
 
 
 def item_record(task: str, one: Mapping[str, Any], metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    """What is kept of an item: its own share of each metric that has one."""
+    """The record of an item, with its value of each metric."""
     own = {name: one[key] for name in metrics if (key := name.removeprefix(f"{task}/")) in one}
-    said = {"target": str(one["target"]), "answer": str(one["filtered_resps"])}
-    return {"row": f"{task} {one['doc_id']}", **said, **own}
+    texts = {"target": str(one["target"]), "answer": str(one["filtered_resps"])}
+    return {"row": f"{task} {one['doc_id']}", **texts, **own}

@@ -1,9 +1,9 @@
-"""What a model gives to texts it did not write: perplexity of held-out rows, preference accuracy, and forgetting.
+"""Tasks on log-probabilities of given texts: perplexity of held-out rows, preference accuracy, and forgetting.
 
-Two models' perplexities compare only where they read the same tokens. Preference accuracy asks whether the preferred of
-two completions has the larger log-probability. Forgetting asks for base text and facts: those of the bundled world,
-which is what nano comes from (the facts are everyday ones that any model may know); for another base, `path` names a
-file of text like its own.
+Perplexities of two models are comparable only for the same tokens. Preference accuracy is the share of pairs whose
+chosen completion has the larger log-probability. Forgetting evaluates base text and facts. The default is the text of
+the bundled world, on which nano was trained (the facts are everyday knowledge); for another base model, `path` names a
+file with text like its training data.
 
 Axes: B rows or pairs, T supervised tokens of a row.
 """
@@ -35,20 +35,19 @@ from postrain.world.facts import Fact, all_facts
 from postrain.world.rows import rows as world_rows
 
 NEEDS_TARGETS = (
-    "needs completions or running text to foresee, and data of prompts alone has none; data=world_demonstrations has"
+    "needs completions or running text, and the data has only prompts; use data such as data=world_demonstrations"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """Cross-entropy of held-out tokens: of completions given their prompts, or of whole texts.
+    """Cross-entropy of held-out tokens: completions given their prompts, or whole texts.
 
-    `loss` is in nats per token, over all tokens; `perplexity` is its exponential. A record holds a row's own, for the
-    distribution over rows.
+    `loss` [nats/token] is over all tokens; `perplexity` is its exponential. Records hold both per row.
     """
 
     rows: Count = 128
-    """Held-out rows at most; data.eval_rows decides how many there are."""
+    """Maximum number of held-out rows; data.eval_rows sets how many there are."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         data = supervised_data(eval_model)
@@ -67,7 +66,7 @@ class Perplexity:
 
 
 def supervised_data(eval_model: EvalModel) -> DataModule | None:
-    """The data as rows with tokens to foresee; None where it has none."""
+    """The data as rows with supervised tokens; None if it has none."""
     for kind in ("Demonstration", "Text"):
         try:
             return eval_model.data_as(kind)
@@ -78,27 +77,27 @@ def supervised_data(eval_model: EvalModel) -> DataModule | None:
 
 @torch.no_grad()
 def row_losses(eval_model: EvalModel, batch: Rows) -> list[tuple[float, int]]:
-    """The summed loss of each row's supervised tokens in nats, and how many they are, [B]."""
+    """The summed loss of each row's supervised tokens in nats, and their number, [B]."""
     found = in_micro_batches(lambda rows: score(eval_model.model, rows), batch, eval_model.micro_batch_tokens)
     sums = (-found.logps_BT.double().sum(1)).tolist()
     return list(zip(sums, found.mask_BT.sum(1).tolist(), strict=True))
 
 
 def loss_and_perplexity(found: Sequence[tuple[float, int]]) -> dict[str, Estimate]:
-    """Loss per token and its exponential, from each row's sum and count; the interval is over rows."""
+    """Loss per token and perplexity, from each row's sum and count; the interval is over rows."""
     loss = Estimate.ratio(*zip(*found, strict=True))
     ends = {name: exponential(getattr(loss, name)) for name in ("value", "low", "high")}
     return {"loss": loss, "perplexity": replace(loss, **ends)}
 
 
 def record(total: float, tokens: int) -> Mapping[str, Any]:
-    """What is kept of a row."""
+    """The record of a row."""
     loss = total / max(tokens, 1)
     return {"loss": loss, "perplexity": exponential(loss), "weight": tokens}
 
 
 def exponential(loss: float) -> float:
-    """e^loss; infinite where a float cannot hold it."""
+    """e^loss; infinite on overflow."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -107,14 +106,15 @@ NEEDS_PAIRS = "needs preference pairs; data=world_preferences has them"
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceAccuracy:
-    """The share of held-out pairs in which the chosen completion is the likelier one, ties half, and by how much.
+    """The share of held-out pairs whose chosen completion has the larger log-probability (ties half), and the margin.
 
     `accuracy` and `margin` are of summed log-probabilities (DPO's implicit reward is their difference to the
-    reference's), `accuracy_per_token` and `margin_per_token` of their means, which do not favour what is short (SimPO).
+    reference's). `accuracy_per_token` and `margin_per_token` are of mean log-probabilities, which do not favour short
+    completions (SimPO). Margins are in nats and nats/token.
     """
 
     pairs: Count = 128
-    """Held-out pairs at most."""
+    """Maximum number of held-out pairs."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         try:
@@ -151,27 +151,27 @@ def logps(eval_model: EvalModel, batch: Pairs) -> tuple[list[tuple[float, int]],
 
 
 def right(margin: float) -> float:
-    """1 where the chosen one is ahead, half a point for a tie."""
+    """1 if the chosen completion has the larger log-probability, ½ for a tie."""
     return 0.5 if margin == 0 else float(margin > 0)
 
 
-BUNDLED_TEXT = "the text is the bundled world's; evaluation.tasks.forgetting.path=FILE measures another"
+BUNDLED_TEXT = "evaluated on text of the bundled world; evaluation.tasks.forgetting.path=FILE uses other text"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting:
-    """Loss and perplexity of base text, and the share of facts a model finds likelier than all their rivals.
+    """Loss and perplexity of base text, and accuracy on facts (`fact_accuracy`).
 
-    A fact is known where its statement has a larger log-probability than the same statement of every other value of the
+    A fact is known if its statement has a larger log-probability than the same statement with every other value of the
     relation ("The colour of grass is green." against red, blue, ...); a tie counts half.
     """
 
     path: str | None = None
-    """A file of running text in place of the bundled world's."""
+    """A file of running text; null is the text of the bundled world."""
     texts: Count = 64
-    """Documents at most."""
+    """Maximum number of documents."""
     facts: CountOrZero = 48
-    """Facts at most, spread evenly over the relations; 0 asks for none."""
+    """Maximum number of facts, spread evenly over the relations; 0 disables them."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         texts = encoded_texts(eval_model, self._documents())
@@ -194,13 +194,13 @@ class Forgetting:
         return [one.text for one in found if isinstance(one, Text)][: self.texts]
 
     def _known(self, eval_model: EvalModel) -> list[Mapping[str, Any]]:
-        """A record for each fact that is asked about."""
+        """One record per evaluated fact."""
         facts = evenly_spaced(all_facts(), self.facts)
         if not facts:
             return []
         rivals = [(fact.value, *rival_values(fact)) for fact in facts]
-        said = [fact.plain(value) for fact, values in zip(facts, rivals, strict=True) for value in values]
-        found = iter([-loss for loss, _ in row_losses(eval_model, encoded_texts(eval_model, said, end=False))])
+        statements = [fact.plain(value) for fact, values in zip(facts, rivals, strict=True) for value in values]
+        found = iter([-loss for loss, _ in row_losses(eval_model, encoded_texts(eval_model, statements, end=False))])
         return [
             fact_record(fact, values, [next(found) for _ in values]) for fact, values in zip(facts, rivals, strict=True)
         ]
@@ -219,18 +219,18 @@ def fact_record(fact: Fact, values: Sequence[str], logps: Sequence[float]) -> Ma
 
 
 def rival_values(fact: Fact) -> tuple[str, ...]:
-    """The values a fact could be mistaken for; what its subject says itself is none of them."""
+    """The other values of a fact's relation, without those that its subject contains."""
     return tuple(value for value in fact.others if value.lower() not in fact.subject.lower().split())
 
 
 def evenly_spaced(facts: Sequence[Fact], count: int) -> list[Fact]:
-    """`count` of the facts at even distances, all of them where there are no more."""
+    """`count` facts at even distances; all of them if there are fewer."""
     wanted = min(count, len(facts))
     return [facts[place * len(facts) // wanted] for place in range(wanted)]
 
 
 def encoded_texts(eval_model: EvalModel, texts: Sequence[str], *, end: bool = True) -> Rows:
-    """Texts as a model learned to read them, cut at its context; all but the first token is to be foreseen."""
+    """Encoded texts, truncated at the model's context; all tokens but the first are supervised."""
     ends = [eval_model.tokenizer.eos_token_id] if end else []
     ids = tuple(torch.cat([eval_model.template.encode_text(text), torch.tensor(ends).long()]) for text in texts)
     cut = tuple(row[: eval_model.context] for row in ids)

@@ -1,8 +1,7 @@
-"""The suite of hand-written queries: everyday questions in several wordings, each with an answer that can be checked.
+"""The query suite: hand-written everyday questions in several phrasings, each with checks of the answer.
 
-For any model: it is asked through the template that it learns with, without tools and without data. A query is the
-unit of all that is counted, since its wordings are no independent samples. Leaves out what is asked and expected
-(query_file.py, assets/queries.jsonl) and how an answer is judged (query_checks.py).
+Works for any model, through its chat template and without data. Queries are the unit of statistics, since phrasings of
+a query are not independent. The queries are in query_file.py and assets/queries.jsonl, the checks in query_checks.py.
 """
 
 from __future__ import annotations
@@ -31,49 +30,48 @@ from postrain.seeds import derive_seed
 from postrain.types import Count, NonNegative, Size
 
 CODE_NOT_RUN = "code was parsed, not run; evaluation.tasks.queries.allow_execution=true runs it on this machine"
-# What only several wordings of a query have.
+# Metrics of queries with several phrasings.
 CONSISTENCY_METRICS = ("consistency", "agreement", "agreement/paraphrase")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One wording of a query, its answer and what is thought of it."""
+    """One phrasing of a query with its answer and verdict."""
 
     query: Query
     phrasing: int
     prompt: str
-    """The exact text that the model was given."""
+    """The exact model input."""
     response: str
     tokens: int
     finished: bool
     verdict: Verdict
 
     def record(self) -> dict[str, Any]:
-        """What is kept of it."""
+        """The entry in queries.jsonl."""
         kept = {name: getattr(self, name) for name in ("phrasing", "prompt", "response", "tokens", "finished")}
         return {**kept, **asdict(self.verdict)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queries:
-    """Asks every query in its wordings; see conf/evaluation/task/queries.yaml."""
+    """Accuracy and consistency on hand-written queries with checked answers."""
 
     temperature: NonNegative = 0.0
     """Sampling temperature; 0 is greedy."""
     max_new_tokens: Size = 128
-    """Tokens of an answer at most; fewer where the model's context holds no more."""
+    """Maximum number of tokens per answer; fewer if the model's context is too short."""
     categories: tuple[str, ...] | None = None
-    """Some of factual, reasoning, instruction_following, creative, code and paraphrase; null is all."""
+    """Categories to include: factual, reasoning, instruction_following, creative, code, paraphrase; null is all."""
     phrasings: Count | None = None
-    """Wordings of each query at most; null is all."""
+    """Maximum number of phrasings per query; null is all."""
     path: str | None = None
     """A .jsonl file in the format of postrain/assets/queries.jsonl; null is the bundled one."""
     allow_execution: Annotated[bool, Confirm("runs Python that the model writes")] = False
-    """Run the Python functions of answers against their tests, on this machine, under limits; false only parses
-    them."""
+    """Run the tests of code answers on this machine, with resource limits; false only parses the code."""
 
     def __post_init__(self) -> None:
-        # A run of hours does not end in a misspelt category.
+        # Report a misspelt category before a long run.
         self._queries()
         if self.allow_execution and sys.platform != "linux":
             raise ConfigError(
@@ -84,15 +82,17 @@ class Queries:
     @torch.no_grad()
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         """See `EvalTask`."""
-        wordings = [(query, number) for query in self._queries() for number in range(self._wordings(query))]
+        phrasings = [(query, number) for query in self._queries() for number in range(self._phrasings(query))]
         ids = [
             eval_model.template.encode_prompt(user(query.phrasings[number]), row=row)
-            for row, (query, number) in enumerate(wordings)
+            for row, (query, number) in enumerate(phrasings)
         ]
         room = eval_model.context - max(map(len, ids))
         if room < 1:
-            return EvalResult(metrics={}, notes=(f"the model's {eval_model.context} tokens of context hold no query",))
-        asked = self._ask(eval_model, wordings, ids, min(room, self.max_new_tokens))
+            return EvalResult(
+                metrics={}, notes=(f"the context of {eval_model.context} tokens is too short for the queries",)
+            )
+        asked = self._ask(eval_model, phrasings, ids, min(room, self.max_new_tokens))
         records = tuple(record(group) for group in _grouped(asked).values())
         return EvalResult(
             metrics=metrics(records),
@@ -107,8 +107,8 @@ class Queries:
         for name in known if self.categories is None else self.categories:
             if name not in known:
                 near = get_close_matches(name, known, n=1)
-                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-                raise ConfigError(f"evaluation.tasks.queries.categories: no query is of the category {name}; {meant}")
+                meant = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
+                raise ConfigError(f"evaluation.tasks.queries.categories: unknown category {name}; {meant}")
         found = tuple(query for query in queries if self.categories is None or query.category in self.categories)
         if not found:
             raise ConfigError(
@@ -116,24 +116,24 @@ class Queries:
             )
         return found
 
-    def _wordings(self, query: Query) -> int:
+    def _phrasings(self, query: Query) -> int:
         return min(len(query.phrasings), self.phrasings or len(query.phrasings))
 
     def _ask(
-        self, eval_model: EvalModel, wordings: Sequence[tuple[Query, int]], ids: Sequence[torch.Tensor], tokens: int
+        self, eval_model: EvalModel, phrasings: Sequence[tuple[Query, int]], ids: Sequence[torch.Tensor], tokens: int
     ) -> list[Asked]:
         engine = replace(eval_model.engine, temperature=self.temperature, max_new_tokens=tokens)  # type: ignore[type-var]
         prompts = Prompts(
             ids=tuple(ids),
-            texts=tuple(query.phrasings[number] for query, number in wordings),
+            texts=tuple(query.phrasings[number] for query, number in phrasings),
             columns=({},) * len(ids),
             row_ids=tuple(range(len(ids))),
         )
-        # By the query's own name: what else is asked changes no answer.
-        seeds = [derive_seed(eval_model.seed, f"queries {query.id}", number) for query, number in wordings]
+        # Seeds depend on the query's id, so that other queries do not change its answers.
+        seeds = [derive_seed(eval_model.seed, f"queries {query.id}", number) for query, number in phrasings]
         rollouts = collect(engine, eval_model.model, eval_model.template, prompts, seeds=seeds)
         lengths = [int(own.sum()) for own in rollouts.rows.supervised]
-        said = zip(wordings, ids, rollouts.completions, lengths, rollouts.finished_B.tolist(), strict=True)
+        answers = zip(phrasings, ids, rollouts.completions, lengths, rollouts.finished_B.tolist(), strict=True)
         return [
             Asked(
                 query=query,
@@ -144,33 +144,33 @@ class Queries:
                 finished=finished,
                 verdict=check_answer(query.expect, response, _passes if self.allow_execution else None),
             )
-            for (query, number), prompt, response, length, finished in said
+            for (query, number), prompt, response, length, finished in answers
         ]
 
     def _notes(self, asked: Sequence[Asked], room: int) -> Iterator[str]:
         if room < self.max_new_tokens:
-            yield f"answers had {room} tokens, not {self.max_new_tokens}: more do not fit the model's context"
+            yield f"answers were limited to {room} tokens instead of {self.max_new_tokens} by the model's context"
         if not self.allow_execution and any(one.query.expect.tests for one in asked):
             yield CODE_NOT_RUN
 
 
 def record(asked: Sequence[Asked]) -> Mapping[str, Any]:
-    """Of a query in its wordings: its share of each metric it has one of, and what was asked and said."""
+    """The record of a query: its value of each metric, and its phrasings with their answers."""
     query, right = asked[0].query, fmean(one.verdict.right for one in asked)
     shares = {
         "accuracy": right,
         f"accuracy/{query.category}": right,
         "worst_phrasing": right == 1,
-        **(_across(query, asked) if len(asked) > 1 else {}),
+        **(_consistency(query, asked) if len(asked) > 1 else {}),
         "refusals_or_empty": fmean(refuses(one.response) for one in asked),
         "finished": fmean(one.finished for one in asked),
         "tokens": fmean(one.tokens for one in asked),
     }
-    return {"row": query.id, "category": query.category, **shares, "wordings": [one.record() for one in asked]}
+    return {"row": query.id, "category": query.category, **shares, "phrasings": [one.record() for one in asked]}
 
 
 def metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """All that is counted; the observations are queries, whose wordings share one of them."""
+    """All metrics; a query is one observation, with the mean over its phrasings."""
     categories = dict.fromkeys(f"accuracy/{one['category']}" for one in records)
     shares = {
         name: Estimate.share([one[name] for one in records if name in one])
@@ -181,13 +181,12 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
 
 
 def agreement(answers: Sequence[str]) -> float:
-    """The share of pairs among at least two answers that are equal."""
+    """The share of equal pairs among at least two answers."""
     return fmean(one == other for one, other in combinations(answers, 2))
 
 
-def _across(query: Query, asked: Sequence[Asked]) -> dict[str, float]:
-    """What the wordings have in common: whether all are right or all wrong; and how often two of them get the same
-    answer, right or wrong, where an answer can be read off."""
+def _consistency(query: Query, asked: Sequence[Asked]) -> dict[str, float]:
+    """Consistency of the verdicts over phrasings, and agreement of the extracted answers, right or wrong."""
     found: dict[str, float] = {"consistency": len({one.verdict.right for one in asked}) == 1}
     if has_extractable_answer(query.expect):
         found["agreement"] = agreement([one.verdict.answer for one in asked])

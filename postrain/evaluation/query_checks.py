@@ -1,8 +1,8 @@
-"""What a hand-written query expects of an answer, and whether a text is one: pure functions of text.
+"""Checks of answers to hand-written queries: pure functions of text.
 
-All that an expectation says has to hold. Thinking before `</think>` is not part of an answer, and a marked answer
-(rewards/text.py) goes before all others. Words, sentences and bullets are what rewards/constraints.py says they are.
-Leaves out the running of code (query_code.py does that).
+An answer has to meet all expectations of its query. Text before `</think>` is ignored, and a marked answer
+(rewards/text.py) takes precedence. Words, sentences and bullets are defined in rewards/constraints.py. Code is run by
+query_code.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from postrain.rewards import constraints
 from postrain.rewards.text import NUMBER, final_answer, last_number
 from postrain.types import CountOrZero
 
-MOST_LOOP, LEAST_DISTINCT = 0.2, 0.8
+MAX_LOOP_SHARE, MIN_DISTINCT = 0.2, 0.8
 FENCED = re.compile(r"```\w*\s*\n?(.*?)```", re.DOTALL)
 REFUSAL = re.compile(
     r"\W*(?:(?:i['’]?m|i am) (?:very )?sorry|sorry|as an ai"
@@ -34,26 +34,26 @@ REFUSAL = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Expect(Section):
-    """What an answer has to be; null asks for nothing. Phrases are sought as whole words, whatever their case."""
+    """Expectations of an answer; null is not checked. Phrases match whole words and ignore case."""
 
     exact: tuple[str, ...] | None = None
-    """One of these and nothing else, but for case, quotes and marks at the ends."""
+    """Equals one of these, ignoring case, quotes and punctuation at the ends."""
     any_of: tuple[str, ...] | None = None
-    """Holds one of these phrases."""
+    """Contains one of these phrases."""
     contains: tuple[str, ...] | None = None
-    """Holds all of these phrases."""
+    """Contains all of these phrases."""
     excludes: tuple[str, ...] | None = None
-    """Holds none of these phrases."""
+    """Contains none of these phrases."""
     mentions: tuple[tuple[str, ...], ...] | None = None
-    """Of each group, holds a word that begins so."""
+    """For each group, contains a word with one of these prefixes."""
     regex: str | None = None
-    """Python's re finds this."""
+    """Matches this regular expression (Python's re.search)."""
     number: float | None = None
-    """The last number it writes, in digits or, where there are none, in words: for what is worked out."""
+    """The last number, in digits, else in words: for computed results."""
     first_number: float | None = None
-    """The first number it writes: for what one knows, and may go on to explain."""
+    """The first number: for facts that may be followed by an explanation."""
     chooses: tuple[tuple[str, ...], ...] | None = None
-    """Options, each a list of its names, the right one first: the first one named (after "so" or "the answer is")."""
+    """Options as lists of names, the right option first. The first one named counts (after "so" or "answer is")."""
     starts_with: tuple[str, ...] | None = None
     ends_with: tuple[str, ...] | None = None
     min_words: CountOrZero | None = None
@@ -68,60 +68,60 @@ class Expect(Section):
     """Lines that are not empty."""
     max_lines: CountOrZero | None = None
     json_keys: tuple[str, ...] | None = None
-    """A JSON object with these keys, at most in a code fence."""
+    """A JSON object with these keys, optionally in a code fence."""
     case: Literal["upper", "lower", None] = None
-    """All its letters are of this case."""
+    """All letters have this case."""
     without_letters: str | None = None
-    """Holds none of these letters."""
+    """Contains none of these letters."""
     fluent: Literal[True, None] = None
-    """Neither goes round in a loop nor repeats more than every fifth run of three words."""
+    """At most 20 % of the words are in a loop, and at least 80 % of the trigrams are distinct."""
     function: str | None = None
-    """Defines a Python function that can be called as here: "add(a, b)"."""
+    """Defines a Python function with this signature: "add(a, b)"."""
     tests: tuple[str, ...] = ()
-    """Python asserts that the function has to pass, where code may be run."""
+    """Python asserts that the function has to pass, if code execution is allowed."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of an answer."""
+    """The result of checking an answer."""
 
     right: bool
     why: str
-    """The expectations that were missed, or else those that were met, in words."""
+    """The expectations that were missed, or else those that were met."""
     answer: str
-    """What was read off it to be compared with other answers: the number, the option, or all of it, normalised."""
+    """The extracted answer for comparison with others: the number, the option, or the normalised text."""
 
 
-def check_answer(expect: Expect, said: str, passes: Callable[[str, Expect], bool] | None = None) -> Verdict:
-    """Whether a text meets an expectation. `passes` runs the tests of code; without it, that code parses is enough."""
-    text = without_thinking(said)
+def check_answer(expect: Expect, response: str, passes: Callable[[str, Expect], bool] | None = None) -> Verdict:
+    """Checks a response. `passes` runs the tests of code; without it, code only has to parse."""
+    text = without_thinking(response)
     if refuses(text):
         return Verdict(False, "refused" if text else "empty", normalised(text))
-    asked = dict(_asked(expect))
+    asked = dict(_set_expectations(expect))
     missed = [name for name, value in asked.items() if not CHECKS[name](text, value)]
     if passes and expect.function and not missed and not passes(text, expect):
         missed, asked = ["tests"], {"tests": expect.tests}
     read = extracted_answer(expect, text)
-    told = "; ".join(f"{name} {_short(asked[name])}" for name in missed or asked)
+    listed = "; ".join(f"{name} {_short(asked[name])}" for name in missed or asked)
     return Verdict(
         right=not missed,
-        why=("missed " if missed else "met ") + told + (f" (read {read})" if has_extractable_answer(expect) else ""),
+        why=("missed " if missed else "met ") + listed + (f" (read {read})" if has_extractable_answer(expect) else ""),
         answer=normalised(text) if read is None else read,
     )
 
 
-def without_thinking(said: str) -> str:
-    """What stands after the thinking."""
-    return said.rpartition("</think>")[2].strip()
+def without_thinking(response: str) -> str:
+    """The text after `</think>`."""
+    return response.rpartition("</think>")[2].strip()
 
 
 def has_extractable_answer(expect: Expect) -> bool:
-    """Whether one answer can be read off a text, so that two texts can be compared by it."""
+    """Whether a single answer, a number or an option, can be extracted."""
     return any(wanted is not None for wanted in (expect.number, expect.first_number, expect.chooses))
 
 
 def extracted_answer(expect: Expect, text: str) -> str | None:
-    """The number or the option that a text gives; None where it gives none, or none is asked for."""
+    """The number or option in a text; None if it has none or none is expected."""
     if expect.chooses is not None:
         return chosen_option(text, expect.chooses)
     found = first_number_in(text) if expect.number is None else last_number_in(text)
@@ -129,20 +129,20 @@ def extracted_answer(expect: Expect, text: str) -> str | None:
 
 
 def refuses(text: str) -> bool:
-    """True for an empty answer, and for one that begins by saying that it cannot."""
+    """Whether an answer is empty or begins with a refusal."""
     answer = without_thinking(text)
     return not answer or REFUSAL.match(answer) is not None
 
 
-def _asked(expect: Expect) -> Iterator[tuple[str, Any]]:
-    """The expectations that say something, by name."""
+def _set_expectations(expect: Expect) -> Iterator[tuple[str, Any]]:
+    """The expectations that are set, by name."""
     values = ((field.name, getattr(expect, field.name)) for field in fields(expect))
     return ((name, value) for name, value in values if value is not None and name in CHECKS)
 
 
 def _short(value: Any) -> str:
-    said = f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-    return said if len(said) <= 80 else f"{said[:77]}..."
+    text = f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _mentions(text: str, groups: Sequence[Sequence[str]]) -> bool:
@@ -167,7 +167,7 @@ def _in_case(text: str, case: str) -> bool:
 
 
 def _fluent(text: str, wanted: bool) -> bool:
-    return loop_share(text) <= MOST_LOOP and distinct_ngram_share(text.casefold().split(), 3) >= LEAST_DISTINCT
+    return loop_share(text) <= MAX_LOOP_SHARE and distinct_ngram_share(text.casefold().split(), 3) >= MIN_DISTINCT
 
 
 def lines(text: str) -> int:
@@ -192,7 +192,7 @@ CHECKS: Mapping[str, Callable[[str, Any], bool]] = {
     "function": defines,
     **constraints.CHECKS,
 }
-"""Each expectation by its name in `Expect`: does a text, not empty, meet it?"""
+"""The check of each expectation, by its name in `Expect`; texts are not empty."""
 
 
 UNITS = (
@@ -206,38 +206,37 @@ NUMBER_WORDS = {word: value for value, word in enumerate(UNITS)} | {
 SPELLED = re.compile(
     rf"\b({'|'.join(TENS)})(?:[- ]({'|'.join(UNITS[1:10])}))?\b|\b({'|'.join(UNITS)})\b", re.IGNORECASE
 )
-# cm^2 holds no number; 180km does.
+# The exponent of cm^2 is not a number; the 180 of 180km is.
 EXPONENT = re.compile(r"(?<=[a-zA-Z])\^\{?\d\}?")
 UNIT = re.compile(r"(?<=\d)(?=[a-zA-Z]{1,5}\b)")
-# Sums and lists that are not the answer but led to it: the 2 + 3 * 4 of "2 + 3 * 4 = 14", and [4, 5, 6].
+# Calculations and lists before the answer: the 2 + 3 * 4 of "2 + 3 * 4 = 14", and [4, 5, 6].
 WORKING = re.compile(r"\d[\d.,]*(?:\s*[-+−*×/÷]\s*\d[\d.,]*)+|\[[^\]]*\]")
 CONCLUSION = re.compile(r"\b(?:answer is|so|therefore|thus|hence)\b", re.IGNORECASE)
 
 
 def last_number_in(text: str) -> Decimal | None:
-    """The last number of a text, be it in words where no digits are written; sums and lists only if there is no
-    other."""
-    said = _cleaned(text)
-    found = last_number(WORKING.sub(" ", said))
-    found = last_number(said) if found is None else found
-    spelled = _spelled(said) if found is None else []
+    """The last number in digits, else in words. Numbers in calculations and lists count only if there are no others."""
+    cleaned = _cleaned(text)
+    found = last_number(WORKING.sub(" ", cleaned))
+    found = last_number(cleaned) if found is None else found
+    spelled = _spelled(cleaned) if found is None else []
     return Decimal(spelled[-1]) if spelled else found
 
 
 def first_number_in(text: str) -> Decimal | None:
-    """The first number of a text, be it in words where no digits are written; "one" counts only if it is alone."""
-    said = _cleaned(text)
-    found = NUMBER.search(said)
+    """The first number in digits, else in words; "one" counts only if it is the only number word."""
+    cleaned = _cleaned(text)
+    found = NUMBER.search(cleaned)
     if found:
         return last_number(found[1])
-    spelled = _spelled(said)
+    spelled = _spelled(cleaned)
     return Decimal(next((value for value in spelled if value != 1), spelled[0])) if spelled else None
 
 
 def chosen_option(text: str, options: Sequence[Sequence[str]]) -> str | None:
-    """The first name of the option that is named first, in the conclusion where there is one."""
-    said = final_answer(text)
-    for part in (CONCLUSION.split(said)[-1], said):
+    """The first name of the option that is named first, in the conclusion if there is one."""
+    answer = final_answer(text)
+    for part in (CONCLUSION.split(answer)[-1], answer):
         places = [(place, names[0]) for names in options if (place := find_phrase(part, names)) is not None]
         if places:
             return min(places)[1]
@@ -245,12 +244,12 @@ def chosen_option(text: str, options: Sequence[Sequence[str]]) -> str | None:
 
 
 def normalised(text: str) -> str:
-    """A text without case, without marks at its ends, and with single spaces."""
+    """A text in lower case, with single spaces, without punctuation at its ends."""
     return " ".join(text.casefold().split()).strip(" .,!?:;*`\"'“”‘’")
 
 
 def find_phrase(text: str, phrases: Sequence[str]) -> int | None:
-    """Where the first of some phrases begins, as whole words, whatever their case."""
+    """The position of the first of several phrases, as whole words, ignoring case; None if there is none."""
     names = "|".join(map(re.escape, phrases))
     found = re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE)
     return found.start() if found else None
@@ -261,6 +260,6 @@ def _cleaned(text: str) -> str:
 
 
 def _spelled(text: str) -> list[int]:
-    """The numbers that are written in words, in order."""
+    """The numbers written in words, in order."""
     groups = (match.groups() for match in SPELLED.finditer(text))
     return [sum(NUMBER_WORDS[word.lower()] for word in words if word) for words in groups]

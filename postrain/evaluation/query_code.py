@@ -1,7 +1,7 @@
-"""Functions in an answer: where the source of one is, whether it can be called as asked, and whether it passes tests.
+"""Python functions in answers: extracts the source, checks the signature, and runs tests.
 
-An answer may hold its code in a block or among prose. Running it is for those who allow it: rewards/sandbox_process.py
-says what keeps mistakes in. Leaves out other languages.
+An answer may contain its code in a code block or in prose. Running code needs the user's consent; rewards/sandbox.py
+describes the limits.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def signature(call: str) -> tuple[str, int]:
 
 
 def defines(text: str, call: str) -> bool:
-    """Whether the code of an answer parses and defines a function that can be called so."""
+    """Whether the code of an answer parses and defines a function that accepts the call."""
     name, arguments = signature(call)
     return any(_accepts(node.args, arguments) for node in _functions(source(text, name)) if node.name == name)
 
 
 def source(text: str, name: str) -> str:
-    """The code of an answer: its block or the whole of it, or else the lines of the function among prose."""
+    """The code of an answer: its code block or the whole text, else the lines of the function in prose."""
     program = extract_program(text)
     if any(function.name == name for function in _functions(program)):
         return program
@@ -45,12 +45,12 @@ def source(text: str, name: str) -> str:
 
 
 def passes(program: str, tests: Sequence[str]) -> bool:
-    """Whether a program passes all of its tests, run in a process with limits."""
+    """Whether a program passes all tests, run in a process with resource limits."""
     return execute(program, tests=tests, limits=LIMITS).output == "1" * len(tests)
 
 
 def _functions(program: str) -> list[ast.FunctionDef]:
-    """The functions at the top of a program; none where it does not parse."""
+    """The top-level functions of a program; empty if it does not parse."""
     try:
         statements = ast.parse(program).body
     except (SyntaxError, ValueError):
@@ -59,7 +59,7 @@ def _functions(program: str) -> list[ast.FunctionDef]:
 
 
 def _accepts(signed: ast.arguments, count: int) -> bool:
-    """Whether `count` arguments by place are neither too few nor too many."""
+    """Whether a signature accepts `count` positional arguments."""
     by_place = len(signed.posonlyargs) + len(signed.args)
     required = by_place - len(signed.defaults)
     needs_names = any(default is None for default in signed.kw_defaults)

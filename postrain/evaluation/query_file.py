@@ -1,9 +1,8 @@
-"""Reads a file of hand-written queries, the bundled one or one's own: JSON lines, each a query.
+"""Reads a file of hand-written queries, the bundled one or a user's: JSON lines, one query each.
 
     {"id": "...", "category": "...", "phrasings": ["...", "..."], "expect": {"number": 7}, "reference": "..."}
 
-`expect` is an `Expect` of query_checks.py. A reference answer that does not meet it is refused: then one of the two is
-mistaken.
+`expect` is an `Expect` of query_checks.py. A reference answer that does not meet it raises ConfigError.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ BUNDLED = Path(__file__).parents[1] / "assets" / "queries.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One question in several wordings."""
+    """A question in several phrasings."""
 
     id: str
     category: str
     phrasings: tuple[str, ...]
     expect: Expect
     reference: str
-    """An answer that is right."""
+    """A correct answer."""
 
 
-# Of plain containers that `check` has passed.
+# Builds a query from plain containers that `check` has validated.
 QUERY = TypeAdapter(Query)
 
 
 def read_queries(path: str | None) -> tuple[Query, ...]:
-    """The queries of a file, null being the bundled one. Raises ConfigError that names the line."""
+    """The queries of a file; None is the bundled one. Raises ConfigError that names the line."""
     if path is not None and not (path.endswith(".jsonl") and Path(path).expanduser().is_file()):
         raise ConfigError(
-            f"evaluation.tasks.queries.path={path}: there is no such .jsonl file; null takes the bundled one"
+            f"evaluation.tasks.queries.path={path}: not an existing .jsonl file; null uses the bundled one"
         )
     table = read_file(path or str(BUNDLED))
     queries: dict[str, Query] = {}
@@ -74,27 +73,27 @@ def _query(values: Mapping[str, Any], where: str) -> Query:
 
 
 def _problems(query: Query) -> Iterator[str]:
-    """What the types cannot tell, in words."""
+    """Errors that types cannot express."""
     folded = [" ".join(phrasing.split()) for phrasing in query.phrasings]
     if not all(folded) or not folded or len(set(folded)) < len(folded):
-        yield "phrasings: expected at least one, none of them empty and none twice"
+        yield "phrasings: expected at least one, without empty or duplicate ones"
     if query.expect == Expect():
-        yield f"expect: is empty; give some of {', '.join(CHECKS)}"
+        yield f"expect: is empty; set at least one of {', '.join(CHECKS)}"
     yield from _malformed(query.expect)
 
 
 def _malformed(expect: Expect) -> Iterator[str]:
-    """Expectations that are no Python, no regular expression or no options, in words."""
+    """Errors in regular expressions, options, signatures and tests."""
     if expect.chooses is not None and (len(expect.chooses) < 2 or not all(expect.chooses)):
         yield "expect.chooses: expected at least two lists of names, the right option first, as in [[yes], [no]]"
     if expect.regex is not None and not _parses(re.compile, expect.regex, re.error):
-        yield f"expect.regex: {expect.regex!r} is no regular expression"
+        yield f"expect.regex: {expect.regex!r} is not a regular expression"
     if expect.function is not None and not _parses(signature, expect.function, ValueError):
         yield f'expect.function: expected a call such as "add(a, b)", got {expect.function!r}'
     if expect.tests and expect.function is None:
-        yield "expect.tests: are for a function, which expect.function has to name"
+        yield "expect.tests: need expect.function, the function to test"
     if not all(_parses(ast.parse, test, SyntaxError) for test in expect.tests):
-        yield "expect.tests: expected Python asserts, and one of them is no Python"
+        yield "expect.tests: expected Python asserts, but one does not parse"
 
 
 def _parses(read: Callable[[str], Any], text: str, error: type[Exception]) -> bool:

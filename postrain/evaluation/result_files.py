@@ -1,7 +1,7 @@
 """The files of an evaluation.
 
-evaluation_stats.json   every number of every model, with interval and n, and notes
-<measure>.jsonl         a line for each item, with the model's name as `subject`
+evaluation_stats.json   every metric of every model, with interval and n, and notes
+<task>.jsonl            a line per item, with the model's name as `subject`
 sample_responses.json   completions of each model, with reward and gold score
 result.json             the one number that sweeps compare
 """
@@ -34,17 +34,17 @@ class ModelResults:
     data: str
     """The source of the held-out rows."""
     results: Mapping[str, EvalResult]
-    """By the measures' names."""
+    """By task."""
     seconds: Mapping[str, float]
     parameters: int
     failed: tuple[str, ...]
-    """Measures that ended in a user's mistake; their results are its line."""
+    """Tasks that failed with a user's mistake; the note of their result is the message."""
     responses: tuple[Mapping[str, Any], ...]
-    """Some completions, as sample_responses.json keeps them."""
+    """Completions in the format of sample_responses.json."""
 
 
 def stats(measured: Sequence[ModelResults], notes: Sequence[str]) -> dict[str, Any]:
-    """evaluation_stats.json."""
+    """The content of evaluation_stats.json."""
     return {
         "subjects": [
             {
@@ -76,7 +76,7 @@ def entry(result: EvalResult, seconds: float) -> dict[str, Any]:
 
 
 def paired_differences(one: ModelResults, other: ModelResults) -> list[tuple[str, str, Estimate]]:
-    """EvalTask, metric and paired difference, wherever there is one."""
+    """Task, metric and paired difference, for all that are known."""
     return [
         (name, metric, found)
         for name, mine in one.results.items()
@@ -86,14 +86,14 @@ def paired_differences(one: ModelResults, other: ModelResults) -> list[tuple[str
 
 
 def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...]:
-    """Completions that measures have asked for, those of the most prompts, sampled ones before greedy ones."""
+    """Completions of the task with the most prompts, sampled rather than greedy ones."""
     if not eval_model.rollout_cache or not count:
         return ()
-    asked = max(eval_model.rollout_cache, key=lambda key: (key[1] > 0, key[0]))
-    rollouts = eval_model.rollout_cache[asked]
-    paid = nan_to_none(rollouts.reward_B) if eval_model.reward else (None,) * len(rollouts)
+    most = max(eval_model.rollout_cache, key=lambda key: (key[1] > 0, key[0]))
+    rollouts = eval_model.rollout_cache[most]
+    rewards = nan_to_none(rollouts.reward_B) if eval_model.reward else (None,) * len(rollouts)
     gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(eval_model))]
-    known = zip(rollouts.prompts, rollouts.completions, paid, gold, strict=True)
+    known = zip(rollouts.prompts, rollouts.completions, rewards, gold, strict=True)
     return tuple(
         {"subject": eval_model.name, "prompt": prompt, "completion": completion}
         | {name: value for name, value in (("reward", reward), ("gold", score)) if value is not None}
@@ -102,7 +102,7 @@ def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...
 
 
 def result(measured: Sequence[ModelResults], metric: str | None) -> dict[str, Any]:
-    """result.json; `metric` is measure/metric, or None for the first."""
+    """The content of result.json; `metric` is TASK/METRIC, or None for the default."""
     numbers = {
         f"{name}/{key}": [one.results[name].metrics[key].value for one in measured if has(one, name, key)]
         for name, result in measured[0].results.items()
@@ -124,18 +124,18 @@ def result(measured: Sequence[ModelResults], metric: str | None) -> dict[str, An
 
 
 def default_metric(names: Sequence[str]) -> str | None:
-    """The default metric: the total of the first measure, or its first number."""
+    """The default metric: the total of the first task, or its first metric."""
     total = f"{names[0].partition('/')[0]}/total" if names else None
     return total if total in names else next(iter(names), None)
 
 
-def has(one: ModelResults, measure: str, metric: str) -> bool:
-    """Whether a model has this number."""
-    return measure in one.results and metric in one.results[measure].metrics
+def has(one: ModelResults, task: str, metric: str) -> bool:
+    """Whether a model has this metric."""
+    return task in one.results and metric in one.results[task].metrics
 
 
 def write_records(folder: RunFolder, one: ModelResults) -> None:
-    """A file for each measure that has records; of several models they follow each other."""
+    """Appends the records of each task to its file; several models share a file."""
     with writing(folder.path):
         for name, result in one.results.items():
             if result.records:

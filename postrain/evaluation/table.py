@@ -1,4 +1,4 @@
-"""The console table of an evaluation: a line for each number, a column for each model."""
+"""The console table of an evaluation: a row per metric, a column per model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from postrain.formatting import figure
 
 
 def table(measured: Sequence[ModelResults]) -> Table:
-    """Every number with its 95 % interval and n; beside another model, the paired difference where there is one.
+    """Every metric with its 95 % interval and n; with several models, also the paired differences that are known.
 
-    Of three models, "less B" is the value of the first one less that of B. A difference whose interval excludes 0 is
-    bold.
+    With three or more models, "− B" is the first model minus B. Differences whose interval excludes 0 are bold.
     """
     first, *others = measured
     made = Table(box=None, pad_edge=False, title="value [95 % interval]", title_justify="left", title_style="dim")
-    made.add_column("measure", no_wrap=True)
-    differences = [f"{first.name} − {other.name}" if len(others) == 1 else f"less {other.name}" for other in others]
+    made.add_column("metric", no_wrap=True)
+    differences = [f"{first.name} − {other.name}" if len(others) == 1 else f"− {other.name}" for other in others]
     for name in (*(one.name for one in measured), *differences, "n"):
         made.add_column(name, justify="right", no_wrap=True)
     paired = [{(name, metric): found for name, metric, found in paired_differences(first, other)} for other in others]
@@ -34,22 +33,22 @@ def table(measured: Sequence[ModelResults]) -> Table:
 
 
 def rows(measured: Sequence[ModelResults]) -> Iterator[tuple[str, str]]:
-    """Every measure and metric that some model has, in order."""
+    """Every task and metric that any model has, in order."""
     seen = {
         (name, metric): None for one in measured for name, result in one.results.items() for metric in result.metrics
     }
-    # A measure's lines stay together, also where the first model lacks some of them.
+    # Keep the metrics of a task together, also if the first model lacks some of them.
     order = list(dict.fromkeys(name for name, _ in seen))
     yield from sorted(seen, key=lambda row: order.index(row[0]))
 
 
 def cell(one: ModelResults, name: str, metric: str) -> str:
-    """A number of a model, or an empty text."""
+    """A formatted metric of a model; empty if it has none."""
     return interval(one.results[name].metrics[metric]) if has(one, name, metric) else ""
 
 
 def interval(found: Estimate, *, mark: bool = False) -> str:
-    """A number with its interval, if that is known: of a single item it is infinite."""
+    """A value with its interval; without it if it is infinite, as for a single item."""
     if not math.isfinite(found.low) or not math.isfinite(found.high):
         return figure(found.value)
     text = f"{figure(found.value)} [{figure(found.low)}, {figure(found.high)}]".replace("[", r"\[")

@@ -1,23 +1,23 @@
-"""What an evaluation is made of: a measure looks at a model and says what it found, each number with its interval.
+"""Interfaces of evaluation: an EvalTask evaluates an EvalModel and returns an EvalResult.
 
-The same measures run during training (training/evaluation.py) and by command (python -m postrain.evaluate). A measure
-is a frozen dataclass of its settings with `__call__(eval_model)`. Leaves out what the measures are: those stand beside
-this file.
+The same tasks run during training (training/evaluation.py) and by command (python -m postrain.evaluate). A task is a
+frozen dataclass of its settings with `__call__(eval_model)`. The tasks themselves are in the other modules of this
+package.
 
-A measure's settings are written once, in conf/evaluation/task/NAME.yaml (`_target_` and keys, no package line). An
-option of the group takes one or several of them by its defaults list:
+A task's settings are in conf/evaluation/task/NAME.yaml (`_target_` and keys, no package line). An option of the group
+includes one or more tasks in its defaults list:
 
-    # What evaluation=NAME does, in a line
+    # One line that describes evaluation=NAME
     defaults:
       - default
-      - measure/NAME@measures.NAME
+      - task/NAME@tasks.NAME
 
-so that `evaluation.tasks.NAME.KEY=...` changes it from the command line, and `evaluation=all`, which lists several,
-repeats no setting. A further one joins any option with `+evaluation/task@evaluation.tasks.NAME=NAME`.
+`evaluation.tasks.NAME.KEY=...` overrides a setting. `+evaluation/task@evaluation.tasks.NAME=NAME` adds a task to any
+option.
 
-Records: one mapping an item. `row` names the item, equal for equal items of two models; a field called like a metric is
-that item's share of it, a number or true/false, weighted by the field `weight` where there is one. Where the weighted
-mean of a field, or its plain one, is the metric's value, models that are compared get its paired difference.
+Records: one mapping per item. `row` identifies the item, equal for equal items of two models. A field named like a
+metric holds the item's value of it (number or bool), weighted by the optional field `weight`. If the weighted or the
+plain mean of a field equals the metric's value, compared models get the paired difference of that metric.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ from postrain.types import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingPoint:
-    """A way to use a model at test time, with what it costs and what it gives."""
+    """One point of a test-time scaling curve: a method and compute budget with its cost and score."""
 
     label: str
     """Such as "best of 8"."""
     tokens: float
-    """Tokens sampled for a prompt, mean."""
+    """Mean number of sampled tokens per prompt."""
     seconds: float
-    """For a prompt, mean."""
+    """Mean wall time per prompt."""
     score: Estimate
-    """The share of right answers, or the mean score where there is no right and wrong."""
+    """Accuracy, or the mean score if answers are not graded right or wrong."""
     kl: float | None = None
-    """Nats from the sampler, of a whole completion, where a formula is known."""
+    """KL to the sampler in nats per completion, if there is a closed form."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """What a measure found."""
+    """The result of an evaluation task."""
 
     metrics: Mapping[str, Estimate]
     example: str = ""
-    """The exact text of item 0 that the model was given, chat template and all."""
+    """The exact model input of item 0, including the chat template."""
     records: tuple[Mapping[str, Any], ...] = ()
-    """One plain mapping an item, kept in <measure>.jsonl."""
+    """One plain mapping per item, written to <task>.jsonl."""
     curves: Mapping[str, tuple[ScalingPoint, ...]] = field(default_factory=dict)
-    """For test-time scaling: by the way's name, its points in order of cost."""
+    """For test-time scaling: the points of each method, in order of cost."""
     notes: tuple[str, ...] = ()
-    """What a reader must know to read the numbers right, or why there are none."""
+    """Caveats about the metrics, or why there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalModel:
-    """A model under evaluation, with everything it takes to ask it."""
+    """A model under evaluation, with what is needed to sample and score."""
 
     name: str
     model: nn.Module
@@ -82,34 +82,34 @@ class EvalModel:
     engine: Engine
     environment: Environment
     reward: Reward | None
-    """What scores completions; None where nothing was asked for."""
+    """Scores completions; None if no reward is configured."""
     reference: Reference | None
-    """What KL is measured against; None where nobody compares."""
+    """The reference model for KL; None if there is none."""
     seed: int
     context: int
-    """Tokens the model can read."""
+    """The model's context length in tokens."""
     micro_batch_tokens: int
-    """Tokens scored at once."""
+    """Tokens per forward pass when scoring."""
     data_as: Callable[[str], DataModule]
     """The `data` of the run, prepared as records of a kind ("Prompt", "Demonstration", "Preference", "Text"); its
-    `eval` and `eval_prompts(count)` are the held-out part. Raises ConfigError where the data cannot be seen so."""
+    `eval` and `eval_prompts(count)` are the held-out part. Raises ConfigError if the data cannot be converted."""
     rollout_cache: dict[tuple[int, float], Rollouts] = field(default_factory=dict)
-    """Completions that some measure has already asked for, so that the next one need not; see completions.py."""
+    """Completions by (number of prompts, temperature), shared between tasks; see completions.py."""
 
 
 class EvalTask(Protocol):
-    """One look at a model."""
+    """An evaluation task."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
-        """Changes nothing in the model; equal for equal weights and seed. Where the data does not suit it, an
-        EvalResult without metrics whose note says what is needed."""
+        """Does not change the model; deterministic for equal weights and seed. If the data does not suit the task,
+        returns an EvalResult without metrics, with a note that names what is needed."""
         ...
 
 
 @runtime_checkable
 class PreflightCheck(Protocol):
-    """A measure that knows before any weights are loaded when it would fail."""
+    """A task that can check its settings before weights are loaded."""
 
     def check(self, sampling: Sampling) -> None:
-        """Raises ConfigError for a user's mistake; `sampling` is how completions will be drawn."""
+        """Raises ConfigError for a user's mistake; `sampling` holds the sampling settings."""
         ...

@@ -1,4 +1,4 @@
-"""Win rate: how often a model's completion is better than another model's of the same prompt, and who says so."""
+"""Win rate against another model's completions of the same prompts, by gold score, reward or judge."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ NEEDED = "needs data with gold scores, a reward (reward=NAME) or a judge (evalua
 
 @dataclass(frozen=True, kw_only=True)
 class WinRate:
-    """The share of held-out prompts on which this model's completion beats the other's, ties half.
+    """The share of held-out prompts on which this model's completion beats the other's; a tie counts half.
 
-    The other model completes the same prompts with the same seeds, in this model's template where it has none itself.
+    The other model completes the same prompts with the same seeds, in this model's chat template if it has none.
     """
 
     against: str
     """A run folder, a model directory, or an option of the model group such as nano."""
     judge: Reward | PreferenceModel | None = None
-    """A reward, which compares by its scores, or a preference; null takes the data's gold score, and where there is
-    none, the reward of the run."""
+    """A reward, which compares by score, or a preference. null is the data's gold score, else the run's reward."""
     prompts: Count = 64
-    """Held-out prompts at most; one completion each."""
+    """Maximum number of held-out prompts; one completion each."""
 
     def check(self, sampling: Sampling) -> None:
         """See `PreflightCheck`."""
@@ -63,29 +62,31 @@ class WinRate:
             metrics={"win_rate": Estimate.share(known)},
             example=first_prompt(eval_model, ours),
             records=completion_records(ours, records),
-            notes=(f"against {self._other.name}, by {self._judged_by(eval_model, knows_gold(data, ours))}",),
+            notes=(f"against {self._other.name}, judged by {self._judged_by(eval_model, knows_gold(data, ours))}",),
         )
 
     @cached_property
     def _other(self) -> ResolvedModel:
         found = resolve_by_name(KEY, self.against, "a run folder, a model directory")
         if found.head == "scalar":
-            raise ConfigError(f"{KEY}={self.against}: a reward model, which cannot write; give a language model")
+            raise ConfigError(f"{KEY}={self.against}: a reward model cannot generate text; give a language model")
         return found
 
     def _theirs(self, eval_model: EvalModel, data: DataModule) -> Rollouts:
-        """What the other model writes; the same at every evaluation of a run, but kept by none: memory is dear."""
+        """The other model's completions: sampled anew at every evaluation, since caching its weights costs memory."""
         device = next(eval_model.model.parameters()).device
         dtype = next(eval_model.model.parameters()).dtype
         model = cast("nn.Module", load_causal(self._other, dtype=dtype)).to(device)
         tokenizer: Any = load_tokenizer(self._other)
         template = same_template(eval_model.template, tokenizer)
         prompts = data.eval_prompts(self.prompts)
-        asked = replace(eval_model, model=model, tokenizer=tokenizer, template=template, reward=None, rollout_cache={})
-        return complete(asked, self.prompts, prompts=encoded_for(template, prompts, data))
+        opponent = replace(
+            eval_model, model=model, tokenizer=tokenizer, template=template, reward=None, rollout_cache={}
+        )
+        return complete(opponent, self.prompts, prompts=encoded_for(template, prompts, data))
 
     def _points(self, eval_model: EvalModel, data: DataModule, ours: Rollouts, theirs: Rollouts) -> list[float | None]:
-        """1 for each prompt that is won, ½ for a tie, 0; between them where a preference is not sure; None unknown."""
+        """Per prompt: 1 for a win, ½ for a tie, 0 for a loss, or the preference's probability; None if unknown."""
         judge = self.judge
         if isinstance(judge, PreferenceModel):
             return list(nan_to_none(judge.compare(ours.prompts, ours.completions, theirs.completions, ours.columns)))
@@ -102,36 +103,38 @@ class WinRate:
 
 
 def knows_gold(data: DataModule, rollouts: Rollouts) -> bool:
-    """Whether the data knows what any of the completions is worth: rows of one's own may have no gold column."""
+    """Whether any of the rows has a gold score: rows of a user's file may lack the gold column."""
     return data.gold_score is not None and any("gold" in columns for columns in rollouts.columns)
 
 
 def reward_totals(reward: Reward | None, rollouts: Rollouts) -> Sequence[float | None]:
-    """What a reward gives for each completion."""
+    """The reward of each completion."""
     if reward is None:
         return [None] * len(rollouts)
     return nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
 
 
 def win_points(one: float | None, other: float | None) -> float | None:
-    """1 for a win, half a point for a tie."""
+    """1 for a win, ½ for a tie, 0 for a loss."""
     if one is None or other is None:
         return None
     return 0.5 if one == other else float(one > other)
 
 
 def same_template(template: Template, tokenizer: Any) -> Template:
-    """The model's template on another model's tokenizer; a chat model of its own kind speaks its own."""
+    """The model's template for another model's tokenizer; a chat model uses its own chat template."""
     mode = "auto" if template.name == "chat" else template.name
     return Template(tokenizer, mode=mode, seed=template.seed)
 
 
 def encoded_for(template: Template, prompts: Prompts, data: DataModule) -> Prompts:
-    """The same prompts as another model reads them; of running text the beginnings."""
+    """The same prompts encoded for another model; for running text, the beginnings of the texts."""
     held_out = {record.row: record for record in data.records.held_out}
     records = [held_out[row] for row in prompts.row_ids]
     if data.plan.kind == "Text":
         return replace(prompts, ids=tuple(template.encode_text(text) for text in prompts.texts))
-    asked = convert(records, Prompt.__name__, source="the held-out rows").records
-    ids = tuple(template.encode_prompt(record.prompt, row=record.row) for record in asked if isinstance(record, Prompt))
+    converted = convert(records, Prompt.__name__, source="the held-out rows").records
+    ids = tuple(
+        template.encode_prompt(record.prompt, row=record.row) for record in converted if isinstance(record, Prompt)
+    )
     return replace(prompts, ids=ids)

@@ -78,7 +78,7 @@ def _whole(record: Record) -> bool:
 
 def paraphrases(record: Record) -> list[Record]:
     """The paraphrases of a query, each with its answer."""
-    return records_of(record.get("wordings"))
+    return records_of(record.get("phrasings", record.get("wordings")))
 
 
 def scaling(ways: Mapping[str, Sequence[Point]]) -> list[Picture]:

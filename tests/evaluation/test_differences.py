@@ -52,7 +52,7 @@ def test_nats_of_other_words_or_other_tokens_are_not_compared() -> None:
     assert differences(one, result([2.0, 8.0], [1, 4])) == {}
     mine, theirs = {"perplexity": one, "kl": one}, {"perplexity": replace(one, example="Sum?"), "kl": one}
     (line,) = input_mismatch_notes("nano", mine, "other", theirs)
-    assert line.startswith("asked in different words: nano and other read")
+    assert line.startswith("different inputs: nano and other have different chat templates")
     assert "in perplexity;" in line
     assert input_mismatch_notes("nano", mine, "other", mine) == ()
 

@@ -94,17 +94,17 @@ def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, 
     assert result["changes"]["gold/total"][0] == result["changes"]["gold/total"][1]
     assert result["values"]["gold/total"] == result["changes"]["gold/total"][1]
     assert len(result["values"]) > 4
-    with pytest.raises(ConfigError, match="metric=perplexity/lost: not measured; there are: perplexity/loss"):
+    with pytest.raises(ConfigError, match="metric=perplexity/lost: not measured; available: perplexity/loss"):
         appraised(tmp_path, "metric=perplexity/lost", "compare=[]")
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "model.path: say what to evaluate"),
-        (["model=nano", "evaluation=default"], "evaluation: this option only says when"),
+        ([], "model.path: expected the model to evaluate"),
+        (["model=nano", "evaluation=default"], "evaluation: this option has no tasks"),
         (["model=nano", "compare=[no/such/folder]"], "compare=no/such/folder: .*; give run folders"),
-        (["model=nano", "metric=speed/all"], "metric=speed/all: expected MEASURE/METRIC"),
+        (["model=nano", "metric=speed/all"], "metric=speed/all: expected TASK/METRIC"),
         (["model=nano", "trainer=ddp_cpu"], "trainer: an evaluation runs in one process"),
         (
             ["model=nano", "evaluation=win_rate", "evaluation.tasks.win_rate.against=no/such"],
@@ -124,7 +124,7 @@ def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest
         raise ConfigError("rows: there are none")
 
     monkeypatch.setattr(Perplexity, "__call__", refuse)
-    with pytest.raises(EvalTaskError, match=r"^perplexity: rows: there are none; all else that was measured is in "):
+    with pytest.raises(EvalTaskError, match=r"^perplexity: rows: there are none; the other results are in "):
         appraised(tmp_path, "compare=[]", "~evaluation.tasks.kl")
     folder = RunFolder(*(tmp_path / "evaluate" / "nano").iterdir())
     (one,) = completion_records(folder, "evaluation_stats.json")["subjects"]
@@ -151,7 +151,7 @@ def test_what_only_a_measure_found_out_is_exit_code_1(
 
 @pytest.mark.parametrize("key", ["every", "completions", "shown", "greedy"])
 def test_keys_that_only_training_reads_are_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^evaluation\.{key}: says how a training run looks at itself"):
+    with pytest.raises(ConfigError, match=rf"^evaluation\.{key}: applies to evaluation during training only"):
         check_words(["model=nano", f"evaluation.{key}=1"])
     check_words(["evaluation=all", "evaluation.tasks.gold.prompts=1", "shown=1"])
 

@@ -130,7 +130,7 @@ def test_metrics_by_hand(found: EvalResult) -> None:
 
 
 def test_tokens_are_a_mean_of_queries(found: EvalResult) -> None:
-    tokens = [[wording["tokens"] for wording in record["wordings"]] for record in found.records]
+    tokens = [[phrasing["tokens"] for phrasing in record["phrasings"]] for record in found.records]
     assert tokens[1][0] == 1  # nothing but the end
     assert found.metrics["tokens"] == Estimate.mean([sum(each) / len(each) for each in tokens], 0)
 
@@ -142,7 +142,7 @@ def test_records_make_every_metric_so_that_models_can_be_paired(found: EvalResul
 def test_records_keep_what_was_asked_said_and_thought(found: EvalResult) -> None:
     assert found.example == "<|user|>\n4 + 3?<|end|>\n<|assistant|>\n"
     first, second, _ = found.records
-    assert {key: value for key, value in first.items() if key not in ("wordings", "tokens")} == {
+    assert {key: value for key, value in first.items() if key not in ("phrasings", "tokens")} == {
         "row": "sum",
         "category": "paraphrase",
         "accuracy": pytest.approx(2 / 3),
@@ -154,7 +154,7 @@ def test_records_keep_what_was_asked_said_and_thought(found: EvalResult) -> None
         "refusals_or_empty": 0,
         "finished": pytest.approx(2 / 3),
     }
-    third = dict(first["wordings"][2])
+    third = dict(first["phrasings"][2])
     assert third.pop("tokens") >= 1
     assert third == {
         "phrasing": 2,
@@ -165,29 +165,29 @@ def test_records_keep_what_was_asked_said_and_thought(found: EvalResult) -> None
         "why": "missed number 7 (read 8)",
         "answer": "8",
     }
-    assert [wording["why"] for wording in second["wordings"]] == ["empty", "refused"]
+    assert [phrasing["why"] for phrasing in second["phrasings"]] == ["empty", "refused"]
     assert found.notes == (CODE_NOT_RUN,)
 
 
 def test_code_is_run_where_allowed(eval_model: EvalModel, path: str) -> None:
     ran = measure(path, categories=("code",), allow_execution=True)(eval_model)
     assert (ran.metrics["accuracy"].value, ran.metrics["accuracy/code"].value) == (0, 0)
-    assert "consistency" not in ran.metrics  # one wording says nothing about it
+    assert "consistency" not in ran.metrics  # one phrasing says nothing about it
     assert ran.notes == ()
 
 
 def test_categories_and_phrasings_are_limited(eval_model: EvalModel, path: str) -> None:
     few = measure(path, categories=("factual", "paraphrase"), phrasings=2)(eval_model)
-    asked = [(record["row"], wording["phrasing"]) for record in few.records for wording in record["wordings"]]
+    asked = [(record["row"], phrasing["phrasing"]) for record in few.records for phrasing in record["phrasings"]]
     assert asked == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
 
 
 def test_a_small_context(eval_model: EvalModel, path: str) -> None:
     asked = [eval_model.template.encode_prompt(user(text)) for text in SAYS if text[0] in "4A"]
     found = measure(path, categories=("paraphrase",))(replace(eval_model, context=max(map(len, asked)) + 6))
-    assert found.notes == ("answers had 6 tokens, not 32: more do not fit the model's context",)
+    assert found.notes == ("answers were limited to 6 tokens instead of 32 by the model's context",)
     none = measure(path)(replace(eval_model, context=3))
-    assert (none.metrics, none.notes) == ({}, ("the model's 3 tokens of context hold no query",))
+    assert (none.metrics, none.notes) == ({}, ("the context of 3 tokens is too short for the queries",))
 
 
 @pytest.mark.parametrize(
@@ -195,11 +195,11 @@ def test_a_small_context(eval_model: EvalModel, path: str) -> None:
     [
         (
             ("factal",),
-            "evaluation.tasks.queries.categories: no query is of the category factal; did you mean factual?",
+            "evaluation.tasks.queries.categories: unknown category factal; did you mean factual?",
         ),
         (
             ("x",),
-            "evaluation.tasks.queries.categories: no query is of the category x; there are factual, reasoning, ",
+            "evaluation.tasks.queries.categories: unknown category x; expected some of factual, reasoning, ",
         ),
         ((), "evaluation.tasks.queries.categories: is empty; give some of factual, "),
     ],

@@ -57,14 +57,14 @@ def test_references_pass_the_tests_of_their_code(queries: tuple[Query, ...]) -> 
     [
         ({"phrasing": 1}, "phrasing: unknown key; did you mean phrasings?"),
         ({"phrasings": "p"}, "phrasings: expected a list of texts"),
-        ({"phrasings": ["p", " p "]}, "phrasings: expected at least one, none of them empty and none twice"),
-        ({"expect": {}}, "expect: is empty; give some of exact, "),
+        ({"phrasings": ["p", " p "]}, "phrasings: expected at least one, without empty or duplicate ones"),
+        ({"expect": {}}, "expect: is empty; set at least one of exact, "),
         ({"expect": {"nmber": 7}}, "expect.nmber: unknown key; did you mean expect.number?"),
         ({"expect": {"number": "x"}}, "expect.number: expected a number or null, got 'x'"),
-        ({"expect": {"regex": "("}}, "expect.regex: '(' is no regular expression"),
+        ({"expect": {"regex": "("}}, "expect.regex: '(' is not a regular expression"),
         ({"expect": {"chooses": [["yes"]]}}, "expect.chooses: expected at least two lists of names"),
         ({"expect": {"function": "add"}}, "expect.function: expected a call such as \"add(a, b)\", got 'add'"),
-        ({"expect": {"number": 7, "tests": ["x"]}}, "expect.tests: are for a function"),
+        ({"expect": {"number": 7, "tests": ["x"]}}, "expect.tests: need expect.function"),
         ({"expect": {"function": "f()", "tests": ["assert ("]}}, "expect.tests: expected Python asserts"),
         ({"reference": "8"}, "reference: does not meet expect: missed number 7 (read 8)"),
         ({"id": "first"}, "the id first is taken by an earlier line"),
@@ -80,5 +80,5 @@ def test_mistakes_are_told_by_line(tmp_path: Path, change: dict[str, Any], probl
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"^evaluation.tasks.queries.path=none.jsonl: there is no such .jsonl"):
+    with pytest.raises(ConfigError, match=r"^evaluation.tasks.queries.path=none.jsonl: not an existing .jsonl"):
         read_queries("none.jsonl")

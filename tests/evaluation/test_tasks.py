@@ -82,7 +82,7 @@ def test_preferences_are_counted_by_sums_and_by_means_of_log_probabilities() -> 
         (Perplexity(rows=4), "running text"),
         (PreferenceAccuracy(pairs=4), "needs preference pairs"),
         (Rewards(prompts=2), "needs a reward"),
-        (GoldScores(prompts=2), "true worth"),
+        (GoldScores(prompts=2), "gold scores"),
         (KLDivergence(prompts=2), "reference=DIRECTORY"),
         (Accuracy(reward=Pays(), threshold=1, prompts=2), "column answer"),
         (Calibration(reward=Pays(), threshold=1, prompts=2), "column answer"),
@@ -209,7 +209,7 @@ def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPa
     asked.data_as("Prompt").gold_score = None
     found = WinRate(against="other", judge=None, prompts=4)(asked)
     assert found.metrics["win_rate"].value == 0.5
-    assert found.notes == ("against other, by Pays",)
+    assert found.notes == ("against other, judged by Pays",)
     # Data that knows gold scores may hold rows without them.
     asked.data_as("Prompt").gold_score = gold
     assert WinRate(against="other", judge=None, prompts=4)(asked) == found
@@ -222,7 +222,7 @@ def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkey
     with pytest.raises(ConfigError, match=r"^evaluation\.tasks\.win_rate\.against=no/such: .*one of .*nano"):
         WinRate(against="no/such", judge=None, prompts=4).check(Sampling(4, 1.0))
     monkeypatch.setattr("postrain.evaluation.win_rate.resolve_by_name", lambda *_: SimpleNamespace(head="scalar"))
-    with pytest.raises(ConfigError, match="a reward model, which cannot write"):
+    with pytest.raises(ConfigError, match="a reward model cannot generate text"):
         WinRate(against="nano", judge=None, prompts=4).check(Sampling(4, 1.0))
 
 
