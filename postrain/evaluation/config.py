@@ -166,8 +166,8 @@ def model_path(plain: Mapping[str, Any]) -> str:
     path = (plain.get("model") or {}).get("path")
     if path in (None, MISSING):
         raise ConfigError(
-            "model.path: expected the model to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, or "
-            "a Hugging Face directory), or a model by name: model=nano"
+            "model.path: expected the model to evaluate: model.path=runs/METHOD/MODEL/RUN (a run folder, its model/, "
+            "or a Hugging Face directory), or a model by name: model=nano"
         )
     if not isinstance(path, str):
         raise ConfigError(f"model.path: expected text, got {path!r}")
