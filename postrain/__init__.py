@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from postrain.training.loggers import Wandb as Wandb
 
 # Where each name is defined.
-_PLACES = {
+_DEFINED_IN = {
     "api": "Generated TokenLogps generate load_model score",
     "data.module": "DataModule",
     "errors": "ConfigError",
@@ -82,7 +82,7 @@ _PLACES = {
     "fit": "Run",
     "training.loggers": "TensorBoard Trackio Wandb",
 }
-_MODULES = {name: f"postrain.{module}" for module, names in _PLACES.items() for name in names.split()}
+_MODULES = {name: f"postrain.{module}" for module, names in _DEFINED_IN.items() for name in names.split()}
 __all__ = [*sorted(_MODULES), "__version__", "losses"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from postrain.config.check import check_made
+from postrain.config.check import check_objects
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages, opened
 from postrain.errors import ConfigError
@@ -112,7 +112,7 @@ def generate(
     engine = LocalEngine(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=tuple(stop)
     )
-    check_made(rollout=engine)
+    check_objects(rollout=engine)
     if isinstance(prompts, str) or num_generations < 1:
         wrong = f"prompts: expected a list, got {prompts!r:.60}" if isinstance(prompts, str) else ""
         raise ConfigError(wrong or f"num_generations: expected an integer >= 1, got {num_generations}")

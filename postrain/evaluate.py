@@ -11,25 +11,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from omegaconf import DictConfig
 
-from postrain.cli.main import complain, start
+from postrain.cli.main import report_error, start
 from postrain.config.arguments import resolved
 
 
-def evaluate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
+def evaluate(config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
     """One evaluation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
     from postrain.evaluation.config import check_words  # noqa: PLC0415
     from postrain.evaluation.evaluate import EvalTaskError  # noqa: PLC0415
-    from postrain.jobs.frame import EVALUATE, execute  # noqa: PLC0415
+    from postrain.jobs.session import EVALUATE, execute  # noqa: PLC0415
 
     check_words(words)
     plain = resolved(config)
     try:
-        return execute(EVALUATE, plain, overrides=words, group=group, place=place)
+        return execute(EVALUATE, plain, overrides=words, group=group, directory=directory)
     except EvalTaskError as error:
         if config.debug:
             raise
-        complain(error)
+        report_error(error)
         # Not 2: most of what was asked for is there.
         sys.exit(1)
 

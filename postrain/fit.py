@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
-from postrain.config.check import check_made
+from postrain.config.check import check_objects
 from postrain.config.schema import Deferred, Paths
 from postrain.config.tree import SETTINGS, settings_of
 from postrain.data.module import DataModule
@@ -23,7 +23,7 @@ from postrain.data.sources import Rows
 from postrain.errors import ConfigError, Interrupted
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.trainer import Hardware
-from postrain.jobs.frame import TRAIN, execute
+from postrain.jobs.session import TRAIN, execute
 from postrain.jsonl import atomic_write_text
 from postrain.methods.base import Method
 from postrain.models.disk_cache import disk_cached
@@ -95,7 +95,7 @@ def fit(
         kind = type(method).__name__
         raise ConfigError(f"data: no rows to learn from; give them, as {kind}(model, tokenizer, data=rows)")
     parts, loaded, evaluation = method.parts, provenance(method), evaluation or Evaluation()
-    check_made(data=method.own_data, evaluation=evaluation)
+    check_objects(data=method.own_data, evaluation=evaluation)
     name_rows(method.own_data)
     parameter = next(parts.policy.parameters())
     config = TrainConfig(

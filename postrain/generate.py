@@ -31,13 +31,13 @@ class Callable(ModuleType):
 sys.modules[__name__].__class__ = Callable
 
 
-def generate(config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
+def generate(config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
     """One generation of a command line."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-    from postrain.jobs.frame import GENERATE, execute  # noqa: PLC0415
+    from postrain.jobs.session import GENERATE, execute  # noqa: PLC0415
 
     plain = resolved(config)
-    return execute(GENERATE, plain, overrides=words, group=group, place=place)
+    return execute(GENERATE, plain, overrides=words, group=group, directory=directory)
 
 
 def main(argv: list[str]) -> int:

@@ -37,15 +37,15 @@ def atomic_write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def read_json(path: Path) -> Record:
-    """The JSON object in a file; {} when it is missing, damaged or not `modest`."""
+    """The JSON object in a file; {} when it is missing, damaged or not `is_bounded`."""
     try:
         found = _parse(path.read_bytes())
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return {}
-    return found if found and modest(found) else {}
+    return found if found and is_bounded(found) else {}
 
 
-def modest(value: Any, depth: int = 64, size: int = 1_000_000) -> bool:
+def is_bounded(value: Any, depth: int = 64, size: int = 1_000_000) -> bool:
     """Whether containers are nested no deeper than `depth` and hold at most `size` values, repeated ones counted again.
 
     YAML can hold itself, or a million copies of one list; what recurses over a value asks first.

@@ -50,7 +50,7 @@ CONVENTIONS = (
     Metric("*rate", direction="max", bounds=SHARE),
 )
 """What the name of an undeclared metric suggests: of a user's own code, or of an external benchmark."""
-DECIDING = (
+DECIDING_METRICS = (
     "gold/total", "eval/reward/total", "eval/win_rate", "eval/step_accuracy", "eval/accuracy", "eval/perplexity",
     "eval/loss",
 )  # fmt: skip
@@ -111,18 +111,20 @@ def bounds(name: str) -> Bounds:
     return metric(name).bounds
 
 
-def judged_by(candidates: Sequence[tuple[str, Direction]], measured: Container[str]) -> tuple[str, Direction] | None:
+def deciding_metric(
+    candidates: Sequence[tuple[str, Direction]], measured: Container[str]
+) -> tuple[str, Direction] | None:
     """The metric that says how good a run has become, with its direction: the first one that the run has measured.
 
-    `candidates` are the method's own, in order; after them come those of DECIDING. A run on the bundled world is judged
+    `candidates` are the method's own, in order; DECIDING_METRICS come after them. A run on the bundled world is judged
     by its gold score where its method says so; data without gold answers leave the held-out reward to methods that
     learn from one, accuracy to those that learn from pairs, perplexity to those that imitate.
     """
-    known = [*candidates, *((name, direction_of(name)) for name in DECIDING)]
+    known = [*candidates, *((name, direction_of(name)) for name in DECIDING_METRICS)]
     return next((candidate for candidate in known if candidate[0] in measured), None)
 
 
-def decides(
+def comparison_metric(
     own: Iterable[tuple[str, Direction]], measured: Sequence[Container[str]], varied: Iterable[str] = ()
 ) -> tuple[str, Direction] | None:
     """The metric that compares several finished runs: the one that all are judged by, else one that all have measured.
@@ -132,7 +134,7 @@ def decides(
     """
     found = dict.fromkeys(own)
     candidates = [one for one in found if all(one[0] in names for names in measured)]
-    candidates.sort(key=lambda one: DECIDING.index(one[0]) if one[0] in DECIDING else -1)
+    candidates.sort(key=lambda one: DECIDING_METRICS.index(one[0]) if one[0] in DECIDING_METRICS else -1)
     if any(key.partition(".")[0] == "reward" for key in varied):
         candidates = [one for one in candidates if "reward/" not in one[0]]
     return next(iter(candidates), None)

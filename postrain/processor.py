@@ -16,7 +16,7 @@ ROWS = 8
 
 
 @functools.cache
-def reorders(dtype: torch.dtype) -> bool:
+def supports_packed_weights(dtype: torch.dtype) -> bool:
     """Whether oneDNN keeps weights of this type in its own layout on this processor, and multiplies them correctly.
 
     bfloat16 needs AVX-512 (bw, vl, dq) or AVX-NE-CONVERT, float32 any x86 processor; some builds of PyTorch have none
@@ -36,7 +36,7 @@ def reorders(dtype: torch.dtype) -> bool:
 @functools.cache
 def warn_if_slow(key: str, dtype: torch.dtype) -> None:
     """Print once for each config key that bfloat16 costs time here instead of saving it."""
-    if dtype is torch.bfloat16 and not reorders(dtype):
+    if dtype is torch.bfloat16 and not supports_packed_weights(dtype):
         print(
             f"warning: {key}: bf16 is slow on this processor (no AVX-512 and no AVX-NE-CONVERT); fp32 is faster here",
             file=sys.stderr,

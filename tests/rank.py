@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from postrain.hardware.ranks import init_process_group
-from postrain.jobs.frame import TRAIN, execute
+from postrain.jobs.session import TRAIN, execute
 from tests.training_runs import METHODS, SMALL, composed
 
 # The second update is the first that depends on an optimizer step.

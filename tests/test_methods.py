@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from postrain.errors import ConfigError
-from postrain.jobs.frame import TRAIN, execute
+from postrain.jobs.session import TRAIN, execute
 from postrain.metrics import declared
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import SIGNALS, Interrupted

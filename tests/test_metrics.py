@@ -10,7 +10,17 @@ import pytest
 import yaml
 
 from postrain.config.schema import load_target
-from postrain.metrics import Direction, bounds, decides, declare, declared, direction_of, judged_by, listing, metric
+from postrain.metrics import (
+    Direction,
+    bounds,
+    comparison_metric,
+    deciding_metric,
+    declare,
+    declared,
+    direction_of,
+    listing,
+    metric,
+)
 from postrain.training.finalize import objective_metric
 
 METHODS = sorted(
@@ -104,9 +114,9 @@ def test_without_gold_answers_every_method_is_judged_by_a_held_out_metric_of_its
 
 
 def test_other_metrics_judge_in_a_fixed_order() -> None:
-    assert judged_by([], {"eval/loss", "eval/accuracy", "eval/kl/exact"}) == ("eval/accuracy", "max")
-    assert judged_by([], {"eval/perplexity", "eval/loss"}) == ("eval/perplexity", "min")
-    assert judged_by([], {"eval/kl/exact"}) is None
+    assert deciding_metric([], {"eval/loss", "eval/accuracy", "eval/kl/exact"}) == ("eval/accuracy", "max")
+    assert deciding_metric([], {"eval/perplexity", "eval/loss"}) == ("eval/perplexity", "min")
+    assert deciding_metric([], {"eval/kl/exact"}) is None
     assert direction_of("eval/kl/exact") == "min"
 
 
@@ -117,9 +127,9 @@ def largest(name: str) -> tuple[str, Direction]:
 def test_runs_are_compared_by_a_metric_that_all_have() -> None:
     reward, accuracy, gold = map(largest, ("eval/reward/total", "eval/accuracy", "gold/total"))
     both = {reward[0], "eval/kl/exact"}
-    assert decides([reward, reward], [both, both]) == reward
+    assert comparison_metric([reward, reward], [both, both]) == reward
     # DPO is judged by accuracy, SimPO by gold: gold, where both have it.
-    assert decides([accuracy, gold], [{accuracy[0], gold[0]}, {accuracy[0], gold[0]}]) == gold
-    assert decides([accuracy, reward], [{accuracy[0]}, {reward[0]}]) is None
+    assert comparison_metric([accuracy, gold], [{accuracy[0], gold[0]}, {accuracy[0], gold[0]}]) == gold
+    assert comparison_metric([accuracy, reward], [{accuracy[0]}, {reward[0]}]) is None
     # What the settings differ in does not compare them.
-    assert decides([reward, reward], [both, both], ["reward.arguments.weight"]) is None
+    assert comparison_metric([reward, reward], [both, both], ["reward.arguments.weight"]) is None

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.main import root_of
 from postrain.config.tree import complete, parse
-from postrain.jobs.frame import TRAIN, execute
+from postrain.jobs.session import TRAIN, execute
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
 

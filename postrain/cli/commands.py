@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from postrain import __version__
-from postrain.config.places import MODULES
+from postrain.config.paths import MODULES
 
 COMMANDS = {
     "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(name, [program, *words[1:]])
     except BrokenPipeError:
-        return reader_left()
+        return ignore_closed_pipe()
 
 
-def reader_left() -> int:
+def ignore_closed_pipe() -> int:
     """Ends quietly after the reader of stdout has seen enough, as in `postrain help | head`; returns the exit code."""
     # What is still buffered must not raise again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,12 +16,21 @@ from postrain.cli.user_conf import use_user_conf
 from postrain.config.annotations import describe, is_group
 from postrain.config.groups import listing
 from postrain.config.overrides import PROGRAMS
-from postrain.config.places import CONF, command
-from postrain.config.reference import Entry, entries, json_schema, option, option_entries, options, sentences, shown
+from postrain.config.paths import CONF, command
+from postrain.config.reference import (
+    Entry,
+    as_override_value,
+    entries,
+    field_docs,
+    json_schema,
+    option,
+    option_entries,
+    options,
+)
 from postrain.config.schema import (
     schema_of,
 )
-from postrain.config.tree import filled
+from postrain.config.tree import fill_defaults
 from postrain.errors import ConfigError
 
 ABOUT = """\
@@ -53,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def groups() -> dict[str, str]:
-    """The groups of all programs, each with its sentence."""
+    """The groups of all programs, each with its description."""
     found: dict[str, str] = {}
     for root in map(root_of, PROGRAMS):
-        said = sentences(root)
+        said = field_docs(root)
         names = [name for name in schema_of(root).keys if options(name)]
         found = {**{name: said.get(name, "") for name in names}, **found}
     return found
@@ -80,11 +89,11 @@ def _key(name: str) -> str | None:
     meanings: dict[tuple[str, str], dict[str, list[str]]] = {}
     for option_name, entry in known_keys():
         if entry.path == name:
-            meaning = (describe(entry.key.annotation), entry.sentence)
-            meanings.setdefault(meaning, {}).setdefault(shown(entry.value), []).append(option_name)
+            meaning = (describe(entry.key.annotation), entry.description)
+            meanings.setdefault(meaning, {}).setdefault(as_override_value(entry.value), []).append(option_name)
     lines: list[str] = []
-    for (kind, sentence), values in meanings.items():
-        lines += [f"{name}: {kind}", f"  {sentence}"]
+    for (kind, description), values in meanings.items():
+        lines += [f"{name}: {kind}", f"  {description}"]
         for value, where in values.items():
             among = ", ".join(dict.fromkeys(filter(None, where)))
             lines.append(f"  default {value}" + (f" with {among}" if among else ""))
@@ -98,7 +107,7 @@ def known_keys() -> Iterator[tuple[str, Entry]]:
     for primary, program in PROGRAMS.items():
         root = root_of(primary)
         own = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
-        whole = filled({}, root, without=own)
+        whole = fill_defaults({}, root, without=own)
         yield from ((program, entry) for entry in entries(whole, root) if entry.path not in own)
     for group in groups():
         for name, file in options(group).items():
@@ -115,7 +124,7 @@ def _setters(key: str) -> Iterator[str]:
         for name, file in options(group).items():
             value = OmegaConf.select(OmegaConf.create(option(group, file)), key)
             if value is not None and group != key.partition(".")[0]:
-                yield f"{group}={name} ({shown(value)})"
+                yield f"{group}={name} ({as_override_value(value)})"
 
 
 def _instead(word: str) -> str:
@@ -134,7 +143,7 @@ def describe_all(found: Iterator[Entry]) -> str:
     for entry in found:
         group = entry.path.partition(".")[0]
         lines += [""] if last and group != last else []
-        lines.append(f"  {entry.line()}")
+        lines.append(f"  {entry.format()}")
         last = group
     return "\n".join(lines)
 
@@ -146,13 +155,13 @@ def describe_config(config: DictConfig, root: type) -> str:
 
 
 def _markdown() -> Iterator[str]:
-    for group, sentence in groups().items():
-        yield from (f"## {group}", "", sentence, "")
+    for group, description in groups().items():
+        yield from (f"## {group}", "", description, "")
         for name, file in options(group).items():
             rows = list(option_entries(group, file))
             if rows:
                 yield from (f"### {group}={name}", "", "| key | default | type | meaning |", "|---|---|---|---|")
                 for e in rows:
-                    cells = (e.path, shown(e.value), describe(e.key.annotation), e.sentence)
+                    cells = (e.path, as_override_value(e.value), describe(e.key.annotation), e.description)
                     yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
                 yield ""

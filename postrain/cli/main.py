@@ -23,19 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from postrain.cli.commands import reader_left
+from postrain.cli.commands import ignore_closed_pipe
 from postrain.cli.user_conf import use_user_conf
-from postrain.config.arguments import hydra_raises, mistake, resolved, shown_config
+from postrain.config.arguments import full_hydra_errors, resolved, split_cfg_flags, to_config_error
 from postrain.config.check import check
-from postrain.config.groups import asked, listing, overview
+from postrain.config.groups import listing, listing_of_named_groups, overview
 from postrain.config.masking import MASK, masked_text
-from postrain.config.overrides import PROGRAMS, Line, prepare, task_words
-from postrain.config.places import CONF, command
+from postrain.config.overrides import PROGRAMS, ParsedCommandLine, job_overrides, prepare
+from postrain.config.paths import CONF, command
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
-from postrain.config.trust import Guest, joined, said_in
+from postrain.config.trust import UntrustedFolder, join_flags, override_items
 from postrain.errors import ConfigError
-from postrain.jobs.parent_watchdog import stop_with_the_sweep
+from postrain.jobs.parent_watchdog import watch_parent
 
 RESUME = re.compile(r"(?<![\w.'])resume=([^\s;,:'\"]+)")
 """Where a message tells to resume a folder."""
@@ -57,15 +57,15 @@ class Session:
 
 def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config", run: Run | None = None) -> int:
     """Runs one command line, with `run` in place of training; returns the exit code."""
-    stop_with_the_sweep()
+    watch_parent()
     use_user_conf()
     try:
-        with hydra_raises():
+        with full_hydra_errors():
             return _start(argv, conf, config_name, run)
     except ConfigError as error:
-        return complain(error)
+        return report_error(error)
     except BrokenPipeError:
-        return reader_left()
+        return ignore_closed_pipe()
     except KeyboardInterrupt:
         # Once a run has begun, runs/interrupt.py answers to Ctrl-C.
         print("interrupted; nothing had begun", file=sys.stderr)
@@ -73,23 +73,25 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
     except SystemExit as end:
         # runs/interrupt.py's Interrupted, which takes seconds to import. Behind everything else that is printed.
         if folder := getattr(end, "folder", None):
-            print(f"interrupted; {_resuming(config_name, folder, argv[1:])}", file=sys.stderr)
+            print(f"interrupted; {_resume_hint(config_name, folder, argv[1:])}", file=sys.stderr)
         raise
 
 
-def _resuming(config_name: str, folder: Path, argv: Sequence[str]) -> str:
+def _resume_hint(config_name: str, folder: Path, argv: Sequence[str]) -> str:
     if config_name == "evaluate":
         return "an evaluation is not resumed; start it again"
     # How a sweep's jobs are launched is no part of the sweep.
     launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []
-    return masked_text(f"resume with: {PROGRAMS[config_name]} {resuming(folder)} {shlex.join(launched)}".rstrip())
+    return masked_text(
+        f"resume with: {PROGRAMS[config_name]} {resume_overrides(folder)} {shlex.join(launched)}".rstrip()
+    )
 
 
-def resuming(folder: Path) -> str:
+def resume_overrides(folder: Path) -> str:
     """resume=FOLDER and the words that have to be said again with it, as a shell reads them."""
-    from postrain.cli.resuming import said_again  # noqa: PLC0415 - start-up time
+    from postrain.cli.confirmations import confirmations  # noqa: PLC0415 - start-up time
 
-    return " ".join(map(_quoted, [f"resume={folder}", *said_again(folder)]))
+    return " ".join(map(_quoted, [f"resume={folder}", *confirmations(folder)]))
 
 
 def _quoted(word: str) -> str:
@@ -99,12 +101,14 @@ def _quoted(word: str) -> str:
 
 def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
     code = 0
-    shown = asked(argv[1:], conf)
-    line = prepare(continued(argv[1:]), conf, config_name) if shown is None else Line([], None)
+    shown = listing_of_named_groups(argv[1:], conf)
+    line = (
+        prepare(prepend_sweep_overrides(argv[1:]), conf, config_name) if shown is None else ParsedCommandLine([], None)
+    )
     if shown is not None:
         print(shown)
         return 0
-    words, shows = shown_config(line.arguments)
+    words, shows = split_cfg_flags(line.arguments)
     sys.argv = [argv[0], *words]
     # Both for --help, in the primary config's hydra.help.template.
     OmegaConf.register_new_resolver("command", command, replace=True)
@@ -121,7 +125,7 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
             root = root_of(config_name)
             code = show(complete(config, root), root, shows)
             return None
-        with mistakes_in_one_line(config):
+        with one_line_errors(config):
             if line.sweep is None:
                 return one(config)
             from postrain.jobs.sweep import execute as sweep  # noqa: PLC0415 - start-up time of a single run
@@ -136,14 +140,14 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     except Exception as error:
         if composed or isinstance(error, BrokenPipeError):
             raise
-        return complain(mistake(error))
+        return report_error(to_config_error(error))
     return code
 
 
 def root_of(config_name: str) -> type:
     """The dataclass of a primary config's top-level keys."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
-    from postrain.jobs.frame import PROGRAMS, TRAIN  # noqa: PLC0415
+    from postrain.jobs.session import PROGRAMS, TRAIN  # noqa: PLC0415
 
     return next((one.config for one in PROGRAMS.values() if one.primary == config_name), TRAIN.config)
 
@@ -168,10 +172,10 @@ def show(config: DictConfig, root: type, flags: Namespace) -> int:
     return 0
 
 
-def continued(argv: Sequence[str]) -> list[str]:
+def prepend_sweep_overrides(argv: Sequence[str]) -> list[str]:
     """The command line, behind that of the sweep which it goes on with."""
     said = [word.partition("=")[2].strip("'\"") for word in argv if word.startswith("resume=")]
-    folders = [Path(place.replace("\\", "")) for place in said]
+    folders = [Path(directory.replace("\\", "")) for directory in said]
     if not folders or not (folders[-1] / "sweep.yaml").is_file():
         return list(argv)
     try:
@@ -189,22 +193,22 @@ def continued(argv: Sequence[str]) -> list[str]:
     words = [word for word in words if MASK not in word or word.partition("=")[0] not in today]
     if lost := [word.partition("=")[0] for word in words if MASK in word]:
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml holds no secrets; say again {', '.join(lost)}=...")
-    Guest(folders[-1], said_in(argv)).check_words([*joined(flags), *words])
+    UntrustedFolder(folders[-1], override_items(argv)).check_overrides([*join_flags(flags), *words])
     return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
 
 
 @contextmanager
-def mistakes_in_one_line(config: DictConfig) -> Iterator[None]:
+def one_line_errors(config: DictConfig) -> Iterator[None]:
     """Ends the program with one line for a user's mistake."""
     try:
         yield
     except (ConfigError, OmegaConfBaseException) as error:
-        if debugging(config):
+        if wants_traceback(config):
             raise
-        sys.exit(complain(error if isinstance(error, ConfigError) else mistake(error)))
+        sys.exit(report_error(error if isinstance(error, ConfigError) else to_config_error(error)))
 
 
-def debugging(config: DictConfig) -> bool:
+def wants_traceback(config: DictConfig) -> bool:
     """Whether tracebacks are wanted; not where `debug` is a mistake itself."""
     try:
         return config.get("debug") is True
@@ -223,13 +227,13 @@ def run_job(run: Run, config: DictConfig) -> float | None:
     """A single run, or one of a sweep's: then Hydra has been told its folder."""
     chosen = HydraConfig.get()
     output = Path(chosen.runtime.output_dir)
-    place = None if output == Path.cwd() else output
-    sweep = place.parents[1] if place is not None else Path()
+    directory = None if output == Path.cwd() else output
+    sweep = directory.parents[1] if directory is not None else Path()
     group = "-".join(sweep.parts[-2:]) if (sweep / "sweep.yaml").is_file() else None
-    return run(config, task_words(), group, place)
+    return run(config, job_overrides(), group, directory)
 
 
-def train(conf: Path, config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
+def train(conf: Path, config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
     """Training, or a pipeline where one is named."""
     resume = config.get("resume")
     if config.get("pipeline") or (isinstance(resume, str) and (Path(resume) / "pipeline.yaml").is_file()):
@@ -237,21 +241,23 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, p
         # Imported here so that --help and mistakes on the command line answer at once (start-up time).
         from postrain.jobs.pipeline import execute as pipeline  # noqa: PLC0415
 
-        shared = place.parents[1] / "shared" if place is not None and group else None
-        return pipeline(config, words, conf, place, group=group, shared=shared)
+        shared = directory.parents[1] / "shared" if directory is not None and group else None
+        return pipeline(config, words, conf, directory, group=group, shared=shared)
     plain = resolved(config)
     choice = HydraConfig.get().runtime.choices.get("method")
     if choice is None and not is_node(plain.get("method")) and not resume:
         print(f"Choose a method, as in: {PROGRAMS['config']} method=ppo\n\n" + listing(conf, "method"))
         sys.exit(2)
     plain["name"] = plain["name"] or choice
-    from postrain.jobs.frame import TRAIN, execute  # noqa: PLC0415 - as above
+    from postrain.jobs.session import TRAIN, execute  # noqa: PLC0415 - as above
 
-    return execute(TRAIN, plain, overrides=words, group=group, place=place)
+    return execute(TRAIN, plain, overrides=words, group=group, directory=directory)
 
 
-def complain(error: ConfigError) -> int:
+def report_error(error: ConfigError) -> int:
     """Prints a user's mistake, with all that a command in it has to say; returns the exit code for it."""
-    text = RESUME.sub(lambda found: resuming(Path(found[1])) if Path(found[1]).is_dir() else found[0], str(error))
+    text = RESUME.sub(
+        lambda found: resume_overrides(Path(found[1])) if Path(found[1]).is_dir() else found[0], str(error)
+    )
     print(f"error: {masked_text(text)}", file=sys.stderr)
     return 2

@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from postrain.config.places import CONF, user_conf, user_folder
+from postrain.config.paths import CONF, user_conf, user_folder
 
 NOTED = "POSTRAIN_SHADOWED"
 """Set once the shadowed options were named, for the jobs that this process starts."""

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from postrain import __version__
-from postrain.config.habits import meant
+from postrain.config.foreign_keys import suggest_key
 from postrain.errors import ConfigError, Parser
 
 SHELLS = ("bash", "fish", "zsh")
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def shown_config(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace | None]:
+def split_cfg_flags(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace | None]:
     """The command line without --cfg and what belongs to it, and those; None where no config is to be shown.
 
     --help beside overrides shows the config that they compose, each key with its meaning.
@@ -67,7 +67,7 @@ def shown_config(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace | N
 
 def _unknown(token: str) -> str:
     word = token.lstrip("-").partition("=")[0]
-    hint = meant(word, lambda key: True) or f"did you mean {word or 'method'}=...?"
+    hint = suggest_key(word, lambda key: True) or f"did you mean {word or 'method'}=...?"
     return f"{token}: no such flag; settings are words without dashes, as in seed=1; {hint}"
 
 
@@ -89,7 +89,7 @@ def _misused(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 @contextmanager
-def hydra_raises() -> Iterator[None]:
+def full_hydra_errors() -> Iterator[None]:
     """Lets Hydra raise what it would otherwise print by itself before it ends the process."""
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
@@ -103,7 +103,7 @@ def hydra_raises() -> Iterator[None]:
             os.environ[name] = before
 
 
-def hydra_problems(key: str) -> Iterator[str]:
+def unknown_hydra_keys(key: str) -> Iterator[str]:
     """Hydra takes `hydra.ouput_subdir=x` with a `+` without a word, so its own schema is asked here."""
     section: type = HydraConf
     path = "hydra"
@@ -121,18 +121,18 @@ def hydra_problems(key: str) -> Iterator[str]:
 
 
 @contextmanager
-def composing() -> Iterator[None]:
-    """Turns whatever composing a config raises into a ConfigError: OmegaConf's own are not the only ones."""
+def composition_errors() -> Iterator[None]:
+    """Turns every exception raised while composing a config into a ConfigError, not only OmegaConf's own."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:
-        raise mistake(error) from None
+        raise to_config_error(error) from None
 
 
 def set_values(config: DictConfig, words: Sequence[str]) -> None:
-    """Sets each `++key=value` as Hydra does, in a config that is composed already; composing takes long."""
+    """Sets each `++key=value` as Hydra does, in a config that is composed already, because composing is slow."""
     for override in OverridesParser.create().parse_overrides(list(words)):
         word = (override.input_line or "").lstrip("+")
         if override.package is not None:
@@ -141,13 +141,13 @@ def set_values(config: DictConfig, words: Sequence[str]) -> None:
         try:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
         except RecursionError as error:
-            raise mistake(error) from None
+            raise to_config_error(error) from None
         # Not only OmegaConf's own, as of a key below a list or a text.
         except Exception as error:
             raise ConfigError(f"{word}: {_meaning(str(error).splitlines())}") from None
 
 
-def mistake(error: Exception) -> ConfigError:
+def to_config_error(error: Exception) -> ConfigError:
     """What Hydra or OmegaConf refused, in one line that begins with what was typed."""
     if isinstance(error, RecursionError):
         return ConfigError("a reference ${...} leads back to itself, or a value is nested too deeply")
@@ -176,7 +176,7 @@ def resolved(config: Any) -> dict[str, Any]:
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise mistake(error) from None
+        raise to_config_error(error) from None
     return plain
 
 

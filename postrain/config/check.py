@@ -14,19 +14,19 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 
 from postrain.config.annotations import LARGE, NODE, adapter, describe
-from postrain.config.habits import meant
+from postrain.config.foreign_keys import suggest_key
 from postrain.config.masking import masked
 from postrain.config.schema import (
     MAPPINGS,
     TARGET,
-    Given,
     Schema,
+    SuppliedArguments,
+    abbreviate,
     is_node,
     is_section,
     load_target,
     provides,
     schema_of,
-    shown,
 )
 from postrain.errors import ConfigError
 
@@ -52,9 +52,9 @@ def check(config: Mapping[str, Any], root: type) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check_made(**made: Any) -> None:
+def check_objects(**made: Any) -> None:
     """Raise one ConfigError with every setting of dataclasses made in Python that a config may not have, by the keys
-    they would stand at: check_made(method=...). What they hold objects in is those objects' own to check."""
+    they would stand at: check_objects(method=...). What they hold objects in is those objects' own to check."""
     problems = [
         problem
         for path, value in made.items()
@@ -109,12 +109,13 @@ def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]
             near = get_close_matches(name, among, n=1)
             there = f"; there are: {', '.join(among)}" if among else ""
             hint = f"; did you mean {path}.{near[0]}?" if near else there
-            yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {shown(masked(item, name))}{hint}"
+            got = abbreviate(masked(item, name))
+            yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {got}{hint}"
     elif not _fits(value, annotation):
         large = isinstance(value, int) and abs(value) > LARGE
         remedy = f"; {REMEDIES[path]}" if path in REMEDIES else _quoting(path, value, annotation)
         without = f" without {TARGET}" if isinstance(value, Mapping) and NODE in describe(annotation) else ""
-        got = shown(masked(value, path))
+        got = abbreviate(masked(value, path))
         yield f"{path}: expected {describe(annotation, limits=large)}, got {got}{without}{remedy}"
     elif is_node(value):
         yield from _node_problems(path, value, annotation, known)
@@ -139,7 +140,7 @@ def _misfits(value: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
 def _quoting(path: str, value: Any, annotation: Any) -> str:
     """How to say a number where text was expected."""
     is_text = isinstance(value, int | float) and _fits(str(value), annotation)
-    return f"; for text write {path}='\"{shown(value)}\"'" if is_text else ""
+    return f"; for text write {path}='\"{abbreviate(value)}\"'" if is_text else ""
 
 
 def _nested_problems(path: str, value: Any, known: Sequence[str]) -> Iterator[str]:
@@ -158,7 +159,7 @@ def _node_problems(path: str, node: Mapping[str, Any], annotation: Any, known: S
     """Everything wrong with a node that stands where `annotation` is expected."""
     try:
         target = load_target(node[TARGET])
-        given = [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Given)]
+        given = [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, SuppliedArguments)]
         problems = list(_problems(f"{path}.", node, target, known, given[0] if given else ()))
     except ConfigError as problem:
         yield f"{path}.{TARGET}: {problem}"
@@ -178,7 +179,7 @@ def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: S
     for leaf in _leaves(f"{path}{name}", value):
         alike = _alike(path, name, leaf, schema, known)
         fallback = f"did you mean {' or '.join(alike)}?" if alike else f"known here: {', '.join(schema.keys)}"
-        yield f"{leaf}: unknown key; {meant(leaf, known.__contains__) or fallback}"
+        yield f"{leaf}: unknown key; {suggest_key(leaf, known.__contains__) or fallback}"
 
 
 def _leaves(path: str, value: Any) -> Iterator[str]:

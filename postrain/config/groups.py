@@ -13,13 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from postrain.config.arguments import parse
-from postrain.config.places import study_dirs, user_conf
+from postrain.config.paths import study_dirs, user_conf
 
 SWEEP = "sweep"
 """What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE."""
 
 
-def asked(argv: Sequence[str], conf: Path) -> str | None:
+def listing_of_named_groups(argv: Sequence[str], conf: Path) -> str | None:
     """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
     groups = groups_of(conf, None)
     named = [word for word in parse(argv).overrides if word.isidentifier() and groups.options(word)]

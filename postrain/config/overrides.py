@@ -21,10 +21,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from postrain.config import renamed
-from postrain.config.arguments import hydra_problems, parse
+from postrain.config.arguments import parse, unknown_hydra_keys
+from postrain.config.foreign_keys import suggest_option
 from postrain.config.groups import SWEEP, Groups, groups_of, groups_taken, primary_config
-from postrain.config.habits import given
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
 
@@ -42,7 +42,7 @@ PROGRAMS = {"config": command("train"), "generate": command("generate"), "evalua
 
 
 @dataclass(frozen=True)
-class Line:
+class ParsedCommandLine:
     """A command line (without the program's name), taken apart."""
 
     arguments: list[str]
@@ -51,18 +51,18 @@ class Line:
     """What only a sweep hears: sweep=NAME, sweep.KEY=VALUE, lists of values; None where there is a single run."""
 
 
-def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Line:
+def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> ParsedCommandLine:
     """A command line as Hydra and the sweep get it; all problems in one ConfigError."""
     arguments = parse(argv)
     if arguments.shell_completion:
-        return Line(list(argv), None)
+        return ParsedCommandLine(list(argv), None)
     flags = [token for token in argv if token not in arguments.overrides]
     root, extra = arguments.config_name or config_name, arguments.config_dir
     overrides = _checked(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun)
     known = groups_of(conf, extra)
     words = [(_forced(override, known), _is_swept(override)) for override in overrides]
     if not arguments.multirun and not any(override.key_or_group == SWEEP for override in overrides):
-        return Line([word for word, _ in words] + flags, None)
+        return ParsedCommandLine([word for word, _ in words] + flags, None)
     if not any(_varies(override) for override in overrides):
         raise ConfigError(
             "-m: nothing varies; give a key several values, as in method.kl_coef=0.05,0.2 or seed=0,1,2, or choose a "
@@ -70,7 +70,7 @@ def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Lin
         )
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     swept = tuple(word.removeprefix("++") for word, swept in words if swept)
-    return Line([word for word, swept in words if not swept] + flags, swept)
+    return ParsedCommandLine([word for word, swept in words if not swept] + flags, swept)
 
 
 def _varies(override: Override) -> bool:
@@ -78,7 +78,7 @@ def _varies(override: Override) -> bool:
     return override.is_sweep_override() or key == SWEEP or key.startswith(VARIED)
 
 
-def task_words() -> list[str]:
+def job_overrides() -> list[str]:
     """The overrides of the running Hydra job as people write them: without ++, references as they stand."""
     written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
     return [str(word).removeprefix("++") for word in written]
@@ -100,7 +100,7 @@ def forced(
     return [_forced(override, known) for override in overrides]
 
 
-def settled(words: Sequence[str]) -> list[str]:
+def last_choices(words: Sequence[str]) -> list[str]:
     """Forced words with one choice for each group, the last; values come after all choices, and the last one wins."""
     choices = {_key(word): word for word in words if not word.startswith(("+", "~"))}
     return [*choices.values(), *(word for word in words if word.startswith(("+", "~")))]
@@ -160,7 +160,7 @@ def _problems(override: Override, known: Groups) -> Iterator[str]:
     if override.is_delete():
         return
     if key.startswith("hydra."):
-        yield from hydra_problems(key)
+        yield from unknown_hydra_keys(key)
     elif options := known.options(key):
         if override.is_force_add():
             yield f"{override.input_line}: {key} is a config group; choose an option with {key}=..."
@@ -201,7 +201,7 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
             continue
         of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
         if not of_a_user:
-            instead = given(override.key_or_group, name)
+            instead = suggest_option(override.key_or_group, name)
             yield f"{override.key_or_group}={name}: no such option" + (
                 f"; {instead}" if instead else _hint(name, options)
             )

@@ -1,4 +1,4 @@
-"""Every key of a config: type, range, default and sentence, read off signatures and the docstrings under fields.
+"""Every key of a config: type, range, default and description, read off signatures and the docstrings under fields.
 
 What `postrain help`, `--help`, the JSON schema and the tables of the documentation show; nothing is written twice.
 """
@@ -18,9 +18,9 @@ from typing import Any, get_args
 from omegaconf import OmegaConf
 
 from postrain.config.annotations import adapter, describe
-from postrain.config.places import config_dirs
+from postrain.config.paths import config_dirs
 from postrain.config.schema import TARGET, Key, is_node, is_section, load_target, schema_of
-from postrain.config.tree import filled
+from postrain.config.tree import fill_defaults
 from postrain.errors import ConfigError
 
 
@@ -30,16 +30,16 @@ class Entry:
 
     path: str
     key: Key
-    sentence: str
+    description: str
     value: Any
     """What it is where nothing else is said, as a config writes it; None of one that has to be given."""
 
-    def line(self) -> str:
+    def format(self) -> str:
         """Key, value and meaning."""
-        return f"{self.path}={shown(self.value)}\n    {describe(self.key.annotation)}. {self.sentence}"
+        return f"{self.path}={as_override_value(self.value)}\n    {describe(self.key.annotation)}. {self.description}"
 
 
-def shown(value: Any) -> str:
+def as_override_value(value: Any) -> str:
     """A value as a command line writes it."""
     if value is None:
         return "null"
@@ -47,7 +47,7 @@ def shown(value: Any) -> str:
 
 
 @cache
-def sentences(target: Any) -> Mapping[str, str]:
+def field_docs(target: Any) -> Mapping[str, str]:
     """The docstring under each field of a class and its bases, a subclass's own first."""
     found: dict[str, str] = {}
     for base in inspect.getmro(target) if inspect.isclass(target) else ():
@@ -70,7 +70,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 def entries(node: Mapping[str, Any], target: Any, path: str = "") -> Iterator[Entry]:
     """Every key of `target` and of the nodes in its settings, `node`, complete."""
-    said = sentences(target)
+    said = field_docs(target)
     for name, key in schema_of(target).keys.items():
         value = node.get(name)
         here = f"{path}{name}"
@@ -127,23 +127,23 @@ def option_entries(group: str, file: Path) -> Iterator[Entry]:
     node = option(group, file).get(group)
     if isinstance(node, Mapping) and is_node(node):
         target = load_target(node[TARGET])
-        yield from entries(filled(node, target), target, f"{group}.")
+        yield from entries(fill_defaults(node, target), target, f"{group}.")
 
 
 def json_schema(groups: Mapping[str, str], root: type) -> dict[str, Any]:
-    """The JSON schema of a program's config: a group is one of its options. `groups` have a sentence each."""
+    """The JSON schema of a program's config: a group is one of its options. `groups` have a description each."""
     properties: dict[str, Any] = {}
-    for entry in entries(filled({}, root, without=[*groups]), root):
+    for entry in entries(fill_defaults({}, root, without=[*groups]), root):
         if entry.path not in groups:
             properties[entry.path] = _property(entry)
-    for group, sentence in groups.items():
+    for group, description in groups.items():
         choices = {
             name: {e.path: _property(e) for e in option_entries(group, file)} for name, file in options(group).items()
         }
         forms = [{"title": f"{group}={name}", "properties": keys} for name, keys in choices.items()]
-        properties[group] = {"description": sentence, "anyOf": forms}
+        properties[group] = {"description": description, "anyOf": forms}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "properties": properties}
 
 
 def _property(entry: Entry) -> dict[str, Any]:
-    return {**adapter(entry.key.annotation).json_schema(), "description": entry.sentence, "default": entry.value}
+    return {**adapter(entry.key.annotation).json_schema(), "description": entry.description, "default": entry.value}

@@ -84,7 +84,7 @@ class Schema:
     """True when the constructor takes any further keyword, as some constructors of other libraries do."""
 
 
-class Given(frozenset[str]):
+class SuppliedArguments(frozenset[str]):
     """Inside Annotated, the arguments of a node that the run gives: the parameters of an optimizer."""
 
 
@@ -113,7 +113,7 @@ def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def shown(value: Any) -> str:
+def abbreviate(value: Any) -> str:
     """A value as a message names it."""
     text = "null" if value is None else " ".join(repr(value).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
@@ -123,7 +123,7 @@ def load_target(path: str) -> Callable[..., Any]:
     """The class or function behind a dotted path."""
     parts = path.split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {shown(path)}")
+        raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {abbreviate(path)}")
     module, name = _split(path)
     try:
         target = operator.attrgetter(name)(module)

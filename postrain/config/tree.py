@@ -63,7 +63,7 @@ def instantiate(value: Any, annotation: Any = Any) -> Any:
     if is_node(value):
         target = load_target(value[TARGET])
         if is_deferred(annotation):
-            return Deferred(lambda: _build(target, value), target, filled(value, target))
+            return Deferred(lambda: _build(target, value), target, fill_defaults(value, target))
         return _build(target, value)
     if isinstance(value, Mapping):
         if is_section(annotation):
@@ -80,7 +80,7 @@ def _build(target: Callable[..., C], node: Mapping[str, Any]) -> C:
     found = target(**arguments)
     # A function may return anything, also what takes no attribute.
     with suppress(AttributeError, TypeError):
-        object.__setattr__(found, SETTINGS, filled(node, target))
+        object.__setattr__(found, SETTINGS, fill_defaults(node, target))
     return found
 
 
@@ -114,10 +114,12 @@ def complete(config: DictConfig, root: type) -> DictConfig:
         translate_config = getattr(schema_of(root).keys[name].annotation, "translate_config", None)
         if translate_config and is_node(settings.get(name)):
             settings[name] = translate_config(settings[name])
-    return OmegaConf.create(filled(settings, root, without=groups))
+    return OmegaConf.create(fill_defaults(settings, root, without=groups))
 
 
-def filled(settings: Mapping[str, Any], target: Callable[..., Any], *, without: Collection[str] = ()) -> dict[str, Any]:
+def fill_defaults(
+    settings: Mapping[str, Any], target: Callable[..., Any], *, without: Collection[str] = ()
+) -> dict[str, Any]:
     """The arguments of `target`, plain containers, with its defaults and those of every node in them.
 
     The arguments `without` a default have to be given.
@@ -158,7 +160,7 @@ def _filled(value: Any) -> Any:
         return value
     if is_node(value):
         try:
-            return filled(value, load_target(value[TARGET]))
+            return fill_defaults(value, load_target(value[TARGET]))
         except ConfigError:
             return value
     return {name: _filled(item) for name, item in value.items()}

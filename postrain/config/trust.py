@@ -43,7 +43,7 @@ FOLDERS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class RestrictedValue:
     """A value that a folder cannot decide."""
 
     key: str
@@ -52,47 +52,49 @@ class Found:
 
     @property
     def item(self) -> Item:
-        """How it is looked for in what was said."""
+        """How it is looked for in what was confirmed."""
         return self.key, str(self.value)
 
 
 @dataclass(frozen=True)
-class Guest:
+class UntrustedFolder:
     """A folder that is not trusted, and what the command line of today says."""
 
     folder: Path
-    said: Collection[Item]
+    confirmed: Collection[Item]
 
     def check(self, config: Mapping[str, Any], root: type, prefix: str = "") -> None:
-        """Raises ConfigError with every value of the folder's `config` that has to be said again.
+        """Raises ConfigError with every value of the folder's `config` that needs confirmation.
 
         `root` gives the kind of each key as in `check.check`; `prefix` stands before keys on the command line.
         """
-        self.refuse([one for one in confirmable(config, root, self.said) if one.item not in self.said], prefix)
+        self.reject(
+            [one for one in restricted_values(config, root, self.confirmed) if one.item not in self.confirmed], prefix
+        )
 
-    def check_words(self, words: Sequence[str]) -> None:
+    def check_overrides(self, words: Sequence[str]) -> None:
         """Raises ConfigError for words of the folder that tell Hydra where to look for code."""
         plain = [word.lstrip("+~") for word in words]
         pairs = [word.partition("=") for word in plain if word.startswith(HYDRA)]
-        found = [Found(key, value, "tells Hydra where to look for code") for key, _, value in pairs]
-        self.refuse([one for one in found if one.item not in self.said])
+        found = [RestrictedValue(key, value, "tells Hydra where to look for code") for key, _, value in pairs]
+        self.reject([one for one in found if one.item not in self.confirmed])
 
-    def refuse(self, found: Sequence[Found], prefix: str = "") -> None:
+    def reject(self, found: Sequence[RestrictedValue], prefix: str = "") -> None:
         """One line on everything found; none where there is nothing."""
         if found:
             named = "; ".join(f"{prefix}{one.key}={one.value} ({one.effect})" for one in found)
             raise ConfigError(f"{self.folder} asks for {named}; say it again on the command line if you trust it")
 
 
-def said_by(config: Mapping[str, Any]) -> frozenset[Item]:
+def config_items(config: Mapping[str, Any]) -> frozenset[Item]:
     """Every value of a config that today's command line has composed."""
     return frozenset((key, str(value)) for key, value in leaves("", config))
 
 
-def said_in(words: Sequence[str]) -> frozenset[Item]:
+def override_items(words: Sequence[str]) -> frozenset[Item]:
     """Every value that words of today give, `stage.NAME.` left out; flags are items without a value."""
     found: set[Item] = set()
-    for word in joined(words):
+    for word in join_flags(words):
         if word.startswith("-"):
             found.add((word.partition("=")[0], word.partition("=")[2]))
             continue
@@ -104,7 +106,7 @@ def said_in(words: Sequence[str]) -> frozenset[Item]:
     return frozenset(found)
 
 
-def joined(words: Sequence[str]) -> list[str]:
+def join_flags(words: Sequence[str]) -> list[str]:
     """A command line with each flag and its value in one word, directories absolute: `--config-dir=/DIRECTORY`."""
     found: list[str] = []
     for word in words:
@@ -120,14 +122,16 @@ def _absolute(word: str) -> str:
     return f"{FOLDERS[flag]}={Path(value).resolve()}" if flag in FOLDERS else word
 
 
-def confirmable(config: Mapping[str, Any], root: type, said: Collection[Item] | None = None) -> Iterator[Found]:
-    """Every value of `config` that a folder cannot decide; `said` (None: all) are those whose code may be looked at."""
+def restricted_values(
+    config: Mapping[str, Any], root: type, confirmed: Collection[Item] | None = None
+) -> Iterator[RestrictedValue]:
+    """Every value of `config` that needs confirmation; code is imported only for those in `confirmed` (None: all)."""
     keys = schema_of(root).keys
     for name, value in config.items():
-        yield from _values(str(name), value, keys[name].annotation if name in keys else None, said)
+        yield from _values(str(name), value, keys[name].annotation if name in keys else None, confirmed)
 
 
-def packaged(path: Any) -> type | None:
+def package_class(path: Any) -> type | None:
     """The class of this package, or the harmless one of another, at a dotted path; None for all else, which is not
     imported."""
     if isinstance(path, str) and HARMLESS.fullmatch(path):
@@ -141,38 +145,40 @@ def packaged(path: Any) -> type | None:
     return found if isinstance(found, type) and found.__module__.startswith("postrain.") else None
 
 
-def _values(key: str, value: Any, annotation: Any, said: Collection[Item] | None) -> Iterator[Found]:
+def _values(key: str, value: Any, annotation: Any, confirmed: Collection[Item] | None) -> Iterator[RestrictedValue]:
     """What a folder cannot decide of a value whose key has this type; None is a type that nobody has stated."""
     kinds, marks = _flat(annotation)
     inside = Annotated[Any, marks[0]] if marks else None
     plain = not isinstance(value, Mapping | list | tuple)
     if marks and plain and value not in (None, False) and not marks[0].harmless(value):
-        yield Found(key, value, marks[0].effect)
+        yield RestrictedValue(key, value, marks[0].effect)
     if isinstance(value, Mapping) and is_node(value):
-        yield from _node(key, value, kinds, said)
+        yield from _node(key, value, kinds, confirmed)
     elif isinstance(value, Mapping):
         inner = next((kind for kind in kinds if hasattr(kind, "__dataclass_fields__")), None)
         known = schema_of(inner).keys if inner else {}
         for name, item in value.items():
             each = known[name].annotation if name in known else _element(kinds, Mapping) or inside
-            yield from _values(f"{key}.{name}", item, each, said)
+            yield from _values(f"{key}.{name}", item, each, confirmed)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _values(f"{key}[{index}]", item, _element(kinds, Sequence) or inside, said)
+            yield from _values(f"{key}[{index}]", item, _element(kinds, Sequence) or inside, confirmed)
 
 
-def _node(key: str, node: Mapping[str, Any], kinds: Sequence[Any], said: Collection[Item] | None) -> Iterator[Found]:
-    target, own = node["_target_"], packaged(node["_target_"])
+def _node(
+    key: str, node: Mapping[str, Any], kinds: Sequence[Any], confirmed: Collection[Item] | None
+) -> Iterator[RestrictedValue]:
+    target, own = node["_target_"], package_class(node["_target_"])
     wanted = [kind for kind in kinds if isinstance(kind, type) and kind is not Any]
     if own is None or not any(provides(own, kind) for kind in wanted):
         effect = CODE if own is None else f"is not a {' or '.join(kind.__name__ for kind in wanted) or 'no class'}"
-        yield Found(f"{key}._target_", target, effect)
-        if said is not None and (f"{key}._target_", str(target)) not in said:
+        yield RestrictedValue(f"{key}._target_", target, effect)
+        if confirmed is not None and (f"{key}._target_", str(target)) not in confirmed:
             return
     keys = schema_of(load_target(target)).keys
     for name, value in node.items():
         if not str(name).startswith("_"):
-            yield from _values(f"{key}.{name}", value, keys[name].annotation if name in keys else None, said)
+            yield from _values(f"{key}.{name}", value, keys[name].annotation if name in keys else None, confirmed)
 
 
 def _flat(annotation: Any) -> tuple[list[Any], list[Confirm]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from postrain.config.schema import shown
+from postrain.config.schema import abbreviate
 from postrain.data.files import load_split, read_path, rows_of
 from postrain.data.readers import Row, Table, make_table
 from postrain.data.rendering import Mode
@@ -83,13 +83,15 @@ class Rows(Source):
         """Raises ConfigError for what are not rows."""
         given = rows_of(self.rows) if hasattr(self.rows, "with_format") else self.rows
         if not isinstance(given, Iterable) or isinstance(given, Mapping):
-            raise ConfigError(f"data: expected a list of rows, a path or a datasets.Dataset, got {shown(self.rows)}")
+            raise ConfigError(
+                f"data: expected a list of rows, a path or a datasets.Dataset, got {abbreviate(self.rows)}"
+            )
         return Loaded(make_table("data", "row", enumerate(map(_mapping, given))), None)
 
 
 def _mapping(row: Any) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
-        raise ConfigError(f'data: expected rows such as {{"prompt": ..., "completion": ...}}, got {shown(row)}')
+        raise ConfigError(f'data: expected rows such as {{"prompt": ..., "completion": ...}}, got {abbreviate(row)}')
     return row
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from postrain.config.check import MISSING
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.config.schema import Deferred, Paths, Section
-from postrain.config.trust import Guest, Item
+from postrain.config.trust import Item, UntrustedFolder
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.evaluation.eval_models import INITIAL, EvalSource, SourceRun, eval_sources
@@ -125,7 +125,7 @@ def inherit(plain: Mapping[str, Any], words: Sequence[str], confirmed: Collectio
     origin = SourceRun.of(model_path(plain))
     config, taken = inherited(plain, origin, words)
     if origin and taken:
-        Guest(origin.folder.path, confirmed).check({group: config[group] for group in taken}, EvaluateConfig)
+        UntrustedFolder(origin.folder.path, confirmed).check({group: config[group] for group in taken}, EvaluateConfig)
         print(
             f"as in {origin.folder.path}: {', '.join(taken)}; override these groups on the command line to change them",
             flush=True,

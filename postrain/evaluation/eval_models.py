@@ -10,7 +10,7 @@ from typing import Any
 
 from postrain.config.schema import Section
 from postrain.config.tree import parse
-from postrain.config.trust import Guest
+from postrain.config.trust import UntrustedFolder
 from postrain.errors import ConfigError
 from postrain.jsonl import read_json
 from postrain.models.by_name import resolve_by_name
@@ -62,7 +62,7 @@ class SourceRun:
         if named is not None:
             return resolve_for("reference", named, f"another; {remedy}")
         node = {"model": self.config["model"]}
-        Guest(self.folder.path, ()).check(node, InitialModel)
+        UntrustedFolder(self.folder.path, ()).check(node, InitialModel)
         try:
             return parse(node, InitialModel).model.resolve()
         except ConfigError as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from postrain.config.places import IN_CHECKOUT
+from postrain.config.paths import IN_CHECKOUT
 from postrain.errors import ConfigError
 from postrain.hardware.trainer import Hardware
 from postrain.processor import usable_cores
@@ -112,7 +112,7 @@ def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Eve
     python_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(hardware.ranks)}
     os.environ |= {"OMP_NUM_THREADS": str(threads), "NODE_RANK": "0", "RANK": "0", "LOCAL_RANK": "0"}
-    command = [sys.executable, "-m", "postrain.jobs.frame", str(folder.resolve())]
+    command = [sys.executable, "-m", "postrain.jobs.session", str(folder.resolve())]
     others = [
         subprocess.Popen(
             command, env=os.environ | {"PYTHONPATH": python_path, "RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -94,7 +94,7 @@ class Hardware:
         """Translates a config node of Lightning's Trainer, or of this class with Lightning's values, to this class.
 
         Drops options at Lightning's default or at the value every run uses. Other options that have no key here stay
-        with the value None, so that check.py can name the key to use instead (habits.py).
+        with the value None, so that check.py can name the key to use instead (foreign_keys.py).
         """
         own, options = f"{cls.__module__}.{cls.__qualname__}", {str(name): value for name, value in node.items()}
         if LIGHTNING_TRAINER.fullmatch(str(options["_target_"])):

@@ -77,7 +77,7 @@ def launcher_of(conf: Path, primary: str, one: Callable[[Any], float | None]) ->
     at_once = chosen.launcher.get("n_jobs") or 1
     as_hydra_takes_them = partial(forced, conf=conf, root=primary, extra=extra_folder())
     jobs = at_once if at_once > 0 else usable_cores()
-    return ThroughHydra(task=one, forced=as_hydra_takes_them, jobs=jobs, resumes=resumes)
+    return HydraLauncher(task=one, forced=as_hydra_takes_them, jobs=jobs, resumes=resumes)
 
 
 def command(conf: Path, primary: str) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ class Local(Settings):
             try:
                 process = subprocess.Popen(
                     [*self.command, *overrides],
-                    env=os.environ | share(self.jobs, slot) | {JOB: "1"},
+                    env=os.environ | resource_share(self.jobs, slot) | {JOB: "1"},
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -196,7 +196,7 @@ class Local(Settings):
         elif ended == "running" and self.stopping.is_set():
             status.interrupted("SIGTERM")
         elif ended == "running":
-            status.failed(last_message(place / LOG, begun, process.returncode))
+            status.failed(failure_reason(place / LOG, begun, process.returncode))
 
     def _takes_too_long(self, process: subprocess.Popen[bytes]) -> bool:
         """Waits for a job, and ends it at its time limit: first it may save, then its whole group is killed."""
@@ -214,7 +214,7 @@ class Local(Settings):
         return False
 
 
-def share(jobs: int, slot: int) -> dict[str, str]:
+def resource_share(jobs: int, slot: int) -> dict[str, str]:
     """The part of the machine that a job gets: threads, and GPUs where there are several."""
     found = {"OMP_WAIT_POLICY": "PASSIVE"}
     if jobs > 1:
@@ -228,7 +228,7 @@ def share(jobs: int, slot: int) -> dict[str, str]:
     return found
 
 
-def last_message(log: Path, begun: int, code: int) -> str:
+def failure_reason(log: Path, begun: int, code: int) -> str:
     """Why a job ended that has not written it itself, by its log from the byte `begun` on."""
     lines = log.read_bytes()[begun:].decode("utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -242,7 +242,7 @@ def last_message(log: Path, begun: int, code: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThroughHydra:
+class HydraLauncher:
     """One of Hydra's launchers: joblib, submitit_slurm, ray, ... Jobs get their folder as hydra.sweep.subdir."""
 
     task: Callable[[Any], Any]

@@ -10,7 +10,7 @@ import threading
 JOB = "POSTRAIN_SWEEP_JOB"
 
 
-def stop_with_the_sweep() -> None:
+def watch_parent() -> None:
     """In the process of a job, watches for the sweep's end: then the update in hand is finished and saved."""
     if os.environ.pop(JOB, None):
         threading.Thread(target=_watch, daemon=True).start()

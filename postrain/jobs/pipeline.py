@@ -23,12 +23,12 @@ from rich.console import Console
 from yaml import YAMLError
 
 from postrain.config.tree import SESSION, instantiate
-from postrain.config.trust import Guest, said_in
+from postrain.config.trust import UntrustedFolder, override_items
 from postrain.errors import ConfigError
 from postrain.formatting import console_table, markdown_table
-from postrain.jobs import frame
+from postrain.jobs import session
 from postrain.jobs.graph import Job, digests, is_done, references, resolved
-from postrain.jobs.plan import Composer, plan_stages, to_confirm, vet
+from postrain.jobs.plan import Composer, check_untrusted, plan_stages, restricted_stage_values
 from postrain.jobs.shared_stages import shared_folder
 from postrain.jobs.stages import PIPELINE_KEYS, key_of, stages_of
 from postrain.jobs.summary import grid, outcome
@@ -112,7 +112,7 @@ def execute(
     config: DictConfig,
     overrides: Sequence[str],
     conf: Path,
-    place: Path | None = None,
+    directory: Path | None = None,
     *,
     group: str | None = None,
     shared: Path | None = None,
@@ -125,11 +125,11 @@ def execute(
     """
     if "RANK" in os.environ:
         raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
-    folder, pipeline = _resumed(config, overrides, conf) if config.resume else _new(config, overrides, conf, place)
+    folder, pipeline = _resumed(config, overrides, conf) if config.resume else _new(config, overrides, conf, directory)
     runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
     whole = RunFolder(folder)
-    with Interrupt(), whole.locked(), StatusRecorder(whole.status), frame.reported(whole, pipeline.report):
+    with Interrupt(), whole.locked(), StatusRecorder(whole.status), session.report_on_exit(whole, pipeline.report):
         for position, job in enumerate(pipeline.jobs, start=1):
             print(f"\nstage {position} of {len(pipeline.jobs)}, {job.name}", end="", flush=True)
             runner.advance(job)
@@ -149,18 +149,18 @@ def _finish(pipeline: Pipeline, folder: Path) -> float | None:
     return number(found.get("objective"))
 
 
-def _new(config: DictConfig, overrides: Sequence[str], conf: Path, place: Path | None) -> tuple[Path, Pipeline]:
+def _new(config: DictConfig, overrides: Sequence[str], conf: Path, directory: Path | None) -> tuple[Path, Pipeline]:
     """Composes, checks, and only then makes the folder."""
     name = config.name or HydraConfig.get().runtime.choices["pipeline"]
     node: Any = OmegaConf.to_container(config.pipeline)
     jobs = plan_stages(node, overrides, Composer(conf))
     pipeline = Pipeline(name=name, node=node, overrides=tuple(overrides), jobs=jobs, report=config.report)
-    if place is None:
-        place = new_directory(Path(config.paths.output), "pipeline", name, config_hash(pipeline.record()))
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-    pipeline.save(place)
-    return place, pipeline
+    if directory is None:
+        directory = new_directory(Path(config.paths.output), "pipeline", name, config_hash(pipeline.record()))
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    pipeline.save(directory)
+    return directory, pipeline
 
 
 def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[Path, Pipeline]:
@@ -168,10 +168,10 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
     folder = Path(config.resume)
     check_contained(folder)
     RunFolder(folder).status.check_version()
-    saved, guest = Pipeline.load(folder), Guest(folder, said_in(overrides))
+    saved, untrusted = Pipeline.load(folder), UntrustedFolder(folder, override_items(overrides))
     places = references(saved.jobs, folder)
     for job in saved.jobs:
-        vet(job, places, guest)
+        check_untrusted(job, places, untrusted)
     new = [override for override in overrides if key_of(override) not in SESSION]
     fixed = [override for override in new if key_of(override).partition(".")[0] in PIPELINE_KEYS]
     if fixed:
@@ -179,7 +179,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
     if not new:
         return folder, saved
     together = (*saved.overrides, *new)
-    jobs = plan_stages(saved.node, together, Composer(conf, guest))
+    jobs = plan_stages(saved.node, together, Composer(conf, untrusted))
     for old, job in zip(saved.jobs, jobs, strict=True):
         if old.config != job.config and is_done(folder / job.folder):
             raise ConfigError(
@@ -205,7 +205,7 @@ class StageRunner:
         self.shared = shared and canonical(shared)
         self.digests = digests(pipeline.jobs) if shared else {}
         # Stages read each other's folders, which hold values that this command line has given for other stages.
-        self.trusted = {one.item for _, one in to_confirm(pipeline.jobs, root)}
+        self.trusted = {one.item for _, one in restricted_stage_values(pipeline.jobs, root)}
 
     def advance(self, job: Job) -> None:
         """Runs a stage, or the rest of it, unless it is done. Its mistakes are raised with its name."""
@@ -219,11 +219,11 @@ class StageRunner:
             if self.shared is None or job.kind == "call":
                 self.run(job, own)
                 return
-            with shared_folder(own, self.shared, f"{job.name}-{self.digests[job.name]}") as place:
-                if is_done(place):
-                    print(f"done by another job: {place}", flush=True)
+            with shared_folder(own, self.shared, f"{job.name}-{self.digests[job.name]}") as directory:
+                if is_done(directory):
+                    print(f"done by another job: {directory}", flush=True)
                 else:
-                    self.run(job, place)
+                    self.run(job, directory)
         except ConfigError as error:
             raise ConfigError(f"stage {job.name}: {error}") from error
 
@@ -235,9 +235,9 @@ class StageRunner:
             if job.kind == "call":
                 call(config, folder)
                 return
-            session = {"name": self.tracker_name(job, config["name"]), **self.session(job, folder)}
-            known = {"overrides": overrides, "group": self.group, "place": folder, "trusted": self.trusted}
-            frame.execute(frame.PROGRAMS[job.kind], {**config, **session}, **known)
+            known = {"name": self.tracker_name(job, config["name"]), **self.session(job, folder)}
+            options = {"overrides": overrides, "group": self.group, "directory": folder, "trusted": self.trusted}
+            session.execute(session.PROGRAMS[job.kind], {**config, **known}, **options)
         finally:
             # A stage may set its own number of threads; the next one starts with the default again.
             torch.set_num_threads(threads)

@@ -20,17 +20,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from postrain.config.arguments import composing, set_values
+from postrain.config.arguments import composition_errors, set_values
 from postrain.config.arguments import resolved as resolved_config
 from postrain.config.check import check
-from postrain.config.overrides import forced, settled
-from postrain.config.places import CONF
+from postrain.config.overrides import forced, last_choices
+from postrain.config.paths import CONF
 from postrain.config.tree import complete, parse, settings
-from postrain.config.trust import Found, Guest, confirmable
+from postrain.config.trust import RestrictedValue, UntrustedFolder, restricted_values
 from postrain.errors import ConfigError
-from postrain.jobs.frame import PROGRAMS
 from postrain.jobs.graph import Job, Kind, references, resolved
-from postrain.jobs.stages import for_stage, split, stages_of, unused
+from postrain.jobs.session import PROGRAMS
+from postrain.jobs.stages import split, stage_overrides, stages_of, unused
 from postrain.jobs.study import Setting, Study, format_override
 from postrain.runs.folder import config_hash
 
@@ -52,20 +52,20 @@ class Call:
 class Composer:
     """Composes configs as the command line does, each combination of options once: reading thirty files takes long."""
 
-    def __init__(self, conf: Path, guest: Guest | None = None) -> None:
-        """`guest` is the folder that overrides come from, if not all are today's: it is not trusted."""
-        self.conf, self.guest = conf, guest
+    def __init__(self, conf: Path, untrusted: UntrustedFolder | None = None) -> None:
+        """`untrusted` is the folder that some overrides come from."""
+        self.conf, self.untrusted = conf, untrusted
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, kind: str, overrides: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
         """The config of a job, references not resolved, and the overrides that count as a user writes them."""
-        if self.guest:
-            self.guest.check_words(overrides)
+        if self.untrusted:
+            self.untrusted.check_overrides(overrides)
         primary = PROGRAMS[kind].primary
-        ready = settled(forced(overrides, self.conf, root=primary, extra=extra_folder()))
+        ready = last_choices(forced(overrides, self.conf, root=primary, extra=extra_folder()))
         options = tuple(each for each in ready if not each.startswith("++"))
         values = [each for each in ready if each.startswith("++")]
-        with composing():
+        with composition_errors():
             if (primary, *options) not in self.composed:
                 self.composed[primary, *options] = compose(primary, [*search_paths(), *options])
             config = deepcopy(self.composed[primary, *options])
@@ -118,12 +118,12 @@ def plan_stages(node: Mapping[str, Any], overrides: Sequence[str], composer: Com
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
     for index, stage in enumerate(jobs):
         with problems.of(stage.name):
-            own, shared = for_stage(given, stage, partial(takes, stage.kind), groups)
+            own, shared = stage_overrides(given, stage, partial(accepts, stage.kind), groups)
             reached |= shared
             job = _composed(stage, own, composer)
             places = references(jobs, CHECKED)
-            if composer.guest:
-                vet(job, places, composer.guest)
+            if composer.untrusted:
+                check_untrusted(job, places, composer.untrusted)
             _check_stage(job, places)
             jobs[index] = job
     lines = [f"stage {', '.join(names)}: {line}" for line, names in problems.lines.items()] + unused(given, reached)
@@ -132,7 +132,7 @@ def plan_stages(node: Mapping[str, Any], overrides: Sequence[str], composer: Com
     return tuple(jobs)
 
 
-def takes(kind: str, key: str) -> bool:
+def accepts(kind: str, key: str) -> bool:
     """Whether a stage of this kind has the key; one that no kind has goes to training runs, where it is refused."""
     top = key.partition(".")[0].partition("/")[0].partition("@")[0]
     known = {name: {field.name for field in fields(program.config)} for name, program in PROGRAMS.items()}
@@ -174,37 +174,37 @@ def _missing_files(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{group}.{key}: there is no file {path}"
 
 
-def vet(job: Job, places: Mapping[str, Any], guest: Guest) -> None:
+def check_untrusted(job: Job, places: Mapping[str, Any], untrusted: UntrustedFolder) -> None:
     """Raises ConfigError for what a stage that comes from a folder cannot decide by itself."""
     config, overrides = resolved(job, places)
-    guest.check_words(overrides)
+    untrusted.check_overrides(overrides)
     prefix = f"stage.{job.name}."
     if job.kind != "call":
-        guest.check(config, PROGRAMS[job.kind].config, prefix)
+        untrusted.check(config, PROGRAMS[job.kind].config, prefix)
         return
     target = str(config["call"].get("_target_"))
-    if target not in own_calls() and ("_target_", target) not in guest.said:
-        guest.refuse([Found("_target_", target, "calls this function")], prefix)
-    guest.check({name: value for name, value in config["call"].items() if name != "_target_"}, Call, prefix)
+    if target not in package_calls() and ("_target_", target) not in untrusted.confirmed:
+        untrusted.reject([RestrictedValue("_target_", target, "calls this function")], prefix)
+    untrusted.check({name: value for name, value in config["call"].items() if name != "_target_"}, Call, prefix)
 
 
 @cache
-def own_calls() -> frozenset[str]:
+def package_calls() -> frozenset[str]:
     """The functions that pipelines of this package call."""
     nodes = [OmegaConf.to_container(OmegaConf.load(file)) for file in PIPELINES.glob("*.yaml")]
     stages = [stage for node in nodes if isinstance(node, dict) for stage in node.get("stages", {}).values()]
     return frozenset(stage["call"] for stage in stages if isinstance(stage, dict) and "call" in stage)
 
 
-def to_confirm(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Found]]:
+def restricted_stage_values(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, RestrictedValue]]:
     """What has to be given again to resume the pipeline in `folder`, with the name of its stage."""
     places = references(jobs, folder)
     for job in jobs:
         config, _ = resolved(job, places)
         if job.kind != "call":
-            yield from ((job.name, one) for one in confirmable(config, PROGRAMS[job.kind].config))
-        elif config["call"]["_target_"] not in own_calls():
-            yield job.name, Found("_target_", config["call"]["_target_"], "calls this function")
+            yield from ((job.name, one) for one in restricted_values(config, PROGRAMS[job.kind].config))
+        elif config["call"]["_target_"] not in package_calls():
+            yield job.name, RestrictedValue("_target_", config["call"]["_target_"], "calls this function")
 
 
 # The jobs of a sweep.
@@ -259,17 +259,20 @@ class SweepPlanner:
     def _pipeline(self, node: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What makes the job the job it is, and what has to be given again to resume it."""
         stages = plan_stages(node, overrides, self.composer)
-        confirm = [format_override(f"stage.{name}.{one.key}", one.value) for name, one in to_confirm(stages, CHECKED)]
+        confirm = [
+            format_override(f"stage.{name}.{one.key}", one.value)
+            for name, one in restricted_stage_values(stages, CHECKED)
+        ]
         return {stage.name: _hashed(stage.config) for stage in stages}, tuple(confirm)
 
     def _single(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The same of a single run."""
         if self.kind == "train" and "method" not in config:
             raise ConfigError("method: no job of the sweep names one, as in method=ppo")
-        if self.composer.guest:
-            self.composer.guest.check(config, self.program.config)
+        if self.composer.untrusted:
+            self.composer.untrusted.check(config, self.program.config)
         ready = parse(config, self.program.config)
-        confirm = [format_override(one.key, one.value) for one in confirmable(config, self.program.config)]
+        confirm = [format_override(one.key, one.value) for one in restricted_values(config, self.program.config)]
         return _hashed(settings(ready)), tuple(confirm)
 
 
@@ -281,7 +284,7 @@ def _where(names: Sequence[str], total: int) -> str:
     return f" (in all {total} jobs)" if len(names) == total and total > 1 else f" ({'; '.join(dict.fromkeys(names))})"
 
 
-def placed(job: Job, folder: Path) -> Job:
+def in_earlier_folder(job: Job, folder: Path) -> Job:
     """The job in the folder that an earlier session gave it."""
     there = sorted((folder / "jobs").glob(f"*-{job.hash}"))
     return replace(job, folder=f"jobs/{there[0].name}") if there else job

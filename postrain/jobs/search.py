@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from postrain.config.extras import installed, load, missing
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job
-from postrain.jobs.plan import SweepPlanner, placed
+from postrain.jobs.plan import SweepPlanner, in_earlier_folder
 from postrain.jobs.study import Setting, Study, format_overrides
 from postrain.report.sweep_results import read_job
 
@@ -59,9 +59,9 @@ def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
             try:
                 planned = planner([setting])
             except ConfigError as error:
-                sweep.say(f"trial {trial.number}: {error}", "red")
+                sweep.print(f"trial {trial.number}: {error}", "red")
             else:
-                jobs[trial.number] = [known.get(job.hash) or placed(job, sweep.folder) for job in planned]
+                jobs[trial.number] = [known.get(job.hash) or in_earlier_folder(job, sweep.folder) for job in planned]
         sweep.write(distinct(jobs))
         # With the jobs of an earlier session that have failed or were killed.
         sweep.run(distinct({trial.number: jobs.get(trial.number, []) for trial in trials}))

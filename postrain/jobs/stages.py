@@ -17,7 +17,7 @@ of them. On the command line:
     KEY=VALUE              every stage that has the key, over the pipeline's YAML; references to other stages stay
     GROUP=OPTION           the stages that do not choose an option of this group themselves
 
-Leaves out composing.
+Leaves out composing the configs (plan.py).
 """
 
 from __future__ import annotations
@@ -160,12 +160,12 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def for_stage(
-    given: Overrides, stage: Job, takes: Callable[[str], bool], groups: Collection[str]
+def stage_overrides(
+    given: Overrides, stage: Job, accepts: Callable[[str], bool], groups: Collection[str]
 ) -> tuple[list[str], set[str]]:
     """The overrides of a stage, of which the last one for a key counts, and which shared ones are among them.
 
-    `takes` tells whether this kind of stage has a key; `groups` are the keys that choose an option.
+    `accepts` tells whether this kind of stage has a key; `groups` are the keys that choose an option.
     """
     names = dict.fromkeys((stage.name.partition(".")[0], stage.name))
     own = [override for name in names for override in given.own.get(name, [])]
@@ -174,7 +174,7 @@ def for_stage(
     reached = [
         override
         for override in given.shared
-        if takes(key := key_of(override)) and key not in fixed and not (key in groups and key in chosen)
+        if accepts(key := key_of(override)) and key not in fixed and not (key in groups and key in chosen)
     ]
     return [*stage.overrides, *reached, *own], set(reached)
 

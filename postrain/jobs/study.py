@@ -28,10 +28,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.config import renamed
-from postrain.config.arguments import composing
+from postrain.config.arguments import composition_errors
 from postrain.config.check import check
 from postrain.config.groups import SWEEP
-from postrain.config.places import study_dirs
+from postrain.config.paths import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value
 from postrain.errors import ConfigError
@@ -157,7 +157,7 @@ def _refuse_empty(node: Mapping[str, Any]) -> None:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    with composing():
+    with composition_errors():
         return OverridesParser.create().parse_overrides(list(overrides))
 
 

@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from postrain.config.masking import masked
-from postrain.config.overrides import task_words
-from postrain.config.trust import Guest, said_in
+from postrain.config.overrides import job_overrides
+from postrain.config.trust import UntrustedFolder, override_items
 from postrain.errors import ConfigError
 from postrain.formatting import duration, figure
 from postrain.jobs.graph import Job, is_done
 from postrain.jobs.launchers import Launcher, launcher_of
-from postrain.jobs.plan import Composer, SweepPlanner, flags, placed
+from postrain.jobs.plan import Composer, SweepPlanner, flags, in_earlier_folder
 from postrain.jobs.search import check_search, search
 from postrain.jobs.study import Study, read, settings
 from postrain.jsonl import atomic_write_text, plain
@@ -65,9 +65,9 @@ class Sweep:
         found = read_job(self.folder, job.record())
         measured = "" if found.objective is None else f"{found.metric} {figure(found.objective)}"
         parts = [f"{job.number:>3}", job.name, found.state, duration(found.seconds), measured, found.reason]
-        self.say("  ".join(filter(None, parts)), "red" if found.state == "failed" else None)
+        self.print("  ".join(filter(None, parts)), "red" if found.state == "failed" else None)
 
-    def say(self, line: str, style: str | None = None) -> None:
+    def print(self, line: str, style: str | None = None) -> None:
         """Prints a line as it is."""
         self.console.print(line, style=style, markup=False, soft_wrap=True)
 
@@ -84,21 +84,21 @@ class Sweep:
         with writing(self.folder):
             atomic_write_text(self.folder / FILE, OmegaConf.to_yaml(masked(about | asdict(self.study))), private=True)
 
-    def answer(self) -> None:
+    def summarize(self) -> None:
         """The result of all jobs: on the console, in table.md and table.json, in the report."""
         found = read_sweep(self.folder)
         with writing(self.folder):
             atomic_write_text(self.folder / "table.md", markdown(found))
             atomic_write_text(self.folder / "table.json", json.dumps(plain(rows_of(found)), indent=1) + "\n")
-        self.say("\n" + (self.study.question or f"{self.name}: {', '.join(found.settings) or 'seeds'}"), "bold")
+        self.print("\n" + (self.study.question or f"{self.name}: {', '.join(found.settings) or 'seeds'}"), "bold")
         self.console.print(table(found))
         for line in found.missing:
-            self.say(f"missing: {line}", "yellow")
+            self.print(f"missing: {line}", "yellow")
         for line in sentences(found):
-            self.say(line)
+            self.print(line)
         for job in found.failed:
             if job.state == "failed":
-                self.say(f"failed: {job.label}: {job.reason}", "red")
+                self.print(f"failed: {job.label}: {job.reason}", "red")
         if self.report:
             self.console.print(f"report  {write_report(self.folder)}", soft_wrap=True)
 
@@ -119,17 +119,19 @@ def execute(
     Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
     launcher = launcher_of(conf, primary, one)
-    overrides = [each for each in task_words() if each.partition("=")[0] not in OWN_KEYS]
+    overrides = [each for each in job_overrides() if each.partition("=")[0] not in OWN_KEYS]
     earlier = _earlier(Path(config.resume)) if config.get("resume") else None
     name, study, shared = read(swept, overrides, conf.parent, earlier and earlier / FILE)
-    planner = SweepPlanner(study, shared, Composer(conf, earlier and Guest(earlier, said_in(today))), primary)
+    planner = SweepPlanner(
+        study, shared, Composer(conf, earlier and UntrustedFolder(earlier, override_items(today))), primary
+    )
     if study.search:
         check_search(study)
     jobs = [] if study.search else distinct(planner([*settings(study)]))
     name = config.name or name
     folder = earlier or _new(config, name, study, shared)
     sweep = Sweep(name, study, folder, launcher, config.get("report", True))
-    with alone(folder), Interrupt():
+    with sweep_lock(folder), Interrupt():
         print(f"sweep folder: {folder}", flush=True)
         sweep.record([*shared, *swept], flags())
         return _run(sweep, jobs, planner)
@@ -143,21 +145,21 @@ def _run(sweep: Sweep, jobs: Sequence[Job], planner: SweepPlanner) -> int:
             if sweep.study.search:
                 jobs = search(sweep, planner)
             else:
-                jobs = [placed(job, sweep.folder) for job in jobs]
-                sweep.write([*kept(sweep.folder, jobs), *jobs])
+                jobs = [in_earlier_folder(job, sweep.folder) for job in jobs]
+                sweep.write([*earlier_jobs(sweep.folder, jobs), *jobs])
                 sweep.run(jobs)
         except Interrupted:
-            sweep.answer()
+            sweep.summarize()
             raise
     failed = sum(not is_done(sweep.folder / job.folder) for job in jobs)
     if failed:
         status.failed(f"{failed} of {len(jobs)} jobs failed")
-    sweep.answer()
+    sweep.summarize()
     return 1 if failed else 0
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def sweep_lock(folder: Path) -> Iterator[None]:
     """Refuses to run a sweep that another process is running."""
     with writing(folder):
         lock = (folder / ".lock").open("w")
@@ -176,7 +178,7 @@ def distinct(jobs: Sequence[Job]) -> list[Job]:
     return list(found.values())
 
 
-def kept(folder: Path, jobs: Sequence[Job]) -> list[Job]:
+def earlier_jobs(folder: Path, jobs: Sequence[Job]) -> list[Job]:
     """Jobs of an earlier session that are done and stand for settings that today's plan does not have; none where
     jobs.json is damaged."""
     planned = {str((dict(job.settings), job.seed)) for job in jobs}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from postrain.config.check import check_made
+from postrain.config.check import check_objects
 from postrain.data.chat import Template
 from postrain.errors import ConfigError
 from postrain.models.parts import unwrapped
@@ -91,7 +91,7 @@ def parts_of(
             f'load it with pt.load_model(NAME, head="{wants}")'
         )
     engine = LocalEngine() if engine is None else engine
-    check_made(method=method, rollout=engine)
+    check_objects(method=method, rollout=engine)
     given = reference if isinstance(reference, Reference | None) else Reference.for_policy(model, reference)
     scores, compares = reward_and_preference(reward)
     return Parts(

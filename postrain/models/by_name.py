@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from postrain.config.places import config_dirs
+from postrain.config.paths import config_dirs
 from postrain.config.tree import instantiate
 from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
 

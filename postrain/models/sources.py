@@ -15,7 +15,7 @@ from typing import Literal
 from rich.console import Console
 from rich.panel import Panel
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.errors import ConfigError
 from postrain.models import hub
 from postrain.models.directory import (

@@ -8,7 +8,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.errors import ConfigError, Parser
 from postrain.report import is_running, write_comparison, write_report
 from postrain.report.export import TABLE_FORMATS

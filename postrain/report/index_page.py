@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.formatting import duration
 from postrain.report import blocks
 from postrain.report.folders import state_of

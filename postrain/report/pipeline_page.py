@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from postrain.config import places
+from postrain.config import paths
 from postrain.formatting import figure, short
 from postrain.jsonl import Record
 from postrain.report import blocks
@@ -88,7 +88,7 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
         section(
             "Resume or repeat it",
             blocks.about("Resume; finished stages are skipped:"),
-            blocks.code(f"{places.command('train')} resume={whole.path}"),
+            blocks.code(f"{paths.command('train')} resume={whole.path}"),
             *((blocks.about("Repeat everything:"), blocks.code(command)) if command else ()),
             blocks.Text(str(whole.path), "path muted"),
         ),

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from postrain.config.places import command as start
+from postrain.config.paths import command as start
 from postrain.evaluation.estimate import Interval
 from postrain.formatting import duration, short
 from postrain.jsonl import number

@@ -16,7 +16,7 @@ from typing import Any
 from postrain.config import renamed
 from postrain.errors import ConfigError
 from postrain.jsonl import number, read_json
-from postrain.metrics import Direction, decides, direction_of
+from postrain.metrics import Direction, comparison_metric, direction_of
 from postrain.report.sweep_cells import Cell, JobResult, cells_of, untrained
 from postrain.report.values import LARGEST, finite, mapping, read_records, read_yaml
 from postrain.runs.status import Status
@@ -134,7 +134,7 @@ def deciding(
         (job.metric, "min" if job.direction == "min" else "max") for job in finished if job.metric
     ]
     if named is None or (finished and not any(named in job.values for job in finished)):
-        found = decides(own, [job.values for job in finished], settings) if finished else None
+        found = comparison_metric(own, [job.values for job in finished], settings) if finished else None
         if found or named is None:
             return found or (None, "max")
     return named, "min" if (direction or dict(own).get(named) or direction_of(named)) == "min" else "max"

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from postrain.jsonl import Record, modest, number
+from postrain.jsonl import Record, is_bounded, number
 
 Curve = tuple[list[int], list[float]]
 """Updates, and the metric after each of them."""
@@ -39,13 +39,13 @@ def read_yaml(path: Path) -> Record:
         found = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and modest(found) else {}
+    return found if isinstance(found, dict) and is_bounded(found) else {}
 
 
 def read_records(path: Path) -> list[Record]:
     """The mappings of a JSON list; [] if the file is missing or damaged."""
     try:
-        return [one for one in records_of(json.loads(path.read_bytes())) if modest(one)]
+        return [one for one in records_of(json.loads(path.read_bytes())) if is_bounded(one)]
     except (OSError, ValueError, RecursionError):
         return []
 

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.data.repetition import collapsed
 from postrain.formatting import figure, short
 from postrain.jsonl import number

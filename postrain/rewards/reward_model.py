@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, user
 from postrain.data.kinds.steps import StepLayout

@@ -22,7 +22,7 @@ import torch
 
 from postrain import __version__
 from postrain.config.masking import masked, masked_text
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.jsonl import atomic_write_text, plain
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder, writing

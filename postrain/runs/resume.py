@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.config import renamed
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.config.tree import SESSION
 from postrain.errors import ConfigError
 from postrain.jsonl import read_json

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
-from postrain.config.schema import TARGET, Deferred, Given, Paths, Section
+from postrain.config.schema import TARGET, Deferred, Paths, Section, SuppliedArguments
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.evaluation.evaluator import Evaluation
@@ -57,7 +57,7 @@ class TrainConfig(Section):
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
     """Lightning callbacks, under names of your choice. An evaluation is a validation to them; its metrics can be
     monitored."""
-    optim: Annotated[Deferred[torch.optim.Optimizer] | None, Given({"params", "lr"})] = None
+    optim: Annotated[Deferred[torch.optim.Optimizer] | None, SuppliedArguments({"params", "lr"})] = None
     """A torch optimizer; null is AdamW. Learning rate, schedule and weight decay are keys of the method."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """What is measured on held-out rows, and how often."""

@@ -12,7 +12,7 @@ from postrain.data.kinds.steps import LAYOUT_FILE, Steps
 from postrain.formatting import figure
 from postrain.jsonl import atomic_write_text, number, plain
 from postrain.methods.base import Method
-from postrain.metrics import Direction, direction_of, judged_by
+from postrain.metrics import Direction, deciding_metric, direction_of
 from postrain.models.export import export
 from postrain.models.sources import ResolvedModel
 from postrain.runs.folder import RunFolder, writing
@@ -66,7 +66,7 @@ def objective_metric(method: type[Method], measured: Mapping[str, Any]) -> tuple
     name, margin = method.learns
     last = method.headline[2]
     own: list[tuple[str, Direction]] = [(name, "max" if margin > 0 else "min"), (last, direction_of(last))]
-    return judged_by(own, measured) or own[0]
+    return deciding_metric(own, measured) or own[0]
 
 
 def step_layout_file(parts: Components) -> dict[str, str]:

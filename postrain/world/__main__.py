@@ -6,7 +6,7 @@ import json
 import sys
 from typing import get_args
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.errors import ConfigError, Parser
 from postrain.world.items import Split
 from postrain.world.rows import NOISE, Kind, Task, rows

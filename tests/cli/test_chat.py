@@ -11,30 +11,30 @@ import torch
 from rich.console import Console
 
 from postrain.cli.chat.__main__ import main
-from postrain.cli.chat.conversation import Conversation, Fitted
-from postrain.cli.chat.speaker import Answer, Pieces, Show, Speaker, Speaking
+from postrain.cli.chat.conversation import Conversation, TruncatedConversation
+from postrain.cli.chat.model import Answer, AnswerStreamer, ChatModel, ChatOptions, Show
 from postrain.cli.chat.terminal import Terminal
 from postrain.data.chat import Template
 from postrain.models.by_name import resolve_by_name
 
-HOW = Speaking(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=0)
-STORY = Conversation().asked("Once upon a time Anna the fox was at the river.")
+OPTIONS = ChatOptions(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=0)
+STORY = Conversation().ask("Once upon a time Anna the fox was at the river.")
 
 
 @pytest.fixture(scope="module")
-def nano() -> Speaker:
+def nano() -> ChatModel:
     """The bundled model, going on with text: chat it has not learned."""
-    speaker = Speaker(resolve_by_name("model", "nano", "a name"))
-    speaker.template = Template(speaker.template.tokenizer, mode="plain")
-    return speaker
+    chat_model = ChatModel(resolve_by_name("model", "nano", "a name"))
+    chat_model.template = Template(chat_model.template.tokenizer, mode="plain")
+    return chat_model
 
 
 def test_an_answer_is_the_models_own_continuation(nano):
     """Greedy, token by token, without a cache."""
     pieces: list[str] = []
-    answer = nano.answer(nano.fit(STORY, HOW), HOW, pieces.append)
+    answer = nano.answer(nano.fit(STORY, OPTIONS), OPTIONS, pieces.append)
     prompt = ids = nano.template.encode_text("Once upon a time Anna the fox was at the river.")
-    for _ in range(HOW.max_new_tokens):
+    for _ in range(OPTIONS.max_new_tokens):
         best = int(nano.model(ids[None]).logits[0, -1].argmax())
         ids = ids.new_tensor([*ids.tolist(), best])
         if best in nano.template.stop_ids:
@@ -48,14 +48,14 @@ def test_a_seed_says_what_is_drawn(nano):
     answers = []
     for seed in (1, 1, 2):
         nano._answers = 0
-        how = replace(HOW, temperature=1.0, seed=seed)
-        answers.append(nano.answer(nano.fit(STORY, how), how, lambda piece: None))
+        options = replace(OPTIONS, temperature=1.0, seed=seed)
+        answers.append(nano.answer(nano.fit(STORY, options), options, lambda piece: None))
     assert answers[0] == answers[1] != answers[2]
 
 
 def test_no_answer_moves_the_cursor(nano):
     shown: list[str] = []
-    pieces = Pieces(nano.template.tokenizer, shown.append, strip=True)
+    pieces = AnswerStreamer(nano.template.tokenizer, shown.append, strip=True)
     pieces.on_finalized_text(" \x1b[2Ja\x07\tb\n")
     assert shown == ["[2Ja\tb\n"]
 
@@ -68,19 +68,19 @@ def test_ctrl_c_keeps_what_was_said(nano):
         if len(shown) == 2:
             raise KeyboardInterrupt
 
-    answer = nano.answer(nano.fit(STORY, HOW), HOW, impatient)
+    answer = nano.answer(nano.fit(STORY, OPTIONS), OPTIONS, impatient)
     assert answer == Answer("".join(shown), stopped=True)
 
 
 class Echo:
     """Answers with what it read, a token a letter."""
 
-    def fit(self, conversation: Conversation, how: Speaking) -> Fitted:
+    def fit(self, conversation: Conversation, options: ChatOptions) -> TruncatedConversation:
         text = "|".join(message.content for message in conversation.messages)
-        return Fitted(torch.tensor([ord(letter) for letter in text]), forgotten=0, cut=False)
+        return TruncatedConversation(torch.tensor([ord(letter) for letter in text]), dropped=0, cut=False)
 
-    def answer(self, read: Fitted, how: Speaking, show: Show) -> Answer:
-        text = "".join(map(chr, read.ids)) + f" at {how.temperature:g}"
+    def answer(self, read: TruncatedConversation, options: ChatOptions, show: Show) -> Answer:
+        text = "".join(map(chr, read.ids)) + f" at {options.temperature:g}"
         show(text)
         return Answer(text, stopped=False)
 
@@ -88,7 +88,7 @@ class Echo:
 def test_what_can_be_typed():
     out, notes = io.StringIO(), io.StringIO()
     consoles = (Console(file=out, width=20), Console(file=notes, width=20))
-    terminal = Terminal(cast("Speaker", Echo()), HOW, Conversation(), *consoles)
+    terminal = Terminal(cast("ChatModel", Echo()), OPTIONS, Conversation(), *consoles)
     lines = iter(
         ["a", "", "/undo", "b", "/system S", "/temperature 0.5", "c", "/reset", "d", "/temperature x", "/help", "/quit"]
     )

@@ -21,7 +21,7 @@ def known() -> list[tuple[str, Entry]]:
 
 def test_every_key_has_a_sentence(known: list[tuple[str, Entry]]) -> None:
     theirs = ("callbacks", "optim", "logger")  # may be classes of other libraries
-    lacking = [f"{where} {entry.path}" for where, entry in known if not entry.sentence]
+    lacking = [f"{where} {entry.path}" for where, entry in known if not entry.description]
     assert [one for one in lacking if not one.split(" ")[-1].startswith(theirs)] == []
 
 

@@ -113,7 +113,7 @@ def _said(file: Path) -> list[str]:
     return [str(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in docs]
 
 
-def test_commands_in_messages_come_from_places_which_knows_the_installed_ones() -> None:
-    files = [file for file in (*ROOT.glob("postrain/**/*.py"), *ROOT.glob("conf/*.yaml")) if file.name != "places.py"]
+def test_commands_in_messages_come_from_paths_which_knows_the_installed_ones() -> None:
+    files = [file for file in (*ROOT.glob("postrain/**/*.py"), *ROOT.glob("conf/*.yaml")) if file.name != "paths.py"]
     assert len(files) > 100
     assert [f"{file}: {said}" for file in files for said in _said(file) if CHECKOUT_ONLY.search(said)] == []

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from postrain.config.arguments import composing, resolved
+from postrain.config.arguments import composition_errors, resolved
 from postrain.config.check import check
-from postrain.config.overrides import forced, settled
+from postrain.config.overrides import forced, last_choices
 from postrain.config.tree import parse
 from postrain.errors import ConfigError
 from postrain.evaluation.config import EvaluateConfig, model_path
@@ -76,8 +76,8 @@ def override(draw: random.Random, key: str) -> str:
 
 def hold(root: str, words: list[str]) -> None:
     """What a command line goes through before anything is built."""
-    with composing():
-        config = unresolved(root, settled(forced(words, CONF, root=root)))
+    with composition_errors():
+        config = unresolved(root, last_choices(forced(words, CONF, root=root)))
     plain = resolved(config)
     if root == "evaluate":
         model_path(plain)

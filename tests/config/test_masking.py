@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from postrain.cli.main import complain, continued
+from postrain.cli.main import prepend_sweep_overrides, report_error
 from postrain.config.masking import hidden, is_secret, masked, masked_text
 from postrain.errors import ConfigError
 from postrain.jobs.study import Study
@@ -119,7 +119,7 @@ def test_manifest_status_report_and_errors(tmp_path: Path, capsys: pytest.Captur
     source = {"source": f"https://u:{KEY}@h/d"}
     write_manifest(folder, config=CONFIG, overrides=words, seeds={}, data=source, model={"source": f"ftp://u:{KEY}@h"})
     folder.status.failed(f"cannot reach http://u:{KEY}@h")
-    complain(ConfigError(f"reward.api_key={KEY}: unknown key"))
+    report_error(ConfigError(f"reward.api_key={KEY}: unknown key"))
     run = read_run(folder.path)
     shown = [folder.manifest.read_text(), folder.status.path.read_text(), run.config, capsys.readouterr().err]
     assert [KEY in text for text in shown] == [False] * 4
@@ -141,5 +141,5 @@ def test_a_sweep_asks_for_the_secrets_it_did_not_keep(tmp_path: Path) -> None:
     assert KEY not in text
     assert stat.S_IMODE((tmp_path / "sweep.yaml").stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match=r"holds no secrets; say again logger\.api_key=\.\.\."):
-        continued([f"resume={tmp_path}"])
-    assert continued([f"resume={tmp_path}", f"logger.api_key={KEY}"])[1:2] == ["method=ppo"]
+        prepend_sweep_overrides([f"resume={tmp_path}"])
+    assert prepend_sweep_overrides([f"resume={tmp_path}", f"logger.api_key={KEY}"])[1:2] == ["method=ppo"]

@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from postrain.config.groups import asked, listing, overview
-from postrain.config.overrides import Line, _option_problems, prepare
+from postrain.config.groups import listing, listing_of_named_groups, overview
+from postrain.config.overrides import ParsedCommandLine, _option_problems, prepare
 from postrain.errors import ConfigError
 from tests.training_runs import CONF
 
@@ -49,7 +49,7 @@ def problems(argv: list[str], conf: Path) -> list[str]:
     ],
 )
 def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> None:
-    assert prepare(argv, conf) == Line(prepared, None)
+    assert prepare(argv, conf) == ParsedCommandLine(prepared, None)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> No
 def test_what_a_sweep_hears_is_kept_from_hydra(
     argv: list[str], prepared: list[str], swept: tuple[str, ...], conf: Path
 ) -> None:
-    assert prepare(argv, conf) == Line(prepared, swept)
+    assert prepare(argv, conf) == ParsedCommandLine(prepared, swept)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_hydra_composes_what_it_gets_and_keeps_unknown_keys_for_the_check(conf: 
 
 def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
     text = "method=\n  ppo  Learn from a reward.\n  sft  Learn from demonstrations."
-    assert asked(["method"], conf) == text == listing(conf, "method")
+    assert listing_of_named_groups(["method"], conf) == text == listing(conf, "method")
     assert listing(conf, "sweep") == "sweep=\n  kl_coef  How much KL?"
-    assert asked(["method=ppo", "-m", "seed"], conf) is None
+    assert listing_of_named_groups(["method=ppo", "-m", "seed"], conf) is None
 
 
 @pytest.mark.parametrize(
@@ -193,4 +193,4 @@ def test_a_flag_that_means_nothing_is_one_line(argv: list[str], line: str, conf:
 
 
 def test_completion_is_left_to_hydra(conf: Path) -> None:
-    assert prepare(["-sc", "install=bash"], conf) == Line(["-sc", "install=bash"], None)
+    assert prepare(["-sc", "install=bash"], conf) == ParsedCommandLine(["-sc", "install=bash"], None)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from postrain.cli.main import continued
+from postrain.cli.main import prepend_sweep_overrides
 from postrain.config.check import check
 from postrain.config.schema import Confirm, provides
-from postrain.config.trust import Guest, confirmable, packaged, said_by, said_in
+from postrain.config.trust import UntrustedFolder, config_items, override_items, package_class, restricted_values
 from postrain.errors import ConfigError
 from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.eval_models import SourceRun
@@ -19,7 +19,7 @@ from postrain.generation.config import GenerateConfig
 from postrain.jobs.graph import Job
 from postrain.jobs.launchers import overrides_of
 from postrain.jobs.pipeline import Pipeline
-from postrain.jobs.plan import own_calls, vet
+from postrain.jobs.plan import check_untrusted, package_calls
 from postrain.jobs.stages import stages_of
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
@@ -53,16 +53,16 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_the_package_can_be_resumed_without_a_word(group: str, option: str) -> None:
     config = run(f"{group}={option}") if group != "method" else composed([f"method={option}"])
-    assert {one.key for one in confirmable(config, TrainConfig)} <= ASK
+    assert {one.key for one in restricted_values(config, TrainConfig)} <= ASK
 
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "selection").glob("*.yaml")))
 def test_every_selection_resumes_without_confirmation(option: str) -> None:
-    assert list(confirmable(composed([f"selection={option}"], "generate"), GenerateConfig)) == []
+    assert list(restricted_values(composed([f"selection={option}"], "generate"), GenerateConfig)) == []
 
 
 def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
-    assert own_calls() == {"postrain.report.overoptimization.overoptimization"}
+    assert package_calls() == {"postrain.report.overoptimization.overoptimization"}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
 def test_a_stranger_cannot_decide_it(path: str, value: Any, tmp_path: Path) -> None:
     config = changed(path, value)
     with pytest.raises(ConfigError, match="say it again on the command line if you trust it") as caught:
-        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, TrainConfig)
+        UntrustedFolder(tmp_path, config_items(run("reward=weighted"))).check(config, TrainConfig)
     assert "\n" not in str(caught.value)
     assert f"asks for {path}" in str(caught.value)
 
@@ -120,33 +120,35 @@ def test_nothing_is_imported_to_find_that_out(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     config = changed("method._target_", "evil_module.Method")
     with pytest.raises(ConfigError, match=r"asks for method\._target_=evil_module\.Method"):
-        Guest(tmp_path, ()).check(config, TrainConfig)
+        UntrustedFolder(tmp_path, ()).check(config, TrainConfig)
 
 
 def test_what_is_said_again_is_trusted_and_nothing_else(tmp_path: Path) -> None:
     config = run("reward=function", f"reward.function={OWN}")
-    Guest(tmp_path, said_by(config)).check(config, TrainConfig)
-    Guest(tmp_path, said_in([f"reward.function='{OWN}'"])).check(config, TrainConfig)
-    Guest(tmp_path, said_in([f"stage.ppo.reward.function={OWN}"])).check(config, TrainConfig)
+    UntrustedFolder(tmp_path, config_items(config)).check(config, TrainConfig)
+    UntrustedFolder(tmp_path, override_items([f"reward.function='{OWN}'"])).check(config, TrainConfig)
+    UntrustedFolder(tmp_path, override_items([f"stage.ppo.reward.function={OWN}"])).check(config, TrainConfig)
     for said in ("reward=function", "reward.function=mine.py:other", "reward.function=other.py:brevity"):
         with pytest.raises(ConfigError, match=r"asks for reward\.function=mine\.py:brevity \(runs this Python\)"):
-            Guest(tmp_path, said_in([said])).check(config, TrainConfig)
+            UntrustedFolder(tmp_path, override_items([said])).check(config, TrainConfig)
 
 
 def test_arguments_that_name_code_are_said_again_one_by_one(tmp_path: Path) -> None:
     config = changed("reward.parts.brevity.arguments", {"scorer": "evil.py:f", "more": [{"deep": "evil.py:g"}]})
     with pytest.raises(ConfigError, match=r"scorer=evil\.py:f .*more\[0\]\.deep=evil\.py:g \(may name Python"):
-        Guest(tmp_path, said_by(run("reward=weighted"))).check(config, TrainConfig)
-    Guest(tmp_path, said_by(config)).check(config, TrainConfig)
+        UntrustedFolder(tmp_path, config_items(run("reward=weighted"))).check(config, TrainConfig)
+    UntrustedFolder(tmp_path, config_items(config)).check(config, TrainConfig)
     plain = {"scorer": "postrain.rewards.text.exact", "pattern": r"a\.b: .*", "words": 3, "tags": ["think", "a b.c"]}
-    Guest(tmp_path, ()).check(changed("reward.parts.brevity.arguments", plain), TrainConfig)
+    UntrustedFolder(tmp_path, ()).check(changed("reward.parts.brevity.arguments", plain), TrainConfig)
 
 
 def test_an_own_class_that_is_said_again_is_looked_into(tmp_path: Path) -> None:
     own = {"_target_": "tests.config.test_trust.Own", "inner": {"_target_": "os.system"}}
     config = {**run(), "reward": own}
     with pytest.raises(ConfigError, match=r"asks for reward\.inner\._target_=os\.system"):
-        Guest(tmp_path, said_in(["reward._target_=tests.config.test_trust.Own"])).check(config, TrainConfig)
+        UntrustedFolder(tmp_path, override_items(["reward._target_=tests.config.test_trust.Own"])).check(
+            config, TrainConfig
+        )
 
 
 class Own:
@@ -169,9 +171,9 @@ def test_a_kind_is_a_base_or_every_member_of_a_protocol() -> None:
 
     assert provides(Whole, Tracker)
     assert not provides(Half, Tracker)
-    assert packaged("postrain.training.loggers.NoTracker") is not None
+    assert package_class("postrain.training.loggers.NoTracker") is not None
     assert [
-        packaged(path) for path in ("os.system", "postrain.training.train.os.system", "postrain.none", None, 3)
+        package_class(path) for path in ("os.system", "postrain.training.train.os.system", "postrain.none", None, 3)
     ] == [None] * 5
 
 
@@ -183,7 +185,7 @@ def test_keys_that_name_code_or_addresses_are_marked_wherever_they_stand() -> No
     for group, option in OPTIONS:
         config = run(f"{group}={option}") if group != "method" else composed([f"method={option}"])
         for node in nodes(config[group]):
-            target = packaged(node["_target_"])
+            target = package_class(node["_target_"])
             assert target is not None
             for name, key in schema_of(target).keys.items():
                 if name in risky:
@@ -216,9 +218,9 @@ def test_what_an_evaluation_inherits_is_held_to_the_same(tmp_path: Path) -> None
     config = run("reward=function", f"reward.function={OWN}")
     today = composed(["model=nano"], "evaluate")
     with pytest.raises(ConfigError, match="runs this Python"):
-        Guest(tmp_path, said_by(today)).check({"reward": config["reward"]}, EvaluateConfig)
+        UntrustedFolder(tmp_path, config_items(today)).check({"reward": config["reward"]}, EvaluateConfig)
     named = composed(["model=nano", f"+reward.function={OWN}"], "evaluate")
-    Guest(tmp_path, said_by(named)).check({"reward": config["reward"]}, EvaluateConfig)
+    UntrustedFolder(tmp_path, config_items(named)).check({"reward": config["reward"]}, EvaluateConfig)
 
 
 PIPELINE = {"stages": {"ppo": ["method=ppo"], "plot": {"call": "os.system", "arguments": {"command": "true"}}}}
@@ -227,22 +229,22 @@ PIPELINE = {"stages": {"ppo": ["method=ppo"], "plot": {"call": "os.system", "arg
 def test_a_pipeline_calls_what_is_said_again(tmp_path: Path) -> None:
     learn, plot = stages_of(PIPELINE)
     with pytest.raises(ConfigError, match=r"asks for stage\.plot\._target_=os\.system \(calls this function\)"):
-        vet(plot, {}, Guest(tmp_path, ()))
-    vet(plot, {}, Guest(tmp_path, said_in(["stage.plot._target_=os.system"])))
-    (own,) = own_calls()
+        check_untrusted(plot, {}, UntrustedFolder(tmp_path, ()))
+    check_untrusted(plot, {}, UntrustedFolder(tmp_path, override_items(["stage.plot._target_=os.system"])))
+    (own,) = package_calls()
     hidden = replace(plot, config={"call": {"_target_": own, "runs": {"_target_": "os.system"}}})
     with pytest.raises(ConfigError, match=r"asks for stage\.plot\.runs\._target_=os\.system"):
-        vet(hidden, {}, Guest(tmp_path, ()))
+        check_untrusted(hidden, {}, UntrustedFolder(tmp_path, ()))
     evil = replace(learn, config=changed("method._target_", "os.system"))
     with pytest.raises(ConfigError, match=r"asks for stage\.ppo\.method\._target_=os\.system"):
-        vet(evil, {}, Guest(tmp_path, ()))
+        check_untrusted(evil, {}, UntrustedFolder(tmp_path, ()))
 
 
 def test_a_reference_cannot_hide_a_target(tmp_path: Path) -> None:
     (learn, _) = stages_of(PIPELINE)
     config = changed("method._target_", "${name}") | {"name": "os.system"}
     with pytest.raises(ConfigError, match=r"method\._target_=os\.system"):
-        vet(replace(learn, config=config), {}, Guest(tmp_path, ()))
+        check_untrusted(replace(learn, config=config), {}, UntrustedFolder(tmp_path, ()))
 
 
 def test_stages_cannot_lie_outside_their_pipeline(tmp_path: Path) -> None:
@@ -270,9 +272,9 @@ def test_stages_cannot_lie_outside_their_pipeline(tmp_path: Path) -> None:
 def test_a_sweeps_folder_cannot_tell_hydra_where_code_is(saved: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(OmegaConf.to_yaml(saved))
     with pytest.raises(ConfigError, match="tells Hydra where to look for code"):
-        continued([f"resume={tmp_path}"])
+        prepend_sweep_overrides([f"resume={tmp_path}"])
     again = [*saved["words"][1:], *saved.get("flags", ())]
-    assert continued([f"resume={tmp_path}", *again])[-len(again) :] == again
+    assert prepend_sweep_overrides([f"resume={tmp_path}", *again])[-len(again) :] == again
 
 
 def test_a_resumed_job_is_told_again_what_it_needs(tmp_path: Path) -> None:
@@ -286,4 +288,4 @@ def test_a_resumed_job_is_told_again_what_it_needs(tmp_path: Path) -> None:
 def test_a_resumed_config_is_checked_against_its_root(tmp_path: Path) -> None:
     config = run()
     check(config, TrainConfig)
-    Guest(tmp_path, ()).check(config, TrainConfig)
+    UntrustedFolder(tmp_path, ()).check(config, TrainConfig)

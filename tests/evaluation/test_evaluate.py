@@ -18,7 +18,7 @@ from postrain.evaluation.evaluate import EvalTaskError, data_mismatch_notes
 from postrain.evaluation.likelihood import Perplexity
 from postrain.evaluation.table import interval
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.jobs.frame import EVALUATE, execute
+from postrain.jobs.session import EVALUATE, execute
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from tests import training_runs
@@ -142,7 +142,7 @@ def test_what_only_a_measure_found_out_is_exit_code_1(
     def execute(*args: Any, **keys: Any) -> float:
         raise EvalTaskError("wins: no")
 
-    monkeypatch.setattr("postrain.jobs.frame.execute", execute)
+    monkeypatch.setattr("postrain.jobs.session.execute", execute)
     config = OmegaConf.create({"debug": False})
     with pytest.raises(SystemExit) as ended:
         evaluate(config, [], None, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from postrain.jobs.frame import GENERATE, execute
+from postrain.jobs.session import GENERATE, execute
 from postrain.runs.folder import RunFolder
 from tests import training_runs
 

@@ -11,7 +11,7 @@ from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.errors import ConfigError
 from postrain.generate import main
 from postrain.generation.sample import Sampler, distinct_prompts
-from postrain.jobs.frame import GENERATE, execute
+from postrain.jobs.session import GENERATE, execute
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from tests.generation.small_generation import SMALL, composed, resume_generation, run_generation

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from postrain.jobs.parent_watchdog import stop_with_the_sweep
+from postrain.jobs.parent_watchdog import watch_parent
 
 SAID = dict(word.split("=", 1) for word in sys.argv[1:])
 STATUS = Path(SAID["hydra.run.dir"]) / "status.json"
@@ -16,7 +16,7 @@ match SAID["do"]:
     case "finish":
         STATUS.write_text(json.dumps({"status": "done"}))
     case "watch":
-        stop_with_the_sweep()
+        watch_parent()
         STATUS.write_text(json.dumps({"status": "done"}))
     case "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from postrain.jobs.graph import Job
-from postrain.jobs.launchers import LOG, Local, last_message, overrides_of, share
+from postrain.jobs.launchers import LOG, Local, failure_reason, overrides_of, resource_share
 from postrain.jsonl import read_json
 
 FAKE = (sys.executable, str(Path(__file__).parent / "job.py"))
@@ -39,11 +39,11 @@ def test_begun_job_is_resumed(tmp_path):
 
 def test_reason_is_the_last_error_line_of_the_log(tmp_path):
     (tmp_path / LOG).write_text("error: one\nTraceback\nerror: two\nbye\n")
-    assert last_message(tmp_path / LOG, 0, 2) == "two"
+    assert failure_reason(tmp_path / LOG, 0, 2) == "two"
     # Of a retry only what it has said itself counts.
     (tmp_path / LOG).write_text("error: old\nTypeError: new\n")
-    assert last_message(tmp_path / LOG, 11, 3) == "ended with exit code 3; see log.txt: TypeError: new"
-    assert last_message(tmp_path / LOG, 0, -6) == "old"
+    assert failure_reason(tmp_path / LOG, 11, 3) == "ended with exit code 3; see log.txt: TypeError: new"
+    assert failure_reason(tmp_path / LOG, 0, -6) == "old"
 
 
 def test_job_with_parent_watchdog_ends_cleanly(tmp_path, monkeypatch):
@@ -74,11 +74,11 @@ def test_job_that_cannot_start_counts_as_failed(tmp_path):
 def test_jobs_share_the_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert share(4, 0) == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}
-    assert share(16, 0)["OMP_NUM_THREADS"] == "1"
+    assert resource_share(4, 0) == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}
+    assert resource_share(16, 0)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert share(2, 0)["OMP_NUM_THREADS"] == "1"
+    assert resource_share(2, 0)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [share(2, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
-    assert [share(5, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(5)] == ["4", "5", "6", "7", "4"]
+    assert [resource_share(2, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
+    assert [resource_share(5, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(5)] == ["4", "5", "6", "7", "4"]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from postrain.config import extras
 from postrain.errors import ConfigError
-from postrain.jobs import frame, pipeline, plan
+from postrain.jobs import pipeline, plan, session
 from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
@@ -119,15 +119,15 @@ def two(tmp_path_factory, conf) -> Path:
 
 
 def test_resumed_pipeline_repeats_no_finished_stage(two, conf, tmp_path, capsys, monkeypatch):
-    execute = frame.execute
+    execute = session.execute
 
     def stopped(program: Any, *args: Any, **kwargs: Any) -> float | None:
-        if program is frame.GENERATE:
+        if program is session.GENERATE:
             raise Interrupted(signal.SIGTERM)
         return execute(program, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(frame, "execute", stopped)
+        patched.setattr(session, "execute", stopped)
         assert run(*SMALL, "pipeline=two", f"paths.output={tmp_path}", *conf) == 143
     folder = only(tmp_path)
     assert (status(folder)["status"], status(folder)["reason"]) == ("interrupted", "SIGTERM")
@@ -184,7 +184,7 @@ def test_job_resumes_a_shared_stage_that_another_job_failed_in(two, conf, tmp_pa
         raise ConfigError("no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(frame, "PROGRAMS", {**frame.PROGRAMS, "train": replace(frame.TRAIN, run=broken)})
+        patched.setattr(session, "PROGRAMS", {**session.PROGRAMS, "train": replace(session.TRAIN, run=broken)})
         assert run(*words, "stage.make.samples=1", f"hydra.run.dir={places[0]}") == 2
     assert run(*words, f"hydra.run.dir={places[1]}") == 0
     assert contents(places[1]) == contents(two)

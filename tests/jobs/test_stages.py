@@ -8,7 +8,7 @@ import pytest
 
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, references
-from postrain.jobs.stages import for_stage, split, stages_of, unused
+from postrain.jobs.stages import split, stage_overrides, stages_of, unused
 
 LAB = {
     "stages": {
@@ -76,9 +76,11 @@ def test_wrong_pipeline_is_one_line(stages, line):
     assert line in said
 
 
-def heard(said: list[str], stage: Job, *, takes: str = "method model data seed") -> list[str]:
+def overrides_of_stage(said: list[str], stage: Job, *, takes: str = "method model data seed") -> list[str]:
     words = split(said, [stage])
-    return for_stage(words, stage, lambda key: key.partition(".")[0] in takes.split(), {"method", "model", "data"})[0]
+    return stage_overrides(
+        words, stage, lambda key: key.partition(".")[0] in takes.split(), {"method", "model", "data"}
+    )[0]
 
 
 OVERRIDES = ("method=ppo", "model=run", "model.path=${stages.sft.model}", "method.updates=5")
@@ -86,23 +88,23 @@ STAGE = Job(name="ppo.low", kind="train", folder="2-ppo-low", overrides=OVERRIDE
 
 
 def test_value_wins_over_the_yaml_and_option_only_where_none_is_chosen():
-    assert heard(["method.updates=2", "seed=1"], STAGE) == [*OVERRIDES, "method.updates=2", "seed=1"]
-    assert heard(["model=smollm2", "data=gsm8k"], STAGE) == [*OVERRIDES, "data=gsm8k"]
+    assert overrides_of_stage(["method.updates=2", "seed=1"], STAGE) == [*OVERRIDES, "method.updates=2", "seed=1"]
+    assert overrides_of_stage(["model=smollm2", "data=gsm8k"], STAGE) == [*OVERRIDES, "data=gsm8k"]
 
 
 def test_shared_override_does_not_replace_a_reference():
-    assert heard(["model.path=mine"], STAGE) == list(OVERRIDES)
-    assert heard(["stage.ppo.model.path=mine"], STAGE) == [*OVERRIDES, "model.path=mine"]
+    assert overrides_of_stage(["model.path=mine"], STAGE) == list(OVERRIDES)
+    assert overrides_of_stage(["stage.ppo.model.path=mine"], STAGE) == [*OVERRIDES, "model.path=mine"]
 
 
 def test_overrides_of_a_stage_come_last_and_of_a_branch_after_them():
     said = ["stage.ppo.low.seed=3", "stage.ppo.seed=2", "seed=1", "pipeline=x", "paths.output=y"]
-    assert heard(said, STAGE) == [*OVERRIDES, "seed=1", "seed=2", "seed=3"]
+    assert overrides_of_stage(said, STAGE) == [*OVERRIDES, "seed=1", "seed=2", "seed=3"]
 
 
 def test_overrides_that_reach_no_stage_are_named():
     words = split(["model=smollm2", "logger=none", "seed=1"], [STAGE])
-    _, reached = for_stage(words, STAGE, lambda key: key != "logger", {"model"})
+    _, reached = stage_overrides(words, STAGE, lambda key: key != "logger", {"model"})
     assert [line.partition(":")[0] for line in unused(words, reached)] == ["model=smollm2", "logger=none"]
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from postrain.cli.main import start
-from postrain.jobs.sweep import alone
+from postrain.jobs.sweep import sweep_lock
 from postrain.report.sweep_results import read_sweep
 from postrain.report.sweep_summary import markdown, result
 from postrain.runs.folder import RunFolder
@@ -154,7 +154,7 @@ def test_misspelt_metric_gets_a_suggestion(tmp_path):
 
 def test_running_sweep_is_not_resumed(done, capsys):
     folder, program = done
-    with alone(folder):
+    with sweep_lock(folder):
         assert sweep(program, f"resume={folder}") == 2
     assert "another process is running the sweep" in capsys.readouterr().err
 

@@ -156,7 +156,7 @@ def test_a_penalty_needs_a_reward_to_take_it_off(method):
 
 
 def test_a_scalar_method_refuses_what_only_compares(tmp_path):
-    from postrain.jobs.frame import TRAIN, execute  # noqa: PLC0415  # only this test runs anything
+    from postrain.jobs.session import TRAIN, execute  # noqa: PLC0415  # only this test runs anything
 
     words = ["method=grpo", "reward=pairwise", f"reward.function={__name__}.longer", f"paths.output={tmp_path}"]
     with pytest.raises(ConfigError, match=r"PairwiseFunction compares two completions, and GRPO needs a number"):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from postrain.cli.main import continued
+from postrain.cli.main import prepend_sweep_overrides
 from postrain.errors import ConfigError
 from postrain.jobs.pipeline import Pipeline
-from postrain.jobs.sweep import kept
-from postrain.jsonl import modest, read_json
+from postrain.jobs.sweep import earlier_jobs
+from postrain.jsonl import is_bounded, read_json
 from postrain.report.evaluations import read_evaluation
 from postrain.report.folders import read_generation, read_run
 from postrain.report.pipeline_page import write_pipeline
@@ -69,7 +69,7 @@ def test_report_survives_odd_files(name: str, kind: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "a million copies"])
 def test_resuming_with_odd_files_is_an_error_of_one_line(kind: str, tmp_path: Path) -> None:
     for name, opened in (
-        ("sweep.yaml", lambda: continued([f"resume={tmp_path}"])),
+        ("sweep.yaml", lambda: prepend_sweep_overrides([f"resume={tmp_path}"])),
         ("pipeline.yaml", lambda: Pipeline.load(tmp_path)),
     ):
         (tmp_path / name).write_bytes(ODD[kind])
@@ -77,15 +77,15 @@ def test_resuming_with_odd_files_is_an_error_of_one_line(kind: str, tmp_path: Pa
             opened()
         assert "\n" not in str(caught.value)
     (tmp_path / "jobs.json").write_bytes(ODD[kind])
-    assert kept(tmp_path, []) == []
+    assert earlier_jobs(tmp_path, []) == []
 
 
 def test_modest_limits_depth_and_size(tmp_path: Path) -> None:
-    assert modest({"a": [1, {"b": 2}]}, depth=4, size=5)
-    assert not modest({"a": [1, {"b": 2}]}, depth=3)
-    assert not modest({"a": [1, {"b": 2}]}, size=3)
+    assert is_bounded({"a": [1, {"b": 2}]}, depth=4, size=5)
+    assert not is_bounded({"a": [1, {"b": 2}]}, depth=3)
+    assert not is_bounded({"a": [1, {"b": 2}]}, size=3)
     loop: list[Any] = []
     loop.append(loop)
-    assert not modest(loop)
+    assert not is_bounded(loop)
     (tmp_path / "a.json").write_text(json.dumps({"a": [1]}))
     assert read_json(tmp_path / "a.json") == {"a": [1]}

@@ -234,17 +234,17 @@ def without_bf16_instructions(monkeypatch):
 
     for module in (processor, weights):
         monkeypatch.setattr(module, "ONEDNN", Operators())
-    for function in (processor.reorders, processor.warn_if_slow):
+    for function in (processor.supports_packed_weights, processor.warn_if_slow):
         function.cache_clear()
     yield
-    for function in (processor.reorders, processor.warn_if_slow):
+    for function in (processor.supports_packed_weights, processor.warn_if_slow):
         function.cache_clear()
 
 
 def test_bfloat16_sampling_without_bf16_instructions_gives_the_same_tokens_and_one_warning(
     without_bf16_instructions, capsys
 ):
-    assert not processor.reorders(torch.bfloat16)
+    assert not processor.supports_packed_weights(torch.bfloat16)
     model = tiny_model("llama")
     found = [engine(dtype="bf16").generate(model, prompts(8), seeds=range(8), stop=Stop((0,))) for _ in range(2)]
     assert same(*found)
@@ -256,9 +256,9 @@ def test_a_processor_without_any_onednn_operator_samples_with_plain_products(mon
     expected = engine().generate(tiny_model("llama"), prompts(4), seeds=range(4), stop=Stop((0,)))
     for module in (processor, weights):
         monkeypatch.setattr(module, "ONEDNN", object())
-    processor.reorders.cache_clear()
+    processor.supports_packed_weights.cache_clear()
     found = engine().generate(tiny_model("llama"), prompts(4), seeds=range(4), stop=Stop((0,)))
-    processor.reorders.cache_clear()
+    processor.supports_packed_weights.cache_clear()
     assert same(expected, found)
 
 

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from rich.console import Console
 
 from postrain.cli.chat.commands import overview
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.errors import ConfigError, Parser
 
 
@@ -52,25 +52,25 @@ def talk(chosen: argparse.Namespace) -> None:
     """Loads the model, then answers."""
     # Imported here so that --help and mistakes on the command line answer at once (start-up time).
     from postrain.cli.chat.conversation import Conversation  # noqa: PLC0415
-    from postrain.cli.chat.speaker import Speaker, Speaking  # noqa: PLC0415
+    from postrain.cli.chat.model import ChatModel, ChatOptions  # noqa: PLC0415
     from postrain.cli.chat.terminal import Terminal  # noqa: PLC0415
     from postrain.models.by_name import resolve_by_name  # noqa: PLC0415
 
     settings = {name: getattr(chosen, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
-    how = Speaking(**settings)
+    options = ChatOptions(**settings)
     # As in the other commands: model=nano, model.path=runs/...
     name = chosen.model.removeprefix("model=").removeprefix("model.path=")
-    speaker = Speaker(resolve_by_name("model", name, "a run folder, a model directory, a Hub name"))
+    model = ChatModel(resolve_by_name("model", name, "a run folder, a model directory, a Hub name"))
     console, notes = Console(highlight=False), Console(highlight=False, stderr=True)
-    terminal = Terminal(speaker, how, Conversation(system=chosen.system), console, notes)
+    terminal = Terminal(model, options, Conversation(system=chosen.system), console, notes)
     if chosen.once is not None:
         terminal.say(chosen.once)
         return
     if sys.stdin.isatty():
         # Gives input() its history and keys.
         importlib.import_module("readline")
-        kind = "a base model: it goes on with your text" if speaker.continues else "/help lists commands"
-        terminal.note(f"{speaker.name}, {kind}", "bold")
+        kind = "a base model: it goes on with your text" if model.continues else "/help lists commands"
+        terminal.note(f"{model.name}, {kind}", "bold")
         terminal.run(lambda: input("\n> "))
         return
     terminal.run(_piped)

@@ -27,38 +27,38 @@ class Conversation:
         """All of it, as a template takes it."""
         return ((Message("system", self.system), *self.turns)) if self.system else self.turns
 
-    def asked(self, text: str) -> Conversation:
+    def ask(self, text: str) -> Conversation:
         """With a further question."""
         return replace(self, turns=(*self.turns, Message("user", text)))
 
-    def answered(self, text: str) -> Conversation:
+    def answer(self, text: str) -> Conversation:
         """With the answer to it."""
         return replace(self, turns=(*self.turns, Message("assistant", text)))
 
-    def undone(self) -> Conversation:
+    def undo(self) -> Conversation:
         """Without the last question and its answer."""
         return replace(self, turns=self.turns[: (len(self.turns) - 1) // 2 * 2])
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TruncatedConversation:
     """A conversation in the space there is for it."""
 
     ids: Tensor
     """[L]."""
-    forgotten: int
+    dropped: int
     """Exchanges from its beginning that had to go."""
     cut: bool
     """Whether even the last question lost its beginning."""
 
 
-def fitted(conversation: Conversation, encode: Encode, room: int) -> Fitted:
+def truncate(conversation: Conversation, encode: Encode, room: int) -> TruncatedConversation:
     """The ids of at most `room` tokens: whole exchanges go first, the oldest before the others, then tokens."""
     kept = conversation
     while len(ids := encode(kept.messages)) > room and len(kept.turns) > 2:
         kept = replace(kept, turns=kept.turns[2:])
     gone = (len(conversation.turns) - len(kept.turns)) // 2
-    return Fitted(ids[-room:], gone, len(ids) > room)
+    return TruncatedConversation(ids[-room:], gone, len(ids) > room)
 
 
 def room_for(context: int, answer: int) -> int:
@@ -66,7 +66,7 @@ def room_for(context: int, answer: int) -> int:
     return context - min(answer, context // 2)
 
 
-def continued(messages: Messages) -> str:
+def as_plain_text(messages: Messages) -> str:
     """A conversation with a model that only goes on with text: what both wrote, in one piece."""
     text = ""
     for message in messages:

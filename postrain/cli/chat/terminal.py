@@ -13,7 +13,7 @@ from rich.text import Text
 
 from postrain.cli.chat.commands import Command, overview, parse, temperature
 from postrain.cli.chat.conversation import Conversation
-from postrain.cli.chat.speaker import Speaker, Speaking
+from postrain.cli.chat.model import ChatModel, ChatOptions
 from postrain.errors import ConfigError
 
 ReadLine = Callable[[], str]
@@ -24,8 +24,8 @@ ReadLine = Callable[[], str]
 class Terminal:
     """One conversation."""
 
-    speaker: Speaker
-    how: Speaking
+    model: ChatModel
+    options: ChatOptions
     conversation: Conversation
     console: Console
     """Where answers go."""
@@ -51,19 +51,19 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Asks, shows the answer, and remembers both."""
-        asked = self.conversation.asked(text)
-        read = self.speaker.fit(asked, self.how)
+        asked = self.conversation.ask(text)
+        read = self.model.fit(asked, self.options)
         if read.cut:
             self.note("longer than the model can read: the beginning of your text was cut", "yellow")
-        elif read.forgotten:
-            self.note(f"the model can no longer read the first {read.forgotten} of your questions", "yellow")
-        answer = self.speaker.answer(read, self.how, self._show)
+        elif read.dropped:
+            self.note(f"the model can no longer read the first {read.dropped} of your questions", "yellow")
+        answer = self.model.answer(read, self.options, self._show)
         self.console.print()
         if answer.stopped:
             self.note("stopped", "yellow")
         elif not answer.text:
             self.note("(it ended without a word)", "dim")
-        self.conversation = asked.answered(answer.text)
+        self.conversation = asked.answer(answer.text)
 
     def do(self, command: Command) -> None:
         """Anything but /quit."""
@@ -73,12 +73,12 @@ class Terminal:
                 self.note("forgotten", "dim")
             case "undo":
                 self.note("taken back" if self.conversation.turns else "there is nothing to take back", "dim")
-                self.conversation = self.conversation.undone()
+                self.conversation = self.conversation.undo()
             case "system":
                 self.conversation = replace(self.conversation, system=command.argument)
                 self.note("from now on" if command.argument else "nothing is said before the conversation now", "dim")
             case "temperature":
-                self.how = replace(self.how, temperature=temperature(command.argument))
+                self.options = replace(self.options, temperature=temperature(command.argument))
             case _:
                 self.note(overview(), "dim")
 

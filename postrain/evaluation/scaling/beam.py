@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.scaling.grader import Grader, NotApplicable, PromptTask
 from postrain.evaluation.scaling.search import Plan, Value, compare_with_best_of_n

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from postrain.config.places import command
+from postrain.config.paths import command
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.grader import GradedSamples, Grader, PromptTask, estimates, gains, greedy_point, point
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best_of_n, powers_of_two

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from postrain.processor import ONEDNN, ROWS, reorders
+from postrain.processor import ONEDNN, ROWS, supports_packed_weights
 
 
 class UnsupportedLayer(Exception):
@@ -42,7 +42,7 @@ class Weights:
         if biases and len(biases) < len(pairs):
             raise UnsupportedLayer
         self.bias = torch.cat(biases).to(dtype) if biases else None
-        self.packed = weight.device.type == "cpu" and reorders(weight.dtype)
+        self.packed = weight.device.type == "cpu" and supports_packed_weights(weight.dtype)
         # oneDNN's own order: with eight rows twice as fast as plain weights, and worth its copy in a few tokens.
         self.weight = ONEDNN._reorder_linear_weight(weight.contiguous(), ROWS) if self.packed else weight
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from postrain.cli.chat.commands import COMMANDS, Command, overview, parse, temperature
-from postrain.cli.chat.conversation import Conversation, continued, fitted, room_for
+from postrain.cli.chat.conversation import Conversation, as_plain_text, room_for, truncate
 from postrain.data.conversation import Message, Messages
 from postrain.errors import ConfigError
 
@@ -17,7 +17,7 @@ def letters(messages: Messages) -> Tensor:
     return torch.tensor([ord(letter) for message in messages for letter in message.content])
 
 
-TALK = Conversation(system="S").asked("aa").answered("bb").asked("cc").answered("dd").asked("ee")
+TALK = Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd").ask("ee")
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ TALK = Conversation(system="S").asked("aa").answered("bb").asked("cc").answered(
     ],
 )
 def test_the_oldest_exchanges_make_room(room, kept, forgotten, cut):
-    found = fitted(TALK, letters, room)
-    assert ("".join(map(chr, found.ids)), found.forgotten, found.cut) == (kept, forgotten, cut)
+    found = truncate(TALK, letters, room)
+    assert ("".join(map(chr, found.ids)), found.dropped, found.cut) == (kept, forgotten, cut)
 
 
 def test_an_answer_never_takes_more_than_half_of_the_context():
@@ -43,14 +43,14 @@ def test_an_answer_never_takes_more_than_half_of_the_context():
 
 
 def test_undoing_takes_a_question_and_its_answer_back():
-    assert TALK.undone() == Conversation(system="S").asked("aa").answered("bb").asked("cc").answered("dd")
-    assert TALK.undone().undone() == Conversation(system="S").asked("aa").answered("bb")
-    assert Conversation().undone() == Conversation()
+    assert TALK.undo() == Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd")
+    assert TALK.undo().undo() == Conversation(system="S").ask("aa").answer("bb")
+    assert Conversation().undo() == Conversation()
 
 
 def test_text_that_goes_on_is_one_piece_with_blanks_between_words():
     said = [("user", "Anna ran."), ("assistant", " She fell"), ("assistant", "."), ("user", "Ben"), ("user", "\nNo.")]
-    assert continued(tuple(Message(*each) for each in said)) == "Anna ran. She fell. Ben\nNo."
+    assert as_plain_text(tuple(Message(*each) for each in said)) == "Anna ran. She fell. Ben\nNo."
 
 
 def test_a_line_is_said_or_is_a_command():

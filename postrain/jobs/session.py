@@ -2,7 +2,7 @@
 
 `execute` reads the config, finds or makes the folder, locks it, keeps its status, answers to signals, brings up the
 ranks, closes the tracker and writes the report; a program is a function of its config and of where it runs. Started as
-`python -m postrain.jobs.frame FOLDER`, this is a further rank of the run in that folder.
+`python -m postrain.jobs.session FOLDER`, this is a further rank of the run in that folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from postrain.config.overrides import PROGRAMS as COMMANDS
 from postrain.config.tree import parse, settings
-from postrain.config.trust import Guest, Item, said_by
+from postrain.config.trust import Item, UntrustedFolder, config_items
 from postrain.data.rendering import clock_at
 from postrain.errors import ConfigError, Interrupted
 from postrain.evaluation.config import EvaluateConfig, inherit
@@ -43,7 +43,7 @@ from postrain.training.train import train
 Config = TrainConfig | GenerateConfig | EvaluateConfig
 C = TypeVar("C", TrainConfig, GenerateConfig, EvaluateConfig)
 # What a report is made from: of a run, a pipeline, an evaluation.
-SHOWN = ("metrics.jsonl", "pipeline.yaml", "evaluation_stats.json")
+REPORT_SOURCES = ("metrics.jsonl", "pipeline.yaml", "evaluation_stats.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +75,31 @@ def execute(
     *,
     overrides: Sequence[str] = (),
     group: str | None = None,
-    place: Path | None = None,
+    directory: Path | None = None,
     trusted: Collection[Item] = (),
     command: tuple[str, ...] | None = None,
 ) -> float | None:
     """Runs a program on a config, or on the plain containers of one; returns the number that a sweep compares.
 
     A config that names a folder in `resume` continues the run there. `overrides` are the words of the command line;
-    `place` is where a new folder shall be, if that was decided before; it may not hold a run yet. `trusted` is what the
+    `directory` is the path of a new run folder if it is already decided; it must not hold a run. `trusted` is what the
     command line says besides `config`, of other stages of a pipeline. `command` is what was started in a shell, where
     that is not the program's own.
     Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; whatever was trained is saved.
     """
-    quieten()
+    silence_library_warnings()
     ready = read(program, config, overrides, trusted) if isinstance(config, Mapping) else config
     ready.check()
     resolved = ready.resolved
     earlier = None if isinstance(ready, EvaluateConfig) or ready.resume is None else RunFolder.open(ready.resume)
     if earlier:
         check_model(earlier, resolved)
-    folder = earlier or (new_folder(ready, place) if is_first_rank() else None)
-    with Interrupt() as interrupt, owned(folder, ready), process_group(ready.trainer, folder and folder.path) as path:
+    folder = earlier or (new_folder(ready, directory) if is_first_rank() else None)
+    with (
+        Interrupt() as interrupt,
+        run_lifecycle(folder, ready),
+        process_group(ready.trainer, folder and folder.path) as path,
+    ):
         begun = RunFolder(path)
         with clock_at(begun.status.first_started()):
             context = RunContext(
@@ -106,27 +110,27 @@ def execute(
 
 def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str], trusted: Collection[Item]) -> C:
     """The config of plain containers, with what it takes from the run that it resumes or evaluates."""
-    given = said_by(plain) | set(trusted)
+    given = config_items(plain) | set(trusted)
     if program.config is EvaluateConfig:
         plain = inherit(plain, overrides, given)
     elif plain.get("resume"):
         earlier = RunFolder.open(plain["resume"])
         plain = resumed_config(earlier, plain, overrides)
-        Guest(earlier.path, given).check(plain, program.config)
+        UntrustedFolder(earlier.path, given).check(plain, program.config)
     return parse(plain, program.config)
 
 
-def new_folder(config: Config, place: Path | None) -> RunFolder:
+def new_folder(config: Config, directory: Path | None) -> RunFolder:
     """A folder of this run's own."""
     trains = isinstance(config, TrainConfig)
-    if place is not None:
-        return RunFolder.at(place, trains=trains)
+    if directory is not None:
+        return RunFolder.at(directory, trains=trains)
     base, digest = Path(config.paths.output), config_hash(settings(config))
     return RunFolder.create(base, config.label, config.resolved.name, digest, trains=trains)
 
 
 @contextmanager
-def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
+def run_lifecycle(folder: RunFolder | None, config: Config) -> Iterator[None]:
     """Locks the folder, writes status.json, config.yaml and the report, and closes the tracker. Further ranks under
     torchrun only write that they failed."""
     if folder is None or not is_first_rank():
@@ -139,14 +143,14 @@ def owned(folder: RunFolder | None, config: Config) -> Iterator[None]:
         return
     close = config.tracker.close if isinstance(config, TrainConfig) else None
     report = not isinstance(config, GenerateConfig) and config.report
-    with folder.locked(), StatusRecorder(folder.status), reported(folder, report, close):
+    with folder.locked(), StatusRecorder(folder.status), report_on_exit(folder, report, close):
         with writing(folder.config):
             atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
         yield
 
 
 @contextmanager
-def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
+def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
     """Closes the tracker, prints the verdict on a finished run, and writes report.html, also of a failed run."""
     status, reason = "failed", ""
     try:
@@ -164,7 +168,7 @@ def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | Non
             if close:
                 close(status)
             # A run that never began has nothing to show.
-            if any((folder.path / name).exists() for name in SHOWN):
+            if any((folder.path / name).exists() for name in REPORT_SOURCES):
                 folder.status.set(status, reason)
                 if status == "done" and folder.metrics.path.exists():
                     print_result(folder.path)
@@ -172,7 +176,7 @@ def reported(folder: RunFolder, report: bool, close: Callable[[str], None] | Non
                     print(f"report  {write_report(folder.path)}")
 
 
-def quieten() -> None:
+def silence_library_warnings() -> None:
     """Keeps advertisements and hints of the libraries out of the output."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.pytorch")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -182,7 +186,7 @@ def quieten() -> None:
 def main(path: str) -> None:
     """A further rank of the training run in the folder `path`."""
     folder = RunFolder.open(path)
-    quieten()
+    silence_library_warnings()
     config = parse(saved_config(folder), TrainConfig)
     with Interrupt() as interrupt, process_group(config.trainer, None), clock_at(folder.status.first_started()):
         train(config, RunContext(folder=folder, interrupt=interrupt, command=TRAIN.command))

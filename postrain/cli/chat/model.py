@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
 
-from postrain.cli.chat.conversation import Conversation, Fitted, continued, fitted, room_for
+from postrain.cli.chat.conversation import Conversation, TruncatedConversation, as_plain_text, room_for, truncate
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages
 from postrain.errors import ConfigError
@@ -30,7 +30,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speaking:
+class ChatOptions:
     """How answers are drawn."""
 
     temperature: float
@@ -57,7 +57,7 @@ class Answer:
     """Whether Ctrl-C came before its end."""
 
 
-class Speaker:
+class ChatModel:
     """Answers a conversation."""
 
     def __init__(self, resolved: ResolvedModel) -> None:
@@ -75,16 +75,16 @@ class Speaker:
         """True for a model without chat: it goes on with the text."""
         return self.template.name == "plain"
 
-    def fit(self, conversation: Conversation, how: Speaking) -> Fitted:
+    def fit(self, conversation: Conversation, options: ChatOptions) -> TruncatedConversation:
         """What the model gets to read. Raises ConfigError where its template refuses the conversation."""
-        return fitted(conversation, self._ids, room_for(self.context, how.max_new_tokens))
+        return truncate(conversation, self._ids, room_for(self.context, options.max_new_tokens))
 
-    def answer(self, read: Fitted, how: Speaking, show: Show) -> Answer:
+    def answer(self, read: TruncatedConversation, options: ChatOptions, show: Show) -> Answer:
         """The answer, shown piece by piece as it is drawn; after Ctrl-C, as much as there is of it."""
-        torch.manual_seed(derive_seed(how.seed, "chat", self._answers))
+        torch.manual_seed(derive_seed(options.seed, "chat", self._answers))
         self._answers += 1
-        pieces = Pieces(self.template.tokenizer, show, strip=not self.continues)
-        settings, stopped = self._settings(how, self.context - len(read.ids)), False
+        pieces = AnswerStreamer(self.template.tokenizer, show, strip=not self.continues)
+        settings, stopped = self._settings(options, self.context - len(read.ids)), False
         ids = read.ids[None].to(self.model.device)
         try:
             with quiet():
@@ -98,21 +98,21 @@ class Speaker:
 
     def _ids(self, messages: Messages) -> Tensor:
         if self.continues:
-            return self.template.encode_text(continued(messages))
+            return self.template.encode_text(as_plain_text(messages))
         return self.template.encode_prompt(messages)
 
-    def _settings(self, how: Speaking, left: int) -> GenerationConfig:
-        drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
+    def _settings(self, options: ChatOptions, left: int) -> GenerationConfig:
+        drawn = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.temperature else {}
         return GenerationConfig(
-            do_sample=bool(how.temperature),
-            max_new_tokens=min(how.max_new_tokens, left),
+            do_sample=bool(options.temperature),
+            max_new_tokens=min(options.max_new_tokens, left),
             eos_token_id=[*self.template.stop_ids],
             pad_token_id=self.template.tokenizer.pad_token_id,
             **drawn,
         )
 
 
-class Pieces(TextStreamer):
+class AnswerStreamer(TextStreamer):
     """Hands an answer on word by word, and keeps it."""
 
     def __init__(self, tokenizer: Any, show: Show, *, strip: bool) -> None:

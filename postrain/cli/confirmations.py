@@ -12,11 +12,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from postrain.config.trust import confirmable, joined
+from postrain.config.trust import join_flags, restricted_values
 from postrain.errors import ConfigError
 from postrain.generation.config import GenerateConfig
 from postrain.jobs.pipeline import FILE, Pipeline
-from postrain.jobs.plan import to_confirm
+from postrain.jobs.plan import restricted_stage_values
 from postrain.jobs.study import format_override
 from postrain.report.sweep_results import FILE as SWEEP
 from postrain.report.sweep_results import JOBS
@@ -25,24 +25,24 @@ from postrain.runs.resume import saved_config
 from postrain.training.config import TrainConfig
 
 
-def said_again(folder: Path) -> list[str]:
+def confirmations(folder: Path) -> list[str]:
     """The words and flags, empty if the folder cannot be read; resuming it then reports why."""
     try:
-        return list(dict.fromkeys(_said_again(folder)))
+        return list(dict.fromkeys(_confirmations(folder)))
     except (ConfigError, OSError, ValueError, TypeError, KeyError):
         return []
 
 
-def _said_again(folder: Path) -> Iterator[str]:
+def _confirmations(folder: Path) -> Iterator[str]:
     if (folder / SWEEP).is_file():
         study: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEEP))
-        yield from joined(study["flags"])
+        yield from join_flags(study["flags"])
         for job in json.loads((folder / JOBS).read_bytes()):
             yield from job["confirm"]
     elif (folder / FILE).is_file():
-        for stage, one in to_confirm(Pipeline.load(folder).jobs, folder):
+        for stage, one in restricted_stage_values(Pipeline.load(folder).jobs, folder):
             yield format_override(f"stage.{stage}.{one.key}", one.value)
     else:
         config = saved_config(RunFolder(folder))
-        for one in confirmable(config, GenerateConfig if "selection" in config else TrainConfig):
+        for one in restricted_values(config, GenerateConfig if "selection" in config else TrainConfig):
             yield format_override(one.key, one.value)

@@ -1,0 +1,200 @@
+"""What users of Lightning, Transformers, TRL, verl and the Hydra templates type, and the key that does it here.
+
+One table for check.py (unknown keys) and overrides.py (unknown flags). Leaves out misspellings, which are
+found by likeness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A setting as other programs call it."""
+
+    names: str
+    """The last part of a dotted key, or all of it; several, separated by spaces."""
+    keys: str = ""
+    """Keys that do the same here, the closest first; not every method has each."""
+    requires: str = ""
+    """The choice that brings the keys, where a run does not have them by itself."""
+    note: str = ""
+    """What to know about the keys, or what to write where no single key does the same."""
+
+
+FOREIGN_KEYS = (
+    ForeignKey("lr base_lr learning_rate step_size peak_lr actor_lr", "method.learning_rate"),
+    ForeignKey(
+        "max_epochs num_train_epochs num_epochs n_epochs total_epochs min_epochs epochs",
+        "method.updates",
+        note="the length of a run is counted in updates",
+    ),
+    ForeignKey(
+        "max_steps total_steps num_steps train_steps num_train_steps total_training_steps max_train_steps max_iters "
+        "max_iterations iterations total_episodes trainer.steps min_steps",
+        "method.updates",
+        note="an update is one optimizer step, with epochs and minibatches epochs * minibatches of them",
+    ),
+    ForeignKey("num_ppo_epochs ppo_epochs num_iterations mini_epochs", "method.epochs"),
+    ForeignKey("num_mini_batches num_minibatches ppo_mini_batch_size mini_batch_size", "method.minibatches_per_epoch"),
+    ForeignKey(
+        "per_device_train_batch_size train_batch_size batch_size global_batch_size bs bsz rollout_batch_size",
+        "method.batch_size",
+        note="it counts over all devices; memory is bounded by method.micro_batch_tokens",
+    ),
+    ForeignKey(
+        "gradient_accumulation_steps accumulate_grad_batches grad_accum micro_batch_size per_device_batch_size "
+        "per_device_eval_batch_size eval_batch_size ppo_micro_batch_size gradient_checkpointing",
+        "method.micro_batch_tokens micro_batch_tokens",
+        note="batches are accumulated by themselves, in pieces of that many tokens, and no number depends on it",
+    ),
+    ForeignKey(
+        "logging_steps log_every_n_steps log_interval log_freq logging_strategy log_steps",
+        note="every update is logged; leave it out",
+    ),
+    ForeignKey(
+        "eval_steps eval_strategy evaluation_strategy eval_interval eval_freq eval_every val_check_interval "
+        "check_val_every_n_epoch test_freq",
+        "evaluation.every",
+    ),
+    ForeignKey("save_steps save_strategy save_freq save_interval every_n_train_steps", "trainer.checkpoint_every"),
+    ForeignKey("save_total_limit save_top_k", "trainer.checkpoints_kept"),
+    ForeignKey("output_dir default_root_dir save_dir log_dir logging_dir out_dir work_dir", "paths.output"),
+    ForeignKey("run_name experiment_name exp_name task_name tags", "name"),
+    ForeignKey(
+        "model_name model_name_or_path name_or_path model_id model_path base_model pretrained hf_model "
+        "pretrained_model_name_or_path",
+        note="choose model=OPTION, or model=local model.path=DIRECTORY_OR_HUB_NAME",
+    ),
+    ForeignKey(
+        "dataset dataset_name dataset_path train_file data_path data_files train_files train_path train_data data_dir",
+        note="choose data=OPTION, or data.path=FILE",
+    ),
+    ForeignKey("eval_file eval_dataset validation_file val_file val_files test_file eval_data", "data.eval_path"),
+    ForeignKey("max_train_samples max_samples num_samples limit_train_batches n_train limit", "data.max_rows"),
+    ForeignKey("max_eval_samples limit_val_batches limit_test_batches val_size", "data.eval_rows"),
+    ForeignKey(
+        "max_seq_length max_seq_len max_length seq_len block_size cutoff_len model_max_length", "data.max_length"
+    ),
+    ForeignKey("max_prompt_length max_source_length prompt_length", "data.max_prompt_length"),
+    ForeignKey("packing", "data.pack"),
+    ForeignKey("chat_template", "data.template"),
+    ForeignKey(
+        "max_completion_length max_new_tokens max_response_length max_target_length response_length max_gen_len "
+        "max_tokens generation_max_length",
+        "rollout.max_new_tokens",
+    ),
+    ForeignKey("temperature", "rollout.temperature"),
+    ForeignKey("top_p", "rollout.top_p"),
+    ForeignKey("top_k", "rollout.top_k"),
+    ForeignKey("use_vllm vllm vllm_mode", note="choose rollout=vllm"),
+    ForeignKey(
+        "num_generations num_return_sequences n_samples_per_prompt num_samples_per_prompt rollout_n rollout.n best_of",
+        "method.group_size samples",
+    ),
+    ForeignKey("beta kl_beta kl_coeff kl_coef init_kl_coef kl_loss_coef kl_penalty_coef", "method.beta method.kl_coef"),
+    ForeignKey(
+        "epsilon clip_range cliprange clip_eps clip_ratio ppo_clip", "method.clip method.clip_low method.clip_high"
+    ),
+    ForeignKey("epsilon_low clip_ratio_low", "method.clip_low method.clip"),
+    ForeignKey("epsilon_high clip_ratio_high", "method.clip_high method.clip"),
+    ForeignKey("cliprange_value", "method.value_clip"),
+    ForeignKey("vf_coef value_loss_coef", "method.value_coef"),
+    ForeignKey("ent_coef entropy_coeff", "method.entropy_coef"),
+    ForeignKey("gae_lambda lambda", "method.lam"),
+    ForeignKey("discount discount_factor", "method.gamma"),
+    ForeignKey("loss_type objective", "method.loss method.loss_type"),
+    ForeignKey("scale_rewards", "method.scale_rewards"),
+    ForeignKey("max_grad_norm gradient_clip_val grad_clip clip_grad_norm grad_norm_clip", "method.max_grad_norm"),
+    ForeignKey("warmup_steps warmup_ratio num_warmup_steps", "method.warmup", note="a share of the updates"),
+    ForeignKey("lr_scheduler_type lr_scheduler scheduler scheduler_type", "method.schedule"),
+    ForeignKey("adam_beta1 adam_beta2 betas", "method.adam_betas"),
+    ForeignKey("adam_epsilon eps", "method.adam_eps"),
+    ForeignKey("wd adam_weight_decay", "method.weight_decay"),
+    ForeignKey("optimizer optimizer_name", note="choose optim=adamw, sgd or adafactor, or any torch optimizer"),
+    ForeignKey("lora_r lora_rank rank peft.r lora.r", "adapter.r", requires="adapter=lora"),
+    ForeignKey("lora_alpha", "adapter.alpha", requires="adapter=lora"),
+    ForeignKey("lora_dropout", "adapter.dropout", requires="adapter=lora"),
+    ForeignKey("lora_target_modules target_modules", "adapter.target_modules", requires="adapter=lora"),
+    ForeignKey("use_peft use_lora peft lora", note="choose adapter=lora"),
+    ForeignKey("load_in_4bit load_in_8bit use_qlora quantization", note="choose adapter=qlora"),
+    ForeignKey("fp16 bf16 mixed_precision torch_dtype amp", "trainer.precision"),
+    ForeignKey(
+        "n_gpus num_gpus gpus nproc_per_node n_gpus_per_node world_size", "trainer.devices", requires="trainer=ddp"
+    ),
+    ForeignKey("nnodes", "trainer.num_nodes"),
+    ForeignKey("use_cpu device no_cuda", note="choose trainer=cpu or trainer=gpu"),
+    ForeignKey("deepspeed fsdp", note="choose trainer=fsdp"),
+    ForeignKey("report_to use_wandb wandb tracker with_tracking", note="choose logger=wandb, tensorboard or trackio"),
+    ForeignKey("wandb_project project project_name", "logger.project", requires="logger=wandb"),
+    ForeignKey("resume_from_checkpoint ckpt_path load_from resume_from", "resume", note="give the run folder"),
+    ForeignKey("random_seed data_seed seed_everything manual_seed", "seed"),
+    ForeignKey("num_workers dataloader_num_workers pin_memory", note="rows are kept in memory; leave it out"),
+    ForeignKey("reward_model reward_model_path rm_path", note="choose reward=learned reward.path=RUN_FOLDER"),
+    ForeignKey("reward_funcs reward_fn reward_func", note="choose reward=function reward.function=FILE.py:NAME"),
+    ForeignKey("ref_model reference_model ref_model_path", "reference"),
+    ForeignKey("max_time", note="choose callbacks with a node of lightning.pytorch.callbacks.Timer"),
+    ForeignKey("trainer.logger", note="choose logger=OPTION"),
+    ForeignKey("trainer.callbacks", note="choose callbacks=OPTION"),
+    ForeignKey("enable_model_summary", note="choose callbacks with a node of lightning.pytorch.callbacks.ModelSummary"),
+    ForeignKey("gradient_clip_algorithm", "method.max_grad_norm", note="gradients are clipped by their norm"),
+    ForeignKey("limit_predict_batches", note="nothing is predicted; leave it out"),
+    ForeignKey("inference_mode", note="an evaluation never keeps gradients; leave it out"),
+    ForeignKey("use_distributed_sampler", note="batches come shared out over the ranks; leave it out"),
+    ForeignKey("benchmark", note="it chooses between convolutions, and there are none; leave it out"),
+    ForeignKey("sync_batchnorm", note="it is for batch norm, and there is none; leave it out"),
+    ForeignKey("reload_dataloaders_every_n_epochs", note="the order of rows follows from the seed; leave it out"),
+    ForeignKey("barebones", note="leave it out; report=false and evaluation.completions=0 save time"),
+    ForeignKey("plugins", note="choose trainer.strategy and trainer.precision"),
+    ForeignKey("enable_autolog_hparams", note="a logger always gets the settings; leave it out"),
+    ForeignKey("model_registry", note="choose logger=wandb or trackio, or copy RUN_FOLDER/model"),
+    ForeignKey("enable_progress_bar", note="choose callbacks=rich for another bar"),
+    ForeignKey("enable_checkpointing", "trainer.checkpoint_every"),
+    ForeignKey("num_sanity_val_steps", note="a run is evaluated before its first update; leave it out"),
+    ForeignKey("hparams_search", note="choose sweep=search, or sweep=FILE.yaml with a search of your own"),
+    ForeignKey("print_config ignore_warnings enforce_tags extras", note="leave it out; --cfg job prints the config"),
+    ForeignKey("fast_dev_run overfit_batches", note="for a short trial say method.updates=3 evaluation=quick"),
+)
+
+
+def suggest_key(key: str, there: Callable[[str], bool]) -> str | None:
+    """What somebody meant who typed the unknown `key`; `there` tells whether the config has a key.
+
+    None where nobody else calls anything that, or where nothing of it is here.
+    """
+    for known in _found(key):
+        keys = [name for name in known.keys.split() if known.requires or there(name)][:2]
+        told = f"with {known.requires}" if known.requires else known.note
+        if keys:
+            return f"did you mean {' or '.join(keys)}?" + (f" ({told})" if told else "")
+        if not known.keys:
+            return known.note
+    return None
+
+
+def _found(key: str) -> Iterator[ForeignKey]:
+    """The habits a key fits: those that name all of it first."""
+    word = key.rpartition(".")[2]
+    yield from (
+        known for spoken in dict.fromkeys((key, word)) for known in FOREIGN_KEYS if spoken in known.names.split()
+    )
+
+
+# Groups whose options people replace by the thing itself: a Hub name, a file, a function.
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gguf")
+REPLACEMENTS = {
+    "model": "model=local model.path=",
+    "data": "data=jsonl data.path=",
+    "reward": "reward=function reward.function=",
+}
+
+
+def suggest_option(group: str, name: str) -> str | None:
+    """What to write for a path where the name of an option is expected; None where it is none."""
+    return (
+        f"write {REPLACEMENTS[group]}{name}"
+        if group in REPLACEMENTS and ({"/", ":"} & {*name} or name.endswith(FILES))
+        else None
+    )
