@@ -1,6 +1,4 @@
-"""The answer that a completion gives, where it stands, and how sure the model was of it.
-
-Leaves out whether it is right: that is what a reward, the data's answers or its gold scores say.
+"""Extracts the answer of a completion, its position, and its probability. Grading is in grader.py.
 
 L tokens of a completion.
 """
@@ -15,22 +13,22 @@ from typing import Literal
 from postrain.rewards.text import MARKS, NUMBER, last_number
 
 Kind = Literal["number", "text"]
-"""The last number of what is marked as the answer (or of the whole), or the marked (or whole) text itself."""
+"""number: the last number of the marked answer, else of the text. text: the marked answer, else the whole text."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a completion comes to."""
+    """The answer of a completion."""
 
     said: str
-    """Equal for equal answers: 7, 7.0 and 7.00 are one, and so are Paris and paris."""
+    """Normalised: 7, 7.0 and 7.00 are equal, and so are Paris and paris."""
     start: int
     end: int
-    """Where it stands, in characters."""
+    """Character span in the text."""
 
 
 def extract_answer(text: str, kind: Kind) -> Answer | None:
-    """The answer of a completion; None where there is none."""
+    """The answer of a completion; None if there is none."""
     marks = list(MARKS.finditer(text))
     start, end = marks[-1].span(marks[-1].lastgroup or 0) if marks else (0, len(text))
     if kind == "text":
@@ -47,9 +45,9 @@ def extract_answer(text: str, kind: Kind) -> Answer | None:
 def answer_probability(
     answer: Answer, ids_L: Sequence[int], logps_L: Sequence[float], text_of: Callable[..., str]
 ) -> float:
-    """The probability of the tokens that write the answer, each given all before it.
+    """The probability of the answer's tokens, given all tokens before them.
 
-    `text_of` gives the text of a row of tokens, in which the answer's place counts.
+    `text_of` decodes token ids to the text that the answer's span refers to.
     """
     first = _tokens_for(answer.start + 1, ids_L, text_of) - 1
     last = _tokens_for(answer.end, ids_L, text_of)
@@ -57,7 +55,7 @@ def answer_probability(
 
 
 def _tokens_for(characters: int, ids_L: Sequence[int], text_of: Callable[..., str]) -> int:
-    """The fewest first tokens whose text has so many characters, by bisection: more tokens never have fewer."""
+    """The length of the shortest token prefix whose text has at least this many characters, by bisection."""
     low, high = 1, len(ids_L)
     while low < high:
         middle = (low + high) // 2

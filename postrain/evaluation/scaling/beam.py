@@ -1,8 +1,8 @@
-"""Beam search over steps, guided by a process reward model (Snell et al. 2024, section 5): each level keeps the `width`
-beginnings whose steps it finds most right.
+"""Beam search over steps, guided by a process reward model (Snell et al. 2024, section 5): each level keeps the
+`width` best-scored partial completions.
 
-The reward model says where steps end in text (its `split`) and what a chain is worth (its steps' probabilities, by
-`aggregate`); `ends` are texts at which sampling stops to ask it.
+The score is the reward model's step probabilities, combined by `aggregate`. The reward model splits text into steps
+(its `split`); sampling pauses at the texts in `ends` to score a step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from postrain.types import Count
 
 Aggregate = Literal["last", "min", "product", "mean"]
 NO_SCORER = (
-    f"needs a process reward model: {command('train')} method=prm makes one, then say reward=process reward.path=RUN"
+    f"needs a process reward model: {command('train')} method=prm trains one, then set reward=process reward.path=RUN"
 )
 
 
@@ -32,30 +32,30 @@ class StepScorer(Protocol):
     """Scores the steps of a completion, as `postrain.rewards.reward_model.ProcessRewardModel` does."""
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
-        """Of each step of each completion, from 0 to 1; none where there is no step."""
+        """The score in [0, 1] of each step of each completion; empty without steps."""
         ...
 
     def to(self, device: torch.device | str) -> Any:
-        """Moves what computes, if anything does."""
+        """Moves the weights, if any."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSearch(PromptTask):
-    """Accuracy of step search by a process reward model, for several widths."""
+    """Accuracy of beam search over steps with a process reward model, compared with best-of-n of equal cost."""
 
     widths: tuple[Count, ...] = (1, 2, 4)
-    """Beginnings that are kept; a point of the curve for each number."""
+    """Beam widths; one point of the curve each."""
     expansions: Count = 4
-    """Continuations that are sampled of each beginning."""
+    """Sampled continuations of each partial completion."""
     depth: Count = 12
-    """Steps at most."""
+    """Maximum number of steps."""
     ends: tuple[str, ...] = (".", "!", "?", "\n")
-    """Texts that end a step: sampling stops there and the reward model is asked."""
+    """Texts that end a step."""
     aggregate: Aggregate = "min"
-    """What a beginning is worth, of the probabilities that its steps are right."""
+    """How the step probabilities are combined into one score."""
     scorer: StepScorer | None = None
-    """The process reward model; null is the evaluation's own reward."""
+    """The process reward model; null is the run's reward."""
 
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         scorer = step_scorer(self.scorer, eval_model)
@@ -70,7 +70,7 @@ class BeamSearch(PromptTask):
 
 
 def step_scorer(own: StepScorer | None, eval_model: EvalModel) -> StepScorer:
-    """The process reward model there is, on the model's device; raises NotApplicable where there is none."""
+    """The process reward model, moved to the model's device; raises NotApplicable if there is none."""
     scorer = own or eval_model.reward
     if not isinstance(scorer, StepScorer):
         raise NotApplicable(NO_SCORER)
@@ -79,7 +79,7 @@ def step_scorer(own: StepScorer | None, eval_model: EvalModel) -> StepScorer:
 
 
 def step_value(scorer: StepScorer, prompts: Prompts, aggregate: Aggregate) -> Value:
-    """What the reward model makes of the steps so far."""
+    """Scores partial completions by the aggregated step scores."""
     combined = AGGREGATES[aggregate]
 
     def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:

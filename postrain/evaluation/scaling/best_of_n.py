@@ -1,11 +1,10 @@
-"""Best of n: draw n completions, keep the one that scores best.
+"""Best of n: sample n completions and keep the best-scored one.
 
-Chosen by a reward (a model's guess, or any other) or by the mean log-probability of a completion's tokens; beside them
-stands the oracle, who knows which is right: pass@n, what no way of choosing can beat. Each point is the mean over all
-subsets of n of the samples (rules.expected_best), so that no sample is wasted and luck in their order counts nothing.
+The score is a reward or the mean token log-probability. The oracle selects by correctness: pass@n, the upper bound of
+any selection. Each point is the mean over all subsets of n samples (rules.expected_best_of_n), an unbiased estimate
+that uses every sample.
 
-The KL of a point is that of best-of-n sampling, log n − (n − 1)/n (Stiennon et al. 2020): what a policy would have to
-move to write so by itself.
+The KL of a point is that of best-of-n sampling to the sampler, log n − (n − 1)/n (Stiennon et al. 2020).
 """
 
 from __future__ import annotations
@@ -25,37 +24,36 @@ from postrain.rewards.base import Reward, nan_to_none
 from postrain.types import Size
 
 NO_SCORER = (
-    "by=reward: nothing scores completions but what says which are right, so they were chosen by log-probability; give "
-    f"a scorer, or reward=process reward.path=RUN with a run of: {command('train')} method=prm"
+    "by=reward: there is no reward besides the grader, so completions were selected by log-probability; give a scorer, "
+    f"or reward=process reward.path=RUN with a run of: {command('train')} method=prm"
 )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to choose, on all samples."""
+    """Selection scores of all samples."""
 
     scores: tuple[tuple[float | None, ...], ...]
-    """Of each sample, by prompt."""
+    """Per prompt and sample."""
     seconds: float
-    """That scoring all of them took."""
+    """Wall time of scoring all samples."""
 
     def worths(self, graded: GradedSamples, n: int) -> list[float]:
-        """Of the best of n, by prompt."""
+        """Expected correctness of the best of n, per prompt."""
         return [expected_best_of_n(*pair, n) for pair in zip(self.scores, graded.worths, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfN(PromptTask):
-    """Accuracy of the best of 1, 2, 4, ... samples."""
+    """Accuracy of best-of-n for n = 1, 2, 4, ... samples."""
 
     samples: Size = 16
-    """Completions of each prompt."""
+    """Completions per prompt."""
     by: Literal["reward", "logprob"] = "reward"
-    """What the metrics are of: reward, or logprob (the mean log-probability of a token); the curves show all ways there
-    are."""
+    """Selection for the metrics: reward, or logprob (mean token log-probability). The curves show all."""
     scorer: Reward | None = None
-    """The reward to choose by; null is the evaluation's own reward, unless that says what is right. With reward=process
-    reward.path=RUN a process reward model chooses, and the rows' answers say what is right."""
+    """The reward to select by; null is the run's reward, unless that is the grader. With reward=process reward.path=RUN
+    a process reward model selects, and the data's answers grade."""
 
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         graded = grader.grade(draw(eval_model, grader.prompts, self.samples, "best of n"))
@@ -95,7 +93,7 @@ class BestOfN(PromptTask):
     def _columns(
         self, choice: Choice, oracle: Choice, graded: GradedSamples, greedy: GradedSamples
     ) -> dict[str, list[float]]:
-        """Each prompt's share of the metrics."""
+        """The value of each metric per prompt."""
         most = powers_of_two(self.samples)[-1]
         best, one = choice.worths(graded, most), choice.worths(graded, 1)
         return {
@@ -107,7 +105,7 @@ class BestOfN(PromptTask):
         }
 
     def _details(self, choice: Choice, graded: GradedSamples) -> Mapping[str, Sequence[object]]:
-        """What else is kept of each prompt."""
+        """Further fields of each prompt's record."""
         by_size = {str(n): choice.worths(graded, n) for n in powers_of_two(self.samples)}
         return {
             "right": [{n: worths[place] for n, worths in by_size.items()} for place in range(len(graded.worths))],
@@ -118,7 +116,7 @@ class BestOfN(PromptTask):
 
 
 def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Samples) -> Choice:
-    """The choice of a reward."""
+    """Scores all samples with a reward."""
     places = [place for place, mine in enumerate(samples.of) for _ in mine]
     asked = grader.prompts.select(places)
     scorer.to(next(eval_model.model.parameters()).device)

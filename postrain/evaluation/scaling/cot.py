@@ -1,13 +1,12 @@
-"""Chain-of-thought prompting: the same question asked in several ways, each answered once.
+"""Chain-of-thought prompting: accuracy of the same questions with different prompts.
 
-As it stands; directly (a text that asks for the answer alone, or begins it); zero-shot, with a sentence that asks for
-steps (Kojima et al. 2022); few-shot, after k worked examples from the training part (Wei et al. 2022), written as
-earlier turns of the conversation: with a chat template they are turns, with the plain one whole documents before this
-one. Each prompt draws examples of its own, so that the interval holds the luck of the draw; fewer examples are the
-first of more.
+Prompts: unchanged ("as it stands"); direct, with a suffix that asks for the answer only; zero-shot chain of thought
+(Kojima et al. 2022); few-shot with k worked examples from the training rows (Wei et al. 2022). Examples are earlier
+turns of the conversation; the plain template writes them as preceding documents. Each prompt samples its own examples,
+so the interval includes that variance; k examples are the first k of a larger number.
 
-The confidence in an answer is the probability of the tokens that write it. Leaves out a second question that asks for
-the answer alone: it is read off the reasoning.
+The confidence in an answer is the probability of its tokens. The answer is extracted from the reasoning; there is no
+second prompt for it.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from postrain.world import sums
 
 DIRECT = "direct"
 NO_EXAMPLES = (
-    "few-shot is left out: the training rows have no worked answers; use data of demonstrations, or name the column "
-    "that holds them (worked)"
+    "few-shot is left out: the training rows have no worked answers; use demonstrations, or set `worked` to the "
+    "column with worked answers"
 )
 
 
 @dataclass(frozen=True)
 class PromptVariant:
-    """One way to ask."""
+    """A way to prompt for an answer."""
 
     name: str
-    """In the names of metrics."""
+    """Prefix of the metrics."""
     curve: str
     label: str
     prompts: Prompts
@@ -52,36 +51,34 @@ class PromptVariant:
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a way to ask."""
+    """The results of a prompt variant."""
 
     graded: GradedSamples
     said: list[str | None]
     sure: list[float | None]
-    """The probability of each answer; None where there is none."""
+    """The probability of each answer; None without an answer."""
 
     def answered(self) -> list[bool]:
-        """Whether each prompt got an answer."""
+        """Whether an answer could be extracted, per prompt."""
         return [sure is not None for sure in self.sure]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainOfThought(PromptTask):
-    """Accuracy and confidence of direct answers, of steps that are asked for, and of steps that are shown."""
+    """Accuracy and confidence of direct, zero-shot and few-shot chain-of-thought prompting."""
 
     random: ClassVar[bool] = False
 
     direct: str = "The answer is"
-    """Stands after the question, a space between, where the answer alone is wanted: its beginning, or an instruction
-    for a chat model."""
+    """Suffix of the question for direct answers: the beginning of the answer, or an instruction for a chat model."""
     zero_shot: str = "Let's think step by step."
-    """Stands after the question where steps are wanted."""
+    """Suffix of the question for zero-shot chain of thought."""
     shots: tuple[Count, ...] = (1, 2, 4)
-    """Worked examples before the question; a point of the curve for each number, [] for none."""
+    """Numbers of few-shot examples; one point of the curve each. [] disables few-shot."""
     worked: str | None = None
-    """The column of the training rows that holds worked answers; null takes those of demonstrations, and the steps of
-    sums."""
+    """The column of the training rows with worked answers; null uses demonstrations, or the steps of sums."""
     greedy: bool = True
-    """Whether the likeliest answer is looked at, or one sample."""
+    """Decode greedily; false samples one completion."""
 
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         ways = list(self._ways(eval_model, grader))
@@ -103,9 +100,9 @@ class ChainOfThought(PromptTask):
             curves=curves,
             notes=(
                 *grader.notes(*(one.graded for one in found.values())),
-                f"the example is asked as {last.label}; tokens are those sampled, prompt_tokens those read",
+                f"the example is of the prompt {last.label}; tokens are those sampled, prompt_tokens those read",
                 *([NO_EXAMPLES] if self.shots and all(way.curve != "few-shot" for way in ways) else []),
-                *([f"longer than the model's context, so left out: {', '.join(too_long)}"] if too_long else []),
+                *([f"left out, since longer than the model's context: {', '.join(too_long)}"] if too_long else []),
             ),
         )
 
@@ -167,7 +164,7 @@ class ChainOfThought(PromptTask):
 
 
 def confidence(found: Found) -> Mapping[str, Estimate]:
-    """Of the answers there are, and whether it means what it says; nothing where there are none."""
+    """Mean confidence and calibration error of the extracted answers; empty without answers."""
     pairs = zip(found.sure, found.graded.firsts(), strict=True)
     known = [(sure, right) for sure, right in pairs if sure is not None]
     if not known:
@@ -186,25 +183,25 @@ def questions(grader: Grader) -> list[Messages]:
 
 
 def with_suffix(turns: Messages, text: str) -> Messages:
-    """The question with a text after it."""
+    """The question with a suffix."""
     *earlier, last = turns
     return (*earlier, Message(last.role, f"{last.content} {text}"))
 
 
 def rephrased(eval_model: EvalModel, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
-    """The prompts with another wording; the judge still sees the original question."""
+    """The prompts with new model inputs; the grader still sees the original question."""
     rows = zip(turns, prompts.row_ids, strict=True)
     return replace(prompts, ids=tuple(eval_model.template.encode_prompt(asked, row=row) for asked, row in rows))
 
 
 def few_shot_turns(pool: Sequence[Messages], k: int, seed: int) -> Messages:
-    """The turns of k examples, drawn by the seed; fewer are the first of more."""
+    """The turns of k examples, sampled by the seed; a prefix of those for a larger k."""
     order = random.Random(seed).sample(range(len(pool)), len(pool))
     return tuple(turn for place in order[:k] for turn in pool[place])
 
 
 def worked_examples(eval_model: EvalModel, grader: Grader, column: str | None) -> list[Messages]:
-    """Questions of the training part with worked answers, as turns; none where nothing holds such answers."""
+    """Training questions with worked answers, as turns; empty if the data has none."""
     asked = [record for record in grader.data.records.train if isinstance(record, Prompt)]
     if column is not None:
         if column not in grader.data.prompt_columns:
@@ -223,5 +220,5 @@ def worked_examples(eval_model: EvalModel, grader: Grader, column: str | None) -
 
 
 def worked_sum(question: str) -> Messages:
-    """A sum of the world with its steps."""
+    """One of the world's sums with its steps."""
     return (*user(question), Message("assistant", " " + " ".join(sums.chain(sums.terms_of(question)))))

@@ -1,7 +1,7 @@
-"""What test-time scaling is measured on: held-out prompts, and who says which completions of them are right.
+"""Base of test-time scaling tasks: held-out prompts and a grader of their completions.
 
-A prompt is the unit of every interval: its completions are no independent samples. Leaves out how completions come
-about and which of them is taken: each way has a file of its own.
+Prompts are the unit of every interval, since completions of a prompt are not independent. Sampling and selection are in
+the modules of the methods.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from postrain.rewards.text import exact, last_number, numeric
 from postrain.types import Count, Sampling
 
 GradeFunction = Callable[[Prompts, Sequence[str]], Sequence[float | None]]
-"""What each completion is worth, mostly 1 or 0; None where that cannot be told."""
+"""The correctness of each completion, usually 1 or 0; None if it cannot be graded."""
 Source = Literal["reward", "answer", "gold"]
 
 
 class NotApplicable(Exception):
-    """The data or the model lacks what a measure needs; says what, in a line."""
+    """The data or the model lacks what a task needs; the message names it."""
 
 
 @dataclass(frozen=True)
 class GradedSamples:
-    """Completions and what they are worth, by prompt."""
+    """Completions with their correctness, per prompt."""
 
     samples: Samples
     worths: tuple[tuple[float, ...], ...]
     ungraded: int
-    """Completions that nobody could judge; they count as wrong."""
+    """Number of completions that could not be graded; they count as wrong."""
 
     def firsts(self) -> list[float]:
-        """The worth of each prompt's first completion."""
+        """The correctness of each prompt's first completion."""
         return [mine[0] for mine in self.worths]
 
 
 @dataclass(frozen=True)
 class Grader:
-    """Prompts with their judge."""
+    """Prompts with the function that grades their completions."""
 
     data: DataModule
     prompts: Prompts
     marker: GradeFunction
     by: Source
-    """Who says what is right."""
+    """The source of correctness."""
     says: str
-    """What counts as right, for a person."""
+    """Description of the grading, for the notes."""
 
     def grade(self, samples: Samples) -> GradedSamples:
-        """What completions of the prompts are worth; all are judged together."""
+        """Grades completions of the prompts in one batch."""
         places = [place for place, mine in enumerate(samples.of) for _ in mine]
         found = self.marker(self.prompts.select(places), [one.text for mine in samples.of for one in mine])
         worths = iter([0.0 if worth is None else float(worth) for worth in found])
@@ -70,41 +70,41 @@ class Grader:
         return GradedSamples(samples, graded, sum(worth is None for worth in found))
 
     def greedy(self, eval_model: EvalModel, purpose: str) -> GradedSamples:
-        """The likeliest completion of each prompt."""
+        """The graded greedy completion of each prompt."""
         return self.grade(draw(eval_model, self.prompts, 1, purpose, greedy=True))
 
     def example(self, eval_model: EvalModel) -> str:
-        """The first prompt as the model is given it."""
+        """The exact model input of the first prompt."""
         return eval_model.template.decode_all(self.prompts.ids[0].tolist())
 
     def records(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Mapping[str, Any], ...]:
-        """One an item: its number, its prompt, and its value of each of `columns`."""
+        """One record per prompt, with its row, text and value of each column."""
         rows = zip(self.prompts.row_ids, self.prompts.texts, *columns.values(), strict=True)
         return tuple(dict(zip(("row", "prompt", *columns), row, strict=True)) for row in rows)
 
     def notes(self, *graded: GradedSamples) -> tuple[str, ...]:
-        """What a reader must know of these completions' worth."""
+        """Notes on the grading of these completions."""
         ungraded, total = sum(one.ungraded for one in graded), sum(len(mine) for one in graded for mine in one.worths)
-        left_out = f"{ungraded} of {total} completions could not be judged and count as wrong"
+        left_out = f"{ungraded} of {total} completions could not be graded and count as wrong"
         return (self.says, left_out) if ungraded else (self.says,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTask(ABC):
-    """A measure on held-out prompts."""
+    """A task on graded completions of held-out prompts."""
 
     random: ClassVar[bool] = True
-    """Whether it needs samples of a prompt that differ."""
+    """Whether the task needs random samples."""
 
     prompts: Count = 128
-    """Held-out prompts at most; data.eval_rows decides how many there are."""
+    """Maximum number of held-out prompts; data.eval_rows sets how many there are."""
     answers: Kind = "number"
-    """What a completion answers: number (the last one of what is marked as the answer, else of all) or text."""
+    """Type of answer: number (the last one in the marked answer, else in the completion) or text."""
     right: Literal["auto", "reward", "answer", "gold"] = "auto"
-    """Who says what is right: reward, answer (the rows' column), gold, or auto, the first of these there is. A reward
-    that is a model's guess (learned, process, judge, a sum with one of them) is not asked by auto."""
+    """The grader: reward, answer (the data's answer column), gold (the gold score), or auto, the first available one.
+    auto skips learned rewards (learned, process, judge, or a sum with one of them)."""
     threshold: float | None = None
-    """The reward or gold score from which a completion is right; null counts the score itself."""
+    """A completion is right if its reward or gold score is at least this; null uses the score itself."""
 
     @torch.no_grad()
     def __call__(self, eval_model: EvalModel) -> EvalResult:
@@ -122,10 +122,10 @@ class PromptTask(ABC):
 
     @abstractmethod
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
-        """What was found; raises NotApplicable where something is missing."""
+        """Runs the task; raises NotApplicable if the data or model lacks something."""
 
     def said(self, samples: Samples) -> list[list[str | None]]:
-        """The answer of each completion, by prompt."""
+        """The answer of each completion, per prompt."""
         found = [[extract_answer(one.text, self.answers) for one in mine] for mine in samples.of]
         return [[None if answer is None else answer.said for answer in mine] for mine in found]
 
@@ -133,7 +133,7 @@ class PromptTask(ABC):
         try:
             data = eval_model.data_as("Prompt")
         except ConfigError as error:
-            raise NotApplicable(f"needs data that can be seen as prompts ({error})") from None
+            raise NotApplicable(f"needs data that can be converted to prompts ({error})") from None
         prompts = data.eval_prompts(self.prompts)
         known: dict[Source, bool] = {
             "reward": eval_model.reward is not None,
@@ -149,7 +149,7 @@ class PromptTask(ABC):
         chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
         if chosen is None or not known[chosen]:
             raise NotApplicable(
-                f"right={self.right}: nothing says which completions are right; choose a reward that verifies them "
+                f"right={self.right}: there is no grader; choose a verifiable reward "
                 "(reward=answer), or data with a column answer or gold scores"
             )
         return Grader(data, prompts, self._marker(chosen, eval_model.reward, data), chosen, self._says(chosen))
@@ -174,13 +174,13 @@ class PromptTask(ABC):
 
     def _says(self, source: Source) -> str:
         if source == "answer":
-            return f"accuracy: the {self.answers} that a completion answers is the row's column answer"
+            return f"accuracy: the extracted {self.answers} equals the column answer"
         what = "reward" if source == "reward" else "gold score (its part correct, where it has one)"
         return f"accuracy: mean {what}" if self.threshold is None else f"accuracy: {what} of {self.threshold:g} or more"
 
 
 def gold_correctness(data: DataModule, prompts: Prompts, completions: Sequence[str]) -> list[float]:
-    """Whether each completion is correct, where the gold score knows right and wrong, and else its total."""
+    """The part `correct` of each gold score if there is one, else its total."""
     assert data.gold_score is not None
     rows = zip(prompts.texts, completions, prompts.columns, strict=True)
     scores = [data.gold_score(prompt, said, columns["gold"]) for prompt, said, columns in rows]
@@ -188,7 +188,7 @@ def gold_correctness(data: DataModule, prompts: Prompts, completions: Sequence[s
 
 
 def estimates(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
-    """A metric of each column of worths by prompt; a gain may be negative, and so is never a share."""
+    """The mean of each column of per-prompt scores; a gain may be negative and is never a share."""
     return {
         name: Estimate.gain(values) if name.startswith("gain") else Estimate.of(values)
         for name, values in columns.items()
@@ -196,12 +196,12 @@ def estimates(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
 
 
 def gains(values: Sequence[float], base: Sequence[float]) -> list[float]:
-    """By how much each prompt is better off."""
+    """The difference to the baseline, per prompt."""
     return [value - before for value, before in zip(values, base, strict=True)]
 
 
 def greedy_point(greedy: GradedSamples) -> ScalingPoint:
-    """The point of greedy decoding, which every other way has to beat."""
+    """The point of greedy decoding, the baseline of all methods."""
     samples = greedy.samples
     return point("greedy", greedy.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
 
@@ -209,5 +209,5 @@ def greedy_point(greedy: GradedSamples) -> ScalingPoint:
 def point(
     label: str, values: Sequence[float], *, tokens: float, seconds: float, kl: float | None = None
 ) -> ScalingPoint:
-    """A point of a curve from each prompt's worth."""
+    """A point of a curve from per-prompt scores."""
     return ScalingPoint(label=label, tokens=tokens, seconds=seconds, score=Estimate.of(values), kl=kl)

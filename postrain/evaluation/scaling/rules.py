@@ -1,8 +1,7 @@
-"""Which of several answers a way of using a model takes, as pure functions. Standard library only: reports import it.
+"""Selection rules of test-time scaling: best of n, majority vote, beams. Pure functions on the standard library.
 
-Every estimate uses all samples of a prompt and is unbiased for a smaller number of them: the choice by score has a
-closed form over all subsets, as pass@k has (Chen et al. 2021, eq. 1); a vote has none, so it is taken in groups of
-samples that lie next to each other.
+Best of n has an unbiased closed form over all subsets of the samples, like pass@k (Chen et al. 2021, eq. 1). A majority
+vote has none; it is averaged over disjoint groups of samples.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ def powers_of_two(most: int) -> tuple[int, ...]:
 
 
 def expected_best_of_n(scores: Sequence[float | None], worths: Sequence[float], n: int) -> float:
-    """The worth of the best-scored of n samples, expected over all subsets of size n of those there are.
+    """The expected correctness of the best-scored of n samples, over all subsets of size n.
 
     Of G samples, s score better than a value that m have: the best of n has it with probability
-    (C(G−s, n) − C(G−s−m, n)) / C(G, n), and is any of the m alike. A sample without a score is taken only where no
-    other is there. With worths that are 1 or 0 as scores this is pass@n = 1 − C(G−c, n)/C(G, n), c of G right.
+    (C(G−s, n) − C(G−s−m, n)) / C(G, n), with ties broken uniformly. Samples without a score rank
+    last. With binary correctness as the score this is pass@n = 1 − C(G−c, n)/C(G, n), c of G right.
     """
     tied: dict[float, list[float]] = {}
     for score, worth in zip(scores, worths, strict=True):
@@ -43,17 +42,17 @@ def expected_best_of_n(scores: Sequence[float | None], worths: Sequence[float], 
 
 @dataclass(frozen=True)
 class Vote:
-    """What a majority said."""
+    """The result of a majority vote."""
 
     place: int
-    """The first sample that says it."""
+    """Index of the first sample with the winning answer."""
     share: float
-    """Of all samples, those without an answer included; 0 where none has one."""
+    """Share of all samples, including those without an answer; 0 if none has one."""
 
 
 def majority_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) -> Vote:
-    """The most frequent answer (Wang et al. 2022, self-consistency); of equally frequent ones that with the larger sum
-    of weights, then the one said first. None is no answer and has no vote."""
+    """The most frequent answer (Wang et al. 2022, self-consistency); ties are broken by the larger sum of
+    weights, then by the first sample. None has no vote."""
     votes: dict[Hashable, list[int]] = {}
     for place, answer in enumerate(answers):
         if answer is not None:
@@ -65,7 +64,7 @@ def majority_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) 
 
 
 def top_states(scores: Sequence[float], states: Sequence[Hashable], width: int) -> list[int]:
-    """The places of the `width` best-scored different states, best first; of equal scores the first."""
+    """The indices of the `width` best-scored distinct states, best first; ties by index."""
     first: dict[Hashable, int] = {}
     for place, state in enumerate(states):
         first.setdefault(state, place)
@@ -73,5 +72,5 @@ def top_states(scores: Sequence[float], states: Sequence[Hashable], width: int) 
 
 
 def final_state(scores: Sequence[float], ended: Sequence[bool]) -> int:
-    """The place a search ends with: the best-scored of those that have come to an end, or else of all."""
+    """The index of a search's result: the best-scored finished state, else the best-scored state."""
     return max(range(len(scores)), key=lambda place: (ended[place], scores[place]))

@@ -1,7 +1,6 @@
-"""Completions drawn for a way of using a model, with what they cost: tokens and seconds.
+"""Samples completions for test-time scaling, with their cost in tokens and seconds. Grading is in grader.py.
 
-Each is drawn from a seed of (model, purpose, prompt, number), so a larger draw begins with a smaller one. Leaves out
-what they are worth: grader.py.
+Seeds depend on (seed, purpose, prompt, sample index), so the first samples do not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ class Sample:
 
     text: str
     tokens: int
-    """Sampled for it; of a search, all that it sampled."""
+    """Number of sampled tokens; for a search, all tokens it sampled."""
     ids: tuple[int, ...] = ()
-    """All that follows the prompt, answers of an environment included."""
+    """Token ids after the prompt, including environment turns."""
     logps: tuple[float, ...] = ()
-    """Log-probability of each of `ids`; 0 where an environment wrote."""
+    """Log-probability of each of `ids`; 0 for environment turns."""
 
     @property
     def logprob(self) -> float:
-        """Mean log-probability of a sampled token."""
+        """Mean token log-probability."""
         return sum(self.logps) / max(self.tokens, 1)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions of prompts, as many of each."""
+    """The same number of completions for each prompt."""
 
     of: tuple[tuple[Sample, ...], ...]
     """By prompt."""
@@ -49,11 +48,11 @@ class Samples:
     """For all of them."""
 
     def tokens(self) -> list[float]:
-        """Sampled for a completion of each prompt, mean."""
+        """Mean sampled tokens per completion, for each prompt."""
         return [fmean(one.tokens for one in samples) for samples in self.of]
 
     def share(self, count: int) -> float:
-        """Seconds for `count` of a prompt's completions: they are decoded side by side, so all cost alike."""
+        """Seconds for `count` completions of a prompt; batched decoding is split evenly."""
         return self.seconds * count / sum(map(len, self.of))
 
 
@@ -66,23 +65,23 @@ class Timer:
 
 @contextmanager
 def timed() -> Iterator[Timer]:
-    """How long the block takes, once it is over."""
+    """Measures the wall time of a block."""
     clock, start = Timer(), time.perf_counter()
     yield clock
     clock.seconds = time.perf_counter() - start
 
 
 def check_temperature(sampling: Sampling) -> None:
-    """Raises ConfigError where samples of a prompt would all be the same."""
+    """Raises ConfigError for temperature 0, where all samples of a prompt are equal."""
     if sampling.temperature == 0:
         raise ConfigError(
-            "rollout.temperature=0: all samples of a prompt would be the same, and there is nothing to choose from; "
-            "give more than 0"
+            "rollout.temperature=0: all samples of a prompt would be equal; test-time scaling needs a temperature of "
+            "more than 0"
         )
 
 
 def draw(eval_model: EvalModel, prompts: Prompts, count: int, purpose: str, *, greedy: bool = False) -> Samples:
-    """`count` completions of each prompt; `greedy` takes the likeliest token at each step."""
+    """Samples `count` completions of each prompt, or decodes greedily."""
     places = [place for place in range(len(prompts)) for _ in range(count)]
     seeds = [
         derive_seed(eval_model.seed, purpose, place, number) for place in range(len(prompts)) for number in range(count)

@@ -1,11 +1,9 @@
-"""Search over steps: write a step in several ways, keep the most promising beginnings, continue from them.
+"""Search over steps: sample several next steps of each partial completion (state), keep the best-valued states, repeat.
 
-One loop serves beam search by a process reward model and the tree of thoughts; they differ in who values a beginning.
-All beginnings of all prompts are continued in one batch a level. What searches of several widths find is compared with
-best-of-n that is chosen by the same value and samples as many tokens: a search pays for many beginnings that it drops,
-and whether that buys more than whole completions would is the question, so every search has its own n. Tokens are those
-the model under evaluation sampled; what the value reads shows in seconds. Leaves out environments: a beginning is the
-model's own text.
+Beam search with a process reward model and tree of thoughts share this loop and differ in the value function. Each
+level continues all states of all prompts in one batch. A search is compared with best-of-n by the same value function
+with as many sampled tokens, so each search has its own n. Tokens of the value function are not counted; its time is.
+Environments are not supported.
 
 L tokens after the prompt.
 """
@@ -29,48 +27,47 @@ from postrain.seeds import derive_seed
 from postrain.types import Completion, Stop
 
 Value = Callable[[Sequence[int], Sequence[str]], Sequence[float | None]]
-"""How promising beginnings are, given the places of their prompts and what is written so far, in whole steps; None
-where that cannot be told, which is worse than anything."""
+"""The value of states, given their prompt indices and texts in whole steps; None if unknown, which ranks last."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The shape of a search."""
+    """The settings of a search."""
 
     width: int
-    """Beginnings that are kept at each level."""
+    """States kept at each level."""
     expansions: int
-    """Ways in which each of them is continued; the empty one as often as all together."""
+    """Continuations per state; the empty state gets width × expansions."""
     depth: int
-    """Steps at most."""
+    """Maximum number of steps."""
     ends: tuple[str, ...]
     """Texts that end a step."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A beginning."""
+    """A partial completion."""
 
     ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """int64 [L]."""
     text: str = ""
     score: float = float("-inf")
     ended: bool = False
-    """True where nothing more is to be written."""
+    """Whether the completion is finished."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A beginning that is to be continued once more."""
+    """A state to continue with one step."""
 
     place: int
-    """Of its prompt."""
+    """Index of the prompt."""
     state: State
     key: int
 
 
 def search(eval_model: EvalModel, prompts: Prompts, plan: Plan, value: Value, purpose: str) -> Samples:
-    """The best completion that each search finds, with all tokens that it sampled."""
+    """The best completion found for each prompt, with the total of sampled tokens."""
     kept: list[list[State]] = [[State()] for _ in range(len(prompts))]
     spent = [0] * len(prompts)
     with timed() as clock:
@@ -93,7 +90,7 @@ def search(eval_model: EvalModel, prompts: Prompts, plan: Plan, value: Value, pu
 
 
 def state_values(value: Value, places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
-    """The value of each text, equal ones of a prompt valued once: samples repeat each other, and models read slowly."""
+    """The value of each text; duplicates of a prompt are valued once."""
     pairs = list(zip(places, texts, strict=True))
     different = list(dict.fromkeys(pairs))
     known = dict(zip(different, value(*zip(*different, strict=True)), strict=True))
@@ -103,7 +100,7 @@ def state_values(value: Value, places: Sequence[int], texts: Sequence[str]) -> l
 def _branches(
     eval_model: EvalModel, kept: Sequence[Sequence[State]], plan: Plan, level: int, purpose: str
 ) -> list[Branch]:
-    """Every open beginning, as often as it is continued, each with a seed of its own."""
+    """The continuations of all unfinished states, each with its own seed."""
     times = plan.expansions * (plan.width if level == 0 else 1)
     return [
         Branch(place, state, derive_seed(eval_model.seed, purpose, place, level, rank, number))
@@ -116,7 +113,7 @@ def _branches(
 def _continued(
     eval_model: EvalModel, prompts: Prompts, branches: Sequence[Branch], ends: tuple[str, ...]
 ) -> list[State]:
-    """Each beginning with one more step."""
+    """Each state with one more step."""
     sampling, template = eval_model.engine.sampling, eval_model.template
     limits = tuple(sampling.max_new_tokens - len(branch.state.ids) for branch in branches)
     said = eval_model.engine.generate(
@@ -143,26 +140,26 @@ def _longer(eval_model: EvalModel, state: State, completion: Completion, limit: 
 
 
 def _best(states: Sequence[State], width: int) -> list[State]:
-    """The beginnings that are kept; of those with the same text, ended or not, one."""
+    """The best states without duplicates."""
     places = top_states([state.score for state in states], [(state.text, state.ended) for state in states], width)
     return [states[place] for place in places]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Whole completions, chosen by the value of a search."""
+    """Whole completions, selected by the value function of a search."""
 
     graded: GradedSamples
     scores: tuple[tuple[float | None, ...], ...]
     seconds: float
-    """That valuing all of them took."""
+    """Wall time of valuing all completions."""
 
     def worths(self, n: int) -> list[float]:
-        """Of the best of n, by prompt."""
+        """Expected correctness of the best of n, per prompt."""
         return [expected_best_of_n(*pair, n) for pair in zip(self.scores, self.graded.worths, strict=True)]
 
     def seconds_of(self, n: int) -> float:
-        """For the best of n of a prompt."""
+        """Seconds per prompt for the best of n."""
         samples = self.graded.samples
         return samples.share(n) + self.seconds * n / sum(map(len, samples.of))
 
@@ -170,9 +167,9 @@ class Baseline:
 def compare_with_best_of_n(
     eval_model: EvalModel, grader: Grader, value: Value, plans: Mapping[str, Plan], name: str, notes: Sequence[str] = ()
 ) -> EvalResult:
-    """The searches by their labels, the widest last; `name` is what they are called together."""
+    """Runs the searches, the widest last, and best-of-n at equal tokens; `name` labels the curve."""
     if eval_model.environment.stop:
-        notes = (*notes, "a search asks no environment, so environment= was left out; best-of-n has it")
+        notes = (*notes, "search does not support environments, so it ran without environment=; best-of-n ran with it")
     found = {
         label: grader.grade(search(eval_model, grader.prompts, plan, value, name)) for label, plan in plans.items()
     }
@@ -200,7 +197,7 @@ def compare_with_best_of_n(
 
 
 def draw_baseline(eval_model: EvalModel, grader: Grader, value: Value, count: int, purpose: str) -> Baseline:
-    """`count` whole completions of each prompt, valued as if a search had written them."""
+    """`count` whole completions of each prompt, scored by the value function."""
     graded = grader.grade(draw(eval_model, grader.prompts, count, purpose))
     places = [place for place in range(len(grader.prompts)) for _ in range(count)]
     with timed() as clock:
@@ -212,7 +209,7 @@ def draw_baseline(eval_model: EvalModel, grader: Grader, value: Value, count: in
 def curves(
     name: str, found: Mapping[str, GradedSamples], same: Mapping[str, int], baseline: Baseline, greedy: GradedSamples
 ) -> dict[str, tuple[ScalingPoint, ...]]:
-    """The searches, best-of-n for as many tokens, and the likeliest completion."""
+    """Curves of the searches, of best-of-n at equal tokens, and of greedy decoding."""
     each = fmean(baseline.graded.samples.tokens())
     searched = tuple(
         point(label, graded.firsts(), tokens=fmean(graded.samples.tokens()), seconds=graded.samples.share(1))
@@ -226,7 +223,7 @@ def curves(
 
 
 def search_details(found: Mapping[str, GradedSamples]) -> dict[str, Sequence[object]]:
-    """What else is kept of each prompt: what each search found, and whether it is right."""
+    """Further record fields: the result of each search and its correctness."""
     prompts = range(len(next(iter(found.values())).worths))
     return {
         "right": [{label: graded.worths[place][0] for label, graded in found.items()} for place in prompts],

@@ -1,8 +1,7 @@
-"""Self-consistency: draw n completions, take the answer that most of them give (Wang et al. 2022).
+"""Self-consistency (Wang et al. 2022): sample n completions and take the majority answer.
 
-No score is needed, only answers that can be told equal. Each point is the mean over groups of n samples that lie next
-to each other: a vote has no closed form over all subsets. The share of votes that the answer got is the confidence in
-it; whether an answer with confidence c is right in a share c of cases is the calibration error.
+Each point is the mean over disjoint groups of n samples, since a vote has no closed form over all subsets. The share of
+votes is the confidence in the answer, whose calibration error is reported.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from postrain.types import Size
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """What one group of samples agreed on."""
+    """The majority answer of a group of samples."""
 
     worth: float
     share: float
-    """Of the votes."""
+    """Share of the votes."""
     answer: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfConsistency(PromptTask):
-    """Accuracy of the majority of 1, 2, 4, ... samples."""
+    """Accuracy of majority voting over 1, 2, 4, ... samples."""
 
     samples: Size = 16
-    """Completions of each prompt."""
+    """Completions per prompt."""
 
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         graded = grader.grade(draw(eval_model, grader.prompts, self.samples, "self-consistency"))
@@ -71,7 +70,7 @@ class SelfConsistency(PromptTask):
         )
 
     def _elected(self, graded: GradedSamples, n: int) -> list[list[MajorityAnswer]]:
-        """What each whole group of n samples agreed on, by prompt."""
+        """The majority answer of each group of n samples, per prompt."""
         starts = range(0, self.samples - n + 1, n)
         rows = zip(graded.samples.of, graded.worths, self.said(graded.samples), strict=True)
         return [
@@ -93,7 +92,6 @@ class SelfConsistency(PromptTask):
 
 
 def vote_of(samples: tuple[Sample, ...], worths: tuple[float, ...], said: list[str | None]) -> MajorityAnswer:
-    """The majority of a group; of equally frequent answers the likelier: each completion weighs as much as a token of
-    it is likely, in the geometric mean."""
+    """The majority answer of a group; ties are broken by the geometric mean of the token probabilities."""
     won = majority_vote(said, [exp(one.logprob) for one in samples])
     return MajorityAnswer(worths[won.place] if won.share else 0.0, won.share, said[won.place])

@@ -1,10 +1,9 @@
 """Tree of thoughts, breadth first (Yao et al. 2023, algorithm 1): propose several next steps for each state, value the
 states they lead to, keep the best `breadth` of them.
 
-States are valued by the model itself, asked in words whether the steps are right; by a process reward model; or, on the
-world's sums, by the exact checker of partial sums: what the search would reach if its judge made no mistakes. Thoughts
-are sampled one by one, the paper's first way to propose them; its votes among states and its depth-first search are
-left out.
+States are valued by prompting the model whether the steps are right, by a process reward model, or, on the world's
+sums, by an exact checker of partial sums (an upper bound). Thoughts are sampled independently, the paper's first
+proposal strategy. Not implemented: voting across states, and depth-first search.
 """
 
 from __future__ import annotations
@@ -28,40 +27,40 @@ from postrain.types import Count, Rows
 from postrain.world import sums
 
 STEP = re.compile(r"(?<=[.!?])\s+|\n+")
-"""Where a chain of the world is cut into steps."""
+"""Separator of the steps in the world's sums."""
 WORDS = ("yes", "no")
-TOLD = "value=gold: the exact checker guides the search and its best-of-n, which no model can do; a bound, no method"
-ASKED = "value=model: P(yes) against P(no) to the question, which a base model may never have learned to answer"
+GOLD_NOTE = "value=gold: the exact checker guides the search and best-of-n; this is an upper bound, not a method"
+MODEL_NOTE = "value=model: P(yes) against P(no) to the question, which a base model may not be able to answer"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeOfThoughts(PromptTask):
-    """Accuracy of breadth-first search over thoughts, for several breadths."""
+    """Accuracy of tree of thoughts (breadth-first), compared with best-of-n of equal cost."""
 
     breadths: tuple[Count, ...] = (1, 2, 5)
-    """States that are kept at each level; a point of the curve for each number."""
+    """States kept at each level; one point of the curve each."""
     proposals: Count = 4
-    """Next thoughts that are proposed for each state."""
+    """Sampled next thoughts per state."""
     depth: Count = 12
-    """Thoughts at most."""
+    """Maximum number of thoughts."""
     ends: tuple[str, ...] = (".", "!", "?", "\n")
     """Texts that end a thought."""
     value: Literal["model", "process", "gold"] = "model"
-    """Who says how promising a state is: model (asked `question`), process (a reward model) or gold (the world's
-    sums)."""
+    """The value function of states: model (prompted with `question`), process (a process reward model) or gold (exact,
+    for the world's sums)."""
     question: str = "{prompt}{steps}\nIs every step so far right? Answer yes or no:"
-    """What the model is asked of a state, with {prompt} and {steps} in it; the answer is yes or no."""
+    """The prompt that asks the model about a state, with {prompt} and {steps}; answered by yes or no."""
     aggregate: Aggregate = "min"
-    """For value=process: one number of the probabilities of the steps."""
+    """For value=process: how the step probabilities are combined."""
     scorer: StepScorer | None = None
-    """For value=process: the process reward model; null is the evaluation's own reward."""
+    """For value=process: the process reward model; null is the run's reward."""
 
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         plans = {
             f"breadth {breadth}": Plan(breadth, self.proposals, self.depth, self.ends)
             for breadth in sorted(self.breadths)
         }
-        notes = {"gold": (TOLD,), "model": (ASKED,)}.get(self.value, ())
+        notes = {"gold": (GOLD_NOTE,), "model": (MODEL_NOTE,)}.get(self.value, ())
         return compare_with_best_of_n(
             eval_model, grader, self._value(eval_model, grader.prompts), plans, "tree of thoughts", notes
         )
@@ -77,7 +76,7 @@ class TreeOfThoughts(PromptTask):
 
 
 def gold_value(prompts: Prompts) -> Value:
-    """1 while every step of a sum is the next right one, else 0."""
+    """1 if every step so far is right, else 0."""
     right = [sums.chain(sums.terms_of(prompt)) for prompt in prompts.texts]
 
     def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
@@ -87,7 +86,7 @@ def gold_value(prompts: Prompts) -> Value:
 
 
 def partial_sum(right: tuple[str, ...], text: str) -> float | None:
-    """Whether the steps so far are right; None where there are none."""
+    """1 if the steps so far are right, else 0; None without steps."""
     shown = tuple(step for piece in STEP.split(text) if (step := piece.strip()))
     return float(all(sums.labels(right, shown))) if shown else None
 
@@ -106,12 +105,12 @@ def model_value(eval_model: EvalModel, prompts: Prompts, question: str) -> Value
 
 
 def yes_probabilities(eval_model: EvalModel, asked: Sequence[str]) -> list[float | None]:
-    """How much the model says yes rather than no to each question; None where one does not fit its context."""
+    """P(yes) / (P(yes) + P(no)) for each question; None if it does not fit the context."""
     rows = [_answered(eval_model, question, word) for question in asked for word in WORDS]
     fitting = [place for place, (ids, _) in enumerate(rows) if len(ids) <= eval_model.context]
     logps_Q2 = torch.full((len(rows),), torch.nan)
     if fitting:
-        # Both answers go through the model behind one copy of their question.
+        # Both answers share one forward pass of their question.
         families = tuple(place // len(WORDS) for place in fitting)
         ids, marks = zip(*(rows[place] for place in fitting), strict=True)
         found = in_micro_batches(
@@ -123,9 +122,9 @@ def yes_probabilities(eval_model: EvalModel, asked: Sequence[str]) -> list[float
 
 
 def _answered(eval_model: EvalModel, question: str, word: str) -> tuple[Tensor, Tensor]:
-    """Ids of a question answered with a word, without what would end it, and where the word stands."""
+    """Ids of a question and a one-word answer without end tokens, and the mask of the answer."""
     template = eval_model.template
-    # Running text goes on after a space; a template sets answers off by itself.
+    # Plain text needs a space before the answer; chat templates separate it.
     said = f" {word}" if template.name == "plain" else word
     prompt, answer = template.encode_completion(user(question), said)
     ends = [place for place, token in enumerate(answer.tolist()) if token in template.stop_ids]

@@ -63,7 +63,7 @@ def test_equal_log_probabilities_choose_at_random_and_a_verifier_alone_leaves_on
     found = measure("best_of_n", samples=4)(eval_model(right_and_wrong(), reward=verifier))
     assert scores(found.curves["best of n (logprob)"]) == pytest.approx([1 / 2] * 3)
     assert "best of n (reward)" not in found.curves
-    assert any(note.startswith("by=reward: nothing scores") for note in found.notes)
+    assert any(note.startswith("by=reward: there is no reward besides the grader") for note in found.notes)
     by_answer = measure("best_of_n", samples=4, right="answer")
     assert "best of n (reward)" in by_answer(eval_model(right_and_wrong(), reward=Marks({"is": 1.0}))).curves
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_judged_counts_as_wrong_and_is_told():
     half = eval_model(right_and_wrong(), reward=Marks({right_answers()[0]: 1.0}))
     found = measure("best_of_n", samples=2, prompts=1)(half)
     # One of two samples and no greedy completion.
-    assert "1 of 3 completions could not be judged and count as wrong" in found.notes
+    assert "1 of 3 completions could not be graded and count as wrong" in found.notes
     assert found.metrics["one_sample"].value == 1 / 2
 
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_judged_counts_as_wrong_and_is_told():
 def test_where_nobody_knows_what_is_right_a_note_says_what_is_needed():
     found = measure("self_consistency", right="reward")(eval_model(right_and_wrong()))
     assert found.metrics == {}
-    assert found.notes[0].startswith("right=reward: nothing says which completions are right; choose a reward")
+    assert found.notes[0].startswith("right=reward: there is no grader; choose a verifiable reward")
 
 
 def test_a_threshold_makes_right_and_wrong_of_a_reward():
@@ -229,7 +229,7 @@ def test_examples_that_do_not_fit_the_context_are_left_out():
     asked = replace(eval_model(lambda prompt: [" The answer is 7."]), context=160)
     found = measure("cot", shots=(1, 12))(asked)
     assert "few_shot_1/accuracy" in found.metrics
-    assert "longer than the model's context, so left out: few-shot, 12 examples" in found.notes
+    assert "left out, since longer than the model's context: few-shot, 12 examples" in found.notes
 
 
 # Search ---------------------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_a_beam_keeps_what_its_scorer_finds_right():
     assert last.label == f"best of {round(point.tokens / one.tokens)}"
     # A reward that scores steps is taken where no scorer is named.
     by_reward = measure("beam", widths=(2,), expansions=2, right="answer")(eval_model(stepwise, reward=always))
-    assert by_reward.notes[0] == "accuracy: the number that a completion answers is the row's column answer"
+    assert by_reward.notes[0] == "accuracy: the extracted number equals the column answer"
     assert by_reward.metrics["accuracy"] == found.metrics["accuracy"]
 
 
