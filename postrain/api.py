@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from postrain.config.check import check_objects
 from postrain.data.chat import Template
-from postrain.data.conversation import Message, Messages, opened
+from postrain.data.conversation import Message, Messages, with_prefill
 from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.by_name import source_of
@@ -223,7 +223,7 @@ def _messages(prompt: Any) -> Messages:
     if isinstance(prompt, str):
         return (Message("user", prompt),)
     try:
-        return opened(tuple(Message(turn["role"], turn["content"]) for turn in prompt))
+        return with_prefill(tuple(Message(turn["role"], turn["content"]) for turn in prompt))
     except (TypeError, KeyError):
         raise ConfigError(
             f'prompt: expected a text or messages such as {{"role": "user", "content": ...}}, got {prompt!r:.60}'

@@ -25,9 +25,9 @@ from postrain.errors import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
 STYLES: Mapping[Use, str] = {"learned": "green", "read": "dim", "right": "bold green", "wrong": "bold red"}
-KEPT = 3
+PREVIEW_ITEMS = 3
 """Items whose rows the manifest keeps, for the report."""
-MOST_LETTERS, MOST_STRETCHES = 600, 24
+MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_STRETCHES = 600, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,8 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        left_out = ("samples", "updates", "batch_size")
-        counts = {name: value for name, value in asdict(self).items() if name not in left_out}
+        omitted = ("samples", "updates", "batch_size")
+        counts = {name: value for name, value in asdict(self).items() if name not in omitted}
         return {**counts, "passes": self.passes} if self.updates else counts
 
     @property
@@ -183,13 +183,13 @@ def count(
         "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
         "labels": _labels(train),
         "fingerprint": fingerprint([*train, *held_out], gold),
-        "shown": tuple(row.shortened() for row in preview(train[:KEPT], template)),
+        "shown": tuple(row.shortened() for row in preview(train[:PREVIEW_ITEMS], template)),
     }
 
 
 def _labels(items: Sequence[Encoded]) -> dict[str, int]:
     """How often each label stands there, by name."""
-    labels = [label for item in items for label in item.labels_given()]
+    labels = [label for item in items for label in item.label_values()]
     return dict(zip(items[0].label_names, (sum(labels), labels.count(False)), strict=True)) if labels else {}
 
 
@@ -258,14 +258,16 @@ class PreviewRow:
 
     def shortened(self) -> PreviewRow:
         """Of a size that a manifest can keep."""
-        kept = tuple(replace(stretch, text=_shortened(stretch.text)) for stretch in self.stretches[:MOST_STRETCHES])
-        return replace(self, stretches=kept)
+        kept = tuple(
+            replace(stretch, text=_shortened(stretch.text)) for stretch in self.stretches[:MAX_PREVIEW_STRETCHES]
+        )
+        return replace(self, stretches=tuple(replace(one, text=_shortened(one.text)) for one in kept))
 
 
 def preview(items: Sequence[Encoded], template: Template) -> Iterator[PreviewRow]:
     """The rows of the items, a pair's two after each other."""
     for item in items:
-        for role, ids, uses in item.uses():
+        for role, ids, uses in item.token_uses():
             yield PreviewRow(item.row, role, _stretches(ids.tolist(), uses, template))
 
 
@@ -280,5 +282,5 @@ def _stretches(ids: Sequence[int], uses: Sequence[Use], template: Template) -> t
 
 
 def _shortened(text: str) -> str:
-    half = MOST_LETTERS // 2
-    return text if len(text) <= MOST_LETTERS else f"{text[:half]} […] {text[-half:]}"
+    half = MAX_PREVIEW_CHARACTERS // 2
+    return text if len(text) <= MAX_PREVIEW_CHARACTERS else f"{text[:half]} […] {text[-half:]}"

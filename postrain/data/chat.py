@@ -39,7 +39,7 @@ REWRITTEN = (
 
 
 @dataclass(frozen=True)
-class Said:
+class RenderedAnswer:
     """What a model says after a prompt."""
 
     text: str
@@ -71,7 +71,7 @@ class Template:
         """What a reader has to know about the rows that were encoded; a mapping keeps order and says each once."""
         self.name, own = rendering.choose(tokenizer, mode)
         self._adds_bos = rendering.adds_bos(tokenizer)
-        self._joins = tokenizer.tokenize("a")[0].startswith("▁")
+        self._prefixes_space = tokenizer.tokenize("a")[0].startswith("▁")
         names = INSTRUCTION if self.name == "random" else (self.name,)
         self._sources = tuple(
             own if name == "chat" and own else rendering.bundled(name, bos=self._adds_bos) for name in names
@@ -97,7 +97,7 @@ class Template:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Ids of a prompt and of several completions of it, each with the token that ends it."""
         before = self._render(prompt, row, prompt=True)
-        said = [self._said(prompt, before, completion, row) for completion in completions]
+        said = [self._render_answer(prompt, before, completion, row) for completion in completions]
         return _tensor(self._ids(before, first=True)), tuple(_tensor(self._learned(one)) for one in said)
 
     def encode_pieces(
@@ -108,19 +108,19 @@ class Template:
         What the template writes before an answer is part of the first piece.
         """
         before = self._render(prompt, row, prompt=True)
-        head, tail = self._around(prompt, before, row)
+        head, tail = self._answer_affixes(prompt, before, row)
         texts = [head + piece if place == 0 else piece for place, piece in enumerate(pieces)]
         end = rendering.turn_end(tail, self._ends)
         ended = [self.tokenizer.eos_token_id] if end is None else self._ids(tail[:end])
         return _tensor(self._ids(before, first=True)), [_tensor(self._ids(text)) for text in texts], _tensor(ended)
 
     def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids of a conversation that ends with an answer, [L]; where an assistant speaks, its end tokens included,
+        """Ids of a conversation that ends with an answer, [L]; True at the assistant's tokens with their end tokens,
         bool [L]; and where that is an answer with weight 0, bool [L].
         """
         *prompt, answer = messages
         before = self._render(prompt, row, prompt=True)
-        said = self._said(prompt, before, answer.content, row)
+        said = self._render_answer(prompt, before, answer.content, row)
         spans = self._spans(messages, before, row)
         weightless = self._weightless(messages, len(spans) + 1, row)
         ids: list[int] = []
@@ -135,7 +135,11 @@ class Template:
 
     def _weightless(self, messages: Messages, spans: int, row: int) -> list[int]:
         """The numbers of the answers that are not learned."""
-        answers = [turn for turn in messages if turn.role == "assistant" and not (turn.prefill or self._keeps(turn))]
+        answers = [
+            turn
+            for turn in messages
+            if turn.role == "assistant" and not (turn.prefill or self._keeps_transcript_text(turn))
+        ]
         found = [number for number, answer in enumerate(answers) if not answer.learned]
         if found and spans != len(answers):
             raise ConfigError(
@@ -149,7 +153,7 @@ class Template:
         bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
         return _tensor(bos + self._ids(text, first=True))
 
-    def encode_more(self, text: str) -> Tensor:
+    def encode_continuation(self, text: str) -> Tensor:
         """Ids of text that goes on within a row (what a tool answers), without an end, [L]."""
         return _tensor(self._ids(text))
 
@@ -167,7 +171,7 @@ class Template:
         draw = derive_seed(self.seed, "template", row) if len(self._sources) > 1 else 0
         return self._sources[draw % len(self._sources)]
 
-    def _said(self, prompt: Sequence[Message], before: str, completion: str, row: int) -> Said:
+    def _render_answer(self, prompt: Sequence[Message], before: str, completion: str, row: int) -> RenderedAnswer:
         """What the model has to write after a prompt, which the template writes as `before`.
 
         The answer as the template writes it where that follows on the prompt, else as it stands: some templates write
@@ -175,7 +179,7 @@ class Template:
         """
         if self.name == "plain" and before.endswith(LAST_TURN) and not completion[:1].isspace():
             completion = f" {completion}"
-        _, tail = self._around(prompt, before, row)
+        _, tail = self._answer_affixes(prompt, before, row)
         whole = self._render(self._answered(prompt, completion), row)
         text = rendering.continued(before, self._render(prompt, row), completion)
         verbatim = whole != before + text + tail
@@ -184,16 +188,16 @@ class Template:
         if follows and text == completion:
             text, verbatim = written, False
         end = rendering.turn_end(tail, self._ends)
-        return Said(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
+        return RenderedAnswer(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
 
-    def _learned(self, said: Said) -> list[int]:
+    def _learned(self, said: RenderedAnswer) -> list[int]:
         """Ids of what is said, through the end."""
         if said.verbatim:
             self.notes[VERBATIM] = None
         ids = self._ids(said.text)
         return ids if said.ended else [*ids, self.tokenizer.eos_token_id]
 
-    def _around(self, prompt: Sequence[Message], before: str, row: int) -> tuple[str, str]:
+    def _answer_affixes(self, prompt: Sequence[Message], before: str, row: int) -> tuple[str, str]:
         """What the template writes before and behind an answer; before it only where that follows on the prompt."""
         probe = self._render(self._answered(prompt, ANSWER), row)
         start, found, tail = probe.rpartition(ANSWER)
@@ -210,10 +214,10 @@ class Template:
         return (*prompt[:-1], Message("assistant", prompt[-1].content + completion))
 
     def _continues(self, prompt: Sequence[Message]) -> bool:
-        return bool(prompt) and prompt[-1].prefill and not self._keeps(prompt[-1])
+        return bool(prompt) and prompt[-1].prefill and not self._keeps_transcript_text(prompt[-1])
 
-    def _keeps(self, turn: Message) -> bool:
-        """Whether a turn of a transcript keeps its text: the plain template has no other way to say who speaks."""
+    def _keeps_transcript_text(self, turn: Message) -> bool:
+        """Whether a turn of a transcript keeps its text: the plain template has no other way to name the speaker."""
         return self.name == "plain" and turn.written is not None
 
     def _render(self, messages: Sequence[Message], row: int, *, prompt: bool = False) -> str:
@@ -225,7 +229,9 @@ class Template:
         """A conversation as text, and the places between generation marks if asked for."""
         turns = [
             # Text that the plain template must not end with the end token.
-            {"role": "user", "content": turn.written or ""} if self._keeps(turn) else rendering.as_mapping(turn)
+            {"role": "user", "content": turn.written or ""}
+            if self._keeps_transcript_text(turn)
+            else rendering.as_mapping(turn)
             for turn in messages
         ]
         try:
@@ -253,14 +259,14 @@ class Template:
             if not whole.startswith(before):
                 spans = self._rendered(prompt, row, prompt=True, marks=True)[1]
             # What a prefill says is part of the prompt, and its stretch ends behind it.
-            return rendering.through_ends(before, [span for span in spans if span[1] <= len(before)], self._ends)
+            return rendering.extend_to_turn_ends(before, [span for span in spans if span[1] <= len(before)], self._ends)
         spans, at = [], 0
         for place, turn in enumerate(prompt):
-            if turn.role == "assistant" and not turn.prefill and not self._keeps(turn):
-                opened = self._render(prompt[:place], row, prompt=True)
-                text = opened + self._said(prompt[:place], opened, turn.content, row).text
+            if turn.role == "assistant" and not turn.prefill and not self._keeps_transcript_text(turn):
+                with_prefill = self._render(prompt[:place], row, prompt=True)
+                text = with_prefill + self._render_answer(prompt[:place], with_prefill, turn.content, row).text
                 kept = before.startswith(text)
-                spans.append((len(opened), len(text)) if kept else (at, at))
+                spans.append((len(with_prefill), len(text)) if kept else (at, at))
                 at = spans[-1][1]
                 if not kept:
                     self.notes[REWRITTEN] = None
@@ -270,7 +276,7 @@ class Template:
         """Ids of a piece of a row, no special tokens added."""
         if not text:
             return []
-        if first or not self._joins:
+        if first or not self._prefixes_space:
             return self._tokenised(text)
         # Tokenizers that open every text with a space (▁) must not do so in the middle of a row.
         lead = self._tokenised("\n")

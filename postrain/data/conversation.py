@@ -33,7 +33,7 @@ def user(text: str) -> Messages:
     return (Message("user", text),)
 
 
-def opened(prompt: Messages) -> Messages:
+def with_prefill(prompt: Messages) -> Messages:
     """A prompt; if its last message is the assistant's, that one is to be continued."""
     *before, last = prompt
     return (*before, replace(last, prefill=last.role == "assistant"))
@@ -62,7 +62,7 @@ def transcript(text: str) -> Messages:
     if len(turns) > 1 and turns[-1] == Message("assistant", ""):
         *turns, opening = turns
         turns[-1] = replace(turns[-1], written=f"{turns[-1].written}{opening.written}")
-    return opened(tuple(turns))
+    return with_prefill(tuple(turns))
 
 
 def _turn(text: str) -> Message:

@@ -60,15 +60,15 @@ class Encoded(ABC):
             row.ids.numpy().tobytes() + row.supervised.numpy().tobytes() + b"|" for row in self.token_rows()
         )
 
-    def labels_given(self) -> tuple[bool, ...]:
+    def label_values(self) -> tuple[bool, ...]:
         """The labels of the record, which the audit counts under `label_names`."""
         return ()
 
-    def lost(self) -> str | None:
+    def drop_reason(self) -> str | None:
         """Why cutting has left nothing to learn; None where it has not."""
         return None
 
-    def uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
         """Each row's role (empty for a row alone), its tokens, and what training makes of each."""
         for row in self.token_rows():
             yield "", row.ids, row.learned()
@@ -120,23 +120,23 @@ class Encoder:
     cuts: Counter[str] = field(default_factory=Counter)
     """Rows that lost tokens, by what they lost."""
 
-    def fitted(self, prompt: Tensor) -> Tensor:
+    def cut_prompt(self, prompt: Tensor) -> Tensor:
         """A prompt without an answer, cut to what is allowed."""
         return self._shortened(prompt, min(self.max_prompt_length, self.max_length))
 
     def answers(self, row: int, prompt: Messages, answers: Sequence[str]) -> list[EncodedRow]:
         """Each answer after the same prompt, which leaves room for the longest of them."""
         before, completions = self.template.encode_completions(prompt, answers, row=row)
-        kept = self.leave_room(before, max(map(len, completions)))
+        kept = self.cut_prompt_for(before, max(map(len, completions)))
         mask = torch.zeros(len(kept), dtype=torch.bool)
         return [self.joined(row, kept, mask, completion) for completion in completions]
 
     def answer(self, row: int, prompt: Tensor, completion: Tensor) -> EncodedRow:
         """A completion after a prompt, which leaves room for it."""
-        kept = self.leave_room(prompt, len(completion))
+        kept = self.cut_prompt_for(prompt, len(completion))
         return self.joined(row, kept, torch.zeros(len(kept), dtype=torch.bool), completion)
 
-    def leave_room(self, prompt: Tensor, answer: int) -> Tensor:
+    def cut_prompt_for(self, prompt: Tensor, answer: int) -> Tensor:
         """The prompt, cut as far as an answer of that many tokens asks for; one token of it always stays."""
         if not len(prompt):
             # Nothing comes before the first token of a row, so an answer without a prompt gets one to follow.

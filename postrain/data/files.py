@@ -26,7 +26,7 @@ from postrain.errors import ConfigError
 from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, one_line, with_timeout
 
 HELD_OUT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
-ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 """Files that describe a data set and hold no rows."""
 
 
@@ -46,7 +46,7 @@ def read_path(path: str) -> tuple[Table, Table | None]:
 
 def _holds_rows(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.is_file() and suffix_of(file) in READERS and file.name not in ABOUT and not hidden
+    return file.is_file() and suffix_of(file) in READERS and file.name not in METADATA_FILES and not hidden
 
 
 def _read_files(path: str, files: list[Path]) -> tuple[Table, Table | None]:
@@ -100,7 +100,7 @@ def _read_saved(place: Path) -> Table:
 
 def load_split(repo: str, subset: str | None, split: str, revision: str | None) -> Table:
     """All rows of one split."""
-    trouble = None if Path(repo).is_dir() else _trouble(repo, revision)
+    problem = None if Path(repo).is_dir() else _hub_problem(repo, revision)
     name = "/".join(part for part in (repo, subset) if part)
     # Start-up time: only runs with Hub data pay for the import.
     import datasets.config  # noqa: PLC0415
@@ -108,13 +108,13 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
 
     try:
         # RuntimeError: it has a loading script, which `datasets` 5 never runs.
-        with _offline(datasets.config, trouble is not None):
-            found = datasets.load_dataset(repo, subset, split=split, revision=None if trouble else revision)
+        with _offline(datasets.config, problem is not None):
+            found = datasets.load_dataset(repo, subset, split=split, revision=None if problem else revision)
         return make_table(f"{name} ({split})", "row", enumerate(rows_of(found)))
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError) as error:
-        raise ConfigError(_refusal(repo, subset, split, trouble, error)) from None
+        raise ConfigError(_load_error(repo, subset, split, problem, error)) from None
 
 
 def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -123,10 +123,10 @@ def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
         yield from table.to_pylist()
 
 
-def _refusal(repo: str, subset: str | None, split: str, trouble: str | None, error: Exception) -> str:
-    if trouble:
+def _load_error(repo: str, subset: str | None, split: str, problem: str | None, error: Exception) -> str:
+    if problem:
         return (
-            f"data set {repo}: not in the cache {constants.HF_HOME}, and the Hub cannot be asked ({trouble}); run once "
+            f"data set {repo}: not in the cache {constants.HF_HOME}, and the Hub cannot be asked ({problem}); run once "
             "where there is a network and copy that cache, or give a file with data=jsonl data.path=FILE"
         )
     wanted = f"the split {split}" + (f" of the subset {subset}" if subset else "")
@@ -144,7 +144,7 @@ def _offline(config: Any, offline: bool) -> Iterator[None]:
         config.HF_HUB_OFFLINE = before
 
 
-def _trouble(repo: str, revision: str | None) -> str | None:
+def _hub_problem(repo: str, revision: str | None) -> str | None:
     """Why the Hub cannot be asked, None when it answers. Raises ConfigError when it says that there is no such set."""
 
     def ask() -> None:

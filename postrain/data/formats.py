@@ -15,26 +15,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from postrain.data.kinds.judgement import truth
+from postrain.data.kinds.judgement import as_label
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.layouts import (
     FORMATS,
-    OPINIONS,
+    LABEL_LIKE_COLUMNS,
     PARTS,
     Fields,
     Layout,
     Malformed,
     Unusable,
     empty,
+    find_layout,
     names,
     number,
-    recognise,
 )
-from postrain.data.messages import waits
+from postrain.data.messages import awaits_answer
 from postrain.data.prompt_columns import repeats_prompt
 from postrain.data.readers import Cell, Table
 from postrain.data.records import Record
-from postrain.data.values import decode, usable
+from postrain.data.values import clean_values, decode
 from postrain.errors import ConfigError
 
 WEIGHTLESS = "row of weight 0"
@@ -60,7 +60,10 @@ def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
     if not table.rows:
         return Parsed((), {})
     renames = {ours: theirs for ours, theirs in columns.items() if theirs}
-    rows = [(row.number, unpacked(_renamed(table, row.values, renames), table.where(row.number))) for row in table.rows]
+    rows = [
+        (row.number, parse_json_cells(_renamed(table, row.values, renames), table.where(row.number)))
+        for row in table.rows
+    ]
     shadowed = {name for name in renames if name in table.rows[0].values and name not in renames.values()}
     layout = _layout(table, [values for _, values in rows], renames)
     records: list[Record] = []
@@ -95,9 +98,11 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
     """The layout of a table, by all columns that its rows have."""
     columns = dict.fromkeys(name for values in rows for name in values)
     opinions = [
-        name for name in OPINIONS if name in columns and all(truth(values.get(name)) is not None for values in rows)
+        name
+        for name in LABEL_LIKE_COLUMNS
+        if name in columns and all(as_label(values.get(name)) is not None for values in rows)
     ]
-    found = recognise(columns, renames, opinions)
+    found = find_layout(columns, renames, opinions)
     if found is None:
         raise ConfigError(
             f"{table.name}: no known layout has the columns {names(columns)}; expected for example prompt and "
@@ -105,7 +110,7 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
             "label, or text; other names are mapped with data.columns, as in data.columns.prompt=their_name"
         )
     turns = found.parts["messages"]
-    if "messages" in found.format.needs and all(any(waits(row.get(name)) for name in turns) for row in rows):
+    if "messages" in found.format.needs and all(any(awaits_answer(row.get(name)) for name in turns) for row in rows):
         return replace(found, format=FORMATS["prompt"], parts={**found.parts, "prompt": turns})
     answers = found.format.answers
     return replace(found, repeats=all(_repeats(found, row, answers) for row in rows)) if answers else found
@@ -120,13 +125,13 @@ def _repeats(layout: Layout, values: Values, answers: Sequence[str]) -> bool:
 def _record(row: int, fields: Fields) -> Record:
     record = fields.layout.format.build(row, fields)
     if not isinstance(record, Prompt):
-        _weigh(fields)
-    fields.refuse_rest()
+        _check_weight(fields)
+    fields.check_unused()
     # A column of the row wins over the parts that its answer was taken into.
     return replace(record, columns={**record.columns, **fields.rest()})
 
 
-def _weigh(fields: Fields) -> None:
+def _check_weight(fields: Fields) -> None:
     """Drops a row of weight 0; other weights than 1 are refused."""
     found = fields.optional("weight")
     if found is None:
@@ -149,7 +154,7 @@ MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:"
 """How text begins that is messages: as JSON, or as Python prints them."""
 
 
-def unpacked(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def parse_json_cells(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """The columns of a row, its lists and messages read from text. Raises ConfigError for text that is not JSON."""
     return {name: _read(name, value, where) if isinstance(value, str) else value for name, value in values.items()}
 
@@ -166,4 +171,4 @@ def _read(name: str, value: str, where: str) -> Any:
             "column with json.dumps"
         ) from None
     # What stood in the text as escapes is looked at only now.
-    return usable({name: found}, where)[0][name]
+    return clean_values({name: found}, where)[0][name]

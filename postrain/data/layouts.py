@@ -52,7 +52,7 @@ COLUMNS = (
     *("margin", "label", "weight", "steps", "labels", "answer"),
 )
 """The parts, and a reward's answer, for which `data.columns` can name a column."""
-OPINIONS = (
+LABEL_LIKE_COLUMNS = (
     *("rating", "vote", "feedback", "verdict", "correct", "is_correct", "accepted", "is_accepted", "preferred"),
     *("is_preferred", "liked", "good", "is_good", "passed", "approved", "upvoted", "helpful", "success", "is_chosen"),
     *("accept", "correctness"),
@@ -68,7 +68,7 @@ REFUSED_COLUMNS: Mapping[str, str] = {
 """Columns that change what a row means, with the reason why they cannot be used."""
 EMPTY_JSON = ("[]", "{}", "null")
 """Columns of tools often hold JSON as text."""
-MOST_NAMES, LONGEST_NAME = 20, 60
+MAX_NAMES, MAX_NAME_LENGTH = 20, 60
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,11 @@ class Layout:
     """True where every answer begins with its prompt, which is then cut off."""
 
 
-def recognise(columns: Collection[str], mapped: Collection[str], opinions: Collection[str]) -> Layout | None:
+def find_layout(columns: Collection[str], mapped: Collection[str], opinions: Collection[str]) -> Layout | None:
     """The layout of a table with these columns; None where there is none.
 
-    `mapped` are the parts that `data.columns` names a column for, `opinions` those of OPINIONS that hold labels.
+    `mapped` are the parts that `data.columns` names a column for; `opinions` are the LABEL_LIKE_COLUMNS that hold
+    labels.
     """
     needed = {part: (part,) for known in FORMATS.values() for part in known.needs}
     spellings = {part: (part,) if part in mapped else known for part, known in {**needed, **PARTS}.items()}
@@ -203,7 +204,7 @@ class Fields:
         """The columns that have not been used."""
         return {name: value for name, value in self.values.items() if name not in self.used}
 
-    def refuse_rest(self) -> None:
+    def check_unused(self) -> None:
         """Raises Malformed where a column is left that would change what the row means."""
         for name, value in self.rest().items():
             if name in REFUSED_COLUMNS and not empty(value) and value not in EMPTY_JSON:
@@ -242,7 +243,7 @@ def is_list(value: Any) -> bool:
 
 def names(columns: Sequence[str] | Mapping[str, Any]) -> str:
     """Names of columns for a message of one line."""
-    cut = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in columns]
+    cut = [name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}..." for name in columns]
     shown = [name if name.isprintable() and name else repr(name) for name in cut]
-    more = f" and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
-    return (", ".join(shown[:MOST_NAMES]) or "(none)") + more
+    more = f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
+    return (", ".join(shown[:MAX_NAMES]) or "(none)") + more

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postrain.data.conversation import Message, Messages, is_transcript, opened, transcript
+from postrain.data.conversation import Message, Messages, is_transcript, transcript, with_prefill
 from postrain.data.layouts import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, names, text
 
 ROLES = {
@@ -82,7 +82,7 @@ def _listed(value: Any) -> Any:
     return [value]
 
 
-def waits(value: Any) -> bool:
+def awaits_answer(value: Any) -> bool:
     """True for messages that end with the user's, or with one to be continued, so that an answer is still to come."""
     last = value[-1] if is_list(value) and value else None
     if not isinstance(last, Mapping):
@@ -91,7 +91,7 @@ def waits(value: Any) -> bool:
     return (isinstance(role, str) and ROLES.get(role.lower()) == "user") or any(last.get(field) for field in PREFIXES)
 
 
-def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
+def parse_prompt(fields: Fields, value: Any, name: str) -> Messages:
     """A prompt as text, as a transcript, as messages, or as an object that holds messages.
 
     An assistant's message at its end is to be continued.
@@ -99,9 +99,9 @@ def prompt_turns(fields: Fields, value: Any, name: str) -> Messages:
     if isinstance(value, str):
         return transcript(value) if is_transcript(value) else (Message("user", str(value)),)
     if isinstance(value, Mapping) and "messages" in value:
-        _note(fields, value, name, ("messages",))
+        _check_fields(fields, value, name, ("messages",))
         value = value["messages"]
-    return opened(messages(fields, value, name, or_text="text or ", is_prompt=True))
+    return with_prefill(messages(fields, value, name, or_text="text or ", is_prompt=True))
 
 
 def history(fields: Fields, value: Any, name: str) -> Messages:
@@ -122,19 +122,19 @@ def _message(fields: Fields, item: Any, name: str, *, begun: bool) -> Message:
     """One message; where it has `begun` and is the assistant's, it may say so."""
     if not isinstance(item, Mapping):
         raise Malformed(f"{name} has to hold messages with role and content, got {item!r:.60}")
-    role_field, role = _either(item, ("role", "from"), name, same=ROLES)
+    role_field, role = _field_of(item, ("role", "from"), name, same=ROLES)
     role = role.lower() if isinstance(role, str) else role
     if isinstance(role, str) and role in TOOL_ROLES:
         raise Malformed(f"{name} has a message with the role {role!r}: {TOOLS}; remove the row")
     if not isinstance(role, str) or role not in ROLES:
         raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {', '.join(sorted(ROLES))}")
-    content_field, content = _either(item, ("content", "value"), name)
+    content_field, content = _field_of(item, ("content", "value"), name)
     begins = PREFIXES if begun and ROLES[role] == "assistant" else ()
-    _note(fields, item, name, (role_field, content_field, *WEIGHTS, *begins))
+    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, *begins))
     return Message(ROLES[role], _content(fields, content, name), _learned(item, ROLES[role], name))
 
 
-def _either(
+def _field_of(
     item: Mapping[str, Any], spellings: tuple[str, str], name: str, *, same: Mapping[str, str] | None = None
 ) -> tuple[str, Any]:
     """The field that is there under one of two names; Malformed where none is, or both are and differ.
@@ -151,7 +151,7 @@ def _either(
     return chosen, item.get(chosen)
 
 
-def _note(fields: Fields, item: Mapping[str, Any], name: str, used: Sequence[str]) -> None:
+def _check_fields(fields: Fields, item: Mapping[str, Any], name: str, used: Sequence[str]) -> None:
     """Refuses what changes the meaning of a message, and notes all else that is not used."""
     for field, value in item.items():
         if field in used or empty(value):
@@ -185,7 +185,7 @@ def _part(fields: Fields, part: Any, name: str) -> str:
     if not isinstance(part, Mapping) or kind not in TEXT_PARTS:
         reason = (REFUSED.get(kind) or _refused_word(kind) or MEDIA) if isinstance(kind, str) else MEDIA
         raise Malformed(f"{name} has a content part of the type {kind!r:.40}: {reason}; remove the row")
-    _note(fields, part, f"{name}.content", ("type", "text"))
+    _check_fields(fields, part, f"{name}.content", ("type", "text"))
     return text(part.get("text"), f"the text of a content part in {name}")
 
 

@@ -26,10 +26,10 @@ from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.kinds.text import Text
 from postrain.data.layouts import COLUMNS
-from postrain.data.quality import Quality, sift
-from postrain.data.reading import Account, Reading, Split, learnable, reasons, split, unseen
+from postrain.data.quality import Quality, apply_filters
+from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_overlap, drop_unlearnable, reasons, split
 from postrain.data.records import Record, convert, encode
-from postrain.data.schedule import HeldOut, Plan, Schedule
+from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.sources import Files, Loaded, Rows, Source, read_held_out
 from postrain.errors import ConfigError
 from postrain.types import Count, CountOrZero, Size
@@ -107,7 +107,7 @@ class DataModule(LightningDataModule):
         """Scores a completion of this data."""
         self.start_update = 0
         """The first update to give batches for; a resumed method's counters go before it."""
-        self.made_for: Plan | None = None
+        self.prepared_for: DataSpec | None = None
         """What `setup` prepared last; None where somebody else has called `prepare`, or nobody yet."""
 
     # Before training ----------------------------------------------------------------------------------------------
@@ -129,20 +129,22 @@ class DataModule(LightningDataModule):
         `kind` names a record; `completion_tokens` are left free after the prompts that will be sampled from;
         `use_margin` says that the method reads the margins of pairs.
         """
-        self.plan = Plan(kind, context, completion_tokens, batch_size, updates, seed, use_margin)
+        self.spec = DataSpec(kind, context, completion_tokens, batch_size, updates, seed, use_margin)
         loaded = self._load()
         # Running text says nothing of templates: an exported base model keeps its tokenizer's own.
         running = kind == Text.__name__
         mode = "plain" if running else loaded.template if self.template == "auto" else self.template
         self.chat_template = Template(tokenizer, mode=mode, seed=seed, install=not running)
-        account = Account()
-        parts = self._split(loaded, account, used={"margin"} if use_margin else set())
-        dropped = account.dropped
+        counts = RowCounts()
+        parts = self._split(loaded, counts, used={"margin"} if use_margin else set())
+        dropped = counts.dropped
         self.records = parts
         encoder = self._encoder(self._row_length())
-        self.train = learnable(encode(self._presented(parts.train), encoder), dropped, loaded.train.name)
-        self.eval = learnable(self._held_out(encoder, parts), dropped, loaded.train.name)
-        self.audit = self._audit(loaded, parts, account, encoder)
+        self.train = drop_unlearnable(
+            encode(self._with_reward_columns(parts.train), encoder), dropped, loaded.train.name
+        )
+        self.eval = drop_unlearnable(self._held_out(encoder, parts), dropped, loaded.train.name)
+        self.audit = self._audit(loaded, parts, counts, encoder)
         self.audit.check()
         return self.audit
 
@@ -150,12 +152,12 @@ class DataModule(LightningDataModule):
         """Prepares what the Trainer's method learns from, unless it is prepared already. Raises ConfigError for rows
         that it cannot learn from."""
         method: Any = self.trainer.lightning_module if self.trainer else None
-        if method is None or (hasattr(self, "audit") and self.made_for is None):
+        if method is None or (hasattr(self, "audit") and self.prepared_for is None):
             return
-        plan = method.plan()
-        if plan != self.made_for:
-            self.prepare(tokenizer=self.own_tokenizer or method.parts.template.tokenizer, **asdict(plan))
-            self.made_for = plan
+        spec = method.data_spec()
+        if spec != self.prepared_for:
+            self.prepare(tokenizer=self.own_tokenizer or method.parts.template.tokenizer, **asdict(spec))
+            self.prepared_for = spec
 
     def _load(self) -> Loaded:
         if self.path is not None:
@@ -166,56 +168,56 @@ class DataModule(LightningDataModule):
             loaded = replace(loaded, held_out=read_held_out(self.eval_path)) if self.eval_path else loaded
         return replace(loaded, train=loaded.train.head(self.max_rows))
 
-    def _split(self, loaded: Loaded, account: Account, used: set[str]) -> Split:
-        """The records of both parts; what falls by the way is counted in `account`, unless something has `used` it."""
+    def _split(self, loaded: Loaded, counts: RowCounts, used: set[str]) -> Split:
+        """The records of both parts; what falls by the way is counted in `counts`, unless something has `used` it."""
         if self.gold is not None:
             used = {*used, "gold"}
-        reading = Reading(
-            kind=self.plan.kind,
+        reading = RecordReader(
+            kind=self.spec.kind,
             columns=self.columns,
             quality=self.quality,
             loss_on=self.loss_on,
             known=frozenset(used if self.quality.balance is None else {*used, self.quality.balance}),
         )
-        dropped, name, seed = account.dropped, loaded.train.name, self.plan.seed
-        train = reading.records(loaded.train, account)
+        dropped, name, seed = counts.dropped, loaded.train.name, self.spec.seed
+        train = reading.records(loaded.train, counts)
         if loaded.held_out is None:
             parts = split(train, fraction=self.eval_fraction, eval_rows=self.eval_rows, seed=seed, source=name)
         else:
-            held_out = reading.records(loaded.held_out, account)
-            parts = unseen(train, held_out, eval_rows=self.eval_rows, source=loaded.held_out.name)
+            held_out = reading.records(loaded.held_out, counts)
+            parts = drop_overlap(train, held_out, eval_rows=self.eval_rows, source=loaded.held_out.name)
         dropped.update(parts.dropped)
-        sifted = sift(parts.train, self.quality, seed=seed)
-        dropped.update(sifted.dropped)
-        if not sifted.records:
+        filtered = apply_filters(parts.train, self.quality, seed=seed)
+        dropped.update(filtered.dropped)
+        if not filtered.records:
             raise ConfigError(f"{name}: no row is left to learn from: {reasons(dropped)}; loosen data.quality")
-        return replace(parts, train=sifted.records)
+        return replace(parts, train=filtered.records)
 
     def _held_out(self, encoder: Encoder, parts: Split) -> tuple[Encoded, ...]:
         """The held-out rows; those that they cannot be encoded without are left out again."""
-        borrowed = KINDS[self.plan.kind].borrowed(parts.held_out, parts.train)
-        return encode(self._presented((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
+        borrowed = KINDS[self.spec.kind].borrowed(parts.held_out, parts.train)
+        return encode(self._with_reward_columns((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
 
-    def _presented(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
-        return KINDS[self.plan.kind].presented(records)
+    def _with_reward_columns(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
+        return KINDS[self.spec.kind].with_reward_columns(records)
 
     def _row_length(self) -> int:
         """Tokens a training row may have; a prompt leaves room for what will be sampled."""
-        context = self.plan.context
+        context = self.spec.context
         if self.max_length is not None and self.max_length > context:
             raise ConfigError(
                 f"data.max_length={self.max_length}: the model has a context of {context}; give at most that"
             )
-        longest = self._prompt_length() if self.plan.kind == Prompt.__name__ else context
+        longest = self._prompt_length() if self.spec.kind == Prompt.__name__ else context
         return min(longest, self.max_length or longest)
 
     def _prompt_length(self) -> int:
         """Tokens a prompt that is sampled from may have."""
-        room = self.plan.context - self.plan.completion_tokens
+        room = self.spec.context - self.spec.completion_tokens
         if room < 1:
             raise ConfigError(
-                f"rollout.max_new_tokens={self.plan.completion_tokens} fills the model's context of "
-                f"{self.plan.context} tokens (environment.room counted in) and leaves none for a prompt; give fewer"
+                f"rollout.max_new_tokens={self.spec.completion_tokens} fills the model's context of "
+                f"{self.spec.context} tokens (environment.room counted in) and leaves none for a prompt; give fewer"
             )
         return room
 
@@ -229,23 +231,23 @@ class DataModule(LightningDataModule):
             layout=self.steps,
         )
 
-    def _audit(self, loaded: Loaded, parts: Split, account: Account, encoder: Encoder) -> Audit:
+    def _audit(self, loaded: Loaded, parts: Split, counts: RowCounts, encoder: Encoder) -> Audit:
         return Audit(
             source=loaded.train.name,
-            kind=self.plan.kind,
+            kind=self.spec.kind,
             template=self.chat_template.name,
             rows_read=len(loaded.train.rows) + (len(loaded.held_out.rows) if loaded.held_out else 0),
             rows_train=len(parts.train),
             rows_eval=len(parts.held_out),
-            dropped=dict(+account.dropped),
-            repaired=dict(+account.repaired),
-            unused=dict(+account.unused),
-            offered=tuple(account.offered),
+            dropped=dict(+counts.dropped),
+            repaired=dict(+counts.repaired),
+            unused=dict(+counts.unused),
+            offered=tuple(counts.offered),
             cut=dict(encoder.cuts),
             samples=audits.show(self.train, self.chat_template, self.show_mask),
             packed=self.pack,
-            updates=self.plan.updates,
-            batch_size=self.plan.batch_size,
+            updates=self.spec.updates,
+            batch_size=self.spec.batch_size,
             **audits.count(
                 self.train,
                 self.eval,
@@ -256,38 +258,38 @@ class DataModule(LightningDataModule):
 
     # While training -----------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Schedule:
+    def train_dataloader(self) -> TrainBatches:
         """The batches of the updates that are still to do, this rank's share."""
         trainer = self.trainer
         method = trainer.lightning_module if trainer else None
         ranks = trainer.world_size if trainer else 1
-        if ranks > self.plan.batch_size:
-            raise ConfigError(f"method.batch_size={self.plan.batch_size}: {ranks} ranks need at least {ranks} rows")
-        return Schedule(
+        if ranks > self.spec.batch_size:
+            raise ConfigError(f"method.batch_size={self.spec.batch_size}: {ranks} ranks need at least {ranks} rows")
+        return TrainBatches(
             items=self.train,
-            batch_size=self.plan.batch_size,
-            updates=self.plan.updates,
-            seed=self.plan.seed,
+            batch_size=self.spec.batch_size,
+            updates=self.spec.updates,
+            seed=self.spec.seed,
             start=self.start_update,
             done=lambda: getattr(getattr(method, "counters", None), "updates", 0),
             rank=trainer.global_rank if trainer else 0,
             ranks=ranks,
         )
 
-    def val_dataloader(self) -> HeldOut:
+    def val_dataloader(self) -> EvalBatches:
         """The batches of an evaluation, the same on every rank."""
-        return HeldOut(self.eval)
+        return EvalBatches(self.eval)
 
     def eval_prompts(self, count: int) -> Prompts:
         """The first `count` different held-out prompts, to sample from; of running text, the beginning of each."""
         different = list({record.prompt_content(): record for record in self.records.held_out}.values())[:count]
         encoder = self._encoder(self._prompt_length())
-        if self.plan.kind == Text.__name__:
+        if self.spec.kind == Text.__name__:
             return EncodedPrompt.collate(
                 [record.encode_beginning(encoder) for record in different if isinstance(record, Text)]
             )
         found = convert(different, Prompt.__name__, source="the held-out rows").records
-        asked = Prompt.presented(tuple(record for record in found if isinstance(record, Prompt)))
+        asked = Prompt.with_reward_columns(tuple(record for record in found if isinstance(record, Prompt)))
         return EncodedPrompt.collate([record.encode(encoder) for record in asked])
 
     def token_ids(self) -> list[int]:

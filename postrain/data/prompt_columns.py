@@ -10,7 +10,7 @@ from typing import Any
 
 from postrain.data.conversation import LAST_TURN, Message, Messages, is_transcript
 from postrain.data.layouts import PARTS, Fields, Malformed, empty, is_list, text
-from postrain.data.messages import history, messages, prompt_turns
+from postrain.data.messages import history, messages, parse_prompt
 
 REPEATED = "prompt cut off the answer that repeats it"
 
@@ -30,7 +30,7 @@ def asked(fields: Fields) -> Messages:
         # Some files carry the context inside of the prompt already.
         if given[1].strip() not in value:
             value = "\n\n".join(part for part in (str(value), str(given[1])) if part)
-    return prompt_turns(fields, value, name)
+    return parse_prompt(fields, value, name)
 
 
 def begun(fields: Fields, turns: Messages) -> Messages:
@@ -49,23 +49,23 @@ def begun(fields: Fields, turns: Messages) -> Messages:
     return (*(opening or (Message("system", content),)), *rest)
 
 
-def agreed(prompt: Messages, shared: Messages, sides: str) -> Messages:
+def merge_prompts(prompt: Messages, shared: Messages, sides: str) -> Messages:
     """The prompt of a pair whose sides begin with the turns `shared`, beside a prompt column."""
     if not shared or not prompt:
         return shared or prompt
-    if says_again(prompt, shared):
+    if messages_repeated(prompt, shared):
         return shared
     if shared[0].role == "assistant":
         return prompt + shared
     raise Malformed(f"prompt and the turns that begin {sides} differ; remove the column prompt or correct the turns")
 
 
-def says_again(some: Sequence[Message], turns: Sequence[Message]) -> bool:
+def messages_repeated(some: Sequence[Message], turns: Sequence[Message]) -> bool:
     """True where everything in `some` stands in the turns too."""
     return all(any(message.content.strip() in turn.content for turn in turns) for message in some)
 
 
-def conversation_turns(fields: Fields) -> Messages:
+def read_conversation(fields: Fields) -> Messages:
     """The turns of the column `messages`. Columns that repeat a part of it are used, those that differ refused."""
     name, value = fields.needed("messages")
     turns = messages(fields, value, name)
@@ -73,7 +73,7 @@ def conversation_turns(fields: Fields) -> Messages:
         return turns
     for part in ("prompt", "completion"):
         for other in (column for column in PARTS[part] if column in fields.values):
-            if not all(any(said.strip() in turn.content for turn in turns) for said in _said(fields.values[other])):
+            if not all(any(said.strip() in turn.content for turn in turns) for said in _texts(fields.values[other])):
                 raise Malformed(
                     f"{other} and {name} both hold the {part} and differ; to use {name} alone give "
                     f"data.columns.messages={name}"
@@ -82,7 +82,7 @@ def conversation_turns(fields: Fields) -> Messages:
     return turns
 
 
-def _said(value: Any) -> list[str]:
+def _texts(value: Any) -> list[str]:
     """The texts in a column of text or of messages."""
     if isinstance(value, str):
         return [value]
@@ -91,7 +91,7 @@ def _said(value: Any) -> list[str]:
     return [said for said in found if isinstance(said, str)]
 
 
-def answer_of(turns: Messages, name: str) -> str:
+def last_answer(turns: Messages, name: str) -> str:
     """The last message's content, which has to be learned from."""
     if not turns[-1].learned:
         raise Malformed(f"{name} ends with a message of weight 0, so nothing is left to compare; remove the row")
@@ -106,7 +106,7 @@ def repeats_prompt(prompt: Any, answers: Sequence[Any]) -> bool:
     return len(texts) == len(answers) and all(t.startswith(prompt) and len(t) > len(prompt) for t in texts)
 
 
-def cut_prompt(fields: Fields, answers: tuple[str, ...]) -> tuple[str, ...]:
+def strip_repeated_prompt(fields: Fields, answers: tuple[str, ...]) -> tuple[str, ...]:
     """The answers without the prompt that all of them begin with.
 
     A short prompt may begin an answer by chance ("Hi", "Hi there"), so text is cut only where every row of the table

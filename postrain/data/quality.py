@@ -47,14 +47,14 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Sifted:
+class Filtered:
     """What the filters kept."""
 
     records: tuple[Record, ...]
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def sane(records: Iterable[Record], quality: Quality, where: Callable[[int], str]) -> Sifted:
+def drop_invalid(records: Iterable[Record], quality: Quality, where: Callable[[int], str]) -> Filtered:
     """Only records whose labels can be learned; `where` names a row in an error."""
     kept: list[Record] = []
     dropped: Counter[str] = Counter()
@@ -71,10 +71,10 @@ def sane(records: Iterable[Record], quality: Quality, where: Callable[[int], str
             dropped[reason] += 1
         else:
             kept.append(record)
-    return Sifted(tuple(kept), dropped)
+    return Filtered(tuple(kept), dropped)
 
 
-def sift(records: Sequence[Record], quality: Quality, *, seed: int) -> Sifted:
+def apply_filters(records: Sequence[Record], quality: Quality, *, seed: int) -> Filtered:
     """The records worth learning from, in their order."""
     kept, dropped = tuple(records), Counter[str]()
     for reason, apply in _filters(quality, seed):
@@ -82,7 +82,7 @@ def sift(records: Sequence[Record], quality: Quality, *, seed: int) -> Sifted:
         if len(rest) < len(kept):
             dropped[reason] += len(kept) - len(rest)
         kept = rest
-    return Sifted(kept, dropped)
+    return Filtered(kept, dropped)
 
 
 Filter = Callable[[Sequence[Record]], Iterable[Record]]
@@ -92,23 +92,23 @@ def _filters(quality: Quality, seed: int) -> list[tuple[str, Filter]]:
     low, high, limit = quality.min_characters, quality.max_characters, quality.max_repetition
     active: list[tuple[str, Filter]] = []
     if low:
-        active.append((f"shorter than {low} characters", _by(lambda text: len(text) >= low)))
+        active.append((f"shorter than {low} characters", _keep_where(lambda text: len(text) >= low)))
     if high is not None:
-        active.append((f"longer than {high} characters", _by(lambda text: len(text) <= high)))
+        active.append((f"longer than {high} characters", _keep_where(lambda text: len(text) <= high)))
     if limit < 1:
-        active.append((f"repetition above {limit:g}", _by(lambda text: repetition(text) <= limit)))
+        active.append((f"repetition above {limit:g}", _keep_where(lambda text: repetition(text) <= limit)))
     if quality.dedupe:
-        active.append(("duplicate", _distinct))
+        active.append(("duplicate", _without_duplicates))
     if quality.near_dedupe is not None:
         threshold = quality.near_dedupe
-        active.append(("near duplicate", lambda records: _far_apart(records, threshold)))
+        active.append(("near duplicate", lambda records: _without_near_duplicates(records, threshold)))
     if quality.balance is not None:
         column = quality.balance
         active.append((f"balance of {column}", lambda records: _balanced(records, column, seed)))
     return active
 
 
-def _by(good: Callable[[str], bool]) -> Filter:
+def _keep_where(good: Callable[[str], bool]) -> Filter:
     return lambda records: (record for record in records if all(good(text) for text in record.completions()))
 
 
@@ -117,7 +117,7 @@ def repetition(text: str) -> float:
     return 1 - distinct_ngram_share(text.lower().split(), REPEATED_WORDS)
 
 
-def _distinct(records: Sequence[Record]) -> Iterable[Record]:
+def _without_duplicates(records: Sequence[Record]) -> Iterable[Record]:
     seen: set[Hashable] = set()
     for record in records:
         # A judged completion and its opposite are a contradiction, not a duplicate.
@@ -127,7 +127,7 @@ def _distinct(records: Sequence[Record]) -> Iterable[Record]:
             yield record
 
 
-def _far_apart(records: Sequence[Record], threshold: float) -> Iterable[Record]:
+def _without_near_duplicates(records: Sequence[Record], threshold: float) -> Iterable[Record]:
     datasketch = load("datasketch")
     index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     for place, record in enumerate(records):

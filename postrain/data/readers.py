@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from postrain.data.values import decode, usable
+from postrain.data.values import clean_values, decode
 from postrain.errors import ConfigError
 
 # Running text is cut into documents of about this many characters, at blank lines: far fewer rows than paragraphs,
@@ -35,7 +35,7 @@ csv.field_size_limit(2**31 - 1)
 
 
 class Cell(str):
-    """A cell of a CSV file, where nothing tells the truth value true from the word."""
+    """A cell of a CSV file, where the truth value true cannot be told from the word."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def make_table(name: str, unit: str, rows: Iterator[tuple[int, Mapping[str, Any]
     made: list[Row] = []
     repaired: Counter[str] = Counter()
     for number, raw in rows:
-        values, replaced = usable(raw, f"{name}, {unit} {number}")
+        values, replaced = clean_values(raw, f"{name}, {unit} {number}")
         made.append(Row(number, values))
         repaired.update(replaced)
     return Table(name, unit, tuple(made), repaired)
@@ -237,9 +237,9 @@ def _arrow(raw: bytes, name: str) -> Numbered:
     import pyarrow  # noqa: PLC0415 - start-up time
 
     buffer = pyarrow.BufferReader(raw)
-    opened = pyarrow.ipc.open_file if raw.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+    open_table = pyarrow.ipc.open_file if raw.startswith(b"ARROW1") else pyarrow.ipc.open_stream
     try:
-        table = opened(buffer).read_all()
+        table = open_table(buffer).read_all()
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{name}: cannot be read as Arrow ({' '.join(str(error).split())[:120]})") from None
     _refuse_repeated(table.column_names, name)

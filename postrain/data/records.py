@@ -60,7 +60,7 @@ class Record(ABC):
         """Why the labels of the record cannot be learned; None where they can."""
         return None
 
-    def left_out(self, kind: str) -> tuple[str, ...]:
+    def unused_parts(self, kind: str) -> tuple[str, ...]:
         """The parts that are not used where the record serves as `kind`."""
         return ()
 
@@ -76,7 +76,7 @@ class Record(ABC):
         return tuple(record.encode(encoder) for record in records)
 
     @classmethod
-    def presented(cls, records: tuple[Any, ...]) -> tuple[Any, ...]:
+    def with_reward_columns(cls, records: tuple[Any, ...]) -> tuple[Any, ...]:
         """The records with the columns that rewards get besides their own."""
         return records
 
@@ -147,18 +147,18 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
         possible = " or ".join(wanted for held, wanted in CONVERSIONS if held == have)
         raise ConfigError(
             f"data: this method learns from {kind} records, but {source} holds {have} records"
-            f"{_half(records[0])}"
+            f"{_missing_side(records[0])}"
             f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
-            f"{_others(records[0], kind)}"
+            f"{_mapping_hint(records[0], kind)}"
         )
     seen = [found.build(record) for record in records]
-    unused = Counter(part for record in records for part in record.left_out(kind))
+    unused = Counter(part for record in records for part in record.unused_parts(kind))
     return Converted(
         tuple(record for made in seen for record in made), Counter(found.reason for made in seen if not made), unused
     )
 
 
-def _others(record: Record, kind: str) -> str:
+def _mapping_hint(record: Record, kind: str) -> str:
     """The columns of a prompt without an answer, which may hold what it lacks under another name."""
     needs = KINDS[kind].needs
     if record.supervises != "nothing" or not record.columns or not needs:
@@ -167,7 +167,7 @@ def _others(record: Record, kind: str) -> str:
     return f", or name the columns it needs, of {names(record.columns)}: {mapped}"
 
 
-def _half(record: Record) -> str:
+def _missing_side(record: Record) -> str:
     """What to say of a pair that lost a side, because a row with one side alone passes for something else."""
     sides = ("chosen", "rejected")
     there = [side for side in sides if side in record.columns]

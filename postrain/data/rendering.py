@@ -194,7 +194,7 @@ def turn_end(text: str, ends: Sequence[str]) -> int | None:
     return min(found)[0] - min(found)[1] if found else None
 
 
-def through_ends(text: str, marked: Spans, ends: Sequence[str]) -> Spans:
+def extend_to_turn_ends(text: str, marked: Spans, ends: Sequence[str]) -> Spans:
     """Marked stretches of text, each from its start through the token that ends its turn, wherever the mark was set.
 
     A model never writes what follows that token, such as a line break; and it writes the token, mark or not.

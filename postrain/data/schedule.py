@@ -21,7 +21,7 @@ compare."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class DataSpec:
     """What the rest of a run says about its data."""
 
     kind: str
@@ -38,7 +38,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvalBatches:
     """The held-out items in order, as batches; the last one may be short."""
 
     items: Sequence[Encoded]
@@ -53,7 +53,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TrainBatches:
     """The batches of the updates from `start` on, this rank's share of each."""
 
     items: Sequence[Encoded]
@@ -79,7 +79,7 @@ class Schedule:
         """The items of a global batch. Epochs follow each other without a seam."""
         return self.places(update * self.batch_size, self.batch_size)
 
-    def visited(self) -> list[int]:
+    def indices_seen(self) -> list[int]:
         """Every item of the whole run, however often it comes: all, or the beginning of the first epoch."""
         return self.places(0, min(len(self.items), self.updates * self.batch_size))
 

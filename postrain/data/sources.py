@@ -166,11 +166,11 @@ class Paraphrases(Source):
         return Table(f"{len(self.facts)} facts in {len(wordings)} wordings ({side})", "row", rows)
 
     def _values(self, side: str, wording: str, fact: Mapping[str, str]) -> dict[str, Any]:
-        answer = filled("answer", self.answer, fact)
-        others = {filled("answer", self.answer, other) for other in self.facts} - {answer}
+        answer = fill("answer", self.answer, fact)
+        others = {fill("answer", self.answer, other) for other in self.facts} - {answer}
         return {
-            "prompt": filled(side, wording, fact),
-            "completion": filled("completion", self.completion, fact),
+            "prompt": fill(side, wording, fact),
+            "completion": fill("completion", self.completion, fact),
             "answer": answer,
             "gold": {
                 "weights": {"correct": 1.0},
@@ -179,7 +179,7 @@ class Paraphrases(Source):
         }
 
 
-def filled(key: str, text: str, fact: Mapping[str, str]) -> str:
+def fill(key: str, text: str, fact: Mapping[str, str]) -> str:
     """A text with a fact's values in place of its {names}."""
     try:
         return text.format(**fact)

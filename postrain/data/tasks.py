@@ -95,7 +95,7 @@ class ReasoningGym(Source):
         with isolate_rng(include_cuda=False):
             made = dataset(self.task, self.settings, seed=seed, size=draws)
             for index in range(draws):
-                item = seeded_item(made, seed, index)
+                item = draw_item(made, seed, index)
                 if split_of(item["question"]) == side:
                     found.setdefault(index if side == "train" else item["question"], item)
                 if len(found) == count:
@@ -115,7 +115,7 @@ class ReasoningGym(Source):
         return {**values, "completion": self.reply.replace("{answer}", item["answer"])}
 
 
-def seeded_item(made: Any, seed: int, index: int) -> dict[str, Any]:
+def draw_item(made: Any, seed: int, index: int) -> dict[str, Any]:
     """An item, plain. Some tasks draw from Python's or numpy's own generator instead of their seed."""
     random.seed(seed + index)
     np.random.seed(seed + index)

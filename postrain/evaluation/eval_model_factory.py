@@ -71,7 +71,7 @@ class EvalModelFactory:
     ) -> None:
         """`data` is prepared for the method; `reward` is the run's configured reward."""
         self.named = reward
-        plan = data.plan
+        plan = data.spec
         self.data_as = DataConversions(
             data=data,
             resolved=resolved,

@@ -131,7 +131,7 @@ def encoded_for(template: Template, prompts: Prompts, data: DataModule) -> Promp
     """The same prompts encoded for another model; for running text, the beginnings of the texts."""
     held_out = {record.row: record for record in data.records.held_out}
     records = [held_out[row] for row in prompts.row_ids]
-    if data.plan.kind == "Text":
+    if data.spec.kind == "Text":
         return replace(prompts, ids=tuple(template.encode_text(text) for text in prompts.texts))
     converted = convert(records, Prompt.__name__, source="the held-out rows").records
     ids = tuple(

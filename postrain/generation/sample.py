@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from postrain.data.conversation import Message, Messages, opened
+from postrain.data.conversation import Message, Messages, with_prefill
 from postrain.data.kinds.prompt import EncodedPrompt, Prompts
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
@@ -173,7 +173,7 @@ def completions_of_record(record: Record) -> PromptCompletions:
 
 
 def _prompt(value: Any) -> str | Messages:
-    return value if isinstance(value, str) else opened(tuple(Message(**turn) for turn in value))
+    return value if isinstance(value, str) else with_prefill(tuple(Message(**turn) for turn in value))
 
 
 def _conversation(prompt: str, columns: Mapping[str, Any]) -> str | Messages:

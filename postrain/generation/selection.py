@@ -12,7 +12,7 @@ from typing import Annotated, Any, Protocol
 
 from annotated_types import MinLen
 
-from postrain.data.layouts import OPINIONS, PARTS
+from postrain.data.layouts import LABEL_LIKE_COLUMNS, PARTS
 from postrain.errors import ConfigError
 from postrain.rollout.revise import Revision, preferences
 from postrain.types import Count, Positive
@@ -24,7 +24,7 @@ ROUNDING = 1e-6
 # Columns that a reader would take for a part of the row (data/layouts.py); `text` is the least of them, and `input` has
 # been used where it is text.
 LAYOUT_COLUMNS = frozenset({name for part, names in PARTS.items() if part not in ("text", "input") for name in names})
-LAYOUT_COLUMNS |= frozenset(OPINIONS)
+LAYOUT_COLUMNS |= frozenset(LABEL_LIKE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)

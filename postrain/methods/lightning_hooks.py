@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from postrain.data.module import DataModule
-from postrain.data.schedule import HeldOut, Plan
+from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
 from postrain.methods.components import Counters, Parts
 from postrain.methods.metrics import Metrics, add_metrics
@@ -176,9 +176,9 @@ class LightningHooks(LightningModule):
             raise ConfigError("data: no rows to learn from; call fit(method, datamodule=DataModule(rows, tokenizer))")
         return found
 
-    def plan(self) -> Plan:
+    def data_spec(self) -> DataSpec:
         """Requirements on the data: kind of record, context length, batch size, number of batches."""
-        return Plan(
+        return DataSpec(
             kind=self.kind,
             context=context_length(unwrapped(self.policy).config.to_dict()),
             completion_tokens=self.parts.engine.sampling.max_new_tokens + self.parts.environment.room,
@@ -192,7 +192,7 @@ class LightningHooks(LightningModule):
         """The batches of `data=`, where the Trainer was given no datamodule."""
         return self.datamodule.train_dataloader()
 
-    def val_dataloader(self) -> HeldOut:
+    def val_dataloader(self) -> EvalBatches:
         """The held-out batches of `data=`, where the Trainer was given no datamodule."""
         return self.datamodule.val_dataloader()
 

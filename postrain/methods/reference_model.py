@@ -205,4 +205,4 @@ def print_on_rank_zero(text: str) -> None:
 def all_items(data: DataModule) -> Batch:
     """All items the run will use: those of its updates, and the held-out ones."""
     schedule = data.train_dataloader()
-    return collate([*(schedule.items[index] for index in schedule.visited()), *data.eval])
+    return collate([*(schedule.items[index] for index in schedule.indices_seen()), *data.eval])

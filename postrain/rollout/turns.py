@@ -200,7 +200,7 @@ def _answered(episode: Rollout, step: Step, template: Template, room: int) -> Ro
     would be a wrong one."""
     stats = replace(episode.stats, calls=episode.stats.calls + 1, errors=episode.stats.errors + step.error)
     episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), stats=stats)
-    answer = template.encode_more(step.observation)
+    answer = template.encode_continuation(step.observation)
     if int((~episode.policy_mask).sum()) + len(answer) > room:
         return replace(episode, finished=False, open=False, stats=replace(stats, cut=1))
     return replace(

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from postrain.data.chat import INSTRUCTION, Template
-from postrain.data.conversation import Message, opened, transcript
+from postrain.data.conversation import Message, transcript, with_prefill
 from postrain.data.rendering import clock_at
 from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
@@ -38,9 +38,9 @@ def test_prompts_and_answers_meet_where_the_model_starts_to_write(mode, pad, add
         said = tokenizer.decode(after[:-1], clean_up_tokenization_spaces=False)
         assert said in (answer, " " + answer)
         assert before.tolist().count(tokenizer.bos_token_id) == (adds_bos and mode != "chat")
-        ids, speaks, _ = template.encode((*prompt, Message("assistant", answer)), row=row)
+        ids, is_assistant, _ = template.encode((*prompt, Message("assistant", answer)), row=row)
         assert ids.equal(torch.cat([before, after]))
-        assert speaks.tolist() == [False] * len(before) + [True] * len(after)
+        assert is_assistant.tolist() == [False] * len(before) + [True] * len(after)
 
 
 def test_a_space_at_the_end_of_a_prompt_moves_no_mask():
@@ -54,11 +54,11 @@ def test_a_space_at_the_end_of_a_prompt_moves_no_mask():
 def test_masks_are_the_same_with_and_without_generation_marks_and_leave_out_the_newline_behind_a_turn():
     talk = chat("What is 2 + 2?", "4", "Once?", "The answer is 4.\n")
     marked, unmarked = (Template(byte_tokenizer(template=source)) for source in (MARKED, UNMARKED))
-    ids, speaks, _ = marked.encode(talk)
+    ids, is_assistant, _ = marked.encode(talk)
     other_ids, other_speaks, _ = unmarked.encode(talk)
     assert ids.equal(other_ids)
-    assert decoded(marked, ids[speaks]) == "4<|stop|>The answer is 4.\n<|stop|>"
-    assert other_speaks.equal(speaks)
+    assert decoded(marked, ids[is_assistant]) == "4<|stop|>The answer is 4.\n<|stop|>"
+    assert other_speaks.equal(is_assistant)
 
 
 def decoded(template: Template, ids: torch.Tensor) -> str:
@@ -70,8 +70,8 @@ def test_an_end_of_turn_after_the_mark_is_learned():
         "{{ m.content + '<|stop|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}{{ '<|stop|>' }}"
     )
     template = Template(byte_tokenizer(template=late))
-    ids, speaks, _ = template.encode(chat("What?", "4", "Once?", "4."))
-    assert template.tokenizer.decode(ids[speaks]) == "4<|stop|>4.<|stop|>"
+    ids, is_assistant, _ = template.encode(chat("What?", "4", "Once?", "4."))
+    assert template.tokenizer.decode(ids[is_assistant]) == "4<|stop|>4.<|stop|>"
 
 
 def test_stop_ids_are_eos_end_of_turn_and_what_the_model_says():
@@ -104,7 +104,7 @@ THOUGHT = "<think>\nhm\n</think>\n\nok"
         (UNMARKED, THOUGHT, THOUGHT, False),
         (STRIPPING, THOUGHT, THOUGHT, True),
         (STRIPPING, "ok", "ok", False),
-        # What the generation prompt has opened already is not said again.
+        # What the generation prompt has opened already is not repeated.
         (OPENING, THOUGHT, "hm\n</think>\n\nok", True),
         (OPENING, "<think>hm</think>ok", "hm</think>ok", True),
         (OPENING, "ok", "ok", True),
@@ -118,16 +118,16 @@ def test_an_answer_is_learned_as_it_will_be_sampled(source, answer, learned, not
     assert before.equal(template.encode_prompt(chat("a")))
     assert decoded(template, after) == learned + "<|stop|>"
     assert bool(template.notes) == noted
-    ids, speaks, _ = template.encode(chat("a", answer))
+    ids, is_assistant, _ = template.encode(chat("a", answer))
     assert ids.equal(torch.cat([before, after]))
-    assert decoded(template, ids[speaks]) == learned + "<|stop|>"
+    assert decoded(template, ids[is_assistant]) == learned + "<|stop|>"
 
 
 def test_earlier_answers_that_the_template_rewrites_are_read_and_not_learned():
     template = Template(byte_tokenizer(template=STRIPPING))
-    ids, speaks, _ = template.encode(chat("a", THOUGHT, "b", "c", "d", "e"))
+    ids, is_assistant, _ = template.encode(chat("a", THOUGHT, "b", "c", "d", "e"))
     assert decoded(template, ids).startswith("<|user|>a<|stop|>\n<|assistant|>\n\nok<|stop|>\n<|user|>b<|stop|>")
-    assert decoded(template, ids[speaks]) == "c<|stop|>e<|stop|>"
+    assert decoded(template, ids[is_assistant]) == "c<|stop|>e<|stop|>"
     assert any("rewrites earlier answers" in note for note in template.notes)
 
 
@@ -154,9 +154,9 @@ def test_an_answer_ends_with_the_first_end_token_behind_it(tail, learned):
     template = Template(byte_tokenizer(template=source))
     _, after = template.encode_completion(chat("a"), "b")
     assert decoded(template, after) == learned
-    ids, speaks, _ = template.encode(chat("a", "b", "a", "b"))
+    ids, is_assistant, _ = template.encode(chat("a", "b", "a", "b"))
     first = learned.removesuffix("<|end|>")
-    assert decoded(template, ids[speaks]) == first + learned
+    assert decoded(template, ids[is_assistant]) == first + learned
     # What follows a turn is read before the next one.
     assert decoded(template, ids).startswith(f"user:a{tail}assistant:b{tail}user:a{tail}assistant:b")
 
@@ -172,25 +172,25 @@ def test_the_newline_inside_a_generation_mark_is_not_learned(mark):
     source = "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}MARK{% else %}{{ m.content }}"
     source = source.replace("MARK", mark) + "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     template = Template(byte_tokenizer(template=source))
-    ids, speaks, _ = template.encode(chat("a", "b", "c", "d"))
+    ids, is_assistant, _ = template.encode(chat("a", "b", "c", "d"))
     assert decoded(template, ids) == "user:aassistant:b<|stop|>\nuser:cassistant:d<|stop|>"
-    assert decoded(template, ids[speaks]) == "b<|stop|>d<|stop|>"
+    assert decoded(template, ids[is_assistant]) == "b<|stop|>d<|stop|>"
 
 
 @pytest.mark.parametrize("mode", ["chat", "plain", "vicuna"])
 def test_an_assistants_last_message_in_a_prompt_is_continued(mode):
     tokenizer = byte_tokenizer(template=UNMARKED)
     template = Template(tokenizer, mode=mode)
-    prompt = opened(chat("What is 2 + 2?", "The answer"))
+    prompt = with_prefill(chat("What is 2 + 2?", "The answer"))
     messages = [{"role": turn.role, "content": turn.content} for turn in prompt]
     before, after = template.encode_completion(prompt, " is 4.")
     theirs = tokenizer.apply_chat_template(messages, continue_final_message=True, return_dict=False)
     assert before.tolist() == theirs
     assert before.equal(template.encode_prompt(prompt))
     assert decoded(template, after) == " is 4." + ("<|stop|>" if mode == "chat" else "<|end|>")
-    ids, speaks, _ = template.encode((*prompt, Message("assistant", " is 4.")))
+    ids, is_assistant, _ = template.encode((*prompt, Message("assistant", " is 4.")))
     assert ids.equal(torch.cat([before, after]))
-    assert int(speaks.sum()) == len(after)
+    assert int(is_assistant.sum()) == len(after)
 
 
 def test_an_assistants_message_that_is_no_prefill_is_a_turn_of_its_own():
@@ -204,7 +204,7 @@ def test_a_prefill_that_the_template_leaves_out_is_refused_in_one_line():
     with pytest.raises(
         ConfigError, match=r"row 2: the chat template refuses .* the final message does not appear"
     ) as e:
-        template.encode_prompt(opened(chat("a", "<think>\nhm</think>")), row=2)
+        template.encode_prompt(with_prefill(chat("a", "<think>\nhm</think>")), row=2)
     assert "\n" not in str(e.value)
 
 
@@ -223,9 +223,9 @@ def test_a_transcript_in_the_plain_template_keeps_its_text():
         assert decoded(template, before) == prompt
         assert before.equal(template.encode_prompt(transcript(prompt)))
         assert decoded(template, after) == learned
-        ids, speaks, _ = template.encode((*transcript(prompt), Message("assistant", answer)))
+        ids, is_assistant, _ = template.encode((*transcript(prompt), Message("assistant", answer)))
         assert decoded(template, ids) == prompt + learned
-        assert int(speaks.sum()) == len(after)
+        assert int(is_assistant.sum()) == len(after)
 
 
 def test_a_transcript_in_a_chat_template_becomes_turns():
@@ -304,9 +304,9 @@ def test_pieces_of_a_row_get_no_spaces_of_their_own():
     template = Template(metaspace_tokenizer(template=MARKED))
     before, after = template.encode_completion(chat("what is"), "the answer")
     assert template.tokenizer.convert_ids_to_tokens(after[:3].tolist()) == ["t", "h", "e"]
-    ids, speaks, _ = template.encode(chat("what is", "the answer"))
+    ids, is_assistant, _ = template.encode(chat("what is", "the answer"))
     assert ids.equal(torch.cat([before, after]))
-    assert int(speaks.sum()) == len(after)
+    assert int(is_assistant.sum()) == len(after)
 
 
 def test_random_draws_by_seed_and_row_alone():

@@ -243,8 +243,8 @@ def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one(
     make = encoder(5, adds_bos=True)
     bos = make.template.tokenizer.bos_token_id
     # kept are five: the first token and the last four, which begin with the same token: it stands there once
-    assert make.fitted(torch.tensor([bos, 9, 9, 9, bos, 7, 7, 7])).tolist() == [bos, 7, 7, 7]
-    assert make.fitted(torch.tensor([bos, 9, 9, 9, 8, 7, 7, 7])).tolist() == [bos, 8, 7, 7, 7]
+    assert make.cut_prompt(torch.tensor([bos, 9, 9, 9, bos, 7, 7, 7])).tolist() == [bos, 7, 7, 7]
+    assert make.cut_prompt(torch.tensor([bos, 9, 9, 9, 8, 7, 7, 7])).tolist() == [bos, 8, 7, 7, 7]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from postrain.data.kinds.preference import Pairs
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.kinds.steps import StepRows
 from postrain.data.module import DataModule
-from postrain.data.schedule import HeldOut
+from postrain.data.schedule import EvalBatches
 from postrain.errors import ConfigError
 from postrain.types import Rows
 from tests.data.helpers import write_lines
@@ -47,7 +47,7 @@ def test_the_world_gives_batches_of_every_kind_it_can_serve_as(option, kind):
     batches = list(data.train_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 4]
     assert all(isinstance(batch, WORLD[option][kind]) for batch in batches)
-    held_out = list(HeldOut(data.eval, 4))
+    held_out = list(EvalBatches(data.eval, 4))
     assert sum(map(len, held_out)) == len(data.eval) > 0
     prompts = data.eval_prompts(3)
     assert 0 < len(prompts) <= 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from postrain.data.audit import MOST_LETTERS, PreviewRow, Stretch, preview
+from postrain.data.audit import MAX_PREVIEW_CHARACTERS, PreviewRow, Stretch, preview
 from postrain.data.chat import Template
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
@@ -41,6 +41,6 @@ def test_of_a_prompt_all_is_read() -> None:
 def test_a_long_row_is_shortened_in_the_middle_of_each_stretch() -> None:
     whole = PreviewRow(0, "", (Stretch("a" * 5000 + "b", "read"), Stretch("c", "learned")))
     kept = whole.shortened().stretches
-    assert len(kept[0].text) == MOST_LETTERS + len(" […] ")
+    assert len(kept[0].text) == MAX_PREVIEW_CHARACTERS + len(" […] ")
     assert kept[0].text.endswith("ab")
     assert kept[1] == whole.stretches[1]

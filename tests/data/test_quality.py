@@ -14,7 +14,7 @@ from postrain.data.kinds.judgement import Judgement
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.text import Text
-from postrain.data.quality import repetition, sane, sift
+from postrain.data.quality import apply_filters, drop_invalid, repetition
 from postrain.errors import ConfigError
 from tests.data.helpers import OFF, chat
 
@@ -24,8 +24,8 @@ def answers(*texts: str) -> list[Demonstration]:
 
 
 def kept(records, **changes) -> tuple[list[int], dict[str, int]]:
-    sifted = sift(records, replace(OFF, **changes), seed=0)
-    return [record.row for record in sifted.records], dict(sifted.dropped)
+    filtered = apply_filters(records, replace(OFF, **changes), seed=0)
+    return [record.row for record in filtered.records], dict(filtered.dropped)
 
 
 def test_nothing_is_dropped_unless_asked_for():
@@ -79,10 +79,10 @@ def test_balance_cuts_every_value_down_to_the_rarest(seed):
         Demonstration(row=row, messages=chat("p", "a"), columns={"task": task})
         for row, task in enumerate("aaaaaabbbcc")
     ]
-    sifted = sift(records, replace(OFF, balance="task"), seed=seed)
-    assert Counter(record.columns["task"] for record in sifted.records) == {"a": 2, "b": 2, "c": 2}
-    assert sifted.dropped == {"balance of task": 5}
-    assert [record.row for record in sifted.records] == sorted(record.row for record in sifted.records)
+    filtered = apply_filters(records, replace(OFF, balance="task"), seed=seed)
+    assert Counter(record.columns["task"] for record in filtered.records) == {"a": 2, "b": 2, "c": 2}
+    assert filtered.dropped == {"balance of task": 5}
+    assert [record.row for record in filtered.records] == sorted(record.row for record in filtered.records)
 
 
 def test_balance_of_labels_and_of_a_column_that_is_not_there():
@@ -101,11 +101,11 @@ def test_labels_that_teach_nothing_are_dropped_and_counted():
         Prompt(row=4, prompt=chat("p")),
         Text(row=5, text=" "),
     ]
-    found = sane(records, OFF, str)
+    found = drop_invalid(records, OFF, str)
     assert [record.row for record in found.records] == [0, 4]
     assert found.dropped == {"chosen equals rejected": 1, "empty completion": 3}
 
 
 def test_empty_completions_can_be_an_error():
     with pytest.raises(ConfigError, match=r"x\.jsonl, line 1: the completion is empty; .*data\.quality\.empty=drop"):
-        sane(answers("a", " "), replace(OFF, empty="error"), lambda row: f"x.jsonl, line {row}")
+        drop_invalid(answers("a", " "), replace(OFF, empty="error"), lambda row: f"x.jsonl, line {row}")

@@ -43,7 +43,7 @@ def parquet(path: Path) -> str:
 @pytest.mark.parametrize(("make", "numbers"), [(jsonl, [1, 2]), (js, [0, 1]), (csv, [2, 4]), (parquet, [0, 1])])
 def test_every_format_gives_the_same_rows_with_their_place(make, numbers, tmp_path):
     table = read_file(make(tmp_path))
-    # A CSV file does not say what is a truth and what a word.
+    # A CSV file does not distinguish truth values from words.
     rows = [{**row, "label": str(row["label"])} for row in ROWS] if make is csv else ROWS
     assert [dict(row.values) for row in table.rows] == rows
     assert [row.number for row in table.rows] == numbers
@@ -106,9 +106,9 @@ def test_json_and_json_lines_are_told_apart_by_what_is_in_them(suffix, tmp_path)
     assert (lines.where(1), items.where(0)) == (f"{path}, line 1", f"{path}, item 0")
 
 
-@pytest.mark.parametrize("opened", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
-def test_arrow_files_are_read(opened, tmp_path):
+@pytest.mark.parametrize("open_writer", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_arrow_files_are_read(open_writer, tmp_path):
     rows = pyarrow.Table.from_pylist(ROWS)
-    with opened(tmp_path / "x.arrow", rows.schema) as file:
+    with open_writer(tmp_path / "x.arrow", rows.schema) as file:
         file.write_table(rows)
     assert [row.values for row in read_file(str(tmp_path / "x.arrow")).rows] == ROWS

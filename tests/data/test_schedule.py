@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from postrain.data.encode import EncodedRow
-from postrain.data.schedule import Schedule
+from postrain.data.schedule import TrainBatches
 from postrain.types import Rows
 
 
-def schedule(items: int, **changes: int) -> Schedule:
+def schedule(items: int, **changes: int) -> TrainBatches:
     made = [EncodedRow(row, torch.full((3,), row), torch.tensor([False, True, True])) for row in range(items)]
-    return replace(Schedule(items=made, batch_size=4, updates=9, seed=0), **changes)
+    return replace(TrainBatches(items=made, batch_size=4, updates=9, seed=0), **changes)
 
 
-def seen(batches: Schedule) -> list[tuple[int, ...]]:
+def seen(batches: TrainBatches) -> list[tuple[int, ...]]:
     found = []
     for batch in batches:
         assert isinstance(batch, Rows)

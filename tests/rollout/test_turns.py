@@ -60,7 +60,7 @@ class Scripted:
         limits = stop.limits or [self.sampling.max_new_tokens] * len(prompts)
         found = []
         for limit in limits:
-            ids = self.template.encode_more(said)[:limit]
+            ids = self.template.encode_continuation(said)[:limit]
             text = self.template.decode_all(ids.tolist())
             ended = text.endswith(END) or any(stop in text for stop in stop.texts)
             found.append(Completion(ids, -torch.arange(1.0, len(ids) + 1), ended))
@@ -125,12 +125,12 @@ def test_an_episode_is_over_when_the_environment_says_so(template: Template) -> 
     metrics = {name: value.value() for name, value in found.metrics().items()}
     assert metrics["reward/total"] == metrics["reward/environment"] == 0.5
     assert (metrics["environment/turns"], metrics["environment/calls"], metrics["environment/errors"]) == (3, 3, 0)
-    assert metrics["completion/length"] == len(template.encode_more(" 3!")) * 3
+    assert metrics["completion/length"] == len(template.encode_continuation(" 3!")) * 3
 
 
 def test_recorded_logps_are_those_of_supervised_tokens_in_order(template: Template) -> None:
     _, found = played(template, [" 3!", f" 12{END}"], Guessing())
-    said = [template.encode_more(text) for text in (" 3!", f" 12{END}")]
+    said = [template.encode_continuation(text) for text in (" 3!", f" 12{END}")]
     # The script says −1, −2, … from the start of each turn.
     assert found.logps_BT.tolist() == [[-float(i + 1) for ids in said for i in range(len(ids))]]
     assert found.rows.ids[0][found.rows.supervised[0]].equal(torch.cat(said))
@@ -161,7 +161,7 @@ def test_turns_run_out(template: Template) -> None:
 
 
 def test_the_policys_tokens_are_counted_over_all_turns(template: Template) -> None:
-    each = len(template.encode_more(" 1!"))
+    each = len(template.encode_continuation(" 1!"))
     engine, found = played(template, [" 1!", " 2!", " 3!"], Guessing(), max_new_tokens=2 * each + 1)
     assert [asked[2].limits for asked in engine.asked] == [None, (each + 1,), (1,)]
     assert int(found.rows.supervised[0].sum()) == 2 * each + 1
@@ -169,7 +169,7 @@ def test_the_policys_tokens_are_counted_over_all_turns(template: Template) -> No
 
 
 def test_no_turn_is_opened_without_a_token_left(template: Template) -> None:
-    each = len(template.encode_more(" 1!"))
+    each = len(template.encode_continuation(" 1!"))
     engine, found = played(template, [" 1!", " 2!"], Guessing(), max_new_tokens=each)
     assert len(engine.asked) == 1
     assert found.completions == (" 1! Higher.",)
@@ -177,7 +177,7 @@ def test_no_turn_is_opened_without_a_token_left(template: Template) -> None:
 
 
 def test_an_answer_without_room_is_left_out_whole_and_counted(template: Template) -> None:
-    room = len(template.encode_more(" Higher.")) + 1
+    room = len(template.encode_continuation(" Higher.")) + 1
     _, found = played(template, [" 1!", " 2!"], Guessing(room=room))
     assert found.completions == (" 1! Higher. 2!",)
     assert found.metrics()["environment/cut"].value() == 1
@@ -348,7 +348,7 @@ def test_a_run_learns_and_evaluates_with_its_environment(tmp_path: Path) -> None
 
 def test_answers_have_room_in_the_context() -> None:
     config = train_config(["method=ppo", "environment=calculator", "environment.room=200", *SMALL])
-    assert build(config).data.plan.completion_tokens == 208
+    assert build(config).data.spec.completion_tokens == 208
 
 
 class Odd:

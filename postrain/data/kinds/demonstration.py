@@ -15,7 +15,7 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.text import Text
 from postrain.data.layouts import Fields, Malformed, Unusable, row_format
 from postrain.data.messages import messages
-from postrain.data.prompt_columns import asked, begun, conversation_turns, cut_prompt, says_again
+from postrain.data.prompt_columns import asked, begun, messages_repeated, read_conversation, strip_repeated_prompt
 from postrain.data.records import Record, conversion
 from postrain.errors import ConfigError
 
@@ -45,7 +45,7 @@ class Demonstration(Record):
         answers = [message for message in self.messages if message.role == "assistant"]
         return any(answer.learned for answer in (answers[-1:] if last_only else answers))
 
-    def left_out(self, kind: str) -> tuple[str, ...]:
+    def unused_parts(self, kind: str) -> tuple[str, ...]:
         """Not the answer to a question, which stays with its prompt for rewards."""
         stays = any(value == self.messages[-1].content for value in self.columns.values())
         return ("completion",) if kind == "Prompt" and not stays else ()
@@ -59,10 +59,10 @@ class Demonstration(Record):
                 f"row {self.row}: data.loss_on=all learns every turn, but one that is not the assistant's has weight "
                 "0; use data.loss_on=assistant"
             )
-        ids, speaks, weightless = encoder.template.encode(self.messages, row=self.row)
-        last = len(speaks) - _trailing(speaks)
-        learned = ~weightless & (speaks if encoder.loss_on == "assistant" else torch.ones_like(speaks))
-        kept = encoder.leave_room(ids[:last], len(ids) - last)
+        ids, is_assistant, weightless = encoder.template.encode(self.messages, row=self.row)
+        last = len(is_assistant) - _trailing(is_assistant)
+        learned = ~weightless & (is_assistant if encoder.loss_on == "assistant" else torch.ones_like(is_assistant))
+        kept = encoder.cut_prompt_for(ids[:last], len(ids) - last)
         # A cut takes from the left, so the mask of what is kept is the right end of the mask.
         mask = learned[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
         encoded = encoder.joined(self.row, kept, mask, ids[last:])
@@ -78,7 +78,7 @@ def _trailing(mask: Tensor) -> int:
 @row_format("conversation", needs=("messages",), rank=20)
 def parse_conversation(row: int, fields: Fields) -> Demonstration:
     """A column of messages."""
-    turns = begun(fields, conversation_turns(fields))
+    turns = begun(fields, read_conversation(fields))
     if turns[-1].role != "assistant" or len(turns) == 1:
         raise Unusable(NO_ANSWER)
     return Demonstration(row=row, messages=turns)
@@ -92,11 +92,13 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
     if name == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str):
-        (said,) = cut_prompt(fields, (str(value),))
+        (said,) = strip_repeated_prompt(fields, (str(value),))
         turns = (*prompt, Message("assistant", said))
     else:
         said = messages(fields, value, name, or_text="text or ")
-        turns = said if len(said) > len(prompt) > 0 and says_again(prompt, said[: len(prompt)]) else prompt + said
+        turns = (
+            said if len(said) > len(prompt) > 0 and messages_repeated(prompt, said[: len(prompt)]) else prompt + said
+        )
         if turns[-1].role != "assistant":
             raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(said)}")
     columns = _reference(name, value) if isinstance(value, str) else {}

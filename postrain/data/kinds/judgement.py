@@ -20,15 +20,15 @@ from postrain.data.encode import Encoded, EncodedRow, Encoder
 from postrain.data.kinds.demonstration import Demonstration, demonstration, parse_answer, parse_conversation
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.layouts import Fields, Malformed, row_format
-from postrain.data.prompt_columns import answer_of
+from postrain.data.prompt_columns import last_answer
 from postrain.data.readers import Cell
 from postrain.data.records import Record, conversion
 from postrain.errors import ConfigError
 from postrain.types import Batch, Rows
 
-TRUTHS = {"true": True, "false": False, "1": True, "0": False}
+WORD_LABELS = {"true": True, "false": False, "1": True, "0": False}
 ONE_AND_ZERO = "label 1 or 0, or in quotes, read as true or false"
-THUMBS = {"👍": True, "👎": False, "up": True, "down": False, "thumbs_up": True, "thumbs_down": False}
+THUMB_LABELS = {"👍": True, "👎": False, "up": True, "down": False, "thumbs_up": True, "thumbs_down": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Judgement(Record):
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt), self.completion)
 
-    def left_out(self, kind: str) -> tuple[str, ...]:
+    def unused_parts(self, kind: str) -> tuple[str, ...]:
         return ("completion", "label") if kind == "Prompt" else ()
 
     @classmethod
@@ -104,29 +104,29 @@ def _judged(record: Demonstration, fields: Fields) -> Judgement:
     name, value = fields.needed("label")
     liked = label(fields, value, name)
     *prompt, _ = record.messages
-    said = answer_of(record.messages, "the conversation")
+    said = last_answer(record.messages, "the conversation")
     return Judgement(row=record.row, prompt=tuple(prompt), completion=said, label=liked, columns=record.columns)
 
 
 def label(fields: Fields, value: Any, name: str) -> bool:
     """A value that has to be a label: true, false, 1, 0, or a thumb. Words of CSV files and of JSON are the same."""
-    found = truth(value)
+    found = as_label(value)
     if found is None and isinstance(value, int | float | str):
-        found = TRUTHS.get(str(value).strip().lower().removesuffix(".0"))
+        found = WORD_LABELS.get(str(value).strip().lower().removesuffix(".0"))
         fields.repaired.add(ONE_AND_ZERO)
     if found is None:
         raise Malformed(f"{name} has to be true or false (or 1 or 0), got {value!r:.40}; correct or remove the row")
     return found
 
 
-def truth(value: Any) -> bool | None:
+def as_label(value: Any) -> bool | None:
     """A boolean, also as a cell of a CSV file has it, or a thumb; None for all else."""
     if isinstance(value, bool):
         return value
     word = value.strip().lower() if isinstance(value, str) else ""
     if isinstance(value, Cell) and word in ("true", "false"):
         return word == "true"
-    return THUMBS.get(word)
+    return THUMB_LABELS.get(word)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class EncodedJudgement(Encoded):
     def signature(self) -> bytes:
         return super().signature() + repr(self.label).encode()
 
-    def labels_given(self) -> tuple[bool, ...]:
+    def label_values(self) -> tuple[bool, ...]:
         return (self.label,)
 
 

@@ -16,7 +16,7 @@ from postrain.data.kinds.judgement import Judgement
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format
 from postrain.data.messages import messages
-from postrain.data.prompt_columns import agreed, answer_of, asked, begun, cut_prompt
+from postrain.data.prompt_columns import asked, begun, last_answer, merge_prompts, strip_repeated_prompt
 from postrain.data.records import Record, conversion
 from postrain.types import Batch, Rows
 
@@ -46,7 +46,7 @@ class Preference(Record):
     def contradiction(self) -> str | None:
         return EQUAL_SIDES if self.chosen.strip() == self.rejected.strip() else None
 
-    def left_out(self, kind: str) -> tuple[str, ...]:
+    def unused_parts(self, kind: str) -> tuple[str, ...]:
         sides = {"Demonstration": ("rejected",), "Prompt": ("chosen", "rejected")}.get(kind, ())
         return (*sides, "margin") if self.margin else sides
 
@@ -60,7 +60,7 @@ def parse(row: int, fields: Fields) -> Preference:
     """Two columns with the answers; the prompt has a column, or begins both."""
     prompt = _pair_prompt(fields)
     shared, chosen, rejected = _sides(fields, prompt)
-    whole = agreed(prompt, shared, "chosen and rejected")
+    whole = merge_prompts(prompt, shared, "chosen and rejected")
     if not whole:
         raise Malformed("there is no prompt: neither a column prompt nor a user message before chosen")
     margin = fields.optional("margin")
@@ -79,7 +79,7 @@ def _pair_prompt(fields: Fields) -> Messages:
     if turns[-1].role == "assistant":
         return prompt
     fields.find("messages")
-    return agreed(prompt, turns, found[0])
+    return merge_prompts(prompt, turns, found[0])
 
 
 def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
@@ -88,7 +88,7 @@ def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not prompt:
             return _split(str(chosen), str(rejected), first)
-        better, worse = cut_prompt(fields, (str(chosen), str(rejected)))
+        better, worse = strip_repeated_prompt(fields, (str(chosen), str(rejected)))
         return (), better, worse
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise Malformed(
@@ -101,7 +101,7 @@ def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
         raise Unusable(UNSHARED)
     if one[-1].role != "assistant" or other[-1].role != "assistant":
         raise Unusable(UNANSWERED)
-    return one[:-1], answer_of(one, first), answer_of(other, second)
+    return one[:-1], last_answer(one, first), last_answer(other, second)
 
 
 def _split(chosen: str, rejected: str, name: str) -> tuple[Messages, str, str]:
@@ -141,11 +141,11 @@ class EncodedPair(Encoded):
     def signature(self) -> bytes:
         return super().signature() + repr(self.margin).encode()
 
-    def lost(self) -> str | None:
+    def drop_reason(self) -> str | None:
         """The sides may differ only beyond the cut."""
         return "chosen equals rejected once cut" if torch.equal(self.chosen.ids, self.rejected.ids) else None
 
-    def uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
         yield "chosen", self.chosen.ids, self.chosen.learned()
         yield "rejected", self.rejected.ids, self.rejected.learned()
 

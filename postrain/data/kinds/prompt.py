@@ -33,10 +33,10 @@ class Prompt(Record):
         ids = encoder.template.encode_prompt(self.prompt, row=self.row)
         if not len(ids):
             raise ConfigError(f"row {self.row}: the prompt is empty; a model needs at least one token to continue")
-        return EncodedPrompt(self.row, encoder.fitted(ids), plain_text(self.prompt), self.columns)
+        return EncodedPrompt(self.row, encoder.cut_prompt(ids), plain_text(self.prompt), self.columns)
 
     @classmethod
-    def presented(cls, records: tuple[Self, ...]) -> tuple[Self, ...]:
+    def with_reward_columns(cls, records: tuple[Self, ...]) -> tuple[Self, ...]:
         """Prompts of several turns are also given to rewards as messages, unless their text has the roles already."""
         if all(len(record.prompt) == 1 or is_transcript(plain_text(record.prompt)) for record in records):
             return records
@@ -84,7 +84,7 @@ class EncodedPrompt(Encoded):
     def signature(self) -> bytes:
         return self.ids.numpy().tobytes() + repr(sorted(self.columns.items())).encode() + b"|"
 
-    def uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
         yield "", self.ids, ["read"] * len(self.ids)
 
 

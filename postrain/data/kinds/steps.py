@@ -48,13 +48,13 @@ class Steps(Record):
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt), *self.steps)
 
-    def left_out(self, kind: str) -> tuple[str, ...]:
+    def unused_parts(self, kind: str) -> tuple[str, ...]:
         return ("steps", "labels") if kind == "Prompt" else ()
 
     def encode(self, encoder: Encoder) -> EncodedSteps:
         """Steps that do not fit are left out whole: a label is for all of its step. The prompt makes room for one."""
         chain = encoder.layout.chain(encoder.template, self.prompt, self.steps, row=self.row)
-        prompt = encoder.leave_room(chain.prompt, len(chain.steps[0]) + len(chain.end))
+        prompt = encoder.cut_prompt_for(chain.prompt, len(chain.steps[0]) + len(chain.end))
         chain = replace(chain, prompt=prompt)
         fitting = chain.steps_within(encoder.max_length)
         if fitting < len(chain.steps):
@@ -166,13 +166,13 @@ class EncodedSteps(Encoded):
     def signature(self) -> bytes:
         return super().signature() + repr(self.labels).encode()
 
-    def labels_given(self) -> tuple[bool, ...]:
+    def label_values(self) -> tuple[bool, ...]:
         return self.labels
 
-    def lost(self) -> str | None:
+    def drop_reason(self) -> str | None:
         return None if self.labels else "first step too long"
 
-    def uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
         """A step is judged at its last token, the one before the marked one."""
         labels = iter(self.labels)
         judged = self.chain.supervised.roll(-1).tolist()

@@ -48,7 +48,7 @@ class Text(Record):
     def encode_beginning(self, encoder: Encoder) -> EncodedPrompt:
         """The beginning of the text as a prompt to sample from."""
         start = beginning(self.text)
-        return EncodedPrompt(self.row, encoder.fitted(encoder.template.encode_text(start)), start, self.columns)
+        return EncodedPrompt(self.row, encoder.cut_prompt(encoder.template.encode_text(start)), start, self.columns)
 
     def _tokens(self, encoder: Encoder) -> Tensor:
         return torch.cat([encoder.template.encode_text(self.text), encoder.eos()])

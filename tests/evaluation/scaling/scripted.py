@@ -47,7 +47,7 @@ class Writer:
         said = self.says(text)
         number = self.asked[text] if self.temperature else 0
         self.asked[text] += 1 if self.temperature else 0
-        ids = [*self.template.encode_more(said[number % len(said)]).tolist(), self.template.stop_ids[0]]
+        ids = [*self.template.encode_continuation(said[number % len(said)]).tolist(), self.template.stop_ids[0]]
         ends = (at for at in range(1, len(ids)) if any(t in self.template.decode_all(ids[:at]) for t in stop.texts))
         whole = torch.tensor(ids[: next(ends, len(ids))])
         return Completion(whole, torch.full((len(whole),), -0.5), True)

@@ -257,7 +257,7 @@ def test_a_tree_with_an_exact_judge_finds_what_greedy_decoding_does_not():
     # Breadth 1 keeps one state: both proposals after each right step are paid for, and the end token twice.
     asked = eval_model(stepwise)
     proposed = [text for done in range(len(right)) for text in stepwise(question + "".join(right[:done]))]
-    paid = sum(len(asked.template.encode_more(text)) for text in proposed) + 2
+    paid = sum(len(asked.template.encode_continuation(text)) for text in proposed) + 2
     assert measure("tree", breadths=(1,), proposals=2, prompts=1)(asked).metrics["tokens"].value == paid
 
 
@@ -322,7 +322,7 @@ def test_a_judgement_is_plain_softmax_over_yes_and_no(real):
     ids = template.encode_prompt(user(asked[0]))
     logps = []
     for word in (" yes", " no"):
-        more = template.encode_more(word)
+        more = template.encode_continuation(word)
         with torch.no_grad():
             all_L = real.model(torch.cat([ids, more])[None]).logits[0].log_softmax(-1)
         logps.append(sum(all_L[len(ids) - 1 + at, token] for at, token in enumerate(more)))

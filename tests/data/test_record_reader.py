@@ -10,9 +10,9 @@ import pytest
 
 from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.judgement import Judgements
-from postrain.data.reading import SEEN, SPARE, Account, Reading, split, unseen
+from postrain.data.record_reader import OVERLAP, SURPLUS, RecordReader, RowCounts, drop_overlap, split
 from postrain.data.records import Record
-from postrain.data.schedule import HeldOut
+from postrain.data.schedule import EvalBatches
 from postrain.errors import ConfigError
 from tests.data.helpers import OFF, chat, table, write_lines
 from tests.data.modules import prepared
@@ -21,10 +21,10 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "id": 1}
 TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 1}
 
 
-def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, ...], Account]:
+def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, ...], RowCounts]:
     settings: dict[str, Any] = {"columns": {}, "quality": OFF, "loss_on": "completion", "known": frozenset()}
-    account = Account()
-    return Reading(kind=kind, **(settings | changes)).records(table([row, row]), account), account
+    counts = RowCounts()
+    return RecordReader(kind=kind, **(settings | changes)).records(table([row, row]), counts), counts
 
 
 @pytest.mark.parametrize(
@@ -45,20 +45,20 @@ def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, 
     ],
 )
 def test_what_a_kind_of_record_leaves_out_is_named(row, kind, unused):
-    _, account = read(row, kind)
-    assert set(account.unused) == unused
-    assert not account.dropped
+    _, counts = read(row, kind)
+    assert set(counts.unused) == unused
+    assert not counts.dropped
 
 
 def test_what_something_else_reads_is_not_called_unused():
-    _, account = read({**PAIR, "gold": {"x": 1}}, "Preference", known=frozenset({"margin", "gold"}))
-    assert account.unused == {"id": 2}
+    _, counts = read({**PAIR, "gold": {"x": 1}}, "Preference", known=frozenset({"margin", "gold"}))
+    assert counts.unused == {"id": 2}
 
 
 def test_the_columns_of_prompts_are_offered_to_rewards():
-    _, account = read({"prompt": "a", "answer": "b", "level": 3, "none": None}, "Prompt")
-    assert list(account.offered) == ["answer", "level", "none"]
-    assert not account.unused
+    _, counts = read({"prompt": "a", "answer": "b", "level": 3, "none": None}, "Prompt")
+    assert list(counts.offered) == ["answer", "level", "none"]
+    assert not counts.unused
 
 
 def weighed(*weights: int) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def weighed(*weights: int) -> dict[str, Any]:
 def test_conversations_without_a_learned_answer_are_dropped_and_counted(loss_on, weights):
     with pytest.raises(ConfigError, match=r"rows\.jsonl: no row can be used: 2 answer of weight 0"):
         read(weighed(*weights), "Demonstration", loss_on=loss_on)
-    records, account = read(weighed(0, 1), "Demonstration", loss_on=loss_on)
-    assert (len(records), account.dropped[""]) == (2, 0)
+    records, counts = read(weighed(0, 1), "Demonstration", loss_on=loss_on)
+    assert (len(records), counts.dropped[""]) == (2, 0)
 
 
 def test_running_text_cannot_hold_an_answer_of_weight_zero():
@@ -101,7 +101,7 @@ def test_held_out_judgements_with_one_completion_borrow_from_training(tmp_path):
     held_out = [{"prompt": f"q {n}", "completion": "good", "label": True} for n in range(3)]
     paths = [str(write_lines(tmp_path / name, part)) for name, part in (("x.jsonl", rows), ("y.jsonl", held_out))]
     data = prepared("jsonl", f"data.path={paths[0]}", f"data.eval_path={paths[1]}", kind="Judgement")
-    (batch,) = HeldOut(data.eval, 4)
+    (batch,) = EvalBatches(data.eval, 4)
     assert isinstance(batch, Judgements)
     assert len(batch) == 3
     assert data.records.held_out[0].row == 1
@@ -134,7 +134,7 @@ def test_a_fraction_of_the_prompts_is_held_out_with_all_their_rows():
         assert held_out
         assert not train & held_out
         assert len(parts.train) + len(parts.held_out) == len(records)
-        assert parts.dropped == {SPARE: 0}
+        assert parts.dropped == {SURPLUS: 0}
 
 
 def test_a_tenth_of_forty_prompts_is_four_and_never_more_than_asked_for():
@@ -159,8 +159,8 @@ def test_one_prompt_cannot_be_split():
 
 
 def test_held_out_rows_that_training_gives_away_are_left_out():
-    parts = unseen(rows([1, 2]), rows([2, 3, 4]), eval_rows=1, source="x")
+    parts = drop_overlap(rows([1, 2]), rows([2, 3, 4]), eval_rows=1, source="x")
     assert [record.prompt_content() for record in parts.held_out] == ["p3"]
-    assert parts.dropped == {SEEN: 1, SPARE: 1}
+    assert parts.dropped == {OVERLAP: 1, SURPLUS: 1}
     with pytest.raises(ConfigError, match=r"every held-out row has a prompt that is also in training"):
-        unseen(rows([1, 2]), rows([2]), eval_rows=1, source="x")
+        drop_overlap(rows([1, 2]), rows([2]), eval_rows=1, source="x")

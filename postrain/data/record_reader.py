@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from postrain.data.encode import Encoded, LossOn
 from postrain.data.formats import parse
 from postrain.data.kinds.prompt import Prompt
-from postrain.data.quality import Quality, sane
+from postrain.data.quality import Quality, drop_invalid
 from postrain.data.readers import Table
 from postrain.data.records import Record, convert
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
 
 NOT_LEARNED = "answer of weight 0"
-SEEN = "held-out prompt also in training"
-SPARE = "held out beyond data.eval_rows"
+OVERLAP = "held-out prompt also in training"
+SURPLUS = "held out beyond data.eval_rows"
 
 
 @dataclass(frozen=True)
-class Account:
+class RowCounts:
     """What has become of rows, columns and fields, by name; filled while tables are read."""
 
     dropped: Counter[str] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ class Account:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class RecordReader:
     """How the rows of a run's tables become records."""
 
     kind: str
@@ -51,30 +51,30 @@ class Reading:
     known: frozenset[str]
     """Columns that something else than the method reads, such as gold."""
 
-    def records(self, table: Table, account: Account) -> tuple[Record, ...]:
+    def records(self, table: Table, counts: RowCounts) -> tuple[Record, ...]:
         """The records of a table. Raises ConfigError where none is left."""
         parsed = parse(table, self.columns)
         seen = convert(parsed.records, self.kind, source=table.name)
-        learned = self._learned(seen.records, account)
-        sound = sane(learned, self.quality, table.where)
-        for counts in (parsed.dropped, seen.dropped, sound.dropped):
-            account.dropped.update(counts)
+        learned = self._learned(seen.records, counts)
+        sound = drop_invalid(learned, self.quality, table.where)
+        for dropped in (parsed.dropped, seen.dropped, sound.dropped):
+            counts.dropped.update(dropped)
         if self.kind == Prompt.__name__:
-            account.offered.update(dict.fromkeys(name for record in sound.records for name in record.columns))
-        for counts in (parsed.unused, seen.unused):
-            read = {*self.known, *account.offered}
-            account.unused.update({name: rows for name, rows in counts.items() if name not in read})
-        account.repaired.update(parsed.repaired)
+            counts.offered.update(dict.fromkeys(name for record in sound.records for name in record.columns))
+        read = {*self.known, *counts.offered}
+        for unused in (parsed.unused, seen.unused):
+            counts.unused.update({name: rows for name, rows in unused.items() if name not in read})
+        counts.repaired.update(parsed.repaired)
         if not sound.records:
-            raise ConfigError(f"{table.name}: no row can be used: {reasons(account.dropped)}")
+            raise ConfigError(f"{table.name}: no row can be used: {reasons(counts.dropped)}")
         return sound.records
 
-    def _learned(self, records: tuple[Record, ...], account: Account) -> tuple[Record, ...]:
+    def _learned(self, records: tuple[Record, ...], counts: RowCounts) -> tuple[Record, ...]:
         """Without conversations whose learned answers all have weight 0."""
         last_only = self.loss_on == "completion"
         kept = tuple(record for record in records if record.has_learned_answer(last_only=last_only))
         if len(kept) < len(records):
-            account.dropped[NOT_LEARNED] += len(records) - len(kept)
+            counts.dropped[NOT_LEARNED] += len(records) - len(kept)
         return kept
 
 
@@ -83,9 +83,9 @@ def reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "there are none"
 
 
-def learnable(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
+def drop_unlearnable(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
     """Without what cutting has left nothing to learn from."""
-    reasons = [item.lost() for item in items]
+    reasons = [item.drop_reason() for item in items]
     dropped.update(reason for reason in reasons if reason)
     if items and all(reasons):
         raise ConfigError(f"{source}: {reasons[0]}, in every row; raise data.max_length")
@@ -114,10 +114,10 @@ def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: i
     drawn = set(sorted(prompts, key=lambda prompt: derive_seed(seed, f"held out: {prompt}"))[:wanted])
     held_out = tuple(record for record in records if record.prompt_content() in drawn)
     train = tuple(record for record in records if record.prompt_content() not in drawn)
-    return Split(train, held_out[:eval_rows], {SPARE: len(held_out[eval_rows:])})
+    return Split(train, held_out[:eval_rows], {SURPLUS: len(held_out[eval_rows:])})
 
 
-def unseen(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: int, source: str) -> Split:
+def drop_overlap(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: int, source: str) -> Split:
     """Keeps the source's own held-out rows, those that training does not give away."""
     known = {record.prompt_content() for record in train}
     kept = tuple(record for record in held_out if record.prompt_content() not in known)
@@ -126,4 +126,4 @@ def unseen(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: in
             f"{source}: every held-out row has a prompt that is also in training, so there is nothing to evaluate on; "
             "give other rows with data.eval_path=FILE"
         )
-    return Split(tuple(train), kept[:eval_rows], {SEEN: len(held_out) - len(kept), SPARE: len(kept[eval_rows:])})
+    return Split(tuple(train), kept[:eval_rows], {OVERLAP: len(held_out) - len(kept), SURPLUS: len(kept[eval_rows:])})
