@@ -13,23 +13,23 @@ from postrain.world.rows import NOISE, Kind, Task, rows
 
 
 def main() -> int:
-    """Exit code 2 and one line for a choice that makes no sense."""
+    """Prints the rows; exit code 2 and one line for an invalid choice."""
     parser = Parser(prog=command("world"), description="Prints rows of the world as JSONL.")
     parser.add_argument("--kind", default="text", choices=get_args(Kind))
     parser.add_argument("--task", default="stories", choices=get_args(Task))
     parser.add_argument("--count", default=5, type=int)
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--split", default="train", choices=get_args(Split))
-    parser.add_argument("--noise", default=NOISE, type=float, help="temperature of the annotators")
+    parser.add_argument("--noise", default=NOISE, type=float, help="annotator temperature")
     try:
         chosen = parser.parse_args()
-        found = rows(
+        chosen_rows = rows(
             chosen.kind, task=chosen.task, count=chosen.count, seed=chosen.seed, split=chosen.split, noise=chosen.noise
         )
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    for row in found:
+    for row in chosen_rows:
         print(json.dumps(row, ensure_ascii=False))
     return 0
 

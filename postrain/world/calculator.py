@@ -1,8 +1,8 @@
-"""A calculator as an environment: the policy writes an expression, the calculator writes what it comes to.
+"""A calculator environment: the policy writes an expression, the environment appends its value.
 
-Two ways to call it, by configuration. As running text: the policy writes `7 + 2 =` and reads ` 9.`; as an instruction
-model's tool: it writes `<calc>7 + 2</calc>` and reads `<result>9</result>`. Knows + - * / and parentheses; the
-expression is parsed, never run. Left out: powers, whose results no bound on the text bounds.
+Two call formats, by configuration. In running text the policy writes `7 + 2 =` and reads ` 9.`; as a tool of an
+instruction model it writes `<calc>7 + 2</calc>` and reads `<result>9</result>`. Supports + - * / and parentheses; the
+expression is parsed, never executed. Leaves out powers, whose results can be arbitrarily large.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 SIGNS: dict[type[ast.unaryop], Callable[[float], float]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 ARITHMETIC = re.compile(r"[-+*/()\d. \t]*$")
 SENTENCE_END = re.compile(r"\.(?!\d)")
-LONGEST = 100
-"""Characters of an expression: enough for any sum, few enough for any parser."""
+MAX_CHARACTERS = 100
+"""Length limit of an expression, so that parsing is cheap."""
 MALFORMED = "error"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calculator:
-    """Works out what stands before `close`."""
+    """Evaluates the expression before `close`."""
 
     open: str = ""
-    """Text that begins a call; empty where the expression is whatever arithmetic stands before `close`."""
+    """Text that begins a call; empty: the call is the arithmetic directly before `close`."""
     close: str = "="
-    """Text that ends a call and hands over."""
+    """Text that ends a call; generation stops there."""
     before: str = " "
-    """What the answer begins with."""
+    """Text before the result."""
     after: str = "."
-    """What the answer ends with."""
+    """Text after the result."""
     error_penalty: NonNegative = 0.0
-    """Taken off the reward for each call that makes no sense."""
+    """Penalty subtracted from the reward for each malformed call."""
     max_turns: Count = 8
-    """Turns the policy gets at most."""
+    """Maximum turns of the policy."""
     room: Count = 64
-    """Tokens of an episode that answers may fill."""
+    """Maximum tokens of all results in an episode."""
 
     def __post_init__(self) -> None:
         if not self.close:
@@ -56,14 +56,14 @@ class Calculator:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """What hands over."""
+        """Strings at which generation stops."""
         return (self.close,)
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> None:
-        """A calculator has no memory."""
+        """The calculator has no state."""
 
     def step(self, state: None, turn: str) -> Step:
-        """The value of the call that `turn` ends with."""
+        """The value of the call at the end of `turn`."""
         value = self.value(turn)
         return Step(
             f"{self.before}{MALFORMED if value is None else value}{self.after}",
@@ -73,24 +73,24 @@ class Calculator:
         )
 
     def value(self, turn: str) -> str | None:
-        """What the call comes to; None where it is malformed."""
-        said = turn.rpartition(self.close)[0]
+        """The value of the call; None if it is malformed."""
+        text = turn.rpartition(self.close)[0]
         if not self.open:
-            return calculate(trailing(said))
-        _, opened, inside = said.rpartition(self.open)
+            return calculate(trailing(text))
+        _, opened, inside = text.rpartition(self.open)
         return calculate(inside) if opened else None
 
 
 def trailing(text: str) -> str:
-    """The arithmetic a text ends with, from the last full stop on."""
-    found = ARITHMETIC.search(text[-2 * LONGEST :])
+    """The arithmetic at the end of a text, after the last full stop."""
+    found = ARITHMETIC.search(text[-2 * MAX_CHARACTERS :])
     return SENTENCE_END.split(found[0])[-1] if found else ""
 
 
 def calculate(expression: str) -> str | None:
-    """The value of an arithmetic expression as people write numbers; None where it has none."""
+    """The value of an arithmetic expression in plain notation; None if it is invalid."""
     text = expression.strip()
-    if not text or len(text) > LONGEST:
+    if not text or len(text) > MAX_CHARACTERS:
         return None
     try:
         value = _value(ast.parse(text, mode="eval").body)
@@ -107,4 +107,4 @@ def _value(node: ast.expr) -> float:
         return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     if isinstance(node, ast.UnaryOp) and type(node.op) in SIGNS:
         return SIGNS[type(node.op)](_value(node.operand))
-    raise ValueError(f"{type(node).__name__} is no arithmetic")
+    raise ValueError(f"{type(node).__name__} is not arithmetic")

@@ -1,4 +1,4 @@
-"""Answers that are bad in graded ways: wrong, rude, repetitive, out of form, or several at once."""
+"""Completions of graded quality: wrong, rude, repetitive, malformed, or several of these."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from postrain.world.gold import sentences
 from postrain.world.items import Item
 from postrain.world.lexicon import COURTESIES, INSULTS
 
-WRONG = 0.5
-FAULT = 0.2
-"""Chance of each further fault."""
+WRONG_SHARE = 0.5
+FAULT_SHARE = 0.2
+"""Probability of each further fault."""
 
 
-def draft(item: Item, rng: random.Random) -> str:
-    """A completion somewhere between the reference and hopeless; keeps the space a continuation begins with."""
-    source = item.wrong if rng.random() < WRONG else item.reference
+def draw_completion(item: Item, rng: random.Random) -> str:
+    """Draws a completion between the reference and a bad one; keeps the leading space of a continuation."""
+    source = item.wrong if rng.random() < WRONG_SHARE else item.reference
     lead, body = source[: len(source) - len(source.lstrip())], source.strip()
     chat = "polite" in item.gold["weights"]
-    if chat and rng.random() < FAULT:
+    if chat and rng.random() < FAULT_SHARE:
         body = _without_courtesy(body)
-    if rng.random() < FAULT:
+    if rng.random() < FAULT_SHARE:
         body = " ".join([body, *[sentences(body)[-1]] * rng.randint(1, 3)])
-    if rng.random() < FAULT:
+    if rng.random() < FAULT_SHARE:
         body = body.rstrip(".!").lower()
-    if chat and rng.random() < FAULT:
+    if chat and rng.random() < FAULT_SHARE:
         body = f"{rng.choice(INSULTS)} {body}"
     return lead + body
 

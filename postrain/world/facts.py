@@ -1,7 +1,7 @@
-"""Everyday facts, each with several ways to state it and several ways to ask for it.
+"""Everyday facts, each with several statements and several questions.
 
-All facts occur in running text of both splits (they are what a base model knows); what the split holds apart is the
-facts that are *asked about*, so that evaluation asks for knowledge nobody was tuned to answer with.
+All facts occur in the running text of both splits (the base model knows them). The split separates the facts that
+*questions* are about, so that evaluation asks for facts that no tuning row answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from postrain.world.items import Gold, Item
+from postrain.world.items import GoldSpec, Item
 from postrain.world.lexicon import COURTESIES_BEFORE, articles, load
 
 WEIGHTS = {"correct": 0.5, "format": 0.15, "polite": 0.15, "non_repetition": 0.1, "concise": 0.1}
@@ -22,22 +22,22 @@ RELATIONS: dict[str, dict[str, Any]] = load("facts")
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is so."""
+    """One fact."""
 
     relation: str
     """Key of RELATIONS."""
     subject: str
-    """What is asked about."""
+    """The subject of the question."""
     value: str
     """The answer."""
     others: tuple[str, ...]
-    """The other values of the relation: a right answer names none of them."""
+    """The other values of the relation; a right answer contains none of them."""
 
     def statement(self, rng: random.Random) -> str:
         return self._filled(rng.choice(RELATIONS[self.relation]["statements"]), self.value)
 
     def plain(self, value: str) -> str:
-        """The first way to state it, with any value."""
+        """The first statement template, with any value."""
         return self._filled(RELATIONS[self.relation]["statements"][0], value)
 
     def question(self, rng: random.Random) -> str:
@@ -52,14 +52,14 @@ class Fact:
 def all_facts() -> tuple[Fact, ...]:
     """Every fact of the world."""
     return tuple(
-        Fact(relation, subject, value, tuple(sorted(set(said["facts"].values()) - {value})))
-        for relation, said in RELATIONS.items()
-        for subject, value in said["facts"].items()
+        Fact(relation, subject, value, tuple(sorted(set(entry["facts"].values()) - {value})))
+        for relation, entry in RELATIONS.items()
+        for subject, value in entry["facts"].items()
     )
 
 
-def gold(accept: str, others: tuple[str, ...]) -> Gold:
-    """What an answer is scored by: the value and none of the others, one or two sentences, courtesy, brevity."""
+def gold_spec(accept: str, others: tuple[str, ...]) -> GoldSpec:
+    """The gold specification: the value and none of the others, one or two sentences, courtesy, brevity."""
     return {
         "weights": WEIGHTS,
         "correct": {"type": "word", "accept": accept, "reject": list(others)},
@@ -72,7 +72,7 @@ def gold(accept: str, others: tuple[str, ...]) -> Gold:
 
 
 def make(rng: random.Random) -> Item:
-    """A question about one fact; the wording is one of several, the content is the fact."""
+    """A question about one fact in one of several wordings; its content is the fact."""
     fact = rng.choice(all_facts())
     courtesy = rng.choice(COURTESIES_BEFORE)
     others = tuple(v for v in fact.others if v.lower() not in fact.subject.lower().split())
@@ -84,5 +84,5 @@ def make(rng: random.Random) -> Item:
         wrong=f"{courtesy} {fact.plain(rng.choice(others))}",
         answer=fact.value,
         text=" ".join(other.statement(rng) for other in rng.sample(all_facts(), rng.randint(2, 4))),
-        gold=gold(fact.value, others),
+        gold=gold_spec(fact.value, others),
     )

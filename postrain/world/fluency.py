@@ -1,11 +1,11 @@
-"""Fluency: is a text made of sentences that a reader of the world accepts?
+"""Fluency: the share of sentences of a text that match the sentence patterns of the world.
 
-The world writes by templates (stories.py, facts.py, sums.py, instructions.py). The forms below are these templates with
-any word of its class in each slot, and for stories their near relatives, which a trained policy writes: a shorter
-sentence, another adjective, another subject. A broken word, a missing subject or words in another order match no form.
+The world is generated from templates (stories.py, facts.py, sums.py, instructions.py). The patterns below are these
+templates with any word of the right class in each slot; for stories also similar sentences of a trained policy:
+shorter, with another adjective or subject. A broken word, a missing subject or a wrong word order matches no pattern.
 Leaves out whether sentences are true, kind, or about the prompt: other parts of the gold score measure that.
 
-Where a kind has classes of words, a sentence is read as classes: "Tim found a shiny ball." is "<n> found a <j> <o>.".
+Word classes replace words before matching: "Tim found a shiny ball." becomes "<n> found a <j> <o>.".
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from postrain.world.lexicon import (
 from postrain.world.stories import ENDINGS, EVENTS
 
 STYLE = 0.6
-"""Credit for a sentence whose words are right but whose capital letters or closing mark are not."""
+"""Credit for a sentence with the right words but wrong capitals or closing mark."""
 
 
 @dataclass(frozen=True)
 class Forms:
-    """Sentences of one kind."""
+    """The sentence patterns of one kind of text."""
 
     patterns: tuple[str, ...]
-    """Regular expressions of sentences read as classes, the closing mark at the end."""
+    """Regular expressions of sentences with word classes, including the closing mark."""
     classes: Mapping[str, Sequence[str]]
-    """The words and phrases of each class, by its letter."""
+    """The words and phrases of each class, by the letter of the class."""
 
     def credit(self, sentence: str) -> float:
-        """1 for a sentence of these forms, STYLE where case or the closing mark is wrong, else 0."""
+        """1 for a matching sentence, STYLE if case or the closing mark is wrong, else 0."""
         if "<" in sentence or articles(re.sub(r"\b([Aa])n\b", r"\1", sentence)) != sentence:
             return 0.0
-        if self.exact.fullmatch(self.read(sentence)):
+        if self.exact.fullmatch(self.to_classes(sentence)):
             return 1.0
-        return STYLE if self.loose.fullmatch(self.folded.read(sentence.lower())) else 0.0
+        return STYLE if self.loose.fullmatch(self.lower_case.to_classes(sentence.lower())) else 0.0
 
-    def read(self, sentence: str) -> str:
-        """The sentence with `<letter>` in place of every word of a class."""
+    def to_classes(self, sentence: str) -> str:
+        """The sentence with every word of a class replaced by `<letter>`."""
         return self.words.sub(lambda found: f"<{self.letters[found[0]]}>", sentence) if self.classes else sentence
 
     @cached_property
@@ -67,33 +67,33 @@ class Forms:
         return re.compile(any_of(sorted(self.letters, key=len, reverse=True)))
 
     @cached_property
-    def folded(self) -> Forms:
+    def lower_case(self) -> Forms:
         """The same for lower-case text."""
         return Forms((), {letter: [word.lower() for word in words] for letter, words in self.classes.items()})
 
     @cached_property
     def exact(self) -> re.Pattern[str]:
-        """Any sentence as it should stand; it may end in an exclamation mark."""
+        """Matches sentences in the right form; an exclamation mark may end them."""
         return re.compile("|".join(re.sub(r"\\?[.!]$", "[.!]", pattern) for pattern in self.patterns))
 
     @cached_property
     def loose(self) -> re.Pattern[str]:
-        """Any sentence in any case, with any closing mark or none."""
+        """Matches sentences in any case, with any closing mark or none."""
         loose = (re.sub(r"\\?[.!?]$", "[.!?]?", pattern) for pattern in self.patterns)
         return re.compile("|".join(loose), re.IGNORECASE)
 
 
 def fluency(text: str, forms: str) -> float:
-    """Mean credit of the sentences, from 0 to 1; a sentence that has been said before earns nothing, nor does an empty
-    text. `forms` is a key of FORMS."""
-    said = [sentence for sentence in re.split(r"(?<=[.!?])\s+", text.strip()) if sentence]
-    new = {re.sub(r"[.!?]$", "", sentence.lower()): sentence for sentence in said}
-    return sum(credit(sentence, forms) for sentence in new.values()) / max(len(said), 1)
+    """Mean credit of the sentences, from 0 to 1; a repeated sentence and an empty text get 0. `forms` is a key of
+    FORMS."""
+    found = [sentence for sentence in re.split(r"(?<=[.!?])\s+", text.strip()) if sentence]
+    new = {re.sub(r"[.!?]$", "", sentence.lower()): sentence for sentence in found}
+    return sum(credit(sentence, forms) for sentence in new.values()) / max(len(found), 1)
 
 
 @lru_cache(maxsize=100_000)
 def credit(sentence: str, forms: str) -> float:
-    """What one sentence earns; the same ones come again and again."""
+    """The credit of one sentence, cached."""
     return FORMS[forms]().credit(sentence)
 
 
@@ -101,22 +101,22 @@ def credit(sentence: str, forms: str) -> float:
 def story() -> Forms:
     """Sentences of stories."""
     classes = {"n": NAMES, "a": CREATURES, "p": PLACES, "o": THINGS, "j": ADJECTIVES, "t": TIMES, "m": MOVES}
-    read = Forms((), classes).read
+    read = Forms((), classes).to_classes
     slots = {"n": "<n>", "f": "<n>", "a": "<a>", "p": "<p>", "o": "<o>"}
     templates = (line for mood in (*EVENTS.values(), *ENDINGS.values()) for line in mood)
     found = (re.sub(r"\b([Aa])n? <", r"\1n? <", literal(read(line).format(**slots))) for line in templates)
-    return Forms((*found, *RELATIVES), classes)
+    return Forms((*found, *SIMILAR_SENTENCES), classes)
 
 
 @cache
 def calculation() -> Forms:
-    """Equations, and the sentence that closes them."""
+    """Equations, and the closing sentence."""
     return Forms(CALCULATIONS, {})
 
 
 @cache
 def chat() -> Forms:
-    """What an assistant answers: statements, calculations, lists and single words, with courtesy or without."""
+    """Answers of an assistant: statements, calculations, lists and single words, with courtesy or without."""
     return Forms((*CALCULATIONS, r"The result is -?\d+\.", *map(literal, (*COURTESIES, *INSULTS)), *answers()), {})
 
 
@@ -125,7 +125,7 @@ CALCULATIONS = (r"\d+(?: [+-] \d+)+ = -?\d+\.", r"The answer is -?\d+\.")
 
 
 def answers() -> Iterator[str]:
-    """Lists that name nothing twice, statements of facts, and the bare word where one is asked for."""
+    """Patterns of lists without repetition, of statements of facts, and of single-word answers."""
     item = any_of(sorted({member for members in CATEGORIES.values() for member in members}))
     yield rf"(?!.*\b(\w+)\b.*\b\1\b){item}(?:, {item})+\."
     for relation in RELATIONS.values():
@@ -139,53 +139,53 @@ def answers() -> Iterator[str]:
 
 
 def any_of(phrases: Iterable[str]) -> str:
-    """A pattern for each of these, as whole words."""
+    """A pattern that matches any of these phrases as whole words."""
     return rf"\b(?:{'|'.join(map(literal, phrases))})\b"
 
 
 def literal(text: str) -> str:
-    """A pattern for this text of words and common marks."""
+    """A pattern for a literal text of words and common marks."""
     return re.sub(r"[.?!]", r"\\\g<0>", text)
 
 
-HOW = "(?:very |so )?<j>(?: and <j>)?"
-BEFORE = "(?:<j> (?:(?:and )?<j> )?)?"
-WHOM = f"(?:<n>(?: and <n>)?|(?:an?|the) {BEFORE}<a>|them)"
+ADJECTIVE_PHRASE = "(?:very |so )?<j>(?: and <j>)?"
+MODIFIERS = "(?:<j> (?:(?:and )?<j> )?)?"
+PERSON = f"(?:<n>(?: and <n>)?|(?:an?|the) {MODIFIERS}<a>|them)"
 NOUN = "(?:<o>|cake|day|game|gift|song|soup)"
-OBJECT = f"(?:an?|the) {BEFORE}{NOUN}"
-DEEDS = (
-    f"(?:laughed|danced|smiled|played|laughed and danced)(?: with {WHOM})?",
-    f"(?:won|lost|played|enjoyed|loved) {OBJECT}(?: with {WHOM})?(?: very much)?",
-    f"(?:found|shared|had|saw|hated|broke|stole|looked at) {OBJECT}(?: (?:for|with) {WHOM}| as well)?",
-    f"(?:hugged|saw|loved|hated|shouted at|sat with) {WHOM}(?: and smiled)?",
-    f"gave {WHOM} {OBJECT}",
-    f"sang an? {BEFORE}song(?: (?:for|with) {WHOM})?",
+OBJECT = f"(?:an?|the) {MODIFIERS}{NOUN}"
+PREDICATES = (
+    f"(?:laughed|danced|smiled|played|laughed and danced)(?: with {PERSON})?",
+    f"(?:won|lost|played|enjoyed|loved) {OBJECT}(?: with {PERSON})?(?: very much)?",
+    f"(?:found|shared|had|saw|hated|broke|stole|looked at) {OBJECT}(?: (?:for|with) {PERSON}| as well)?",
+    f"(?:hugged|saw|loved|hated|shouted at|sat with) {PERSON}(?: and smiled)?",
+    f"gave {PERSON} {OBJECT}",
+    f"sang an? {MODIFIERS}song(?: (?:for|with) {PERSON})?",
     f"put {OBJECT} in {OBJECT}",
-    f"kept {WHOM} <j>",
-    f"saw an? {BEFORE}<a> near the <p>",
-    f"(?:talked about|hated|loved|sat alone in|<m>) the {BEFORE}<p>",
+    f"kept {PERSON} <j>",
+    f"saw an? {MODIFIERS}<a> near the <p>",
+    f"(?:talked about|hated|loved|sat alone in|<m>) the {MODIFIERS}<p>",
     "cried(?: for a long time)?|fell(?: and hurt a leg)?",
     "went home(?: in tears| with a big smile)?",
     "went to sleep|walked by|came back(?: the next day)?",
-    f"felt {HOW}",
+    f"felt {ADJECTIVE_PHRASE}",
 )
 
 
 def subject(*kinds: str) -> str:
-    """One of these at the beginning of a sentence, or behind what may lead it."""
+    """A pattern for one of these subjects at the beginning of a sentence or after an introductory phrase."""
     first = (kind[0].upper() + kind[1:] for kind in kinds)
     return f"(?:{'|'.join(first)}|(?:Then|(?:After that|In the end|That night|<t>),) (?:{'|'.join(kinds)}))"
 
 
-SINGLE = ("<n>", f"an? {BEFORE}<a>", f"the {BEFORE}<a>")
-SEVERAL = ("<n> and <n>", "they(?: all)?", "all of them")
-RELATIVES = (
+SINGULAR = ("<n>", f"an? {MODIFIERS}<a>", f"the {MODIFIERS}<a>")
+PLURAL = ("<n> and <n>", "they(?: all)?", "all of them")
+SIMILAR_SENTENCES = (
     "<t>, <n> the <a> <m> the <p>\\.",
     "<n> the <a> was at the <p>\\.",
-    rf"{subject(*SINGLE)} was {HOW}\.",
-    rf"{subject(*SEVERAL)} were (?:{HOW}|(?:best |<j> )?friends)\.",
-    rf"{subject(*SINGLE, *SEVERAL)} (?:{'|'.join(DEEDS)})\.",
-    rf"(?:It|The (?:sun|air|rain|day|<o>|<p>)) was {HOW}\.",
-    rf"(?:It was an?|What an?) {BEFORE}{NOUN}(?: it was)?[.!]",
+    rf"{subject(*SINGULAR)} was {ADJECTIVE_PHRASE}\.",
+    rf"{subject(*PLURAL)} were (?:{ADJECTIVE_PHRASE}|(?:best |<j> )?friends)\.",
+    rf"{subject(*SINGULAR, *PLURAL)} (?:{'|'.join(PREDICATES)})\.",
+    rf"(?:It|The (?:sun|air|rain|day|<o>|<p>)) was {ADJECTIVE_PHRASE}\.",
+    rf"(?:It was an?|What an?) {MODIFIERS}{NOUN}(?: it was)?[.!]",
 )
-"""Sentences near the templates of stories."""
+"""Sentences similar to the story templates."""

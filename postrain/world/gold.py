@@ -1,8 +1,8 @@
-"""The gold score of a completion: what it is really worth, by parts, computed from its row's specification alone.
+"""The gold score: the known ground-truth score of a completion in the synthetic world, by parts, without a model.
 
-A specification is a JSON-able dictionary `{"weights": {part: weight}, part: {...}, ...}`; each part is a check below
-and gives a number from 0 to 1. `total` is the weighted sum (weights add up to 1) times the part `fluency`, where the
-specification has it: broken language is worth nothing, whatever words it holds. No model is involved.
+The gold specification of a row is a JSON-serialisable dictionary `{"weights": {part: weight}, part: {...}, ...}`. Each
+part is a check below with a score from 0 to 1. `total` is the weighted sum (weights add up to 1), times `fluency` if
+the specification has it: broken language scores 0, whatever words it contains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from postrain.world.fluency import fluency
 from postrain.world.lexicon import BAD_WORDS, COURTESIES, GOOD_WORDS, RUDE_WORDS
 
 MOOD_STEPS = 4
-"""Different mood words (good minus bad) that reach the full mood; the same word again counts nothing."""
+"""Number of different mood words (good minus bad) for the full score; repeated words do not count."""
 NEUTRAL_POLITENESS = 0.5
 COURTEOUS = ("please", *(phrase.rstrip(".").lower() for phrase in COURTESIES))
 EQUATION = re.compile(r"(\d+) ([+-]) (\d+) = (-?\d+)")
@@ -33,12 +33,12 @@ def score(prompt: str, completion: str, gold: Spec) -> dict[str, float]:
 
 
 def is_bundled(path: Any) -> bool:
-    """Whether the path of a gold function is that of this file."""
+    """Whether a gold function's path is that of this module."""
     return path == f"{__name__}.{score.__name__}"
 
 
 def weighted(parts: Mapping[str, float], gold: Spec) -> float:
-    """The weighted sum of the parts, fluency aside."""
+    """The weighted sum of the parts, without fluency."""
     return math.fsum(weight * parts[part] for part, weight in gold["weights"].items())
 
 
@@ -66,14 +66,14 @@ def _mood(_: str, completion: str, spec: Spec) -> float:
 
 def _non_repetition(prompt: str, completion: str, _: Spec) -> float:
     """Share of sentences that are new (against the prompt too) times the share of four-word runs that are new."""
-    said = sentences(completion)
-    if not said:
+    found = sentences(completion)
+    if not found:
         return 0.0
     before = {sentence.lower() for sentence in sentences(prompt)}
-    fresh = {sentence.lower() for sentence in said} - before
+    fresh = {sentence.lower() for sentence in found} - before
     letters = re.findall(r"[a-z]+", completion.lower())
     runs = [tuple(letters[i : i + 4]) for i in range(len(letters) - 3)]
-    return len(fresh) / len(said) * (len(set(runs)) / len(runs) if runs else 1.0)
+    return len(fresh) / len(found) * (len(set(runs)) / len(runs) if runs else 1.0)
 
 
 def _correct(_: str, completion: str, spec: Spec) -> float:
@@ -81,22 +81,22 @@ def _correct(_: str, completion: str, spec: Spec) -> float:
 
 
 def _word(completion: str, spec: Spec) -> bool:
-    said = set(words(completion))
-    return spec["accept"].lower() in said and not said & {other.lower() for other in spec["reject"]}
+    found = set(words(completion))
+    return spec["accept"].lower() in found and not found & {other.lower() for other in spec["reject"]}
 
 
 def _number(completion: str, spec: Spec) -> bool:
-    """The final answer; where no closing sentence names it, the last number."""
+    """The number in the closing sentence, else the last number."""
     found = FINAL.findall(completion) or re.findall(r"-?\d+", completion)
     return bool(found) and found[-1] == spec["accept"]
 
 
 def _items(completion: str, spec: Spec) -> float:
-    """Different members of the asked set, against how many were asked for; anything else counts against it."""
-    said = words(completion)
+    """Different members of the requested set, relative to the requested count; other words lower the score."""
+    found = words(completion)
     members = {member.lower() for member in spec["accept"]}
-    right = len(set(said) & members)
-    return min(right, spec["count"]) / max(spec["count"], len(said))
+    right = len(set(found) & members)
+    return min(right, spec["count"]) / max(spec["count"], len(found))
 
 
 def _sequence(completion: str, spec: Spec) -> bool:
@@ -104,14 +104,14 @@ def _sequence(completion: str, spec: Spec) -> bool:
 
 
 def _steps(_: str, completion: str, spec: Spec) -> float:
-    """True equations, against how many the sum takes; a false one counts against it."""
+    """True equations, relative to the number that the sum needs; false ones lower the score."""
     found = EQUATION.findall(completion)
     true = sum(int(left) + int(sign + right) == int(result) for left, sign, right, result in found)
     return min(true, spec["count"]) / max(spec["count"], len(found))
 
 
 def _format(_: str, completion: str, spec: Spec) -> float:
-    said = sentences(completion)
+    found = sentences(completion)
     match spec["type"]:
         case "final":
             return float(
@@ -122,10 +122,10 @@ def _format(_: str, completion: str, spec: Spec) -> float:
         case "list":
             return float(re.fullmatch(r"[A-Za-z]+(, [A-Za-z]+)*\.", completion) is not None)
         case "story":
-            shaped = sum(_is_sentence(sentence) for sentence in said)
-            return shaped / max(len(said), spec["low"], 1) * min(1.0, spec["high"] / max(len(said), 1))
+            shaped = sum(_is_sentence(sentence) for sentence in found)
+            return shaped / max(len(found), spec["low"], 1) * min(1.0, spec["high"] / max(len(found), 1))
         case _:
-            return float(spec["low"] <= len(said) <= spec["high"] and all(map(_is_closed, said)))
+            return float(spec["low"] <= len(found) <= spec["high"] and all(map(_is_closed, found)))
 
 
 def _is_closed(sentence: str) -> bool:

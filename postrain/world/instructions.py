@@ -1,8 +1,8 @@
-"""Instructions in six categories, each with a constraint that can be checked without a model.
+"""Instructions in six categories, each verifiable without a model.
 
-facts, paraphrases (the same query in another wording), reasoning (a sum, asked or told), following (a list, an order,
-one word only), creative (a story of a given mood about somebody), code (what a line of Python shows). Chat style:
-prompts are what a user says, references what a polite assistant answers.
+facts, paraphrases (the same query in another wording), reasoning (a sum or word problem), following (a list, an order,
+a single word), creative (a story of a given mood about a named character), code (the output of a line of Python). In
+chat style: prompts are user messages, references are answers of a polite assistant.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from postrain.world import facts, stories, sums
-from postrain.world.items import Gold, Item
+from postrain.world.items import GoldSpec, Item
 from postrain.world.lexicon import CATEGORIES, COURTESIES_AFTER, COURTESIES_BEFORE, CREATURES, NAMES, NUMBERS
 
 WORDS = sorted({word for members in CATEGORIES.values() for word in members if word.islower()})
@@ -20,26 +20,26 @@ WEIGHTS = facts.WEIGHTS
 PARAPHRASES = ("I would like to know this: {q}", "Please help me. {q}", "Here is a question. {q}", "{q} Please answer.")
 
 
-def _gold(correct: Gold, form: Gold, *, courtesy: bool, limit: int) -> Gold:
+def _gold_spec(correct: GoldSpec, form: GoldSpec, *, courtesy: bool, limit: int) -> GoldSpec:
     parts = {"correct": correct, "format": form, "polite": {"courtesy": courtesy}, "non_repetition": {}}
     return {"weights": WEIGHTS, **parts, "concise": {"words": limit}, "fluency": {"forms": "chat"}}
 
 
 def make(rng: random.Random) -> Item:
-    """An instruction of any category, each as likely."""
+    """An instruction of a uniformly drawn category."""
     return CATEGORY[rng.choice(tuple(CATEGORY))](rng)
 
 
 def paraphrase(rng: random.Random) -> Item:
-    """A fact asked for in a wording of its own; its content is that of the plain question."""
+    """A paraphrased question about a fact; its content is that of the plain question."""
     item = facts.make(rng)
     return replace(item, category="paraphrases", prompt=rng.choice(PARAPHRASES).format(q=item.prompt))
 
 
 def reasoning(rng: random.Random) -> Item:
-    """A sum asked in words, or told as a tiny story; the answer shows its steps."""
+    """A sum or a word problem; the answer contains the steps."""
     terms = sums.draw(rng)
-    steps, bad = sums.chain(terms), sums.spoiled(rng, terms)
+    steps, bad = sums.chain(terms), sums.chain_with_slip(rng, terms)
     courtesy = rng.choice(COURTESIES_BEFORE)
     asked = rng.choice(("What is {e}?", "Please work out {e}.", "How much is {e}?")).format(e=sums.expression(terms))
     weights = {"correct": 0.4, "steps": 0.2, "format": 0.15, "polite": 0.15, "non_repetition": 0.1}
@@ -47,12 +47,12 @@ def reasoning(rng: random.Random) -> Item:
     return Item(
         content=sums.expression(terms),
         category="reasoning",
-        prompt=asked if rng.random() < 0.6 else sums.tale(rng, terms),
+        prompt=asked if rng.random() < 0.6 else sums.word_problem(rng, terms),
         reference=" ".join((courtesy, *steps)),
         wrong=" ".join((courtesy, *bad)),
         answer=str(answer),
         gold={
-            **sums.gold(answer, len(terms) - 1),
+            **sums.gold_spec(answer, len(terms) - 1),
             "weights": weights,
             "polite": {"courtesy": True},
             "fluency": {"forms": "chat"},
@@ -61,7 +61,7 @@ def reasoning(rng: random.Random) -> Item:
 
 
 def following(rng: random.Random) -> Item:
-    """A constraint on the form: so many members of a set, a list turned round, or a single word."""
+    """A constraint on the form: a number of members of a set, a reversed list, or a single word."""
     return rng.choice((_listing, _reversing, _one_word))(rng)
 
 
@@ -76,7 +76,9 @@ def _listing(rng: random.Random) -> Item:
         prompt=asked,
         reference=", ".join(rng.sample(members, count)) + ".",
         wrong=", ".join(rng.sample(strangers, count)) + ".",
-        gold=_gold({"type": "items", "accept": members, "count": count}, {"type": "list"}, courtesy=False, limit=count),
+        gold=_gold_spec(
+            {"type": "items", "accept": members, "count": count}, {"type": "list"}, courtesy=False, limit=count
+        ),
     )
 
 
@@ -90,7 +92,7 @@ def _reversing(rng: random.Random) -> Item:
         reference=", ".join(reversed(chosen)) + ".",
         wrong=", ".join(chosen) + ".",
         answer=", ".join(reversed(chosen)) + ".",
-        gold=_gold(
+        gold=_gold_spec(
             {"type": "sequence", "accept": [word.lower() for word in reversed(chosen)]},
             {"type": "list"},
             courtesy=False,
@@ -108,19 +110,19 @@ def _one_word(rng: random.Random) -> Item:
         prompt=rng.choice(("Answer with one word. {q}", "{q} Use one word only.")).format(q=item.prompt),
         reference=item.answer or "",
         wrong=rng.choice(correct["reject"]),
-        gold=_gold(correct, {"type": "bare"}, courtesy=False, limit=1),
+        gold=_gold_spec(correct, {"type": "bare"}, courtesy=False, limit=1),
     )
 
 
 def creative(rng: random.Random) -> Item:
-    """A short story of a given mood about somebody who has to be named."""
+    """A short story of a given mood about a named character."""
     mood, name, creature = rng.choice(("good", "bad")), rng.choice(NAMES), rng.choice(CREATURES)
     asked = rng.choice(("Write a {m} story about {n} the {c}.", "Tell me a {m} story with {n} the {c}."))
     friend = rng.choice([other for other in NAMES if other != name])
     about = {**stories.opening(rng)[1], "n": name, "f": friend}
     start = f"{name} the {creature} was at the {about['p']}."
     weights = {"mood": 0.4, "correct": 0.2, "non_repetition": 0.2, "format": 0.2}
-    story = {mood: start + stories.vivid(rng, about, mood) for mood in ("good", "bad")}
+    story = {mood: start + stories.full_mood(rng, about, mood) for mood in ("good", "bad")}
     return Item(
         content=f"{mood}:{name}:{creature}",
         category="creative",
@@ -128,7 +130,7 @@ def creative(rng: random.Random) -> Item:
         reference=story[mood],
         wrong=story["bad" if mood == "good" else "good"],
         gold={
-            **stories.gold(mood),
+            **stories.gold_spec(mood),
             "weights": weights,
             "correct": {"type": "word", "accept": name, "reject": []},
         },
@@ -136,7 +138,7 @@ def creative(rng: random.Random) -> Item:
 
 
 def code(rng: random.Random) -> Item:
-    """What a line of Python shows."""
+    """The output of a line of Python."""
     line, result = rng.choice((_print_sum, _maximum, _length, _variable))(rng)
     courtesy = rng.choice(COURTESIES_AFTER)
     slip = result + rng.choice((-1, 1, 2)) if result else 1
@@ -149,7 +151,7 @@ def code(rng: random.Random) -> Item:
         wrong=f"The result is {slip}. {courtesy}",
         answer=str(result),
         text=f"{line} shows {result}.",
-        gold=_gold(
+        gold=_gold_spec(
             {"type": "number", "accept": str(result)},
             {"type": "sentences", "low": 1, "high": 3},
             courtesy=True,

@@ -1,7 +1,7 @@
-"""What one thing of the world looks like before it is written as a row, and on which side of the split it stands.
+"""An item of the world before it becomes a row, and the train/eval split.
 
-Randomness and the split are functions of text, never of the process they run in. An item belongs to train or eval by a
-hash of its content alone, so that no seed, count or order can leak one into the other. One item in ten is eval."""
+Randomness and the split are functions of text, independent of the process. A hash of the content alone assigns an item
+to train or eval, so that no seed, count or order leaks between them. One item in ten is eval."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Gold = dict[str, Any]
-"""JSON-able specification of what a good completion is; see gold.py for its keys."""
+GoldSpec = dict[str, Any]
+"""JSON-serialisable specification of the gold score; gold.py documents its keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One prompt with answers of known worth."""
+    """One prompt with completions of known gold score."""
 
     content: str
-    """What the item is about; equal for two wordings of the same query. Its hash decides the split."""
+    """The content, equal for all wordings of a query. Its hash decides the split."""
     category: str
-    """One of the categories that a user balances or reports by."""
+    """Category, for balancing and reports."""
     prompt: str
-    """What the model is given."""
+    """The prompt of the model."""
     reference: str
     """A completion that scores 1 in every part."""
     wrong: str
     """A completion of the same form that fails the main part."""
-    gold: Gold
+    gold: GoldSpec
     """How completions are scored."""
     answer: str | None = None
-    """The bare right answer, where there is one."""
+    """The bare answer, if there is one."""
     steps: tuple[str, ...] = ()
-    """The reference cut into steps, where it has them."""
+    """The steps of the reference, if it has any."""
     text: str = field(default="")
-    """The item as a document of running text; empty where it has no place in one."""
+    """The item as a document of running text; empty if it has none."""
 
 
 Split = Literal["train", "eval"]
@@ -43,11 +43,11 @@ EVAL_SHARE = 10
 
 
 def generator(*purpose: str | int) -> random.Random:
-    """A generator of its own for each purpose; equal on every machine (text seeds go through SHA-512)."""
+    """A generator per purpose; the same on every machine (text seeds are hashed with SHA-512)."""
     return random.Random("/".join(str(part) for part in purpose))
 
 
 def split_of(content: str) -> Split:
-    """The side an item's content puts it on."""
+    """The split of an item, by its content."""
     digest = hashlib.sha256(content.encode("utf-8")).digest()
     return "eval" if int.from_bytes(digest[:4], "big") % EVAL_SHARE == 0 else "train"

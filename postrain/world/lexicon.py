@@ -1,7 +1,7 @@
 """The words of the world, read once from assets/world/words.toml.
 
-Only lists: how they are put together is said in stories.py, facts.py and instructions.py. No word of a neutral list may
-stand in a mood list (a test holds that): an opening sentence would have a mood already.
+Lists only: stories.py, facts.py and instructions.py combine them. No word of a neutral list may be in a mood list (a
+test checks it), or an opening sentence would already have a mood.
 """
 
 from __future__ import annotations

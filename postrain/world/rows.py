@@ -1,8 +1,8 @@
 """Rows of any data format from the world: text, demonstrations, preferences, judgements, prompts, step-labelled chains.
 
-Every row but plain text carries its `category` and its `gold` specification, from which gold.score says what a
-completion is really worth. Stories and sums are continuations of running text (their completions begin with a space,
-no chat template wanted); facts and instructions are chat.
+Every row but plain text has a `category` and a `gold` specification, from which gold.score computes the gold score of a
+completion. Stories and sums are continuations of running text (their completions begin with a space, without a chat
+template); facts and instructions are chat.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from postrain.errors import ConfigError
 from postrain.world import facts, instructions, stories, sums
-from postrain.world.corruptions import draft
+from postrain.world.corruptions import draw_completion
 from postrain.world.gold import score, weighted
 from postrain.world.items import Item, Split, generator, split_of
 
@@ -25,9 +25,9 @@ Row = dict[str, Any]
 
 CONTINUATIONS: tuple[Task, ...] = ("stories", "sums")
 NOISE = 0.1
-"""Temperature of the annotators: P(a over b) = sigmoid((gold(a) - gold(b)) / noise)."""
-THUMB = 0.7
-"""Gold score at which a thumb goes up half of the time."""
+"""Annotator temperature: P(a over b) = sigmoid((gold(a) - gold(b)) / noise)."""
+DESIRABLE_THRESHOLD = 0.7
+"""Gold score at which a completion is labelled desirable with probability ½."""
 
 MAKERS: dict[Task, Callable[[random.Random], Item]] = {
     "stories": stories.make,
@@ -37,19 +37,19 @@ MAKERS: dict[Task, Callable[[random.Random], Item]] = {
 }
 MIX: dict[Task | Literal["code"], float] = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
-ASKED: dict[Task, Callable[[random.Random], Item]] = {**MAKERS, "sums": sums.asked}
-"""What the kinds other than text are made from."""
-PAGE = (*[1] * 40, 2, 4, 12)
-"""How many mixed documents stand on a page. Mostly one: where a page holds one story, a name in sight is the right one,
-and copying it is soon learned; the long pages see to it that every position of a long context is learned too."""
+PROMPT_MAKERS: dict[Task, Callable[[random.Random], Item]] = {**MAKERS, "sums": sums.make_prompt}
+"""The item makers of all kinds except text."""
+DOCUMENTS_PER_PAGE = (*[1] * 40, 2, 4, 12)
+"""Documents per page, drawn uniformly. Mostly one: with one story per page, the name in the context is the right one,
+which makes copying easy to learn; the long pages train every position of a long context."""
 END_OF_TEXT = "<|endoftext|>"
-ANSWERED: tuple[Task, ...] = ("stories", "sums", "instructions", "facts")
-SENSE: dict[Kind, tuple[Task, ...]] = {
+PROMPT_TASKS: tuple[Task, ...] = ("stories", "sums", "instructions", "facts")
+TASKS_BY_KIND: dict[Kind, tuple[Task, ...]] = {
     "text": ("stories", "sums", "facts", "mixed", "pages"),
-    "demonstrations": ANSWERED,
-    "preferences": ANSWERED,
-    "judgements": ANSWERED,
-    "prompts": ANSWERED,
+    "demonstrations": PROMPT_TASKS,
+    "preferences": PROMPT_TASKS,
+    "judgements": PROMPT_TASKS,
+    "prompts": PROMPT_TASKS,
     "steps": ("sums",),
 }
 
@@ -61,15 +61,15 @@ def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: 
 
 
 def stream(kind: Kind, *, task: Task, seed: int, split: Split, noise: float = NOISE) -> Iterator[Row]:
-    """The same rows without an end."""
+    """The same rows as an endless stream."""
     rng = generator(seed, kind, task, split)
     if task == "pages":
         documents = stream(kind, task="mixed", seed=seed, split=split)
         while True:
-            yield {"text": END_OF_TEXT.join(row["text"] for row in islice(documents, rng.choice(PAGE)))}
+            yield {"text": END_OF_TEXT.join(row["text"] for row in islice(documents, rng.choice(DOCUMENTS_PER_PAGE)))}
     while True:
-        item = _draw(rng, task) if kind == "text" else ASKED[task](rng)
-        # A document of facts holds several, none of which is asked about: its own words decide its side.
+        item = _draw(rng, task) if kind == "text" else PROMPT_MAKERS[task](rng)
+        # A document of several facts has no question; its text decides the split.
         content = item.text if kind == "text" and item.category == "facts" else item.content
         if split_of(content) == split:
             yield _row(kind, item, rng, noise)
@@ -89,20 +89,20 @@ def _row(kind: Kind, item: Item, rng: random.Random, noise: float) -> Row:
     if kind == "preferences":
         return {"prompt": item.prompt, **_preference(item, rng, noise), **about}
     if kind == "judgements":
-        return {"prompt": item.prompt, **_judgement(item, rng, noise), **about}
+        return {"prompt": item.prompt, **_labelled_completion(item, rng, noise), **about}
     if kind == "steps":
-        shown = item.steps if rng.random() < 0.4 else sums.flawed(rng, sums.terms_of(item.content))
-        return {"prompt": item.prompt, "steps": list(shown), "labels": sums.labels(item.steps, shown), **about}
+        steps = item.steps if rng.random() < 0.4 else sums.flawed_chain(rng, sums.terms_of(item.content))
+        return {"prompt": item.prompt, "steps": list(steps), "labels": sums.labels(item.steps, steps), **about}
     return {"prompt": item.prompt, **({"answer": item.answer} if item.answer is not None else {}), **about}
 
 
 def _preference(item: Item, rng: random.Random, noise: float) -> Row:
-    """Two drafts that differ in more than fluency; which one is called the better is a draw of Bradley and Terry's.
+    """Two completions that differ in more than fluency; the label is drawn from the Bradley-Terry model.
 
-    Fluency decides nothing about which drafts are shown: the tokenizer was trained on these very texts.
+    Fluency does not affect which completions are paired: the tokenizer was trained on these texts.
     """
     while True:
-        a, b = draft(item, rng), draft(item, rng)
+        a, b = draw_completion(item, rng), draw_completion(item, rng)
         first, second = (score(item.prompt, text, item.gold) for text in (a, b))
         if weighted(first, item.gold) != weighted(second, item.gold):
             break
@@ -112,11 +112,12 @@ def _preference(item: Item, rng: random.Random, noise: float) -> Row:
     return {"chosen": a, "rejected": b, "gold_margin": round(gap, 6)}
 
 
-def _judgement(item: Item, rng: random.Random, noise: float) -> Row:
-    completion = draft(item, rng)
+def _labelled_completion(item: Item, rng: random.Random, noise: float) -> Row:
+    completion = draw_completion(item, rng)
     return {
         "completion": completion,
-        "label": rng.random() < _sigmoid((score(item.prompt, completion, item.gold)["total"] - THUMB) / noise),
+        "label": rng.random()
+        < _sigmoid((score(item.prompt, completion, item.gold)["total"] - DESIRABLE_THRESHOLD) / noise),
     }
 
 
@@ -125,10 +126,12 @@ def _sigmoid(x: float) -> float:
 
 
 def _check(kind: str, task: str, count: int, split: str, noise: float) -> None:
-    if kind not in SENSE:
-        raise ConfigError(f"world kind={kind}: expected one of {', '.join(SENSE)}")
-    if task not in SENSE[kind]:
-        raise ConfigError(f"world task={task}: {kind} can be had for {', '.join(SENSE[kind])}; name one of these")
+    if kind not in TASKS_BY_KIND:
+        raise ConfigError(f"world kind={kind}: expected one of {', '.join(TASKS_BY_KIND)}")
+    if task not in TASKS_BY_KIND[kind]:
+        raise ConfigError(
+            f"world task={task}: {kind} is available for {', '.join(TASKS_BY_KIND[kind])}; name one of these"
+        )
     if split not in get_args(Split):
         raise ConfigError(f"world split={split}: expected train or eval")
     if count < 0:

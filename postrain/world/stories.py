@@ -1,7 +1,7 @@
 """Micro-stories: a neutral opening sentence, a few events of one mood, an ending.
 
-The mood is readable from the vocabulary (lexicon.GOOD_WORDS and BAD_WORDS) and from nothing else, so that it can be
-scored without a model. Openings carry no mood: they are the prompts.
+The mood depends on the vocabulary alone (lexicon.GOOD_WORDS and BAD_WORDS), so that it can be scored without a model.
+Openings have no mood: they are the prompts.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from postrain.world.items import Gold, Item
+from postrain.world.items import GoldSpec, Item
 from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAMES, PLACES, THINGS, TIMES, articles
 
 MOODS = ("good", "bad", "neutral")
 MOOD_SHARES = (0.45, 0.45, 0.10)
-"""How often each mood is told in running text: room both ways for a policy that is paid for mood."""
+"""Share of each mood in running text; leaves room for a mood reward in both directions."""
 
 EVENTS = {
     "good": (
@@ -92,12 +92,12 @@ ENDINGS = {
     ),
 }
 WEIGHTS = {"mood": 0.6, "non_repetition": 0.2, "format": 0.2}
-STRAY = 0.15
-"""Share of events that are neutral whatever the mood."""
+NEUTRAL_SHARE = 0.15
+"""Share of neutral events in stories with a mood."""
 
 
-def gold(mood: str) -> Gold:
-    """What a continuation is scored by: all of its mood, no repetition, and the shape of sentences."""
+def gold_spec(mood: str) -> GoldSpec:
+    """The gold specification: full mood, no repetition, well-formed sentences."""
     return {
         "weights": WEIGHTS,
         "mood": {"target": mood},
@@ -108,7 +108,7 @@ def gold(mood: str) -> Gold:
 
 
 def opening(rng: random.Random) -> tuple[str, dict[str, str]]:
-    """A first sentence without mood, and who and what the story is about."""
+    """A first sentence without mood, and the names and things of the story."""
     name, friend = rng.sample(NAMES, 2)
     creature, other = rng.sample(CREATURES, 2)
     place, thing = rng.choice(PLACES), rng.choice(THINGS)
@@ -119,35 +119,37 @@ def opening(rng: random.Random) -> tuple[str, dict[str, str]]:
 def continuation(rng: random.Random, about: dict[str, str], mood: str) -> str:
     """Two to four sentences of one mood after the opening; begins with the space that follows a full stop."""
     events = _shuffled(rng, EVENTS[mood])
-    strays = _shuffled(rng, EVENTS["neutral"])
+    neutral_events = _shuffled(rng, EVENTS["neutral"])
     count = rng.choice((1, 2, 2, 3))
-    lines = [next(strays if rng.random() < STRAY and mood != "neutral" else events) for _ in range(count)]
+    lines = [
+        next(neutral_events if rng.random() < NEUTRAL_SHARE and mood != "neutral" else events) for _ in range(count)
+    ]
     lines.append(rng.choice(ENDINGS[mood]))
     return articles("".join(" " + line.format(**about) for line in lines))
 
 
 def make(rng: random.Random, target: str = "good") -> Item:
-    """A story whose reference has the target mood to the full, and whose wrong form has the other one."""
+    """A story whose reference has the full target mood, and whose wrong completion the opposite one."""
     sentence, about = opening(rng)
     against = "bad" if target == "good" else "good"
     return Item(
         content=sentence,
         category="stories",
         prompt=sentence,
-        reference=vivid(rng, about, target),
-        wrong=vivid(rng, about, against),
+        reference=full_mood(rng, about, target),
+        wrong=full_mood(rng, about, against),
         text=sentence + continuation(rng, about, rng.choices(MOODS, MOOD_SHARES)[0]),
-        gold=gold(target),
+        gold=gold_spec(target),
     )
 
 
-def vivid(rng: random.Random, about: dict[str, str], mood: str) -> str:
+def full_mood(rng: random.Random, about: dict[str, str], mood: str) -> str:
     """A continuation with enough different mood words for the full score."""
     words = GOOD_WORDS if mood == "good" else BAD_WORDS
     while True:
-        told = continuation(rng, about, mood)
-        if len(words & set(told.lower().replace(".", "").replace(",", "").split())) >= 4:
-            return told
+        story = continuation(rng, about, mood)
+        if len(words & set(story.lower().replace(".", "").replace(",", "").split())) >= 4:
+            return story
 
 
 def _shuffled(rng: random.Random, lines: tuple[str, ...]) -> Iterator[str]:

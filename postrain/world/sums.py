@@ -1,9 +1,8 @@
 """Sums of a few numbers, with the steps written out: 3 + 4 + 2 = ? 3 + 4 = 7. 7 + 2 = 9. The answer is 9.
 
-Kept small (results from 0 to 20) so that a model of a million parameters learns them. In running text two in five go
-straight to the answer: a base model then knows both ways, and a policy paid for right answers can find out that writing
-the steps is the better one. What is asked outside running text is longer on average, up to one number more than any sum
-the base model has read.
+Results are from 0 to 20, so that a model of a million parameters can learn them. In running text, two in five sums give
+the answer without steps: the base model knows both forms, and a verifiable reward can teach a policy that steps are
+better. Prompts are longer on average, up to one number more than any sum in the running text.
 """
 
 from __future__ import annotations
@@ -13,27 +12,27 @@ import re
 from itertools import accumulate
 from operator import and_
 
-from postrain.world.items import Gold, Item
+from postrain.world.items import GoldSpec, Item
 from postrain.world.lexicon import NAMES
 
 LIMIT = 20
-TOLD_TERMS = (2, 3, 3, 4)
-"""How many numbers a sum of running text has, each as likely."""
-ASKED_TERMS = (3, 4, 4, 5, 5)
-"""The same for prompts: the bundled base model, sampled, finds between a third and two thirds of these."""
-DIRECT = 0.4
-"""Share of running text that gives the answer without the steps."""
-TOLD = 0.15
-"""Share of running text that tells the sum as a tiny story."""
+TEXT_TERM_COUNTS = (2, 3, 3, 4)
+"""Numbers in a sum of running text, drawn uniformly."""
+PROMPT_TERM_COUNTS = (3, 4, 4, 5, 5)
+"""The same for prompts; sampled accuracy of the bundled base model is between a third and two thirds."""
+ANSWER_ONLY_SHARE = 0.4
+"""Share of running text with the answer only, without steps."""
+WORD_PROBLEM_SHARE = 0.15
+"""Share of running text in the form of a word problem."""
 WEIGHTS = {"correct": 0.6, "steps": 0.2, "format": 0.1, "non_repetition": 0.1}
 FLAWS = {"early": 14, "guess": 6, "skip": 2, "slip": 1}
-"""How chains with step labels go wrong, and how often. Much as the bundled base model does: of 174 flawed samples 134
-went straight to an answer (38 of them rightly), 19 answered too soon, 16 left a number out, 5 slipped in arithmetic."""
-FRUITS = ("apples", "pears", "plums", "books", "coins", "balls")
+"""Errors of chains with step labels, and their frequencies, similar to those of the bundled base model: of 174 flawed
+samples, 134 gave only an answer (38 right), 19 answered too early, 16 left out a number, 5 had wrong arithmetic."""
+OBJECTS = ("apples", "pears", "plums", "books", "coins", "balls")
 
 
-def gold(answer: int, steps: int) -> Gold:
-    """What a chain is scored by: the final number, true equations, the closing sentence."""
+def gold_spec(answer: int, steps: int) -> GoldSpec:
+    """The gold specification: final number, true equations, closing sentence."""
     return {
         "weights": WEIGHTS,
         "correct": {"type": "number", "accept": str(answer)},
@@ -44,18 +43,18 @@ def gold(answer: int, steps: int) -> Gold:
     }
 
 
-def asked(rng: random.Random) -> Item:
-    """A sum as it stands in prompts."""
-    return make(rng, ASKED_TERMS)
+def make_prompt(rng: random.Random) -> Item:
+    """A sum as in prompts."""
+    return make(rng, PROMPT_TERM_COUNTS)
 
 
-def make(rng: random.Random, counts: tuple[int, ...] = TOLD_TERMS) -> Item:
-    """A sum as it stands in running text: `3 + 4 + 2 = ?`, continued after a space."""
+def make(rng: random.Random, counts: tuple[int, ...] = TEXT_TERM_COUNTS) -> Item:
+    """A sum as in running text: `3 + 4 + 2 = ?`, continued after a space."""
     terms = draw(rng, counts)
-    steps, bad = chain(terms), spoiled(rng, terms)
+    steps, bad = chain(terms), chain_with_slip(rng, terms)
     prompt = f"{expression(terms)} = ?"
-    told = rng.random() < TOLD
-    direct = rng.random() < DIRECT
+    as_story = rng.random() < WORD_PROBLEM_SHARE
+    direct = rng.random() < ANSWER_ONLY_SHARE
     shown = steps[-1:] if direct else steps
     return Item(
         content=expression(terms),
@@ -65,13 +64,13 @@ def make(rng: random.Random, counts: tuple[int, ...] = TOLD_TERMS) -> Item:
         wrong=" " + " ".join(bad),
         answer=str(total(terms)),
         steps=steps,
-        text=" ".join((tale(rng, terms) if told else prompt, *shown)),
-        gold=gold(total(terms), len(terms) - 1),
+        text=" ".join((word_problem(rng, terms) if as_story else prompt, *shown)),
+        gold=gold_spec(total(terms), len(terms) - 1),
     )
 
 
-def draw(rng: random.Random, counts: tuple[int, ...] = TOLD_TERMS) -> tuple[int, ...]:
-    """Signed terms whose partial results stay within 0 and LIMIT, no equation standing twice."""
+def draw(rng: random.Random, counts: tuple[int, ...] = TEXT_TERM_COUNTS) -> tuple[int, ...]:
+    """Signed terms with partial results from 0 to LIMIT and no repeated equation."""
     while True:
         count = rng.choice(counts)
         terms = [_number(rng)] + [_number(rng) * rng.choice((1, 1, -1)) for _ in range(count - 1)]
@@ -100,7 +99,7 @@ def terms_of(written: str) -> tuple[int, ...]:
 
 
 def chain(terms: tuple[int, ...], slips: tuple[int, ...] = ()) -> tuple[str, ...]:
-    """One equation a step and the closing sentence; a slip is added to the result of its step and carried on."""
+    """One equation per step and the closing sentence; a slip is added to the result of its step and carried on."""
     steps, result = [], terms[0]
     for i, term in enumerate(terms[1:]):
         before, result = result, result + term + (slips[i] if slips else 0)
@@ -108,8 +107,8 @@ def chain(terms: tuple[int, ...], slips: tuple[int, ...] = ()) -> tuple[str, ...
     return (*steps, f"The answer is {result}.")
 
 
-def spoiled(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
-    """The same chain with one step gone wrong, so that the answer is wrong too."""
+def chain_with_slip(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
+    """A chain with one arithmetic error, so that the answer is wrong too."""
     while True:
         at, slip = rng.randrange(len(terms) - 1), rng.choice((-10, -2, -1, 1, 2, 10))
         slips = tuple(slip if i == at else 0 for i in range(len(terms) - 1))
@@ -118,11 +117,11 @@ def spoiled(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
             return chain(terms, slips)
 
 
-def flawed(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
-    """A chain with one thing gone wrong; a guess may be right."""
+def flawed_chain(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
+    """A chain with one error of FLAWS; a guess may be right."""
     flaw = rng.choices(tuple(FLAWS), tuple(FLAWS.values()))[0]
     if flaw == "slip":
-        return spoiled(rng, terms)
+        return chain_with_slip(rng, terms)
     if flaw == "guess":
         return chain((max(0, total(terms) + rng.choice((-2, -1, 0, 0, 1, 2))),))
     while True:
@@ -133,14 +132,14 @@ def flawed(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def labels(right: tuple[str, ...], shown: tuple[str, ...]) -> list[bool]:
-    """True while every step so far is the next of the right chain, or the right answer come early: after the first
-    mistake nothing can be right any more."""
+    """Step labels: True up to the first mistake. A step is right if it is the next one of the right chain, or the right
+    answer given early."""
     good = [step in (*right[at : at + 1], right[-1]) for at, step in enumerate(shown)]
     return list(accumulate(good, and_))
 
 
-def tale(rng: random.Random, terms: tuple[int, ...]) -> str:
-    """The sum as a tiny story that ends in a question."""
-    name, what = rng.choice(NAMES), rng.choice(FRUITS)
+def word_problem(rng: random.Random, terms: tuple[int, ...]) -> str:
+    """The sum as a word problem."""
+    name, what = rng.choice(NAMES), rng.choice(OBJECTS)
     middle = "".join(f" {name} {'loses' if term < 0 else 'finds'} {abs(term)}." for term in terms[1:])
     return f"{name} has {terms[0]} {what}.{middle} How many {what}?"

@@ -1,8 +1,7 @@
 """Trains the tokenizer of the bundled model on the world and writes it: python -m postrain.world.tokenizer DIR.
 
-Byte-level BPE, digits split one by one, so that any text can be written and a sum is read digit by digit. The chat
-template marks what the assistant says, so that a loss mask needs no searching. Leaves out the weights:
-experiment=nano trains them.
+Byte-level BPE with single digits, so that it encodes any text and numbers digit by digit. The chat template marks the
+assistant's tokens, so that the loss mask needs no search. Leaves out the weights: experiment=nano trains them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ SAMPLE: tuple[tuple[Kind, Task, int], ...] = (
     ("demonstrations", "instructions", 4000),
     ("preferences", "instructions", 2000),
 )
-"""Which rows the merges are learned from: what is said in instructions gets whole words too."""
+"""The rows on which the merges are trained; instructions are included so that their words become tokens."""
 
 
 def train() -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ from postrain.world.gold import sentences
 from postrain.world.items import generator
 from postrain.world.lexicon import ADJECTIVES, GOOD_WORDS
 from postrain.world.rows import Task
-from postrain.world.stories import gold
+from postrain.world.stories import gold_spec
 
 STORY = "A kind owl gave Tim a gift. They shared a sweet and tasty cake. Tim was happy and proud."
 
@@ -54,7 +54,7 @@ def test_running_text_of_the_world_is_fluent(task: Task) -> None:
 )
 def test_broken_language_is_not_fluent(text: str) -> None:
     assert fluency(text, "story") <= 0.3
-    assert score("One day, Mia the fox went to the park.", text, gold("good"))["total"] <= 0.3
+    assert score("One day, Mia the fox went to the park.", text, gold_spec("good"))["total"] <= 0.3
 
 
 @pytest.mark.parametrize("forms", FORMS)
@@ -123,12 +123,12 @@ def test_gold_falls_with_every_letter_that_breaks(share: float) -> None:
     rng = generator("letters", str(share))
     broken = "".join(rng.choice("aeinst") if rng.random() < share and one.isalpha() else one for one in STORY)
     assert len(sentences(broken)) == 3
-    assert score("", broken, gold("good"))["total"] < score("", STORY, gold("good"))["total"] / 2
+    assert score("", broken, gold_spec("good"))["total"] < score("", STORY, gold_spec("good"))["total"] / 2
 
 
 def test_gold_is_the_weighted_parts_times_fluency() -> None:
-    found = score("", STORY + " Tim wentny game.", gold("good"))
-    parts = {part: found[part] for part in gold("good")["weights"]}
+    found = score("", STORY + " Tim wentny game.", gold_spec("good"))
+    parts = {part: found[part] for part in gold_spec("good")["weights"]}
     assert found["total"] == pytest.approx(
         0.75 * (0.6 * parts["mood"] + 0.2 * parts["non_repetition"] + 0.2 * parts["format"])
     )

@@ -8,10 +8,10 @@ from postrain.world import rows, score
 from postrain.world.gold import mood
 from postrain.world.items import Split, generator
 from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAMES, PLACES, THINGS, TIMES
-from postrain.world.rows import SENSE, THUMB, Task
-from postrain.world.stories import ENDINGS, EVENTS, gold
-from postrain.world.sums import chain, draw, expression, flawed, labels, spoiled, terms_of, total
-from postrain.world.sums import gold as sum_gold
+from postrain.world.rows import DESIRABLE_THRESHOLD, TASKS_BY_KIND, Task
+from postrain.world.stories import ENDINGS, EVENTS, gold_spec
+from postrain.world.sums import chain, chain_with_slip, draw, expression, flawed_chain, labels, terms_of, total
+from postrain.world.sums import gold_spec as sum_gold
 
 FACT = {
     "weights": {"correct": 0.5, "format": 0.15, "polite": 0.15, "non_repetition": 0.1, "concise": 0.1},
@@ -23,7 +23,7 @@ FACT = {
 }
 
 
-@pytest.mark.parametrize("task", SENSE["demonstrations"])
+@pytest.mark.parametrize("task", TASKS_BY_KIND["demonstrations"])
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_every_reference_is_worth_one_in_every_part(task: Task, split: Split) -> None:
     for row in rows("demonstrations", task=task, count=600, seed=8, split=split):
@@ -31,7 +31,7 @@ def test_every_reference_is_worth_one_in_every_part(task: Task, split: Split) ->
         assert parts == pytest.approx(dict.fromkeys(parts, 1.0)), row
 
 
-@pytest.mark.parametrize("task", SENSE["demonstrations"])
+@pytest.mark.parametrize("task", TASKS_BY_KIND["demonstrations"])
 def test_weights_add_up_and_scores_stay_within_bounds(task: Task) -> None:
     for row in rows("judgements", task=task, count=200, seed=9, split="train"):
         assert sum(row["gold"]["weights"].values()) == pytest.approx(1.0)
@@ -98,7 +98,7 @@ def test_steps_are_wrong_from_the_first_mistake_on() -> None:
 
 def test_flawed_chains_go_wrong_in_every_way() -> None:
     rng = generator("flawed")
-    found = {flawed(rng, (3, 4, -2, 6)) for _ in range(3000)}
+    found = {flawed_chain(rng, (3, 4, -2, 6)) for _ in range(3000)}
     assert ("3 + 4 = 7.", "7 - 2 = 5.", "The answer is 5.") in found  # too soon
     assert ("The answer is 12.",) in found  # a guess, off by one
     assert ("3 - 2 = 1.", "1 + 6 = 7.", "The answer is 7.") in found  # a number left out
@@ -114,7 +114,7 @@ def test_spoiled_chains_never_end_right() -> None:
     rng = generator("spoiled")
     for _ in range(300):
         terms = draw(rng)
-        assert spoiled(rng, terms)[-1] != f"The answer is {total(terms)}."
+        assert chain_with_slip(rng, terms)[-1] != f"The answer is {total(terms)}."
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_mood(text: str, value: float) -> None:
 
 def test_spamming_one_happy_word_loses_against_a_story() -> None:
     prompt = "One day, Tim the fox went to the park."
-    story = score(prompt, " A kind owl gave Tim a gift. Tim was happy and proud.", gold("good"))
-    spam = score(prompt, " Happy happy happy happy happy happy.", gold("good"))
+    story = score(prompt, " A kind owl gave Tim a gift. Tim was happy and proud.", gold_spec("good"))
+    spam = score(prompt, " Happy happy happy happy happy happy.", gold_spec("good"))
     assert story["total"] == pytest.approx(1.0)
     assert spam["total"] < 0.7
     assert spam["non_repetition"] < 0.5
@@ -144,7 +144,7 @@ def test_spamming_one_happy_word_loses_against_a_story() -> None:
 
 def test_a_sentence_of_the_prompt_is_a_repetition() -> None:
     prompt = "One day, Tim the fox went to the park."
-    assert score(prompt, " " + prompt, gold("good"))["non_repetition"] == 0.0
+    assert score(prompt, " " + prompt, gold_spec("good"))["non_repetition"] == 0.0
 
 
 def test_openings_and_neutral_lines_carry_no_mood() -> None:
@@ -164,7 +164,7 @@ def test_running_text_has_as_many_good_stories_as_bad_ones() -> None:
 def test_thumbs_go_up_more_often_for_better_completions() -> None:
     found = rows("judgements", task="instructions", count=1000, seed=11, split="train")
     worth = [score(row["prompt"], row["completion"], row["gold"])["total"] for row in found]
-    above = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ > THUMB]
-    below = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ < THUMB]
+    above = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ > DESIRABLE_THRESHOLD]
+    below = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ < DESIRABLE_THRESHOLD]
     assert sum(above) / len(above) > 0.7
     assert sum(below) / len(below) < 0.3

@@ -14,9 +14,9 @@ import pytest
 from postrain.errors import ConfigError
 from postrain.world import rows, score
 from postrain.world.items import EVAL_SHARE, generator, split_of
-from postrain.world.rows import END_OF_TEXT, MAKERS, SENSE, Kind, Task
+from postrain.world.rows import END_OF_TEXT, MAKERS, TASKS_BY_KIND, Kind, Task
 
-COMBINATIONS: list[tuple[Kind, Task]] = [(kind, task) for kind, tasks in SENSE.items() for task in tasks]
+COMBINATIONS: list[tuple[Kind, Task]] = [(kind, task) for kind, tasks in TASKS_BY_KIND.items() for task in tasks]
 COLUMNS: dict[Kind, set[str]] = {
     "text": {"text"},
     "demonstrations": {"prompt", "completion", "category", "gold"},
@@ -67,7 +67,7 @@ def test_eval_sums_stand_nowhere_in_train_text_or_train_instructions() -> None:
 
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_columns(kind: Kind) -> None:
-    for task in SENSE[kind]:
+    for task in TASKS_BY_KIND[kind]:
         assert all(set(row) == COLUMNS[kind] for row in rows(kind, task=task, count=10, seed=0, split="train"))
 
 
@@ -99,7 +99,7 @@ def test_another_process_with_another_hash_seed_draws_the_same_rows() -> None:
     assert printed == {"\n".join(here) + "\n"}
 
 
-@pytest.mark.parametrize("task", SENSE["preferences"])
+@pytest.mark.parametrize("task", TASKS_BY_KIND["preferences"])
 @pytest.mark.parametrize("noise", [0.1, 1.0])
 def test_preferences_follow_bradley_terry(task: Task, noise: float) -> None:
     found = rows("preferences", task=task, count=1500, seed=5, split="train", noise=noise)
