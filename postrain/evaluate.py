@@ -1,4 +1,4 @@
-"""python -m postrain.evaluate: measures of a model, or of several on the same prompts, each with its interval."""
+"""python -m postrain.evaluate: evaluates one or more models on the same prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The config of a generation."""
+"""The config of `postrain generate`."""
 
 from __future__ import annotations
 
@@ -21,77 +21,76 @@ from postrain.types import Count, Seed, Size
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Section):
-    """Completions of a data source's prompts, scored, and the rows that are kept of them. Raises ConfigError for
-    settings that do not fit together."""
+    """Samples and scores completions of a data source's prompts, and writes selected ones as training data. Raises
+    ConfigError for settings that do not fit together."""
 
     model: ModelSource
     """The model that samples."""
     data: DataModule
-    """Where the prompts come from."""
+    """The source of the prompts."""
     reward: Deferred[Reward | PreferenceModel] | None = None
-    """What scores completions; null with selection=revisions and selection=none only."""
+    """The reward of completions; null is allowed with selection=revisions and selection=none only."""
     rollout: Engine = field(default_factory=LocalEngine)
-    """What samples completions, and how."""
+    """The sampling engine and its settings."""
     environment: Environment = SINGLE_TURN
-    """What answers the policy while it writes."""
+    """The environment that responds to the model's turns."""
     trainer: Hardware = field(default_factory=Hardware)
     """The hardware: processes, devices and precision."""
     selection: Selection
-    """Which completions become rows of the data file."""
+    """The selection of completions for the data file."""
     part: Literal["train", "eval"] = "train"
-    """Prompts to learn from (train) or held-out ones (eval)."""
+    """The split of the prompts: train or eval (held-out)."""
     prompts: Count | None = None
-    """Maximum number of prompts, from the first on; null uses all."""
+    """Maximum number of prompts, in order; null is all."""
     samples: Size = 8
-    """Completions of each prompt."""
+    """Completions per prompt."""
     greedy: bool = False
-    """Measure the greedy completion of each prompt too."""
+    """Also evaluate one greedy completion per prompt."""
     threshold: float = 1.0
-    """The reward from which a completion counts as right."""
+    """A completion is right if its reward is at least this."""
     chunk: Size = 64
-    """Prompts between two writes: what a kill can lose."""
+    """Prompts per write to disk. An interrupted run loses at most one chunk."""
     seed: Seed = 0
-    """Decides the samples."""
+    """Seed of the samples."""
     name: str | None = None
-    """What the folder is called; null is generate."""
+    """Name of the folder; null is generate."""
     resume: str | None = None
     """Resume the generation in this folder: resume=runs/generate/nano/..."""
     allow_change: bool = False
-    """Let a resumed generation differ from how it was started: another selection= makes other rows of the same
-    completions."""
+    """Allow changed settings when resuming; another selection= selects other rows of the same completions."""
     debug: bool = False
     """Show tracebacks."""
     paths: Paths = field(default_factory=Paths)
-    """Where folders are made."""
+    """Output directories."""
 
     def __post_init__(self) -> None:
         if self.reward is None:
             if isinstance(self.selection, TopK | PreferencePairs):
                 raise ConfigError(
-                    "reward: expected one, since selection chooses completions by it; only selection=none and "
+                    "reward: expected one, since selection ranks completions by it; only selection=none and "
                     "selection=revisions do not need one"
                 )
             return
         found = self.reward.target
-        # Whether objects of a class can be called stands in the class; every class itself can be.
+        # `callable(cls)` is true for every class; whether its objects are callable is defined in the class.
         if isinstance(found, type) and not any("__call__" in vars(base) for base in found.__mro__):
             raise ConfigError(
-                f"reward: {found.__name__} compares two completions, and a generation needs a number for each; choose "
+                f"reward: {found.__name__} compares two completions, but generate needs a score of each; choose "
                 "another reward"
             )
 
     def check(self) -> None:
-        """Raises ConfigError for what the machine refuses, before there is a folder."""
+        """Raises ConfigError if the machine cannot run this. Called before the folder is created."""
         self.trainer.check()
         if self.trainer.ranks > 1:
             raise ConfigError("trainer: a generation runs in one process; use trainer=cpu or trainer=gpu")
 
     @cached_property
     def resolved(self) -> ResolvedModel:
-        """The model that writes."""
+        """The model that samples."""
         return self.model.resolve()
 
     @property
     def label(self) -> str:
-        """The first part of the folder."""
+        """The first part of the folder's path."""
         return self.name or "generate"

@@ -1,9 +1,9 @@
-"""The generate command: samples, scores, keeps, measures.
+"""The generate command: samples and scores completions, selects rows for training, computes statistics.
 
 runs/generate/<model>/<time>-<hash>/
-  completions.jsonl   a line for each prompt: what was written, rewards, gold scores; grows chunk by chunk
-  data.jsonl          the rows that are kept, for data.path=; whole or absent
-  summary.json        how many were right        manifest.json  config.yaml  status.json  result.json
+  completions.jsonl   a line per prompt: completions, rewards, gold scores; appended chunk by chunk
+  data.jsonl          the selected rows, for data.path=; written atomically
+  summary.json        pass@1, pass@n, rewards     manifest.json  config.yaml  status.json  result.json
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMPLETIONS, DATA, SUMMARY = "completions.jsonl", "data.jsonl", "summary.json"
 
 
 def generate(config: GenerateConfig, run: RunContext) -> float | None:
-    """Generates as `config` says, or continues the generation in the folder; returns the share of right completions."""
+    """Runs or resumes the generation of `config`; returns pass@1."""
     config.trainer.configure_process()
     data = copy(config.data)
     audit = data.prepare(
@@ -88,7 +88,7 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
 def _finish(
     config: GenerateConfig, answers: Sequence[PromptCompletions], folder: RunFolder, console: Console
 ) -> float | None:
-    """Writes and prints the statistics and the kept rows."""
+    """Writes and prints the statistics and the selected rows."""
     keep = config.selection
     rows = [keep(one) for one in answers]
     found = compute_stats(answers, config.threshold)
@@ -108,8 +108,8 @@ def _finish(
 
 
 def _no_rows_error(keep: Selection, found: GenerationStats) -> ConfigError:
-    """The error for an empty selection: a file without rows would fail later, with less to say."""
-    ended = f"{found.finished:.0%} came to an end"
+    """The error for an empty selection: training on an empty file would fail later with less context."""
+    ended = f"{found.finished:.0%} were not truncated"
     if isinstance(keep, RevisionPairs):
         return ConfigError(
             f"selection: no completion of {found.prompts} prompts was revised ({ended}); raise rollout.max_new_tokens, "
@@ -117,7 +117,7 @@ def _no_rows_error(keep: Selection, found: GenerationStats) -> ConfigError:
         )
     best = "none could be scored" if found.best is None else f"their best rewards are {figure(found.best)} on average"
     return ConfigError(
-        f"selection: no completion of {found.prompts} prompts is worth keeping ({best}, {ended}); ask less of them "
+        f"selection: no completion of {found.prompts} prompts was selected ({best}, {ended}); relax the selection "
         "(selection=all, selection.at_least=...), sample more, or raise rollout.max_new_tokens"
     )
 

@@ -1,7 +1,7 @@
-"""Samples and scores completions of prompts in chunks, each written as soon as it is done.
+"""Samples and scores completions of prompts in chunks; each chunk is written when it is done.
 
-The seed of a completion depends on the row of its prompt and its number only, and chunks have fixed bounds: a resumed
-generation equals one that was never interrupted. Selection is in selection.py.
+The seed of a completion depends only on its prompt's row and its sample index, and chunk boundaries are fixed, so a
+resumed generation equals an uninterrupted one. Selection is in selection.py.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from postrain.seeds import derive_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A model with what it needs to complete prompts."""
+    """Samples, scores and optionally revises completions of prompts."""
 
     model: nn.Module
     engine: Engine
     greedy: Engine | None
-    """Samples the greedy completion, if it is measured too."""
+    """The greedy engine, if greedy completions are evaluated."""
     data: DataModule
     reward: Reward | None
     """None if completions are not scored."""
     environment: Environment
     samples: int
-    """Completions of each prompt."""
+    """Completions per prompt."""
     principles: tuple[str, ...]
-    """Principles to criticise and revise completions by; empty: no revision."""
+    """Principles for critique and revision; empty disables revisions."""
     part: str
     seed: int
 
@@ -130,7 +130,7 @@ def distinct_prompts(items: Sequence[Any], count: int | None) -> list[EncodedPro
 def sample(
     sampler: Sampler, items: Sequence[EncodedPrompt], lines: JsonLines, chunk: int
 ) -> Iterator[list[PromptCompletions]]:
-    """The completions of all prompts in chunks; chunks that `lines` already holds are read from there."""
+    """The completions of all prompts in chunks; chunks already in the file `lines` are read from it."""
     done = _read_whole_chunks(lines, items, chunk, sampler.samples)
     for start in range(0, len(items), chunk):
         if start < len(done):
@@ -145,7 +145,7 @@ def sample(
 def _read_whole_chunks(
     lines: JsonLines, items: Sequence[EncodedPrompt], chunk: int, samples: int
 ) -> list[PromptCompletions]:
-    """The whole chunks in the file of an earlier session; a partial chunk at the end is cut off."""
+    """The complete chunks in the file of an earlier session; a partial chunk at the end is removed."""
     records, damaged = lines.examine()
     whole = len(records) if len(records) == len(items) else len(records) - len(records) % chunk
     if damaged or whole < len(records):
@@ -155,7 +155,7 @@ def _read_whole_chunks(
     try:
         found = [completions_of_record(record) for record in records[:whole]]
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise ConfigError(f"resume: {lines.path} is not as it was written; start a new generation") from None
+        raise ConfigError(f"resume: {lines.path} is damaged; start a new generation") from None
     same_rows = [answers.row for answers in found] == [item.row for item in items[:whole]]
     if not same_rows or any(len(answers.completions) != samples for answers in found):
         raise ConfigError(
@@ -177,10 +177,10 @@ def _prompt(value: Any) -> str | Messages:
 
 
 def _conversation(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
-    """A prompt with its roles, if it has several turns."""
+    """A prompt as a conversation, if it has several turns."""
     return _prompt(columns.get("messages", prompt))
 
 
 def _as_read_from_file(columns: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Columns as they are read back from a file: dates become text."""
+    """Columns as JSON would return them: dates become text."""
     return json.loads(json.dumps(plain(columns), default=str))

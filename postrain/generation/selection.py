@@ -1,7 +1,7 @@
-"""The `selection` group: which of a prompt's completions become rows of a data file, and what kind of rows.
+"""The `selection` group: selects completions for a data file and builds its rows (rejection sampling, pairs).
 
-Pure: answers in, rows out. Rows carry the columns of their prompt, so that what is made here can be checked, scored or
-sampled from again. Leaves out files and models.
+Pure functions of completions. Rows keep the columns of their prompt, so that they can be verified, scored or sampled
+again.
 """
 
 from __future__ import annotations
@@ -19,72 +19,72 @@ from postrain.types import Count, Positive
 
 Row = dict[str, Any]
 
-# Rewards are float32: a weighted sum that is 1 on paper may miss it by so much.
+# Rewards are float32: a weighted sum of exactly 1 may be smaller by this much.
 ROUNDING = 1e-6
-# Columns that a reader would take for a part of the row (data/layouts.py); `text` is the least of them, and `input` has
-# been used where it is text.
+# Columns that data/layouts.py would read as a part of the row. `text` and `input` are kept: `text` has the lowest
+# precedence, and `input` is already part of the prompt.
 LAYOUT_COLUMNS = frozenset({name for part, names in PARTS.items() if part not in ("text", "input") for name in names})
 LAYOUT_COLUMNS |= frozenset(LABEL_LIKE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCompletions:
-    """A prompt and what a model wrote, in the order it was sampled."""
+    """A prompt with its completions, in the order of sampling."""
 
     row: int
-    """Number of the prompt in its source."""
+    """Row number of the prompt in its source."""
     prompt: str
     columns: Mapping[str, Any]
-    """The other columns of the prompt; its turns, as `messages`, where there are several."""
+    """The other columns of the prompt; `messages` holds its turns if there are several."""
     completions: tuple[str, ...]
     rewards: tuple[float | None, ...]
-    """None where a completion cannot be scored."""
+    """None for completions that cannot be scored."""
     finished: tuple[bool, ...]
-    """False where a completion was cut at rollout.max_new_tokens."""
+    """False for completions truncated at rollout.max_new_tokens."""
     gold: tuple[float | None, ...]
-    """The data's own gold score; None where nobody knows."""
+    """The data's gold score; None if it has none."""
     greedy: float | None
-    """Reward of the greedy completion, where one was asked for."""
+    """Reward of the greedy completion, if enabled."""
     revisions: tuple[Revision, ...] = ()
-    """Of the completions that came to an end, in order, where they were asked for."""
+    """Revisions of the finished completions, in order, if enabled."""
 
 
 class Selection(Protocol):
-    """Makes rows of a prompt's completions."""
+    """Selects rows from a prompt's completions."""
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
-        """The rows to keep, of the scored completions that came to an end by themselves."""
+        """The selected rows, from completions that are scored and not truncated."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:
-    """Demonstrations: the best completions of each prompt."""
+    """Demonstrations from the best completions of each prompt (rejection sampling)."""
 
     count: Count | None = None
-    """At most so many of each prompt; null is all of them."""
+    """Maximum number of completions per prompt; null is all."""
     at_least: float | None = None
-    """The reward a completion has to reach; null is any."""
+    """Minimum reward of a completion; null is no minimum."""
     unique: bool = True
-    """Of completions that say the same, one."""
+    """Drop duplicate completions of a prompt."""
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
-        """The best first; of equal ones the first that was sampled."""
-        kept = [(said, paid) for said, paid in _ranked(answers) if reaches(paid, self.at_least)]
+        """Best first; ties in the order of sampling."""
+        kept = [(text, reward) for text, reward in _ranked(answers) if reaches(reward, self.at_least)]
         if self.unique:
             first: dict[str, tuple[str, float]] = {}
-            for said, paid in kept:
-                first.setdefault(said.strip(), (said, paid))
+            for text, reward in kept:
+                first.setdefault(text.strip(), (text, reward))
             kept = list(first.values())
-        return [_demonstration(answers, said, paid) for said, paid in kept[: self.count]]
+        return [_demonstration(answers, text, reward) for text, reward in kept[: self.count]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePairs:
-    """Pairs: the best completion of each prompt over the worst."""
+    """Preference pairs: the best completion of each prompt as chosen, the worst as rejected."""
 
     margin: Positive = 0.1
-    """How much more reward the better one must have."""
+    """Minimum difference of the two rewards."""
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
         ranked = _ranked(answers)
@@ -108,50 +108,51 @@ PRINCIPLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class RevisionPairs:
-    """Pairs: what a completion became when the model criticised and rewrote it, over the completion. No reward."""
+    """Preference pairs of constitutional AI: the model's revision of a completion as chosen, the original as rejected.
+    Needs no reward."""
 
     principles: Annotated[tuple[str, ...], MinLen(1)] = PRINCIPLES
-    """What makes a reply good, a sentence each. One is drawn for each completion, and the model asked where the reply
-    falls short of it."""
+    """Principles of a good reply, one sentence each. One is sampled per completion, and the model criticises the
+    completion by it."""
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
         if len(answers.revisions) != sum(answers.finished):
-            raise ConfigError("selection: these completions were sampled without revising them; start a new generation")
+            raise ConfigError("selection: these completions have no revisions; start a new generation")
         return preferences(answers.revisions, [_columns_of(answers)] * len(answers.revisions))
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoRows:
-    """No rows: the completions are measured only."""
+    """Selects no rows: statistics only."""
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
         return []
 
 
 def reaches(reward: float, least: float | None) -> bool:
-    """True where a reward is at least so much, but for rounding."""
+    """Whether a reward reaches a minimum, up to rounding."""
     return least is None or reward >= least - ROUNDING
 
 
 def _ranked(answers: PromptCompletions) -> list[tuple[str, float]]:
-    """Usable completions and their rewards, the best first."""
+    """Scored, finished completions and their rewards, best first."""
     found = zip(answers.completions, answers.rewards, answers.finished, strict=True)
-    usable = [(said, paid) for said, paid, finished in found if finished and paid is not None]
+    usable = [(text, reward) for text, reward, finished in found if finished and reward is not None]
     return sorted(usable, key=lambda pair: -pair[1])
 
 
-def _demonstration(answers: PromptCompletions, said: str, paid: float) -> Row:
-    about = {"reward": round(paid, 6), **_columns_of(answers)}
+def _demonstration(answers: PromptCompletions, text: str, reward: float) -> Row:
+    about = {"reward": round(reward, 6), **_columns_of(answers)}
     turns = answers.columns.get("messages")
     if turns and turns[-1]["role"] == "assistant":
-        # What the prompt has begun is continued, not learned.
-        return {"prompt": turns, "completion": said, **about}
+        # The prompt ends in an unfinished assistant turn: only its continuation is learned.
+        return {"prompt": turns, "completion": text, **about}
     if turns:
-        return {"messages": [*turns, {"role": "assistant", "content": said}], **about}
-    return {"prompt": answers.prompt, "completion": said, **about}
+        return {"messages": [*turns, {"role": "assistant", "content": text}], **about}
+    return {"prompt": answers.prompt, "completion": text, **about}
 
 
 def _columns_of(answers: PromptCompletions) -> Row:
-    """What a row says besides prompt and completion: where the prompt stood, and its columns."""
+    """The prompt's row number and other columns."""
     others = {name: value for name, value in answers.columns.items() if name not in LAYOUT_COLUMNS}
     return {"row": answers.row, **others}

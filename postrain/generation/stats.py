@@ -1,7 +1,7 @@
 """Statistics of a generation: pass@1, pass@n, mean rewards, with intervals.
 
-Prompts are the unit: completions of one prompt are not independent. Prompts without a scored completion are left out
-and counted.
+Prompts are the unit, since completions of one prompt are not independent. Prompts without a scored completion are left
+out and counted.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from postrain.generation.selection import PromptCompletions, reaches
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationStats:
-    """The statistics; None where nothing could be measured."""
+    """The statistics of a generation; None if nothing could be scored."""
 
     prompts: int
     samples: int
-    """Completions of each prompt."""
+    """Completions per prompt."""
     unscorable: int
     """Prompts without a scored completion."""
     reward: float | None
-    """Mean over the scored completions."""
+    """Mean reward of the scored completions."""
     best: float | None
-    """Mean over prompts of their best completion's reward."""
+    """Mean over prompts of the best completion's reward."""
     gold: float | None
     """Mean gold score."""
     gold_of_best: float | None
     """Mean over prompts of the gold score of the completion with the best reward."""
     finished: float
-    """Share of completions that ended by themselves."""
+    """Share of completions that are not truncated."""
     sampled: Interval | None
     """pass@1: the share of right completions."""
     solved: Interval | None
@@ -46,16 +46,16 @@ class GenerationStats:
 
 
 def compute_stats(answers: Sequence[PromptCompletions], threshold: float) -> GenerationStats:
-    """The numbers; `threshold` is the reward from which a completion is right."""
-    scored = [paid for one in answers if (paid := [r for r in one.rewards if r is not None])]
-    shares = [fmean(float(reaches(r, threshold)) for r in paid) for paid in scored]
+    """The statistics; a completion is right if its reward is at least `threshold`."""
+    scored = [rewards for one in answers if (rewards := [r for r in one.rewards if r is not None])]
+    shares = [fmean(float(reaches(r, threshold)) for r in rewards) for rewards in scored]
     greedy = [float(reaches(one.greedy, threshold)) for one in answers if one.greedy is not None]
     return GenerationStats(
         prompts=len(answers),
         samples=len(answers[0].completions) if answers else 0,
         unscorable=len(answers) - len(scored),
-        reward=_mean([r for paid in scored for r in paid]),
-        best=_mean([max(paid) for paid in scored]),
+        reward=_mean([r for rewards in scored for r in rewards]),
+        best=_mean([max(rewards) for rewards in scored]),
         gold=_mean([g for one in answers for g in one.gold if g is not None]),
         gold_of_best=_mean([gold for one in answers if (gold := gold_of_best(one)) is not None]),
         finished=_mean([float(ended) for one in answers for ended in one.finished]) or 0.0,
@@ -66,7 +66,7 @@ def compute_stats(answers: Sequence[PromptCompletions], threshold: float) -> Gen
 
 
 def result(found: GenerationStats) -> dict[str, Any]:
-    """result.json, in the format of a training run, with equal values before and after."""
+    """The content of result.json in the format of a training run; values before and after are equal."""
     rates = {"right/sampled": found.sampled, "right/solved": found.solved, "right/greedy": found.greedy}
     numbers = {name: rate.value for name, rate in rates.items() if rate is not None}
     means = {"reward/total": found.reward, "reward/best": found.best, "gold/total": found.gold}
@@ -81,27 +81,27 @@ def result(found: GenerationStats) -> dict[str, Any]:
 
 
 def table(found: GenerationStats, kept: int, kept_prompts: int, *, scored: bool) -> Table:
-    """The console table, a line for each known number. `scored` is whether there was a reward."""
+    """The console table, a row per known statistic. `scored`: a reward was configured."""
     made = Table(box=None, pad_edge=False, show_header=False)
-    made.add_row("prompts", f"{found.prompts}, each {found.samples} times")
+    made.add_row("prompts", f"{found.prompts} with {found.samples} samples each")
     means = {
         "reward": found.reward,
-        "best reward of a prompt": found.best,
+        "reward of the best of n": found.best,
         "gold score": found.gold,
-        "gold score of the best": found.gold_of_best,
+        "gold score of the best of n": found.gold_of_best,
     }
     for name, value in means.items():
         if value is not None:
             made.add_row(name, figure(value))
-    rates = {"right, greedy": found.greedy, "right (pass@1)": found.sampled, f"pass@{found.samples}": found.solved}
+    rates = {"accuracy, greedy": found.greedy, "pass@1": found.sampled, f"pass@{found.samples}": found.solved}
     for name, interval in rates.items():
         if interval is not None:
             made.add_row(name, format_interval(interval))
-    made.add_row("came to an end", f"{found.finished:.1%}")
+    made.add_row("not truncated", f"{found.finished:.1%}")
     if found.unscorable and scored:
         made.add_row("unscorable", f"{found.unscorable} prompts")
     if kept:
-        made.add_row("kept", f"{kept} rows of {kept_prompts} prompts")
+        made.add_row("selected", f"{kept} rows of {kept_prompts} prompts")
     return made
 
 
@@ -111,7 +111,7 @@ def format_interval(interval: Interval) -> str:
 
 
 def gold_of_best(answers: PromptCompletions) -> float | None:
-    """The gold score of the completion with the best reward, the first of equal ones."""
+    """The gold score of the completion with the best reward, ties by order of sampling."""
     scored = [(-reward, place) for place, reward in enumerate(answers.rewards) if reward is not None]
     return answers.gold[min(scored)[1]] if scored else None
 

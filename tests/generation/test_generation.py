@@ -135,7 +135,7 @@ def test_completions_that_were_not_revised_cannot_be_kept_as_revisions(tmp_path)
     folder = run_generation(tmp_path, "selection=all")
     node = composed("selection=revisions")["selection"]
     config = composed(f"resume={folder.path}", "allow_change=true")
-    with pytest.raises(ConfigError, match=r"without revising them; start a new generation"):
+    with pytest.raises(ConfigError, match=r"have no revisions; start a new generation"):
         execute(
             GENERATE, {**config, "selection": node}, overrides=["selection=revisions", "allow_change=true"], group=None
         )
@@ -164,14 +164,14 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         ([*output, "samples=0"], "samples: expected"),
         ([*output, "selection=bets"], "did you mean best?"),
         ([*output, "trainer=ddp_cpu"], "one process"),
-        ([*output, "~reward", "selection=best"], "reward: expected one, since selection chooses completions by it"),
+        ([*output, "~reward", "selection=best"], "reward: expected one, since selection ranks completions by it"),
         ([*output, "selection=revisions", "selection.principles=[]"], "selection.principles: expected a list of"),
         ([*output, "selection=revisions", "rollout.max_new_tokens=1"], "no completion of 10 prompts was revised"),
-        ([*output, "selection.at_least=2"], "no completion of 10 prompts is worth keeping"),
+        ([*output, "selection.at_least=2"], "no completion of 10 prompts was selected"),
         (["resume=" + str(tmp_path / "nowhere")], "there is no folder"),
         (
             [*output, "reward=pairwise", "reward.function=m.py:f"],
-            "PairwiseFunction compares two completions, and a gen",
+            "PairwiseFunction compares two completions, but gen",
         ),
     ):
         assert code_of(*words) == 2
@@ -179,7 +179,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert said in line
     unrevised, unkept = sorted((tmp_path / "runs").glob("*/*/*"), key=lambda path: path.stat().st_ctime_ns)
     assert "was revised" in RunFolder(unrevised).status.read()["reason"]
-    assert "worth keeping" in RunFolder(unkept).status.read()["reason"]
+    assert "was selected" in RunFolder(unkept).status.read()["reason"]
     assert not (unkept / "data.jsonl").exists()
 
 

@@ -74,7 +74,7 @@ def test_a_revision_is_preferred_to_what_it_revises_with_why():
     why = {"critique": "Short.", "principle": "Sentences.", "row": 7, "answer": "3"}
     pairs = [(" It is 3.", " 3."), (" It is 3.", " 4."), (" It is 3.", " 3.")]
     assert found == [{"prompt": "1 + 2 = ?", "chosen": new, "rejected": old, **why} for new, old in pairs]
-    with pytest.raises(ConfigError, match="without revising"):
+    with pytest.raises(ConfigError, match="have no revisions"):
         keep(FOUR)
 
 

@@ -162,7 +162,7 @@ def test_failed_stage_names_itself_and_resumes_with_other_settings(two, conf, tm
     words = [*SMALL, "pipeline=two", "stage.make.selection.at_least=7"]
     assert run(*words, f"paths.output={tmp_path}", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: stage make: selection: no completion of 6 prompts is worth keeping")
+    assert line.startswith("error: stage make: selection: no completion of 6 prompts was selected")
     folder = only(tmp_path)
     assert status(folder)["reason"].startswith("stage make: ")
     assert run(f"resume={folder}", "stage.make.selection.at_least=null", *conf) == 2

@@ -29,7 +29,7 @@ NO_SCORER = (
 
 @runtime_checkable
 class StepScorer(Protocol):
-    """Scores the steps of a completion, as `postrain.rewards.reward_model.ProcessRewardModel` does."""
+    """A process reward model, such as `postrain.rewards.reward_model.ProcessRewardModel`."""
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
         """The score in [0, 1] of each step of each completion; empty without steps."""
