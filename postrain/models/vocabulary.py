@@ -1,7 +1,7 @@
 """Tokenizer vocabulary and embeddings: the pad token, missing embeddings, untrained embeddings.
 
 A token added to a tokenizer has no embedding until the model is resized, and an adapter keeps the new embedding frozen
-unless told to train it.
+unless adapter.new_tokens selects it.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class TrainConfig(Section):
         # Each size is valid alone; their product may not fit any memory.
         if method.needs_reward and math.prod(sizes.values()) > MAX_TOKENS:
             product = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
-            raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens an update; lower one of them")
+            raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens per update; lower one of them")
         if self.early_stop.flat_updates and not method.needs_reward:
             raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
 

@@ -1,6 +1,6 @@
 """Stops a run with NaN or infinite weights, gradients, losses or sampled log-probabilities, or with exploding weights.
 
-Checking the loss is not enough: with equal rewards it is 0 whatever the weights are. So the trained parameters
+Checking the loss is not enough: with equal rewards it is 0 for any weights. So the trained parameters
 themselves are checked after every update.
 """
 

@@ -32,7 +32,7 @@ ANSWERS: list[bool] = []
 
 
 def brittle(completions: list[str]) -> list[float]:
-    """Rewards length, or fails where ANSWERS says so."""
+    """Rewards length, or fails where ANSWERS is False."""
     if ANSWERS and not ANSWERS.pop(0):
         raise ConnectionError("the judge hung up")
     return [float(len(completion)) for completion in completions]
