@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from textwrap import indent
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,9 +15,9 @@ from postrain.cli.commands import overview
 from postrain.cli.main import root_of
 from postrain.cli.user_conf import use_user_conf
 from postrain.config.annotations import describe, is_group
-from postrain.config.groups import listing
+from postrain.config.groups import SWEEP, groups_of, listing
 from postrain.config.overrides import PROGRAMS
-from postrain.config.paths import CONF, command
+from postrain.config.paths import CONF, command, study_dirs
 from postrain.config.reference import (
     Entry,
     as_override_value,
@@ -27,14 +28,20 @@ from postrain.config.reference import (
     option_entries,
     options,
 )
-from postrain.config.schema import (
-    schema_of,
-)
+from postrain.config.schema import TARGET, schema_of
 from postrain.config.tree import fill_defaults
 from postrain.errors import ConfigError
+from postrain.jobs.launchers import Settings
 
+LAUNCHER = "hydra/launcher"
+ABOUT_GROUP = {
+    SWEEP: "A study: a question, what varies, the seeds and the deciding metric.",
+    LAUNCHER: "How the jobs of a sweep are started.",
+}
 ABOUT = """\
 usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.prompt, rollout, grpo, method=grpo
+       postrain help sweep=NAME         the question and settings of a study; sweep lists all studies
+       postrain help hydra/launcher     the launchers of a sweep's jobs
        postrain help --json-schema      the keys of a training run as a JSON schema
        postrain help --markdown         the same as tables
 """
@@ -74,6 +81,10 @@ def groups() -> dict[str, str]:
 def explain(word: str) -> str | None:
     """What is known of a key, a group or an option; None of what does not exist."""
     name = word.strip().lstrip("+")
+    if name in (SWEEP, LAUNCHER):
+        return f"{name}: {ABOUT_GROUP[name]}\n{listing(CONF, name)}"
+    if name.startswith((f"{SWEEP}=", f"{LAUNCHER}=")):
+        return _study(name) if name.startswith(SWEEP) else _launcher(name)
     if options(name) and "." not in name:
         return "\n".join(filter(None, [f"{name}: {groups().get(name, '')}", listing(CONF, name)]))
     group, _, chosen = name.partition("=")
@@ -82,6 +93,23 @@ def explain(word: str) -> str | None:
     if choices:
         return "\n\n".join(f"{each}={file.stem}\n{describe_all(option_entries(each, file))}" for each, file in choices)
     return _key(name)
+
+
+def _study(name: str) -> str | None:
+    """A study as its YAML defines it, the question first."""
+    files = [folder / f"{name.partition('=')[2]}.yaml" for folder in study_dirs(CONF.parent)]
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else f"{name}\n" + indent(OmegaConf.to_yaml(OmegaConf.load(file)).rstrip(), "  ")
+
+
+def _launcher(name: str) -> str | None:
+    """The settings of the local launcher; other launchers are Hydra's own."""
+    file = CONF / "hydra" / "launcher" / f"{name.partition('=')[2]}.yaml"
+    if not file.is_file():
+        return None
+    settings: Any = OmegaConf.to_container(OmegaConf.load(file))
+    del settings[TARGET]
+    return f"{name}\n{describe_all(entries(settings, Settings, 'hydra.launcher.'))}"
 
 
 def _key(name: str) -> str | None:
@@ -128,7 +156,13 @@ def _setters(key: str) -> Iterator[str]:
 
 
 def _instead(word: str) -> str:
-    known = dict.fromkeys([*groups(), *(entry.path for _, entry in known_keys())])
+    known = dict.fromkeys(
+        [
+            *groups(),
+            *(f"{SWEEP}={name}" for name in groups_of(CONF, None).options(SWEEP)),
+            *(entry.path for _, entry in known_keys()),
+        ]
+    )
     near = get_close_matches(word, known, n=1)
     last = word.rpartition(".")[2]
     alike = near or [key for key in known if key.rpartition(".")[2] == last][:3]

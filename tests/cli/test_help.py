@@ -41,6 +41,10 @@ def test_every_key_has_a_sentence(known: list[tuple[str, Entry]]) -> None:
         ("data.source.noise", ["  default 0.1 with data=world_demonstrations"]),
         ("early_stop.kl_above", ["early_stop.kl_above: a number > 0 or null"]),
         ("adapter", ["adapter: An adapter (LoRA, QLoRA) on the model;", "  lora   LoRA: trains low-rank"]),
+        ("sweep=kl_coef", ["sweep=kl_coef\n  question: ", "method.kl_coef:"]),
+        ("sweep", ["  kl_coef "]),
+        ("hydra/launcher", ["  local  "]),
+        ("hydra/launcher=local", ["  hydra.launcher.jobs=2\n    an integer >= 1. "]),
         ("grpo", ["  method.group_size=8\n    an integer >= 1. Completions of each prompt"]),
     ],
 )

@@ -211,7 +211,7 @@ def test_the_model_a_run_began_with_is_of_the_package(tmp_path: Path) -> None:
     origin = SourceRun.of(str(stranger(tmp_path, changed("model._target_", "os.system")).path))
     assert origin is not None
     with pytest.raises(ConfigError, match=r"asks for model\._target_=os\.system"):
-        origin.start()
+        origin.reference_model()
 
 
 def test_what_an_evaluation_inherits_is_held_to_the_same(tmp_path: Path) -> None:
