@@ -1,7 +1,7 @@
 """From rewards to advantages: baselines of a group, GAE with a critic, whitening, and penalties on the reward.
 
-Axes: P prompts, G completions of a prompt, B completions, T completion tokens (left-aligned, padded). A reward of NaN
-could not be scored: it is in no mean, and its advantage is 0.
+Axes: P prompts, G completions of a prompt, B completions, T completion tokens (left-aligned, padded). A NaN reward is
+unscorable: means skip it, and its advantage is 0.
 """
 
 from __future__ import annotations

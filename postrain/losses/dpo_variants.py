@@ -140,7 +140,7 @@ def length_desensitised(logps_BT: Tensor, mask_BT: Tensor, other_length_B: Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class PairTerms:
-    """What a loss of the family may depend on; tensors are [B]."""
+    """The inputs of the losses of the family; tensors are [B]."""
 
     chosen_B: Tensor
     """The chosen completion's log-ratio, or f′ of it under another divergence."""

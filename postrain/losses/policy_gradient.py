@@ -1,4 +1,4 @@
-"""Policy-gradient losses: PPO's clipped surrogate and what GRPO, its family, RLOO, REINFORCE++ and Nash-MD make of it.
+"""Policy-gradient losses: PPO's clipped surrogate, GRPO and its family, RLOO, REINFORCE++ and Nash-MD.
 
     surrogate_t = −min(r_t A_t, clip(r_t, 1 − clip_low, 1 + clip_high) A_t)        r_t = π(token) / π_old(token)
 
@@ -78,7 +78,7 @@ class PolicyTerms(NamedTuple):
 
 
 class SurrogateOptions(TypedDict, total=False):
-    """What sets the surrogates of `policy_terms` apart; by default the clipped one of each token."""
+    """Options of the surrogate in `policy_terms`; by default clipped at token level."""
 
     delta: float | None
     importance_sampling_level: ImportanceSamplingLevel

@@ -42,7 +42,7 @@ def pair_terms(
     tau: float = 0.05,
     shift: float = 0.0,
 ) -> PairTerms:
-    """All that the losses of the family depend on, from log-probabilities [B].
+    """The inputs of the losses of the family, from log-probabilities [B].
 
     `partners` are the last tensors of PairTerms, of equal rank in the global batch; by default zeros, for losses that
     use none. Without lengths the means are the sums.

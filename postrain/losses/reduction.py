@@ -1,4 +1,4 @@
-"""How single losses become one number, as in torch.nn.functional."""
+"""Reduction of element losses to a scalar, as in torch.nn.functional."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Literal
 from torch import Tensor
 
 Reduction = Literal["mean", "sum", "none"]
-"""mean: over items, or over the tokens of the mask. sum: what the training loop asks for, since it divides by the count
-of the whole step. none: each item's or token's own loss."""
+"""mean: over items, or over the tokens of the mask. sum: used by the training loop, which divides by the count of
+the whole step. none: the loss of each item or token."""
 
 
 def reduce(loss: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:
     """`loss` reduced over all elements, or over those where `mask` (same shape) is True; 0 outside the mask.
 
-    Raises ValueError for a reduction that does not exist.
+    Raises ValueError for an unknown reduction.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction={reduction!r}: choose mean, sum or none")

@@ -106,7 +106,7 @@ class LightningHooks(LightningModule):
     ) -> Run:
         """Trains on `data` in a new run folder under `output`, as `postrain train` does, with the same files.
 
-        `evaluation` configures tasks andits interval, `callbacks` are Lightning's, `logger` is a tracker or
+        `evaluation` configures tasks and interval, `callbacks` are Lightning's, `logger` is a tracker or
         a Lightning logger, `resume` the folder of an interrupted fit with the same settings, `name` the folder's name.
         Raises ConfigError for a user's mistake and KeyboardInterrupt after Ctrl-C, with the folder to resume.
 

@@ -19,7 +19,7 @@ from postrain.types import Max, Mean
 
 Metrics = Mapping[str, Mean | Max]
 
-# Rewards closer than this are equal but for rounding: before the first update all of a DPO run are.
+# Rewards closer than this are ties: before the first update all implicit rewards of DPO are equal up to rounding.
 TIE = 1e-4
 BINS = 10
 
@@ -59,7 +59,7 @@ def plain(value: Mean | Max) -> Mean | Max:
 
 
 def count_positive(gap_B: Tensor) -> Tensor:
-    """How many gaps are positive, a scalar; a tie counts half."""
+    """Number of positive gaps, a scalar; ties count half."""
     return ((gap_B > TIE) + 0.5 * (gap_B.abs() <= TIE)).sum()
 
 

@@ -28,7 +28,7 @@ from postrain.rollout.engine import Mixture
 from postrain.seeds import derive_seed, generator
 from postrain.types import Count, LRSchedule, Max, Mean, NonNegative, Rows
 
-# Largest difference of two float32 log-probabilities that the order of summation explains.
+# Largest difference of two float32 log-probabilities that summation order explains.
 SAMPLER_TOLERANCE = 1e-2
 
 KLPlacement = Literal["reward", "loss"]
@@ -43,11 +43,11 @@ BIASED_KL: Mapping[tuple[KLEstimator, KLPlacement], str] = {
         "use method.kl_estimator=exact or k2"
     ),
 }
-"""Combinations that are refused, with the reason and the remedy; losses/divergence.py has the whole table."""
+"""Rejected combinations with reason and remedy; losses/divergence.py has the whole table."""
 
 
 class Online(Method):
-    """Base of methods that learn from the policy's own completions of prompts."""
+    """Base of methods trained on the policy's own completions of prompts."""
 
     kind: ClassVar[str] = "Prompt"
     needs_reward: ClassVar[bool] = True
@@ -55,17 +55,17 @@ class Online(Method):
     schedule: LRSchedule = "constant"
     micro_batch_tokens: Count = 8192
     epochs: Count = 1
-    """Passes over each rollout."""
+    """Epochs over each rollout batch."""
     minibatches_per_epoch: Count = 1
-    """Optimizer steps in each pass."""
+    """Mini-batches, one optimizer step each, in each epoch."""
     missing_eos_penalty: NonNegative = 0.0
-    """Taken off the reward of a completion that was cut at rollout.max_new_tokens."""
+    """Penalty subtracted from the reward of a completion truncated at rollout.max_new_tokens."""
     mask_truncated_completions: bool = False
-    """Whether a completion that was cut at rollout.max_new_tokens is left out of the loss."""
+    """Whether completions truncated at rollout.max_new_tokens are masked out of the loss."""
 
     def on_model_attached(self) -> None:
         self.sampling = self.parts.engine.sampling
-        # True until the policy has moved: the first mini-batch must reproduce the recorded log-probabilities.
+        # True before the first optimizer step of a rollout: recomputed log-probs must equal the recorded ones.
         self.first_pass = False
         self.last_step_BT: tuple[Tensor, Tensor, Tensor] | None = None
         self.check()
@@ -74,7 +74,7 @@ class Online(Method):
         return self.epochs * self.minibatches_per_epoch
 
     def check(self) -> None:
-        """Raises ConfigError for settings that contradict each other."""
+        """Raises ConfigError for contradicting settings."""
         if self.batch_size % self.minibatches_per_epoch:
             raise ConfigError(
                 f"method.minibatches_per_epoch={self.minibatches_per_epoch} must divide "
@@ -118,7 +118,7 @@ class Online(Method):
         ]
         repeated = prompts.select([i for i in range(len(prompts)) for _ in range(num_generations)])
         rollouts = self.sample_and_score(self.policy if model is None else model, repeated, seeds)
-        # NaN where the policy's weights are, whatever the loss does with these tokens.
+        # Exposes NaN in the policy's weights, even if the loss masks these tokens.
         self.accumulate({"rollout/logp": Mean(rollouts.logps_BT.sum(), torch.cat(rollouts.rows.supervised).sum())})
         return rollouts
 
@@ -136,12 +136,12 @@ class Online(Method):
         )
 
     def rollout_metrics(self, rollouts: Rollouts) -> Metrics:
-        """The metrics of completions; none of a reward where there is only a preference."""
+        """Metrics of completions, without reward metrics if there is only a preference."""
         found = rollouts.metrics()
         return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
 
     def shaped_rewards(self, rollouts: Rollouts) -> Tensor:
-        """The reward of each completion with the method's own penalties, NaN where no reward could score it, [B]."""
+        """The reward of each completion with the method's own penalties, NaN if unscorable, [B]."""
         return rollouts.reward_B - self.missing_eos_penalty * (~rollouts.finished_B)
 
     def truncated_and_masked(self, rollouts: Rollouts) -> Tensor:
@@ -160,8 +160,8 @@ class Online(Method):
         )
 
     def old_logps(self, rollouts: Rollouts) -> Tensor:
-        """Log-probabilities under the policy that sampled, [B, T], recorded or computed; sets `first_pass`."""
-        # In lower precision engine and scorer round differently, but the first ratio must be 1.
+        """Old log-probabilities, [B, T], recorded while sampling or recomputed; sets `first_pass`."""
+        # In lower precision engine and scorer round differently, and the first ratio must be 1: recompute.
         self.first_pass = self.parts.engine.exact and self.in_float32()
         if self.first_pass:
             return rollouts.logps_BT
@@ -170,7 +170,7 @@ class Online(Method):
         return logps_BT
 
     def check_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
-        """Before the policy has moved it must reproduce the recorded log-probabilities."""
+        """Before the first optimizer step the policy must reproduce the recorded log-probabilities."""
         if self.first_pass:
             error = sampler_error(recorded_BT, own_BT.detach(), strict=not self.dropout)
             self.accumulate({"rollout/logp_error": error})
@@ -181,18 +181,18 @@ class Online(Method):
             return self.logps(frozen, rows)
 
     def minibatch_indices(self, items: int) -> Iterator[Sequence[int]]:
-        """Epochs × mini-batches: the indices of a mini-batch in a rollout of so many items over all ranks."""
+        """Epochs × mini-batches: the indices of each mini-batch in a rollout of `items` over all ranks."""
         for epoch in range(self.epochs):
             source = generator(self.parts.seed, "minibatches", self.counters.updates, epoch)
             for chunk in torch.randperm(items, generator=source).chunk(self.minibatches_per_epoch):
                 yield chunk.tolist()
 
     def evaluate(self, batch: Any, index: int) -> Metrics:
-        """No loss on held-out prompts: the evaluation measures their samples, rewards and KL for every method."""
+        """Empty: held-out prompts have no loss. Evaluation measures samples, rewards and KL for every method."""
         return {}
 
     def validate(self, batch: Prompts, index: int) -> Metrics:
-        """Also the reward and the shape of a completion of each prompt, sampled with the same seeds every time."""
+        """Also samples a completion of each prompt with fixed seeds and adds rewards, lengths and finish rates."""
         seeds = [derive_seed(self.parts.seed, "evaluation", index, number) for number in range(len(batch))]
         return {**self.evaluate(batch, index), **self.rollout_metrics(self.sample_and_score(self.policy, batch, seeds))}
 
@@ -203,15 +203,15 @@ class PolicyGradient(Online):
     kl_coef: NonNegative = 0.0
     """Weight of KL(policy ‖ reference); 0 needs no reference."""
     kl_estimator: KLEstimator = "k1"
-    """The KL estimate that is trained on. k1 goes into the reward; exact (a sum over the vocabulary), k2 and k3 go into
-    the loss, where the gradient of exact and k2 is the KL's own. All estimates are logged."""
+    """KL estimator of the penalty. k1 belongs in the reward; exact (a sum over the vocabulary), k2 and k3 in the loss,
+    where exact and k2 have the gradient of the KL. All estimates are logged."""
     kl_in: KLPlacement = "reward"
-    """Whether the KL is taken off the reward (k1) or added to the loss (exact, k2, k3)."""
+    """reward: subtract the KL penalty from the reward (k1). loss: add it to the loss (exact, k2, k3)."""
     entropy_coef: NonNegative = 0.0
-    """Weight of an entropy bonus."""
+    """Weight of the entropy bonus [per nat]; 0 disables it."""
 
     published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlacement]]] = frozenset()
-    """Combinations that the method's paper uses although their gradient is biased."""
+    """Combinations with a biased gradient that the method's paper uses."""
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
@@ -237,7 +237,7 @@ class PolicyGradient(Online):
         return score(self.policy, rows, **options)
 
     def kl_term(self, found: Scores | ReferenceScores, ref_logps_BT: Tensor) -> Tensor:
-        """The chosen estimate at each token, differentiable, [B, T], or [B, 1] for whole completions."""
+        """The KL term of each token by `kl_estimator`, differentiable, [B, T], or [B, 1] for whole completions."""
         if isinstance(found, ReferenceScores):
             return found.kl_BT
         assert self.kl_estimator != "exact"
@@ -245,7 +245,7 @@ class PolicyGradient(Online):
 
 
 def local_indices(indices: Sequence[int]) -> list[int]:
-    """Those of these items of a global batch that this rank holds, as indices into its share, which is rank::ranks."""
+    """The items that this rank holds (rank::world_size), as indices into its share of the global batch."""
     world, rank = collectives.world_size(), collectives.rank()
     return [index // world for index in indices if index % world == rank]
 
@@ -259,7 +259,7 @@ def completion_mask(rows: Rows, device: torch.device) -> Tensor:
 def sampler_error(recorded_BT: Tensor, own_BT: Tensor, *, strict: bool) -> Max:
     """Largest difference between log-probabilities recorded while sampling and the policy's own, 0 outside the mask.
 
-    Raises ConfigError where `strict` (float32 throughout) and it is more than rounding: the ratio would not start at 1.
+    Raises ConfigError if `strict` (all float32) and it exceeds rounding: the first importance ratio would not be 1.
     """
     error = float((recorded_BT - own_BT).abs().max())
     if strict and error > SAMPLER_TOLERANCE:

@@ -1,7 +1,7 @@
-"""Base of methods that learn from preferences between sampled completions, and the win rate against the reference.
+"""Base of methods trained on preferences between sampled completions; measures the win rate against the reference.
 
-A preference gives P(a beats b); a reward becomes one by the difference of its scores. Completions cut at the length
-limit can be penalised (a part of the reward) or left out of all comparisons.
+A preference gives P(a beats b); a reward becomes one by the difference of its scores. Truncated
+completions can be penalised (with a reward) or excluded from all comparisons.
 
 Axes: P prompts, G completions of a prompt, B completions, prompt-major.
 """
@@ -24,7 +24,7 @@ from postrain.types import Count, Mean, Positive, Size
 
 
 class OnlinePreference(Online):
-    """A method that learns from which of two completions is preferred."""
+    """Base of OnlineDPO and NashMD: the training signal is which of two completions is preferred."""
 
     accepts_preferences: ClassVar[bool] = True
     learns: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
@@ -35,7 +35,7 @@ class OnlinePreference(Online):
     group_size: Size = 2
     """Completions of each prompt; method.batch_size counts prompts."""
     beta: Positive = 0.1
-    """KL coefficient: strength of the penalty for leaving the reference."""
+    """KL coefficient β: larger values keep the policy closer to the reference."""
     preference_temperature: Positive = 0.1
     """Where a reward scores single completions: P(a beats b) = σ((r(a) − r(b)) / this). It decides how clear a win is
     and what counts as a tie, not which completion wins."""
@@ -58,7 +58,7 @@ class OnlinePreference(Online):
 
     def preferences(self, some: Rollouts, others: Rollouts) -> Tensor:
         """P(completion i of the first beats completion j of the second), for each prompt, [P, G, G]; with the method's
-        penalties, and NaN where one of them is masked or there is no verdict."""
+        penalties, and NaN where one of them is masked or the comparison failed."""
         size = self.group_size
         some, others = (replace(one, reward_B=self.shaped_rewards(one)) for one in (some, others))
         one, other = all_pairs(some, others, size)
@@ -66,7 +66,7 @@ class OnlinePreference(Online):
         return self.preference(one, other).masked_fill(masked_B, torch.nan).view(-1, size, size)
 
     def preference(self, one: Rollouts, other: Rollouts) -> Tensor:
-        """P(a completion beats the other of the same prompt), NaN where there is no verdict, [B]."""
+        """P(a completion beats the other of the same prompt), NaN if the comparison failed, [B]."""
         if self.parts.preference is None:
             return torch.sigmoid((one.reward_B - other.reward_B) / self.preference_temperature)
         wins_B = self.parts.preference.compare(one.prompts, one.completions, other.completions, one.columns)

@@ -35,7 +35,7 @@ def make_optimizer(
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What learns: matrices, with weight decay, and everything else; sharded parameters apart from whole ones."""
+    """Trainable parameters in groups: matrices with weight decay, all others without; sharded ones separately."""
     learns = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {
@@ -50,7 +50,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def chosen_optimizer(
     module: nn.Module, make: Callable[..., torch.optim.Optimizer], *, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Any other optimizer over everything that learns: `make(groups, lr=lr)`, with decay on matrices only."""
+    """Another optimizer over all trainable parameters: `make(groups, lr=lr)`, with weight decay on matrices only."""
     try:
         found: Any = make(parameter_groups(module, weight_decay), lr=lr)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What sampling logs: completions, what they earn, and whether the sampler's log-probabilities are the policy's."""
+"""Metrics of rollouts: completions, rewards, and how the sampler's log-probabilities differ from the policy's."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from postrain.metrics import POSITIVE, SHARE, declare
 declare("completion/length", "tokens of a completion", unit="tokens", bounds=POSITIVE, title="Length")
 declare(
     "completion/finished",
-    "share of completions that end by themselves",
+    "share of completions with an end token or stop text",
     direction="max",
     bounds=SHARE,
     title="Finished",
 )
-declare("completion/masked", "share of completions left out of the loss because they were cut", bounds=SHARE)
+declare("completion/masked", "share of completions masked out of the loss because they were truncated", bounds=SHARE)
 
-declare("reward/total", "what the policy is paid, mean of a batch", direction="max", title="Reward")
-declare("reward/*", "each before weighting", direction="max", title="Parts of the reward")
+declare("reward/total", "mean reward of a batch", direction="max", title="Reward")
+declare("reward/*", "a component of the reward, before weighting", direction="max", title="Parts of the reward")
 declare("reward/unscorable", "share of completions that no reward can score", direction="min", bounds=SHARE)
 
 declare("rollout/logp", "log-probability of a sampled token under the sampler", unit="nats", bounds=(-inf, 0.0))
@@ -28,4 +28,4 @@ declare(
     direction="min",
     bounds=POSITIVE,
 )
-declare("environment/*", "what a multi-turn environment counts, mean over episodes")
+declare("environment/*", "counts of a multi-turn environment, mean over episodes")

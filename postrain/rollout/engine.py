@@ -1,7 +1,7 @@
-"""The seam between methods that learn online and whatever samples for them.
+"""The interface between online methods and sampling engines.
 
-An engine knows token ids, and texts only to stop at: no template, no reward. `local.py` samples from any Hugging Face
-causal LM in this process, `vllm.py` through vLLM.
+An engine works on token ids (and stop texts); no template, no reward. `local.py` samples from any Hugging Face causal
+LM in this process, `vllm.py` through vLLM.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ class Engine(Protocol):
 
     @property
     def sampling(self) -> Sampling:
-        """How it draws."""
+        """The sampling settings."""
         ...
 
     @property
     def exact(self) -> bool:
-        """Whether the recorded log-probabilities are the policy's own, up to rounding in its type: nothing is cut off
-        the distribution, and the weights are not rounded further. Otherwise methods
-        score the completions again before they form a ratio."""
+        """Whether the recorded log-probabilities are the policy's own, up to rounding in its dtype: no
+        top-k, top-p or min-p, and no weights in lower precision. Otherwise methods recompute old log-probabilities."""
         ...
 
     def generate(
@@ -48,12 +47,12 @@ class Engine(Protocol):
         """One completion for each prompt, in order, drawn as `sampling` says.
 
         `prompts` are int64 [L]; repeat a prompt to get a group. `seeds` has one for each row (`ops.derive_seed`): a
-        completion depends on its prompt, its seed and the weights, never on its neighbours. What ends a completion
-        is part of it; `stop.limits` cut a row short of `max_new_tokens`.
+        completion depends on its prompt, its seed and the weights, never on its neighbours. A completion
+        includes its end token or stop text; `stop.limits` truncate rows below `max_new_tokens`.
         """
         ...
 
 
 def greedy(engine: Engine) -> Engine:
-    """The same engine, always taking the likeliest token."""
+    """The same engine with greedy decoding."""
     return replace(engine, temperature=0.0)  # type: ignore[type-var]  # every engine is a dataclass of its settings

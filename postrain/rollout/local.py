@@ -1,4 +1,4 @@
-"""Sampling from a Hugging Face causal LM in this process; how, is explained in `decode/`."""
+"""Sampling from a Hugging Face causal LM in this process; the docstring of `decode/` explains the algorithm."""
 
 from __future__ import annotations
 
@@ -29,29 +29,28 @@ class LocalEngine:
     """Samples with the policy's own weights."""
 
     max_new_tokens: Size = 48
-    """Tokens of a completion at most."""
+    """Maximum number of tokens of a completion, over all its turns."""
     temperature: NonNegative = 1.0
     """Divides the logits before sampling; 0 is greedy."""
     top_k: CountOrZero = 0
-    """Draw among this many likeliest tokens; 0 is off."""
+    """Sample from the k most likely tokens; 0 disables it."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Draw among the likeliest tokens that hold this much probability."""
+    """Sample from the most likely tokens with this total probability (nucleus); 1 disables it."""
     min_p: Fraction = 0.0
-    """Draw among tokens at least this share as likely as the likeliest; 0 is off."""
+    """Sample from tokens with at least this fraction of the largest probability; 0 disables it."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, besides the template's end tokens."""
     batch_rows: Size = 128
-    """Rows that are decoded together; a memory knob that changes no completion."""
+    """Maximum number of rows decoded together. Changes memory use and speed, not the completions."""
     # There is no compiled decoding: on a CPU torch.compile took 10 s and a step went from 6.6 to 6.1 ms (nano, 128
     # rows), and it cannot see through oneDNN's order of weights, which is what halves a step of SmolLM2.
     dtype: Literal["policy", "bf16"] = "policy"
-    """What single tokens are computed in: the policy's own type, or rounded copies of the weights in bf16.
-    Log-probabilities recorded in bf16 are not the policy's own, and methods score anew. bf16 is slow, and says so, on a
-    processor without bf16 instructions."""
+    """Precision of decode steps: the policy's dtype, or bf16 copies of its weights. With bf16, methods recompute old
+    log-probabilities. On a processor without bf16 instructions bf16 is slow and prints a warning."""
 
     @property
     def sampling(self) -> Sampling:
-        """How it draws."""
+        """The sampling settings."""
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.min_p, tuple(self.stop))
 
     @property
@@ -91,7 +90,7 @@ class LocalEngine:
         return MixtureBackend(policy, theirs, model.reference, model.coef)
 
     def _check_context(self, policy: nn.Module, spec: CacheSpec) -> None:
-        """Beyond the positions a model was made for it fails, or writes nonsense."""
+        """Raises ConfigError if a prompt and its completion can exceed the model's context."""
         context = context_length(unwrapped(policy).config.to_dict())
         if spec.row > context:
             raise ConfigError(
@@ -100,13 +99,13 @@ class LocalEngine:
             )
 
 
-# Below this width a decode step is made of operations too small to be shared between threads.
+# Up to this width the operations of a decode step are too small for several threads.
 SINGLE_THREAD_WIDTH = 512
 
 
 @contextmanager
 def threads_for(policy: nn.Module) -> Iterator[None]:
-    """One thread inside the block where a second one would only be waited for: a narrow model on a CPU."""
+    """One thread inside the block for a narrow model on a CPU, where a second one slows decoding down."""
     inner, threads = unwrapped(policy), torch.get_num_threads()
     if inner.device.type == "cpu" and inner.config.get_text_config().hidden_size <= SINGLE_THREAD_WIDTH:
         torch.set_num_threads(1)

@@ -1,5 +1,5 @@
-"""Critique and revision, the first half of constitutional AI (Bai et al. 2022, section 3): a model says where its reply
-falls short of a principle and writes it anew; the revision is then preferred to the original.
+"""Critique and revision, the first half of constitutional AI (Bai et al. 2022, section 3): a model criticises its
+reply by a principle and revises it; the pair (revision, original) is preference data.
 
 Needs an engine and a model, no reward. Which of two replies follows a principle better is SelfJudge (rewards/judge.py).
 """
@@ -32,17 +32,17 @@ Write the reply only."""
 
 @dataclass(frozen=True)
 class Revision:
-    """A completion and what became of it."""
+    """A completion with its critique and revision."""
 
     prompt: str | Messages
-    """Its turns, where there are several."""
+    """Text, or messages of several turns."""
     original: str
     critique: str
-    """What the model found amiss; empty where there was no room in its context to ask."""
+    """The model's critique; empty if the conversation exceeds the context."""
     revised: str
-    """The completion written anew; the original where nothing came of it, or it was cut at the engine's limit."""
+    """The revised completion; the original if the revision is empty or truncated."""
     principle: str
-    """The sentence it was held to."""
+    """The principle of the critique."""
 
 
 def revise(
@@ -56,39 +56,41 @@ def revise(
 ) -> list[Revision]:
     """One critique and one revision of each completion, in order, by a principle drawn from the row's seed.
 
-    What a row becomes depends on its texts, its seed and the weights alone.
+    A revision depends only on its texts, its seed and the weights.
     """
     if not principles:
         raise ConfigError("principles: expected at least one sentence that says what makes a reply good")
     drawn = [principles[derive_seed(seed, "principle") % len(principles)] for seed in seeds]
     rows = zip(prompts, completions, drawn, strict=True)
-    asked = [
-        (*_answered(prompt, said), Message("user", CRITIQUE.format(principle=principle)))
-        for prompt, said, principle in rows
+    conversations = [
+        (*_with_reply(prompt, reply), Message("user", CRITIQUE.format(principle=principle)))
+        for prompt, reply, principle in rows
     ]
-    critiques = _written(engine, model, template, asked, [derive_seed(seed, "critique") for seed in seeds])
-    again = [
+    critiques = _replies(engine, model, template, conversations, [derive_seed(seed, "critique") for seed in seeds])
+    revision_conversations = [
         (*turns, Message("assistant", critique), Message("user", REVISION.format(principle=principle)))
-        for turns, critique, principle in zip(asked, critiques, drawn, strict=True)
+        for turns, critique, principle in zip(conversations, critiques, drawn, strict=True)
     ]
-    # Without a critique there is nothing to revise by.
-    wanted = [turns if critique else () for turns, critique in zip(again, critiques, strict=True)]
-    revised = _written(engine, model, template, wanted, [derive_seed(seed, "revision") for seed in seeds], whole=True)
+    # Rows without a critique are not revised.
+    nonempty = [turns if critique else () for turns, critique in zip(revision_conversations, critiques, strict=True)]
+    revised = _replies(
+        engine, model, template, nonempty, [derive_seed(seed, "revision") for seed in seeds], finished_only=True
+    )
     found = zip(prompts, completions, critiques, revised, drawn, strict=True)
     return [
-        Revision(prompt, said, critique, _begun_like(said, new) if new else said, principle)
-        for prompt, said, critique, new, principle in found
+        Revision(prompt, reply, critique, _with_leading_blanks_of(reply, new) if new else reply, principle)
+        for prompt, reply, critique, new, principle in found
     ]
 
 
-def _begun_like(said: str, new: str) -> str:
-    """`new` with the blanks that `said` begins with: a pair shall not differ by what only a template decides."""
-    return said[: len(said) - len(said.lstrip())] + new
+def _with_leading_blanks_of(reply: str, new: str) -> str:
+    """`new` with the leading blanks of `reply`, which depend on the chat template only."""
+    return reply[: len(reply) - len(reply.lstrip())] + new
 
 
 def preferences(revisions: Sequence[Revision], columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of preference data, the revision over the original, with why, and each prompt's other columns; those that a
-    revision did not change are left out."""
+    """Rows of preference data, chosen = revision, rejected = original, with critique, principle and the
+    prompt's other columns; unchanged completions are skipped."""
     return [
         {
             **others,
@@ -103,39 +105,39 @@ def preferences(revisions: Sequence[Revision], columns: Sequence[Mapping[str, An
     ]
 
 
-def _answered(prompt: str | Messages, said: str) -> Messages:
-    """A prompt and what was said, which may continue the assistant's last message."""
+def _with_reply(prompt: str | Messages, reply: str) -> Messages:
+    """A prompt and the reply, which may continue the assistant's last message."""
     turns = prompt if not isinstance(prompt, str) else transcript(prompt) if is_transcript(prompt) else user(prompt)
     *before, last = turns
     if not last.prefill:
-        return (*turns, Message("assistant", said))
-    written = None if last.written is None else last.written + said
-    return (*before, Message("assistant", last.content + said, written=written))
+        return (*turns, Message("assistant", reply))
+    written = None if last.written is None else last.written + reply
+    return (*before, Message("assistant", last.content + reply, written=written))
 
 
-def _written(
+def _replies(
     engine: Engine,
     model: nn.Module,
     template: Template,
-    asked: Sequence[Messages],
+    conversations: Sequence[Messages],
     seeds: Sequence[int],
     *,
-    whole: bool = False,
+    finished_only: bool = False,
 ) -> list[str]:
-    """What the model says after each conversation; nothing where it is empty or leaves no room in the context, and
-    where it is cut short, if it has to be `whole`."""
+    """The model's reply to each conversation; empty for an empty conversation or one that exceeds the context, and for
+    a truncated reply with `finished_only`."""
     room = context_length(unwrapped(model).config.to_dict()) - engine.sampling.max_new_tokens
-    ids = {place: template.encode_prompt(turns) for place, turns in enumerate(asked) if turns}
-    fitting = [place for place, row in ids.items() if len(row) <= room]
+    ids = {index: template.encode_prompt(turns) for index, turns in enumerate(conversations) if turns}
+    fitting = [index for index, row in ids.items() if len(row) <= room]
     if not fitting:
-        return [""] * len(asked)
+        return [""] * len(conversations)
     stop = Stop(template.stop_ids, engine.sampling.stop, template.decode_all)
     found = engine.generate(
-        model, [ids[place] for place in fitting], seeds=[seeds[place] for place in fitting], stop=stop
+        model, [ids[index] for index in fitting], seeds=[seeds[index] for index in fitting], stop=stop
     )
-    said = {
-        place: template.decode(completion.ids).strip()
-        for place, completion in zip(fitting, found, strict=True)
-        if completion.finished or not whole
+    texts = {
+        index: template.decode(completion.ids).strip()
+        for index, completion in zip(fitting, found, strict=True)
+        if completion.finished or not finished_only
     }
-    return [said.get(place, "") for place in range(len(asked))]
+    return [texts.get(index, "") for index in range(len(conversations))]

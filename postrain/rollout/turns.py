@@ -1,8 +1,8 @@
-"""Turns: the policy writes, an environment answers, the policy goes on, until one of them is through.
+"""Multi-turn rollouts: policy and environment alternate until an end token, the environment or a limit ends it.
 
-An environment is text in, text out, and deterministic; it knows no tokens. What it answers stands in the row as the
-policy read it and is not learned. Tokens are never decoded and encoded again, so that what is trained on is what was
-sampled. Left out: environments that answer a finished message (an end token always ends the episode).
+An environment maps text to text, deterministically, without tokens. Its observations are part of the row and are masked
+out of the loss. Sampled tokens are never decoded and encoded again, so that training sees exactly what was sampled.
+Not supported: observations after a finished message (an end token always ends the episode).
 
 L tokens of an episode after its prompt, T tokens of it that the policy wrote.
 """
@@ -27,25 +27,25 @@ from postrain.types import Completion, Count, CountOrZero, Step, Stop
 
 
 class Environment(Protocol):
-    """Answers the policy's turns; pure functions of state and text."""
+    """Answers the turns of the policy, with pure functions of state and text."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts that hand the turn to the environment; they stay part of the policy's turn."""
+        """Stop texts that pass the turn to the environment; they stay part of the policy's turn."""
         ...
 
     @property
     def max_turns(self) -> Count:
-        """Turns the policy gets at most."""
+        """Maximum number of turns of the policy."""
         ...
 
     @property
     def room(self) -> CountOrZero:
-        """Tokens of an episode that answers may fill, besides the policy's own `max_new_tokens`."""
+        """Maximum tokens of all observations of an episode, in addition to the policy's `max_new_tokens`."""
         ...
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> Any:
-        """The state at the start of an episode; `columns` is what else the prompt's record says."""
+        """The state at the start of an episode; `columns` are the other columns of the prompt's record."""
         ...
 
     def step(self, state: Any, turn: str) -> Step:
@@ -61,10 +61,10 @@ class SingleTurn:
     room: CountOrZero = 0
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> None:
-        """Nothing to remember."""
+        """No state."""
 
     def step(self, state: Any, turn: str) -> Step:
-        """Never asked, since nothing hands over."""
+        """Never called: there is no stop text."""
         return Step("", state, done=True)
 
 
@@ -73,39 +73,39 @@ SINGLE_TURN = SingleTurn()
 
 @dataclass(frozen=True)
 class EnvironmentStats:
-    """What happened in an episode besides text."""
+    """Counts of an episode."""
 
     turns: int = 0
     calls: int = 0
-    """Turns handed to the environment."""
+    """Turns passed to the environment."""
     errors: int = 0
-    """Those of them it could not make sense of."""
+    """Malformed calls among them."""
     cut: int = 0
-    """1 where an answer did not fit `room`: it was left out, and the episode ended there."""
+    """1 if an observation exceeded `room`: it was dropped and ended the episode."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What follows one prompt, as far as it has got."""
+    """The tokens after one prompt: turns of the policy and observations."""
 
     ids: Tensor
     """Every token after the prompt; int64 [L]."""
     policy_mask: Tensor
-    """True where the policy wrote it; bool [L]."""
+    """True at tokens of the policy; bool [L]."""
     logps: Tensor
-    """Log-probability of each token the policy wrote, float32 [T]."""
+    """Log-probability of each token of the policy, float32 [T]."""
     state: Any
     """The environment's."""
     finished: bool = False
-    """True when it ended by an end token, by the engine's stop texts or because the environment said so."""
+    """True if an end token, a stop text of the engine or the environment ended it."""
     open: bool = True
-    """True while there is more to write."""
+    """True until the episode ends."""
     reward: float = 0.0
-    """What the environment paid."""
+    """Sum of the environment's rewards."""
     stats: EnvironmentStats = EnvironmentStats()
 
     def policy_tokens(self) -> int:
-        """Tokens the policy wrote."""
+        """Number of tokens of the policy."""
         return len(self.logps)
 
 
@@ -118,10 +118,10 @@ def roll_out(
     seeds: Sequence[int],
     environment: Environment,
 ) -> list[Rollout]:
-    """One episode a prompt. `max_new_tokens` counts what the policy writes over all turns of an episode.
+    """One episode per prompt. `max_new_tokens` limits the policy's tokens over all turns of an episode.
 
-    The seed of a turn depends on the row's seed and the turn's number alone: a row does not depend on how many turns
-    its neighbours need, and the first turn is what it would be without an environment.
+    The seed of a turn depends on the row's seed and the turn's number alone: rows are independent of
+    each other, and the first turn is the same without an environment.
     """
     budget = engine.sampling.max_new_tokens
     stop = Stop(template.stop_ids, engine.sampling.stop + environment.stop, template.decode_all)
@@ -142,13 +142,13 @@ def roll_out(
             else replace(stop, limits=tuple(budget - episodes[row].policy_tokens() for row in live)),
         )
         for row, completion in zip(live, completions, strict=True):
-            said = _said(episodes[row], completion)
+            played = _with_turn(episodes[row], completion)
             text = template.decode_all(completion.ids.tolist())
-            if completion.finished and _hands_over(completion, text, template.stop_ids, environment.stop):
-                said = _answered(said, _step(environment, said.state, text), template, environment.room)
-                episodes[row] = replace(said, open=said.open and said.policy_tokens() < budget)
+            if completion.finished and _calls_environment(completion, text, template.stop_ids, environment.stop):
+                played = _with_observation(played, _step(environment, played.state, text), template, environment.room)
+                episodes[row] = replace(played, open=played.open and played.policy_tokens() < budget)
             else:
-                episodes[row] = replace(said, open=False)
+                episodes[row] = replace(played, open=False)
     return episodes
 
 
@@ -158,7 +158,7 @@ def _blame(environment: Environment) -> UserCodeErrors:
 
 
 def _step(environment: Environment, state: Any, turn: str) -> Step:
-    """The answer to a turn. Raises ConfigError for what is not one: an environment may be a user's own class."""
+    """The observation of a turn. Raises ConfigError for invalid ones: an environment may be a user's class."""
     with _blame(environment):
         step: Any = environment.step(state, turn)
     well = isinstance(step, Step) and isinstance(step.observation, str)
@@ -175,10 +175,10 @@ def _start(state: Any) -> Rollout:
     return Rollout(nothing.long(), nothing.bool(), nothing, state)
 
 
-def _said(episode: Rollout, completion: Completion) -> Rollout:
+def _with_turn(episode: Rollout, completion: Completion) -> Rollout:
     """The episode with another turn of the policy."""
     if not len(completion.ids):
-        raise ConfigError("rollout: the engine gave back a completion without a token, not even the one that ended it")
+        raise ConfigError("rollout: the engine returned an empty completion; expected at least the end token")
     return replace(
         episode,
         ids=torch.cat([episode.ids, completion.ids]),
@@ -189,15 +189,15 @@ def _said(episode: Rollout, completion: Completion) -> Rollout:
     )
 
 
-def _hands_over(completion: Completion, text: str, end_ids: Sequence[int], stop: Sequence[str]) -> bool:
-    """Whether a turn that ended by itself ended for the environment: not by an end token, but by one of its texts."""
+def _calls_environment(completion: Completion, text: str, end_ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether a finished turn ended with a stop text of the environment, not with an end token."""
     ended = len(completion.ids) == 0 or int(completion.ids[-1]) in end_ids
     return not ended and any(handing in text for handing in stop)
 
 
-def _answered(episode: Rollout, step: Step, template: Template, room: int) -> Rollout:
-    """The episode with the environment's answer. One that does not fit is left out and ends the episode: half a number
-    would be a wrong one."""
+def _with_observation(episode: Rollout, step: Step, template: Template, room: int) -> Rollout:
+    """The episode with the environment's observation. One that exceeds `room` is dropped and ends the episode: a
+    truncated number would be wrong."""
     stats = replace(episode.stats, calls=episode.stats.calls + 1, errors=episode.stats.errors + step.error)
     episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), stats=stats)
     answer = template.encode_continuation(step.observation)

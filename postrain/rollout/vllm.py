@@ -1,9 +1,9 @@
-"""Sampling with vLLM, on the policy's GPU or behind a server, in place of the engine in this process.
+"""Sampling with vLLM, on the policy's GPU or on a server.
 
-The policy's weights are handed over before the first completion after they have changed. What vLLM says of a token's
-log-probability comes from other kernels in another precision, and under a server's own settings perhaps of another
-temperature: it is recorded to be compared, and methods compute their own (`exact` is False). Left out: mixtures of two
-models, tensor parallelism, adapters served beside the weights. vLLM is the extra `vllm`, imported when it is used.
+The policy's weights are transferred before the first completion after an update. vLLM's log-probabilities come from
+other kernels in another precision (and a server may use another temperature): they are recorded for comparison, and
+methods recompute old log-probabilities (`exact` is False). Not supported: mixtures of two models, tensor parallelism,
+serving adapters. vLLM is the extra `vllm`, imported on first use.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from postrain.types import (
 
 
 class Backend(Protocol):
-    """Where vLLM runs."""
+    """A running vLLM: in this process or a server."""
 
     def load(self, model: nn.Module) -> None:
-        """Takes over the weights of `model`, and forgets what was computed with earlier ones."""
+        """Loads the weights of `model` and resets the prefix cache."""
         ...
 
     def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
@@ -52,11 +52,11 @@ class Backend(Protocol):
 
 @dataclass
 class VLLMState:
-    """What is running, once it is."""
+    """The running backend; None before the first completion."""
 
     backend: Backend | None = None
     loaded: tuple[int, ...] | None = None
-    """The fingerprint of the weights it has."""
+    """Fingerprint of the loaded weights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,32 +64,32 @@ class VLLMEngine:
     """See `postrain.rollout.engine.Engine`."""
 
     max_new_tokens: Size = 48
-    """Tokens of a completion at most."""
+    """Maximum number of tokens of a completion, over all its turns."""
     temperature: NonNegative = 1.0
     """Divides the logits before sampling; 0 is greedy."""
     top_k: CountOrZero = 0
-    """Draw among this many likeliest tokens; 0 is off."""
+    """Sample from the k most likely tokens; 0 disables it."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Draw among the likeliest tokens that hold this much probability."""
+    """Sample from the most likely tokens with this total probability (nucleus sampling); 1 disables it."""
     min_p: Fraction = 0.0
-    """Draw no token less likely than this share of the likeliest; 0 is off."""
+    """Sample from tokens with at least this fraction of the largest probability; 0 disables it."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
     mode: Literal["colocated", "server"] = "colocated"
-    """colocated: vLLM shares the policy's GPU. server: it runs behind `url` on another, started with settings of its
-    own (gpu_memory_utilization, max_model_len and sleep do nothing then)."""
+    """colocated: vLLM shares the policy's GPU. server: vLLM runs at `url`; its own
+    command line sets gpu_memory_utilization, max_model_len and sleep, which have no effect here."""
     gpu_memory_utilization: Annotated[float, Interval(gt=0, lt=1)] = 0.3
-    """colocated: share of the GPU's memory that vLLM takes for its copy of the weights and its cache."""
+    """colocated: fraction of GPU memory for vLLM's copy of the weights and its KV cache."""
     max_model_len: Count | None = None
-    """colocated: tokens of prompt and completion that it has room for; null is the model's context."""
+    """colocated: maximum tokens of prompt and completion; null is the model's context length."""
     sleep: bool = False
-    """colocated: whether that memory is given back between rollouts, weights being kept in main memory."""
+    """colocated: whether vLLM frees GPU memory between rollouts and keeps its weights in CPU memory."""
     url: Annotated[str | None, Confirm("sends weights and prompts there")] = None
     """server: its address, such as http://localhost:8000"""
     timeout: Positive = 600.0
     """server: seconds to wait for a completion."""
     _state: VLLMState = field(default_factory=VLLMState, repr=False)
-    """No key: a field, so that the same engine with other settings (a greedy one) samples from the same vLLM."""
+    """Not a config key. A field, so that a copy of the engine (a greedy one) uses the same vLLM."""
 
     def __post_init__(self) -> None:
         if not torch.cuda.is_available():
@@ -99,7 +99,7 @@ class VLLMEngine:
 
     @property
     def sampling(self) -> Sampling:
-        """How it draws."""
+        """The sampling settings."""
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.min_p, self.stop)
 
     @property
@@ -143,15 +143,15 @@ def settings(sampling: Sampling, seed: int, limit: int, stop: Stop) -> dict[str,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "seed": seed,
-        # Said because a server would else take what the model's generation config says.
+        # Explicit, since a server would use the model's generation config.
         "repetition_penalty": 1.0,
         "stop_token_ids": list(stop.ids),
         "stop": list(stop.texts),
         "include_stop_str_in_output": True,
-        # Stop texts are looked for in the text as it stands, special tokens and all.
+        # Stop texts are matched in the text including special tokens.
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,
-        # The drawn token's own, and no others.
+        # Of the sampled token only.
         "logprobs": 0,
     }
 
@@ -162,7 +162,7 @@ class Colocated:
     def __init__(
         self, model: nn.Module, *, gpu_memory_utilization: float, max_model_len: int | None, sleep: bool
     ) -> None:
-        # Weights are handed over as tensors of this process, so its engine may not start another.
+        # Weights are passed as tensors of this process, so vLLM must not start another process.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("RANK", str(collectives.rank()))
         self.vllm = load("vllm")
@@ -174,11 +174,11 @@ class Colocated:
             gpu_memory_utilization=gpu_memory_utilization,
             max_model_len=max_model_len,
             enable_sleep_mode=sleep,
-            # Of the distribution that is drawn from: by default vLLM reports it before the temperature.
+            # Log-probs after temperature and truncation; vLLM's default is before.
             logprobs_mode="processed_logprobs",
-            # Else the model's generation config would add settings of its own.
+            # Ignore the model's generation config.
             generation_config="vllm",
-            # Ranks have a process group already, in which each is to have an engine for itself.
+            # Ranks already have a process group; each one needs its own engine.
             distributed_executor_backend="external_launcher" if collectives.world_size() > 1 else None,
         )
 
@@ -186,7 +186,7 @@ class Colocated:
         """See `Backend.load`."""
         self._wake()
         self.llm.apply_model(lambda inner: inner.load_weights(merged_weights(model)))
-        # Prompts computed with the earlier weights would else be taken from the cache.
+        # The prefix cache holds prompts computed with the earlier weights.
         self.llm.reset_prefix_cache()
 
     def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
@@ -220,7 +220,7 @@ def completion_of(output: Any) -> Completion:
 
 
 def directory_of(model: nn.Module) -> str:
-    """Where vLLM finds the architecture and the tokenizer; the weights there are replaced at once."""
+    """Directory of architecture and tokenizer for vLLM; its weights are replaced by the policy's."""
     name = unwrapped(model).name_or_path
     if not name:
         raise ConfigError(

@@ -1,5 +1,5 @@
-"""A vLLM server as a place to sample: completions over its OpenAI-compatible HTTP interface, token ids in and out, and
-new weights over NCCL with vLLM's own weight transfer. Left out: starting the server, and several of them.
+"""Sampling on a vLLM server: token ids over its OpenAI-compatible HTTP API, new weights over NCCL with vLLM's weight
+transfer. Not supported: starting the server, and several servers.
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config '{"backend": "nccl"}' \\
         --logprobs-mode processed_logprobs
@@ -25,20 +25,20 @@ from postrain.models.weight_sync import merged_weights
 from postrain.types import Completion
 
 CONNECTIONS = 128
-"""Requests that wait for the server together; it batches them itself."""
+"""Concurrent requests; the server batches them."""
 SERVE = 'VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\''
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A policy's weights as vLLM's senders ask for them, afresh at each round (vLLM's `WeightSource`)."""
+    """A policy's current weights as vLLM's `WeightSource`; read again at each transfer."""
 
     model: nn.Module
     description: type[Any]
     """vLLM's ParamMeta(name, dtype, shape)."""
 
     def metadata(self) -> list[Any]:
-        """What iteration will give, without the numbers."""
+        """Names, dtypes and shapes in the order of iteration."""
         return [self.description(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -46,11 +46,11 @@ class Weights:
 
 
 class Server:
-    """A vLLM server at `url`. Every rank asks it for its own completions; the first one hands over weights."""
+    """A vLLM server at `url`. Every rank requests its own completions; rank 0 transfers weights."""
 
     def __init__(self, url: str, *, timeout: float) -> None:
         self.url, self.timeout = url.rstrip("/"), timeout
-        self.name = self._ask("/v1/models")["data"][0]["id"]
+        self.name = self._request("/v1/models")["data"][0]["id"]
         self.sender: Any = None
 
     def load(self, model: nn.Module) -> None:
@@ -59,7 +59,7 @@ class Server:
             if self.sender is None:
                 self.sender = self._sender(model)
             self.sender.send_weights()
-            self._ask("/reset_prefix_cache", {})
+            self._request("/reset_prefix_cache", {})
         collectives.gather(None)
 
     def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
@@ -68,8 +68,8 @@ class Server:
             return list(pool.map(self._complete, prompts, settings))
 
     def _complete(self, prompt: Tensor, settings: Mapping[str, Any]) -> Completion:
-        asked = {"model": self.name, "prompt": prompt.tolist(), "return_token_ids": True, **settings}
-        choice = self._ask("/v1/completions", asked)["choices"][0]
+        body = {"model": self.name, "prompt": prompt.tolist(), "return_token_ids": True, **settings}
+        choice = self._request("/v1/completions", body)["choices"][0]
         return Completion(
             torch.tensor(choice["token_ids"], dtype=torch.long),
             torch.tensor(choice["logprobs"]["token_logprobs"], dtype=torch.float32),
@@ -85,15 +85,15 @@ class Server:
             init_info=nccl.NCCLTrainerInitInfo(
                 master_address=network.get_ip(),
                 master_port=network.get_open_port(),
-                world_size=self._ask("/get_world_size")["world_size"] + 1,
+                world_size=self._request("/get_world_size")["world_size"] + 1,
                 rank=0,
             ),
             client=transfer.HTTPVLLMWeightSyncClient(self.url, timeout=self.timeout),
             source=Weights(model, transfer.ParamMeta),
         )
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What the server answers; None where it answers with nothing."""
+    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The parsed response of the server; None if it is empty."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:

@@ -3,7 +3,7 @@
 `LocalEngine.generate` (rollout/local.py) makes a `CacheSpec` from the prompts and limits, picks a backend for the model
 and runs a `DecodeLoop`:
 
-1. **Prompt groups.** Equal prompts are one prompt: a group of `num_generations` completions costs one prefill. Rows
+1. **Prompt groups.** Equal prompts are merged: a group of `num_generations` completions costs one prefill. Rows
    are sorted by length, so that padding is short and groups stay together.
 2. **Admit.** Waiting rows are admitted to free slots of the cache. Their prompts are prefilled in blocks of at most
    `PREFILL_TOKENS`, in a cache of their own, and copied into the slots so that all of them end at the same position.
@@ -13,7 +13,8 @@ and runs a `DecodeLoop`:
    log-probs need no second pass. The uniform numbers of a row come from the row's seed alone: neither batch size nor
    neighbours change a sample.
 4. **Stop.** A row ends at an end token, at a stop text (`StopTexts`, which decodes only a tail, and only where the
-   new token could complete one) or at its own limit. It stays in its slot and draws in vain until the next wave.
+   new token could complete one) or at its own limit. It stays in its slot until the next refill;
+   its further tokens are discarded.
 5. **Evict and compact** (continuous batching). Once `REFILL_FRACTION` of the slots are free, waiting rows are
    admitted to the slots of ended rows. If no rows wait, the last rows move into the free slots, so that the slots in
    use are contiguous.

@@ -51,7 +51,7 @@ class DecodeBackend(Protocol):
     """Next-token logits of rows in slots; the first slots are in use."""
 
     continuous: bool
-    """Whether rows can be admitted while others are under way."""
+    """Whether rows can be admitted while others are decoding (continuous batching)."""
     device: torch.device
 
     def prefill(self, prompts: Sequence[Tensor]) -> Prefilled:
@@ -245,7 +245,7 @@ def casting(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
 def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> DecodeBackend:
     """The fastest backend that gives this model's logits, for rows that fit in `spec`; `model` in eval mode."""
     inner: Any = unwrapped(model)
-    # A window that no layer speaks of is in masks we do not make; one that is wider than all rows hides nothing.
+    # A sliding window without layer_types needs masks that are not built here; one wider than all rows has no effect.
     config = inner.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -263,7 +263,7 @@ def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None)
 
 
 def verified(kind: type[SlotBackend], model: nn.Module, settings: Any) -> SlotBackend | None:
-    """The backend, if it is known to give the model's own logits; found out once and remembered."""
+    """The backend, if it reproduces the model's logits; checked once per model."""
     known: dict[type[SlotBackend], bool] = unwrapped(model).decode_backends  # pyright: ignore[reportAssignmentType]
     try:
         if kind not in known:
@@ -275,7 +275,7 @@ def verified(kind: type[SlotBackend], model: nn.Module, settings: Any) -> SlotBa
 
 @torch.no_grad()
 def matches_model_logits(kind: type[SlotBackend], model: nn.Module) -> bool:
-    """Whether two rows of unlike length get from it the logits that the model gives them."""
+    """Whether the backend reproduces the model's logits on two rows of different length."""
     row = torch.arange(2, 12) * 7919 % unwrapped(model).config.get_text_config().vocab_size
     rows = [row[:5], row[2:]]
     with in_eval_mode(model):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-# Below this many rows, or this many a prompt, the few more operations cost more than they save.
+# Below this many rows, or rows per prompt, shared attention costs more than it saves.
 MIN_ROWS, MIN_ROWS_PER_PROMPT = 32, 2
 
 
@@ -113,7 +113,7 @@ class Cursor:
     used: int = 0
     """Where the longest row in use ends, the next token included."""
     groups: PromptGroups | None = None
-    """Which slots share a prompt, where it pays to know."""
+    """Which slots share a prompt, if shared attention is worth it."""
 
 
 class SlotLayer(DynamicLayer):
@@ -172,8 +172,8 @@ class SlotCache(Cache):
     def admit(
         self, filled: Any, lengths_P: Tensor, which_B: Tensor, slots_B: Tensor, dtype: torch.dtype | None
     ) -> None:
-        """Copy prefilled prompts, padded on the right, into slots: `which_B` of them into `slots_B`. What they are kept
-        in is said by the first that come; None is their own type."""
+        """Copy prefilled prompts, padded on the right, into slots: `which_B` of them into `slots_B`. `dtype`
+        of the cache is fixed by the first call; None is the dtype of the keys."""
         pairs = [(layer.keys, layer.values) for layer in filled.layers]
         if not self.slot_layers:
             self.slot_layers = [
@@ -181,7 +181,7 @@ class SlotCache(Cache):
             ]
             self.layers.extend(self.slot_layers)
         width, end = pairs[0][0].shape[2], self.spec.prompt
-        # Padding goes from behind the prompt to before it, where nobody looks.
+        # Padding goes from behind the prompt to before it, which is masked.
         places_L = torch.arange(width, device=lengths_P.device)
         from_BL = (places_L - width + lengths_P[which_B][:, None]).clamp(min=0)
         for layer, pair in zip(self.slot_layers, pairs, strict=True):

@@ -127,7 +127,7 @@ def decoder_of(model: Any, dtype: torch.dtype) -> Decoder:
 
 
 def is_supported(model: Any) -> bool:
-    """Whether the architecture is one of ours."""
+    """Whether the architecture has a fast decoder."""
     return model.config.model_type in READERS
 
 

@@ -1,7 +1,7 @@
-"""Continuous batching: rows wait, are admitted to free slots in waves, get a token a step, and are evicted once ended.
+"""Continuous batching: rows are queued, admitted to free slots, get one token per step, and are evicted when they end.
 
-Each distinct prompt is prefilled once however many completions it gets. Knows no model: a DecodeBackend gives the
-logits.
+Each distinct prompt is prefilled once however many completions it gets. Independent of the model: a DecodeBackend
+returns the logits.
 
 Axes: R rows of the call, T new tokens, S slots, B some of them, V vocabulary.
 """
@@ -19,11 +19,11 @@ from postrain.rollout.decode.backend import DecodeBackend, Prefilled
 from postrain.rollout.decode.sampling import draw, uniforms
 from postrain.types import Completion, Sampling, Stop
 
-# Free slots are filled, or compacted away, once they are this share: a wave costs a prefill, or a copy.
+# Refill or compact once this fraction of the slots is free: a refill costs a prefill, compaction a copy.
 REFILL_FRACTION = 0.2
-# Prompt tokens, padding included, that are run together: enough to fill a machine, too few to be the peak of memory.
+# Prompt tokens per prefill, padding included: enough to use the machine, too few to set the memory peak.
 PREFILL_TOKENS = 16384
-# Tokens that one character can take: its bytes in UTF-8.
+# Maximum tokens of one character: its UTF-8 bytes.
 TOKENS_PER_CHARACTER = 4
 
 
@@ -44,7 +44,7 @@ class DecodeLoop:
         index_of: dict[tuple[int, ...], int] = {}
         self.prompt_index = [index_of.setdefault(tuple(prompt.tolist()), len(index_of)) for prompt in prompts]
         self.distinct = [torch.tensor(ids) for ids in index_of]
-        # Groups stay together, and prompts of like length: less padding.
+        # Sorted by length, groups together: less padding.
         order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), self.prompt_index[row], row))
         self.waiting = deque(order)
         self.split_prefill: tuple[int, Prefilled] | None = None
@@ -52,7 +52,7 @@ class DecodeLoop:
         self.stop_texts = StopTexts(stop)
         rows, last = len(prompts), sampling.max_new_tokens
         self.limit_R = torch.tensor(stop.limits or [last] * rows, device=self.device)
-        # One column more than there are tokens: what rows draw that have ended goes there.
+        # The extra last column takes the discarded tokens of ended rows.
         self.uniform_RT = torch.cat([uniforms(keys, last), torch.zeros(rows, 1)], dim=1).to(self.device)
         self.tokens_RT = torch.zeros(rows, last + 1, dtype=torch.long, device=self.device)
         self.logps_RT = torch.zeros(rows, last + 1, device=self.device)
@@ -61,7 +61,7 @@ class DecodeLoop:
         self.row_S = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.token_S = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.used = 0
-        """Slots that are stepped, the first ones: open rows, and some that have ended."""
+        """Slots in use, the first ones: open rows and ended ones that are not yet evicted."""
 
     def run(self) -> list[Completion]:
         """Decode until every row has ended."""
@@ -79,7 +79,7 @@ class DecodeLoop:
         ]
 
     def should_refill(self, live: int) -> bool:
-        """Whether so many slots are free that filling or compacting them pays."""
+        """Whether enough slots are free to refill or compact them."""
         if not live:
             return True
         if self.waiting and self.backend.continuous:
@@ -87,7 +87,7 @@ class DecodeLoop:
         return self.used - live >= max(1, REFILL_FRACTION * self.used)
 
     def evict_and_admit(self, live: int) -> None:
-        """Waiting rows take the slots of ended ones; slots that stay free are compacted away."""
+        """Evicts ended rows, admits waiting ones to their slots, and compacts the rest."""
         ended = (~self.open_R[self.row_S[: self.used]]).nonzero().squeeze(-1).tolist()
         free = [*ended, *range(self.used, self.slots)]
         takes = min(len(free), len(self.waiting)) if self.backend.continuous or not live else 0
@@ -96,7 +96,7 @@ class DecodeLoop:
         self.compact(free[takes:])
 
     def admit(self, rows: Sequence[int], slots: Sequence[int]) -> None:
-        """Put rows into slots, and draw their first token."""
+        """Admits rows to slots and samples their first token."""
         self.used = max(self.used, slots[-1] + 1)
         self.row_S[self.indices(slots)] = self.indices(rows)
         self.open_R[self.indices(rows)] = True
@@ -114,8 +114,8 @@ class DecodeLoop:
                 self.split_prefill = split, one
 
     def prefilled(self, prompts: list[int]) -> Iterator[tuple[list[int], Prefilled]]:
-        """The distinct prompts of these indices, prefilled in blocks of similar length; one whose group was split
-        between waves is kept for the next."""
+        """The distinct prompts of these indices, prefilled in blocks of similar length; the prompt
+        of a group that was split between refills is kept for the next one."""
         kept, self.split_prefill = self.split_prefill, None
         if kept is not None:
             prompts.remove(kept[0])
@@ -140,7 +140,7 @@ class DecodeLoop:
         self.used = rows
 
     def record(self, slots_B: Tensor, logits_BV: Tensor) -> None:
-        """Draw a token for each of these slots; rows that have ended draw in vain."""
+        """Samples a token for each of these slots; tokens of ended rows are discarded."""
         rows_B = self.row_S[slots_B]
         open_B, last = self.open_R[rows_B], self.sampling.max_new_tokens
         at_B = torch.where(open_B, self.count_R[rows_B], last)
@@ -154,23 +154,23 @@ class DecodeLoop:
         self.finished_R[rows_B] |= ended_B
         self.open_R[rows_B] = open_B & ~ended_B & (at_B + 1 < self.limit_R[rows_B])
 
-    def complete_texts(self, rows_B: Tensor, asked_B: Tensor) -> Tensor:
-        """Which of the rows that are asked about have just completed a stop text."""
-        found_B = torch.zeros_like(asked_B)
-        for place in asked_B.nonzero().squeeze(-1).tolist():
+    def complete_texts(self, rows_B: Tensor, candidates_B: Tensor) -> Tensor:
+        """Which of the candidate rows completed a stop text with their last token."""
+        found_B = torch.zeros_like(candidates_B)
+        for place in candidates_B.nonzero().squeeze(-1).tolist():
             row = rows_B[place]
             found_B[place] = self.stop_texts.completed(self.tokens_RT[row, : self.count_R[row]].tolist())
         return found_B
 
     def indices(self, places: Sequence[int]) -> Tensor:
-        """As a tensor where the rows are."""
+        """Indices as a tensor on the rows' device."""
         return torch.tensor(places, dtype=torch.long, device=self.device)
 
 
 class StopTexts:
-    """Whether a completion's newest token completes a stop text. Decodes only where the token could, and only a tail.
+    """Whether a completion's newest token completes a stop text. Decodes only candidates, and only a tail.
 
-    A stop text may span tokens and begin inside one; the prompt is never looked at.
+    A stop text may span tokens and begin inside one; the prompt is not searched.
     """
 
     def __init__(self, stop: Stop) -> None:
@@ -194,7 +194,7 @@ class StopTexts:
         """Whether the token's own text has the last character of a stop text; remembered for each token."""
         if token not in self._known:
             piece = self._decode([token])
-            # Alone, spaces may be left out and bytes of a character be none: such tokens are looked at in their place.
+            # Decoded alone, a token may lose spaces or be an incomplete character: such tokens are checked in context.
             unsure = not piece or "\ufffd" in piece or any(character.isspace() for character in self._ends)
             self._known[token] = unsure or not self._ends.isdisjoint(piece)
         return self._known[token]

@@ -1,4 +1,4 @@
-"""Drawing a token from logits, with the log-probability of what was drawn; no model, no loop.
+"""Samples tokens from logits and returns their log-probabilities.
 
 Axes: B rows, V vocabulary, C blocks of the vocabulary.
 """
@@ -41,7 +41,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tens
     if sampling.temperature == 0:
         tokens_B1 = logits_BV.argmax(-1, keepdim=True)
     else:
-        # Weights that are no numbers give some token all the same: a guard on the loss says more than an index error.
+        # NaN weights still return a valid token: the NaN guard gives a better message than an index error.
         tokens_B1 = invert(weights_BCW, mass_BC, uniform_B.to(mass_BC)[:, None]).clamp(max=logits_BV.shape[-1] - 1)
     logps_B1 = logits_BV.gather(-1, tokens_B1) - top_B1 - mass_BC.sum(-1, keepdim=True).log()
     return tokens_B1.squeeze(-1), logps_B1.squeeze(-1)
@@ -91,5 +91,5 @@ def allowed_logps(logits_BV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def truncates(sampling: Sampling) -> bool:
-    """Whether some tokens are never drawn, so that log-probabilities are not the model's own."""
+    """Whether top-k, top-p or min-p change the distribution, so that log-probabilities are not the model's."""
     return bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)

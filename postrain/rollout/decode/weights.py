@@ -1,7 +1,8 @@
 """Weights of linear layers, read once for a whole generation: side by side where several layers read the same input,
 adapters merged, in the type and the memory layout in which few rows are multiplied fastest.
 
-Leaves out what is not a plain linear layer (quantised, DoRA): `merged` says None, and nothing is gained there.
+Not supported: layers other than plain linear ones (quantised, DoRA). `merged` raises UnsupportedLayer, and the model's
+own forward is used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from postrain.processor import ONEDNN, ROWS, supports_packed_weights
 
 
 class UnsupportedLayer(Exception):
-    """A layer is none whose weights can be read."""
+    """The weights of a layer cannot be read as a plain matrix."""
 
 
 @dataclass(frozen=True)
