@@ -1,4 +1,4 @@
-"""Subjects of measures without a run: a tiny model, a scripted engine, prompts and texts that are given."""
+"""EvalModels for tests of tasks: a tiny model, a scripted engine, given prompts and texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPLATE: Any = SimpleNamespace(decode=text, decode_all=text, stop_ids=(0,), nam
 
 
 @dataclass
-class Told(Scripted):
+class ScriptedEngine(Scripted):
     """A scripted engine that can be made greedy."""
 
     temperature: float = 1.0
@@ -65,7 +65,7 @@ def eval_model(
         "model": model,
         "tokenizer": SimpleNamespace(eos_token_id=0),
         "template": TEMPLATE,
-        "engine": Told(says),
+        "engine": ScriptedEngine(says),
         "environment": SINGLE_TURN,
         "reward": None,
         "reference": Reference.for_policy(model),
@@ -78,5 +78,5 @@ def eval_model(
 
 
 def gold(prompt: str, completion: str, specification: Mapping[str, float]) -> Mapping[str, float]:
-    """The gold score of a prompt's column, whatever is written."""
+    """Returns the gold column as the gold score."""
     return specification

@@ -1,4 +1,4 @@
-"""query_answers.py: the number and the option that texts give."""
+"""query_checks.py: numbers and options extracted from texts."""
 
 from __future__ import annotations
 

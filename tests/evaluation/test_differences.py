@@ -1,4 +1,4 @@
-"""Paired differences of two models: only where both measured the same items, and where the items make the metric."""
+"""Paired differences of two models on the same items."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def result(values: list[float], weights: list[float] | None = None, rows: Any = 
     )
 
 
-def test_the_difference_of_means_with_the_interval_of_the_items_differences() -> None:
+def test_paired_difference_has_the_interval_of_the_item_differences() -> None:
     # Each item is 1 better, however far apart the items are: nothing is left to chance.
     found = differences(result([1.0, 5.0, 9.0]), result([2.0, 6.0, 10.0]))["loss"]
     assert (found.value, found.low, found.high, found.n) == (-1, -1, -1, 3)
 
 
-def test_a_metric_may_be_the_plain_mean_of_items_that_another_one_weights() -> None:
+def test_unweighted_metric_is_paired_although_items_have_weights() -> None:
     records = tuple(
         {"row": row, "sum": total, "weight": weight} for row, (total, weight) in enumerate([(1, 3), (5, 1)])
     )
@@ -43,7 +43,7 @@ def test_weighted_items_give_the_difference_of_the_weighted_means() -> None:
     assert found.low < -2.5 < found.high
 
 
-def test_nats_of_other_words_or_other_tokens_are_not_compared() -> None:
+def test_metrics_in_nats_are_not_compared_for_different_inputs() -> None:
     one = result([1.0, 5.0], [1, 3])
     asked = replace(one, example="<|user|>Sum?", metrics={**one.metrics, "accuracy": one.metrics["loss"]})
     asked = replace(asked, records=tuple({**record, "accuracy": record["loss"]} for record in one.records))
@@ -57,7 +57,7 @@ def test_nats_of_other_words_or_other_tokens_are_not_compared() -> None:
     assert input_mismatch_notes("nano", mine, "other", mine) == ()
 
 
-def test_other_items_or_items_that_do_not_make_the_metric_have_none() -> None:
+def test_no_difference_for_other_rows_or_records_that_do_not_average_to_the_metric() -> None:
     one = result([1.0, 2.0])
     assert differences(one, result([1.0, 2.0], rows=["a", "b"])) == {}
     bent = EvalResult(metrics={"loss": Estimate(value=7.0, low=0, high=9, n=2)}, records=one.records)

@@ -1,4 +1,4 @@
-"""Estimates and their intervals, against numbers worked out by other means."""
+"""Estimates and their intervals against independently worked numbers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from postrain.evaluation.estimate import (
 )
 
 
-def test_wilson_worked_numbers() -> None:
+def test_wilson_interval_matches_worked_example() -> None:
     # 8 of 10: z² = 3.8415; middle (0.8 + 0.19207) / 1.38415 = 0.71674;
     # half 1.95996 / 1.38415 · sqrt(0.016 + 3.8415 / 400) = 0.22659
     interval = wilson(8, 10)
     assert (interval.low, interval.high) == (pytest.approx(0.49016, abs=1e-4), pytest.approx(0.94333, abs=1e-4))
 
 
-def test_wilson_at_the_edges() -> None:
+def test_wilson_interval_at_shares_of_0_and_1() -> None:
     # all of n right: low = n / (n + z²) = 10 / 13.8415 = 0.72247
     assert wilson(10, 10).low == pytest.approx(0.72247, abs=1e-4)
     assert wilson(10, 10).high == pytest.approx(1.0)
@@ -34,7 +34,7 @@ def test_wilson_at_the_edges() -> None:
     assert isnan(wilson(0, 0).value)
 
 
-def test_mean_of_three_seeds() -> None:
+def test_mean_interval_of_three_values_uses_student_t() -> None:
     # 1, 2, 3: mean 2, deviation 1; half 4.3027 / sqrt(3) = 2.4842
     interval = mean_interval([1, 2, 3])
     assert (interval.value, interval.low, interval.high) == (
@@ -45,14 +45,14 @@ def test_mean_of_three_seeds() -> None:
     assert mean_interval([5]).high == inf
 
 
-def test_student_becomes_normal() -> None:
+def test_t_quantile_beyond_the_table() -> None:
     # ±1 a hundred times and one 0: mean 0, deviation 1 (100 squares over 100 degrees); t there is 1.98397
     interval = mean_interval([1, -1] * 50 + [0])
     assert interval.high == pytest.approx(1.98397 / 101**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bootstrap_is_near_student_for_many_values_and_repeats(seed: int) -> None:
+def test_bootstrap_interval_is_deterministic_and_close_to_student_t(seed: int) -> None:
     generator = random.Random(seed)
     values = [generator.gauss(1, 2) for _ in range(200)]
     ours, student = bootstrap_interval(values, seed), mean_interval(values)
@@ -61,7 +61,7 @@ def test_bootstrap_is_near_student_for_many_values_and_repeats(seed: int) -> Non
     assert ours.high == pytest.approx(student.high, abs=0.05)
 
 
-def test_an_interval_of_a_quantity_that_is_at_least_0_is_taken_on_the_log_scale() -> None:
+def test_interval_with_one_bound_uses_the_log_scale() -> None:
     # half / value = 0.42 / 0.44 on the log scale: 0.44 · e^∓0.95455
     interval = within(0.44, 0.42, 0)
     assert (interval.low, interval.high) == pytest.approx((0.44 * exp(-0.42 / 0.44), 0.44 * exp(0.42 / 0.44)))
@@ -71,7 +71,7 @@ def test_an_interval_of_a_quantity_that_is_at_least_0_is_taken_on_the_log_scale(
     assert within(1.44, 0.42, 1).low == pytest.approx(1 + interval.low)
 
 
-def test_an_interval_of_a_share_is_taken_on_the_logit_scale() -> None:
+def test_interval_with_two_bounds_uses_the_logit_scale() -> None:
     # logit 0.9 = 2.19722; half 0.2 / (0.9 · 0.1) = 2.22222: between 1 / (1 + e^0.025) and 1 / (1 + e^-4.41944)
     interval = within(0.9, 0.2, 0, 1)
     assert (interval.low, interval.high) == pytest.approx((0.493750, 0.988102), abs=1e-5)
@@ -81,7 +81,7 @@ def test_an_interval_of_a_share_is_taken_on_the_logit_scale() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, inf), (1.0, inf), (0.0, 1.0), (-1.0, 1.0)])
-def test_an_interval_never_leaves_the_bounds_and_holds_the_value(low: float, high: float) -> None:
+def test_interval_stays_within_bounds_and_contains_the_value(low: float, high: float) -> None:
     generator = random.Random(0)
     top = min(high, 50.0)
     for _ in range(300):
@@ -92,12 +92,12 @@ def test_an_interval_never_leaves_the_bounds_and_holds_the_value(low: float, hig
         assert interval.value - 1e-12 <= interval.high <= high
 
 
-def test_far_from_a_bound_the_interval_is_the_symmetric_one() -> None:
+def test_interval_far_from_bounds_is_symmetric() -> None:
     assert within(100.0, 0.5, 0).high == pytest.approx(100.5, abs=2e-3)
     assert within(0.5, 0.001, 0, 1).low == pytest.approx(0.499, abs=1e-6)
 
 
-def test_values_beyond_the_bounds_and_values_without_spread() -> None:
+def test_interval_of_values_outside_bounds_or_without_spread() -> None:
     # What is negative is not a KL, whatever it is called.
     assert within(-0.1, 0.5, 0).low == pytest.approx(-0.6)
     assert mean_interval([-1.0, 2.0], 0) == mean_interval([-1.0, 2.0])
@@ -107,7 +107,7 @@ def test_values_beyond_the_bounds_and_values_without_spread() -> None:
     assert jackknife_interval(0.5, [0.4, 0.6], 0, 1).low > 0
 
 
-def test_a_ratio_is_of_totals_and_its_interval_leaves_each_item_out() -> None:
+def test_ratio_is_of_totals_with_a_jackknife_interval() -> None:
     # 6 nats over 3 tokens: 2; without the first item 4 / 1, without the second 2 / 2.
     # Their mean is 2.5, the squares 2.25 each: error sqrt(1/2 · 4.5) = 1.5.
     found = Estimate.ratio([2.0, 4.0], [2, 1])
@@ -119,18 +119,18 @@ def test_a_ratio_is_of_totals_and_its_interval_leaves_each_item_out() -> None:
     assert free.value - free.low == pytest.approx(free.high - free.value)
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+def test_jackknife_error_of_a_mean_is_its_standard_error() -> None:
     # 1, 2, 3: deviation 1, error 1 / sqrt(3); left out one by one the means are 2.5, 2, 1.5.
     found = Estimate.jackknife(2.0, [2.5, 2.0, 1.5])
     assert found.high - found.value == pytest.approx(T[1] / math.sqrt(3))
 
 
-def test_one_item_says_nothing_of_others() -> None:
+def test_interval_of_one_item_is_infinite() -> None:
     assert math.isinf(Estimate.ratio([2.0], [1]).high)
     assert math.isinf(Estimate.mean([3.0]).high)
 
 
-def test_where_nothing_is_counted_there_is_no_ratio() -> None:
+def test_ratio_without_counts_is_nan() -> None:
     found = Estimate.ratio([0.0, 0.0], [0, 0])
     assert math.isnan(found.value)
     assert (found.low, found.high, found.n) == (-math.inf, math.inf, 0)
@@ -138,12 +138,12 @@ def test_where_nothing_is_counted_there_is_no_ratio() -> None:
     assert Estimate.ratio([2.0, 0.0, 4.0], [2, 0, 1]) == Estimate.ratio([2.0, 4.0], [2, 1])
 
 
-def test_few_values_have_students_interval() -> None:
+def test_mean_of_few_values_uses_student_t() -> None:
     # 1, 2, 3: deviation 1; half 4.3027 / sqrt(3) = 2.4842
     assert Estimate.mean([1, 2, 3]).high == pytest.approx(4.4842, abs=1e-4)
 
 
-def test_fractions_vary_less_than_hits_and_equal_ones_say_nothing_of_how_they_vary() -> None:
+def test_share_of_fractions_uses_the_interval_of_the_mean_unless_all_are_equal() -> None:
     # 0.6 and 0.8, three times each: mean 0.7, deviation 0.1 · sqrt(6 / 5); half 2.5706 · 0.10954 / sqrt(6) = 0.11496,
     # on the logit scale 0.11496 / (0.7 · 0.3) = 0.54743 above ln(0.7 / 0.3) = 0.84730: 1 / (1 + e^-1.39473) = 0.80135
     assert Estimate.share([0.6, 0.8] * 3).high == pytest.approx(0.80135, abs=1e-4)
@@ -152,7 +152,7 @@ def test_fractions_vary_less_than_hits_and_equal_ones_say_nothing_of_how_they_va
     assert 0 < Estimate.share([0.01, 0.99]).low < 0.5 < Estimate.share([0.01, 0.99]).high < 1
 
 
-def test_four_right_against_four_wrong_are_no_certainty() -> None:
+def test_paired_difference_of_few_items_has_a_nonzero_width() -> None:
     # Six with the two made up: middle 4/6, variance 5/6 - 16/36 = 0.38889; half 3.1824 · sqrt(0.38889 / 6) = 0.81022
     found = Estimate.paired([1, 1, 1, 1], [0, 0, 0, 0])
     assert (found.value, found.high, found.n) == (1, 1, 4)
@@ -164,6 +164,6 @@ def test_four_right_against_four_wrong_are_no_certainty() -> None:
     assert Estimate.paired([5, 9, 7], [4, 8, 6]).low == 1
 
 
-def test_half_a_hit_counts_half() -> None:
+def test_share_counts_half_hits() -> None:
     assert Estimate.share([1, 0.5, 0, 0.5]).value == 0.5
     assert Estimate.mean([1, 2, 6]).value == 3

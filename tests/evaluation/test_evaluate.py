@@ -1,4 +1,4 @@
-"""python -m postrain.evaluate: what it takes over from a run, what it leaves, and how it answers mistakes."""
+"""python -m postrain.evaluate: inherited groups, written files, and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def composed(*overrides: str) -> dict[str, Any]:
     return training_runs.composed(overrides, "evaluate")
 
 
-def appraised(output: Path, *overrides: str) -> RunFolder:
+def run_evaluation(output: Path, *overrides: str) -> RunFolder:
     words = [*SMALL, *overrides]
     execute(EVALUATE, composed(*words, f"paths.output={output}"), overrides=words, group=None)
     return RunFolder(max((output / "evaluate" / "nano").iterdir()))
@@ -52,14 +52,14 @@ def appraised(output: Path, *overrides: str) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return appraised(tmp_path_factory.mktemp("runs"))
+    return run_evaluation(tmp_path_factory.mktemp("runs"))
 
 
 def completion_records(folder: RunFolder, name: str) -> Any:
     return json.loads((folder.path / name).read_text())
 
 
-def test_every_number_has_its_interval_and_the_text_the_model_was_given(folder: RunFolder) -> None:
+def test_stats_have_intervals_and_the_exact_model_input(folder: RunFolder) -> None:
     first, second = completion_records(folder, "evaluation_stats.json")["subjects"]
     assert (first["name"], second["name"]) == ("nano bundled:nano", "nano nano")
     loss = first["measures"]["perplexity"]["metrics"]["loss"]
@@ -70,7 +70,7 @@ def test_every_number_has_its_interval_and_the_text_the_model_was_given(folder: 
     assert completion_records(folder, "manifest.json")["reproduce"].startswith("python -m postrain.evaluate model=nano")
 
 
-def test_a_model_is_no_other_than_itself(folder: RunFolder) -> None:
+def test_equal_models_have_zero_differences_and_zero_kl(folder: RunFolder) -> None:
     stats = completion_records(folder, "evaluation_stats.json")
     gaps = {(one["measure"], one["metric"]): one["value"] for one in stats["differences"]}
     assert ("perplexity", "loss") in gaps
@@ -80,7 +80,7 @@ def test_a_model_is_no_other_than_itself(folder: RunFolder) -> None:
     assert kl == pytest.approx(0, abs=1e-6)
 
 
-def test_records_and_responses_say_whose_they_are(folder: RunFolder) -> None:
+def test_records_and_responses_name_their_model(folder: RunFolder) -> None:
     records = JsonLines(folder.path / "perplexity.jsonl").read()
     assert len(records) == 8
     assert len({record["subject"] for record in records}) == 2
@@ -88,14 +88,14 @@ def test_records_and_responses_say_whose_they_are(folder: RunFolder) -> None:
     assert [set(one) for one in responses] == [{"subject", "prompt", "completion", "gold"}] * 4
 
 
-def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, tmp_path: Path) -> None:
+def test_result_is_the_default_or_the_configured_metric(folder: RunFolder, tmp_path: Path) -> None:
     result = completion_records(folder, "result.json")
     assert (result["metric"], result["direction"]) == ("perplexity/loss", "min")
     assert result["changes"]["gold/total"][0] == result["changes"]["gold/total"][1]
     assert result["values"]["gold/total"] == result["changes"]["gold/total"][1]
     assert len(result["values"]) > 4
     with pytest.raises(ConfigError, match="metric=perplexity/lost: not measured; available: perplexity/loss"):
-        appraised(tmp_path, "metric=perplexity/lost", "compare=[]")
+        run_evaluation(tmp_path, "metric=perplexity/lost", "compare=[]")
 
 
 @pytest.mark.parametrize(
@@ -113,19 +113,19 @@ def test_the_result_is_the_first_number_or_the_one_asked_for(folder: RunFolder, 
         (["model=nano", "evaluation=best_of_n", "rollout.temperature=0"], r"rollout\.temperature=0: all samples"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_no_folder(words: list[str], line: str, tmp_path: Path) -> None:
+def test_config_errors_are_one_line_and_leave_no_folder(words: list[str], line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=line):
         execute(EVALUATE, composed(*words, f"paths.output={tmp_path}"), overrides=words, group=None)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_task_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Perplexity, eval_model: EvalModel) -> EvalResult:
         raise ConfigError("rows: there are none")
 
     monkeypatch.setattr(Perplexity, "__call__", refuse)
     with pytest.raises(EvalTaskError, match=r"^perplexity: rows: there are none; the other results are in "):
-        appraised(tmp_path, "compare=[]", "~evaluation.tasks.kl")
+        run_evaluation(tmp_path, "compare=[]", "~evaluation.tasks.kl")
     folder = RunFolder(*(tmp_path / "evaluate" / "nano").iterdir())
     (one,) = completion_records(folder, "evaluation_stats.json")["subjects"]
     assert (one["measures"]["perplexity"]["notes"], one["measures"]["perplexity"]["metrics"]) == (
@@ -136,9 +136,7 @@ def test_a_measure_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest
     assert folder.status.read()["status"] == "failed"
 
 
-def test_what_only_a_measure_found_out_is_exit_code_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_task_error_exits_with_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def execute(*args: Any, **keys: Any) -> float:
         raise EvalTaskError("wins: no")
 
@@ -156,14 +154,14 @@ def test_keys_that_only_training_reads_are_refused(key: str) -> None:
     check_words(["evaluation=all", "evaluation.tasks.gold.prompts=1", "shown=1"])
 
 
-def test_a_number_of_one_item_stands_alone() -> None:
+def test_table_omits_infinite_intervals() -> None:
     alone = Estimate.mean([2.0])
     assert interval(alone, mark=True) == "2.00"
     assert interval(Estimate.mean([2.0, 2.5])) == r"2.25 \[-0.93, 5.43]"
 
 
 def origin(path: Path, fingerprint: str = "aa") -> SourceRun:
-    """A run folder as far as an evaluation reads it."""
+    """A run folder with the files that an evaluation reads."""
     config = {
         "method": {},
         "data": {"path": "mine.jsonl", "eval_rows": 9},
@@ -180,7 +178,7 @@ def origin(path: Path, fingerprint: str = "aa") -> SourceRun:
     return found
 
 
-def test_a_run_brings_its_data_unless_the_command_line_chooses_another(tmp_path: Path) -> None:
+def test_groups_are_inherited_from_the_run_unless_overridden(tmp_path: Path) -> None:
     run = origin(tmp_path / "sft" / "nano" / "one")
     config: dict[str, Any] = {"data": {"path": None, "eval_rows": 4}, "rollout": {"temperature": 1.0}, "reward": "r"}
     found, taken = inherited(config, run, ["data.eval_rows=4", "rollout=local"])
@@ -190,7 +188,7 @@ def test_a_run_brings_its_data_unless_the_command_line_chooses_another(tmp_path:
     assert SourceRun.of(str(tmp_path)) is None
 
 
-def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
+def test_note_for_runs_trained_on_different_data(tmp_path: Path) -> None:
     resolved: Any = None
     runs = [
         EvalSource(name=name, path=name, resolved=resolved, origin=origin(tmp_path / name, mark))
@@ -201,7 +199,7 @@ def test_runs_of_different_data_are_told_apart(tmp_path: Path) -> None:
     assert data_mismatch_notes(runs[:1] * 2) == []
 
 
-def test_models_that_share_a_name_are_told_apart_by_their_runs() -> None:
+def test_duplicate_model_names_get_their_run_names() -> None:
     made = ["a/2026-11-21_13-55-39-441fca32/model", "a/2026-11-21_13-55-40-aaaaaaaa"]
     assert unique_names(made, ["sft-nano"] * 2) == ["sft-nano 441fca32", "sft-nano aaaaaaaa"]
     paths = ["runs/sft/nano/monday", "runs/sft/nano/tuesday/model", "elsewhere/tuesday"]

@@ -1,4 +1,4 @@
-"""What a gold function says: numbers by name, or one line."""
+"""Gold functions: numbers by name, or a one-line error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from postrain.evaluation.completions import _gold
 from postrain.world.gold import score
 
 
-def test_numbers_are_taken_as_they_are() -> None:
+def test_gold_score_of_numbers_is_returned_as_floats() -> None:
     assert _gold(lambda prompt, completion, gold: {"total": 1, "x": 0.5}, "p", "c", {"gold": {}}) == {
         "total": 1.0,
         "x": 0.5,
@@ -19,7 +19,7 @@ def test_numbers_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1.0, [1.0], {"total": 10**400}, {"total": float("nan")}, {"total": "1"}])
-def test_what_is_no_number_is_one_line(value: Any) -> None:
+def test_gold_score_that_is_not_a_number_raises_a_one_line_error(value: Any) -> None:
     with pytest.raises(
         ConfigError, match=r"^data\.gold: .*returned .* for row 3, prompt 'p'; expected finite"
     ) as caught:
@@ -28,6 +28,6 @@ def test_what_is_no_number_is_one_line(value: Any) -> None:
 
 
 @pytest.mark.parametrize("gold", [None, 1, {}, {"weights": {"nope": 1.0}}])
-def test_a_specification_that_is_none_is_one_line(gold: Any) -> None:
+def test_invalid_gold_specification_raises_a_one_line_error(gold: Any) -> None:
     with pytest.raises(ConfigError, match=r"^data\.gold: postrain\.world\.gold\.score raised .* on row 3, prompt 'p'"):
         _gold(score, "p", "c", {"gold": gold, "row": 3})

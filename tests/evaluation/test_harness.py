@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: what it returns is read right; the package itself is an extra and stood in for."""
+"""lm-evaluation-harness: parsing of its results; the package is optional and not imported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RETURNED = {
 }
 
 
-def test_numbers_have_intervals_from_their_items_else_from_the_errors_of_the_harness() -> None:
+def test_intervals_come_from_items_else_from_the_standard_error() -> None:
     found = parse_results(RETURNED)
     assert found.example == "0 + 1 ="
     assert set(found.metrics) == {"mine/acc", "mine/exact_match,strict", "mine/f1", "all/acc"}
@@ -43,7 +43,7 @@ def test_numbers_have_intervals_from_their_items_else_from_the_errors_of_the_har
     assert found.records[2] == {"row": "mine 2", "target": "0", "answer": "[2]", "mine/acc": 0.0}
 
 
-def test_a_group_has_the_items_of_its_tasks_each_once_and_the_error_of_the_harness() -> None:
+def test_group_counts_the_items_of_each_task_once() -> None:
     found = parse_results(RETURNED).metrics["all/acc"]
     assert (found.value, found.n) == (0.6, 4 + 3)
     assert found.high == pytest.approx(0.6 + 1.959964 * 0.05)

@@ -1,4 +1,4 @@
-"""Measures while a run trains: logged beside its own look at itself, on the same held-out rows; notes said once."""
+"""Evaluation tasks during training: logged on the same held-out rows; notes are printed once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.training_runs import small_run
 
 
-def test_measures_are_logged_at_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_task_metrics_are_logged_at_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = small_run(
         tmp_path,
         "method=sft",

@@ -1,4 +1,4 @@
-"""queries.py: the numbers of a suite that is answered as told, worked by hand, and what is asked."""
+"""queries.py: metrics of scripted answers against worked numbers."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ SAYS = {
 
 
 @dataclass(frozen=True)
-class Told:
-    """An engine that answers each prompt as told, and ends all answers but 8."""
+class ScriptedEngine:
+    """An engine with a fixed answer per prompt; it truncates the answer 8."""
 
     tokenizer: Any
     says: Mapping[str, str]
@@ -79,7 +79,7 @@ def eval_model() -> EvalModel:
         model=nn.Linear(1, 1),
         tokenizer=tokenizer,
         template=Template(tokenizer),
-        engine=Told(tokenizer, SAYS),
+        engine=ScriptedEngine(tokenizer, SAYS),
         environment=SINGLE_TURN,
         reward=None,
         reference=None,
@@ -109,7 +109,7 @@ def found(eval_model: EvalModel, path: str) -> EvalResult:
     return measure(path)(eval_model)
 
 
-def test_metrics_by_hand(found: EvalResult) -> None:
+def test_query_metrics_match_worked_example(found: EvalResult) -> None:
     # Right of each query: 2/3, 0 and 1 (parsed only), three observations.
     assert found.metrics["accuracy"] == Estimate.share([2 / 3, 0.0, 1.0])
     assert found.metrics["accuracy"].value == pytest.approx(5 / 9)
@@ -129,17 +129,17 @@ def test_metrics_by_hand(found: EvalResult) -> None:
     }
 
 
-def test_tokens_are_a_mean_of_queries(found: EvalResult) -> None:
+def test_tokens_are_averaged_per_query(found: EvalResult) -> None:
     tokens = [[phrasing["tokens"] for phrasing in record["phrasings"]] for record in found.records]
     assert tokens[1][0] == 1  # nothing but the end
     assert found.metrics["tokens"] == Estimate.mean([sum(each) / len(each) for each in tokens], 0)
 
 
-def test_records_make_every_metric_so_that_models_can_be_paired(found: EvalResult) -> None:
+def test_records_allow_paired_differences_of_every_metric(found: EvalResult) -> None:
     assert set(differences(found, found)) == set(found.metrics)
 
 
-def test_records_keep_what_was_asked_said_and_thought(found: EvalResult) -> None:
+def test_records_contain_prompts_responses_and_verdicts(found: EvalResult) -> None:
     assert found.example == "<|user|>\n4 + 3?<|end|>\n<|assistant|>\n"
     first, second, _ = found.records
     assert {key: value for key, value in first.items() if key not in ("phrasings", "tokens")} == {
@@ -169,7 +169,7 @@ def test_records_keep_what_was_asked_said_and_thought(found: EvalResult) -> None
     assert found.notes == (CODE_NOT_RUN,)
 
 
-def test_code_is_run_where_allowed(eval_model: EvalModel, path: str) -> None:
+def test_code_is_run_if_allowed(eval_model: EvalModel, path: str) -> None:
     ran = measure(path, categories=("code",), allow_execution=True)(eval_model)
     assert (ran.metrics["accuracy"].value, ran.metrics["accuracy/code"].value) == (0, 0)
     assert "consistency" not in ran.metrics  # one phrasing says nothing about it
@@ -182,7 +182,7 @@ def test_categories_and_phrasings_are_limited(eval_model: EvalModel, path: str) 
     assert asked == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
 
 
-def test_a_small_context(eval_model: EvalModel, path: str) -> None:
+def test_small_context_limits_answers(eval_model: EvalModel, path: str) -> None:
     asked = [eval_model.template.encode_prompt(user(text)) for text in SAYS if text[0] in "4A"]
     found = measure(path, categories=("paraphrase",))(replace(eval_model, context=max(map(len, asked)) + 6))
     assert found.notes == ("answers were limited to 6 tokens instead of 32 by the model's context",)
@@ -204,7 +204,7 @@ def test_a_small_context(eval_model: EvalModel, path: str) -> None:
         ((), "evaluation.tasks.queries.categories: is empty; give some of factual, "),
     ],
 )
-def test_a_category_that_is_not_there(categories: tuple[str, ...], problem: str) -> None:
+def test_unknown_category_is_an_error(categories: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^{problem}"):
         measure(None, categories=categories)
 
@@ -214,7 +214,7 @@ def test_agreement_counts_pairs() -> None:
     assert agreement(["a", "b", "a"]) == pytest.approx(1 / 3)
 
 
-def test_the_bundled_queries_are_asked_by_the_option() -> None:
+def test_option_uses_the_bundled_queries() -> None:
     node = composed(["method=sft", "evaluation=queries"])["evaluation"]["tasks"]["queries"]
     assert node.pop("_target_") == "postrain.evaluation.queries.Queries"
     said = (CONF / "evaluation" / "queries.yaml").read_text()

@@ -1,4 +1,4 @@
-"""query_checks.py: each expectation met and missed, and what a verdict says."""
+"""query_checks.py: each expectation met and missed, and the verdicts."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ CASES: list[tuple[str, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "met", "missed"), CASES)
-def test_each_expectation(name: str, value: Any, met: str, missed: str) -> None:
+def test_expectation_met_and_missed(name: str, value: Any, met: str, missed: str) -> None:
     expect = Expect(**{name: value})
     assert check_answer(expect, met).right
     assert not check_answer(expect, missed).right
 
 
-def test_every_expectation_is_checked_and_was_tried() -> None:
+def test_every_expectation_has_a_check_and_a_case() -> None:
     assert {field.name for field in fields(Expect)} == {*CHECKS, "tests"} == {name for name, *_ in CASES} | {"tests"}
 
 
-def test_a_verdict_says_why_and_what_was_read() -> None:
+def test_verdict_has_a_reason_and_the_extracted_answer() -> None:
     expect = Expect(number=6, max_words=3)
     assert check_answer(expect, "6 apples").why == "met number 6; max_words 3 (read 6)"
     missed = check_answer(expect, "He has 7.0 of them")
@@ -67,7 +67,7 @@ def test_a_verdict_says_why_and_what_was_read() -> None:
     assert not has_extractable_answer(Expect(any_of=("a",)))
 
 
-def test_thinking_is_no_answer() -> None:
+def test_text_before_think_end_is_ignored() -> None:
     assert check_answer(Expect(number=6), "3 or 4?</think> 6").right
     assert check_answer(Expect(min_words=1), "hm</think> ").why == "empty"
 
@@ -83,12 +83,12 @@ def test_thinking_is_no_answer() -> None:
         ("Paris", False),
     ],
 )
-def test_refusals_are_never_right(text: str, refused: bool) -> None:
+def test_refusals_are_wrong(text: str, refused: bool) -> None:
     assert refuses(text) == refused
     assert check_answer(Expect(excludes=("snow",)), text).right != refused
 
 
-def test_tests_are_run_where_all_else_is_met() -> None:
+def test_code_tests_run_only_if_all_other_expectations_are_met() -> None:
     expect = Expect(function="one()", tests=("assert one() == 1",))
     tried: list[str] = []
 
@@ -102,7 +102,7 @@ def test_tests_are_run_where_all_else_is_met() -> None:
     assert tried == ["def one(): return 2"]
 
 
-def test_what_was_thought_before_an_answer_refuses_nothing() -> None:
+def test_refusal_detection_ignores_thinking() -> None:
     assert refuses("<think>What to say?</think> I'm sorry, but no.")
     assert refuses("<think>What to say?</think> ")
     assert not refuses("<think></think>Blue.")

@@ -1,4 +1,4 @@
-"""query_code.py: functions found in answers, and run."""
+"""query_code.py: functions extracted from answers and run."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PROSE = "Here it is:\ndef add(a, b):\n    # sum\n\n    return a + b\nThat was it
         ("It is a + b.", False),
     ],
 )
-def test_defines(text: str, defined: bool) -> None:
+def test_defines_checks_name_and_arguments(text: str, defined: bool) -> None:
     assert defines(text, "add(x, y)") == defined
 
 
-def test_the_function_among_prose() -> None:
+def test_source_extracts_a_function_from_prose() -> None:
     assert source(PROSE, "add") == "def add(a, b):\n    # sum\n\n    return a + b\n"
 
 
 @pytest.mark.parametrize("call", ["add", "add(", "add(a=1)", "a.b(c)", "1"])
-def test_what_is_no_signature(call: str) -> None:
+def test_invalid_signature_raises_value_error(call: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         signature(call)
 

@@ -1,4 +1,4 @@
-"""query_file.py: the bundled queries keep their promises, and mistakes in a file are told by line."""
+"""query_file.py: invariants of the bundled queries, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def queries() -> tuple[Query, ...]:
     return read_queries(None)
 
 
-def test_there_are_enough_of_each_category(queries: tuple[Query, ...]) -> None:
+def test_bundled_queries_cover_each_category(queries: tuple[Query, ...]) -> None:
     counts = Counter(query.category for query in queries)
     assert set(counts) == CATEGORIES
     assert min(counts.values()) >= 6
     assert len(queries) >= 40
 
 
-def test_every_query_has_several_wordings_that_nobody_else_has(queries: tuple[Query, ...]) -> None:
+def test_every_query_has_several_unique_phrasings(queries: tuple[Query, ...]) -> None:
     assert min(len(query.phrasings) for query in queries) >= 2
     assert min(len(query.phrasings) for query in queries if query.category == "paraphrase") >= 4
     said = Counter(" ".join(phrasing.casefold().split()) for query in queries for phrasing in query.phrasings)
     assert set(said.values()) == {1}
 
 
-def test_a_reference_answers_its_own_query_and_few_others(queries: tuple[Query, ...]) -> None:
+def test_reference_meets_its_own_query_and_few_others(queries: tuple[Query, ...]) -> None:
     # Checks that let anything pass would let other queries' answers pass.
     for query in queries:
         assert check_answer(query.expect, query.reference).right
@@ -70,7 +70,7 @@ def test_references_pass_the_tests_of_their_code(queries: tuple[Query, ...]) -> 
         ({"id": "first"}, "the id first is taken by an earlier line"),
     ],
 )
-def test_mistakes_are_told_by_line(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+def test_errors_name_the_line(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps(GOOD | {"id": "first"}) + "\n\n" + json.dumps(GOOD | change) + "\n")
     with pytest.raises(ConfigError) as raised:
@@ -79,6 +79,6 @@ def test_mistakes_are_told_by_line(tmp_path: Path, change: dict[str, Any], probl
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there() -> None:
+def test_missing_file_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"^evaluation.tasks.queries.path=none.jsonl: not an existing .jsonl"):
         read_queries("none.jsonl")

@@ -1,4 +1,4 @@
-"""The core measures against numbers worked out here, on a tiny model that says what it is told."""
+"""Evaluation tasks against worked numbers, on a tiny model with a scripted engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.methods.builders import pairs, plain_logps, precise
 
 
 class Pays:
-    """Pays each completion what the column `pay` says."""
+    """A reward that returns the column `pay`."""
 
     def __call__(self, prompts: Any, completions: Any, columns: Any) -> RewardBatch:
         if columns and "pay" not in columns[0]:
@@ -47,7 +47,7 @@ def encoded(rows: Any) -> list[EncodedRow]:
     return [EncodedRow(*item) for item in zip(rows.row_ids, rows.ids, rows.supervised, strict=True)]
 
 
-def test_perplexity_is_that_of_all_tokens_and_records_are_of_rows() -> None:
+def test_perplexity_is_over_all_tokens_with_one_record_per_row() -> None:
     rows = pairs(5).chosen
     asked = eval_model(items={"Demonstration": encoded(rows)})
     found = Perplexity(rows=4)(asked)
@@ -62,7 +62,7 @@ def test_perplexity_is_that_of_all_tokens_and_records_are_of_rows() -> None:
     assert found.example == asked.template.decode_all(rows.ids[0].tolist())
 
 
-def test_preferences_are_counted_by_sums_and_by_means_of_log_probabilities() -> None:
+def test_preference_accuracy_by_summed_and_mean_log_probabilities() -> None:
     batch = pairs(6)
     sides = zip(encoded(batch.chosen), encoded(batch.rejected), strict=True)
     asked = eval_model(items={"Preference": [EncodedPair(one.row, one, other, 0.0) for one, other in sides]})
@@ -88,13 +88,13 @@ def test_preferences_are_counted_by_sums_and_by_means_of_log_probabilities() -> 
         (Calibration(reward=Pays(), threshold=1, prompts=2), "column answer"),
     ],
 )
-def test_data_that_does_not_suit_a_measure_is_a_note_and_no_error(measure: Any, needs: str) -> None:
+def test_unsuitable_data_gives_a_note_instead_of_an_error(measure: Any, needs: str) -> None:
     found = measure(eval_model(reference=None))
     assert found.metrics == {}
     assert needs in found.notes[0]
 
 
-def test_a_fact_is_known_where_its_statement_beats_every_rival() -> None:
+def test_fact_is_known_if_its_log_probability_is_the_largest() -> None:
     grass = next(fact for fact in all_facts() if fact.subject == "grass")
     values = ["green", "red", "blue"]
     assert fact_record(grass, values, [-3.0, -4.0, -5.0])["fact_accuracy"] == 1
@@ -107,40 +107,40 @@ def test_a_fact_is_known_where_its_statement_beats_every_rival() -> None:
     )
 
 
-def test_measures_share_the_completions_that_one_of_them_asked_for() -> None:
+def test_completions_are_cached_between_tasks() -> None:
     asked = eval_model(says=[(5, 6, 0), (7, 0)])
     assert complete(asked, 2) is complete(asked, 2)
     assert complete(asked, 2, greedy=True) is not complete(asked, 2)
     assert asked.engine.asked == 2
 
 
-def test_lengths_count_the_end_token_and_know_what_was_cut() -> None:
+def test_lengths_include_the_end_token_and_report_truncation() -> None:
     found = Lengths(prompts=2)(eval_model(says=[(5, 6, 0), (7,)]))
     assert found.metrics["tokens"].value == 2  # 3 and 1
     assert found.metrics["finished"].value == 0.5
 
 
-def test_rewards_leave_out_what_cannot_be_scored() -> None:
+def test_mean_reward_excludes_unscorable_completions() -> None:
     found = Rewards(prompts=3)(eval_model(prompts=make_prompts(3, pay=[1.0, None, 0.5]), reward=Pays()))
     assert found.metrics["total"].value == 0.75
     assert found.metrics["pay"].n == 2
     assert found.metrics["unscorable"].value == pytest.approx(1 / 3)
 
 
-def test_gold_scores_by_part() -> None:
+def test_gold_scores_are_averaged_by_part() -> None:
     asked = eval_model(prompts=make_prompts(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
     found = GoldScores(prompts=2)(asked)
     assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {"total": (0.5, 2), "polite": (0.5, 1)}
 
 
-def test_accuracy_counts_what_reaches_the_threshold() -> None:
+def test_accuracy_is_the_share_that_reaches_the_threshold() -> None:
     asked = eval_model(prompts=make_prompts(4, pay=[1.0, 0.9, None, 1.0]))
     found = Accuracy(reward=Pays(), threshold=1.0, prompts=4)(asked)
     assert found.metrics["greedy"].value == pytest.approx(2 / 3)
     assert [one["greedy"] for one in found.records] == [True, False, None, True]
 
 
-def test_calibration_compares_confidence_with_what_is_right() -> None:
+def test_calibration_error_matches_worked_example() -> None:
     # Two answers of confidence 0.95, one right, and one of 0.25 that is wrong:
     # (|1 - 1.9| + |0 - 0.25|) / 3 = 1.15 / 3.
     found = calibration_error([0.95, 0.95, 0.25], [True, False, False])
@@ -152,7 +152,7 @@ def test_calibration_compares_confidence_with_what_is_right() -> None:
     assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
 
 
-def test_auroc_is_the_share_of_pairs_in_which_the_right_answer_is_surer() -> None:
+def test_auroc_is_the_share_of_correctly_ordered_pairs() -> None:
     # Of (0.9, 0.8), (0.9, 0.3), (0.7, 0.8), (0.7, 0.3), right before wrong, three are in order.
     found = auroc([0.9, 0.8, 0.7, 0.3], [True, False, True, False])
     assert (found.value, found.n) == (0.75, 4)
@@ -162,7 +162,7 @@ def test_auroc_is_the_share_of_pairs_in_which_the_right_answer_is_surer() -> Non
     assert "auroc" not in Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked).metrics
 
 
-def test_rows_without_a_token_to_foresee_have_no_loss() -> None:
+def test_rows_without_supervised_tokens_have_no_loss() -> None:
     rows = pairs(5).chosen
     silent = replace(rows, supervised=tuple(map(torch.zeros_like, rows.supervised)))
     found = Perplexity(rows=2)(eval_model(items={"Demonstration": encoded(silent)}))
@@ -170,7 +170,7 @@ def test_rows_without_a_token_to_foresee_have_no_loss() -> None:
     assert "completions or running text" in found.notes[0]
 
 
-def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
+def test_kl_is_zero_to_the_same_model_and_positive_to_another() -> None:
     assert KLDivergence(prompts=2)(eval_model()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
     asked = eval_model(reference=Reference(precise(), precise(seed=1)))
     found = KLDivergence(prompts=2)(asked)
@@ -182,7 +182,7 @@ def test_kl_is_nothing_to_oneself_and_something_to_another() -> None:
     assert -2 * math.log(asked.model.config.vocab_size) < found.metrics["reference_logp"].value < 0
 
 
-def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
+def test_distinct_n_jackknife_matches_recounting() -> None:
     texts = ["a b a b", "a b c", "d"]
     without = [distinct_n(texts[:at] + texts[at + 1 :], 2) for at in range(3)]
     # a b, b a, a b, a b, b c: three kinds of five; without the first 2 of 2, without the second 2 of 3.
@@ -198,11 +198,11 @@ def test_leaving_a_text_out_of_distinct_n_is_counting_without_it() -> None:
     assert Repetition(prompts=2)(eval_model()).metrics["looping"].value == 0
 
 
-def test_points_of_a_duel() -> None:
+def test_win_points_of_win_tie_and_loss() -> None:
     assert [win_points(2, 1), win_points(1, 1), win_points(1, 2), win_points(None, 1)] == [1.0, 0.5, 0.0, None]
 
 
-def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_win_rate_of_equal_completions_is_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = eval_model(prompts=make_prompts(4, pay=[1.0] * 4), reward=Pays())
     monkeypatch.setattr(WinRate, "_theirs", lambda self, eval_model, data: complete(asked, 4))
     monkeypatch.setattr(WinRate, "_other", SimpleNamespace(name="other"))
@@ -215,7 +215,7 @@ def test_a_model_ties_with_one_that_writes_the_same(monkeypatch: pytest.MonkeyPa
     assert WinRate(against="other", judge=None, prompts=4)(asked) == found
 
 
-def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opponent_is_resolved_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     duel = WinRate(against="nano", judge=None, prompts=4)
     duel.check(Sampling(4, 1.0))
     assert duel._other.name == "nano"
@@ -226,7 +226,7 @@ def test_the_other_model_of_a_duel_is_found_before_any_weights_are_loaded(monkey
         WinRate(against="nano", judge=None, prompts=4).check(Sampling(4, 1.0))
 
 
-def test_a_scalar_model_writes_nothing_that_could_be_measured() -> None:
+def test_reward_models_have_no_eval_model() -> None:
     data: Any = SimpleNamespace(
         plan=SimpleNamespace(context=9, completion_tokens=1, seed=0, kind="Preference"),
         chat_template=SimpleNamespace(tokenizer=None),

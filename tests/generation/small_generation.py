@@ -17,7 +17,7 @@ def composed(*overrides: str) -> dict:
 
 
 def run_generation(output: Path, *overrides: str) -> RunFolder:
-    """One small generation; its folder."""
+    """Runs a small generation; returns its folder."""
     before = set(output.glob("*/*/*"))
     execute(GENERATE, composed(*SMALL, *overrides, f"paths.output={output}"), overrides=list(overrides), group=None)
     (made,) = set(output.glob("*/*/*")) - before
@@ -25,6 +25,6 @@ def run_generation(output: Path, *overrides: str) -> RunFolder:
 
 
 def resume_generation(folder: RunFolder, *overrides: str) -> None:
-    """The same generation, gone on with."""
+    """Resumes the generation in a folder."""
     config = composed(f"resume={folder.path}", *(f"++{override}" for override in overrides))
     execute(GENERATE, config, overrides=list(overrides), group=None)

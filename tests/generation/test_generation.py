@@ -1,4 +1,4 @@
-"""A whole generation: what lies in its folder, that it can be learned from, and that a kill changes nothing."""
+"""Whole generations: written files, training on the selected rows, and resuming."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def completions(folder: RunFolder) -> list[dict]:
 
 
 def code_of(*words: str) -> int:
-    """What the program does with these words; its exit code."""
+    """The exit code of the program with these arguments."""
     try:
         return main(["generate", *words])
     except SystemExit as end:
@@ -39,7 +39,7 @@ def whole(tmp_path_factory) -> RunFolder:
     return run_generation(tmp_path_factory.mktemp("whole"), "selection=all", "greedy=true")
 
 
-def test_every_prompt_has_its_completions_in_order(whole):
+def test_completions_file_has_every_prompt_in_order(whole):
     found = completions(whole)
     assert len({record["prompt"] for record in found}) == len(found) == 10
     assert all(len(record[name]) == 3 for record in found for name in ("completions", "rewards", "finished", "gold"))
@@ -52,14 +52,14 @@ def test_every_prompt_has_its_completions_in_order(whole):
     assert json.loads(whole.manifest.read_text())["reproduce"].startswith("python -m postrain.generate selection=all")
 
 
-def test_a_completion_knows_nothing_of_chunks_and_of_other_samples(whole, tmp_path):
+def test_completions_do_not_depend_on_chunk_size_or_number_of_samples(whole, tmp_path):
     other = run_generation(tmp_path, "selection=all", "chunk=3", "samples=2", "prompts=7")
     for here, there in zip(completions(whole), completions(other), strict=False):
         assert here["completions"][:2] == there["completions"]
     assert len(completions(other)) == 7
 
 
-def test_other_seeds_give_other_completions_and_held_out_prompts_are_others(whole, tmp_path):
+def test_seed_changes_completions_and_part_changes_prompts(whole, tmp_path):
     def column(folder: RunFolder, name: str) -> list:
         return [record[name] for record in completions(folder)]
 
@@ -73,7 +73,7 @@ def test_other_seeds_give_other_completions_and_held_out_prompts_are_others(whol
 
 
 @pytest.mark.parametrize("kept_lines", [0, 6])
-def test_a_killed_generation_goes_on_where_it_was(kept_lines, whole, tmp_path, monkeypatch):
+def test_interrupted_generation_resumes_with_equal_results(kept_lines, whole, tmp_path, monkeypatch):
     folder = run_generation(tmp_path, "selection=all", "greedy=true")
     lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
     # What a kill leaves: whole chunks of 4, perhaps a part of the next one, and half a line.
@@ -88,7 +88,7 @@ def test_a_killed_generation_goes_on_where_it_was(kept_lines, whole, tmp_path, m
     assert (folder.path / "data.jsonl").read_text() == (whole.path / "data.jsonl").read_text()
 
 
-def test_other_rows_of_the_same_completions_need_no_sampling(tmp_path, monkeypatch):
+def test_changed_selection_on_resume_does_not_sample_again(tmp_path, monkeypatch):
     folder = run_generation(tmp_path, "selection=all")
     monkeypatch.setattr(Sampler, "__call__", lambda self, items: pytest.fail("sampled again"))
     with pytest.raises(ConfigError, match=r"selection.count: None → 1.*allow_change"):
@@ -100,7 +100,7 @@ def test_other_rows_of_the_same_completions_need_no_sampling(tmp_path, monkeypat
         execute(GENERATE, {**config, "samples": 2}, overrides=["samples=2", "allow_change=true"], group=None)
 
 
-def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
+def test_selected_rows_can_be_trained_on(whole, tmp_path, capsys):
     path = whole.path / "data.jsonl"
     small_run(tmp_path, "method=sft", f"data.path={path}", "data.template=plain", "method.batch_size=4")
     assert "plain" in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_what_is_kept_can_be_learned_from(whole, tmp_path, capsys):
     )
 
 
-def test_revisions_need_no_reward_go_on_after_a_kill_and_can_be_learned_from(tmp_path, monkeypatch):
+def test_revisions_without_reward_resume_and_can_be_trained_on(tmp_path, monkeypatch):
     small = ("data=world_stories", "prompts=4", "samples=3", "chunk=2", "rollout.max_new_tokens=32")
     folder = run_generation(tmp_path, "selection=revisions", *small)
     found, pairs = completions(folder), rows(folder)
@@ -131,7 +131,7 @@ def test_revisions_need_no_reward_go_on_after_a_kill_and_can_be_learned_from(tmp
     small_run(tmp_path, "method=dpo", *words, "method.batch_size=1")
 
 
-def test_completions_that_were_not_revised_cannot_be_kept_as_revisions(tmp_path):
+def test_selecting_revisions_of_unrevised_completions_is_an_error(tmp_path):
     folder = run_generation(tmp_path, "selection=all")
     node = composed("selection=revisions")["selection"]
     config = composed(f"resume={folder.path}", "allow_change=true")
@@ -157,7 +157,7 @@ def test_prompts_of_several_turns_become_conversations(tmp_path):
     small_run(tmp_path, "method=sft", f"data.path={folder.path / 'data.jsonl'}", "method.batch_size=2")
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_config_errors_are_one_line(tmp_path, capsys):
     output = [*SMALL, f"paths.output={tmp_path / 'runs'}"]
     for words, said in (
         ([*output, "sampls=3"], "did you mean samples?"),
@@ -183,17 +183,17 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert not (unkept / "data.jsonl").exists()
 
 
-def test_the_greedy_completion_is_measured(tmp_path):
+def test_greedy_completion_is_scored(tmp_path):
     folder = run_generation(tmp_path, "selection=none", "greedy=true", "prompts=1", "samples=1")
     assert completions(folder)[0]["greedy"] in (0.0, 1.0)
 
 
-def test_a_run_and_a_generation_are_not_resumed_as_each_other(tmp_path, whole):
+def test_generate_does_not_resume_a_training_run(tmp_path, whole):
     with pytest.raises(ConfigError, match=r"is a training run; resume it with python train.py"):
         resume_generation(small_run(tmp_path, "method=sft"))
 
 
-def test_equal_prompts_are_asked_once():
+def test_duplicate_prompts_are_sampled_once():
     items = [EncodedPrompt(row, torch.tensor([1]), text, {}) for row, text in enumerate("abacb")]
     assert [item.row for item in distinct_prompts(items, None)] == [0, 1, 3]
     assert [item.row for item in distinct_prompts(items, 2)] == [0, 1]

@@ -1,4 +1,4 @@
-"""keep.py and measure.py: which completions become rows, and the numbers that are said of them, worked by hand."""
+"""selection.py and stats.py: selected rows and statistics against worked numbers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def said(keep: TopK, answers: PromptCompletions) -> list[str]:
     return [row["completion"] for row in keep(answers)]
 
 
-def test_all_right_ones_are_kept_once_and_a_column_that_would_make_them_judgements_is_not():
+def test_top_k_deduplicates_and_drops_layout_columns():
     keep = TopK(count=None, at_least=1.0, unique=True)
     assert keep(FOUR) == [{**ROW, "completion": " 3."}, {**ROW, "completion": " It is 3."}]
     assert said(replace(keep, unique=False), FOUR) == [" 3.", " It is 3.", " 3."]
 
 
-def test_the_best_come_first_and_of_equal_ones_the_first():
+def test_top_k_sorts_by_reward_with_stable_ties():
     answers = replace(FOUR, rewards=(0.5, 0.2, 0.9, None))
     assert said(TopK(count=1, at_least=None, unique=True), answers) == [" It is 3."]
     assert said(TopK(count=2, at_least=None, unique=True), answers) == [" It is 3.", " 3."]
@@ -49,17 +49,17 @@ def test_the_best_come_first_and_of_equal_ones_the_first():
     assert said(TopK(count=1, at_least=None, unique=True), FOUR) == [" 3."]
 
 
-def test_what_was_cut_or_cannot_be_scored_is_never_kept():
+def test_truncated_and_unscorable_completions_are_not_selected():
     answers = replace(FOUR, rewards=(1.0, None, 1.0, None), finished=(False, True, True, True))
     assert said(TopK(count=None, at_least=None, unique=False), answers) == [" It is 3."]
 
 
-def test_rounding_does_not_make_a_right_completion_wrong():
+def test_minimum_reward_tolerates_float32_rounding():
     answers = replace(FOUR, rewards=(0.9999999, 0.0, 0.0, 0.0))
     assert said(TopK(count=None, at_least=1.0, unique=True), answers) == [" 3."]
 
 
-def test_a_pair_is_the_best_over_the_worst_with_its_margin():
+def test_preference_pair_is_best_over_worst_with_margin():
     answers = replace(FOUR, rewards=(0.5, 0.25, 0.75, None))
     pair = {"prompt": "1 + 2 = ?", "chosen": " It is 3.", "rejected": " 4.", "margin": 0.5, "row": 7, "answer": "3"}
     assert PreferencePairs(margin=0.5)(answers) == [pair]
@@ -68,7 +68,7 @@ def test_a_pair_is_the_best_over_the_worst_with_its_margin():
     assert PreferencePairs(margin=0.1)(replace(FOUR, rewards=(None,) * 4)) == []
 
 
-def test_a_revision_is_preferred_to_what_it_revises_with_why():
+def test_revision_pair_prefers_the_revision_and_has_the_critique():
     keep = RevisionPairs(principles=("Sentences.",))
     found = keep(replace(FOUR, rewards=(None,) * 4, revisions=REVISED))
     why = {"critique": "Short.", "principle": "Sentences.", "row": 7, "answer": "3"}
@@ -78,7 +78,7 @@ def test_a_revision_is_preferred_to_what_it_revises_with_why():
         keep(FOUR)
 
 
-def test_a_prompt_of_several_turns_keeps_them():
+def test_multi_turn_prompt_keeps_its_turns():
     turns = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes?"},
@@ -92,7 +92,7 @@ def test_a_prompt_of_several_turns_keeps_them():
     assert NoRows()(answers) == []
 
 
-def test_numbers_are_means_over_prompts():
+def test_stats_are_means_over_prompts():
     # Right: 3 of 4, 0 of 1 (three could not be scored), 4 of 4; a fourth prompt is left out.
     none = (None, None, None, None)
     answers = [
@@ -115,13 +115,13 @@ def test_numbers_are_means_over_prompts():
     assert compute_stats(answers, threshold=0.0).solved == compute_stats(answers, threshold=-1.0).solved
 
 
-def test_without_a_scored_completion_nothing_is_claimed():
+def test_stats_without_scored_completions_are_none():
     found = compute_stats([replace(FOUR, rewards=(None,) * 4, gold=(None,) * 4)], threshold=1.0)
     assert (found.reward, found.best, found.gold, found.gold_of_best, found.sampled, found.solved) == (None,) * 6
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "selection").glob("*.yaml")))
-def test_every_option_fits(option):
+def test_every_selection_option_works(option):
     config = composed(f"selection={option}")
     assert (config.get("reward") is None) == (option == "revisions")
     check(config, GenerateConfig)
@@ -131,7 +131,7 @@ def test_every_option_fits(option):
     assert (CONF / "selection" / f"{option}.yaml").read_text().startswith("# ")
 
 
-def test_what_a_prompt_has_begun_is_continued_and_not_learned():
+def test_unfinished_assistant_turn_is_continued_not_learned():
     turns = [{"role": "user", "content": "1 + 2 = ?"}, {"role": "assistant", "content": "It is"}]
     kept = TopK(count=1, at_least=None, unique=True)(replace(FOUR, columns={"messages": turns}))
     assert kept == [{"prompt": turns, "completion": " 3.", "reward": 1.0, "row": 7}]

@@ -1,4 +1,4 @@
-"""A model that says what a test writes down: nano's tokenizer, the world's sums, and an engine without a model."""
+"""Scripted models: nano's tokenizer, the world's sums, and an engine without a model."""
 
 from __future__ import annotations
 

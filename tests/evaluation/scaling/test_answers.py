@@ -23,7 +23,7 @@ from postrain.evaluation.scaling.answers import Answer, answer_probability, extr
         ("  ", "text", None, ""),
     ],
 )
-def test_answers_are_read_with_their_place(text, kind, said, span):
+def test_extract_answer_returns_value_and_span(text, kind, said, span):
     found = extract_answer(text, kind)
     if said is None:
         assert found is None
@@ -33,7 +33,7 @@ def test_answers_are_read_with_their_place(text, kind, said, span):
         assert text[found.start : found.end] == span
 
 
-def test_certainty_is_that_of_the_tokens_that_write_the_answer():
+def test_answer_probability_is_of_the_answer_tokens():
     pieces = ["The", " answer is", " 1", "2", "."]
     logps = [math.log(p) for p in (0.1, 0.2, 0.5, 0.8, 0.3)]
     answer = extract_answer("".join(pieces), "number")

@@ -47,13 +47,13 @@ def test_best_of_n_is_the_mean_over_all_subsets(n):
 
 
 @pytest.mark.parametrize(("right", "total", "k"), [(0, 5, 2), (1, 5, 2), (3, 5, 2), (4, 16, 8), (5, 5, 1)])
-def test_chosen_by_what_is_right_it_is_pass_at_k(right, total, k):
+def test_best_of_n_selected_by_correctness_is_pass_at_k(right, total, k):
     worths = [1.0] * right + [0.0] * (total - right)
     expected = 1 - math.comb(total - right, k) / math.comb(total, k)
     assert expected_best_of_n(worths, worths, k) == pytest.approx(expected)
 
 
-def test_one_right_of_five_is_among_two_in_two_fifths():
+def test_pass_at_2_of_one_in_five():
     # 1 − C(4, 2)/C(5, 2) = 1 − 6/10
     assert expected_best_of_n([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], 2) == pytest.approx(0.4)
 
@@ -70,16 +70,16 @@ def test_one_right_of_five_is_among_two_in_two_fifths():
         ((None, None), (1, 1), Vote(0, 0)),
     ],
 )
-def test_the_majority_has_it(answers, weights, vote):
+def test_majority_vote_and_its_ties(answers, weights, vote):
     assert majority_vote(tuple(answers), weights) == vote
 
 
-def test_the_best_different_states_are_kept_best_first():
+def test_top_states_are_distinct_and_sorted():
     assert top_states([0.2, 0.9, 0.9, 0.5], ["a", "b", "b", "c"], 2) == [1, 3]
     assert top_states([0.2, 0.9, 0.9, 0.5], ["a", "b", "c", "d"], 2) == [1, 2]
     assert top_states([0.1], ["a"], 4) == [0]
 
 
-def test_a_search_ends_with_what_has_ended():
+def test_final_state_prefers_finished_states():
     assert final_state([0.9, 0.2, 0.4], [False, True, True]) == 2
     assert final_state([0.9, 0.2], [False, False]) == 0

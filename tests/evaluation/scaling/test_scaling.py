@@ -1,4 +1,4 @@
-"""The five ways on scripted engines: every point by hand; and on the bundled model: the same twice."""
+"""Test-time scaling on scripted engines against worked numbers, and determinism on the bundled model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHALLOW = {
     "beam": {"widths": (2,), "expansions": 2, "depth": 2},
     "tree": {"breadths": (2,), "proposals": 2, "depth": 2},
 }
-WAYS = ("best_of_n", "self_consistency", "cot", "beam", "tree")
+METHODS = ("best_of_n", "self_consistency", "cot", "beam", "tree")
 
 
 def scores(points) -> list[float]:
@@ -41,7 +41,7 @@ def right_answers() -> list[str]:
     return [f"is {columns['answer']}." for columns in sums().eval_prompts(PROMPTS).columns]
 
 
-def test_best_of_n_by_a_reward_that_likes_the_wrong_answer():
+def test_best_of_n_by_a_misaligned_reward():
     fond = Marks(dict.fromkeys(right_answers(), 0.0) | {"is": 1.0})
     asked = eval_model(right_and_wrong(), reward=None)
     # Two of four samples are right. One of two is drawn: all worse ones need C(2,2)/C(4,2) = 1/6; of four, none.
@@ -58,7 +58,7 @@ def test_best_of_n_by_a_reward_that_likes_the_wrong_answer():
     assert found.records[0]["right"] == pytest.approx({"1": 1 / 2, "2": 1 / 6, "4": 0})
 
 
-def test_equal_log_probabilities_choose_at_random_and_a_verifier_alone_leaves_only_them():
+def test_best_of_n_breaks_ties_uniformly_and_does_not_select_by_the_grader():
     verifier = Marks(dict.fromkeys(right_answers(), 1.0))
     found = measure("best_of_n", samples=4)(eval_model(right_and_wrong(), reward=verifier))
     assert scores(found.curves["best of n (logprob)"]) == pytest.approx([1 / 2] * 3)
@@ -68,13 +68,13 @@ def test_equal_log_probabilities_choose_at_random_and_a_verifier_alone_leaves_on
     assert "best of n (reward)" in by_answer(eval_model(right_and_wrong(), reward=Marks({"is": 1.0}))).curves
 
 
-def test_samples_without_temperature_are_refused():
+def test_temperature_zero_is_an_error():
     asked = eval_model(right_and_wrong())
     with pytest.raises(ConfigError, match=r"^rollout\.temperature=0: .*more than 0$"):
         measure("best_of_n")(replace(asked, engine=replace(asked.engine, temperature=0.0)))  # type: ignore[type-var]
 
 
-def test_what_cannot_be_judged_counts_as_wrong_and_is_told():
+def test_ungraded_completions_count_as_wrong_with_a_note():
     half = eval_model(right_and_wrong(), reward=Marks({right_answers()[0]: 1.0}))
     found = measure("best_of_n", samples=2, prompts=1)(half)
     # One of two samples and no greedy completion.
@@ -82,30 +82,30 @@ def test_what_cannot_be_judged_counts_as_wrong_and_is_told():
     assert found.metrics["one_sample"].value == 1 / 2
 
 
-# Who says what is right -----------------------------------------------------------------------------------------------
+# Grader -------------------------------------------------------------------------------------------------------------
 
 
-def test_where_nobody_knows_what_is_right_a_note_says_what_is_needed():
+def test_missing_grader_gives_a_note():
     found = measure("self_consistency", right="reward")(eval_model(right_and_wrong()))
     assert found.metrics == {}
     assert found.notes[0].startswith("right=reward: there is no grader; choose a verifiable reward")
 
 
-def test_a_threshold_makes_right_and_wrong_of_a_reward():
+def test_threshold_turns_a_reward_into_correctness():
     liked = Marks({"is": 0.5})
     for threshold, accuracy in ((None, 0.5), (0.5, 1.0), (0.6, 0.0)):
         found = measure("self_consistency", threshold=threshold, samples=2)(eval_model(right_and_wrong(), reward=liked))
         assert found.metrics["accuracy"].value == accuracy
 
 
-def test_a_threshold_is_reached_but_for_what_single_precision_rounds_away():
+def test_threshold_tolerates_float32_rounding():
     # 0.7 as float32 is 0.699999988.
     found = measure("self_consistency", threshold=0.7, samples=1)
     assert found(eval_model(right_and_wrong(), reward=Marks({"is": 0.7}))).metrics["accuracy"].value == 1
 
 
 @pytest.mark.parametrize("model_based", [True, False])
-def test_a_models_opinion_does_not_say_what_is_right_nor_does_a_sum_with_one(model_based):
+def test_learned_rewards_are_not_automatic_graders(model_based):
     fond = type("Fond", (Marks,), {"model_based": model_based})({"is": 1.0})
     for reward in (fond, WeightedSum(parts={"fond": fond}, weights={"fond": 1.0})):
         found = measure("self_consistency", samples=2)(eval_model(right_and_wrong(), reward=reward))
@@ -114,7 +114,7 @@ def test_a_models_opinion_does_not_say_what_is_right_nor_does_a_sum_with_one(mod
     assert all(map(is_model_based, (Judge, OutcomeRewardModel, ProcessRewardModel, SelfJudge)))
 
 
-def test_gold_scores_judge_where_there_is_nothing_else():
+def test_gold_scores_grade_without_reward_and_answers():
     asked = eval_model(lambda _: [" In the end, they all went home."], "data=world_stories")
     found = measure("best_of_n", samples=2)(asked)
     assert found.notes[0].startswith("accuracy: mean gold score")
@@ -124,7 +124,7 @@ def test_gold_scores_judge_where_there_is_nothing_else():
 # Self-consistency -----------------------------------------------------------------------------------------------------
 
 
-def test_the_majority_is_right_more_often_than_one_sample_and_its_votes_are_the_confidence():
+def test_self_consistency_accuracy_and_confidence_match_worked_example():
     both = right_and_wrong()
     # Right, wrong, right, right: of one 3/4; of two 1 and 1, since of a tie the first is taken; of four 1 with ¾.
     asked = eval_model(lambda prompt: [both(prompt)[place] for place in (0, 1, 0, 0)])
@@ -148,7 +148,7 @@ def test_completions_without_an_answer_have_no_vote():
 # Chain of thought -----------------------------------------------------------------------------------------------------
 
 
-def test_examples_are_worked_turns_and_fewer_are_the_first_of_more():
+def test_few_shot_examples_are_turns_and_prefixes_of_each_other():
     pool = [worked_sum("3 + 4 = ?"), worked_sum("9 - 2 + 1 = ?"), worked_sum("1 + 1 = ?")]
     assert pool[1] == (*user("9 - 2 + 1 = ?"), Message("assistant", " 9 - 2 = 7. 7 + 1 = 8. The answer is 8."))
     assert few_shot_turns(pool, 1, seed=3) == few_shot_turns(pool, 3, seed=3)[:2]
@@ -156,7 +156,7 @@ def test_examples_are_worked_turns_and_fewer_are_the_first_of_more():
     assert with_suffix(user("Why?"), "Think.") == user("Why? Think.")
 
 
-def test_every_way_to_ask_reaches_the_model_in_its_own_words():
+def test_each_prompt_variant_has_its_model_input():
     both, heard = right_and_wrong(), []
 
     def says(prompt: str) -> list[str]:
@@ -188,7 +188,7 @@ def test_every_way_to_ask_reaches_the_model_in_its_own_words():
         assert record["few_shot_2/confidence"] == pytest.approx(expected)
 
 
-def test_what_gives_no_answer_is_left_out_of_the_calibration_and_counted():
+def test_calibration_excludes_completions_without_an_answer():
     both = right_and_wrong()
     first = sums().eval_prompts(1).texts[0]
     found = measure("cot", shots=())(eval_model(lambda prompt: [both(prompt)[0] if prompt == first else " Well."]))
@@ -206,7 +206,7 @@ def answer_of(prompt: str) -> int:
     return sum(terms_of(prompt.partition(" = ?")[0]))
 
 
-def test_with_a_chat_template_examples_are_turns():
+def test_few_shot_examples_use_the_chat_template():
     heard = []
     asked = eval_model(lambda prompt: heard.append(prompt) or ["7"], "data=world_sums", "data.template=qa")
     measure("cot", shots=(1,), prompts=1)(asked)
@@ -246,7 +246,7 @@ def stepwise(prompt: str) -> list[str]:
     return [f" {right[done]}".replace(f" {value}.", f" {value + 1}."), f" {right[done]}"]
 
 
-def test_a_tree_with_an_exact_judge_finds_what_greedy_decoding_does_not():
+def test_tree_of_thoughts_with_exact_values_beats_greedy_decoding():
     found = measure("tree", breadths=(1, 2), proposals=2)(eval_model(stepwise))
     assert scores(found.curves["tree of thoughts"]) == [1, 1]
     assert found.metrics["greedy"].value < 1
@@ -261,7 +261,7 @@ def test_a_tree_with_an_exact_judge_finds_what_greedy_decoding_does_not():
     assert measure("tree", breadths=(1,), proposals=2, prompts=1)(asked).metrics["tokens"].value == paid
 
 
-def test_a_beam_keeps_what_its_scorer_finds_right():
+def test_beam_search_keeps_the_best_scored_states():
     liked = {" " + step: 0.9 for text in sums().eval_prompts(PROMPTS).texts for step in chain(terms_of(text))[-1:]}
     always = Marks(liked | {"The answer": 0.1, "=": 0.5})
     found = measure("beam", widths=(2,), expansions=2, scorer=always)(eval_model(stepwise))
@@ -277,13 +277,13 @@ def test_a_beam_keeps_what_its_scorer_finds_right():
     assert by_reward.metrics["accuracy"] == found.metrics["accuracy"]
 
 
-def test_without_a_process_reward_model_a_note_says_where_to_get_one():
+def test_missing_process_reward_model_gives_a_note():
     for found in (measure("beam")(eval_model(stepwise)), measure("tree", value="process")(eval_model(stepwise))):
         assert found.metrics == {}
         assert "python train.py method=prm" in found.notes[0]
 
 
-def test_the_checker_knows_sums_only():
+def test_gold_values_need_sums():
     found = measure("tree", right="gold")(eval_model(stepwise, "data=world_stories"))
     assert found.notes == ("value=gold checks the world's sums; use data=world_sums, or value=model or process",)
 
@@ -308,13 +308,13 @@ def test_partial_sums_are_checked_step_by_step(text, value):
 
 @pytest.fixture(scope="module")
 def real():
-    """nano as it is."""
+    """The bundled model nano."""
     _, resolved = nano("data=world_sums")
     model = load_causal(resolved, dtype=torch.float32).eval()
     return eval_model(ANY, model=model, engine=engine(max_new_tokens=16))
 
 
-def test_a_judgement_is_plain_softmax_over_yes_and_no(real):
+def test_yes_probability_is_a_softmax_over_yes_and_no(real):
     template: Template = real.template
     asked = ["3 + 4 = 7.\nRight?", "word " * 600]
     found = yes_probabilities(real, asked)
@@ -329,8 +329,8 @@ def test_a_judgement_is_plain_softmax_over_yes_and_no(real):
     assert found[0] == pytest.approx(float(torch.sigmoid(logps[0] - logps[1])), abs=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_measure_repeats_itself_and_its_records_are_its_metrics(real, way):
+@pytest.mark.parametrize("way", METHODS)
+def test_task_is_deterministic_and_records_average_to_its_metrics(real, way):
     scorer = {"scorer": Marks({"= 7": 0.2, "1": 0.9, "": 0.5})} if way in ("best_of_n", "beam") else {}
     fewer = {"shots": (1,)} if way == "cot" else SHALLOW.get(way, {"samples": 2})
     one, again = measure(way, **fewer, **scorer)(real), measure(way, **fewer, **scorer)(real)
