@@ -1,4 +1,4 @@
-"""A stand-in for reasoning-gym with the ways of its tasks: seeded and not, strict, loose, raising and evaluating."""
+"""A fake reasoning-gym: tasks with and without a seed; strict, lenient, raising and evaluating scorers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Config:
 
 
 class Adding:
-    """Sums; a longer answer that holds the right one gets its share, as in reasoning-gym's own default."""
+    """Sums; a longer answer that contains the right one gets partial credit, as in reasoning-gym's default."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -45,7 +45,7 @@ class Adding:
 
 
 class Ambient(Adding):
-    """Draws from the generator that everybody shares."""
+    """Draws from the global generator."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         drawn = random.randint(0, 10**9)
@@ -53,21 +53,21 @@ class Ambient(Adding):
 
 
 class Raising(Adding):
-    """Takes integers only."""
+    """Raises for answers that are not integers."""
 
     def score_answer(self, answer: str, entry: Mapping[str, Any]) -> float:
         return float(int(answer) == int(entry["answer"]))
 
 
 class Evaluating(Adding):
-    """Works out what it is given."""
+    """Evaluates the answer."""
 
     def score_answer(self, answer: str, entry: Mapping[str, Any]) -> float:
         return float(eval(answer) == int(entry["answer"]))
 
 
 class Open(Adding):
-    """Knows no answer itself, but a right one when it sees it: one not larger than its setting allows."""
+    """Has no stored answer; any number up to `largest` is right."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.item(f"Name number {index}.", None)
@@ -96,7 +96,7 @@ def create_dataset(name: str, **settings: Any) -> Adding:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the stand-in where the package would be."""
+    """Installs the fake as the package `reasoning_gym`."""
     module = ModuleType("reasoning_gym")
     module.__dict__.update(create_dataset=create_dataset, factory=SimpleNamespace(DATASETS=DATASETS))
     monkeypatch.setitem(sys.modules, "reasoning_gym", module)

@@ -1,4 +1,4 @@
-"""A judge on this machine: speaks the chat-completions protocol and says what a test scripts."""
+"""A local judge server: the chat-completions protocol with scripted replies."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Says:
+class Reply:
     """One reply of the server."""
 
     content: str | None = ""
-    """What the model says."""
+    """The text of the completion."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: str | bytes | None = None
-    """The whole body, in place of a chat completion."""
+    """The raw body instead of a chat completion."""
     drips: str = ""
-    """Whether "head" or "body" comes a byte at a time, faster than any wait for a byte ends, until the test is over."""
+    """Send the "head" or the "body" byte by byte until the test ends, without ever exceeding the read timeout."""
     endless: bool = False
-    """Whether the body never ends."""
+    """Send an endless body."""
     held: bool = False
-    """Whether it is held back until the test is over."""
+    """Send nothing until the test ends."""
 
 
 @dataclass
 class Server:
-    """What it was asked, and where it is."""
+    """The URL of the server and the requests it received."""
 
     url: str
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -39,37 +39,37 @@ class Server:
 
 
 @contextmanager
-def judge_server(script: Callable[[dict[str, Any], int], Says]) -> Iterator[Server]:
-    """A server in a thread; `script` gets a request's body and how many came before it."""
+def judge_server(script: Callable[[dict[str, Any], int], Reply]) -> Iterator[Server]:
+    """A server in a thread; `script` receives the body of a request and its index."""
     lock, over = threading.Lock(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
-                place = len(server.bodies)
+                index = len(server.bodies)
                 server.bodies.append({**body, "path": self.path})
                 server.headers.append(dict(self.headers))
-            says = script(body, place)
-            if says.held:
+            reply = script(body, index)
+            if reply.held:
                 over.wait()
                 return
-            content = {"choices": [{"message": {"role": "assistant", "content": says.content}}]}
-            raw = json.dumps(content) if says.body is None else says.body
+            content = {"choices": [{"message": {"role": "assistant", "content": reply.content}}]}
+            raw = json.dumps(content) if reply.body is None else reply.body
             raw = raw.encode() if isinstance(raw, str) else raw
-            if says.drips == "head":
+            if reply.drips == "head":
                 self.drip(b"HTTP/1.1 200 O")
                 return
-            self.send_response(says.status)
+            self.send_response(reply.status)
             for name, value in {
-                "Content-Length": str(2**40 if says.endless or says.drips else len(raw)),
-                **says.headers,
+                "Content-Length": str(2**40 if reply.endless or reply.drips else len(raw)),
+                **reply.headers,
             }.items():
                 self.send_header(name, value)
             self.end_headers()
-            if says.drips == "body":
+            if reply.drips == "body":
                 self.drip(raw[:1])
-            while says.endless and not over.is_set():
+            while reply.endless and not over.is_set():
                 self.wfile.write(b"x" * 2**16)
             self.wfile.write(raw)
 

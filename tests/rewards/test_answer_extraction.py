@@ -1,4 +1,4 @@
-"""answers.py: what a completion says in the end, however it is written."""
+"""Answer extraction in rewards/text.py: last numbers, marked answers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_marked_answer(text: str, answer: str | None) -> None:
     assert final_answer(text) == (text.strip() if answer is None else answer)
 
 
-def test_endless_marks_are_read_once() -> None:
+def test_marked_answer_of_unclosed_marks_takes_linear_time() -> None:
     # Each opening would look for its end through the rest of the text: 10⁹ steps where 10⁵ do.
     assert marked_answer("<answer>" * 20_000) is None
     assert marked_answer("\\boxed{" * 20_000) is None

@@ -1,4 +1,4 @@
-"""code.py: programs held to the tests of their rows, and what is no test."""
+"""code.py: scores of programs by the tests of their rows, and malformed tests."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ def reward(**changed: Any) -> Code:
     return Code(**{"allow_execution": True, **given, **changed})
 
 
-def pay(tests: Any, *said: str, **changed: Any) -> tuple[float | None, ...]:
+def scored(tests: Any, *said: str, **changed: Any) -> tuple[float | None, ...]:
     return nan_to_none(reward(**changed)(["p"] * len(said), said, [{"tests": tests}] * len(said)).total_B)
 
 
-def test_asserts_are_counted() -> None:
+def test_score_is_the_share_of_passed_asserts() -> None:
     # f(x) = 4 passes the first of three; f(x) = x the loop
     half, other = "def f(x):\n    return 4", "def f(x):\n    return x"
-    assert pay(ASSERTS, SQUARE, half, other, "", "f = 3") == (1.0, pytest.approx(1 / 3), pytest.approx(1 / 3), 0.0, 0.0)
-    assert pay(ASSERTS, SQUARE, half, credit="all") == (1.0, 0.0)
+    assert scored(ASSERTS, SQUARE, half, other, "", "f = 3") == (
+        1.0,
+        pytest.approx(1 / 3),
+        pytest.approx(1 / 3),
+        0.0,
+        0.0,
+    )
+    assert scored(ASSERTS, SQUARE, half, credit="all") == (1.0, 0.0)
 
 
-def test_an_endless_loop_is_a_counted_row_with_the_tests_passed_before_it() -> None:
+def test_endless_loop_scores_the_tests_passed_before_it() -> None:
     loops = "def f(x):\n    while x == 3:\n        pass\n    return x * x"
     rewards = reward()(
         ["p"] * 4, [loops, "while True: pass", SQUARE, SQUARE], [{"tests": ASSERTS}] * 3 + [{"tests": ""}]
@@ -40,23 +46,25 @@ def test_an_endless_loop_is_a_counted_row_with_the_tests_passed_before_it() -> N
     assert rewards.parts["out_of_limits"] == (1.0, 1.0, 0.0, None)
 
 
-def test_inputs_and_outputs() -> None:
+def test_score_is_the_share_of_matching_outputs() -> None:
     adds = "print(sum(map(int, input().split())), ' ')"
-    assert pay(PAIRS, adds, "print(3)", "print(3)\nraise SystemExit(1)") == (1.0, 0.5, 0.0)
-    assert pay(PAIRS, "print(3)", credit="all") == (0.0,)
+    assert scored(PAIRS, adds, "print(3)", "print(3)\nraise SystemExit(1)") == (1.0, 0.5, 0.0)
+    assert scored(PAIRS, "print(3)", credit="all") == (0.0,)
     rewards = reward()(["p"], ["print(3, flush=True)\nwhile True: pass"], [{"tests": PAIRS}])
     assert (rewards.parts["code"], rewards.parts["out_of_limits"]) == ((0.0,), (1.0,))
 
 
-def test_limits_are_what_was_said() -> None:
+def test_program_runs_under_the_configured_limits() -> None:
     asked = "import resource\nassert resource.getrlimit(resource.RLIMIT_CPU) == (7, 7)"
-    assert pay(f"{asked}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7) == (0.5,)
-    assert pay(f"{asked}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
+    assert scored(f"{asked}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7) == (
+        0.5,
+    )
+    assert scored(f"{asked}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
 
 
-def test_workers_change_no_score() -> None:
+def test_number_of_workers_changes_no_score() -> None:
     said = [SQUARE, "f = 3", "", SQUARE]
-    assert pay(ASSERTS, *said, workers=1) == pay(ASSERTS, *said, workers=3) == (1.0, 0.0, 0.0, 1.0)
+    assert scored(ASSERTS, *said, workers=1) == scored(ASSERTS, *said, workers=3) == (1.0, 0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,7 @@ def test_workers_change_no_score() -> None:
         ("", ""),
     ],
 )
-def test_program_of(completion: str, program: str) -> None:
+def test_extract_program(completion: str, program: str) -> None:
     assert extract_program(completion) == program
 
 
@@ -83,14 +91,14 @@ def test_program_of(completion: str, program: str) -> None:
         ("def check(g):\n    assert g(1)\ncheck(f)\ny = 2", ("def check(g):\n    assert g(1)\ncheck(f)",)),
     ],
 )
-def test_snippets(tests: Any, pieces: tuple[str, ...]) -> None:
+def test_tests_are_split_into_one_assert_each(tests: Any, pieces: tuple[str, ...]) -> None:
     found = parse_tests({"tests": tests}, "row 1")
     assert found is not None
     assert found.tests == pieces
 
 
 @pytest.mark.parametrize("tests", [None, "", []])
-def test_a_row_without_tests_cannot_be_judged(tests: Any) -> None:
+def test_row_without_tests_is_unscorable(tests: Any) -> None:
     assert parse_tests({"tests": tests}, "row 1") is None
 
 
@@ -107,14 +115,14 @@ def test_a_row_without_tests_cannot_be_judged(tests: Any) -> None:
         ),
     ],
 )
-def test_what_is_no_test_is_one_line(row: dict[str, Any], words: str) -> None:
+def test_malformed_tests_are_a_one_line_error(row: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_tests(row, "row 1")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_it_is_off_unless_asked_for_and_refuses_limits_nothing_can_run_in() -> None:
+def test_code_reward_requires_allow_execution_and_workable_limits() -> None:
     with pytest.raises(ConfigError, match=r"reward.allow_execution: this reward runs Python .* set reward.allow_exec"):
         reward(allow_execution=False)
     with pytest.raises(ConfigError, match=r"reward.memory_mb=1, .*not even an empty program can run"):

@@ -35,7 +35,7 @@ def node(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
-def test_it_passes_the_check_and_says_what_it_is(file: Path) -> None:
+def test_every_reward_yaml_passes_the_check_and_begins_with_a_comment(file: Path) -> None:
     check({"reward": node(file)}, root=Root)
     assert file.read_text().startswith("# ")
 
@@ -55,5 +55,5 @@ def test_it_passes_the_check_and_says_what_it_is(file: Path) -> None:
         "reasoning",
     ],
 )
-def test_it_is_built(name: str) -> None:
+def test_every_reward_yaml_without_external_needs_is_built(name: str) -> None:
     instantiate(node(CONF / f"{name}.yaml"))

@@ -1,4 +1,4 @@
-"""constraints.py: each demand met and missed, and what is no demand."""
+"""constraints.py: each constraint met and missed, and malformed constraints."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from postrain.errors import ConfigError
 from postrain.rewards.constraints import constraints, paragraphs, sentences
 
-TEXT = 'The sun rose, at 3.5 degrees. "Warm!" said Tom.\n\n- one bird\n* two birds\n\nWas it? Yes'
+TEXT = 'The sun rose, at 3.5 degrees. "Warm!" text Tom.\n\n- one bird\n* two birds\n\nWas it? Yes'
 
 
-def pay(demands: Any, said: str = TEXT, *, strict: bool = False) -> float | None:
-    (paid,) = constraints([said], [demands], strict=strict)
+def score(demands: Any, text: str = TEXT, *, strict: bool = False) -> float | None:
+    (paid,) = constraints([text], [demands], strict=strict)
     return paid
 
 
@@ -28,7 +28,7 @@ def pay(demands: Any, said: str = TEXT, *, strict: bool = False) -> float | None
         ("max_paragraphs", 3, 2),
         ("min_bullets", 2, 3),
         ("max_bullets", 2, 1),
-        ("contains", ["SUN", "said tom"], ["sun", "bir"]),
+        ("contains", ["SUN", "text tom"], ["sun", "bir"]),
         ("contains", "3.5 degrees", "moon"),
         ("excludes", ["bir", "moon"], ["moon", "bird"]),
         ("starts_with", "the sun", "sun"),
@@ -36,9 +36,9 @@ def pay(demands: Any, said: str = TEXT, *, strict: bool = False) -> float | None
         ("ends_with", "yes", "it?"),
     ],
 )
-def test_each_demand(name: str, met: Any, missed: Any) -> None:
-    assert pay({name: met}) == 1.0
-    assert pay({name: missed}) == 0.0
+def test_each_constraint_met_and_missed(name: str, met: Any, missed: Any) -> None:
+    assert score({name: met}) == 1.0
+    assert score({name: missed}) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -53,19 +53,19 @@ def test_paragraphs() -> None:
     assert [paragraphs(text) for text in ("", "a\nb", "a\n \n\nb", "a\n\n")] == [0, 1, 2, 1]
 
 
-def test_a_share_or_all_of_them() -> None:
+def test_score_is_the_share_met_or_all_if_strict() -> None:
     demands = {"min_words": 2, "max_words": 3, "contains": "sun", "excludes": "moon"}  # "the moon": 2 of 4
-    assert pay(demands, "the moon") == 0.5
-    assert pay(demands, "the moon", strict=True) == 0.0
-    assert pay(demands, "the sun", strict=True) == 1.0
+    assert score(demands, "the moon") == 0.5
+    assert score(demands, "the moon", strict=True) == 0.0
+    assert score(demands, "the sun", strict=True) == 1.0
 
 
-@pytest.mark.parametrize("said", ["", "  \n"])
-def test_an_empty_completion_meets_nothing(said: str) -> None:
-    assert pay({"max_words": 5, "excludes": "moon"}, said) == 0.0
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_empty_completion_meets_no_constraint(text: str) -> None:
+    assert score({"max_words": 5, "excludes": "moon"}, text) == 0.0
 
 
-def test_demands_of_a_column_of_one_argument_and_as_text() -> None:
+def test_constraints_from_a_column_an_argument_and_json_text() -> None:
     assert constraints(["a", "a b"], [{"max_words": 1, "contains": None}, '{"max_words": 1}']) == [1.0, 0.0]
     assert constraints(["a", "a b"], {"max_words": 1}) == [1.0, 0.0]
     assert constraints(["a"] * 3, [None, {}, {"max_words": None}]) == [None, None, None]
@@ -84,9 +84,9 @@ def test_demands_of_a_column_of_one_argument_and_as_text() -> None:
         (3, "expected a mapping such as {min_words: 20}, got 3"),
     ],
 )
-def test_no_demand(demands: Any, words: str) -> None:
+def test_malformed_constraints_are_a_one_line_error(demands: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        pay(demands)
+        score(demands)
     assert str(caught.value).startswith("constraints: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

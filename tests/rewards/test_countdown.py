@@ -1,4 +1,4 @@
-"""countdown.py: the numbers, each once, and the target; nothing is ever run."""
+"""verified.countdown: numbers used once each, exact target, no execution."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from postrain.rewards.verified import countdown
 
 
-def pay(said: str, *, nums: tuple[int, ...] = (3, 1, 6, 6), target: int = 48, form: float = 0.0) -> float | None:
-    (paid,) = countdown([said], [nums], [target], form=form)
+def score(text: str, *, nums: tuple[int, ...] = (3, 1, 6, 6), target: int = 48, form: float = 0.0) -> float | None:
+    (paid,) = countdown([text], [nums], [target], form=form)
     return paid
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "(3 + 1) * (6 + 6)",
         " (3 + 1) × (6 + 6) = 48\n",
@@ -23,12 +23,12 @@ def pay(said: str, *, nums: tuple[int, ...] = (3, 1, 6, 6), target: int = 48, fo
         "(6--6)*(1+3)",
     ],
 )
-def test_right(said: str) -> None:
-    assert pay(said) == 1.0
+def test_right_expressions_score_one(text: str) -> None:
+    assert score(text) == 1.0
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "",
         "48",
@@ -48,20 +48,20 @@ def test_right(said: str) -> None:
         "(" * 5000,
     ],
 )
-def test_wrong(said: str) -> None:
-    assert pay(said) == 0.0
+def test_wrong_expressions_score_zero(text: str) -> None:
+    assert score(text) == 0.0
 
 
 def test_fractions_are_exact() -> None:
     # 8 / (3 - 8/3) = 8 / (1/3) = 24, which floats miss
-    assert pay("8 / (3 - 8 / 3)", nums=(3, 3, 8, 8), target=24) == 1.0
+    assert score("8 / (3 - 8 / 3)", nums=(3, 3, 8, 8), target=24) == 1.0
 
 
-def test_form_is_paid_for_the_right_numbers_alone() -> None:
-    assert pay("3 + 1 + 6 + 6", form=0.1) == 0.1
-    assert pay("3 + 1 + 6", form=0.1) == 0.0
-    assert pay("(3 + 1) * (6 + 6)", form=0.1) == 1.0
+def test_form_rewards_only_the_right_numbers() -> None:
+    assert score("3 + 1 + 6 + 6", form=0.1) == 0.1
+    assert score("3 + 1 + 6", form=0.1) == 0.0
+    assert score("(3 + 1) * (6 + 6)", form=0.1) == 1.0
 
 
-def test_a_row_without_numbers_or_target_cannot_be_judged() -> None:
+def test_row_without_numbers_or_target_is_unscorable() -> None:
     assert countdown(["1", "1"], [None, [1]], [1, None]) == [None, None]

@@ -1,4 +1,4 @@
-"""Every reward function of ours scores a completion of no text, and a batch of none, and earns nothing by it."""
+"""Every built-in reward function accepts empty completions, without a reward for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_no_text(name: str) -> None:
+def test_empty_completion_has_the_lowest_reward(name: str) -> None:
     row, arguments, paid = FUNCTIONS[name]
     reward = Function(function=f"postrain.rewards.{name}", arguments=arguments)
     assert reward(["p"] * 2, ["", " \n"], [row] * 2).total_B.tolist() == [paid, paid]

@@ -1,4 +1,4 @@
-"""function.py: the ecosystem's signature works unchanged, and what a function does wrong is one line with its place."""
+"""function.py: TRL-style reward functions, and one-line errors with file and line."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "mine.py"
 
 
-def pay(path: Path, name: str, columns: Any = ({}, {}), **arguments: Any) -> tuple[float | None, ...]:
+def score(path: Path, name: str, columns: Any = ({}, {}), **arguments: Any) -> tuple[float | None, ...]:
     rewards = Function(function=f"{path}:{name}", arguments=arguments)(PROMPTS, COMPLETIONS, columns)
     return rewards.parts[name]
 
 
 def error(path: Path, name: str, columns: Any = ({}, {}), **arguments: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        pay(path, name, columns, **arguments)
+        score(path, name, columns, **arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_columns_come_by_name_all_of_them_only_to_a_function_that_takes_all(path: Path) -> None:
+def test_function_receives_the_columns_it_names_or_all_as_keywords(path: Path) -> None:
     columns = ({"answer": "a", "extra": 1}, {"answer": None, "extra": 2})
-    assert pay(path, "by_keyword", columns) == (3.0, 3.0)  # len("aa") + 1, len("c") + 2
-    assert pay(path, "by_name", columns) == (1.0, None)
-    assert pay(path, "fixed", columns) == (2.0, 1.0)
-    assert pay(path, "fixed", columns, scale=2) == (4.0, 2.0)
-    assert pay(path, "tensor") == (1.0, 2.0)
+    assert score(path, "by_keyword", columns) == (3.0, 3.0)  # len("aa") + 1, len("c") + 2
+    assert score(path, "by_name", columns) == (1.0, None)
+    assert score(path, "fixed", columns) == (2.0, 1.0)
+    assert score(path, "fixed", columns, scale=2) == (4.0, 2.0)
+    assert score(path, "tensor") == (1.0, 2.0)
 
 
 def test_none_is_nan_in_the_total(path: Path) -> None:
@@ -87,16 +87,16 @@ def test_none_is_nan_in_the_total(path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [True, np.float32(1.0), np.int64(1), 1])
-def test_numbers_of_any_kind(path: Path, value: Any) -> None:
-    assert pay(path, "odd", ({"answer": value},) * 2) == (1.0, 1.0)
+def test_numeric_types_are_accepted(path: Path, value: Any) -> None:
+    assert score(path, "odd", ({"answer": value},) * 2) == (1.0, 1.0)
 
 
-def test_a_dotted_path() -> None:
+def test_function_by_dotted_path() -> None:
     reward = Function(function="postrain.rewards.text.numeric", arguments={})
     assert reward(PROMPTS, ("it is 7.0", "8"), ({"answer": "7"},) * 2).parts == {"numeric": (1.0, 0.0)}
 
 
-def test_an_error_inside_is_named_with_its_line_and_the_prompt_it_fails_on(path: Path) -> None:
+def test_error_names_the_line_and_the_failing_prompt(path: Path) -> None:
     line = SOURCE.splitlines().index("    return len(text) / answer") + 1
     assert error(path, "divides", ({"answer": 1, "row": 4}, {"answer": 0, "row": 9})) == (
         f"reward function {path}:divides raised ZeroDivisionError: division by zero at {path}:{line} "
@@ -104,7 +104,7 @@ def test_an_error_inside_is_named_with_its_line_and_the_prompt_it_fails_on(path:
     )
 
 
-def test_an_error_that_only_a_batch_raises(path: Path) -> None:
+def test_error_of_a_batch_without_a_failing_prompt_is_reported(path: Path) -> None:
     source = path.read_text() + "\ndef small(completions):\n    assert len(completions) == 1\n    return [0]\n"
     path.write_text(source)
     assert error(path, "small").endswith("on this batch, though on none of its prompts alone")
@@ -127,17 +127,17 @@ def test_an_error_that_only_a_batch_raises(path: Path) -> None:
         ("by_name", ({"question": 1}, {"label": 1}), "needs answer, and the data has only the columns question, label"),
     ],
 )  # fmt: skip
-def test_a_wrong_return_is_named(path: Path, name: str, columns: Any, words: str) -> None:
+def test_invalid_return_value_is_a_one_line_error(path: Path, name: str, columns: Any, words: str) -> None:
     found = error(path, name, columns)
     assert found.startswith(f"reward function {path}:{name} ({path}:")
     assert words in found
 
 
-def test_an_argument_nobody_takes(path: Path) -> None:
+def test_unknown_argument_is_refused(path: Path) -> None:
     assert error(path, "fixed", sclae=2).endswith("takes no argument sclae (reward.arguments)")
 
 
-def test_a_builtin_that_does_not_tell_its_arguments() -> None:
+def test_builtin_without_signature_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"builtins\.max .*has no readable signature; wrap it"):
         Function(function="builtins.max", arguments={})(PROMPTS, COMPLETIONS, ({}, {}))
 
@@ -151,13 +151,13 @@ def test_a_builtin_that_does_not_tell_its_arguments() -> None:
         ("postrain.rewards.text.numerc", "postrain.rewards.text has no numerc; did you mean numeric?"),
     ],
 )
-def test_a_function_that_is_not_there(path: Path, function: str, words: str) -> None:
+def test_missing_function_is_refused(path: Path, function: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Function(function=function.format(path=path), arguments={})
     assert words in str(caught.value)
 
 
-def test_a_file_with_a_mistake_in_it(path: Path) -> None:
+def test_syntax_error_of_a_file_is_reported(path: Path) -> None:
     path.write_text("def f(:\n")
     with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: SyntaxError: invalid syntax"):
         Function(function=f"{path}:f", arguments={})
@@ -173,7 +173,7 @@ LEAVES = {
 
 
 @pytest.mark.parametrize("kind", LEAVES)
-def test_a_function_cannot_end_the_process(path: Path, kind: str) -> None:
+def test_exits_of_a_function_are_errors(path: Path, kind: str) -> None:
     body, what = LEAVES[kind]
     path.write_text(f"def leaves(completions):\n    {body}\n")
     found = error(path, "leaves")
@@ -181,16 +181,16 @@ def test_a_function_cannot_end_the_process(path: Path, kind: str) -> None:
     assert f"at {path}:2" in found
 
 
-def test_a_file_that_exits_cannot_be_imported(path: Path) -> None:
+def test_exit_at_import_is_an_error(path: Path) -> None:
     path.write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(ConfigError, match=rf"cannot be imported: SystemExit: 0 at {path}:2"):
         Function(function=f"{path}:f", arguments={})
 
 
-def test_a_signal_passes_through_a_function(path: Path) -> None:
+def test_interrupt_passes_through_a_function(path: Path) -> None:
     path.write_text("from postrain.errors import Interrupted\ndef f(completions):\n    raise Interrupted(15)\n")
     with pytest.raises(Interrupted):
-        pay(path, "f")
+        score(path, "f")
 
 
 HANGS = {
@@ -202,7 +202,7 @@ HANGS = {
 
 
 @pytest.mark.parametrize("kind", HANGS)
-def test_a_function_that_takes_too_long_is_stopped_and_named(path: Path, kind: str) -> None:
+def test_timeout_stops_a_function_and_names_its_line(path: Path, kind: str) -> None:
     path.write_text(f"def hangs(completions):\n    {HANGS[kind]}\n")
     before = signal.getsignal(signal.SIGALRM)
     with pytest.raises(ConfigError) as caught:
@@ -214,6 +214,6 @@ def test_a_function_that_takes_too_long_is_stopped_and_named(path: Path, kind: s
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_within_its_time_limit_a_function_is_undisturbed(path: Path) -> None:
+def test_function_within_its_timeout_is_unaffected(path: Path) -> None:
     reward = Function(function=f"{path}:fixed", arguments={}, timeout=60.0)
     assert reward(PROMPTS, COMPLETIONS, ({}, {})).parts["fixed"] == (2.0, 1.0)

@@ -1,4 +1,4 @@
-"""process.py: a process reward model scores the steps of a completion, in text, whatever stands beside it."""
+"""reward_model.py: a process reward model scores the steps of a completion, independent of the batch."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def prm(tmp_path: Path) -> Callable[..., ProcessRewardModel]:
         (SPLIT, " \n ", ()),
     ],
 )
-def test_a_completion_is_cut_into_steps(prm, split, completion, steps):
+def test_completion_is_split_into_steps(prm, split, completion, steps):
     assert prm(split=split).steps(completion) == steps
 
 
-def test_a_score_is_plain_transformers_probability_of_the_chain_up_to_the_step(prm, tmp_path):
+def test_step_score_equals_transformers_on_the_prefix(prm, tmp_path):
     reward = prm()
     (found,) = reward.step_scores(PROMPTS[:1], COMPLETIONS[:1])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -58,7 +58,7 @@ def test_a_score_is_plain_transformers_probability_of_the_chain_up_to_the_step(p
             assert score == pytest.approx(float(model(ids[None]).logits.sigmoid()), abs=1e-5)
 
 
-def test_a_score_is_the_chains_own(prm):
+def test_step_scores_do_not_depend_on_the_batch_or_later_steps(prm):
     together = prm().step_scores(PROMPTS, COMPLETIONS)
     assert [len(steps) for steps in together] == [3, 1, 0]
     for place, steps in enumerate(together):
@@ -74,7 +74,7 @@ def test_a_score_is_the_chains_own(prm):
     # of the probabilities ½, ¼, ¾
     [("last", 3 / 4), ("min", 1 / 4), ("product", 3 / 32), ("mean", 1 / 2)],
 )
-def test_one_number_is_made_of_the_steps_and_the_others_are_told(prm, monkeypatch, aggregate, value):
+def test_aggregate_is_the_reward_and_all_aggregates_are_logged(prm, monkeypatch, aggregate, value):
     reward = prm(aggregate=aggregate)
     monkeypatch.setattr(reward, "step_scores", lambda *_: [(1 / 2, 1 / 4, 3 / 4), ()])
     found = reward(PROMPTS[:2], COMPLETIONS[:2], ({}, {}))
@@ -85,19 +85,19 @@ def test_one_number_is_made_of_the_steps_and_the_others_are_told(prm, monkeypatc
     assert found.parts["steps"] == (3, 0)
 
 
-def test_nothing_to_score_is_no_error(prm):
+def test_completions_without_steps_are_unscorable(prm):
     found = prm()(PROMPTS[:2], ["", " "], ({}, {}))
     assert found.total_B.isnan().all()
 
 
-def test_a_long_prompt_loses_its_start_and_steps_longer_than_the_context_cannot_be_scored(prm):
+def test_long_prompts_are_truncated_and_long_steps_unscorable(prm):
     reward = prm()
     kept, lost = reward.step_scores(["a " * 400 + PROMPTS[0], PROMPTS[0]], [COMPLETIONS[0], "7 + 2 = 9. " * 40])
     assert len(kept) == 3
     assert lost == ()
 
 
-def test_models_of_steps_and_of_answers_are_told_apart(prm, tmp_path):
+def test_outcome_and_process_reward_models_are_distinguished(prm, tmp_path):
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a process reward model, .*reward=process"):
         OutcomeRewardModel(path=str(tmp_path), batch_tokens=64, dtype="fp32")
     (tmp_path / LAYOUT_FILE).unlink()
@@ -108,6 +108,6 @@ def test_models_of_steps_and_of_answers_are_told_apart(prm, tmp_path):
 
 
 @pytest.mark.parametrize(("split", "says"), [("(", "not a regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])
-def test_a_border_has_to_be_an_expression(prm, split, says):
+def test_split_must_be_an_expression_without_groups(prm, split, says):
     with pytest.raises(ConfigError, match=rf"^reward\.split=.*{says}"):
         prm(split=split)

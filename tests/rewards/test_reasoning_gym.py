@@ -1,4 +1,4 @@
-"""rewards/reasoning_gym.py: a task's own scorer on the answer that was found, and what it is never given."""
+"""reasoning_gym.py: scorers on extracted answers, and answers that they never receive."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_only_full_marks_count() -> None:
         ("line", " ", ()),
     ],
 )
-def test_where_the_answer_stands_is_the_users_choice(how: Any, text: str, answers: tuple[str, ...]) -> None:
+def test_extract_selects_the_part_with_the_answer(how: Any, text: str, answers: tuple[str, ...]) -> None:
     assert extract_answers(text, how) == answers
 
 
-def test_a_scorer_that_cannot_read_an_answer_gives_it_nothing() -> None:
+def test_scorer_error_scores_zero() -> None:
     assert paid("raising", "twelve", "12", "", extract="whole") == [0, 1, 0]
 
 
@@ -69,19 +69,19 @@ def test_a_scorer_that_cannot_read_an_answer_gives_it_nothing() -> None:
     "said",
     ["print(3) or 12", "3**1 + 9", "9* *9**9", "len([1]*999999999999) or 12", "__import__('os').abort()", "(" * 9999],
 )
-def test_what_a_model_writes_is_worked_out_only_where_it_is_arithmetic(said: str) -> None:
+def test_only_arithmetic_is_evaluated(said: str) -> None:
     assert paid("countdown", said, "(1 + 3) * 3", "6 + 6", extract="whole") == [0, 1, 1]
 
 
-def test_the_scorer_has_the_settings_of_its_rows() -> None:
+def test_scorer_uses_the_settings_of_the_row() -> None:
     assert paid("open", "60", answer=None) == [1]
     assert paid("open", "60", answer=None, largest=50) == [0]
 
 
-def test_rows_of_other_data_are_refused() -> None:
+def test_rows_without_the_task_column_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"needs the column reasoning_gym, and the data has only answer; use data="):
         reward()(["p"], ["12"], [{"answer": "12"}])
 
 
-def test_moving_it_moves_nothing() -> None:
+def test_to_device_is_a_no_op() -> None:
     reward().to("cpu")

@@ -1,4 +1,4 @@
-"""reward_model.py: a reward model scores text, whatever stands beside it in a batch and however it is padded."""
+"""reward_model.py: an outcome reward model scores text, independent of batch and padding."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def scores(reward: OutcomeRewardModel, order: tuple[int, ...] = (0, 1, 2, 3)) ->
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("pad_is_eos", [False, True])
-def test_a_score_is_the_rows_own(tmp_path: Path, architecture: str, pad_is_eos: bool) -> None:
+def test_score_does_not_depend_on_the_batch(tmp_path: Path, architecture: str, pad_is_eos: bool) -> None:
     path = reward_model(tmp_path, architecture=architecture, pad_is_eos=pad_is_eos)
     together = scores(load(path))
     assert len(set(together.tolist())) == 4
@@ -67,7 +67,7 @@ def test_a_score_is_the_rows_own(tmp_path: Path, architecture: str, pad_is_eos: 
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_it_is_what_plain_transformers_says_of_the_same_tokens(tmp_path: Path, side: str) -> None:
+def test_score_equals_transformers_on_the_same_tokens(tmp_path: Path, side: str) -> None:
     reward = load(reward_model(tmp_path, architecture="llama"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side=side)
     rows = reward.rows(PROMPTS, COMPLETIONS).ids
@@ -79,7 +79,7 @@ def test_it_is_what_plain_transformers_says_of_the_same_tokens(tmp_path: Path, s
     torch.testing.assert_close(scores(reward), theirs_B, atol=1e-5, rtol=0)
 
 
-def test_text_longer_than_the_context_loses_the_start_of_its_prompt(tmp_path: Path) -> None:
+def test_long_text_loses_the_beginning_of_its_prompt(tmp_path: Path) -> None:
     reward = load(reward_model(tmp_path, architecture="gpt2"))
     (short,), (long,) = reward.rows(["b " * 200], ["end"]).ids, reward.rows(["a " * 200 + "b " * 200], ["end"]).ids
     assert len(long) == 128
@@ -87,7 +87,7 @@ def test_text_longer_than_the_context_loses_the_start_of_its_prompt(tmp_path: Pa
     assert reward(["a " * 400], ["end"], [{}]).total_B.isfinite().all()
 
 
-def test_it_is_frozen_and_tells_its_part(tmp_path: Path) -> None:
+def test_reward_model_is_frozen_and_logs_its_part(tmp_path: Path) -> None:
     reward = load(reward_model(tmp_path, architecture="gpt2"))
     assert not any(parameter.requires_grad for parameter in reward.model.parameters())
     assert not reward.model.training
@@ -95,7 +95,7 @@ def test_it_is_frozen_and_tells_its_part(tmp_path: Path) -> None:
     assert rewards.parts == {"learned": tuple(rewards.total_B.tolist())}
 
 
-def test_a_score_that_is_no_number_is_the_models_fault(tmp_path: Path) -> None:
+def test_non_finite_score_is_an_error(tmp_path: Path) -> None:
     reward = load(reward_model(tmp_path, architecture="gpt2"))
     with torch.no_grad():
         next(reward.model.parameters())[reward.rows(PROMPTS[:1], ("Hm",)).ids[0][-2]] = float("nan")
@@ -103,7 +103,7 @@ def test_a_score_that_is_no_number_is_the_models_fault(tmp_path: Path) -> None:
         reward(PROMPTS[:2], ("Hm", "Hm"), ({"row": 7}, {"row": 8}))
 
 
-def test_a_language_model_is_refused_and_so_is_nothing(tmp_path: Path) -> None:
+def test_language_model_and_missing_path_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reward.path=.*: a language model, not a reward model"):
         load(NANO)
     with pytest.raises(ConfigError, match=r"reward.path=.*nowhere: there is no such directory"):

@@ -1,4 +1,4 @@
-"""sandbox_process.py and sandbox.py: what programs may not do, and that nothing of them is left."""
+"""sandbox.py and sandbox_process.py: what programs may not do, and clean-up after them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def processes(mark: str) -> list[str]:
         "import os\n    for i in range(10_000): os.mkdir(str(i))",
     ],
 )
-def test_refused(program: str, tmp_path: Path) -> None:
+def test_sandbox_denies_processes_network_and_outside_writes(program: str, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("all of it")
     program = f"try:\n    {program.format(outside=tmp_path)}\nexcept PermissionError:\n    refused = True\n"
     assert execute(program, tests=["assert refused"], limits=LIMITS).output == "1"
@@ -74,12 +74,12 @@ def test_refused(program: str, tmp_path: Path) -> None:
     assert (tmp_path / "kept").read_text() == "all of it"
 
 
-def test_pipes_and_devices_cannot_be_made() -> None:
+def test_sandbox_has_no_mkfifo_and_mknod() -> None:
     program = "import os, posix\nheld = [hasattr(m, n) for m in (os, posix) for n in ('mkfifo', 'mknod')]"
     assert execute(program, tests=["assert not any(held)"], limits=LIMITS).output == "1"
 
 
-def test_allowed() -> None:
+def test_sandbox_allows_threads_asyncio_and_temporary_files() -> None:
     program = """
 import asyncio, tempfile, threading
 async def one():
@@ -106,13 +106,13 @@ thread.start()
         "a\0b",
     ],
 )
-def test_what_fails_passes_no_test(program: str) -> None:
+def test_failing_program_passes_no_test(program: str) -> None:
     outcome = execute(program, tests=["assert f(1)"], limits=LIMITS)
     assert outcome.output in ("", "0")
     assert not outcome.limited
 
 
-def test_a_sleep_is_over_by_the_clock() -> None:
+def test_sleeping_process_is_killed_after_wall_clock_limit() -> None:
     watcher = os.fork()
     if not watcher:  # watch() takes the alarm, which is pytest's here
         sleeper = os.fork()
@@ -122,12 +122,12 @@ def test_a_sleep_is_over_by_the_clock() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == sandbox_process.OUT_OF_LIMITS
 
 
-def test_tests_passed_before_the_end_count() -> None:
+def test_tests_passed_before_an_exit_count() -> None:
     outcome = execute("import os", tests=["assert True", "assert False", "os._exit(3)", "pass"], limits=LIMITS)
     assert (outcome.output, outcome.status) == ("10", 3)
 
 
-def test_a_fork_bomb_leaves_no_process() -> None:
+def test_fork_bomb_leaves_no_process() -> None:
     # 1 + 2 + 4 + … + 32 shells behind the hook's back, in sessions of their own, the last of them asleep for long
     last = "[ $0 -gt 5 ] && : > asleep && exec sleep 98765"
     shell = last + '; setsid sh -c "$1" $(($0 + 1)) "$1" & setsid sh -c "$1" $(($0 + 1)) "$1"'
@@ -136,7 +136,7 @@ def test_a_fork_bomb_leaves_no_process() -> None:
     assert processes("sleep\x0098765") == []
 
 
-def test_what_is_left_is_swept_where_the_kernel_grants_no_tree_of_its_own() -> None:
+def test_sweep_kills_orphans_without_a_process_namespace() -> None:
     ended = os.fork()
     if not ended:  # what isolate() does in a container that forbids unshare
         sandbox_process.ctypes.CDLL(None).prctl(sandbox_process.ADOPT_ORPHANS, 1, 0, 0, 0)
@@ -146,13 +146,13 @@ def test_what_is_left_is_swept_where_the_kernel_grants_no_tree_of_its_own() -> N
     assert os.waitstatus_to_exitcode(os.waitpid(ended, 0)[1]) == 0
 
 
-def test_input_output_and_status() -> None:
+def test_execute_returns_output_and_status() -> None:
     script = "print(int(input()) + 1)\nif __name__ == '__main__':\n    raise SystemExit(3)"
     outcome = execute(script, tests=None, stdin="4\n", limits=LIMITS)
     assert (outcome.output, outcome.status) == ("5\n", 3)
 
 
-def test_a_start_knows_packages_and_no_secrets_and_gives_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sandbox_has_packages_no_secrets_and_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
     seen = "print('SECRET' in os.environ, len(os.environ) < 5, list({'a', 'b', 'c'}), annotated_types.__name__)"
     script = f"import os, annotated_types\n{seen}"
@@ -162,7 +162,7 @@ def test_a_start_knows_packages_and_no_secrets_and_gives_the_same_each_time(monk
     assert "annotated_types" in first
 
 
-def test_no_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     execute("import os\nos.mkdir('a')\nopen('a/b', 'w')\nos.chmod('a', 0)", tests=["pass"], limits=LIMITS)
     assert list(tmp_path.iterdir()) == []

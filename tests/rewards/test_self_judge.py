@@ -1,4 +1,4 @@
-"""self_judge.py: a choice is read off the letters' log-probabilities, and is the pair's own."""
+"""judge.SelfJudge: preferences from log-probabilities of letters, independent of the batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def beats(comparer: SelfJudge, order: tuple[int, ...] = (0, 1, 2), swapped: bool
     return comparer.compare(asked, one, other, [{}] * len(order))
 
 
-def test_it_is_what_the_models_next_token_says_of_both_letters_in_both_orders(kind: SelfJudge) -> None:
+def test_preference_equals_next_token_probabilities_in_both_orders(kind: SelfJudge) -> None:
     def leaning(first: str, second: str) -> float:
         question = QUESTION.format(prompt=PROMPTS[0], first=first, second=second, principle=KIND)
         ids, (a, b) = kind.template.encode_completions(user(question), ("A", "B"))
@@ -51,26 +51,26 @@ def test_it_is_what_the_models_next_token_says_of_both_letters_in_both_orders(ki
     assert float(beats(kind, (0,))) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_preference_is_the_pairs_own(kind: SelfJudge) -> None:
+def test_preference_does_not_depend_on_the_batch(kind: SelfJudge) -> None:
     together = beats(kind)
     assert len(set(together.tolist())) == 3
     torch.testing.assert_close(together, torch.cat([beats(kind, (i,)) for i in range(3)]), atol=1e-6, rtol=0)
     torch.testing.assert_close(together[[2, 0]], beats(judge(KIND, batch_tokens=1), (2, 0)), atol=1e-6, rtol=0)
 
 
-def test_what_beats_is_beaten_the_other_way_round(kind: SelfJudge) -> None:
+def test_preference_is_antisymmetric(kind: SelfJudge) -> None:
     torch.testing.assert_close(beats(kind) + beats(kind, swapped=True), torch.ones(3), atol=1e-6, rtol=0)
     same = kind.compare(PROMPTS, FIRST, FIRST, [{}] * 3)
     torch.testing.assert_close(same, torch.full((3,), 0.5), atol=1e-6, rtol=0)
 
 
-def test_principles_count_equally(kind: SelfJudge) -> None:
+def test_principles_are_averaged(kind: SelfJudge) -> None:
     both, other = beats(judge(KIND, BRIEF)), beats(judge(BRIEF))
     assert not torch.allclose(other, beats(kind), atol=1e-5)
     torch.testing.assert_close(both, (beats(kind) + other) / 2, atol=1e-6, rtol=0)
 
 
-def test_a_question_beyond_the_context_cannot_be_answered(kind: SelfJudge) -> None:
+def test_question_beyond_the_context_is_nan(kind: SelfJudge) -> None:
     long = "word " * kind.context
     found = kind.compare([*PROMPTS[:1], *PROMPTS[:1]], [FIRST[0], long], [SECOND[0]] * 2, [{}] * 2)
     assert found.isnan().tolist() == [False, True]
@@ -78,7 +78,7 @@ def test_a_question_beyond_the_context_cannot_be_answered(kind: SelfJudge) -> No
     assert kind.compare(PROMPTS[:1], [long], [long], [{}]).isnan().all()
 
 
-def test_it_is_frozen_and_may_be_rounded(kind: SelfJudge) -> None:
+def test_self_judge_is_frozen_and_runs_in_bf16(kind: SelfJudge) -> None:
     kind.to("cpu")
     assert not any(parameter.requires_grad for parameter in kind.model.parameters())
     rounded = judge(KIND, dtype="bf16")
@@ -86,7 +86,7 @@ def test_it_is_frozen_and_may_be_rounded(kind: SelfJudge) -> None:
     torch.testing.assert_close(beats(rounded), beats(kind), atol=0.05, rtol=0)
 
 
-def test_what_cannot_judge_is_refused(tmp_path: Path) -> None:
+def test_invalid_judges_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^reward.path=.*nowhere: there is no such directory"):
         judge(path=tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"^reward.path: .* is a reward model, which cannot generate"):

@@ -44,7 +44,7 @@ def test_cosine() -> None:
     ]
 
 
-def test_cosine_by_other_ends_and_another_judge() -> None:
+def test_cosine_with_other_end_points_and_scorer() -> None:
     ends = {"right": (1.0, 0.5), "wrong": (-1.0, -0.5), "exceeded": -2.0}
     scorer = "postrain.rewards.text.exact"
     # half way: 0.5 + ½ · 0.5 = 0.75; -0.5 - ½ · 0.5 = -0.75

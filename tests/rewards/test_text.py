@@ -1,4 +1,4 @@
-"""text.py: rewards that read text alone, on cases with a known worth."""
+"""text.py: verifiable rewards on text, with known scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_numeric() -> None:
     assert numeric(["7", "7"], [None, "seven"]) == [None, None]
 
 
-def test_numeric_takes_what_is_marked_before_what_is_said_last() -> None:
+def test_numeric_prefers_the_marked_answer_to_the_last_number() -> None:
     completions = ["\\boxed{72}, after 3 hours", "<answer>72</answer> 3", "9 - 2\n#### 72\n3", "\\boxed{3} 72"]
     assert numeric(completions, ["72"] * 4) == [1.0, 1.0, 1.0, 0.0]
     assert numeric(["72"], ["He sold 48 / 2 = 24, 48 + 24.\n#### 72"]) == [1.0]
@@ -58,7 +58,7 @@ def test_tagged(said: str, opened: bool, paid: float) -> None:
     assert tagged([said], tags=["think", "answer"], opened=opened) == [paid]
 
 
-def test_tags_are_a_list() -> None:
+def test_tags_must_be_a_list() -> None:
     with pytest.raises(ConfigError, match=r"reward.arguments.tags: expected a list of names .*, got 'think'"):
         tagged(["a"], tags="think")
 

@@ -1,4 +1,4 @@
-"""verified.py: what it asks of its libraries, stood in for here, and what it makes of their answers."""
+"""verified.py: calls to its libraries (faked here) and the rewards made of their results."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def mathematics(monkeypatch: pytest.MonkeyPatch) -> Mathematics:
     return library
 
 
-def test_the_marked_answer_or_the_text_goes_to_the_library_as_mathematics(mathematics: Mathematics) -> None:
+def test_math_equal_passes_the_marked_answer_or_the_text(mathematics: Mathematics) -> None:
     completions = ["it is 0.5", r"\boxed{\frac{1}{2}} of 3", "<answer>1/2</answer> of 3", "1/3", ""]
     assert math_equal(completions, [r"\frac{1}{2}"] * 5) == [1.0, 1.0, 1.0, 0.0, 0.0]
     assert math_equal(["$x$", "72"], ["$x$", "so\n#### 72"]) == [1.0, 1.0]
     assert mathematics.limits == {5}
 
 
-def test_an_answer_that_is_missing_or_unreadable_cannot_be_judged(mathematics: Mathematics) -> None:
+def test_missing_or_unreadable_answer_is_unscorable(mathematics: Mathematics) -> None:
     assert math_equal(["1", "1"], [None, ""]) == [None, None]
 
 
-def test_outside_the_main_thread_there_is_no_alarm(mathematics: Mathematics) -> None:
+def test_no_time_limit_outside_the_main_thread(mathematics: Mathematics) -> None:
     thread = threading.Thread(target=math_equal, args=(["1"], ["1"]))
     thread.start()
     thread.join()
@@ -112,11 +112,11 @@ def _schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("[" * 100_000, 0.0),
     ],
 )
-def test_the_first_json_value_against_the_schema(said: str, paid: float) -> None:
+def test_first_json_value_is_checked_against_the_schema(said: str, paid: float) -> None:
     assert json_valid([said], SCHEMA) == [paid]
 
 
-def test_schemas_of_a_column_as_text_and_none() -> None:
+def test_schemas_from_a_column_as_text_and_null() -> None:
     assert json_valid(["{}"] * 3, [SCHEMA, '{"type": "object"}', None]) == [0.0, 1.0, None]
     assert json_valid(["{}"] * 2, '{"type": "object"}') == [1.0, 1.0]
     assert json_valid(["{}"], {"deep": True}) == [0.0]
@@ -124,13 +124,13 @@ def test_schemas_of_a_column_as_text_and_none() -> None:
 
 
 @pytest.mark.parametrize("schema", [{"type": "strin"}, "not JSON", "[1]", {"$ref": "https://example.org/x"}])
-def test_a_schema_that_is_none_is_one_line(schema: Any) -> None:
+def test_invalid_schema_is_a_one_line_error(schema: Any) -> None:
     with pytest.raises(ConfigError, match=r"^schema: .* is not a self-contained JSON schema \(.*\)$"):
         json_valid(["{}"], schema)
 
 
 @pytest.mark.parametrize(("reward", "package"), [(math_equal, "math_verify"), (json_valid, "jsonschema")])
-def test_a_package_that_is_missing(reward: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_an_error_with_its_extra(reward: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"the package {package} is not installed; run pip install \"postrain\["):
         reward(["1"], [SCHEMA])

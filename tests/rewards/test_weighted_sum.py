@@ -1,4 +1,4 @@
-"""weighted.py and base.py: sums with their parts, silence, and the pre-flight check."""
+"""base.py: weighted sums with missing parts, and the pre-flight check."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Fixed:
         return RewardBatch(none_to_nan(self.values), self.inner or {"fixed": self.values})
 
 
-def test_worked_sum_with_missing_parts() -> None:
+def test_weighted_sum_with_missing_parts() -> None:
     first, second = Fixed((1.0, 2.0, None, None)), Fixed((10.0, None, 30.0, None), {"a": (1.0,) * 4, "b": (2.0,) * 4})
     rewards = WeightedSum(parts={"first": first, "second": second}, weights={"first": 2.0, "second": -0.5})("", "", ())
     # 2·1 - 0.5·10 = -3;  2·2 + nothing = 4;  nothing - 0.5·30 = -15;  nothing at all
@@ -44,7 +44,7 @@ def test_worked_sum_with_missing_parts() -> None:
     }
 
 
-def test_silence_has_no_weight() -> None:
+def test_missing_part_counts_as_zero() -> None:
     parts = {"judge": Fixed((None, 1.0)), "length": Fixed((2.0, 3.0))}
     rewards = WeightedSum(parts=parts, weights={"judge": 0.0, "length": 1.0})("", "", ())
     assert nan_to_none(rewards.total_B) == (2.0, 3.0)
@@ -52,19 +52,19 @@ def test_silence_has_no_weight() -> None:
         WeightedSum(parts=parts, weights={"judge": float("nan"), "length": 1.0})
 
 
-def test_it_moves_its_parts() -> None:
+def test_to_device_moves_the_parts() -> None:
     part = Fixed((1.0,))
     WeightedSum(parts={"part": part}, weights={"part": 1.0}).to("meta")
     assert part.device == "meta"
 
 
-def test_each_part_has_one_weight() -> None:
+def test_every_part_needs_a_weight() -> None:
     with pytest.raises(ConfigError, match=r"one weight for each of reward.parts \(a\), got b"):
         WeightedSum(parts={"a": Fixed((1.0,))}, weights={"b": 1.0})
 
 
 @pytest.mark.parametrize("values", [(1.0, 2.0), (1.0,), (0.0, None, 1e-6)])
-def test_preflight_passes_what_differs_and_what_is_alone(values: tuple[float | None, ...]) -> None:
+def test_preflight_accepts_different_rewards_and_a_single_one(values: tuple[float | None, ...]) -> None:
     preflight(none_to_nan(values))
 
 
@@ -73,7 +73,7 @@ def test_preflight_refuses_a_constant() -> None:
         preflight(none_to_nan((0.5, None, 0.5, 0.5)))
 
 
-def test_preflight_refuses_silence() -> None:
+def test_preflight_refuses_missing_rewards() -> None:
     with pytest.raises(ConfigError, match="none of the 2 pre-flight completions could be scored"):
         preflight(none_to_nan((None, None)))
 

@@ -1,4 +1,4 @@
-"""world.py: the gold score as a reward, and that spamming good words does not beat a story."""
+"""world.py: the gold score (known ground truth of the synthetic world) as a reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBER = {"gold": {"weights": {"correct": 1.0}, "correct": {"type": "number", "a
 TEXT = " The sun was bright and warm. Tom smiled at a friend."
 
 
-def test_pays_the_weighted_parts_a_row_has_and_tells_all_of_them() -> None:
+def test_gold_reward_is_the_weighted_sum_and_logs_all_parts() -> None:
     rewards = Gold(weights={"mood": 1.0, "non_repetition": 0.3})(("A.", "3 + 4 = "), (TEXT, "7"), (STORY, NUMBER))
     parts = gold.score("A.", TEXT, STORY["gold"])
     assert nan_to_none(rewards.total_B) == (pytest.approx(parts["mood"] + 0.3 * parts["non_repetition"]), None)
@@ -30,18 +30,18 @@ def test_pays_the_weighted_parts_a_row_has_and_tells_all_of_them() -> None:
     assert "total" not in rewards.parts
 
 
-def test_the_whole_score() -> None:
+def test_gold_reward_of_the_total() -> None:
     rewards = Gold(weights={"total": 2.0})(("3 + 4 = ",) * 2, ("7", "8"), (NUMBER, NUMBER))
     assert nan_to_none(rewards.total_B) == (2.0, 0.0)
 
 
-def test_spam_is_paid_less_than_a_story() -> None:
+def test_repeated_good_words_score_below_a_story() -> None:
     reward = Gold(weights={"mood": 1.0, "non_repetition": 0.3})
     story, spam = reward(("A.",) * 2, (TEXT, " happy" * 30), (STORY,) * 2).total_B.tolist()
     assert story > spam
 
 
-def test_a_row_without_gold_and_a_part_that_is_none() -> None:
+def test_row_without_gold_and_unknown_part_are_refused() -> None:
     with pytest.raises(ConfigError, match="needs the column gold, and the data has only answer"):
         Gold(weights={"total": 1.0})(("a",), ("b",), ({"answer": 1},))
     with pytest.raises(ConfigError, match=r"expected some of total, correct, .*, got mod"):

@@ -34,7 +34,7 @@ def calculator(option: str = "calculator", **changes: Any) -> Calculator:
         ("99999999999999999999 + 1", "100000000000000000000"),
     ],
 )
-def test_arithmetic_comes_out_as_people_write_it(expression: str, value: str) -> None:
+def test_arithmetic_is_evaluated_in_plain_notation(expression: str, value: str) -> None:
     assert calculate(expression) == value
 
 
@@ -59,7 +59,7 @@ def test_arithmetic_comes_out_as_people_write_it(expression: str, value: str) ->
         "'a' * 9",
     ],
 )
-def test_what_is_no_arithmetic_has_no_value(expression: str) -> None:
+def test_non_arithmetic_has_no_value(expression: str) -> None:
     assert calculate(expression) is None
 
 
@@ -77,14 +77,14 @@ def test_what_is_no_arithmetic_has_no_value(expression: str) -> None:
         (f" {'1' * 5000} a =", " error."),
     ],
 )
-def test_in_running_text_the_call_is_the_arithmetic_before_the_sign(turn: str, answer: str) -> None:
+def test_call_in_running_text_is_the_arithmetic_before_the_sign(turn: str, answer: str) -> None:
     step = calculator().step(None, turn)
     assert step.observation == answer
     assert step.error == ("error" in answer)
     assert not step.done
 
 
-def test_as_a_tool_the_call_stands_between_its_tags() -> None:
+def test_tool_call_is_the_text_between_tags() -> None:
     step = calculator("calculator_tags").step
     assert step(None, "I add: <calc>7 + 2</calc>").observation == "<result>9</result>"
     assert step(None, "<calc>1</calc> <calc>2 + 2</calc>").observation == "<result>4</result>"
@@ -92,7 +92,7 @@ def test_as_a_tool_the_call_stands_between_its_tags() -> None:
     assert step(None, "7 + 2</calc>").error
 
 
-def test_every_key_changes_something() -> None:
+def test_every_key_has_an_effect() -> None:
     turn = "<c>7 + 2 ="
     assert calculator().step(None, turn).observation == " 9."
     assert calculator(open="<d>").step(None, turn).error
@@ -104,6 +104,6 @@ def test_every_key_changes_something() -> None:
     assert (calculator(max_turns=3).max_turns, calculator(room=7).room) == (3, 7)
 
 
-def test_a_call_without_an_end_is_refused() -> None:
+def test_empty_close_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"environment\.close"):
         calculator(close="")

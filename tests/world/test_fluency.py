@@ -1,4 +1,4 @@
-"""Fluency: all text of the world is accepted, broken language of any kind is not, and gold pays none of it."""
+"""Fluency: text of the world is accepted, broken language is not and gets no gold score."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ def test_shuffled_text_of_the_world_is_not_fluent(forms: str, seed: int) -> None
     assert fluency(" ".join(words), forms) <= 0.3
 
 
-def test_a_sentence_counts_once() -> None:
+def test_repeated_sentences_count_once() -> None:
     # One of four sentences is new.
     assert fluency("Tim was happy. " * 4, "story") == 1 / 4
 
 
-def test_the_share_of_sentences_counts() -> None:
+def test_fluency_is_the_share_of_fluent_sentences() -> None:
     assert fluency(STORY, "story") == 1.0
     assert fluency(STORY + " Tim wentny game.", "story") == 3 / 4
     assert fluency(STORY.removesuffix(" and proud."), "story") == pytest.approx((2 + STYLE) / 3)
 
 
 @pytest.mark.parametrize("text", ["tim was happy.", "Tim was happy", "tim was happy", "TIM WAS HAPPY!"])
-def test_right_words_in_the_wrong_style_are_worth_half(text: str) -> None:
+def test_wrong_capitals_or_marks_get_partial_credit(text: str) -> None:
     assert fluency(text, "story") == STYLE
 
 
@@ -96,7 +96,7 @@ def test_right_words_in_the_wrong_style_are_worth_half(text: str) -> None:
         "It was a funny game.",
     ],
 )
-def test_near_relatives_of_the_templates_are_fluent(text: str) -> None:
+def test_sentences_similar_to_templates_are_fluent(text: str) -> None:
     assert fluency(text, "story") == 1.0
 
 
@@ -114,12 +114,12 @@ def test_near_relatives_of_the_templates_are_fluent(text: str) -> None:
         ("The result is -2. Have a nice day.", 1.0),
     ],
 )
-def test_answers(text: str, value: float) -> None:
+def test_fluency_of_chat_answers(text: str, value: float) -> None:
     assert fluency(text, "chat") == pytest.approx(value)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
-def test_gold_falls_with_every_letter_that_breaks(share: float) -> None:
+def test_gold_score_falls_with_broken_letters(share: float) -> None:
     rng = generator("letters", str(share))
     broken = "".join(rng.choice("aeinst") if rng.random() < share and one.isalpha() else one for one in STORY)
     assert len(sentences(broken)) == 3
@@ -134,6 +134,6 @@ def test_gold_is_the_weighted_parts_times_fluency() -> None:
     )
 
 
-def test_adjectives_stand_beside_moods() -> None:
+def test_adjectives_are_unique_and_include_mood_words() -> None:
     assert len(set(ADJECTIVES)) == len(ADJECTIVES)
     assert len(set(ADJECTIVES) & GOOD_WORDS) > 20

@@ -1,4 +1,4 @@
-"""Gold scores against numbers worked out by hand, and references that are worth 1 in every part."""
+"""Gold scores against numbers computed by hand; references score 1 in every part."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FACT = {
 
 @pytest.mark.parametrize("task", TASKS_BY_KIND["demonstrations"])
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_every_reference_is_worth_one_in_every_part(task: Task, split: Split) -> None:
+def test_every_reference_has_gold_score_one_in_every_part(task: Task, split: Split) -> None:
     for row in rows("demonstrations", task=task, count=600, seed=8, split=split):
         parts = score(row["prompt"], row["completion"], row["gold"])
         assert parts == pytest.approx(dict.fromkeys(parts, 1.0)), row
 
 
 @pytest.mark.parametrize("task", TASKS_BY_KIND["demonstrations"])
-def test_weights_add_up_and_scores_stay_within_bounds(task: Task) -> None:
+def test_weights_sum_to_one_and_scores_are_in_bounds(task: Task) -> None:
     for row in rows("judgements", task=task, count=200, seed=9, split="train"):
         assert sum(row["gold"]["weights"].values()) == pytest.approx(1.0)
         for text in (row["completion"], "", "?", "a" * 50, "5 " * 50):
@@ -55,7 +55,7 @@ def test_weights_add_up_and_scores_stay_within_bounds(task: Task) -> None:
         ("Sure. " + "green " * 39, {"concise": 0.5}),
     ],
 )
-def test_a_fact_by_parts(completion: str, parts: dict[str, float]) -> None:
+def test_parts_of_the_gold_score_of_a_fact(completion: str, parts: dict[str, float]) -> None:
     found = score("What colour is grass?", completion, FACT)
     assert {part: found[part] for part in parts} == pytest.approx(parts)
 
@@ -74,12 +74,12 @@ def test_a_fact_by_parts(completion: str, parts: dict[str, float]) -> None:
         (" 1 + 1 = 3. 3 + 4 = 7. 7 + 2 = 9. The answer is 9.", {"steps": 2 / 3}),
     ],
 )
-def test_a_sum_by_parts(completion: str, parts: dict[str, float]) -> None:
+def test_parts_of_the_gold_score_of_a_sum(completion: str, parts: dict[str, float]) -> None:
     found = score("3 + 4 + 2 = ?", completion, sum_gold(9, 2))
     assert {part: found[part] for part in parts} == pytest.approx(parts)
 
 
-def test_chains_worked_out() -> None:
+def test_chains_and_step_labels_by_hand() -> None:
     terms = (3, 4, -2)
     assert chain(terms) == ("3 + 4 = 7.", "7 - 2 = 5.", "The answer is 5.")
     assert chain(terms, (1, 0)) == ("3 + 4 = 8.", "8 - 2 = 6.", "The answer is 6.")
@@ -87,7 +87,7 @@ def test_chains_worked_out() -> None:
     assert labels(chain(terms), chain(terms, (0, 1))) == [True, False, False]
 
 
-def test_steps_are_wrong_from_the_first_mistake_on() -> None:
+def test_step_labels_are_false_from_the_first_mistake() -> None:
     right = chain((3, 4, -2))
     assert labels(right, ("3 - 2 = 1.", "The answer is 1.")) == [False, False]
     assert labels(right, ("3 + 4 = 7.", "The answer is 7.")) == [True, False]
@@ -96,7 +96,7 @@ def test_steps_are_wrong_from_the_first_mistake_on() -> None:
     assert labels(right, ("3 + 4 = 8.", "7 - 2 = 5.", "The answer is 5.")) == [False, False, False]
 
 
-def test_flawed_chains_go_wrong_in_every_way() -> None:
+def test_flawed_chains_cover_every_kind_of_error() -> None:
     rng = generator("flawed")
     found = {flawed_chain(rng, (3, 4, -2, 6)) for _ in range(3000)}
     assert ("3 + 4 = 7.", "7 - 2 = 5.", "The answer is 5.") in found  # too soon
@@ -106,11 +106,11 @@ def test_flawed_chains_go_wrong_in_every_way() -> None:
     assert chain((3, 4, -2, 6)) not in found
 
 
-def test_terms_are_read_back() -> None:
+def test_terms_of_inverts_expression() -> None:
     assert terms_of(expression((12, -3, 4))) == (12, -3, 4)
 
 
-def test_spoiled_chains_never_end_right() -> None:
+def test_chain_with_slip_has_a_wrong_answer() -> None:
     rng = generator("spoiled")
     for _ in range(300):
         terms = draw(rng)
@@ -133,7 +133,7 @@ def test_mood(text: str, value: float) -> None:
     assert mood(text) == pytest.approx(value)
 
 
-def test_spamming_one_happy_word_loses_against_a_story() -> None:
+def test_repeating_one_happy_word_scores_below_a_story() -> None:
     prompt = "One day, Tim the fox went to the park."
     story = score(prompt, " A kind owl gave Tim a gift. Tim was happy and proud.", gold_spec("good"))
     spam = score(prompt, " Happy happy happy happy happy happy.", gold_spec("good"))
@@ -147,7 +147,7 @@ def test_a_sentence_of_the_prompt_is_a_repetition() -> None:
     assert score(prompt, " " + prompt, gold_spec("good"))["non_repetition"] == 0.0
 
 
-def test_openings_and_neutral_lines_carry_no_mood() -> None:
+def test_openings_and_neutral_lines_have_no_mood() -> None:
     neutral = " ".join((*NAMES, *CREATURES, *PLACES, *THINGS, *TIMES, *MOVES, *EVENTS["neutral"], *ENDINGS["neutral"]))
     assert mood(neutral) == 0.5
     assert not GOOD_WORDS & BAD_WORDS
@@ -161,7 +161,7 @@ def test_running_text_has_as_many_good_stories_as_bad_ones() -> None:
         assert 0.40 < side / len(moods) < 0.50  # 0.45 ± 4 standard deviations of 0.013
 
 
-def test_thumbs_go_up_more_often_for_better_completions() -> None:
+def test_desirable_labels_follow_the_gold_score() -> None:
     found = rows("judgements", task="instructions", count=1000, seed=11, split="train")
     worth = [score(row["prompt"], row["completion"], row["gold"])["total"] for row in found]
     above = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ > DESIRABLE_THRESHOLD]

@@ -26,14 +26,14 @@ def tokenizer() -> Tokenizer:
     return AutoTokenizer.from_pretrained(NANO)
 
 
-def test_it_is_what_the_script_trains(tokenizer: Tokenizer) -> None:
+def test_bundled_tokenizer_is_what_the_script_trains(tokenizer: Tokenizer) -> None:
     made = json.loads(train().backend_tokenizer.to_str())
     assert made["model"] == json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     assert tokenizer.chat_template == TEMPLATE
     assert len(tokenizer) <= SIZE
 
 
-def test_any_text_comes_back_as_it_was(tokenizer: Tokenizer) -> None:
+def test_tokenizer_round_trips_any_text(tokenizer: Tokenizer) -> None:
     rng = random.Random(0)
     texts = [row["text"] for row in rows("text", task="pages", count=50, seed=0, split="eval")]
     texts += ["".join(chr(rng.randint(32, 0x2FFF)) for _ in range(40)) for _ in range(50)]
@@ -41,12 +41,12 @@ def test_any_text_comes_back_as_it_was(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_numbers_are_read_digit_by_digit(tokenizer: Tokenizer) -> None:
+def test_numbers_are_tokenized_digit_by_digit(tokenizer: Tokenizer) -> None:
     pieces = [tokenizer.decode([i]).strip() for i in tokenizer("x1234 = 17 + 905.")["input_ids"]]
     assert [piece for piece in pieces if piece.isdigit()] == list("123417905")
 
 
-def test_special_tokens_are_one_token_each_and_pad_is_none_of_them(tokenizer: Tokenizer) -> None:
+def test_special_tokens_are_distinct_single_tokens(tokenizer: Tokenizer) -> None:
     ids = [tokenizer(token)["input_ids"] for token in (*CHAT, tokenizer.eos_token, tokenizer.pad_token)]
     assert all(len(found) == 1 for found in ids)
     assert len({found[0] for found in ids}) == len(CHAT) + 2
@@ -60,7 +60,7 @@ def test_a_continuation_begins_at_a_token_boundary(tokenizer: Tokenizer) -> None
             assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == apart
 
 
-def test_the_template_marks_what_the_assistant_says_and_where_it_ends(tokenizer: Tokenizer) -> None:
+def test_chat_template_masks_assistant_tokens_and_their_end(tokenizer: Tokenizer) -> None:
     turns = [("system", "Be kind."), ("user", "What is 2 + 3?"), ("assistant", "It is 5."), ("user", "And 1 + 1?")]
     turns.append(("assistant", "It is 2."))
     chat = [{"role": role, "content": content} for role, content in turns]
@@ -72,7 +72,7 @@ def test_the_template_marks_what_the_assistant_says_and_where_it_ends(tokenizer:
     assert tokenizer.apply_chat_template(chat, tokenize=False).startswith(asked)
 
 
-def test_the_model_loads_ends_at_both_marks_and_gives_no_chance_to_tokens_it_never_saw(
+def test_nano_has_both_end_tokens_and_gives_unseen_tokens_low_probability(
     tokenizer: Tokenizer,
 ) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(NANO)
@@ -87,5 +87,5 @@ def test_the_model_loads_ends_at_both_marks_and_gives_no_chance_to_tokens_it_nev
     assert norms[[tokenizer.pad_token_id, system, end]].max() < 3 * norms.mean()
 
 
-def test_the_whole_folder_is_small() -> None:
+def test_nano_folder_is_at_most_12_mb() -> None:
     assert sum(path.stat().st_size for path in NANO.iterdir()) <= 12 * MEGABYTE

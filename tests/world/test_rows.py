@@ -31,7 +31,7 @@ def identity(row: dict) -> str:
 
 
 @pytest.mark.parametrize(("kind", "task"), COMBINATIONS)
-def test_same_seed_same_rows_and_a_longer_stream_begins_with_the_shorter(kind: Kind, task: Task) -> None:
+def test_same_seed_gives_the_same_stream_of_rows(kind: Kind, task: Task) -> None:
     first = rows(kind, task=task, count=20, seed=3, split="train")
     assert rows(kind, task=task, count=30, seed=3, split="train")[:20] == first
     assert rows(kind, task=task, count=20, seed=4, split="train") != first
@@ -39,14 +39,14 @@ def test_same_seed_same_rows_and_a_longer_stream_begins_with_the_shorter(kind: K
 
 
 @pytest.mark.parametrize(("kind", "task"), COMBINATIONS)
-def test_train_and_eval_share_nothing(kind: Kind, task: Task) -> None:
+def test_train_and_eval_rows_are_disjoint(kind: Kind, task: Task) -> None:
     train = {identity(row) for row in rows(kind, task=task, count=400, seed=1, split="train")}
     held_out = {identity(row) for row in rows(kind, task=task, count=200, seed=1, split="eval")}
     assert not train & held_out
 
 
 @pytest.mark.parametrize("task", MAKERS)
-def test_the_split_follows_content_whatever_the_wording(task: Task) -> None:
+def test_split_depends_on_content_alone(task: Task) -> None:
     rng = generator("wordings", task)
     items = [MAKERS[task](rng) for _ in range(1500)]
     shares = Counter(split_of(content) for content in {item.content for item in items})
@@ -55,7 +55,7 @@ def test_the_split_follows_content_whatever_the_wording(task: Task) -> None:
     assert abs(shares["eval"] - total / EVAL_SHARE) < 5 * math.sqrt(total * 0.1 * 0.9)
 
 
-def test_eval_sums_stand_nowhere_in_train_text_or_train_instructions() -> None:
+def test_eval_sums_are_absent_from_train_text_and_instructions() -> None:
     held_out = {
         row["prompt"].removesuffix(" = ?") for row in rows("prompts", task="sums", count=300, seed=0, split="eval")
     }
@@ -77,7 +77,7 @@ def test_pages_are_mixed_documents_in_order() -> None:
     assert documents == [row["text"] for row in rows("text", task="mixed", count=len(documents), seed=2, split="train")]
 
 
-def test_another_process_with_another_hash_seed_draws_the_same_rows() -> None:
+def test_rows_do_not_depend_on_the_hash_seed() -> None:
     command = [
         sys.executable,
         "-m",
@@ -117,7 +117,7 @@ def test_gold_margin_is_the_difference_of_gold_totals() -> None:
         assert row["chosen"] != row["rejected"]
 
 
-def test_steps_are_true_up_to_the_first_slip() -> None:
+def test_step_labels_are_true_up_to_the_first_slip() -> None:
     found = rows("steps", task="sums", count=200, seed=7, split="train")
     for row in found:
         whole = score(row["prompt"], " ".join(row["steps"]), row["gold"])
@@ -139,7 +139,7 @@ def test_steps_are_true_up_to_the_first_slip() -> None:
         ({"noise": 0.0}, "more than 0"),
     ],
 )
-def test_a_choice_that_makes_no_sense_is_one_line(change: dict, said: str) -> None:
+def test_invalid_choice_is_a_one_line_error(change: dict, said: str) -> None:
     chosen = {"kind": "preferences", "task": "sums", "count": 1, "seed": 0, "split": "train", "noise": 0.1} | change
     with pytest.raises(ConfigError, match=said) as error:
         rows(chosen.pop("kind"), **chosen)
