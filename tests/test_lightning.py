@@ -137,7 +137,7 @@ def test_a_run_that_lightning_resumes_ends_where_it_would_have(tmp_path):
         ({"gradient_clip_val": 1.0}, "method.max_grad_norm"),
     ],
 )
-def test_options_that_lightning_refuses_are_refused_with_the_key_that_does_it(options, key):
+def test_unsupported_trainer_options_name_the_method_key(options, key):
     with pytest.raises(pt.ConfigError, match=key):
         fitted(sft(), **options)
 

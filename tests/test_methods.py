@@ -137,7 +137,7 @@ def one_update(method: str, tmp_path_factory: pytest.TempPathFactory) -> OneUpda
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_what_learns_moves_and_what_is_frozen_stays(adapter, untouched):
+def test_only_trainable_parameters_change(adapter, untouched):
     recorder = untouched(adapter)
     moved = {name for name in recorder.before if not torch.equal(recorder.before[name], recorder.after[name])}
     assert moved == recorder.learns
@@ -151,7 +151,7 @@ def test_every_logged_metric_is_declared(untouched):
     assert [name for name in sorted(logged) if declared(name) is None] == []
 
 
-def test_resumed_equals_never_interrupted(untouched, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(untouched, tmp_path):
     whole = untouched().folder
     killed = RunFolder(shutil.copytree(whole.path, tmp_path / Path(*whole.path.parts[-3:])))
     # A kill -9 after update 1 leaves this: its checkpoint, and later lines that no checkpoint stands for.
@@ -169,7 +169,7 @@ def test_resumed_equals_never_interrupted(untouched, tmp_path):
     assert one["postrain"] == other["postrain"]
 
 
-def test_a_signal_saves_and_the_rest_follows_bit_for_bit(method, untouched, tmp_path):
+def test_a_run_interrupted_by_a_signal_resumes_bit_for_bit(method, untouched, tmp_path):
     """Each method gets one of the signals in turn: what a signal does is the callback's, what is saved the method's."""
     number = SIGNALS[METHODS.index(method) % len(SIGNALS)]
 
@@ -189,14 +189,14 @@ def test_a_signal_saves_and_the_rest_follows_bit_for_bit(method, untouched, tmp_
     assert same(final_state(finished)["state_dict"], final_state(whole)["state_dict"])
 
 
-def test_the_gradient_does_not_know_the_micro_batches(one_update):
+def test_gradient_is_independent_of_micro_batch_size(one_update):
     found = []
     for tokens in (1, 100, 100_000):
         found.append(torch.cat([gradient.flatten() for gradient in one_update(tokens).gradients.values()]))
     assert all(float((found[0] - other).norm() / found[0].norm()) < 1e-6 for other in found[1:])
 
 
-def test_the_gradient_does_not_know_the_order_of_rows(one_update):
+def test_gradient_is_independent_of_row_order(one_update):
     made, batch = one_update(100_000).module, one_update(100_000).batch
     found = []
     for order in (list(range(len(batch))), list(range(len(batch)))[::-1]):
@@ -206,7 +206,7 @@ def test_the_gradient_does_not_know_the_order_of_rows(one_update):
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-6
 
 
-def test_before_the_first_update_the_policy_is_its_reference(untouched):
+def test_initial_log_ratios_to_the_reference_are_zero(untouched):
     first = records(untouched().folder)
     shown = {key: value for key, value in first[0].items() if key.endswith("log_ratio_max")}
     shown |= {key: value for key, value in first[1].items() if key == "rollout/logp_error"}
@@ -214,7 +214,7 @@ def test_before_the_first_update_the_policy_is_its_reference(untouched):
     assert shown or any(name.endswith("accuracy") for name in first[0])
 
 
-def test_the_exported_model_is_the_trained_one_in_plain_transformers(untouched):
+def test_plain_transformers_loads_the_exported_model(untouched):
     recorder = untouched("none")
     folder = recorder.folder
     scalar = recorder.module.head == "scalar"
@@ -228,7 +228,7 @@ def test_the_exported_model_is_the_trained_one_in_plain_transformers(untouched):
     assert (folder.model / "README.md").is_file()
 
 
-def test_it_learns(method, tmp_path):
+def test_method_improves_its_success_metric(method, tmp_path):
     """A third of the default run, or less, moves the held-out metric the method is judged by."""
     execute(TRAIN, part_of_default(method, f"paths.output={tmp_path}"), overrides=[], group=None)
     (path,) = tmp_path.glob("*/*/*")
@@ -257,7 +257,7 @@ def part_of_default(method: str, *words: str) -> dict[str, Any]:
     return composed([*words, *short])
 
 
-def test_a_misspelt_key_is_named_before_anything_is_made(method, tmp_path):
+def test_a_misspelt_key_is_named_before_the_run_folder_exists(method, tmp_path):
     config = composed([f"method={method}", f"paths.output={tmp_path / 'runs'}", "++method.learning_rat=1"])
     with pytest.raises(ConfigError, match=r"method\.learning_rat.*learning_rate"):
         execute(TRAIN, config, overrides=[], group=None)

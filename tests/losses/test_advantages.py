@@ -68,7 +68,7 @@ def on_ranks(monkeypatch, function, parts):
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0, -30_000.0])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_whitening_survives_a_large_mean(offset, ranks, monkeypatch):
+def test_whitening_is_exact_for_a_large_mean(offset, ranks, monkeypatch):
     values = offset + 0.1 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(values, dtype=torch.bool)
     expected = (values.double() - values.double().mean()) / values.double().std(correction=0)
@@ -113,7 +113,7 @@ def test_rloo_baseline_is_the_mean_of_the_others():
     assert found[7] == pytest.approx(1.3333, abs=1e-4)
 
 
-def test_an_unscorable_reward_leaves_the_baseline_and_gets_nothing():
+def test_an_unscorable_reward_is_not_in_the_baseline_and_has_zero_advantage():
     # Scored: 1 and 4, mean 2.5; leave one out: 1 - 4 and 4 - 1.
     reward_PG = torch.tensor([[1.0, NAN, 4.0], [NAN, NAN, NAN], [NAN, 2.0, NAN]])
     assert group_centred(reward_PG).tolist() == [[-1.5, 0, 1.5], [0, 0, 0], [0, 0, 0]]
@@ -129,7 +129,7 @@ def test_rounding_does_not_tell_equal_rewards_apart():
     assert has_variance(torch.tensor([[1.0], [NAN]])).tolist() == [True, False]
 
 
-def test_the_batchs_spread_survives_large_rewards():
+def test_batch_std_is_exact_for_large_rewards():
     # offset ± 0.125: the variance over n - 1 = 3 is 4 · 0.125² / 3.
     for offset in (0.0, 1000.0, 1_000_000.0):
         found = batch_std(offset + torch.tensor([[0.125, -0.125], [-0.125, 0.125]]))
@@ -138,7 +138,7 @@ def test_the_batchs_spread_survives_large_rewards():
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0, 1_000_000.0])
-def test_a_groups_differences_survive_large_rewards(offset):
+def test_group_advantages_are_exact_for_large_rewards(offset):
     # Mean 0.0625 of 0.125, -0.125, 0.125, 0.125: 0.0625 three times and -0.1875; squares 3 · 0.0625² + 0.1875², over 3.
     reward_PG = offset + torch.tensor([[0.125, -0.125, 0.125, 0.125]])
     assert group_centred(reward_PG).tolist() == [[0.0625, -0.1875, 0.0625, 0.0625]]

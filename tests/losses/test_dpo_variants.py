@@ -52,7 +52,7 @@ def test_sigmoid():
     assert slope(lambda gap: sigmoid(gap, beta=0.2, smoothing=0.1), 0) == pytest.approx([-0.2 * 0.4])
 
 
-def test_conservative_labels_are_content_with_a_finite_gap():
+def test_label_smoothing_has_a_finite_optimal_gap():
     # σ(βΔ) = 1 − ε = ¾ at βΔ = ln 3: there the slope is −β ((1 − ε) σ(−βΔ) − ε σ(βΔ)) = −β (¾·¼ − ¼·¾) = 0
     assert slope(lambda gap: sigmoid(gap, beta=0.5, smoothing=0.25), 2 * LN_3) == pytest.approx([0])
 

@@ -123,7 +123,7 @@ def test_the_table_hands_each_loss_its_own_numbers(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_smoothing_matters_exactly_where_it_is_said_to(name):
+def test_smoothed_lists_the_losses_that_label_smoothing_changes(name):
     c, r = random(6, 1), random(6, 2)
     one, other = (LOSSES[name](terms(c, r, smoothing=smoothing)) for smoothing in (0.1, 0.2))
     assert torch.equal(one, other) == (name not in SMOOTHED)
@@ -131,7 +131,7 @@ def test_smoothing_matters_exactly_where_it_is_said_to(name):
 
 @pytest.mark.parametrize("divergence", get_args(Divergence))
 @pytest.mark.parametrize("name", LOSSES)
-def test_nothing_is_infinite_however_far_the_policy_has_gone(name, divergence):
+def test_every_loss_is_finite_for_large_log_ratios(name, divergence):
     far = [-500.0, -90.0, -40.5, 0.0, 500.0]
     for alpha in (0.1, 0.5, 0.9):
         chosen = torch.tensor([one for one in far for _ in far], requires_grad=True)
@@ -145,7 +145,7 @@ def test_nothing_is_infinite_however_far_the_policy_has_gone(name, divergence):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "discopop"])
-def test_every_loss_but_discopop_draws_the_pair_apart_from_the_start(name):
+def test_every_loss_but_discopop_widens_the_initial_gap(name):
     # With the reference's numbers; of the two halves of a pair at least one moves, none the wrong way.
     chosen, rejected = tensor(0.0).requires_grad_(True), tensor(0.0).requires_grad_(True)
     up, down = torch.autograd.grad(LOSSES[name](terms(chosen, rejected, shift=0.0)).sum(), (chosen, rejected))

@@ -73,7 +73,7 @@ def test_at_ratio_one_the_gradient_is_reinforces():
     assert logps.grad[0].tolist() == pytest.approx([-0.7, 0.3])
 
 
-def test_value_loss_takes_the_worse_of_free_and_held():
+def test_value_loss_is_the_maximum_of_unclipped_and_clipped():
     one = torch.tensor([[True]])
     # old 0, clip 0.2: held value 0.2; target 1: ½ (0.5 − 1)² = 0.125 against ½ (0.2 − 1)² = 0.32
     assert ppo_value(tensor(0.5), tensor(0.0), tensor(1.0), one, clip=0.2).item() == pytest.approx(0.32)
@@ -81,7 +81,7 @@ def test_value_loss_takes_the_worse_of_free_and_held():
     assert ppo_value(tensor(0.5), tensor(0.0), tensor(0.0), one, clip=0.2).item() == pytest.approx(0.125)
 
 
-def test_the_surrogate_is_flat_exactly_where_it_is_said_to_clip():
+def test_surrogate_clips_is_true_exactly_where_the_surrogate_is_flat():
     ratio = torch.linspace(0.05, 6.05, 61, dtype=torch.float64).repeat(3)[None].requires_grad_()
     advantages = torch.tensor([[1.0], [-1.0], [0.5]], dtype=torch.float64).repeat_interleave(61)[None]
     for delta in (None, 4.0):

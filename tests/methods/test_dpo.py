@@ -27,7 +27,7 @@ def gaps(policy, reference, batch: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     return chosen, rejected
 
 
-def test_at_the_start_the_loss_is_ln_2_and_the_gradient_half_beta_times_rejected_minus_chosen():
+def test_initial_loss_is_ln_2_with_the_gradient_of_half_beta_times_the_margin():
     policy, batch = precise(), pairs(5)
     method = made("dpo", policy, beta=0.3)
     loss = method.loss_sum(method.prepare(batch)).total
@@ -38,7 +38,7 @@ def test_at_the_start_the_loss_is_ln_2_and_the_gradient_half_beta_times_rejected
     assert torch.allclose(flat_gradient(policy, loss), expected, atol=1e-10)
 
 
-def test_away_from_the_start_it_is_equation_7():
+def test_dpo_loss_of_an_updated_policy_is_equation_7():
     policy, reference, batch = precise(0), precise(1), pairs(4)
     method = made("dpo", policy, reference=reference, beta=0.1)
     chosen, rejected = gaps(policy, reference, batch)
@@ -54,7 +54,7 @@ def test_away_from_the_start_it_is_equation_7():
     assert metrics["log_ratio/rejected"] == pytest.approx(rejected.mean().item())
 
 
-def test_ipo_counts_per_token():
+def test_ipo_uses_log_ratios_per_token():
     policy, reference, batch = precise(0), precise(1), pairs(4)
     method = made("ipo", policy, reference=reference, beta=0.1)
     chosen, rejected = gaps(policy, reference, batch)
@@ -65,7 +65,7 @@ def test_ipo_counts_per_token():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_gradient_does_not_know_the_micro_batches(loss):
+def test_gradient_is_independent_of_micro_batch_size(loss):
     policy, batch = precise(0), pairs(7)
     method = made("dpo", policy, reference=precise(1), loss=loss, label_smoothing=0.1 if loss == "exo" else 0.0)
     prepared, found = method.prepare(batch), []
@@ -78,7 +78,7 @@ def test_the_gradient_does_not_know_the_micro_batches(loss):
 
 
 @pytest.mark.parametrize("loss", sorted(RANKED))
-def test_partners_are_sought_in_the_whole_batch(loss):
+def test_rank_partners_come_from_the_whole_batch(loss):
     policy, reference, batch = precise(0), precise(1), pairs(7)
     method = made("dpo", policy, reference=reference, loss=loss, beta=0.2)
     prepared = method.prepare(batch)
@@ -109,7 +109,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_losses():
     assert total({"hinge": 1.0}).item() == total("hinge").item()
 
 
-def test_imitation_is_per_token():
+def test_sft_term_is_per_token():
     policy, batch = precise(0), pairs(5)
     plain, imitating = (made("dpo", policy, reference=precise(1), sft_coef=coef) for coef in (0.0, 0.5))
     added = imitating.loss_sum(imitating.prepare(batch)).total - plain.loss_sum(plain.prepare(batch)).total
@@ -117,7 +117,7 @@ def test_imitation_is_per_token():
     assert added.item() == pytest.approx(-0.5 * per_token.sum().item())
 
 
-def test_without_length_weight_only_the_common_length_counts():
+def test_ld_alpha_zero_counts_only_the_common_length():
     policy, batch = precise(0), pairs(6)
     method = made("dpo", policy, reference=precise(1), beta=0.1, ld_alpha=0.0)
     expected = 0.0
@@ -160,7 +160,7 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
     assert resumed.shift == method.shift
 
 
-def test_a_reference_that_is_not_the_start_is_noticed():
+def test_a_reference_other_than_the_initial_policy_is_rejected():
     method = made("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
     method.loss_sum(method.prepare(pairs(3)))  # another model is expected to differ
     method.parts = replace(method.parts, separate_reference=False)
@@ -172,7 +172,7 @@ def test_a_reference_that_is_not_the_start_is_noticed():
 
 
 @pytest.mark.parametrize("loss", ["hinge", "ipo", "apo_zero", "bco", "discopop"])
-def test_label_smoothing_is_refused_where_it_means_nothing(loss):
+def test_label_smoothing_is_refused_where_it_has_no_effect(loss):
     with pytest.raises(ConfigError, match=rf"^method\.label_smoothing=0\.1 has no effect on method\.loss={loss}; .*$"):
         made("dpo", precise(), loss=loss, label_smoothing=0.1)
     made("dpo", precise(), loss={loss: 0.5, "sigmoid": 0.5}, label_smoothing=0.1)

@@ -98,14 +98,14 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
 
 
 @each_change
-def test_the_key_changes_what_is_learned(method, change, beside):
+def test_each_key_changes_the_update(method, change, beside):
     with_it, without = learned(method, **(beside | change)), learned(method, **beside)
     assert torch.isfinite(with_it).all()
     assert float((with_it - without).abs().max()) > 1e-9
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "cpo"])
-def test_no_key_is_forgotten(method):
+def test_every_key_has_a_case(method):
     tested = {name for change, _ in CHANGES[method] for name in change}
     assert tested | LOOP.keys() | ELSEWHERE >= defaults(method).keys()
     assert tested | LOOP.keys() <= defaults(method).keys()
@@ -131,7 +131,7 @@ def untouched(tmp_path_factory, cache):
 
 
 @pytest.mark.parametrize("override", LOOP.values())
-def test_the_key_of_the_loop_changes_what_is_learned(override, untouched, tmp_path):
+def test_each_key_of_the_training_loop_changes_the_update(override, untouched, tmp_path):
     assert not torch.equal(weights(tmp_path, override), untouched)
 
 
@@ -163,7 +163,7 @@ def test_the_key_of_the_loop_changes_what_is_learned(override, untouched, tmp_pa
         ("dpo", "method.divergence=kl", r"method\.divergence: expected one of reverse_kl, forward_kl, js, alpha, .*"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(method, override, line):
+def test_contradicting_options_are_one_line_errors(method, override, line):
     with pytest.raises(ConfigError, match=rf"^{line}$"):
         check(composed([f"method={method}", override]), TrainConfig)
 

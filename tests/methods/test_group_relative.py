@@ -64,7 +64,7 @@ def test_a_fresh_gradient_is_reinforce(method):
 
 
 @pytest.mark.parametrize("changes", [{"objective": "cispo"}, {"importance_sampling_level": "sequence"}, {"delta": 4.0}])
-def test_all_of_grpo_is_reinforce_at_first(changes):
+def test_every_grpo_variant_is_reinforce_at_ratio_one(changes):
     batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
     plain, other = (flat_gradient(policy, made("grpo", policy, **c).loss_sum(batch).total) for c in ({}, changes))
     assert torch.allclose(plain, other, atol=1e-10)
@@ -84,7 +84,7 @@ def test_ratios_move_with_the_policy(method):
     assert float(found.detach()) == pytest.approx(expected)
 
 
-def test_completions_with_nothing_to_learn_cost_nothing():
+def test_completions_without_gradient_skip_the_forward_pass():
     batch, _ = rollout([1.0, 0.0, 2.0, 0.0])
     learned = replace(batch, learned_B=torch.tensor([True, False, True, False]))
     assert [bool(cost) for cost in learned.cost()] == [True, False, True, False]

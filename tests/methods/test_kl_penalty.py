@@ -139,7 +139,7 @@ def test_the_table_of_expected_gradients(estimator, kl_in, share):
         ("k3", "loss", "use method.kl_estimator=exact or k2"),
     ],
 )
-def test_what_is_wrong_is_refused_with_the_reason(method, estimator, kl_in, reason):
+def test_biased_kl_combinations_are_refused_with_the_reason(method, estimator, kl_in, reason):
     if (method, estimator, kl_in) == ("grpo", "k3", "loss"):
         assert made(method, tiny_model()).kl_estimator == "k3"  # the published default
         return

@@ -33,7 +33,7 @@ def test_its_gradient_at_zero_is_a_quarter_of_beta():
     assert torch.autograd.grad(loss, ratio)[0].tolist() == pytest.approx([-0.05, 0.05])
 
 
-def test_it_is_finite_however_far_the_policy_has_gone():
+def test_kto_is_finite_for_large_log_ratios():
     ratio = torch.tensor([-500.0, 500.0, -500.0, 500.0], requires_grad=True)
     loss = kto(ratio, torch.tensor([True, True, False, False]), torch.zeros(4), beta=1.0, reduction="none")
     assert loss.tolist() == pytest.approx([1, 0, 0, 1])
@@ -63,7 +63,7 @@ def test_the_baseline_is_measured_on_unrelated_completions():
 
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
-def test_at_the_start_every_completion_costs_half_its_weight(loss):
+def test_initial_kto_loss_is_half_the_label_weight(loss):
     method = made("kto", precise(), loss=loss, desirable_weight=2.0, undesirable_weight=3.0)
     found = method.loss_sum(method.prepare(judgements([True, False, False])))
     # ½ · 2 + ½ · 3 + ½ · 3
@@ -73,7 +73,7 @@ def test_at_the_start_every_completion_costs_half_its_weight(loss):
     assert metrics["log_ratio_max"] == pytest.approx(0, abs=1e-12)
 
 
-def test_away_from_the_start_it_is_equation_8():
+def test_kto_loss_of_an_updated_policy_is_equation_8():
     policy, reference, batch = precise(1), precise(0), judgements([True, False, True, False, False])
     settings: dict[str, Any] = {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 0.5}
     method = made("kto", policy, reference=reference, **settings)
@@ -117,7 +117,7 @@ def test_one_completion_has_no_unrelated_one():
         made("kto", precise(), batch_size=1)
 
 
-def test_a_run_with_an_odd_batch_on_data_without_a_single_thumb_down(tmp_path, monkeypatch):
+def test_kto_runs_with_an_odd_batch_and_no_undesirable_label(tmp_path, monkeypatch):
     monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "good.jsonl"
     path.write_text(

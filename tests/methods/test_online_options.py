@@ -113,12 +113,12 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("method", "changed", "beside"), CASES)
-def test_the_key_changes_what_is_learned(method, changed, beside):
+def test_each_key_changes_the_update(method, changed, beside):
     before, after = learned(method, **beside), learned(method, **{**beside, **changed})
     assert before.shape != after.shape or not torch.allclose(before, after, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", CHANGES)
-def test_no_key_is_forgotten(method):
+def test_every_key_has_a_case(method):
     tried = {key for changed, _ in CHANGES[method] for key in changed}
     assert set(defaults(method)) - COMMON == tried | ELSEWHERE.get(method, set())

@@ -36,7 +36,7 @@ class Duel:
     def to(self, device: Any) -> None: ...
 
 
-def test_standings_leave_out_oneself_and_what_nobody_can_tell():
+def test_average_preference_skips_self_comparison_and_nan():
     beats_PGG = torch.tensor([[[0.5, 1.0, 0.8], [0.0, 0.5, NAN], [0.2, NAN, 0.5]]])
     # 1 and 0.8; 0; 0.2.
     assert average_preference(beats_PGG).tolist() == [pytest.approx([0.9, 0.0, 0.2])]
@@ -57,7 +57,7 @@ def test_a_reward_becomes_a_preference_by_its_difference():
     assert beats_B[2].isnan()
 
 
-def test_a_completion_nobody_can_place_is_neither_best_nor_worst():
+def test_an_unscorable_completion_is_neither_best_nor_worst():
     # 1 never beats the two that are known, nobody can tell of 4: without it 3 is the best and 1 the worst.
     table = {("1", "3"): 0.3, ("3", "1"): 0.45} | {pair: NAN for known in "13" for pair in ((known, "4"), ("4", known))}
     found = asked("online_dpo", [[1, 0], [4, 0], [3, 0]], table, group_size=3, batch_size=1)
@@ -120,7 +120,7 @@ def scored_duel(method: str, says: Sequence[Sequence[int]], **changes: Any) -> A
         ({"mask_truncated_completions": True}, [2, 0], [1, 0]),
     ],
 )
-def test_online_dpo_penalises_or_leaves_out_what_was_cut(changes, chosen, rejected):
+def test_online_dpo_penalises_or_masks_truncated_completions(changes, chosen, rejected):
     prepared = scored_duel("online_dpo", [[1, 0], [3, 4], [2, 0]], **changes).prepare(prompts(1))
     assert prepared.decided_B.tolist() == [True]
     assert [rows.ids[0].tolist()[2:] for rows in (prepared.pairs.chosen, prepared.pairs.rejected)] == [chosen, rejected]
@@ -131,7 +131,7 @@ def test_online_dpo_with_one_whole_completion_has_no_pair():
     assert prepared.decided_B.tolist() == [False]
 
 
-def test_nash_penalises_or_leaves_out_what_was_cut():
+def test_nash_md_penalises_or_masks_truncated_completions():
     mine, theirs = [[3, 4], [1, 0]], [[2, 0], [2, 7]]
 
     def won(**changes: Any) -> tuple[list[float], list[bool]]:
@@ -155,7 +155,7 @@ def test_a_penalty_needs_a_reward_to_take_it_off(method):
         asked(method, [[1, 0]], {}, missing_eos_penalty=1.0)
 
 
-def test_a_scalar_method_refuses_what_only_compares(tmp_path):
+def test_grpo_refuses_a_pairwise_preference(tmp_path):
     from postrain.jobs.session import TRAIN, execute  # noqa: PLC0415  # only this test runs anything
 
     words = ["method=grpo", "reward=pairwise", f"reward.function={__name__}.longer", f"paths.output={tmp_path}"]
@@ -218,7 +218,7 @@ def says(model: Any) -> list[float]:
         return model(torch.tensor([[5]])).logits[0, -1].softmax(-1)[ROCK : SCISSORS + 1].tolist()
 
 
-def test_rock_paper_scissors_comes_out_uniform():
+def test_nash_md_on_rock_paper_scissors_converges_to_uniform():
     """No reward can express a circle: whatever is paid most would be all that is said. The equilibrium plays all alike.
 
     The policy begins with rock, nearly always; the start it is held to plays uniformly.

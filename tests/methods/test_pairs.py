@@ -98,7 +98,7 @@ def test_simpo():
     assert combine(found.metrics)["margin"] == pytest.approx(2 * (chosen - rejected).mean().item())
 
 
-def test_simpo_asks_equal_answers_for_its_margin():
+def test_simpo_loss_of_equal_completions_is_that_of_the_margin():
     # β 2, γ/β 0.5: equal means cost −ln σ(−1) = ln (1 + e)
     policy, batch = precise(), pairs(1)
     same = type(batch)(batch.chosen, batch.chosen, batch.margin_B)
@@ -107,7 +107,7 @@ def test_simpo_asks_equal_answers_for_its_margin():
     )
 
 
-def test_cpo_is_dpo_without_reference_beside_imitation():
+def test_cpo_is_reference_free_dpo_plus_sft():
     policy, batch = precise(), pairs(5)
     cpo = made("cpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1).loss_sum(batch).total
     dpo = made("dpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1, reference_free=True)
@@ -121,7 +121,7 @@ def test_cpo_is_dpo_without_reference_beside_imitation():
 
 
 @pytest.mark.parametrize("method", WITHOUT_REFERENCE)
-def test_the_gradient_does_not_know_the_micro_batches(method):
+def test_gradient_is_independent_of_micro_batch_size(method):
     policy, batch = precise(), pairs(5)
     learner = made(method, policy)
     whole = flat_gradient(policy, learner.loss_sum(batch).total)

@@ -44,7 +44,7 @@ KNOWN, VALUES = [[1, 7, 0], [2, 0]], {"1": 1.0, "2": 0.0, "3": NAN}
         ([1, 9, 9], {"mask_truncated_completions": True}),
     ],
 )
-def test_ppo_leaves_out_what_it_cannot_use(left_out, changes):
+def test_ppo_skips_unscorable_and_masked_episodes(left_out, changes):
     """An unscorable (or, where asked, truncated) episode has no advantage, no value target, no place in whitening and
     counts."""
     without, among = ppo(KNOWN, VALUES, **changes), ppo([*KNOWN, left_out], VALUES, **changes)
@@ -65,7 +65,7 @@ def test_ppo_with_nothing_scorable_has_no_minibatch_items():
     assert noted(found, "value/explained_variance") == 0
 
 
-def test_the_critics_share_survives_large_returns():
+def test_explained_variance_is_exact_for_large_returns():
     # Returns offset ± 1, errors ± 0.5: 1 - 0.25 / 1.
     for offset in (0.0, 1_000.0, 100_000.0):
         returns_BT = offset + torch.tensor([[1.0, -1.0]])

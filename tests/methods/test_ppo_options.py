@@ -59,7 +59,7 @@ def flat(folder) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_key_changes_what_is_learned(change, untouched, tmp_path):
+def test_each_key_changes_the_update(change, untouched, tmp_path):
     folder = small_run(tmp_path, *BASE, *change.split())
     assert not torch.equal(flat(folder), untouched)
     last = records(folder)[-1]

@@ -34,7 +34,7 @@ def model_of(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_kept_and_fresh_give_the_same_run(adapter, cache, tmp_path, capsys):
+def test_precomputed_and_online_reference_logps_give_the_same_run(adapter, cache, tmp_path, capsys):
     def run(precompute: str) -> list[dict]:
         return records(quick(tmp_path, f"adapter={adapter}", f"method.precompute_ref_log_probs={precompute}"))
 
@@ -56,7 +56,7 @@ def test_kept_and_fresh_give_the_same_run(adapter, cache, tmp_path, capsys):
     assert computed[1]["log_ratio_max"] < 1e-5
 
 
-def test_what_is_kept_goes_by_model_and_data_and_another_reference_is_named(cache, tmp_path, capsys):
+def test_cache_depends_on_model_and_data_and_names_a_separate_reference(cache, tmp_path, capsys):
     other = model_of(tmp_path).model
     assert not cache.exists()
     quick(tmp_path, "method.updates=1")
@@ -158,7 +158,7 @@ def test_ref_sync_steps_needs_a_reference_computed_at_every_update(settings):
         made("dpo", precise(), ref_sync_steps=4, **settings)
 
 
-def test_an_adapter_switched_off_cannot_follow():
+def test_ref_sync_is_refused_with_an_adapter():
     with pytest.raises(ConfigError, match=r"^method\.ref_sync_steps: not with an adapter.*leave it 0$"):
         made("kto", lora().wrap(tiny_model(), head="causal"), ref_sync_steps=4)
 

@@ -103,7 +103,7 @@ def test_equal_rewards_give_no_gradient_and_say_so(method):
     assert noted(found, "group/frac_reward_zero_std") == 1
 
 
-def test_nobody_can_score_anything():
+def test_unscorable_rewards_give_no_gradient_in_a_run():
     found = asked("grpo", [[1, 0], [2, 0]], {"1": NAN, "2": NAN})
     assert not found.prepare(prompts(2)).advantages_BT.any()
     assert noted(found, "reward/unscorable") == 1
@@ -122,7 +122,7 @@ def test_groups_of_the_same_prompt_are_compared():
     assert found.denominator(minibatch) == 4
 
 
-def test_what_was_cut_is_fined_or_left_out():
+def test_truncated_completions_are_penalised_or_masked():
     says = [[3, 4], [3, 0]]
     fined = asked("grpo", says, {"3": 1.0}, scale_rewards="none", missing_eos_penalty=0.5, batch_size=1)
     # Rewards 0.5 and 1: mean 0.75.
@@ -139,7 +139,7 @@ def test_what_was_cut_is_fined_or_left_out():
     assert masked.prepare(prompts(1)).learned_B.tolist() == [False, True]
 
 
-def test_further_prompts_replace_groups_that_are_all_equal():
+def test_dynamic_sampling_replaces_zero_variance_groups():
     # Prompts 0 and 2 agree with themselves, 1 and 3 do not: the second wave supplies the second group.
     says = [[1, 0], [1, 0], [1, 0], [2, 0], [2, 0], [2, 0], [2, 0], [1, 0]]
     found = asked("grpo", says, {"1": 1.0, "2": 0.0}, dynamic_sampling=2)
@@ -153,7 +153,7 @@ def test_further_prompts_replace_groups_that_are_all_equal():
 
 
 @pytest.mark.parametrize("method", FAMILY)
-def test_the_step_is_divided_by_the_batch_whatever_was_found(method):
+def test_step_is_divided_by_batch_size_with_few_useful_groups(method):
     """One group of eight differs: with six more to draw from or without, the step of two mini-batches is the same."""
     same, pair = [[2, 0], [2, 0]], [[1, 0], [2, 0]]
     values = {"1": 1.0, "2": 0.0}
@@ -173,7 +173,7 @@ def test_the_step_is_divided_by_the_batch_whatever_was_found(method):
 
 
 @pytest.mark.parametrize("minibatches", [1, 4])
-def test_a_batch_with_nothing_useful_still_has_its_minibatches(minibatches):
+def test_a_batch_of_zero_variance_groups_has_all_minibatches(minibatches):
     found = asked("grpo", [[1, 0]], {"1": 1.0}, batch_size=4, minibatches_per_epoch=minibatches, dynamic_sampling=1)
     prepared = found.prepare(prompts(8))
     assert noted(found, "group/with_gradient") == 0
@@ -183,7 +183,7 @@ def test_a_batch_with_nothing_useful_still_has_its_minibatches(minibatches):
 
 
 @pytest.mark.parametrize(("method", "changes"), [("reinforce", {}), ("grpo", {"scale_rewards": "batch"})])
-def test_what_is_left_out_is_in_no_statistic(method, changes):
+def test_unselected_groups_are_in_no_statistic(method, changes):
     """Two groups that differ, drawn alone or among others that agree: the same advantages."""
     pair, same = [[1, 0], [2, 0]], [[2, 0], [2, 0]]
     values = {"1": 1.0, "2": 0.0}
@@ -200,7 +200,7 @@ def test_nothing_that_can_be_scored_is_no_gradient(method, changes):
     assert found.prepare(prompts(2)).cost() == [0, 0, 0, 0]
 
 
-def test_what_nobody_scored_is_in_no_mean():
+def test_unscorable_completions_are_in_no_mean():
     """Its KL is off the returns of others: rewards 2, 0 and nobody knows, baseline 1, KL 0, 0 and 8."""
     found = asked("reinforce", [[1, 0]], {"1": 1.0}, batch_size=1, group_size=3)
     kl_BT, mask_BT = torch.tensor([[0.0], [0.0], [8.0]]), torch.ones(3, 1, dtype=torch.bool)
@@ -224,7 +224,7 @@ def test_two_minibatches_hold_whole_groups():
     assert all(rows[0] == rows[1] and rows[2] == rows[3] for rows in seen)
 
 
-def test_rloo_takes_the_kl_off_the_reward():
+def test_rloo_subtracts_the_kl_from_the_reward():
     """The penalty is 0.05 for each of two tokens: 0.1 less reward."""
     found = asked("rloo", [[1, 0], [2, 0]], {"1": 1.0, "2": 1.0}, batch_size=1)
     penalty_BT = torch.tensor([[0.05, 0.05], [0.0, 0.0]])
@@ -249,7 +249,7 @@ def test_a_group_of_one_is_refused(method):
     assert asked("reinforce", [[1, 0]], {"1": 1.0}, group_size=1).group_size == 1
 
 
-def test_an_engine_that_computes_something_else_is_found():
+def test_an_engine_with_other_log_probabilities_is_rejected():
     found = asked("grpo", [[1, 0], [2, 0]], {"1": 1.0, "2": 0.0})
     prepared = found.prepare(prompts(2))
     found.loss_sum(prepared)

@@ -98,7 +98,7 @@ def test_a_completion_does_not_depend_on_its_neighbours(architecture, settings):
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_all_ways_through_a_model_draw_the_same(architecture):
+def test_all_decode_backends_sample_the_same_tokens(architecture):
     model, many = tiny_model(architecture), prompts(9)
     usual = engine(batch_rows=4).generate(model, many, seeds=range(9), stop=Stop((0, 5)))
     for slower in (FastBackend, SlotBackend):
@@ -106,14 +106,14 @@ def test_all_ways_through_a_model_draw_the_same(architecture):
         assert same(usual, engine(batch_rows=4).generate(model, many, seeds=range(9), stop=Stop((0, 5))))
 
 
-def test_each_architecture_goes_the_fastest_way_it_can():
+def test_each_architecture_gets_its_fastest_backend():
     ways = {name: type(backend_for(tiny_model(name), spec=SPEC, dtype=None)) for name in SHAPES}
     assert ways == {"gpt2": FastBackend, "llama": FastBackend, "qwen3": FastBackend, "gemma3": SlotBackend}
     with torch.autocast("cpu", torch.bfloat16):
         assert isinstance(backend_for(tiny_model(), spec=SPEC, dtype=None), SlotBackend)
 
 
-def test_a_way_that_gives_other_logits_is_not_taken():
+def test_a_backend_with_other_logits_is_not_used():
     model = tiny_model("llama")
     # Granite's: a factor that our own forward knows nothing of.
     model.lm_head.register_forward_hook(lambda layer, given, logits: logits * 2)
@@ -128,7 +128,7 @@ def refuse_masks(layer, given, named):
         raise ValueError("no such mask")
 
 
-def test_a_prompt_is_run_once_for_its_group():
+def test_a_group_prefills_its_prompt_once():
     model, (first, second) = tiny_model(), prompts(2)
     run: list[int] = []
     model.transformer.register_forward_pre_hook(
@@ -178,7 +178,7 @@ def test_generating_leaves_the_model_as_it_was():
     assert model.training
 
 
-def test_nothing_to_continue():
+def test_generate_without_prompts_is_empty():
     assert engine().generate(tiny_model(), [], seeds=[], stop=Stop((0,))) == []
 
 
@@ -194,7 +194,7 @@ def test_without_an_end_all_reach_the_limit():
     assert [(len(item.ids), item.finished) for item in found] == [(12, False)] * 7
 
 
-def test_a_prompt_that_leaves_no_room():
+def test_a_prompt_beyond_the_context_is_refused():
     # 53 + 12 = 65 positions of 64
     with pytest.raises(ConfigError, match=r"rollout.max_new_tokens=12: a prompt of 53 tokens .* 64 positions"):
         engine().generate(tiny_model(), [torch.ones(53, dtype=torch.long)], seeds=[0], stop=Stop(()))

@@ -31,7 +31,7 @@ def test_rows_find_their_groups():
         [0] * 20 + list(range(1, 16)),  # sixteen groups of spec for twenty would be ten times the rows
     ],
 )
-def test_where_it_does_not_pay_rows_stay_alone(family):
+def test_small_groups_do_not_use_shared_attention(family):
     assert prompt_groups(torch.tensor(family)) is None
 
 

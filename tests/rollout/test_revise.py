@@ -75,7 +75,7 @@ def run(
     return revise(engine, Model(context), engine.template, prompts, said, [KIND], seeds[: len(prompts)])
 
 
-def test_a_reply_is_criticised_and_written_anew(template: Template) -> None:
+def test_a_reply_is_criticised_and_revised(template: Template) -> None:
     engine = Scripted(template, by_turn)
     (found,) = run(engine, ["Will you?"], [" No."])
     # It begins with the blank that its original begins with.
@@ -107,7 +107,7 @@ def test_a_row_depends_on_its_own_key_alone(template: Template) -> None:
     assert drawn((6, 2)) == {i: whole[i] for i in (6, 2)}
 
 
-def test_where_there_is_no_room_to_ask_the_reply_stays(template: Template) -> None:
+def test_a_conversation_beyond_the_context_keeps_the_reply(template: Template) -> None:
     engine = Scripted(template, by_turn)
     short, long = run(engine, ["Hi.", "word " * 300], ["No.", "No."], context=256)
     assert short.revised == "Thank you, I will."
@@ -117,13 +117,13 @@ def test_where_there_is_no_room_to_ask_the_reply_stays(template: Template) -> No
     assert unasked.revised == "No."
 
 
-def test_a_model_that_says_nothing_changes_nothing(template: Template) -> None:
+def test_empty_critiques_change_nothing(template: Template) -> None:
     engine = Scripted(template, lambda text: "" if "write your reply" in text else "It is curt.")
     (found,) = run(engine, ["Hi."], ["No."])
     assert found.revised == "No."
 
 
-def test_a_revision_that_was_cut_is_none(template: Template) -> None:
+def test_a_truncated_revision_is_discarded(template: Template) -> None:
     (found,) = run(Scripted(template, by_turn, finished=False), ["Will you?"], ["No."])
     assert (found.critique, found.revised) == ("It is curt.", "No.")
 
@@ -144,7 +144,7 @@ def test_revisions_become_pairs_unless_nothing_changed() -> None:
     ]
 
 
-def test_without_principles_there_is_nothing_to_hold_it_to(template: Template) -> None:
+def test_revise_without_principles_is_refused(template: Template) -> None:
     with pytest.raises(ConfigError, match="principles: expected at least one sentence"):
         revise(Scripted(template, by_turn), Model(512), template, ["Hi."], ["No."], [], [1])
 

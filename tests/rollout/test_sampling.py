@@ -75,7 +75,7 @@ def test_a_rows_numbers_are_its_own():
     assert torch.equal(uniforms([4], 16)[0], uniforms([4], 32)[0, :16])
 
 
-def test_what_is_no_number_still_gives_a_token():
+def test_nan_logits_give_a_valid_token():
     tokens, logps = draw(torch.full((2, 100), torch.nan), torch.tensor([0.2, 0.9]), Sampling(1))
     assert ((tokens >= 0) & (tokens < 100)).all()
     assert logps.isnan().all()

@@ -113,7 +113,7 @@ def who_wrote(template: Template, episodes: Rollouts) -> tuple[str, str]:
     return template.decode(ids[own]), template.decode(ids[~own])
 
 
-def test_an_episode_is_over_when_the_environment_says_so(template: Template) -> None:
+def test_done_of_the_environment_ends_the_episode(template: Template) -> None:
     engine, found = played(template, [" 3!", " 9!", " 7!", " never"], Guessing())
     assert found.completions == (" 3! Higher. 9! Lower. 7! Yes, after 3.",)
     assert who_wrote(template, found) == (" 3! 9! 7!", "Guess. Higher. Lower. Yes, after 3.")
@@ -136,7 +136,7 @@ def test_recorded_logps_are_those_of_supervised_tokens_in_order(template: Templa
     assert found.rows.ids[0][found.rows.supervised[0]].equal(torch.cat(said))
 
 
-def test_an_end_token_ends_the_episode_and_asks_nobody(template: Template) -> None:
+def test_an_end_token_ends_the_episode_without_a_call(template: Template) -> None:
     _, found = played(template, [f" 7{END}"], Guessing())
     assert found.environment_stats is not None
     assert (found.environment_stats[0].calls, found.finished_B.tolist(), found.reward_B.tolist()) == (0, [True], [0.0])
@@ -176,7 +176,7 @@ def test_no_turn_is_opened_without_a_token_left(template: Template) -> None:
     assert found.finished_B.tolist() == [False]
 
 
-def test_an_answer_without_room_is_left_out_whole_and_counted(template: Template) -> None:
+def test_an_observation_beyond_the_room_is_dropped_and_counted(template: Template) -> None:
     room = len(template.encode_continuation(" Higher.")) + 1
     _, found = played(template, [" 1!", " 2!"], Guessing(room=room))
     assert found.completions == (" 1! Higher. 2!",)
@@ -186,7 +186,7 @@ def test_an_answer_without_room_is_left_out_whole_and_counted(template: Template
     assert found.reward_B.tolist() == [-0.5]
 
 
-def test_without_an_environment_nothing_is_said_of_one(template: Template) -> None:
+def test_no_environment_logs_no_environment_metrics(template: Template) -> None:
     _, found = played(template, [" 1! 2!"], SINGLE_TURN)
     assert found.environment_stats is None
     assert not any(name.startswith("environment") for name in found.metrics())
@@ -252,7 +252,7 @@ def test_packed_rows_with_holes_score_as_single_ones(policy: Any, episodes: Roll
         assert torch.allclose(together.logps_BT[row, : len(alone)], alone, atol=1e-5)
 
 
-def test_no_gradient_teaches_the_answers(policy: Any, episodes: Rollouts) -> None:
+def test_observations_have_no_gradient(policy: Any, episodes: Rollouts) -> None:
     """The gradient of the log-probabilities with respect to each position's logits is zero where the next token is an
     answer's: what is trained on is the sum over the policy's own tokens, written out here by hand."""
     row = next(i for i, own in enumerate(episodes.rows.supervised) if not own[own.long().argmax() :].all())
@@ -272,7 +272,7 @@ def test_no_gradient_teaches_the_answers(policy: Any, episodes: Rollouts) -> Non
     policy.zero_grad()
 
 
-def test_a_row_does_not_know_its_neighbours(policy: Any, template: Template, episodes: Rollouts) -> None:
+def test_an_episode_is_independent_of_the_other_rows(policy: Any, template: Template, episodes: Rollouts) -> None:
     for row in (0, 3, 17):
         alone = sampled(policy, template, [(SUMS * 3)[row]], seeds=[row])
         assert alone.rows.ids[0].equal(episodes.rows.ids[row])
@@ -295,7 +295,7 @@ def test_limits_cut_rows_and_nothing_else(architecture: str) -> None:
     assert len(short[5].ids) <= 4
 
 
-def test_a_tool_nobody_calls_changes_nothing(policy: Any, template: Template) -> None:
+def test_an_unused_environment_changes_nothing(policy: Any, template: Template) -> None:
     plain = sampled(policy, template, SUMS, seeds=range(6), option="none")
     tagged = sampled(policy, template, SUMS, seeds=range(6), option="calculator_tags")
     assert plain.completions == tagged.completions
@@ -374,7 +374,7 @@ class Odd:
         SystemExit(0),
     ],
 )
-def test_an_environment_that_answers_or_pays_what_it_cannot_is_one_line(answer: Any) -> None:
+def test_an_invalid_step_of_an_environment_is_a_one_line_error(answer: Any) -> None:
     environment: Any = Odd(answer)
     with pytest.raises(ConfigError, match=r"^environment Odd(: returned .*; expected a Step| raised )") as caught:
         _step(environment, None, "2 + 2 =")

@@ -1,4 +1,4 @@
-"""rollout=vllm with a stand-in for vLLM: what it is told, when it gets weights, and what becomes of its answers.
+"""rollout=vllm with a stand-in for vLLM: what it is calls, when it gets weights, and what becomes of its answers.
 
 The stand-in is a module named vllm whose LLM writes a script; the server is a real HTTP server on loopback.
 """
@@ -30,7 +30,7 @@ SEEDS = [11, 2**62, 13]
 
 @dataclass
 class Told:
-    """Everything the stand-in was told, in order."""
+    """Everything the stand-in was calls, in order."""
 
     made: dict[str, Any] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
@@ -45,31 +45,31 @@ def answer(prompt: list[int], settings: Mapping[str, Any]) -> tuple[list[int], l
     return ids, [-0.5 * (i + 1) for i in range(len(ids))], "stop" if ids[-1] == END else "length"
 
 
-def stand_in(told: Told) -> ModuleType:
+def stand_in(calls: Told) -> ModuleType:
     """A module with what the engine uses of vLLM."""
 
     class LLM:
         def __init__(self, **settings: Any) -> None:
-            told.made = settings
+            calls.made = settings
 
         def apply_model(self, function: Any) -> list[Any]:
-            told.events.append("weights")
-            return [function(SimpleNamespace(load_weights=lambda weights: told.weights.update(weights)))]
+            calls.events.append("weights")
+            return [function(SimpleNamespace(load_weights=lambda weights: calls.weights.update(weights)))]
 
         def reset_prefix_cache(self) -> None:
-            told.events.append("reset")
+            calls.events.append("reset")
 
         def sleep(self, level: int) -> None:
-            told.events.append(f"sleep {level}")
+            calls.events.append(f"sleep {level}")
 
         def wake_up(self) -> None:
-            told.events.append("wake")
+            calls.events.append("wake")
 
         def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool) -> list[Any]:
-            told.events.append("generate")
-            told.prompts = [prompt["prompt_token_ids"] for prompt in prompts]
-            told.settings = [vars(values) for values in settings]
-            found = [answer(prompt, values) for prompt, values in zip(told.prompts, told.settings, strict=True)]
+            calls.events.append("generate")
+            calls.prompts = [prompt["prompt_token_ids"] for prompt in prompts]
+            calls.settings = [vars(values) for values in settings]
+            found = [answer(prompt, values) for prompt, values in zip(calls.prompts, calls.settings, strict=True)]
             return [SimpleNamespace(outputs=[output(*one)]) for one in found]
 
     def output(ids: list[int], logps: list[float], reason: str) -> Any:
@@ -86,7 +86,7 @@ def stand_in(told: Told) -> ModuleType:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Told:
     found = Told()
     monkeypatch.setitem(sys.modules, "vllm", stand_in(found))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -114,14 +114,14 @@ def model() -> Any:
 STOP = Stop((END, 3), ("=", "</calc>"), str)
 
 
-def test_each_row_has_its_own_seed_and_all_the_same_stops(told, model):
+def test_each_row_has_its_own_seed_and_all_the_same_stops(calls, model):
     engine(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, max_new_tokens=9).generate(
         model, PROMPTS, seeds=SEEDS, stop=STOP
     )
-    assert told.prompts == [[5, 6, 7], [8], [5, 6, 7]]
-    assert [settings.pop("seed") for settings in told.settings] == SEEDS
-    assert told.settings[0] == told.settings[1] == told.settings[2]
-    assert told.settings[0] == {
+    assert calls.prompts == [[5, 6, 7], [8], [5, 6, 7]]
+    assert [settings.pop("seed") for settings in calls.settings] == SEEDS
+    assert calls.settings[0] == calls.settings[1] == calls.settings[2]
+    assert calls.settings[0] == {
         "max_tokens": 9,
         "temperature": 0.7,
         "top_k": 5,
@@ -137,19 +137,19 @@ def test_each_row_has_its_own_seed_and_all_the_same_stops(told, model):
     }
 
 
-def test_no_top_k_is_all_tokens(told, model):
+def test_no_top_k_is_all_tokens(calls, model):
     engine().generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert told.settings[0]["top_k"] == -1
+    assert calls.settings[0]["top_k"] == -1
 
 
-def test_what_earlier_turns_left_is_each_rows_limit(told, model):
+def test_what_earlier_turns_left_is_each_rows_limit(calls, model):
     found = engine().generate(model, PROMPTS, seeds=SEEDS, stop=Stop((END,), limits=(2, 1, 40)))
-    assert [settings["max_tokens"] for settings in told.settings] == [2, 1, 40]
+    assert [settings["max_tokens"] for settings in calls.settings] == [2, 1, 40]
     assert [item.ids.tolist() for item in found] == [[5, 6], [8], [5, 6, 7, END]]
     assert [item.finished for item in found] == [False, False, True]
 
 
-def test_tokens_and_their_own_logps_come_back_in_order(told, model):
+def test_tokens_and_their_own_logps_come_back_in_order(calls, model):
     found = engine().generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
     assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
@@ -157,46 +157,46 @@ def test_tokens_and_their_own_logps_come_back_in_order(told, model):
     assert found[0].logps.dtype == torch.float32
 
 
-def test_what_it_records_is_not_taken_for_the_policys(told):
+def test_vllm_logps_are_not_used_as_old_logps(calls):
     assert not engine().exact
     sampling = engine(stop=["."], min_p=0.25).sampling
     assert (sampling.stop, sampling.min_p) == ((".",), 0.25)
 
 
-def test_weights_are_handed_over_once_for_each_change(told, model):
+def test_weights_are_transferred_once_per_change(calls, model):
     vllm = engine()
     for _ in range(2):
         vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert told.events == ["weights", "reset", "generate", "generate"]
+    assert calls.events == ["weights", "reset", "generate", "generate"]
     with torch.no_grad():
         model.transformer.wte.weight[3] += 1
     vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert told.events[4:] == ["weights", "reset", "generate"]
-    assert told.weights.keys() == dict(model.named_parameters()).keys()
-    assert told.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
+    assert calls.events[4:] == ["weights", "reset", "generate"]
+    assert calls.weights.keys() == dict(model.named_parameters()).keys()
+    assert calls.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
 
 
-def test_a_greedy_look_samples_from_the_same_weights(told, model):
+def test_the_greedy_engine_uses_the_same_weights(calls, model):
     vllm = engine(temperature=0.7)
     vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    told.made.clear()
+    calls.made.clear()
     greedy(vllm).generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert told.settings[0]["temperature"] == 0
-    assert told.events == ["weights", "reset", "generate", "generate"]
-    assert not told.made
+    assert calls.settings[0]["temperature"] == 0
+    assert calls.events == ["weights", "reset", "generate", "generate"]
+    assert not calls.made
 
 
-def test_memory_is_given_back_between_rollouts(told, model):
+def test_sleep_frees_memory_between_rollouts(calls, model):
     vllm = engine(sleep=True)
     for _ in range(2):
         vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert told.made["enable_sleep_mode"]
-    assert told.events == ["weights", "reset", "generate", "sleep 1", "wake", "generate", "sleep 1"]
+    assert calls.made["enable_sleep_mode"]
+    assert calls.events == ["weights", "reset", "generate", "sleep 1", "wake", "generate", "sleep 1"]
 
 
-def test_the_engine_starts_from_the_policys_directory_and_type(told, model):
+def test_the_engine_starts_from_the_policys_directory_and_type(calls, model):
     engine(gpu_memory_utilization=0.4, max_model_len=256).generate(model.bfloat16(), PROMPTS, seeds=SEEDS, stop=STOP)
-    assert told.made == {
+    assert calls.made == {
         "model": "some/model",
         "trust_remote_code": False,
         "dtype": "bfloat16",
@@ -209,18 +209,18 @@ def test_the_engine_starts_from_the_policys_directory_and_type(told, model):
     }
 
 
-def test_a_model_without_a_directory_is_refused(told):
+def test_a_model_without_a_directory_is_refused(calls):
     with pytest.raises(ConfigError, match="rollout=local"):
         engine().generate(tiny_model(), PROMPTS, seeds=SEEDS, stop=STOP)
 
 
-def test_a_mixture_is_refused(told, model):
+def test_a_mixture_is_refused(calls, model):
     mixture = Mixture(model, SimpleNamespace(), 0.5)  # pyright: ignore[reportArgumentType] - never looked at
     with pytest.raises(ConfigError, match=r"mixture.*rollout=local"):
         engine().generate(mixture, PROMPTS, seeds=SEEDS, stop=STOP)
 
 
-def test_what_is_missing_is_said_in_one_line(told, monkeypatch):
+def test_missing_requirements_are_one_line_errors(calls, monkeypatch):
     for changes in ({"mode": "server"}, {"url": "http://x"}):
         with pytest.raises(ConfigError, match=r"^rollout\.url=.*rollout\.mode=server[^\n]*$"):
             engine(**changes)
@@ -229,7 +229,7 @@ def test_what_is_missing_is_said_in_one_line(told, monkeypatch):
         engine()
 
 
-def test_an_empty_stop_text_is_refused(told):
+def test_an_empty_stop_text_is_refused(calls):
     with pytest.raises(ConfigError, match=r"^rollout\.stop: an empty text"):
         _ = engine(stop=["a", ""]).sampling
 
@@ -238,8 +238,8 @@ def test_an_empty_stop_text_is_refused(told):
 
 
 @pytest.fixture
-def server(told: Told) -> Iterator[str]:
-    """A server that answers as vLLM's does; what it was asked is in `told`."""
+def server(calls: Told) -> Iterator[str]:
+    """A server that answers as vLLM's does; what it was asked is in `calls`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -248,7 +248,7 @@ def server(told: Told) -> Iterator[str]:
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told.events.append(self.path)
+            calls.events.append(self.path)
             if self.path != "/v1/completions":
                 return self.say(None)
             if asked["prompt"] == [8]:
@@ -256,7 +256,7 @@ def server(told: Told) -> Iterator[str]:
             return self.complete(asked)
 
         def complete(self, asked: dict[str, Any]) -> None:
-            told.settings.append(asked)
+            calls.settings.append(asked)
             ids, logps, reason = answer(asked["prompt"], asked)
             choice = {"token_ids": ids, "logprobs": {"token_logprobs": logps}, "finish_reason": reason}
             self.say({"choices": [choice]})
@@ -279,19 +279,19 @@ def server(told: Told) -> Iterator[str]:
 
 
 @pytest.fixture
-def transfer(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def transfer(calls: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's sender of weights: asks the source for names and then for numbers."""
 
     class Factory:
         @staticmethod
         def trainer_init(*, init_info: Any, client: Any, source: Any) -> Any:
-            told.made = {**vars(init_info), "client": client}
+            calls.made = {**vars(init_info), "client": client}
 
             def send_weights() -> None:
-                told.events.append("weights")
+                calls.events.append("weights")
                 described = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
                 assert described == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]
-                told.weights.update(source)
+                calls.weights.update(source)
 
             return SimpleNamespace(send_weights=send_weights)
 
@@ -311,18 +311,18 @@ def transfer(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("transfer")
-def test_a_server_is_asked_row_by_row_and_answers_in_order(told, server, model):
+def test_server_completions_come_back_in_order(calls, server, model):
     vllm = engine(mode="server", url=server, timeout=7.0)
     found = vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
     assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
     assert all(item.finished for item in found)
-    assert {asked["seed"] for asked in told.settings} == set(SEEDS)
-    for asked in told.settings:
+    assert {asked["seed"] for asked in calls.settings} == set(SEEDS)
+    for asked in calls.settings:
         assert (asked["model"], asked["return_token_ids"], asked["logprobs"]) == ("served", True, 0)
         assert (asked["stop_token_ids"], asked["stop"]) == ([END, 3], ["=", "</calc>"])
     # Two workers of the server and this process.
-    assert told.made == {
+    assert calls.made == {
         "master_address": "10.0.0.1",
         "master_port": 4321,
         "world_size": 3,
@@ -332,24 +332,24 @@ def test_a_server_is_asked_row_by_row_and_answers_in_order(told, server, model):
 
 
 @pytest.mark.usefixtures("transfer")
-def test_a_server_gets_weights_before_prompts_and_once_for_each_change(told, server, model):
+def test_a_server_gets_weights_before_prompts_and_once_for_each_change(calls, server, model):
     vllm = engine(mode="server", url=server)
     for _ in range(2):
         vllm.generate(model, PROMPTS[:1], seeds=SEEDS[:1], stop=STOP)
-    assert told.events == ["weights", "/reset_prefix_cache", "/v1/completions", "/v1/completions"]
+    assert calls.events == ["weights", "/reset_prefix_cache", "/v1/completions", "/v1/completions"]
     with torch.no_grad():
         model.transformer.wte.weight[3] += 1
     vllm.generate(model, PROMPTS[:1], seeds=SEEDS[:1], stop=STOP)
-    assert told.events[4:] == ["weights", "/reset_prefix_cache", "/v1/completions"]
-    assert told.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
+    assert calls.events[4:] == ["weights", "/reset_prefix_cache", "/v1/completions"]
+    assert calls.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
 
 
 @pytest.mark.usefixtures("transfer")
-def test_a_refusal_is_told_in_one_line(server, model):
+def test_an_http_error_is_a_one_line_error(server, model):
     with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*/v1/completions was refused \(400\)[^\n]*$"):
         engine(mode="server", url=server).generate(model, PROMPTS[1:2], seeds=[666], stop=STOP)
 
 
-def test_a_server_that_is_not_there_is_told_in_one_line(told, model):
+def test_an_unreachable_server_is_a_one_line_error(calls, model):
     with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*cannot be reached[^\n]*vllm serve[^\n]*$"):
         engine(mode="server", url="http://127.0.0.1:9").generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
