@@ -228,7 +228,7 @@ def test_opponent_is_resolved_before_weights_are_loaded(monkeypatch: pytest.Monk
 
 def test_reward_models_have_no_eval_model() -> None:
     data: Any = SimpleNamespace(
-        plan=SimpleNamespace(context=9, completion_tokens=1, seed=0, kind="Preference"),
+        spec=SimpleNamespace(context=9, completion_tokens=1, seed=0, kind="Preference"),
         chat_template=SimpleNamespace(tokenizer=None),
     )
     resolved: Any = SimpleNamespace(name="tiny")
