@@ -1,4 +1,4 @@
-"""What Python code does with a model without a run: load it, score completions, sample from it.
+"""Models in Python without a run: load, score completions, sample.
 
     model, tokenizer = load_model("nano")
     completions = generate(model, ["2 + 2 ="], max_new_tokens=8, num_generations=4, seed=0)
@@ -48,7 +48,7 @@ def load_model(
     `name` is an option of conf/model (nano, gpt2, smollm2, ...), a directory, a run folder, a .gguf file or a Hub name;
     `head` is causal for a language model or scalar for a reward model; `adapter` goes into it (LoRA(r=8)); `resize`
     adds embeddings for tokens that only the tokenizer has. Reads safetensors only and runs no code of a repository.
-    Raises ConfigError where the model cannot be had.
+    Raises ConfigError if the model is not available.
 
         >>> import postrain as pt
         >>> model, tokenizer = pt.load_model("nano")
@@ -77,9 +77,9 @@ class Generated:
     logps: list[float]
     """Log-probability of each token under the distribution it was drawn from, T numbers."""
     finished: bool
-    """True where it ended by itself, False where it was cut at max_new_tokens."""
+    """True if it ended with an end token or stop text, False if it was truncated at max_new_tokens."""
     prompt_ids: list[int]
-    """The tokens that it continues."""
+    """Token ids of its prompt."""
 
 
 def generate(

@@ -1,5 +1,4 @@
-"""The errors that everything knows: a user's mistake, and a signal. Apart from everything else, so that reading a
-folder needs no torch."""
+"""Shared exceptions: a user's mistake and a signal. Imports no torch, so that a folder can be read without it."""
 
 import argparse
 import signal
@@ -8,7 +7,7 @@ from typing import NoReturn
 
 
 class ConfigError(ValueError):
-    """A user's mistake: one line that names the key, file or line, what was expected, and a remedy."""
+    """A user's mistake: one line that names the key, file or line, what was expected, and what to do."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""Numbers, times, metric names and tables as a person reads them; for the console and the report."""
+"""Formats numbers, durations, metric names and tables for the console and the report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _TAILS = ("/total", "/exact", "/mean")
 
 
 def short(name: str) -> str:
-    """A metric's name as a person says it: reward/total → reward, eval/accuracy → eval accuracy."""
+    """A metric's name in words: reward/total → reward, eval/accuracy → eval accuracy."""
     for end in _TAILS:
         name = name.removesuffix(end)
     return name.replace("/", " ").replace("_", " ")
 
 
 def figure(value: float) -> str:
-    """Three digits that mean something."""
+    """A number with three significant digits."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:

@@ -54,8 +54,8 @@ DECIDING_METRICS = (
     "gold/total", "eval/reward/total", "eval/win_rate", "eval/step_accuracy", "eval/accuracy", "eval/perplexity",
     "eval/loss",
 )  # fmt: skip
-"""What decides between runs where their methods do not say so, the first that all have: the true worth of completions,
-then what they earn, then how well the model tells answers apart, then how well it predicts text."""
+"""Metrics that compare runs whose methods name none; the first that all runs have: the gold score of completions,
+then their reward, then accuracy on pairs, then perplexity and loss."""
 
 
 def declare(

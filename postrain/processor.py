@@ -1,4 +1,4 @@
-"""What this processor can do, found by trying it rather than by its name."""
+"""CPU capabilities, detected by running an operator rather than by the CPU's name."""
 
 from __future__ import annotations
 

@@ -132,12 +132,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Stop:
-    """What ends a completion; whatever ends it stays part of it."""
+    """End tokens and texts of a completion; they stay part of it."""
 
     ids: tuple[int, ...]
     """End tokens."""
     texts: tuple[str, ...] = ()
-    """A completion whose text holds one of these is over."""
+    """Texts that end a completion."""
     decode: Callable[[Sequence[int]], str] | None = None
     """Text of token ids, special tokens and all; needed for `texts`."""
     limits: tuple[int, ...] | None = None
@@ -161,7 +161,7 @@ class Step:
     """An environment's answer to a turn of the policy."""
 
     observation: str
-    """Text that follows the turn: the policy reads it and does not learn to write it."""
+    """Text appended after the turn; the policy conditions on it, and it is masked in the loss."""
     state: Any
     """What the environment is given at the next turn."""
     reward: float | None = None

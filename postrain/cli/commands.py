@@ -53,7 +53,7 @@ def ignore_closed_pipe() -> int:
 def overview() -> str:
     """The sub-commands, a line each."""
     lines = [f"  {name:<10}{meaning}" for name, meaning in COMMANDS.items()]
-    return "\n".join(["usage: postrain COMMAND ...", "", *lines, "", "postrain COMMAND --help tells more."])
+    return "\n".join(["usage: postrain COMMAND ...", "", *lines, "", "postrain COMMAND --help shows its options."])
 
 
 def _instead(name: str) -> str:

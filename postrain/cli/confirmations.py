@@ -1,4 +1,4 @@
-"""What the command line has to say again when a folder is resumed, beside resume=FOLDER, so that it can be pasted.
+"""Overrides that must be repeated to resume a folder, besides resume=FOLDER; the resume command includes them.
 
 Which values those are: trust.py.
 """

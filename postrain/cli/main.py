@@ -68,7 +68,7 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
         return ignore_closed_pipe()
     except KeyboardInterrupt:
         # Once a run has begun, runs/interrupt.py answers to Ctrl-C.
-        print("interrupted; nothing had begun", file=sys.stderr)
+        print("interrupted before the run started", file=sys.stderr)
         return 130
     except SystemExit as end:
         # runs/interrupt.py's Interrupted, which takes seconds to import. Behind everything else that is printed.
@@ -79,7 +79,7 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
 
 def _resume_hint(config_name: str, folder: Path, argv: Sequence[str]) -> str:
     if config_name == "evaluate":
-        return "an evaluation is not resumed; start it again"
+        return "an evaluation cannot be resumed; start it again"
     # How a sweep's jobs are launched is no part of the sweep.
     launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []
     return masked_text(
@@ -187,12 +187,12 @@ def prepend_sweep_overrides(argv: Sequence[str]) -> list[str]:
     if not words or not all(
         isinstance(said, list) and all(isinstance(w, str) for w in said) for said in (words, flags)
     ):
-        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not say how the sweep was started; start a new one")
+        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not record the command line; start a new sweep")
     today = {word.partition("=")[0] for word in argv}
     # Words whose secrets were masked in the file come from today.
     words = [word for word in words if MASK not in word or word.partition("=")[0] not in today]
     if lost := [word.partition("=")[0] for word in words if MASK in word]:
-        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml holds no secrets; say again {', '.join(lost)}=...")
+        raise ConfigError(f"resume: {folders[-1]}/sweep.yaml contains no secrets; repeat {', '.join(lost)}=...")
     UntrustedFolder(folders[-1], override_items(argv)).check_overrides([*join_flags(flags), *words])
     return ["--multirun", *flags, *words, *(word for word in argv if word not in ("-m", "--multirun"))]
 

@@ -29,7 +29,7 @@ from postrain.errors import ConfigError, Parser
 
 SHELLS = ("bash", "fish", "zsh")
 COMPLETION = [f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in SHELLS]
-# What Hydra and OmegaConf say, and what it means to somebody who typed an override.
+# Messages of Hydra and OmegaConf, and what they mean for an override.
 MEANINGS = {
     "Cannot merge DictConfig with ListConfig": "expected a list, got a mapping",
     "ListConfig indices must be integers or slices": "expected the number of an item of a list",
@@ -68,7 +68,7 @@ def split_cfg_flags(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace 
 def _unknown(token: str) -> str:
     word = token.lstrip("-").partition("=")[0]
     hint = suggest_key(word, lambda key: True) or f"did you mean {word or 'method'}=...?"
-    return f"{token}: no such flag; settings are words without dashes, as in seed=1; {hint}"
+    return f"{token}: no such flag; settings are written KEY=VALUE without dashes, as in seed=1; {hint}"
 
 
 def _misused(arguments: argparse.Namespace) -> Iterator[str]:
@@ -81,7 +81,7 @@ def _misused(arguments: argparse.Namespace) -> Iterator[str]:
         yield "--run --multirun: expected one of them"
     for flag in ("resolve", "package"):
         if getattr(arguments, flag) and not arguments.cfg:
-            yield f"--{flag}: says how --cfg shows a config; write --cfg job --{flag}"
+            yield f"--{flag}: changes the output of --cfg; write --cfg job --{flag}"
     if arguments.experimental_rerun is not None:
         yield "--experimental-rerun: not supported; resume=FOLDER resumes a run, manifest.json says how to repeat it"
     if arguments.shell_completion and (len(arguments.overrides) != 1 or arguments.overrides[0] not in COMPLETION):
@@ -112,7 +112,7 @@ def unknown_hydra_keys(key: str) -> Iterator[str]:
         if part not in names:
             near = get_close_matches(part, names, n=1)
             yield f"{key}: unknown key of Hydra" + (
-                f"; did you mean {path}.{near[0]}?" if near else f"; known here: {', '.join(names)}"
+                f"; did you mean {path}.{near[0]}?" if near else f"; known keys: {', '.join(names)}"
             )
             return
         section, path = get_type_hints(section)[part], f"{path}.{part}"

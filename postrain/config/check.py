@@ -1,4 +1,4 @@
-"""Holds a composed config against the constructors it names, before anything is built (tree.py builds it).
+"""Checks a composed config against the signatures of its constructors, before anything is built (tree.py builds it).
 
 Every problem is reported, in one error, a line each: unknown key, missing key, wrong type, value out of range, target
 that cannot be imported. Leaves out what only a run can tell (does the file exist, does the model fit the data).
@@ -31,9 +31,9 @@ from postrain.config.schema import (
 from postrain.errors import ConfigError
 
 MISSING = "???"
-# What is said of a wrong value beyond what was expected.
+# Added to the message about a wrong value.
 REMEDIES = {
-    "debug": "it shows tracebacks; for a short trial say method.updates=3 evaluation=quick",
+    "debug": "it shows tracebacks; for a short trial use method.updates=3 evaluation=quick",
     "trainer._target_": "a run makes its own Trainer; its options are understood with lightning.pytorch.Trainer",
     "trainer.precision": "fp16 gives NaN on a CPU and loses the small log-ratios these methods need; use bf16-mixed",
     "optim.lr": "method.learning_rate",
@@ -68,7 +68,7 @@ def check_objects(**made: Any) -> None:
 
 
 def _settings(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a node says to its constructor: `_target_` is said to us."""
+    """The constructor arguments of a node, without `_target_`."""
     return ((str(name), value) for name, value in node.items() if name != TARGET)
 
 
@@ -84,7 +84,7 @@ def _problems(
     for name, value in _settings(node):
         here = f"{path}{name}"
         if name in given:
-            yield f"{here}: the run gives this itself" + f"; set {REMEDIES[here]}" * (here in REMEDIES)
+            yield f"{here}: the run sets this itself" + f"; set {REMEDIES[here]}" * (here in REMEDIES)
         elif name in schema.keys:
             yield from _value_problems(here, value, schema.keys[name].annotation, known)
         elif schema.open:
@@ -98,7 +98,7 @@ def _problems(
 
 def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]) -> Iterator[str]:
     if value == MISSING:
-        yield f"{path}: has to be given, as {path}=...; expected {describe(annotation)}"
+        yield f"{path}: required; write {path}=...; expected {describe(annotation)}"
     elif isinstance(value, Mapping) and is_section(annotation):
         yield from _problems(f"{path}.", value, annotation, known)
         if TARGET in value:
@@ -107,7 +107,7 @@ def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]
         among = [name for name in value if name not in items]
         for name, item in items.items():
             near = get_close_matches(name, among, n=1)
-            there = f"; there are: {', '.join(among)}" if among else ""
+            there = f"; available: {', '.join(among)}" if among else ""
             hint = f"; did you mean {path}.{near[0]}?" if near else there
             got = abbreviate(masked(item, name))
             yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {got}{hint}"
@@ -178,7 +178,7 @@ def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: S
         return
     for leaf in _leaves(f"{path}{name}", value):
         alike = _alike(path, name, leaf, schema, known)
-        fallback = f"did you mean {' or '.join(alike)}?" if alike else f"known here: {', '.join(schema.keys)}"
+        fallback = f"did you mean {' or '.join(alike)}?" if alike else f"known keys: {', '.join(schema.keys)}"
         yield f"{leaf}: unknown key; {suggest_key(leaf, known.__contains__) or fallback}"
 
 

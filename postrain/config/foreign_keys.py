@@ -1,4 +1,4 @@
-"""What users of Lightning, Transformers, TRL, verl and the Hydra templates type, and the key that does it here.
+"""Keys of Lightning, Transformers, TRL, verl and the Hydra templates, and their equivalents here.
 
 One table for check.py (unknown keys) and overrides.py (unknown flags). Leaves out misspellings, which are
 found by likeness.
@@ -42,13 +42,13 @@ FOREIGN_KEYS = (
     ForeignKey(
         "per_device_train_batch_size train_batch_size batch_size global_batch_size bs bsz rollout_batch_size",
         "method.batch_size",
-        note="it counts over all devices; memory is bounded by method.micro_batch_tokens",
+        note="global batch size over all devices; method.micro_batch_tokens bounds the memory",
     ),
     ForeignKey(
         "gradient_accumulation_steps accumulate_grad_batches grad_accum micro_batch_size per_device_batch_size "
         "per_device_eval_batch_size eval_batch_size ppo_micro_batch_size gradient_checkpointing",
         "method.micro_batch_tokens micro_batch_tokens",
-        note="batches are accumulated by themselves, in pieces of that many tokens, and no number depends on it",
+        note="gradients are accumulated over micro-batches of at most this many tokens; results do not depend on it",
     ),
     ForeignKey(
         "logging_steps log_every_n_steps log_interval log_freq logging_strategy log_steps",
@@ -141,10 +141,10 @@ FOREIGN_KEYS = (
     ForeignKey("enable_model_summary", note="choose callbacks with a node of lightning.pytorch.callbacks.ModelSummary"),
     ForeignKey("gradient_clip_algorithm", "method.max_grad_norm", note="gradients are clipped by their norm"),
     ForeignKey("limit_predict_batches", note="nothing is predicted; leave it out"),
-    ForeignKey("inference_mode", note="an evaluation never keeps gradients; leave it out"),
-    ForeignKey("use_distributed_sampler", note="batches come shared out over the ranks; leave it out"),
-    ForeignKey("benchmark", note="it chooses between convolutions, and there are none; leave it out"),
-    ForeignKey("sync_batchnorm", note="it is for batch norm, and there is none; leave it out"),
+    ForeignKey("inference_mode", note="an evaluation never computes gradients; leave it out"),
+    ForeignKey("use_distributed_sampler", note="batches are already sharded over the ranks; leave it out"),
+    ForeignKey("benchmark", note="it selects convolution kernels, and no model has any; leave it out"),
+    ForeignKey("sync_batchnorm", note="no model has batch norm; leave it out"),
     ForeignKey("reload_dataloaders_every_n_epochs", note="the order of rows follows from the seed; leave it out"),
     ForeignKey("barebones", note="leave it out; report=false and evaluation.completions=0 save time"),
     ForeignKey("plugins", note="choose trainer.strategy and trainer.precision"),
@@ -155,14 +155,14 @@ FOREIGN_KEYS = (
     ForeignKey("num_sanity_val_steps", note="a run is evaluated before its first update; leave it out"),
     ForeignKey("hparams_search", note="choose sweep=search, or sweep=FILE.yaml with a search of your own"),
     ForeignKey("print_config ignore_warnings enforce_tags extras", note="leave it out; --cfg job prints the config"),
-    ForeignKey("fast_dev_run overfit_batches", note="for a short trial say method.updates=3 evaluation=quick"),
+    ForeignKey("fast_dev_run overfit_batches", note="for a short trial use method.updates=3 evaluation=quick"),
 )
 
 
 def suggest_key(key: str, there: Callable[[str], bool]) -> str | None:
-    """What somebody meant who typed the unknown `key`; `there` tells whether the config has a key.
+    """The suggestion for an unknown `key`; `there` returns whether the config has a key.
 
-    None where nobody else calls anything that, or where nothing of it is here.
+    None for a key that no other program has, or that has no equivalent here.
     """
     for known in _found(key):
         keys = [name for name in known.keys.split() if known.requires or there(name)][:2]

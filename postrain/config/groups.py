@@ -16,11 +16,11 @@ from postrain.config.arguments import parse
 from postrain.config.paths import study_dirs, user_conf
 
 SWEEP = "sweep"
-"""What is said to the sweep and not to its jobs: sweep=NAME, sweep.KEY=VALUE."""
+"""Prefix of the sweep's own overrides, which its jobs do not get: sweep=NAME, sweep.KEY=VALUE."""
 
 
 def listing_of_named_groups(argv: Sequence[str], conf: Path) -> str | None:
-    """What `train.py method` wants to see: the options of every group named without a value; None when none is."""
+    """The options of every group that is named without a value, as in `train.py method`; None if there is none."""
     groups = groups_of(conf, None)
     named = [word for word in parse(argv).overrides if word.isidentifier() and groups.options(word)]
     return "\n\n".join(listing(conf, group) for group in named) or None

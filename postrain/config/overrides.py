@@ -1,7 +1,7 @@
 """The command line, before Hydra reads it: group options, `hydra.` keys and the grammar, all problems in one error.
 
-Hydra stops at its first unknown key and forgets the `+`-ed ones. So every `key=value` goes on as `++key=value`, which
-Hydra never refuses, and check.py holds the composed config against the constructors. Leaves out what only the composed
+Hydra stops at its first unknown key and forgets the `+`-ed ones. So every `key=value` is passed as `++key=value`, which
+Hydra always accepts, and check.py holds the composed config against the constructors. Leaves out what only the composed
 config can tell.
 """
 
@@ -37,7 +37,7 @@ UNAVAILABLE = ("ray",)
 NAMED = "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
 DEEPEST = 20
 """Brackets inside each other that a value may have."""
-# Who reads which primary config.
+# Command of each primary config.
 PROGRAMS = {"config": command("train"), "generate": command("generate"), "evaluate": command("evaluate")}
 
 
@@ -46,9 +46,9 @@ class ParsedCommandLine:
     """A command line (without the program's name), taken apart."""
 
     arguments: list[str]
-    """What Hydra gets: flags may have stood anywhere."""
+    """Arguments passed to Hydra; flags come last."""
     sweep: tuple[str, ...] | None
-    """What only a sweep hears: sweep=NAME, sweep.KEY=VALUE, lists of values; None where there is a single run."""
+    """Overrides of the sweep alone: sweep=NAME, sweep.KEY=VALUE, lists of values; None for a single run."""
 
 
 def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> ParsedCommandLine:
@@ -65,7 +65,7 @@ def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Par
         return ParsedCommandLine([word for word, _ in words] + flags, None)
     if not any(_varies(override) for override in overrides):
         raise ConfigError(
-            "-m: nothing varies; give a key several values, as in method.kl_coef=0.05,0.2 or seed=0,1,2, or choose a "
+            "-m: no key has several values; list them, as in method.kl_coef=0.05,0.2 or seed=0,1,2, or choose a "
             "study: sweep=NAME; a single run needs no -m"
         )
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
@@ -176,7 +176,7 @@ def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Itera
     if root in PROGRAMS and chooses and key not in groups_taken(conf, root):
         for name, program in PROGRAMS.items():
             if key in groups_taken(conf, name):
-                yield f"{key}: belongs to {program}" + (f"; say stage.NAME.{override.input_line}" if staged else "")
+                yield f"{key}: belongs to {program}" + (f"; write stage.NAME.{override.input_line}" if staged else "")
 
 
 def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
@@ -188,7 +188,7 @@ def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
 
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
     if override.value() is None:
-        yield f"{override.input_line}: no such option; to go without one say ~{override.key_or_group}"
+        yield f"{override.input_line}: no such option; to use none write ~{override.key_or_group}"
     for name in (name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in _chosen(override)):
         if name in options:
             continue
@@ -197,7 +197,7 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
             continue
         if name in UNAVAILABLE and override.key_or_group == "hydra/launcher":
             there = ", ".join(options)
-            yield f"{override.input_line}: its package needs Hydra 1.4, and this program 1.3; there are: {there}"
+            yield f"{override.input_line}: its package needs Hydra 1.4, postrain uses 1.3; available: {there}"
             continue
         of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
         if not of_a_user:
@@ -220,7 +220,7 @@ def _chosen(override: Override) -> Iterator[str]:
 def _hint(name: str, choices: Sequence[str]) -> str:
     near = get_close_matches(name, choices, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
-    return f"{meant} (there are: {', '.join(choices)})" if meant else f"; there are: {', '.join(choices)}"
+    return f"{meant} (available: {', '.join(choices)})" if meant else f"; available: {', '.join(choices)}"
 
 
 def _forced(override: Override, known: Groups) -> str:

@@ -95,7 +95,7 @@ def _never(value: Any) -> bool:
 @dataclass(frozen=True)
 class Confirm:
     """Marks, inside Annotated, a key that names code or an address, or permits something: where a run folder gives its
-    value, the command line has to say it again (trust.py)."""
+    value, the command line has to confirm it (trust.py)."""
 
     effect: str
     """What the value does, as in "reward.function=FILE (runs this Python)"."""
@@ -159,7 +159,7 @@ def schema_of(target: Callable[..., Any]) -> Schema:
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:
-        raise ConfigError(f"{target!r} does not tell its arguments; wrap it in a function of your own") from None
+        raise ConfigError(f"{target!r} has no inspectable signature; wrap it in a function") from None
     for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             takes_any = takes_any or parameter.kind is parameter.VAR_KEYWORD

@@ -1,4 +1,4 @@
-"""What the config of a run folder may decide, and what the command line of today has to say again.
+"""Which values a run folder's config may set, and which the current command line has to confirm.
 
 A run folder may come from a stranger, and is resumed, evaluated and generated from. Its config builds objects: there,
 `_target_` names a class of this package that has the protocol its key demands, and nothing else. Keys that name code or
@@ -44,7 +44,7 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class RestrictedValue:
-    """A value that a folder cannot decide."""
+    """A value that the command line has to confirm."""
 
     key: str
     value: Any
@@ -58,7 +58,7 @@ class RestrictedValue:
 
 @dataclass(frozen=True)
 class UntrustedFolder:
-    """A folder that is not trusted, and what the command line of today says."""
+    """An untrusted folder, and the values that the current command line confirms."""
 
     folder: Path
     confirmed: Collection[Item]
@@ -76,14 +76,14 @@ class UntrustedFolder:
         """Raises ConfigError for words of the folder that tell Hydra where to look for code."""
         plain = [word.lstrip("+~") for word in words]
         pairs = [word.partition("=") for word in plain if word.startswith(HYDRA)]
-        found = [RestrictedValue(key, value, "tells Hydra where to look for code") for key, _, value in pairs]
+        found = [RestrictedValue(key, value, "sets where Hydra imports code from") for key, _, value in pairs]
         self.reject([one for one in found if one.item not in self.confirmed])
 
     def reject(self, found: Sequence[RestrictedValue], prefix: str = "") -> None:
         """One line on everything found; none where there is nothing."""
         if found:
             named = "; ".join(f"{prefix}{one.key}={one.value} ({one.effect})" for one in found)
-            raise ConfigError(f"{self.folder} asks for {named}; say it again on the command line if you trust it")
+            raise ConfigError(f"{self.folder} asks for {named}; repeat it on the command line if you trust it")
 
 
 def config_items(config: Mapping[str, Any]) -> frozenset[Item]:

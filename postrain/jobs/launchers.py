@@ -1,6 +1,6 @@
-"""Where the jobs of a sweep run: a process each on this machine, or whatever Hydra's own launchers reach.
+"""Launchers of a sweep's jobs: one process per job on this machine, or one of Hydra's launchers.
 
-However a job ends, its status.json says so afterwards; nobody raises for a job that failed.
+status.json records how each job ended; a failed job raises no exception.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ class Local(Settings):
                     future.result()
                     ended(futures[future])
             except Interrupted:
-                print("stopping; running jobs finish their update and save, Ctrl-C stops them at once", file=sys.stderr)
+                print(
+                    "stopping after the current update of each job; press Ctrl-C again to stop immediately",
+                    file=sys.stderr,
+                )
                 self._stop()
                 try:
                     wait(futures)
@@ -160,7 +163,7 @@ class Local(Settings):
             if try_lock(lock):
                 return True
             if not waiting:
-                print(f"waiting for {job.name}, which an earlier sweep has left running", file=sys.stderr)
+                print(f"waiting for {job.name}, still running from an earlier sweep", file=sys.stderr)
             waiting = True
             self.stopping.wait(0.2)
         return False
@@ -236,7 +239,7 @@ def failure_reason(log: Path, begun: int, code: int) -> str:
         return mistakes[-1]
     if code < 0:
         name = signal.Signals(-code).name
-        return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+        return f"killed by {name}" + (", possibly out of memory" if name == "SIGKILL" else "")
     texts = [line.strip() for line in lines if line.strip()]
     return f"ended with exit code {code}; see {log.name}" + (f": {texts[-1]}" if texts else "")
 

@@ -1,4 +1,4 @@
-"""A job of a sweep ends when the sweep does, however that was killed. Imports nothing that takes time."""
+"""Ends a job of a sweep when the sweep's process ends, even by SIGKILL. Imports only fast modules."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Pipeline:
     @classmethod
     def load(cls, folder: Path) -> Pipeline:
         """The pipeline in `folder`. Raises ConfigError where its stages are not those of its node."""
-        damaged = ConfigError(f"resume: {folder / FILE} is not as it was written; start a new pipeline")
+        damaged = ConfigError(f"resume: {folder / FILE} is damaged or was edited; start a new pipeline")
         try:
             saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
             stages, steps, words = stages_of(saved["node"]), saved.pop("steps"), tuple(saved.pop("words"))
@@ -124,7 +124,7 @@ def execute(
     Raises ConfigError for a user's mistake, before the first stage where it can be told, and Interrupted.
     """
     if "RANK" in os.environ:
-        raise ConfigError("pipeline: started under torchrun; start it alone, its stages bring up their own ranks")
+        raise ConfigError("pipeline: must not be started with torchrun; each stage starts its own ranks")
     folder, pipeline = _resumed(config, overrides, conf) if config.resume else _new(config, overrides, conf, directory)
     runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
@@ -175,7 +175,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
     new = [override for override in overrides if key_of(override) not in SESSION]
     fixed = [override for override in new if key_of(override).partition(".")[0] in PIPELINE_KEYS]
     if fixed:
-        raise ConfigError(f"resume: {folder} cannot go on as {' '.join(fixed)}; start a new pipeline for that")
+        raise ConfigError(f"resume: {folder} cannot be resumed with {' '.join(fixed)}; start a new pipeline for that")
     if not new:
         return folder, saved
     together = (*saved.overrides, *new)
@@ -184,7 +184,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
         if old.config != job.config and is_done(folder / job.folder):
             raise ConfigError(
                 f"resume: stage {job.name} is done and was not done with {' '.join(new)}; start a new pipeline, "
-                "or say it to a later stage: stage.NAME.seed=1, for instance"
+                "or set it for a later stage, as in stage.NAME.seed=1"
             )
     changed = replace(saved, overrides=together, jobs=jobs, report=saved.report and config.report)
     changed.save(folder)

@@ -222,7 +222,7 @@ class SweepPlanner:
         self.numbers = count()
 
     def __call__(self, settings: Sequence[Setting]) -> list[Job]:
-        """The jobs of these settings, with each seed. Raises one ConfigError with what is wrong with any of them."""
+        """The jobs of these settings, with each seed. Raises one ConfigError with all their problems."""
         points = [*product(settings, self.study.seeds or (None,))]
         found: list[Job] = []
         problems = Problems()
@@ -268,7 +268,7 @@ class SweepPlanner:
     def _single(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The same of a single run."""
         if self.kind == "train" and "method" not in config:
-            raise ConfigError("method: no job of the sweep names one, as in method=ppo")
+            raise ConfigError("method: the sweep has no method; add one, as in method=ppo")
         if self.composer.untrusted:
             self.composer.untrusted.check(config, self.program.config)
         ready = parse(config, self.program.config)

@@ -1,4 +1,4 @@
-"""What train, generate and evaluate have in common: one session of a run, in its folder.
+"""The lifecycle shared by train, generate and evaluate: one session of a run, in its folder.
 
 `execute` reads the config, finds or makes the folder, locks it, keeps its status, answers to signals, brings up the
 ranks, closes the tracker and writes the report; a program is a function of its config and of where it runs. Started as

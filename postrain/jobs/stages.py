@@ -182,7 +182,7 @@ def stage_overrides(
 def unused(given: Overrides, reached: Collection[str]) -> list[str]:
     """A line for each shared override that no stage takes."""
     return [
-        f"{override}: no stage takes it, each chooses its own or has no such key; for one stage say "
+        f"{override}: no stage uses it: each selects its own option or does not have the key; for one stage write "
         f"stage.NAME.{override}"
         for override in given.shared
         if override not in reached

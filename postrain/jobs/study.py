@@ -63,13 +63,13 @@ class Study:
     jobs: Mapping[str, list[str]] = field(default_factory=dict)
     """Overrides by the name of a setting."""
     search: Mapping[str, Any] = field(default_factory=dict)
-    """What Optuna chooses, by key: {low, high, log, step} or a list."""
+    """Search space of Optuna, by key: {low, high, log, step} or a list of choices."""
     trials: Count = 20
     """Jobs of a search."""
     seeds: tuple[int, ...] | None = None
-    """Each setting is run with each of them; null leaves the seed to the jobs."""
+    """Seeds; each setting runs once with each. null keeps the seed of the jobs' configs."""
     metric: str | None = None
-    """What decides; null is the metric of each job's method."""
+    """Metric that the settings are compared by; null is that of each job's method."""
     direction: Direction | None = None
     columns: tuple[str, ...] = ()
     """Further metrics of the table."""
@@ -153,7 +153,7 @@ def _refuse_empty(node: Mapping[str, Any]) -> None:
     empty = [f"sweep.grid.{key}" for key, values in node["grid"].items() if not values]
     empty += ["sweep.seeds"] if node.get("seeds") is not None and not node["seeds"] else []
     if empty:
-        raise ConfigError(f"{empty[0]}: expected at least one value; without any there is no job")
+        raise ConfigError(f"{empty[0]}: expected at least one value; an empty list makes no job")
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -208,7 +208,7 @@ def _node(path: Path, key: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
     except (YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{key}: {path} is no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"{key}: {path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{key}: {path}: expected keys such as question, base, grid, seeds")
     return node

@@ -199,7 +199,9 @@ def _earlier(folder: Path) -> Path:
     saved: Any = OmegaConf.load(folder / FILE)  # readable: main.py has read it
     started_in = saved.get("started_in")
     if started_in and Path(str(started_in)) != Path.cwd():
-        raise ConfigError(f"resume: {folder} was started in {started_in}, and paths may be relative to it; go on there")
+        raise ConfigError(
+            f"resume: {folder} was started in {started_in}, and paths may be relative to it; resume it there"
+        )
     return folder
 
 

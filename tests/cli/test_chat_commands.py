@@ -67,7 +67,7 @@ def test_a_line_is_said_or_is_a_command():
     [
         ("/resett", "did you mean /reset?"),
         ("/x", "there is /reset, /undo"),
-        ("/undo 2", "expected nothing behind it, got '2'"),
+        ("/undo 2", "expected no argument, got '2'"),
     ],
 )
 def test_a_wrong_command_is_one_line(line, said):

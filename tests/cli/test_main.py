@@ -193,7 +193,7 @@ def test_a_missing_package_leaves_no_folder(capsys, tmp_path, monkeypatch):
     [
         ("config", "interrupted; resume with: python train.py resume=runs/sft/nano/x"),
         ("generate", "interrupted; resume with: python -m postrain.generate resume=runs/sft/nano/x"),
-        ("evaluate", "interrupted; an evaluation is not resumed; start it again"),
+        ("evaluate", "interrupted; an evaluation cannot be resumed; start it again"),
     ],
 )
 def test_after_ctrl_c_the_last_line_says_how_to_resume(root, line, capsys, tmp_path, monkeypatch):

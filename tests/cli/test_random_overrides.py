@@ -122,7 +122,7 @@ def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
          "model=Qwen/Qwen2.5-7B: no such option; write model=local model.path=Qwen/Qwen2.5-7B"),
         (["data=rows.jsonl"], "data=rows.jsonl: no such option; write data=jsonl data.path=rows.jsonl"),
         (["reward='mine.py:f'"], "reward=mine.py:f: no such option; write reward=function reward.function=mine.py:f"),
-        (["rollout=[null]"], "rollout=None: no such option; there are: local, vllm"),
+        (["rollout=[null]"], "rollout=None: no such option; available: local, vllm"),
         (["seed=1000000000000000000000"],
          "seed: expected an integer >= 0 and <= 9223372036854775807, got 1000000000000000000000"),
         (["method.batch_size=1000000000000"],
@@ -138,7 +138,7 @@ def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
         (["model._target_=postrain.training.loggers.NoTracker"], "model._target_: expected a node with _target_ "
          "(ModelSource), and postrain.training.loggers.NoTracker is none"),
         (["reward._target_=builtins.dict"],
-         "reward._target_: <class 'dict'> does not tell its arguments; wrap it in a function of your own"),
+         "reward._target_: <class 'dict'> has no inspectable signature; wrap it in a function"),
         (["debug=default"], "debug: expected true or false, got 'default'; it shows tracebacks; for a short trial say "
          "method.updates=3 evaluation=quick"),
     ],

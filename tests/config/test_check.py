@@ -125,7 +125,7 @@ def test_a_good_config_passes_and_is_built_with_its_annotated_types() -> None:
         ("method.layers", [1, "x"], "method.layers: expected a list of integers or one of all, got [1, 'x']"),
         ("method.shuffle", 1, "method.shuffle: expected true or false, got 1"),
         ("method.name", 7, "method.name: expected text, got 7; for text write method.name='\"7\"'"),
-        ("method.name", "???", "method.name: has to be given, as method.name=...; expected text"),
+        ("method.name", "???", "method.name: required; write method.name=...; expected text"),
         ("method.scorers.length.target", -1, "method.scorers.length.target: expected an integer >= 1, got -1"),
         ("seed", "x", "seed: expected an integer, got 'x'"),
         ("paths.output", 3, "paths.output: expected text, got 3; for text write paths.output='\"3\"'"),
@@ -147,7 +147,7 @@ def test_a_wrong_value_is_one_line(path: str, value: Any, line: str) -> None:
         ("lerning_rate", 0.2, "lerning_rate: unknown key; did you mean method.learning_rate?"),
         ("methd", {"kl_coef": 1}, "methd.kl_coef: unknown key; did you mean method.kl_coef?"),
         ("paths.outptu", "x", "paths.outptu: unknown key; did you mean paths.output?"),
-        ("paths.zebra", "x", "paths.zebra: unknown key; known here: output"),
+        ("paths.zebra", "x", "paths.zebra: unknown key; known keys: output"),
         ("sed", 1, "sed: unknown key; did you mean seed?"),
     ],
 )  # fmt: skip

@@ -68,7 +68,7 @@ def test_harmless_keys_are_shown(key: str) -> None:
         ("reward.url=http://user:pa55word@host:80/v1", "reward.url=http://user:***@host:80/v1"),
         ("see https://tok3n@host/x and b", "see https://***@host/x and b"),
         (f"http://host/v1?api_key={KEY}&model=m", "http://host/v1?api_key=***&model=m"),
-        (f"reward.api_key={KEY}: unknown key; known here: a", "reward.api_key=***: unknown key; known here: a"),
+        (f"reward.api_key={KEY}: unknown key; known keys: a", "reward.api_key=***: unknown key; known keys: a"),
         ("reward.token: unknown key; known: reward.tokens", "reward.token: unknown key; known: reward.tokens"),
         ("a@b.c, key: value", "a@b.c, key: value"),
         ("method.kl_coef=0.1,0.2", "method.kl_coef=0.1,0.2"),
@@ -140,6 +140,6 @@ def test_a_sweep_asks_for_the_secrets_it_did_not_keep(tmp_path: Path) -> None:
     text = (tmp_path / "sweep.yaml").read_text()
     assert KEY not in text
     assert stat.S_IMODE((tmp_path / "sweep.yaml").stat().st_mode) == 0o600
-    with pytest.raises(ConfigError, match=r"holds no secrets; say again logger\.api_key=\.\.\."):
+    with pytest.raises(ConfigError, match=r"contains no secrets; repeat logger\.api_key=\.\.\."):
         prepend_sweep_overrides([f"resume={tmp_path}"])
     assert prepend_sweep_overrides([f"resume={tmp_path}", f"logger.api_key={KEY}"])[1:2] == ["method=ppo"]

@@ -74,11 +74,11 @@ def test_what_a_sweep_hears_is_kept_from_hydra(
 @pytest.mark.parametrize(
     ("token", "line"),
     [
-        ("method=pppo", "method=pppo: no such option; did you mean ppo? (there are: ppo, sft)"),
-        ("method=xyz", "method=xyz: no such option; there are: ppo, sft"),
-        ("method=null", "method=null: no such option; to go without one say ~method"),
-        ("sweep=kl", "sweep=kl: no such option; there are: kl_coef"),
-        ("metod=ppo", "metod: no such config group; did you mean method? (there are: logger, method, sweep)"),
+        ("method=pppo", "method=pppo: no such option; did you mean ppo? (available: ppo, sft)"),
+        ("method=xyz", "method=xyz: no such option; available: ppo, sft"),
+        ("method=null", "method=null: no such option; to use none write ~method"),
+        ("sweep=kl", "sweep=kl: no such option; available: kl_coef"),
+        ("metod=ppo", "metod: no such config group; did you mean method? (available: logger, method, sweep)"),
         ("++method=ppo", "++method=ppo: method is a config group; choose an option with method=..."),
         ("hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
         ("+hydra.ouput_subdir=x", "hydra.ouput_subdir: unknown key of Hydra; did you mean hydra.output_subdir?"),
@@ -94,8 +94,8 @@ def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("ray", "hydra/launcher=ray: its package needs Hydra 1.4, and this program 1.3; there are: basic, local"),
-        ("basik", "hydra/launcher=basik: no such option; did you mean basic? (there are: basic, local)"),
+        ("ray", "hydra/launcher=ray: its package needs Hydra 1.4, postrain uses 1.3; available: basic, local"),
+        ("basik", "hydra/launcher=basik: no such option; did you mean basic? (available: basic, local)"),
     ],
 )
 def test_a_launcher_that_is_not_there(name: str, line: str) -> None:
@@ -128,7 +128,7 @@ def test_all_problems_come_at_once(conf: Path) -> None:
         (
             "config",
             ["pipeline=reasoning", "selection=best"],
-            "selection: belongs to python -m postrain.generate; say stage.NAME.selection=best",
+            "selection: belongs to python -m postrain.generate; write stage.NAME.selection=best",
         ),
     ],
 )
@@ -170,18 +170,22 @@ def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--resolve"], "--resolve: says how --cfg shows a config; write --cfg job --resolve"),
-        (["-m"], "-m: nothing varies; "),
-        (["--multirun", "method=ppo", "seed=3"], "-m: nothing varies; "),
-        (["-m", "sweep.metric=loss"], "-m: nothing varies; "),
+        (["--resolve"], "--resolve: changes the output of --cfg; write --cfg job --resolve"),
+        (["-m"], "-m: no key has several values; "),
+        (["--multirun", "method=ppo", "seed=3"], "-m: no key has several values; "),
+        (["-m", "sweep.metric=loss"], "-m: no key has several values; "),
         (["--run", "-m", "seed=1,2"], "--run --multirun: expected one of them"),
         (["--cfg", "job", "--info"], "--cfg --info: expected one of them"),
         (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs'"),
         (
             ["--lr", "3"],
-            "--lr: no such flag; settings are words without dashes, as in seed=1; did you mean method.learning_rate?",
+            "--lr: no such flag; settings are written KEY=VALUE without dashes, as in seed=1; "
+            "did you mean method.learning_rate?",
         ),
-        (["--foo=1"], "--foo=1: no such flag; settings are words without dashes, as in seed=1; did you mean foo=...?"),
+        (
+            ["--foo=1"],
+            "--foo=1: no such flag; settings are written KEY=VALUE without dashes, as in seed=1; did you mean foo=...?",
+        ),
         (["-sc"], "-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, with one of bash, fish, zsh"),
         (["-sc", "install=tcsh"], "-sc: expected install=SHELL"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: not supported; "),

@@ -24,7 +24,7 @@ def test_killed_job_counts_as_failed_and_others_finish(tmp_path, monkeypatch):
     assert sorted(ended) == [0, 1, 2, 3]
     found = [read_json(tmp_path / each.folder / "status.json") for each in jobs]
     assert [each["status"] for each in found] == ["failed", "done", "failed", "done"]
-    assert found[0]["reason"] == "killed by SIGKILL, perhaps for want of memory"
+    assert found[0]["reason"] == "killed by SIGKILL, possibly out of memory"
     assert found[2]["reason"] == "method.kl_coef: expected a number"
     assert (tmp_path / "jobs/2" / LOG).read_text() == "error: method.kl_coef: expected a number\n"
 

@@ -248,7 +248,7 @@ def test_pipeline_with_branches_evaluation_and_call_needs_only_yaml(conf, tmp_pa
     capsys.readouterr()
     assert run(f"resume={folder}") == 2
     again = "stage.picture._target_=tests.jobs.pipelines.draw"
-    assert f"asks for {again} (calls this function); say it again" in capsys.readouterr().err
+    assert f"asks for {again} (calls this function); repeat it" in capsys.readouterr().err
     assert run(f"resume={folder}", again) == 0
     assert capsys.readouterr().out.count("done before") == 5
     assert (folder / "4-test" / "lengths.jsonl").read_bytes() == before

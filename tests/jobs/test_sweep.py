@@ -96,7 +96,7 @@ def test_all_mistakes_are_reported_before_the_first_job(tmp_path, capsys):
 
 def test_missing_method_and_missing_folder_are_one_line(tmp_path, capsys):
     assert sweep(Program(), "-m", "seed=0,1", f"paths.sweeps={tmp_path}") == 2
-    assert "no job of the sweep names one" in capsys.readouterr().err
+    assert "the sweep has no method" in capsys.readouterr().err
     assert sweep(Program(), "sweep=kl_coef", f"resume={tmp_path}/no") == 2
     assert f"there is no sweep in {tmp_path}/no" in capsys.readouterr().err
 

@@ -40,7 +40,7 @@ def parser() -> Parser:
     )
     made.add_argument("model", help="a run folder, a directory (adapters too), a Hub name, or nano, smollm2, ...")
     made.add_argument("--once", metavar="TEXT", help="answer this and end")
-    made.add_argument("--system", metavar="TEXT", default="", help="what the model is told before everything else")
+    made.add_argument("--system", metavar="TEXT", default="", help="the system message")
     made.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; default %(default)s")
     made.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
     made.add_argument("--max-new-tokens", type=int, default=256, help="of an answer; default %(default)s")
@@ -69,7 +69,7 @@ def talk(chosen: argparse.Namespace) -> None:
     if sys.stdin.isatty():
         # Gives input() its history and keys.
         importlib.import_module("readline")
-        kind = "a base model: it goes on with your text" if model.continues else "/help lists commands"
+        kind = "a base model: it continues your text" if model.continues else "/help lists commands"
         terminal.note(f"{model.name}, {kind}", "bold")
         terminal.run(lambda: input("\n> "))
         return

@@ -1,4 +1,4 @@
-"""What a person types: a command, or something to say. Leaves out what commands do."""
+"""Parses a typed line: a command or a message. Leaves out executing commands (terminal.py)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from postrain.errors import ConfigError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "reset": ("", "forget what was said"),
-    "undo": ("", "take the last question and its answer back"),
-    "system": ("TEXT", "tell the model this before everything else; without TEXT, nothing"),
+    "reset": ("", "clear the conversation"),
+    "undo": ("", "remove the last question and its answer"),
+    "system": ("TEXT", "set the system message; without TEXT remove it"),
     "temperature": ("NUMBER", "0 always takes the likeliest word"),
     "help": ("", "this list"),
     "quit": ("", "or Ctrl-D, or Ctrl-C"),
@@ -40,7 +40,7 @@ def parse(line: str) -> Command | str:
         raise ConfigError(f"/{name}: no such command; {meant}")
     wanted, argument = COMMANDS[name][0], argument.strip()
     if argument and not wanted:
-        raise ConfigError(f"/{name}: expected nothing behind it, got {argument!r}")
+        raise ConfigError(f"/{name}: expected no argument, got {argument!r}")
     return Command(name, argument)
 
 

@@ -1,4 +1,4 @@
-"""What has been said so far, and how much of it still fits in front of the next answer. Pure functions, no model."""
+"""A conversation, truncated to the model's context. Pure functions, no model."""
 
 from __future__ import annotations
 

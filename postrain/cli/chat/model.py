@@ -1,4 +1,4 @@
-"""A model that answers word by word: any causal language model there is a name for, its adapters merged into it.
+"""A model that streams its answers: any causal language model, with its adapters merged.
 
 Sampling is transformers' own; rollout/ is made for many completions at once and shows none before it is whole.
 """
@@ -31,7 +31,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """How answers are drawn."""
+    """Sampling options of answers."""
 
     temperature: float
     """0 is greedy."""
@@ -50,7 +50,7 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said."""
+    """An answer of the model."""
 
     text: str
     stopped: bool
@@ -113,7 +113,7 @@ class ChatModel:
 
 
 class AnswerStreamer(TextStreamer):
-    """Hands an answer on word by word, and keeps it."""
+    """Streams an answer token by token and collects its text."""
 
     def __init__(self, tokenizer: Any, show: Show, *, strip: bool) -> None:
         """`strip` leaves out the blank that opens an answer."""
