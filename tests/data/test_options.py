@@ -194,7 +194,7 @@ def test_loss_on_assistant_and_packing_change_something(tmp_path):
 
 def test_a_data_option_without_rows_asks_for_a_path():
     assert config("jsonl")["path"] == "???"
-    with pytest.raises(ConfigError, match=r"data\.path: required; write"):
+    with pytest.raises(ConfigError, match=r"data\.path: has to be given"):
         module("jsonl", "data.path=null")
 
 
