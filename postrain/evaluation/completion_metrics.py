@@ -73,7 +73,7 @@ def estimates(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Estimat
 def completion_records(rollouts: Rollouts, scores: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """One record per completion, with its text and scores."""
     texts = zip(rollouts.rows.row_ids, rollouts.prompts, rollouts.completions, scores, strict=True)
-    return tuple({"row": row, "prompt": prompt, "completion": said, **own} for row, prompt, said, own in texts)
+    return tuple({"row": row, "prompt": prompt, "completion": text, **own} for row, prompt, text, own in texts)
 
 
 @dataclass(frozen=True, kw_only=True)

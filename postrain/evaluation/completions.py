@@ -46,10 +46,10 @@ def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts
     Cached per model, number of prompts and temperature.
     """
     engine = greedy_engine(eval_model.engine) if greedy else eval_model.engine
-    asked = count, engine.sampling.temperature
-    if asked not in eval_model.rollout_cache:
+    key = count, engine.sampling.temperature
+    if key not in eval_model.rollout_cache:
         prompts = held_out(eval_model).eval_prompts(count) if prompts is None else prompts
-        eval_model.rollout_cache[asked] = collect(
+        eval_model.rollout_cache[key] = collect(
             engine,
             eval_model.model,
             eval_model.template,
@@ -58,7 +58,7 @@ def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts
             reward=eval_model.reward,
             environment=eval_model.environment,
         )
-    return eval_model.rollout_cache[asked]
+    return eval_model.rollout_cache[key]
 
 
 @torch.no_grad()
@@ -89,11 +89,11 @@ def _gold(
     function: Callable[..., Mapping[str, float]], prompt: str, completion: str, columns: Mapping[str, Any]
 ) -> dict[str, float]:
     who = f"data.gold: {function.__module__}.{getattr(function, '__qualname__', function)}"
-    asked = row_label(0, [prompt], [columns])
-    with UserCodeErrors(f"{who} raised", source_location(function)[0], lambda: f" on {asked}"):
+    row = row_label(0, [prompt], [columns])
+    with UserCodeErrors(f"{who} raised", source_location(function)[0], lambda: f" on {row}"):
         found: Any = function(prompt, completion, columns["gold"])
     if not isinstance(found, Mapping) or not all(map(is_finite, found.values())):
-        raise ConfigError(f"{who}: returned {preview(found)} for {asked}; expected finite numbers by name")
+        raise ConfigError(f"{who}: returned {preview(found)} for {row}; expected finite numbers by name")
     return {str(part): float(value) for part, value in found.items()}
 
 

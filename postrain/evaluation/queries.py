@@ -35,7 +35,7 @@ CONSISTENCY_METRICS = ("consistency", "agreement", "agreement/paraphrase")
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryAnswer:
     """One phrasing of a query with its answer and verdict."""
 
     query: Query
@@ -92,13 +92,13 @@ class Queries:
             return EvalResult(
                 metrics={}, notes=(f"the context of {eval_model.context} tokens is too short for the queries",)
             )
-        asked = self._ask(eval_model, phrasings, ids, min(room, self.max_new_tokens))
-        records = tuple(record(group) for group in _grouped(asked).values())
+        query_answers = self._ask(eval_model, phrasings, ids, min(room, self.max_new_tokens))
+        records = tuple(record(group) for group in _grouped(query_answers).values())
         return EvalResult(
             metrics=metrics(records),
-            example=asked[0].prompt,
+            example=query_answers[0].prompt,
             records=records,
-            notes=tuple(self._notes(asked, room)),
+            notes=tuple(self._notes(query_answers, room)),
         )
 
     def _queries(self) -> tuple[Query, ...]:
@@ -121,7 +121,7 @@ class Queries:
 
     def _ask(
         self, eval_model: EvalModel, phrasings: Sequence[tuple[Query, int]], ids: Sequence[torch.Tensor], tokens: int
-    ) -> list[Asked]:
+    ) -> list[QueryAnswer]:
         engine = replace(eval_model.engine, temperature=self.temperature, max_new_tokens=tokens)  # type: ignore[type-var]
         prompts = Prompts(
             ids=tuple(ids),
@@ -135,7 +135,7 @@ class Queries:
         lengths = [int(own.sum()) for own in rollouts.rows.supervised]
         answers = zip(phrasings, ids, rollouts.completions, lengths, rollouts.finished_B.tolist(), strict=True)
         return [
-            Asked(
+            QueryAnswer(
                 query=query,
                 phrasing=number,
                 prompt=eval_model.template.decode_all(prompt.tolist()),
@@ -147,26 +147,26 @@ class Queries:
             for (query, number), prompt, response, length, finished in answers
         ]
 
-    def _notes(self, asked: Sequence[Asked], room: int) -> Iterator[str]:
+    def _notes(self, query_answers: Sequence[QueryAnswer], room: int) -> Iterator[str]:
         if room < self.max_new_tokens:
             yield f"answers were limited to {room} tokens instead of {self.max_new_tokens} by the model's context"
-        if not self.allow_execution and any(one.query.expect.tests for one in asked):
+        if not self.allow_execution and any(one.query.expect.tests for one in query_answers):
             yield CODE_NOT_RUN
 
 
-def record(asked: Sequence[Asked]) -> Mapping[str, Any]:
+def record(query_answers: Sequence[QueryAnswer]) -> Mapping[str, Any]:
     """The record of a query: its value of each metric, and its phrasings with their answers."""
-    query, right = asked[0].query, fmean(one.verdict.right for one in asked)
+    query, right = query_answers[0].query, fmean(one.verdict.right for one in query_answers)
     shares = {
         "accuracy": right,
         f"accuracy/{query.category}": right,
         "worst_phrasing": right == 1,
-        **(_consistency(query, asked) if len(asked) > 1 else {}),
-        "refusals_or_empty": fmean(refuses(one.response) for one in asked),
-        "finished": fmean(one.finished for one in asked),
-        "tokens": fmean(one.tokens for one in asked),
+        **(_consistency(query, query_answers) if len(query_answers) > 1 else {}),
+        "refusals_or_empty": fmean(refuses(one.response) for one in query_answers),
+        "finished": fmean(one.finished for one in query_answers),
+        "tokens": fmean(one.tokens for one in query_answers),
     }
-    return {"row": query.id, "category": query.category, **shares, "phrasings": [one.record() for one in asked]}
+    return {"row": query.id, "category": query.category, **shares, "phrasings": [one.record() for one in query_answers]}
 
 
 def metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
@@ -185,19 +185,19 @@ def agreement(answers: Sequence[str]) -> float:
     return fmean(one == other for one, other in combinations(answers, 2))
 
 
-def _consistency(query: Query, asked: Sequence[Asked]) -> dict[str, float]:
+def _consistency(query: Query, query_answers: Sequence[QueryAnswer]) -> dict[str, float]:
     """Consistency of the verdicts over phrasings, and agreement of the extracted answers, right or wrong."""
-    found: dict[str, float] = {"consistency": len({one.verdict.right for one in asked}) == 1}
+    found: dict[str, float] = {"consistency": len({one.verdict.right for one in query_answers}) == 1}
     if has_extractable_answer(query.expect):
-        found["agreement"] = agreement([one.verdict.answer for one in asked])
+        found["agreement"] = agreement([one.verdict.answer for one in query_answers])
         if query.category == "paraphrase":
             found["agreement/paraphrase"] = found["agreement"]
     return found
 
 
-def _grouped(asked: Sequence[Asked]) -> Mapping[str, list[Asked]]:
-    groups: dict[str, list[Asked]] = {}
-    for one in asked:
+def _grouped(query_answers: Sequence[QueryAnswer]) -> Mapping[str, list[QueryAnswer]]:
+    groups: dict[str, list[QueryAnswer]] = {}
+    for one in query_answers:
         groups.setdefault(one.query.id, []).append(one)
     return groups
 

@@ -20,7 +20,7 @@ Kind = Literal["number", "text"]
 class Answer:
     """The answer of a completion."""
 
-    said: str
+    value: str
     """Normalised: 7, 7.0 and 7.00 are equal, and so are Paris and paris."""
     start: int
     end: int
@@ -32,9 +32,9 @@ def extract_answer(text: str, kind: Kind) -> Answer | None:
     marks = list(MARKS.finditer(text))
     start, end = marks[-1].span(marks[-1].lastgroup or 0) if marks else (0, len(text))
     if kind == "text":
-        said = text[start:end].strip()
-        at = start + text[start:end].find(said)
-        return Answer(said.casefold(), at, at + len(said)) if said else None
+        value = text[start:end].strip()
+        at = start + text[start:end].find(value)
+        return Answer(value.casefold(), at, at + len(value)) if value else None
     numbers = list(NUMBER.finditer(text, start, end))
     value = last_number(text[start:end])
     if value is None or not numbers:

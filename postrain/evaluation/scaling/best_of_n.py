@@ -109,7 +109,7 @@ class BestOfN(PromptTask):
         by_size = {str(n): choice.worths(graded, n) for n in powers_of_two(self.samples)}
         return {
             "right": [{n: worths[place] for n, worths in by_size.items()} for place in range(len(graded.worths))],
-            "answers": self.said(graded.samples),
+            "answers": self.answers_of(graded.samples),
             "worths": graded.worths,
             "scores": choice.scores,
         }

@@ -50,11 +50,11 @@ class PromptVariant:
 
 
 @dataclass(frozen=True)
-class Found:
+class VariantResult:
     """The results of a prompt variant."""
 
     graded: GradedSamples
-    said: list[str | None]
+    answers: list[str | None]
     sure: list[float | None]
     """The probability of each answer; None without an answer."""
 
@@ -126,10 +126,10 @@ class ChainOfThought(PromptTask):
         needed = eval_model.engine.sampling.max_new_tokens + eval_model.environment.room
         return max(map(len, prompts.ids)) + needed <= eval_model.context
 
-    def _found(self, eval_model: EvalModel, grader: Grader, way: PromptVariant) -> Found:
+    def _found(self, eval_model: EvalModel, grader: Grader, way: PromptVariant) -> VariantResult:
         graded = grader.grade(draw(eval_model, way.prompts, 1, "chain of thought", greedy=self.greedy))
-        (said,) = zip(*self.said(graded.samples), strict=True)
-        return Found(graded, list(said), [self._sure(eval_model, mine[0]) for mine in graded.samples.of])
+        (answers,) = zip(*self.answers_of(graded.samples), strict=True)
+        return VariantResult(graded, list(answers), [self._sure(eval_model, mine[0]) for mine in graded.samples.of])
 
     def _sure(self, eval_model: EvalModel, one: Sample) -> float | None:
         answer = extract_answer(one.text, self.answers)
@@ -139,7 +139,9 @@ class ChainOfThought(PromptTask):
         samples = graded.samples
         return point(way.label, graded.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
 
-    def _metrics(self, way: PromptVariant, found: Found, direct: Found | None) -> Mapping[str, Estimate]:
+    def _metrics(
+        self, way: PromptVariant, found: VariantResult, direct: VariantResult | None
+    ) -> Mapping[str, Estimate]:
         right = found.graded.firsts()
         metrics = {
             "accuracy": Estimate.of(right),
@@ -152,18 +154,18 @@ class ChainOfThought(PromptTask):
             return metrics
         return {**metrics, "gain": Estimate.gain(gains(right, direct.graded.firsts()))}
 
-    def _columns(self, found: Mapping[str, Found]) -> Mapping[str, Sequence[object]]:
+    def _columns(self, found: Mapping[str, VariantResult]) -> Mapping[str, Sequence[object]]:
         columns: dict[str, Sequence[object]] = {}
         for name, one in found.items():
             columns[f"{name}/accuracy"] = one.graded.firsts()
             columns[f"{name}/answered"] = one.answered()
             columns[f"{name}/confidence"] = one.sure
-            columns[f"{name}/answer"] = one.said
+            columns[f"{name}/answer"] = one.answers
             columns[f"{name}/completion"] = [mine[0].text for mine in one.graded.samples.of]
         return columns
 
 
-def confidence(found: Found) -> Mapping[str, Estimate]:
+def confidence(found: VariantResult) -> Mapping[str, Estimate]:
     """Mean confidence and calibration error of the extracted answers; empty without answers."""
     pairs = zip(found.sure, found.graded.firsts(), strict=True)
     known = [(sure, right) for sure, right in pairs if sure is not None]

@@ -58,7 +58,7 @@ class Grader:
     marker: GradeFunction
     by: Source
     """The source of correctness."""
-    says: str
+    description: str
     """Description of the grading, for the notes."""
 
     def grade(self, samples: Samples) -> GradedSamples:
@@ -86,7 +86,7 @@ class Grader:
         """Notes on the grading of these completions."""
         ungraded, total = sum(one.ungraded for one in graded), sum(len(mine) for one in graded for mine in one.worths)
         left_out = f"{ungraded} of {total} completions could not be graded and count as wrong"
-        return (self.says, left_out) if ungraded else (self.says,)
+        return (self.description, left_out) if ungraded else (self.description,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +124,10 @@ class PromptTask(ABC):
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
         """Runs the task; raises NotApplicable if the data or model lacks something."""
 
-    def said(self, samples: Samples) -> list[list[str | None]]:
+    def answers_of(self, samples: Samples) -> list[list[str | None]]:
         """The answer of each completion, per prompt."""
         found = [[extract_answer(one.text, self.answers) for one in mine] for mine in samples.of]
-        return [[None if answer is None else answer.said for answer in mine] for mine in found]
+        return [[None if answer is None else answer.value for answer in mine] for mine in found]
 
     def _grader(self, eval_model: EvalModel) -> Grader:
         try:
@@ -161,11 +161,13 @@ class PromptTask(ABC):
     def _marker(self, source: Source, reward: Reward | None, data: DataModule) -> GradeFunction:
         if source == "answer":
             compare = numeric if self.answers == "number" else exact
-            return lambda prompts, said: compare(said, [columns["answer"] for columns in prompts.columns])
+            return lambda prompts, completions: compare(completions, [columns["answer"] for columns in prompts.columns])
         if source == "gold":
-            return lambda prompts, said: self._reached(gold_correctness(data, prompts, said))
+            return lambda prompts, completions: self._reached(gold_correctness(data, prompts, completions))
         assert reward is not None
-        return lambda prompts, said: self._reached(nan_to_none(reward(prompts.texts, said, prompts.columns).total_B))
+        return lambda prompts, completions: self._reached(
+            nan_to_none(reward(prompts.texts, completions, prompts.columns).total_B)
+        )
 
     def _reached(self, worths: Sequence[float | None]) -> Sequence[float | None]:
         if self.threshold is None:
@@ -183,7 +185,7 @@ def gold_correctness(data: DataModule, prompts: Prompts, completions: Sequence[s
     """The part `correct` of each gold score if there is one, else its total."""
     assert data.gold_score is not None
     rows = zip(prompts.texts, completions, prompts.columns, strict=True)
-    scores = [data.gold_score(prompt, said, columns["gold"]) for prompt, said, columns in rows]
+    scores = [data.gold_score(prompt, completion, columns["gold"]) for prompt, completion, columns in rows]
     return [parts.get("correct", parts["total"]) for parts in scores]
 
 

@@ -62,7 +62,7 @@ class SelfConsistency(PromptTask):
                     **columns,
                     "right": [{str(n): worths[n][place] for n in worths} for place in range(len(graded.worths))],
                     "answer": [groups[0].answer for groups in elected[most]],
-                    "answers": self.said(graded.samples),
+                    "answers": self.answers_of(graded.samples),
                 }
             ),
             curves={"self-consistency": self._curve(graded, worths), "greedy": (greedy_point(greedy),)},
@@ -72,7 +72,7 @@ class SelfConsistency(PromptTask):
     def _elected(self, graded: GradedSamples, n: int) -> list[list[MajorityAnswer]]:
         """The majority answer of each group of n samples, per prompt."""
         starts = range(0, self.samples - n + 1, n)
-        rows = zip(graded.samples.of, graded.worths, self.said(graded.samples), strict=True)
+        rows = zip(graded.samples.of, graded.worths, self.answers_of(graded.samples), strict=True)
         return [
             [vote_of(samples[at : at + n], worths[at : at + n], said[at : at + n]) for at in starts]
             for samples, worths, said in rows
@@ -86,7 +86,7 @@ class SelfConsistency(PromptTask):
         )
 
     def _unread(self, graded: GradedSamples) -> list[str]:
-        answers = list(chain.from_iterable(self.said(graded.samples)))
+        answers = list(chain.from_iterable(self.answers_of(graded.samples)))
         without = sum(answer is None for answer in answers)
         return [f"{without} of {len(answers)} completions give no {self.answers} and have no vote"] if without else []
 

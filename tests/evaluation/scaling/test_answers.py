@@ -29,7 +29,7 @@ def test_extract_answer_returns_value_and_span(text, kind, said, span):
         assert found is None
     else:
         assert found is not None
-        assert found.said == said
+        assert found.value == said
         assert text[found.start : found.end] == span
 
 
