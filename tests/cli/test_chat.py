@@ -44,7 +44,7 @@ def test_an_answer_is_the_models_own_continuation(nano):
     assert len(pieces) > 3
 
 
-def test_a_seed_says_what_is_drawn(nano):
+def test_equal_seeds_give_equal_answers(nano):
     answers = []
     for seed in (1, 1, 2):
         nano._answers = 0
@@ -53,7 +53,7 @@ def test_a_seed_says_what_is_drawn(nano):
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_no_answer_moves_the_cursor(nano):
+def test_control_characters_are_removed_from_answers(nano):
     shown: list[str] = []
     pieces = AnswerStreamer(nano.template.tokenizer, shown.append, strip=True)
     pieces.on_finalized_text(" \x1b[2Ja\x07\tb\n")
@@ -85,7 +85,7 @@ class Echo:
         return Answer(text, stopped=False)
 
 
-def test_what_can_be_typed():
+def test_terminal_runs_messages_and_commands():
     out, notes = io.StringIO(), io.StringIO()
     consoles = (Console(file=out, width=20), Console(file=notes, width=20))
     terminal = Terminal(cast("ChatModel", Echo()), OPTIONS, Conversation(), *consoles)

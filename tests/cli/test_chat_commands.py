@@ -33,7 +33,7 @@ TALK = Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd").as
         (1, "e", 2, True),
     ],
 )
-def test_the_oldest_exchanges_make_room(room, kept, forgotten, cut):
+def test_truncation_drops_the_oldest_exchanges_first(room, kept, forgotten, cut):
     found = truncate(TALK, letters, room)
     assert ("".join(map(chr, found.ids)), found.dropped, found.cut) == (kept, forgotten, cut)
 
@@ -53,7 +53,7 @@ def test_text_that_goes_on_is_one_piece_with_blanks_between_words():
     assert as_plain_text(tuple(Message(*each) for each in said)) == "Anna ran. She fell. Ben\nNo."
 
 
-def test_a_line_is_said_or_is_a_command():
+def test_line_is_parsed_as_message_or_command():
     assert parse("hello /undo") == "hello /undo"
     assert parse("//etc is a folder") == "/etc is a folder"
     assert parse("/system  Be kind. ") == Command("system", "Be kind.")

@@ -64,7 +64,7 @@ def test_a_misspelt_option_is_named(capsys):
     assert "did you mean ppo" in capsys.readouterr().err
 
 
-def test_the_stand_in_is_said_everywhere(capsys, tmp_path, monkeypatch):
+def test_stand_in_model_is_named_in_folder_manifest_and_console(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     assert run("method=sft", "model=gpt2", *SMALL, f"paths.output={tmp_path / 'runs'}") == 0
     folder = only_folder(tmp_path / "runs")
@@ -174,7 +174,7 @@ def test_completion_installs_and_gives_the_options_of_a_group(capsys, monkeypatc
     assert capsys.readouterr().out.split() == [f"logger={name}" for name in ("none", "tensorboard", "trackio", "wandb")]
 
 
-def test_what_hydra_refuses_is_one_line(capsys):
+def test_hydra_error_is_one_line(capsys):
     for word in ("~data.quality.balance", "method.adam_betas={a:1}", "seed=${nope:1}", "name='${'", "method@x=sft"):
         assert run("method=sft", word) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

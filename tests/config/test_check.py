@@ -155,7 +155,7 @@ def test_an_unknown_key_says_what_was_meant(path: str, value: Any, line: str) ->
     assert problems(changed(path, value)) == [line]
 
 
-def test_all_problems_come_at_once() -> None:
+def test_all_problems_are_in_one_error() -> None:
     config = changed("method.updates", -3)
     config["method"]["kl"] = "k9"
     config["sede"] = 1

@@ -48,7 +48,7 @@ def problems(argv: list[str], conf: Path) -> list[str]:
         (["data.columns={prompt: question}"], ["++data.columns={prompt: question}"]),
     ],
 )
-def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> None:
+def test_overrides_are_forced_for_hydra(argv: list[str], prepared: list[str], conf: Path) -> None:
     assert prepare(argv, conf) == ParsedCommandLine(prepared, None)
 
 
@@ -65,7 +65,7 @@ def test_what_hydra_gets(argv: list[str], prepared: list[str], conf: Path) -> No
         (["sweep=kl_coef", "sweep.seeds=[0]", "seed=3"], ["++seed=3"], ("sweep=kl_coef", "sweep.seeds=[0]")),
     ],
 )
-def test_what_a_sweep_hears_is_kept_from_hydra(
+def test_overrides_of_the_sweep_are_not_passed_to_hydra(
     argv: list[str], prepared: list[str], swept: tuple[str, ...], conf: Path
 ) -> None:
     assert prepare(argv, conf) == ParsedCommandLine(prepared, swept)
@@ -110,7 +110,7 @@ def test_unbalanced_brackets_say_to_quote(conf: Path) -> None:
     assert line.endswith("""quote special characters, as in name='"..."'""")
 
 
-def test_all_problems_come_at_once(conf: Path) -> None:
+def test_all_problems_are_in_one_error(conf: Path) -> None:
     lines = problems(["method=sftt,ppp", "-m", "hydra.sweeep.dir=x", "logger=wandb"], conf)
     assert [line.partition(":")[0] for line in lines] == [
         "method=sftt",

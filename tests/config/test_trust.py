@@ -107,7 +107,7 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
         ("evaluation.tasks.queries", {**MEASURES["queries"], "allow_execution": True}),
     ],
 )
-def test_a_stranger_cannot_decide_it(path: str, value: Any, tmp_path: Path) -> None:
+def test_unconfirmed_value_of_a_run_folder_is_refused(path: str, value: Any, tmp_path: Path) -> None:
     config = changed(path, value)
     with pytest.raises(ConfigError, match="repeat it on the command line if you trust it") as caught:
         UntrustedFolder(tmp_path, config_items(run("reward=weighted"))).check(config, TrainConfig)
@@ -123,7 +123,7 @@ def test_nothing_is_imported_to_find_that_out(tmp_path: Path, monkeypatch: pytes
         UntrustedFolder(tmp_path, ()).check(config, TrainConfig)
 
 
-def test_what_is_said_again_is_trusted_and_nothing_else(tmp_path: Path) -> None:
+def test_only_confirmed_values_are_trusted(tmp_path: Path) -> None:
     config = run("reward=function", f"reward.function={OWN}")
     UntrustedFolder(tmp_path, config_items(config)).check(config, TrainConfig)
     UntrustedFolder(tmp_path, override_items([f"reward.function='{OWN}'"])).check(config, TrainConfig)
