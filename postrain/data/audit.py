@@ -1,6 +1,6 @@
-"""What a run is about to learn from, counted before the first update, and a refusal where it is nothing.
+"""Counts of the data before the first update, and an error where there is nothing to train on.
 
-Prints little: a table of counts and, with `data.show_mask`, a few rows with what is learned in green. The same rows,
+Prints a table of counts and, with `data.show_mask`, a few rows with the tokens in the loss in green. The same rows,
 shortened, go into the manifest, from which the report shows them.
 """
 
@@ -36,7 +36,7 @@ class Audit:
 
     source: str
     kind: str
-    """What the method learns from."""
+    """Kind of record the method trains on."""
     template: str
     rows_read: int
     """Training rows in the source, and held-out rows if it brings its own."""
@@ -47,9 +47,9 @@ class Audit:
     repaired: Mapping[str, int]
     """Rows that were changed before use, by what was done."""
     unused: Mapping[str, int]
-    """Rows with a column, or a field of a message, that nothing was made of, by its name."""
+    """Rows with an unused column or message field, by its name."""
     offered: tuple[str, ...]
-    """Columns of prompts, which rewards may read; empty for other kinds."""
+    """Prompt columns that rewards can read; empty for other kinds."""
     cut: Mapping[str, int]
     """Training and held-out rows that lost tokens, by what they lost."""
     packed: bool
@@ -63,26 +63,26 @@ class Audit:
     tokens: int
     """Training tokens, prompts included."""
     supervised: int
-    """Training tokens that are learned; of chains, steps with a label."""
+    """Training tokens in the loss; for reasoning chains, labelled steps."""
     supervised_min: int
     supervised_mean: float
     """Over training token rows; a pair has two."""
     unsupervised_rows: int
-    """Token rows where nothing is learned."""
+    """Token rows without a token in the loss."""
     ended: float
-    """Share of token rows whose last learned token is an end token."""
+    """Share of token rows whose last token is in the loss and is an end token."""
     bos: int
     """Most beginning-of-sequence tokens at the start of a row."""
     lengths: Mapping[str, int]
     """Percentiles of the tokens of a row."""
     labels: Mapping[str, int]
-    """Training judgements or steps, by label; empty where there are none."""
+    """Training records or steps by label; empty without labels."""
     fingerprint: str
     """sha256 of all ids, masks and labels, training and held out, and of the columns that rewards may read."""
     samples: str
     """Rows printed with their mask; empty unless asked for."""
     shown: tuple[PreviewRow, ...]
-    """The first training rows with what is learned of them, shortened."""
+    """The first training rows with their loss mask, shortened."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -97,7 +97,7 @@ class Audit:
 
     @property
     def name(self) -> str:
-        """What messages call the data."""
+        """The source's name in messages."""
         return self.source
 
     def render(self) -> str:
@@ -112,25 +112,27 @@ class Audit:
     def _lines(self) -> list[tuple[str, str]]:
         record = KINDS[self.kind]
         lines = [
-            ("rows", f"{self.rows_read} read, {self.rows_train} to learn from, {self.rows_eval} held out"),
+            ("rows", f"{self.rows_read} read, {self.rows_train} training, {self.rows_eval} held out"),
             *([("passes", self._passes())] if self.updates else []),
             ("dropped", _counts(self.dropped)),
             *([("repaired", _counts(self.repaired))] if self.repaired else []),
             *([("unused columns", self._unused())] if self.unused else []),
-            *([("for rewards", names(self.offered))] if self.offered else []),
+            *([("reward columns", names(self.offered))] if self.offered else []),
             ("cut", _counts(self.cut)),
-            ("tokens a row", ", ".join(f"{name} {value}" for name, value in self.lengths.items())),
+            ("tokens per row", ", ".join(f"{name} {value}" for name, value in self.lengths.items())),
         ]
         if record.supervises != "nothing":
             share = 100 * self.supervised / max(1, self.tokens)
             learned = f"{self.supervised} of {self.tokens} ({share:.0f} %)"
             steps = record.supervises == "steps"
-            name, learned = ("steps", str(self.supervised)) if steps else ("tokens learned", learned)
-            lines.append((name, f"{learned}; a row {self.supervised_mean:.1f}, at least {self.supervised_min}"))
+            name, learned = ("steps", str(self.supervised)) if steps else ("tokens in the loss", learned)
+            lines.append(
+                (name, f"{learned}; per row {self.supervised_mean:.1f} on average, at least {self.supervised_min}")
+            )
         if self.labels:
             lines.append(("labels", f"{_counts(self.labels)}{record.label_advice(self.labels)}"))
         if record.supervises == "tokens" and not self.packed:
-            lines.append(("rows that end", f"{100 * self.ended:.0f} %"))
+            lines.append(("rows with end token", f"{100 * self.ended:.0f} %"))
         template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
         return [*lines, ("template", template), ("fingerprint", self.fingerprint[:16])]
 
@@ -149,7 +151,7 @@ class Audit:
         """Raises ConfigError for data that would train on nothing."""
         if self.unsupervised_rows:
             raise ConfigError(
-                f"{self.source}: {self.unsupervised_rows} rows have no token to learn from; show them with "
+                f"{self.source}: {self.unsupervised_rows} rows have no token in the loss; show them with "
                 "data.show_mask=3, and try data.loss_on=completion or another data.template"
             )
         if self.bos > 1 and not self.packed:
@@ -164,7 +166,7 @@ def count(
 ) -> dict[str, Any]:
     """The part of an audit that is counted on tokens, as its fields.
 
-    `gold` is what the held-out rows say of it, which is read when completions are evaluated.
+    `gold` are the gold columns of the held-out rows, read when completions are evaluated.
     """
     ids = [tokens for item in train for tokens in item.sequences()]
     rows = [row for item in train for row in item.token_rows()]
@@ -188,7 +190,7 @@ def count(
 
 
 def _labels(items: Sequence[Encoded]) -> dict[str, int]:
-    """How often each label stands there, by name."""
+    """Count of each label, by name."""
     labels = [label for item in items for label in item.label_values()]
     return dict(zip(items[0].label_names, (sum(labels), labels.count(False)), strict=True)) if labels else {}
 
@@ -204,9 +206,9 @@ def fingerprint(items: Sequence[Encoded], gold: Sequence[Any] = ()) -> str:
 
 
 def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
-    """The first items as text, what is learned in green and the rest dim; special tokens are written out.
+    """The first items as text: tokens in the loss green, all others dim, special tokens written out.
 
-    Of a chain the tokens that steps are read at: green where the step is right, red where it is wrong.
+    Of a reasoning chain, the token each step is scored at: green for a right step, red for a wrong one.
     """
     shown = Text()
     for row in preview(items[:rows], template):
@@ -218,7 +220,7 @@ def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
 
 
 def _printed(renderable: Any) -> str:
-    """As the console would show it, with its colours if it has any."""
+    """The console's rendering, with colours if it has them."""
     console = Console(file=io.StringIO(), width=Console().width, color_system=Console().color_system)  # type: ignore[arg-type]
     with console.capture() as capture:
         console.print(renderable)

@@ -40,7 +40,7 @@ REWRITTEN = (
 
 @dataclass(frozen=True)
 class RenderedAnswer:
-    """What a model says after a prompt."""
+    """An answer as the template renders it after a prompt."""
 
     text: str
     """The answer, through the token that ends its turn where the template writes one."""
@@ -136,15 +136,13 @@ class Template:
     def _weightless(self, messages: Messages, spans: int, row: int) -> list[int]:
         """The numbers of the answers that are not learned."""
         answers = [
-            turn
-            for turn in messages
-            if turn.role == "assistant" and not (turn.prefill or self._keeps_transcript_text(turn))
+            turn for turn in messages if turn.role == "assistant" and not (turn.prefill or self._keeps_text(turn))
         ]
         found = [number for number, answer in enumerate(answers) if not answer.learned]
         if found and spans != len(answers):
             raise ConfigError(
-                f"row {row}: the template {self.name} marks {spans} stretches for {len(answers)} answers, so an answer "
-                "with weight 0 cannot be told from the others; use another data.template, or remove the weights"
+                f"row {row}: the template {self.name} marks {spans} spans for {len(answers)} answers, so an answer "
+                "with weight 0 cannot be separated from the others; use another data.template, or remove the weights"
             )
         return found
 
@@ -154,7 +152,7 @@ class Template:
         return _tensor(bos + self._ids(text, first=True))
 
     def encode_continuation(self, text: str) -> Tensor:
-        """Ids of text that goes on within a row (what a tool answers), without an end, [L]."""
+        """Ids of text inside a row (a tool's output), without an end token, [L]."""
         return _tensor(self._ids(text))
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
@@ -191,7 +189,7 @@ class Template:
         return RenderedAnswer(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
 
     def _learned(self, said: RenderedAnswer) -> list[int]:
-        """Ids of what is said, through the end."""
+        """Ids of the answer with its end token."""
         if said.verbatim:
             self.notes[VERBATIM] = None
         ids = self._ids(said.text)
@@ -203,7 +201,7 @@ class Template:
         start, found, tail = probe.rpartition(ANSWER)
         if not found:
             raise ConfigError(
-                f"row {row}: the chat template leaves out what the assistant says; use data.template=plain or another"
+                f"row {row}: the chat template leaves out the assistant's message; use data.template=plain or another"
             )
         return (start[len(before) :] if start.startswith(before) else ""), tail
 
@@ -214,9 +212,9 @@ class Template:
         return (*prompt[:-1], Message("assistant", prompt[-1].content + completion))
 
     def _continues(self, prompt: Sequence[Message]) -> bool:
-        return bool(prompt) and prompt[-1].prefill and not self._keeps_transcript_text(prompt[-1])
+        return bool(prompt) and prompt[-1].prefill and not self._keeps_text(prompt[-1])
 
-    def _keeps_transcript_text(self, turn: Message) -> bool:
+    def _keeps_text(self, turn: Message) -> bool:
         """Whether a turn of a transcript keeps its text: the plain template has no other way to name the speaker."""
         return self.name == "plain" and turn.written is not None
 
@@ -229,9 +227,7 @@ class Template:
         """A conversation as text, and the places between generation marks if asked for."""
         turns = [
             # Text that the plain template must not end with the end token.
-            {"role": "user", "content": turn.written or ""}
-            if self._keeps_transcript_text(turn)
-            else rendering.as_mapping(turn)
+            {"role": "user", "content": turn.written or ""} if self._keeps_text(turn) else rendering.as_mapping(turn)
             for turn in messages
         ]
         try:
@@ -262,7 +258,7 @@ class Template:
             return rendering.extend_to_turn_ends(before, [span for span in spans if span[1] <= len(before)], self._ends)
         spans, at = [], 0
         for place, turn in enumerate(prompt):
-            if turn.role == "assistant" and not turn.prefill and not self._keeps_transcript_text(turn):
+            if turn.role == "assistant" and not turn.prefill and not self._keeps_text(turn):
                 with_prefill = self._render(prompt[:place], row, prompt=True)
                 text = with_prefill + self._render_answer(prompt[:place], with_prefill, turn.content, row).text
                 kept = before.startswith(text)

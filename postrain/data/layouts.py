@@ -145,11 +145,11 @@ def _there(columns: Collection[str], name: str) -> tuple[str, ...]:
 
 
 class Malformed(Exception):
-    """A row that is not what its layout promises; the text says what was expected."""
+    """A row that does not match its layout; the message says what was expected."""
 
 
 class Unusable(Exception):
-    """A row that is well formed but cannot be learned from; the text says why."""
+    """A well-formed row that cannot be trained on; the message says why."""
 
 
 class Fields:
@@ -158,11 +158,11 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], layout: Layout) -> None:
         self.values, self.layout = values, layout
         self.used: set[str] = set()
-        """Columns that a record has been made of."""
+        """Columns used for the record."""
         self.unused: set[str] = set()
         """Fields inside of used columns that nothing was made of, such as messages.id."""
         self.repaired: set[str] = set()
-        """What has been changed in the row."""
+        """Repairs of the row."""
 
     def peek(self, part: str) -> tuple[str, Any] | None:
         """The column that holds a part, and its value; None where the row has none. Does not use it.
@@ -212,7 +212,7 @@ class Fields:
 
 
 def empty(value: Any) -> bool:
-    """True for a column or field that says nothing, as files with the same columns in every row have them."""
+    """True for an empty column or field, as in files with the same columns in every row."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, Sequence | Mapping) and not value)

@@ -1,8 +1,7 @@
-"""The `data` group: from a source to the batches of every update, with the audit in between.
+"""The `data` group: from a source through the audit to the batches of every update.
 
-`prepare` does all the work once, before any weight is loaded; Lightning then only asks for the batches. The loader is
-our own (schedule.py), so that a resumed run and any number of ranks see the same rows. Under a plain Lightning Trainer
-`setup` asks the method what to prepare.
+`prepare` does all the work once, before any weight is loaded. The loader (schedule.py) gives a resumed run and any
+number of ranks the same rows. Under a plain Lightning Trainer `setup` calls `prepare` with the method's DataSpec.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from postrain.data.kinds.steps import StepLayout
 from postrain.data.kinds.text import Text
 from postrain.data.layouts import COLUMNS
 from postrain.data.quality import Quality, apply_filters
-from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_overlap, drop_unlearnable, reasons, split
+from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
 from postrain.data.records import Record, convert, encode
 from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.sources import Files, Loaded, Rows, Source, read_held_out
@@ -54,17 +53,17 @@ class DataModule(LightningDataModule):
     tokenizer: InitVar[Any] = field(default=None, kw_only=False)
 
     source: Source | None = None
-    """Where rows come from; null where `path` is given."""
+    """Source of the rows; null with `path`."""
     path: str | None = None
     """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also .gz .bz2 .xz .zst), a folder or a glob of such files
     ('data/*.jsonl'; those with test, eval, valid or dev in their name are held out), or a directory written by the
     save_to_disk of `datasets`. It replaces the source. Lists and messages may stand in a cell as JSON text."""
     eval_path: str | None = None
-    """A file to evaluate on; data.path is the one to learn from."""
+    """Held-out rows: a path as data.path. null holds a share of the training rows out."""
     eval_fraction: Share = 0.1
-    """Share of its prompts that a source without held-out rows gives for evaluation, never more than eval_rows."""
+    """Share of the prompts held out where the source has no held-out rows; at most eval_rows."""
     eval_rows: Size = 128
-    """Held-out rows at most."""
+    """Maximum number of held-out rows."""
     max_rows: Count | None = None
     """Read at most this many training rows, the first ones; null reads all. Held-out rows are not counted."""
     columns: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
@@ -75,22 +74,22 @@ class DataModule(LightningDataModule):
     dialogue, inst, bot, random (one of the five from alpaca to inst for each row; the exported model keeps its own
     template, else alpaca), or the name of one of the tokenizer's templates, where it has several (tool_use, rag)."""
     loss_on: LossOn = "completion"
-    """What is learned: completion (the last answer), assistant (every answer), all (prompts too)."""
+    """Tokens in the loss: completion (the last answer), assistant (every answer), all (prompts too)."""
     max_length: Length | None = None
-    """Tokens of a row; null is the model's context. Prompts are cut first, on the left."""
+    """Maximum tokens per row; null is the model's context. Prompts are truncated first, on the left."""
     max_prompt_length: Count | None = None
-    """Tokens of a prompt; null is what the row's length leaves."""
+    """Maximum tokens per prompt; null is what max_length leaves."""
     pack: bool = False
     """Join running text and cut it into blocks of max_length; a document sees those before it in its block."""
     steps: StepLayout = field(default_factory=StepLayout)
-    """How the steps of a chain of reasoning follow each other, for step labels (method=prm)."""
+    """Separators between the steps of a reasoning chain, for step labels (method=prm)."""
     quality: Quality = field(default_factory=Quality)
-    """Which rows are left out."""
+    """Filters of the training rows."""
     gold: Annotated[str | None, Confirm("runs this Python", harmless=is_bundled)] = None
-    """Dotted path of a function that knows the true worth of a completion, used for evaluation only:
+    """Dotted path of the gold scorer, a function with the true score of a completion; used for evaluation only:
     gold(prompt, completion, columns["gold"])."""
     show_mask: CountOrZero = 0
-    """Print this many rows with what is learned in green."""
+    """Print this many rows with the tokens in the loss in green."""
 
     def __post_init__(self, rows: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -108,7 +107,7 @@ class DataModule(LightningDataModule):
         self.start_update = 0
         """The first update to give batches for; a resumed method's counters go before it."""
         self.prepared_for: DataSpec | None = None
-        """What `setup` prepared last; None where somebody else has called `prepare`, or nobody yet."""
+        """The DataSpec that `setup` prepared last; None before, and after a direct call of `prepare`."""
 
     # Before training ----------------------------------------------------------------------------------------------
 
@@ -140,10 +139,8 @@ class DataModule(LightningDataModule):
         dropped = counts.dropped
         self.records = parts
         encoder = self._encoder(self._row_length())
-        self.train = drop_unlearnable(
-            encode(self._with_reward_columns(parts.train), encoder), dropped, loaded.train.name
-        )
-        self.eval = drop_unlearnable(self._held_out(encoder, parts), dropped, loaded.train.name)
+        self.train = drop_empty(encode(self._with_reward_columns(parts.train), encoder), dropped, loaded.train.name)
+        self.eval = drop_empty(self._held_out(encoder, parts), dropped, loaded.train.name)
         self.audit = self._audit(loaded, parts, counts, encoder)
         self.audit.check()
         return self.audit
@@ -169,7 +166,7 @@ class DataModule(LightningDataModule):
         return replace(loaded, train=loaded.train.head(self.max_rows))
 
     def _split(self, loaded: Loaded, counts: RowCounts, used: set[str]) -> Split:
-        """The records of both parts; what falls by the way is counted in `counts`, unless something has `used` it."""
+        """The records of both parts. `counts` gets the dropped rows and the unused columns, except `used`."""
         if self.gold is not None:
             used = {*used, "gold"}
         reading = RecordReader(
@@ -190,7 +187,7 @@ class DataModule(LightningDataModule):
         filtered = apply_filters(parts.train, self.quality, seed=seed)
         dropped.update(filtered.dropped)
         if not filtered.records:
-            raise ConfigError(f"{name}: no row is left to learn from: {reasons(dropped)}; loosen data.quality")
+            raise ConfigError(f"{name}: no training row is left: {reasons(dropped)}; loosen data.quality")
         return replace(parts, train=filtered.records)
 
     def _held_out(self, encoder: Encoder, parts: Split) -> tuple[Encoded, ...]:

@@ -1,4 +1,4 @@
-"""What is not worth learning from: empty, contradictory, too short, too long, repetitive, doubled or over-represented.
+"""Filters: empty, contradictory, too short, too long, repetitive, duplicate or over-represented rows.
 
 Every filter counts what it drops. Label sanity (empty answers, chosen equal to rejected) also holds for held-out rows;
 the rest is for training rows alone, so that an evaluation does not change with the filters.
@@ -30,20 +30,20 @@ class Quality:
     """The filters, in the order they are applied."""
 
     empty: Literal["drop", "error"] = "drop"
-    """What happens to a row without any completion text: drop or error."""
+    """Rows without completion text: drop or error."""
     min_characters: CountOrZero = 0
-    """Shortest completion (or text) that is kept."""
+    """Minimum characters of a completion (or text)."""
     max_characters: Count | None = None
-    """Longest completion (or text) that is kept; null keeps all."""
+    """Maximum characters of a completion (or text); null is no limit."""
     max_repetition: Fraction = 1.0
     """Largest share of a completion's three-word sequences that may be repetitions; 1 keeps all."""
     dedupe: bool = False
-    """Drop rows that say exactly what an earlier row says."""
+    """Drop exact duplicates of earlier rows."""
     near_dedupe: Fraction | None = None
     """Drop rows whose three-word sequences overlap with an earlier row's by this share or more, for instance 0.8
     (Jaccard, estimated); needs the extra postrain[quality]."""
     balance: str | None = None
-    """A column: every value of it is cut down to as many rows as the rarest has."""
+    """Column to balance: each value keeps as many rows as the rarest has."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def drop_invalid(records: Iterable[Record], quality: Quality, where: Callable[[i
 
 
 def apply_filters(records: Sequence[Record], quality: Quality, *, seed: int) -> Filtered:
-    """The records worth learning from, in their order."""
+    """The records that pass all filters, in order."""
     kept, dropped = tuple(records), Counter[str]()
     for reason, apply in _filters(quality, seed):
         rest = tuple(apply(kept))

@@ -83,7 +83,7 @@ def reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "there are none"
 
 
-def drop_unlearnable(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
+def drop_empty(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
     """Without what cutting has left nothing to learn from."""
     reasons = [item.drop_reason() for item in items]
     dropped.update(reason for reason in reasons if reason)

@@ -26,7 +26,7 @@ class Record(ABC):
     """What every record has."""
 
     row: int
-    """Its number in the source: the line of a file, or the index in a data set."""
+    """Line in the file, from 1, or index in the data set, from 0."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that stood in the row."""
 
@@ -88,7 +88,7 @@ class Record(ABC):
     @classmethod
     def label_advice(cls, labels: Mapping[str, int]) -> str:
         """What the audit adds to the counts of labels."""
-        return "" if all(labels.values()) else "; a model learns little from one label alone"
+        return "" if all(labels.values()) else "; only one of the two labels occurs"
 
 
 def encode(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
@@ -146,7 +146,7 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
     if found is None:
         possible = " or ".join(wanted for held, wanted in CONVERSIONS if held == have)
         raise ConfigError(
-            f"data: this method learns from {kind} records, but {source} holds {have} records"
+            f"data: this method trains on {kind} records, but {source} holds {have} records"
             f"{_missing_side(records[0])}"
             f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
             f"{_mapping_hint(records[0], kind)}"

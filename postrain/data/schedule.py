@@ -1,7 +1,7 @@
-"""Which items make the batch of which update: a function of (seed, update) and nothing else.
+"""The items of each update's batch: a function of (seed, update) alone.
 
-So a run resumes by its number of updates alone, an epoch's end leaves no short batch, and ranks share a global batch
-whatever their number.
+A run therefore resumes from its number of updates, batches cross epoch boundaries without a short batch, and any number
+of ranks shares the same global batch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ compare."""
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What the rest of a run says about its data."""
+    """What a method needs of its data."""
 
     kind: str
-    """The record that the method learns from."""
+    """Kind of record the method trains on."""
     context: int
-    """Tokens of a row at most."""
+    """Maximum tokens per row."""
     completion_tokens: int
     """Left free after prompts that will be sampled from."""
     batch_size: int
@@ -64,7 +64,7 @@ class TrainBatches:
     start: int = 0
     """The first update to give: those before it are done."""
     done: Callable[[], int] = int
-    """How many updates are done; asked whenever a pass begins, since Lightning may make several over one loader."""
+    """Number of finished updates, read at the start of each iteration: Lightning may iterate a loader several times."""
     rank: int = 0
     ranks: int = 1
 
@@ -76,7 +76,7 @@ class TrainBatches:
             yield collate([self.items[index] for index in self.indices(update)[self.rank :: self.ranks]])
 
     def indices(self, update: int) -> list[int]:
-        """The items of a global batch. Epochs follow each other without a seam."""
+        """The items of a global batch. A batch may span two epochs."""
         return self.places(update * self.batch_size, self.batch_size)
 
     def indices_seen(self) -> list[int]:
@@ -84,7 +84,7 @@ class TrainBatches:
         return self.places(0, min(len(self.items), self.updates * self.batch_size))
 
     def places(self, first: int, length: int) -> list[int]:
-        """The items from `first` on in the endless row of epochs, each with an order of its own."""
+        """The items from `first` on in the stream of epochs, each in its own shuffled order."""
         count = len(self.items)
         epochs = range(first // count, (first + length - 1) // count + 1)
         order = torch.cat([torch.randperm(count, generator=generator(self.seed, "epoch", epoch)) for epoch in epochs])

@@ -1,4 +1,4 @@
-"""Where rows come from: the bundled world, files, the Hugging Face Hub. Each is a node under `data.source`."""
+"""Sources of rows: the bundled world, files, the Hugging Face Hub, paraphrases. Each is a node under `data.source`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Loaded:
 
     train: Table
     held_out: Table | None
-    """None where the source says nothing of its own; a share of the training rows is held out then."""
+    """None where the source has no held-out rows; a share of the training rows is held out then."""
     template: Mode = "auto"
-    """How its rows are meant to be shown to a model, where they are made for one way."""
+    """The chat template the rows are made for; auto for any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """What every source can do."""
+    """A source of rows."""
 
     @abstractmethod
     def load(self, *, eval_rows: int) -> Loaded:
@@ -38,16 +38,16 @@ class Source(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class World(Source):
-    """The bundled synthetic world: as many rows as asked for, with gold scores, offline."""
+    """The bundled synthetic world: any number of rows, with gold scores, offline."""
 
     kind: Kind
     """The format of the rows."""
     task: Task
-    """What they are about."""
+    """Task of the rows, such as stories or instructions."""
     count: Size = 2000
-    """Rows to learn from."""
+    """Number of training rows."""
     seed: Seed = 0
-    """Another seed is another world of the same rules."""
+    """Seed of the world: another seed gives other facts and rows under the same rules."""
     noise: Positive = 0.1
     """Temperature of the simulated annotators; small is truthful."""
     eval_noise: Positive = 0.001
@@ -122,9 +122,9 @@ class Hub(Source):
     subset: str | None = None
     """The configuration of a data set that has several."""
     train_split: str = "train"
-    """The split to learn from."""
+    """Training split."""
     eval_split: str | None = None
-    """The split to evaluate on; null holds a share of the training rows out."""
+    """Held-out split; null holds out a share of the training rows."""
     revision: str | None = None
     """Branch, tag or commit; null takes the newest."""
 
@@ -139,31 +139,31 @@ class Hub(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrases(Source):
-    """Every fact in every wording."""
+    """Every fact in every paraphrase: training and held-out prompts share the facts and no wording."""
 
     facts: tuple[Mapping[str, str], ...]
-    """What is so: values for the {names} that stand in the texts below."""
+    """Facts: values for the {names} in the texts below."""
     learned: tuple[str, ...]
-    """Prompts to learn from."""
+    """Training prompts, as templates with {names}."""
     asked: tuple[str, ...]
-    """Held-out prompts."""
+    """Held-out prompts, as templates with {names}."""
     completion: str
-    """What a good answer says."""
+    """Reference completion."""
     answer: str
-    """The word that makes it right."""
+    """The word that a correct completion contains."""
 
     def load(self, *, eval_rows: int) -> Loaded:
-        """Held-out rows come wording by wording. Raises ConfigError for a text that asks for what no fact has."""
+        """Held-out rows are ordered by paraphrase. Raises ConfigError for a {name} that a fact lacks."""
         if not self.facts:
             raise ConfigError("data.source.facts: expected at least one, such as {who: Mia, place: river}")
         return Loaded(self._table("learned", self.learned), self._table("asked", self.asked))
 
     def _table(self, side: str, wordings: Sequence[str]) -> Table:
         if not wordings:
-            raise ConfigError(f"data.source.{side}: expected at least one wording, such as Where is {{who}}?")
+            raise ConfigError(f"data.source.{side}: expected at least one paraphrase, such as Where is {{who}}?")
         values = [self._values(side, wording, fact) for wording in wordings for fact in self.facts]
         rows = tuple(Row(number, value) for number, value in enumerate(values))
-        return Table(f"{len(self.facts)} facts in {len(wordings)} wordings ({side})", "row", rows)
+        return Table(f"{len(self.facts)} facts in {len(wordings)} paraphrases ({side})", "row", rows)
 
     def _values(self, side: str, wording: str, fact: Mapping[str, str]) -> dict[str, Any]:
         answer = fill("answer", self.answer, fact)

@@ -1,4 +1,4 @@
-"""Tasks of reasoning-gym as a source of prompts: a hundred generators of puzzles and sums, as many rows as asked for.
+"""Tasks of reasoning-gym as a source of prompts: a hundred generators of puzzles and sums, any number of rows.
 
 Rows carry what their own scorer needs, as plain JSON, for `reward=reasoning_gym` (rewards/reasoning_gym.py) and for
 files made of them. The sides of the split share no prompt: a hash of the prompt says where it belongs. Left out are the
@@ -32,10 +32,10 @@ RUNS_TEXT = "its scorer runs what the model writes as Python"
 NEEDS_TUPLES = "its scorer does not know its own items again once they were written as JSON"
 REFUSED: Mapping[str, str] = {
     "arc_agi": NEEDS_TUPLES,
-    "coin_flip": "its scorer pays for the answer 0",
-    "complex_arithmetic": "its scorer pays for the answer nan",
+    "coin_flip": "its scorer rewards the answer 0",
+    "complex_arithmetic": "its scorer rewards the answer nan",
     "composite": "it mixes other tasks; name one of them",
-    "game_of_life_halting": "its scorer pays for any answer",
+    "game_of_life_halting": "its scorer rewards any answer",
     "intermediate_integration": RUNS_TEXT,
     "n_queens": RUNS_TEXT,
     "polynomial_multiplication": RUNS_TEXT,
@@ -45,7 +45,7 @@ REFUSED: Mapping[str, str] = {
 }
 HASHED = ("isomorphic_strings", "knight_swap", "ransom_note", "word_ladder")
 """Tasks that walk through sets, whose order Python draws anew for each process."""
-# One item in ten is held out: so many draws for each wanted one, and a few more, find them where there are enough.
+# One item in ten is held out: draws per wanted item, plus MORE_DRAWS.
 DRAWS: Mapping[Split, int] = {"train": 2, "eval": 20}
 MORE_DRAWS = 200
 
@@ -61,7 +61,7 @@ class ReasoningGym(Source):
     kind: Literal["prompts", "demonstrations"] = "prompts"
     """prompts, or demonstrations whose completion is `reply`."""
     count: Size = 2000
-    """Rows to learn from; fewer where a task has not so many."""
+    """Rows to learn from; fewer where the task has fewer."""
     seed: Seed = 0
     """Another seed draws other rows."""
     instruction: str = ""
@@ -89,7 +89,7 @@ class ReasoningGym(Source):
         return Table(name, "row", tuple(Row(number, self._values(item)) for number, item in enumerate(items)))
 
     def _items(self, side: Split, count: int, draws: int) -> list[dict[str, Any]]:
-        """The first `count` items of a side; held-out ones with different questions. Touches nobody's randomness."""
+        """The first `count` items of a side; held-out questions differ. Leaves the global generators unchanged."""
         seed = derive_seed(self.seed, side) % 2**31
         found: dict[int | str, dict[str, Any]] = {}
         with isolate_rng(include_cuda=False):
@@ -123,7 +123,7 @@ def draw_item(made: Any, seed: int, index: int) -> dict[str, Any]:
 
 
 def dataset(task: str, settings: Mapping[str, Any], *, seed: int, size: int) -> Any:
-    """A task of reasoning-gym, checked; what is wrong with it is told with the config's keys."""
+    """A task of reasoning-gym, checked; errors name the config keys."""
     gym = load("reasoning_gym")
     known: Mapping[str, tuple[type, type]] = gym.factory.DATASETS
     if task in REFUSED:
@@ -134,7 +134,7 @@ def dataset(task: str, settings: Mapping[str, Any], *, seed: int, size: int) -> 
         raise ConfigError(f"data.source.task={task}: reasoning-gym has no such task; {meant}")
     if task in HASHED and os.environ.get("PYTHONHASHSEED", "random") == "random":
         raise ConfigError(
-            f"data.source.task={task}: its items change with Python's hash seed, so a resumed run would see others; "
+            f"data.source.task={task}: its items change with Python's hash seed, so a resumed run would differ; "
             "set the environment variable PYTHONHASHSEED=0"
         )
     there = {field.name for field in fields(known[task][1])} - {"seed", "size"}

@@ -66,12 +66,12 @@ def test_passes_are_updates_times_batch_size_over_items():
     assert "passes" not in replace(found, updates=0).render()
 
 
-def test_data_where_nothing_is_learned_stops_the_run():
-    with pytest.raises(ConfigError, match=r"x\.jsonl: 1 rows have no token to learn from; .*data\.show_mask=3"):
+def test_rows_without_tokens_in_the_loss_raise():
+    with pytest.raises(ConfigError, match=r"x\.jsonl: 1 rows have no token in the loss; .*data\.show_mask=3"):
         audit([row([7, 8, EOS], 2), row([7, 8, EOS], 0)]).check()
 
 
-def test_two_beginnings_of_a_row_stop_the_run():
+def test_two_bos_tokens_raise():
     audit([row([BOS, 8, EOS], 2)]).check()
     with pytest.raises(ConfigError, match="rows start with 2 beginning-of-sequence tokens"):
         audit([row([BOS, BOS, 8, EOS], 2)]).check()
@@ -80,7 +80,7 @@ def test_two_beginnings_of_a_row_stop_the_run():
 def test_packed_blocks_may_start_and_end_anywhere():
     found = audit([row([BOS, BOS, 8, 9], 3)], kind="Text", packed=True)
     found.check()
-    assert "rows that end" not in found.render()
+    assert "rows with end token" not in found.render()
 
 
 def test_the_fingerprint_sees_tokens_masks_columns_and_order():
@@ -105,11 +105,11 @@ def test_the_fingerprint_sees_tokens_masks_columns_and_order():
 def test_the_table_is_short_and_plain_where_there_are_no_colours():
     text = audit([row([7, 8, EOS], 2)], [row([7, 8, EOS], 2)]).render()
     assert "data: x.jsonl" in text
-    assert "9 read, 1 to learn from, 1 held out" in text
+    assert "9 read, 1 training, 1 held out" in text
     assert "2 duplicate" in text
     assert "id, tag (1 rows), [red]" in " ".join(text.split())
     assert "repaired" not in text
-    assert "for rewards" not in text
+    assert "reward columns" not in text
     assert "2 of 3 (67 %)" in text
     assert "\x1b" not in text
     assert len(text.splitlines()) <= 11
@@ -124,10 +124,10 @@ def test_the_table_is_short_and_plain_where_there_are_no_colours():
         (6, 2, "6 desirable, 2 undesirable; raise method.undesirable_weight to between 2.25 and 3 for method=kto"),
         # w * 2 over 1 * 6 is 1 at w = 3 and 4/3 at w = 4.
         (2, 6, "2 desirable, 6 undesirable; raise method.desirable_weight to between 3 and 4 for method=kto"),
-        (0, 2, "0 desirable, 2 undesirable; a model learns little from one label alone"),
+        (0, 2, "0 desirable, 2 undesirable; only one of the two labels occurs"),
     ],
 )
-def test_labels_out_of_balance_say_which_weight_to_raise(up, down, says):
+def test_unbalanced_labels_name_the_weight_to_raise(up, down, says):
     one = row([7, 8, EOS], 2)
     found = audit([EncodedJudgement(1, one, one, label) for label in [True] * up + [False] * down], kind="Judgement")
     assert says == " ".join(dict(found._lines())["labels"].split())
@@ -147,14 +147,14 @@ def test_steps_are_counted_with_their_labels():
     found.check()
     lines = dict(found._lines())
     # 2 + 1 steps, of which 1 + 1 are right
-    assert lines["steps"] == "3; a row 1.5, at least 1"
+    assert lines["steps"] == "3; per row 1.5 on average, at least 1"
     assert lines["labels"] == "2 right, 1 wrong"
-    assert "rows that end" not in lines
-    assert dict(audit([other], kind="Steps")._lines())["labels"].endswith("a model learns little from one label alone")
+    assert "rows with end token" not in lines
+    assert dict(audit([other], kind="Steps")._lines())["labels"].endswith("only one of the two labels occurs")
     assert fingerprint([one]) != fingerprint([replace(one, labels=(True, True))])
 
 
-def test_shown_steps_say_where_they_are_read_and_what_they_are_called(monkeypatch):
+def test_preview_colours_each_step_by_its_label(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     ids = TEMPLATE.tokenizer("xzq", add_special_tokens=False)["input_ids"]
     shown = show([chain([*ids, EOS], [2, 3], (True, False))], TEMPLATE, 1)
@@ -167,7 +167,7 @@ def test_the_manifest_gets_the_counts_and_no_samples():
     assert "samples" not in found
 
 
-def test_shown_rows_say_what_is_learned(monkeypatch):
+def test_preview_colours_the_tokens_in_the_loss(monkeypatch):
     ids = TEMPLATE.tokenizer("xz?", add_special_tokens=False)["input_ids"]
     item = row([*ids, EOS], 2)
     plain = show([item, item, item], TEMPLATE, 2)

@@ -1,4 +1,4 @@
-"""Templates and masks: what is learned starts exactly where the model will write, and always ends with the end."""
+"""Templates and masks: the loss starts where the model starts to write and ends with the end token."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_earlier_answers_that_the_template_rewrites_are_read_and_not_learned():
 
 def test_a_template_that_leaves_out_the_answer_is_refused_with_the_row():
     silent = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(ConfigError, match=r"row 7: the chat template leaves out what the assistant says; use"):
+    with pytest.raises(ConfigError, match=r"row 7: the chat template leaves out the assistant's message; use"):
         Template(byte_tokenizer(template=silent)).encode_completion(chat("a"), "b", row=7)
 
 

@@ -81,5 +81,5 @@ def test_a_pair_without_one_side_is_named():
     [(DEMONSTRATION, "Preference"), (Text(row=1, text="a"), "Prompt"), (PROMPT, "Demonstration"), (UP, "Preference")],
 )
 def test_what_the_data_does_not_say_is_refused_with_both_kinds(record, kind):
-    with pytest.raises(ConfigError, match=rf"learns from {kind} records, but rows\.csv holds {type(record).__name__}"):
+    with pytest.raises(ConfigError, match=rf"trains on {kind} records, but rows\.csv holds {type(record).__name__}"):
         convert([record], kind, source="rows.csv")

@@ -274,7 +274,7 @@ def test_a_template_whose_marks_are_not_the_answers_cannot_leave_one_out():
     last_only = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content }}{% endgeneration %}"
     template = Template(byte_tokenizer(template=last_only + "{% else %}{{ m.content }}{% endif %}{% endfor %}"))
     first, unlearned, *others = chat("x", "z", "q", "k")
-    with pytest.raises(ConfigError, match=r"row 4: .* marks 1 stretches for 2 answers, so an answer with weight 0"):
+    with pytest.raises(ConfigError, match=r"row 4: .* marks 1 spans for 2 answers, so an answer with weight 0"):
         template.encode((first, replace(unlearned, learned=False), *others), row=4)
 
 

@@ -55,7 +55,7 @@ def test_a_split_that_is_not_there_is_refused_in_one_line(local, changes, says):
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_network_it_is_said_what_was_looked_for_where_and_the_two_ways_on():
+def test_offline_error_names_data_set_cache_and_remedies():
     with pytest.raises(ConfigError) as caught:
         source("nobody/nothing").load(eval_rows=9)
     message = str(caught.value)
@@ -64,7 +64,7 @@ def test_without_a_network_it_is_said_what_was_looked_for_where_and_the_two_ways
     assert "run once where there is a network and copy that cache, or give a file with data=jsonl" in message
 
 
-def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
+def test_an_unanswered_hub_request_times_out(monkeypatch):
     monkeypatch.setattr(files, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(files.HfApi, "dataset_info", lambda *_, **__: time.sleep(1))
     monkeypatch.setattr(files.constants, "is_offline_mode", lambda: False)

@@ -34,7 +34,7 @@ def test_both_sides_of_pairs_are_borrowed_equally_often(pairs):
     assert found == {0: pairs, 1: pairs}
 
 
-def test_long_runs_of_the_same_are_stepped_over():
+def test_pairing_skips_long_runs_of_equal_items():
     # One prompt, one completion, then the rest of the world: searching place by place would look 10^10 times.
     count = 100_000
     assert kto_pairing([0] * count + [1], [0] * count + [1]) == [count] * count + [count // 2 - 1]

@@ -142,7 +142,7 @@ def test_an_answer_with_a_verdict_is_judged_in_every_layout(row, name):
 
 
 @pytest.mark.parametrize(("value", "label"), [("👍", True), ("down", False), (Cell("True"), True)])
-def test_a_thumb_is_a_verdict(value, label):
+def test_thumbs_are_read_as_labels(value, label):
     record = only({"prompt": "a", "completion": "b", "thumbs": value})
     assert record == Judgement(row=1, prompt=chat("a"), completion="b", label=label)
 

@@ -64,7 +64,7 @@ JUDGED = {"prompt": "a", "completion": "b", "label": True}
         (lines({**PAIR, "rejected": "b "}), "Judgement", "no row can be used: 1 chosen equals rejected"),
         (lines(PAIR, {"prompt": "a", "chosen": "b"}), "Preference", "line 2: the column rejected is missing"),
         (lines({"prompt": "a", "chosen": "b"}), "Preference", "row 1 has chosen but no column rejected"),
-        (lines(JUDGED), "Preference", "learns from Preference records, but .* holds Judgement records"),
+        (lines(JUDGED), "Preference", "trains on Preference records, but .* holds Judgement records"),
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],
 )
@@ -76,7 +76,7 @@ def test_bad_data_is_refused_in_one_line_that_names_the_file(content, kind, says
     assert "\n" not in str(caught.value)
 
 
-def test_pairs_of_equals_are_dropped_and_printed(tmp_path):
+def test_pairs_with_equal_sides_are_dropped_and_printed(tmp_path):
     rows = [{**PAIR, "prompt": str(n)} for n in range(9)] + [{**PAIR, "rejected": "b"}]
     data = prepared("jsonl", f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}", kind="Preference")
     assert data.audit.dropped == {"chosen equals rejected": 1}
@@ -133,8 +133,8 @@ def test_lengths_that_do_not_fit_the_model_are_refused(talks):
         prepared("jsonl", talks, kind="Prompt", completion_tokens=512)
 
 
-def test_filters_that_leave_nothing_say_what_went(talks):
-    with pytest.raises(ConfigError, match=r"no row is left to learn from: 27 shorter than 999 characters; loosen"):
+def test_filters_that_drop_every_row_list_the_reasons(talks):
+    with pytest.raises(ConfigError, match=r"no training row is left: 27 shorter than 999 characters; loosen"):
         prepared("jsonl", talks, "data.quality.min_characters=999", "data.eval_rows=3")
 
 

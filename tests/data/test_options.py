@@ -81,7 +81,7 @@ def test_rows_travel_with_their_prompts_whatever_the_order():
 
 
 @pytest.mark.parametrize("option", sorted(HUB))
-def test_hub_options_say_without_a_network_what_they_looked_for(option):
+def test_hub_options_name_their_data_set_when_offline(option):
     with pytest.raises(ConfigError, match=rf"data set {config(option)['source']['repo']}: not in the cache"):
         prepared(option)
 

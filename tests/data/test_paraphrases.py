@@ -55,12 +55,12 @@ def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> N
     ("changes", "told"),
     [
         ({"facts": []}, "data.source.facts: expected at least one"),
-        ({"asked": []}, "data.source.asked: expected at least one wording"),
+        ({"asked": []}, "data.source.asked: expected at least one paraphrase"),
         ({"learned": ["Where is {thing}?"]}, "data.source.learned: 'Where is {thing}?' cannot be filled"),
         ({"completion": "At {}."}, "data.source.completion: 'At {}.' cannot be filled"),
     ],
 )
-def test_what_cannot_be_filled_is_told(changes: dict[str, Any], told: str) -> None:
+def test_a_text_with_an_unknown_name_is_refused_in_one_line(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]+$") as caught:
         source(**changes).load(eval_rows=8)
     assert str(caught.value).startswith(told)

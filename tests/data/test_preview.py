@@ -33,7 +33,7 @@ def test_a_pair_is_two_rows_with_their_roles() -> None:
     assert [(one.row, one.role, one.stretches[1].text) for one in found] == [(5, "chosen", "b"), (5, "rejected", "c")]
 
 
-def test_of_a_prompt_all_is_read() -> None:
+def test_prompt_tokens_are_outside_the_loss() -> None:
     prompt = EncodedPrompt(2, row("ab", 0).ids, "ab", {})
     assert list(preview([prompt], TEMPLATE)) == [PreviewRow(2, "", (Stretch("ab", "read"),))]
 

@@ -32,7 +32,7 @@ def test_nothing_is_dropped_unless_asked_for():
     assert kept(answers("a", "a", "a a a a a a")) == ([0, 1, 2], {})
 
 
-def test_length():
+def test_length_limits_drop_rows_outside_of_them():
     assert kept(answers("a", "abc", "abcdef"), min_characters=2) == ([1, 2], {"shorter than 2 characters": 1})
     assert kept(answers("a", "abc", "abcdef"), max_characters=3) == ([0, 1], {"longer than 3 characters": 1})
 
@@ -92,7 +92,7 @@ def test_balance_of_labels_and_of_a_column_that_is_not_there():
         kept(judged, balance="task")
 
 
-def test_labels_that_teach_nothing_are_dropped_and_counted():
+def test_empty_and_contradictory_rows_are_dropped_and_counted():
     records = [
         Preference(row=0, prompt=chat("p"), chosen="a", rejected="b"),
         Preference(row=1, prompt=chat("p"), chosen="a", rejected=" a\n"),

@@ -50,7 +50,7 @@ def test_what_a_kind_of_record_leaves_out_is_named(row, kind, unused):
     assert not counts.dropped
 
 
-def test_what_something_else_reads_is_not_called_unused():
+def test_columns_read_elsewhere_are_not_listed_as_unused():
     _, counts = read({**PAIR, "gold": {"x": 1}}, "Preference", known=frozenset({"margin", "gold"}))
     assert counts.unused == {"id": 2}
 

@@ -12,7 +12,7 @@ from postrain.data.chat import Template
 from postrain.data.conversation import user
 from postrain.data.encode import PROMPT_CUT, Encoder, collate
 from postrain.data.kinds.steps import LAYOUT_FILE, STEPS_CUT, EncodedSteps, StepLayout, StepRows, Steps
-from postrain.data.record_reader import drop_unlearnable
+from postrain.data.record_reader import drop_empty
 from postrain.data.records import encode
 from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, UNMARKED, byte_tokenizer, chat, metaspace_tokenizer
@@ -108,10 +108,10 @@ def test_a_prompt_makes_room_for_one_step() -> None:
 def test_a_chain_without_a_step_is_dropped_and_counted() -> None:
     items = encode([record("zqxk", "jzqx"), record("zq", "x")], encoder(6))
     dropped: Counter[str] = Counter()
-    assert [item.row for item in drop_unlearnable(items, dropped, "x.jsonl")] == [1]
+    assert [item.row for item in drop_empty(items, dropped, "x.jsonl")] == [1]
     assert dropped == {"first step too long": 1}
     with pytest.raises(ConfigError, match=r"^x\.jsonl: first step too long, in every row; raise data\.max_length$"):
-        drop_unlearnable(items[:1], dropped, "x.jsonl")
+        drop_empty(items[:1], dropped, "x.jsonl")
 
 
 def test_a_batch_keeps_labels_beside_their_rows() -> None:

@@ -62,7 +62,7 @@ def test_rows_depend_on_the_seed_and_their_place_alone(task: str) -> None:
     assert sides(source(task, seed=1))[0] != train
 
 
-def test_nobody_elses_randomness_is_touched() -> None:
+def test_loading_leaves_the_global_generators_unchanged() -> None:
     random.seed(3)
     np.random.seed(3)
     expected = random.random(), np.random.random()
@@ -105,7 +105,7 @@ def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
     ("task", "changes", "told"),
     [
         ("ading", {}, r"data.source.task=ading: reasoning-gym has no such task; did you mean adding\?"),
-        ("coin_flip", {}, r"data.source.task=coin_flip: left out, since its scorer pays for the answer 0"),
+        ("coin_flip", {}, r"data.source.task=coin_flip: left out, since its scorer rewards the answer 0"),
         ("adding", {"settings": {"bigest": 3}}, r"data.source.settings.bigest: adding has no such .* are largest$"),
         (
             "adding",
@@ -117,7 +117,7 @@ def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
         ("adding", {"settings": {"largest": 1}, "count": 4}, r"too few different prompts"),
     ],
 )
-def test_mistakes_are_told_in_one_line(task: str, changes: dict[str, Any], told: str) -> None:
+def test_bad_settings_are_refused_in_one_line(task: str, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told) as caught:
         sides(source(task, **changes))
     assert "\n" not in str(caught.value)
@@ -131,18 +131,18 @@ def test_what_changes_with_the_hash_seed_needs_a_fixed_one(monkeypatch: pytest.M
     assert len(sides(source("ransom_note"))[0]) == 40
 
 
-def test_without_the_extra_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r'reasoning_gym is not installed; run pip install "postrain\[tasks\]"'):
         sides(source())
 
 
-def test_every_refusal_says_why() -> None:
+def test_every_refused_task_has_a_reason() -> None:
     assert all(len(reason) > 10 for reason in REFUSED.values())
 
 
 @pytest.mark.parametrize(("kind", "record"), [("prompts", "Prompt"), ("demonstrations", "Demonstration")])
-def test_a_run_learns_from_them(kind: str, record: str) -> None:
+def test_tasks_prepare_as_prompts_and_demonstrations(kind: str, record: str) -> None:
     overrides = ["data=reasoning_gym", "data.source.task=adding", "data.source.count=30", "data.eval_rows=5"]
     config = composed(["method=ppo", *overrides, "++data.source.settings.largest=50", f"data.source.kind={kind}"])
     data: DataModule = instantiate(config["data"])
