@@ -3,7 +3,7 @@
     python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo,grpo,rloo --models nano,smollm2 \\
         --trl-python TRL_VENV/bin/python --ppo-python OLD_TRL_VENV/bin/python
 
-Every measurement is a process of its own, so that peak memory is its own; ours and TRL's take turns, so that what else
+Every measurement runs in a separate process, so that peak memory is its own; ours and TRL alternate, so that what else
 the machine does falls on both. Leaves out start-up, data loading and evaluation. benchmarks/README.md has results.
 """
 
@@ -116,14 +116,14 @@ def short(value: float) -> str:
 
 def against(ours: Measured, peer: Measured | None) -> str:
     """CPU, wall and memory beside the peer's, and what came before the clock."""
-    said = []
+    notes = []
     if peer is not None and peer is not ours:
         time, cpu = peer.seconds / ours.seconds, peer.cpu_seconds / ours.cpu_seconds
-        said += [f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / peer.peak_mb:.2f} of it"]
+        notes += [f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / peer.peak_mb:.2f} of it"]
     # A method without a pass still sets itself up, in no time.
     if ours.pass_cpu_seconds > 0.01:
-        said += [f"pass before: {short(ours.pass_cpu_seconds)} CPU-s"]
-    return "; ".join(said)
+        notes += [f"pass before: {short(ours.pass_cpu_seconds)} CPU-s"]
+    return "; ".join(notes)
 
 
 def summary(rounds: list[dict[str, Any]], warmup: int) -> Measured:
@@ -150,7 +150,7 @@ def measured(command: list[Any], method: str, rows: dict[str, Any], args: argpar
     prompts, group = GROUPS[rows["name"]] if method in GROUPED else (0, 1)
     batch = prompts or (PPO_BATCH if method == "ppo" else BATCH)[rows["name"]]
     out = Path(rows["folder"]) / "measured.json"
-    said = {
+    values = {
         "model": rows["model"],
         "reward-model": rows["reward_model"],
         "rows": rows["ids" if "run_trl" in str(command[1]) else "texts"][method],
@@ -162,7 +162,7 @@ def measured(command: list[Any], method: str, rows: dict[str, Any], args: argpar
         "epochs": EPOCHS,
         "threads": args.threads,
     }
-    run([*command, *options(said)], args.threads)
+    run([*command, *options(values)], args.threads)
     return json.loads(out.read_text(encoding="utf-8"))
 
 

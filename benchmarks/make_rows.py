@@ -93,31 +93,34 @@ class Maker:
         }
 
     def cut(self, shortest: int, longest: int) -> str:
-        """Text of so many tokens."""
+        """Text of `shortest` to `longest` tokens."""
         length = self.random.randint(shortest, longest)
         start = self.random.randrange(len(self.ids) - length)
         return self.template.decode(self.ids[start : start + length])
 
     def demonstration(self) -> Row:
         prompt, completion = self.cut(*PROMPT), self.cut(*COMPLETION)
-        asked, said = self.encoded(prompt, completion)
-        ids = {"input_ids": asked + said, "completion_mask": [0] * len(asked) + [1] * len(said)}
+        prompt_ids, completion_ids = self.encoded(prompt, completion)
+        ids = {
+            "input_ids": prompt_ids + completion_ids,
+            "completion_mask": [0] * len(prompt_ids) + [1] * len(completion_ids),
+        }
         return {"prompt": prompt, "completion": completion}, ids
 
     def preference(self) -> Row:
         prompt, answers = self.cut(*PROMPT), {name: self.cut(*COMPLETION) for name in ("chosen", "rejected")}
         ids: dict[str, Any] = {}
         for name, answer in answers.items():
-            asked, said = self.encoded(prompt, answer)
-            ids |= {f"{name}_ids": asked + said, "prompt_length": len(asked)}
+            prompt_ids, completion_ids = self.encoded(prompt, answer)
+            ids |= {f"{name}_ids": prompt_ids + completion_ids, "prompt_length": len(prompt_ids)}
         return {"prompt": prompt, **answers}, ids
 
     def judgement(self) -> Row:
         """Good and bad take turns, so that a batch has as many of one as of the other."""
         prompt, completion = self.cut(*PROMPT), self.cut(*COMPLETION)
         self.good = not self.good
-        asked, said = self.encoded(prompt, completion)
-        ids = {"input_ids": asked + said, "prompt_length": len(asked), "label": self.good}
+        prompt_ids, completion_ids = self.encoded(prompt, completion)
+        ids = {"input_ids": prompt_ids + completion_ids, "prompt_length": len(prompt_ids), "label": self.good}
         return {"prompt": prompt, "completion": completion, "label": self.good}, ids
 
     def prompt(self) -> Row:
@@ -131,8 +134,8 @@ class Maker:
 
     def encoded(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Ids of a prompt and of an answer to it."""
-        asked, said = self.template.encode_completion((Message("user", prompt),), completion)
-        return asked.tolist(), said.tolist()
+        prompt_ids, completion_ids = self.template.encode_completion((Message("user", prompt),), completion)
+        return prompt_ids.tolist(), completion_ids.tolist()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The run is a user's run, with tracker, checkpoints and evaluation turned down. Three things differ: the clock around
 each update and around the reference's pass over the data; that nothing ends a sampled completion early, since the
-peer's PPO knows no end token either, and GRPO and RLOO are told not to end; and a cache of its own, so that no earlier
+peer's PPO knows no end token either, and GRPO and RLOO disable early ends; and a separate cache, so that no earlier
 process has computed anything for it.
 """
 

@@ -148,7 +148,7 @@ def rloo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scr
 
 
 def grouped(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
-    """What GRPO and RLOO are told alike: its batches count completions, and none may end early."""
+    """Common settings of GRPO and RLOO: its batches count completions, and none may end early."""
     return common(args, scratch) | {
         "per_device_train_batch_size": args.batch_size * args.group_size,
         "num_generations": args.group_size,

@@ -1,4 +1,4 @@
-"""A reward both sides of a benchmark are paid by: cheap, and different for nearly every completion."""
+"""The reward function of both sides of a benchmark: cheap, and different for nearly every completion."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Any
 
 def vowels(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """Share of vowels among the characters of a completion."""
-    return [sum(said.count(letter) for letter in "aeiou") / max(1, len(said)) for said in completions]
+    return [sum(text.count(letter) for letter in "aeiou") / max(1, len(text)) for text in completions]

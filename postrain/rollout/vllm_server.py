@@ -100,8 +100,8 @@ class Server:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:200].replace("\n", " ")
-            refused = f"{path} was refused ({error.code}): {said}"
+            detail = error.read().decode(errors="replace")[:200].replace("\n", " ")
+            refused = f"{path} was refused ({error.code}): {detail}"
             raise ConfigError(f"rollout.url={self.url}: {refused}; start {SERVE}") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"rollout.url={self.url}: {path} cannot be reached ({error}); start {SERVE}") from None
