@@ -1,0 +1,126 @@
+"""Directives that show code: source excerpts, docstrings, the public interface, the diagnostic rules."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from pkgutil import resolve_name
+from typing import Any
+
+from docs.generator.reference import public_names
+from docs.generator.tables import code, escaped, table
+from postrain import losses as loss_functions
+from postrain.config.reference import sentences
+from postrain.methods.base import Method
+from postrain.training.diagnostic_rules import RULES
+
+
+def source(name: str) -> str:
+    """The source of a function or class, such as postrain.losses.dpo."""
+    found = resolve_name(name)
+    text = textwrap.dedent(inspect.getsource(found)).strip()
+    path = found.__module__.replace(".", "/")
+    return f'```python title="{path}.py"\n{text}\n```'
+
+
+def docstring(name: str) -> str:
+    """The docstring of a module, class or function."""
+    return prose(inspect.getdoc(resolve_name(name)) or "")
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: indented blocks stay code, the rest is escaped."""
+    blocks = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(block if block.startswith("    ") else escaped(block) for block in blocks)
+
+
+def signature(name: str, found: Any) -> str:
+    """A call as Python code, wrapped at one parameter a line."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    words = [str(one.replace(annotation=one.empty)) for one in parameters if one.name != "self"]
+    first_keyword = next((i for i, one in enumerate(parameters) if one.kind is one.KEYWORD_ONLY), None)
+    if first_keyword is not None and not any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        words.insert(first_keyword, "*")
+    whole = f"{name}({', '.join(words)})"
+    if len(whole) > 88:
+        whole = f"{name}(\n{''.join(f'    {word},{chr(10)}' for word in words)})"
+    return f"```python\n{whole}\n```"
+
+
+def api(_: str) -> str:
+    """The public interface: functions and classes with signatures, docstrings and fields."""
+    functions: list[str] = []
+    classes: list[str] = []
+    for name, found in public_names().items():
+        if name == "losses" or (inspect.isclass(found) and issubclass(found, Method) and found is not Method):
+            continue
+        (classes if inspect.isclass(found) else functions).append(described(name, found))
+    methods = [name for name, found in public_names().items() if inspect.isclass(found) and issubclass(found, Method)]
+    parts = ["## Functions", *functions, "## Classes", *classes]
+    return "\n\n".join([*parts, "## Methods", f"{', '.join(map(code, methods))}: their keys are on their pages."])
+
+
+def described(name: str, found: Any) -> str:
+    """One public name."""
+    parts = [f"### postrain.{name}", signature(name, found), prose(inspect.getdoc(found) or "")]
+    if inspect.isclass(found) and dataclasses.is_dataclass(found):
+        said = sentences(found)
+        rows = [(code(field.name), escaped(said.get(field.name, ""))) for field in dataclasses.fields(found)]
+        parts.append(table(("field", "meaning"), rows) if rows else "")
+    if inspect.isclass(found):
+        parts.append(members(found))
+    return "\n\n".join(filter(None, parts))
+
+
+def members(found: type) -> str:
+    """The documented public properties and methods that a class defines itself, but not those of a method's loop."""
+    if issubclass(found, Method):
+        return ""
+    rows = [
+        (code(name), escaped(" ".join((inspect.getdoc(value) or "").split())))
+        for name, value in vars(found).items()
+        if not name.startswith("_") and (isinstance(value, property) or inspect.isfunction(value)) and value.__doc__
+    ]
+    return table(("member", "what it is"), rows) if rows else ""
+
+
+def losses(_: str) -> str:
+    """All functions of postrain.losses."""
+    found = {name: value for name, value in vars(loss_functions).items() if inspect.isfunction(value)}
+    return "\n\n".join(
+        f"### losses.{name}\n\n{signature(name, value)}\n\n{prose(inspect.getdoc(value) or '')}"
+        for name, value in sorted(found.items())
+    )
+
+
+def rules(_: str) -> str:
+    """The diagnostic rules: title, name and what each reports."""
+    parts: list[str] = []
+    for rule in RULES:
+        reported = list(messages(rule.check))
+        stops = " Stops the run." if rule.stops else ""
+        parts.append(f"### {rule.title}\n\nRule `{rule.name}`.{stops}\n\n" + "\n\n".join(f"> {m}" for m in reported))
+    return "\n\n".join(parts)
+
+
+def messages(check: Callable[..., Any]) -> Iterator[str]:
+    """The texts that a rule can report: its returned f-strings, and strings assigned to a reason, `…` for a number."""
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(check))).body
+    for node in ast.walk(function):
+        if isinstance(node, ast.Return | ast.Assign) and (text := text_of(node.value)) and len(text) > 40:
+            yield escaped(text)
+
+
+def text_of(node: ast.expr | None) -> str:
+    """A string or an f-string with `…` in place of its values; empty for anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return ""

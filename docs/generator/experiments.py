@@ -1,0 +1,72 @@
+"""Directives about experiments, sweeps and files of the repository."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+from docs.generator.tables import comment_lines
+from postrain.config.places import CONF
+
+ROOT = CONF.parent
+PARTS = re.compile(r"^(Question|Command|Here|Learn)  ")
+TITLES = {"Question": "Question", "Command": "Command", "Here": "Result", "Learn": "What to take from it"}
+
+
+def experiments(_: str) -> str:
+    """All experiments: question, command, result."""
+    return "\n\n".join(map(experiment, sorted((CONF / "experiment").glob("*.yaml"))))
+
+
+def experiment(file: Path) -> str:
+    """One experiment from the comment of its YAML."""
+    first, *rest = comment_lines(file)
+    parts = [f"## {file.stem}", f"*{first}.*", f"```bash\npython train.py experiment={file.stem}\n```"]
+    for name, lines in sections(rest).items():
+        if name == "Command":
+            took = re.search(r"\((.*)\)", " ".join(lines))
+            parts += [took[1][0].upper() + took[1][1:] + "."] if took else []
+        else:
+            parts += [f"**{TITLES[name]}.** " + as_markdown(lines)]
+    return "\n\n".join(parts)
+
+
+def sections(lines: list[str]) -> dict[str, list[str]]:
+    """The lines of each labelled part, the label and the common indentation removed."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if match := PARTS.match(line):
+            found[match[1]] = [line[10:]]
+        elif found:
+            found[[*found][-1]].append(line[10:])
+    return found
+
+
+def as_markdown(lines: list[str]) -> str:
+    """Prose as a paragraph; indented lines, which are tables of numbers, as a code block."""
+    blocks: list[tuple[bool, list[str]]] = []
+    for line in lines:
+        indented = line.startswith("  ")
+        if not blocks or blocks[-1][0] != indented:
+            blocks.append((indented, []))
+        blocks[-1][1].append(line)
+    return "\n\n".join(
+        f"```text\n{textwrap.dedent(chr(10).join(block))}\n```" if is_table else " ".join(block).replace("<", "&lt;")
+        for is_table, block in blocks
+    )
+
+
+def sweeps(_: str) -> str:
+    """All studies in sweep/, each with its file."""
+    parts = []
+    for path in sorted((ROOT / "sweep").glob("*.yaml")):
+        parts.append(f"## {path.stem}\n\n```bash\npython train.py sweep={path.stem}\n```\n\n{file(f'sweep/{path.name}')}")
+    return "\n\n".join(parts)
+
+
+def file(path: str) -> str:
+    """A file of the repository as a code block."""
+    language = {".yaml": "yaml", ".py": "python"}.get(Path(path).suffix, "text")
+    text = (ROOT / path).read_text(encoding="utf-8").strip()
+    return f'```{language} title="{path}"\n{text}\n```'
