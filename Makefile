@@ -1,17 +1,23 @@
 # make demo: from a fresh machine to a PPO run.   make test: the whole suite.   Both make their own .venv.
+# make docs: the documentation site in site/, to be opened as a file.
 # make dashboard: TensorBoard over all runs, for this machine alone; DIR=sweeps looks elsewhere, PORT=6007 moves it.
 PYTHON ?= python3
 DIR ?= runs
 PORT ?= 6006
 RUN := .venv/bin/python
 
-.PHONY: demo test lint dashboard clean
+.PHONY: demo test lint docs dashboard clean
 
 demo: .venv/ready
 	$(RUN) train.py method=ppo model=gpt2 trainer=cpu
 
 test: .venv/ready lint
 	$(RUN) -m pytest --numprocesses 2
+
+docs: .venv/ready
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(RUN) -m docs.generator build/docs
+	.venv/bin/zensical build --strict --clean
 
 lint: .venv/ready
 	.venv/bin/ruff check .

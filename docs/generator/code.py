@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
 from pkgutil import resolve_name
 from typing import Any
 
 from docs.generator.reference import public_names
 from docs.generator.tables import code, escaped, table
 from postrain import losses as loss_functions
-from postrain.config.reference import sentences
+from postrain.config.reference import field_docs
 from postrain.methods.base import Method
-from postrain.training.diagnostic_rules import RULES
+from postrain.training.diagnostic_rules import RULES, Rule
 
 
 def source(name: str) -> str:
@@ -70,8 +68,8 @@ def described(name: str, found: Any) -> str:
     """One public name."""
     parts = [f"### postrain.{name}", signature(name, found), prose(inspect.getdoc(found) or "")]
     if inspect.isclass(found) and dataclasses.is_dataclass(found):
-        said = sentences(found)
-        rows = [(code(field.name), escaped(said.get(field.name, ""))) for field in dataclasses.fields(found)]
+        documented = field_docs(found)
+        rows = [(code(field.name), escaped(documented.get(field.name, ""))) for field in dataclasses.fields(found)]
         parts.append(table(("field", "meaning"), rows) if rows else "")
     if inspect.isclass(found):
         parts.append(members(found))
@@ -100,27 +98,14 @@ def losses(_: str) -> str:
 
 
 def rules(_: str) -> str:
-    """The diagnostic rules: title, name and what each reports."""
-    parts: list[str] = []
-    for rule in RULES:
-        reported = list(messages(rule.check))
-        stops = " Stops the run." if rule.stops else ""
-        parts.append(f"### {rule.title}\n\nRule `{rule.name}`.{stops}\n\n" + "\n\n".join(f"> {m}" for m in reported))
-    return "\n\n".join(parts)
+    """The diagnostic rules: symptom, cause and remedy."""
+    return "\n\n".join(
+        f"### {rule.title}\n\n"
+        f"{table(('', ''), (('Symptom', escaped(rule.symptom)), ('Cause', escaped(rule.cause)), remedy(rule)))}"
+        for rule in RULES
+    )
 
 
-def messages(check: Callable[..., Any]) -> Iterator[str]:
-    """The texts that a rule can report: its returned f-strings, and strings assigned to a reason, `…` for a number."""
-    (function,) = ast.parse(textwrap.dedent(inspect.getsource(check))).body
-    for node in ast.walk(function):
-        if isinstance(node, ast.Return | ast.Assign) and (text := text_of(node.value)) and len(text) > 40:
-            yield escaped(text)
-
-
-def text_of(node: ast.expr | None) -> str:
-    """A string or an f-string with `…` in place of its values; empty for anything else."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else ""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
-    return ""
+def remedy(rule: Rule) -> tuple[str, str]:
+    """The last row of a rule's table."""
+    return "Remedy", escaped(rule.remedy)

@@ -7,11 +7,11 @@ import textwrap
 from pathlib import Path
 
 from docs.generator.tables import comment_lines
-from postrain.config.places import CONF
+from postrain.config.paths import CONF
 
 ROOT = CONF.parent
-PARTS = re.compile(r"^(Question|Command|Here|Learn)  ")
-TITLES = {"Question": "Question", "Command": "Command", "Here": "Result", "Learn": "What to take from it"}
+PARTS = re.compile(r"^(Question|Command|Result|Lesson)  ")
+TITLES = {"Question": "Question", "Command": "Command", "Result": "Result", "Lesson": "What to take from it"}
 
 
 def experiments(_: str) -> str:
@@ -61,7 +61,9 @@ def sweeps(_: str) -> str:
     """All studies in sweep/, each with its file."""
     parts = []
     for path in sorted((ROOT / "sweep").glob("*.yaml")):
-        parts.append(f"## {path.stem}\n\n```bash\npython train.py sweep={path.stem}\n```\n\n{file(f'sweep/{path.name}')}")
+        parts.append(
+            f"## {path.stem}\n\n```bash\npython train.py sweep={path.stem}\n```\n\n{file(f'sweep/{path.name}')}"
+        )
     return "\n\n".join(parts)
 
 

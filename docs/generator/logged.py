@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 from postrain.cli.main import start
-from postrain.config.places import CONF
+from postrain.config.paths import CONF
 from postrain.runs.folder import RunFolder
 
 SHORT = (

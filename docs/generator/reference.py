@@ -13,10 +13,18 @@ from postrain.cli.commands import COMMANDS
 from postrain.cli.help import groups
 from postrain.cli.main import root_of
 from postrain.config.annotations import describe
-from postrain.config.places import CONF
-from postrain.config.reference import Entry, entries, option, option_entries, options, sentences, shown
+from postrain.config.paths import CONF
+from postrain.config.reference import (
+    Entry,
+    as_override_value,
+    entries,
+    field_docs,
+    option,
+    option_entries,
+    options,
+)
 from postrain.config.schema import TARGET, load_target
-from postrain.config.tree import filled
+from postrain.config.tree import fill_defaults
 from postrain.methods.base import Method
 from postrain.metrics import ANY, POSITIVE, SHARE, Metric, declarations, declared
 
@@ -27,7 +35,7 @@ RANGES = {ANY: "", SHARE: "0 … 1", POSITIVE: "≥ 0"}
 TIMING = ("perf/*", "time", "update")
 
 
-def method_class(name: str) -> type[Method]:
+def method_class(name: str) -> Any:
     """The class of `method=name`."""
     return load_target(option("method", CONF / "method" / f"{name}.yaml")["method"][TARGET])
 
@@ -35,9 +43,9 @@ def method_class(name: str) -> type[Method]:
 def entry_rows(found: Iterable[Entry], prefix: str = "") -> Iterable[tuple[str, ...]]:
     """Table rows of keys: key, default, type, meaning."""
     for entry in found:
-        value, kind = shown(entry.value), describe(entry.key.annotation)
+        value, kind = as_override_value(entry.value), describe(entry.key.annotation)
         value = "" if entry.value is None and "null" not in kind else value
-        yield code(entry.path.removeprefix(prefix)), code(value), escaped(kind), escaped(entry.sentence)
+        yield code(entry.path.removeprefix(prefix)), code(value), escaped(kind), escaped(entry.description)
 
 
 KEYS = ("key", "default", "type", "meaning")
@@ -50,7 +58,10 @@ def facts(name: str) -> str:
     rows = [("Command", code(f"python train.py method={name}")), ("Class", code(f"postrain.{target.__name__}"))]
     rows += [(group.capitalize(), code(f"{group}={chosen}")) for group, chosen in defaults(name).items()]
     rows += [
-        ("Needs a reward", "yes, or a preference" if target.compares else "yes" if target.needs_reward else "no"),
+        (
+            "Needs a reward",
+            "yes, or a preference" if target.accepts_preferences else "yes" if target.needs_reward else "no",
+        ),
         ("Headline metrics", ", ".join(map(metric_link, target.headline))),
     ]
     return f"{sentence(file)}.\n\n{table(('', ''), rows)}"
@@ -59,7 +70,7 @@ def facts(name: str) -> str:
 def defaults(name: str) -> dict[str, str]:
     """The options of other groups that `method=name` chooses, of its bases too."""
     text = (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")
-    found = {group: chosen for group, chosen in re.findall(r"- override /(\w+): (\S+)", text)}
+    found = dict(re.findall(r"- override /(\w+): (\S+)", text))
     bases = [base for base in re.findall(r"^  - (\w+)$", text, re.MULTILINE) if base != "_self_"]
     return {**{group: chosen for base in bases for group, chosen in defaults(base).items()}, **found}
 
@@ -95,8 +106,12 @@ def keys(name: str) -> str:
 
 def shared_keys(_: str) -> str:
     """The keys that every method has, with the defaults of the base class."""
-    said = sentences(Method)
-    found = [entry for entry in entries(filled({}, Method), Method, "method.") if entry.path.split(".")[1] in said]
+    documented = field_docs(Method)
+    found = [
+        entry
+        for entry in entries(fill_defaults({}, Method), Method, "method.")
+        if entry.path.split(".")[1] in documented
+    ]
     return table(KEYS, entry_rows(found))
 
 
@@ -119,7 +134,7 @@ def group(name: str) -> str:
 
 
 def groups_table(_: str) -> str:
-    """All config groups with their sentences."""
+    """All config groups with their field_docs."""
     rows = [(f"[`{name}`]({name}.md)", escaped(text)) for name, text in groups().items() if name != "method"]
     return table(("group", "what it chooses"), [("[`method`](../../methods/index.md)", "The method."), *rows])
 
@@ -127,7 +142,7 @@ def groups_table(_: str) -> str:
 def program(primary: str) -> str:
     """The keys of a program that belong to no group."""
     root, known = root_of(primary), groups()
-    found = entries(filled({}, root, without=[*known]), root)
+    found = entries(fill_defaults({}, root, without=[*known]), root)
     return table(KEYS, entry_rows(e for e in found if e.path not in known and e.path.split(".")[0] not in known))
 
 
@@ -151,9 +166,13 @@ def anchor(name: str) -> str:
 def metric_row(name: str, one: Metric) -> tuple[str, ...]:
     """Table row of a metric: name, unit, better direction, range, meaning."""
     low, high = (f"{edge:g}".replace("inf", "∞") for edge in one.bounds)
-    return name, one.unit, {"max": "higher", "min": "lower"}.get(one.direction or "", ""), RANGES.get(
-        one.bounds, f"{low} … {high}"
-    ), escaped(one.sentence)
+    return (
+        name,
+        one.unit,
+        {"max": "higher", "min": "lower"}.get(one.direction or "", ""),
+        RANGES.get(one.bounds, f"{low} … {high}"),
+        escaped(one.sentence),
+    )
 
 
 METRICS = ("metric", "unit", "better", "range", "meaning")
