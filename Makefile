@@ -1,6 +1,6 @@
-# make demo: from a fresh machine to a PPO run.   make test: the whole suite.   Both make their own .venv.
-# make docs: the documentation site in site/, to be opened as a file.
-# make dashboard: TensorBoard over all runs, for this machine alone; DIR=sweeps looks elsewhere, PORT=6007 moves it.
+# make demo: train PPO on a fresh machine.   make test: lint and run all tests.   Both create .venv.
+# make docs: build the documentation site in site/; it opens without a server.
+# make dashboard: TensorBoard on localhost for all runs; DIR=sweeps selects another folder, PORT=6007 another port.
 PYTHON ?= python3
 DIR ?= runs
 PORT ?= 6006
@@ -27,7 +27,7 @@ lint: .venv/ready
 
 dashboard: .venv/ready
 	@test -n "$$(find -L $(DIR) -name 'events.out.tfevents.*' -print -quit 2>/dev/null)" || \
-		{ echo "no runs to look at in $(DIR); start one (python train.py method=ppo) or say DIR=FOLDER"; exit 2; }
+		{ echo "there are no runs in $(DIR); start one (python train.py method=ppo) or set DIR=FOLDER"; exit 2; }
 	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C stops it)"
 	@.venv/bin/tensorboard --logdir $(DIR) --host 127.0.0.1 --port $(PORT) 2>/dev/null
 

@@ -1,4 +1,4 @@
-"""An experiment system for LLM post-training: every method one LightningModule, every choice a Hydra config group.
+"""An experiment system for LLM post-training: methods are LightningModules, options are Hydra config groups.
 
     import postrain as pt
 
@@ -12,7 +12,7 @@
     completions = pt.generate(model, prompts, max_new_tokens=32, num_generations=8, seed=0)
     loss = pt.losses.grpo(logps, old_logps, advantages, logps.mask, clip_low=0.2, clip_high=0.28)
 
-What is named here is the public interface; all else may change. Names are imported when they are used, so that
+The names listed here are the public interface; everything else may change. Names are imported on first use, so that
 `import postrain` loads neither torch nor Lightning.
 """
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from postrain.training.loggers import Trackio as Trackio
     from postrain.training.loggers import Wandb as Wandb
 
-# Where each name is defined.
+# The module that defines each name.
 _DEFINED_IN = {
     "api": "Generated TokenLogps generate load_model score",
     "data.module": "DataModule",

@@ -1,4 +1,4 @@
-"""Models in Python without a run: load, score completions, sample.
+"""Python API for models: load a model, score completions, sample completions.
 
     model, tokenizer = load_model("nano")
     completions = generate(model, ["2 + 2 ="], max_new_tokens=8, num_generations=4, seed=0)
@@ -43,11 +43,11 @@ def load_model(
     device: torch.device | str = "cpu",
     resize: bool = False,
 ) -> tuple[Any, Any]:
-    """A model, in eval mode, and its tokenizer.
+    """Loads a model, in eval mode, and its tokenizer.
 
     `name` is an option of conf/model (nano, gpt2, smollm2, ...), a directory, a run folder, a .gguf file or a Hub name;
-    `head` is causal for a language model or scalar for a reward model; `adapter` goes into it (LoRA(r=8)); `resize`
-    adds embeddings for tokens that only the tokenizer has. Reads safetensors only and runs no code of a repository.
+    `head` is causal for a language model or scalar for a reward model; `adapter` is added to it (LoRA(r=8)); `resize`
+    adds embeddings for tokens that only the tokenizer has. Reads safetensors only and runs no repository code.
     Raises ConfigError if the model is not available.
 
         >>> import postrain as pt
@@ -73,13 +73,13 @@ class Generated:
     text: str
     """Without special tokens."""
     token_ids: list[int]
-    """T tokens, the end token included where it was drawn."""
+    """T tokens, including the end token if it was sampled."""
     logps: list[float]
-    """Log-probability of each token under the distribution it was drawn from, T numbers."""
+    """Log-probability of each token under the distribution it was sampled from, T numbers."""
     finished: bool
     """True if it ended with an end token or stop text, False if it was truncated at max_new_tokens."""
     prompt_ids: list[int]
-    """Token ids of its prompt."""
+    """Token ids of the prompt."""
 
 
 def generate(
@@ -97,11 +97,11 @@ def generate(
     stop: Sequence[str] = (),
     template: str = "auto",
 ) -> list[Generated]:
-    """Completions of prompts, prompt-major: number g of prompt p is `found[p * num_generations + g]`.
+    """Samples completions of prompts, prompt-major: completion g of prompt p is `found[p * num_generations + g]`.
 
-    A completion depends on its prompt's place, its number and `seed`, not on the batch it was drawn in. Temperature 0
-    takes the likeliest token. Texts become tokens by `template` (see data.template); a tokenizer is needed unless the
-    model comes from `load_model`. Raises ConfigError for a prompt that leaves no room in the model's context.
+    A completion depends on the index of its prompt, on g and on `seed`, not on the batch. Temperature 0 is greedy.
+    `template` converts texts to tokens (see data.template); a tokenizer is required unless the model comes from
+    `load_model`. Raises ConfigError for a prompt that fills the model's context.
 
         >>> import postrain as pt
         >>> model, tokenizer = pt.load_model("nano")
@@ -116,30 +116,30 @@ def generate(
     if isinstance(prompts, str) or num_generations < 1:
         wrong = f"prompts: expected a list, got {prompts!r:.60}" if isinstance(prompts, str) else ""
         raise ConfigError(wrong or f"num_generations: expected an integer >= 1, got {num_generations}")
-    shown = Template(_tokenizer(model, tokenizer), mode=template, install=False)
-    ids = [_prompt_ids(prompt, shown) for prompt in prompts]
-    places = [(place, number) for place in range(len(ids)) for number in range(num_generations)]
+    chat = Template(_tokenizer(model, tokenizer), mode=template, install=False)
+    ids = [_prompt_ids(prompt, chat) for prompt in prompts]
+    indices = [(prompt, number) for prompt in range(len(ids)) for number in range(num_generations)]
     found = engine.generate(
         model,
-        [ids[place] for place, _ in places],
-        seeds=[derive_seed(seed, "generate", place, number) for place, number in places],
-        stop=Stop(shown.stop_ids, engine.sampling.stop, shown.decode_all),
+        [ids[prompt] for prompt, _ in indices],
+        seeds=[derive_seed(seed, "generate", prompt, number) for prompt, number in indices],
+        stop=Stop(chat.stop_ids, engine.sampling.stop, chat.decode_all),
     )
     return [
-        Generated(shown.decode(one.ids), one.ids.tolist(), one.logps.tolist(), one.finished, ids[place].tolist())
-        for one, (place, _) in zip(found, places, strict=True)
+        Generated(chat.decode(one.ids), one.ids.tolist(), one.logps.tolist(), one.finished, ids[prompt].tolist())
+        for one, (prompt, _) in zip(found, indices, strict=True)
     ]
 
 
 class TokenLogps(Tensor):
-    """Log-probabilities of completion tokens, float32 [B, T], 0 outside `mask`. Operations on it give plain tensors."""
+    """Log-probabilities of completion tokens, float32 [B, T], 0 outside `mask`. Operations return plain tensors."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     mask: Tensor
     """True at the tokens of each completion, left-aligned, bool [B, T]."""
     entropy: Tensor | None
-    """Entropy of each token's distribution in nats, [B, T]; on request."""
+    """Entropy of each token's distribution in nats, [B, T]; None unless requested."""
 
 
 def score(
@@ -154,11 +154,11 @@ def score(
 ) -> TokenLogps:
     """Log-probabilities of completions given their prompts: float32 [B, T] with `.mask`, bool [B, T].
 
-    A row is what `generate` returns, a pair (prompt, completion) of texts or of token ids, or a mapping with these two
-    keys. B rows, T tokens of the longest completion, its end token included. Differentiable, in one forward pass, where
-    gradients are on and the model's parameters want them; under torch.no_grad() at most `micro_batch_tokens` tokens go
-    through the model at once. `temperature` divides the logits, as in sampling. A tokenizer is needed for texts, unless
-    the model comes from `load_model`.
+    A row is a `Generated`, a pair (prompt, completion) of texts or of token ids, or a mapping with these two keys.
+    B rows, T tokens of the longest completion including its end token. Differentiable, in one forward pass, if
+    gradients are enabled and a parameter requires them; otherwise in micro-batches of at most `micro_batch_tokens`
+    tokens. `temperature` divides the logits, as in sampling. A tokenizer is required for texts, unless the model comes
+    from `load_model`.
 
         >>> import postrain as pt
         >>> model, tokenizer = pt.load_model("nano")
@@ -182,10 +182,10 @@ def _rows(model: nn.Module, rows: Sequence[Any], tokenizer: Any, template: str) 
     pairs = [_pair(row) for row in rows]
     if not pairs:
         raise ConfigError("rows: expected at least one (prompt, completion)")
-    shown = None
+    chat = None
     if any(isinstance(completion, str) for _, completion in pairs):
-        shown = Template(_tokenizer(model, tokenizer), mode=template, install=False)
-    tokens = [_pair_ids(*pair, shown) for pair in pairs]
+        chat = Template(_tokenizer(model, tokenizer), mode=template, install=False)
+    tokens = [_pair_ids(*pair, chat) for pair in pairs]
     return Rows(
         ids=tuple(torch.cat(pair) for pair in tokens),
         supervised=tuple(torch.arange(len(p) + len(c)) >= len(p) for p, c in tokens),
@@ -240,5 +240,5 @@ def _ids(tokens: Any) -> Tensor:
 def _tokenizer(model: nn.Module, tokenizer: Any) -> Any:
     found = tokenizer or getattr(provenance_of(model), "tokenizer", None)
     if found is None:
-        raise ConfigError("tokenizer: a model that load_model has not loaded needs tokenizer=...")
+        raise ConfigError("tokenizer: pass tokenizer=...; only models from load_model know theirs")
     return found

@@ -1,4 +1,4 @@
-"""Shared exceptions: a user's mistake and a signal. Imports no torch, so that a folder can be read without it."""
+"""Shared exceptions: a user's mistake and a signal. Does not import torch: run folders can be read without it."""
 
 import argparse
 import signal
@@ -11,17 +11,17 @@ class ConfigError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are ConfigErrors of one line."""
+    """An ArgumentParser that raises mistakes as one-line ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
+        raise ConfigError(f"{message}; {self.prog} --help lists the options")
 
 
 class Interrupted(SystemExit):
-    """Stop at once; ends the process with 128 + the signal's number, as a shell expects, when nobody catches it."""
+    """A signal stopped the run. If uncaught, the process exits with 128 + the signal's number, as a shell expects."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
         self.folder: Path | None = None
-        """What was stopped and can be resumed: of a run, its pipeline and its sweep the outermost."""
+        """The folder to resume: that of the run, or of the pipeline or sweep that contains it."""

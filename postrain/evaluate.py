@@ -16,8 +16,8 @@ from postrain.config.arguments import resolved
 
 
 def evaluate(config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
-    """One evaluation of a command line."""
-    # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+    """Runs one evaluation."""
+    # Imported here for a fast start-up: --help and command-line mistakes need no torch.
     from postrain.evaluation.config import check_words  # noqa: PLC0415
     from postrain.evaluation.evaluate import EvalTaskError  # noqa: PLC0415
     from postrain.jobs.session import EVALUATE, execute  # noqa: PLC0415
@@ -30,7 +30,7 @@ def evaluate(config: DictConfig, words: list[str], group: str | None, directory:
         if config.debug:
             raise
         report_error(error)
-        # Not 2: most of what was asked for is there.
+        # Not 2: the other tasks have results.
         sys.exit(1)
 
 

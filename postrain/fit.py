@@ -1,4 +1,4 @@
-"""`method.fit()`: a training run from Python objects, in the frame that runs the command line."""
+"""`method.fit()`: a training run from Python objects, with the same lifecycle as the command line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Run:
     """Its folder: config.yaml, metrics.jsonl, model/, report.html, ..."""
     method: Method
     objective: float | None
-    """The last value of the metric that the method is judged by; None where it was not measured."""
+    """The last value of the method's deciding metric; None if it was not measured."""
 
     def __repr__(self) -> str:
         learned = f"method={type(self.method).__name__}, updates={self.method.counters.updates}"
@@ -59,22 +59,22 @@ class Run:
 
     @property
     def tokenizer(self) -> Any:
-        """Its tokenizer, with the chat template that it was trained with."""
+        """Its tokenizer, with the chat template used in training."""
         return self.method.parts.template.tokenizer
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """A record for each update, as in metrics.jsonl; pandas.DataFrame(run.metrics) is a table of them."""
+        """A record for each update, as in metrics.jsonl; pandas.DataFrame(run.metrics) converts them to a table."""
         return RunFolder(self.path).metrics.read()
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """What the model wrote at each evaluation."""
+        """The completions logged at each evaluation."""
         return RunFolder(self.path).samples.read()
 
     @property
     def result(self) -> dict[str, Any]:
-        """result.json: the objective, and every held-out metric before and after."""
+        """The content of result.json: the objective, and every held-out metric before and after training."""
         return json.loads(RunFolder(self.path).result.read_text())
 
 
@@ -93,7 +93,7 @@ def fit(
     method.check_ready(resumes=resume is not None)
     if method.own_data is None:
         kind = type(method).__name__
-        raise ConfigError(f"data: no rows to learn from; give them, as {kind}(model, tokenizer, data=rows)")
+        raise ConfigError(f"data: no rows to train on; pass them, as in {kind}(model, tokenizer, data=rows)")
     parts, loaded, evaluation = method.parts, provenance(method), evaluation or Evaluation()
     check_objects(data=method.own_data, evaluation=evaluation)
     name_rows(method.own_data)
@@ -111,7 +111,7 @@ def fit(
             precision="bf16" if parameter.dtype == torch.bfloat16 else "fp32",
         ),
         logger=logger or NoTracker(),
-        callbacks={f"{type(one).__name__}_{place}": one for place, one in enumerate(callbacks)},
+        callbacks={f"{type(one).__name__}_{index}": one for index, one in enumerate(callbacks)},
         evaluation=evaluation,
         seed=parts.seed,
         name=name,
@@ -122,14 +122,14 @@ def fit(
     try:
         objective = execute(TRAIN, config, command=("python", *sys.argv[:1]))
     except Interrupted as stop:
-        # A SystemExit would end the notebook or program that has called this.
+        # A SystemExit would end the calling notebook or program.
         raise KeyboardInterrupt(f"{stop.signal.name}; resume with fit(resume={str(stop.folder)!r})") from None
     return Run(Path(method.trainer.default_root_dir), method, objective)
 
 
 def name_rows(data: DataModule) -> None:
-    """Writes rows that Python code holds to the cache and names that file in the settings, so that the run can be
-    resumed from a command line; rows that JSON does not hold are left unnamed."""
+    """Writes in-memory rows to the cache and sets data.path to that file in the saved settings, so that a command line
+    can resume the run. The path is null for rows that JSON cannot represent."""
     source = data.source
     if not isinstance(source, Rows):
         return
@@ -145,7 +145,7 @@ def name_rows(data: DataModule) -> None:
 
 
 def provenance(method: Method) -> Provenance:
-    """Where the policy can be loaded from again; one that nothing on disk equals is written to the cache."""
+    """The source that the policy can be reloaded from; a policy that differs from its source is saved to the cache."""
     policy, tokenizer = method.policy, method.parts.template.tokenizer
     found = provenance_of(policy)
     return found if found is not None and unchanged(policy) else save_to_cache(policy, tokenizer)

@@ -47,7 +47,7 @@ def clock(seconds: float) -> str:
 def console_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, best: Collection[int] = ()
 ) -> Table:
-    """A table for the console; the rows whose indices are in `best` stand out."""
+    """A table for the console; rows whose indices are in `best` are highlighted."""
     table = Table(*columns, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for index, row in enumerate(rows):
         table.add_row(*row, style="bold green" if index in best else None)
@@ -55,7 +55,7 @@ def console_table(
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same for a file; no text can break a row."""
+    """A table in Markdown; pipes in cells are escaped, line breaks become spaces."""
     whole = [columns, ["---"] * len(columns), *rows]
     lines = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in whole]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

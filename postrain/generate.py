@@ -1,4 +1,4 @@
-"""python -m postrain.generate: completions of a data source's prompts, scored, and a data file of those kept."""
+"""python -m postrain.generate: samples and scores completions of a data source's prompts, and selects rows of data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from postrain.config.arguments import resolved
 
 
 class Callable(ModuleType):
-    """Makes `postrain.generate(model, prompts)` the function of that name also where this module has been imported,
-    which then has the name: a command is started by it."""
+    """A callable module: after this command module is imported, `postrain.generate` refers to it, and
+    `postrain.generate(model, prompts)` must still call the function of the public API."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        # Start-up time: the command needs no model until its config is checked.
+        # For a fast start-up: the command imports torch after its config is checked.
         from postrain import api  # noqa: PLC0415
 
         return api.generate(*arguments, **options)
@@ -32,8 +32,8 @@ sys.modules[__name__].__class__ = Callable
 
 
 def generate(config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
-    """One generation of a command line."""
-    # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+    """Runs one generation."""
+    # Imported here for a fast start-up: --help and command-line mistakes need no torch.
     from postrain.jobs.session import GENERATE, execute  # noqa: PLC0415
 
     plain = resolved(config)

@@ -1,7 +1,7 @@
-"""Append-only JSON Lines files: one record a line, whole or absent, whatever kills the process.
+"""Append-only JSON Lines files with one record per line, safe against killed processes.
 
-A line is written by a single system call, so a killed process leaves at most one half line, at the end. `rewind` drops
-that and every record after a given update, so that a resumed file equals the uninterrupted one.
+A line is written by a single system call, so a killed process leaves at most one incomplete line, at the end. `rewind`
+drops it and every record after a given update, so that a resumed run's file equals that of an uninterrupted run.
 
 Imports neither torch nor lightning: the report reads run folders without them.
 """
@@ -20,12 +20,12 @@ Record = dict[str, Any]
 
 
 def atomic_write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Replace `path` by `text`; a reader sees the old content or the new, never half of it.
+    """Replaces the content of `path` atomically; a reader sees the old or the new content.
 
-    `private` makes a file that its owner alone can read, from its first byte on.
+    `private` creates the file with mode 0600.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # One of a killed process of the same number; or somebody's link to another file, which O_EXCL does not follow.
+    # Left by a killed process with the same pid, or a symlink planted there; O_EXCL does not follow links.
     temporary.unlink(missing_ok=True)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
@@ -37,7 +37,7 @@ def atomic_write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def read_json(path: Path) -> Record:
-    """The JSON object in a file; {} when it is missing, damaged or not `is_bounded`."""
+    """The JSON object in a file; {} if it is missing, damaged or not `is_bounded`."""
     try:
         found = _parse(path.read_bytes())
     except (OSError, ValueError):  # ValueError: a name that no file can have
@@ -46,9 +46,9 @@ def read_json(path: Path) -> Record:
 
 
 def is_bounded(value: Any, depth: int = 64, size: int = 1_000_000) -> bool:
-    """Whether containers are nested no deeper than `depth` and hold at most `size` values, repeated ones counted again.
+    """Whether containers are nested at most `depth` deep and hold at most `size` values, counting repeated ones.
 
-    YAML can hold itself, or a million copies of one list; what recurses over a value asks first.
+    YAML can contain itself, or a million references to one list. Check a value before recursing over it.
     """
     level = [value]
     for _ in range(depth):
@@ -64,7 +64,7 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def number(value: object) -> float | None:
-    """The number a record holds under a key; "nan", "inf" and "-inf" are numbers, everything else is not."""
+    """A record's value as a float; also for "nan", "inf" and "-inf". None if it is not a number."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int):
@@ -75,12 +75,12 @@ def number(value: object) -> float | None:
 
 
 def update_of(record: Record) -> float:
-    """The update a record belongs to; 0 when it does not say."""
+    """The update of a record; 0 if it has none."""
     return number(record.get("update")) or 0.0
 
 
 def plain(value: Any) -> Any:
-    """`value` with what JSON cannot say put into words: nan and infinities become "nan", "inf", "-inf"."""
+    """Converts a value for JSON: tuples become lists, keys strings, non-finite numbers "nan", "inf" and "-inf"."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -97,7 +97,7 @@ class JsonLines:
     path: Path
 
     def append(self, *records: Mapping[str, Any]) -> None:
-        """Add the records, in one write."""
+        """Appends the records in one write."""
         lines = [json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
         data = "".join(lines).encode("utf-8", errors="replace")
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -108,11 +108,11 @@ class JsonLines:
             os.close(descriptor)
 
     def read(self) -> list[Record]:
-        """Every whole record, in order; half-written lines are left out, a missing file has none."""
+        """Every complete record, in order; empty for a missing file."""
         return self.examine()[0]
 
     def examine(self) -> tuple[list[Record], int]:
-        """Every whole record, and how many lines are none: a process was killed while it wrote, or someone edited."""
+        """Every complete record, and the number of damaged lines, left by a killed process or by editing."""
         if not self.path.is_file():
             return [], 0
         parsed = [_parse(line) for line in self.path.read_bytes().split(b"\n") if line.strip()]
@@ -120,7 +120,7 @@ class JsonLines:
         return records, len(parsed) - len(records)
 
     def rewind(self, update: int) -> None:
-        """Drop half-written lines and every record after `update`; without any, the file is not touched."""
+        """Drops incomplete lines and every record after `update`; leaves the file untouched if there are none."""
         if not self.path.is_file():
             return
         before = self.path.read_bytes()
@@ -138,7 +138,7 @@ def _belongs(line: bytes, update: int) -> bool:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        # Not the bytes: json would guess at UTF-16 and UTF-32.
+        # Decoded here: json.loads would also detect UTF-16 and UTF-32 in bytes.
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
@@ -146,7 +146,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The values in nested mappings and lists, each with its path: `reward.weights[0]`; `path` is that of the whole."""
+    """The values in nested mappings and lists, each with its path, as in `reward.weights[0]`; `path` is the prefix."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from leaves(f"{path}.{name}" if path else str(name), item)

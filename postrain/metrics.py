@@ -1,8 +1,8 @@
-"""Metrics: what each one is, declared beside the code that measures it, and which one decides between runs.
+"""Declarations of metrics (meaning, unit, range, direction), and the choice of the metric that compares runs.
 
-`methods/declared.py`, `rollout/declared.py`, `evaluation/declared.py` and `training/declared.py` hold what their rooms
-log; they import neither torch nor lightning, so that a report and a help text can read them. Panels, tables, intervals,
-verdicts and diagnostics look a name up here. `python -m postrain.metrics` lists all.
+`methods/declared.py`, `rollout/declared.py`, `evaluation/declared.py` and `training/declared.py` declare the metrics
+of their packages; they import neither torch nor lightning, so that reports and help texts can read them. Panels,
+tables, intervals, verdicts and diagnostics use these declarations. `python -m postrain.metrics` lists all.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ ANY: Bounds = (-inf, inf)
 SHARE: Bounds = (0.0, 1.0)
 POSITIVE: Bounds = (0.0, inf)
 
-ROOMS = ("rollout", "methods", "evaluation", "training")
+PACKAGES = ("rollout", "methods", "evaluation", "training")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A logged number, or a family of them: its name may hold `*`, as reward/* does."""
+    """A logged number, or a family of them if the name contains `*`, as in reward/*."""
 
     name: str
-    sentence: str = ""
+    description: str = ""
     unit: str = ""
-    """Empty for a plain number."""
+    """Empty for a dimensionless number."""
     direction: Direction | None = None
-    """Which way is better; None where neither is."""
+    """Whether a larger or a smaller value is better; None if neither."""
     bounds: Bounds = ANY
     """The least and the largest possible value."""
     title: str = ""
-    """Heading of its picture; otherwise the name in words."""
+    """Title of its panel; by default the name in words."""
 
 
 _DECLARED: dict[str, Metric] = {}
@@ -49,76 +49,76 @@ CONVENTIONS = (
     Metric("*accuracy", direction="max", bounds=SHARE),
     Metric("*rate", direction="max", bounds=SHARE),
 )
-"""What the name of an undeclared metric suggests: of a user's own code, or of an external benchmark."""
+"""Defaults for undeclared metrics, such as those of user code or of an external benchmark, by name."""
 DECIDING_METRICS = (
     "gold/total", "eval/reward/total", "eval/win_rate", "eval/step_accuracy", "eval/accuracy", "eval/perplexity",
     "eval/loss",
 )  # fmt: skip
-"""Metrics that compare runs whose methods name none; the first that all runs have: the gold score of completions,
-then their reward, then accuracy on pairs, then perplexity and loss."""
+"""Default metrics for comparing runs, in order of preference: gold score and reward of completions, win rate, accuracy
+on pairs, perplexity, loss. The first one that all runs have measured is used."""
 
 
 def declare(
     name: str,
-    sentence: str,
+    description: str,
     *,
     unit: str = "",
     direction: Direction | None = None,
     bounds: Bounds = ANY,
     title: str = "",
 ) -> None:
-    """Declares a metric, or a family of them with `*` in the name, for training and as eval/<name> for held-out data.
+    """Declares a metric, or a family with `*` in the name, for training and as eval/<name> for held-out data.
 
-    Raises ValueError where the name is declared differently already.
+    Raises ValueError if the name already has a different declaration.
     """
-    found = Metric(name, sentence, unit, direction, bounds, title)
+    found = Metric(name, description, unit, direction, bounds, title)
     if _DECLARED.setdefault(name, found) != found:
         raise ValueError(f"the metric {name} is declared twice")
     declared.cache_clear()
 
 
 def declarations() -> tuple[Metric, ...]:
-    """All declared metrics, room by room."""
-    for room in ROOMS:
-        # By name: the rooms lie above this module, and a declaration imports nothing of its room.
-        import_module(f"postrain.{room}.declared")
+    """All declared metrics, package by package."""
+    for package in PACKAGES:
+        # By name: these packages are above this module in the import order.
+        import_module(f"postrain.{package}.declared")
     return tuple(_DECLARED.values())
 
 
 @cache
 def declared(name: str) -> Metric | None:
-    """The declaration of a logged metric, the most specific one that fits; None where nobody declared it."""
+    """The most specific declaration that matches a logged metric; None if it is undeclared."""
     known = {metric.name: metric for metric in declarations()}
     held_out = name.removeprefix("eval/")
     exact = known.get(name) or known.get(held_out)
-    fits = [metric for metric in known.values() if "*" in metric.name and fnmatchcase(held_out, metric.name)]
-    return exact or max(fits, key=lambda metric: (metric.name.index("*"), len(metric.name)), default=None)
+    matches = [metric for metric in known.values() if "*" in metric.name and fnmatchcase(held_out, metric.name)]
+    return exact or max(matches, key=lambda metric: (metric.name.index("*"), len(metric.name)), default=None)
 
 
 def metric(name: str) -> Metric:
-    """The declaration of a metric; of an undeclared one what its name suggests."""
+    """The declaration of a metric; for an undeclared one, the defaults that its name suggests (CONVENTIONS)."""
     suggested = (one for one in CONVENTIONS if fnmatchcase(name, one.name))
     return declared(name) or next(suggested, Metric(name))
 
 
 def direction_of(name: str) -> Direction:
-    """min where less is better, else max."""
+    """ "min" if a smaller value is better, else "max"."""
     return metric(name).direction or "max"
 
 
 def bounds(name: str) -> Bounds:
-    """The least and the largest possible value of a metric; infinite where nothing is known."""
+    """The least and the largest possible value of a metric; infinite if unknown."""
     return metric(name).bounds
 
 
 def deciding_metric(
     candidates: Sequence[tuple[str, Direction]], measured: Container[str]
 ) -> tuple[str, Direction] | None:
-    """The metric that says how good a run has become, with its direction: the first one that the run has measured.
+    """The metric that a run is judged by, with its direction: the first candidate that the run has measured.
 
-    `candidates` are the method's own, in order; DECIDING_METRICS come after them. A run on the bundled world is judged
-    by its gold score where its method says so; data without gold answers leave the held-out reward to methods that
-    learn from one, accuracy to those that learn from pairs, perplexity to those that imitate.
+    `candidates` are those of the method, in order; DECIDING_METRICS follow. Typical results: the gold score on the
+    bundled world; on data without gold answers the held-out reward for RL, accuracy for preference methods, and
+    perplexity for supervised methods.
     """
     known = [*candidates, *((name, direction_of(name)) for name in DECIDING_METRICS)]
     return next((candidate for candidate in known if candidate[0] in measured), None)
@@ -127,10 +127,10 @@ def deciding_metric(
 def comparison_metric(
     own: Iterable[tuple[str, Direction]], measured: Sequence[Container[str]], varied: Iterable[str] = ()
 ) -> tuple[str, Direction] | None:
-    """The metric that compares several finished runs: the one that all are judged by, else one that all have measured.
+    """The metric that compares several finished runs: one that judges a run and that all runs have measured.
 
-    `own` is what each run is judged by, `measured` the names of what each has measured, `varied` the keys in which the
-    runs differ. None where nothing compares them: different methods on different data, or a reward that varies.
+    `own` is the deciding metric of each run, `measured` the names of the metrics of each run, `varied` the keys in
+    which the runs differ. None if no metric is comparable: different methods on different data, or a varied reward.
     """
     found = dict.fromkeys(own)
     candidates = [one for one in found if all(one[0] in names for names in measured)]
@@ -142,14 +142,14 @@ def comparison_metric(
 
 def listing() -> str:
     """All declarations as Markdown."""
-    rows = [("metric", "unit", "better", "range", "what it is"), ("---",) * 5]
+    rows = [("metric", "unit", "better", "range", "description"), ("---",) * 5]
     for one in sorted(declarations(), key=lambda one: one.name):
         low, high = (f"{edge:g}" for edge in one.bounds)
         within = "" if one.bounds == ANY else f"{low} … {high}"
-        rows.append((f"`{one.name}`", one.unit, one.direction or "", within, one.sentence))
+        rows.append((f"`{one.name}`", one.unit, one.direction or "", within, one.description))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 if __name__ == "__main__":
-    # The module itself has a second name when it is run: the declarations go to the first.
+    # As a script this module is __main__; the declarations are registered in postrain.metrics.
     print(import_module("postrain.metrics").listing(), end="")

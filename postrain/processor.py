@@ -1,4 +1,4 @@
-"""CPU capabilities, detected by running an operator rather than by the CPU's name."""
+"""CPU capabilities, detected by running an operator, not by the CPU's name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 ONEDNN: Any = torch.ops.mkldnn
 ROWS = 8
-"""The number of input rows that oneDNN chooses its weight layout for; other numbers give the same products."""
+"""The number of input rows for which oneDNN chooses the weight layout; the products are equal for other numbers."""
 
 
 @functools.cache
 def supports_packed_weights(dtype: torch.dtype) -> bool:
     """Whether oneDNN keeps weights of this type in its own layout on this processor, and multiplies them correctly.
 
-    bfloat16 needs AVX-512 (bw, vl, dq) or AVX-NE-CONVERT, float32 any x86 processor; some builds of PyTorch have none
-    of these operators.
+    bfloat16 needs AVX-512 (bw, vl, dq) or AVX-NE-CONVERT, float32 any x86 processor; some builds of PyTorch lack these
+    operators.
     """
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
@@ -35,7 +35,7 @@ def supports_packed_weights(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def warn_if_slow(key: str, dtype: torch.dtype) -> None:
-    """Print once for each config key that bfloat16 costs time here instead of saving it."""
+    """Warns once per config key if bfloat16 is slower than float32 on this processor."""
     if dtype is torch.bfloat16 and not supports_packed_weights(dtype):
         print(
             f"warning: {key}: bf16 is slow on this processor (no AVX-512 and no AVX-NE-CONVERT); fp32 is faster here",
@@ -44,5 +44,5 @@ def warn_if_slow(key: str, dtype: torch.dtype) -> None:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on: fewer than the machine has in a container or under Slurm."""
+    """The number of cores that this process may use, which a container or Slurm may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,5 +1,4 @@
-"""The values that pass between the rooms, and the shape legend they share; each kind of record has its own batch
-(data/kinds/).
+"""Data types shared by all packages, and the shape legend. The batch of each kind of record is in data/kinds/.
 
 Axes: B items of a batch, L tokens of a row (ragged), T supervised tokens of a row (left-aligned, padded to the
 longest of the batch), N supervised tokens of a whole batch (flat), V vocabulary, D model width, P prompts,
@@ -21,19 +20,19 @@ from torch import Tensor
 
 from postrain.errors import ConfigError
 
-# The ranges a YAML value can be held to; check.py reads them off the constructors.
+# Ranges of config values; config/check.py reads them from the signatures of constructors.
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
 CountOrZero = Annotated[int, Interval(ge=0, le=1_000_000_000)]
-# Of what is kept in memory all at once: rows of a batch, completions, tokens of a completion.
+# Numbers of objects held in memory together: rows of a batch, completions, tokens of a completion.
 Size = Annotated[int, Interval(ge=1, le=1_000_000)]
-# Processes, threads, requests under way at once.
+# Processes, threads, concurrent requests.
 Workers = Annotated[int, Interval(ge=1, le=1024)]
-# How a learning rate changes after its warm-up.
+# The learning-rate schedule after warm-up.
 LRSchedule = Literal["constant", "linear", "cosine"]
-# What torch.Generator takes.
+# The range that torch.Generator accepts.
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 
 
@@ -54,17 +53,17 @@ class Batch:
         return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
 
     def cost(self) -> list[int]:
-        """Tokens that scoring each item runs through the model, [B]; micro-batches are cut by it."""
+        """Tokens of the forward pass for each item, [B]; micro-batches are split by it."""
         costs = [value.cost() for f in fields(self) if isinstance(value := getattr(self, f.name), Batch)]
         return [sum(item) for item in zip(*costs, strict=True)]
 
     def narrowed(self, width: int) -> Self:
-        """The same items with their [B, T] tensors cut to the `width` that scoring these rows alone gives."""
+        """The same items with their [B, T] tensors truncated to the first `width` tokens."""
         wide = [f.name for f in fields(self) if f.name.endswith("_BT")]
         return replace(self, **{name: getattr(self, name)[:, :width] for name in wide})
 
     def prompt_groups(self) -> Sequence[int] | None:
-        """Items of one record, which share its prompt, have one number, [B]; None where records are unknown."""
+        """The prompt group of each item, [B]: items of the same record share a prompt. None if records are unknown."""
         rows = next((value for f in fields(self) if isinstance(value := getattr(self, f.name), Rows)), self)
         return getattr(rows, "row_ids", None)
 
@@ -87,20 +86,20 @@ def _to(value: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True)
 class Rows(Batch):
-    """Token rows with the positions that count: what scoring.py runs through a model.
+    """Token rows with a mask of the supervised positions: the input of models/scoring.py.
 
-    They stay on the CPU, where they are sorted, packed and counted; tokens are moved where a model runs.
+    They stay on the CPU, where they are sorted, packed and counted; scoring moves the tokens to the model's device.
     """
 
     ids: tuple[Tensor, ...]
     """Token ids of each row, prompt and completion together; int64 [L]."""
     supervised: tuple[Tensor, ...]
-    """True where the token itself is learned or scored, given everything before it; bool [L]; never at position 0."""
+    """True where the token is trained on or scored, given all tokens before it; bool [L]; False at position 0."""
     row_ids: tuple[int, ...]
-    """The record each row came from, by its number in the source, for error messages and samples."""
+    """The index of each row's record in its source, for error messages and samples."""
 
     def __add__(self, other: Rows) -> Rows:
-        """These rows and then those, to be run through a model together."""
+        """Concatenates two sets of rows."""
         return Rows(self.ids + other.ids, self.supervised + other.supervised, self.row_ids + other.row_ids)
 
     def to(self, device: torch.device | str) -> Self:
@@ -112,7 +111,7 @@ class Rows(Batch):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a policy is sampled."""
+    """Sampling parameters."""
 
     max_new_tokens: Count
     temperature: NonNegative = 1.0
@@ -121,9 +120,9 @@ class Sampling:
     """0 is off."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     min_p: Fraction = 0.0
-    """Tokens less likely than this share of the likeliest one are not drawn; 0 is off."""
+    """Tokens with less than this fraction of the most likely token's probability are not sampled; 0 is off."""
     stop: tuple[str, ...] = ()
-    """Texts that end a completion, besides the template's end tokens; they stay part of it."""
+    """Texts that end a completion, besides the template's end tokens; the completion includes them."""
 
     def __post_init__(self) -> None:
         if "" in self.stop:
@@ -132,16 +131,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Stop:
-    """End tokens and texts of a completion; they stay part of it."""
+    """End tokens and stop texts; the completion includes them."""
 
     ids: tuple[int, ...]
     """End tokens."""
     texts: tuple[str, ...] = ()
     """Texts that end a completion."""
     decode: Callable[[Sequence[int]], str] | None = None
-    """Text of token ids, special tokens and all; needed for `texts`."""
+    """Decodes token ids, including special tokens; required for `texts`."""
     limits: tuple[int, ...] | None = None
-    """Tokens each row gets at most, where that is fewer than max_new_tokens: what earlier turns have left of them."""
+    """Token limit of each row, if lower than max_new_tokens because earlier turns used some; None for no limit."""
 
 
 @dataclass(frozen=True)
@@ -149,27 +148,27 @@ class Completion:
     """One sampled continuation of a prompt."""
 
     ids: Tensor
-    """Token ids, the end-of-sequence token included when it was drawn; int64 [T]."""
+    """Token ids, including the end-of-sequence token if it was sampled; int64 [T]."""
     logps: Tensor
-    """Log-probability of each token under the distribution it was drawn from, float32 [T]."""
+    """Log-probability of each token under the distribution it was sampled from, float32 [T]."""
     finished: bool
-    """True when it ended by an end token or a stop text, False when it was cut at max_new_tokens."""
+    """True if it ended with an end token or stop text, False if it was truncated at max_new_tokens."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """An environment's answer to a turn of the policy."""
+    """The result of an environment step after a turn of the policy."""
 
     observation: str
     """Text appended after the turn; the policy conditions on it, and it is masked in the loss."""
     state: Any
-    """What the environment is given at the next turn."""
+    """The environment's state, passed to its next step."""
     reward: float | None = None
-    """The reward of this turn, if there is one."""
+    """The reward of this turn; None if it has no reward."""
     done: bool = False
     """True when the episode is over."""
     error: bool = False
-    """True when the turn asked for something the environment cannot do."""
+    """True if the turn was an invalid action."""
 
 
 @dataclass(frozen=True)
@@ -177,17 +176,17 @@ class RewardBatch:
     """Rewards of a batch of completions."""
 
     total_B: Tensor
-    """The total reward, float32 [B]; NaN where no part could score the completion."""
+    """The total reward, float32 [B]; NaN if no component could score the completion."""
     parts: Mapping[str, tuple[float | None, ...]]
-    """Each named part before weighting, [B]; None where it could not score."""
+    """Each reward component before weighting, [B]; None if it could not score the completion."""
 
 
 @dataclass
 class Mean:
-    """A mean as its total and count, which add up over micro-batches, mini-batches and ranks.
+    """A mean as total and count, which are summed over micro-batches, mini-batches and ranks.
 
-    Not torchmetrics' MeanMetric: an update of that takes 160 µs where this takes 3, its sums are float32, and each
-    metric is gathered by itself, where all metrics of an update cross the ranks at once here.
+    Not torchmetrics' MeanMetric, whose update takes 160 µs instead of 3, whose sums are float32, and which needs one
+    collective per metric; here one collective reduces all metrics of an update.
     """
 
     total: Tensor | float
@@ -197,13 +196,13 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> float:
-        """The mean, 0 when nothing was counted."""
+        """The mean; 0 for a count of 0."""
         return float(self.total) / float(self.count) if float(self.count) else 0.0
 
 
 @dataclass
 class Max:
-    """A maximum, added up like a Mean; NaN stays NaN, which torchmetrics' MaxMetric leaves out."""
+    """A maximum, combined like a Mean. NaN propagates; torchmetrics' MaxMetric ignores it."""
 
     peak: Tensor | float
 
@@ -218,9 +217,9 @@ class Max:
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss summed (not averaged) over a micro-batch; the training loop divides by the step's global count."""
+    """A loss summed (not averaged) over a micro-batch; the training loop divides by the global count of the step."""
 
     total: Tensor
     """Scalar, differentiable."""
     metrics: Mapping[str, Mean | Max]
-    """What to log, each with its own count."""
+    """Metrics to log, each with its own count."""

@@ -154,7 +154,7 @@ def test_mistakes_are_config_errors_of_one_line():
         (lambda: fitted(sft(), pt.DataModule([{"text": "a"}] * 9)), "Demonstration|prompt|completion"),
         (lambda: fitted(sft(), pt.DataModule(["a", "b"])), "data: expected rows such as"),
         (lambda: fitted(sft(), pt.DataModule(7)), "data: expected a list of rows"),
-        (lambda: Trainer(**QUIET).fit(sft()), "data: no rows to learn from"),
+        (lambda: Trainer(**QUIET).fit(sft()), "data: no rows to train on"),
         (lambda: Trainer(**QUIET).fit(settings_only("sft")), "SFT: has no model"),
         (lambda: sft(tokenizer=None), "tokenizer: expected the model's tokenizer"),
         (lambda: sft(model="nano"), "model: expected a PyTorch model"),

@@ -171,7 +171,7 @@ def metric_row(name: str, one: Metric) -> tuple[str, ...]:
         one.unit,
         {"max": "higher", "min": "lower"}.get(one.direction or "", ""),
         RANGES.get(one.bounds, f"{low} … {high}"),
-        escaped(one.sentence),
+        escaped(one.description),
     )
 
 

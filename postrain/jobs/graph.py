@@ -1,6 +1,6 @@
-"""The job graph: what a job is, which program runs it, where it lies, and what it takes from other jobs.
+"""The job graph: a job, the program that runs it, its folder, and the outputs that later jobs can use.
 
-A sweep is a graph without edges: its jobs are settings and seeds of one command line. A pipeline is a chain of stages:
+Jobs of a sweep are independent: settings and seeds of one command line. Stages of a pipeline form a chain:
 `${stages.NAME...}` in a config is replaced by the folder, model or data of an earlier job. Leaves out composing the
 configs (plan.py) and running the jobs (sweep.py, pipeline.py).
 """
@@ -22,7 +22,7 @@ from postrain.runs.folder import config_hash
 from postrain.runs.status import Status
 
 Kind = Literal["train", "generate", "evaluate", "call", "pipeline"]
-# What a training run began with.
+# The initial model of a training run.
 START = "start"
 REFERENCE = re.compile(r"\$\{stages\.([^}]*)\}")
 PRODUCTS: Mapping[Kind, Mapping[str, str]] = {
@@ -31,7 +31,7 @@ PRODUCTS: Mapping[Kind, Mapping[str, str]] = {
     "evaluate": {"folder": ""},
     "call": {"folder": ""},
 }
-"""What a later job may take from a job of each kind, and where that lies in its folder; START lies elsewhere."""
+"""The outputs of each kind of job that later jobs can use, as paths in its folder; START is outside the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ class Job:
     """`kl_coef=0.1 seed=0` in a sweep; `stage` or `stage.branch` in a pipeline."""
     kind: Kind = "train"
     folder: str
-    """Inside the folder of the graph."""
+    """Relative to the folder of the sweep or pipeline."""
     overrides: tuple[str, ...] = ()
-    """Its whole command line; before it is composed, the overrides of its YAML."""
+    """The complete command line; before the job is composed, only the overrides of its YAML."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """As composed, references not resolved; empty before that. For kind `call`: the function and its arguments."""
+    """The composed config with unresolved references, empty before. For kind `call`: the function and its arguments."""
     hash: str = ""
     """Equal for equal configs."""
     number: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What varies in a sweep, by key."""
+    """The values that vary in a sweep, by key."""
     seed: int | None = None
     confirm: tuple[str, ...] = ()
-    """Overrides that name code or an address, which have to be given again to resume the job."""
+    """Overrides that name code or an address; the user must repeat them to resume the job."""
 
     def record(self) -> dict[str, Any]:
         """An entry of jobs.json."""
@@ -63,25 +63,25 @@ class Job:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
-        """The job of an entry of jobs.json. Raises KeyError or TypeError for a damaged one."""
+        """The job of an entry of jobs.json. Raises KeyError or TypeError if the entry is damaged."""
         known = {name: record[name] for name in ("number", "settings", "seed", "hash", "folder")}
         confirm = tuple(record.get("confirm", ()))
         return cls(name=record["label"], overrides=tuple(record["words"]), confirm=confirm, **known)
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the job in a folder has come to its end."""
+    """Whether the job in a folder has finished successfully."""
     return Status(folder / "status.json").read().get("status") == "done"
 
 
 def location(root: Path, job: Job) -> Path:
-    """The folder of a job; that of another job of the sweep, where they share it."""
+    """The folder of a job; for a shared stage, the folder of the job that ran it."""
     own = root / job.folder
     return Path(os.path.normpath(root / os.readlink(own))) if own.is_symlink() else own
 
 
 def references(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
-    """What `${stages...}` stands for, with the graph in the folder `root`."""
+    """The values of `${stages...}` for a pipeline in the folder `root`."""
     found: dict[str, Any] = {}
     for job in jobs:
         *above, last = job.name.split(".")
@@ -93,7 +93,7 @@ def references(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
 
 
 def resolved(job: Job, stages: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Config and overrides of a job with every reference resolved; `stages` is what `${stages...}` stands for."""
+    """Config and overrides of a job with every reference resolved; `stages` has the values of `${stages...}`."""
     config = resolved_config(OmegaConf.create({**job.config, "stages": stages, "words": list(job.overrides)}))
     overrides = config.pop("words")
     del config["stages"]
@@ -101,7 +101,7 @@ def resolved(job: Job, stages: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def digests(jobs: Sequence[Job]) -> dict[str, str]:
-    """A hash for each stage, by name: equal where the configs are, and those of all stages that they refer to."""
+    """A hash of each stage, by name, of its config and the configs of all stages that it refers to."""
     found: dict[str, str] = {}
     for job in jobs:
         hashed = [replace(each, folder=found.get(each.name, each.folder)) for each in jobs]

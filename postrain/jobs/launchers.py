@@ -1,6 +1,6 @@
 """Launchers of a sweep's jobs: one process per job on this machine, or one of Hydra's launchers.
 
-status.json records how each job ended; a failed job raises no exception.
+A failed job does not raise: its status.json records the reason.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class Launcher(Protocol):
 
     @property
     def jobs(self) -> int:
-        """At once."""
+        """Jobs that run in parallel."""
         ...
 
     def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
-        """Returns when all have ended; calls `ended` with each. Raises Interrupted after Ctrl-C or SIGTERM."""
+        """Returns when all jobs have ended; calls `ended` with each. Raises Interrupted after Ctrl-C or SIGTERM."""
         ...
 
 
-def launcher_of(conf: Path, primary: str, one: Callable[[Any], float | None]) -> Launcher:
-    """The launcher of `hydra/launcher`; `one` runs the config of a job in this process."""
+def launcher_of(conf: Path, primary: str, run_job: Callable[[Any], float | None]) -> Launcher:
+    """The launcher that `hydra/launcher` selects; `run_job` runs the config of a job in this process."""
     chosen, resumes = HydraConfig.get(), primary != "evaluate"
     if chosen.runtime.choices["hydra/launcher"] == LOCAL:
         settings = {key: chosen.launcher.get(key) for key in ("jobs", "timeout")}
@@ -73,15 +73,15 @@ def launcher_of(conf: Path, primary: str, one: Callable[[Any], float | None]) ->
         except ConfigError as error:
             raise ConfigError("\n".join(f"hydra.launcher.{line}" for line in str(error).splitlines())) from None
         return Local(command=(*command(conf, primary), *flags()), resumes=resumes, **settings)
-    # joblib's key for it; -1 is all cores.
-    at_once = chosen.launcher.get("n_jobs") or 1
-    as_hydra_takes_them = partial(forced, conf=conf, root=primary, extra=extra_folder())
-    jobs = at_once if at_once > 0 else usable_cores()
-    return HydraLauncher(task=one, forced=as_hydra_takes_them, jobs=jobs, resumes=resumes)
+    # joblib's key for the number of parallel jobs; -1 means all cores.
+    parallel = chosen.launcher.get("n_jobs") or 1
+    hydra_overrides = partial(forced, conf=conf, root=primary, extra=extra_folder())
+    jobs = parallel if parallel > 0 else usable_cores()
+    return HydraLauncher(task=run_job, forced=hydra_overrides, jobs=jobs, resumes=resumes)
 
 
 def command(conf: Path, primary: str) -> tuple[str, ...]:
-    """What starts a job of a primary config in a process of its own."""
+    """The command that starts a job of a primary config in a separate process."""
     program, *words = shlex.split(PROGRAMS[primary])
     if program == "postrain":
         return (sys.executable, "-m", program, *words)
@@ -89,36 +89,37 @@ def command(conf: Path, primary: str) -> tuple[str, ...]:
 
 
 def overrides_of(job: Job, folder: Path, resumes: bool) -> list[str]:
-    """The command line of a job: its overrides, or what resumes it; not every program can resume."""
-    place = folder / job.folder
-    begun = any((place / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
-    return [format_override("resume", str(place)), *job.confirm] if begun and resumes else [*job.overrides]
+    """The overrides that start a job, or that resume it if its folder holds a run and its program can resume."""
+    path = folder / job.folder
+    begun = any((path / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
+    return [format_override("resume", str(path)), *job.confirm] if begun and resumes else [*job.overrides]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """conf/hydra/launcher/local.yaml."""
+    """Options of the local launcher, which runs each job in a process on this machine."""
 
     jobs: Count
-    """At once; they share the cores."""
+    """Jobs that run in parallel, 2 by default. Each gets an equal share of the CPU cores and of the GPUs."""
     timeout: Positive | None = None
-    """Seconds after which a job is ended, counted from its start in this session; None ends none."""
+    """Time limit of a job in seconds, counted from its start in this session. At the limit the job gets SIGTERM and
+    30 s to save a checkpoint; it counts as failed ("timed out"). null disables it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Local(Settings):
-    """A process for each job: one that is killed leaves the others alone, and their settings cannot mix."""
+    """Runs each job in a separate process, so that a killed job does not affect the others."""
 
     command: tuple[str, ...]
-    """What runs a job, before its overrides."""
+    """The command that runs a job, without overrides."""
     resumes: bool = True
-    """Whether a job can resume its folder."""
+    """Whether the program can resume a run folder."""
     grace: Positive = GRACE
-    """Seconds that a job has to save before it is killed at its time limit."""
-    living: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    """Seconds between SIGTERM and SIGKILL for a job that reached its time limit."""
+    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
     starting: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a job is started or all get SIGTERM: none slips through between."""
+    """Held while a job is started and while all jobs get SIGTERM, so that no job misses the signal."""
 
     def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
         slots = list(range(self.jobs))
@@ -143,21 +144,21 @@ class Local(Settings):
     def _stop(self) -> None:
         with self.starting:
             self.stopping.set()
-            for process in self.living:
+            for process in self.running:
                 process.send_signal(signal.SIGTERM)
 
     def _run(self, job: Job, folder: Path, slots: list[int]) -> None:
-        place = folder / job.folder
-        with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
+        path = folder / job.folder
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
         slot = slots.pop()
-        with (place / LOG).open("ab") as log, (place / ".lock").open("w") as lock:
-            if self._acquire(lock, job) and not is_done(place):
+        with (path / LOG).open("ab") as log, (path / ".lock").open("w") as lock:
+            if self._acquire(lock, job) and not is_done(path):
                 self._process(job, folder, slot, log, lock)
         slots.append(slot)
 
     def _acquire(self, lock: IO[str], job: Job) -> bool:
-        """Waits for the job of a sweep that was killed, which may still be saving; False when the sweep is stopping."""
+        """Waits for a job of a killed sweep that may still be saving. False if this sweep is stopping."""
         waiting = False
         while not self.stopping.is_set():
             if try_lock(lock):
@@ -169,13 +170,13 @@ class Local(Settings):
         return False
 
     def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: IO[str]) -> None:
-        """Runs a job to its end, unless the sweep is stopping; writes how it ended where the job has not."""
-        place, begun = folder / job.folder, log.tell()
-        status = Status(place / "status.json")
+        """Runs a job unless the sweep is stopping; completes status.json if the job could not."""
+        path, begun = folder / job.folder, log.tell()
+        status = Status(path / "status.json")
         with self.starting:
             if self.stopping.is_set():
                 return
-            overrides = [*overrides_of(job, folder, self.resumes), format_override("hydra.run.dir", str(place))]
+            overrides = [*overrides_of(job, folder, self.resumes), format_override("hydra.run.dir", str(path))]
             status.running()
             try:
                 process = subprocess.Popen(
@@ -190,26 +191,26 @@ class Local(Settings):
             except OSError as error:
                 status.failed(f"the job could not be started: {error}")
                 return
-            self.living.add(process)
-        late = self._takes_too_long(process)
-        self.living.discard(process)
+            self.running.add(process)
+        late = self._exceeds_timeout(process)
+        self.running.discard(process)
         ended = status.read().get("status")
         if late and ended != "done":
             status.failed(f"{TIMED_OUT} after {self.timeout:g} s (hydra.launcher.timeout)")
         elif ended == "running" and self.stopping.is_set():
             status.interrupted("SIGTERM")
         elif ended == "running":
-            status.failed(failure_reason(place / LOG, begun, process.returncode))
+            status.failed(failure_reason(path / LOG, begun, process.returncode))
 
-    def _takes_too_long(self, process: subprocess.Popen[bytes]) -> bool:
-        """Waits for a job, and ends it at its time limit: first it may save, then its whole group is killed."""
+    def _exceeds_timeout(self, process: subprocess.Popen[bytes]) -> bool:
+        """Waits for a job. At the time limit sends SIGTERM, and after the grace period kills the process group."""
         try:
             process.wait(self.timeout)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(self.grace)
-            # What hangs may also be a rank or a judge that the job has started.
+            # The group: a rank or a judge that the job started may hang as well.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -218,7 +219,7 @@ class Local(Settings):
 
 
 def resource_share(jobs: int, slot: int) -> dict[str, str]:
-    """The part of the machine that a job gets: threads, and GPUs where there are several."""
+    """Environment variables that give a job its share of the threads, and of the GPUs if there are several."""
     found = {"OMP_WAIT_POLICY": "PASSIVE"}
     if jobs > 1:
         threads = max(1, usable_cores() // jobs)
@@ -232,7 +233,7 @@ def resource_share(jobs: int, slot: int) -> dict[str, str]:
 
 
 def failure_reason(log: Path, begun: int, code: int) -> str:
-    """Why a job ended that has not written it itself, by its log from the byte `begun` on."""
+    """Why a job failed that did not record a reason, from its log starting at the byte `begun`."""
     lines = log.read_bytes()[begun:].decode("utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if mistakes:
@@ -275,15 +276,15 @@ class HydraLauncher:
         ]
         try:
             returns: Sequence[JobReturn | None] = launcher.launch(overrides, initial_job_idx=jobs[0].number)
-        except RuntimeError as error:  # a worker was killed, and took the launcher's pool along
+        except RuntimeError as error:  # a killed worker ends the launcher's whole pool
             print(f"warning: {error}", file=sys.stderr)
             returns = [None] * len(jobs)
         for job, returned in zip(jobs, returns, strict=True):
-            self._note(Status(folder / job.folder / "status.json"), returned)
+            self._record(Status(folder / job.folder / "status.json"), returned)
             ended(job)
 
-    def _note(self, status: Status, returned: JobReturn | None) -> None:
-        """What the worker knows and the job could not write itself."""
+    def _record(self, status: Status, returned: JobReturn | None) -> None:
+        """Records a failure that the job could not write itself."""
         ended = returned is not None and returned.status is JobStatus.COMPLETED
         if not ended and status.read().get("status") in (None, "running"):
             status.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Ends a job of a sweep when the sweep's process ends, even by SIGKILL. Imports only fast modules."""
+"""Parent watchdog: ends a job when the process of its sweep ends, even by SIGKILL. Imports only fast modules."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import signal
 import threading
 
-# Set for a job's process: its standard input ends when the sweep does.
+# Set in the environment of a job, whose standard input is closed when the sweep ends.
 JOB = "POSTRAIN_SWEEP_JOB"
 
 
 def watch_parent() -> None:
-    """In the process of a job, watches for the sweep's end: then the update in hand is finished and saved."""
+    """In the process of a job: when the sweep ends, finish the current update, save and stop."""
     if os.environ.pop(JOB, None):
         threading.Thread(target=_watch, daemon=True).start()
 
 
 def _watch() -> None:
-    # Not sys.stdin: at the end of the process Python would wait for its lock, and abort.
+    # Not sys.stdin: this thread would hold its lock at interpreter shutdown, and Python would abort.
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

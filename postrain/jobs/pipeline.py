@@ -1,7 +1,7 @@
-"""A pipeline from its command line to its table: plan → run the stages in order, skipping those that are done.
+"""Runs a pipeline: plans its stages, runs them in order, skips finished stages, and writes the summary.
 
 runs/pipeline/<name>/<time>-<hash>/
-  pipeline.yaml   every stage as composed       status.json      summary.md  result.json  report.html   the end
+  pipeline.yaml   every stage as composed       status.json      summary.md  result.json  report.html
   1-sft/  2-grpo/  3-sample/  ...               a folder of a run, a generation, an evaluation, or of a function call
 """
 
@@ -39,13 +39,13 @@ from postrain.runs.manifest import reproduce
 from postrain.runs.status import StatusRecorder
 
 FILE = "pipeline.yaml"
-# Columns of the table at the end: without a terminal, rich assumes 80.
+# Least width of the summary table in characters: without a terminal, rich assumes 80.
 WIDTH = 104
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """All stages of a pipeline, kept in pipeline.yaml so that it can be resumed.
+    """All stages of a pipeline, as pipeline.yaml stores them for resuming.
 
     Configs keep their references to other stages: they are resolved against the folder when a stage starts.
     """
@@ -57,10 +57,10 @@ class Pipeline:
     """The command line."""
     jobs: tuple[Job, ...]
     report: bool = True
-    """Whether a page on all stages is written at the end."""
+    """Whether report.html for all stages is written at the end."""
 
     def record(self) -> dict[str, Any]:
-        """What pipeline.yaml holds."""
+        """The content of pipeline.yaml."""
         stages = zip(stages_of(self.node), self.jobs, strict=True)
         steps = [{"stage": _entry(stage), "words": job.overrides, "config": job.config} for stage, job in stages]
         return {"name": self.name, "node": self.node, "words": self.overrides, "steps": steps, "report": self.report}
@@ -73,7 +73,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, folder: Path) -> Pipeline:
-        """The pipeline in `folder`. Raises ConfigError where its stages are not those of its node."""
+        """The pipeline in `folder`. Raises ConfigError if its stages do not match its node."""
         damaged = ConfigError(f"resume: {folder / FILE} is damaged or was edited; start a new pipeline")
         try:
             saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
@@ -96,13 +96,13 @@ class Pipeline:
 
 
 def _entry(stage: Job) -> dict[str, Any]:
-    """What the node defines of a stage, as YAML gives it back."""
+    """The definition of a stage, in the types that YAML returns."""
     known = {"name": stage.name, "kind": stage.kind, "folder": stage.folder, "overrides": [*stage.overrides]}
     return {**known, "call": stage.config.get("call", {})}
 
 
 def _is_whole(job: Job) -> bool:
-    """Whether a stage has what is read of it before its config is checked."""
+    """Whether a stage has the keys that are read before its config is checked."""
     model = job.config.get("model")
     known = job.kind != "train" or (isinstance(model, Mapping) and {"name", "path"} <= set(model))
     return known and ("call" if job.kind == "call" else "name") in job.config
@@ -119,9 +119,9 @@ def execute(
 ) -> float | None:
     """Runs the pipeline that `config` names, or resumes an earlier one; returns the objective of its last stage.
 
-    `place` is the folder of a new pipeline, if it has been decided. For a job of a sweep, `group` is the sweep's name
-    for trackers, and `shared` is where its jobs agree on who runs the stages they have in common.
-    Raises ConfigError for a user's mistake, before the first stage where it can be told, and Interrupted.
+    `directory` is the folder of a new pipeline; None creates one. For a job of a sweep, `group` is the sweep's name
+    for trackers, and `shared` is the folder that coordinates stages common to several jobs (shared_stages.py).
+    Raises ConfigError for a user's mistake, before the first stage where possible, and Interrupted.
     """
     if "RANK" in os.environ:
         raise ConfigError("pipeline: must not be started with torchrun; each stage starts its own ranks")
@@ -150,7 +150,7 @@ def _finish(pipeline: Pipeline, folder: Path) -> float | None:
 
 
 def _new(config: DictConfig, overrides: Sequence[str], conf: Path, directory: Path | None) -> tuple[Path, Pipeline]:
-    """Composes, checks, and only then makes the folder."""
+    """Composes and checks all stages, then creates the folder."""
     name = config.name or HydraConfig.get().runtime.choices["pipeline"]
     node: Any = OmegaConf.to_container(config.pipeline)
     jobs = plan_stages(node, overrides, Composer(conf))
@@ -164,14 +164,14 @@ def _new(config: DictConfig, overrides: Sequence[str], conf: Path, directory: Pa
 
 
 def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[Path, Pipeline]:
-    """The pipeline as it was saved, with today's overrides if there are any: stages that are done stay as they are."""
+    """The saved pipeline with the new overrides, which must not change finished stages."""
     folder = Path(config.resume)
     check_contained(folder)
     RunFolder(folder).status.check_version()
     saved, untrusted = Pipeline.load(folder), UntrustedFolder(folder, override_items(overrides))
-    places = references(saved.jobs, folder)
+    products = references(saved.jobs, folder)
     for job in saved.jobs:
-        check_untrusted(job, places, untrusted)
+        check_untrusted(job, products, untrusted)
     new = [override for override in overrides if key_of(override) not in SESSION]
     fixed = [override for override in new if key_of(override).partition(".")[0] in PIPELINE_KEYS]
     if fixed:
@@ -183,7 +183,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
     for old, job in zip(saved.jobs, jobs, strict=True):
         if old.config != job.config and is_done(folder / job.folder):
             raise ConfigError(
-                f"resume: stage {job.name} is done and was not done with {' '.join(new)}; start a new pipeline, "
+                f"resume: stage {job.name} is finished and did not use {' '.join(new)}; start a new pipeline, "
                 "or set it for a later stage, as in stage.NAME.seed=1"
             )
     changed = replace(saved, overrides=together, jobs=jobs, report=saved.report and config.report)
@@ -192,7 +192,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
 
 
 def canonical(folder: Path) -> Path:
-    """One way to write a folder, however it was given: configs of later stages hold it."""
+    """A canonical spelling of a folder: configs of later stages contain it, and equal folders must hash equally."""
     path, here = folder.absolute(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -204,18 +204,18 @@ class StageRunner:
         self.pipeline, self.root, self.allow_change, self.group = pipeline, root, allow_change, group
         self.shared = shared and canonical(shared)
         self.digests = digests(pipeline.jobs) if shared else {}
-        # Stages read each other's folders, which hold values that this command line has given for other stages.
+        # Stages read each other's folders; values that this command line set for any stage are trusted in all.
         self.trusted = {one.item for _, one in restricted_stage_values(pipeline.jobs, root)}
 
     def advance(self, job: Job) -> None:
-        """Runs a stage, or the rest of it, unless it is done. Its mistakes are raised with its name."""
+        """Runs or resumes a stage unless it is done. Prefixes ConfigErrors with the stage's name."""
         own = self.root / job.folder
         if is_done(own):
             print(": done before", flush=True)
             return
         print(flush=True)
         try:
-            # A call may read any file, and its arguments do not tell which.
+            # A call may read any file, so its config does not identify its result.
             if self.shared is None or job.kind == "call":
                 self.run(job, own)
                 return
@@ -228,7 +228,7 @@ class StageRunner:
             raise ConfigError(f"stage {job.name}: {error}") from error
 
     def run(self, job: Job, folder: Path) -> None:
-        """Runs a stage in its folder."""
+        """Runs a stage in `folder`."""
         threads = torch.get_num_threads()
         config, overrides = resolved(job, references(self.pipeline.jobs, self.root))
         try:
@@ -239,11 +239,11 @@ class StageRunner:
             options = {"overrides": overrides, "group": self.group, "directory": folder, "trusted": self.trusted}
             session.execute(session.PROGRAMS[job.kind], {**config, **known}, **options)
         finally:
-            # A stage may set its own number of threads; the next one starts with the default again.
+            # A stage may change the number of threads; restore it for the next stage.
             torch.set_num_threads(threads)
 
     def tracker_name(self, job: Job, name: str) -> str:
-        """The name of a stage for trackers; in a sweep with the name of its job, where overrides of that affect it."""
+        """The name of a stage for trackers; in a sweep, followed by the job's name if the job's overrides affect it."""
         if self.shared is None:
             return name
         upto = self.pipeline.jobs[: self.pipeline.jobs.index(job) + 1]
@@ -252,18 +252,18 @@ class StageRunner:
         return f"{name} {self.pipeline.name if own else self.digests[job.name]}"
 
     def session(self, job: Job, folder: Path) -> dict[str, Any]:
-        """Whether a stage resumes its folder."""
+        """Config keys that make a stage resume its folder; removes an unfinished evaluation."""
         begun = (folder / "config.yaml").is_file()
         if job.kind != "evaluate":
             return {"resume": str(folder) if begun else None, "allow_change": self.allow_change}
-        # An evaluation cannot be resumed: what is left of it is removed.
+        # An evaluation cannot be resumed.
         if begun:
             shutil.rmtree(folder)
         return {}
 
 
 def call(config: Mapping[str, Any], folder: Path) -> None:
-    """Calls a function, which writes into its folder."""
+    """Calls a function with `folder`, which it writes to."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
     with StatusRecorder(Status(folder / "status.json")):

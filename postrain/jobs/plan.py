@@ -34,11 +34,11 @@ from postrain.jobs.stages import split, stage_overrides, stages_of, unused
 from postrain.jobs.study import Setting, Study, format_override
 from postrain.runs.folder import config_hash
 
-# Stands for the pipeline's folder while there is none: files in it are not looked for.
+# Placeholder for the folder of a pipeline that is not created yet; files in it are not checked for existence.
 CHECKED = Path("PIPELINE")
 FILES = (("data", "path"), ("data", "eval_path"))
 PIPELINES = CONF / "pipeline"
-# Where a run lies, what it is called and how it is shown: it is the same run.
+# Keys that change where a run is stored and how it is named and displayed, but not the run itself.
 NOT_HASHED = ("paths", "name", "report", "logger", "debug", "resume", "allow_change")
 
 
@@ -50,7 +50,7 @@ class Call:
 
 
 class Composer:
-    """Composes configs as the command line does, each combination of options once: reading thirty files takes long."""
+    """Composes configs as the command line does; caches each combination of options, which takes about 30 files."""
 
     def __init__(self, conf: Path, untrusted: UntrustedFolder | None = None) -> None:
         """`untrusted` is the folder that some overrides come from."""
@@ -58,7 +58,7 @@ class Composer:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, kind: str, overrides: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
-        """The config of a job, references not resolved, and the overrides that count as a user writes them."""
+        """The config of a job with unresolved references, and its effective overrides as a user writes them."""
         if self.untrusted:
             self.untrusted.check_overrides(overrides)
         primary = PROGRAMS[kind].primary
@@ -85,20 +85,20 @@ def search_paths() -> list[str]:
 
 
 def flags() -> list[str]:
-    """What the command line of a job needs to find the same config groups."""
+    """The options that a job's command line needs to find the same config groups."""
     extra = extra_folder()
     return [*(["--config-dir", extra] if extra else []), *search_paths()]
 
 
 class Problems:
-    """Mistakes in several jobs: each line once, with the jobs it is true of."""
+    """Collects error messages of several jobs: each line once, with the names of its jobs."""
 
     def __init__(self) -> None:
         self.lines: dict[str, list[str]] = {}
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Notes what is wrong with a job."""
+        """Collects the ConfigError of a job."""
         try:
             yield
         except ConfigError as error:
@@ -121,10 +121,10 @@ def plan_stages(node: Mapping[str, Any], overrides: Sequence[str], composer: Com
             own, shared = stage_overrides(given, stage, partial(accepts, stage.kind), groups)
             reached |= shared
             job = _composed(stage, own, composer)
-            places = references(jobs, CHECKED)
+            products = references(jobs, CHECKED)
             if composer.untrusted:
-                check_untrusted(job, places, composer.untrusted)
-            _check_stage(job, places)
+                check_untrusted(job, products, composer.untrusted)
+            _check_stage(job, products)
             jobs[index] = job
     lines = [f"stage {', '.join(names)}: {line}" for line, names in problems.lines.items()] + unused(given, reached)
     if lines:
@@ -133,7 +133,7 @@ def plan_stages(node: Mapping[str, Any], overrides: Sequence[str], composer: Com
 
 
 def accepts(kind: str, key: str) -> bool:
-    """Whether a stage of this kind has the key; one that no kind has goes to training runs, where it is refused."""
+    """Whether a stage of this kind has the key; unknown keys go to training runs, which reject them."""
     top = key.partition(".")[0].partition("/")[0].partition("@")[0]
     known = {name: {field.name for field in fields(program.config)} for name, program in PROGRAMS.items()}
     return top in known.get(kind, ()) or (kind == "train" and not any(top in names for names in known.values()))
@@ -150,15 +150,15 @@ def _composed(stage: Job, overrides: Sequence[str], composer: Composer) -> Job:
     return replace(stage, overrides=ready, config=plain)
 
 
-def _check_stage(job: Job, places: Mapping[str, Any]) -> None:
-    """Everything wrong with a stage that can be told before the ones before it have run."""
-    config, _ = resolved(job, places)
+def _check_stage(job: Job, products: Mapping[str, Any]) -> None:
+    """Raises ConfigError with all mistakes in a stage that can be found before earlier stages have run."""
+    config, _ = resolved(job, products)
     if job.kind == "call":
         check({"call": {**config["call"], "folder": str(CHECKED)}}, Call)
         return
     missing = [*_missing_files(config)]
     try:
-        # Reads neither weights nor rows.
+        # Constructs the components without reading weights or rows.
         parse(config, PROGRAMS[job.kind].config).trainer.check()
     except ConfigError as error:
         raise ConfigError("\n".join([str(error), *missing])) from None
@@ -167,16 +167,16 @@ def _check_stage(job: Job, places: Mapping[str, Any]) -> None:
 
 
 def _missing_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """Files that no stage makes and that are not there."""
+    """Messages for missing files that no stage writes."""
     for group, key in FILES:
         path = config[group].get(key)
         if path is not None and CHECKED not in Path(path).parents and not Path(path).expanduser().is_file():
             yield f"{group}.{key}: there is no file {path}"
 
 
-def check_untrusted(job: Job, places: Mapping[str, Any], untrusted: UntrustedFolder) -> None:
-    """Raises ConfigError for what a stage that comes from a folder cannot decide by itself."""
-    config, overrides = resolved(job, places)
+def check_untrusted(job: Job, products: Mapping[str, Any], untrusted: UntrustedFolder) -> None:
+    """Raises ConfigError for restricted values of a stage loaded from a folder that the user has not repeated."""
+    config, overrides = resolved(job, products)
     untrusted.check_overrides(overrides)
     prefix = f"stage.{job.name}."
     if job.kind != "call":
@@ -190,17 +190,17 @@ def check_untrusted(job: Job, places: Mapping[str, Any], untrusted: UntrustedFol
 
 @cache
 def package_calls() -> frozenset[str]:
-    """The functions that pipelines of this package call."""
+    """The functions that this package's own pipelines call."""
     nodes = [OmegaConf.to_container(OmegaConf.load(file)) for file in PIPELINES.glob("*.yaml")]
     stages = [stage for node in nodes if isinstance(node, dict) for stage in node.get("stages", {}).values()]
     return frozenset(stage["call"] for stage in stages if isinstance(stage, dict) and "call" in stage)
 
 
 def restricted_stage_values(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, RestrictedValue]]:
-    """What has to be given again to resume the pipeline in `folder`, with the name of its stage."""
-    places = references(jobs, folder)
+    """The values that the user must repeat to resume the pipeline in `folder`, each with the name of its stage."""
+    products = references(jobs, folder)
     for job in jobs:
-        config, _ = resolved(job, places)
+        config, _ = resolved(job, products)
         if job.kind != "call":
             yield from ((job.name, one) for one in restricted_values(config, PROGRAMS[job.kind].config))
         elif config["call"]["_target_"] not in package_calls():
@@ -211,10 +211,10 @@ def restricted_stage_values(jobs: Sequence[Job], folder: Path) -> Iterator[tuple
 
 
 class SweepPlanner:
-    """Makes the jobs of a study's settings."""
+    """Creates the jobs for the settings of a study."""
 
     def __init__(self, study: Study, overrides: Sequence[str], composer: Composer, primary: str) -> None:
-        """`overrides` are those of the command line: they win over the study's base and lose to what varies."""
+        """`overrides` are those of the command line; they override the study's base, and varied keys override them."""
         self.study, self.composer = study, composer
         self.shared = (*study.base, *overrides)
         self.kind: Any = next(kind for kind, program in PROGRAMS.items() if program.primary == primary)
@@ -222,7 +222,7 @@ class SweepPlanner:
         self.numbers = count()
 
     def __call__(self, settings: Sequence[Setting]) -> list[Job]:
-        """The jobs of these settings, with each seed. Raises one ConfigError with all their problems."""
+        """A job for each setting and seed. Raises one ConfigError with all problems."""
         points = [*product(settings, self.study.seeds or (None,))]
         found: list[Job] = []
         problems = Problems()
@@ -257,7 +257,7 @@ class SweepPlanner:
         )
 
     def _pipeline(self, node: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """What makes the job the job it is, and what has to be given again to resume it."""
+        """The content to hash, and the overrides that the user must repeat to resume the job."""
         stages = plan_stages(node, overrides, self.composer)
         confirm = [
             format_override(f"stage.{name}.{one.key}", one.value)
@@ -266,7 +266,7 @@ class SweepPlanner:
         return {stage.name: _hashed(stage.config) for stage in stages}, tuple(confirm)
 
     def _single(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """The same of a single run."""
+        """The same for a single run."""
         if self.kind == "train" and "method" not in config:
             raise ConfigError("method: the sweep has no method; add one, as in method=ppo")
         if self.composer.untrusted:
@@ -285,6 +285,6 @@ def _where(names: Sequence[str], total: int) -> str:
 
 
 def in_earlier_folder(job: Job, folder: Path) -> Job:
-    """The job in the folder that an earlier session gave it."""
+    """The job, in the folder that an earlier session created for it, if any."""
     there = sorted((folder / "jobs").glob(f"*-{job.hash}"))
     return replace(job, folder=f"jobs/{there[0].name}") if there else job

@@ -1,6 +1,6 @@
-"""A search by Optuna (an extra): jobs are proposed by its TPE sampler and reported to it, resumable from search.db.
+"""Hyperparameter search with Optuna's TPE sampler (the extra `search`); its trials are stored in search.db.
 
-Leaves out pruning: a job stops early by itself (training/early_stopping.py) and counts like any other.
+Leaves out pruning: early stopping is a callback of the jobs (training/early_stopping.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DATABASE, NAME = "search.db", "search"
 
 
 def check_search(study: Study) -> None:
-    """Refuses, before anything is made, what cannot be searched."""
+    """Raises ConfigError if the study cannot be searched."""
     if not installed("optuna"):
         raise ConfigError(f"sweep.search: {missing('optuna', 'optuna')}")
     if study.metric is None or study.direction is None:
@@ -36,12 +36,12 @@ def check_search(study: Study) -> None:
 
 
 def spaces_of(study: Study) -> dict[str, Any]:
-    """What is searched, as Optuna takes it."""
+    """Optuna's distributions, by key."""
     return {key: distribution(key, space) for key, space in study.search.items()}
 
 
 def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
-    """Runs the trials that are still to do, as many at once as the launcher runs jobs; returns all jobs."""
+    """Runs the remaining trials, as many in parallel as the launcher runs jobs; returns all jobs."""
     optuna: Any = load("optuna")
     logging.getLogger("optuna").setLevel(logging.WARNING)
     study = optuna.create_study(
@@ -63,7 +63,7 @@ def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
             else:
                 jobs[trial.number] = [known.get(job.hash) or in_earlier_folder(job, sweep.folder) for job in planned]
         sweep.write(distinct(jobs))
-        # With the jobs of an earlier session that have failed or were killed.
+        # This includes jobs of an earlier session that failed or were killed.
         sweep.run(distinct({trial.number: jobs.get(trial.number, []) for trial in trials}))
         for trial in trials:
             if trial.state.name == "RUNNING":
@@ -74,7 +74,7 @@ def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
 
     advance(study.get_trials(deepcopy=False))
     while (made := len(study.get_trials(deepcopy=False))) < sweep.study.trials:
-        # Seeded by the number of trials, so that a resumed search proposes what it would have proposed.
+        # Seeded by the number of trials, so that a resumed search makes the same proposals.
         study.sampler = optuna.samplers.TPESampler(seed=made, constant_liar=True)
         for _ in range(min(sweep.launcher.jobs, sweep.study.trials - made)):
             study.ask(spaces_of(sweep.study))
@@ -83,14 +83,14 @@ def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
 
 
 def distinct(jobs: Mapping[int, Sequence[Job]]) -> list[Job]:
-    """The jobs of all trials; one that is proposed again is there once."""
+    """The jobs of all trials, without duplicates."""
     return list({job.hash: job for group in jobs.values() for job in group}.values())
 
 
 def objective(sweep: Sweep, job: Job) -> float | None:
-    """The deciding metric of a job that is done: the study's, or the job's own where it has not measured that.
+    """The value of the study's metric for a finished job; the job's own deciding metric if that was not measured.
 
-    In the study's direction: the sign of a perplexity is changed where the study maximises.
+    A job's own metric with the opposite direction changes its sign.
     """
     found = read_job(sweep.folder, job.record())
     value = found.values.get(str(sweep.study.metric))
@@ -100,7 +100,7 @@ def objective(sweep: Sweep, job: Job) -> float | None:
 
 
 def distribution(key: str, space: Any) -> Any:
-    """The space of a key as Optuna takes it."""
+    """Optuna's distribution for the search space of a key. Raises ConfigError for a wrong space."""
     distributions: Any = load("optuna").distributions
     if isinstance(space, list) and space:
         return distributions.CategoricalDistribution(space)

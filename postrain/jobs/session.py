@@ -1,8 +1,8 @@
 """The lifecycle shared by train, generate and evaluate: one session of a run, in its folder.
 
-`execute` reads the config, finds or makes the folder, locks it, keeps its status, answers to signals, brings up the
-ranks, closes the tracker and writes the report; a program is a function of its config and of where it runs. Started as
-`python -m postrain.jobs.session FOLDER`, this is a further rank of the run in that folder.
+`execute` parses the config, finds or creates the folder, locks it, updates its status, handles signals, starts the
+ranks, closes the tracker and writes the report. A program is a function of its config and its RunContext.
+`python -m postrain.jobs.session FOLDER` is a further rank of the run in that folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from postrain.training.train import train
 
 Config = TrainConfig | GenerateConfig | EvaluateConfig
 C = TypeVar("C", TrainConfig, GenerateConfig, EvaluateConfig)
-# What a report is made from: of a run, a pipeline, an evaluation.
+# Files that a report reads: of a run, a pipeline, an evaluation.
 REPORT_SOURCES = ("metrics.jsonl", "pipeline.yaml", "evaluation_stats.json")
 
 
@@ -52,13 +52,13 @@ class Program(Generic[C]):
 
     config: type[C]
     run: Callable[[C, RunContext], float | None]
-    """Does the work; returns the number that a sweep compares."""
+    """Runs the program; returns the objective that a sweep compares."""
     primary: str
     """The name of its primary config in conf/."""
 
     @property
     def command(self) -> tuple[str, ...]:
-        """How a shell starts it."""
+        """The shell command that starts it."""
         return tuple(COMMANDS[self.primary].split())
 
 
@@ -79,13 +79,13 @@ def execute(
     trusted: Collection[Item] = (),
     command: tuple[str, ...] | None = None,
 ) -> float | None:
-    """Runs a program on a config, or on the plain containers of one; returns the number that a sweep compares.
+    """Runs a program on a config, typed or as plain containers; returns the objective that a sweep compares.
 
-    A config that names a folder in `resume` continues the run there. `overrides` are the words of the command line;
-    `directory` is the path of a new run folder if it is already decided; it must not hold a run. `trusted` is what the
-    command line says besides `config`, of other stages of a pipeline. `command` is what was started in a shell, where
-    that is not the program's own.
-    Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; whatever was trained is saved.
+    If the config names a folder in `resume`, the run continues there. `overrides` are those of the command line.
+    `directory` is the path of the new run folder, which must not hold a run; None creates one. `trusted` are values
+    that the command line set for other stages of a pipeline. `command` is the shell command, if it is not the
+    program's own.
+    Raises ConfigError for a user's mistake and Interrupted after Ctrl-C or SIGTERM; training progress is saved.
     """
     silence_library_warnings()
     ready = read(program, config, overrides, trusted) if isinstance(config, Mapping) else config
@@ -109,7 +109,7 @@ def execute(
 
 
 def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str], trusted: Collection[Item]) -> C:
-    """The config of plain containers, with what it takes from the run that it resumes or evaluates."""
+    """Parses the config, completed by the config of the run that it resumes or evaluates."""
     given = config_items(plain) | set(trusted)
     if program.config is EvaluateConfig:
         plain = inherit(plain, overrides, given)
@@ -121,7 +121,7 @@ def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str]
 
 
 def new_folder(config: Config, directory: Path | None) -> RunFolder:
-    """A folder of this run's own."""
+    """A new run folder."""
     trains = isinstance(config, TrainConfig)
     if directory is not None:
         return RunFolder.at(directory, trains=trains)
@@ -132,7 +132,7 @@ def new_folder(config: Config, directory: Path | None) -> RunFolder:
 @contextmanager
 def run_lifecycle(folder: RunFolder | None, config: Config) -> Iterator[None]:
     """Locks the folder, writes status.json, config.yaml and the report, and closes the tracker. Further ranks under
-    torchrun only write that they failed."""
+    torchrun only record their failure."""
     if folder is None or not is_first_rank():
         try:
             yield
@@ -151,7 +151,7 @@ def run_lifecycle(folder: RunFolder | None, config: Config) -> Iterator[None]:
 
 @contextmanager
 def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Closes the tracker, prints the verdict on a finished run, and writes report.html, also of a failed run."""
+    """Closes the tracker, prints the verdict of a finished run, and writes report.html, also for a failed run."""
     status, reason = "failed", ""
     try:
         yield
@@ -167,7 +167,7 @@ def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None]
         with suppress(*(() if status == "done" else (ConfigError, OSError))):
             if close:
                 close(status)
-            # A run that never began has nothing to show.
+            # A run that failed before its first record has no report.
             if any((folder.path / name).exists() for name in REPORT_SOURCES):
                 folder.status.set(status, reason)
                 if status == "done" and folder.metrics.path.exists():
@@ -177,7 +177,7 @@ def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None]
 
 
 def silence_library_warnings() -> None:
-    """Keeps advertisements and hints of the libraries out of the output."""
+    """Suppresses advertisements and hints of libraries."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.pytorch")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

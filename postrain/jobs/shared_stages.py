@@ -1,8 +1,8 @@
 """Stages that jobs of a sweep share: the first job that needs one runs it in its own folder, the others link to it.
 
-Stages are the same where their hashes are (graph.digests). <sweep>/shared/<stage>-<hash>.json names the folder, for
-good: whichever job resumes a stage, after a failure or a kill, does so there. A job holds a lock on the stage it runs;
-the kernel releases the lock of a process that dies.
+Two stages are the same if their hashes are equal (graph.digests). <sweep>/shared/<stage>-<hash>.json records the
+folder; any job that resumes the stage after a failure does so in that folder. A job holds a file lock on the stage it
+runs; the kernel releases the lock when the process ends.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from postrain.runs.locks import try_lock
 
 @contextmanager
 def shared_folder(own: Path, shared: Path, name: str) -> Iterator[Path]:
-    """The folder where the stage `name`, with its hash, is run or was run; no other job works on it meanwhile.
+    """The folder of the stage `name` (with its hash), locked against other jobs.
 
-    `own` is its path in this job: a folder where this job runs the stage, else a link.
+    `own` is the path of the stage in this job: the folder itself if this job runs the stage, else a link to it.
     """
     with writing(shared):
         shared.mkdir(parents=True, exist_ok=True)
@@ -32,25 +32,25 @@ def shared_folder(own: Path, shared: Path, name: str) -> Iterator[Path]:
         if not try_lock(lock):
             print(f"another job runs this stage ({name}); waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        place = _claimed(own, shared, shared / f"{name}.json")
+        path = _claimed(own, shared, shared / f"{name}.json")
         with writing(own):
             if own.is_symlink():
                 own.unlink()
-            if own != place:
+            if own != path:
                 # Relative, so that a sweep can be moved.
-                own.symlink_to(os.path.relpath(place, own.parent), target_is_directory=True)
-        yield place
+                own.symlink_to(os.path.relpath(path, own.parent), target_is_directory=True)
+        yield path
 
 
 def _claimed(own: Path, shared: Path, claim: Path) -> Path:
-    """The folder of the job that has claimed the stage; `own` where none has, or that job's folder is gone."""
-    # A folder with something in it was begun before there was anything to share.
+    """The folder of the job that claimed the stage; `own` if none did or if that folder was deleted."""
+    # This job started the stage before a claim existed.
     if not own.is_symlink() and own.is_dir() and any(own.iterdir()):
         return own
     if folder := read_json(claim).get("folder"):
-        place = Path(os.path.normpath(shared / str(folder)))
-        if place.parent.is_dir():
-            return place
+        claimed = Path(os.path.normpath(shared / str(folder)))
+        if claimed.parent.is_dir():
+            return claimed
     with writing(claim):
         atomic_write_text(claim, json.dumps({"folder": os.path.relpath(own, shared)}) + "\n")
     return own

@@ -1,21 +1,20 @@
-"""What a pipeline's YAML and its command line give: stages by name, each a training run, a generation, an evaluation or
-a function call.
+"""Reads the stages of a pipeline from its YAML and command line: training runs, generations, evaluations and calls.
 
     sft: [method=sft, data=world_demonstrations]             a training run: overrides of conf/config.yaml
-    ppo:                                                      several runs, a branch each: ppo.low and ppo.high
+    ppo:                                                      one run per branch: ppo.low and ppo.high
       train: [method=ppo, model=run, "model.path=${stages.sft.model}"]
       each: {low: [method.kl_coef=0.05], high: [method.kl_coef=0.2]}
     pairs: {generate: [selection=preferences]}                     overrides of conf/generate.yaml
     test: {evaluate: [model=run, "model.path=${stages.ppo.low.folder}"]}    overrides of conf/evaluate.yaml
     plot: {call: package.module.function, arguments: {runs: "${stages.ppo}"}}
 
-`${stages.NAME.folder}` is the folder of an earlier stage, `.model` what a training run exports, `.start` the model that
-it began with, `.data` the rows that a generation keeps; `${stages.NAME}` of a stage with branches is a mapping of all
+`${stages.NAME.folder}` is the folder of an earlier stage, `.model` the exported model of a training run, `.start` its
+initial model, `.data` the rows selected by a generation; `${stages.NAME}` of a stage with branches is a mapping of all
 of them. On the command line:
 
-    stage.NAME.KEY=VALUE   one stage (or branch: stage.NAME.BRANCH.KEY=VALUE), over everything else
-    KEY=VALUE              every stage that has the key, over the pipeline's YAML; references to other stages stay
-    GROUP=OPTION           the stages that do not choose an option of this group themselves
+    stage.NAME.KEY=VALUE   one stage (or branch: stage.NAME.BRANCH.KEY=VALUE); overrides everything else
+    KEY=VALUE              every stage that has the key; overrides the pipeline's YAML except references to stages
+    GROUP=OPTION           every stage whose YAML does not select an option of this group
 
 Leaves out composing the configs (plan.py).
 """
@@ -37,12 +36,12 @@ FORMS = (
     "expected a list of overrides, or {train: [...]}, {generate: [...]}, {evaluate: [...]}, "
     "{call: function, arguments: {...}}"
 )
-# Keys of the pipeline or of this session; no stage gets them.
+# Keys of the pipeline or of this session, not passed to stages.
 PIPELINE_KEYS = ("pipeline", "experiment", "resume", "allow_change", "debug", "name", "paths")
 
 
 def stages_of(node: Any) -> tuple[Job, ...]:
-    """The stages of a pipeline's config node, in order and not yet composed, all problems in one ConfigError."""
+    """The stages of a pipeline's config node, in order, not composed. Raises one ConfigError with all problems."""
     written = node.get("stages") if isinstance(node, Mapping) else None
     if not isinstance(written, Mapping) or not written or set(node) != {"stages"}:
         raise ConfigError("pipeline: expected stages: {NAME: [override, ...], ...} and nothing else")
@@ -60,7 +59,7 @@ def stages_of(node: Any) -> tuple[Job, ...]:
 
 
 def _read(name: str, value: Any, number: int) -> list[Job]:
-    """The branches of one stage; itself where it has none."""
+    """The branches of a stage, or the stage itself if it has none."""
     if isinstance(value, list):
         value = {"train": value}
     kinds: list[Kind] = [kind for kind in PRODUCTS if isinstance(value, Mapping) and kind in value]
@@ -95,7 +94,7 @@ def _read(name: str, value: Any, number: int) -> list[Job]:
 
 
 def _unknown_references(job: Job, earlier: Sequence[Job]) -> Iterator[str]:
-    """References of a stage to what no earlier one makes."""
+    """Messages for references to outputs that no earlier stage has."""
     known = references(earlier, Path())
     texts = [*job.overrides, *_texts(job.config)]
     for reference in (found for text in texts for found in REFERENCE.findall(text)):
@@ -103,7 +102,7 @@ def _unknown_references(job: Job, earlier: Sequence[Job]) -> Iterator[str]:
         for part in reference.split("."):
             if not isinstance(here, Mapping) or part not in here:
                 there = list(here) if isinstance(here, Mapping) else []
-                yield f"stage {job.name}: ${{stages.{reference}}}: no earlier stage gives {part}{_hint(part, there)}"
+                yield f"stage {job.name}: ${{stages.{reference}}}: no earlier stage provides {part}{_hint(part, there)}"
                 break
             here = here[part]
 
@@ -122,15 +121,15 @@ def _texts(value: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Overrides:
-    """The overrides of a command line, by the stages they are for."""
+    """The overrides of a command line, by stage."""
 
     shared: tuple[str, ...]
     own: Mapping[str, list[str]]
-    """For a stage, or a branch of it, by its name."""
+    """Overrides of one stage or branch, by its name."""
 
 
 def split(overrides: Iterable[str], stages: Sequence[Job]) -> Overrides:
-    """Tells overrides for all stages from those for one, all problems in one ConfigError."""
+    """Separates overrides for all stages from those for one. Raises one ConfigError with all problems."""
     names = [stage.name for stage in stages]
     heads = list(dict.fromkeys(name.partition(".")[0] for name in names))
     own: dict[str, list[str]] = {}
@@ -156,16 +155,16 @@ def split(overrides: Iterable[str], stages: Sequence[Job]) -> Overrides:
 
 
 def key_of(override: str) -> str:
-    """What an override sets."""
+    """The key that an override sets."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def stage_overrides(
     given: Overrides, stage: Job, accepts: Callable[[str], bool], groups: Collection[str]
 ) -> tuple[list[str], set[str]]:
-    """The overrides of a stage, of which the last one for a key counts, and which shared ones are among them.
+    """The overrides of a stage, in order of increasing precedence, and the shared overrides among them.
 
-    `accepts` tells whether this kind of stage has a key; `groups` are the keys that choose an option.
+    `accepts` returns whether this kind of stage has a key; `groups` are the config groups.
     """
     names = dict.fromkeys((stage.name.partition(".")[0], stage.name))
     own = [override for name in names for override in given.own.get(name, [])]
@@ -180,7 +179,7 @@ def stage_overrides(
 
 
 def unused(given: Overrides, reached: Collection[str]) -> list[str]:
-    """A line for each shared override that no stage takes."""
+    """An error line for each shared override that no stage uses."""
     return [
         f"{override}: no stage uses it: each selects its own option or does not have the key; for one stage write "
         f"stage.NAME.{override}"

@@ -1,15 +1,15 @@
-"""A study: what a sweep's YAML and its command line give, the question, what varies, and what decides.
+"""Reads a study, the definition of a sweep, from its YAML and command line: question, varied keys, metric.
 
-    question: How much reward does the KL coefficient cost, and how much drift does it save?
+    question: How much reward does the KL penalty cost, and how much KL to the reference policy does it save?
     base: [method=ppo]                                   overrides of every job
-    grid: {method.kl_coef: [0.0, 0.1, 0.4]}              every combination; or
+    grid: {method.kl_coef: [0.0, 0.1, 0.4]}              all combinations; or
     jobs: {short: [method.updates=30], long: [...]}      settings by name; or
     search: {method.learning_rate: {low: 1e-5, high: 1e-3, log: true}}
     seeds: [0, 1, 2]
-    metric: gold/total                                   direction: max or min, where the metric does not tell
+    metric: gold/total                                   direction: max or min, if the metric has no default
     plot: {x: eval/kl/exact, y: eval/reward/total}
 
-`-m` without a file is a study too, of the lists on the command line. Leaves out composing the jobs: plan.py.
+`-m` without a file defines a study by the lists on the command line. Leaves out composing the jobs (plan.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from postrain.config.trust import plain_value
 from postrain.errors import ConfigError
 from postrain.types import Count
 
-# The key of a setting that has a name in `jobs`.
+# The key that holds the name of a setting of `jobs`.
 NAMED = "setting"
 BARE = re.compile(r"[A-Za-z0-9_./+-]+")
 Direction = Literal["max", "min"]
@@ -45,7 +45,7 @@ Direction = Literal["max", "min"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plot(Section):
-    """The axes of the frontier: metrics of a finished job. Without both the metric is drawn over what varies."""
+    """Axes of the sweep's plot: metrics of finished jobs. By default the metric is plotted over the varied key."""
 
     x: str | None = None
     y: str | None = None
@@ -53,40 +53,40 @@ class Plot(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A sweep as its YAML and the command line define it."""
+    """The definition of a sweep by its YAML and the command line."""
 
     question: str = ""
     base: tuple[str, ...] = ()
     """Overrides of every job."""
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
-    """Values by key; every combination is a job."""
+    """Values by key; each combination is a setting."""
     jobs: Mapping[str, list[str]] = field(default_factory=dict)
     """Overrides by the name of a setting."""
     search: Mapping[str, Any] = field(default_factory=dict)
     """Search space of Optuna, by key: {low, high, log, step} or a list of choices."""
     trials: Count = 20
-    """Jobs of a search."""
+    """Number of settings that a search tries."""
     seeds: tuple[int, ...] | None = None
     """Seeds; each setting runs once with each. null keeps the seed of the jobs' configs."""
     metric: str | None = None
-    """Metric that the settings are compared by; null is that of each job's method."""
+    """Metric that compares the settings; null selects the metric of each job's method."""
     direction: Direction | None = None
     columns: tuple[str, ...] = ()
-    """Further metrics of the table."""
+    """Further metrics shown in the table."""
     plot: Plot = field(default_factory=Plot)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A point of a study: what is compared, over seeds."""
+    """A point of a study, compared with others by its mean over seeds."""
 
     values: Mapping[str, Any]
-    """What varies, by key; the name of a setting stands under NAMED."""
+    """The varied values, by key; the name of a setting of `jobs` has the key NAMED."""
     overrides: tuple[str, ...]
 
     @property
     def label(self) -> str:
-        """kl_coef=0.1 batch_size=8; keys are as short as they can be, a name in `jobs` has no key."""
+        """kl_coef=0.1 batch_size=8; keys are shortened, a name in `jobs` has no key."""
         pairs = zip(short(self.values), self.values.values(), strict=True)
         return " ".join(str(value) if key == NAMED else format_override(key, value) for key, value in pairs)
 
@@ -101,7 +101,7 @@ def settings(study: Study) -> Iterator[Setting]:
 
 
 def short(keys: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """The last parts of keys, as many as tell them apart."""
+    """Keys shortened to the fewest last parts that keep them distinct."""
     whole = [key.split(".") for key in keys]
 
     def unique(parts: list[str], size: int) -> bool:
@@ -116,8 +116,8 @@ def read(
 ) -> tuple[str, Study, list[str]]:
     """The name of a sweep, its study, and the overrides that all jobs share.
 
-    `swept` are the overrides for the sweep itself, `shared` those for all jobs: a single value there replaces what the
-    study varies. `root` holds the folder `sweep`, `saved` is the sweep.yaml of an earlier session.
+    `swept` are the overrides for the sweep itself, `shared` those for all jobs: a single value there replaces the
+    values that the study lists. `root` holds the folder `sweep`, `saved` is the sweep.yaml of an earlier session.
     """
     name, node = ("multirun", {}) if saved is None else _saved(saved)
     grid: dict[str, list[Any]] = {}
@@ -162,20 +162,20 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _values(override: Override) -> list[Any]:
-    """What a list on the command line holds."""
+    """The values of a list on the command line."""
     if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
         raise ConfigError(f"{override.input_line}: expected the values themselves, as in {override.key_or_group}=a,b")
     return [parse_value(text) for text in override.sweep_string_iterator()]
 
 
 def parse_value(text: str) -> Any:
-    """A value of Hydra's grammar; the inverse of `format_value`."""
+    """Parses a value in Hydra's grammar; the inverse of `format_value`."""
     (override,) = _parse([f"value={text}"])
     return plain_value(override.value())
 
 
 def _set(node: dict[str, Any], key: str, value: Any) -> None:
-    """Changes a value of the file: `grid.method.kl_coef` is a key of grid, `plot.x` one of picture."""
+    """Changes a value of the study: `grid.method.kl_coef` is a key of grid, `plot.x` a key of plot."""
     head, _, rest = key.partition(".")
     if rest:
         inner = node.get(head)
@@ -185,7 +185,7 @@ def _set(node: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _load(override: Override, root: Path) -> tuple[str, dict[str, Any]]:
-    """A study's file: sweep/NAME.yaml, or the path of one."""
+    """The name and content of a study's file: sweep/NAME.yaml or a path."""
     name = plain_value(override.value())
     if not isinstance(name, str):
         raise ConfigError(f"{(override.input_line or '').lstrip('+')}: expected one study; start a sweep for each")
@@ -196,7 +196,7 @@ def _load(override: Override, root: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _saved(path: Path) -> tuple[str, dict[str, Any]]:
-    """The study as an earlier session has recorded it: its file may have changed since, or be gone."""
+    """The study recorded by an earlier session: its original file may have changed since."""
     node = _node(path, "resume")
     known = {each.name for each in fields(Study)}
     return str(node.get("name", "multirun")), {key: value for key, value in node.items() if key in known}

@@ -1,4 +1,4 @@
-"""What each stage of a pipeline has measured, read from its folder: a table, and result.json of the whole."""
+"""The results of a pipeline, read from the folders of its stages: a table, and result.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MADE, GREEDY, SAMPLED, SOLVED = "held-out, or kept", "accuracy, greedy", "accura
 
 
 def grid(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[str]]]:
-    """Column names, and a row for each stage; columns that no stage fills are left out."""
+    """Column names, and a row for each stage; empty columns are left out."""
     folders = [RunFolder(root / job.folder) for job in jobs]
     times = [duration(float(folder.status.read().get("seconds", 0.0))) for folder in folders]
     found = [READERS[job.kind](folder) for job, folder in zip(jobs, folders, strict=True)]
@@ -29,9 +29,9 @@ def grid(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def outcome(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
-    """result.json of the whole: that of the last stage with an objective, and the changes of all stages.
+    """The content of result.json: that of the last stage with an objective, and the changes of all stages.
 
-    Changes have the names `<stage>/<metric>`, those of that last stage also `<metric>`; {} where no stage has any.
+    Changes are named `<stage>/<metric>`, those of that last stage also `<metric>`; {} if no stage has an objective.
     """
     found = {job.name: read_json(RunFolder(root / job.folder).result) for job in jobs}
     judged = [result for result in found.values() if number(result.get("objective")) is not None]
@@ -52,7 +52,7 @@ def _trained(folder: RunFolder) -> dict[str, str]:
 
 
 def _evaluated(folder: RunFolder) -> dict[str, str]:
-    """The deciding metric, before → after where a model before training was measured too."""
+    """The deciding metric, before → after if the initial model was evaluated too."""
     found = read_json(folder.result)
     return _cells(str(found["metric"]), _changes(found).get(found["metric"]) or [found["objective"]])
 
@@ -74,7 +74,7 @@ def _generated(folder: RunFolder) -> dict[str, str]:
 
 
 def _interval(found: Mapping[str, Any]) -> str:
-    """A number with its 95 % interval, which is not symmetric near 0 and 1."""
+    """A number with its 95 % interval, which is asymmetric near 0 and 1."""
     return f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 

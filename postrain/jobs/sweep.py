@@ -1,7 +1,7 @@
-"""A sweep from its command line to its answer: plan → launch → table, picture and report; exit code 1 for failed jobs.
+"""Runs a sweep: plan → launch → table, plot and report. The exit code is 1 if a job failed.
 
 sweeps/<name>/<time>-<hash>/
-  sweep.yaml   the question, the command line, what decides       jobs.json   every job with its settings and folder
+  sweep.yaml   the study and its command line       jobs.json   every job with its settings and folder
   jobs/00-<hash>/ ...   run or pipeline folders, each with log.txt
   table.md  table.json  frontier.png  report.html                 status.json
 """
@@ -37,55 +37,55 @@ from postrain.runs.interrupt import Interrupt, Interrupted
 from postrain.runs.locks import try_lock
 from postrain.runs.status import StatusRecorder
 
-# Keys of the sweep itself; its jobs do not get them.
+# Keys of the sweep itself, not passed to its jobs.
 OWN_KEYS = ("resume", "name", "allow_change")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that is running."""
+    """A running sweep."""
 
     name: str
     study: Study
     folder: Path
     launcher: Launcher
     report: bool
-    """Whether it ends in report.html."""
+    """Whether report.html is written at the end."""
     console: Console = field(default_factory=lambda: Console(highlight=False, width=max(Console().width, 120)))
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Runs those that are not done yet; prints a line when one has ended."""
+        """Runs the unfinished jobs; prints a line when a job ends."""
         todo = [job for job in jobs if not is_done(self.folder / job.folder)]
         if before := len(jobs) - len(todo):
             self.console.print(f"{before} of {len(jobs)} jobs were done before")
         self.launcher(todo, self.folder, self.ended)
 
     def ended(self, job: Job) -> None:
-        """Prints how a job has ended."""
+        """Prints the result of a job."""
         found = read_job(self.folder, job.record())
         measured = "" if found.objective is None else f"{found.metric} {figure(found.objective)}"
         parts = [f"{job.number:>3}", job.name, found.state, duration(found.seconds), measured, found.reason]
         self.print("  ".join(filter(None, parts)), "red" if found.state == "failed" else None)
 
     def print(self, line: str, style: str | None = None) -> None:
-        """Prints a line as it is."""
+        """Prints a line without markup or wrapping."""
         self.console.print(line, style=style, markup=False, soft_wrap=True)
 
     def write(self, jobs: Sequence[Job]) -> None:
-        """jobs.json: which jobs there are, in one piece."""
+        """Writes jobs.json atomically."""
         with writing(self.folder):
             records = masked(plain([job.record() for job in jobs]))
             atomic_write_text(self.folder / JOBS, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
 
     def record(self, overrides: Sequence[str], flags: Sequence[str]) -> None:
-        """sweep.yaml: the study and its command line; of equal overrides the last one is kept."""
+        """Writes sweep.yaml: the study and its command line. Of repeated overrides only the last one is kept."""
         kept = [each for index, each in enumerate(overrides) if each not in overrides[index + 1 :]]
         about = {"name": self.name, "words": kept, "flags": [*flags], "started_in": str(Path.cwd())}
         with writing(self.folder):
             atomic_write_text(self.folder / FILE, OmegaConf.to_yaml(masked(about | asdict(self.study))), private=True)
 
     def summarize(self) -> None:
-        """The result of all jobs: on the console, in table.md and table.json, in the report."""
+        """Prints the results of all jobs and writes table.md, table.json and the report."""
         found = read_sweep(self.folder)
         with writing(self.folder):
             atomic_write_text(self.folder / "table.md", markdown(found))
@@ -108,22 +108,22 @@ def execute(
     swept: Sequence[str],
     conf: Path,
     primary: str,
-    one: Callable[[Any], float | None],
-    today: Sequence[str],
+    run_job: Callable[[Any], float | None],
+    given: Sequence[str],
 ) -> int:
     """Runs the sweep of a command line, or resumes one; returns the exit code.
 
-    `config` is what the overrides for all jobs compose to, `swept` are those for the sweep alone, `primary` is the name
-    of the primary config, `one` runs a job's config in this process, `today` is the command line as it was given,
-    without the overrides that a resumed sweep has recorded.
+    `config` is composed from the overrides for all jobs, `swept` are the overrides for the sweep itself, `primary` is
+    the name of the primary config, `run_job` runs a job's config in this process, `given` are the overrides of this
+    command line, without those that a resumed sweep has recorded.
     Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
-    launcher = launcher_of(conf, primary, one)
+    launcher = launcher_of(conf, primary, run_job)
     overrides = [each for each in job_overrides() if each.partition("=")[0] not in OWN_KEYS]
     earlier = _earlier(Path(config.resume)) if config.get("resume") else None
     name, study, shared = read(swept, overrides, conf.parent, earlier and earlier / FILE)
     planner = SweepPlanner(
-        study, shared, Composer(conf, earlier and UntrustedFolder(earlier, override_items(today))), primary
+        study, shared, Composer(conf, earlier and UntrustedFolder(earlier, override_items(given))), primary
     )
     if study.search:
         check_search(study)
@@ -138,7 +138,7 @@ def execute(
 
 
 def _run(sweep: Sweep, jobs: Sequence[Job], planner: SweepPlanner) -> int:
-    """Runs what is to do and prints the answer; status.json says how it ended, whatever ended it."""
+    """Runs the unfinished jobs and prints the results; status.json records how the sweep ended, also on an error."""
     status = Status(sweep.folder / "status.json")
     with StatusRecorder(status):
         try:
@@ -160,7 +160,7 @@ def _run(sweep: Sweep, jobs: Sequence[Job], planner: SweepPlanner) -> int:
 
 @contextmanager
 def sweep_lock(folder: Path) -> Iterator[None]:
-    """Refuses to run a sweep that another process is running."""
+    """Locks a sweep. Raises ConfigError if another process is running it."""
     with writing(folder):
         lock = (folder / ".lock").open("w")
     with lock:
@@ -170,7 +170,7 @@ def sweep_lock(folder: Path) -> Iterator[None]:
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:
-    """Without jobs that are the same run as an earlier one; prints which."""
+    """The jobs without duplicates of the same run; prints the duplicates."""
     found: dict[str, Job] = {}
     for job in jobs:
         if found.setdefault(job.hash, job) is not job:
@@ -179,8 +179,8 @@ def distinct(jobs: Sequence[Job]) -> list[Job]:
 
 
 def earlier_jobs(folder: Path, jobs: Sequence[Job]) -> list[Job]:
-    """Jobs of an earlier session that are done and stand for settings that today's plan does not have; none where
-    jobs.json is damaged."""
+    """Finished jobs of an earlier session whose settings the current plan does not contain; empty if jobs.json is
+    damaged."""
     planned = {str((dict(job.settings), job.seed)) for job in jobs}
     try:
         known = [Job.of(record) for record in json.loads((folder / JOBS).read_bytes())]
@@ -211,7 +211,7 @@ def _new(config: DictConfig, name: str, study: Study, overrides: Sequence[str]) 
 
 
 def rows_of(found: Any) -> list[dict[str, Any]]:
-    """The rows of the table as plain containers: the settings, then the untrained model, which has none."""
+    """The rows of the table as plain containers: the settings, then the untrained model."""
     return [
         {
             "label": cell.label,

@@ -173,7 +173,7 @@ class LightningHooks(LightningModule):
         """The Trainer's, else the method's own `data`. Raises ConfigError where there is neither."""
         found = getattr(self.trainer, "datamodule", None) or self.own_data
         if not isinstance(found, DataModule):
-            raise ConfigError("data: no rows to learn from; call fit(method, datamodule=DataModule(rows, tokenizer))")
+            raise ConfigError("data: no rows to train on; call fit(method, datamodule=DataModule(rows, tokenizer))")
         return found
 
     def data_spec(self) -> DataSpec:

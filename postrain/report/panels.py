@@ -86,7 +86,7 @@ def panels() -> tuple[Panel, ...]:
         known = metric(first)
         both = (names, f"eval/{names}") if "~" in patterns else tuple(names.split())
         title = titled(title or known.title or short(first).capitalize(), first)
-        found.append(Panel(title, about or known.sentence, both, primary))
+        found.append(Panel(title, about or known.description, both, primary))
     return tuple(found)
 
 
@@ -155,7 +155,7 @@ def _others(names: Iterable[str]) -> list[Panel]:
     for name in names:
         families.setdefault(name.removeprefix("eval/"), []).append(name)
     return [
-        Panel(titled(short(base).capitalize(), base), metric(base).sentence, tuple(sorted(family)), primary=False)
+        Panel(titled(short(base).capitalize(), base), metric(base).description, tuple(sorted(family)), primary=False)
         for base, family in families.items()
     ]
 

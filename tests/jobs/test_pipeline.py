@@ -218,7 +218,7 @@ def test_mistakes_of_all_stages_are_reported_before_the_first_starts(tmp_path, c
 def test_reference_to_an_unknown_stage_is_one_line(conf, tmp_path, capsys):
     assert run("pipeline=bad", f"paths.output={tmp_path / 'runs'}", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "error: stage picture: ${stages.polycy}: no earlier stage gives polycy; did you mean policy?"
+    assert line == "error: stage picture: ${stages.polycy}: no earlier stage provides polycy; did you mean policy?"
     assert not (tmp_path / "runs").exists()
 
 

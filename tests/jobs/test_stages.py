@@ -57,15 +57,15 @@ def test_references_resolve_to_paths_in_the_pipelines_folder():
         ({"a": {"train": [], "each": {}}}, "pipeline.stages.a.each: "),
         (
             {"sft": [], "b": ["x=${stages.stf.model}"]},
-            "stage b: ${stages.stf.model}: no earlier stage gives stf; did you mean sft?",
+            "stage b: ${stages.stf.model}: no earlier stage provides stf; did you mean sft?",
         ),
         (
             {"b": ["x=${stages.sft.model}"], "sft": []},
-            "${stages.sft.model}: no earlier stage gives sft; there is nothing",
+            "${stages.sft.model}: no earlier stage provides sft; there is nothing",
         ),
         (
             {"sft": [], "b": ["x=${stages.sft.data}"]},
-            "${stages.sft.data}: no earlier stage gives data; there is folder, model, start",
+            "${stages.sft.data}: no earlier stage provides data; there is folder, model, start",
         ),
     ],
 )
