@@ -162,7 +162,7 @@ def test_mistakes_are_config_errors_of_one_line():
         (lambda: kind(**{**given, "reward": 3}), "reward: expected a function"),
         (lambda: pt.load_model("no/such/dir/ectory"), "there is no such directory"),
         (lambda: pt.score(model, [word]), "rows: expected"),
-        (lambda: pt.generate(torch.nn.Linear(1, 1), ["a"]), "tokenizer: a model that load_model has not loaded"),
+        (lambda: pt.generate(torch.nn.Linear(1, 1), ["a"]), "tokenizer: pass tokenizer="),
     ):
         with pytest.raises(pt.ConfigError, match=mistake) as error:
             wrong()

@@ -153,7 +153,7 @@ def test_pairwise_reward_of_a_generation_is_refused_before_the_first_stage(conf,
 def test_finished_stage_cannot_change_on_resume(two, conf, capsys):
     assert run(f"resume={two}", "stage.learn.method.updates=3", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "stage learn is done" in line
+    assert "stage learn is finished" in line
     assert run(f"resume={two}", "pipeline=two", *conf) == 2
     assert "start a new pipeline" in capsys.readouterr().err
 
