@@ -125,6 +125,16 @@ def right_and_wrong() -> Callable[[str], Sequence[str]]:
     return says
 
 
+def right_answers() -> list[str]:
+    """Texts that the right completions of `right_and_wrong` contain."""
+    return [f"is {columns['answer']}." for columns in sums().eval_prompts(PROMPTS).columns]
+
+
+def scores(points: Any) -> list[float]:
+    """The scores of a curve."""
+    return [point.score.value for point in points]
+
+
 def _held_out() -> tuple[tuple[str, ...], tuple[Mapping[str, Any], ...]]:
     prompts = sums().eval_prompts(PROMPTS)
     return prompts.texts, prompts.columns
