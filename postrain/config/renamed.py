@@ -27,6 +27,8 @@ KEYS = {
     "method.mask_truncated": "method.mask_truncated_completions",
     "evaluation.measures.wins": "evaluation.tasks.win_rate",
     "evaluation.measures": "evaluation.tasks",
+    "evaluation.shown": "evaluation.logged_samples",
+    "shown": "logged_samples",
     "keep": "selection",
     "sweep.picture": "sweep.plot",
 }

@@ -29,7 +29,7 @@ from postrain.types import Count, CountOrZero, Seed
 TRAINING_ONLY = {
     "evaluation.every": "leave it out",
     "evaluation.completions": "each task has its own number: evaluation.tasks.NAME.prompts=COUNT",
-    "evaluation.shown": "use shown=COUNT",
+    "evaluation.logged_samples": "use logged_samples=COUNT",
     "evaluation.greedy": "rollout.temperature=0 samples greedy_metrics",
 }
 """Remedies for keys of `evaluation` that only training reads."""
@@ -64,7 +64,7 @@ class EvaluateConfig(Section):
     metric: str | None = None
     """The TASK/METRIC that sweeps compare, such as accuracy/greedy. null is the first task's total, or its first
     metric."""
-    shown: CountOrZero = 64
+    logged_samples: CountOrZero = 64
     """Number of completions per model written to sample_responses.json."""
     micro_batch_tokens: Count = 2048
     """Tokens per forward pass when scoring. Affects memory, not results."""

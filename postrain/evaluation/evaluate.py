@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
                 soft_wrap=True,
             )
             console.print(f"folder  {run.folder.path}", soft_wrap=True)
-        found = run_tasks(eval_model, one, config.evaluation.tasks, console, config.shown, audit.source)
+        found = run_tasks(eval_model, one, config.evaluation.tasks, console, config.logged_samples, audit.source)
         write_records(run.folder, found)
         measured.append(found)
     first = measured[0]
@@ -142,7 +142,7 @@ def run_tasks(
     one: EvalSource,
     tasks: Mapping[str, Deferred[EvalTask]],
     console: Console,
-    shown: int,
+    logged_samples: int,
     data: str,
 ) -> ModelResults:
     """The results of every task for one model. A failed task gets a note; the others still run."""
@@ -167,7 +167,7 @@ def run_tasks(
         seconds=seconds,
         parameters=sum(parameter.numel() for parameter in eval_model.model.parameters()),
         failed=tuple(failed),
-        responses=responses(eval_model, shown),
+        responses=responses(eval_model, logged_samples),
     )
 
 

@@ -30,12 +30,12 @@ class Evaluation:
     """Updates between evaluations. The first evaluation is before training, the last one after it."""
     completions: CountOrZero = 64
     """Number of held-out prompts to complete and score; 0 disables completions."""
-    shown: Count = 64
+    logged_samples: Count = 64
     """Number of these completions written to samples.jsonl per evaluation."""
     greedy: bool = False
     """Also complete the prompts greedily (temperature 0) and log `eval/greedy/…`."""
     tasks: Mapping[str, Deferred[EvalTask]] = field(default_factory=dict)
-    """What else is measured, by name, for `eval/<name>/…`; the options of this group put measures here."""
+    """What else is measured, by name, for `eval/<name>/…`; the options of this group add tasks here."""
 
 
 @dataclass(frozen=True)

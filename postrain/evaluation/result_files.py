@@ -46,17 +46,17 @@ class ModelResults:
 def stats(measured: Sequence[ModelResults], notes: Sequence[str]) -> dict[str, Any]:
     """The content of evaluation_stats.json."""
     return {
-        "subjects": [
+        "models": [
             {
                 "name": one.name,
                 "path": one.path,
                 "data": one.data,
-                "measures": {name: entry(found, one.seconds[name]) for name, found in one.results.items()},
+                "tasks": {name: entry(found, one.seconds[name]) for name, found in one.results.items()},
             }
             for one in measured
         ],
         "differences": [
-            {"subject": measured[0].name, "against": other.name, "measure": name, "metric": metric, **asdict(found)}
+            {"model": measured[0].name, "against": other.name, "task": name, "metric": metric, **asdict(found)}
             for other in measured[1:]
             for name, metric, found in paired_differences(measured[0], other)
         ],
@@ -95,7 +95,7 @@ def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...
     gold = [scores.get("total") for scores in gold_scores(rollouts, held_out(eval_model))]
     known = zip(rollouts.prompts, rollouts.completions, rewards, gold, strict=True)
     return tuple(
-        {"subject": eval_model.name, "prompt": prompt, "completion": completion}
+        {"model": eval_model.name, "prompt": prompt, "completion": completion}
         | {name: value for name, value in (("reward", reward), ("gold", score)) if value is not None}
         for prompt, completion, reward, score in list(known)[:count]
     )
@@ -140,7 +140,7 @@ def write_records(folder: RunFolder, one: ModelResults) -> None:
         for name, result in one.results.items():
             if result.records:
                 JsonLines(folder.path / f"{name}.jsonl").append(
-                    *({"subject": one.name, **record} for record in result.records)
+                    *({"model": one.name, **record} for record in result.records)
                 )
 
 

@@ -91,7 +91,7 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path, formats: Seque
             ),
         ),
     )
-    stats = [{**run_stats(one.run, [("sample", one.samples)])["subjects"][0], "name": one.name} for one in members]
+    stats = [{**run_stats(one.run, [("sample", one.samples)])["models"][0], "name": one.name} for one in members]
     drawn = [(short(name), bars(rows, label=axis_of(name))) for name, rows in measured]
     page = Page(
         kind="comparison",
@@ -105,7 +105,7 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path, formats: Seque
             Sheet("frontier", "reward against KL", [("", one.draw) for one in frontier]),
         ),
         table=table,
-        files={STATS: {"subjects": stats, "notes": notes}, RESPONSES: responses(groups)},
+        files={STATS: {"models": stats, "notes": notes}, RESPONSES: responses(groups)},
     )
     return write_page(folder, page, formats)
 

@@ -108,9 +108,9 @@ def read_evaluation(path: Path) -> Evaluation:
     """The evaluation in a folder, finished or not."""
     found = read_json(path / "evaluation_stats.json")
     missing = [] if found else ["evaluation_stats.json is missing or damaged: there are no metrics"]
-    models = records_of(found.get("subjects"))
+    models = records_of(_either(found, "models", "subjects"))
     records: dict[str, list[Record]] = {}
-    for name in dict.fromkeys(name for one in models for name in mapping(one.get("measures"))):
+    for name in dict.fromkeys(name for one in models for name in mapping(_either(one, "tasks", "measures"))):
         records[name], lines = JsonLines(path / f"{Path(name).name}.jsonl").examine()
         missing += damaged(f"{name}.jsonl", lines)
     responses = read_records(path / "sample_responses.json")
@@ -147,10 +147,17 @@ def _model(found: Record, records: Mapping[str, Sequence[Record]], responses: It
         name=name,
         path=str(found.get("path", "")),
         data=str(found.get("data", "")),
-        tasks={_present(task): _task(mapping(one)) for task, one in mapping(found.get("measures")).items()},
+        tasks={
+            _present(task): _task(mapping(one)) for task, one in mapping(_either(found, "tasks", "measures")).items()
+        },
         samples=tuple(samples),
         records=own,
     )
+
+
+def _either(record: Record, key: str, old: str) -> Any:
+    """The value of a key; files of earlier versions have it under `old`."""
+    return record.get(key, record.get(old))
 
 
 def _present(task: str) -> str:
@@ -159,7 +166,7 @@ def _present(task: str) -> str:
 
 
 def _of(record: Record, name: str) -> bool:
-    return record.get("subject", name) == name
+    return record.get("model", record.get("subject", name)) == name
 
 
 def _task(found: Record) -> EvalTask:
@@ -186,7 +193,7 @@ def _numbers(found: Iterable[tuple[str, Any]]) -> dict[str, Number]:
 def _differences(found: Any) -> dict[tuple[str, str], dict[str, Number]]:
     made: dict[tuple[str, str], dict[str, Number]] = {}
     for one in records_of(found):
-        key = _present(str(one.get("measure"))), str(one.get("metric"))
+        key = _present(str(_either(one, "task", "measure"))), str(one.get("metric"))
         made.setdefault(key, {}).update(_numbers([(str(one.get("against")), one)]))
     return made
 

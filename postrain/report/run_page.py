@@ -273,15 +273,15 @@ def _count(value: float | None) -> str:
 def run_stats(run: Run, groups: Sequence[tuple[str, Sequence[Sample]]]) -> dict[str, Any]:
     """evaluation_stats.json: the held-out metrics before training and after it."""
     ends = {"before": 0, "after": -1, "sample": -1}
-    return {"subjects": [_subject(run, tag, samples, ends[tag]) for tag, samples in groups], "notes": []}
+    return {"models": [_model_stats(run, tag, samples, ends[tag]) for tag, samples in groups], "notes": []}
 
 
-def _subject(run: Run, tag: str, samples: Sequence[Sample], end: int) -> Mapping[str, Any]:
+def _model_stats(run: Run, tag: str, samples: Sequence[Sample], end: int) -> Mapping[str, Any]:
     metrics = {}
     for name, (_, values) in run.metrics.items():
         if name.startswith(("eval/", "gold/")):
             found = interval(samples, name, values[end])
             around = {"low": found[0].low, "high": found[0].high, "n": found[1]} if found else {}
             metrics[name] = {"value": values[end], "low": None, "high": None, "n": None} | around
-    measures = {"held_out": {"metrics": metrics, "example": "", "curves": {}, "notes": [], "seconds": None}}
-    return {"name": tag, "path": str(run.path), "data": str(run.data.get("source", "")), "measures": measures}
+    tasks = {"held_out": {"metrics": metrics, "example": "", "curves": {}, "notes": [], "seconds": None}}
+    return {"name": tag, "path": str(run.path), "data": str(run.data.get("source", "")), "tasks": tasks}

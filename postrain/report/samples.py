@@ -99,7 +99,7 @@ def responses(groups: Sequence[tuple[str, Sequence[Sample]]]) -> list[dict[str, 
     found = []
     for tag, samples in groups:
         for sample in samples:
-            line: dict[str, Any] = {"subject": tag, "prompt": sample.prompt, "completion": sample.completion}
+            line: dict[str, Any] = {"model": tag, "prompt": sample.prompt, "completion": sample.completion}
             totals = {name: sample.scores.get(f"{name}/total") for name in ("reward", "gold")}
             found.append(line | {name: value for name, value in totals.items() if value is not None})
     return found

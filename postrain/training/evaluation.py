@@ -66,7 +66,7 @@ class Evaluator(Callback):
         if trainer.is_global_zero:
             self.print_notes(found)
             log_histograms(trainer.loggers, distributions(method, found), method.counters.updates)
-        self.samples.write(trainer, method.counters.updates, samples(found, self.settings.shown))
+        self.samples.write(trainer, method.counters.updates, samples(found, self.settings.logged_samples))
         return dict(found.metrics)
 
     def print_notes(self, found: TrainingEvalResult) -> None:

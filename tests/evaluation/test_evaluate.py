@@ -36,7 +36,7 @@ SMALL = (
     "data.source.count=8",
     "rollout.max_new_tokens=6",
     "report=false",
-    "shown=2",
+    "logged_samples=2",
 )
 
 
@@ -60,32 +60,32 @@ def completion_records(folder: RunFolder, name: str) -> Any:
 
 
 def test_stats_have_intervals_and_the_exact_model_input(folder: RunFolder) -> None:
-    first, second = completion_records(folder, "evaluation_stats.json")["subjects"]
+    first, second = completion_records(folder, "evaluation_stats.json")["models"]
     assert (first["name"], second["name"]) == ("nano bundled:nano", "nano nano")
-    loss = first["measures"]["perplexity"]["metrics"]["loss"]
+    loss = first["tasks"]["perplexity"]["metrics"]["loss"]
     assert loss["low"] < loss["value"] < loss["high"]
     assert loss["n"] == 4
-    assert first["measures"]["gold"]["example"].endswith("<|assistant|>\n")
+    assert first["tasks"]["gold"]["example"].endswith("<|assistant|>\n")
     assert folder.status.read()["status"] == "done"
     assert completion_records(folder, "manifest.json")["reproduce"].startswith("python -m postrain.evaluate model=nano")
 
 
 def test_equal_models_have_zero_differences_and_zero_kl(folder: RunFolder) -> None:
     stats = completion_records(folder, "evaluation_stats.json")
-    gaps = {(one["measure"], one["metric"]): one["value"] for one in stats["differences"]}
+    gaps = {(one["task"], one["metric"]): one["value"] for one in stats["differences"]}
     assert ("perplexity", "loss") in gaps
     assert ("gold", "total") in gaps
     assert set(gaps.values()) == {0.0}
-    kl = stats["subjects"][0]["measures"]["kl"]["metrics"]["per_token"]["value"]
+    kl = stats["models"][0]["tasks"]["kl"]["metrics"]["per_token"]["value"]
     assert kl == pytest.approx(0, abs=1e-6)
 
 
 def test_records_and_responses_name_their_model(folder: RunFolder) -> None:
     records = JsonLines(folder.path / "perplexity.jsonl").read()
     assert len(records) == 8
-    assert len({record["subject"] for record in records}) == 2
+    assert len({record["model"] for record in records}) == 2
     responses = completion_records(folder, "sample_responses.json")
-    assert [set(one) for one in responses] == [{"subject", "prompt", "completion", "gold"}] * 4
+    assert [set(one) for one in responses] == [{"model", "prompt", "completion", "gold"}] * 4
 
 
 def test_result_is_the_default_or_the_configured_metric(folder: RunFolder, tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_failed_task_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(EvalTaskError, match=r"^perplexity: rows: there are none; the other results are in "):
         run_evaluation(tmp_path, "compare=[]", "~evaluation.tasks.kl")
     folder = RunFolder(*(tmp_path / "evaluate" / "nano").iterdir())
-    (one,) = completion_records(folder, "evaluation_stats.json")["subjects"]
-    assert (one["measures"]["perplexity"]["notes"], one["measures"]["perplexity"]["metrics"]) == (
+    (one,) = completion_records(folder, "evaluation_stats.json")["models"]
+    assert (one["tasks"]["perplexity"]["notes"], one["tasks"]["perplexity"]["metrics"]) == (
         ["rows: there are none"],
         {},
     )
@@ -138,20 +138,20 @@ def test_failed_task_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytes
 
 def test_task_error_exits_with_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def execute(*args: Any, **keys: Any) -> float:
-        raise EvalTaskError("wins: no")
+        raise EvalTaskError("win_rate: no")
 
     monkeypatch.setattr("postrain.jobs.session.execute", execute)
     config = OmegaConf.create({"debug": False})
     with pytest.raises(SystemExit) as ended:
         evaluate(config, [], None, None)
-    assert (ended.value.code, capsys.readouterr().err) == (1, "error: wins: no\n")
+    assert (ended.value.code, capsys.readouterr().err) == (1, "error: win_rate: no\n")
 
 
-@pytest.mark.parametrize("key", ["every", "completions", "shown", "greedy"])
+@pytest.mark.parametrize("key", ["every", "completions", "logged_samples", "greedy"])
 def test_keys_that_only_training_reads_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^evaluation\.{key}: applies to evaluation during training only"):
         check_words(["model=nano", f"evaluation.{key}=1"])
-    check_words(["evaluation=all", "evaluation.tasks.gold.prompts=1", "shown=1"])
+    check_words(["evaluation=all", "evaluation.tasks.gold.prompts=1", "logged_samples=1"])
 
 
 def test_table_omits_infinite_intervals() -> None:

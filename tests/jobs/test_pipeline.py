@@ -235,7 +235,7 @@ def test_pipeline_with_branches_evaluation_and_call_needs_only_yaml(conf, tmp_pa
     configs = [OmegaConf.load(folder / f"2-policy-{branch}" / "config.yaml") for branch in ("free", "held")]
     assert [(config.method.kl_coef, config.seed) for config in configs] == [(0.01, 0), (0.5, 3)]
     stats = json.loads((folder / "4-test" / "evaluation_stats.json").read_text())
-    assert [subject["name"] for subject in stats["subjects"]] == ["lab-2-policy-held", "lab-2-policy-free", "nano"]
+    assert [model["name"] for model in stats["models"]] == ["lab-2-policy-held", "lab-2-policy-free", "nano"]
     # The last stage with a measure of its own stands for the pipeline; the other stages' changes are there by name.
     result, last = (json.loads((path / "result.json").read_text()) for path in (folder, folder / "4-test"))
     assert (result["metric"], result["objective"]) == (last["metric"], last["objective"])

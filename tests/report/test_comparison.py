@@ -139,8 +139,8 @@ def test_comparison_page_has_all_sections(
     assert sorted(path.name for path in page.parent.iterdir()) == [
         "evaluation_stats.json", "model_comparison.png", "report.html", "sample_responses.json",
     ]  # fmt: skip
-    subjects = json.loads((page.parent / "evaluation_stats.json").read_text())["subjects"]
-    assert [one["name"] for one in subjects] == labels([read_run(path) for path in three])
+    models = json.loads((page.parent / "evaluation_stats.json").read_text())["models"]
+    assert [one["name"] for one in models] == labels([read_run(path) for path in three])
 
 
 def test_comparison_survives_a_run_with_damaged_files(three: list[Path], tmp_path: Path) -> None:

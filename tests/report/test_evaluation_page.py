@@ -24,22 +24,22 @@ def number(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 8}
 
 
-def subject(name: str, value: float, data: str = "sums") -> dict[str, Any]:
+def model_entry(name: str, value: float, data: str = "sums") -> dict[str, Any]:
     points = [{"label": f"best of {n}", "tokens": 9 * n, "seconds": 0.1 * n, "score": number(value)} for n in (1, 2)]
-    measures = {
+    tasks = {
         "gold": {"metrics": {"concise": number(0.5), "total": number(value)}, "example": "<|user|>2 + 2<|end|>"},
         "perplexity": {"metrics": {"perplexity": number(8 * value)}, "example": "<|user|>2 + 2<|end|>"},
         "best_of_n": {"metrics": {"accuracy": number(value)}, "curves": {"best of n": points}},
         "rewards": {"metrics": {}, "notes": ["needs a reward"]},
     }
-    return {"name": name, "path": f"runs/{name}", "data": data, "measures": measures}
+    return {"name": name, "path": f"runs/{name}", "data": data, "tasks": tasks}
 
 
 def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sums") -> Path:
     path.mkdir(parents=True)
-    subjects = [subject(name, 0.3 + 0.2 * index, data) for index, name in enumerate(names)]
-    gap = {"subject": names[0], "against": names[-1], "measure": "gold", "metric": "total", **number(-0.2)}
-    stats = {"subjects": subjects, "differences": [gap] if len(names) > 1 else [], "notes": ["a note at the top"]}
+    models = [model_entry(name, 0.3 + 0.2 * index, data) for index, name in enumerate(names)]
+    gap = {"model": names[0], "against": names[-1], "task": "gold", "metric": "total", **number(-0.2)}
+    stats = {"models": models, "differences": [gap] if len(names) > 1 else [], "notes": ["a note at the top"]}
     (path / "evaluation_stats.json").write_text(json.dumps(stats))
     lines: dict[str, list[dict[str, Any]]] = {
         "perplexity": [{"row": row, "perplexity": 2.0 + row**2} for row in range(9)],
@@ -56,14 +56,14 @@ def make_evaluation(path: Path, names: tuple[str, ...] = NAMES, data: str = "sum
             }
         ],
     }
-    for one in subjects:
-        one["measures"] |= {"lengths": {"metrics": {"tokens": number(4)}}, "queries": {"metrics": {}}}
+    for one in models:
+        one["tasks"] |= {"lengths": {"metrics": {"tokens": number(4)}}, "queries": {"metrics": {}}}
     (path / "evaluation_stats.json").write_text(json.dumps(stats))
     for name, records in lines.items():
-        written = [{"subject": who, **record} for who in names for record in records]
+        written = [{"model": who, **record} for who in names for record in records]
         (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in written))
-    shown = [{"subject": name, "prompt": "2 + 2 = ?", "completion": f"by {name}", "gold": 0.5} for name in names]
-    (path / "sample_responses.json").write_text(json.dumps(shown))
+    responses = [{"model": name, "prompt": "2 + 2 = ?", "completion": f"by {name}", "gold": 0.5} for name in names]
+    (path / "sample_responses.json").write_text(json.dumps(responses))
     (path / "status.json").write_text('{"status": "done"}')
     (path / "manifest.json").write_text(json.dumps({"reproduce": "python -m postrain.evaluate", "data": {}}))
     return path
@@ -125,7 +125,7 @@ def test_bars_are_central_metrics_of_several_models_or_shares_of_one(tmp_path: P
     assert [name for name, _, _ in lengths(both)] == list(NAMES)
     queries = [replace(model, records={"queries": model.records["queries"]}) for model in one]
     assert [(name, values) for name, _, values in lengths(queries)] == [("finished", [2]), ("cut", [3])]
-    assert [(measure, len(groups)) for measure, groups in perplexities(both)] == [("perplexity", 2)]
+    assert [(task, len(groups)) for task, groups in perplexities(both)] == [("perplexity", 2)]
 
 
 def test_evaluations_on_different_data_have_a_warning(tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def test_keys_of_a_run_are_compared_under_their_present_names(tmp_path: Path) ->
 
 def test_tasks_of_an_evaluation_have_their_present_names(tmp_path: Path) -> None:
     wins = {"metrics": {"win_rate": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 8}}}
-    stats = {"subjects": [{"name": "nano", "measures": {"wins": wins}}]}
-    (model,) = read_evaluation(make(tmp_path / "e", {}, evaluation_stats_json=stats)).models
+    gap = {"subject": "nano", "against": "a", "measure": "wins", "metric": "win_rate", "value": 0.1}
+    stats = {"subjects": [{"name": "nano", "measures": {"wins": wins}}], "differences": [gap]}
+    path = make(tmp_path / "e", {}, evaluation_stats_json=stats)
+    (path / "wins.jsonl").write_text('{"subject": "nano", "row": 1}\n{"subject": "a", "row": 2}\n')
+    found = read_evaluation(path)
+    (model,) = found.models
     assert list(model.tasks) == ["win_rate"]
+    assert [record["row"] for record in model.records["win_rate"]] == [1]
+    assert list(found.differences) == [("win_rate", "win_rate")]

@@ -253,10 +253,10 @@ def test_run_page_shows_loss_mask_forgetting_and_cost(run_maker: Callable[..., P
 
 
 def test_run_writes_metrics_and_samples_like_an_evaluation(full_run: Path) -> None:
-    before, after = json.loads((full_run / "evaluation_stats.json").read_text())["subjects"]
+    before, after = json.loads((full_run / "evaluation_stats.json").read_text())["models"]
     assert (before["name"], after["name"]) == ("before", "after")
-    gold = after["measures"]["held_out"]["metrics"]["gold/total"]
+    gold = after["tasks"]["held_out"]["metrics"]["gold/total"]
     assert gold["n"] in (None, 32)
     responses = json.loads((full_run / "sample_responses.json").read_text())
-    assert [one["subject"] for one in responses] == ["before"] * 32 + ["after"] * 32
+    assert [one["model"] for one in responses] == ["before"] * 32 + ["after"] * 32
     assert (full_run / "response_lengths.png").is_file()

@@ -45,4 +45,4 @@ def test_gold_scores_equal_to_the_reward_are_dropped() -> None:
 
 def test_responses_have_the_known_totals() -> None:
     one = Sample(0, 0, "p", "c", {"reward/total": 0.5, "reward/mood": 1.0})
-    assert responses([("a", [one])]) == [{"subject": "a", "prompt": "p", "completion": "c", "reward": 0.5}]
+    assert responses([("a", [one])]) == [{"model": "a", "prompt": "p", "completion": "c", "reward": 0.5}]
