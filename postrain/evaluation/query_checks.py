@@ -97,12 +97,12 @@ def check_answer(expect: Expect, response: str, passes: Callable[[str, Expect], 
     text = without_thinking(response)
     if refuses(text):
         return Verdict(False, "refused" if text else "empty", normalised(text))
-    asked = dict(_set_expectations(expect))
-    missed = [name for name, value in asked.items() if not CHECKS[name](text, value)]
+    expectations = dict(_set_expectations(expect))
+    missed = [name for name, value in expectations.items() if not CHECKS[name](text, value)]
     if passes and expect.function and not missed and not passes(text, expect):
-        missed, asked = ["tests"], {"tests": expect.tests}
+        missed, expectations = ["tests"], {"tests": expect.tests}
     read = extracted_answer(expect, text)
-    listed = "; ".join(f"{name} {_short(asked[name])}" for name in missed or asked)
+    listed = "; ".join(f"{name} {_short(expectations[name])}" for name in missed or expectations)
     return Verdict(
         right=not missed,
         why=("missed " if missed else "met ") + listed + (f" (read {read})" if has_extractable_answer(expect) else ""),

@@ -69,7 +69,7 @@ def entry(result: EvalResult, seconds: float) -> dict[str, Any]:
     return {
         "metrics": {name: asdict(found) for name, found in result.metrics.items()},
         "example": result.example,
-        "curves": {way: [asdict(point) for point in points] for way, points in result.curves.items()},
+        "curves": {name: [asdict(point) for point in points] for name, points in result.curves.items()},
         "notes": list(result.notes),
         "seconds": round(seconds, 3),
     }

@@ -42,17 +42,17 @@ def make_prompts(count: int, **columns: Sequence[Any]) -> Prompts:
 
 
 def eval_model(
-    says: Sequence[Sequence[int]] = ((5, 0),),
+    completions: Sequence[Sequence[int]] = ((5, 0),),
     prompts: Prompts | None = None,
     items: Mapping[str, Sequence[Any]] | None = None,
     **parts: Any,
 ) -> Any:
-    """A model whose engine writes `says`; `items` are the held-out ones of each kind of record the data has."""
+    """A model whose engine returns `completions`; `items` are the held-out records by kind."""
     model = precise()
-    asked = make_prompts(2) if prompts is None else prompts
+    known = make_prompts(2) if prompts is None else prompts
     views = {kind: SimpleNamespace(eval=held_out, gold_score=None) for kind, held_out in (items or {}).items()}
     views["Prompt"] = SimpleNamespace(
-        eval_prompts=lambda count: asked.select(range(min(count, len(asked)))), gold_score=gold
+        eval_prompts=lambda count: known.select(range(min(count, len(known)))), gold_score=gold
     )
 
     def view(kind: str) -> Any:
@@ -65,7 +65,7 @@ def eval_model(
         "model": model,
         "tokenizer": SimpleNamespace(eos_token_id=0),
         "template": TEMPLATE,
-        "engine": ScriptedEngine(says),
+        "engine": ScriptedEngine(completions),
         "environment": SINGLE_TURN,
         "reward": None,
         "reference": Reference.for_policy(model),

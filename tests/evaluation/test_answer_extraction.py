@@ -29,7 +29,7 @@ COLOURS = (("blue",), ("grey", "gray"), ("red",))
         ("None at all", None, None),
     ],
 )
-def test_numbers(text: str, last: float | None, first: float | None) -> None:
+def test_first_and_last_number_are_extracted(text: str, last: float | None, first: float | None) -> None:
     found = (last_number_in(text), first_number_in(text))
     assert [value if value is None else float(value) for value in found] == [last, first]
 
@@ -46,9 +46,9 @@ def test_numbers(text: str, last: float | None, first: float | None) -> None:
         ("<answer>red</answer> not blue", "red"),
     ],
 )
-def test_options(text: str, option: str | None) -> None:
+def test_option_is_extracted(text: str, option: str | None) -> None:
     assert chosen_option(text, COLOURS) == option
 
 
-def test_normalised() -> None:
+def test_normalised_text_has_no_case_or_punctuation() -> None:
     assert normalised(' "The  CAT\nsat." ') == "the cat sat"

@@ -45,10 +45,10 @@ def test_weighted_items_give_the_difference_of_the_weighted_means() -> None:
 
 def test_metrics_in_nats_are_not_compared_for_different_inputs() -> None:
     one = result([1.0, 5.0], [1, 3])
-    asked = replace(one, example="<|user|>Sum?", metrics={**one.metrics, "accuracy": one.metrics["loss"]})
-    asked = replace(asked, records=tuple({**record, "accuracy": record["loss"]} for record in one.records))
-    assert set(differences(asked, asked)) == {"loss", "accuracy"}
-    assert set(differences(asked, replace(asked, example="Sum?"))) == {"accuracy"}
+    given = replace(one, example="<|user|>Sum?", metrics={**one.metrics, "accuracy": one.metrics["loss"]})
+    given = replace(given, records=tuple({**record, "accuracy": record["loss"]} for record in one.records))
+    assert set(differences(given, given)) == {"loss", "accuracy"}
+    assert set(differences(given, replace(given, example="Sum?"))) == {"accuracy"}
     assert differences(one, result([2.0, 8.0], [1, 4])) == {}
     mine, theirs = {"perplexity": one, "kl": one}, {"perplexity": replace(one, example="Sum?"), "kl": one}
     (line,) = input_mismatch_notes("nano", mine, "other", theirs)

@@ -160,7 +160,7 @@ def test_paired_difference_of_few_items_has_a_nonzero_width() -> None:
     assert Estimate.paired([1] * 12, [0] * 12).low > 0.5
     assert (Estimate.paired([1], [0]).low, Estimate.paired([1], [0.5]).high) == (-1, 1)
     assert Estimate.gain([1, 1, 1, 1]) == found
-    # Lengths are no shares: each is one longer, whatever they are.
+    # Lengths are not shares: each is one longer.
     assert Estimate.paired([5, 9, 7], [4, 8, 6]).low == 1
 
 

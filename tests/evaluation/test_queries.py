@@ -32,7 +32,7 @@ ROWS = [
 ]
 EXPECT = [{"number": 7}, {"any_of": ["blue"]}, {"function": "one()", "tests": ["assert one() == 1"]}]
 REFERENCES = ("7", "blue", "def one(): return 1")
-SAYS = {
+ANSWERS = {
     "4 + 3?": "It is 7.",
     "Add 4 and 3.": "seven",
     "4 plus 3?": "8",
@@ -47,7 +47,7 @@ class ScriptedEngine:
     """An engine with a fixed answer per prompt; it truncates the answer 8."""
 
     tokenizer: Any
-    says: Mapping[str, str]
+    answers: Mapping[str, str]
     temperature: float = 1.0
     max_new_tokens: int = 4
     exact: bool = True
@@ -63,9 +63,9 @@ class ScriptedEngine:
         return [self._completed(self.tokenizer.decode(prompt)) for prompt in prompts]
 
     def _completed(self, prompt: str) -> Completion:
-        (said,) = [answer for question, answer in self.says.items() if f"\n{question}<" in prompt]
-        ids = [*self.tokenizer(said)["input_ids"], *([] if said == "8" else [self.tokenizer.eos_token_id])]
-        return Completion(torch.tensor(ids), torch.zeros(len(ids)), finished=said != "8")
+        (text,) = [answer for question, answer in self.answers.items() if f"\n{question}<" in prompt]
+        ids = [*self.tokenizer(text)["input_ids"], *([] if text == "8" else [self.tokenizer.eos_token_id])]
+        return Completion(torch.tensor(ids), torch.zeros(len(ids)), finished=text != "8")
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +75,18 @@ def eval_model() -> EvalModel:
     )
     tokenizer = load_tokenizer(source.resolve())
     return EvalModel(
-        name="told",
+        name="scripted",
         model=nn.Linear(1, 1),
         tokenizer=tokenizer,
         template=Template(tokenizer),
-        engine=ScriptedEngine(tokenizer, SAYS),
+        engine=ScriptedEngine(tokenizer, ANSWERS),
         environment=SINGLE_TURN,
         reward=None,
         reference=None,
         seed=0,
         context=512,
         micro_batch_tokens=64,
-        data_as=lambda kind: pytest.fail(f"asked for the data as {kind}"),
+        data_as=lambda kind: pytest.fail(f"unexpected conversion of the data to {kind}"),
     )
 
 
@@ -119,8 +119,8 @@ def test_query_metrics_match_worked_example(found: EvalResult) -> None:
         "accuracy/paraphrase": (pytest.approx(2 / 3), 1),
         "accuracy/factual": (0.0, 1),
         "accuracy/code": (1.0, 1),
-        "worst_phrasing": (pytest.approx(1 / 3), 3),  # only the code has all its wordings right
-        "consistency": (0.5, 2),  # of the two with several wordings, the sky is wrong throughout
+        "worst_phrasing": (pytest.approx(1 / 3), 3),  # only the code has all its phrasings right
+        "consistency": (0.5, 2),  # of the two with several phrasings, the sky is wrong throughout
         "agreement": (pytest.approx(1 / 3), 1),  # 7, seven and 8: one pair of three
         "agreement/paraphrase": (pytest.approx(1 / 3), 1),
         "refusals_or_empty": (pytest.approx(1 / 3), 3),  # both of the sky's
@@ -172,19 +172,19 @@ def test_records_contain_prompts_responses_and_verdicts(found: EvalResult) -> No
 def test_code_is_run_if_allowed(eval_model: EvalModel, path: str) -> None:
     ran = measure(path, categories=("code",), allow_execution=True)(eval_model)
     assert (ran.metrics["accuracy"].value, ran.metrics["accuracy/code"].value) == (0, 0)
-    assert "consistency" not in ran.metrics  # one phrasing says nothing about it
+    assert "consistency" not in ran.metrics  # needs several phrasings
     assert ran.notes == ()
 
 
 def test_categories_and_phrasings_are_limited(eval_model: EvalModel, path: str) -> None:
     few = measure(path, categories=("factual", "paraphrase"), phrasings=2)(eval_model)
-    asked = [(record["row"], phrasing["phrasing"]) for record in few.records for phrasing in record["phrasings"]]
-    assert asked == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
+    run = [(record["row"], phrasing["phrasing"]) for record in few.records for phrasing in record["phrasings"]]
+    assert run == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
 
 
 def test_small_context_limits_answers(eval_model: EvalModel, path: str) -> None:
-    asked = [eval_model.template.encode_prompt(user(text)) for text in SAYS if text[0] in "4A"]
-    found = measure(path, categories=("paraphrase",))(replace(eval_model, context=max(map(len, asked)) + 6))
+    prompts = [eval_model.template.encode_prompt(user(text)) for text in ANSWERS if text[0] in "4A"]
+    found = measure(path, categories=("paraphrase",))(replace(eval_model, context=max(map(len, prompts)) + 6))
     assert found.notes == ("answers were limited to 6 tokens instead of 32 by the model's context",)
     none = measure(path)(replace(eval_model, context=3))
     assert (none.metrics, none.notes) == ({}, ("the context of 3 tokens is too short for the queries",))
@@ -217,6 +217,6 @@ def test_agreement_counts_pairs() -> None:
 def test_option_uses_the_bundled_queries() -> None:
     node = composed(["method=sft", "evaluation=queries"])["evaluation"]["tasks"]["queries"]
     assert node.pop("_target_") == "postrain.evaluation.queries.Queries"
-    said = (CONF / "evaluation" / "queries.yaml").read_text()
-    assert said.startswith(f"# {len(read_queries(None))} hand-written queries")
+    text = (CONF / "evaluation" / "queries.yaml").read_text()
+    assert text.startswith(f"# {len(read_queries(None))} hand-written queries")
     assert Queries(**node) == measure(None, max_new_tokens=128)

@@ -61,7 +61,7 @@ def test_verdict_has_a_reason_and_the_extracted_answer() -> None:
     assert check_answer(expect, "6 apples").why == "met number 6; max_words 3 (read 6)"
     missed = check_answer(expect, "He has 7.0 of them")
     assert (missed.right, missed.why, missed.answer) == (False, "missed number 6; max_words 3 (read 7)", "7")
-    # Nothing to read: compared by all that was said.
+    # Without an extractable answer the whole text is compared.
     assert check_answer(expect, "Some  Apples.").answer == "some apples"
     assert has_extractable_answer(expect)
     assert not has_extractable_answer(Expect(any_of=("a",)))
@@ -92,9 +92,9 @@ def test_code_tests_run_only_if_all_other_expectations_are_met() -> None:
     expect = Expect(function="one()", tests=("assert one() == 1",))
     tried: list[str] = []
 
-    def never(text: str, asked: Expect) -> bool:
+    def never(text: str, given: Expect) -> bool:
         tried.append(text)
-        return asked != expect
+        return given != expect
 
     assert check_answer(expect, "def one(): return 2").right
     assert check_answer(expect, "def one(): return 2", never).why == 'missed tests ["assert one() == 1"]'

@@ -39,7 +39,7 @@ def test_invalid_signature_raises_value_error(call: str) -> None:
         signature(call)
 
 
-def test_passes() -> None:
+def test_passes_runs_the_tests_of_code() -> None:
     program = "def add(a, b): return a + b"
     assert passes(program, ["assert add(1, 2) == 3", "assert add(0, 0) == 0"])
     assert not passes(program, ["assert add(1, 2) == 3", "assert add(1, 1) == 1"])

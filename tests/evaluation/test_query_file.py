@@ -33,8 +33,8 @@ def test_bundled_queries_cover_each_category(queries: tuple[Query, ...]) -> None
 def test_every_query_has_several_unique_phrasings(queries: tuple[Query, ...]) -> None:
     assert min(len(query.phrasings) for query in queries) >= 2
     assert min(len(query.phrasings) for query in queries if query.category == "paraphrase") >= 4
-    said = Counter(" ".join(phrasing.casefold().split()) for query in queries for phrasing in query.phrasings)
-    assert set(said.values()) == {1}
+    counts = Counter(" ".join(phrasing.casefold().split()) for query in queries for phrasing in query.phrasings)
+    assert set(counts.values()) == {1}
 
 
 def test_reference_meets_its_own_query_and_few_others(queries: tuple[Query, ...]) -> None:
@@ -48,7 +48,7 @@ def test_reference_meets_its_own_query_and_few_others(queries: tuple[Query, ...]
 def test_references_pass_the_tests_of_their_code(queries: tuple[Query, ...]) -> None:
     code = [query for query in queries if query.expect.function]
     programs = [source(query.reference, (query.expect.function or "").partition("(")[0]) for query in code]
-    # One process for all of them: what each defines has a name of its own.
+    # One process for all of them: what each defines has a unique name.
     assert passes("\n".join(programs), [test for query in code for test in query.expect.tests])
 
 

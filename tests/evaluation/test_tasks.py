@@ -49,9 +49,9 @@ def encoded(rows: Any) -> list[EncodedRow]:
 
 def test_perplexity_is_over_all_tokens_with_one_record_per_row() -> None:
     rows = pairs(5).chosen
-    asked = eval_model(items={"Demonstration": encoded(rows)})
-    found = Perplexity(rows=4)(asked)
-    sums = [-float(logps.detach().sum()) for logps in plain_logps(asked.model, rows)][:4]
+    given = eval_model(items={"Demonstration": encoded(rows)})
+    found = Perplexity(rows=4)(given)
+    sums = [-float(logps.detach().sum()) for logps in plain_logps(given.model, rows)][:4]
     tokens = [int(own.sum()) for own in rows.supervised][:4]
     assert found.metrics["loss"].value == pytest.approx(sum(sums) / sum(tokens))
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(sum(sums) / sum(tokens)))
@@ -59,15 +59,15 @@ def test_perplexity_is_over_all_tokens_with_one_record_per_row() -> None:
     assert [one["loss"] for one in found.records] == pytest.approx(
         [total / count for total, count in zip(sums, tokens, strict=True)]
     )
-    assert found.example == asked.template.decode_all(rows.ids[0].tolist())
+    assert found.example == given.template.decode_all(rows.ids[0].tolist())
 
 
 def test_preference_accuracy_by_summed_and_mean_log_probabilities() -> None:
     batch = pairs(6)
     sides = zip(encoded(batch.chosen), encoded(batch.rejected), strict=True)
-    asked = eval_model(items={"Preference": [EncodedPair(one.row, one, other, 0.0) for one, other in sides]})
-    found = PreferenceAccuracy(pairs=99)(asked)
-    chosen, rejected = plain_logps(asked.model, batch.chosen), plain_logps(asked.model, batch.rejected)
+    given = eval_model(items={"Preference": [EncodedPair(one.row, one, other, 0.0) for one, other in sides]})
+    found = PreferenceAccuracy(pairs=99)(given)
+    chosen, rejected = plain_logps(given.model, batch.chosen), plain_logps(given.model, batch.rejected)
     margins = [float((one.sum() - other.sum()).detach()) for one, other in zip(chosen, rejected, strict=True)]
     per_token = [float((one.mean() - other.mean()).detach()) for one, other in zip(chosen, rejected, strict=True)]
     assert found.metrics["accuracy"].value == pytest.approx(sum(margin > 0 for margin in margins) / 6)
@@ -77,7 +77,7 @@ def test_preference_accuracy_by_summed_and_mean_log_probabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    ("measure", "needs"),
+    ("task", "needs"),
     [
         (Perplexity(rows=4), "running text"),
         (PreferenceAccuracy(pairs=4), "needs preference pairs"),
@@ -88,8 +88,8 @@ def test_preference_accuracy_by_summed_and_mean_log_probabilities() -> None:
         (Calibration(reward=Pays(), threshold=1, prompts=2), "column answer"),
     ],
 )
-def test_unsuitable_data_gives_a_note_instead_of_an_error(measure: Any, needs: str) -> None:
-    found = measure(eval_model(reference=None))
+def test_unsuitable_data_gives_a_note_instead_of_an_error(task: Any, needs: str) -> None:
+    found = task(eval_model(reference=None))
     assert found.metrics == {}
     assert needs in found.notes[0]
 
@@ -108,14 +108,14 @@ def test_fact_is_known_if_its_log_probability_is_the_largest() -> None:
 
 
 def test_completions_are_cached_between_tasks() -> None:
-    asked = eval_model(says=[(5, 6, 0), (7, 0)])
-    assert complete(asked, 2) is complete(asked, 2)
-    assert complete(asked, 2, greedy=True) is not complete(asked, 2)
-    assert asked.engine.asked == 2
+    given = eval_model(completions=[(5, 6, 0), (7, 0)])
+    assert complete(given, 2) is complete(given, 2)
+    assert complete(given, 2, greedy=True) is not complete(given, 2)
+    assert given.engine.asked == 2
 
 
 def test_lengths_include_the_end_token_and_report_truncation() -> None:
-    found = Lengths(prompts=2)(eval_model(says=[(5, 6, 0), (7,)]))
+    found = Lengths(prompts=2)(eval_model(completions=[(5, 6, 0), (7,)]))
     assert found.metrics["tokens"].value == 2  # 3 and 1
     assert found.metrics["finished"].value == 0.5
 
@@ -128,14 +128,14 @@ def test_mean_reward_excludes_unscorable_completions() -> None:
 
 
 def test_gold_scores_are_averaged_by_part() -> None:
-    asked = eval_model(prompts=make_prompts(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
-    found = GoldScores(prompts=2)(asked)
+    given = eval_model(prompts=make_prompts(2, gold=[{"total": 1.0}, {"total": 0.0, "polite": 0.5}]))
+    found = GoldScores(prompts=2)(given)
     assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {"total": (0.5, 2), "polite": (0.5, 1)}
 
 
 def test_accuracy_is_the_share_that_reaches_the_threshold() -> None:
-    asked = eval_model(prompts=make_prompts(4, pay=[1.0, 0.9, None, 1.0]))
-    found = Accuracy(reward=Pays(), threshold=1.0, prompts=4)(asked)
+    given = eval_model(prompts=make_prompts(4, pay=[1.0, 0.9, None, 1.0]))
+    found = Accuracy(reward=Pays(), threshold=1.0, prompts=4)(given)
     assert found.metrics["greedy"].value == pytest.approx(2 / 3)
     assert [one["greedy"] for one in found.records] == [True, False, None, True]
 
@@ -146,9 +146,9 @@ def test_calibration_error_matches_worked_example() -> None:
     found = calibration_error([0.95, 0.95, 0.25], [True, False, False])
     assert found.value == pytest.approx(1.15 / 3)
     assert 0 <= found.low <= found.value <= found.high <= 1
-    asked = eval_model(says=[(5, 0), (7, 0)], prompts=make_prompts(2, pay=[1.0, 0.0]))
-    measured = Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked)
-    likely = complete(asked, 2, greedy=True).logps_BT.sum(1).exp()
+    given = eval_model(completions=[(5, 0), (7, 0)], prompts=make_prompts(2, pay=[1.0, 0.0]))
+    measured = Calibration(reward=Pays(), threshold=1.0, prompts=2)(given)
+    likely = complete(given, 2, greedy=True).logps_BT.sum(1).exp()
     assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
 
 
@@ -157,9 +157,9 @@ def test_auroc_is_the_share_of_correctly_ordered_pairs() -> None:
     found = auroc([0.9, 0.8, 0.7, 0.3], [True, False, True, False])
     assert (found.value, found.n) == (0.75, 4)
     assert 0 <= found.low <= 0.75 <= found.high <= 1
-    asked = eval_model(says=[(5, 0), (7, 0)] * 2, prompts=make_prompts(4, pay=[1.0, 0.0, 1.0, 0.0]))
-    assert "auroc" in Calibration(reward=Pays(), threshold=1.0, prompts=4)(asked).metrics
-    assert "auroc" not in Calibration(reward=Pays(), threshold=1.0, prompts=2)(asked).metrics
+    given = eval_model(completions=[(5, 0), (7, 0)] * 2, prompts=make_prompts(4, pay=[1.0, 0.0, 1.0, 0.0]))
+    assert "auroc" in Calibration(reward=Pays(), threshold=1.0, prompts=4)(given).metrics
+    assert "auroc" not in Calibration(reward=Pays(), threshold=1.0, prompts=2)(given).metrics
 
 
 def test_rows_without_supervised_tokens_have_no_loss() -> None:
@@ -172,14 +172,14 @@ def test_rows_without_supervised_tokens_have_no_loss() -> None:
 
 def test_kl_is_zero_to_the_same_model_and_positive_to_another() -> None:
     assert KLDivergence(prompts=2)(eval_model()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
-    asked = eval_model(reference=Reference(precise(), precise(seed=1)))
-    found = KLDivergence(prompts=2)(asked)
+    given = eval_model(reference=Reference(precise(), precise(seed=1)))
+    found = KLDivergence(prompts=2)(given)
     assert found.metrics["per_token"].value > 0
     # Two tokens a completion, so twice as much for a completion.
     assert found.metrics["per_completion"].value == pytest.approx(2 * found.metrics["per_token"].value)
     assert set(differences(found, found)) == {"per_token", "per_completion", "reference_logp"}
-    # Untrained weights are near uniform: a token of V is worth about -ln V nats, and never more than 0.
-    assert -2 * math.log(asked.model.config.vocab_size) < found.metrics["reference_logp"].value < 0
+    # Untrained weights are near uniform: the mean log-probability is about -ln V nats/token, and at most 0.
+    assert -2 * math.log(given.model.config.vocab_size) < found.metrics["reference_logp"].value < 0
 
 
 def test_distinct_n_jackknife_matches_recounting() -> None:
@@ -203,16 +203,16 @@ def test_win_points_of_win_tie_and_loss() -> None:
 
 
 def test_win_rate_of_equal_completions_is_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = eval_model(prompts=make_prompts(4, pay=[1.0] * 4), reward=Pays())
-    monkeypatch.setattr(WinRate, "_theirs", lambda self, eval_model, data: complete(asked, 4))
+    given = eval_model(prompts=make_prompts(4, pay=[1.0] * 4), reward=Pays())
+    monkeypatch.setattr(WinRate, "_theirs", lambda self, eval_model, data: complete(given, 4))
     monkeypatch.setattr(WinRate, "_other", SimpleNamespace(name="other"))
-    asked.data_as("Prompt").gold_score = None
-    found = WinRate(against="other", judge=None, prompts=4)(asked)
+    given.data_as("Prompt").gold_score = None
+    found = WinRate(against="other", judge=None, prompts=4)(given)
     assert found.metrics["win_rate"].value == 0.5
     assert found.notes == ("against other, judged by Pays",)
     # Data that knows gold scores may hold rows without them.
-    asked.data_as("Prompt").gold_score = gold
-    assert WinRate(against="other", judge=None, prompts=4)(asked) == found
+    given.data_as("Prompt").gold_score = gold
+    assert WinRate(against="other", judge=None, prompts=4)(given) == found
 
 
 def test_opponent_is_resolved_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,11 +79,11 @@ def test_interrupted_generation_resumes_with_equal_results(kept_lines, whole, tm
     # What a kill leaves: whole chunks of 4, perhaps a part of the next one, and half a line.
     (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:kept_lines]) + lines[kept_lines][:20])
     (folder.path / "data.jsonl").unlink()
-    asked = []
+    batches = []
     real = Sampler.__call__
-    monkeypatch.setattr(Sampler, "__call__", lambda self, items: asked.append(len(items)) or real(self, items))
+    monkeypatch.setattr(Sampler, "__call__", lambda self, items: batches.append(len(items)) or real(self, items))
     resume_generation(folder)
-    assert asked == {0: [4, 4, 2], 6: [4, 2]}[kept_lines]
+    assert batches == {0: [4, 4, 2], 6: [4, 2]}[kept_lines]
     assert completions(folder) == completions(whole)
     assert (folder.path / "data.jsonl").read_text() == (whole.path / "data.jsonl").read_text()
 
@@ -119,8 +119,8 @@ def test_revisions_without_reward_resume_and_can_be_trained_on(tmp_path, monkeyp
     assert [len(record["revisions"]) for record in found] == [sum(record["finished"]) for record in found]
     principles = composed("selection=revisions")["selection"]["principles"]
     assert all(pair["chosen"] != pair["rejected"] and pair["principle"] in principles for pair in pairs)
-    (said,) = {json.dumps(record["completions"]) for record in found if record["prompt"] == pairs[0]["prompt"]}
-    assert pairs[0]["rejected"] in json.loads(said)
+    (sampled,) = {json.dumps(record["completions"]) for record in found if record["prompt"] == pairs[0]["prompt"]}
+    assert pairs[0]["rejected"] in json.loads(sampled)
     # Killed in the second chunk: what is written anew is what was lost.
     lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
     (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:3]))
@@ -143,10 +143,10 @@ def test_selecting_revisions_of_unrevised_completions_is_an_error(tmp_path):
 
 def test_prompts_of_several_turns_become_conversations(tmp_path):
     turns = [("user", "Hi"), ("assistant", "Hello."), ("user", "Name {0} colours.")]
-    file = tmp_path / "asked.jsonl"
+    file = tmp_path / "prompts.jsonl"
     file.write_text(
         "".join(
-            json.dumps({"prompt": [{"role": role, "content": said.format(n)} for role, said in turns], "answer": "3"})
+            json.dumps({"prompt": [{"role": role, "content": text.format(n)} for role, text in turns], "answer": "3"})
             + "\n"
             for n in range(12)
         )
@@ -159,7 +159,7 @@ def test_prompts_of_several_turns_become_conversations(tmp_path):
 
 def test_config_errors_are_one_line(tmp_path, capsys):
     output = [*SMALL, f"paths.output={tmp_path / 'runs'}"]
-    for words, said in (
+    for words, message in (
         ([*output, "sampls=3"], "did you mean samples?"),
         ([*output, "samples=0"], "samples: expected"),
         ([*output, "selection=bets"], "did you mean best?"),
@@ -176,7 +176,7 @@ def test_config_errors_are_one_line(tmp_path, capsys):
     ):
         assert code_of(*words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert said in line
+        assert message in line
     unrevised, unkept = sorted((tmp_path / "runs").glob("*/*/*"), key=lambda path: path.stat().st_ctime_ns)
     assert "was revised" in RunFolder(unrevised).status.read()["reason"]
     assert "was selected" in RunFolder(unkept).status.read()["reason"]

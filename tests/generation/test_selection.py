@@ -26,37 +26,39 @@ FOUR = PromptCompletions(
     gold=(0.9, 0.1, 1.0, 0.9),
     greedy=None,
 )
-# Of the four, one stayed what it was.
-REVISED = tuple(Revision("1 + 2 = ?", said, "Short.", " It is 3.", "Sentences.") for said in FOUR.completions)
+# One of the four revisions equals its completion.
+REVISED = tuple(
+    Revision("1 + 2 = ?", completion, "Short.", " It is 3.", "Sentences.") for completion in FOUR.completions
+)
 ROW = {"prompt": "1 + 2 = ?", "reward": 1.0, "row": 7, "answer": "3"}
 
 
-def said(keep: TopK, answers: PromptCompletions) -> list[str]:
-    return [row["completion"] for row in keep(answers)]
+def selected(selection: TopK, answers: PromptCompletions) -> list[str]:
+    return [row["completion"] for row in selection(answers)]
 
 
 def test_top_k_deduplicates_and_drops_layout_columns():
-    keep = TopK(count=None, at_least=1.0, unique=True)
-    assert keep(FOUR) == [{**ROW, "completion": " 3."}, {**ROW, "completion": " It is 3."}]
-    assert said(replace(keep, unique=False), FOUR) == [" 3.", " It is 3.", " 3."]
+    selection = TopK(count=None, at_least=1.0, unique=True)
+    assert selection(FOUR) == [{**ROW, "completion": " 3."}, {**ROW, "completion": " It is 3."}]
+    assert selected(replace(selection, unique=False), FOUR) == [" 3.", " It is 3.", " 3."]
 
 
 def test_top_k_sorts_by_reward_with_stable_ties():
     answers = replace(FOUR, rewards=(0.5, 0.2, 0.9, None))
-    assert said(TopK(count=1, at_least=None, unique=True), answers) == [" It is 3."]
-    assert said(TopK(count=2, at_least=None, unique=True), answers) == [" It is 3.", " 3."]
-    assert said(TopK(count=None, at_least=None, unique=True), answers) == [" It is 3.", " 3.", " 4."]
-    assert said(TopK(count=1, at_least=None, unique=True), FOUR) == [" 3."]
+    assert selected(TopK(count=1, at_least=None, unique=True), answers) == [" It is 3."]
+    assert selected(TopK(count=2, at_least=None, unique=True), answers) == [" It is 3.", " 3."]
+    assert selected(TopK(count=None, at_least=None, unique=True), answers) == [" It is 3.", " 3.", " 4."]
+    assert selected(TopK(count=1, at_least=None, unique=True), FOUR) == [" 3."]
 
 
 def test_truncated_and_unscorable_completions_are_not_selected():
     answers = replace(FOUR, rewards=(1.0, None, 1.0, None), finished=(False, True, True, True))
-    assert said(TopK(count=None, at_least=None, unique=False), answers) == [" It is 3."]
+    assert selected(TopK(count=None, at_least=None, unique=False), answers) == [" It is 3."]
 
 
 def test_minimum_reward_tolerates_float32_rounding():
     answers = replace(FOUR, rewards=(0.9999999, 0.0, 0.0, 0.0))
-    assert said(TopK(count=None, at_least=1.0, unique=True), answers) == [" 3."]
+    assert selected(TopK(count=None, at_least=1.0, unique=True), answers) == [" 3."]
 
 
 def test_preference_pair_is_best_over_worst_with_margin():
@@ -69,13 +71,13 @@ def test_preference_pair_is_best_over_worst_with_margin():
 
 
 def test_revision_pair_prefers_the_revision_and_has_the_critique():
-    keep = RevisionPairs(principles=("Sentences.",))
-    found = keep(replace(FOUR, rewards=(None,) * 4, revisions=REVISED))
+    selection = RevisionPairs(principles=("Sentences.",))
+    found = selection(replace(FOUR, rewards=(None,) * 4, revisions=REVISED))
     why = {"critique": "Short.", "principle": "Sentences.", "row": 7, "answer": "3"}
     pairs = [(" It is 3.", " 3."), (" It is 3.", " 4."), (" It is 3.", " 3.")]
     assert found == [{"prompt": "1 + 2 = ?", "chosen": new, "rejected": old, **why} for new, old in pairs]
     with pytest.raises(ConfigError, match="have no revisions"):
-        keep(FOUR)
+        selection(FOUR)
 
 
 def test_multi_turn_prompt_keeps_its_turns():

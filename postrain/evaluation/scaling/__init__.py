@@ -1,1 +1,1 @@
-"""Test-time scaling: what a model gains when more tokens are spent on a question, one way a file."""
+"""Test-time scaling: accuracy against the tokens spent on a question; one file per method."""

@@ -38,9 +38,9 @@ class Choice:
     seconds: float
     """Wall time of scoring all samples."""
 
-    def worths(self, graded: GradedSamples, n: int) -> list[float]:
+    def expected_correctness(self, graded: GradedSamples, n: int) -> list[float]:
         """Expected correctness of the best of n, per prompt."""
-        return [expected_best_of_n(*pair, n) for pair in zip(self.scores, graded.worths, strict=True)]
+        return [expected_best_of_n(*pair, n) for pair in zip(self.scores, graded.grades, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class BestOfN(PromptTask):
 
     def _choices(self, eval_model: EvalModel, grader: Grader, graded: GradedSamples) -> dict[str, Choice]:
         logps = tuple(tuple(one.logprob for one in mine) for mine in graded.samples.of)
-        found = {"logprob": Choice(logps, 0.0), "oracle": Choice(graded.worths, 0.0)}
+        found = {"logprob": Choice(logps, 0.0), "oracle": Choice(graded.grades, 0.0)}
         scorer = self.scorer or (None if grader.by == "reward" else eval_model.reward)
         return found if scorer is None else {"reward": scored(scorer, eval_model, grader, graded.samples), **found}
 
@@ -82,7 +82,7 @@ class BestOfN(PromptTask):
         return tuple(
             point(
                 f"best of {n}",
-                choice.worths(graded, n),
+                choice.expected_correctness(graded, n),
                 tokens=n * each,
                 seconds=samples.share(n) + choice.seconds * n / (self.samples * len(samples.of)),
                 kl=best_of_n_kl(n),
@@ -95,22 +95,22 @@ class BestOfN(PromptTask):
     ) -> dict[str, list[float]]:
         """The value of each metric per prompt."""
         most = powers_of_two(self.samples)[-1]
-        best, one = choice.worths(graded, most), choice.worths(graded, 1)
+        best, one = choice.expected_correctness(graded, most), choice.expected_correctness(graded, 1)
         return {
             "accuracy": best,
             "one_sample": one,
             "gain": gains(best, one),
             "greedy": greedy.firsts(),
-            "oracle": oracle.worths(graded, most),
+            "oracle": oracle.expected_correctness(graded, most),
         }
 
     def _details(self, choice: Choice, graded: GradedSamples) -> Mapping[str, Sequence[object]]:
         """Further fields of each prompt's record."""
-        by_size = {str(n): choice.worths(graded, n) for n in powers_of_two(self.samples)}
+        by_size = {str(n): choice.expected_correctness(graded, n) for n in powers_of_two(self.samples)}
         return {
-            "right": [{n: worths[place] for n, worths in by_size.items()} for place in range(len(graded.worths))],
+            "right": [{n: grades[place] for n, grades in by_size.items()} for place in range(len(graded.grades))],
             "answers": self.answers_of(graded.samples),
-            "worths": graded.worths,
+            "grades": graded.grades,
             "scores": choice.scores,
         }
 
@@ -118,9 +118,9 @@ class BestOfN(PromptTask):
 def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Samples) -> Choice:
     """Scores all samples with a reward."""
     places = [place for place, mine in enumerate(samples.of) for _ in mine]
-    asked = grader.prompts.select(places)
+    prompts = grader.prompts.select(places)
     scorer.to(next(eval_model.model.parameters()).device)
     with timed() as clock:
-        total_B = scorer(asked.texts, [one.text for mine in samples.of for one in mine], asked.columns).total_B
+        total_B = scorer(prompts.texts, [one.text for mine in samples.of for one in mine], prompts.columns).total_B
     scores = iter(nan_to_none(total_B))
     return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.of), clock.seconds)

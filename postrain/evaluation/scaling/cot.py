@@ -81,19 +81,19 @@ class ChainOfThought(PromptTask):
     """Decode greedily; false samples one completion."""
 
     def run(self, eval_model: EvalModel, grader: Grader) -> EvalResult:
-        ways = list(self._ways(eval_model, grader))
-        fitting = [way for way in ways if self._fits(eval_model, way.prompts)]
-        found = {way.name: self._found(eval_model, grader, way) for way in fitting}
+        variants = list(self._variants(eval_model, grader))
+        fitting = [variant for variant in variants if self._fits(eval_model, variant.prompts)]
+        found = {variant.name: self._found(eval_model, grader, variant) for variant in fitting}
         curves: dict[str, tuple[ScalingPoint, ...]] = {}
-        for way in fitting:
-            curves[way.curve] = (*curves.get(way.curve, ()), self._point(way, found[way.name].graded))
-        too_long = [way.label for way in ways if way not in fitting]
+        for variant in fitting:
+            curves[variant.curve] = (*curves.get(variant.curve, ()), self._point(variant, found[variant.name].graded))
+        too_long = [variant.label for variant in variants if variant not in fitting]
         last = fitting[-1]
         return EvalResult(
             metrics={
-                f"{way.name}/{metric}": value
-                for way in fitting
-                for metric, value in self._metrics(way, found[way.name], found.get(DIRECT)).items()
+                f"{variant.name}/{metric}": value
+                for variant in fitting
+                for metric, value in self._metrics(variant, found[variant.name], found.get(DIRECT)).items()
             },
             example=eval_model.template.decode_all(last.prompts.ids[0].tolist()),
             records=grader.records(self._columns(found)),
@@ -101,33 +101,36 @@ class ChainOfThought(PromptTask):
             notes=(
                 *grader.notes(*(one.graded for one in found.values())),
                 f"the example is of the prompt {last.label}; tokens are those sampled, prompt_tokens those read",
-                *([NO_EXAMPLES] if self.shots and all(way.curve != "few-shot" for way in ways) else []),
+                *([NO_EXAMPLES] if self.shots and all(variant.curve != "few-shot" for variant in variants) else []),
                 *([f"left out, since longer than the model's context: {', '.join(too_long)}"] if too_long else []),
             ),
         )
 
-    def _ways(self, eval_model: EvalModel, grader: Grader) -> Iterator[PromptVariant]:
-        asked = questions(grader)
+    def _variants(self, eval_model: EvalModel, grader: Grader) -> Iterator[PromptVariant]:
+        originals = questions(grader)
         yield PromptVariant("as_it_stands", "as it stands", "as it stands", grader.prompts)
         for name, curve, text in ((DIRECT, "direct", self.direct), ("zero_shot", "zero-shot", self.zero_shot)):
             yield PromptVariant(
-                name, curve, curve, rephrased(eval_model, grader.prompts, [with_suffix(turns, text) for turns in asked])
+                name,
+                curve,
+                curve,
+                rephrased(eval_model, grader.prompts, [with_suffix(turns, text) for turns in originals]),
             )
         pool = worked_examples(eval_model, grader, self.worked)
         for k in self.shots if pool else ():
             label = f"few-shot, {k} example{'s' if k > 1 else ''}"
             before = [
-                few_shot_turns(pool, k, derive_seed(eval_model.seed, "shots", place)) for place in range(len(asked))
+                few_shot_turns(pool, k, derive_seed(eval_model.seed, "shots", place)) for place in range(len(originals))
             ]
-            turns = [(*examples, *question) for examples, question in zip(before, asked, strict=True)]
+            turns = [(*examples, *question) for examples, question in zip(before, originals, strict=True)]
             yield PromptVariant(f"few_shot_{k}", "few-shot", label, rephrased(eval_model, grader.prompts, turns))
 
     def _fits(self, eval_model: EvalModel, prompts: Prompts) -> bool:
         needed = eval_model.engine.sampling.max_new_tokens + eval_model.environment.room
         return max(map(len, prompts.ids)) + needed <= eval_model.context
 
-    def _found(self, eval_model: EvalModel, grader: Grader, way: PromptVariant) -> VariantResult:
-        graded = grader.grade(draw(eval_model, way.prompts, 1, "chain of thought", greedy=self.greedy))
+    def _found(self, eval_model: EvalModel, grader: Grader, variant: PromptVariant) -> VariantResult:
+        graded = grader.grade(draw(eval_model, variant.prompts, 1, "chain of thought", greedy=self.greedy))
         (answers,) = zip(*self.answers_of(graded.samples), strict=True)
         return VariantResult(graded, list(answers), [self._sure(eval_model, mine[0]) for mine in graded.samples.of])
 
@@ -135,12 +138,12 @@ class ChainOfThought(PromptTask):
         answer = extract_answer(one.text, self.answers)
         return answer_probability(answer, one.ids, one.logps, eval_model.template.decode) if answer else None
 
-    def _point(self, way: PromptVariant, graded: GradedSamples) -> ScalingPoint:
+    def _point(self, variant: PromptVariant, graded: GradedSamples) -> ScalingPoint:
         samples = graded.samples
-        return point(way.label, graded.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
+        return point(variant.label, graded.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
 
     def _metrics(
-        self, way: PromptVariant, found: VariantResult, direct: VariantResult | None
+        self, variant: PromptVariant, found: VariantResult, direct: VariantResult | None
     ) -> Mapping[str, Estimate]:
         right = found.graded.firsts()
         metrics = {
@@ -148,9 +151,9 @@ class ChainOfThought(PromptTask):
             "answered": Estimate.share(found.answered()),
             **confidence(found),
             "tokens": Estimate.mean(found.graded.samples.tokens(), 0),
-            "prompt_tokens": Estimate.mean([float(len(ids)) for ids in way.prompts.ids], 0),
+            "prompt_tokens": Estimate.mean([float(len(ids)) for ids in variant.prompts.ids], 0),
         }
-        if direct is None or way.name == DIRECT:
+        if direct is None or variant.name == DIRECT:
             return metrics
         return {**metrics, "gain": Estimate.gain(gains(right, direct.graded.firsts()))}
 
@@ -193,7 +196,7 @@ def with_suffix(turns: Messages, text: str) -> Messages:
 def rephrased(eval_model: EvalModel, prompts: Prompts, turns: Sequence[Messages]) -> Prompts:
     """The prompts with new model inputs; the grader still sees the original question."""
     rows = zip(turns, prompts.row_ids, strict=True)
-    return replace(prompts, ids=tuple(eval_model.template.encode_prompt(asked, row=row) for asked, row in rows))
+    return replace(prompts, ids=tuple(eval_model.template.encode_prompt(messages, row=row) for messages, row in rows))
 
 
 def few_shot_turns(pool: Sequence[Messages], k: int, seed: int) -> Messages:
@@ -204,16 +207,16 @@ def few_shot_turns(pool: Sequence[Messages], k: int, seed: int) -> Messages:
 
 def worked_examples(eval_model: EvalModel, grader: Grader, column: str | None) -> list[Messages]:
     """Training questions with worked answers, as turns; empty if the data has none."""
-    asked = [record for record in grader.data.records.train if isinstance(record, Prompt)]
+    prompts = [record for record in grader.data.records.train if isinstance(record, Prompt)]
     if column is not None:
         if column not in grader.data.prompt_columns:
             raise ConfigError(
                 f"worked={column}: the training rows have no such column; they have "
                 f"{', '.join(grader.data.prompt_columns) or 'none'}"
             )
-        return [(*record.prompt, Message("assistant", str(record.columns[column]))) for record in asked]
-    if all(record.columns.get("category") == "sums" for record in asked):
-        return [worked_sum(plain_text(record.prompt)) for record in asked]
+        return [(*record.prompt, Message("assistant", str(record.columns[column]))) for record in prompts]
+    if all(record.columns.get("category") == "sums" for record in prompts):
+        return [worked_sum(plain_text(record.prompt)) for record in prompts]
     try:
         train = eval_model.data_as("Demonstration").records.train
     except ConfigError:

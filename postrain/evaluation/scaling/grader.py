@@ -40,13 +40,13 @@ class GradedSamples:
     """Completions with their correctness, per prompt."""
 
     samples: Samples
-    worths: tuple[tuple[float, ...], ...]
+    grades: tuple[tuple[float, ...], ...]
     ungraded: int
     """Number of completions that could not be graded; they count as wrong."""
 
     def firsts(self) -> list[float]:
         """The correctness of each prompt's first completion."""
-        return [mine[0] for mine in self.worths]
+        return [mine[0] for mine in self.grades]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Grader:
         """Grades completions of the prompts in one batch."""
         places = [place for place, mine in enumerate(samples.of) for _ in mine]
         found = self.marker(self.prompts.select(places), [one.text for mine in samples.of for one in mine])
-        worths = iter([0.0 if worth is None else float(worth) for worth in found])
-        graded = tuple(tuple(next(worths) for _ in mine) for mine in samples.of)
-        return GradedSamples(samples, graded, sum(worth is None for worth in found))
+        grades = iter([0.0 if grade is None else float(grade) for grade in found])
+        graded = tuple(tuple(next(grades) for _ in mine) for mine in samples.of)
+        return GradedSamples(samples, graded, sum(grade is None for grade in found))
 
     def greedy(self, eval_model: EvalModel, purpose: str) -> GradedSamples:
         """The graded greedy completion of each prompt."""
@@ -84,7 +84,7 @@ class Grader:
 
     def notes(self, *graded: GradedSamples) -> tuple[str, ...]:
         """Notes on the grading of these completions."""
-        ungraded, total = sum(one.ungraded for one in graded), sum(len(mine) for one in graded for mine in one.worths)
+        ungraded, total = sum(one.ungraded for one in graded), sum(len(mine) for one in graded for mine in one.grades)
         left_out = f"{ungraded} of {total} completions could not be graded and count as wrong"
         return (self.description, left_out) if ungraded else (self.description,)
 
@@ -152,7 +152,7 @@ class PromptTask(ABC):
                 f"right={self.right}: there is no grader; choose a verifiable reward "
                 "(reward=answer), or data with a column answer or gold scores"
             )
-        return Grader(data, prompts, self._marker(chosen, eval_model.reward, data), chosen, self._says(chosen))
+        return Grader(data, prompts, self._marker(chosen, eval_model.reward, data), chosen, self._description(chosen))
 
     def _has_answer(self, columns: Mapping[str, Any]) -> bool:
         answer = columns.get("answer")
@@ -169,12 +169,12 @@ class PromptTask(ABC):
             nan_to_none(reward(prompts.texts, completions, prompts.columns).total_B)
         )
 
-    def _reached(self, worths: Sequence[float | None]) -> Sequence[float | None]:
+    def _reached(self, grades: Sequence[float | None]) -> Sequence[float | None]:
         if self.threshold is None:
-            return worths
-        return [None if worth is None else float(reaches(worth, self.threshold)) for worth in worths]
+            return grades
+        return [None if grade is None else float(reaches(grade, self.threshold)) for grade in grades]
 
-    def _says(self, source: Source) -> str:
+    def _description(self, source: Source) -> str:
         if source == "answer":
             return f"accuracy: the extracted {self.answers} equals the column answer"
         what = "reward" if source == "reward" else "gold score (its part correct, where it has one)"

@@ -21,7 +21,7 @@ def powers_of_two(most: int) -> tuple[int, ...]:
     return tuple(2**power for power in range(most.bit_length()))
 
 
-def expected_best_of_n(scores: Sequence[float | None], worths: Sequence[float], n: int) -> float:
+def expected_best_of_n(scores: Sequence[float | None], grades: Sequence[float], n: int) -> float:
     """The expected correctness of the best-scored of n samples, over all subsets of size n.
 
     Of G samples, s score better than a value that m have: the best of n has it with probability
@@ -29,15 +29,15 @@ def expected_best_of_n(scores: Sequence[float | None], worths: Sequence[float], 
     last. With binary correctness as the score this is pass@n = 1 − C(G−c, n)/C(G, n), c of G right.
     """
     tied: dict[float, list[float]] = {}
-    for score, worth in zip(scores, worths, strict=True):
-        tied.setdefault(-math.inf if score is None else score, []).append(worth)
-    left, expected = len(worths), 0.0
+    for score, grade in zip(scores, grades, strict=True):
+        tied.setdefault(-math.inf if score is None else score, []).append(grade)
+    left, expected = len(grades), 0.0
     for score in sorted(tied, reverse=True):
         alike = tied[score]
         taken = math.comb(left, n) - math.comb(left - len(alike), n)
         expected += taken * math.fsum(alike) / len(alike)
         left -= len(alike)
-    return expected / math.comb(len(worths), n)
+    return expected / math.comb(len(grades), n)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _continued(
     """Each state with one more step."""
     sampling, template = eval_model.engine.sampling, eval_model.template
     limits = tuple(sampling.max_new_tokens - len(branch.state.ids) for branch in branches)
-    said = eval_model.engine.generate(
+    completions = eval_model.engine.generate(
         eval_model.model,
         [torch.cat([prompts.ids[branch.place].cpu(), branch.state.ids]) for branch in branches],
         seeds=[branch.key for branch in branches],
@@ -124,7 +124,7 @@ def _continued(
     )
     return [
         _longer(eval_model, branch.state, completion, limit)
-        for branch, completion, limit in zip(branches, said, limits, strict=True)
+        for branch, completion, limit in zip(branches, completions, limits, strict=True)
     ]
 
 
@@ -154,9 +154,9 @@ class Baseline:
     seconds: float
     """Wall time of valuing all completions."""
 
-    def worths(self, n: int) -> list[float]:
+    def expected_correctness(self, n: int) -> list[float]:
         """Expected correctness of the best of n, per prompt."""
-        return [expected_best_of_n(*pair, n) for pair in zip(self.scores, self.graded.worths, strict=True)]
+        return [expected_best_of_n(*pair, n) for pair in zip(self.scores, self.graded.grades, strict=True)]
 
     def seconds_of(self, n: int) -> float:
         """Seconds per prompt for the best of n."""
@@ -181,8 +181,8 @@ def compare_with_best_of_n(
     widest, most = list(found.values())[-1], list(same.values())[-1]
     columns = {
         "accuracy": widest.firsts(),
-        "same_tokens": baseline.worths(most),
-        "one_sample": baseline.worths(1),
+        "same_tokens": baseline.expected_correctness(most),
+        "one_sample": baseline.expected_correctness(1),
         "greedy": greedy.firsts(),
     }
     columns["gain"] = gains(columns["accuracy"], columns["one_sample"])
@@ -216,7 +216,13 @@ def curves(
         for label, graded in found.items()
     )
     chosen = tuple(
-        point(f"best of {n}", baseline.worths(n), tokens=n * each, seconds=baseline.seconds_of(n), kl=best_of_n_kl(n))
+        point(
+            f"best of {n}",
+            baseline.expected_correctness(n),
+            tokens=n * each,
+            seconds=baseline.seconds_of(n),
+            kl=best_of_n_kl(n),
+        )
         for n in sorted({1, *same.values()})
     )
     return {name: searched, "best of n, same value": chosen, "greedy": (greedy_point(greedy),)}
@@ -224,9 +230,9 @@ def curves(
 
 def search_details(found: Mapping[str, GradedSamples]) -> dict[str, Sequence[object]]:
     """Further record fields: the result of each search and its correctness."""
-    prompts = range(len(next(iter(found.values())).worths))
+    prompts = range(len(next(iter(found.values())).grades))
     return {
-        "right": [{label: graded.worths[place][0] for label, graded in found.items()} for place in prompts],
+        "right": [{label: graded.grades[place][0] for label, graded in found.items()} for place in prompts],
         "completions": [
             {label: graded.samples.of[place][0].text for label, graded in found.items()} for place in prompts
         ],

@@ -24,7 +24,7 @@ from postrain.types import Size
 class MajorityAnswer:
     """The majority answer of a group of samples."""
 
-    worth: float
+    grade: float
     share: float
     """Share of the votes."""
     answer: str | None
@@ -41,17 +41,17 @@ class SelfConsistency(PromptTask):
         graded = grader.grade(draw(eval_model, grader.prompts, self.samples, "self-consistency"))
         greedy = grader.greedy(eval_model, "self-consistency")
         elected = {n: self._elected(graded, n) for n in powers_of_two(self.samples)}
-        worths = {n: [fmean(one.worth for one in groups) for groups in found] for n, found in elected.items()}
+        grades = {n: [fmean(one.grade for one in groups) for groups in found] for n, found in elected.items()}
         most = powers_of_two(self.samples)[-1]
         columns = {
-            "accuracy": worths[most],
-            "one_sample": worths[1],
-            "gain": gains(worths[most], worths[1]),
+            "accuracy": grades[most],
+            "one_sample": grades[1],
+            "gain": gains(grades[most], grades[1]),
             "greedy": greedy.firsts(),
             "confidence": [fmean(one.share for one in groups) for groups in elected[most]],
             "answered": [float(groups[0].answer is not None) for groups in elected[most]],
         }
-        known = [(groups[0].share, groups[0].worth) for groups in elected[most] if groups[0].answer is not None]
+        known = [(groups[0].share, groups[0].grade) for groups in elected[most] if groups[0].answer is not None]
         return EvalResult(
             metrics=estimates(columns)
             | ({"calibration_error": calibration_error(*zip(*known, strict=True))} if known else {})
@@ -60,29 +60,29 @@ class SelfConsistency(PromptTask):
             records=grader.records(
                 {
                     **columns,
-                    "right": [{str(n): worths[n][place] for n in worths} for place in range(len(graded.worths))],
+                    "right": [{str(n): grades[n][place] for n in grades} for place in range(len(graded.grades))],
                     "answer": [groups[0].answer for groups in elected[most]],
                     "answers": self.answers_of(graded.samples),
                 }
             ),
-            curves={"self-consistency": self._curve(graded, worths), "greedy": (greedy_point(greedy),)},
+            curves={"self-consistency": self._curve(graded, grades), "greedy": (greedy_point(greedy),)},
             notes=(*grader.notes(graded, greedy), *self._unread(graded)),
         )
 
     def _elected(self, graded: GradedSamples, n: int) -> list[list[MajorityAnswer]]:
         """The majority answer of each group of n samples, per prompt."""
         starts = range(0, self.samples - n + 1, n)
-        rows = zip(graded.samples.of, graded.worths, self.answers_of(graded.samples), strict=True)
+        rows = zip(graded.samples.of, graded.grades, self.answers_of(graded.samples), strict=True)
         return [
-            [vote_of(samples[at : at + n], worths[at : at + n], said[at : at + n]) for at in starts]
-            for samples, worths, said in rows
+            [vote_of(samples[at : at + n], grades[at : at + n], answers[at : at + n]) for at in starts]
+            for samples, grades, answers in rows
         ]
 
-    def _curve(self, graded: GradedSamples, worths: dict[int, list[float]]) -> tuple[ScalingPoint, ...]:
+    def _curve(self, graded: GradedSamples, grades: dict[int, list[float]]) -> tuple[ScalingPoint, ...]:
         each = fmean(graded.samples.tokens())
         return tuple(
             point(f"majority of {n}", values, tokens=n * each, seconds=graded.samples.share(n))
-            for n, values in worths.items()
+            for n, values in grades.items()
         )
 
     def _unread(self, graded: GradedSamples) -> list[str]:
@@ -91,7 +91,7 @@ class SelfConsistency(PromptTask):
         return [f"{without} of {len(answers)} completions give no {self.answers} and have no vote"] if without else []
 
 
-def vote_of(samples: tuple[Sample, ...], worths: tuple[float, ...], said: list[str | None]) -> MajorityAnswer:
+def vote_of(samples: tuple[Sample, ...], grades: tuple[float, ...], answers: list[str | None]) -> MajorityAnswer:
     """The majority answer of a group; ties are broken by the geometric mean of the token probabilities."""
-    won = majority_vote(said, [exp(one.logprob) for one in samples])
-    return MajorityAnswer(worths[won.place] if won.share else 0.0, won.share, said[won.place])
+    won = majority_vote(answers, [exp(one.logprob) for one in samples])
+    return MajorityAnswer(grades[won.place] if won.share else 0.0, won.share, answers[won.place])

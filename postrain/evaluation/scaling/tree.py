@@ -87,26 +87,26 @@ def gold_value(prompts: Prompts) -> Value:
 
 def partial_sum(right: tuple[str, ...], text: str) -> float | None:
     """1 if the steps so far are right, else 0; None without steps."""
-    shown = tuple(step for piece in STEP.split(text) if (step := piece.strip()))
-    return float(all(sums.labels(right, shown))) if shown else None
+    steps = tuple(step for piece in STEP.split(text) if (step := piece.strip()))
+    return float(all(sums.labels(right, steps))) if steps else None
 
 
 def model_value(eval_model: EvalModel, prompts: Prompts, question: str) -> Value:
     """The model's own P(yes) / (P(yes) + P(no)) to the question about each state."""
 
     def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
-        asked = [
+        questions = [
             question.replace("{prompt}", prompts.texts[place]).replace("{steps}", text)
             for place, text in zip(places, texts, strict=True)
         ]
-        return yes_probabilities(eval_model, asked)
+        return yes_probabilities(eval_model, questions)
 
     return value
 
 
-def yes_probabilities(eval_model: EvalModel, asked: Sequence[str]) -> list[float | None]:
+def yes_probabilities(eval_model: EvalModel, questions: Sequence[str]) -> list[float | None]:
     """P(yes) / (P(yes) + P(no)) for each question; None if it does not fit the context."""
-    rows = [_answered(eval_model, question, word) for question in asked for word in WORDS]
+    rows = [_answered(eval_model, question, word) for question in questions for word in WORDS]
     fitting = [place for place, (ids, _) in enumerate(rows) if len(ids) <= eval_model.context]
     logps_Q2 = torch.full((len(rows),), torch.nan)
     if fitting:
@@ -125,8 +125,8 @@ def _answered(eval_model: EvalModel, question: str, word: str) -> tuple[Tensor, 
     """Ids of a question and a one-word answer without end tokens, and the mask of the answer."""
     template = eval_model.template
     # Plain text needs a space before the answer; chat templates separate it.
-    said = f" {word}" if template.name == "plain" else word
-    prompt, answer = template.encode_completion(user(question), said)
+    text = f" {word}" if template.name == "plain" else word
+    prompt, answer = template.encode_completion(user(question), text)
     ends = [place for place, token in enumerate(answer.tolist()) if token in template.stop_ids]
     ids = torch.cat([prompt, answer[: ends[0]]])
     return ids, torch.arange(len(ids)) >= len(prompt)

@@ -27,13 +27,13 @@ ANY: Any = None
 
 @dataclass(frozen=True)
 class Writer:
-    """Goes on from a text as `says` has it: the n-th time it is asked, with the n-th of the continuations; greedily
-    with the first. Every token has probability e^-½ but those in `sure`, which have 1."""
+    """Continues a text with an item of `continuations(text)`: the n-th call with the n-th item, greedy calls with the
+    first. Every token has probability e^-½."""
 
     template: Template
-    says: Callable[[str], Sequence[str]]
+    continuations: Callable[[str], Sequence[str]]
     temperature: float = 1.0
-    asked: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
     exact: bool = True
 
     @property
@@ -44,10 +44,10 @@ class Writer:
         return [self._one(self.template.decode_all(prompt.tolist()), stop) for prompt in prompts]
 
     def _one(self, text: str, stop: Stop) -> Completion:
-        said = self.says(text)
-        number = self.asked[text] if self.temperature else 0
-        self.asked[text] += 1 if self.temperature else 0
-        ids = [*self.template.encode_continuation(said[number % len(said)]).tolist(), self.template.stop_ids[0]]
+        found = self.continuations(text)
+        number = self.calls[text] if self.temperature else 0
+        self.calls[text] += 1 if self.temperature else 0
+        ids = [*self.template.encode_continuation(found[number % len(found)]).tolist(), self.template.stop_ids[0]]
         ends = (at for at in range(1, len(ids)) if any(t in self.template.decode_all(ids[:at]) for t in stop.texts))
         whole = torch.tensor(ids[: next(ends, len(ids))])
         return Completion(whole, torch.full((len(whole),), -0.5), True)
@@ -55,25 +55,25 @@ class Writer:
 
 @dataclass(frozen=True)
 class Marks:
-    """A reward, and a process reward, from a table: what a text is worth, by what it holds."""
+    """A reward, and a process reward, from a table: the first key that a completion contains gives its score."""
 
     of: Mapping[str, float]
 
     def __call__(self, prompts: Any, completions: Sequence[str], columns: Any) -> RewardBatch:
-        return RewardBatch(none_to_nan([self.mark(said) for said in completions]), {})
+        return RewardBatch(none_to_nan([self.mark(completion) for completion in completions]), {})
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
-        return [() if self.mark(said) is None else (self.mark(said) or 0.0,) for said in completions]
+        return [() if self.mark(completion) is None else (self.mark(completion) or 0.0,) for completion in completions]
 
     def to(self, device: Any) -> None: ...
 
-    def mark(self, said: str) -> float | None:
-        return next((value for text, value in self.of.items() if text in said), None)
+    def mark(self, completion: str) -> float | None:
+        return next((value for text, value in self.of.items() if text in completion), None)
 
 
 @cache
 def nano(*overrides: str) -> tuple[DataConversions, Any]:
-    """The data of a command line as nano's tokenizer reads it, and where nano lies."""
+    """The data of a command line as nano's tokenizer reads it, and nano's source."""
     config = composed(["method=grpo", f"data.eval_rows={PROMPTS}", "data.source.count=12", *overrides])
     resolved = instantiate(config["model"]).resolve()
     return DataConversions(
@@ -86,11 +86,16 @@ def sums() -> DataModule:
     return nano("data=world_sums")[0]("Prompt")
 
 
-def eval_model(says: Callable[[str], Sequence[str]], *overrides: str, **changes: Any) -> EvalModel:
-    """Whose engine says so."""
+def eval_model(continuations: Callable[[str], Sequence[str]], *overrides: str, **changes: Any) -> EvalModel:
+    """An EvalModel with a scripted engine."""
     view, _ = nano(*(overrides or ("data=world_sums",)))
     template = view("Prompt").chat_template
-    given: dict[str, Any] = {"engine": Writer(template, says), "reward": None, "model": nn.Linear(1, 1), **changes}
+    given: dict[str, Any] = {
+        "engine": Writer(template, continuations),
+        "reward": None,
+        "model": nn.Linear(1, 1),
+        **changes,
+    }
     return EvalModel(
         name="scripted",
         tokenizer=template.tokenizer,
@@ -106,7 +111,7 @@ def eval_model(says: Callable[[str], Sequence[str]], *overrides: str, **changes:
 
 
 def measure(name: str, **changes: Any) -> Any:
-    """A measure from its YAML, with these keys changed."""
+    """A task from its YAML, with these keys changed."""
     return replace(_settings(name), **{"prompts": PROMPTS, **changes})
 
 
@@ -116,13 +121,13 @@ def _settings(name: str) -> Any:
 
 
 def right_and_wrong() -> Callable[[str], Sequence[str]]:
-    """Of every sum the right answer and, as often, one that is by one too large."""
+    """For each sum the right answer, and an answer that is too large by one."""
     answers = {text: int(row["answer"]) for text, row in zip(*_held_out(), strict=True)}
 
-    def says(prompt: str) -> Sequence[str]:
+    def continuations(prompt: str) -> Sequence[str]:
         return (f" The answer is {answers[prompt]}.", f" The answer is {answers[prompt] + 1}.")
 
-    return says
+    return continuations
 
 
 def right_answers() -> list[str]:

@@ -10,7 +10,7 @@ from postrain.evaluation.scaling.answers import Answer, answer_probability, extr
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "said", "span"),
+    ("text", "kind", "answer", "span"),
     [
         (" 3 + 4 = 7. The answer is 7.", "number", "7", "7"),
         ("7.00 apples", "number", "7", "7.00"),
@@ -23,13 +23,13 @@ from postrain.evaluation.scaling.answers import Answer, answer_probability, extr
         ("  ", "text", None, ""),
     ],
 )
-def test_extract_answer_returns_value_and_span(text, kind, said, span):
+def test_extract_answer_returns_value_and_span(text, kind, answer, span):
     found = extract_answer(text, kind)
-    if said is None:
+    if answer is None:
         assert found is None
     else:
         assert found is not None
-        assert found.value == said
+        assert found.value == answer
         assert text[found.start : found.end] == span
 
 

@@ -19,11 +19,11 @@ from tests.evaluation.scaling.scripted import (
 )
 
 
-def test_best_of_n_by_a_misaligned_reward():
-    fond = Marks(dict.fromkeys(right_answers(), 0.0) | {"is": 1.0})
-    asked = eval_model(right_and_wrong(), reward=None)
+def test_best_of_n_with_a_misaligned_reward_falls_with_n():
+    reward_model = Marks(dict.fromkeys(right_answers(), 0.0) | {"is": 1.0})
+    scripted = eval_model(right_and_wrong(), reward=None)
     # Two of four samples are right. One of two is drawn: all worse ones need C(2,2)/C(4,2) = 1/6; of four, none.
-    found = measure("best_of_n", samples=4, scorer=fond, prompts=1)(asked)
+    found = measure("best_of_n", samples=4, scorer=reward_model, prompts=1)(scripted)
     worst = found.curves["best of n (reward)"]
     assert scores(worst) == pytest.approx([1 / 2, 1 / 6, 0])
     assert [point.kl for point in worst] == pytest.approx([0, math.log(2) - 1 / 2, math.log(4) - 3 / 4])
@@ -46,10 +46,10 @@ def test_best_of_n_breaks_ties_uniformly_and_does_not_select_by_the_grader():
     assert "best of n (reward)" in by_answer(eval_model(right_and_wrong(), reward=Marks({"is": 1.0}))).curves
 
 
-def test_temperature_zero_is_an_error():
-    asked = eval_model(right_and_wrong())
+def test_best_of_n_refuses_temperature_zero():
+    scripted = eval_model(right_and_wrong())
     with pytest.raises(ConfigError, match=r"^rollout\.temperature=0: .*more than 0$"):
-        measure("best_of_n")(replace(asked, engine=replace(asked.engine, temperature=0.0)))  # type: ignore[type-var]
+        measure("best_of_n")(replace(scripted, engine=replace(scripted.engine, temperature=0.0)))  # type: ignore[type-var]
 
 
 def test_ungraded_completions_count_as_wrong_with_a_note():

@@ -39,10 +39,10 @@ def real():
 
 def test_yes_probability_is_a_softmax_over_yes_and_no(real):
     template: Template = real.template
-    asked = ["3 + 4 = 7.\nRight?", "word " * 600]
-    found = yes_probabilities(real, asked)
+    questions = ["3 + 4 = 7.\nRight?", "word " * 600]
+    found = yes_probabilities(real, questions)
     assert found[1] is None
-    ids = template.encode_prompt(user(asked[0]))
+    ids = template.encode_prompt(user(questions[0]))
     logps = []
     for word in (" yes", " no"):
         more = template.encode_continuation(word)
@@ -52,11 +52,11 @@ def test_yes_probability_is_a_softmax_over_yes_and_no(real):
     assert found[0] == pytest.approx(float(torch.sigmoid(logps[0] - logps[1])), abs=1e-5)
 
 
-@pytest.mark.parametrize("way", METHODS)
-def test_task_is_deterministic_and_records_average_to_its_metrics(real, way):
-    scorer = {"scorer": Marks({"= 7": 0.2, "1": 0.9, "": 0.5})} if way in ("best_of_n", "beam") else {}
-    fewer = {"shots": (1,)} if way == "cot" else SHALLOW.get(way, {"samples": 2})
-    one, again = measure(way, **fewer, **scorer)(real), measure(way, **fewer, **scorer)(real)
+@pytest.mark.parametrize("method", METHODS)
+def test_task_is_deterministic_and_records_average_to_its_metrics(real, method):
+    scorer = {"scorer": Marks({"= 7": 0.2, "1": 0.9, "": 0.5})} if method in ("best_of_n", "beam") else {}
+    fewer = {"shots": (1,)} if method == "cot" else SHALLOW.get(method, {"samples": 2})
+    one, again = measure(method, **fewer, **scorer)(real), measure(method, **fewer, **scorer)(real)
     assert one.metrics == again.metrics
     assert one.records == again.records
     assert [record["row"] for record in one.records] == list(sums().eval_prompts(PROMPTS).row_ids)

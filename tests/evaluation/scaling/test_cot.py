@@ -32,22 +32,22 @@ def test_few_shot_examples_are_turns_and_prefixes_of_each_other():
 
 
 def test_each_prompt_variant_has_its_model_input():
-    both, heard = right_and_wrong(), []
+    both, received = right_and_wrong(), []
 
-    def says(prompt: str) -> list[str]:
+    def continuations(prompt: str) -> list[str]:
         """Right only after worked examples."""
-        heard.append(prompt)
+        received.append(prompt)
         question = prompt.split(END)[-1].removesuffix(" The answer is").removesuffix(" Think.")
         return [both(question)[END not in prompt]]
 
-    found = measure("cot", zero_shot="Think.", shots=(1, 2))(eval_model(says))
-    asked = sums().eval_prompts(PROMPTS).texts
-    assert heard[:PROMPTS] == list(asked)
-    assert heard[PROMPTS : 2 * PROMPTS] == [f"{text} The answer is" for text in asked]
-    assert heard[2 * PROMPTS : 3 * PROMPTS] == [f"{text} Think." for text in asked]
-    one, two = heard[3 * PROMPTS], heard[4 * PROMPTS]
-    assert one.endswith(f"The answer is {answer_of(one)}.{END}{asked[0]}")
-    assert two.startswith(one.removesuffix(asked[0]))
+    found = measure("cot", zero_shot="Think.", shots=(1, 2))(eval_model(continuations))
+    questions = sums().eval_prompts(PROMPTS).texts
+    assert received[:PROMPTS] == list(questions)
+    assert received[PROMPTS : 2 * PROMPTS] == [f"{text} The answer is" for text in questions]
+    assert received[2 * PROMPTS : 3 * PROMPTS] == [f"{text} Think." for text in questions]
+    one, two = received[3 * PROMPTS], received[4 * PROMPTS]
+    assert one.endswith(f"The answer is {answer_of(one)}.{END}{questions[0]}")
+    assert two.startswith(one.removesuffix(questions[0]))
     assert two.count("The answer is") == 2
     assert found.example == two
     assert {name: scores(points) for name, points in found.curves.items()} == {
@@ -82,16 +82,16 @@ def answer_of(prompt: str) -> int:
 
 
 def test_few_shot_examples_use_the_chat_template():
-    heard = []
-    asked = eval_model(lambda prompt: heard.append(prompt) or ["7"], "data=world_sums", "data.template=qa")
-    measure("cot", shots=(1,), prompts=1)(asked)
-    assert heard[-1].count("Question: ") == heard[-1].count("Answer:") == 2
-    assert heard[-1].endswith("\nAnswer:")
+    received = []
+    scripted = eval_model(lambda prompt: received.append(prompt) or ["7"], "data=world_sums", "data.template=qa")
+    measure("cot", shots=(1,), prompts=1)(scripted)
+    assert received[-1].count("Question: ") == received[-1].count("Answer:") == 2
+    assert received[-1].endswith("\nAnswer:")
 
 
 def test_examples_come_from_demonstrations_or_a_named_column():
-    asked = eval_model(lambda prompt: ["7"], "data=world_demonstrations")
-    assert "few_shot_1/accuracy" in measure("cot", shots=(1,))(asked).metrics
+    scripted = eval_model(lambda prompt: ["7"], "data=world_demonstrations")
+    assert "few_shot_1/accuracy" in measure("cot", shots=(1,))(scripted).metrics
     stories = eval_model(lambda prompt: ["7"], "data=world_stories")
     found = measure("cot", shots=(1,))(stories)
     assert any(note.startswith("few-shot is left out") for note in found.notes)
@@ -101,7 +101,7 @@ def test_examples_come_from_demonstrations_or_a_named_column():
 
 
 def test_examples_that_do_not_fit_the_context_are_left_out():
-    asked = replace(eval_model(lambda prompt: [" The answer is 7."]), context=160)
-    found = measure("cot", shots=(1, 12))(asked)
+    scripted = replace(eval_model(lambda prompt: [" The answer is 7."]), context=160)
+    found = measure("cot", shots=(1, 12))(scripted)
     assert "few_shot_1/accuracy" in found.metrics
     assert "left out, since longer than the model's context: few-shot, 12 examples" in found.notes

@@ -22,9 +22,9 @@ def test_missing_grader_gives_a_note():
 
 
 def test_threshold_turns_a_reward_into_correctness():
-    liked = Marks({"is": 0.5})
+    marks = Marks({"is": 0.5})
     for threshold, accuracy in ((None, 0.5), (0.5, 1.0), (0.6, 0.0)):
-        found = measure("self_consistency", threshold=threshold, samples=2)(eval_model(right_and_wrong(), reward=liked))
+        found = measure("self_consistency", threshold=threshold, samples=2)(eval_model(right_and_wrong(), reward=marks))
         assert found.metrics["accuracy"].value == accuracy
 
 
@@ -36,8 +36,8 @@ def test_threshold_tolerates_float32_rounding():
 
 @pytest.mark.parametrize("model_based", [True, False])
 def test_learned_rewards_are_not_automatic_graders(model_based):
-    fond = type("Fond", (Marks,), {"model_based": model_based})({"is": 1.0})
-    for reward in (fond, WeightedSum(parts={"fond": fond}, weights={"fond": 1.0})):
+    reward_model = type("Fond", (Marks,), {"model_based": model_based})({"is": 1.0})
+    for reward in (reward_model, WeightedSum(parts={"fond": reward_model}, weights={"fond": 1.0})):
         found = measure("self_consistency", samples=2)(eval_model(right_and_wrong(), reward=reward))
         # Of two answers one is the row's.
         assert found.metrics["one_sample"].value == (0.5 if model_based else 1)
@@ -45,7 +45,7 @@ def test_learned_rewards_are_not_automatic_graders(model_based):
 
 
 def test_gold_scores_grade_without_reward_and_answers():
-    asked = eval_model(lambda _: [" In the end, they all went home."], "data=world_stories")
-    found = measure("best_of_n", samples=2)(asked)
+    scripted = eval_model(lambda _: [" In the end, they all went home."], "data=world_stories")
+    found = measure("best_of_n", samples=2)(scripted)
     assert found.notes[0].startswith("accuracy: mean gold score")
     assert 0 < found.metrics["accuracy"].value < 1

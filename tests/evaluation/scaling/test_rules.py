@@ -34,23 +34,23 @@ def test_sizes_are_powers_of_two():
     assert powers_of_two(12) == (1, 2, 4, 8)
 
 
-def chosen_worth(places: tuple[int, ...]) -> float:
-    """The worth of the best-scored of these samples, any of equal ones as likely; unscored ones last."""
+def chosen_grade(places: tuple[int, ...]) -> float:
+    """The grade of the best-scored of these samples; ties are broken uniformly, unscored samples rank last."""
     scores = [-math.inf if (score := SCORES[place]) is None else score for place in places]
     return fmean(WORTHS[place] for place, score in zip(places, scores, strict=True) if score == max(scores))
 
 
 @pytest.mark.parametrize("n", range(1, 7))
 def test_best_of_n_is_the_mean_over_all_subsets(n):
-    written_out = fmean(chosen_worth(places) for places in combinations(range(6), n))
+    written_out = fmean(chosen_grade(places) for places in combinations(range(6), n))
     assert expected_best_of_n(SCORES, WORTHS, n) == pytest.approx(written_out)
 
 
 @pytest.mark.parametrize(("right", "total", "k"), [(0, 5, 2), (1, 5, 2), (3, 5, 2), (4, 16, 8), (5, 5, 1)])
 def test_best_of_n_selected_by_correctness_is_pass_at_k(right, total, k):
-    worths = [1.0] * right + [0.0] * (total - right)
+    grades = [1.0] * right + [0.0] * (total - right)
     expected = 1 - math.comb(total - right, k) / math.comb(total, k)
-    assert expected_best_of_n(worths, worths, k) == pytest.approx(expected)
+    assert expected_best_of_n(grades, grades, k) == pytest.approx(expected)
 
 
 def test_pass_at_2_of_one_in_five():

@@ -35,16 +35,16 @@ def test_tree_of_thoughts_with_exact_values_beats_greedy_decoding():
     question = sums().eval_prompts(1).texts[0]
     right = [f" {step}" for step in chain(terms_of(question))]
     assert found.records[0]["completions"]["breadth 1"] == "".join(right)
-    # Breadth 1 keeps one state: both proposals after each right step are paid for, and the end token twice.
-    asked = eval_model(stepwise)
+    # Breadth 1 keeps one state: both proposals after each right step count, and the end token twice.
+    scripted = eval_model(stepwise)
     proposed = [text for done in range(len(right)) for text in stepwise(question + "".join(right[:done]))]
-    paid = sum(len(asked.template.encode_continuation(text)) for text in proposed) + 2
-    assert measure("tree", breadths=(1,), proposals=2, prompts=1)(asked).metrics["tokens"].value == paid
+    tokens = sum(len(scripted.template.encode_continuation(text)) for text in proposed) + 2
+    assert measure("tree", breadths=(1,), proposals=2, prompts=1)(scripted).metrics["tokens"].value == tokens
 
 
 def test_beam_search_keeps_the_best_scored_states():
-    liked = {" " + step: 0.9 for text in sums().eval_prompts(PROMPTS).texts for step in chain(terms_of(text))[-1:]}
-    always = Marks(liked | {"The answer": 0.1, "=": 0.5})
+    marks = {" " + step: 0.9 for text in sums().eval_prompts(PROMPTS).texts for step in chain(terms_of(text))[-1:]}
+    always = Marks(marks | {"The answer": 0.1, "=": 0.5})
     found = measure("beam", widths=(2,), expansions=2, scorer=always)(eval_model(stepwise))
     (point,) = found.curves["beam search"]
     assert point.label == "2 × 2"

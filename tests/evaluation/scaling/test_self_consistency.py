@@ -15,8 +15,8 @@ from tests.evaluation.scaling.scripted import (
 def test_self_consistency_accuracy_and_confidence_match_worked_example():
     both = right_and_wrong()
     # Right, wrong, right, right: of one 3/4; of two 1 and 1, since of a tie the first is taken; of four 1 with ¾.
-    asked = eval_model(lambda prompt: [both(prompt)[place] for place in (0, 1, 0, 0)])
-    found = measure("self_consistency", samples=4)(asked)
+    scripted = eval_model(lambda prompt: [both(prompt)[place] for place in (0, 1, 0, 0)])
+    found = measure("self_consistency", samples=4)(scripted)
     assert scores(found.curves["self-consistency"]) == [3 / 4, 1, 1]
     assert found.metrics["confidence"].value == 3 / 4
     # Prompts of confidence ¾, all of them right.
