@@ -60,8 +60,16 @@ def api(_: str) -> str:
             continue
         (classes if inspect.isclass(found) else functions).append(described(name, found))
     methods = [name for name, found in public_names().items() if inspect.isclass(found) and issubclass(found, Method)]
-    parts = ["## Functions", *functions, "## Classes", *classes]
-    return "\n\n".join([*parts, "## Methods", f"{', '.join(map(code, methods))}: their keys are on their pages."])
+    pages = "their keys are on the [pages of the methods](../methods/index.md)"
+    parts = [
+        "## Functions",
+        *functions,
+        "## Classes",
+        *classes,
+        "## Methods",
+        f"{', '.join(map(code, methods))}: {pages}.",
+    ]
+    return "\n\n".join([*parts, "## Losses", "`postrain.losses`: [every loss as a pure function](losses.md)."])
 
 
 def described(name: str, found: Any) -> str:

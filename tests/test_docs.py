@@ -1,0 +1,248 @@
+"""Every command, snippet and link of the README and of docs/ works; runs are cut short and otherwise unchanged."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from markdown.extensions.toc import slugify
+
+from docs.generator.pages import DOCS, expand
+from docs.generator.reference import public_names
+from postrain import evaluate
+from postrain.cli.chat import __main__ as chat
+from postrain.cli.help import groups
+from postrain.config.groups import groups_of
+from postrain.data.layouts import find_layout
+from postrain.jobs import pipeline, sweep
+from postrain.metrics import declarations
+from postrain.report import __main__ as report
+from tests.cli.test_main import run
+from tests.training_runs import CONF, METHODS, SMALL, small_run
+
+ROOT = CONF.parent
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = {page: page.read_text() for page in (ROOT / "README.md", *PAGES)}
+BLOCK = re.compile(r"^```(\w*)(?: title=\"(.*?)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+
+# One update on few rows: that methods learn is tested elsewhere.
+SHORT = (*SMALL, "method.updates=1", "method.batch_size=4", "evaluation.completions=2", "data.eval_rows=4")
+ROWS = {
+    "my.jsonl": '{{"prompt": "Say {0}.", "completion": "Here it is: {0}."}}\n',
+    "instructions.jsonl": '{{"prompt": "Name {0}.", "completion": "It is {0}."}}\n',
+    "thumbs.jsonl": '{{"prompt": "Say {0}.", "completion": "Here it is: {0}.", "label": {1}}}\n',
+    "pairs.jsonl": '{{"prompt": "Say {0}.", "chosen": "Here it is: {0}.", "rejected": "No."}}\n',
+    "preferences.jsonl": '{{"prompt": "Say {0}.", "chosen": "Here it is: {0}.", "rejected": "No."}}\n',
+}
+"""The files of rows that commands name: 40 rows in place of the few that a page shows, or of those it generates."""
+COMPOSED = {
+    "model=smollm2": "its weights are not on every machine",
+    "REWARD_RUN": "needs a trained reward model, which tests/rewards has",
+}
+"""Commands that are composed and checked but not run, by what they contain, with the reason."""
+NOT_RUN = {
+    "make ": "targets are looked up in the Makefile",
+    "python make_pairs.py": "the script is executed as a Python block",
+    "sweeps/my_beta": "reports of sweeps are tested in tests/report",
+    "resume=runs/sft": "the same command stands in docs/howto/resume.md with RUN",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    language: str
+    title: str
+    text: str
+
+
+def blocks() -> Iterator[Block]:
+    for page, text in TEXTS.items():
+        yield from (Block(page, *match.groups(default="")) for match in BLOCK.finditer(text))
+
+
+BLOCKS = list(blocks())
+COMMANDS = {
+    re.sub(r"\s+# .*", "", line).strip(): block
+    for block in BLOCKS
+    if block.language == "bash"
+    for line in block.text.splitlines()
+    if line
+}
+"""Every command once, with a block that has it."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, which stands for RUN."""
+    return small_run(tmp_path_factory.mktemp("finished"), "method=sft").path
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory with the files of rows, and what the test of a page adds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    groups_of.cache_clear()
+    for name, row in ROWS.items():
+        Path(name).write_text("".join(row.format(number, str(number % 3 > 0).lower()) for number in range(40)))
+    yield tmp_path
+    groups_of.cache_clear()
+
+
+def write_files(page: Path) -> None:
+    """The titled files of a page and of the tutorial on rewards; those of ROWS stay as they are."""
+    rewards = DOCS / "tutorials" / "my_reward.md"
+    for block in BLOCKS:
+        if block.page in (page, rewards) and block.title and block.title not in ROWS:
+            Path(block.title).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.title).write_text(block.text)
+
+
+def reason(known: dict[str, str], command: str) -> str | None:
+    return next((why for part, why in known.items() if part in command), None)
+
+
+@pytest.fixture
+def only_planned(monkeypatch):
+    """Jobs of sweeps and stages of pipelines are composed and checked, but not run: tests/jobs runs them."""
+    monkeypatch.setattr(sweep, "_run", lambda sweep, jobs, planner: 0)
+    monkeypatch.setattr(pipeline.StageRunner, "advance", lambda self, job: None)
+    monkeypatch.setattr(pipeline, "grid", lambda jobs, root: ([], []))
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not reason(NOT_RUN, command)])
+@pytest.mark.usefixtures("elsewhere", "only_planned")
+def test_command_works(command, finished, capsys, monkeypatch):
+    write_files(COMMANDS[command].page)
+    checked = reason(COMPOSED, command) and "pipeline=" not in command
+    words = shlex.split(re.sub(r"\bRUN\b", str(finished), command))
+    assert words[0] == "python", command
+    program, arguments = (words[1], words[2:]) if words[1] != "-m" else (words[2], words[3:])
+    if program == "train.py":
+        code = run(*shortened(arguments, command), *(("--cfg", "job") if checked else ()))
+    else:
+        code = PROGRAMS[program](arguments, monkeypatch)
+    assert code == 0, capsys.readouterr().err
+
+
+def shortened(words: list[str], command: str) -> list[str]:
+    """The words of a training command with settings that cut it short."""
+    alone = not any("=" in word for word in words) or "resume=" in command or "pipeline=" in command
+    short = [word for word in SHORT if not (word == "logger=none" and "logger=" in command)]
+    return words if alone or "sweep=" in command else [*words, *short]
+
+
+def run_evaluate(words: list[str], _: pytest.MonkeyPatch) -> int:
+    small = [] if any("model.path=" in word for word in words) else ["data.source.count=64", "data.eval_rows=8"]
+    return evaluate.main(["evaluate", *words, *small])
+
+
+def run_generate(words: list[str], _: pytest.MonkeyPatch) -> int:
+    words = [word for word in words if word != "samples=8"]
+    small = (
+        "data=world_stories",
+        "data.source.count=64",
+        "reward=world_mood",
+        "prompts=4",
+        "rollout.max_new_tokens=40",
+    )
+    return import_module("postrain.generate").main(["generate", *words, *small])
+
+
+def run_report(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    Path("runs").mkdir()
+    monkeypatch.setattr(sys, "argv", ["report", *words])
+    return report.main()
+
+
+def run_chat(words: list[str], _: pytest.MonkeyPatch) -> int:
+    return chat.main([*words, "--max-new-tokens", "4"])
+
+
+PROGRAMS = {
+    "postrain.evaluate": run_evaluate,
+    "postrain.generate": run_generate,
+    "postrain.report": run_report,
+    "postrain.cli.chat": run_chat,
+}
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    named = {command.split()[1] for command in COMMANDS if command.startswith("make ")}
+    assert all(f"\n{target}:" in makefile for target in named)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in TEXTS if any(b.page == page and b.language == "python" for b in BLOCKS)]
+)
+@pytest.mark.usefixtures("elsewhere")
+def test_python_blocks_run_in_order(page):
+    names: dict[str, object] = {"__name__": "example"}
+    for block in BLOCKS:
+        if block.page == page and block.language == "python" and not block.text.startswith("# postrain/"):
+            exec(compile(block.text, str(page), "exec"), names)
+
+
+@pytest.mark.usefixtures("elsewhere", "only_planned")
+def test_yaml_blocks_are_options_that_compose():
+    untitled = [block.text for block in BLOCKS if block.language == "yaml" and not block.title]
+    assert all(text.startswith("# ") for text in untitled)  # of the README: the path is its first line
+    page = DOCS / "howto" / "pipelines.md"
+    write_files(page)
+    assert run("pipeline=mine") == 0
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "json"], ids=lambda b: b.title)
+def test_json_rows_are_read(block):
+    rows = [json.loads(line) for line in block.text.splitlines()]
+    columns = set().union(*rows)
+    assert find_layout(columns, (), ()) is not None
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """Every page as the site shows it, without the runs that find the metrics of a method, and the README."""
+    expanded = {page: expand(page.read_text(), lambda method: ("loss", "eval/loss", "gold/total")) for page in PAGES}
+    return {ROOT / "README.md": TEXTS[ROOT / "README.md"], **expanded}
+
+
+def test_links_lead_to_files_and_anchors(pages):
+    broken = []
+    for page, text in pages.items():
+        for target in LINK.findall(BLOCK.sub("", text)):
+            path, _, anchor = target.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            if target.startswith(("http:", "https:")):
+                continue
+            if not there.exists() or (anchor and anchor not in anchors(pages.get(there, ""))):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page: its headings, and elements with an id."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.MULTILINE)
+    return {slugify(re.sub(r"[`*]", "", heading), "-") for heading in headings} | set(re.findall(r'id="(.*?)"', text))
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "zensical.toml").read_text()
+    assert {str(page.relative_to(DOCS)) for page in PAGES} == set(re.findall(r'"([\w/-]+\.md)"', nav))
+
+
+def test_every_method_group_and_public_name_has_its_place(pages):
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} == {*METHODS, "index"}
+    own_pages = {page.stem for page in (DOCS / "reference" / "keys").glob("*.md")}
+    assert own_pages == {*groups(), "index"} - {"method"}
+    api = pages[DOCS / "reference" / "api.md"]
+    assert [name for name in public_names() if name not in api] == []
+    metrics = pages[DOCS / "reference" / "metrics.md"]
+    assert all(f"`{one.name}`" in metrics for one in declarations())
