@@ -2,7 +2,7 @@
 
 import re
 
-from latex2mathml.converter import convert
+from latex2mathml.converter import convert  # pyright: ignore[reportMissingImports] - of the extra docs
 
 BLOCK = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)
 

@@ -40,20 +40,19 @@ def method_class(name: str) -> Any:
     return load_target(option("method", CONF / "method" / f"{name}.yaml")["method"][TARGET])
 
 
-def entry_rows(found: Iterable[Entry], prefix: str = "") -> Iterable[tuple[str, ...]]:
-    """Table rows of keys: key, default, type, meaning."""
+def entry_rows(found: Iterable[Entry]) -> Iterable[tuple[str, ...]]:
+    """Table rows of keys: key, default, meaning, type."""
     for entry in found:
         value, kind = as_override_value(entry.value), describe(entry.key.annotation)
         value = "" if entry.value is None and "null" not in kind else value
-        yield code(entry.path.removeprefix(prefix)), code(value), escaped(kind), escaped(entry.description)
+        yield code(entry.path), code(value), escaped(entry.description), escaped(kind)
 
 
-KEYS = ("key", "default", "type", "meaning")
+KEYS = ("key", "default", "meaning", "type")
 
 
 def facts(name: str) -> str:
     """What `method=name` learns from and starts with."""
-    file = CONF / "method" / f"{name}.yaml"
     target = method_class(name)
     rows = [("Command", code(f"python train.py method={name}")), ("Class", code(f"postrain.{target.__name__}"))]
     rows += [(group.capitalize(), code(f"{group}={chosen}")) for group, chosen in defaults(name).items()]
@@ -64,7 +63,7 @@ def facts(name: str) -> str:
         ),
         ("Headline metrics", ", ".join(map(metric_link, target.headline))),
     ]
-    return f"{sentence(file)}.\n\n{table(('', ''), rows)}"
+    return table(("", ""), rows)
 
 
 def defaults(name: str) -> dict[str, str]:
@@ -164,18 +163,13 @@ def anchor(name: str) -> str:
 
 
 def metric_row(name: str, one: Metric) -> tuple[str, ...]:
-    """Table row of a metric: name, unit, better direction, range, meaning."""
+    """Table row of a metric: name, meaning, unit, better direction, range."""
     low, high = (f"{edge:g}".replace("inf", "∞") for edge in one.bounds)
-    return (
-        name,
-        one.unit,
-        {"max": "higher", "min": "lower"}.get(one.direction or "", ""),
-        RANGES.get(one.bounds, f"{low} … {high}"),
-        escaped(one.description),
-    )
+    better = {"max": "higher", "min": "lower"}.get(one.direction or "", "")
+    return name, escaped(one.sentence), one.unit, better, RANGES.get(one.bounds, f"{low} … {high}")
 
 
-METRICS = ("metric", "unit", "better", "range", "meaning")
+METRICS = ("metric", "meaning", "unit", "better", "range")
 
 
 def metrics_of(method: str, logged: Logged) -> str:
