@@ -18,6 +18,7 @@ docs: .venv/ready
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(RUN) -m docs.generator build/docs
 	.venv/bin/zensical build --strict --clean
+	$(RUN) -m docs.generator.offline site
 
 lint: .venv/ready
 	.venv/bin/ruff check .

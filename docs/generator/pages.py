@@ -13,7 +13,7 @@ from docs.generator.reference import Logged
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
 DIRECTIVE = re.compile(r"^<!-- (?P<name>[\w-]+) ?(?P<argument>.*?) -->$", re.MULTILINE)
-COPIED = (".png", ".svg", ".css")
+COPIED = (".png", ".svg", ".css", ".js")
 
 
 def directives(logged: Logged) -> Mapping[str, Callable[[str], str]]:

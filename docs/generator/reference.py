@@ -166,7 +166,7 @@ def metric_row(name: str, one: Metric) -> tuple[str, ...]:
     """Table row of a metric: name, meaning, unit, better direction, range."""
     low, high = (f"{edge:g}".replace("inf", "∞") for edge in one.bounds)
     better = {"max": "higher", "min": "lower"}.get(one.direction or "", "")
-    return name, escaped(one.sentence), one.unit, better, RANGES.get(one.bounds, f"{low} … {high}")
+    return name, escaped(one.description), one.unit, better, RANGES.get(one.bounds, f"{low} … {high}")
 
 
 METRICS = ("metric", "meaning", "unit", "better", "range")
