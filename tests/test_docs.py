@@ -16,8 +16,9 @@ from docs.generator.pages import DOCS, expand
 from docs.generator.reference import public_names
 from postrain import evaluate
 from postrain.cli.chat import __main__ as chat
-from postrain.cli.help import groups
+from postrain.cli.help import groups, known_keys
 from postrain.config.groups import groups_of
+from postrain.config.reference import options
 from postrain.data.layouts import find_layout
 from postrain.jobs import pipeline, sweep
 from postrain.metrics import declarations
@@ -246,3 +247,23 @@ def test_every_method_group_and_public_name_has_its_place(pages):
     assert [name for name in public_names() if name not in api] == []
     metrics = pages[DOCS / "reference" / "metrics.md"]
     assert all(f"`{one.name}`" in metrics for one in declarations())
+
+
+def test_inline_options_and_keys_exist():
+    """GROUP=OPTION and the keys of methods, rollouts and the like that prose names."""
+    inline = [(page, code) for page, text in TEXTS.items() for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))]
+    known = {entry.path for _, entry in known_keys()}
+    own = {*(f"{group}=NAME" for group in ("method", "reward", "data", "pipeline", "sweep")), "method=hard_sft"}
+    # Python, not config: arguments and attributes.
+    own |= {"model=model", "trainer.callback_metrics"}
+    choices = {group: {*options(group)} for group in (*groups(), "experiment", "pipeline")}
+    choices["sweep"] = {file.stem for file in (ROOT / "sweep").glob("*.yaml")}
+    wrong = []
+    for page, code in inline:
+        for group, chosen in re.findall(r"\b([a-z]+)=([A-Za-z_0-9-]+)(?=[\s`,]|$)", code):
+            if group in choices and chosen not in choices[group] and f"{group}={chosen}" not in own:
+                wrong.append(f"{page.name}: {group}={chosen}")
+        for key in re.findall(r"\b((?:method|rollout|trainer|adapter|selection|early_stop)\.[a-z_]+)(?==|$)", code):
+            if key not in known | own:
+                wrong.append(f"{page.name}: {key}")
+    assert not wrong
