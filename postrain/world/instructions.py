@@ -41,13 +41,13 @@ def reasoning(rng: random.Random) -> Item:
     terms = sums.draw(rng)
     steps, bad = sums.chain(terms), sums.chain_with_slip(rng, terms)
     courtesy = rng.choice(COURTESIES_BEFORE)
-    asked = rng.choice(("What is {e}?", "Please work out {e}.", "How much is {e}?")).format(e=sums.expression(terms))
+    question = rng.choice(("What is {e}?", "Please work out {e}.", "How much is {e}?")).format(e=sums.expression(terms))
     weights = {"correct": 0.4, "steps": 0.2, "format": 0.15, "polite": 0.15, "non_repetition": 0.1}
     answer = sums.total(terms)
     return Item(
         content=sums.expression(terms),
         category="reasoning",
-        prompt=asked if rng.random() < 0.6 else sums.word_problem(rng, terms),
+        prompt=question if rng.random() < 0.6 else sums.word_problem(rng, terms),
         reference=" ".join((courtesy, *steps)),
         wrong=" ".join((courtesy, *bad)),
         answer=str(answer),
@@ -68,12 +68,14 @@ def following(rng: random.Random) -> Item:
 def _listing(rng: random.Random) -> Item:
     kind, count = rng.choice(tuple(CATEGORIES)), rng.randint(2, 4)
     members = CATEGORIES[kind]
-    asked = rng.choice(("List {n} {k}.", "Name {n} {k}.", "Write a list of {n} {k}.")).format(n=NUMBERS[count], k=kind)
+    instruction = rng.choice(("List {n} {k}.", "Name {n} {k}.", "Write a list of {n} {k}.")).format(
+        n=NUMBERS[count], k=kind
+    )
     strangers = [word for other, words in CATEGORIES.items() if other != kind for word in words]
     return Item(
-        content=asked,
+        content=instruction,
         category="following",
-        prompt=asked,
+        prompt=instruction,
         reference=", ".join(rng.sample(members, count)) + ".",
         wrong=", ".join(rng.sample(strangers, count)) + ".",
         gold=_gold_spec(
@@ -84,11 +86,11 @@ def _listing(rng: random.Random) -> Item:
 
 def _reversing(rng: random.Random) -> Item:
     chosen = rng.sample(WORDS, rng.randint(2, 3))
-    asked = rng.choice(("Write these words in reverse order: {w}.", "Turn this list round: {w}."))
+    template = rng.choice(("Write these words in reverse order: {w}.", "Turn this list round: {w}."))
     return Item(
         content="reverse:" + ",".join(chosen),
         category="following",
-        prompt=asked.format(w=", ".join(chosen)),
+        prompt=template.format(w=", ".join(chosen)),
         reference=", ".join(reversed(chosen)) + ".",
         wrong=", ".join(chosen) + ".",
         answer=", ".join(reversed(chosen)) + ".",
@@ -117,7 +119,7 @@ def _one_word(rng: random.Random) -> Item:
 def creative(rng: random.Random) -> Item:
     """A short story of a given mood about a named character."""
     mood, name, creature = rng.choice(("good", "bad")), rng.choice(NAMES), rng.choice(CREATURES)
-    asked = rng.choice(("Write a {m} story about {n} the {c}.", "Tell me a {m} story with {n} the {c}."))
+    template = rng.choice(("Write a {m} story about {n} the {c}.", "Tell me a {m} story with {n} the {c}."))
     friend = rng.choice([other for other in NAMES if other != name])
     about = {**stories.opening(rng)[1], "n": name, "f": friend}
     start = f"{name} the {creature} was at the {about['p']}."
@@ -126,7 +128,7 @@ def creative(rng: random.Random) -> Item:
     return Item(
         content=f"{mood}:{name}:{creature}",
         category="creative",
-        prompt=asked.format(m={"good": "happy", "bad": "sad"}[mood], n=name, c=creature),
+        prompt=template.format(m={"good": "happy", "bad": "sad"}[mood], n=name, c=creature),
         reference=story[mood],
         wrong=story["bad" if mood == "good" else "good"],
         gold={
@@ -142,11 +144,11 @@ def code(rng: random.Random) -> Item:
     line, result = rng.choice((_print_sum, _maximum, _length, _variable))(rng)
     courtesy = rng.choice(COURTESIES_AFTER)
     slip = result + rng.choice((-1, 1, 2)) if result else 1
-    asked = rng.choice(("What does {c} show?", "Run this code: {c}", "Tell me the result of {c}")).format(c=line)
+    question = rng.choice(("What does {c} show?", "Run this code: {c}", "Tell me the result of {c}")).format(c=line)
     return Item(
         content=line,
         category="code",
-        prompt=asked,
+        prompt=question,
         reference=f"The result is {result}. {courtesy}",
         wrong=f"The result is {slip}. {courtesy}",
         answer=str(result),

@@ -116,7 +116,7 @@ def test_the_table_is_short_and_plain_where_there_are_no_colours():
 
 
 @pytest.mark.parametrize(
-    ("up", "down", "says"),
+    ("up", "down", "expected"),
     [
         (4, 3, "4 desirable, 3 undesirable"),
         (3, 4, "3 desirable, 4 undesirable"),
@@ -127,10 +127,10 @@ def test_the_table_is_short_and_plain_where_there_are_no_colours():
         (0, 2, "0 desirable, 2 undesirable; only one of the two labels occurs"),
     ],
 )
-def test_unbalanced_labels_name_the_weight_to_raise(up, down, says):
+def test_unbalanced_labels_name_the_weight_to_raise(up, down, expected):
     one = row([7, 8, EOS], 2)
     found = audit([EncodedJudgement(1, one, one, label) for label in [True] * up + [False] * down], kind="Judgement")
-    assert says == " ".join(dict(found._lines())["labels"].split())
+    assert expected == " ".join(dict(found._lines())["labels"].split())
     assert found.to_dict()["labels"] == {"desirable": up, "undesirable": down}
     assert found.tokens == 3 * (up + down)
 

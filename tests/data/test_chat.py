@@ -35,8 +35,8 @@ def test_prompts_and_answers_meet_where_the_model_starts_to_write(mode, pad, add
         assert before.equal(template.encode_prompt(prompt, row=row))
         assert int(after[-1]) in template.stop_ids
         assert not set(after[:-1].tolist()) & set(template.stop_ids)
-        said = tokenizer.decode(after[:-1], clean_up_tokenization_spaces=False)
-        assert said in (answer, " " + answer)
+        text = tokenizer.decode(after[:-1], clean_up_tokenization_spaces=False)
+        assert text in (answer, " " + answer)
         assert before.tolist().count(tokenizer.bos_token_id) == (adds_bos and mode != "chat")
         ids, is_assistant, _ = template.encode((*prompt, Message("assistant", answer)), row=row)
         assert ids.equal(torch.cat([before, after]))
@@ -230,9 +230,9 @@ def test_a_transcript_in_the_plain_template_keeps_its_text():
 
 def test_a_transcript_in_a_chat_template_becomes_turns():
     template = Template(byte_tokenizer(template=UNMARKED))
-    said = "<|user|>Hi<|stop|>\n<|assistant|>Of course!<|stop|>\n<|user|>How?<|stop|>\n<|assistant|>"
-    assert decoded(template, template.encode_prompt(transcript(TALK))) == said
-    assert decoded(template, template.encode_prompt(transcript(TALK + " We"))) == said + "We"
+    expected = "<|user|>Hi<|stop|>\n<|assistant|>Of course!<|stop|>\n<|user|>How?<|stop|>\n<|assistant|>"
+    assert decoded(template, template.encode_prompt(transcript(TALK))) == expected
+    assert decoded(template, template.encode_prompt(transcript(TALK + " We"))) == expected + "We"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_of_several_templates_the_default_or_the_named_one_is_used_and_all_are_k
 
 
 @pytest.mark.parametrize(
-    ("mode", "said"),
+    ("mode", "message"),
     [
         ("auto", r"several chat templates \(rag, tool_use\) and none is named default; choose one with data.template="),
         ("chat", r"several chat templates \(rag, tool_use\) and none is named default"),
@@ -269,10 +269,10 @@ def test_of_several_templates_the_default_or_the_named_one_is_used_and_all_are_k
         ),
     ],
 )
-def test_several_templates_without_a_default_are_refused_with_their_names(mode, said):
+def test_several_templates_without_a_default_are_refused_with_their_names(mode, message):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"rag": UNMARKED, "tool_use": STRIPPING}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Template(tokenizer, mode=mode)
 
 

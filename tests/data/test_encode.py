@@ -56,11 +56,11 @@ def test_cutting_takes_the_prompts_left_first_and_never_the_end(adds_bos):
         assert learned[-1] == make.template.tokenizer.eos_token_id
         assert row.supervised[-1]
         assert len(learned) >= 2
-        said = make.template.decode(learned)
-        assert answer.startswith(said)
+        decoded = make.template.decode(learned)
+        assert answer.startswith(decoded)
         if len(answer) + 1 < length:
             # The answer, its end and one token of the prompt fit: nothing of the answer is lost.
-            assert said == answer
+            assert decoded == answer
             assert make.cuts[ANSWER_CUT] == 0
         kept = make.template.decode(row.ids[~row.supervised])
         assert prompt.endswith(kept)
@@ -96,8 +96,8 @@ def test_a_shared_prefix_of_both_answers_is_learned_in_both():
         [Preference(row=1, prompt=chat("2 + 2"), chosen="The answer is 4.", rejected="The answer is 5.")], make
     )[0]
     assert isinstance(pair, EncodedPair)
-    for side, said in ((pair.chosen, "The answer is 4."), (pair.rejected, "The answer is 5.")):
-        assert make.template.decode(side.ids[side.supervised]) == said
+    for side, text in ((pair.chosen, "The answer is 4."), (pair.rejected, "The answer is 5.")):
+        assert make.template.decode(side.ids[side.supervised]) == text
 
 
 @pytest.mark.parametrize(

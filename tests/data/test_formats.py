@@ -199,7 +199,7 @@ def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ({"text": 3}, "text has to be text, got 3"),
         ({"prompt": 3, "completion": "b"}, "prompt has to be text or a list of messages"),
@@ -225,8 +225,8 @@ def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
         ({"prompt": "a", "steps": [], "labels": []}, "steps is an empty list; write at least one step, or remove"),
     ],
 )
-def test_malformed_rows_are_refused_with_their_line(row, says):
-    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*({says})"):
+def test_malformed_rows_are_refused_with_their_line(row, message):
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*({message})"):
         only(row)
 
 
@@ -252,8 +252,8 @@ def test_malformed_rows_are_refused_with_their_line(row, says):
 def test_unusable_rows_are_counted(row, reason):
     parsed = parse(table([row, row]), {})
     assert parsed.records == ()
-    ((said, number),) = parsed.dropped.items()
-    assert reason in said
+    ((message, number),) = parsed.dropped.items()
+    assert reason in message
     assert number == 2
 
 

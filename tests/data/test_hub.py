@@ -43,14 +43,14 @@ def test_a_split_becomes_rows(local):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"train_split": "valid"}, "the split valid cannot be read"),
         ({"subset": "other"}, "the split train of the subset other"),
     ],
 )
-def test_a_split_that_is_not_there_is_refused_in_one_line(local, changes, says):
-    with pytest.raises(ConfigError, match=says) as caught:
+def test_a_split_that_is_not_there_is_refused_in_one_line(local, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         source(local, **changes).load(eval_rows=9)
     assert "\n" not in str(caught.value)
 

@@ -184,7 +184,7 @@ def test_an_answer_may_begin_with_a_short_prompt_where_other_rows_do_not():
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ({"prompt": "a", "instruction": "x", "output": "b"}, "prompt and instruction both hold the prompt and differ"),
         ({"prompt": "a", "completion": "b", "response": "x"}, "completion and response both hold the completion"),
@@ -196,8 +196,8 @@ def test_an_answer_may_begin_with_a_short_prompt_where_other_rows_do_not():
         ({"prompt": "a", "completion": "b", "label": True, "kto_tag": False}, "label and kto_tag both hold the label"),
     ],
 )
-def test_two_columns_that_differ_are_refused_with_both_names(row, says):
-    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{says}"):
+def test_two_columns_that_differ_are_refused_with_both_names(row, message):
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{message}"):
         only(row)
 
 

@@ -16,13 +16,13 @@ from tests.data.helpers import chat, table
 CALL = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
-def talk(answer: dict[str, Any], **asked: Any) -> dict[str, Any]:
-    user = {"role": "user", "content": "a", **asked}
+def talk(answer: dict[str, Any], **user_fields: Any) -> dict[str, Any]:
+    user = {"role": "user", "content": "a", **user_fields}
     return {"messages": [user, {"role": "assistant", "content": "b", **answer}]}
 
 
-def refused(row: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{says}"):
+def refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{message}"):
         parse(table([row]), {})
 
 

@@ -50,7 +50,7 @@ JUDGED = {"prompt": "a", "completion": "b", "label": True}
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "says"),
+    ("content", "kind", "message"),
     [
         (b'{"prompt": "a"\n', "Prompt", "line 1: not valid JSON"),
         (lines({"prompt": "a", "completion": "b"}, {"prompt": "a"}), "Demonstration", "line 2: the column completion"),
@@ -68,9 +68,9 @@ JUDGED = {"prompt": "a", "completion": "b", "label": True}
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],
 )
-def test_bad_data_is_refused_in_one_line_that_names_the_file(content, kind, says, tmp_path):
+def test_bad_data_is_refused_in_one_line_that_names_the_file(content, kind, message, tmp_path):
     (tmp_path / "bad.jsonl").write_bytes(content)
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         prepared("jsonl", f"data.path={tmp_path / 'bad.jsonl'}", kind=kind)
     assert "bad.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -40,8 +40,8 @@ def test_every_fact_stands_in_every_wording_and_held_out_ones_share_the_facts_al
 
 def test_right_is_what_names_the_answer_and_no_other() -> None:
     _, (mia, _) = sides(source())
-    said = ("At the river.", "At the park.", "At the river or the park.", "")
-    assert [score(mia["prompt"], text, mia["gold"])["total"] for text in said] == [1.0, 0.0, 0.0, 0.0]
+    completions = ("At the river.", "At the park.", "At the river or the park.", "")
+    assert [score(mia["prompt"], text, mia["gold"])["total"] for text in completions] == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> None:
@@ -52,7 +52,7 @@ def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"facts": []}, "data.source.facts: expected at least one"),
         ({"asked": []}, "data.source.asked: expected at least one paraphrase"),
@@ -60,7 +60,7 @@ def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> N
         ({"completion": "At {}."}, "data.source.completion: 'At {}.' cannot be filled"),
     ],
 )
-def test_a_text_with_an_unknown_name_is_refused_in_one_line(changes: dict[str, Any], told: str) -> None:
+def test_a_text_with_an_unknown_name_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]+$") as caught:
         source(**changes).load(eval_rows=8)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)

@@ -59,7 +59,7 @@ def test_text_is_cut_at_blank_lines_into_documents(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("x.jsonl", '{"text": "a"}\n{"text": \n', r"line 2: not valid JSON \(.* at column"),
         ("x.jsonl", '{"text": "a"}\n["b"]\n', "line 2: expected an object"),
@@ -83,8 +83,8 @@ def test_text_is_cut_at_blank_lines_into_documents(tmp_path):
         ("x.docx", "text", r"cannot read \.docx; expected one of \.jsonl, "),
     ],
 )
-def test_bad_files_are_refused_in_one_line_that_says_where(name, content, says, tmp_path):
-    with pytest.raises(ConfigError, match=says) as caught:
+def test_bad_files_are_refused_in_one_line_that_says_where(name, content, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as caught:
         read_file(write(tmp_path / name, content))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)

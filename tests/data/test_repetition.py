@@ -71,7 +71,7 @@ def test_shares_of_completions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "says"),
+    ("texts", "message"),
     [
         (["The end of it."] * 8, "12% of the completions are different (100% before training)"),
         ([f"{'glad ' * n}" for n in range(8)], "100% have at most one word (0% before training)"),
@@ -81,10 +81,10 @@ def test_shares_of_completions() -> None:
         (TALES[:4] * 2, ""),
     ],
 )
-def test_one_text_or_one_word_is_a_collapse(texts: list[str], says: str) -> None:
+def test_one_text_or_one_word_is_a_collapse(texts: list[str], message: str) -> None:
     found = collapsed(shape(TALES), shape(texts))
-    assert says in found
-    assert bool(found) == bool(says)
+    assert message in found
+    assert bool(found) == bool(message)
 
 
 def test_labels_that_were_short_and_equal_before_training_are_not_a_collapse() -> None:

@@ -42,7 +42,7 @@ def record(prompt: str, *steps: str, wrong: int = 99) -> Steps:
     return Steps(row=1, prompt=chat(prompt), steps=steps, labels=labels)
 
 
-def said(found: Template, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+def supervised_texts(found: Template, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
     """What stands before each marked token, since the one before it."""
     ends = [0, *mask.nonzero().flatten().tolist()]
     return [found.decode_all(ids[a:b].tolist()) for a, b in pairwise(ends)]
@@ -53,7 +53,7 @@ def said(found: Template, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
 def test_each_mark_stands_right_behind_its_step(name: str, separator: str) -> None:
     made, layout = template(name), StepLayout(joiner=" ", separator=separator)
     ids, mask = layout.chain(made, user("what is it?"), ("the answer is", "the question", "done")).row()
-    first, *rest = said(made, ids, mask)
+    first, *rest = supervised_texts(made, ids, mask)
     # metaspace has no newline of its own and writes special tokens apart
     assert [text.strip() for text in rest] == [f"the question{separator}".strip(), f"done{separator}".strip()]
     assert first.endswith(f"the answer is{separator}")
@@ -67,7 +67,7 @@ def test_a_border_inside_a_merge_is_kept() -> None:
     # The tokenizer writes " answer" as one token; the two halves of it are steps of their own.
     assert len(tokens(" answer")) < len(tokens(" ans")) + len(tokens("wer"))
     ids, mask = StepLayout(joiner="", separator="").chain(made, user("q:"), (" ans", "wer")).row()
-    assert said(made, ids, mask) == ["q: ans", "wer"]
+    assert supervised_texts(made, ids, mask) == ["q: ans", "wer"]
     # The end token follows the last step and is its mark.
     assert int(ids[-1]) == made.tokenizer.eos_token_id
     assert bool(mask[-1])

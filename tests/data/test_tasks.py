@@ -75,9 +75,9 @@ def test_loading_leaves_the_global_generators_unchanged() -> None:
 def test_no_prompt_is_on_both_sides_however_few_there_are() -> None:
     # 7 · 7 = 49 different sums, each drawn many times
     train, held_out = sides(source(settings={"largest": 6}, count=400), eval_rows=40)
-    asked = {row["prompt"] for row in train}, [row["prompt"] for row in held_out]
-    assert not asked[0] & set(asked[1])
-    assert len(set(asked[1])) == len(asked[1]) > 0
+    train_prompts, eval_prompts = {row["prompt"] for row in train}, [row["prompt"] for row in held_out]
+    assert not train_prompts & set(eval_prompts)
+    assert len(set(eval_prompts)) == len(eval_prompts) > 0
 
 
 def test_settings_are_the_tasks_and_the_scorer_learns_of_them() -> None:
@@ -87,9 +87,9 @@ def test_settings_are_the_tasks_and_the_scorer_learns_of_them() -> None:
 
 
 def test_an_instruction_stands_after_the_question_and_not_in_what_the_scorer_sees() -> None:
-    plain, told = sides(source())[0][0], sides(source(instruction=" Only the number."))[0][0]
-    assert told["prompt"] == plain["prompt"] + " Only the number."
-    assert told[COLUMN] == plain[COLUMN]
+    plain, instructed = sides(source())[0][0], sides(source(instruction=" Only the number."))[0][0]
+    assert instructed["prompt"] == plain["prompt"] + " Only the number."
+    assert instructed[COLUMN] == plain[COLUMN]
 
 
 def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
@@ -102,7 +102,7 @@ def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "changes", "told"),
+    ("task", "changes", "message"),
     [
         ("ading", {}, r"data.source.task=ading: reasoning-gym has no such task; did you mean adding\?"),
         ("coin_flip", {}, r"data.source.task=coin_flip: left out, since its scorer rewards the answer 0"),
@@ -117,8 +117,8 @@ def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
         ("adding", {"settings": {"largest": 1}, "count": 4}, r"too few different prompts"),
     ],
 )
-def test_bad_settings_are_refused_in_one_line(task: str, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
+def test_bad_settings_are_refused_in_one_line(task: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         sides(source(task, **changes))
     assert "\n" not in str(caught.value)
 

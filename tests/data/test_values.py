@@ -22,7 +22,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ("9" * 5000, "'n' holds a number of 5000 digits; at most 1000 can be read"),
         ("-" + "9" * 5000, "'n' holds a number of 5000 digits"),
@@ -35,9 +35,9 @@ def write(path: Path, content: str | bytes) -> str:
         ('1, "text": "b"', "the column 'text' stands twice; remove one of the two"),
     ],
 )
-def test_values_that_cannot_be_read_are_refused_with_line_and_column(value, says, tmp_path):
+def test_values_that_cannot_be_read_are_refused_with_line_and_column(value, message, tmp_path):
     path = write(tmp_path / "x.jsonl", '{"text": "a"}\n{"text": "a", "n": ' + value + "}\n")
-    with pytest.raises(ConfigError, match=rf"x\.jsonl, line 2: .*{says}") as caught:
+    with pytest.raises(ConfigError, match=rf"x\.jsonl, line 2: .*{message}") as caught:
         read_file(path)
     assert "\n" not in str(caught.value)
 

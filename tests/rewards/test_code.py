@@ -20,8 +20,10 @@ def reward(**changed: Any) -> Code:
     return Code(**{"allow_execution": True, **given, **changed})
 
 
-def scored(tests: Any, *said: str, **changed: Any) -> tuple[float | None, ...]:
-    return nan_to_none(reward(**changed)(["p"] * len(said), said, [{"tests": tests}] * len(said)).total_B)
+def scored(tests: Any, *completions: str, **changed: Any) -> tuple[float | None, ...]:
+    return nan_to_none(
+        reward(**changed)(["p"] * len(completions), completions, [{"tests": tests}] * len(completions)).total_B
+    )
 
 
 def test_score_is_the_share_of_passed_asserts() -> None:
@@ -55,16 +57,16 @@ def test_score_is_the_share_of_matching_outputs() -> None:
 
 
 def test_program_runs_under_the_configured_limits() -> None:
-    asked = "import resource\nassert resource.getrlimit(resource.RLIMIT_CPU) == (7, 7)"
-    assert scored(f"{asked}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7) == (
+    limits = "import resource\nassert resource.getrlimit(resource.RLIMIT_CPU) == (7, 7)"
+    assert scored(f"{limits}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7) == (
         0.5,
     )
-    assert scored(f"{asked}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
+    assert scored(f"{limits}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
 
 
 def test_number_of_workers_changes_no_score() -> None:
-    said = [SQUARE, "f = 3", "", SQUARE]
-    assert scored(ASSERTS, *said, workers=1) == scored(ASSERTS, *said, workers=3) == (1.0, 0.0, 0.0, 1.0)
+    completions = [SQUARE, "f = 3", "", SQUARE]
+    assert scored(ASSERTS, *completions, workers=1) == scored(ASSERTS, *completions, workers=3) == (1.0, 0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ TEXT = 'The sun rose, at 3.5 degrees. "Warm!" text Tom.\n\n- one bird\n* two bir
 
 
 def score(demands: Any, text: str = TEXT, *, strict: bool = False) -> float | None:
-    (paid,) = constraints([text], [demands], strict=strict)
-    return paid
+    (score,) = constraints([text], [demands], strict=strict)
+    return score
 
 
 @pytest.mark.parametrize(

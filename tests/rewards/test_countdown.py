@@ -8,8 +8,8 @@ from postrain.rewards.verified import countdown
 
 
 def score(text: str, *, nums: tuple[int, ...] = (3, 1, 6, 6), target: int = 48, form: float = 0.0) -> float | None:
-    (paid,) = countdown([text], [nums], [target], form=form)
-    return paid
+    (score,) = countdown([text], [nums], [target], form=form)
+    return score
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,6 @@ FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_empty_completion_has_the_lowest_reward(name: str) -> None:
-    row, arguments, paid = FUNCTIONS[name]
+    row, arguments, score = FUNCTIONS[name]
     reward = Function(function=f"postrain.rewards.{name}", arguments=arguments)
-    assert reward(["p"] * 2, ["", " \n"], [row] * 2).total_B.tolist() == [paid, paid]
+    assert reward(["p"] * 2, ["", " \n"], [row] * 2).total_B.tolist() == [score, score]

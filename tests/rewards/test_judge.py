@@ -59,9 +59,9 @@ def test_judge_score_is_scaled_to_zero_one() -> None:
     # (10 − 1) / 9, (1 − 1) / 9, (5.5 − 1) / 9
     assert found.total_B.tolist() == [1.0, 0.0, 0.5]
     assert found.parts == {"judge": (1.0, 0.0, 0.5)}
-    asked = server.bodies[0]
-    assert asked["path"] == "/v1/chat/completions"
-    assert (asked["model"], asked["temperature"], asked["max_tokens"]) == ("fake", 0, 33)
+    request = server.bodies[0]
+    assert request["path"] == "/v1/chat/completions"
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("fake", 0, 33)
 
 
 def test_answers_are_cached_for_the_run() -> None:
@@ -123,10 +123,10 @@ def test_later_failures_warn_and_are_retried_in_the_next_call(capsys) -> None:
         reward = judge(server)
         marks(reward, "a")
         assert all(map(math.isnan, marks(reward, "b", "c")))
-        said = capsys.readouterr().err
+        output = capsys.readouterr().err
         assert marks(reward, "b") == [1.0]
-    assert said.startswith("warning: 2 of 2 not scored; the judge at http://127.0.0.1:")
-    assert said.endswith('2 × answered 400 Bad Request: {"error": "too long"}\n')
+    assert output.startswith("warning: 2 of 2 not scored; the judge at http://127.0.0.1:")
+    assert output.endswith('2 × answered 400 Bad Request: {"error": "too long"}\n')
 
 
 @pytest.mark.parametrize("option", ["judge", "judge_pairwise"])
@@ -237,15 +237,15 @@ def test_unparsable_answer_is_asked_once_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "told"),
+    ("reply", "message"),
     [
         (Reply("Lovely!"), r"""answered without \{"score": NUMBER\}: 'Lovely!'"""),
         (Reply(body="<html>"), "answered with something other than a chat completion: '<html>'"),
         (Reply(status=307, headers={"Location": "http://127.0.0.1:9/"}, body=""), "answered 307 Temporary Redirect"),
     ],
 )
-def test_judge_without_any_answer_is_an_error(says: Reply, told: str) -> None:
-    with judge_server(lambda body, place: says) as server, pytest.raises(ConfigError, match=told):
+def test_judge_without_any_answer_is_an_error(reply: Reply, message: str) -> None:
+    with judge_server(lambda body, place: reply) as server, pytest.raises(ConfigError, match=message):
         marks(judge(server), "a", "b")
 
 
@@ -267,26 +267,26 @@ def test_without_a_key_variable_no_key_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(None, "no such variable"), ("  ", "no such variable"), ("a\nb", "cannot be a key")]
+    ("value", "message"), [(None, "no such variable"), ("  ", "no such variable"), ("a\nb", "cannot be a key")]
 )
-def test_missing_or_invalid_key_is_refused(monkeypatch, value: str | None, told: str) -> None:
+def test_missing_or_invalid_key_is_refused(monkeypatch, value: str | None, message: str) -> None:
     if value is not None:
         monkeypatch.setenv("MY_KEY", value)
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         judge("http://127.0.0.1:9/v1", key_variable="MY_KEY")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"key_variable": "sk-12345"}, "reward.key_variable: expected the name, in capitals, of an environment"),
         ({"url": "http://me:pass@judge/v1"}, "reward.url: expected an address such as .*, without user, password"),
         ({"url": "localhost:8000"}, "reward.url: expected an address"),
     ],
 )
-def test_secrets_in_the_config_are_refused_by_the_check(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_secrets_in_the_config_are_refused_by_the_check(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         check({"reward": {**node("judge", "http://127.0.0.1:9/v1"), **changes}}, root=Root)
 
 

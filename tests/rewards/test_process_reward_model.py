@@ -107,7 +107,7 @@ def test_outcome_and_process_reward_models_are_distinguished(prm, tmp_path):
         ProcessRewardModel(path=str(NANO), split=SPLIT, aggregate="min", batch_tokens=64, dtype="fp32")
 
 
-@pytest.mark.parametrize(("split", "says"), [("(", "not a regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])
-def test_split_must_be_an_expression_without_groups(prm, split, says):
-    with pytest.raises(ConfigError, match=rf"^reward\.split=.*{says}"):
+@pytest.mark.parametrize(("split", "message"), [("(", "not a regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])
+def test_split_must_be_an_expression_without_groups(prm, split, message):
+    with pytest.raises(ConfigError, match=rf"^reward\.split=.*{message}"):
         prm(split=split)

@@ -32,16 +32,18 @@ def row(task: str, answer: str | None = "12", **settings: Any) -> dict[str, Any]
     return {COLUMN: {"task": task, "settings": settings, "entry": entry}}
 
 
-def paid(task: str, *said: str, extract: str = "number", **about: Any) -> list[float]:
-    found = reward(extract=extract)(["5 + 7 = ?"] * len(said), said, [row(task, **about)] * len(said))
+def scores(task: str, *completions: str, extract: str = "number", **about: Any) -> list[float]:
+    found = reward(extract=extract)(
+        ["5 + 7 = ?"] * len(completions), completions, [row(task, **about)] * len(completions)
+    )
     assert found.parts == {"right": tuple(found.total_B.tolist())}
     return found.total_B.tolist()
 
 
 def test_only_full_marks_count() -> None:
     # The task's own score of "= 12" is 2 / 4, and of "it is 12." 2 / 9: what counts is the answer found.
-    assert paid("adding", "It is 12.", "5 + 7 = 12", "13", "112", "none") == [1, 1, 0, 0, 0]
-    assert paid("adding", "12", "= 12", extract="whole") == [1, 0]
+    assert scores("adding", "It is 12.", "5 + 7 = 12", "13", "112", "none") == [1, 1, 0, 0, 0]
+    assert scores("adding", "12", "= 12", extract="whole") == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -62,20 +64,20 @@ def test_extract_selects_the_part_with_the_answer(how: Any, text: str, answers: 
 
 
 def test_scorer_error_scores_zero() -> None:
-    assert paid("raising", "twelve", "12", "", extract="whole") == [0, 1, 0]
+    assert scores("raising", "twelve", "12", "", extract="whole") == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
-    "said",
+    "completion",
     ["print(3) or 12", "3**1 + 9", "9* *9**9", "len([1]*999999999999) or 12", "__import__('os').abort()", "(" * 9999],
 )
-def test_only_arithmetic_is_evaluated(said: str) -> None:
-    assert paid("countdown", said, "(1 + 3) * 3", "6 + 6", extract="whole") == [0, 1, 1]
+def test_only_arithmetic_is_evaluated(completion: str) -> None:
+    assert scores("countdown", completion, "(1 + 3) * 3", "6 + 6", extract="whole") == [0, 1, 1]
 
 
 def test_scorer_uses_the_settings_of_the_row() -> None:
-    assert paid("open", "60", answer=None) == [1]
-    assert paid("open", "60", answer=None, largest=50) == [0]
+    assert scores("open", "60", answer=None) == [1]
+    assert scores("open", "60", answer=None, largest=50) == [0]
 
 
 def test_rows_without_the_task_column_are_refused() -> None:

@@ -86,11 +86,11 @@ async def one():
     return 1
 with tempfile.TemporaryDirectory() as folder:
     open(folder + "/file", "w").write(str(asyncio.run(one())))
-    said = open(folder + "/file").read()
+    content = open(folder + "/file").read()
 thread = threading.Thread(target=print)
 thread.start()
 """
-    assert execute(program, tests=["assert said == '1'"], limits=LIMITS).output == "1"
+    assert execute(program, tests=["assert content == '1'"], limits=LIMITS).output == "1"
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def kind() -> SelfJudge:
 
 def beats(comparer: SelfJudge, order: tuple[int, ...] = (0, 1, 2), swapped: bool = False) -> torch.Tensor:
     first, second = (SECOND, FIRST) if swapped else (FIRST, SECOND)
-    asked, one, other = ([texts[i] for i in order] for texts in (PROMPTS, first, second))
-    return comparer.compare(asked, one, other, [{}] * len(order))
+    prompts, one, other = ([texts[i] for i in order] for texts in (PROMPTS, first, second))
+    return comparer.compare(prompts, one, other, [{}] * len(order))
 
 
 def test_preference_equals_next_token_probabilities_in_both_orders(kind: SelfJudge) -> None:

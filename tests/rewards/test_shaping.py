@@ -8,14 +8,14 @@ from postrain.errors import ConfigError
 from postrain.rewards.shaping import cosine, overlong, repetition
 
 
-def said(words: int) -> str:
+def text_of(words: int) -> str:
     return "a " * words
 
 
 def test_repetition() -> None:
     # "a b a b": bigrams ab ba ab, 2 of 3 are new → 2/3 - 1;  a repeated six times: 1 of 5 bigrams → 1/5 - 1
     expected = [0.0, pytest.approx(-1 / 3), pytest.approx(-0.8), 0.0]
-    assert repetition(["a b c", "a b a b", said(6), ""], n=2) == expected
+    assert repetition(["a b c", "a b a b", text_of(6), ""], n=2) == expected
     assert repetition(["a b a b"]) == [0.0]  # of three words, none comes twice
     with pytest.raises(ConfigError, match=r"reward.arguments.n: expected an integer >= 1, got 0"):
         repetition(["a"], n=0)
@@ -23,7 +23,7 @@ def test_repetition() -> None:
 
 def test_overlong() -> None:
     # max 10, cache 4: free up to 6; 8 → (6 - 8) / 4 = -0.5; 10 and more → -1
-    assert overlong([said(n) for n in (0, 6, 7, 8, 10, 30)], max_words=10, cache=4) == [0, 0, -0.25, -0.5, -1, -1]
+    assert overlong([text_of(n) for n in (0, 6, 7, 8, 10, 30)], max_words=10, cache=4) == [0, 0, -0.25, -0.5, -1, -1]
     with pytest.raises(ConfigError, match=r"reward.arguments.cache: expected an integer >= 1"):
         overlong(["a"], max_words=10, cache=0)
     with pytest.raises(ConfigError, match=r"reward.arguments.max_words: expected at least cache \(4\), got 3"):
@@ -31,7 +31,7 @@ def test_overlong() -> None:
 
 
 def test_cosine() -> None:
-    completions = ["7", "a a a 7", "", "a a a 8", said(7) + "7", "7"]
+    completions = ["7", "a a a 7", "", "a a a 8", text_of(7) + "7", "7"]
     # 8 words at most. Right, 1 word: 1 + ½ (2 - 1)(1 + cos π/8) = 1.9619; 4 words, half way: 1.5.
     # Wrong, no words: -10; half way: -5. Eight words, though right: -10. No answer to compare with: None.
     assert cosine(completions, ["7"] * 5 + [None], max_words=8) == [

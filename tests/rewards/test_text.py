@@ -41,7 +41,7 @@ def test_matches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "opened", "paid"),
+    ("completion", "opened", "score"),
     [
         ("<think>a\nb</think>\n<answer>c</answer>\n", False, 1.0),
         ("a</think><answer>c</answer>", True, 1.0),
@@ -54,8 +54,8 @@ def test_matches() -> None:
         ("<think>a</think><answer>c", False, 0.0),  # cut short
     ],
 )
-def test_tagged(said: str, opened: bool, paid: float) -> None:
-    assert tagged([said], tags=["think", "answer"], opened=opened) == [paid]
+def test_tagged(completion: str, opened: bool, score: float) -> None:
+    assert tagged([completion], tags=["think", "answer"], opened=opened) == [score]
 
 
 def test_tags_must_be_a_list() -> None:

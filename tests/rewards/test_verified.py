@@ -98,7 +98,7 @@ def _schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("said", "paid"),
+    ("completion", "score"),
     [
         ('{"a": 1}', 1.0),
         ('Here [you are]: ```json\n{"a": [2]}\n``` {"b": 3}', 1.0),
@@ -112,8 +112,8 @@ def _schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("[" * 100_000, 0.0),
     ],
 )
-def test_first_json_value_is_checked_against_the_schema(said: str, paid: float) -> None:
-    assert json_valid([said], SCHEMA) == [paid]
+def test_first_json_value_is_checked_against_the_schema(completion: str, score: float) -> None:
+    assert json_valid([completion], SCHEMA) == [score]
 
 
 def test_schemas_from_a_column_as_text_and_null() -> None:

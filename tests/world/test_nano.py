@@ -67,9 +67,9 @@ def test_chat_template_masks_assistant_tokens_and_their_end(tokenizer: Tokenizer
     found = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
     marked = [i for i, mark in zip(found["input_ids"], found["assistant_masks"], strict=True) if mark]
     assert tokenizer.decode(marked) == "It is 5.<|end|>It is 2.<|end|>"
-    asked = tokenizer.apply_chat_template(chat[:2], tokenize=False, add_generation_prompt=True)
-    assert asked == "<|system|>\nBe kind.<|end|>\n<|user|>\nWhat is 2 + 3?<|end|>\n<|assistant|>\n"
-    assert tokenizer.apply_chat_template(chat, tokenize=False).startswith(asked)
+    prompt = tokenizer.apply_chat_template(chat[:2], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|system|>\nBe kind.<|end|>\n<|user|>\nWhat is 2 + 3?<|end|>\n<|assistant|>\n"
+    assert tokenizer.apply_chat_template(chat, tokenize=False).startswith(prompt)
 
 
 def test_nano_has_both_end_tokens_and_gives_unseen_tokens_low_probability(

@@ -60,9 +60,9 @@ def test_eval_sums_are_absent_from_train_text_and_instructions() -> None:
         row["prompt"].removesuffix(" = ?") for row in rows("prompts", task="sums", count=300, seed=0, split="eval")
     }
     train = {row["text"].split(" = ?")[0] for row in rows("text", task="sums", count=3000, seed=0, split="train")}
-    asked = {row["prompt"] for row in rows("prompts", task="instructions", count=1500, seed=0, split="train")}
+    prompts = {row["prompt"] for row in rows("prompts", task="instructions", count=1500, seed=0, split="train")}
     assert not held_out & train
-    assert not {f"What is {sum_}?" for sum_ in held_out} & asked
+    assert not {f"What is {sum_}?" for sum_ in held_out} & prompts
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
@@ -129,7 +129,7 @@ def test_step_labels_are_true_up_to_the_first_slip() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"kind": "steps", "task": "stories"}, "sums"),
         ({"kind": "demonstrations", "task": "mixed"}, "stories, sums, instructions, facts"),
@@ -139,8 +139,8 @@ def test_step_labels_are_true_up_to_the_first_slip() -> None:
         ({"noise": 0.0}, "more than 0"),
     ],
 )
-def test_invalid_choice_is_a_one_line_error(change: dict, said: str) -> None:
+def test_invalid_choice_is_a_one_line_error(change: dict, message: str) -> None:
     chosen = {"kind": "preferences", "task": "sums", "count": 1, "seed": 0, "split": "train", "noise": 0.1} | change
-    with pytest.raises(ConfigError, match=said) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         rows(chosen.pop("kind"), **chosen)
     assert "\n" not in str(error.value)
