@@ -77,13 +77,13 @@ def test_two_bos_tokens_raise():
         audit([row([BOS, BOS, 8, EOS], 2)]).check()
 
 
-def test_packed_blocks_may_start_and_end_anywhere():
+def test_audit_accepts_packed_blocks_cut_anywhere():
     found = audit([row([BOS, BOS, 8, 9], 3)], kind="Text", packed=True)
     found.check()
     assert "rows with end token" not in found.render()
 
 
-def test_the_fingerprint_sees_tokens_masks_columns_and_order():
+def test_fingerprint_depends_on_tokens_masks_columns_and_order():
     one, other = row([7, 8, EOS], 2), row([7, 9, EOS], 2)
     prompt = EncodedPrompt(1, torch.tensor([7]), "a", {"answer": 4})
     prints = [
@@ -102,7 +102,7 @@ def test_the_fingerprint_sees_tokens_masks_columns_and_order():
     assert fingerprint([row([7, 8, EOS], 2, number=5)]) == prints[0]
 
 
-def test_the_table_is_short_and_plain_where_there_are_no_colours():
+def test_audit_table_without_colours_is_short_plain_text():
     text = audit([row([7, 8, EOS], 2)], [row([7, 8, EOS], 2)]).render()
     assert "data: x.jsonl" in text
     assert "9 read, 1 training, 1 held out" in text
@@ -127,7 +127,7 @@ def test_the_table_is_short_and_plain_where_there_are_no_colours():
         (0, 2, "0 desirable, 2 undesirable; only one of the two labels occurs"),
     ],
 )
-def test_unbalanced_labels_name_the_weight_to_raise(up, down, expected):
+def test_audit_of_unbalanced_labels_names_the_weight_to_raise(up, down, expected):
     one = row([7, 8, EOS], 2)
     found = audit([EncodedJudgement(1, one, one, label) for label in [True] * up + [False] * down], kind="Judgement")
     assert expected == " ".join(dict(found._lines())["labels"].split())
@@ -141,7 +141,7 @@ def chain(ids: list[int], marked: list[int], labels: tuple[bool, ...]) -> Encode
     return EncodedSteps(1, EncodedRow(1, torch.tensor(ids), mask), labels)
 
 
-def test_steps_are_counted_with_their_labels():
+def test_audit_counts_steps_and_labels():
     one, other = chain([7, 8, 9, EOS], [2, 3], (True, False)), chain([7, 8, EOS], [2], (True,))
     found = audit([one, other], kind="Steps")
     found.check()
@@ -161,7 +161,7 @@ def test_preview_colours_each_step_by_its_label(monkeypatch):
     assert "\x1b[2mx\x1b[0m\x1b[1;32mz\x1b[0m\x1b[1;31mq\x1b[0m\x1b[2m<|end|>" in shown
 
 
-def test_the_manifest_gets_the_counts_and_no_samples():
+def test_manifest_has_the_counts_without_samples():
     found = audit([row([7, 8, EOS], 2)]).to_dict()
     assert found["supervised"] == 2
     assert "samples" not in found
@@ -178,12 +178,12 @@ def test_preview_colours_the_tokens_in_the_loss(monkeypatch):
     assert "\x1b[2mx" in coloured
 
 
-def test_the_fingerprint_changes_with_the_gold_that_evaluation_reads():
+def test_fingerprint_depends_on_the_gold_of_eval_rows():
     items = [row([7, 8, EOS], 2)]
     assert len({fingerprint(items), fingerprint(items, [1, 2]), fingerprint(items, [1, 3])}) == 3
 
 
-def test_a_margin_that_the_method_does_not_read_is_named_with_its_key():
+def test_audit_names_the_key_of_an_unused_margin():
     pairs = replace(audit([row([7, 8, EOS], 2)]), kind="Preference", unused={"margin": 9})
     assert "margin; method.use_margin=true uses the margin, where the method has it" in " ".join(pairs.render().split())
     assert "use_margin" not in replace(pairs, kind="Demonstration").render()

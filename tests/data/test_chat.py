@@ -25,7 +25,7 @@ def texts(rng: random.Random) -> str:
 @pytest.mark.parametrize("mode", ["chat", "plain", "random", "bot", *INSTRUCTION])
 @pytest.mark.parametrize("pad", ["<|pad|>", "<|end|>"])
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_prompts_and_answers_meet_where_the_model_starts_to_write(mode, pad, adds_bos):
+def test_prompt_and_answer_tokens_concatenate_to_the_conversation(mode, pad, adds_bos):
     tokenizer = byte_tokenizer(template=MARKED, pad=pad, adds_bos=adds_bos)
     template = Template(tokenizer, mode=mode, seed=1)
     rng = random.Random(0)
@@ -43,7 +43,7 @@ def test_prompts_and_answers_meet_where_the_model_starts_to_write(mode, pad, add
         assert is_assistant.tolist() == [False] * len(before) + [True] * len(after)
 
 
-def test_a_space_at_the_end_of_a_prompt_moves_no_mask():
+def test_trailing_space_of_a_prompt_does_not_shift_the_mask():
     template = Template(byte_tokenizer(), mode="plain")
     bare, after = template.encode_completion(chat("The answer is"), "4")
     spaced, after_space = template.encode_completion(chat("The answer is "), "4")
@@ -51,7 +51,7 @@ def test_a_space_at_the_end_of_a_prompt_moves_no_mask():
     assert len(spaced) > len(bare)
 
 
-def test_masks_are_the_same_with_and_without_generation_marks_and_leave_out_the_newline_behind_a_turn():
+def test_masks_with_and_without_generation_marks_are_equal_and_exclude_the_newline():
     talk = chat("What is 2 + 2?", "4", "Once?", "The answer is 4.\n")
     marked, unmarked = (Template(byte_tokenizer(template=source)) for source in (MARKED, UNMARKED))
     ids, is_assistant, _ = marked.encode(talk)
@@ -65,7 +65,7 @@ def decoded(template: Template, ids: torch.Tensor) -> str:
     return template.tokenizer.decode(ids.tolist())
 
 
-def test_an_end_of_turn_after_the_mark_is_learned():
+def test_end_of_turn_after_the_generation_mark_is_supervised():
     late = MARKED.replace(
         "{{ m.content + '<|stop|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}{{ '<|stop|>' }}"
     )
@@ -74,7 +74,7 @@ def test_an_end_of_turn_after_the_mark_is_learned():
     assert template.tokenizer.decode(ids[is_assistant]) == "4<|stop|>4.<|stop|>"
 
 
-def test_stop_ids_are_eos_end_of_turn_and_what_the_model_says():
+def test_stop_ids_are_eos_end_of_turn_and_those_of_the_model():
     tokenizer = byte_tokenizer(template=MARKED)
     eos, stop = (tokenizer.get_vocab()[token] for token in ("<|end|>", "<|stop|>"))
     assert Template(tokenizer).stop_ids == tuple(sorted({eos, stop}))
@@ -82,7 +82,7 @@ def test_stop_ids_are_eos_end_of_turn_and_what_the_model_says():
     assert Template(tokenizer, mode="plain").stop_ids == (eos,)
 
 
-def test_a_template_that_writes_no_end_gets_eos():
+def test_template_without_an_end_token_gets_eos():
     endless = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     template = Template(byte_tokenizer(template=endless))
     _, after = template.encode_completion(chat("a"), "b")
@@ -112,7 +112,7 @@ THOUGHT = "<think>\nhm\n</think>\n\nok"
         (UNMARKED.replace("m.content", "(m.content | trim)"), " ok ", "ok", False),
     ],
 )
-def test_an_answer_is_learned_as_it_will_be_sampled(source, answer, learned, noted):
+def test_supervised_answer_matches_what_the_model_samples(source, answer, learned, noted):
     template = Template(byte_tokenizer(template=source))
     before, after = template.encode_completion(chat("a"), answer)
     assert before.equal(template.encode_prompt(chat("a")))
@@ -123,7 +123,7 @@ def test_an_answer_is_learned_as_it_will_be_sampled(source, answer, learned, not
     assert decoded(template, ids[is_assistant]) == learned + "<|stop|>"
 
 
-def test_earlier_answers_that_the_template_rewrites_are_read_and_not_learned():
+def test_earlier_answers_rewritten_by_the_template_are_unsupervised():
     template = Template(byte_tokenizer(template=STRIPPING))
     ids, is_assistant, _ = template.encode(chat("a", THOUGHT, "b", "c", "d", "e"))
     assert decoded(template, ids).startswith("<|user|>a<|stop|>\n<|assistant|>\n\nok<|stop|>\n<|user|>b<|stop|>")
@@ -131,7 +131,7 @@ def test_earlier_answers_that_the_template_rewrites_are_read_and_not_learned():
     assert any("rewrites earlier answers" in note for note in template.notes)
 
 
-def test_a_template_that_leaves_out_the_answer_is_refused_with_the_row():
+def test_template_that_omits_the_answer_is_an_error_with_the_row():
     silent = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     with pytest.raises(ConfigError, match=r"row 7: the chat template leaves out the assistant's message; use"):
         Template(byte_tokenizer(template=silent)).encode_completion(chat("a"), "b", row=7)
@@ -148,7 +148,7 @@ def test_a_template_that_leaves_out_the_answer_is_refused_with_the_row():
         ("[/turn]\n", "b<|end|>"),
     ],
 )
-def test_an_answer_ends_with_the_first_end_token_behind_it(tail, learned):
+def test_answer_ends_with_the_first_end_token_after_it(tail, learned):
     source = "{% for m in messages %}{{ m.role + ':' + m.content }}TAIL{% endfor %}".replace("TAIL", tail)
     source += "{% if add_generation_prompt %}assistant:{% endif %}"
     template = Template(byte_tokenizer(template=source))
@@ -168,7 +168,7 @@ def test_an_answer_ends_with_the_first_end_token_behind_it(tail, learned):
         "{% generation %}{{ m.content }}{% endgeneration %}{% generation %}{{ '<|stop|>\n' }}{% endgeneration %}",
     ],
 )
-def test_the_newline_inside_a_generation_mark_is_not_learned(mark):
+def test_newline_inside_a_generation_mark_is_unsupervised(mark):
     source = "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}MARK{% else %}{{ m.content }}"
     source = source.replace("MARK", mark) + "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     template = Template(byte_tokenizer(template=source))
@@ -178,7 +178,7 @@ def test_the_newline_inside_a_generation_mark_is_not_learned(mark):
 
 
 @pytest.mark.parametrize("mode", ["chat", "plain", "vicuna"])
-def test_an_assistants_last_message_in_a_prompt_is_continued(mode):
+def test_prefill_at_the_end_of_a_prompt_is_continued(mode):
     tokenizer = byte_tokenizer(template=UNMARKED)
     template = Template(tokenizer, mode=mode)
     prompt = with_prefill(chat("What is 2 + 2?", "The answer"))
@@ -193,13 +193,13 @@ def test_an_assistants_last_message_in_a_prompt_is_continued(mode):
     assert int(is_assistant.sum()) == len(after)
 
 
-def test_an_assistants_message_that_is_no_prefill_is_a_turn_of_its_own():
+def test_assistant_message_without_prefill_is_a_separate_turn():
     template = Template(byte_tokenizer(template=UNMARKED))
     ids, _, _ = template.encode((*chat("a", "b"), Message("assistant", "c")))
     assert decoded(template, ids).endswith("<|assistant|>b<|stop|>\n<|assistant|>c<|stop|>")
 
 
-def test_a_prefill_that_the_template_leaves_out_is_refused_in_one_line():
+def test_prefill_omitted_by_the_template_is_a_one_line_error():
     template = Template(byte_tokenizer(template=STRIPPING))
     with pytest.raises(
         ConfigError, match=r"row 2: the chat template refuses .* the final message does not appear"
@@ -211,7 +211,7 @@ def test_a_prefill_that_the_template_leaves_out_is_refused_in_one_line():
 TALK = "\n\nHuman: Hi\n\nAssistant:  Of course!\n\nHuman: How?\n\nAssistant:"
 
 
-def test_a_transcript_in_the_plain_template_keeps_its_text():
+def test_transcript_in_the_plain_template_keeps_its_text():
     tokenizer = byte_tokenizer()
     template = Template(tokenizer)
     for prompt, answer, learned in (
@@ -228,7 +228,7 @@ def test_a_transcript_in_the_plain_template_keeps_its_text():
         assert int(is_assistant.sum()) == len(after)
 
 
-def test_a_transcript_in_a_chat_template_becomes_turns():
+def test_transcript_in_a_chat_template_becomes_turns():
     template = Template(byte_tokenizer(template=UNMARKED))
     expected = "<|user|>Hi<|stop|>\n<|assistant|>Of course!<|stop|>\n<|user|>How?<|stop|>\n<|assistant|>"
     assert decoded(template, template.encode_prompt(transcript(TALK))) == expected
@@ -245,7 +245,7 @@ def test_a_transcript_in_a_chat_template_becomes_turns():
         ({"default": UNMARKED, "tool_use": STRIPPING}, "random", UNMARKED),
     ],
 )
-def test_of_several_templates_the_default_or_the_named_one_is_used_and_all_are_kept(named, mode, default, tmp_path):
+def test_default_or_named_template_of_several_is_used_and_all_are_kept(named, mode, default, tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = dict(named)
     template = Template(tokenizer, mode=mode)
@@ -276,13 +276,13 @@ def test_several_templates_without_a_default_are_refused_with_their_names(mode, 
         Template(tokenizer, mode=mode)
 
 
-def test_a_tokenizer_that_carries_the_plain_template_stays_plain():
+def test_tokenizer_with_the_plain_template_stays_plain():
     tokenizer = byte_tokenizer(adds_bos=True)
     Template(tokenizer, mode="plain")
     assert Template(tokenizer).name == "plain"
 
 
-def test_a_templates_date_is_the_one_it_is_given():
+def test_template_date_is_the_current_date():
     dated = "{{ strftime_now('%d %b %Y %H:%M') }}\n" + UNMARKED
     template = Template(byte_tokenizer(template=dated))
     with clock_at(datetime(2024, 2, 29, 23, 59)):
@@ -293,14 +293,14 @@ def test_a_templates_date_is_the_one_it_is_given():
     assert not decoded(template, template.encode_prompt(chat("a"))).startswith("29 Feb 2024")
 
 
-def test_a_template_that_refuses_a_conversation_names_the_row():
+def test_error_raised_by_a_template_names_the_row():
     picky = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + UNMARKED
     template = Template(byte_tokenizer(template=picky))
     with pytest.raises(ConfigError, match=r"row 3: the chat template refuses the conversation: no system"):
         template.encode_prompt((Message("system", "x"), Message("user", "y")), row=3)
 
 
-def test_pieces_of_a_row_get_no_spaces_of_their_own():
+def test_parts_of_a_row_are_encoded_without_extra_spaces():
     template = Template(metaspace_tokenizer(template=MARKED))
     before, after = template.encode_completion(chat("what is"), "the answer")
     assert template.tokenizer.convert_ids_to_tokens(after[:3].tolist()) == ["t", "h", "e"]
@@ -309,7 +309,7 @@ def test_pieces_of_a_row_get_no_spaces_of_their_own():
     assert int(is_assistant.sum()) == len(after)
 
 
-def test_random_draws_by_seed_and_row_alone():
+def test_random_template_depends_on_seed_and_row_only():
     one, again, other = (Template(byte_tokenizer(), mode="random", seed=seed) for seed in (1, 1, 2))
     drawn = [one.source(row) for row in range(60)]
     assert drawn == [again.source(row) for row in range(60)]
@@ -327,7 +327,7 @@ def test_random_draws_by_seed_and_row_alone():
         ("random", MARKED, "random", True),
     ],
 )
-def test_the_tokenizer_carries_the_template_that_was_used(mode, own, name, kept):
+def test_tokenizer_keeps_the_template_that_was_used(mode, own, name, kept):
     tokenizer = byte_tokenizer(template=own)
     template = Template(tokenizer, mode=mode)
     assert template.name == name
@@ -338,7 +338,7 @@ def test_the_tokenizer_carries_the_template_that_was_used(mode, own, name, kept)
         assert plain == template.encode_prompt(chat("What is 2 + 2?")).tolist()
 
 
-def test_random_leaves_alpaca_where_the_tokenizer_has_nothing():
+def test_random_mode_saves_alpaca_if_the_tokenizer_has_no_template():
     tokenizer = byte_tokenizer()
     Template(tokenizer, mode="random")
     assert "### Instruction" in tokenizer.chat_template
@@ -361,7 +361,7 @@ def test_decoding_drops_special_tokens_and_keeps_a_plain_texts_spaces():
 
 
 @pytest.mark.parametrize("content", ["m.content[0]['text']", "(m.content | map(attribute='text') | join)"])
-def test_a_template_that_takes_parts_alone_is_refused_in_one_line(content):
+def test_template_that_requires_content_parts_is_refused(content):
     parts = UNMARKED.replace("m.content", content)
     with pytest.raises(ConfigError, match=r"takes content as a list of parts alone .*; use data\.template=plain"):
         Template(byte_tokenizer(template=parts))

@@ -48,7 +48,7 @@ PROMPT = Prompt(row=5, prompt=chat("a"), columns=WITH)
         ([PREFERENCE], [PREFERENCE]),
     ],
 )
-def test_a_view_keeps_row_and_columns(records, seen):
+def test_conversion_keeps_row_and_columns(records, seen):
     found = convert(records, type(seen[0]).__name__, source="rows")
     assert list(found.records) == seen
     assert not found.dropped
@@ -58,19 +58,19 @@ def test_a_view_keeps_row_and_columns(records, seen):
     ("records", "reason"),
     [([UP, DOWN], "answer labelled undesirable"), ([RIGHT, WRONG], "chain with a wrong step")],
 )
-def test_what_is_known_to_be_bad_is_not_imitated_but_counted(records, reason):
+def test_undesirable_answers_and_wrong_chains_are_dropped_and_counted(records, reason):
     found = convert(records, "Demonstration", source="rows")
     assert len(found.records) == 1
     assert found.dropped == {reason: 1}
 
 
-def test_equal_sides_are_not_judged_both_ways():
+def test_pairs_with_equal_sides_make_no_judgements():
     same = replace(PREFERENCE, rejected="b\n")
     found = convert([PREFERENCE, same], "Judgement", source="rows")
     assert (len(found.records), found.dropped) == (2, {"chosen equals rejected": 1})
 
 
-def test_a_pair_without_one_side_is_named():
+def test_conversion_error_names_the_missing_side_of_a_pair():
     half = replace(PROMPT, columns={"chosen": "b"})
     with pytest.raises(ConfigError, match=r"holds Prompt records \(row 5 has chosen but no column rejected\)"):
         convert([half], "Preference", source="rows.csv")
@@ -80,6 +80,6 @@ def test_a_pair_without_one_side_is_named():
     ("record", "kind"),
     [(DEMONSTRATION, "Preference"), (Text(row=1, text="a"), "Prompt"), (PROMPT, "Demonstration"), (UP, "Preference")],
 )
-def test_what_the_data_does_not_say_is_refused_with_both_kinds(record, kind):
+def test_impossible_conversion_error_names_both_kinds(record, kind):
     with pytest.raises(ConfigError, match=rf"trains on {kind} records, but rows\.csv holds {type(record).__name__}"):
         convert([record], kind, source="rows.csv")

@@ -42,7 +42,7 @@ def letters(rng: random.Random, low: int, high: int) -> str:
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_cutting_takes_the_prompts_left_first_and_never_the_end(adds_bos):
+def test_truncation_drops_the_left_of_the_prompt_first(adds_bos):
     rng = random.Random(0)
     for _ in range(150):
         length = rng.randint(4, 40)
@@ -67,7 +67,7 @@ def test_cutting_takes_the_prompts_left_first_and_never_the_end(adds_bos):
         assert make.cuts[PROMPT_CUT] == (int((~row.supervised).sum()) < len(prompt) + adds_bos)
 
 
-def test_a_pair_keeps_one_prompt_and_both_ends():
+def test_truncated_pair_keeps_the_same_prompt_for_both_sides():
     rng = random.Random(1)
     for _ in range(80):
         length = rng.randint(4, 30)
@@ -90,7 +90,7 @@ def test_a_pair_keeps_one_prompt_and_both_ends():
         assert make.cuts[PROMPT_CUT] <= 1
 
 
-def test_a_shared_prefix_of_both_answers_is_learned_in_both():
+def test_shared_prefix_of_both_answers_is_supervised_in_both():
     make = encoder()
     pair = encode(
         [Preference(row=1, prompt=chat("2 + 2"), chosen="The answer is 4.", rejected="The answer is 5.")], make
@@ -108,7 +108,7 @@ def test_a_shared_prefix_of_both_answers_is_learned_in_both():
         ("all", "q<|stop|>\n<|assistant|>xx<|stop|>\n<|user|>k<|stop|>\n<|assistant|>zz<|stop|>"),
     ],
 )
-def test_what_is_learned_of_a_conversation(loss_on, learned):
+def test_loss_on_selects_the_supervised_turns(loss_on, learned):
     make = encoder(mode="chat", loss_on=loss_on)
     row = encode([Demonstration(row=1, messages=chat("q", "xx", "k", "zz"))], make)[0]
     assert isinstance(row, EncodedRow)
@@ -116,7 +116,7 @@ def test_what_is_learned_of_a_conversation(loss_on, learned):
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
-def test_a_cut_conversation_keeps_its_mask_aligned(loss_on):
+def test_mask_of_a_truncated_conversation_stays_aligned(loss_on):
     talk = Demonstration(row=1, messages=chat("q" * 9, "x" * 9, "k" * 9, "z" * 9))
     whole = encode([talk], encoder(mode="chat", loss_on=loss_on))[0]
     assert isinstance(whole, EncodedRow)
@@ -130,7 +130,7 @@ def test_a_cut_conversation_keeps_its_mask_aligned(loss_on):
             assert row.supervised[1:].equal(whole.supervised[-length + 1 :])
 
 
-def test_an_answer_without_a_prompt_still_follows_something():
+def test_answer_without_a_prompt_is_supervised_whole():
     make = encoder()
     row = encode([Demonstration(row=1, messages=chat("", "xz"))], make)[0]
     assert isinstance(row, EncodedRow)
@@ -138,7 +138,7 @@ def test_an_answer_without_a_prompt_still_follows_something():
     assert int(row.supervised.sum()) == 3
 
 
-def test_prompts_are_cut_to_their_own_limit():
+def test_prompts_are_truncated_to_max_prompt_length():
     make = encoder(max_prompt_length=5)
     prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"), columns={"answer": "4"})], make)[0]
     assert isinstance(prompt, EncodedPrompt)
@@ -148,7 +148,7 @@ def test_prompts_are_cut_to_their_own_limit():
     assert make.cuts == {PROMPT_CUT: 1}
 
 
-def test_a_judgement_borrows_the_completion_of_another_and_only_true_rows_are_counted():
+def test_judgement_borrows_another_completion_for_the_kl_estimate():
     make = encoder(6)
     records = [
         Judgement(row=2, prompt=chat("xzqkj"), completion="z", label=True),
@@ -170,7 +170,7 @@ def test_a_judgement_borrows_the_completion_of_another_and_only_true_rows_are_co
     assert batch.row_ids == (2, 3)
 
 
-def test_no_judgement_borrows_its_own_completion_whatever_is_cut():
+def test_judgement_borrows_no_equal_completion_after_truncation():
     rng = random.Random(3)
     for _ in range(40):
         make = encoder(rng.randint(4, 12))
@@ -190,19 +190,19 @@ def test_no_judgement_borrows_its_own_completion_whatever_is_cut():
             assert other[-1] == make.template.tokenizer.eos_token_id
 
 
-def test_an_empty_prompt_cannot_be_continued():
+def test_empty_prompt_is_refused():
     with pytest.raises(ConfigError, match="row 4: the prompt is empty"):
         encode([Prompt(row=4, prompt=chat(""))], encoder())[0]
 
 
-def test_the_beginning_of_a_row_survives_a_cut():
+def test_truncation_keeps_the_bos_token():
     make = encoder(5, adds_bos=True)
     prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"))], make)[0]
     assert isinstance(prompt, EncodedPrompt)
     assert make.template.tokenizer.decode(prompt.ids) == "<|bos|>kjxz"
 
 
-def test_running_text_is_learned_whole_and_cut_on_the_right():
+def test_running_text_is_supervised_whole_and_truncated_on_the_right():
     make = encoder(5)
     short, long = encode([Text(row=1, text="xzq"), Text(row=2, text="xzqkjxz")], make)
     assert isinstance(short, EncodedRow)
@@ -213,7 +213,7 @@ def test_running_text_is_learned_whole_and_cut_on_the_right():
     assert make.cuts == {TEXT_CUT: 1}
 
 
-def test_packed_blocks_are_the_documents_one_after_the_other():
+def test_packed_blocks_are_the_concatenated_documents():
     rng = random.Random(2)
     for _ in range(20):
         length = rng.randint(4, 20)
@@ -229,17 +229,17 @@ def test_packed_blocks_are_the_documents_one_after_the_other():
         assert all(row.supervised.tolist() == [False] + [True] * (len(row.ids) - 1) for row in rows)
 
 
-def test_packing_is_refused_where_rows_would_see_each_other():
+def test_packing_of_demonstrations_is_refused():
     with pytest.raises(ConfigError, match=r"data\.pack=true is for running text"):
         encode([Demonstration(row=1, messages=chat("a", "b"))], encoder(pack=True))
 
 
-def test_a_judgement_is_not_encoded_without_the_others():
+def test_single_judgement_cannot_be_encoded():
     with pytest.raises(ConfigError, match="all completions are the same in a part of 1 judgements"):
         encode([Judgement(row=1, prompt=chat("a"), completion="b", label=True)], encoder())
 
 
-def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one():
+def test_truncation_before_a_bos_token_adds_no_second_one():
     make = encoder(5, adds_bos=True)
     bos = make.template.tokenizer.bos_token_id
     # kept are five: the first token and the last four, which begin with the same token: it stands there once
@@ -258,7 +258,7 @@ def test_a_cut_before_a_turn_that_begins_with_the_bos_token_makes_no_second_one(
         ("all", (False, True), "x<|stop|>\n<|assistant|>\n<|user|>q<|stop|>\n<|assistant|>k<|stop|>"),
     ],
 )
-def test_an_answer_with_weight_zero_is_read_and_not_learned(loss_on, weights, learned):
+def test_answer_of_weight_zero_is_unsupervised_context(loss_on, weights, learned):
     turns = chat("x", "z", "q", "k")
     answers: dict[int, bool] = dict(zip((1, 3), weights, strict=True))
     talk = tuple(replace(turn, learned=answers.get(place, True)) for place, turn in enumerate(turns))
@@ -270,7 +270,7 @@ def test_an_answer_with_weight_zero_is_read_and_not_learned(loss_on, weights, le
     assert make.template.tokenizer.decode(row.ids[row.supervised].tolist()) == learned
 
 
-def test_a_template_whose_marks_are_not_the_answers_cannot_leave_one_out():
+def test_weight_zero_requires_one_generation_mark_per_answer():
     last_only = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content }}{% endgeneration %}"
     template = Template(byte_tokenizer(template=last_only + "{% else %}{{ m.content }}{% endif %}{% endfor %}"))
     first, unlearned, *others = chat("x", "z", "q", "k")
@@ -278,7 +278,7 @@ def test_a_template_whose_marks_are_not_the_answers_cannot_leave_one_out():
         template.encode((first, replace(unlearned, learned=False), *others), row=4)
 
 
-def test_a_user_turn_of_weight_zero_contradicts_learning_every_turn():
+def test_user_turn_of_weight_zero_is_refused_with_loss_on_all():
     question, answer = chat("x", "z")
     talk = Demonstration(row=6, messages=(replace(question, learned=False), answer))
     with pytest.raises(

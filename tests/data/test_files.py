@@ -31,7 +31,7 @@ def values(table) -> list[dict]:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_compressed_files_are_read_by_the_suffix_before_theirs(suffix, tmp_path):
+def test_format_of_a_compressed_file_is_its_inner_suffix(suffix, tmp_path):
     for name, raw in (("x.jsonl", LINES), ("x.json", json.dumps(ROWS).encode()), ("x.csv", b"prompt\np0\np1\n")):
         (tmp_path / f"{name}.{suffix}").write_bytes(COMPRESS[suffix](raw))
         table, held_out = read_path(str(tmp_path / f"{name}.{suffix}"))
@@ -41,14 +41,14 @@ def test_compressed_files_are_read_by_the_suffix_before_theirs(suffix, tmp_path)
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"not compressed"])
-def test_damaged_compressed_files_are_refused_in_one_line(suffix, damage, tmp_path):
+def test_damaged_compressed_file_is_a_one_line_error(suffix, damage, tmp_path):
     (tmp_path / f"x.jsonl.{suffix}").write_bytes(damage(COMPRESS[suffix](LINES)))
     with pytest.raises(ConfigError, match=rf"x\.jsonl\.{suffix}: not a whole .* file") as caught:
         read_path(str(tmp_path / f"x.jsonl.{suffix}"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_read_in_order_and_each_row_keeps_its_file_and_line(tmp_path):
+def test_folder_is_read_in_order_and_each_row_keeps_its_file_and_line(tmp_path):
     (tmp_path / "deep").mkdir()
     write_lines(tmp_path / "deep" / "b.jsonl", ROWS[1:])
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" + LINES))
@@ -66,7 +66,7 @@ def test_a_folder_is_read_in_order_and_each_row_keeps_its_file_and_line(tmp_path
 
 @pytest.mark.parametrize("name", ["test.jsonl", "rows.eval.jsonl", "validation-00000-of-00001.jsonl", "dev_2.jsonl"])
 @pytest.mark.parametrize("pattern", ["", "/*.jsonl"])
-def test_held_out_files_of_a_folder_are_never_learned_from(name, pattern, tmp_path):
+def test_held_out_files_of_a_folder_are_not_training_data(name, pattern, tmp_path):
     write_lines(tmp_path / "contest.jsonl", ROWS[:2])
     write_lines(tmp_path / name, ROWS[2:])
     train, held_out = read_path(f"{tmp_path}{pattern}")
@@ -77,7 +77,7 @@ def test_held_out_files_of_a_folder_are_never_learned_from(name, pattern, tmp_pa
     assert values(read_path(str(tmp_path / name))[0]) == ROWS[2:]
 
 
-def test_a_folder_of_several_kinds_of_files_is_refused_with_a_remedy(tmp_path):
+def test_folder_of_several_kinds_of_files_is_refused_with_a_remedy(tmp_path):
     write_lines(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "notes.txt").write_text("no rows")
     with pytest.raises(ConfigError, match=r"several kinds \(\.jsonl, \.txt\); name one kind, as in data\.path='.*/\*"):
@@ -85,7 +85,7 @@ def test_a_folder_of_several_kinds_of_files_is_refused_with_a_remedy(tmp_path):
     assert values(read_path(f"{tmp_path}/*.jsonl")[0]) == ROWS
 
 
-def test_a_folder_or_glob_without_rows_is_refused(tmp_path):
+def test_folder_or_glob_without_rows_is_refused(tmp_path):
     for path in (tmp_path, f"{tmp_path}/*.jsonl"):
         with pytest.raises(ConfigError, match=r"data\.path: there is no file to read in .*; expected \.jsonl, "):
             read_path(str(path))
@@ -112,7 +112,7 @@ def test_saved_data_sets_are_read(saved):
     assert train.where(1).endswith("both/train, row 1")
 
 
-def test_a_damaged_data_set_is_refused_in_one_line(saved, tmp_path):
+def test_damaged_data_set_is_a_one_line_error(saved, tmp_path):
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a data set written by save_to_disk") as caught:
         read_path(str(tmp_path))

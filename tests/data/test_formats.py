@@ -129,11 +129,11 @@ def turns(*pairs: tuple[str, str]) -> list[dict]:
         ),
     ],
 )
-def test_the_usual_columns_are_recognised(row, record):
+def test_usual_columns_are_recognised(row, record):
     assert only(row) == record
 
 
-def test_columns_of_other_names_are_mapped():
+def test_columns_with_other_names_are_mapped():
     found = only({"frage": "a", "antwort": "b", "prompt": "not this"}, prompt="frage", completion="antwort")
     assert found == Demonstration(row=1, messages=chat("a", "b"))
 
@@ -143,12 +143,12 @@ def test_columns_can_be_swapped():
     assert found == Demonstration(row=1, messages=chat("a", "b"))
 
 
-def test_one_column_can_be_two():
+def test_one_column_can_fill_two_roles():
     found = only({"word": "a", "other": 1}, prompt="word", completion="word")
     assert found == Demonstration(row=1, messages=chat("a", "a"), columns={"other": 1})
 
 
-def test_a_mapped_column_that_is_not_there_names_those_that_are():
+def test_error_of_a_missing_mapped_column_lists_the_columns():
     with pytest.raises(ConfigError, match=r"data\.columns\.prompt=frage: rows\.jsonl has no such column.*are q, a"):
         only({"q": "a", "a": "b"}, prompt="frage")
 
@@ -158,13 +158,13 @@ def test_unknown_columns_are_listed_with_a_remedy():
         only({"frage": "a", "antwort": "b"})
 
 
-def test_a_column_missing_in_one_row_names_the_line():
+def test_column_missing_in_one_row_names_the_line():
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2: the column completion is missing; .* are prompt, c"):
         parse(table([{"prompt": "a", "completion": "b"}, {"prompt": "a", "c": "b"}]), {})
 
 
 @pytest.mark.parametrize("label", [2, -1, "positive", None, 0.5, Cell("yes"), Cell("")])
-def test_a_label_that_is_no_verdict_is_refused(label):
+def test_label_that_is_not_binary_is_refused(label):
     with pytest.raises(
         ConfigError, match=r"line 1: label has to be true or false \(or 1 or 0\), got .*; correct or remove the row"
     ):
@@ -174,7 +174,7 @@ def test_a_label_that_is_no_verdict_is_refused(label):
 @pytest.mark.parametrize(
     ("given", "label"), [(1, True), (0, False), (0.0, False), ("1", True), ("False", False), (Cell("0"), False)]
 )
-def test_one_zero_and_quoted_words_are_verdicts_and_named_in_the_audit(given, label):
+def test_labels_as_digits_or_words_are_read_and_counted(given, label):
     found = parse(table([{"prompt": "a", "completion": "b", "label": given}]), {})
     assert found.records == (Judgement(row=1, prompt=chat("a"), completion="b", label=label),)
     assert found.repaired == {"label 1 or 0, or in quotes, read as true or false": 1}
@@ -182,18 +182,18 @@ def test_one_zero_and_quoted_words_are_verdicts_and_named_in_the_audit(given, la
     assert steps == Steps(row=1, prompt=chat("a"), steps=("b",), labels=(label,))
 
 
-def test_a_class_label_beside_text_alone_is_unused():
+def test_class_label_of_running_text_is_unused():
     found = parse(table([{"text": "a", "label": 0}]), {})
     assert (found.unused, found.repaired) == ({"label": 1}, {})
 
 
-def test_a_solution_of_its_own_wins_over_the_one_taken_from_the_answer():
+def test_solution_column_overrides_the_one_extracted_from_the_answer():
     found = only({"question": "a", "answer": "42", "solution": "long"})
     assert found == Demonstration(row=1, messages=chat("a", "42"), columns={"answer": "42", "solution": "long"})
 
 
 @pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE", True)])
-def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
+def test_cell_is_a_boolean_as_a_label_and_text_elsewhere(cell, label):
     found = only({"prompt": "a", "completion": Cell(cell), "label": Cell(cell)})
     assert found == Judgement(row=1, prompt=chat("a"), completion=cell, label=label)
 
@@ -225,7 +225,7 @@ def test_a_cell_is_a_truth_as_a_label_and_a_word_elsewhere(cell, label):
         ({"prompt": "a", "steps": [], "labels": []}, "steps is an empty list; write at least one step, or remove"),
     ],
 )
-def test_malformed_rows_are_refused_with_their_line(row, message):
+def test_malformed_row_error_names_the_line(row, message):
     with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*({message})"):
         only(row)
 
@@ -257,10 +257,10 @@ def test_unusable_rows_are_counted(row, reason):
     assert number == 2
 
 
-def test_a_transcript_splits_exactly_at_the_last_assistant_turn():
+def test_transcript_splits_exactly_at_the_last_assistant_turn():
     quoted = "\n\nHuman: He wrote 'Assistant: no' to me\n\nAssistant: I see: go on\n\nHuman: Well"
     assert transcript(quoted) == chat("He wrote 'Assistant: no' to me", "I see: go on", "Well")
 
 
-def test_an_empty_table_has_no_records():
+def test_empty_table_has_no_records():
     assert parse(table([]), {}).records == ()

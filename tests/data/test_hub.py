@@ -33,7 +33,7 @@ def source(repo: str, **changes) -> Hub:
     return Hub(repo=repo, **(settings | changes))
 
 
-def test_a_split_becomes_rows(local):
+def test_hub_split_becomes_rows(local):
     loaded = source(local, eval_split="test").load(eval_rows=9)
     assert [row.values for row in loaded.train.rows] == ROWS
     assert loaded.held_out is not None
@@ -49,7 +49,7 @@ def test_a_split_becomes_rows(local):
         ({"subset": "other"}, "the split train of the subset other"),
     ],
 )
-def test_a_split_that_is_not_there_is_refused_in_one_line(local, changes, message):
+def test_missing_hub_split_is_a_one_line_error(local, changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         source(local, **changes).load(eval_rows=9)
     assert "\n" not in str(caught.value)
@@ -64,7 +64,7 @@ def test_offline_error_names_data_set_cache_and_remedies():
     assert "run once where there is a network and copy that cache, or give a file with data=jsonl" in message
 
 
-def test_an_unanswered_hub_request_times_out(monkeypatch):
+def test_unanswered_hub_request_times_out(monkeypatch):
     monkeypatch.setattr(files, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(files.HfApi, "dataset_info", lambda *_, **__: time.sleep(1))
     monkeypatch.setattr(files.constants, "is_offline_mode", lambda: False)
@@ -72,7 +72,7 @@ def test_an_unanswered_hub_request_times_out(monkeypatch):
         source("nobody/nothing").load(eval_rows=9)
 
 
-def test_what_the_hub_says_is_not_there_is_not_looked_for_again(monkeypatch):
+def test_data_set_missing_on_the_hub_is_an_error(monkeypatch):
     def dataset_info(*_, **__):
         response: Any = SimpleNamespace(headers={}, request=None)
         raise RepositoryNotFoundError("404", response=response)

@@ -37,18 +37,18 @@ PAIR = Preference(row=1, prompt=chat("a"), chosen="b", rejected="c")
         ),
     ],
 )
-def test_lists_as_json_in_a_cell_are_read(row: dict, record: Record) -> None:
+def test_json_lists_in_cells_are_read(row: dict, record: Record) -> None:
     cells = {name: Cell(json.dumps(value) if isinstance(value, list | dict) else value) for name, value in row.items()}
     assert parse(table([cells]), {}).records == (record,)
 
 
-def test_messages_as_json_in_a_string_of_json_are_read_and_other_json_stays_text() -> None:
+def test_json_messages_in_a_string_are_parsed_and_other_json_stays_text() -> None:
     row = {"prompt": json.dumps([ASKED]), "completion": '[{"name": "a"}]'}
     assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", '[{"name": "a"}]')),)
 
 
 @pytest.mark.parametrize("column", ["messages", "prompt", "chosen"])
-def test_messages_as_python_prints_them_are_refused(column: str) -> None:
+def test_messages_as_python_literals_are_refused(column: str) -> None:
     row = {"completion": "b", "rejected": "b", column: str([ASKED])}
     with pytest.raises(ConfigError, match=rf"line 1: {column} holds a list as text that is not JSON, .* json\.dumps"):
         parse(table([row]), {})

@@ -28,7 +28,7 @@ def _forgotten_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.pop(name)
 
 
-def test_a_kind_with_a_column_of_its_own_is_parsed_converted_encoded_audited_and_collated() -> None:
+def test_registered_kind_with_a_new_column_passes_the_whole_pipeline() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Essay(Record):
         body: str

@@ -11,7 +11,7 @@ from postrain.data.kinds.judgement import kto_pairing
 from postrain.errors import ConfigError
 
 
-def test_prompt_and_completion_differ_wherever_there_is_such_an_item():
+def test_kto_pairing_prefers_another_prompt_and_another_completion():
     rng = random.Random(0)
     for _ in range(400):
         count = rng.randint(2, 12)
@@ -28,18 +28,18 @@ def test_prompt_and_completion_differ_wherever_there_is_such_an_item():
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 20, 21])
-def test_both_sides_of_pairs_are_borrowed_equally_often(pairs):
+def test_kto_pairing_borrows_both_sides_of_pairs_equally_often(pairs):
     prompts = [pair for pair in range(pairs) for _ in range(2)]
     found = Counter(other % 2 for other in kto_pairing(prompts, list(range(2 * pairs))))
     assert found == {0: pairs, 1: pairs}
 
 
-def test_pairing_skips_long_runs_of_equal_items():
+def test_kto_pairing_takes_linear_time_on_equal_items():
     # One prompt, one completion, then the rest of the world: searching place by place would look 10^10 times.
     count = 100_000
     assert kto_pairing([0] * count + [1], [0] * count + [1]) == [count] * count + [count // 2 - 1]
 
 
-def test_one_judgement_alone_has_none_to_borrow_from():
+def test_kto_pairing_of_one_judgement_is_refused():
     with pytest.raises(ConfigError, match=r"part of 1 judgements; .* a larger data\.eval_fraction"):
         kto_pairing(["a"], ["b"])

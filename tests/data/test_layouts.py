@@ -36,7 +36,7 @@ def answered(text: str) -> dict:
 
 @pytest.mark.parametrize("asks", ["prompt", "instruction", "question", "query", "problem", "input"])
 @pytest.mark.parametrize("answers", ["completion", "response", "output", "answer"])
-def test_a_question_column_and_an_answer_column_are_a_demonstration(asks, answers):
+def test_question_and_answer_columns_make_a_demonstration(asks, answers):
     found = only({asks: "a", answers: "b"})
     if (asks, answers) == ("prompt", "answer"):
         # Beside a prompt, an answer is what a reward compares with.
@@ -46,7 +46,7 @@ def test_a_question_column_and_an_answer_column_are_a_demonstration(asks, answer
         assert found.messages == chat("a", "b")
 
 
-def test_a_solution_answers_a_problem_and_is_a_column_elsewhere():
+def test_solution_is_the_completion_of_a_problem_only():
     found = only({"problem": "a", "solution": "b", "answer": 4})
     assert found == Demonstration(row=1, messages=chat("a", "b"), columns={"solution": "b", "answer": 4})
     prompt = only({"prompt": "a", "solution": "b"})
@@ -54,7 +54,7 @@ def test_a_solution_answers_a_problem_and_is_a_column_elsewhere():
 
 
 @pytest.mark.parametrize("answer", [4, "4"])
-def test_a_number_is_an_answer_to_a_question(answer):
+def test_numeric_answer_becomes_text(answer):
     found = only({"question": "a", "answer": answer})
     assert found == Demonstration(row=1, messages=chat("a", "4"), columns={"answer": "4", "solution": "4"})
 
@@ -78,7 +78,7 @@ def test_a_number_is_an_answer_to_a_question(answer):
         {"question": "a\n\ni", "chosen": [GOOD], "rejected": [BAD]},
     ],
 )
-def test_the_usual_layouts_of_pairs_are_read(row):
+def test_common_preference_layouts_are_read(row):
     assert only(row) == Preference(row=1, prompt=chat("a\n\ni"), chosen="b", rejected="c")
 
 
@@ -102,18 +102,18 @@ def test_system_and_history_come_before_the_prompt(row):
 
 
 @pytest.mark.parametrize("answer", [{"chosen": "b", "rejected": "c"}, {"steps": ["b"], "labels": [True]}, {}])
-def test_system_and_history_hold_for_every_kind_of_record(answer):
+def test_system_and_history_apply_to_every_kind_of_record(answer):
     record = only({"prompt": "a", "system": "s", "history": [["h", "g"]], **answer})
     assert getattr(record, "prompt", None) == (SYSTEM, *chat("h", "g", "a"))
 
 
-def test_a_context_that_stands_in_the_prompt_already_is_not_repeated():
+def test_context_within_the_prompt_is_not_repeated():
     assert only({"prompt": "Read: i. a", "context": "i", "completion": "b"}) == Demonstration(
         row=1, messages=chat("Read: i. a", "b")
     )
 
 
-def test_conversations_that_all_wait_for_an_answer_are_prompts():
+def test_conversations_without_a_final_answer_are_prompts():
     waiting, answered_row = {"messages": ASKED, "answer": "b"}, {"messages": [*ASKED, GOOD], "answer": "b"}
     assert parse(table([waiting]), {}).records == (Prompt(row=1, prompt=chat("a"), columns={"answer": "b"}),)
     found = parse(table([waiting, answered_row]), {})
@@ -132,7 +132,7 @@ def test_conversations_that_all_wait_for_an_answer_are_prompts():
         {"question": "a", "response": "b"},
     ],
 )
-def test_an_answer_with_a_verdict_is_judged_in_every_layout(row, name):
+def test_answer_with_a_label_is_a_judgement_in_every_layout(row, name):
     found = parse(table([{**row, name: True}, {**row, name: False}]), {})
     assert [(one.prompt, one.completion, one.label) for one in found.records if isinstance(one, Judgement)] == [
         (chat("a"), "b", True),
@@ -142,12 +142,12 @@ def test_an_answer_with_a_verdict_is_judged_in_every_layout(row, name):
 
 
 @pytest.mark.parametrize(("value", "label"), [("👍", True), ("down", False), (Cell("True"), True)])
-def test_thumbs_are_read_as_labels(value, label):
+def test_label_spellings_are_read(value, label):
     record = only({"prompt": "a", "completion": "b", "thumbs": value})
     assert record == Judgement(row=1, prompt=chat("a"), completion="b", label=label)
 
 
-def test_a_rating_in_points_is_not_a_verdict_and_is_named():
+def test_rating_in_points_is_unused_and_named():
     found = parse(table([{"prompt": "a", "completion": "b", "rating": 4}]), {})
     assert isinstance(found.records[0], Demonstration)
     assert found.unused == {"rating": 1}
@@ -165,7 +165,7 @@ HH = "\n\nHuman: a\n\nAssistant:"
         ("Human: a\n\nAssistant:", "Human: a\n\nAssistant:", ("b", "c")),
     ],
 )
-def test_a_prompt_that_both_sides_repeat_is_cut_off_and_counted(prompt, before, answers):
+def test_prompt_repeated_by_both_sides_is_removed_and_counted(prompt, before, answers):
     row = {"prompt": prompt, "chosen": f"{before}{answers[0]}", "rejected": f"{before}{answers[1]}"}
     found = parse(table([row]), {})
     assert isinstance(found.records[0], Preference)
@@ -173,7 +173,7 @@ def test_a_prompt_that_both_sides_repeat_is_cut_off_and_counted(prompt, before, 
     assert found.repaired == {"prompt cut off the answer that repeats it": 1}
 
 
-def test_an_answer_may_begin_with_a_short_prompt_where_other_rows_do_not():
+def test_answer_that_begins_with_a_short_prompt_is_kept():
     rows = [{"prompt": "Hi", "completion": "Hi there"}, {"prompt": "Bye", "completion": "So long"}]
     found = parse(table(rows), {})
     assert [one.messages[-1].content for one in found.records if isinstance(one, Demonstration)] == [
@@ -196,7 +196,7 @@ def test_an_answer_may_begin_with_a_short_prompt_where_other_rows_do_not():
         ({"prompt": "a", "completion": "b", "label": True, "kto_tag": False}, "label and kto_tag both hold the label"),
     ],
 )
-def test_two_columns_that_differ_are_refused_with_both_names(row, message):
+def test_conflicting_columns_are_refused_by_name(row, message):
     with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{message}"):
         only(row)
 
@@ -209,20 +209,20 @@ def test_two_columns_that_differ_are_refused_with_both_names(row, message):
         {"prompt": ASKED, "completion": [*ASKED, GOOD]},
     ],
 )
-def test_columns_that_say_the_same_are_used_once(row):
+def test_equal_columns_are_used_once(row):
     found = parse(table([row]), {})
     assert found.records == (Demonstration(row=1, messages=chat("a", "b")),)
     assert not found.unused
 
 
-def test_a_mapped_column_settles_which_of_two_is_used_and_the_other_is_named():
+def test_mapped_column_wins_and_the_other_is_listed_as_unused():
     row = {"prompt": "a", "instruction": "x", "output": "b"}
     found = parse(table([row]), {"prompt": "instruction"})
     assert found.records == (Demonstration(row=1, messages=chat("x", "b")),)
     assert found.unused == {"prompt": 1}
 
 
-def test_an_input_that_is_not_text_is_refused_where_it_would_be_lost():
+def test_non_text_input_is_refused_rather_than_lost():
     for answer in ({"output": "b"}, {"chosen": "b", "rejected": "c"}):
         with pytest.raises(
             ConfigError, match=r"line 1: input has to be text, which is put below the prompt, got \[1\]"
@@ -236,7 +236,7 @@ def test_an_input_that_is_not_text_is_refused_where_it_would_be_lost():
 
 @pytest.mark.parametrize("name", ["tools", "functions", "images", "audio", "chat_template_kwargs"])
 @pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "a"}, {"prompt": "a", "completion": "b"}])
-def test_columns_that_change_the_meaning_are_refused_by_name(row, name):
+def test_columns_that_change_the_meaning_of_a_row_are_refused_by_name(row, name):
     with pytest.raises(ConfigError, match=f"line 1: has the column {name}: .*; remove the column or the row"):
         only({**row, name: [{"name": "f"}]})
     for nothing in (None, [], "", "[]", {}):
@@ -244,7 +244,7 @@ def test_columns_that_change_the_meaning_are_refused_by_name(row, name):
 
 
 @pytest.mark.parametrize(("weight", "records"), [(1, 1), (True, 1), (0, 0), (Cell("1.0"), 1)])
-def test_a_row_of_weight_zero_is_left_out_and_counted(weight, records):
+def test_row_of_weight_zero_is_dropped_and_counted(weight, records):
     found = parse(table([{"prompt": "a", "completion": "b", "weight": weight}]), {})
     assert len(found.records) == records
     assert found.dropped == ({} if records else {"row of weight 0": 1})
@@ -252,13 +252,13 @@ def test_a_row_of_weight_zero_is_left_out_and_counted(weight, records):
 
 
 @pytest.mark.parametrize("weight", [0.5, float("nan"), "heavy", [1]])
-def test_other_weights_are_refused_and_weigh_nothing_in_prompts(weight):
+def test_row_weights_other_than_zero_and_one_are_refused_except_for_prompts(weight):
     with pytest.raises(ConfigError, match="line 1: weight has to be"):
         only({"prompt": "a", "completion": "b", "weight": weight})
     assert only({"prompt": "a", "weight": weight}).columns["weight"] is weight
 
 
-def test_every_column_and_field_that_is_not_used_is_named_with_its_rows():
+def test_unused_columns_and_fields_are_counted_by_name():
     rows = [
         {"messages": [{**ASKED[0], "id": 1}, GOOD], "source": "web", "score": None, "lang": ""},
         {"messages": [*ASKED, GOOD], "source": "book", "score": 3, "lang": ""},
@@ -268,13 +268,13 @@ def test_every_column_and_field_that_is_not_used_is_named_with_its_rows():
 
 
 @pytest.mark.parametrize("margin", [float("nan"), float("inf"), 10**400, True, Cell("big")])
-def test_a_margin_that_is_not_a_finite_number_is_refused(margin):
+def test_non_finite_margin_is_refused(margin):
     with pytest.raises(ConfigError, match="line 1: margin has to be a finite number, got"):
         only({"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin})
 
 
 @pytest.mark.parametrize(("cell", "margin"), [("1.5", 1.5), ("", 0.0)])
-def test_the_margin_of_a_csv_file_is_a_number(cell, margin):
+def test_margin_of_a_csv_file_is_parsed_as_a_number(cell, margin):
     record = only({"prompt": "a", "chosen": "b", "rejected": "c", "margin": Cell(cell)})
     assert isinstance(record, Preference)
     assert record.margin == margin

@@ -28,7 +28,7 @@ def refused(row: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("content", ["b", None, ""])
 @pytest.mark.parametrize("field", ["tool_calls", "function_call"])
-def test_tool_calls_are_refused_by_name_whatever_the_content(field, content):
+def test_tool_calls_are_refused_by_name_with_any_content(field, content):
     refused(talk({"content": content, field: CALL}), f"messages has {field}: tool calls cannot be learned yet")
 
 
@@ -46,12 +46,12 @@ def test_tool_roles_are_refused_by_name(role):
         *("tool_responses", "available_tools", "imageUrls", "media", "thoughts", "reasoning_text", "channel", "label"),
     ],
 )
-def test_fields_that_change_the_meaning_are_refused_by_name(field):
+def test_fields_that_change_the_meaning_of_a_message_are_refused_by_name(field):
     refused(talk({field: "x"}), f"messages has {field}: .*; remove the field or the row")
 
 
 @pytest.mark.parametrize("nothing", [None, [], {}, "", False])
-def test_fields_that_say_nothing_are_as_if_absent(nothing):
+def test_empty_fields_are_ignored(nothing):
     fields = (
         "tool_calls",
         "function_call",
@@ -83,11 +83,11 @@ def test_content_parts_of_text_are_joined(content):
 
 
 @pytest.mark.parametrize("role", [["user"], {"a": 1}, 3, None, True, "judge"])
-def test_a_role_that_is_not_known_is_refused(role):
+def test_unknown_role_is_refused(role):
     refused(talk({}, role=role), "has a message with the role")
 
 
-def test_spellings_that_differ_are_refused():
+def test_conflicting_field_spellings_are_refused():
     refused(talk({"from": "human"}), "a message whose role and from differ")
     refused(talk({"value": "x"}), "a message whose content and value differ")
     refused(talk({"weight": 0, "train": True}), "a message whose weight and train differ")
@@ -106,7 +106,7 @@ def test_spellings_that_differ_are_refused():
         ("loss", False, False),
     ],
 )
-def test_weights_of_zero_and_one_say_what_is_learned(field, weight, learned):
+def test_message_weights_zero_and_one_select_what_is_learned(field, weight, learned):
     found = parse(table([talk({field: weight})]), {})
     (record,) = found.records
     assert isinstance(record, Demonstration)
@@ -115,42 +115,42 @@ def test_weights_of_zero_and_one_say_what_is_learned(field, weight, learned):
 
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, float("nan"), "0", [0], 10**400])
-def test_other_weights_are_refused(weight):
+def test_message_weights_other_than_zero_and_one_are_refused(weight):
     refused(talk({"weight": weight}), r"messages\.weight has to be 0 \(read only\) or 1 \(learned\)")
 
 
-def test_only_the_assistants_single_messages_can_be_learned():
+def test_weight_is_for_single_assistant_messages_only():
     refused(talk({}, weight=1), "a user message with weight 1: .* remove the field, or set it to 0")
     assert len(parse(table([talk({}, weight=0)]), {}).records) == 1
 
 
 @pytest.mark.parametrize("other", [{"label": True}, {"chosen": "x"}])
-def test_an_answer_of_weight_zero_cannot_be_judged_or_compared(other):
+def test_answer_of_weight_zero_is_refused_in_judgements_and_pairs(other):
     row = talk({"weight": 0})
     if "chosen" in other:
         row = {"chosen": row["messages"], "rejected": talk({"content": "c"})["messages"]}
     refused({**other, **row}, "ends with a message of weight 0")
 
 
-def test_history_has_to_be_pairs():
+def test_history_that_is_not_a_list_of_pairs_is_refused():
     for history in ("x", [["a"]], [["a", 3]], [3]):
         refused({"prompt": "a", "completion": "b", "history": history}, r"history has to be a list of \[user, assist")
 
 
-def test_a_flag_that_nothing_reads_is_named_also_when_it_is_off():
+def test_unused_flag_is_named_even_if_false():
     assert parse(table([talk({"end_turn": False})]), {}).unused == {"messages.end_turn": 1}
     refused(talk({"label": False}), "messages has label: a verdict stands beside the messages")
 
 
 @pytest.mark.parametrize("field", ["train_on_turn", "learnable", "trainable"])
-def test_more_names_of_a_weight_keep_an_answer_from_being_learned(field):
+def test_other_names_of_a_zero_weight_exclude_an_answer(field):
     (record,) = parse(table([talk({field: False})]), {}).records
     assert isinstance(record, Demonstration)
     assert not record.messages[-1].learned
 
 
 @pytest.mark.parametrize("field", ["prefix", "partial"])
-def test_a_last_message_to_be_continued_makes_a_prompt(field):
+def test_prefill_as_the_last_message_makes_a_prompt(field):
     row = talk({field: True})
     expected = (chat("a")[0], Message("assistant", "b", prefill=True))
     assert parse(table([row]), {}).records == (Prompt(row=1, prompt=expected),)
@@ -158,22 +158,22 @@ def test_a_last_message_to_be_continued_makes_a_prompt(field):
     refused({"messages": [*row["messages"], {"role": "user", "content": "c"}]}, f"{field}: only the assistant's last")
 
 
-def test_messages_as_an_object_of_lists_are_messages():
+def test_messages_as_an_object_of_lists_are_read():
     row = {"messages": {"role": ["user", "assistant"], "content": ["a", "b"]}}
     assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", "b")),)
 
 
-def test_two_names_of_one_role_agree():
+def test_role_names_with_the_same_meaning_agree():
     row = talk({"from": "gpt", "value": "b"})
     assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", "b")),)
     refused(talk({"from": "human"}), "role and from differ")
 
 
-def test_a_message_in_other_words_names_its_fields():
+def test_error_of_an_unknown_message_layout_names_the_fields():
     refused({"conversation": [{"input": "a", "output": "b"}]}, "a message without role; its fields are input, output")
     refused({"messages": [{"role": "user", "text": "b"}]}, "a message without content; its fields are role, text")
 
 
-def test_a_content_part_that_is_refused_says_why():
+def test_error_of_a_refused_content_part_names_the_reason():
     refused(talk({"content": [{"type": "tool_use"}]}), "type 'tool_use': tool calls cannot be learned")
     refused(talk({"content": [{"type": "thinking", "thinking": "b"}]}), "type 'thinking': a model's reasoning")

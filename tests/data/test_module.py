@@ -68,7 +68,7 @@ JUDGED = {"prompt": "a", "completion": "b", "label": True}
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],
 )
-def test_bad_data_is_refused_in_one_line_that_names_the_file(content, kind, message, tmp_path):
+def test_bad_data_is_a_one_line_error_with_the_file_name(content, kind, message, tmp_path):
     (tmp_path / "bad.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
         prepared("jsonl", f"data.path={tmp_path / 'bad.jsonl'}", kind=kind)
@@ -83,7 +83,7 @@ def test_pairs_with_equal_sides_are_dropped_and_printed(tmp_path):
     assert "1 chosen equals rejected" in data.audit.render()
 
 
-def test_pairs_as_judgements_stay_on_one_side_and_what_is_empty_is_counted(tmp_path):
+def test_pairs_as_judgements_stay_in_one_split_and_empty_ones_are_counted(tmp_path):
     rows = [{**PAIR, "prompt": f"p{n}", "chosen": f"up {n}", "rejected": f"down {n}"} for n in range(10)]
     rows += [
         {**rows[0], "prompt": "empty side", "rejected": " "},
@@ -101,7 +101,7 @@ def test_pairs_as_judgements_stay_on_one_side_and_what_is_empty_is_counted(tmp_p
     assert "desirable" in data.audit.render()
 
 
-def test_batches_of_any_size_borrow_the_same_completions(tmp_path):
+def test_kto_pairing_does_not_depend_on_the_batch_size(tmp_path):
     rows = [{**talk, "label": n % 3 > 0} for n, talk in enumerate(TALKS)]
     path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
     found = []
@@ -117,7 +117,7 @@ def test_batches_of_any_size_borrow_the_same_completions(tmp_path):
     assert len(found[0]) == len({tuple(sorted(talk.items())) for talk in TALKS}) - 3
 
 
-def test_prompts_longer_than_the_context_are_cut_counted_and_printed(tmp_path):
+def test_prompts_longer_than_the_context_are_truncated_counted_and_printed(tmp_path):
     rows = [{"prompt": f"{n} " + "what is this " * 40} for n in range(9)]
     data = prepared("jsonl", f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}", kind="Prompt", context=64)
     assert all(cost == 64 - 16 for batch in data.train_dataloader() for cost in batch.cost())
@@ -163,7 +163,7 @@ def trainer(ranks: int, rank: int) -> Trainer:
     return cast(Trainer, SimpleNamespace(lightning_module=method, world_size=ranks, global_rank=rank))
 
 
-def test_a_trainer_gets_its_ranks_share_of_what_is_still_to_do(talks):
+def test_train_dataloader_gives_the_remaining_batches_of_the_rank(talks):
     data = prepared("jsonl", talks)
     whole = seen(data)
     for rank in (0, 1):
@@ -177,7 +177,7 @@ def test_a_trainer_gets_its_ranks_share_of_what_is_still_to_do(talks):
     assert seen(data) == whole[2:]
 
 
-def test_the_same_rows_have_the_same_fingerprint_and_another_seed_another_split(talks):
+def test_fingerprint_depends_on_rows_and_split_on_the_seed(talks):
     one, again, other = (prepared("jsonl", talks, seed=seed).audit.fingerprint for seed in (0, 0, 1))
     assert one == again != other
 
@@ -192,11 +192,11 @@ def test_the_same_rows_have_the_same_fingerprint_and_another_seed_another_split(
         ("What is this", "What"),
     ],
 )
-def test_running_text_is_prompted_with_its_beginning(text, start):
+def test_eval_prompt_of_running_text_is_its_beginning(text, start):
     assert beginning(text) == start
 
 
-def test_one_file_of_each_kind_reads_the_same(tmp_path: Path):
+def test_all_file_formats_give_the_same_batches(tmp_path: Path):
     def fingerprint(name: str, write: Sequence[Any]) -> str:
         path = tmp_path / name
         path.write_text(write[0])
@@ -211,7 +211,7 @@ def test_one_file_of_each_kind_reads_the_same(tmp_path: Path):
     assert len(found) == 1
 
 
-def test_pairs_that_differ_only_beyond_the_cut_are_dropped_and_counted(tmp_path):
+def test_pairs_equal_after_truncation_are_dropped_and_counted(tmp_path):
     same, answers = "no " * 40, ("yes", "never")
     rows = [{"prompt": f"Is it {n}?", "chosen": same + answers[n % 2], "rejected": same + "maybe"} for n in range(20)]
     rows += [{"prompt": f"Was it {n}?", "chosen": "yes", "rejected": "no"} for n in range(20)]

@@ -36,13 +36,13 @@ def test_every_option_is_tested():
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_yaml_says_all_that_the_constructor_asks_for_and_starts_with_what_it_is(option):
+def test_every_data_yaml_sets_all_keys_and_begins_with_a_comment(option):
     assert set(config(option)) == {"_target_", *schema_of(DataModule).keys}
     assert (CONF / "data" / f"{option}.yaml").read_text().startswith("# ")
 
 
 @pytest.mark.parametrize(("option", "kind"), [(option, kind) for option in WORLD for kind in WORLD[option]])
-def test_the_world_gives_batches_of_every_kind_it_can_serve_as(option, kind):
+def test_world_data_gives_batches_of_every_supported_kind(option, kind):
     data = prepared(option, kind=kind)
     batches = list(data.train_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 4]
@@ -67,7 +67,7 @@ def test_gold_scores_the_held_out_prompts():
     assert right["correct"] > wrong["correct"]
 
 
-def test_rows_travel_with_their_prompts_whatever_the_order():
+def test_columns_stay_with_their_prompts_after_shuffling():
     data = prepared("world_sums", kind="Prompt", updates=9)
     assert data.gold_score is not None
     order = []
@@ -81,7 +81,7 @@ def test_rows_travel_with_their_prompts_whatever_the_order():
 
 
 @pytest.mark.parametrize("option", sorted(HUB))
-def test_hub_options_name_their_data_set_when_offline(option):
+def test_offline_error_of_hub_options_names_the_data_set(option):
     with pytest.raises(ConfigError, match=rf"data set {config(option)['source']['repo']}: not in the cache"):
         prepared(option)
 
@@ -122,7 +122,7 @@ def test_hub_options_name_their_data_set_when_offline(option):
         ("tiny_shakespeare", "Text", [{"Text": f"First Citizen {n}:\nBefore we proceed. Hear me."} for n in range(20)]),
     ],
 )
-def test_rows_as_the_hub_has_them_become_batches(option, kind, rows, tmp_path):
+def test_rows_of_hub_data_sets_become_batches(option, kind, rows, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", rows)
     data = prepared(option, f"data.path={path}", kind=kind)
     assert len(next(iter(data.train_dataloader()))) == 4
@@ -130,7 +130,7 @@ def test_rows_as_the_hub_has_them_become_batches(option, kind, rows, tmp_path):
         assert {"answer", "solution"} <= set(data.prompt_columns)
 
 
-def test_a_path_takes_the_place_of_any_source(talks, tmp_path):
+def test_path_replaces_the_source_of_any_option(talks, tmp_path):
     held_out = write_lines(tmp_path / "held_out.jsonl", [{"prompt": "new", "completion": "x"}, TALKS[0]])
     data = prepared("world_demonstrations", talks, f"data.eval_path={held_out}")
     assert data.audit.source.endswith("talks.jsonl")
@@ -161,7 +161,7 @@ def test_a_path_takes_the_place_of_any_source(talks, tmp_path):
         ("data.quality.balance=task", lambda d: d.audit.rows_train),
     ],
 )
-def test_every_key_changes_something(override, changes, tmp_path):
+def test_every_key_has_an_effect(override, changes, tmp_path):
     rows = [*TALKS, TALKS[7], TALKS[9], {**TALKS[11], "prompt": "x", "completion": "so on and on and on and on and on"}]
     rows += [{**TALKS[3], "completion": "short", "prompt": "y"}, {**TALKS[3], "completion": "tiny", "prompt": "z"}]
     path = f"data.path={write_lines(tmp_path / 'talks.jsonl', rows)}"
@@ -171,7 +171,7 @@ def test_every_key_changes_something(override, changes, tmp_path):
     assert changes(before) != changes(prepared("jsonl", path, "data.eval_fraction=0.15", override))
 
 
-def test_loss_on_assistant_and_packing_change_something(tmp_path):
+def test_loss_on_assistant_and_packing_have_an_effect(tmp_path):
     turns = [{"role": role, "content": "hello there"} for role in ("user", "assistant") * 2]
     path = write_lines(
         tmp_path / "x.jsonl", [{"messages": [{**turns[0], "content": f"{n}"}, *turns[1:]]} for n in range(9)]
@@ -192,13 +192,13 @@ def test_loss_on_assistant_and_packing_change_something(tmp_path):
     assert not packed.cut
 
 
-def test_a_data_option_without_rows_asks_for_a_path():
+def test_option_without_rows_requires_a_path():
     assert config("jsonl")["path"] == "???"
     with pytest.raises(ConfigError, match=r"data\.path: has to be given"):
         module("jsonl", "data.path=null")
 
 
-def test_running_text_leaves_the_tokenizers_template_alone():
+def test_running_text_leaves_the_tokenizers_chat_template_unchanged():
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     own = tokenizer.chat_template
     data = module("world_text")
@@ -207,7 +207,7 @@ def test_running_text_leaves_the_tokenizers_template_alone():
     assert data.chat_template.name == "plain"
 
 
-def test_a_file_in_place_of_the_worlds_stories_keeps_the_models_template(talks):
+def test_file_instead_of_world_stories_uses_the_models_template(talks):
     assert prepared("world_stories", kind="Prompt").chat_template.name == "plain"
     assert prepared("world_stories", "data.source.task=instructions", kind="Prompt").chat_template.name == "chat"
     assert prepared("world_stories", talks, kind="Prompt").chat_template.name == "chat"

@@ -30,7 +30,7 @@ def sides(made: Paraphrases) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return train, held_out
 
 
-def test_every_fact_stands_in_every_wording_and_held_out_ones_share_the_facts_alone() -> None:
+def test_train_and_eval_rows_share_facts_but_no_paraphrase() -> None:
     train, held_out = sides(source())
     assert [row["prompt"] for row in train] == ["Where is Mia?", "Where is Tim?", "Seen Mia?", "Seen Tim?"]
     assert [row["prompt"] for row in held_out] == ["Find Mia.", "Find Tim."]
@@ -38,13 +38,13 @@ def test_every_fact_stands_in_every_wording_and_held_out_ones_share_the_facts_al
     assert [row["answer"] for row in held_out] == ["river", "park"]
 
 
-def test_right_is_what_names_the_answer_and_no_other() -> None:
+def test_gold_score_is_one_if_only_the_right_answer_is_named() -> None:
     _, (mia, _) = sides(source())
     completions = ("At the river.", "At the park.", "At the river or the park.", "")
     assert [score(mia["prompt"], text, mia["gold"])["total"] for text in completions] == [1.0, 0.0, 0.0, 0.0]
 
 
-def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> None:
+def test_bundled_facts_need_person_and_thing_to_determine_the_place() -> None:
     facts = OmegaConf.load(CONF / "data" / "paraphrases.yaml").source.facts
     for key in ("who", "thing"):
         assert all(len({f.place for f in facts if f[key] == one}) >= 2 for one in {f[key] for f in facts})
@@ -60,7 +60,7 @@ def test_no_person_and_no_thing_of_the_bundled_facts_gives_the_place_away() -> N
         ({"completion": "At {}."}, "data.source.completion: 'At {}.' cannot be filled"),
     ],
 )
-def test_a_text_with_an_unknown_name_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+def test_invalid_paraphrase_settings_are_a_one_line_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]+$") as caught:
         source(**changes).load(eval_rows=8)
     assert str(caught.value).startswith(message)

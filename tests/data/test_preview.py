@@ -20,25 +20,25 @@ def row(text: str, learned: int, number: int = 1) -> EncodedRow:
     return EncodedRow(number, torch.tensor(ids), torch.arange(len(ids)) >= len(ids) - learned)
 
 
-def test_tokens_of_the_same_use_are_decoded_together() -> None:
+def test_preview_decodes_runs_of_equal_masks_together() -> None:
     # é is two bytes, hence two tokens: decoded one by one they would be no letter.
     assert list(preview([row("xyé", 2)], TEMPLATE)) == [
         PreviewRow(1, "", (Stretch("xy", "read"), Stretch("é", "learned")))
     ]
 
 
-def test_a_pair_is_two_rows_with_their_roles() -> None:
+def test_preview_of_a_pair_has_two_rows_with_roles() -> None:
     pair = EncodedPair(5, row("ab", 1, 5), row("ac", 1, 5), 0.0)
     found = list(preview([pair], TEMPLATE))
     assert [(one.row, one.role, one.stretches[1].text) for one in found] == [(5, "chosen", "b"), (5, "rejected", "c")]
 
 
-def test_prompt_tokens_are_outside_the_loss() -> None:
+def test_preview_shows_prompt_tokens_outside_the_loss() -> None:
     prompt = EncodedPrompt(2, row("ab", 0).ids, "ab", {})
     assert list(preview([prompt], TEMPLATE)) == [PreviewRow(2, "", (Stretch("ab", "read"),))]
 
 
-def test_a_long_row_is_shortened_in_the_middle_of_each_stretch() -> None:
+def test_preview_shortens_the_middle_of_each_long_span() -> None:
     whole = PreviewRow(0, "", (Stretch("a" * 5000 + "b", "read"), Stretch("c", "learned")))
     kept = whole.shortened().stretches
     assert len(kept[0].text) == MAX_PREVIEW_CHARACTERS + len(" […] ")

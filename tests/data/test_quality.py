@@ -28,16 +28,16 @@ def kept(records, **changes) -> tuple[list[int], dict[str, int]]:
     return [record.row for record in filtered.records], dict(filtered.dropped)
 
 
-def test_nothing_is_dropped_unless_asked_for():
+def test_default_quality_filter_drops_nothing():
     assert kept(answers("a", "a", "a a a a a a")) == ([0, 1, 2], {})
 
 
-def test_length_limits_drop_rows_outside_of_them():
+def test_rows_outside_the_length_limits_are_dropped():
     assert kept(answers("a", "abc", "abcdef"), min_characters=2) == ([1, 2], {"shorter than 2 characters": 1})
     assert kept(answers("a", "abc", "abcdef"), max_characters=3) == ([0, 1], {"longer than 3 characters": 1})
 
 
-def test_repetition_is_the_share_of_three_word_sequences_seen_before():
+def test_repetition_is_the_share_of_repeated_trigrams():
     # a b c a b c a b: sequences abc bca cab abc bca cab: three of six have been there.
     assert repetition("a b c a b c a b") == pytest.approx(0.5)
     assert repetition("one two three four") == 0
@@ -45,7 +45,7 @@ def test_repetition_is_the_share_of_three_word_sequences_seen_before():
     assert kept(answers("a b c a b c a b", "a b c d"), max_repetition=0.4) == ([1], {"repetition above 0.4": 1})
 
 
-def test_exact_duplicates_go_and_opposite_judgements_stay():
+def test_exact_duplicates_are_dropped_and_opposite_judgements_kept():
     same = [Demonstration(row=row, messages=chat("p", text)) for row, text in enumerate("abab")]
     assert kept(same, dedupe=True) == ([0, 1], {"duplicate": 2})
     judged = [
@@ -54,7 +54,7 @@ def test_exact_duplicates_go_and_opposite_judgements_stay():
     assert kept(judged, dedupe=True) == ([0, 1], {})
 
 
-def test_near_duplicates_go():
+def test_near_duplicates_are_dropped():
     rng = random.Random(0)
     words = [f"w{number}" for number in range(500)]
     texts = [" ".join(rng.sample(words, 60)) for _ in range(20)]
@@ -65,7 +65,7 @@ def test_near_duplicates_go():
     assert kept(records[:20], near_dedupe=0.6) == (list(range(20)), {})
 
 
-def test_near_duplicates_without_datasketch_say_how_to_get_it(monkeypatch):
+def test_near_duplicates_without_datasketch_name_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(
         ConfigError, match=r'the package datasketch is not installed; run pip install "postrain\[quality\]"'
@@ -74,7 +74,7 @@ def test_near_duplicates_without_datasketch_say_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_balance_cuts_every_value_down_to_the_rarest(seed):
+def test_balance_reduces_every_value_to_the_count_of_the_rarest(seed):
     records = [
         Demonstration(row=row, messages=chat("p", "a"), columns={"task": task})
         for row, task in enumerate("aaaaaabbbcc")
@@ -85,7 +85,7 @@ def test_balance_cuts_every_value_down_to_the_rarest(seed):
     assert [record.row for record in filtered.records] == sorted(record.row for record in filtered.records)
 
 
-def test_balance_of_labels_and_of_a_column_that_is_not_there():
+def test_balance_works_on_labels_and_refuses_a_missing_column():
     judged = [Judgement(row=row, prompt=chat("p"), completion="a", label=row > 0) for row in range(4)]
     assert len(kept(judged, balance="label")[0]) == 2
     with pytest.raises(ConfigError, match=r"data\.quality\.balance=task: row 0 has no such column; there are label"):

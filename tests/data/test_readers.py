@@ -41,7 +41,7 @@ def parquet(path: Path) -> str:
 
 
 @pytest.mark.parametrize(("make", "numbers"), [(jsonl, [1, 2]), (js, [0, 1]), (csv, [2, 4]), (parquet, [0, 1])])
-def test_every_format_gives_the_same_rows_with_their_place(make, numbers, tmp_path):
+def test_every_format_gives_the_same_rows_and_locations(make, numbers, tmp_path):
     table = read_file(make(tmp_path))
     # A CSV file does not distinguish truth values from words.
     rows = [{**row, "label": str(row["label"])} for row in ROWS] if make is csv else ROWS
@@ -49,7 +49,7 @@ def test_every_format_gives_the_same_rows_with_their_place(make, numbers, tmp_pa
     assert [row.number for row in table.rows] == numbers
 
 
-def test_text_is_cut_at_blank_lines_into_documents(tmp_path):
+def test_text_is_split_into_documents_at_blank_lines(tmp_path):
     paragraphs = [f"{number} " + ("word " * 150).strip() for number in range(6)]
     table = read_file(write(tmp_path / "x.txt", "\n\n" + "\n\n".join(paragraphs) + "\n"))
     documents = [row.values["text"] for row in table.rows]
@@ -83,20 +83,20 @@ def test_text_is_cut_at_blank_lines_into_documents(tmp_path):
         ("x.docx", "text", r"cannot read \.docx; expected one of \.jsonl, "),
     ],
 )
-def test_bad_files_are_refused_in_one_line_that_says_where(name, content, message, tmp_path):
+def test_bad_file_is_a_one_line_error_with_the_location(name, content, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as caught:
         read_file(write(tmp_path / name, content))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.path: there is no file .*gone\.jsonl"):
         read_file(str(tmp_path / "gone.jsonl"))
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_json_and_json_lines_are_told_apart_by_what_is_in_them(suffix, tmp_path):
+def test_json_and_json_lines_are_distinguished_by_content(suffix, tmp_path):
     path = tmp_path / f"x.{suffix}"
     path.write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in ROWS))
     lines = read_file(str(path))

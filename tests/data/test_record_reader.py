@@ -44,7 +44,7 @@ def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, 
         ({"prompt": "a", "answer": "b"}, "Prompt", set()),
     ],
 )
-def test_what_a_kind_of_record_leaves_out_is_named(row, kind, unused):
+def test_columns_unused_by_a_kind_are_named(row, kind, unused):
     _, counts = read(row, kind)
     assert set(counts.unused) == unused
     assert not counts.dropped
@@ -55,7 +55,7 @@ def test_columns_read_elsewhere_are_not_listed_as_unused():
     assert counts.unused == {"id": 2}
 
 
-def test_the_columns_of_prompts_are_offered_to_rewards():
+def test_columns_of_prompts_are_available_to_rewards():
     _, counts = read({"prompt": "a", "answer": "b", "level": 3, "none": None}, "Prompt")
     assert list(counts.offered) == ["answer", "level", "none"]
     assert not counts.unused
@@ -79,7 +79,7 @@ def test_running_text_cannot_hold_an_answer_of_weight_zero():
         read(weighed(0, 1), "Text")
 
 
-def test_a_prompt_file_names_the_columns_that_may_hold_the_answers():
+def test_error_of_missing_answers_lists_the_candidate_columns():
     with pytest.raises(ConfigError, match=r"the columns it needs, of target, id: data\.columns\.completion=NAME"):
         read({"prompt": "a", "target": "b", "id": 1}, "Demonstration")
 
@@ -108,7 +108,7 @@ def test_held_out_judgements_with_one_completion_borrow_from_training(tmp_path):
     assert json.dumps(data.audit.to_dict()["unused"]) == "{}"
 
 
-def test_a_margin_that_the_method_reads_is_used(tmp_path):
+def test_margin_that_the_method_reads_is_used(tmp_path):
     rows = [{**PAIR, "prompt": f"p {number}"} for number in range(12)]
     path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
     for use_margin, unused in ((True, {"id": 12}), (False, {"id": 12, "margin": 12})):
@@ -122,7 +122,7 @@ def rows(prompts: list[int]) -> list[Record]:
     return [Demonstration(row=row, messages=chat(f"p{prompt}", f"a{row}")) for row, prompt in enumerate(prompts)]
 
 
-def test_a_fraction_of_the_prompts_is_held_out_with_all_their_rows():
+def test_fraction_of_the_prompts_is_held_out_with_all_their_rows():
     rng = random.Random(0)
     for _ in range(50):
         records = rows([rng.randint(0, 30) for _ in range(rng.randint(2, 60))])
@@ -137,14 +137,14 @@ def test_a_fraction_of_the_prompts_is_held_out_with_all_their_rows():
         assert parts.dropped == {SURPLUS: 0}
 
 
-def test_a_tenth_of_forty_prompts_is_four_and_never_more_than_asked_for():
+def test_split_holds_out_the_fraction_and_at_most_eval_rows():
     records = rows(list(range(40)))
     assert len(split(records, fraction=0.1, eval_rows=99, seed=0, source="x").held_out) == 4
     few = split(records, fraction=0.5, eval_rows=3, seed=0, source="x")
     assert (len(few.held_out), len(few.train)) == (3, 37)
 
 
-def test_the_split_is_the_seeds_and_not_the_orders():
+def test_split_depends_on_the_seed_and_not_on_row_order():
     records = rows(list(range(40)))
     held_out = {record.row for record in split(records, fraction=0.2, eval_rows=99, seed=0, source="x").held_out}
     again = split(records[::-1], fraction=0.2, eval_rows=99, seed=0, source="x").held_out
@@ -153,12 +153,12 @@ def test_the_split_is_the_seeds_and_not_the_orders():
     assert held_out != {record.row for record in other}
 
 
-def test_one_prompt_cannot_be_split():
+def test_split_of_one_prompt_is_refused():
     with pytest.raises(ConfigError, match=r"x\.jsonl: 1 different prompts are too few.*data\.eval_path"):
         split(rows([3, 3, 3]), fraction=0.1, eval_rows=9, seed=0, source="x.jsonl")
 
 
-def test_held_out_rows_that_training_gives_away_are_left_out():
+def test_eval_rows_that_occur_in_training_are_dropped():
     parts = drop_overlap(rows([1, 2]), rows([2, 3, 4]), eval_rows=1, source="x")
     assert [record.prompt_content() for record in parts.held_out] == ["p3"]
     assert parts.dropped == {OVERLAP: 1, SURPLUS: 1}

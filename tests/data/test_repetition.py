@@ -25,7 +25,7 @@ def test_distinct_n_worked_numbers() -> None:
     assert distinct_n(["one"], 2) == 1.0
 
 
-def test_a_set_of_equal_texts_is_repetitive_though_each_text_is_not() -> None:
+def test_distinct_n_of_equal_texts_is_low_over_the_set_only() -> None:
     assert distinct_ngram_share(["the", "cat", "sat"], 2) == 1.0
     assert distinct_n(["the cat sat"] * 4, 2) == 0.25
 
@@ -81,13 +81,13 @@ def test_shares_of_completions() -> None:
         (TALES[:4] * 2, ""),
     ],
 )
-def test_one_text_or_one_word_is_a_collapse(texts: list[str], message: str) -> None:
+def test_collapse_is_found_for_one_text_or_one_word(texts: list[str], message: str) -> None:
     found = collapsed(shape(TALES), shape(texts))
     assert message in found
     assert bool(found) == bool(message)
 
 
-def test_labels_that_were_short_and_equal_before_training_are_not_a_collapse() -> None:
+def test_short_equal_labels_before_training_are_not_a_collapse() -> None:
     labels = ["positive", "negative"] * 4
     found = collapsed(shape(labels), shape(["positive"] * 8))
     assert found == "12% of the completions are different (25% before training)"

@@ -26,7 +26,7 @@ def seen(batches: TrainBatches) -> list[tuple[int, ...]]:
     return found
 
 
-def test_every_epoch_is_whole_every_batch_is_full_and_orders_differ():
+def test_epochs_are_complete_batches_full_and_orders_different():
     rng = random.Random(0)
     for _ in range(40):
         items, size = rng.randint(1, 30), rng.randint(1, 40)
@@ -40,18 +40,18 @@ def test_every_epoch_is_whole_every_batch_is_full_and_orders_differ():
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 9])
-def test_starting_later_is_the_rest_of_the_same_batches(start):
+def test_schedule_started_later_gives_the_remaining_batches(start):
     whole = seen(schedule(10))
     rest = schedule(10, start=start)
     assert seen(rest) == whole[start:]
     assert len(rest) == 9 - start
 
 
-def test_a_batch_does_not_depend_on_how_many_updates_follow():
+def test_batch_does_not_depend_on_the_number_of_updates():
     assert seen(schedule(10, updates=3)) == seen(schedule(10))[:3]
 
 
-def test_another_seed_is_another_order():
+def test_order_depends_on_the_seed():
     assert seen(schedule(10)) != seen(schedule(10, seed=1))
 
 

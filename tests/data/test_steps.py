@@ -50,7 +50,7 @@ def supervised_texts(found: Template, ids: torch.Tensor, mask: torch.Tensor) -> 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("separator", ["", "\n", "<|stop|>"])
-def test_each_mark_stands_right_behind_its_step(name: str, separator: str) -> None:
+def test_step_mark_follows_its_step(name: str, separator: str) -> None:
     made, layout = template(name), StepLayout(joiner=" ", separator=separator)
     ids, mask = layout.chain(made, user("what is it?"), ("the answer is", "the question", "done")).row()
     first, *rest = supervised_texts(made, ids, mask)
@@ -61,7 +61,7 @@ def test_each_mark_stands_right_behind_its_step(name: str, separator: str) -> No
     assert int(mask.sum()) == 3
 
 
-def test_a_border_inside_a_merge_is_kept() -> None:
+def test_step_border_inside_a_token_merge_is_kept() -> None:
     made = template()
     tokens = made.tokenizer.tokenize
     # The tokenizer writes " answer" as one token; the two halves of it are steps of their own.
@@ -73,7 +73,7 @@ def test_a_border_inside_a_merge_is_kept() -> None:
     assert bool(mask[-1])
 
 
-def test_the_first_joiner_is_the_templates_where_it_sets_answers_off() -> None:
+def test_first_joiner_is_stripped_if_the_template_separates_answers() -> None:
     layout = StepLayout(joiner="\n- ", separator="")
     plain, marked = (layout.chain(template(name), user("x"), ("a", "b")) for name in ("plain", "marked"))
     # In running text nothing else would part a prompt from its answer; white space before an answer is the template's.
@@ -82,7 +82,7 @@ def test_the_first_joiner_is_the_templates_where_it_sets_answers_off() -> None:
     assert template("marked").decode_all(marked.steps[1].tolist()) == "\n- b"
 
 
-def test_steps_that_do_not_fit_go_whole_and_with_their_labels() -> None:
+def test_steps_beyond_max_length_are_dropped_whole_with_their_labels() -> None:
     # Letters that merge with nothing: the prompt is 4 tokens, each step with its joiner 5, the end 1.
     whole = record("zqxk", "jzqx", "kqzj", "xqzk", wrong=1)
     for length, steps in ((20, 3), (19, 2), (15, 2), (14, 1), (10, 1)):
@@ -95,7 +95,7 @@ def test_steps_that_do_not_fit_go_whole_and_with_their_labels() -> None:
         assert make.cuts == ({STEPS_CUT: 1} if steps < 3 else {})
 
 
-def test_a_prompt_makes_room_for_one_step() -> None:
+def test_prompt_is_truncated_to_fit_one_step() -> None:
     make = encoder(8)
     found = encode([record("zqxk", "jzqx", "kqzj")], make)[0]
     assert isinstance(found, EncodedSteps)
@@ -105,7 +105,7 @@ def test_a_prompt_makes_room_for_one_step() -> None:
     assert make.cuts == {PROMPT_CUT: 1, STEPS_CUT: 1}
 
 
-def test_a_chain_without_a_step_is_dropped_and_counted() -> None:
+def test_chain_without_a_step_after_truncation_is_dropped_and_counted() -> None:
     items = encode([record("zqxk", "jzqx"), record("zq", "x")], encoder(6))
     dropped: Counter[str] = Counter()
     assert [item.row for item in drop_empty(items, dropped, "x.jsonl")] == [1]
@@ -114,7 +114,7 @@ def test_a_chain_without_a_step_is_dropped_and_counted() -> None:
         drop_empty(items[:1], dropped, "x.jsonl")
 
 
-def test_a_batch_keeps_labels_beside_their_rows() -> None:
+def test_step_batch_keeps_labels_with_their_rows() -> None:
     batch = collate(encode([record("zq", "x", "j", wrong=0), record("zq", "k")], encoder()))
     assert isinstance(batch, StepRows)
     assert [labels.tolist() for labels in batch.labels] == [[False, False], [True]]
@@ -126,7 +126,7 @@ def test_a_batch_keeps_labels_beside_their_rows() -> None:
     assert batch.row_ids == (1, 1)
 
 
-def test_a_layout_is_kept_beside_its_model(tmp_path) -> None:
+def test_step_layout_is_read_from_the_model_folder(tmp_path) -> None:
     assert StepLayout.of_model(tmp_path) is None
     layout = StepLayout(joiner=" ", separator="<|stop|>")
     (tmp_path / LAYOUT_FILE).write_text(layout.to_json())

@@ -40,7 +40,7 @@ def sides(made: ReasoningGym, eval_rows: int = 6) -> tuple[list[dict[str, Any]],
     return train, held_out
 
 
-def test_rows_have_a_prompt_its_answer_and_what_the_scorer_needs() -> None:
+def test_task_rows_have_prompt_answer_and_scorer_fields() -> None:
     train, held_out = sides(source())
     assert (len(train), len(held_out)) == (40, 6)
     row = train[0]
@@ -53,7 +53,7 @@ def test_rows_have_a_prompt_its_answer_and_what_the_scorer_needs() -> None:
 
 
 @pytest.mark.parametrize("task", ["adding", "ambient"])
-def test_rows_depend_on_the_seed_and_their_place_alone(task: str) -> None:
+def test_task_rows_depend_on_seed_and_index_only(task: str) -> None:
     train, held_out = sides(source(task))
     random.seed(1)
     assert sides(source(task)) == (train, held_out)
@@ -72,7 +72,7 @@ def test_loading_leaves_the_global_generators_unchanged() -> None:
     assert (random.random(), np.random.random()) == expected
 
 
-def test_no_prompt_is_on_both_sides_however_few_there_are() -> None:
+def test_train_and_eval_prompts_of_a_small_task_are_disjoint() -> None:
     # 7 · 7 = 49 different sums, each drawn many times
     train, held_out = sides(source(settings={"largest": 6}, count=400), eval_rows=40)
     train_prompts, eval_prompts = {row["prompt"] for row in train}, [row["prompt"] for row in held_out]
@@ -80,19 +80,19 @@ def test_no_prompt_is_on_both_sides_however_few_there_are() -> None:
     assert len(set(eval_prompts)) == len(eval_prompts) > 0
 
 
-def test_settings_are_the_tasks_and_the_scorer_learns_of_them() -> None:
+def test_task_settings_are_passed_to_the_scorer() -> None:
     train, _ = sides(source(settings={"largest": 20}))
     assert all(int(row["answer"]) <= 40 for row in train)
     assert train[0][COLUMN]["settings"] == {"largest": 20}
 
 
-def test_an_instruction_stands_after_the_question_and_not_in_what_the_scorer_sees() -> None:
+def test_instruction_is_appended_to_the_prompt_only() -> None:
     plain, instructed = sides(source())[0][0], sides(source(instruction=" Only the number."))[0][0]
     assert instructed["prompt"] == plain["prompt"] + " Only the number."
     assert instructed[COLUMN] == plain[COLUMN]
 
 
-def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
+def test_demonstrations_follow_the_answer_format() -> None:
     row = sides(source(kind="demonstrations", reply="<answer>{answer}</answer>"))[0][0]
     assert row["completion"] == f"<answer>{row['answer']}</answer>"
     with pytest.raises(ConfigError, match=r"data.source.kind=demonstrations: open states no answers"):
@@ -117,13 +117,13 @@ def test_demonstrations_answer_in_the_form_that_is_asked_for() -> None:
         ("adding", {"settings": {"largest": 1}, "count": 4}, r"too few different prompts"),
     ],
 )
-def test_bad_settings_are_refused_in_one_line(task: str, changes: dict[str, Any], message: str) -> None:
+def test_invalid_task_settings_are_a_one_line_error(task: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         sides(source(task, **changes))
     assert "\n" not in str(caught.value)
 
 
-def test_what_changes_with_the_hash_seed_needs_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_that_depends_on_the_hash_seed_requires_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(ConfigError, match=r"ransom_note: .* set the environment variable PYTHONHASHSEED=0"):
         sides(source("ransom_note"))
@@ -131,7 +131,7 @@ def test_what_changes_with_the_hash_seed_needs_a_fixed_one(monkeypatch: pytest.M
     assert len(sides(source("ransom_note"))[0]) == 40
 
 
-def test_a_missing_extra_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r'reasoning_gym is not installed; run pip install "postrain\[tasks\]"'):
         sides(source())

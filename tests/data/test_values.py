@@ -35,14 +35,14 @@ def write(path: Path, content: str | bytes) -> str:
         ('1, "text": "b"', "the column 'text' stands twice; remove one of the two"),
     ],
 )
-def test_values_that_cannot_be_read_are_refused_with_line_and_column(value, message, tmp_path):
+def test_unreadable_value_error_names_line_and_column(value, message, tmp_path):
     path = write(tmp_path / "x.jsonl", '{"text": "a"}\n{"text": "a", "n": ' + value + "}\n")
     with pytest.raises(ConfigError, match=rf"x\.jsonl, line 2: .*{message}") as caught:
         read_file(path)
     assert "\n" not in str(caught.value)
 
 
-def test_half_surrogate_pairs_and_nul_become_a_replacement_and_are_counted(tmp_path):
+def test_lone_surrogates_and_nul_are_replaced_and_counted(tmp_path):
     lines = r'{"text": "a \ud83d"}', r'{"text": "b", "more": [{"x": "\u0000"}]}', r'{"text": "\ud83d\ude00 c"}'
     table = read_file(write(tmp_path / "x.jsonl", "\n".join(lines)))
     assert [dict(row.values) for row in table.rows] == [
@@ -62,21 +62,21 @@ def parquet(names: list[str], columns: list[pyarrow.Array]) -> bytes:
     return sink.getvalue()
 
 
-def test_columns_of_the_same_name_are_refused_with_both_places(tmp_path):
+def test_duplicate_column_error_names_both_positions(tmp_path):
     text = pyarrow.array(["a"])
     for name, content in (("x.csv", "text,id,id\na,1,2\n"), ("x.parquet", parquet(["text", "id", "id"], [text] * 3))):
         with pytest.raises(ConfigError, match=rf"{name}: the columns 2 and 3 are both named 'id'; rename one"):
             read_file(write(tmp_path / name, content))
 
 
-def test_parquet_text_that_is_not_utf8_is_refused_in_one_line(tmp_path):
+def test_non_utf8_parquet_text_is_a_one_line_error(tmp_path):
     ends = pyarrow.py_buffer(b"\x00\x00\x00\x00\x01\x00\x00\x00")
     broken = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, ends, pyarrow.py_buffer(b"\xff")])
     with pytest.raises(ConfigError, match=r"x\.parquet: cannot be read as Parquet \('utf-8' codec"):
         read_file(write(tmp_path / "x.parquet", parquet(["text"], [broken])))
 
 
-def test_a_long_csv_cell_is_read(tmp_path):
+def test_long_csv_cell_is_read(tmp_path):
     table = read_file(write(tmp_path / "x.csv", f"text\nshort\n{'word ' * 40000}\n"))
     assert [len(row.values["text"]) for row in table.rows] == [5, 200000]
 
@@ -96,7 +96,7 @@ def test_other_delimiters_are_taken_from_the_header(name, sign, tmp_path):
     "text",
     ["line of words here\n" * 900, ("word " * 3000).strip(), "x" * 13000, "line\n\n" + "word " * 3000 + "\n\nlast"],
 )
-def test_text_without_blank_lines_is_cut_at_lines_and_words(text, tmp_path):
+def test_text_without_blank_lines_is_split_at_lines_and_words(text, tmp_path):
     table = read_file(write(tmp_path / "x.txt", text))
     documents = [row.values["text"] for row in table.rows]
     assert len(documents) >= 3
@@ -106,7 +106,7 @@ def test_text_without_blank_lines_is_cut_at_lines_and_words(text, tmp_path):
         assert " ".join(documents).split() == text.split()
 
 
-def test_values_of_parquet_that_json_does_not_know_become_text(tmp_path):
+def test_parquet_values_without_a_json_type_become_text(tmp_path):
     row = {"text": "a", "day": date(2026, 1, 2), "price": Decimal("1.50"), "pairs": [{"raw": b"x"}], "left": None}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
     (found,) = read_file(str(tmp_path / "x.parquet")).rows
