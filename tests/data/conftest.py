@@ -1,4 +1,4 @@
-"""What the tests of data share: a stand-in for datasketch, an extra that brings scipy with it."""
+"""Shared fixtures: a stand-in for datasketch, an optional package that depends on scipy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.data.modules import TALKS
 
 
 class MinHash:
-    """The set itself instead of its sketch."""
+    """Exact set instead of a MinHash sketch."""
 
     def __init__(self, num_perm: int) -> None:
         self.members: set[bytes] = set()
@@ -23,7 +23,7 @@ class MinHash:
 
 
 class MinHashLSH:
-    """Finds what overlaps by comparing with everything: exact where datasketch estimates."""
+    """Exact search over all pairs; datasketch estimates it."""
 
     def __init__(self, threshold: float, num_perm: int) -> None:
         self.threshold = threshold

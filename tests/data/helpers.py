@@ -1,4 +1,4 @@
-"""A tokenizer of bytes, made in milliseconds, and what tests of data say often."""
+"""Small tokenizers, built in milliseconds, and constructors of conversations and tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OFF = Quality(
 def byte_tokenizer(
     *, template: str | None = None, pad: str = "<|pad|>", adds_bos: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a few merges, some of them across spaces and words, as real ones have."""
+    """Byte-level BPE with a few merges, some of them across spaces and words, as in real tokenizers."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -52,7 +52,7 @@ def byte_tokenizer(
 
 
 def metaspace_tokenizer(*, template: str | None = None) -> PreTrainedTokenizerFast:
-    """One that opens every text with a space, as Llama 2's does."""
+    """A tokenizer that prepends a space to every text, as that of Llama 2 does."""
     letters = sorted({letter for text in CORPUS for letter in text} | set("abcdefghijklmnopqrstuvwxyz:#-\n▁"))
     tokens = {token: place for place, token in enumerate([*SPECIAL, "<unk>", *letters])}
     inner = Tokenizer(models.BPE(vocab=tokens, merges=[], unk_token="<unk>"))
@@ -76,16 +76,16 @@ def _wrapped(inner: Tokenizer, template: str | None, pad: str) -> PreTrainedToke
 
 
 def chat(*turns: str) -> Messages:
-    """User and assistant in turn."""
+    """A conversation of alternating user and assistant messages."""
     return tuple(Message(("user", "assistant")[place % 2], text) for place, text in enumerate(turns))
 
 
 def table(rows: Iterable[Mapping[str, Any]], name: str = "rows.jsonl") -> Table:
-    """Rows as if read from a file."""
+    """A table of the rows, numbered from 1 as in rows.jsonl."""
     return Table(name, "line", tuple(Row(number, values) for number, values in enumerate(rows, start=1)))
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """A JSON-lines file."""
+    """Write the rows as a JSON-lines file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Data modules as tests prepare them: an option of `data` with overrides, on the bundled nano tokenizer."""
+"""Data modules for tests: an option of `data` with overrides, on the bundled nano tokenizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TALKS = [
 
 @dataclass
 class Data:
-    """The group alone."""
+    """The config of the `data` group."""
 
     data: DataModule
 
@@ -42,6 +42,6 @@ def module(option: str, *overrides: str) -> DataModule:
 def prepared(option: str, *overrides: str, kind: str = "Demonstration", **changes: Any) -> DataModule:
     data = module(option, *overrides)
     settings: dict[str, Any] = {"context": 512, "batch_size": 4, "updates": 3, "seed": 0, "completion_tokens": 16}
-    # The template is put on the tokenizer, so each test gets one of its own.
+    # The data module sets the tokenizer's template, so each test gets a separate tokenizer.
     data.prepare(kind=kind, tokenizer=AutoTokenizer.from_pretrained(NANO), **(settings | changes))
     return data

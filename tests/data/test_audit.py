@@ -1,4 +1,4 @@
-"""The counts before step 0, and what stops a run there."""
+"""The data audit before step 0: counts, and errors that stop a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOS = TEMPLATE.tokenizer.bos_token_id
 
 
 def row(ids: list[int], learned: int, number: int = 1) -> EncodedRow:
-    """The last `learned` tokens are learned."""
+    """An encoded row whose last `learned` tokens are supervised."""
     mask = torch.arange(len(ids)) >= len(ids) - learned
     return EncodedRow(number, torch.tensor(ids), mask)
 
@@ -49,7 +49,7 @@ def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False)
 
 
 def test_tokens_are_counted():
-    # 3 + 5 + 4 = 12 tokens, of which 2 + 1 + 3 = 6 are learned; two of three rows end with the end token.
+    # 3 + 5 + 4 = 12 tokens, of which 2 + 1 + 3 = 6 are supervised; two of three rows end with the end token.
     found = audit([row([7, 8, EOS], 2), row([7, 8, 9, 9, EOS], 1), row([7, 8, 9, 9], 3)])
     assert (found.tokens, found.supervised, found.supervised_min, found.supervised_mean) == (12, 6, 1, 2)
     assert found.ended == pytest.approx(2 / 3)
@@ -136,7 +136,7 @@ def test_audit_of_unbalanced_labels_names_the_weight_to_raise(up, down, expected
 
 
 def chain(ids: list[int], marked: list[int], labels: tuple[bool, ...]) -> EncodedSteps:
-    """A chain whose steps end right before the marked places."""
+    """An encoded chain with a label at each marked position."""
     mask = torch.zeros(len(ids), dtype=torch.bool).index_fill(0, torch.tensor(marked), True)
     return EncodedSteps(1, EncodedRow(1, torch.tensor(ids), mask), labels)
 

@@ -1,4 +1,4 @@
-"""Templates and masks: the loss starts where the model starts to write and ends with the end token."""
+"""Chat templates and masks: the loss covers the answer up to and including its end token."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ THOUGHT = "<think>\nhm\n</think>\n\nok"
         (UNMARKED, THOUGHT, THOUGHT, False),
         (STRIPPING, THOUGHT, THOUGHT, True),
         (STRIPPING, "ok", "ok", False),
-        # What the generation prompt has opened already is not repeated.
+        # The opening that the generation prompt contains is not repeated.
         (OPENING, THOUGHT, "hm\n</think>\n\nok", True),
         (OPENING, "<think>hm</think>ok", "hm</think>ok", True),
         (OPENING, "ok", "ok", True),
-        # The template puts the thinking into the shape it likes: that is its own way, and follows on its prompt.
+        # The template trims the answer; the result still continues its prompt, so this needs no note.
         (UNMARKED.replace("m.content", "(m.content | trim)"), " ok ", "ok", False),
     ],
 )
@@ -142,9 +142,9 @@ def test_template_that_omits_the_answer_is_an_error_with_the_row():
     [
         ("<|stop|>\n", "b<|stop|>"),
         ("\n<|stop|>", "b\n<|stop|>"),
-        # Sampling stops at the first end token, so nothing behind it is learned.
+        # Sampling stops at the first end token, so the text after it is unsupervised.
         ("<|stop|>\n<|end|>", "b<|stop|>"),
-        # Text behind a turn is not the answer's, which ends with the tokenizer's own end token.
+        # Text after a turn is not part of the answer, which ends with the tokenizer's end token.
         ("[/turn]\n", "b<|end|>"),
     ],
 )
@@ -157,7 +157,7 @@ def test_answer_ends_with_the_first_end_token_after_it(tail, learned):
     ids, is_assistant, _ = template.encode(chat("a", "b", "a", "b"))
     first = learned.removesuffix("<|end|>")
     assert decoded(template, ids[is_assistant]) == first + learned
-    # What follows a turn is read before the next one.
+    # Text after a turn becomes context of the next turn.
     assert decoded(template, ids).startswith(f"user:a{tail}assistant:b{tail}user:a{tail}assistant:b")
 
 

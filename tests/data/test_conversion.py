@@ -1,4 +1,4 @@
-"""Records seen as another kind."""
+"""Conversion of records to another kind."""
 
 from __future__ import annotations
 

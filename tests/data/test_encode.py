@@ -37,7 +37,7 @@ def encoder(max_length: int = 64, **changes) -> Encoder:
 
 
 def letters(rng: random.Random, low: int, high: int) -> str:
-    """Letters that merge with nothing: as many tokens."""
+    """A text of `count` letters without merges, so of `count` tokens."""
     return "".join(rng.choices("xzqkj", k=rng.randint(low, high)))
 
 
@@ -124,7 +124,7 @@ def test_mask_of_a_truncated_conversation_stays_aligned(loss_on):
         row = encode([talk], encoder(length, mode="chat", loss_on=loss_on))[0]
         assert isinstance(row, EncodedRow)
         assert len(row.ids) == length
-        # 11 tokens: nine letters, the end of the turn and one before them, are still whole.
+        # From 11 tokens (nine letters, the end of the turn and one before) the last answer is whole.
         if length >= 11:
             assert row.ids.equal(whole.ids[-length:])
             assert row.supervised[1:].equal(whole.supervised[-length + 1 :])
@@ -161,11 +161,12 @@ def test_judgement_borrows_another_completion_for_the_kl_estimate():
     assert (decode(first.answer.ids), decode(second.answer.ids)) == ("zqkjz<|end|>", "zxxxx<|end|>")
     assert (decode(first.unrelated.ids), decode(second.unrelated.ids)) == ("jxxxx<|end|>", "xzz<|end|>")
     assert (first.label, second.label) == (True, False)
-    # Of the true rows, both prompts and the long answer are cut; the first prompt's second cut is not counted.
+    # In the rows themselves both prompts and the long answer are truncated; a second cut of the first prompt is not
+    # counted.
     assert make.cuts == {PROMPT_CUT: 2, ANSWER_CUT: 1}
     batch = collate([first, second])
     assert isinstance(batch, Judgements)
-    # what scoring both costs: 6 + 6 and 6 + 4
+    # cost of scoring both: 6 + 6 and 6 + 4
     assert batch.cost() == [12, 10]
     assert batch.row_ids == (2, 3)
 
@@ -223,7 +224,7 @@ def test_packed_blocks_are_the_concatenated_documents():
         rows = [block for block in blocks if isinstance(block, EncodedRow)]
         joined = make.template.tokenizer.decode(torch.cat([row.ids for row in rows]))
         whole = "".join(text + "<|end|>" for text in texts)
-        # Only a last block of a single token, which has nothing to learn, may be missing.
+        # Only a last block of one token, which has no target, may be missing.
         assert joined in (whole, whole.removesuffix("<|end|>"))
         assert all(len(row.ids) == length for row in rows[:-1])
         assert all(row.supervised.tolist() == [False] + [True] * (len(row.ids) - 1) for row in rows)
@@ -242,7 +243,7 @@ def test_single_judgement_cannot_be_encoded():
 def test_truncation_before_a_bos_token_adds_no_second_one():
     make = encoder(5, adds_bos=True)
     bos = make.template.tokenizer.bos_token_id
-    # kept are five: the first token and the last four, which begin with the same token: it stands there once
+    # Five are kept: the first token and the last four. If these begin with BOS, it is kept once.
     assert make.cut_prompt(torch.tensor([bos, 9, 9, 9, bos, 7, 7, 7])).tolist() == [bos, 7, 7, 7]
     assert make.cut_prompt(torch.tensor([bos, 9, 9, 9, 8, 7, 7, 7])).tolist() == [bos, 8, 7, 7, 7]
 
@@ -254,7 +255,7 @@ def test_truncation_before_a_bos_token_adds_no_second_one():
         ("assistant", (False, True), "k<|stop|>"),
         ("assistant", (True, False), "z<|stop|>"),
         ("assistant", (True, True), "z<|stop|>k<|stop|>"),
-        # The first token of a row follows nothing, so it is not learned whatever loss_on says.
+        # The first token of a row has no context, so it is unsupervised for every loss_on.
         ("all", (False, True), "x<|stop|>\n<|assistant|>\n<|user|>q<|stop|>\n<|assistant|>k<|stop|>"),
     ],
 )

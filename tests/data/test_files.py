@@ -73,7 +73,7 @@ def test_held_out_files_of_a_folder_are_not_training_data(name, pattern, tmp_pat
     assert values(train) == ROWS[:2]
     assert held_out is not None
     assert values(held_out) == ROWS[2:] == values(read_held_out(str(tmp_path)))
-    # Asked for by its own name, such a file is what it is asked for.
+    # A held-out file given by its full name is read as training data.
     assert values(read_path(str(tmp_path / name))[0]) == ROWS[2:]
 
 

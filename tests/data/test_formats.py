@@ -1,4 +1,4 @@
-"""Which rows become which records, and what is said of rows that cannot."""
+"""Parsing of rows into records, and errors for malformed rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: What is 2 + 2?\n\nAssistant:"
 
 
 def only(row: dict, **columns: str):
-    """The one record of a table of one row."""
+    """The only record of a table of one row."""
     (record,) = parse(table([row]), columns).records
     return record
 

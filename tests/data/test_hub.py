@@ -1,4 +1,4 @@
-"""Data sets through `datasets`: a directory of files as the Hub has them, and a Hub that cannot be asked."""
+"""Data sets through `datasets`: a local directory laid out as on the Hub, and an unreachable Hub."""
 
 from __future__ import annotations
 

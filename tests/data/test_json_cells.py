@@ -1,4 +1,4 @@
-"""Lists that stand in a cell as text."""
+"""Lists given as JSON text in a cell."""
 
 from __future__ import annotations
 

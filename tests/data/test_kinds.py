@@ -1,4 +1,4 @@
-"""A kind of record needs nothing outside of its own file."""
+"""A new kind of record is defined in one file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.data.test_encode import encoder
 def _forgotten_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[tuple[dict[Any, Any], Any]] = [(KINDS, "Essay"), (FORMATS, "essay"), (CONVERSIONS, ("Essay", "Prompt"))]
     for registry, name in names:
-        # Taken out again at once; at the end of the test monkeypatch takes out whatever is there by then.
+        # Removed now and restored by monkeypatch at the end of the test, also after a new registration.
         monkeypatch.setitem(registry, name, None)
         registry.pop(name)
 

@@ -1,4 +1,4 @@
-"""Whose completion a judgement borrows."""
+"""KTO pairing: the completion that each judgement borrows for the KL estimate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_kto_pairing_borrows_both_sides_of_pairs_equally_often(pairs):
 
 
 def test_kto_pairing_takes_linear_time_on_equal_items():
-    # One prompt, one completion, then the rest of the world: searching place by place would look 10^10 times.
+    # 100,000 equal items and one different: a linear search for each item would take 10^10 steps.
     count = 100_000
     assert kto_pairing([0] * count + [1], [0] * count + [1]) == [count] * count + [count // 2 - 1]
 

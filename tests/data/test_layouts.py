@@ -21,7 +21,7 @@ GOOD, BAD = {"role": "assistant", "content": "b"}, {"role": "assistant", "conten
 
 
 def only(row: dict, **columns: str) -> Record:
-    """The one record of a table of one row."""
+    """The only record of a table of one row."""
     (record,) = parse(table([row]), columns).records
     return record
 
@@ -39,7 +39,7 @@ def answered(text: str) -> dict:
 def test_question_and_answer_columns_make_a_demonstration(asks, answers):
     found = only({asks: "a", answers: "b"})
     if (asks, answers) == ("prompt", "answer"):
-        # Beside a prompt, an answer is what a reward compares with.
+        # Beside a prompt, the answer is a reward column.
         assert found == Prompt(row=1, prompt=chat("a"), columns={"answer": "b"})
     else:
         assert isinstance(found, Demonstration)

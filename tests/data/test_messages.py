@@ -1,4 +1,4 @@
-"""Fields of messages: used, noted, or refused by name."""
+"""Fields of messages: used, listed as unused, or refused by name."""
 
 from __future__ import annotations
 

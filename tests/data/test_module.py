@@ -1,4 +1,4 @@
-"""The data module: bad files, splits, cuts, and the batches that a trainer gets."""
+"""The data module: bad files, splits, truncation and the batches of a trainer."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def seen(data: DataModule) -> list[tuple[int, ...]]:
 
 
 def trainer(ranks: int, rank: int) -> Trainer:
-    """What the loader asks of a trainer whose method has done one update."""
+    """The attributes that the loader reads, of a trainer after one update."""
     method = SimpleNamespace(counters=SimpleNamespace(updates=1))
     return cast(Trainer, SimpleNamespace(lightning_module=method, world_size=ranks, global_rank=rank))
 

@@ -1,4 +1,4 @@
-"""The paraphrases of data/sources.py: facts learned in some wordings and asked in others."""
+"""The Paraphrases source: facts trained in some paraphrases and evaluated in others."""
 
 from __future__ import annotations
 

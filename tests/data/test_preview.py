@@ -1,4 +1,4 @@
-"""The rows that the audit shows: stretches of text with their use."""
+"""The rows of the audit's preview: spans of text with their use in the loss."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TEMPLATE = Template(byte_tokenizer(pad="<|end|>"), mode="plain")
 
 
 def row(text: str, learned: int, number: int = 1) -> EncodedRow:
-    """The last `learned` tokens of a text are learned."""
+    """An encoded text whose last `learned` tokens are supervised."""
     ids = TEMPLATE.tokenizer(text, add_special_tokens=False)["input_ids"]
     return EncodedRow(number, torch.tensor(ids), torch.arange(len(ids)) >= len(ids) - learned)
 
 
 def test_preview_decodes_runs_of_equal_masks_together() -> None:
-    # é is two bytes, hence two tokens: decoded one by one they would be no letter.
+    # é is two bytes, hence two tokens: decoded separately they are not a letter.
     assert list(preview([row("xyé", 2)], TEMPLATE)) == [
         PreviewRow(1, "", (Stretch("xy", "read"), Stretch("é", "learned")))
     ]

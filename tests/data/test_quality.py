@@ -1,4 +1,4 @@
-"""What is dropped before learning, and that it is counted."""
+"""Quality filters: the rows they drop and their counts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_rows_outside_the_length_limits_are_dropped():
 
 
 def test_repetition_is_the_share_of_repeated_trigrams():
-    # a b c a b c a b: sequences abc bca cab abc bca cab: three of six have been there.
+    # a b c a b c a b: sequences abc bca cab abc bca cab: three of six are repeated.
     assert repetition("a b c a b c a b") == pytest.approx(0.5)
     assert repetition("one two three four") == 0
     assert repetition("two words") == 0

@@ -1,4 +1,4 @@
-"""Files as rows, and files that are none."""
+"""Readers of file formats, and errors for bad files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parquet(path: Path) -> str:
 @pytest.mark.parametrize(("make", "numbers"), [(jsonl, [1, 2]), (js, [0, 1]), (csv, [2, 4]), (parquet, [0, 1])])
 def test_every_format_gives_the_same_rows_and_locations(make, numbers, tmp_path):
     table = read_file(make(tmp_path))
-    # A CSV file does not distinguish truth values from words.
+    # CSV does not distinguish booleans from text.
     rows = [{**row, "label": str(row["label"])} for row in ROWS] if make is csv else ROWS
     assert [dict(row.values) for row in table.rows] == rows
     assert [row.number for row in table.rows] == numbers
@@ -53,7 +53,7 @@ def test_text_is_split_into_documents_at_blank_lines(tmp_path):
     paragraphs = [f"{number} " + ("word " * 150).strip() for number in range(6)]
     table = read_file(write(tmp_path / "x.txt", "\n\n" + "\n\n".join(paragraphs) + "\n"))
     documents = [row.values["text"] for row in table.rows]
-    # 751 characters a paragraph: the third takes a document over 2000.
+    # 751 characters per paragraph: with the third a document exceeds 2000.
     assert documents == ["\n\n".join(paragraphs[:3]), "\n\n".join(paragraphs[3:])]
     assert [row.number for row in table.rows] == [3, 9]
 

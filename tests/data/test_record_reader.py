@@ -1,4 +1,4 @@
-"""What becomes of every row and column of a table, and the rows that are read at all."""
+"""RecordReader: unused columns, dropped rows, max_rows and the split."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, 
         (TALK, "Prompt", {"completion"}),
         ({"prompt": "a", "completion": "b", "label": True}, "Demonstration", set()),
         ({"prompt": "a", "completion": "b", "label": True}, "Prompt", {"completion", "label"}),
-        # The answer to a question stays with the prompt, for a reward.
+        # The answer to a question is kept as a reward column.
         ({"question": "a", "answer": "b"}, "Prompt", set()),
         ({"question": "a", "answer": "b"}, "Demonstration", set()),
         ({"prompt": "a", "answer": "b"}, "Prompt", set()),

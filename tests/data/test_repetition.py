@@ -1,4 +1,4 @@
-"""How much texts say again, and when completions have collapsed."""
+"""Repetition metrics and the detection of collapsed completions."""
 
 from __future__ import annotations
 

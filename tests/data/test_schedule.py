@@ -1,4 +1,4 @@
-"""Which items make which batch."""
+"""The schedule: the items of each batch, by epoch, seed and rank."""
 
 from __future__ import annotations
 

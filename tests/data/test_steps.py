@@ -1,4 +1,4 @@
-"""Chains as tokens: a step's last token is its own, whatever the tokenizer merges, and labels stay with whole steps."""
+"""Step chains as tokens: no token spans two steps, and truncation drops whole steps with their labels."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def encoder(length: int = 64, layout: StepLayout = LINES) -> Encoder:
 
 
 def record(prompt: str, *steps: str, wrong: int = 99) -> Steps:
-    """Right up to step `wrong`."""
+    """A chain that is right before step `wrong`."""
     labels = tuple(at < wrong for at in range(len(steps)))
     return Steps(row=1, prompt=chat(prompt), steps=steps, labels=labels)
 
 
 def supervised_texts(found: Template, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
-    """What stands before each marked token, since the one before it."""
+    """The text between consecutive marked tokens."""
     ends = [0, *mask.nonzero().flatten().tolist()]
     return [found.decode_all(ids[a:b].tolist()) for a, b in pairwise(ends)]
 
@@ -54,7 +54,7 @@ def test_step_mark_follows_its_step(name: str, separator: str) -> None:
     made, layout = template(name), StepLayout(joiner=" ", separator=separator)
     ids, mask = layout.chain(made, user("what is it?"), ("the answer is", "the question", "done")).row()
     first, *rest = supervised_texts(made, ids, mask)
-    # metaspace has no newline of its own and writes special tokens apart
+    # metaspace has no newline token and separates special tokens by spaces
     assert [text.strip() for text in rest] == [f"the question{separator}".strip(), f"done{separator}".strip()]
     assert first.endswith(f"the answer is{separator}")
     assert not mask[0]
@@ -64,11 +64,11 @@ def test_step_mark_follows_its_step(name: str, separator: str) -> None:
 def test_step_border_inside_a_token_merge_is_kept() -> None:
     made = template()
     tokens = made.tokenizer.tokenize
-    # The tokenizer writes " answer" as one token; the two halves of it are steps of their own.
+    # The tokenizer writes " answer" as one token; its two halves are separate steps.
     assert len(tokens(" answer")) < len(tokens(" ans")) + len(tokens("wer"))
     ids, mask = StepLayout(joiner="", separator="").chain(made, user("q:"), (" ans", "wer")).row()
     assert supervised_texts(made, ids, mask) == ["q: ans", "wer"]
-    # The end token follows the last step and is its mark.
+    # The mark of the last step is the end token after it.
     assert int(ids[-1]) == made.tokenizer.eos_token_id
     assert bool(mask[-1])
 
@@ -76,14 +76,14 @@ def test_step_border_inside_a_token_merge_is_kept() -> None:
 def test_first_joiner_is_stripped_if_the_template_separates_answers() -> None:
     layout = StepLayout(joiner="\n- ", separator="")
     plain, marked = (layout.chain(template(name), user("x"), ("a", "b")) for name in ("plain", "marked"))
-    # In running text nothing else would part a prompt from its answer; white space before an answer is the template's.
+    # The plain template needs the whole joiner to separate prompt and answer; a chat template provides the white space.
     assert template().decode_all(plain.steps[0].tolist()) == "\n- a"
     assert template("marked").decode_all(marked.steps[0].tolist()) == "- a"
     assert template("marked").decode_all(marked.steps[1].tolist()) == "\n- b"
 
 
 def test_steps_beyond_max_length_are_dropped_whole_with_their_labels() -> None:
-    # Letters that merge with nothing: the prompt is 4 tokens, each step with its joiner 5, the end 1.
+    # Letters without merges: the prompt is 4 tokens, each step with its joiner 5, the end 1.
     whole = record("zqxk", "jzqx", "kqzj", "xqzk", wrong=1)
     for length, steps in ((20, 3), (19, 2), (15, 2), (14, 1), (10, 1)):
         make = encoder(length)

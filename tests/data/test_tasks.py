@@ -1,4 +1,4 @@
-"""data/tasks.py: reasoning-gym's tasks as rows, on a stand-in: the same from run to run, split cleanly, or refused."""
+"""reasoning-gym tasks as rows, on a stand-in: reproducible rows, disjoint splits, errors of bad settings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_task_rows_have_prompt_answer_and_scorer_fields() -> None:
     assert row["answer"] == str(one + other)
     entry = {"question": row["prompt"], "answer": row["answer"], "metadata": {"range": [0, 99]}}
     assert row[COLUMN] == {"task": "adding", "settings": {}, "entry": entry}
-    # rows of a file made of them are the same rows
+    # Rows survive a round trip through a JSON file.
     assert json.loads(json.dumps(row)) == row
 
 

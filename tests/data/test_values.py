@@ -1,4 +1,4 @@
-"""Values that files may hold and training cannot use."""
+"""Values that files may contain and training cannot use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path: Path, content: str | bytes) -> str:
         ("-" + "9" * 5000, "'n' holds a number of 5000 digits"),
         ('{"m": [' + "9" * 5000 + "]}", "'n' holds a number of 5000 digits"),
         ("[" * 150 + "]" * 150, "'n' is nested deeper than 100 levels"),
-        # The row itself is one level, and 19 characters stand before the value: 19 + 100 and 19 + 99 * 5 + 1.
+        # The row itself is one level, and 19 characters precede the value: 19 + 100 and 19 + 99 * 5 + 1.
         ("[" * 20000 + "]" * 20000, "nested deeper than 100 levels at column 119"),
         ('{"a":' * 20000 + "1" + "}" * 20000, "nested deeper than 100 levels at column 515"),
         ('{"a": 1, "b": 2, "a": 3}', "'n' holds an object with the key 'a' twice"),

@@ -15,9 +15,9 @@ from postrain.rewards.text import final_answer, last_number, marked_answer
         ("3 + 4 = 7.", "7"),
         ("#### 1,234", "1234"),
         ("1,234,567.5 in all", "1234567.5"),
-        ("1,2", "2"),  # a list, not a thousand
+        ("1,2", "2"),  # a list, not a thousands separator
         ("it is -0.50", "-0.5"),
-        ("it is −5", "-5"),  # the minus of print
+        ("it is −5", "-5"),  # the typographic minus sign
         ("about .5 of it", "0.5"),
         ("pages 10-12", "12"),
         ("10 - 3 is 7", "7"),
@@ -54,6 +54,6 @@ def test_marked_answer(text: str, answer: str | None) -> None:
 
 
 def test_marked_answer_of_unclosed_marks_takes_linear_time() -> None:
-    # Each opening would look for its end through the rest of the text: 10⁹ steps where 10⁵ do.
+    # A search for the end of each opening mark would take 10⁹ steps instead of 10⁵.
     assert marked_answer("<answer>" * 20_000) is None
     assert marked_answer("\\boxed{" * 20_000) is None

@@ -76,7 +76,7 @@ def test_number_of_workers_changes_no_score() -> None:
         ("```bash\nls\n```\n```py\na = 1\n```", "a = 1\n"),
         ("```\na = 1\n```", "a = 1\n"),
         ("<think>```python\na = 0\n```</think>```Python\na = 1\n```", "a = 1\n"),
-        ("```python\na = 1\n", "a = 1\n"),  # cut short
+        ("```python\na = 1\n", "a = 1\n"),  # truncated
         ("a = 1", "a = 1"),
         ("", ""),
     ],

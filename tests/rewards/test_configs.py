@@ -1,4 +1,4 @@
-"""Every conf/reward/*.yaml holds against its constructor, and those that need nothing from outside are built."""
+"""Every conf/reward/*.yaml matches its constructor; those without external needs are also built."""
 
 from __future__ import annotations
 

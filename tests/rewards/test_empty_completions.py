@@ -8,7 +8,7 @@ import pytest
 
 from postrain.rewards.function import Function
 
-# What each pays for "": its row is one whose answer is known.
+# The score of each function for "", on a row with a known answer.
 FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "text.exact": ({"answer": "7"}, {}, 0.0),
     "text.numeric": ({"answer": "7"}, {}, 0.0),

@@ -24,7 +24,7 @@ GOOD = Reply('{"score": 10}')
 
 
 def node(option: str, url: str, **changes: Any) -> dict[str, Any]:
-    """A YAML of conf/reward with the waiting taken out."""
+    """A judge from a YAML of conf/reward, without waits between retries."""
     given = {"url": url, "model": "fake", "timeout": 5.0, "backoff": 0.0, "retry_after": 0, **changes}
     found = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF / f"{option}.yaml"), given))
     assert isinstance(found, dict)
@@ -44,7 +44,7 @@ def question(body: dict[str, Any]) -> str:
 
 
 def away() -> str:
-    """An address where nothing listens any more."""
+    """An address without a server."""
     with judge_server(lambda body, place: GOOD) as server:
         return server.url
 
@@ -73,7 +73,7 @@ def test_answers_are_cached_for_the_run() -> None:
 
 
 def test_workers_send_requests_in_parallel() -> None:
-    # A reply is given only once three have been asked for.
+    # The server replies only after three requests have arrived.
     together = threading.Barrier(3, timeout=5)
 
     def meets(body: dict[str, Any], place: int) -> Reply:
@@ -104,7 +104,7 @@ def test_retries_back_off_and_honour_retry_after_up_to_a_limit(monkeypatch) -> N
     busy = [Reply(status=500)] * 3 + [Reply(status=429, headers={"Retry-After": wait}) for wait in ("7", "99")] + [GOOD]
     with judge_server(lambda body, place: busy[place]) as server:
         assert marks(judge(server, retries=5, backoff=0.5, retry_after=9), "a") == [1.0]
-    # 0 is no wait at all; then 0.5 · 2 and 0.5 · 4; then as told, 7 s, and 9 s for 99
+    # the first retry does not wait; then 0.5 · 2 and 0.5 · 4; then Retry-After: 7 s, and the limit of 9 s for 99
     assert slept == [1.0, 2.0, 7, 9]
 
 
@@ -144,14 +144,14 @@ def test_slow_judge_times_out() -> None:
         reward = judge(server, timeout=0.5, retries=0)
         with pytest.raises(ConfigError, match=r"could not be reached \(.*timed? ?out.*\)"):
             marks(reward, "a")
-        # asked, and asked again for what '' does not say
+        # the request, and its repetition because '' holds no score
         assert len(server.bodies) == 2
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
 @pytest.mark.parametrize("status", [200, 503])
 def test_slow_stream_of_bytes_times_out_as_a_whole(part: str, status: int) -> None:
-    # Each byte comes long before the wait for it ends: only a bound on the whole ends this.
+    # Each byte arrives within the read timeout: only a limit on the whole response ends this.
     with (
         judge_server(lambda body, place: Reply(drips=part, status=status)) as server,
         pytest.raises(ConfigError, match=r"could not be reached \(timed out after 0.3 s in all"),

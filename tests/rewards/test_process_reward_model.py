@@ -23,7 +23,7 @@ SPLIT = r"(?<=[.!?])\s+|\n+"
 
 @pytest.fixture
 def prm(tmp_path: Path) -> Callable[..., ProcessRewardModel]:
-    """A random model of 128 positions that says it has learned from steps."""
+    """A random model of 128 positions whose folder marks it as a process reward model."""
     reward_model(tmp_path, architecture="llama")
     (tmp_path / LAYOUT_FILE).write_text(StepLayout(joiner=" ", separator="").to_json())
 
@@ -64,7 +64,7 @@ def test_step_scores_do_not_depend_on_the_batch_or_later_steps(prm):
     for place, steps in enumerate(together):
         alone = prm(batch_tokens=1).step_scores(PROMPTS[place : place + 1], COMPLETIONS[place : place + 1])
         assert steps == pytest.approx(alone[0], abs=1e-5)
-    # A search asks about beginnings: later steps change nothing about earlier ones.
+    # A search scores prefixes: later steps must not change the scores of earlier ones.
     (begun,) = prm().chain_scores(PROMPTS[:1], [("3 + 4 = 7.", "7 + 2 = 9.")])
     assert begun == pytest.approx(together[0][:2], abs=1e-5)
 

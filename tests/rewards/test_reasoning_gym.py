@@ -41,7 +41,7 @@ def scores(task: str, *completions: str, extract: str = "number", **about: Any) 
 
 
 def test_only_full_marks_count() -> None:
-    # The task's own score of "= 12" is 2 / 4, and of "it is 12." 2 / 9: what counts is the answer found.
+    # The task's own score of "= 12" is 2 / 4, and of "it is 12." 2 / 9: the extracted answer is scored.
     assert scores("adding", "It is 12.", "5 + 7 = 12", "13", "112", "none") == [1, 1, 0, 0, 0]
     assert scores("adding", "12", "= 12", extract="whole") == [1, 0]
 

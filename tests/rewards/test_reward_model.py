@@ -71,7 +71,7 @@ def test_score_equals_transformers_on_the_same_tokens(tmp_path: Path, side: str)
     reward = load(reward_model(tmp_path, architecture="llama"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side=side)
     rows = reward.rows(PROMPTS, COMPLETIONS).ids
-    # the end token closes every row, so plain transformers' "last token that is not padding" is the same one
+    # every row ends with the end token, which is also the last non-padding token that transformers scores
     assert all(int(ids[-1]) in reward.template.stop_ids for ids in rows)
     batch = tokenizer.pad({"input_ids": [ids.tolist() for ids in rows]}, return_tensors="pt")
     with torch.no_grad():

@@ -12,7 +12,7 @@ from postrain.rewards import sandbox_process
 from postrain.rewards.sandbox import Limits, execute
 
 LIMITS = Limits(seconds=1, memory_mb=256)
-# Starts a process behind the back of the audit hook: what is left to try when all else is refused.
+# Starts a process without an event of the audit hook: the remaining attack when all others are refused.
 SPAWN = """
 import os, _posixsubprocess
 def spawn(*words):
@@ -31,12 +31,12 @@ for _ in range(400):
 
 
 def processes(mark: str) -> list[str]:
-    """Command lines that hold a mark."""
+    """Command lines that contain a mark."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             found.append(path.read_text())
-        except OSError:  # it has just ended
+        except OSError:  # the process has ended
             continue
     return [line for line in found if mark in line]
 
@@ -128,7 +128,7 @@ def test_tests_passed_before_an_exit_count() -> None:
 
 
 def test_fork_bomb_leaves_no_process() -> None:
-    # 1 + 2 + 4 + … + 32 shells behind the hook's back, in sessions of their own, the last of them asleep for long
+    # 1 + 2 + 4 + … + 32 shells unseen by the hook, each in a new session; the last ones sleep for long
     last = "[ $0 -gt 5 ] && : > asleep && exec sleep 98765"
     shell = last + '; setsid sh -c "$1" $(($0 + 1)) "$1" & setsid sh -c "$1" $(($0 + 1)) "$1"'
     program = f"{SPAWN}\nspawn('/bin/sh', '-c', {shell!r}, '1', {shell!r})\n{UNTIL_ONE_SLEEPS}"

@@ -16,7 +16,7 @@ def test_repetition() -> None:
     # "a b a b": bigrams ab ba ab, 2 of 3 are new → 2/3 - 1;  a repeated six times: 1 of 5 bigrams → 1/5 - 1
     expected = [0.0, pytest.approx(-1 / 3), pytest.approx(-0.8), 0.0]
     assert repetition(["a b c", "a b a b", text_of(6), ""], n=2) == expected
-    assert repetition(["a b a b"]) == [0.0]  # of three words, none comes twice
+    assert repetition(["a b a b"]) == [0.0]  # no trigram is repeated
     with pytest.raises(ConfigError, match=r"reward.arguments.n: expected an integer >= 1, got 0"):
         repetition(["a"], n=0)
 
@@ -33,7 +33,7 @@ def test_overlong() -> None:
 def test_cosine() -> None:
     completions = ["7", "a a a 7", "", "a a a 8", text_of(7) + "7", "7"]
     # 8 words at most. Right, 1 word: 1 + ½ (2 - 1)(1 + cos π/8) = 1.9619; 4 words, half way: 1.5.
-    # Wrong, no words: -10; half way: -5. Eight words, though right: -10. No answer to compare with: None.
+    # Wrong, no words: -10; half way: -5. Eight words, though right: -10. No reference answer: None.
     assert cosine(completions, ["7"] * 5 + [None], max_words=8) == [
         pytest.approx(1.9619, abs=1e-4),
         pytest.approx(1.5),

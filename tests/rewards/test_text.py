@@ -26,7 +26,7 @@ def test_numeric_prefers_the_marked_answer_to_the_last_number() -> None:
 
 
 def test_length() -> None:
-    # 4 words asked: 4 → 1, 2 → 1 - 2/4, 8 → 0, 20 → 0
+    # target of 4 words: 4 → 1, 2 → 1 - 2/4, 8 → 0, 20 → 0
     assert length(["a b c d", "a b", "a " * 8, "a " * 20], words=4) == [1.0, 0.5, 0.0, 0.0]
     with pytest.raises(ConfigError, match=r"reward.arguments.words"):
         length(["a"], words=0)
@@ -46,12 +46,12 @@ def test_matches() -> None:
         ("<think>a\nb</think>\n<answer>c</answer>\n", False, 1.0),
         ("a</think><answer>c</answer>", True, 1.0),
         ("a</think><answer>c</answer>", False, 0.0),
-        ("<think> </think><answer>c</answer>", False, 0.0),  # nothing thought
-        ("<answer>c</answer><think>a</think>", False, 0.0),  # the wrong order
+        ("<think> </think><answer>c</answer>", False, 0.0),  # empty thought
+        ("<answer>c</answer><think>a</think>", False, 0.0),  # wrong order
         ("<think>a</think><answer>1</answer><answer>2</answer>", False, 0.0),  # two guesses
         ("<think>a<think>b</think><answer>c</answer>", False, 0.0),
         ("<think>a</think><answer>c</answer> and more", False, 0.0),
-        ("<think>a</think><answer>c", False, 0.0),  # cut short
+        ("<think>a</think><answer>c", False, 0.0),  # truncated
     ],
 )
 def test_tagged(completion: str, opened: bool, score: float) -> None:

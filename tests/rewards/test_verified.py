@@ -17,7 +17,7 @@ SCHEMA = {"type": "object", "required": ["a"]}
 
 
 class Mathematics:
-    """Reads what stands in a box, or the last word; halves written in two ways are equal."""
+    """Fake math_verify: parses the content of a box or the last word; two spellings of a half are equal."""
 
     def __init__(self) -> None:
         self.limits: set[int | None] = set()
@@ -58,15 +58,15 @@ def test_no_time_limit_outside_the_main_thread(mathematics: Mathematics) -> None
 
 
 class SchemaError(Exception):
-    """jsonschema's."""
+    """Fake of jsonschema.SchemaError."""
 
 
 class Unresolvable(Exception):
-    """referencing's."""
+    """Fake of referencing.exceptions.Unresolvable."""
 
 
 class Validator:
-    """Knows objects and what they require."""
+    """Fake jsonschema validator: checks objects and their required keys."""
 
     registries: ClassVar[list[Any]] = []
 
@@ -104,7 +104,7 @@ def _schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ('Here [you are]: ```json\n{"a": [2]}\n``` {"b": 3}', 1.0),
         ('{"b": 1} {"a": 1}', 0.0),  # the first one counts
         ('[{"a": 1}]', 0.0),
-        ('{"b": {"a": 1}', 0.0),  # cut short: what lies inside is not the answer
+        ('{"b": {"a": 1}', 0.0),  # truncated: a value inside is not the answer
         ('{"a": NaN}', 0.0),
         ('{"a": 1', 0.0),
         ("a", 0.0),

@@ -16,7 +16,7 @@ from postrain.types import RewardBatch
 
 @dataclass
 class Fixed:
-    """Pays the same numbers whatever is said."""
+    """A reward with fixed scores for any completion."""
 
     values: tuple[float | None, ...]
     inner: dict[str, tuple[float | None, ...]] = field(default_factory=dict)

@@ -25,7 +25,7 @@ def test_gold_reward_is_the_weighted_sum_and_logs_all_parts() -> None:
     parts = gold.score("A.", TEXT, STORY["gold"])
     assert nan_to_none(rewards.total_B) == (pytest.approx(parts["mood"] + 0.3 * parts["non_repetition"]), None)
     assert rewards.parts["correct"] == (None, 1.0)
-    # "total" is what is paid, so the gold total has a name of its own.
+    # "total" is the reward, so the gold total is logged under another name.
     assert rewards.parts["gold"] == (pytest.approx(parts["total"]), 1.0)
     assert "total" not in rewards.parts
 

@@ -1,4 +1,4 @@
-"""The calculator answers arithmetic as it is written, refuses everything else, and never runs a text."""
+"""The calculator evaluates plain arithmetic, refuses everything else and never executes text."""
 
 from functools import cache
 from typing import Any

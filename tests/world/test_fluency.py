@@ -1,4 +1,4 @@
-"""Fluency: text of the world is accepted, broken language is not and gets no gold score."""
+"""Fluency: text of the world is accepted, broken language is not and has gold score 0."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STORY = "A kind owl gave Tim a gift. They shared a sweet and tasty cake. Tim was
 def test_running_text_of_the_world_is_fluent(task: Task) -> None:
     forms = {"stories": "story", "sums": "calculation"}[task]
     for row in rows("text", task=task, count=300, seed=3, split="eval"):
-        text = row["text"].rpartition("? ")[2]  # a sum begins with its question
+        text = row["text"].rpartition("? ")[2]  # sums begin with a question
         assert fluency(text, forms) == 1.0, text
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "Jack laughediled so much. Jack wentny game.",  # what a policy wrote that broke its language
+        "Jack laughediled so much. Jack wentny game.",  # written by a policy after language collapse
         "The sunave horse walked nice mouse sang a cheerful song.",
         "They sh gameft. A kind goat gave plums gi nice pig gift.",
         "Happy glad kind proud warm golden friends.",  # word salad

@@ -48,7 +48,7 @@ def test_weights_sum_to_one_and_scores_are_in_bounds(task: Task) -> None:
         ("Sure. Grass is green or red.", {"correct": 0}),
         ("sure. grass is green", {"format": 0, "total": 1 - 0.15}),
         ("What a stupid question. Grass is green.", {"polite": 0, "total": 1 - 0.15}),
-        # Two of three sentences are new; one four-word run of "sure grass is green grass is green" stands twice among
+        # Two of three sentences are new; one four-word run of "sure grass is green grass is green" occurs twice among
         # four: grass-is-green-grass, is-green-grass-is, ... are all new, so only the sentences count.
         ("Sure. Grass is green. Grass is green.", {"non_repetition": 2 / 3, "total": 1 - 0.1 / 3}),
         # 40 words against a limit of 20.
@@ -64,13 +64,13 @@ def test_parts_of_the_gold_score_of_a_fact(completion: str, parts: dict[str, flo
     ("completion", "parts"),
     [
         (" 3 + 4 = 7. 7 + 2 = 9. The answer is 9.", {"correct": 1, "steps": 1, "format": 1, "total": 1}),
-        # Straight to the answer: right, but no step of two.
+        # The answer without steps: right, but none of the two steps.
         (" The answer is 9.", {"correct": 1, "steps": 0, "total": 0.8}),
         # One true equation of two, wrong answer: 0.2 · ½ + 0.1 + 0.1.
         (" 3 + 4 = 7. 7 + 2 = 8. The answer is 8.", {"correct": 0, "steps": 0.5, "total": 0.3}),
         # No closing sentence: the last number counts, the format does not.
         (" 3 + 4 = 7. 7 + 2 = 9.", {"correct": 1, "format": 0, "total": 0.9}),
-        # Three equations where two are needed: spurious ones dilute.
+        # Three equations instead of two: spurious ones lower the share.
         (" 1 + 1 = 3. 3 + 4 = 7. 7 + 2 = 9. The answer is 9.", {"steps": 2 / 3}),
     ],
 )
@@ -91,7 +91,7 @@ def test_step_labels_are_false_from_the_first_mistake() -> None:
     right = chain((3, 4, -2))
     assert labels(right, ("3 - 2 = 1.", "The answer is 1.")) == [False, False]
     assert labels(right, ("3 + 4 = 7.", "The answer is 7.")) == [True, False]
-    # The right answer is right, however soon it comes; behind a mistake it no longer is.
+    # An early right answer is labelled right; after a mistake it is labelled wrong.
     assert labels(right, ("The answer is 5.",)) == [True]
     assert labels(right, ("3 + 4 = 8.", "7 - 2 = 5.", "The answer is 5.")) == [False, False, False]
 
@@ -99,7 +99,7 @@ def test_step_labels_are_false_from_the_first_mistake() -> None:
 def test_flawed_chains_cover_every_kind_of_error() -> None:
     rng = generator("flawed")
     found = {flawed_chain(rng, (3, 4, -2, 6)) for _ in range(3000)}
-    assert ("3 + 4 = 7.", "7 - 2 = 5.", "The answer is 5.") in found  # too soon
+    assert ("3 + 4 = 7.", "7 - 2 = 5.", "The answer is 5.") in found  # answered before the last step
     assert ("The answer is 12.",) in found  # a guess, off by one
     assert ("3 - 2 = 1.", "1 + 6 = 7.", "The answer is 7.") in found  # a number left out
     assert ("3 + 4 = 7.", "7 - 2 = 6.", "6 + 6 = 12.", "The answer is 12.") in found  # arithmetic
@@ -122,7 +122,7 @@ def test_chain_with_slip_has_a_wrong_answer() -> None:
     [
         ("Tim went home.", 0.5),
         ("Tim was happy.", 0.5 + 1 / 8),
-        ("happy happy happy happy happy", 0.5 + 1 / 8),  # the same word again counts nothing
+        ("happy happy happy happy happy", 0.5 + 1 / 8),  # a repeated word counts once
         ("happy glad kind", 0.5 + 3 / 8),
         ("happy glad kind proud warm", 1.0),  # saturates at four
         ("happy but sad", 0.5),

@@ -1,4 +1,4 @@
-"""The bundled tokenizer and model: what they can write, which tokens they have, what the chat template marks, size."""
+"""The bundled tokenizer and model: round trips, special tokens, assistant masks of the chat template, size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from postrain.world.tokenizer import CHAT, SIZE, TEMPLATE, train
 NANO = Path(str(files("postrain").joinpath("assets", "nano")))
 MEGABYTE = 1_000_000
 
-Tokenizer = Any  # transformers types what a tokenizer returns as a union of everything it might
+Tokenizer = Any  # transformers annotates tokenizer results with a union of all possible types
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The streams of rows: same seed same rows in any process, train and eval apart, columns, Bradley-Terry frequencies."""
+"""Streams of rows: reproducible in any process, disjoint splits, columns, Bradley-Terry frequencies."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_step_labels_are_true_up_to_the_first_slip() -> None:
         assert whole["correct"] == float(all(row["labels"]))
         assert row["labels"] == sorted(row["labels"], reverse=True)
         assert len(row["labels"]) == len(row["steps"])
-    # 0.4 are right from the start, and of the rest the guesses that happen to be: 0.4 + 0.6 · 6/23 · 1/3 = 0.45 of all.
+    # 0.4 are right by construction, plus the right guesses among the rest: 0.4 + 0.6 · 6/23 · 1/3 = 0.45 of all.
     assert 0.35 < sum(all(row["labels"]) for row in found) / len(found) < 0.65
 
 
