@@ -39,7 +39,7 @@ def test_precomputed_and_online_reference_logps_give_the_same_run(adapter, cache
         return records(quick(tmp_path, f"adapter={adapter}", f"method.precompute_ref_log_probs={precompute}"))
 
     fresh = run("false")
-    weights = {"none": "a frozen copy of the weights", "lora": "the policy's own weights with the adapter off"}
+    weights = {"none": "a frozen copy of the initial policy", "lora": "the policy with its adapter disabled"}
     assert f"reference: {weights[adapter]}" in capsys.readouterr().out
     assert not cache.exists()
     computed, said = run("true"), capsys.readouterr().out
