@@ -17,8 +17,8 @@ from postrain import api
 from postrain.models.provenance import unchanged
 from tests.training_runs import CONF, METHODS, composed
 
-README = (CONF.parent / "README.md").read_text()
-(FROM_PYTHON,) = re.findall(r"## From Python\n\n```python\n(.*?)```", README, re.DOTALL)
+PAGE = (CONF.parent / "docs" / "howto" / "python.md").read_text()
+FROM_PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 
 
 def test_every_method_and_every_name_is_there():
@@ -38,7 +38,7 @@ def test_examples_of_docstrings():
     assert doctest.testmod(api).failed == 0
 
 
-def test_the_readme_from_python(tmp_path, monkeypatch):
+def test_python_page_trains_in_both_ways(tmp_path, monkeypatch):
     """Two methods learn, one in a run folder and one under a plain Trainer; the loss is 1 − ratio = 0 off its mean."""
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}

@@ -14,7 +14,8 @@ from shutil import copytree, ignore_patterns
 import pytest
 
 ROOT = Path(__file__).parents[2]
-(FROM_PYTHON,) = re.findall(r"## From Python\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "docs" / "howto" / "python.md").read_text()
+FROM_PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 FROM_PYTHON = FROM_PYTHON.replace("updates=2)", "updates=1, batch_size=4, group_size=4)") + "print(loss.item())\n"
 TINY = ["data.source.count=32", "data.eval_rows=4", "evaluation=quick", "evaluation.completions=2", "logger=none"]
 
