@@ -74,6 +74,14 @@ def reproduction(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None,
     return code(str(command)) if command else None, Text(str(path), "path muted")
 
 
+def resumption(skipped: str, resume: str, repeat: str | None, path: Path) -> Section | None:
+    """How to resume a sweep or a pipeline, what that skips, how to repeat it, and its folder."""
+    blocks: list[Block | None] = [Text(f"Resume; {skipped}:", ABOUT), code(resume)]
+    if repeat:
+        blocks += [Text("Repeat everything:", ABOUT), code(repeat)]
+    return section("Resume or repeat it", *blocks, Text(str(path), "path muted"))
+
+
 def machine(manifest: Mapping[str, Any]) -> Group:
     """Seeds, machine, code version and packages of the manifest."""
     found = [(name, flat(manifest.get(name))) for name in ("seeds", "hardware", "git", "versions")]

@@ -18,7 +18,7 @@ from postrain.report.charts import Bars, bar_picture, bars
 from postrain.report.evaluations import EvalTask, Number, central, read_evaluation, shares
 from postrain.report.folders import Folder, common, read_generation, read_run
 from postrain.report.generation_page import write_generation
-from postrain.report.page import PAGE, RESPONSES, Page, link, section, write_page
+from postrain.report.page import PAGE, RESPONSES, Page, link, resumption, section, write_page
 from postrain.report.panels import headlines
 from postrain.report.pictures import Sheet
 from postrain.report.samples import SHOWN, Sample, last, responses, side_by_side
@@ -85,13 +85,7 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
             ),
             blocks.Samples(shown[:SHOWN]),
         ),
-        section(
-            "Resume or repeat it",
-            blocks.about("Resume; finished stages are skipped:"),
-            blocks.code(f"{paths.command('train')} resume={whole.path}"),
-            *((blocks.about("Repeat everything:"), blocks.code(command)) if command else ()),
-            blocks.Text(str(whole.path), "path muted"),
-        ),
+        resumption("finished stages are skipped", f"{paths.command('train')} resume={whole.path}", command, whole.path),
     )
     done = f"{sum(stage.state == 'done' for stage in stages)} of {len(stages)}"
     header = (blocks.Facts([("stages done", done)]), blocks.end_reason(whole.status.get("reason")))

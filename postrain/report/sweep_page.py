@@ -20,7 +20,7 @@ from postrain.report import blocks
 from postrain.report.charts import DataPoint, Line, bars, curves, points, spans_decades
 from postrain.report.folders import curves as curves_of
 from postrain.report.folders import read_metrics, state_of
-from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, section, write_page
+from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, resumption, section, write_page
 from postrain.report.palette import DASHES, UNTRAINED, Style, color
 from postrain.report.panels import axis_of, label_of, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
@@ -69,13 +69,11 @@ def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] =
             "Jobs",
             blocks.Table(JOBS, [_row(job, folder) for job in study.jobs], words=("state", "reason")),
         ),
-        section(
-            "Resume or repeat it",
-            blocks.about("Resume; finished jobs are skipped, failed ones are run again:"),
-            blocks.code(command(study.words, f"resume={path}")),
-            blocks.about("Repeat everything:"),
-            blocks.code(command(study.words)),
-            blocks.Text(str(path.resolve()), "path muted"),
+        resumption(
+            "finished jobs are skipped, failed ones are run again",
+            command(study.words, f"resume={path}"),
+            command(study.words),
+            path.resolve(),
         ),
     )
     failed = [job for job in study.failed if job.state == "failed"]
@@ -85,11 +83,10 @@ def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] =
         *(blocks.note(job.reason or " ", f"{job.label} failed.") for job in failed),
     )
     state = state_of(Status(path / "status.json").current())
-    heading = blocks.line(study.name, blocks.badge(state))
     page = Page(
         kind="sweep",
         title=study.name,
-        heading=heading,
+        heading=blocks.line(study.name, blocks.badge(state)),
         header=header,
         sections=sections,
         missing=study.missing,

@@ -1,4 +1,4 @@
-"""Colours of figures are told apart with normal vision, protanopia and deuteranopia, and each role has one colour."""
+"""Colours of figures are distinct with normal vision, protanopia and deuteranopia, and each role has one colour."""
 
 from __future__ import annotations
 
