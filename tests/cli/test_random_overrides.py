@@ -139,7 +139,7 @@ def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
          "(ModelSource), and postrain.training.loggers.NoTracker is none"),
         (["reward._target_=builtins.dict"],
          "reward._target_: <class 'dict'> has no inspectable signature; wrap it in a function"),
-        (["debug=default"], "debug: expected true or false, got 'default'; it shows tracebacks; for a short trial say "
+        (["debug=default"], "debug: expected true or false, got 'default'; it shows tracebacks; for a short trial use "
          "method.updates=3 evaluation=quick"),
     ],
 )  # fmt: skip
@@ -174,8 +174,8 @@ def test_a_group_without_its_target_is_refused(group: str) -> None:
         ("ppo", "num_ppo_epochs", "did you mean method.epochs?"),
         ("sft", "lr", "did you mean method.learning_rate?"),
         ("sft", "optimizer.lr", "did you mean method.learning_rate?"),
-        ("sft", "per_device_train_batch_size", "did you mean method.batch_size? (it counts over all devices; memory is "
-         "bounded by method.micro_batch_tokens)"),
+        ("sft", "per_device_train_batch_size", "did you mean method.batch_size? (global batch size over all devices; "
+         "method.micro_batch_tokens bounds the memory)"),
         ("sft", "logging_steps", "every update is logged; leave it out"),
         ("grpo", "num_generations", "did you mean method.group_size?"),
         ("dpo", "beta", "did you mean method.beta?"),
