@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.cli.commands import overview
 from postrain.cli.main import root_of
 from postrain.cli.user_conf import use_user_conf
+from postrain.config import renamed
 from postrain.config.annotations import describe, is_group
 from postrain.config.groups import SWEEP, groups_of, listing
 from postrain.config.overrides import PROGRAMS
@@ -81,6 +82,10 @@ def groups() -> dict[str, str]:
 def explain(word: str) -> str | None:
     """What is known of a key, a group or an option; None of what does not exist."""
     name = word.strip().lstrip("+")
+    if (present := renamed.key(name)) != name:
+        if name not in renamed.SYNONYMS:
+            renamed.announce(name, present)
+        name = present
     if name in (SWEEP, LAUNCHER):
         return f"{name}: {ABOUT_GROUP[name]}\n{listing(CONF, name)}"
     if name.startswith((f"{SWEEP}=", f"{LAUNCHER}=")):

@@ -53,6 +53,13 @@ def test_help_explains(word: str, lines: list[str]) -> None:
     assert [line for line in lines if line not in said] == []
 
 
+def test_help_of_an_old_key_explains_the_present_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["postrain", "help", "method.sync_every"]) == 0
+    found = capsys.readouterr()
+    assert found.out.startswith("method.ref_sync_steps: ")
+    assert found.err.startswith("note: method.sync_every is now method.ref_sync_steps; ")
+
+
 def test_help_of_what_does_not_exist_names_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["postrain", "help", "method.kl_coeff"]) == 2
     assert capsys.readouterr().err == (
