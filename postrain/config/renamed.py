@@ -60,6 +60,12 @@ METRICS = {
 }
 METRIC_FAMILIES = {"logp_change/": "log_ratio/"}
 """Beginnings of metric names."""
+RULES = {
+    "kl_runs_away": "kl_blow_up",
+    "reward_leaves_gold": "reward_overoptimization",
+    "groups_agree": "zero_variance_groups",
+}
+"""Diagnostic rules, as the run folders of earlier versions name them."""
 STUDY = {"picture": "plot"}
 """Keys of a study."""
 

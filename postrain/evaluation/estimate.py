@@ -208,3 +208,12 @@ class Estimate:
 def _around(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
     """`low` and `high` if they enclose all values, else infinite bounds."""
     return (low, high) if enclosed(values, low, high) else (-inf, inf)
+
+
+def newcombe(before: float, after: float, n: int) -> Estimate:
+    """after - before, two shares of `n` rows each, with the interval of Newcombe (1998, Statistics in Medicine 17,
+    method 10), from the Wilson intervals of both."""
+    one, two = wilson(before * n, n), wilson(after * n, n)
+    low = sqrt((after - two.low) ** 2 + (one.high - before) ** 2)
+    high = sqrt((two.high - after) ** 2 + (before - one.low) ** 2)
+    return Estimate(value=after - before, low=after - before - low, high=after - before + high, n=n)

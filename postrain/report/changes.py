@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose, sqrt
+from math import isclose
 
-from postrain.evaluation.estimate import ROUNDING, Estimate, Interval, wilson
+from postrain.evaluation.estimate import ROUNDING, Estimate, Interval, newcombe, wilson
 from postrain.formatting import figure, short
 from postrain.jsonl import number
 from postrain.metrics import metric
@@ -130,14 +130,6 @@ def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Inte
         return None
     n = _share_of(name, number(run.data.get("rows_eval")), samples)
     return (wilson(after * n, n), n) if n and 0 <= after <= 1 else interval(samples, name, after)
-
-
-def newcombe(before: float, after: float, n: int) -> Estimate:
-    """after - before, two shares of n rows each, from their Wilson intervals."""
-    one, two = wilson(before * n, n), wilson(after * n, n)
-    low = sqrt((after - two.low) ** 2 + (one.high - before) ** 2)
-    high = sqrt((two.high - after) ** 2 + (before - one.low) ** 2)
-    return Estimate(value=after - before, low=after - before - low, high=after - before + high, n=n)
 
 
 def change_table(found: Sequence[Change]) -> blocks.Table:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from postrain.config import renamed
 from postrain.config.paths import command
 from postrain.data.repetition import collapsed
 from postrain.formatting import figure, short
@@ -26,12 +27,6 @@ WARNING_RULES = (
     "reward_grows_with_repetition", "reward_overoptimization", "samples_become_unlikely", "zero_variance_groups",
 )  # fmt: skip
 """Diagnostics that question a result; the others explain a curve or are covered by a check of their own."""
-RENAMED_RULES = {
-    "kl_runs_away": "kl_blow_up",
-    "reward_leaves_gold": "reward_overoptimization",
-    "groups_agree": "zero_variance_groups",
-}
-"""Names in the run folders of earlier versions."""
 DEFAULT_SEEDS = "0,1,2"
 
 
@@ -109,7 +104,7 @@ def _warnings(run: Run, found: Sequence[Change], main: Change | None) -> list[st
     made += [
         f"diagnostic “{text_of(one.get('title'))}”"
         for one in run.diagnostics
-        if RENAMED_RULES.get(rule := text_of(one.get("rule")), rule) in WARNING_RULES
+        if renamed.RULES.get(rule := text_of(one.get("rule")), rule) in WARNING_RULES
     ]
     rows = number(run.data.get("rows_train"))
     if rows is not None and rows < FEW_ROWS:

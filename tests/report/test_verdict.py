@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from postrain.report.changes import Change, changes, newcombe
+from postrain.evaluation.estimate import newcombe
+from postrain.report.changes import Change, changes
 from postrain.report.console import print_result
 from postrain.report.folders import Run
 from postrain.report.samples import Sample
