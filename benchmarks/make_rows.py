@@ -87,7 +87,7 @@ class Maker:
             "ppo": self.prompt,
             "dpo": self.preference,
             "orpo": self.preference,
-            "kto": self.judgement,
+            "kto": self.unpaired_preference,
             "grpo": self.question,
             "rloo": self.question,
         }
@@ -115,7 +115,7 @@ class Maker:
             ids |= {f"{name}_ids": prompt_ids + completion_ids, "prompt_length": len(prompt_ids)}
         return {"prompt": prompt, **answers}, ids
 
-    def judgement(self) -> Row:
+    def unpaired_preference(self) -> Row:
         """Good and bad take turns, so that a batch has as many of one as of the other."""
         prompt, completion = self.cut(*PROMPT), self.cut(*COMPLETION)
         self.good = not self.good

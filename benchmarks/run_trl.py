@@ -93,7 +93,7 @@ def kto(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
             return dataset.map(rotated, batched=True, batch_size=args.batch_size)
 
     config = trl.KTOConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
-    return KTOOnIds(causal(args), args=config, **parts(args, [split_judgement(row) for row in rows], watch))
+    return KTOOnIds(causal(args), args=config, **parts(args, [split_unpaired_preference(row) for row in rows], watch))
 
 
 def orpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
@@ -165,8 +165,8 @@ def split_pair(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt_ids": row["chosen_ids"][:cut], **answers}
 
 
-def split_judgement(row: dict[str, Any]) -> dict[str, Any]:
-    """A judgement as KTOTrainer wants it."""
+def split_unpaired_preference(row: dict[str, Any]) -> dict[str, Any]:
+    """An unpaired preference as KTOTrainer wants it."""
     ids, cut = row["input_ids"], row["prompt_length"]
     return {"prompt_ids": ids[:cut], "completion_ids": ids[cut:], "label": row["label"]}
 

@@ -27,7 +27,7 @@ class HardSFT(pt.Method):
 
     kind: ClassVar[str] = "Demonstration"
     headline: ClassVar[tuple[str, str, str]] = ("loss", "grad_norm", "eval/loss")
-    learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.1)
+    expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.1)
 
     learning_rate: Positive = 1e-3
     threshold: Fraction = 0.5

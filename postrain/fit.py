@@ -60,7 +60,7 @@ class Run:
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer, with the chat template used in training."""
-        return self.method.parts.template.tokenizer
+        return self.method.components.template.tokenizer
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def fit(
     if method.own_data is None:
         kind = type(method).__name__
         raise ConfigError(f"data: no rows to train on; pass them, as in {kind}(model, tokenizer, data=rows)")
-    parts, loaded, evaluation = method.parts, provenance(method), evaluation or Evaluation()
+    parts, loaded, evaluation = method.components, provenance(method), evaluation or Evaluation()
     check_objects(data=method.own_data, evaluation=evaluation)
     name_rows(method.own_data)
     parameter = next(parts.policy.parameters())
@@ -146,6 +146,6 @@ def name_rows(data: DataModule) -> None:
 
 def provenance(method: Method) -> Provenance:
     """The source that the policy can be reloaded from; a policy that differs from its source is saved to the cache."""
-    policy, tokenizer = method.policy, method.parts.template.tokenizer
+    policy, tokenizer = method.policy, method.components.template.tokenizer
     found = provenance_of(policy)
     return found if found is not None and unchanged(policy) else save_to_cache(policy, tokenizer)

@@ -239,7 +239,7 @@ def test_method_improves_its_success_metric(method, tmp_path):
 
 def learns(method: str) -> tuple[str, float]:
     """The metric a method is judged by, and how far it has to move."""
-    return get_class(composed([f"method={method}"])["method"]["_target_"]).learns
+    return get_class(composed([f"method={method}"])["method"]["_target_"]).expected_change
 
 
 def part_of_default(method: str, *words: str) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_without_gold_answers_every_method_is_judged_by_a_held_out_metric_of_its
     direction = "min" if last in ("eval/perplexity", "eval/loss") else "max"
     assert objective_metric(method, {last: 1.0, "eval/kl/exact": 1.0}) == (last, direction)
     # With gold answers the method's own choice stands.
-    name, margin = method.learns
+    name, margin = method.expected_change
     assert objective_metric(method, {last: 1.0, name: 1.0}) == (name, "max" if margin > 0 else "min")
     # With nothing measured too.
     assert objective_metric(method, {}) == (name, "max" if margin > 0 else "min")

@@ -24,6 +24,9 @@ KEYS = {
     "method.scale": "method.scale_rewards",
     "method.aggregation": "method.loss_type",
     "method.ratio": "method.importance_sampling_level",
+    "data.source.learned": "data.source.train_prompts",
+    "data.source.asked": "data.source.eval_prompts",
+    "environment.room": "environment.max_observation_tokens",
     "method.mask_truncated": "method.mask_truncated_completions",
     "evaluation.measures.wins": "evaluation.tasks.win_rate",
     "evaluation.measures": "evaluation.tasks",
@@ -40,10 +43,12 @@ VALUES = {
         "fresh": ("method.precompute_ref_log_probs", False),
         "none": ("method.reference_free", True),
     },
+    "data.source.kind": {"judgements": ("data.source.kind", "unpaired_preferences")},
 }
 """Keys that are replaced by another one for each of their values."""
 OPTIONS = {
     ("evaluation", "wins"): "win_rate",
+    ("data", "world_judgements"): "world_unpaired_preferences",
     ("data", "wordings"): "paraphrases",
     ("sweep", "demonstrations"): "experiments",
 }

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from postrain.data.kinds.judgement import as_label
 from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.unpaired_preference import as_label
 from postrain.data.layouts import (
     FORMATS,
     LABEL_LIKE_COLUMNS,

@@ -153,7 +153,7 @@ class DataModule(LightningDataModule):
             return
         spec = method.data_spec()
         if spec != self.prepared_for:
-            self.prepare(tokenizer=self.own_tokenizer or method.parts.template.tokenizer, **asdict(spec))
+            self.prepare(tokenizer=self.own_tokenizer or method.components.template.tokenizer, **asdict(spec))
             self.prepared_for = spec
 
     def _load(self) -> Loaded:
@@ -214,7 +214,8 @@ class DataModule(LightningDataModule):
         if room < 1:
             raise ConfigError(
                 f"rollout.max_new_tokens={self.spec.completion_tokens} fills the model's context of "
-                f"{self.spec.context} tokens (environment.room counted in) and leaves none for a prompt; give fewer"
+                f"{self.spec.context} tokens (with environment.max_observation_tokens) and leaves none for a prompt; "
+                "give fewer"
             )
         return room
 

@@ -139,13 +139,13 @@ class Hub(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrases(Source):
-    """Every fact in every paraphrase: training and held-out prompts share the facts and no wording."""
+    """Every fact in every paraphrase: training and held-out prompts share the facts, never a paraphrase."""
 
     facts: tuple[Mapping[str, str], ...]
     """Facts: values for the {names} in the texts below."""
-    learned: tuple[str, ...]
+    train_prompts: tuple[str, ...]
     """Training prompts, as templates with {names}."""
-    asked: tuple[str, ...]
+    eval_prompts: tuple[str, ...]
     """Held-out prompts, as templates with {names}."""
     completion: str
     """Reference completion."""
@@ -156,20 +156,20 @@ class Paraphrases(Source):
         """Held-out rows are ordered by paraphrase. Raises ConfigError for a {name} that a fact lacks."""
         if not self.facts:
             raise ConfigError("data.source.facts: expected at least one, such as {who: Mia, place: river}")
-        return Loaded(self._table("learned", self.learned), self._table("asked", self.asked))
+        return Loaded(self._table("train_prompts", self.train_prompts), self._table("eval_prompts", self.eval_prompts))
 
-    def _table(self, side: str, wordings: Sequence[str]) -> Table:
-        if not wordings:
-            raise ConfigError(f"data.source.{side}: expected at least one paraphrase, such as Where is {{who}}?")
-        values = [self._values(side, wording, fact) for wording in wordings for fact in self.facts]
+    def _table(self, key: str, paraphrases: Sequence[str]) -> Table:
+        if not paraphrases:
+            raise ConfigError(f"data.source.{key}: expected at least one paraphrase, such as Where is {{who}}?")
+        values = [self._values(key, paraphrase, fact) for paraphrase in paraphrases for fact in self.facts]
         rows = tuple(Row(number, value) for number, value in enumerate(values))
-        return Table(f"{len(self.facts)} facts in {len(wordings)} paraphrases ({side})", "row", rows)
+        return Table(f"{len(self.facts)} facts in {len(paraphrases)} paraphrases ({key})", "row", rows)
 
-    def _values(self, side: str, wording: str, fact: Mapping[str, str]) -> dict[str, Any]:
+    def _values(self, key: str, paraphrase: str, fact: Mapping[str, str]) -> dict[str, Any]:
         answer = fill("answer", self.answer, fact)
         others = {fill("answer", self.answer, other) for other in self.facts} - {answer}
         return {
-            "prompt": fill(side, wording, fact),
+            "prompt": fill(key, paraphrase, fact),
             "completion": fill("completion", self.completion, fact),
             "answer": answer,
             "gold": {

@@ -86,7 +86,7 @@ class EvalModelFactory:
         """The policy as an EvalModel; None if it does not generate text."""
         if method.head != "causal":
             return None
-        parts = method.parts
+        parts = method.components
         return EvalModel(
             name=self.name,
             model=method.policy,

@@ -84,7 +84,7 @@ def load_eval_model(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalM
         data=config.data,
         resolved=one.resolved,
         context=one.resolved.context,
-        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
+        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,
         seed=seed,
     )
     torch.manual_seed(config.seed)

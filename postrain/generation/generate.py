@@ -46,7 +46,7 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
         kind="Prompt",
         tokenizer=load_tokenizer(config.resolved),
         context=config.resolved.context,
-        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
+        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,
         batch_size=1,
         updates=0,
         seed=config.seed,

@@ -21,7 +21,7 @@ from torch import nn
 
 from postrain.data.module import DataModule
 from postrain.hardware import collectives
-from postrain.methods.components import Parts, RewardLike, parts_of
+from postrain.methods.components import MethodComponents, RewardLike, components_of
 from postrain.methods.lightning_hooks import LightningHooks
 from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import chosen_optimizer, lr_factor, make_optimizer, set_learning_rate
@@ -52,7 +52,7 @@ class Method(LightningHooks):
     """Whether a pairwise preference suffices, without a reward for each completion."""
     headline: ClassVar[tuple[str, str, str]]
     """The three metrics of the progress line."""
-    learns: ClassVar[tuple[str, float]]
+    expected_change: ClassVar[tuple[str, float]]
     """The held-out metric that measures success, and the least change after a third of the default run."""
 
     model: InitVar[nn.Module | None] = field(default=None, kw_only=False)
@@ -115,7 +115,7 @@ class Method(LightningHooks):
         self.current_rows: tuple[int, ...] = ()
         if model is None:
             return
-        parts = parts_of(
+        components = components_of(
             model,
             tokenizer,
             method=self,
@@ -127,7 +127,7 @@ class Method(LightningHooks):
             environment=environment,
             optim=optim,
         )
-        self.attach(parts)
+        self.attach(components)
         if data is not None:
             self.own_data = data if isinstance(data, DataModule) else DataModule(data, tokenizer)
 
@@ -183,8 +183,8 @@ class Method(LightningHooks):
     @property
     def reference_policy(self) -> Reference:
         """The reference policy: the policy's initial weights, or the model given as `reference`."""
-        assert self.parts.reference is not None
-        return self.parts.reference
+        assert self.components.reference is not None
+        return self.components.reference
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -193,17 +193,17 @@ class Method(LightningHooks):
         assert isinstance(found, torch.optim.Optimizer)
         return found
 
-    def attach(self, parts: Parts) -> None:
+    def attach(self, components: MethodComponents) -> None:
         """Attaches model, engine, reward and the other components of a run."""
-        self.policy = parts.policy
+        self.policy = components.policy
         # A plain object, not a module: the reference must stay out of state_dict, optimizer and device moves.
-        self.parts = parts
+        self.components = components
         self.on_model_attached()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update: Lightning's batch is this rank's share of a global batch."""
         # Dropout is the only ambient randomness: pinned to the update, a resumed run draws the same masks.
-        torch.manual_seed(derive_seed(self.parts.seed, "dropout", self.counters.updates, collectives.rank()))
+        torch.manual_seed(derive_seed(self.components.seed, "dropout", self.counters.updates, collectives.rank()))
         self.current_rows = getattr(batch, "row_ids", ())
         self.accumulated = {}
         set_learning_rate(self.optimizer, self.lr_factor())
@@ -282,7 +282,7 @@ class Method(LightningHooks):
 
     def on_fit_start(self) -> None:
         """Moves reward and preference models, which are not submodules, to the policy's device."""
-        for judge in (self.parts.reward, self.parts.preference):
+        for judge in (self.components.reward, self.components.preference):
             if judge is not None:
                 judge.to(self.device)
 
@@ -293,8 +293,8 @@ class Method(LightningHooks):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over all trainable parameters: AdamW, or the one of `optim`."""
-        if self.parts.optim is not None:
-            return chosen_optimizer(self, self.parts.optim, lr=self.learning_rate, weight_decay=self.weight_decay)
+        if self.components.optim is not None:
+            return chosen_optimizer(self, self.components.optim, lr=self.learning_rate, weight_decay=self.weight_decay)
         return make_optimizer(
             self, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.adam_betas, eps=self.adam_eps
         )

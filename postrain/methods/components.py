@@ -25,7 +25,7 @@ RewardLike = Reward | PreferenceModel | Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class MethodComponents:
     """The policy and the components that a method uses with it."""
 
     policy: nn.Module
@@ -63,7 +63,7 @@ class Counters:
     """Tokens run through the policy with a gradient, over all ranks."""
 
 
-def parts_of(
+def components_of(
     model: nn.Module,
     tokenizer: Any,
     *,
@@ -75,7 +75,7 @@ def parts_of(
     reward: RewardLike | None,
     environment: Environment | None,
     optim: Callable[..., torch.optim.Optimizer] | None,
-) -> Parts:
+) -> MethodComponents:
     """The components of a method constructed in Python, with defaults for those not given.
 
     Without a reference, the model as it is now (or with its adapter off) is the reference policy where one is needed.
@@ -94,7 +94,7 @@ def parts_of(
     check_objects(method=method, rollout=engine)
     given = reference if isinstance(reference, Reference | None) else Reference.for_policy(model, reference)
     scores, compares = reward_and_preference(reward)
-    return Parts(
+    return MethodComponents(
         policy=model,
         # The template that the rows are made for takes its place, and is put on the tokenizer, when there are rows.
         template=Template(tokenizer, seed=seed, install=False),

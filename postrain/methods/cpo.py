@@ -23,7 +23,7 @@ class CPO(PairMethod):
     """
 
     # At a rate that keeps the language intact, likelihood and ranking move slowly; the loss shows it first.
-    learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.2)
+    expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.2)
 
     updates: Count = 60
     batch_size: Size = 32

@@ -67,7 +67,7 @@ class GroupRelative(PolicyGradient):
     """Base of GRPO, RLOO and REINFORCE++: policy gradient with group-relative advantages."""
 
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
-    learns: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
+    expected_change: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
 
     updates: Count = 60
     learning_rate: Positive = 5e-4

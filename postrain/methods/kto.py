@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain import losses
-from postrain.data.kinds.judgement import Judgements
+from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.methods.metrics import count_positive
@@ -25,7 +25,7 @@ from postrain.types import Batch, LossSum, Max, Mean, Positive, Rows, Size
 
 
 @dataclass(frozen=True)
-class JudgementsWithReference(Batch):
+class UnpairedPreferencesWithReference(Batch):
     """Labelled completions with all constants of the loss."""
 
     rows: Rows
@@ -44,8 +44,8 @@ class KTO(ReferenceModelMixin):
     w is the weight of the label, z the KL baseline: the mean log-ratio of mismatched completions, at least 0.
     """
 
-    kind: ClassVar[str] = "Judgement"
-    learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
+    kind: ClassVar[str] = "UnpairedPreference"
+    expected_change: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
     batch_size: Size = 32
@@ -64,19 +64,19 @@ class KTO(ReferenceModelMixin):
         if self.batch_size == 1:
             raise ConfigError("method.batch_size=1: KTO's baseline is a mean over a batch; give at least 2, better 16")
 
-    def denominator(self, batch: JudgementsWithReference) -> int:
+    def denominator(self, batch: UnpairedPreferencesWithReference) -> int:
         return len(batch)
 
     def reference_batch(self, batch: Batch) -> Batch:
-        assert isinstance(batch, Judgements)
+        assert isinstance(batch, UnpairedPreferences)
         return batch if self.loss == "kto" else batch.rows
 
-    def prepare(self, batch: Judgements) -> JudgementsWithReference:
+    def prepare(self, batch: UnpairedPreferences) -> UnpairedPreferencesWithReference:
         known = self.reference_logps_of(self.reference_batch(batch))
         baseline_B = self.baseline(batch, known).expand(len(batch))
-        return JudgementsWithReference(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
+        return UnpairedPreferencesWithReference(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
 
-    def baseline(self, batch: Judgements, known: LogpsByRow) -> Tensor:
+    def baseline(self, batch: UnpairedPreferences, known: LogpsByRow) -> Tensor:
         """The KL baseline z, from each prompt with another prompt's completion."""
         if self.loss != "kto":
             return torch.zeros((), device=batch.label_B.device)
@@ -85,7 +85,7 @@ class KTO(ReferenceModelMixin):
         sums = torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()]).to(batch.label_B.device)
         return losses.kto_baseline(*collectives.all_sum(sums))
 
-    def loss_sum(self, batch: JudgementsWithReference) -> LossSum:
+    def loss_sum(self, batch: UnpairedPreferencesWithReference) -> LossSum:
         scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)
         gains_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True).to(scores.logps_BT)
         log_ratio_B = gains_BT.sum(1)

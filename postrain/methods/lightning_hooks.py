@@ -22,7 +22,7 @@ from torch import nn
 from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
-from postrain.methods.components import Counters, Parts
+from postrain.methods.components import Counters, MethodComponents
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
@@ -50,7 +50,7 @@ class LightningHooks(LightningModule):
     headline: ClassVar[tuple[str, str, str]]
     updates: int
     policy: nn.Module
-    parts: Parts
+    components: MethodComponents
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,14 +140,14 @@ class LightningHooks(LightningModule):
     def check_ready(self, *, resumes: bool) -> None:
         """Raises ConfigError where training cannot begin; `resumes` says that it does from a checkpoint."""
         name = type(self).__name__
-        if not hasattr(self, "parts"):
+        if not hasattr(self, "components"):
             raise ConfigError(f"{name}: has no model; construct it as {name}(model, tokenizer)")
         if self.counters.updates and not resumes:
             raise ConfigError(
                 f"{name}: has been trained already, {self.counters.updates} updates; construct another one for another "
                 "fit, or resume from a checkpoint with ckpt_path"
             )
-        self.check_reward(self.parts.reward, self.parts.preference)
+        self.check_reward(self.components.reward, self.components.preference)
 
     def check_reward(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
         """Raises ConfigError if the reward or preference that the method needs is missing."""
@@ -166,7 +166,7 @@ class LightningHooks(LightningModule):
         if data is self.own_data:
             data.trainer = self.trainer
             data.setup(stage)
-        self.parts = replace(self.parts, template=data.chat_template)
+        self.components = replace(self.components, template=data.chat_template)
 
     @property
     def datamodule(self) -> DataModule:
@@ -181,10 +181,11 @@ class LightningHooks(LightningModule):
         return DataSpec(
             kind=self.kind,
             context=context_length(unwrapped(self.policy).config.to_dict()),
-            completion_tokens=self.parts.engine.sampling.max_new_tokens + self.parts.environment.room,
+            completion_tokens=self.components.engine.sampling.max_new_tokens
+            + self.components.environment.max_observation_tokens,
             batch_size=self.items_per_update(),
             updates=self.updates,
-            seed=self.parts.seed,
+            seed=self.components.seed,
             use_margin=getattr(self, "use_margin", False),
         )
 

@@ -64,7 +64,7 @@ class Online(Method):
     """Whether completions truncated at rollout.max_new_tokens are masked out of the loss."""
 
     def on_model_attached(self) -> None:
-        self.sampling = self.parts.engine.sampling
+        self.sampling = self.components.engine.sampling
         # True before the first optimizer step of a rollout: recomputed log-probs must equal the recorded ones.
         self.first_pass = False
         self.last_step_BT: tuple[Tensor, Tensor, Tensor] | None = None
@@ -112,7 +112,7 @@ class Online(Method):
         if indices is None:
             indices = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
         seeds = [
-            derive_seed(self.parts.seed, purpose, self.counters.updates, index, number)
+            derive_seed(self.components.seed, purpose, self.counters.updates, index, number)
             for index in indices
             for number in range(num_generations)
         ]
@@ -124,7 +124,7 @@ class Online(Method):
 
     def sample_and_score(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
         """A completion of each prompt with its reward; `seeds` are the completions'."""
-        parts = self.parts
+        parts = self.components
         return collect(
             parts.engine,
             model,
@@ -138,7 +138,11 @@ class Online(Method):
     def rollout_metrics(self, rollouts: Rollouts) -> Metrics:
         """Metrics of completions, without reward metrics if there is only a preference."""
         found = rollouts.metrics()
-        return found if self.parts.reward else {name: v for name, v in found.items() if not name.startswith("reward/")}
+        return (
+            found
+            if self.components.reward
+            else {name: v for name, v in found.items() if not name.startswith("reward/")}
+        )
 
     def shaped_rewards(self, rollouts: Rollouts) -> Tensor:
         """The reward of each completion with the method's own penalties, NaN if unscorable, [B]."""
@@ -162,7 +166,7 @@ class Online(Method):
     def old_logps(self, rollouts: Rollouts) -> Tensor:
         """Old log-probabilities, [B, T], recorded while sampling or recomputed; sets `first_pass`."""
         # In lower precision engine and scorer round differently, and the first ratio must be 1: recompute.
-        self.first_pass = self.parts.engine.exact and self.in_float32()
+        self.first_pass = self.components.engine.exact and self.in_float32()
         if self.first_pass:
             return rollouts.logps_BT
         logps_BT = self.logps(self.policy, rollouts.rows)
@@ -183,7 +187,7 @@ class Online(Method):
     def minibatch_indices(self, items: int) -> Iterator[Sequence[int]]:
         """Epochs × mini-batches: the indices of each mini-batch in a rollout of `items` over all ranks."""
         for epoch in range(self.epochs):
-            source = generator(self.parts.seed, "minibatches", self.counters.updates, epoch)
+            source = generator(self.components.seed, "minibatches", self.counters.updates, epoch)
             for chunk in torch.randperm(items, generator=source).chunk(self.minibatches_per_epoch):
                 yield chunk.tolist()
 
@@ -193,7 +197,7 @@ class Online(Method):
 
     def validate(self, batch: Prompts, index: int) -> Metrics:
         """Also samples a completion of each prompt with fixed seeds and adds rewards, lengths and finish rates."""
-        seeds = [derive_seed(self.parts.seed, "evaluation", index, number) for number in range(len(batch))]
+        seeds = [derive_seed(self.components.seed, "evaluation", index, number) for number in range(len(batch))]
         return {**self.evaluate(batch, index), **self.rollout_metrics(self.sample_and_score(self.policy, batch, seeds))}
 
 

@@ -27,7 +27,7 @@ class OnlinePreference(Online):
     """Base of OnlineDPO and NashMD: the training signal is which of two completions is preferred."""
 
     accepts_preferences: ClassVar[bool] = True
-    learns: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
+    expected_change: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/win_rate")
 
     updates: Count = 30
@@ -49,10 +49,10 @@ class OnlinePreference(Online):
 
     def check(self) -> None:
         super().check()
-        if self.missing_eos_penalty and self.parts.preference is not None:
+        if self.missing_eos_penalty and self.components.preference is not None:
             raise ConfigError(
                 f"method.missing_eos_penalty={self.missing_eos_penalty:g}: taken off the reward of a completion, and "
-                f"{type(self.parts.preference).__name__} only compares; use "
+                f"{type(self.components.preference).__name__} only compares; use "
                 "method.mask_truncated_completions=true, or a reward that scores completions"
             )
 
@@ -67,9 +67,9 @@ class OnlinePreference(Online):
 
     def preference(self, one: Rollouts, other: Rollouts) -> Tensor:
         """P(a completion beats the other of the same prompt), NaN if the comparison failed, [B]."""
-        if self.parts.preference is None:
+        if self.components.preference is None:
             return torch.sigmoid((one.reward_B - other.reward_B) / self.preference_temperature)
-        wins_B = self.parts.preference.compare(one.prompts, one.completions, other.completions, one.columns)
+        wins_B = self.components.preference.compare(one.prompts, one.completions, other.completions, one.columns)
         return wins_B.to(self.device)
 
     def evaluate(self, batch: Prompts, index: int) -> Metrics:
@@ -86,7 +86,7 @@ class OnlinePreference(Online):
 
     def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Rollouts:
         """One completion of each held-out prompt."""
-        seeds = [derive_seed(self.parts.seed, "win_rate", index, number) for number in range(len(prompts))]
+        seeds = [derive_seed(self.components.seed, "win_rate", index, number) for number in range(len(prompts))]
         return self.sample_and_score(model, prompts, seeds)
 
 

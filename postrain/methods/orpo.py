@@ -24,7 +24,7 @@ class ORPO(PairMethod):
     """
 
     # At a rate that keeps the language intact, the quality of samples improves before the ranking accuracy.
-    learns: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
+    expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
     updates: Count = 60
     batch_size: Size = 32

@@ -76,7 +76,7 @@ class PairMethod(Method):
     """A method whose loss is a mean over preference pairs."""
 
     kind: ClassVar[str] = "Preference"
-    learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
+    expected_change: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
     def denominator(self, batch: Batch) -> int:

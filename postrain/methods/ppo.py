@@ -82,7 +82,7 @@ class PPO(PolicyGradient):
     r is the importance ratio π/π_old of a token, A its whitened GAE advantage, v the value head's output, R the return.
     """
 
-    learns: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
+    expected_change: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
 
     updates: Count = 20
@@ -129,7 +129,7 @@ class PPO(PolicyGradient):
         rollouts = self.rollout(batch)
         found = in_micro_batches(self.compare, rollouts.rows, self.micro_batch_tokens)
         # Old log-probs are recomputed if the sampler differs (top-k, bf16): the first ratio must be 1.
-        recorded = self.parts.engine.exact and self.in_float32()
+        recorded = self.components.engine.exact and self.in_float32()
         logps_BT = rollouts.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(

@@ -18,7 +18,7 @@ class Pretrain(Method):
     """
 
     kind: ClassVar[str] = "Text"
-    learns: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
+    expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
 
     learning_rate: Positive = 1e-3

@@ -42,7 +42,7 @@ class PRM(Method):
 
     kind: ClassVar[str] = "Steps"
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
-    learns: ClassVar[tuple[str, float]] = ("eval/step_accuracy", 0.1)
+    expected_change: ClassVar[tuple[str, float]] = ("eval/step_accuracy", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "step_accuracy", "eval/step_accuracy")
 
     updates: Count = 80

@@ -67,7 +67,7 @@ class ReferenceModelMixin(Method):
     def on_model_attached(self) -> None:
         self.cached_logps: LogpsByRow = {}
         self.synced: Reference | None = None
-        if self.parts.separate_reference and self.reference_free:
+        if self.components.separate_reference and self.reference_free:
             raise ConfigError("reference has no effect with method.reference_free=true; remove one of them")
         if self.ref_sync_steps:
             self.synced = self.synced_reference()
@@ -102,7 +102,7 @@ class ReferenceModelMixin(Method):
         """Log-probabilities of all rows, read from disk where they were computed before; ranks share the work."""
         # How rows are cut decides the last bits: a run's numbers must not depend on who filled the cache.
         path = cache_directory() / cache_name(batch, f"{self.reference_fingerprint()} {self.micro_batch_tokens}")
-        whose = "another model" if self.parts.separate_reference else "what the policy starts from"
+        whose = "another model" if self.components.separate_reference else "what the policy starts from"
         message = f"reference: log-probabilities of {len(rows_in(batch))} rows under {whose}"
         if all(collectives.gather(path.is_dir())):
             print_on_rank_zero(f"{message}, read from {path}\n")
@@ -123,16 +123,16 @@ class ReferenceModelMixin(Method):
 
     def reference_fingerprint(self) -> str:
         """Identifies the reference's weights and how they are computed with."""
-        if self.parts.reference_fingerprint:
-            return self.parts.reference_fingerprint
+        if self.components.reference_fingerprint:
+            return self.components.reference_fingerprint
         with self.initial_model() as model:
             return f"{weights_digest(model)} {self.device.type} {self.trainer.precision} {torch.__version__}"
 
     @contextmanager
     def initial_model(self) -> Iterator[nn.Module]:
         """The reference model; where there is none, the policy itself, which has not been updated yet."""
-        if self.parts.reference is not None:
-            with self.parts.reference.scoring() as model:
+        if self.components.reference is not None:
+            with self.components.reference.scoring() as model:
                 yield model
         else:
             with in_eval_mode(self.policy):
@@ -154,7 +154,7 @@ class ReferenceModelMixin(Method):
     def check_initial_log_ratio(self, log_ratio_max: Tensor) -> None:
         """Raises ConfigError if the policy differs from its reference before the first optimizer step."""
         begun = self.counters.optimizer_steps or self.policy.training or self.reference_free
-        if begun or self.parts.separate_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
+        if begun or self.components.separate_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
             return
         raise ConfigError(
             f"reference: before the first update the largest log-ratio to the reference is {float(log_ratio_max):.2g}, "

@@ -22,7 +22,7 @@ class RewardModel(Method):
 
     kind: ClassVar[str] = "Preference"
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
-    learns: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
+    expected_change: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
 
     batch_size: Size = 32

@@ -26,7 +26,7 @@ class SFT(Method):
     """
 
     kind: ClassVar[str] = "Demonstration"
-    learns: ClassVar[tuple[str, float]] = ("gold/total", 0.1)
+    expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
 
     batch_size: Size = 32

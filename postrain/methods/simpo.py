@@ -22,7 +22,7 @@ class SimPO(PairMethod):
     """
 
     # At a rate that keeps the language intact, the quality of samples improves before the ranking accuracy.
-    learns: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
+    expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
     batch_size: Size = 32
     learning_rate: Positive = 6e-5

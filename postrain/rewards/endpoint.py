@@ -52,7 +52,7 @@ QUOTED_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
-class Judgement:
+class UnpairedPreference:
     """The result of a question."""
 
     value: float | None
@@ -125,7 +125,7 @@ class Endpoint(ABC):
         counted = ", ".join(f"{len(list(same))} × {reason}" for reason, same in groupby(sorted(reasons)))
         print(f"warning: {len(reasons)} of {count} not scored; the judge at {self.address} {counted}", file=sys.stderr)
 
-    def _judge(self, question: str) -> Judgement:
+    def _judge(self, question: str) -> UnpairedPreference:
         """Asks, and once more if the answer cannot be parsed."""
         messages = [{"role": "user", "content": question}]
         try:
@@ -137,9 +137,11 @@ class Endpoint(ABC):
                 answer = self._complete([*messages, previous, {"role": "user", "content": again}])
                 value = self.read(strip_thinking(answer))
         except NoAnswer as problem:
-            return Judgement(None, str(problem))
+            return UnpairedPreference(None, str(problem))
         return (
-            Judgement(value) if value is not None else Judgement(None, f"answered without {self.form}: {answer!r:.80}")
+            UnpairedPreference(value)
+            if value is not None
+            else UnpairedPreference(None, f"answered without {self.form}: {answer!r:.80}")
         )
 
     def _complete(self, messages: Sequence[dict[str, str]]) -> str:

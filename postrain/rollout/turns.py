@@ -40,7 +40,7 @@ class Environment(Protocol):
         ...
 
     @property
-    def room(self) -> CountOrZero:
+    def max_observation_tokens(self) -> CountOrZero:
         """Maximum tokens of all observations of an episode, in addition to the policy's `max_new_tokens`."""
         ...
 
@@ -58,7 +58,7 @@ class SingleTurn:
 
     stop: tuple[str, ...] = ()
     max_turns: Count = 1
-    room: CountOrZero = 0
+    max_observation_tokens: CountOrZero = 0
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> None:
         """No state."""
@@ -81,7 +81,7 @@ class EnvironmentStats:
     errors: int = 0
     """Malformed calls among them."""
     cut: int = 0
-    """1 if an observation exceeded `room`: it was dropped and ended the episode."""
+    """1 if an observation exceeded `max_observation_tokens`: it was dropped and ended the episode."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,9 @@ def roll_out(
             played = _with_turn(episodes[row], completion)
             text = template.decode_all(completion.ids.tolist())
             if completion.finished and _calls_environment(completion, text, template.stop_ids, environment.stop):
-                played = _with_observation(played, _step(environment, played.state, text), template, environment.room)
+                played = _with_observation(
+                    played, _step(environment, played.state, text), template, environment.max_observation_tokens
+                )
                 episodes[row] = replace(played, open=played.open and played.policy_tokens() < budget)
             else:
                 episodes[row] = replace(played, open=False)
@@ -195,13 +197,13 @@ def _calls_environment(completion: Completion, text: str, end_ids: Sequence[int]
     return not ended and any(handing in text for handing in stop)
 
 
-def _with_observation(episode: Rollout, step: Step, template: Template, room: int) -> Rollout:
-    """The episode with the environment's observation. One that exceeds `room` is dropped and ends the episode: a
-    truncated number would be wrong."""
+def _with_observation(episode: Rollout, step: Step, template: Template, limit: int) -> Rollout:
+    """The episode with the environment's observation. One of more than `limit` tokens is dropped and ends the episode:
+    a truncated number would be wrong."""
     stats = replace(episode.stats, calls=episode.stats.calls + 1, errors=episode.stats.errors + step.error)
     episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), stats=stats)
     answer = template.encode_continuation(step.observation)
-    if int((~episode.policy_mask).sum()) + len(answer) > room:
+    if int((~episode.policy_mask).sum()) + len(answer) > limit:
         return replace(episode, finished=False, open=False, stats=replace(stats, cut=1))
     return replace(
         episode,

@@ -16,7 +16,7 @@ from postrain.errors import ConfigError
 from postrain.hardware.collectives import full_state_dict
 from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
-from postrain.methods.components import Parts, reward_and_preference
+from postrain.methods.components import MethodComponents, reward_and_preference
 from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.reference import Reference
@@ -43,15 +43,15 @@ def build(config: TrainConfig) -> Components:
     """Builds data, policy, reference and rewards. Raises ConfigError for components that do not fit together."""
     method, resolved, data = config.method, config.resolved, copy(config.data)
     config.trainer.configure_process()
-    # A method constructed in Python with a model already has its parts.
-    given: Parts | None = getattr(method, "parts", None)
+    # A method constructed in Python with a model already has its components.
+    given: MethodComponents | None = getattr(method, "components", None)
     tokenizer = given.template.tokenizer if given else load_tokenizer(resolved)
     other = resolve_reference(config, tokenizer)
     audit = data.prepare(
         kind=method.kind,
         tokenizer=tokenizer,
         context=min(model.context for model in (resolved, other) if model is not None),
-        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.room,
+        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,
         batch_size=method.items_per_update(),
         updates=method.updates,
         seed=config.seed,
@@ -61,7 +61,7 @@ def build(config: TrainConfig) -> Components:
     policy = given.policy if given else load_policy(config, data)
     reward, preference = build_reward(config)
     method.attach(
-        Parts(
+        MethodComponents(
             policy=policy,
             template=data.chat_template,
             seed=config.seed,
@@ -136,30 +136,30 @@ def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
     return adapter.wrap(model, head=head, trainable_tokens=trainable_tokens)
 
 
-def gather_policy(config: TrainConfig, parts: Components) -> None:
+def gather_policy(config: TrainConfig, components: Components) -> None:
     """Gathers the full policy of a sharded run on the first rank; every rank must call it."""
-    method = parts.method
+    method = components.method
     state = full_state_dict(method.policy) if method.device_mesh is not None else None
     if state is not None and is_first_rank():
-        method.policy = load_policy(config, parts.data)
+        method.policy = load_policy(config, components.data)
         method.policy.load_state_dict(state, strict=False)
 
 
-def training_notes(parts: Components, resolved: ResolvedModel) -> list[str]:
+def training_notes(components: Components, resolved: ResolvedModel) -> list[str]:
     """Notes on how this model is trained, one line each."""
-    found = [f"note: {note}" for note in parts.data.chat_template.notes]
+    found = [f"note: {note}" for note in components.data.chat_template.notes]
     if limit := rotary_limit(read_json(resolved.directory / "config.json")):
         found.append(
             f"note: a row longer than {limit} tokens changes this model's rotary scaling for its whole batch "
             f"(longrope), so rows are limited to {limit} tokens"
         )
-    adapter = getattr(parts.method.policy, "peft_config", {}).get("default")
+    adapter = getattr(components.method.policy, "peft_config", {}).get("default")
     learned = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
     if learned:
-        names = ", ".join(parts.tokenizer.convert_ids_to_tokens(learned))
+        names = ", ".join(components.tokenizer.convert_ids_to_tokens(learned))
         found.append(f"note: the embeddings of these new tokens are trained besides the adapter: {names}")
-    policy, tokens = parts.method.policy, parts.data.token_ids()
-    if adapter and (drawn := randomly_initialized(policy, parts.tokenizer, tokens, but=learned)):
+    policy, tokens = components.method.policy, components.data.token_ids()
+    if adapter and (drawn := randomly_initialized(policy, components.tokenizer, tokens, but=learned)):
         found.append(
             f"note: the embeddings of these added tokens look randomly initialized, and the adapter keeps them frozen: "
             f"{', '.join(drawn)}; train them with adapter.new_tokens='[{','.join(drawn)}]'"
@@ -170,23 +170,23 @@ def training_notes(parts: Components, resolved: ResolvedModel) -> list[str]:
 def check_reward(method: Method, data: DataModule) -> None:
     """Scores a few completions of the initial policy. Raises ConfigError for a constant reward."""
     prompts = data.eval_prompts(16)
-    parts = method.parts
+    components = method.components
 
     def completed(first_seed: int) -> Rollouts:
         return collect(
-            parts.engine,
+            components.engine,
             method.policy,
-            parts.template,
+            components.template,
             prompts,
             seeds=range(first_seed, first_seed + len(prompts)),
-            reward=parts.reward,
-            environment=parts.environment,
+            reward=components.reward,
+            environment=components.environment,
         )
 
     with torch.no_grad():
         one = completed(0)
-        if parts.reward is not None:
+        if components.reward is not None:
             preflight(one.reward_B)
-        elif parts.preference is not None:
+        elif components.preference is not None:
             other = completed(len(prompts))
-            preflight(parts.preference.compare(one.prompts, one.completions, other.completions, one.columns))
+            preflight(components.preference.compare(one.prompts, one.completions, other.completions, one.columns))

@@ -83,7 +83,7 @@ def distributions(method: Method, found: TrainingEvalResult) -> dict[str, Tensor
     known = method.distributions() if isinstance(method, Online) else {}
     if found.rollouts is not None:
         known["completion/length"] = torch.tensor([float(row.sum()) for row in found.rollouts.rows.supervised])
-        if method.parts.reward is not None:
+        if method.components.reward is not None:
             known["reward/total"] = found.rollouts.reward_B
     return {f"distribution/{name}": values for name, values in known.items()}
 

@@ -26,13 +26,13 @@ This process reward model scores steps: the probability that a step is correct i
 """
 
 
-def finalize(config: TrainConfig, parts: Components, folder: RunFolder) -> float | None:
+def finalize(config: TrainConfig, components: Components, folder: RunFolder) -> float | None:
     """Exports and writes result.json; returns the last value of the method's headline metric."""
-    method = parts.method
+    method = components.method
     changes = before_and_after(folder.metrics.read())
-    card = model_card(parts, config.resolved, folder, changes)
-    ends, files = parts.data.chat_template.stop_ids, step_layout_file(parts)
-    export(method.policy, parts.tokenizer, folder.model, card=card, end_ids=ends, files=files)
+    card = model_card(components, config.resolved, folder, changes)
+    ends, files = components.data.chat_template.stop_ids, step_layout_file(components)
+    export(method.policy, components.tokenizer, folder.model, card=card, end_ids=ends, files=files)
     console = Console(highlight=False)
     console.print(f"model   {folder.model}", soft_wrap=True)
     if method.stop_reason:
@@ -63,16 +63,16 @@ def write_result(method: Method, folder: RunFolder, changes: Mapping[str, tuple[
 
 def objective_metric(method: type[Method], measured: Mapping[str, Any]) -> tuple[str, Direction]:
     """The metric that runs are compared by, with its direction; the method's own metric if nothing was measured."""
-    name, margin = method.learns
+    name, margin = method.expected_change
     last = method.headline[2]
     own: list[tuple[str, Direction]] = [(name, "max" if margin > 0 else "min"), (last, direction_of(last))]
     return deciding_metric(own, measured) or own[0]
 
 
-def step_layout_file(parts: Components) -> dict[str, str]:
+def step_layout_file(components: Components) -> dict[str, str]:
     """The extra file of a process reward model: the step layout it was trained with."""
-    of_steps = parts.method.kind == Steps.__name__ and parts.method.head == "scalar"
-    return {LAYOUT_FILE: parts.data.steps.to_json()} if of_steps else {}
+    of_steps = components.method.kind == Steps.__name__ and components.method.head == "scalar"
+    return {LAYOUT_FILE: components.data.steps.to_json()} if of_steps else {}
 
 
 def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -87,10 +87,10 @@ def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[fl
 
 
 def model_card(
-    parts: Components, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
+    components: Components, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
 ) -> str:
     """README.md of the exported model: its origin and its metrics."""
-    method = type(parts.method).__name__
+    method = type(components.method).__name__
     rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
     stand_in = (
         f"\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which was not available: this is not a "
@@ -100,11 +100,11 @@ def model_card(
     )
     return f"""# {folder.name}
 
-{resolved.name}, trained for {parts.method.counters.updates} updates with {method} in postrain.
+{resolved.name}, trained for {components.method.counters.updates} updates with {method} in postrain.
 {stand_in}
-Data fingerprint: `{parts.audit.fingerprint}`. The run folder's `manifest.json` holds the full config, package versions
+Data fingerprint: `{components.audit.fingerprint}`. `manifest.json` of the run folder holds the config, package versions
 and the command.
-{STEP_SCORES if step_layout_file(parts) else ""}
+{STEP_SCORES if step_layout_file(components) else ""}
 | held-out | before | after |
 |---|---:|---:|
 {rows}

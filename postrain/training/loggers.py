@@ -221,7 +221,7 @@ def log_settings(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
     from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - start-up time
 
     method: Any = load_target(config["method"]["_target_"])
-    metrics = dict.fromkeys((*method.headline, method.learns[0]), 0.0)
+    metrics = dict.fromkeys((*method.headline, method.expected_change[0]), 0.0)
     files = writer(logger)._get_file_writer()
     for summary in hparams(hyperparameters(config), metrics):
         files.add_summary(summary)

@@ -30,42 +30,42 @@ from postrain.training.throughput import Throughput
 
 def train(config: TrainConfig, run: RunContext) -> float | None:
     """Trains in the run folder, from its newest checkpoint if there is one; returns the headline metric."""
-    parts = build(config)
-    method, first = parts.method, is_first_rank()
+    components = build(config)
+    method, first = components.method, is_first_rank()
     if first:
-        announce(config, parts, run)
+        announce(config, components, run)
     loggers = make_loggers(config, run) if first else []
     check_finite(method, f"model={config.resolved.name}")
     checkpoint, damaged = newest_readable(run.folder.path)
     for path in damaged if first else []:
         print(f"warning: {path} is damaged and was skipped", file=sys.stderr)
     if method.needs_reward and checkpoint is None:
-        check_reward(method, parts.data)
+        check_reward(method, components.data)
     guard = NaNGuard(run.folder)
-    trainer_callbacks = callbacks(config, parts, run, guard)
+    trainer_callbacks = callbacks(config, components, run, guard)
     with guard.explaining_errors(method):
         trainer = config.trainer.make_trainer(trainer_callbacks, loggers, run.folder.path)
-        trainer.fit(method, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(method, datamodule=components.data, ckpt_path=checkpoint, weights_only=True)
     if run.interrupt.signal is not None:
         raise Interrupted(run.interrupt.signal)
     guard.check(method)
-    gather_policy(config, parts)
-    return finalize(config, parts, run.folder) if first else None
+    gather_policy(config, components)
+    return finalize(config, components, run.folder) if first else None
 
 
-def announce(config: TrainConfig, parts: Components, run: RunContext) -> None:
+def announce(config: TrainConfig, components: Components, run: RunContext) -> None:
     """Prints the audit and writes the manifest.
 
     Raises ConfigError if an earlier session of the run had another reference or other rows.
     """
-    check_reference(run.folder, parts.reference)
+    check_reference(run.folder, components.reference)
     if not config.allow_change:
-        check_data(run.folder, parts.audit)
-    reference = parts.method.parts.reference
-    lines = [parts.audit.render(), *training_notes(parts, config.resolved), f"run folder: {run.folder.path}"]
+        check_data(run.folder, components.audit)
+    reference = components.method.components.reference
+    lines = [components.audit.render(), *training_notes(components, config.resolved), f"run folder: {run.folder.path}"]
     print("\n".join([reference.description, *lines] if reference else lines), flush=True)
-    other = parts.reference.fingerprint if parts.reference else None
-    run.save_manifest(config, parts.audit, config.resolved, seeds={"seed": config.seed}, reference=other)
+    other = components.reference.fingerprint if components.reference else None
+    run.save_manifest(config, components.audit, config.resolved, seeds={"seed": config.seed}, reference=other)
 
 
 def make_loggers(config: TrainConfig, run: RunContext) -> list[Logger]:
@@ -76,11 +76,11 @@ def make_loggers(config: TrainConfig, run: RunContext) -> list[Logger]:
     return config.tracker.build(run_dir=run.folder.path, run_name=name, group=run.group, config=settings)
 
 
-def callbacks(config: TrainConfig, parts: Components, run: RunContext, guard: NaNGuard) -> list[Callback]:
+def callbacks(config: TrainConfig, components: Components, run: RunContext, guard: NaNGuard) -> list[Callback]:
     """In the order in which they act after an update: check, evaluate, record, diagnose, interrupt, save."""
     folder, hardware = run.folder, config.trainer
     samples = SamplesFile(folder)
-    eval_model = EvalModelFactory(config.resolved, parts.data, config.reward)
+    eval_model = EvalModelFactory(config.resolved, components.data, config.reward)
     user_callbacks = list(config.callbacks.values())
     has_bar = any(isinstance(one, ProgressBar) for one in user_callbacks)
     progress = [] if has_bar else [ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}")]
@@ -90,7 +90,7 @@ def callbacks(config: TrainConfig, parts: Components, run: RunContext, guard: Na
         EarlyStopping(config.early_stop, folder),
         samples,
         *user_callbacks,
-        Evaluator(parts.data, config.evaluation, samples, eval_model, user_callbacks),
+        Evaluator(components.data, config.evaluation, samples, eval_model, user_callbacks),
         MetricsFile(folder),
         Diagnostics(folder),
         *progress,

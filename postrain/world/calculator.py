@@ -47,7 +47,7 @@ class Calculator:
     """Penalty subtracted from the reward for each malformed call."""
     max_turns: Count = 8
     """Maximum turns of the policy."""
-    room: Count = 64
+    max_observation_tokens: Count = 64
     """Maximum tokens of all results in an episode."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Rows of any data format from the world: text, demonstrations, preferences, judgements, prompts, step-labelled chains.
+"""Rows of any data format from the world: text, demonstrations, preferences (paired and not), prompts, labelled steps.
 
 Every row but plain text has a `category` and a `gold` specification, from which gold.score computes the gold score of a
 completion. Stories and sums are continuations of running text (their completions begin with a space, without a chat
@@ -19,7 +19,7 @@ from postrain.world.corruptions import draw_completion
 from postrain.world.gold import score, weighted
 from postrain.world.items import Item, Split, generator, split_of
 
-Kind = Literal["text", "demonstrations", "preferences", "judgements", "prompts", "steps"]
+Kind = Literal["text", "demonstrations", "preferences", "unpaired_preferences", "prompts", "steps"]
 Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages"]
 Row = dict[str, Any]
 
@@ -48,10 +48,12 @@ TASKS_BY_KIND: dict[Kind, tuple[Task, ...]] = {
     "text": ("stories", "sums", "facts", "mixed", "pages"),
     "demonstrations": PROMPT_TASKS,
     "preferences": PROMPT_TASKS,
-    "judgements": PROMPT_TASKS,
+    "unpaired_preferences": PROMPT_TASKS,
     "prompts": PROMPT_TASKS,
     "steps": ("sums",),
 }
+SEEDS = {"unpaired_preferences": "judgements"}
+"""Kinds that are seeded by an earlier name, so that their rows stay the same."""
 
 
 def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: float = NOISE) -> list[Row]:
@@ -62,7 +64,7 @@ def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: 
 
 def stream(kind: Kind, *, task: Task, seed: int, split: Split, noise: float = NOISE) -> Iterator[Row]:
     """The same rows as an endless stream."""
-    rng = generator(seed, kind, task, split)
+    rng = generator(seed, SEEDS.get(kind, kind), task, split)
     if task == "pages":
         documents = stream(kind, task="mixed", seed=seed, split=split)
         while True:
@@ -88,7 +90,7 @@ def _row(kind: Kind, item: Item, rng: random.Random, noise: float) -> Row:
         return {"prompt": item.prompt, "completion": item.reference, **about}
     if kind == "preferences":
         return {"prompt": item.prompt, **_preference(item, rng, noise), **about}
-    if kind == "judgements":
+    if kind == "unpaired_preferences":
         return {"prompt": item.prompt, **_labelled_completion(item, rng, noise), **about}
     if kind == "steps":
         steps = item.steps if rng.random() < 0.4 else sums.flawed_chain(rng, sums.terms_of(item.content))

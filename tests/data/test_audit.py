@@ -10,9 +10,9 @@ import torch
 from postrain.data.audit import Audit, count, fingerprint, show
 from postrain.data.chat import Template
 from postrain.data.encode import EncodedRow
-from postrain.data.kinds.judgement import EncodedJudgement
 from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.data.kinds.steps import EncodedSteps
+from postrain.data.kinds.unpaired_preference import EncodedUnpairedPreference
 from postrain.errors import ConfigError
 from tests.data.helpers import byte_tokenizer
 
@@ -129,7 +129,10 @@ def test_audit_table_without_colours_is_short_plain_text():
 )
 def test_audit_of_unbalanced_labels_names_the_weight_to_raise(up, down, expected):
     one = row([7, 8, EOS], 2)
-    found = audit([EncodedJudgement(1, one, one, label) for label in [True] * up + [False] * down], kind="Judgement")
+    found = audit(
+        [EncodedUnpairedPreference(1, one, one, label) for label in [True] * up + [False] * down],
+        kind="UnpairedPreference",
+    )
     assert expected == " ".join(dict(found._lines())["labels"].split())
     assert found.to_dict()["labels"] == {"desirable": up, "undesirable": down}
     assert found.tokens == 3 * (up + down)

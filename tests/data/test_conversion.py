@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from postrain.data.kinds.demonstration import Demonstration
-from postrain.data.kinds.judgement import Judgement
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
 from postrain.data.kinds.text import Text
+from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.records import convert
 from postrain.errors import ConfigError
 from tests.data.helpers import chat
@@ -19,8 +19,8 @@ from tests.data.helpers import chat
 WITH = {"gold": {"x": 1}}
 PREFERENCE = Preference(row=5, prompt=chat("a"), chosen="b", rejected="c", columns=WITH)
 DEMONSTRATION = Demonstration(row=5, messages=chat("a", "b"), columns=WITH)
-UP = Judgement(row=5, prompt=chat("a"), completion="b", label=True, columns=WITH)
-DOWN = Judgement(row=6, prompt=chat("a"), completion="c", label=False, columns=WITH)
+UP = UnpairedPreference(row=5, prompt=chat("a"), completion="b", label=True, columns=WITH)
+DOWN = UnpairedPreference(row=6, prompt=chat("a"), completion="c", label=False, columns=WITH)
 RIGHT = Steps(row=5, prompt=chat("a"), steps=("b", "c"), labels=(True, True), columns=WITH)
 WRONG = Steps(row=6, prompt=chat("a"), steps=("b", "d"), labels=(True, False), columns=WITH)
 PROMPT = Prompt(row=5, prompt=chat("a"), columns=WITH)
@@ -40,8 +40,8 @@ PROMPT = Prompt(row=5, prompt=chat("a"), columns=WITH)
         (
             [RIGHT, WRONG],
             [
-                Judgement(row=5, prompt=chat("a"), completion="b c", label=True, columns=WITH),
-                Judgement(row=6, prompt=chat("a"), completion="b d", label=False, columns=WITH),
+                UnpairedPreference(row=5, prompt=chat("a"), completion="b c", label=True, columns=WITH),
+                UnpairedPreference(row=6, prompt=chat("a"), completion="b d", label=False, columns=WITH),
             ],
         ),
         ([PREFERENCE], [UP, replace(DOWN, row=5)]),
@@ -64,9 +64,9 @@ def test_undesirable_answers_and_wrong_chains_are_dropped_and_counted(records, r
     assert found.dropped == {reason: 1}
 
 
-def test_pairs_with_equal_sides_make_no_judgements():
+def test_pairs_with_equal_sides_make_no_unpaired_preferences():
     same = replace(PREFERENCE, rejected="b\n")
-    found = convert([PREFERENCE, same], "Judgement", source="rows")
+    found = convert([PREFERENCE, same], "UnpairedPreference", source="rows")
     assert (len(found.records), found.dropped) == (2, {"chosen equals rejected": 1})
 
 

@@ -11,11 +11,11 @@ import torch
 from postrain.data.chat import Template
 from postrain.data.encode import ANSWER_CUT, PROMPT_CUT, EncodedRow, Encoder, collate
 from postrain.data.kinds.demonstration import Demonstration
-from postrain.data.kinds.judgement import EncodedJudgement, Judgement, Judgements
 from postrain.data.kinds.preference import EncodedPair, Preference
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.kinds.text import TEXT_CUT, Text
+from postrain.data.kinds.unpaired_preference import EncodedUnpairedPreference, UnpairedPreference, UnpairedPreferences
 from postrain.data.records import encode
 from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, byte_tokenizer, chat
@@ -148,15 +148,15 @@ def test_prompts_are_truncated_to_max_prompt_length():
     assert make.cuts == {PROMPT_CUT: 1}
 
 
-def test_judgement_borrows_another_completion_for_the_kl_estimate():
+def test_unpaired_preference_borrows_another_completion_for_the_kl_estimate():
     make = encoder(6)
     records = [
-        Judgement(row=2, prompt=chat("xzqkj"), completion="z", label=True),
-        Judgement(row=3, prompt=chat("xz"), completion="xxxxx", label=False),
+        UnpairedPreference(row=2, prompt=chat("xzqkj"), completion="z", label=True),
+        UnpairedPreference(row=3, prompt=chat("xz"), completion="xxxxx", label=False),
     ]
     first, second = encode(records, make)
-    assert isinstance(first, EncodedJudgement)
-    assert isinstance(second, EncodedJudgement)
+    assert isinstance(first, EncodedUnpairedPreference)
+    assert isinstance(second, EncodedUnpairedPreference)
     decode = make.template.tokenizer.decode
     assert (decode(first.answer.ids), decode(second.answer.ids)) == ("zqkjz<|end|>", "zxxxx<|end|>")
     assert (decode(first.unrelated.ids), decode(second.unrelated.ids)) == ("jxxxx<|end|>", "xzz<|end|>")
@@ -165,18 +165,20 @@ def test_judgement_borrows_another_completion_for_the_kl_estimate():
     # counted.
     assert make.cuts == {PROMPT_CUT: 2, ANSWER_CUT: 1}
     batch = collate([first, second])
-    assert isinstance(batch, Judgements)
+    assert isinstance(batch, UnpairedPreferences)
     # cost of scoring both: 6 + 6 and 6 + 4
     assert batch.cost() == [12, 10]
     assert batch.row_ids == (2, 3)
 
 
-def test_judgement_borrows_no_equal_completion_after_truncation():
+def test_unpaired_preference_borrows_no_equal_completion_after_truncation():
     rng = random.Random(3)
     for _ in range(40):
         make = encoder(rng.randint(4, 12))
         records = [
-            Judgement(row=n, prompt=chat(rng.choice("xz")), completion=letters(rng, 1, 9), label=rng.random() < 0.5)
+            UnpairedPreference(
+                row=n, prompt=chat(rng.choice("xz")), completion=letters(rng, 1, 9), label=rng.random() < 0.5
+            )
             for n in range(rng.randint(2, 9))
         ]
         try:
@@ -184,7 +186,7 @@ def test_judgement_borrows_no_equal_completion_after_truncation():
         except ConfigError:
             continue
         for item in items:
-            assert isinstance(item, EncodedJudgement)
+            assert isinstance(item, EncodedUnpairedPreference)
             own, other = (row.ids[row.supervised].tolist() for row in (item.answer, item.unrelated))
             assert own != other
             assert len(item.unrelated.ids) <= make.max_length
@@ -235,9 +237,9 @@ def test_packing_of_demonstrations_is_refused():
         encode([Demonstration(row=1, messages=chat("a", "b"))], encoder(pack=True))
 
 
-def test_single_judgement_cannot_be_encoded():
-    with pytest.raises(ConfigError, match="all completions are the same in a part of 1 judgements"):
-        encode([Judgement(row=1, prompt=chat("a"), completion="b", label=True)], encoder())
+def test_single_unpaired_preference_cannot_be_encoded():
+    with pytest.raises(ConfigError, match="all completions are the same in a part of 1 unpaired preferences"):
+        encode([UnpairedPreference(row=1, prompt=chat("a"), completion="b", label=True)], encoder())
 
 
 def test_truncation_before_a_bos_token_adds_no_second_one():

@@ -7,11 +7,11 @@ import pytest
 from postrain.data.conversation import Message, transcript
 from postrain.data.formats import parse
 from postrain.data.kinds.demonstration import Demonstration
-from postrain.data.kinds.judgement import Judgement
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
 from postrain.data.kinds.text import Text
+from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.readers import Cell
 from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
@@ -112,7 +112,7 @@ def turns(*pairs: tuple[str, str]) -> list[dict]:
         ),
         (
             {"prompt": "a", "completion": "b", "label": False},
-            Judgement(row=1, prompt=chat("a"), completion="b", label=False),
+            UnpairedPreference(row=1, prompt=chat("a"), completion="b", label=False),
         ),
         (
             {"prompt": "a", "steps": ["b", "c"], "labels": [True, False]},
@@ -176,7 +176,7 @@ def test_label_that_is_not_binary_is_refused(label):
 )
 def test_labels_as_digits_or_words_are_read_and_counted(given, label):
     found = parse(table([{"prompt": "a", "completion": "b", "label": given}]), {})
-    assert found.records == (Judgement(row=1, prompt=chat("a"), completion="b", label=label),)
+    assert found.records == (UnpairedPreference(row=1, prompt=chat("a"), completion="b", label=label),)
     assert found.repaired == {"label 1 or 0, or in quotes, read as true or false": 1}
     (steps,) = parse(table([{"prompt": "a", "steps": ["b"], "labels": [given]}]), {}).records
     assert steps == Steps(row=1, prompt=chat("a"), steps=("b",), labels=(label,))
@@ -195,7 +195,7 @@ def test_solution_column_overrides_the_one_extracted_from_the_answer():
 @pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE", True)])
 def test_cell_is_a_boolean_as_a_label_and_text_elsewhere(cell, label):
     found = only({"prompt": "a", "completion": Cell(cell), "label": Cell(cell)})
-    assert found == Judgement(row=1, prompt=chat("a"), completion=cell, label=label)
+    assert found == UnpairedPreference(row=1, prompt=chat("a"), completion=cell, label=label)
 
 
 @pytest.mark.parametrize(

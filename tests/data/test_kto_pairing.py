@@ -1,4 +1,4 @@
-"""KTO pairing: the completion that each judgement borrows for the KL estimate."""
+"""KTO pairing: the completion that each unpaired preference borrows for the KL estimate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from postrain.data.kinds.judgement import kto_pairing
+from postrain.data.kinds.unpaired_preference import kto_pairing
 from postrain.errors import ConfigError
 
 
@@ -17,7 +17,9 @@ def test_kto_pairing_prefers_another_prompt_and_another_completion():
         count = rng.randint(2, 12)
         prompts, completions = (rng.choices("abcde"[: rng.randint(1, 5)], k=count) for _ in range(2))
         if len(set(completions)) == 1:
-            with pytest.raises(ConfigError, match=r"all completions are the same in a part of \d+ judgements"):
+            with pytest.raises(
+                ConfigError, match=r"all completions are the same in a part of \d+ unpaired preferences"
+            ):
                 kto_pairing(prompts, completions)
             continue
         items = list(zip(prompts, completions, strict=True))
@@ -40,6 +42,6 @@ def test_kto_pairing_takes_linear_time_on_equal_items():
     assert kto_pairing([0] * count + [1], [0] * count + [1]) == [count] * count + [count // 2 - 1]
 
 
-def test_kto_pairing_of_one_judgement_is_refused():
-    with pytest.raises(ConfigError, match=r"part of 1 judgements; .* a larger data\.eval_fraction"):
+def test_kto_pairing_of_one_unpaired_preference_is_refused():
+    with pytest.raises(ConfigError, match=r"part of 1 unpaired preferences; .* a larger data\.eval_fraction"):
         kto_pairing(["a"], ["b"])

@@ -7,9 +7,9 @@ import pytest
 from postrain.data.conversation import Message
 from postrain.data.formats import parse
 from postrain.data.kinds.demonstration import Demonstration
-from postrain.data.kinds.judgement import Judgement
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.readers import Cell
 from postrain.data.records import Record
 from postrain.errors import ConfigError
@@ -132,9 +132,11 @@ def test_conversations_without_a_final_answer_are_prompts():
         {"question": "a", "response": "b"},
     ],
 )
-def test_answer_with_a_label_is_a_judgement_in_every_layout(row, name):
+def test_answer_with_a_label_is_a_unpaired_preference_in_every_layout(row, name):
     found = parse(table([{**row, name: True}, {**row, name: False}]), {})
-    assert [(one.prompt, one.completion, one.label) for one in found.records if isinstance(one, Judgement)] == [
+    assert [
+        (one.prompt, one.completion, one.label) for one in found.records if isinstance(one, UnpairedPreference)
+    ] == [
         (chat("a"), "b", True),
         (chat("a"), "b", False),
     ]
@@ -144,7 +146,7 @@ def test_answer_with_a_label_is_a_judgement_in_every_layout(row, name):
 @pytest.mark.parametrize(("value", "label"), [("👍", True), ("down", False), (Cell("True"), True)])
 def test_label_spellings_are_read(value, label):
     record = only({"prompt": "a", "completion": "b", "thumbs": value})
-    assert record == Judgement(row=1, prompt=chat("a"), completion="b", label=label)
+    assert record == UnpairedPreference(row=1, prompt=chat("a"), completion="b", label=label)
 
 
 def test_rating_in_points_is_unused_and_named():

@@ -125,7 +125,7 @@ def test_weight_is_for_single_assistant_messages_only():
 
 
 @pytest.mark.parametrize("other", [{"label": True}, {"chosen": "x"}])
-def test_answer_of_weight_zero_is_refused_in_judgements_and_pairs(other):
+def test_answer_of_weight_zero_is_refused_in_unpaired_preferences_and_pairs(other):
     row = talk({"weight": 0})
     if "chosen" in other:
         row = {"chosen": row["messages"], "rejected": talk({"content": "c"})["messages"]}

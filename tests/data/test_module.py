@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 from lightning.pytorch import Trainer
 
-from postrain.data.kinds.judgement import Judgement, Judgements
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.text import beginning
+from postrain.data.kinds.unpaired_preference import UnpairedPreference, UnpairedPreferences
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.types import Rows
@@ -55,16 +55,24 @@ JUDGED = {"prompt": "a", "completion": "b", "label": True}
         (b'{"prompt": "a"\n', "Prompt", "line 1: not valid JSON"),
         (lines({"prompt": "a", "completion": "b"}, {"prompt": "a"}), "Demonstration", "line 2: the column completion"),
         (lines({"frage": "a"}), "Prompt", "the columns frage; expected for example"),
-        (lines({"prompt": "a", "completion": "b", "label": 2}), "Judgement", "line 1: label has to be true or false"),
+        (
+            lines({"prompt": "a", "completion": "b", "label": 2}),
+            "UnpairedPreference",
+            "line 1: label has to be true or false",
+        ),
         (b'{"prompt": "\xff"}\n', "Prompt", "line 1: not UTF-8"),
         (b"", "Prompt", "is empty"),
         (lines({"prompt": "a", "completion": " "}), "Demonstration", "no row can be used: 1 empty completion"),
         (lines({**PAIR, "rejected": "b"}), "Preference", "no row can be used: 1 chosen equals rejected"),
-        (lines(JUDGED, {**JUDGED, "label": "up?"}), "Judgement", "line 2: label .* got 'up\\?'; correct or remove"),
-        (lines({**PAIR, "rejected": "b "}), "Judgement", "no row can be used: 1 chosen equals rejected"),
+        (
+            lines(JUDGED, {**JUDGED, "label": "up?"}),
+            "UnpairedPreference",
+            "line 2: label .* got 'up\\?'; correct or remove",
+        ),
+        (lines({**PAIR, "rejected": "b "}), "UnpairedPreference", "no row can be used: 1 chosen equals rejected"),
         (lines(PAIR, {"prompt": "a", "chosen": "b"}), "Preference", "line 2: the column rejected is missing"),
         (lines({"prompt": "a", "chosen": "b"}), "Preference", "row 1 has chosen but no column rejected"),
-        (lines(JUDGED), "Preference", "trains on Preference records, but .* holds Judgement records"),
+        (lines(JUDGED), "Preference", "trains on Preference records, but .* holds UnpairedPreference records"),
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],
 )
@@ -83,19 +91,21 @@ def test_pairs_with_equal_sides_are_dropped_and_printed(tmp_path):
     assert "1 chosen equals rejected" in data.audit.render()
 
 
-def test_pairs_as_judgements_stay_in_one_split_and_empty_ones_are_counted(tmp_path):
+def test_pairs_as_unpaired_preferences_stay_in_one_split_and_empty_ones_are_counted(tmp_path):
     rows = [{**PAIR, "prompt": f"p{n}", "chosen": f"up {n}", "rejected": f"down {n}"} for n in range(10)]
     rows += [
         {**rows[0], "prompt": "empty side", "rejected": " "},
         {**rows[1], "prompt": "no prefix", "chosen": "down 1"},
     ]
     path = write_lines(tmp_path / "x.jsonl", rows)
-    data = prepared("jsonl", f"data.path={path}", "data.eval_fraction=0.3", "data.eval_rows=20", kind="Judgement")
+    data = prepared(
+        "jsonl", f"data.path={path}", "data.eval_fraction=0.3", "data.eval_rows=20", kind="UnpairedPreference"
+    )
     assert data.audit.dropped == {"empty completion": 1, "chosen equals rejected": 1}
     for part in (data.records.train, data.records.held_out):
         labels = {record.prompt_content(): [] for record in part}
         for record in part:
-            assert isinstance(record, Judgement)
+            assert isinstance(record, UnpairedPreference)
             labels[record.prompt_content()].append(record.label)
         assert all(both == [True, False] for prompt, both in labels.items() if prompt != "empty side")
     assert "desirable" in data.audit.render()
@@ -107,8 +117,10 @@ def test_kto_pairing_does_not_depend_on_the_batch_size(tmp_path):
     found = []
     for size in (1, 5, 8):
         borrowed = {}
-        for batch in prepared("jsonl", path, kind="Judgement", batch_size=size, updates=40 // size).train_dataloader():
-            assert isinstance(batch, Judgements)
+        for batch in prepared(
+            "jsonl", path, kind="UnpairedPreference", batch_size=size, updates=40 // size
+        ).train_dataloader():
+            assert isinstance(batch, UnpairedPreferences)
             assert len(batch.unrelated) == len(batch.rows) == len(batch.label_B) == size
             own = [tuple(ids.tolist()) for ids in batch.rows.ids]
             borrowed |= dict(zip(own, (tuple(ids.tolist()) for ids in batch.unrelated.ids), strict=True))

@@ -6,10 +6,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from postrain.config.schema import schema_of
-from postrain.data.kinds.judgement import Judgements
 from postrain.data.kinds.preference import Pairs
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.kinds.steps import StepRows
+from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.data.module import DataModule
 from postrain.data.schedule import EvalBatches
 from postrain.errors import ConfigError
@@ -22,11 +22,21 @@ OPTIONS = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
 WORLD = {
     "world_text": {"Text": Rows},
     "world_demonstrations": {"Demonstration": Rows, "Prompt": Prompts, "Text": Rows},
-    "world_preferences": {"Preference": Pairs, "Judgement": Judgements, "Demonstration": Rows, "Prompt": Prompts},
-    "world_judgements": {"Judgement": Judgements, "Demonstration": Rows, "Prompt": Prompts},
+    "world_preferences": {
+        "Preference": Pairs,
+        "UnpairedPreference": UnpairedPreferences,
+        "Demonstration": Rows,
+        "Prompt": Prompts,
+    },
+    "world_unpaired_preferences": {"UnpairedPreference": UnpairedPreferences, "Demonstration": Rows, "Prompt": Prompts},
     "world_stories": {"Prompt": Prompts},
     "world_sums": {"Prompt": Prompts},
-    "world_steps": {"Steps": StepRows, "Demonstration": Rows, "Judgement": Judgements, "Prompt": Prompts},
+    "world_steps": {
+        "Steps": StepRows,
+        "Demonstration": Rows,
+        "UnpairedPreference": UnpairedPreferences,
+        "Prompt": Prompts,
+    },
 }
 HUB = {"alpaca", "dolly", "gsm8k", "hh_rlhf", "tiny_shakespeare", "ultrafeedback"}
 

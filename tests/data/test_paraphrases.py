@@ -19,7 +19,7 @@ FACTS = [{"who": "Mia", "place": "river"}, {"who": "Tim", "place": "park"}]
 def source(**changes: Any) -> Paraphrases:
     node = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "paraphrases.yaml"))
     assert isinstance(node, dict)
-    small = {"facts": FACTS, "learned": ["Where is {who}?", "Seen {who}?"], "asked": ["Find {who}."]}
+    small = {"facts": FACTS, "train_prompts": ["Where is {who}?", "Seen {who}?"], "eval_prompts": ["Find {who}."]}
     return instantiate({**node["source"], **small, "completion": "At the {place}.", **changes})
 
 
@@ -55,8 +55,8 @@ def test_bundled_facts_need_person_and_thing_to_determine_the_place() -> None:
     ("changes", "message"),
     [
         ({"facts": []}, "data.source.facts: expected at least one"),
-        ({"asked": []}, "data.source.asked: expected at least one paraphrase"),
-        ({"learned": ["Where is {thing}?"]}, "data.source.learned: 'Where is {thing}?' cannot be filled"),
+        ({"eval_prompts": []}, "data.source.eval_prompts: expected at least one paraphrase"),
+        ({"train_prompts": ["Where is {thing}?"]}, "data.source.train_prompts: 'Where is {thing}?' cannot be filled"),
         ({"completion": "At {}."}, "data.source.completion: 'At {}.' cannot be filled"),
     ],
 )

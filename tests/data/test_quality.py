@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 
 from postrain.data.kinds.demonstration import Demonstration
-from postrain.data.kinds.judgement import Judgement
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.text import Text
+from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.quality import apply_filters, drop_invalid, repetition
 from postrain.errors import ConfigError
 from tests.data.helpers import OFF, chat
@@ -45,11 +45,12 @@ def test_repetition_is_the_share_of_repeated_trigrams():
     assert kept(answers("a b c a b c a b", "a b c d"), max_repetition=0.4) == ([1], {"repetition above 0.4": 1})
 
 
-def test_exact_duplicates_are_dropped_and_opposite_judgements_kept():
+def test_exact_duplicates_are_dropped_and_opposite_unpaired_preferences_kept():
     same = [Demonstration(row=row, messages=chat("p", text)) for row, text in enumerate("abab")]
     assert kept(same, dedupe=True) == ([0, 1], {"duplicate": 2})
     judged = [
-        Judgement(row=row, prompt=chat("p"), completion="a", label=label) for row, label in enumerate([1 > 0, 1 < 0])
+        UnpairedPreference(row=row, prompt=chat("p"), completion="a", label=label)
+        for row, label in enumerate([1 > 0, 1 < 0])
     ]
     assert kept(judged, dedupe=True) == ([0, 1], {})
 
@@ -86,7 +87,7 @@ def test_balance_reduces_every_value_to_the_count_of_the_rarest(seed):
 
 
 def test_balance_works_on_labels_and_refuses_a_missing_column():
-    judged = [Judgement(row=row, prompt=chat("p"), completion="a", label=row > 0) for row in range(4)]
+    judged = [UnpairedPreference(row=row, prompt=chat("p"), completion="a", label=row > 0) for row in range(4)]
     assert len(kept(judged, balance="label")[0]) == 2
     with pytest.raises(ConfigError, match=r"data\.quality\.balance=task: row 0 has no such column; there are label"):
         kept(judged, balance="task")

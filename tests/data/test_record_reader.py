@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from postrain.data.kinds.demonstration import Demonstration
-from postrain.data.kinds.judgement import Judgements
+from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.data.record_reader import OVERLAP, SURPLUS, RecordReader, RowCounts, drop_overlap, split
 from postrain.data.records import Record
 from postrain.data.schedule import EvalBatches
@@ -32,7 +32,7 @@ def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, 
     [
         (PAIR, "Preference", {"id", "margin"}),
         (PAIR, "Demonstration", {"id", "rejected", "margin"}),
-        (PAIR, "Judgement", {"id", "margin"}),
+        (PAIR, "UnpairedPreference", {"id", "margin"}),
         (PAIR, "Prompt", {"chosen", "rejected", "margin"}),
         (TALK, "Demonstration", {"id"}),
         (TALK, "Prompt", {"completion"}),
@@ -96,13 +96,13 @@ def test_at_most_max_rows_are_read(tmp_path):
     assert prepared("jsonl", path, "data.max_rows=99").audit.rows_read == 30
 
 
-def test_held_out_judgements_with_one_completion_borrow_from_training(tmp_path):
+def test_held_out_unpaired_preferences_with_one_completion_borrow_from_training(tmp_path):
     rows = [{"prompt": f"p {n}", "completion": ("bad", "good")[n % 2], "label": bool(n % 2)} for n in range(20)]
     held_out = [{"prompt": f"q {n}", "completion": "good", "label": True} for n in range(3)]
     paths = [str(write_lines(tmp_path / name, part)) for name, part in (("x.jsonl", rows), ("y.jsonl", held_out))]
-    data = prepared("jsonl", f"data.path={paths[0]}", f"data.eval_path={paths[1]}", kind="Judgement")
+    data = prepared("jsonl", f"data.path={paths[0]}", f"data.eval_path={paths[1]}", kind="UnpairedPreference")
     (batch,) = EvalBatches(data.eval, 4)
-    assert isinstance(batch, Judgements)
+    assert isinstance(batch, UnpairedPreferences)
     assert len(batch) == 3
     assert data.records.held_out[0].row == 1
     assert json.dumps(data.audit.to_dict()["unused"]) == "{}"

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from postrain import losses
-from postrain.data.kinds.judgement import Judgements
 from postrain.data.kinds.preference import Pairs
+from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.methods import ppo
 from postrain.methods.nash_md import Experience
 from postrain.types import Rows
-from tests.methods.builders import judgements, made, pairs, plain_logps, precise, summed
+from tests.methods.builders import made, pairs, plain_logps, precise, summed, unpaired_preferences
 from tests.methods.test_group_relative import rollout
 
 # Two completions of 2 and 1 tokens; ratios 1.5 and 1, and 0.5.
@@ -116,7 +116,7 @@ def imitated(policy: Any, reference: Any, batch: Rows, prepared: Any) -> Tensor:
     return losses.sft(logps_BT, logps_BT != 0)
 
 
-def judged(policy: Any, reference: Any, batch: Judgements, prepared: Any) -> Tensor:
+def judged(policy: Any, reference: Any, batch: UnpairedPreferences, prepared: Any) -> Tensor:
     ratios_B = summed(policy, batch.rows) - summed(reference, batch.rows)
     return losses.kto(ratios_B, batch.label_B, prepared.baseline_B, beta=0.1)
 
@@ -129,7 +129,7 @@ CASES: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "orpo": preferred(lambda c, m, r, n, rc, rr: losses.orpo(c / m, r / n)),
     "simpo": preferred(lambda c, m, r, n, rc, rr: losses.simpo(c / m, r / n)),
     "cpo": preferred(lambda c, m, r, n, rc, rr: losses.cpo(c, r, chosen_lengths=m)),
-    "kto": (judgements([True, False, True, True]), judged),
+    "kto": (unpaired_preferences([True, False, True, True]), judged),
     "sft": (pairs(3).chosen, imitated),
     "pretrain": (pairs(3).chosen, imitated),
     "grpo": sampled(losses.grpo),

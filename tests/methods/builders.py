@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from postrain.config.tree import instantiate
-from postrain.data.kinds.judgement import Judgements
 from postrain.data.kinds.preference import Pairs
-from postrain.methods.base import Parts
+from postrain.data.kinds.unpaired_preference import UnpairedPreferences
+from postrain.methods.base import MethodComponents
 from postrain.models.reference import Reference
 from postrain.types import Completion, Rows, Sampling, Stop
 from tests.tiny import VOCABULARY, tiny_model
@@ -68,7 +68,7 @@ def made(
     policy: nn.Module,
     *,
     reference: nn.Module | None = None,
-    parts: Mapping[str, Any] = MappingProxyType({}),
+    components: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> Any:
     """The method with these keys changed; its reference is asked at every update, and is the policy's start if none is
@@ -78,7 +78,7 @@ def made(
     frozen = Reference.for_policy(policy, reference)
     foreign = reference is not None and not changes.get("reference_free")
     found.attach(
-        Parts(
+        MethodComponents(
             **{
                 "policy": policy,
                 "template": NOBODY,
@@ -86,7 +86,7 @@ def made(
                 "engine": Scripted(),
                 "reference": frozen,
                 "separate_reference": foreign,
-                **parts,
+                **components,
             }
         )
     )
@@ -119,11 +119,11 @@ def pairs(count: int, seed: int = 0) -> Pairs:
     return Pairs(rows(prompts, chosen), rows(prompts, rejected), torch.zeros(count))
 
 
-def judgements(labels: Sequence[bool], seed: int = 0) -> Judgements:
+def unpaired_preferences(labels: Sequence[bool], seed: int = 0) -> UnpairedPreferences:
     """Random completions with these labels; each prompt's unrelated completion is the next one's."""
     draw = torch.Generator().manual_seed(seed)
     prompts, answers = pieces(len(labels), 6, draw), pieces(len(labels), 9, draw)
-    return Judgements(rows(prompts, answers), rows(prompts, answers[1:] + answers[:1]), torch.tensor(labels))
+    return UnpairedPreferences(rows(prompts, answers), rows(prompts, answers[1:] + answers[:1]), torch.tensor(labels))
 
 
 def plain_logps(model: Any, batch: Rows) -> list[torch.Tensor]:

@@ -163,7 +163,7 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
 def test_a_reference_other_than_the_initial_policy_is_rejected():
     method = made("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
     method.loss_sum(method.prepare(pairs(3)))  # another model is expected to differ
-    method.parts = replace(method.parts, separate_reference=False)
+    method.components = replace(method.components, separate_reference=False)
     with pytest.raises(ConfigError, match=r"^reference: before the first update .*, expected 0") as e:
         method.loss_sum(method.prepare(pairs(3)))
     assert "\n" not in str(e.value)

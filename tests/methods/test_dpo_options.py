@@ -12,7 +12,7 @@ from postrain.config.tree import instantiate
 from postrain.errors import ConfigError
 from postrain.losses.dpo_variants import LOSSES
 from postrain.training.config import TrainConfig
-from tests.methods.builders import QUICK, defaults, flat_gradient, judgements, made, pairs, precise
+from tests.methods.builders import QUICK, defaults, flat_gradient, made, pairs, precise, unpaired_preferences
 from tests.training_runs import composed, final_state, small_run
 
 Change = tuple[dict[str, Any], dict[str, Any]]
@@ -82,7 +82,7 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     """
     policy = precise(0)
     learner = made(method, policy, reference=precise(1), **settings)
-    batch = judgements([True, False, True, True, False]) if method == "kto" else pairs(8)
+    batch = unpaired_preferences([True, False, True, True, False]) if method == "kto" else pairs(8)
     for _ in range(3):
         learner.accumulated = {}
         for minibatch in learner.minibatches(learner.prepare(batch)):

@@ -75,7 +75,7 @@ def penalised_gradient(method: str, **changes: Any) -> tuple[Tensor, Tensor]:
     policy, reference = speaker(POLICY), speaker(REFERENCE)
     parts = {"engine": Scripted(EIGHT), "template": Words(), "reward": Table(dict.fromkeys("0123", 0.0))}
     groups = {"batch_size": 8} if method == "ppo" else {"batch_size": 1, "group_size": 8, "dynamic_sampling": 0}
-    found = made(method, policy, reference=reference, parts=parts, kl_coef=BETA, **groups, **changes).double()
+    found = made(method, policy, reference=reference, components=parts, kl_coef=BETA, **groups, **changes).double()
     found.accumulated = {}
     count = groups["batch_size"]
     prepared = found.prepare(Prompts((torch.tensor([1, 2]),) * count, ("",) * count, ({},) * count, (0,) * count))

@@ -11,7 +11,7 @@ import torch
 from postrain.errors import ConfigError
 from postrain.losses.preference import kto, kto_baseline
 from postrain.methods.metrics import combine
-from tests.methods.builders import flat_gradient, judgements, made, precise, summed
+from tests.methods.builders import flat_gradient, made, precise, summed, unpaired_preferences
 from tests.training_runs import records, small_run
 
 
@@ -47,7 +47,7 @@ def test_the_baseline_is_a_mean_and_never_negative():
 
 
 def test_the_baseline_is_measured_on_unrelated_completions():
-    batch = judgements([True, False, True, False, True])
+    batch = unpaired_preferences([True, False, True, False, True])
     found = []
     for seeds in ((0, 1), (1, 0)):
         policy, reference = map(precise, seeds)
@@ -65,7 +65,7 @@ def test_the_baseline_is_measured_on_unrelated_completions():
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
 def test_initial_kto_loss_is_half_the_label_weight(loss):
     method = made("kto", precise(), loss=loss, desirable_weight=2.0, undesirable_weight=3.0)
-    found = method.loss_sum(method.prepare(judgements([True, False, False])))
+    found = method.loss_sum(method.prepare(unpaired_preferences([True, False, False])))
     # ½ · 2 + ½ · 3 + ½ · 3
     assert found.total.item() == pytest.approx(4)
     metrics = combine(found.metrics)
@@ -74,7 +74,7 @@ def test_initial_kto_loss_is_half_the_label_weight(loss):
 
 
 def test_kto_loss_of_an_updated_policy_is_equation_8():
-    policy, reference, batch = precise(1), precise(0), judgements([True, False, True, False, False])
+    policy, reference, batch = precise(1), precise(0), unpaired_preferences([True, False, True, False, False])
     settings: dict[str, Any] = {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 0.5}
     method = made("kto", policy, reference=reference, **settings)
     ratio = summed(policy, batch.rows) - summed(reference, batch.rows).detach()
@@ -99,7 +99,7 @@ def test_kto_loss_of_an_updated_policy_is_equation_8():
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1), (1, 0)])
 def test_batches_of_one_label_and_of_odd_sizes_are_finite(labels, seeds):
     policy = precise(seeds[0])
-    method, batch = made("kto", policy, reference=precise(seeds[1])), judgements(labels)
+    method, batch = made("kto", policy, reference=precise(seeds[1])), unpaired_preferences(labels)
     prepared = method.prepare(batch)
     found = method.loss_sum(prepared)
     gradient = flat_gradient(policy, found.total)

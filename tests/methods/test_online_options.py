@@ -95,7 +95,7 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     policy = tiny_model()
     alone = {"dynamic_sampling": 0} if "dynamic_sampling" in defaults(method) else {}
     settings = {"batch_size": 2, "group_size": 3, **alone, **settings}
-    found = made(method, policy, reference=tiny_model(seed=1), parts=parts, **settings)
+    found = made(method, policy, reference=tiny_model(seed=1), components=parts, **settings)
     found.accumulated = {}
     prepared = found.prepare(prompts(found.items_per_update()))
     if hasattr(prepared, "logps_BT"):

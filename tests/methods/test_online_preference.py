@@ -49,7 +49,7 @@ def test_a_reward_becomes_a_preference_by_its_difference():
         "template": Words(),
         "reward": Table({"1": 2.0, "2": 1.0, "3": NAN}),
     }
-    found = made("nash_md", tiny_model(), parts=parts, preference_temperature=0.5)
+    found = made("nash_md", tiny_model(), components=parts, preference_temperature=0.5)
     drawn = found.rollout(prompts(3))
     # sigmoid((2 - 1) / 0.5) = 0.8808, the reverse 0.1192, and nobody knows.
     beats_B = found.preference(drawn, drawn.select([1, 0, 0]))
@@ -82,7 +82,7 @@ def test_a_function_compares(monkeypatch):
 
 def asked(method: str, says: Sequence[Sequence[int]], table: dict[tuple[str, str], float], **changes: Any) -> Any:
     parts = {"engine": Scripted(says), "template": Words(), "preference": Duel(table)}
-    found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **changes})
+    found = made(method, tiny_model(), components=parts, **{"batch_size": 2, "group_size": 2, **changes})
     found.accumulated = {}
     return found
 
@@ -105,7 +105,7 @@ SCORES = {"1": 0.1, "2": 0.5, "3": 0.9}
 def scored_duel(method: str, says: Sequence[Sequence[int]], **changes: Any) -> Any:
     parts = {"engine": Scripted(says), "template": Words(), "reward": Table(SCORES)}
     settings = {"batch_size": 1, "group_size": 3, "preference_temperature": 1.0, **changes}
-    found = made(method, tiny_model(), parts=parts, **settings)
+    found = made(method, tiny_model(), components=parts, **settings)
     found.accumulated = {}
     return found
 
@@ -226,7 +226,7 @@ def test_nash_md_on_rock_paper_scissors_converges_to_uniform():
     policy, start = player([0.9, 0.07, 0.03]), player([1 / 3, 1 / 3, 1 / 3])
     parts = {"engine": Throw(), "template": Words(), "preference": Duel(CIRCLE)}
     settings = {"batch_size": 32, "group_size": 8, "beta": 0.1, "mixture": 0.25}
-    found = made("nash_md", policy, reference=start, parts=parts, **settings)
+    found = made("nash_md", policy, reference=start, components=parts, **settings)
     # Only what the head makes of its constant input learns.
     optimizer = torch.optim.SGD([policy.lm_head.weight], lr=3.0)
     asked = prompts(32)

@@ -18,7 +18,7 @@ def ppo(says: Sequence[Sequence[int]], values: Mapping[str, float], **changes: A
     parts = {"engine": Scripted(says), "template": Words(), "reward": Table(values)}
     settings = {"batch_size": len(says), "minibatches_per_epoch": 1, "value_clip": 9.0, **changes}
     torch.manual_seed(0)
-    found = made("ppo", precise(), reference=precise(1), parts=parts, **settings).double()
+    found = made("ppo", precise(), reference=precise(1), components=parts, **settings).double()
     with torch.no_grad():
         for parameter in found.value_head.parameters():
             parameter.normal_(0, 0.3)

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from postrain.methods.reference_cache import cache_name, distinct, rows_in
-from tests.methods.builders import judgements, pairs
+from tests.methods.builders import pairs, unpaired_preferences
 
 
 def test_another_order_of_the_same_items_is_the_same_cache():
-    for batch in (pairs(7), judgements([True, False, True, True])):
+    for batch in (pairs(7), unpaired_preferences([True, False, True, True])):
         order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(1)).tolist()
         again = distinct(batch.select([*order, order[0]]))
         assert len(again) == len(batch)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from postrain.errors import ConfigError
 from postrain.methods.reference_cache import in_order, read, row_digest, rows_in, write
 from postrain.runs.folder import RunFolder
-from tests.methods.builders import QUICK, judgements, made, pairs, precise
+from tests.methods.builders import QUICK, made, pairs, precise, unpaired_preferences
 from tests.models.test_adapters import lora
 from tests.tiny import tiny_model
 from tests.training_runs import final_state, records, resumed, same, small_run
@@ -163,7 +163,7 @@ def test_ref_sync_is_refused_with_an_adapter():
         made("kto", lora().wrap(tiny_model(), head="causal"), ref_sync_steps=4)
 
 
-@pytest.mark.parametrize("batch", [pairs(4), judgements([True, False, True])])
+@pytest.mark.parametrize("batch", [pairs(4), unpaired_preferences([True, False, True])])
 def test_rows_are_known_by_their_content(batch, tmp_path):
     method = made("dpo", precise())
     known = method.reference_logps_of(batch)

@@ -52,7 +52,7 @@ def asked(method: str, says: Sequence[Sequence[int]], values: Mapping[str, float
     """The method with an engine that says `says` in turns and a reward of first tokens."""
     parts = {"engine": Scripted(says), "template": Words(), "reward": Table(values)}
     alone = {"dynamic_sampling": 0} if "dynamic_sampling" in defaults(method) else {}
-    found = made(method, tiny_model(), parts=parts, **{"batch_size": 2, "group_size": 2, **alone, **changes})
+    found = made(method, tiny_model(), components=parts, **{"batch_size": 2, "group_size": 2, **alone, **changes})
     found.accumulated = {}
     return found
 
@@ -84,7 +84,7 @@ def test_an_oracle_is_right_about_every_shuffled_row(method):
     found = made(
         method,
         tiny_model(),
-        parts={"engine": Oracle(), "template": Words(), "reward": Answer()},
+        components={"engine": Oracle(), "template": Words(), "reward": Answer()},
         group_size=3,
         dynamic_sampling=0,
     )

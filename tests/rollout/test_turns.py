@@ -72,7 +72,7 @@ class Guessing:
     """Knows a number and says higher or lower after each guess; pays 1 for the right one and −¼ for another."""
 
     max_turns: int = 5
-    room: int = 60
+    max_observation_tokens: int = 60
     stop: tuple[str, ...] = ("!",)
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> tuple[int, int]:
@@ -177,8 +177,8 @@ def test_no_turn_is_opened_without_a_token_left(template: Template) -> None:
 
 
 def test_an_observation_beyond_the_room_is_dropped_and_counted(template: Template) -> None:
-    room = len(template.encode_continuation(" Higher.")) + 1
-    _, found = played(template, [" 1!", " 2!"], Guessing(room=room))
+    limit = len(template.encode_continuation(" Higher.")) + 1
+    _, found = played(template, [" 1!", " 2!"], Guessing(max_observation_tokens=limit))
     assert found.completions == (" 1! Higher. 2!",)
     assert found.metrics()["environment/cut"].value() == 1
     assert found.finished_B.tolist() == [False]
@@ -347,7 +347,7 @@ def test_a_run_learns_and_evaluates_with_its_environment(tmp_path: Path) -> None
 
 
 def test_answers_have_room_in_the_context() -> None:
-    config = train_config(["method=ppo", "environment=calculator", "environment.room=200", *SMALL])
+    config = train_config(["method=ppo", "environment=calculator", "environment.max_observation_tokens=200", *SMALL])
     assert build(config).data.spec.completion_tokens == 208
 
 

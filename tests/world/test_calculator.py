@@ -101,7 +101,7 @@ def test_every_key_has_an_effect() -> None:
     assert calculator(after="!").step(None, turn).observation == " 9!"
     assert (calculator().step(None, "=").reward, calculator(error_penalty=0.5).step(None, "=").reward) == (0, -0.5)
     assert calculator(error_penalty=0.5).step(None, turn).reward == 0
-    assert (calculator(max_turns=3).max_turns, calculator(room=7).room) == (3, 7)
+    assert (calculator(max_turns=3).max_turns, calculator(max_observation_tokens=7).max_observation_tokens) == (3, 7)
 
 
 def test_empty_close_is_refused() -> None:

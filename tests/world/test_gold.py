@@ -33,7 +33,7 @@ def test_every_reference_has_gold_score_one_in_every_part(task: Task, split: Spl
 
 @pytest.mark.parametrize("task", TASKS_BY_KIND["demonstrations"])
 def test_weights_sum_to_one_and_scores_are_in_bounds(task: Task) -> None:
-    for row in rows("judgements", task=task, count=200, seed=9, split="train"):
+    for row in rows("unpaired_preferences", task=task, count=200, seed=9, split="train"):
         assert sum(row["gold"]["weights"].values()) == pytest.approx(1.0)
         for text in (row["completion"], "", "?", "a" * 50, "5 " * 50):
             assert all(0 <= part <= 1 for part in score(row["prompt"], text, row["gold"]).values())
@@ -162,7 +162,7 @@ def test_running_text_has_as_many_good_stories_as_bad_ones() -> None:
 
 
 def test_desirable_labels_follow_the_gold_score() -> None:
-    found = rows("judgements", task="instructions", count=1000, seed=11, split="train")
+    found = rows("unpaired_preferences", task="instructions", count=1000, seed=11, split="train")
     worth = [score(row["prompt"], row["completion"], row["gold"])["total"] for row in found]
     above = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ > DESIRABLE_THRESHOLD]
     below = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ < DESIRABLE_THRESHOLD]

@@ -21,7 +21,7 @@ COLUMNS: dict[Kind, set[str]] = {
     "text": {"text"},
     "demonstrations": {"prompt", "completion", "category", "gold"},
     "preferences": {"prompt", "chosen", "rejected", "gold_margin", "category", "gold"},
-    "judgements": {"prompt", "completion", "label", "category", "gold"},
+    "unpaired_preferences": {"prompt", "completion", "label", "category", "gold"},
     "steps": {"prompt", "steps", "labels", "category", "gold"},
 }
 

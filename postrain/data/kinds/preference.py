@@ -12,8 +12,8 @@ from torch import Tensor
 from postrain.data.conversation import FIRST_TURN, LAST_TURN, Messages, plain_text, transcript
 from postrain.data.encode import Encoded, EncodedRow, Encoder, Use
 from postrain.data.kinds.demonstration import Demonstration, demonstration
-from postrain.data.kinds.judgement import Judgement
 from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import asked, begun, last_answer, merge_prompts, strip_repeated_prompt
@@ -176,14 +176,14 @@ def chosen_as_demonstration(record: Preference) -> tuple[Demonstration, ...]:
     return demonstration(record, record.prompt, record.chosen)
 
 
-@conversion(Preference, Judgement, reason=EQUAL_SIDES)
-def as_two_judgements(record: Preference) -> tuple[Judgement, ...]:
+@conversion(Preference, UnpairedPreference, reason=EQUAL_SIDES)
+def as_two_unpaired_preferences(record: Preference) -> tuple[UnpairedPreference, ...]:
     """None where the sides are equal, which would be both labels for the same completion."""
     if record.contradiction():
         return ()
     sides = ((record.chosen, True), (record.rejected, False))
     return tuple(
-        Judgement(row=record.row, columns=record.columns, prompt=record.prompt, completion=answer, label=label)
+        UnpairedPreference(row=record.row, columns=record.columns, prompt=record.prompt, completion=answer, label=label)
         for answer, label in sides
     )
 

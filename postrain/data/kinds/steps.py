@@ -21,8 +21,8 @@ from postrain.data.chat import Template
 from postrain.data.conversation import Messages, plain_text
 from postrain.data.encode import Encoded, EncodedRow, Encoder, Use
 from postrain.data.kinds.demonstration import Demonstration, demonstration
-from postrain.data.kinds.judgement import Judgement, label
 from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.unpaired_preference import UnpairedPreference, label
 from postrain.data.layouts import Fields, Malformed, is_list, row_format
 from postrain.data.prompt_columns import asked, begun
 from postrain.data.records import Record, conversion
@@ -199,10 +199,12 @@ def as_demonstration(record: Steps) -> tuple[Demonstration, ...]:
     return demonstration(record, record.prompt, " ".join(record.steps)) if all(record.labels) else ()
 
 
-@conversion(Steps, Judgement)
-def as_judgement(record: Steps) -> tuple[Judgement, ...]:
+@conversion(Steps, UnpairedPreference)
+def as_unpaired_preference(record: Steps) -> tuple[UnpairedPreference, ...]:
     said, right = " ".join(record.steps), all(record.labels)
-    return (Judgement(row=record.row, columns=record.columns, prompt=record.prompt, completion=said, label=right),)
+    return (
+        UnpairedPreference(row=record.row, columns=record.columns, prompt=record.prompt, completion=said, label=right),
+    )
 
 
 @conversion(Steps, Prompt)

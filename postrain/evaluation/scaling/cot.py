@@ -126,7 +126,7 @@ class ChainOfThought(PromptTask):
             yield PromptVariant(f"few_shot_{k}", "few-shot", label, rephrased(eval_model, grader.prompts, turns))
 
     def _fits(self, eval_model: EvalModel, prompts: Prompts) -> bool:
-        needed = eval_model.engine.sampling.max_new_tokens + eval_model.environment.room
+        needed = eval_model.engine.sampling.max_new_tokens + eval_model.environment.max_observation_tokens
         return max(map(len, prompts.ids)) + needed <= eval_model.context
 
     def _found(self, eval_model: EvalModel, grader: Grader, variant: PromptVariant) -> VariantResult:

@@ -32,7 +32,7 @@ THUMB_LABELS = {"👍": True, "👎": False, "up": True, "down": False, "thumbs_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement(Record):
+class UnpairedPreference(Record):
     """A completion with a label."""
 
     prompt: Messages
@@ -61,13 +61,15 @@ class Judgement(Record):
         others = kto_pairing([_key(prompt) for prompt, _ in tokens], [_key(ids) for ids in said])
         uncounted = replace(encoder, cuts=Counter())
         return tuple(
-            EncodedJudgement(record.row, answer, uncounted.answer(record.row, prompt, said[other]), label=record.label)
+            EncodedUnpairedPreference(
+                record.row, answer, uncounted.answer(record.row, prompt, said[other]), label=record.label
+            )
             for record, (prompt, _), answer, other in zip(records, tokens, answers, others, strict=True)
         )
 
     @classmethod
     def borrowed(cls, held_out: Sequence[Self], train: Sequence[Self]) -> tuple[Self, ...]:
-        """Held-out judgements that all have the same completion borrow another one from training."""
+        """Held-out unpaired preferences that all have the same completion borrow another one from training."""
         said = {record.completion for record in held_out}
         other = next((record for record in train if record.completion not in said), None)
         return () if other is None or len(said) != 1 else (other,)
@@ -88,24 +90,26 @@ class Judgement(Record):
         return f"; raise method.{rare}_weight to between {low * ratio:.3g} and {high * ratio:.3g} for method=kto"
 
 
-@row_format("judged conversation", needs=("messages", "label"), rank=19)
-def parse_judged_conversation(row: int, fields: Fields) -> Judgement:
+@row_format("labelled conversation", needs=("messages", "label"), rank=19)
+def parse_labelled_conversation(row: int, fields: Fields) -> UnpairedPreference:
     """A column of messages, and a label of the last one."""
-    return _judged(parse_conversation(row, fields), fields)
+    return _labelled(parse_conversation(row, fields), fields)
 
 
-@row_format("judged answer", needs=("prompt", "completion", "label"), answers=("completion",), rank=29)
-def parse_judged_answer(row: int, fields: Fields) -> Judgement:
+@row_format("labelled answer", needs=("prompt", "completion", "label"), answers=("completion",), rank=29)
+def parse_labelled_answer(row: int, fields: Fields) -> UnpairedPreference:
     """A prompt, its answer, and a label."""
-    return _judged(parse_answer(row, fields), fields)
+    return _labelled(parse_answer(row, fields), fields)
 
 
-def _judged(record: Demonstration, fields: Fields) -> Judgement:
+def _labelled(record: Demonstration, fields: Fields) -> UnpairedPreference:
     name, value = fields.needed("label")
     liked = label(fields, value, name)
     *prompt, _ = record.messages
     said = last_answer(record.messages, "the conversation")
-    return Judgement(row=record.row, prompt=tuple(prompt), completion=said, label=liked, columns=record.columns)
+    return UnpairedPreference(
+        row=record.row, prompt=tuple(prompt), completion=said, label=liked, columns=record.columns
+    )
 
 
 def label(fields: Fields, value: Any, name: str) -> bool:
@@ -130,19 +134,19 @@ def as_label(value: Any) -> bool | None:
 
 
 @dataclass(frozen=True)
-class EncodedJudgement(Encoded):
-    """A judgement as tokens."""
+class EncodedUnpairedPreference(Encoded):
+    """An unpaired preference as tokens."""
 
     answer: EncodedRow
     unrelated: EncodedRow
-    """The same prompt with the completion of another judgement."""
+    """The same prompt with the completion of another unpaired preference."""
     label: bool
 
     label_names = ("desirable", "undesirable")
 
     @classmethod
-    def collate(cls, items: Sequence[Self]) -> Judgements:
-        return Judgements(
+    def collate(cls, items: Sequence[Self]) -> UnpairedPreferences:
+        return UnpairedPreferences(
             rows=EncodedRow.collate([item.answer for item in items]),
             unrelated=EncodedRow.collate([item.unrelated for item in items]),
             label_B=torch.tensor([item.label for item in items], dtype=torch.bool),
@@ -159,7 +163,7 @@ class EncodedJudgement(Encoded):
 
 
 @dataclass(frozen=True)
-class Judgements(Batch):
+class UnpairedPreferences(Batch):
     """Completions with labels."""
 
     rows: Rows
@@ -174,13 +178,13 @@ class Judgements(Batch):
         return self.rows.row_ids
 
 
-@conversion(Judgement, Demonstration, reason="answer labelled undesirable")
-def as_demonstration(record: Judgement) -> tuple[Demonstration, ...]:
+@conversion(UnpairedPreference, Demonstration, reason="answer labelled undesirable")
+def as_demonstration(record: UnpairedPreference) -> tuple[Demonstration, ...]:
     return demonstration(record, record.prompt, record.completion) if record.label else ()
 
 
-@conversion(Judgement, Prompt)
-def as_prompt(record: Judgement) -> tuple[Prompt, ...]:
+@conversion(UnpairedPreference, Prompt)
+def as_prompt(record: UnpairedPreference) -> tuple[Prompt, ...]:
     return (Prompt(row=record.row, columns=record.columns, prompt=record.prompt),)
 
 
@@ -195,8 +199,8 @@ def kto_pairing(prompts: Sequence[Hashable], completions: Sequence[Hashable]) ->
     """
     if len(set(completions)) < 2:
         raise ConfigError(
-            f"data: all completions are the same in a part of {len(completions)} judgements; KTO's KL baseline needs "
-            "others: give more rows or, where it is the held-out part, a larger data.eval_fraction"
+            f"data: all completions are the same in a part of {len(completions)} unpaired preferences; KTO's KL "
+            "baseline needs others: give more rows or, where it is the held-out part, a larger data.eval_fraction"
         )
     strides = _strides(prompts), _strides(completions)
     return [_partner(item, prompts, completions, *strides) for item in range(len(prompts))]
