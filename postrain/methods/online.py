@@ -166,7 +166,7 @@ class Online(Method):
     def old_logps(self, rollouts: Rollouts) -> Tensor:
         """Old log-probabilities, [B, T], recorded while sampling or recomputed; sets `first_pass`."""
         # In lower precision engine and scorer round differently, and the first ratio must be 1: recompute.
-        self.first_pass = self.components.engine.exact and self.in_float32()
+        self.first_pass = self.components.engine.exact_logps and self.in_float32()
         if self.first_pass:
             return rollouts.logps_BT
         logps_BT = self.logps(self.policy, rollouts.rows)

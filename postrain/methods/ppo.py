@@ -129,7 +129,7 @@ class PPO(PolicyGradient):
         rollouts = self.rollout(batch)
         found = in_micro_batches(self.compare, rollouts.rows, self.micro_batch_tokens)
         # Old log-probs are recomputed if the sampler differs (top-k, bf16): the first ratio must be 1.
-        recorded = self.components.engine.exact and self.in_float32()
+        recorded = self.components.engine.exact_logps and self.in_float32()
         logps_BT = rollouts.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(

@@ -36,9 +36,9 @@ class Engine(Protocol):
         ...
 
     @property
-    def exact(self) -> bool:
-        """Whether the recorded log-probabilities are the policy's own, up to rounding in its dtype: no
-        top-k, top-p or min-p, and no weights in lower precision. Otherwise methods recompute old log-probabilities."""
+    def exact_logps(self) -> bool:
+        """True if recorded log-probabilities equal the policy's up to rounding: no top-k, top-p or min-p, no weights in
+        lower precision. If False, methods recompute old log-probabilities."""
         ...
 
     def generate(

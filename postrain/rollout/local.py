@@ -54,8 +54,8 @@ class LocalEngine:
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.min_p, tuple(self.stop))
 
     @property
-    def exact(self) -> bool:
-        """See `Engine.exact`."""
+    def exact_logps(self) -> bool:
+        """See `Engine.exact_logps`."""
         return self.dtype == "policy" and not truncates(self.sampling)
 
     @torch.no_grad()

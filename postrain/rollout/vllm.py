@@ -2,8 +2,8 @@
 
 The policy's weights are transferred before the first completion after an update. vLLM's log-probabilities come from
 other kernels in another precision (and a server may use another temperature): they are recorded for comparison, and
-methods recompute old log-probabilities (`exact` is False). Not supported: mixtures of two models, tensor parallelism,
-serving adapters. vLLM is the extra `vllm`, imported on first use.
+methods recompute old log-probabilities (`exact_logps` is False). Not supported: mixtures of two models, tensor
+parallelism, serving adapters. vLLM is the extra `vllm`, imported on first use.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class VLLMEngine:
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.min_p, self.stop)
 
     @property
-    def exact(self) -> bool:
+    def exact_logps(self) -> bool:
         """Whether recorded log-probabilities are the policy's own."""
         return False
 

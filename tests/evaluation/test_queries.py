@@ -50,7 +50,7 @@ class ScriptedEngine:
     answers: Mapping[str, str]
     temperature: float = 1.0
     max_new_tokens: int = 4
-    exact: bool = True
+    exact_logps: bool = True
 
     @property
     def sampling(self) -> Sampling:

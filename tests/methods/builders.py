@@ -47,7 +47,7 @@ class Scripted:
 
     says: Sequence[Sequence[int]] = ()
     sampling: Sampling = SAMPLING
-    exact: bool = True
+    exact_logps: bool = True
     asked: int = 0
 
     def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, seeds: Sequence[int], stop: Stop) -> list:

@@ -272,11 +272,11 @@ def test_in_bfloat16_log_probabilities_are_near_the_policys(architecture):
     assert next(model.parameters()).dtype == torch.float32
 
 
-def test_only_what_is_drawn_from_the_policy_itself_is_exact():
-    assert engine().exact
-    assert engine(temperature=0.7).exact
+def test_exact_logps_is_false_with_truncation_or_lower_precision():
+    assert engine().exact_logps
+    assert engine(temperature=0.7).exact_logps
     for cut in ({"dtype": "bf16"}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
-        assert not engine(**cut).exact
+        assert not engine(**cut).exact_logps
 
 
 def test_keys_are_any_seed():

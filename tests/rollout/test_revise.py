@@ -31,7 +31,7 @@ class Scripted:
     says: Callable[[str], str]
     max_new_tokens: int = 8
     asked: list[tuple[str, int]] = field(default_factory=list)
-    exact: bool = True
+    exact_logps: bool = True
     finished: bool = True
 
     @property

@@ -49,7 +49,7 @@ class Scripted:
     template: Template
     turns: Sequence[str]
     sampling: Sampling
-    exact: bool = True
+    exact_logps: bool = True
     asked: list[tuple[list[str], list[int], Stop]] = field(default_factory=list)
 
     def generate(

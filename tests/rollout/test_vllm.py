@@ -158,7 +158,7 @@ def test_tokens_and_their_own_logps_come_back_in_order(calls, model):
 
 
 def test_vllm_logps_are_not_used_as_old_logps(calls):
-    assert not engine().exact
+    assert not engine().exact_logps
     sampling = engine(stop=["."], min_p=0.25).sampling
     assert (sampling.stop, sampling.min_p) == ((".",), 0.25)
 

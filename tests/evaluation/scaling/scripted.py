@@ -34,7 +34,7 @@ class Writer:
     continuations: Callable[[str], Sequence[str]]
     temperature: float = 1.0
     calls: Counter[str] = field(default_factory=Counter)
-    exact: bool = True
+    exact_logps: bool = True
 
     @property
     def sampling(self) -> Sampling:
