@@ -285,7 +285,7 @@ def test_user_turn_of_weight_zero_is_refused_with_loss_on_all():
     question, answer = chat("x", "z")
     talk = Demonstration(row=6, messages=(replace(question, learned=False), answer))
     with pytest.raises(
-        ConfigError, match=r"row 6: data\.loss_on=all learns every turn, .*; use data\.loss_on=assistant"
+        ConfigError, match=r"row 6: data\.loss_on=all trains on every turn, .*; use data\.loss_on=assistant"
     ):
         encode([talk], encoder(loss_on="all"))[0]
     assert isinstance(encode([talk], encoder(loss_on="assistant"))[0], EncodedRow)

@@ -43,5 +43,5 @@ def test_kto_pairing_takes_linear_time_on_equal_items():
 
 
 def test_kto_pairing_of_one_unpaired_preference_is_refused():
-    with pytest.raises(ConfigError, match=r"part of 1 unpaired preferences; .* a larger data\.eval_fraction"):
+    with pytest.raises(ConfigError, match=r"part of 1 unpaired preferences; .* raise data\.eval_fraction"):
         kto_pairing(["a"], ["b"])

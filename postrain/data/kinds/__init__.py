@@ -1,8 +1,8 @@
-"""Every kind of record, one file each.
+"""The record kinds, one file each.
 
-A file defines the record, how rows of a table become it (`row_format`), its tokens, its batch, and as which other kinds
-it serves (`conversion`). To add a kind, add a file: all files of this folder are imported here, which registers them.
-Columns that no other kind has go by the name of their part; other spellings are a word in `PARTS` of layouts.py.
+A file defines the record, builders from table rows (`row_format`), its tokens, its batch, and conversions to other
+kinds (`conversion`). To add a kind, add a file: this module imports all files of the folder, which registers them. A
+column that only one kind uses has the name of the record's field; `PARTS` in layouts.py lists other spellings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversations to imitate: messages, or a prompt with its answer."""
+"""Demonstrations for supervised fine-tuning: messages, or a prompt and its answer."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NO_ANSWER = "the conversation does not end with an answer"
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstration(Record):
-    """A conversation to imitate."""
+    """A conversation whose answers are training targets."""
 
     messages: Messages
-    """The last one is the assistant's."""
+    """The last message is from the assistant."""
 
     needs = ("completion",)
 
@@ -46,7 +46,7 @@ class Demonstration(Record):
         return any(answer.learned for answer in (answers[-1:] if last_only else answers))
 
     def unused_parts(self, kind: str) -> tuple[str, ...]:
-        """Not the answer to a question, which stays with its prompt for rewards."""
+        """A prompt does not use the answer, unless a column keeps it for rewards."""
         stays = any(value == self.messages[-1].content for value in self.columns.values())
         return ("completion",) if kind == "Prompt" and not stays else ()
 
@@ -56,14 +56,14 @@ class Demonstration(Record):
             return encoder.answers(self.row, tuple(prompt), (answer.content,))[0]
         if encoder.loss_on == "all" and not all(turn.learned or turn.role == "assistant" for turn in prompt):
             raise ConfigError(
-                f"row {self.row}: data.loss_on=all learns every turn, but one that is not the assistant's has weight "
-                "0; use data.loss_on=assistant"
+                f"row {self.row}: data.loss_on=all trains on every turn, but a turn of another role than the assistant "
+                "has weight 0; use data.loss_on=assistant"
             )
         ids, is_assistant, weightless = encoder.template.encode(self.messages, row=self.row)
         last = len(is_assistant) - _trailing(is_assistant)
         learned = ~weightless & (is_assistant if encoder.loss_on == "assistant" else torch.ones_like(is_assistant))
         kept = encoder.cut_prompt_for(ids[:last], len(ids) - last)
-        # A cut takes from the left, so the mask of what is kept is the right end of the mask.
+        # cut_prompt_for removes tokens on the left, so their mask values are removed on the left too.
         mask = learned[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
         encoded = encoder.joined(self.row, kept, mask, ids[last:])
         encoded.supervised[len(kept) :] &= answer.learned
@@ -71,13 +71,13 @@ class Demonstration(Record):
 
 
 def _trailing(mask: Tensor) -> int:
-    """How many of the last values are True."""
+    """Number of consecutive True values at the end."""
     return int(mask.flip(0).long().cumprod(0).sum())
 
 
 @row_format("conversation", needs=("messages",), rank=20)
 def parse_conversation(row: int, fields: Fields) -> Demonstration:
-    """A column of messages."""
+    """A demonstration from a column of messages."""
     turns = begun(fields, read_conversation(fields))
     if turns[-1].role != "assistant" or len(turns) == 1:
         raise Unusable(NO_ANSWER)
@@ -86,27 +86,26 @@ def parse_conversation(row: int, fields: Fields) -> Demonstration:
 
 @row_format("answer", needs=("prompt", "completion"), answers=("completion",), rank=30)
 def parse_answer(row: int, fields: Fields) -> Demonstration:
-    """A prompt and its answer in two columns."""
+    """A demonstration from a prompt column and an answer column."""
     prompt = asked(fields)
     name, value = fields.needed("completion")
     if name == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str):
-        (said,) = strip_repeated_prompt(fields, (str(value),))
-        turns = (*prompt, Message("assistant", said))
+        (completion,) = strip_repeated_prompt(fields, (str(value),))
+        turns = (*prompt, Message("assistant", completion))
     else:
-        said = messages(fields, value, name, or_text="text or ")
-        turns = (
-            said if len(said) > len(prompt) > 0 and messages_repeated(prompt, said[: len(prompt)]) else prompt + said
-        )
+        found = messages(fields, value, name, or_text="text or ")
+        repeats_prompt = len(found) > len(prompt) > 0 and messages_repeated(prompt, found[: len(prompt)])
+        turns = found if repeats_prompt else prompt + found
         if turns[-1].role != "assistant":
-            raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(said)}")
-    columns = _reference(name, value) if isinstance(value, str) else {}
+            raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(found)}")
+    columns = _reference_columns(name, value) if isinstance(value, str) else {}
     return Demonstration(row=row, messages=begun(fields, turns), columns=columns)
 
 
-def _reference(name: str, answer: str) -> Mapping[str, Any]:
-    """What a reward compares with: the whole answer to a question, and its final part after GSM8K's ####."""
+def _reference_columns(name: str, answer: str) -> Mapping[str, Any]:
+    """Reference columns for rewards: the whole answer as `solution`, and its part after #### (GSM8K) as `answer`."""
     if name == "solution":
         return {"solution": answer}
     if name != "answer":
@@ -115,7 +114,7 @@ def _reference(name: str, answer: str) -> Mapping[str, Any]:
 
 
 def demonstration(record: Record, prompt: Messages, answer: str) -> tuple[Demonstration, ...]:
-    """An answer of another record, to be imitated."""
+    """A demonstration from the prompt and an answer of another record."""
     turns = (*prompt, Message("assistant", answer))
     return (Demonstration(row=record.row, columns=record.columns, messages=turns),)
 

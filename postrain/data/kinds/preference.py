@@ -1,4 +1,4 @@
-"""Two completions of a prompt, one of them preferred."""
+"""Preference pairs: two completions of a prompt, one of them preferred."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ UNANSWERED = "chosen or rejected does not end with the assistant"
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(Record):
-    """Two completions of a prompt."""
+    """A preferred and a rejected completion of a prompt."""
 
     prompt: Messages
     chosen: str
     rejected: str
     margin: float = 0.0
-    """How much better the chosen one is said to be; 0 where the data does not say."""
+    """Margin of the chosen completion, from the data; 0 if the data has none."""
 
     needs = ("chosen", "rejected")
     unused_hints: ClassVar[Mapping[str, str]] = {
@@ -57,7 +57,7 @@ class Preference(Record):
 
 @row_format("preference", needs=("chosen", "rejected"), answers=("chosen", "rejected"), rank=0)
 def parse(row: int, fields: Fields) -> Preference:
-    """Two columns with the answers; the prompt has a column, or begins both."""
+    """A pair from two answer columns; the prompt is a separate column or the beginning of both."""
     prompt = _pair_prompt(fields)
     shared, chosen, rejected = _sides(fields, prompt)
     whole = merge_prompts(prompt, shared, "chosen and rejected")
@@ -69,13 +69,13 @@ def parse(row: int, fields: Fields) -> Preference:
 
 
 def _pair_prompt(fields: Fields) -> Messages:
-    """The prompt column, or messages that wait for an answer; () where the sides bring their prompt."""
+    """The prompt from its column or from messages without an answer; () if both sides contain it."""
     prompt = asked(fields)
     found = fields.peek("messages")
     if found is None or empty(found[1]):
         return prompt
     turns = messages(fields, found[1], found[0])
-    # Messages that end with an answer are one of the sides once more.
+    # Messages that end with an answer repeat one of the sides.
     if turns[-1].role == "assistant":
         return prompt
     fields.find("messages")
@@ -83,7 +83,7 @@ def _pair_prompt(fields: Fields) -> Messages:
 
 
 def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
-    """The turns that both sides begin with, and the two answers."""
+    """The turns that both sides share, and the two answers."""
     (first, chosen), (second, rejected) = fields.needed("chosen"), fields.needed("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not prompt:
@@ -105,8 +105,8 @@ def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
 
 
 def _split(chosen: str, rejected: str, name: str) -> tuple[Messages, str, str]:
-    """Two transcripts, split exactly at the last assistant turn."""
-    # Some files have lost the blank line that opens a transcript.
+    """Prompt and answers of two transcripts, split at the last assistant turn."""
+    # Some files lack the blank line at the beginning of a transcript.
     chosen, rejected = ("\n\n" + side.lstrip() for side in (chosen, rejected))
     cut = chosen.rfind(LAST_TURN) + len(LAST_TURN)
     if not chosen.startswith(FIRST_TURN) or LAST_TURN not in chosen:
@@ -142,7 +142,7 @@ class EncodedPair(Encoded):
         return super().signature() + repr(self.margin).encode()
 
     def drop_reason(self) -> str | None:
-        """The sides may differ only beyond the cut."""
+        """Truncation may remove all tokens in which the sides differ."""
         return "chosen equals rejected once cut" if torch.equal(self.chosen.ids, self.rejected.ids) else None
 
     def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
@@ -157,15 +157,15 @@ class Pairs(Batch):
     chosen: Rows
     rejected: Rows
     margin_B: Tensor
-    """How much better the chosen one is said to be, float [B]; 0 where the data does not say."""
+    """Margin of the chosen completions, from the data; float [B], 0 if the data has none."""
 
     @property
     def row_ids(self) -> tuple[int, ...]:
-        """The records the pairs came from."""
+        """The row of each pair's record."""
         return self.chosen.row_ids
 
     def cost(self) -> list[int]:
-        """The prompt counts once: both answers follow one copy of it."""
+        """Tokens of each pair. The prompt counts once, because both answers share one copy of it."""
         prompts = [int(learned.long().argmax()) for learned in self.chosen.supervised]
         both = zip(self.chosen.cost(), self.rejected.cost(), prompts, strict=True)
         return [one + other - shared for one, other, shared in both]
@@ -178,7 +178,7 @@ def chosen_as_demonstration(record: Preference) -> tuple[Demonstration, ...]:
 
 @conversion(Preference, UnpairedPreference, reason=EQUAL_SIDES)
 def as_two_unpaired_preferences(record: Preference) -> tuple[UnpairedPreference, ...]:
-    """None where the sides are equal, which would be both labels for the same completion."""
+    """Empty if the sides are equal: the same completion would get both labels."""
     if record.contradiction():
         return ()
     sides = ((record.chosen, True), (record.rejected, False))

@@ -1,4 +1,4 @@
-"""Prompts to continue; their other columns are what a reward gets."""
+"""Prompts to sample completions for; rewards receive their other columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from postrain.types import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Record):
-    """A prompt to continue."""
+    """A prompt to sample completions for."""
 
     prompt: Messages
 
@@ -29,15 +29,15 @@ class Prompt(Record):
         return (plain_text(self.prompt),)
 
     def encode(self, encoder: Encoder) -> EncodedPrompt:
-        """The prompt, cut on the left when too long."""
+        """The tokens of the prompt, truncated on the left if it is too long."""
         ids = encoder.template.encode_prompt(self.prompt, row=self.row)
         if not len(ids):
-            raise ConfigError(f"row {self.row}: the prompt is empty; a model needs at least one token to continue")
+            raise ConfigError(f"row {self.row}: the prompt is empty; write at least one character or remove the row")
         return EncodedPrompt(self.row, encoder.cut_prompt(ids), plain_text(self.prompt), self.columns)
 
     @classmethod
     def with_reward_columns(cls, records: tuple[Self, ...]) -> tuple[Self, ...]:
-        """Prompts of several turns are also given to rewards as messages, unless their text has the roles already."""
+        """Add a column `messages` for rewards if a prompt has several turns and its text does not mark the roles."""
         if all(len(record.prompt) == 1 or is_transcript(plain_text(record.prompt)) for record in records):
             return records
         return tuple(
@@ -54,7 +54,7 @@ class Prompt(Record):
 
 @row_format("prompt", needs=("prompt",), rank=40)
 def parse(row: int, fields: Fields) -> Prompt:
-    """A prompt column alone, or messages that wait for an answer."""
+    """A prompt from its column, or from messages without an answer."""
     fields.needed("prompt")
     return Prompt(row=row, prompt=begun(fields, asked(fields)))
 
@@ -66,7 +66,7 @@ class EncodedPrompt(Encoded):
     ids: Tensor
     """int64 [L]"""
     text: str
-    """As a person wrote it."""
+    """The prompt without chat template."""
     columns: Mapping[str, Any]
 
     @classmethod
@@ -90,16 +90,16 @@ class EncodedPrompt(Encoded):
 
 @dataclass(frozen=True)
 class Prompts(Batch):
-    """Prompts to continue, with everything a reward may want to know about them."""
+    """Prompts to sample completions for, with the columns that rewards receive."""
 
     ids: tuple[Tensor, ...]
-    """Token ids of each prompt as the policy sees it; int64 [L]."""
+    """Token ids of each prompt with chat template, int64 [L]."""
     texts: tuple[str, ...]
-    """The prompt as a person wrote it, without template."""
+    """Each prompt without chat template."""
     columns: tuple[Mapping[str, Any], ...]
-    """Every other column of the record (an answer, a gold specification); a reward function gets these by name."""
+    """The other columns of each record, such as `answer` or `gold`; a reward function receives them by name."""
     row_ids: tuple[int, ...]
-    """The record each prompt came from, by its number in the source."""
+    """The row of each prompt's record in the source."""
 
     def cost(self) -> list[int]:
         return [len(ids) for ids in self.ids]

@@ -1,7 +1,6 @@
-"""Chains of reasoning, each step labelled right or wrong, and how they are written as tokens.
+"""Reasoning chains with a label per step, for process reward models, and their tokens.
 
-Every step is tokenised by itself, so that its last token is its own whatever the tokenizer would merge across the
-border.
+Each step is tokenised separately, so that no token crosses the border between two steps.
 
 L tokens of a row.
 """
@@ -31,12 +30,12 @@ from postrain.types import Batch, Rows
 
 STEPS_CUT = "last steps left out"
 LAYOUT_FILE = "steps.json"
-"""Lies in the directory of a process reward model, and of no other model: how it has learned to read chains."""
+"""File with the step layout of a process reward model. Other models do not have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps(Record):
-    """A chain of reasoning, each step labelled right or wrong."""
+    """A reasoning chain, each step labelled right or wrong."""
 
     prompt: Messages
     steps: tuple[str, ...]
@@ -52,7 +51,7 @@ class Steps(Record):
         return ("steps", "labels") if kind == "Prompt" else ()
 
     def encode(self, encoder: Encoder) -> EncodedSteps:
-        """Steps that do not fit are left out whole: a label is for all of its step. The prompt makes room for one."""
+        """Tokens of the chain. The prompt is cut so that one step fits; later steps that do not fit are dropped."""
         chain = encoder.layout.chain(encoder.template, self.prompt, self.steps, row=self.row)
         prompt = encoder.cut_prompt_for(chain.prompt, len(chain.steps[0]) + len(chain.end))
         chain = replace(chain, prompt=prompt)
@@ -65,7 +64,7 @@ class Steps(Record):
 
 @row_format("steps", needs=("prompt", "steps", "labels"), rank=10)
 def parse(row: int, fields: Fields) -> Steps:
-    """A prompt, a list of steps, and a list of as many labels."""
+    """A chain from a prompt, a list of steps and a list of one label per step."""
     (name, steps), (_, labels) = fields.needed("steps"), fields.needed("labels")
     if not is_list(steps) or not all(isinstance(step, str) for step in steps):
         raise Malformed(f"{name} has to be a list of texts, got {steps!r:.60}")
@@ -81,18 +80,18 @@ def parse(row: int, fields: Fields) -> Steps:
 
 @dataclass(frozen=True)
 class Chain:
-    """The parts of a row, each a piece of token ids, int64."""
+    """The parts of a row as token ids, int64."""
 
     prompt: Tensor
     steps: tuple[Tensor, ...]
-    """Each with what stands before and behind it."""
+    """Each step with its joiner and separator."""
     end: Tensor
-    """What the template ends an answer with, at least one token."""
+    """Tokens with which the template ends an answer, at least one."""
 
     def row(self) -> tuple[Tensor, Tensor]:
-        """All ids, [L], and True at the token right after each step, bool [L].
+        """All ids, int64 [L], and a mask that is True at the token directly after each step, bool [L].
 
-        A model's state just before such a token is its state at the step's end, all it knows of the step and no more.
+        A causal model's hidden state at the position before such a token covers the whole step and nothing after it.
         """
         ids = torch.cat([self.prompt, *self.steps, self.end])
         after = torch.tensor([len(self.prompt), *map(len, self.steps)]).cumsum(0)[1:]
@@ -107,16 +106,16 @@ class Chain:
 
 @dataclass(frozen=True, kw_only=True)
 class StepLayout:
-    """How the steps of a chain follow each other; a process reward model reads chains as it has learned them."""
+    """Text between the steps of a chain. A process reward model is used with the layout of its training."""
 
     joiner: str = "\n"
-    """Stands before each step; not before the first where the template sets answers off by itself."""
+    """Text before each step. White space before the first step is removed, except with the plain template."""
     separator: str = ""
-    """Stands after each step, the last one too; a step's score is read at its last token. Empty: at the last token of
-    the step."""
+    """Text after each step, including the last. A step's score is predicted at the separator's last token; empty: at
+    the last token of the step."""
 
     def chain(self, template: Template, prompt: Messages, steps: Sequence[str], *, row: int = 0) -> Chain:
-        """A chain as tokens; `row` names it in an error."""
+        """The tokens of a chain; errors name `row`."""
         texts = [self.joiner + step for step in steps]
         if texts and template.name != "plain":
             texts[0] = texts[0].lstrip()
@@ -126,12 +125,12 @@ class StepLayout:
         return Chain(before, tuple(torch.cat(pair) for pair in joined), end)
 
     def to_json(self) -> str:
-        """What LAYOUT_FILE holds."""
+        """The content of LAYOUT_FILE."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
     def of_model(cls, directory: Path) -> StepLayout | None:
-        """The layout that the process reward model in a directory was trained with; None for any other model."""
+        """The layout with which the process reward model in `directory` was trained; None for other models."""
         path = directory / LAYOUT_FILE
         if not path.is_file():
             return None
@@ -147,9 +146,9 @@ class EncodedSteps(Encoded):
     """A chain as tokens, with a label for each step."""
 
     chain: EncodedRow
-    """`supervised` is True at the token right after each step."""
+    """`supervised` is True at the token directly after each step."""
     labels: tuple[bool, ...]
-    """True where the step is right; of as many steps as fit into the row, maybe of none."""
+    """True for a right step. Only steps that fit into the row are included, possibly none."""
 
     label_names = ("right", "wrong")
 
@@ -173,24 +172,24 @@ class EncodedSteps(Encoded):
         return None if self.labels else "first step too long"
 
     def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
-        """A step is judged at its last token, the one before the marked one."""
+        """The score of a step belongs to its last token, which is before the marked token."""
         labels = iter(self.labels)
-        judged = self.chain.supervised.roll(-1).tolist()
-        yield "", self.chain.ids, [("right" if next(labels) else "wrong") if here else "read" for here in judged]
+        scored = self.chain.supervised.roll(-1).tolist()
+        yield "", self.chain.ids, [("right" if next(labels) else "wrong") if here else "read" for here in scored]
 
 
 @dataclass(frozen=True)
 class StepRows(Batch):
-    """Chains of reasoning with a label for each step; S steps of a chain (ragged)."""
+    """Reasoning chains with a label for each step; S steps per chain (ragged)."""
 
     rows: Rows
-    """`supervised` is True at the token right after each step, so that what is read before it is the step's end."""
+    """`supervised` is True at the token directly after each step; the position before it is the end of the step."""
     labels: tuple[Tensor, ...]
-    """True where the step is right; bool [S] of each chain, S ≥ 1."""
+    """True for a right step; bool [S] per chain, S ≥ 1."""
 
     @property
     def row_ids(self) -> tuple[int, ...]:
-        """The records the chains came from."""
+        """The row of each chain's record."""
         return self.rows.row_ids
 
 
@@ -201,9 +200,11 @@ def as_demonstration(record: Steps) -> tuple[Demonstration, ...]:
 
 @conversion(Steps, UnpairedPreference)
 def as_unpaired_preference(record: Steps) -> tuple[UnpairedPreference, ...]:
-    said, right = " ".join(record.steps), all(record.labels)
+    completion, right = " ".join(record.steps), all(record.labels)
     return (
-        UnpairedPreference(row=record.row, columns=record.columns, prompt=record.prompt, completion=said, label=right),
+        UnpairedPreference(
+            row=record.row, columns=record.columns, prompt=record.prompt, completion=completion, label=right
+        ),
     )
 
 

@@ -1,6 +1,6 @@
-"""Running text, where every token is learned.
+"""Running text for continued pre-training: every token is in the loss.
 
-Documents may be packed: joined by the end token and cut into blocks.
+Packing joins documents with the end token and cuts them into blocks.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Text(Record):
 
     def encode_beginning(self, encoder: Encoder) -> EncodedPrompt:
         """The beginning of the text as a prompt to sample from."""
-        start = beginning(self.text)
-        return EncodedPrompt(self.row, encoder.cut_prompt(encoder.template.encode_text(start)), start, self.columns)
+        prompt = beginning(self.text)
+        return EncodedPrompt(self.row, encoder.cut_prompt(encoder.template.encode_text(prompt)), prompt, self.columns)
 
     def _tokens(self, encoder: Encoder) -> Tensor:
         return torch.cat([encoder.template.encode_text(self.text), encoder.eos()])
@@ -56,13 +56,13 @@ class Text(Record):
 
 @row_format("text", needs=("text",), rank=50)
 def parse(row: int, fields: Fields) -> Text:
-    """A column of text."""
+    """A document from a column of text."""
     name, value = fields.needed("text")
     return Text(row=row, text=text(value, name))
 
 
 def beginning(text: str) -> str:
-    """The first sentence of a text, or its first half where that is all."""
+    """The first sentence of a text, or the first half of a text with one sentence."""
     found = FIRST_SENTENCE.match(text)
     if found:
         return found.group()
@@ -71,17 +71,17 @@ def beginning(text: str) -> str:
 
 
 def _packed(records: Sequence[Text], encoder: Encoder) -> Iterator[EncodedRow]:
-    """Blocks of max_length tokens, numbered by the first document in each; the last one may be shorter."""
-    held = torch.empty(0, dtype=torch.long)
+    """Blocks of max_length tokens, the last may be shorter. The row of a block is that of its first document."""
+    pending = torch.empty(0, dtype=torch.long)
     first = 0
     for record in records:
-        first = first if len(held) else record.row
-        held = torch.cat([held, record._tokens(encoder)])
-        while len(held) >= encoder.max_length:
-            yield _all_supervised(first, held[: encoder.max_length])
-            held, first = held[encoder.max_length :], record.row
-    if len(held) > 1:
-        yield _all_supervised(first, held)
+        first = first if len(pending) else record.row
+        pending = torch.cat([pending, record._tokens(encoder)])
+        while len(pending) >= encoder.max_length:
+            yield _all_supervised(first, pending[: encoder.max_length])
+            pending, first = pending[encoder.max_length :], record.row
+    if len(pending) > 1:
+        yield _all_supervised(first, pending)
 
 
 def _all_supervised(row: int, ids: Tensor) -> EncodedRow:

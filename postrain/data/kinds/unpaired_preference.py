@@ -1,8 +1,8 @@
-"""Completions labelled desirable or undesirable. Undesirable ones are judged, never imitated.
+"""Unpaired preferences: completions labelled desirable or undesirable.
 
-KTO (Ethayarajh et al. 2024, section 4.1) measures its KL baseline on prompts with completions of other rows. These
-pairs are a property of the data and not of a batch: batch size, ranks and micro-batches cannot change them, and their
-reference log-probs can be kept.
+KTO (Ethayarajh et al. 2024, section 4.1) estimates its KL baseline on prompts with completions of other rows. This
+module pairs them over the whole data set, not per batch: batch size, ranks and micro-batches do not change the pairs,
+and their reference log-probs can be cached.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from postrain.errors import ConfigError
 from postrain.types import Batch, Rows
 
 WORD_LABELS = {"true": True, "false": False, "1": True, "0": False}
-ONE_AND_ZERO = "label 1 or 0, or in quotes, read as true or false"
+NUMERIC_LABELS = "label 1 or 0, or in quotes, read as true or false"
 THUMB_LABELS = {"👍": True, "👎": False, "up": True, "down": False, "thumbs_up": True, "thumbs_down": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnpairedPreference(Record):
-    """A completion with a label."""
+    """A prompt, a completion and its label."""
 
     prompt: Messages
     completion: str
     label: bool
-    """True where the completion is desirable."""
+    """True if the completion is desirable."""
 
     needs = ("completion", "label")
 
@@ -50,33 +50,33 @@ class UnpairedPreference(Record):
 
     @classmethod
     def encode_all(cls, records: Sequence[Self], encoder: Encoder) -> tuple[Encoded, ...]:
-        """Each completion after its own prompt, and the prompt with the completion of another record."""
+        """Each completion with its prompt, and each prompt with the completion of another record (`kto_pairing`)."""
         if encoder.pack:
             return super().encode_all(records, encoder)
         encode = encoder.template.encode_completion
         tokens = [encode(record.prompt, record.completion, row=record.row) for record in records]
         answers = [encoder.answer(record.row, *parts) for record, parts in zip(records, tokens, strict=True)]
-        # What is left of an answer depends on max_length alone, so it is the same after any prompt.
-        said = [answer.ids[answer.supervised] for answer in answers]
-        others = kto_pairing([_key(prompt) for prompt, _ in tokens], [_key(ids) for ids in said])
-        uncounted = replace(encoder, cuts=Counter())
+        # The truncation of an answer depends on max_length only, so it is the same after any prompt.
+        completions = [answer.ids[answer.supervised] for answer in answers]
+        others = kto_pairing([_key(prompt) for prompt, _ in tokens], [_key(ids) for ids in completions])
+        uncounted = replace(encoder, cuts=Counter())  # counts each truncation once
         return tuple(
             EncodedUnpairedPreference(
-                record.row, answer, uncounted.answer(record.row, prompt, said[other]), label=record.label
+                record.row, answer, uncounted.answer(record.row, prompt, completions[other]), label=record.label
             )
             for record, (prompt, _), answer, other in zip(records, tokens, answers, others, strict=True)
         )
 
     @classmethod
     def borrowed(cls, held_out: Sequence[Self], train: Sequence[Self]) -> tuple[Self, ...]:
-        """Held-out unpaired preferences that all have the same completion borrow another one from training."""
-        said = {record.completion for record in held_out}
-        other = next((record for record in train if record.completion not in said), None)
-        return () if other is None or len(said) != 1 else (other,)
+        """One training record with another completion, if all held-out records have the same completion."""
+        completions = {record.completion for record in held_out}
+        other = next((record for record in train if record.completion not in completions), None)
+        return () if other is None or len(completions) != 1 else (other,)
 
     @classmethod
     def label_advice(cls, labels: Mapping[str, int]) -> str:
-        """KTO (section 4.2) wants weight times count of both labels within 1 to 4/3."""
+        """Range of the rarer label's weight by KTO, section 4.2: (w_D n_D) / (w_U n_U) from 1 to 4/3."""
         desirable, undesirable = labels["desirable"], labels["undesirable"]
         few, many = sorted((desirable, undesirable))
         if 3 * many <= 4 * few:
@@ -84,7 +84,7 @@ class UnpairedPreference(Record):
         if not few:
             return super().label_advice(labels)
         rare = "desirable" if desirable < undesirable else "undesirable"
-        # Desirable over undesirable: raising the rarer side's weight w puts many / (w few), or its inverse, there.
+        # w is the weight of the rarer label: the ratio is many / (w few) if that is "undesirable", else its inverse.
         low, high = (3 / 4, 1) if rare == "undesirable" else (1, 4 / 3)
         ratio = many / few
         return f"; raise method.{rare}_weight to between {low * ratio:.3g} and {high * ratio:.3g} for method=kto"
@@ -92,39 +92,39 @@ class UnpairedPreference(Record):
 
 @row_format("labelled conversation", needs=("messages", "label"), rank=19)
 def parse_labelled_conversation(row: int, fields: Fields) -> UnpairedPreference:
-    """A column of messages, and a label of the last one."""
+    """An unpaired preference from a column of messages and a label of the last message."""
     return _labelled(parse_conversation(row, fields), fields)
 
 
 @row_format("labelled answer", needs=("prompt", "completion", "label"), answers=("completion",), rank=29)
 def parse_labelled_answer(row: int, fields: Fields) -> UnpairedPreference:
-    """A prompt, its answer, and a label."""
+    """An unpaired preference from a prompt, an answer and a label."""
     return _labelled(parse_answer(row, fields), fields)
 
 
 def _labelled(record: Demonstration, fields: Fields) -> UnpairedPreference:
     name, value = fields.needed("label")
-    liked = label(fields, value, name)
+    desirable = label(fields, value, name)
     *prompt, _ = record.messages
-    said = last_answer(record.messages, "the conversation")
+    completion = last_answer(record.messages, "the conversation")
     return UnpairedPreference(
-        row=record.row, prompt=tuple(prompt), completion=said, label=liked, columns=record.columns
+        row=record.row, prompt=tuple(prompt), completion=completion, label=desirable, columns=record.columns
     )
 
 
 def label(fields: Fields, value: Any, name: str) -> bool:
-    """A value that has to be a label: true, false, 1, 0, or a thumb. Words of CSV files and of JSON are the same."""
+    """A label from true, false, 1, 0, up, down or a thumb, as JSON or CSV. Raises Malformed for other values."""
     found = as_label(value)
     if found is None and isinstance(value, int | float | str):
         found = WORD_LABELS.get(str(value).strip().lower().removesuffix(".0"))
-        fields.repaired.add(ONE_AND_ZERO)
+        fields.repaired.add(NUMERIC_LABELS)
     if found is None:
         raise Malformed(f"{name} has to be true or false (or 1 or 0), got {value!r:.40}; correct or remove the row")
     return found
 
 
 def as_label(value: Any) -> bool | None:
-    """A boolean, also as a cell of a CSV file has it, or a thumb; None for all else."""
+    """A label from a boolean, a CSV cell with a boolean, up, down or a thumb; None for other values."""
     if isinstance(value, bool):
         return value
     word = value.strip().lower() if isinstance(value, str) else ""
@@ -139,7 +139,7 @@ class EncodedUnpairedPreference(Encoded):
 
     answer: EncodedRow
     unrelated: EncodedRow
-    """The same prompt with the completion of another unpaired preference."""
+    """The prompt with the completion of another record, for KTO's KL baseline."""
     label: bool
 
     label_names = ("desirable", "undesirable")
@@ -164,17 +164,17 @@ class EncodedUnpairedPreference(Encoded):
 
 @dataclass(frozen=True)
 class UnpairedPreferences(Batch):
-    """Completions with labels."""
+    """A batch of prompts, completions and labels."""
 
     rows: Rows
     unrelated: Rows
-    """Each row's prompt followed by the completion of another row: what KTO measures its KL baseline on."""
+    """Each row's prompt with the completion of another row, for KTO's KL baseline."""
     label_B: Tensor
-    """True where the completion is desirable, bool [B]."""
+    """True for desirable completions, bool [B]."""
 
     @property
     def row_ids(self) -> tuple[int, ...]:
-        """The records the completions came from."""
+        """The row of each completion's record."""
         return self.rows.row_ids
 
 
@@ -192,15 +192,16 @@ def as_prompt(record: UnpairedPreference) -> tuple[Prompt, ...]:
 
 
 def kto_pairing(prompts: Sequence[Hashable], completions: Sequence[Hashable]) -> list[int]:
-    """For each item another whose prompt and completion differ, or only its completion where none differs in both.
+    """For each item, the index of another item whose prompt and completion differ.
 
-    The search starts half-way round: starting next door, both sides of a preference pair would take the chosen side of
-    the next pair, and no rejected completion would ever be borrowed.
+    If no item differs in both, the completion differs. The search is circular and starts half the data away: from the
+    next item, both sides of a preference pair would find the chosen side of the next pair, and rejected completions
+    would never be used. Raises ConfigError if all completions are equal.
     """
     if len(set(completions)) < 2:
         raise ConfigError(
             f"data: all completions are the same in a part of {len(completions)} unpaired preferences; KTO's KL "
-            "baseline needs others: give more rows or, where it is the held-out part, a larger data.eval_fraction"
+            "baseline needs different ones: add rows or, for the held-out part, raise data.eval_fraction"
         )
     strides = _strides(prompts), _strides(completions)
     return [_partner(item, prompts, completions, *strides) for item in range(len(prompts))]
@@ -215,7 +216,7 @@ def _partner(
 ) -> int:
     count = len(prompts)
     start = item + count // 2
-    fallback, at = None, start
+    fallback, at = None, start  # fallback: an item with another completion but the same prompt
     while at < start + count:
         other = at % count
         if completions[other] == completions[item]:
@@ -225,12 +226,12 @@ def _partner(
             at += prompt_strides[other]
         else:
             return other
-    assert fallback is not None  # there is another completion somewhere
+    assert fallback is not None  # kto_pairing checked that completions differ
     return fallback
 
 
 def _strides(keys: Sequence[Hashable]) -> list[int]:
-    """How many places on, going round, the key is another one; a whole round where there is no other."""
+    """Circular distance from each item to the next with another key; `len(keys)` if all keys are equal."""
     count = len(keys)
     strides = [count] * count
     for at in range(2 * count - 1, -1, -1):
