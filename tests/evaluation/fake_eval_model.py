@@ -16,13 +16,13 @@ from postrain.models.reference import Reference
 from postrain.rollout.turns import SINGLE_TURN
 from postrain.types import Sampling
 from tests.engines import text
-from tests.methods.builders import Scripted, precise
+from tests.methods.builders import ScriptedEngine, float64_model
 
 TEMPLATE: Any = SimpleNamespace(decode=text, decode_all=text, stop_ids=(0,), name="plain")
 
 
 @dataclass
-class ScriptedEngine(Scripted):
+class GreedyScriptedEngine(ScriptedEngine):
     """A scripted engine that can be made greedy."""
 
     temperature: float = 1.0
@@ -48,7 +48,7 @@ def eval_model(
     **parts: Any,
 ) -> Any:
     """A model whose engine returns `completions`; `items` are the held-out records by kind."""
-    model = precise()
+    model = float64_model()
     known = make_prompts(2) if prompts is None else prompts
     views = {kind: SimpleNamespace(eval=held_out, gold_score=None) for kind, held_out in (items or {}).items()}
     views["Prompt"] = SimpleNamespace(
@@ -65,7 +65,7 @@ def eval_model(
         "model": model,
         "tokenizer": SimpleNamespace(eos_token_id=0),
         "template": TEMPLATE,
-        "engine": ScriptedEngine(completions),
+        "engine": GreedyScriptedEngine(completions),
         "environment": SINGLE_TURN,
         "reward": None,
         "reference": Reference.for_policy(model),

@@ -27,7 +27,7 @@ from postrain.rewards.base import none_to_nan
 from postrain.types import RewardBatch, Sampling
 from postrain.world.facts import all_facts
 from tests.evaluation.fake_eval_model import eval_model, gold, make_prompts
-from tests.methods.builders import pairs, plain_logps, precise
+from tests.methods.builders import float64_model, pairs, plain_logps
 
 
 class Pays:
@@ -111,7 +111,7 @@ def test_completions_are_cached_between_tasks() -> None:
     given = eval_model(completions=[(5, 6, 0), (7, 0)])
     assert complete(given, 2) is complete(given, 2)
     assert complete(given, 2, greedy=True) is not complete(given, 2)
-    assert given.engine.asked == 2
+    assert given.engine.calls == 2
 
 
 def test_lengths_include_the_end_token_and_report_truncation() -> None:
@@ -172,7 +172,7 @@ def test_rows_without_supervised_tokens_have_no_loss() -> None:
 
 def test_kl_is_zero_to_the_same_model_and_positive_to_another() -> None:
     assert KLDivergence(prompts=2)(eval_model()).metrics["per_token"].value == pytest.approx(0, abs=1e-9)
-    given = eval_model(reference=Reference(precise(), precise(seed=1)))
+    given = eval_model(reference=Reference(float64_model(), float64_model(seed=1)))
     found = KLDivergence(prompts=2)(given)
     assert found.metrics["per_token"].value > 0
     # Two tokens a completion, so twice as much for a completion.

@@ -18,7 +18,7 @@ from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.methods import ppo
 from postrain.methods.nash_md import Experience
 from postrain.types import Rows
-from tests.methods.builders import made, pairs, plain_logps, precise, summed, unpaired_preferences
+from tests.methods.builders import float64_model, make_method, pairs, plain_logps, sequence_logps, unpaired_preferences
 from tests.methods.test_group_relative import rollout
 
 # Two completions of 2 and 1 tokens; ratios 1.5 and 1, and 0.5.
@@ -86,11 +86,11 @@ def test_options_that_contradict_each_other_are_refused(call: Any, says: str) ->
 
 def sums(model: Any, batch: Rows) -> tuple[Tensor, Tensor]:
     """Log-probability and tokens of each completion, [B]."""
-    return summed(model, batch), torch.tensor([int(mask.sum()) for mask in batch.supervised])
+    return sequence_logps(model, batch), torch.tensor([int(mask.sum()) for mask in batch.supervised])
 
 
 def preferred(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
-    """A loss of mean or summed log-probabilities of pairs, given both and the lengths of both sides."""
+    """A loss of mean or sequence_logps log-probabilities of pairs, given both and the lengths of both sides."""
 
     def of(policy: Any, reference: Any, batch: Pairs, prepared: Any) -> Tensor:
         both, theirs = ([sums(model, side) for side in (batch.chosen, batch.rejected)] for model in (policy, reference))
@@ -117,7 +117,7 @@ def imitated(policy: Any, reference: Any, batch: Rows, prepared: Any) -> Tensor:
 
 
 def judged(policy: Any, reference: Any, batch: UnpairedPreferences, prepared: Any) -> Tensor:
-    ratios_B = summed(policy, batch.rows) - summed(reference, batch.rows)
+    ratios_B = sequence_logps(policy, batch.rows) - sequence_logps(reference, batch.rows)
     return losses.kto(ratios_B, batch.label_B, prepared.baseline_B, beta=0.1)
 
 
@@ -142,25 +142,25 @@ CASES: dict[str, tuple[Any, Callable[..., Tensor]]] = {
 def test_a_public_loss_with_its_defaults_is_what_the_method_logs(case: str) -> None:
     method, _, loss = case.partition(" ")
     batch, expected = CASES[case]
-    policy, reference = precise(), precise(1)
+    policy, reference = float64_model(), float64_model(1)
     changes: dict[str, Any] = {"loss": loss} if loss else {}
-    found = made(method, policy, reference=reference, **changes)
+    found = make_method(method, policy, reference=reference, **changes)
     prepared = found.prepare(batch) if method in ("dpo", "kto") else batch
     mean = found.loss_sum(prepared).total / found.denominator(prepared)
     assert mean.item() == pytest.approx(expected(policy, reference, batch, prepared).item(), rel=1e-5)
 
 
 def test_ppo_and_nash_md_on_the_same_rollout() -> None:
-    policy, (batch, _) = precise(), rollout([1.0, -0.5, 2.0, -1.0])
+    policy, (batch, _) = float64_model(), rollout([1.0, -0.5, 2.0, -1.0])
     logps_BT = pad_sequence(plain_logps(policy, batch.rows), batch_first=True)
     mask_BT, old_BT, everyone = logps_BT != 0, batch.logps_BT - 0.3 * (batch.logps_BT != 0), batch.learned_B
     nash = Experience(batch.rows, old_BT, batch.advantages_BT, everyone)
-    found = made("nash_md", policy)
+    found = make_method("nash_md", policy)
     mean = found.loss_sum(nash).total / found.denominator(nash)
     assert mean.item() == pytest.approx(losses.nash_md(logps_BT, old_BT, batch.advantages_BT, mask_BT).item())
     zeros_BT, returns_BT = torch.zeros_like(old_BT), batch.advantages_BT
     played = ppo.Experience(batch.rows, old_BT, old_BT, zeros_BT, batch.advantages_BT, returns_BT, everyone)
-    metrics = made("ppo", policy).double().loss_sum(played).metrics
+    metrics = make_method("ppo", policy).double().loss_sum(played).metrics
     # A fresh critic says 0, as before the update.
     values = {
         "policy_loss": losses.ppo(logps_BT, old_BT, batch.advantages_BT, mask_BT),

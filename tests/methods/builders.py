@@ -1,5 +1,5 @@
-"""Methods without a run, from their YAML and on tiny models, for tests that look at one loss or one gradient; and the
-smallest run, for those that cannot."""
+"""Methods with their YAML's defaults on tiny models, for tests of one loss or one gradient, and the overrides of the
+smallest run. No trainer, no data module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from postrain.types import Completion, Rows, Sampling, Stop
 from tests.tiny import VOCABULARY, tiny_model
 from tests.training_runs import composed
 
-NOBODY: Any = None
+NO_TEMPLATE: Any = None
 SAMPLING = Sampling(16)
 QUICK = (
     "method=dpo",
@@ -32,38 +32,38 @@ QUICK = (
     "data.source.count=16",
     "trainer.checkpoint_every=9",
 )
-"""The least of a run that still learns, is evaluated and can be loaded."""
+"""The smallest run that trains, evaluates and writes a checkpoint."""
 
 
 @cache
 def defaults(method: str) -> dict[str, Any]:
-    """The method's node as its YAML has it."""
+    """The settings of `conf/method/METHOD.yaml`, composed with their defaults."""
     return composed([f"method={method}"])["method"]
 
 
 @dataclass
-class Scripted:
-    """An engine that writes what it is told: the n-th completion it is asked for is the n-th of `says`."""
+class ScriptedEngine:
+    """An engine without sampling: the n-th request returns the n-th of `completions`, which repeat."""
 
-    says: Sequence[Sequence[int]] = ()
+    completions: Sequence[Sequence[int]] = ()
     sampling: Sampling = SAMPLING
     exact_logps: bool = True
-    asked: int = 0
+    calls: int = 0
 
     def generate(self, model: Any, prompts: Sequence[torch.Tensor], *, seeds: Sequence[int], stop: Stop) -> list:
-        """Each completion with the model's own log-probabilities (a mixture's: its policy's); one that ends in 0 has
+        """Completions with the model's log-probabilities (of a mixture: its policy's). Token 0 at the end means
         finished."""
         model = getattr(model, "policy", model)
-        found = []
+        generated = []
         for prompt in prompts:
-            ids = torch.tensor(self.says[self.asked % len(self.says)])
-            self.asked += 1
+            ids = torch.tensor(self.completions[self.calls % len(self.completions)])
+            self.calls += 1
             (logps,) = plain_logps(model, rows([prompt], [ids]))
-            found.append(Completion(ids, logps.detach().float(), bool(ids[-1] == 0)))
-        return found
+            generated.append(Completion(ids, logps.detach().float(), bool(ids[-1] == 0)))
+        return generated
 
 
-def made(
+def make_method(
     method: str,
     policy: nn.Module,
     *,
@@ -71,76 +71,76 @@ def made(
     components: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> Any:
-    """The method with these keys changed; its reference is asked at every update, and is the policy's start if none is
-    given. Any, since each method has attributes of its own."""
-    asked = {"precompute_ref_log_probs": False} if "precompute_ref_log_probs" in defaults(method) else {}
-    found = instantiate({**defaults(method), **asked, **changes})
+    """The method with `changes` to its defaults. Reference log-probabilities are computed at every update. Without
+    `reference` it is the initial policy. The type is Any because methods differ in their attributes."""
+    online = {"precompute_ref_log_probs": False} if "precompute_ref_log_probs" in defaults(method) else {}
+    built = instantiate({**defaults(method), **online, **changes})
     frozen = Reference.for_policy(policy, reference)
-    foreign = reference is not None and not changes.get("reference_free")
-    found.attach(
+    separate = reference is not None and not changes.get("reference_free")
+    built.attach(
         MethodComponents(
             **{
                 "policy": policy,
-                "template": NOBODY,
+                "template": NO_TEMPLATE,
                 "seed": 0,
-                "engine": Scripted(),
+                "engine": ScriptedEngine(),
                 "reference": frozen,
-                "separate_reference": foreign,
+                "separate_reference": separate,
                 **components,
             }
         )
     )
-    return found
+    return built
 
 
-def precise(seed: int = 0) -> Any:
-    """A tiny model in float64, where rounding cannot hide a mistake."""
+def float64_model(seed: int = 0) -> Any:
+    """A tiny model in float64, so that tolerances can be tight."""
     return tiny_model(seed=seed).double()
 
 
 def rows(prompts: Sequence[torch.Tensor], completions: Sequence[torch.Tensor]) -> Rows:
-    """Prompts with their completions, of which the completions are supervised."""
+    """Rows of a prompt and its completion; the completion is supervised."""
     ids = tuple(torch.cat(pair) for pair in zip(prompts, completions, strict=True))
     masks = tuple(torch.arange(len(row)) >= len(prompt) for row, prompt in zip(ids, prompts, strict=True))
     return Rows(ids, masks, tuple(range(len(ids))))
 
 
-def pieces(count: int, longest: int, draw: torch.Generator) -> list[torch.Tensor]:
+def random_sequences(count: int, longest: int, draw: torch.Generator) -> list[torch.Tensor]:
     """Random token sequences of 1 to `longest` tokens."""
     sizes = torch.randint(1, longest + 1, (count,), generator=draw).tolist()
     return [torch.randint(1, VOCABULARY, (size,), generator=draw) for size in sizes]
 
 
 def pairs(count: int, seed: int = 0) -> Pairs:
-    """Random pairs, ragged in everything."""
+    """Random pairs whose prompts and completions differ in length."""
     draw = torch.Generator().manual_seed(seed)
-    prompts = pieces(count, 6, draw)
-    chosen, rejected = pieces(count, 9, draw), pieces(count, 9, draw)
+    prompts = random_sequences(count, 6, draw)
+    chosen, rejected = random_sequences(count, 9, draw), random_sequences(count, 9, draw)
     return Pairs(rows(prompts, chosen), rows(prompts, rejected), torch.zeros(count))
 
 
 def unpaired_preferences(labels: Sequence[bool], seed: int = 0) -> UnpairedPreferences:
-    """Random completions with these labels; each prompt's unrelated completion is the next one's."""
+    """Random completions with these labels. The unrelated completion of a prompt is that of the next prompt."""
     draw = torch.Generator().manual_seed(seed)
-    prompts, answers = pieces(len(labels), 6, draw), pieces(len(labels), 9, draw)
+    prompts, answers = random_sequences(len(labels), 6, draw), random_sequences(len(labels), 9, draw)
     return UnpairedPreferences(rows(prompts, answers), rows(prompts, answers[1:] + answers[:1]), torch.tensor(labels))
 
 
 def plain_logps(model: Any, batch: Rows) -> list[torch.Tensor]:
-    """Log-probabilities [T] of each row's supervised tokens, each row alone through the whole model."""
-    found = []
+    """Log-probabilities [T] of the supervised tokens of each row, one full forward pass per row."""
+    rows_logps = []
     for ids, mask in zip(batch.ids, batch.supervised, strict=True):
         logps = model(ids[None]).logits[0, :-1].log_softmax(-1)
-        found.append(logps.gather(-1, ids[1:, None]).squeeze(-1)[mask[1:]])
-    return found
+        rows_logps.append(logps.gather(-1, ids[1:, None]).squeeze(-1)[mask[1:]])
+    return rows_logps
 
 
-def summed(model: Any, batch: Rows) -> torch.Tensor:
+def sequence_logps(model: Any, batch: Rows) -> torch.Tensor:
     """Log-probability of each completion, [B]."""
     return torch.stack([logps.sum() for logps in plain_logps(model, batch)])
 
 
 def flat_gradient(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
     """d loss / d every parameter of the model, as one vector."""
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return torch.cat([cast("torch.Tensor", part).flatten() for part in found if part is not None])
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return torch.cat([cast("torch.Tensor", part).flatten() for part in gradients if part is not None])

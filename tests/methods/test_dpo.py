@@ -13,7 +13,7 @@ from postrain.errors import ConfigError
 from postrain.losses.dpo_variants import LOSSES, RANKED
 from postrain.methods.dpo import RunningMean, weights_of
 from postrain.methods.metrics import combine
-from tests.methods.builders import flat_gradient, made, pairs, plain_logps, precise, summed
+from tests.methods.builders import flat_gradient, float64_model, make_method, pairs, plain_logps, sequence_logps
 from tests.tiny import tiny_model
 
 CUTS = [[[0, 1, 2, 3, 4, 5, 6]], [[3], [1, 6], [0, 2, 5, 4]], [[6], [5], [4], [3], [2], [1], [0]]]
@@ -23,24 +23,28 @@ CUTS = [[[0, 1, 2, 3, 4, 5, 6]], [[3], [1, 6], [0, 2, 5, 4]], [[6], [5], [4], [3
 def gaps(policy, reference, batch: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Both sides' log-ratios [B], each row scored alone."""
     sides = (batch.chosen, batch.rejected)
-    chosen, rejected = (summed(policy, side) - summed(reference, side).detach() for side in sides)
+    chosen, rejected = (sequence_logps(policy, side) - sequence_logps(reference, side).detach() for side in sides)
     return chosen, rejected
 
 
 def test_initial_loss_is_ln_2_with_the_gradient_of_half_beta_times_the_margin():
-    policy, batch = precise(), pairs(5)
-    method = made("dpo", policy, beta=0.3)
+    policy, batch = float64_model(), pairs(5)
+    method = make_method("dpo", policy, beta=0.3)
     loss = method.loss_sum(method.prepare(batch)).total
     # −ln σ(0) = ln 2 for each of the 5 pairs
     assert loss.item() / 5 == pytest.approx(log(2), abs=1e-12)
     # d/dθ −ln σ(β Δ) = −β σ(−β Δ) ∇Δ = −β/2 (∇ log π(chosen) − ∇ log π(rejected)) at Δ = 0
-    expected = 0.3 / 2 * flat_gradient(policy, (summed(policy, batch.rejected) - summed(policy, batch.chosen)).sum())
+    expected = (
+        0.3
+        / 2
+        * flat_gradient(policy, (sequence_logps(policy, batch.rejected) - sequence_logps(policy, batch.chosen)).sum())
+    )
     assert torch.allclose(flat_gradient(policy, loss), expected, atol=1e-10)
 
 
 def test_dpo_loss_of_an_updated_policy_is_equation_7():
-    policy, reference, batch = precise(0), precise(1), pairs(4)
-    method = made("dpo", policy, reference=reference, beta=0.1)
+    policy, reference, batch = float64_model(0), float64_model(1), pairs(4)
+    method = make_method("dpo", policy, reference=reference, beta=0.1)
     chosen, rejected = gaps(policy, reference, batch)
     expected = -torch.log(1 / (1 + torch.exp(-0.1 * (chosen - rejected)))).sum()
     found = method.loss_sum(method.prepare(batch))
@@ -55,8 +59,8 @@ def test_dpo_loss_of_an_updated_policy_is_equation_7():
 
 
 def test_ipo_uses_log_ratios_per_token():
-    policy, reference, batch = precise(0), precise(1), pairs(4)
-    method = made("ipo", policy, reference=reference, beta=0.1)
+    policy, reference, batch = float64_model(0), float64_model(1), pairs(4)
+    method = make_method("ipo", policy, reference=reference, beta=0.1)
     chosen, rejected = gaps(policy, reference, batch)
     sizes = [torch.tensor([int(mask.sum()) for mask in side.supervised]) for side in (batch.chosen, batch.rejected)]
     # (l_c / |c| − l_r / |r| − 1 / (2 · 0.1))²
@@ -66,8 +70,10 @@ def test_ipo_uses_log_ratios_per_token():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradient_is_independent_of_micro_batch_size(loss):
-    policy, batch = precise(0), pairs(7)
-    method = made("dpo", policy, reference=precise(1), loss=loss, label_smoothing=0.1 if loss == "exo" else 0.0)
+    policy, batch = float64_model(0), pairs(7)
+    method = make_method(
+        "dpo", policy, reference=float64_model(1), loss=loss, label_smoothing=0.1 if loss == "exo" else 0.0
+    )
     prepared, found = method.prepare(batch), []
     for cut in CUTS:
         total = torch.stack([method.loss_sum(prepared.select(group)).total for group in cut]).sum()
@@ -79,28 +85,30 @@ def test_gradient_is_independent_of_micro_batch_size(loss):
 
 @pytest.mark.parametrize("loss", sorted(RANKED))
 def test_rank_partners_come_from_the_whole_batch(loss):
-    policy, reference, batch = precise(0), precise(1), pairs(7)
-    method = made("dpo", policy, reference=reference, loss=loss, beta=0.2)
+    policy, reference, batch = float64_model(0), float64_model(1), pairs(7)
+    method = make_method("dpo", policy, reference=reference, loss=loss, beta=0.2)
     prepared = method.prepare(batch)
     total = torch.stack([method.loss_sum(prepared.select([index])).total for index in range(7)]).sum()
     if loss == "aot":
-        up = (summed(policy, batch.chosen) - summed(policy, batch.rejected)).sort().values
-        down = (summed(reference, batch.chosen) - summed(reference, batch.rejected)).detach().sort().values
+        up = (sequence_logps(policy, batch.chosen) - sequence_logps(policy, batch.rejected)).sort().values
+        down = (
+            (sequence_logps(reference, batch.chosen) - sequence_logps(reference, batch.rejected)).detach().sort().values
+        )
     else:
         up, down = (side.sort().values for side in gaps(policy, reference, batch))
     whole = -torch.nn.functional.logsigmoid(0.2 * (up - down)).sum()
     # these pairs are not already in order
-    paired = made("dpo", policy, reference=reference, loss="sigmoid", beta=0.2)
+    paired = make_method("dpo", policy, reference=reference, loss="sigmoid", beta=0.2)
     assert abs(paired.loss_sum(paired.prepare(batch)).total.item() - whole.item()) > 1e-3
     assert total.item() == pytest.approx(whole.item())
     assert torch.allclose(flat_gradient(policy, total), flat_gradient(policy, whole), atol=1e-9)
 
 
 def test_a_mixture_is_the_weighted_sum_of_its_losses():
-    policy, reference, batch = precise(0), precise(1), pairs(5)
+    policy, reference, batch = float64_model(0), float64_model(1), pairs(5)
 
     def total(loss) -> torch.Tensor:
-        method = made("dpo", policy, reference=reference, loss=loss)
+        method = make_method("dpo", policy, reference=reference, loss=loss)
         return method.loss_sum(method.prepare(batch)).total
 
     mixed = total({"sigmoid": 0.8, "hinge": 0.2})
@@ -110,30 +118,32 @@ def test_a_mixture_is_the_weighted_sum_of_its_losses():
 
 
 def test_sft_term_is_per_token():
-    policy, batch = precise(0), pairs(5)
-    plain, imitating = (made("dpo", policy, reference=precise(1), sft_coef=coef) for coef in (0.0, 0.5))
+    policy, batch = float64_model(0), pairs(5)
+    plain, imitating = (make_method("dpo", policy, reference=float64_model(1), sft_coef=coef) for coef in (0.0, 0.5))
     added = imitating.loss_sum(imitating.prepare(batch)).total - plain.loss_sum(plain.prepare(batch)).total
     per_token = torch.stack([logps.mean() for logps in plain_logps(policy, batch.chosen)])
     assert added.item() == pytest.approx(-0.5 * per_token.sum().item())
 
 
 def test_ld_alpha_zero_counts_only_the_common_length():
-    policy, batch = precise(0), pairs(6)
-    method = made("dpo", policy, reference=precise(1), beta=0.1, ld_alpha=0.0)
+    policy, batch = float64_model(0), pairs(6)
+    method = make_method("dpo", policy, reference=float64_model(1), beta=0.1, ld_alpha=0.0)
     expected = 0.0
     for index in range(6):
         pair = batch.select([index])
         common = min(int(side.supervised[0].sum()) for side in (pair.chosen, pair.rejected))
         policy_c, policy_r = (plain_logps(policy, side)[0][:common].sum() for side in (pair.chosen, pair.rejected))
-        ref_c, ref_r = (plain_logps(precise(1), side)[0][:common].sum() for side in (pair.chosen, pair.rejected))
+        ref_c, ref_r = (plain_logps(float64_model(1), side)[0][:common].sum() for side in (pair.chosen, pair.rejected))
         expected -= torch.nn.functional.logsigmoid(0.1 * (policy_c - ref_c - policy_r + ref_r)).item()
     assert method.loss_sum(method.prepare(batch)).total.item() == pytest.approx(expected)
 
 
 def test_without_a_reference_its_log_probabilities_are_0():
-    policy, batch = precise(0), pairs(4)
-    method = made("dpo", policy, beta=0.1, reference_free=True)
-    expected = -torch.nn.functional.logsigmoid(0.1 * (summed(policy, batch.chosen) - summed(policy, batch.rejected)))
+    policy, batch = float64_model(0), pairs(4)
+    method = make_method("dpo", policy, beta=0.1, reference_free=True)
+    expected = -torch.nn.functional.logsigmoid(
+        0.1 * (sequence_logps(policy, batch.chosen) - sequence_logps(policy, batch.rejected))
+    )
     found = method.loss_sum(method.prepare(batch))
     assert found.total.item() == pytest.approx(expected.sum().item())
     assert not any("log_ratio/" in name or "log_ratio" in name for name in found.metrics)
@@ -143,9 +153,9 @@ def test_without_a_reference_its_log_probabilities_are_0():
 def test_bco_keeps_a_running_mean_of_the_rewards():
     batch = pairs(6)
     settings = {"loss": {"sigmoid": 1.0, "bco": 1.0}, "beta": 0.1, "bco_momentum": 0.75}
-    method = made("dpo", precise(0), reference=precise(1), **settings)
+    method = make_method("dpo", float64_model(0), reference=float64_model(1), **settings)
     prepared = method.prepare(batch)
-    chosen, rejected = gaps(precise(0), precise(1), batch)
+    chosen, rejected = gaps(float64_model(0), float64_model(1), batch)
     mean = 0.1 * (chosen.mean() + rejected.mean()).item() / 2
     # Rewards m, then 2m: the first mean counts fully; then (¾ · ¼ · m + ¼ · 2m) / (1 − (¾)²) = 0.6875 / 0.4375 · m.
     for scale, expected in ((1, mean), (2, 0.6875 / 0.4375 * mean)):
@@ -155,13 +165,13 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
             for cut in CUTS[1]:
                 method.accumulate(method.loss_sum(minibatch.select([index for index in cut if index < 6])).metrics)
         assert method.shift.value == pytest.approx(expected)
-    resumed = made("dpo", precise(0), reference=precise(1), **settings)
+    resumed = make_method("dpo", float64_model(0), reference=float64_model(1), **settings)
     resumed.load_state(method.state())
     assert resumed.shift == method.shift
 
 
 def test_a_reference_other_than_the_initial_policy_is_rejected():
-    method = made("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
+    method = make_method("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
     method.loss_sum(method.prepare(pairs(3)))  # another model is expected to differ
     method.components = replace(method.components, separate_reference=False)
     with pytest.raises(ConfigError, match=r"^reference: before the first update .*, expected 0") as e:
@@ -174,13 +184,13 @@ def test_a_reference_other_than_the_initial_policy_is_rejected():
 @pytest.mark.parametrize("loss", ["hinge", "ipo", "apo_zero", "bco", "discopop"])
 def test_label_smoothing_is_refused_where_it_has_no_effect(loss):
     with pytest.raises(ConfigError, match=rf"^method\.label_smoothing=0\.1 has no effect on method\.loss={loss}; .*$"):
-        made("dpo", precise(), loss=loss, label_smoothing=0.1)
-    made("dpo", precise(), loss={loss: 0.5, "sigmoid": 0.5}, label_smoothing=0.1)
+        make_method("dpo", float64_model(), loss=loss, label_smoothing=0.1)
+    make_method("dpo", float64_model(), loss={loss: 0.5, "sigmoid": 0.5}, label_smoothing=0.1)
 
 
 def test_exo_needs_label_smoothing():
     with pytest.raises(ConfigError, match=r"^method\.label_smoothing=0: exo .*$"):
-        made("dpo", precise(), loss={"exo": 1.0, "sigmoid": 1.0})
+        make_method("dpo", float64_model(), loss={"exo": 1.0, "sigmoid": 1.0})
 
 
 def test_a_running_mean_starts_with_its_first_value():

@@ -12,7 +12,15 @@ from postrain.config.tree import instantiate
 from postrain.errors import ConfigError
 from postrain.losses.dpo_variants import LOSSES
 from postrain.training.config import TrainConfig
-from tests.methods.builders import QUICK, defaults, flat_gradient, made, pairs, precise, unpaired_preferences
+from tests.methods.builders import (
+    QUICK,
+    defaults,
+    flat_gradient,
+    float64_model,
+    make_method,
+    pairs,
+    unpaired_preferences,
+)
 from tests.training_runs import composed, final_state, small_run
 
 Change = tuple[dict[str, Any], dict[str, Any]]
@@ -80,8 +88,8 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
 
     A running mean without bias depends on its momentum from the third on.
     """
-    policy = precise(0)
-    learner = made(method, policy, reference=precise(1), **settings)
+    policy = float64_model(0)
+    learner = make_method(method, policy, reference=float64_model(1), **settings)
     batch = unpaired_preferences([True, False, True, True, False]) if method == "kto" else pairs(8)
     for _ in range(3):
         learner.accumulated = {}

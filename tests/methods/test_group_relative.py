@@ -10,7 +10,7 @@ import torch
 
 from postrain.losses.policy_gradient import cispo_clips
 from postrain.methods.group_relative import GroupExperience
-from tests.methods.builders import flat_gradient, made, pieces, plain_logps, precise, rows
+from tests.methods.builders import flat_gradient, float64_model, make_method, plain_logps, random_sequences, rows
 
 FAMILY = ("grpo", "rloo", "reinforce")
 
@@ -24,7 +24,7 @@ def test_cispo_clips_what_it_bounds():
     batch, policy = rollout([1.0, -1.0])
     moved = replace(batch, logps_BT=batch.logps_BT - 1.0)  # every ratio is e
     for objective, share in (("clipped", 1.0), ("cispo", 2.0)):
-        found = made("grpo", policy, objective=objective).loss_sum(moved).metrics["clip_fraction"]
+        found = make_method("grpo", policy, objective=objective).loss_sum(moved).metrics["clip_fraction"]
         tokens = [int(mask.sum()) for mask in batch.rows.supervised]
         # A > 0 is clipped by both; A < 0 by cispo alone.
         assert found.value() == pytest.approx((tokens[0] + (share - 1) * tokens[1]) / sum(tokens))
@@ -32,10 +32,10 @@ def test_cispo_clips_what_it_bounds():
 
 def rollout(advantages: list[float], seed: int = 0) -> tuple[GroupExperience, torch.nn.Module]:
     """Random completions of random prompts, two of each, with these advantages, sampled by the returned policy."""
-    policy, draw = precise(), torch.Generator().manual_seed(seed)
-    prompts = [prompt for prompt in pieces(len(advantages) // 2, 6, draw) for _ in range(2)]
+    policy, draw = float64_model(), torch.Generator().manual_seed(seed)
+    prompts = [prompt for prompt in random_sequences(len(advantages) // 2, 6, draw) for _ in range(2)]
     batch = replace(
-        rows(prompts, pieces(len(advantages), 9, draw)), row_ids=tuple(i // 2 for i in range(len(advantages)))
+        rows(prompts, random_sequences(len(advantages), 9, draw)), row_ids=tuple(i // 2 for i in range(len(advantages)))
     )
     with torch.no_grad():
         logps = torch.nn.utils.rnn.pad_sequence(plain_logps(policy, batch), batch_first=True)
@@ -49,9 +49,9 @@ def rollout(advantages: list[float], seed: int = 0) -> tuple[GroupExperience, to
 
 @pytest.mark.parametrize("method", FAMILY)
 def test_a_fresh_gradient_is_reinforce(method):
-    """At ratio 1 every surrogate has the gradient of -A · log π, summed as the method sums tokens."""
+    """At ratio 1 every surrogate has the gradient of -A · log π, with the method's aggregation over tokens."""
     batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
-    asked = made(method, policy)
+    asked = make_method(method, policy)
     ours = flat_gradient(policy, asked.loss_sum(batch).total)
     logps = plain_logps(policy, batch.rows)
     per_token = method != "rloo"
@@ -66,7 +66,9 @@ def test_a_fresh_gradient_is_reinforce(method):
 @pytest.mark.parametrize("changes", [{"objective": "cispo"}, {"importance_sampling_level": "sequence"}, {"delta": 4.0}])
 def test_every_grpo_variant_is_reinforce_at_ratio_one(changes):
     batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
-    plain, other = (flat_gradient(policy, made("grpo", policy, **c).loss_sum(batch).total) for c in ({}, changes))
+    plain, other = (
+        flat_gradient(policy, make_method("grpo", policy, **c).loss_sum(batch).total) for c in ({}, changes)
+    )
     assert torch.allclose(plain, other, atol=1e-10)
 
 
@@ -75,7 +77,7 @@ def test_ratios_move_with_the_policy(method):
     """One policy sampled, another is asked: the loss is the surrogate of its own log-probabilities."""
     batch, policy = rollout([1.0, -0.5, 2.0, -1.0])
     moved_BT = batch.logps_BT - 0.05
-    found = made(method, policy, clip_low=0.5, clip_high=0.5).loss_sum(replace(batch, logps_BT=moved_BT)).total
+    found = make_method(method, policy, clip_low=0.5, clip_high=0.5).loss_sum(replace(batch, logps_BT=moved_BT)).total
     lengths = [len(logp) for logp in plain_logps(policy, batch.rows)]
     ratios = [math.exp(0.05 * (length if method == "rloo" else 1)) for length in lengths]
     held = [min(max(ratio, 0.5), 1.5) for ratio in ratios]
@@ -105,7 +107,7 @@ def test_completions_without_gradient_skip_the_forward_pass():
     ],
 )
 def test_aggregations(loss_type, expected):
-    asked = made("grpo", precise(), loss_type=loss_type, group_size=3)
+    asked = make_method("grpo", float64_model(), loss_type=loss_type, group_size=3)
     asked.sampling, asked.selected = replace(asked.sampling, max_new_tokens=10), [0]
     found = asked.weights(torch.tensor([2, 6, 4]), torch.tensor([True, True, False]))
     assert found.tolist() == pytest.approx(expected)

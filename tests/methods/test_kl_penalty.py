@@ -26,8 +26,8 @@ from postrain.models import scoring
 from postrain.models.adapters import LoRA
 from postrain.models.reference import Reference
 from postrain.models.scoring import score, score_with_reference
-from tests.methods.builders import Scripted, flat_gradient, made, pairs, precise, rows
-from tests.methods.test_rollouts import Table, Words
+from tests.methods.builders import ScriptedEngine, flat_gradient, float64_model, make_method, pairs, rows
+from tests.methods.test_rollouts import FirstTokenReward, NumberTemplate
 from tests.tiny import tiny_model
 
 POLICY, REFERENCE = (4, 2, 1, 1), (1, 1, 2, 12)
@@ -73,9 +73,15 @@ def of_head(model: Any, loss: Tensor) -> Tensor:
 def penalised_gradient(method: str, **changes: Any) -> tuple[Tensor, Tensor]:
     """What the method's loss gives for the eight completions, all of one reward, and BETA · ∇KL."""
     policy, reference = speaker(POLICY), speaker(REFERENCE)
-    parts = {"engine": Scripted(EIGHT), "template": Words(), "reward": Table(dict.fromkeys("0123", 0.0))}
+    components = {
+        "engine": ScriptedEngine(EIGHT),
+        "template": NumberTemplate(),
+        "reward": FirstTokenReward(dict.fromkeys("0123", 0.0)),
+    }
     groups = {"batch_size": 8} if method == "ppo" else {"batch_size": 1, "group_size": 8, "dynamic_sampling": 0}
-    found = made(method, policy, reference=reference, components=parts, kl_coef=BETA, **groups, **changes).double()
+    found = make_method(
+        method, policy, reference=reference, components=components, kl_coef=BETA, **groups, **changes
+    ).double()
     found.accumulated = {}
     count = groups["batch_size"]
     prepared = found.prepare(Prompts((torch.tensor([1, 2]),) * count, ("",) * count, ({},) * count, (0,) * count))
@@ -141,10 +147,10 @@ def test_the_table_of_expected_gradients(estimator, kl_in, share):
 )
 def test_biased_kl_combinations_are_refused_with_the_reason(method, estimator, kl_in, reason):
     if (method, estimator, kl_in) == ("grpo", "k3", "loss"):
-        assert made(method, tiny_model()).kl_estimator == "k3"  # the published default
+        assert make_method(method, tiny_model()).kl_estimator == "k3"  # the published default
         return
     with pytest.raises(ConfigError) as refused:
-        made(method, tiny_model(), kl_estimator=estimator, kl_in=kl_in)
+        make_method(method, tiny_model(), kl_estimator=estimator, kl_in=kl_in)
     assert str(refused.value).startswith(f"method.kl_estimator={estimator} with method.kl_in={kl_in}: ")
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -173,9 +179,11 @@ def token_logps_of(model: Any) -> Tensor:
 
 @pytest.mark.parametrize(("method", "estimator"), IN_LOSS)
 def test_two_tokens_in_the_loss(method, estimator):
-    """Each token's KL given the words before it, summed over the completion (grpo, reinforce: the mean of its two)."""
+    """KL of each token given its prefix, summed over the completion (grpo, reinforce: mean of the two tokens)."""
     policy, reference = writer(0), writer(1)
-    asked = made(method, policy, reference=reference, kl_coef=BETA, kl_in="loss", kl_estimator=estimator).double()
+    asked = make_method(
+        method, policy, reference=reference, kl_coef=BETA, kl_in="loss", kl_estimator=estimator
+    ).double()
     batch = rows([torch.tensor([1, 2])] * 16, TWO)
     mine, theirs = token_logps_of(policy), token_logps_of(reference).detach()
     old, still = mine.detach(), torch.zeros(16, 2, dtype=torch.float64)
@@ -221,7 +229,7 @@ def test_two_tokens_in_the_reward():
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_exact_kl_is_differentiable_in_chunks_and_in_pieces(adapter, monkeypatch):
     """Over a vocabulary that does not fit a chunk, under an adapter, in micro-batches: the same KL and gradient."""
-    policy: Any = precise()
+    policy: Any = float64_model()
     if adapter:
         settings = {"r": 4, "alpha": 8.0, "dropout": 0.0, "rslora": False, "dora": False, "target_modules": None}
         policy = LoRA(**settings).wrap(policy, head="causal").double()
@@ -229,7 +237,7 @@ def test_the_exact_kl_is_differentiable_in_chunks_and_in_pieces(adapter, monkeyp
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(0, 0.3)
-    reference = Reference.for_policy(policy, None if adapter else precise(1))
+    reference = Reference.for_policy(policy, None if adapter else float64_model(1))
     batch = pairs(3).chosen
 
     def found(parts: Sequence[Sequence[int]]) -> tuple[float, Tensor]:

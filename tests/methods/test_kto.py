@@ -11,7 +11,7 @@ import torch
 from postrain.errors import ConfigError
 from postrain.losses.preference import kto, kto_baseline
 from postrain.methods.metrics import combine
-from tests.methods.builders import flat_gradient, made, precise, summed, unpaired_preferences
+from tests.methods.builders import flat_gradient, float64_model, make_method, sequence_logps, unpaired_preferences
 from tests.training_runs import records, small_run
 
 
@@ -50,21 +50,23 @@ def test_the_baseline_is_measured_on_unrelated_completions():
     batch = unpaired_preferences([True, False, True, False, True])
     found = []
     for seeds in ((0, 1), (1, 0)):
-        policy, reference = map(precise, seeds)
-        mean = (summed(policy, batch.unrelated) - summed(reference, batch.unrelated)).mean().item()
+        policy, reference = map(float64_model, seeds)
+        mean = (sequence_logps(policy, batch.unrelated) - sequence_logps(reference, batch.unrelated)).mean().item()
         for budget in (1, 20, 10_000):
-            baseline_B = made("kto", policy, reference=reference, micro_batch_tokens=budget).prepare(batch).baseline_B
+            baseline_B = (
+                make_method("kto", policy, reference=reference, micro_batch_tokens=budget).prepare(batch).baseline_B
+            )
             assert not baseline_B.requires_grad
             assert baseline_B.tolist() == pytest.approx([max(0.0, mean)] * 5)
         found.append(baseline_B[0].item())
     # one model seen from the other: one mean is negative, the other is not
     assert min(found) == 0 < max(found)
-    assert not made("kto", policy, reference=reference, loss="apo_zero_unpaired").prepare(batch).baseline_B.any()
+    assert not make_method("kto", policy, reference=reference, loss="apo_zero_unpaired").prepare(batch).baseline_B.any()
 
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
 def test_initial_kto_loss_is_half_the_label_weight(loss):
-    method = made("kto", precise(), loss=loss, desirable_weight=2.0, undesirable_weight=3.0)
+    method = make_method("kto", float64_model(), loss=loss, desirable_weight=2.0, undesirable_weight=3.0)
     found = method.loss_sum(method.prepare(unpaired_preferences([True, False, False])))
     # ½ · 2 + ½ · 3 + ½ · 3
     assert found.total.item() == pytest.approx(4)
@@ -74,11 +76,15 @@ def test_initial_kto_loss_is_half_the_label_weight(loss):
 
 
 def test_kto_loss_of_an_updated_policy_is_equation_8():
-    policy, reference, batch = precise(1), precise(0), unpaired_preferences([True, False, True, False, False])
+    policy, reference, batch = (
+        float64_model(1),
+        float64_model(0),
+        unpaired_preferences([True, False, True, False, False]),
+    )
     settings: dict[str, Any] = {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 0.5}
-    method = made("kto", policy, reference=reference, **settings)
-    ratio = summed(policy, batch.rows) - summed(reference, batch.rows).detach()
-    unrelated = summed(policy, batch.unrelated) - summed(reference, batch.unrelated)
+    method = make_method("kto", policy, reference=reference, **settings)
+    ratio = sequence_logps(policy, batch.rows) - sequence_logps(reference, batch.rows).detach()
+    unrelated = sequence_logps(policy, batch.unrelated) - sequence_logps(reference, batch.unrelated)
     baseline = unrelated.mean().clamp(min=0).detach()
     value = torch.where(batch.label_B, ratio - baseline, baseline - ratio)
     weight = torch.where(batch.label_B, 2.0, 0.5)
@@ -98,8 +104,8 @@ def test_kto_loss_of_an_updated_policy_is_equation_8():
 @pytest.mark.parametrize("labels", [[True] * 3, [False] * 3, [True] * 2, [True, False] * 3 + [True]])
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1), (1, 0)])
 def test_batches_of_one_label_and_of_odd_sizes_are_finite(labels, seeds):
-    policy = precise(seeds[0])
-    method, batch = made("kto", policy, reference=precise(seeds[1])), unpaired_preferences(labels)
+    policy = float64_model(seeds[0])
+    method, batch = make_method("kto", policy, reference=float64_model(seeds[1])), unpaired_preferences(labels)
     prepared = method.prepare(batch)
     found = method.loss_sum(prepared)
     gradient = flat_gradient(policy, found.total)
@@ -114,7 +120,7 @@ def test_batches_of_one_label_and_of_odd_sizes_are_finite(labels, seeds):
 
 def test_one_completion_has_no_unrelated_one():
     with pytest.raises(ConfigError, match=r"^method\.batch_size=1: .*at least 2.*$"):
-        made("kto", precise(), batch_size=1)
+        make_method("kto", float64_model(), batch_size=1)
 
 
 def test_kto_runs_with_an_odd_batch_and_no_undesirable_label(tmp_path, monkeypatch):

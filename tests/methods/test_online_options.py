@@ -11,8 +11,8 @@ import torch
 from postrain.config.schema import schema_of
 from postrain.methods.base import Method
 from postrain.rollout.engine import Mixture
-from tests.methods.builders import Scripted, defaults, flat_gradient, made
-from tests.methods.test_rollouts import Table, Words, prompts
+from tests.methods.builders import ScriptedEngine, defaults, flat_gradient, make_method
+from tests.methods.test_rollouts import FirstTokenReward, NumberTemplate, prompts
 from tests.tiny import tiny_model
 
 Change = tuple[dict[str, Any], dict[str, Any]]
@@ -76,26 +76,26 @@ ELSEWHERE = {"online_dpo": {"preference_temperature"}}
 CASES = [(method, changed, beside) for method, cases in CHANGES.items() for changed, beside in cases]
 
 
-class Mixing(Scripted):
+class Mixing(ScriptedEngine):
     """Tells the mixture's share by what it says: its opponents' completions begin with another token."""
 
     def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list:
         if isinstance(model, Mixture):
-            self.asked += round(10 * model.coef)
+            self.calls += round(10 * model.coef)
         return super().generate(model, prompts, seeds=seeds, stop=stop)
 
 
-SAYS = [[2, 7, 0], [2, 3, 0], [2, 4], [1, 4, 9, 0], [3, 8, 0], [1, 5], [4, 0], [2, 2, 2, 2, 0]]
+COMPLETIONS = [[2, 7, 0], [2, 3, 0], [2, 4], [1, 4, 9, 0], [3, 8, 0], [1, 5], [4, 0], [2, 2, 2, 2, 0]]
 VALUES = {"1": 0.0, "2": 1.0, "3": 0.4, "4": 0.1}
 
 
 def learned(method: str, **settings: Any) -> torch.Tensor:
     """The gradients of all mini-batches of an update, where policy, sampler and reference are three."""
-    parts = {"engine": Mixing(SAYS), "template": Words(), "reward": Table(VALUES)}
+    components = {"engine": Mixing(COMPLETIONS), "template": NumberTemplate(), "reward": FirstTokenReward(VALUES)}
     policy = tiny_model()
     alone = {"dynamic_sampling": 0} if "dynamic_sampling" in defaults(method) else {}
     settings = {"batch_size": 2, "group_size": 3, **alone, **settings}
-    found = made(method, policy, reference=tiny_model(seed=1), components=parts, **settings)
+    found = make_method(method, policy, reference=tiny_model(seed=1), components=components, **settings)
     found.accumulated = {}
     prepared = found.prepare(prompts(found.items_per_update()))
     if hasattr(prepared, "logps_BT"):

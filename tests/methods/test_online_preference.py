@@ -15,15 +15,15 @@ from postrain.methods.online_dpo import average_preference
 from postrain.rewards.function import PairwiseFunction
 from postrain.rollout.engine import Mixture
 from postrain.types import Completion, Sampling, Stop
-from tests.methods.builders import Scripted, made
-from tests.methods.test_rollouts import Table, Words, prompts
+from tests.methods.builders import ScriptedEngine, make_method
+from tests.methods.test_rollouts import FirstTokenReward, NumberTemplate, prompts
 from tests.tiny import tiny_model
 from tests.training_runs import composed
 
 NAN = float("nan")
 
 
-class Duel:
+class TablePreference:
     """Prefers by a table of first tokens: P(a beats b)."""
 
     def __init__(self, table: dict[tuple[str, str], float]) -> None:
@@ -44,12 +44,12 @@ def test_average_preference_skips_self_comparison_and_nan():
 
 
 def test_a_reward_becomes_a_preference_by_its_difference():
-    parts = {
-        "engine": Scripted([[1, 0], [2, 0], [3, 0]]),
-        "template": Words(),
-        "reward": Table({"1": 2.0, "2": 1.0, "3": NAN}),
+    components = {
+        "engine": ScriptedEngine([[1, 0], [2, 0], [3, 0]]),
+        "template": NumberTemplate(),
+        "reward": FirstTokenReward({"1": 2.0, "2": 1.0, "3": NAN}),
     }
-    found = made("nash_md", tiny_model(), components=parts, preference_temperature=0.5)
+    found = make_method("nash_md", tiny_model(), components=components, preference_temperature=0.5)
     drawn = found.rollout(prompts(3))
     # sigmoid((2 - 1) / 0.5) = 0.8808, the reverse 0.1192, and nobody knows.
     beats_B = found.preference(drawn, drawn.select([1, 0, 0]))
@@ -60,7 +60,7 @@ def test_a_reward_becomes_a_preference_by_its_difference():
 def test_an_unscorable_completion_is_neither_best_nor_worst():
     # 1 never beats the two that are known, nobody can tell of 4: without it 3 is the best and 1 the worst.
     table = {("1", "3"): 0.3, ("3", "1"): 0.45} | {pair: NAN for known in "13" for pair in ((known, "4"), ("4", known))}
-    found = asked("online_dpo", [[1, 0], [4, 0], [3, 0]], table, group_size=3, batch_size=1)
+    found = scripted_method("online_dpo", [[1, 0], [4, 0], [3, 0]], table, group_size=3, batch_size=1)
     prepared = found.prepare(prompts(1))
     assert prepared.pairs.chosen.ids[0].tolist()[2:] == [3, 0]
     assert prepared.pairs.rejected.ids[0].tolist()[2:] == [1, 0]
@@ -80,16 +80,22 @@ def test_a_function_compares(monkeypatch):
         wrong.compare(["p"], ["aa"], ["a"], [{}])
 
 
-def asked(method: str, says: Sequence[Sequence[int]], table: dict[tuple[str, str], float], **changes: Any) -> Any:
-    parts = {"engine": Scripted(says), "template": Words(), "preference": Duel(table)}
-    found = made(method, tiny_model(), components=parts, **{"batch_size": 2, "group_size": 2, **changes})
+def scripted_method(
+    method: str, completions: Sequence[Sequence[int]], table: dict[tuple[str, str], float], **changes: Any
+) -> Any:
+    components = {
+        "engine": ScriptedEngine(completions),
+        "template": NumberTemplate(),
+        "preference": TablePreference(table),
+    }
+    found = make_method(method, tiny_model(), components=components, **{"batch_size": 2, "group_size": 2, **changes})
     found.accumulated = {}
     return found
 
 
 def test_online_dpo_keeps_the_best_and_the_worst():
     table = {("3", "1"): 0.9, ("1", "3"): 0.1}
-    found = asked("online_dpo", [[1, 0], [3, 4, 0], [2, 0], [2, 0]], table)
+    found = scripted_method("online_dpo", [[1, 0], [3, 4, 0], [2, 0], [2, 0]], table)
     prepared = found.prepare(prompts(2))
     assert prepared.decided_B.tolist() == [True, False]
     assert prepared.pairs.chosen.ids[0].tolist() == [5, 6, 3, 4, 0]
@@ -102,10 +108,14 @@ def test_online_dpo_keeps_the_best_and_the_worst():
 SCORES = {"1": 0.1, "2": 0.5, "3": 0.9}
 
 
-def scored_duel(method: str, says: Sequence[Sequence[int]], **changes: Any) -> Any:
-    parts = {"engine": Scripted(says), "template": Words(), "reward": Table(SCORES)}
+def rewarded_method(method: str, completions: Sequence[Sequence[int]], **changes: Any) -> Any:
+    components = {
+        "engine": ScriptedEngine(completions),
+        "template": NumberTemplate(),
+        "reward": FirstTokenReward(SCORES),
+    }
     settings = {"batch_size": 1, "group_size": 3, "preference_temperature": 1.0, **changes}
-    found = made(method, tiny_model(), components=parts, **settings)
+    found = make_method(method, tiny_model(), components=components, **settings)
     found.accumulated = {}
     return found
 
@@ -121,13 +131,15 @@ def scored_duel(method: str, says: Sequence[Sequence[int]], **changes: Any) -> A
     ],
 )
 def test_online_dpo_penalises_or_masks_truncated_completions(changes, chosen, rejected):
-    prepared = scored_duel("online_dpo", [[1, 0], [3, 4], [2, 0]], **changes).prepare(prompts(1))
+    prepared = rewarded_method("online_dpo", [[1, 0], [3, 4], [2, 0]], **changes).prepare(prompts(1))
     assert prepared.decided_B.tolist() == [True]
     assert [rows.ids[0].tolist()[2:] for rows in (prepared.pairs.chosen, prepared.pairs.rejected)] == [chosen, rejected]
 
 
 def test_online_dpo_with_one_whole_completion_has_no_pair():
-    prepared = scored_duel("online_dpo", [[1, 0], [3, 4], [2, 5]], mask_truncated_completions=True).prepare(prompts(1))
+    prepared = rewarded_method("online_dpo", [[1, 0], [3, 4], [2, 5]], mask_truncated_completions=True).prepare(
+        prompts(1)
+    )
     assert prepared.decided_B.tolist() == [False]
 
 
@@ -135,7 +147,7 @@ def test_nash_md_penalises_or_masks_truncated_completions():
     mine, theirs = [[3, 4], [1, 0]], [[2, 0], [2, 7]]
 
     def won(**changes: Any) -> tuple[list[float], list[bool]]:
-        prepared = scored_duel("nash_md", mine + theirs, group_size=2, **changes).prepare(prompts(1))
+        prepared = rewarded_method("nash_md", mine + theirs, group_size=2, **changes).prepare(prompts(1))
         return prepared.advantages_BT[:, 0].tolist(), [bool(cost) for cost in prepared.cost()]
 
     def beats(*gaps: float) -> float:
@@ -151,8 +163,8 @@ def test_nash_md_penalises_or_masks_truncated_completions():
 
 @pytest.mark.parametrize("method", ["online_dpo", "nash_md"])
 def test_a_penalty_needs_a_reward_to_take_it_off(method):
-    with pytest.raises(ConfigError, match=r"missing_eos_penalty=1.*Duel only compares.*mask_truncated_comp"):
-        asked(method, [[1, 0]], {}, missing_eos_penalty=1.0)
+    with pytest.raises(ConfigError, match=r"missing_eos_penalty=1.*TablePreference only compares.*mask_truncated_comp"):
+        scripted_method(method, [[1, 0]], {}, missing_eos_penalty=1.0)
 
 
 def test_grpo_refuses_a_pairwise_preference(tmp_path):
@@ -168,7 +180,7 @@ CIRCLE = {("2", "1"): 1.0, ("1", "2"): 0.0, ("3", "2"): 1.0, ("2", "3"): 0.0, ("
 
 
 def player(probabilities: Sequence[float]) -> Any:
-    """A model of one token: from any prompt it says rock, paper or scissors with these probabilities."""
+    """A model of one token: from any prompt it samples rock, paper or scissors with these probabilities."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=48,
@@ -194,7 +206,7 @@ def player(probabilities: Sequence[float]) -> Any:
     return model
 
 
-class Throw:
+class OneTokenEngine:
     """Draws the one token from a player, or from the mixture of two, whatever the prompt."""
 
     sampling, exact = Sampling(1), True
@@ -224,9 +236,9 @@ def test_nash_md_on_rock_paper_scissors_converges_to_uniform():
     The policy begins with rock, nearly always; the start it is held to plays uniformly.
     """
     policy, start = player([0.9, 0.07, 0.03]), player([1 / 3, 1 / 3, 1 / 3])
-    parts = {"engine": Throw(), "template": Words(), "preference": Duel(CIRCLE)}
+    components = {"engine": OneTokenEngine(), "template": NumberTemplate(), "preference": TablePreference(CIRCLE)}
     settings = {"batch_size": 32, "group_size": 8, "beta": 0.1, "mixture": 0.25}
-    found = made("nash_md", policy, reference=start, components=parts, **settings)
+    found = make_method("nash_md", policy, reference=start, components=components, **settings)
     # Only what the head makes of its constant input learns.
     optimizer = torch.optim.SGD([policy.lm_head.weight], lr=3.0)
     asked = prompts(32)

@@ -11,7 +11,7 @@ from postrain.losses.preference import log_odds, odds_ratio
 from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairScores, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.models.scoring import Scores
-from tests.methods.builders import flat_gradient, made, pairs, plain_logps, precise, summed
+from tests.methods.builders import flat_gradient, float64_model, make_method, pairs, plain_logps, sequence_logps
 
 WITHOUT_REFERENCE = ["orpo", "simpo", "cpo"]
 
@@ -24,7 +24,7 @@ def scores(*rows: list[float]) -> Scores:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_both_sides_are_scored_as_each_row_alone(seed):
-    policy, batch = precise(seed), pairs(5, seed)
+    policy, batch = float64_model(seed), pairs(5, seed)
     found = score_pairs(policy, batch)
     chosen, rejected = plain_logps(policy, batch.chosen), plain_logps(policy, batch.rejected)
     same = PairScores.of(chosen, rejected, torch.device("cpu"))
@@ -77,22 +77,22 @@ def means(policy, batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_orpo():
-    policy, batch = precise(), pairs(4)
+    policy, batch = float64_model(), pairs(4)
     chosen, rejected = means(policy, batch)
     odds = [p / (1 - p) for p in (chosen.exp(), rejected.exp())]
     # −log π(chosen) per token − λ ln σ(ln (odds ratio)), and σ(ln x) = x / (1 + x)
     expected = (-chosen - 0.3 * torch.log(odds[0] / odds[1] / (1 + odds[0] / odds[1]))).sum()
-    found = made("orpo", policy, odds_coef=0.3).loss_sum(batch)
+    found = make_method("orpo", policy, odds_coef=0.3).loss_sum(batch)
     assert found.total.item() == pytest.approx(expected.item(), rel=1e-6)
     assert combine(found.metrics)["nll/chosen"] == pytest.approx(-chosen.mean().item())
 
 
 def test_simpo():
-    policy, batch = precise(), pairs(4)
+    policy, batch = float64_model(), pairs(4)
     chosen, rejected = means(policy, batch)
     # −ln σ(β (m_c − m_r) − γ) with β = 2 and γ = 0.5 β = 1
     expected = torch.log1p(torch.exp(-(2 * (chosen - rejected) - 1))).sum()
-    found = made("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(batch)
+    found = make_method("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(batch)
     assert found.total.item() == pytest.approx(expected.item())
     # the margin that is logged is that of the rewards, before γ is asked of it
     assert combine(found.metrics)["margin"] == pytest.approx(2 * (chosen - rejected).mean().item())
@@ -100,30 +100,30 @@ def test_simpo():
 
 def test_simpo_loss_of_equal_completions_is_that_of_the_margin():
     # β 2, γ/β 0.5: equal means cost −ln σ(−1) = ln (1 + e)
-    policy, batch = precise(), pairs(1)
+    policy, batch = float64_model(), pairs(1)
     same = type(batch)(batch.chosen, batch.chosen, batch.margin_B)
-    assert made("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(same).total.item() == pytest.approx(
+    assert make_method("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(same).total.item() == pytest.approx(
         log(1 + exp(1))
     )
 
 
 def test_cpo_is_reference_free_dpo_plus_sft():
-    policy, batch = precise(), pairs(5)
-    cpo = made("cpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1).loss_sum(batch).total
-    dpo = made("dpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1, reference_free=True)
+    policy, batch = float64_model(), pairs(5)
+    cpo = make_method("cpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1).loss_sum(batch).total
+    dpo = make_method("dpo", policy, beta=0.2, sft_coef=0.7, label_smoothing=0.1, reference_free=True)
     other = dpo.loss_sum(dpo.prepare(batch)).total
     assert cpo.item() == pytest.approx(other.item())
     assert torch.allclose(flat_gradient(policy, cpo), flat_gradient(policy, other))
     # −ln σ(0.2 Δ), smoothed, − 0.7 log π(chosen) per token
-    gap = 0.2 * (summed(policy, batch.chosen) - summed(policy, batch.rejected))
+    gap = 0.2 * (sequence_logps(policy, batch.chosen) - sequence_logps(policy, batch.rejected))
     expected = 0.9 * torch.log1p(torch.exp(-gap)) + 0.1 * torch.log1p(torch.exp(gap)) - 0.7 * means(policy, batch)[0]
     assert cpo.item() == pytest.approx(expected.sum().item())
 
 
 @pytest.mark.parametrize("method", WITHOUT_REFERENCE)
 def test_gradient_is_independent_of_micro_batch_size(method):
-    policy, batch = precise(), pairs(5)
-    learner = made(method, policy)
+    policy, batch = float64_model(), pairs(5)
+    learner = make_method(method, policy)
     whole = flat_gradient(policy, learner.loss_sum(batch).total)
     one_by_one = torch.stack([learner.loss_sum(batch.select([index])).total for index in range(5)]).sum()
     # ORPO's odds are float32

@@ -9,16 +9,20 @@ import pytest
 import torch
 
 from postrain.methods.ppo import critic_metrics
-from tests.methods.builders import Scripted, made, precise
-from tests.methods.test_rollouts import NAN, Table, Words, noted, prompts
+from tests.methods.builders import ScriptedEngine, float64_model, make_method
+from tests.methods.test_rollouts import NAN, FirstTokenReward, NumberTemplate, logged, prompts
 
 
-def ppo(says: Sequence[Sequence[int]], values: Mapping[str, float], **changes: Any) -> Any:
+def ppo(completions: Sequence[Sequence[int]], values: Mapping[str, float], **changes: Any) -> Any:
     """PPO over as many prompts as there are completions, one mini-batch; its critic has learned something."""
-    parts = {"engine": Scripted(says), "template": Words(), "reward": Table(values)}
-    settings = {"batch_size": len(says), "minibatches_per_epoch": 1, "value_clip": 9.0, **changes}
+    components = {
+        "engine": ScriptedEngine(completions),
+        "template": NumberTemplate(),
+        "reward": FirstTokenReward(values),
+    }
+    settings = {"batch_size": len(completions), "minibatches_per_epoch": 1, "value_clip": 9.0, **changes}
     torch.manual_seed(0)
-    found = made("ppo", precise(), reference=precise(1), components=parts, **settings).double()
+    found = make_method("ppo", float64_model(), reference=float64_model(1), components=components, **settings).double()
     with torch.no_grad():
         for parameter in found.value_head.parameters():
             parameter.normal_(0, 0.3)
@@ -50,7 +54,7 @@ def test_ppo_skips_unscorable_and_masked_episodes(left_out, changes):
     without, among = ppo(KNOWN, VALUES, **changes), ppo([*KNOWN, left_out], VALUES, **changes)
     assert torch.allclose(ppo_step(among, 3), ppo_step(without, 2), atol=1e-12)
     for name in ("advantage/mean_abs", "value/explained_variance"):
-        assert noted(among, name) == pytest.approx(noted(without, name))
+        assert logged(among, name) == pytest.approx(logged(without, name))
     prepared = among.prepare(prompts(3))
     assert prepared.learned_B.tolist() == [True, True, False]
     assert not prepared.advantages_BT[2].any()
@@ -62,7 +66,7 @@ def test_ppo_with_nothing_scorable_has_no_minibatch_items():
     minibatch = next(found.minibatches(prepared))
     assert (len(minibatch), found.denominator(minibatch)) == (0, 0)
     assert not prepared.advantages_BT.isnan().any()
-    assert noted(found, "value/explained_variance") == 0
+    assert logged(found, "value/explained_variance") == 0
 
 
 def test_explained_variance_is_exact_for_large_returns():

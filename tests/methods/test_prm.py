@@ -10,7 +10,7 @@ from postrain.data.kinds.steps import StepRows
 from postrain.methods.prm import accuracies, first_error, up_to_first_error
 from postrain.models.scoring import step_logits
 from postrain.types import Rows
-from tests.methods.builders import flat_gradient, made
+from tests.methods.builders import flat_gradient, make_method
 from tests.tiny import SHAPES
 
 
@@ -80,7 +80,7 @@ def test_a_step_is_read_at_its_last_token_whatever_follows():
 
 @pytest.mark.parametrize(("after", "counted"), [("use", 6), ("ignore", 4)])
 def test_labels_behind_the_first_error_are_learned_or_not(after, counted):
-    method = made("prm", scorer(), after_first_error=after)
+    method = make_method("prm", scorer(), after_first_error=after)
     # 3 + 1 + 2 steps; up to the first error 2 + 1 + 1
     assert method.denominator(BATCH) == counted
     flipped = StepRows(BATCH.rows, (torch.tensor([True, False, True]), *BATCH.labels[1:]))
@@ -94,6 +94,6 @@ def test_labels_behind_the_first_error_are_learned_or_not(after, counted):
 
 
 def test_the_baseline_is_the_more_frequent_label():
-    method = made("prm", scorer())
+    method = make_method("prm", scorer())
     assert method.derived({"positive_step_fraction": 0.3}) == {"majority_accuracy": pytest.approx(0.7)}
     assert method.derived({"positive_step_fraction": 0.8}) == {"majority_accuracy": pytest.approx(0.8)}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from postrain.errors import ConfigError
 from postrain.methods.reference_cache import in_order, read, row_digest, rows_in, write
 from postrain.runs.folder import RunFolder
-from tests.methods.builders import QUICK, made, pairs, precise, unpaired_preferences
+from tests.methods.builders import QUICK, float64_model, make_method, pairs, unpaired_preferences
 from tests.models.test_adapters import lora
 from tests.tiny import tiny_model
 from tests.training_runs import final_state, records, resumed, same, small_run
@@ -127,9 +127,9 @@ def test_the_reference_follows_and_comes_back_on_resume(cache, tmp_path):
 @pytest.mark.parametrize("mix", [0.25, 1.0])
 def test_the_reference_takes_a_step_towards_the_policy(mix):
     batch = pairs(3)
-    method = made("dpo", precise(0), ref_sync_steps=2, ref_mixup_alpha=mix)
+    method = make_method("dpo", float64_model(0), ref_sync_steps=2, ref_mixup_alpha=mix)
     start = {name: value.clone() for name, value in method.policy.state_dict().items()}
-    moves = precise(1).state_dict()
+    moves = float64_model(1).state_dict()
     expected = start
     for update in range(4):
         prepared = method.prepare(batch)
@@ -155,17 +155,17 @@ def test_the_reference_takes_a_step_towards_the_policy(mix):
 @pytest.mark.parametrize("settings", [{"precompute_ref_log_probs": True}, {"reference_free": True}])
 def test_ref_sync_steps_needs_a_reference_computed_at_every_update(settings):
     with pytest.raises(ConfigError, match=r"^method\.ref_sync_steps=4 .*method\.precompute_ref_log_probs=false"):
-        made("dpo", precise(), ref_sync_steps=4, **settings)
+        make_method("dpo", float64_model(), ref_sync_steps=4, **settings)
 
 
 def test_ref_sync_is_refused_with_an_adapter():
     with pytest.raises(ConfigError, match=r"^method\.ref_sync_steps: not with an adapter.*leave it 0$"):
-        made("kto", lora().wrap(tiny_model(), head="causal"), ref_sync_steps=4)
+        make_method("kto", lora().wrap(tiny_model(), head="causal"), ref_sync_steps=4)
 
 
 @pytest.mark.parametrize("batch", [pairs(4), unpaired_preferences([True, False, True])])
 def test_rows_are_known_by_their_content(batch, tmp_path):
-    method = made("dpo", precise())
+    method = make_method("dpo", float64_model())
     known = method.reference_logps_of(batch)
     rows = rows_in(batch)
     assert len(known) == len(rows)
@@ -186,13 +186,13 @@ def test_rows_are_known_by_their_content(batch, tmp_path):
 def test_the_adapter_switched_off_is_the_frozen_copy():
     batch, model = pairs(5), tiny_model()
     frozen, adapted = tiny_model(), lora().wrap(model, head="causal")
-    learner = made("dpo", adapted)
+    learner = make_method("dpo", adapted)
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
     off = learner.prepare(batch)
-    copied = made("dpo", adapted, reference=frozen).prepare(batch)
+    copied = make_method("dpo", adapted, reference=frozen).prepare(batch)
     for one, other in zip(off.ref_chosen + off.ref_rejected, copied.ref_chosen + copied.ref_rejected, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
