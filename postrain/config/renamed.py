@@ -71,6 +71,8 @@ RULES = {
     "groups_agree": "zero_variance_groups",
 }
 """Diagnostic rules, as the run folders of earlier versions name them."""
+TOKEN_USES = {"read": "context", "learned": "loss", "right": "positive_step", "wrong": "negative_step"}
+"""Token uses in the loss masks of a manifest."""
 STUDY = {"picture": "plot"}
 """Keys of a study."""
 

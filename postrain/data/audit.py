@@ -18,13 +18,18 @@ from rich.table import Table
 from rich.text import Text
 
 from postrain.data.chat import Template
-from postrain.data.encode import Encoded, Use
+from postrain.data.encode import Encoded, TokenUse
 from postrain.data.kinds import KINDS
 from postrain.data.layouts import names
 from postrain.errors import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
-STYLES: Mapping[Use, str] = {"learned": "green", "read": "dim", "right": "bold green", "wrong": "bold red"}
+STYLES: Mapping[TokenUse, str] = {
+    "loss": "green",
+    "context": "dim",
+    "positive_step": "bold green",
+    "negative_step": "bold red",
+}
 PREVIEW_ITEMS = 3
 """Items whose rows the manifest keeps, for the report."""
 MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_STRETCHES = 600, 24
@@ -245,7 +250,7 @@ class Stretch:
 
     text: str
     """Special tokens written out."""
-    use: Use
+    use: TokenUse
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,7 @@ def preview(items: Sequence[Encoded], template: Template) -> Iterator[PreviewRow
             yield PreviewRow(item.row, role, _stretches(ids.tolist(), uses, template))
 
 
-def _stretches(ids: Sequence[int], uses: Sequence[Use], template: Template) -> tuple[Stretch, ...]:
+def _stretches(ids: Sequence[int], uses: Sequence[TokenUse], template: Template) -> tuple[Stretch, ...]:
     """Decoded in one piece each: tokens decoded one by one lose their spaces and break letters of several bytes."""
     found, start = [], 0
     for use, group in groupby(uses):

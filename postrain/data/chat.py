@@ -138,7 +138,7 @@ class Template:
         answers = [
             turn for turn in messages if turn.role == "assistant" and not (turn.prefill or self._keeps_text(turn))
         ]
-        found = [number for number, answer in enumerate(answers) if not answer.learned]
+        found = [number for number, answer in enumerate(answers) if not answer.in_loss]
         if found and spans != len(answers):
             raise ConfigError(
                 f"row {row}: the template {self.name} marks {spans} spans for {len(answers)} answers, so an answer "

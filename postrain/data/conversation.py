@@ -17,7 +17,7 @@ class Message:
     role: str
     """system, user or assistant."""
     content: str
-    learned: bool = True
+    in_loss: bool = True
     """False for an answer that is part of the conversation and not imitated (weight 0)."""
     prefill: bool = False
     """True for the assistant's last message in a prompt, which is to be continued."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # the file of the kind stands on this one
     from postrain.data.kinds.steps import StepLayout
 
 LossOn = Literal["completion", "assistant", "all"]
-Use = Literal["read", "learned", "right", "wrong"]
-"""Read only; learned; of a chain, the token at which a right or a wrong step is judged."""
+TokenUse = Literal["context", "loss", "positive_step", "negative_step"]
+"""Context (no loss); in the loss; last token of a step labelled right; of a step labelled wrong."""
 
 PROMPT_CUT = "prompt cut on the left"
 ANSWER_CUT = "answer cut on the right"
@@ -68,10 +68,10 @@ class Encoded(ABC):
         """Why cutting has left nothing to learn; None where it has not."""
         return None
 
-    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
-        """Each row's role (empty for a row alone), its tokens, and what training makes of each."""
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[TokenUse]]]:
+        """Role (empty unless the record has several rows), token ids and token uses of each row."""
         for row in self.token_rows():
-            yield "", row.ids, row.learned()
+            yield "", row.ids, row.uses()
 
 
 def collate(items: Sequence[Encoded]) -> Batch:
@@ -99,9 +99,9 @@ class EncodedRow(Encoded):
     def token_rows(self) -> tuple[EncodedRow, ...]:
         return (self,)
 
-    def learned(self) -> list[Use]:
+    def uses(self) -> list[TokenUse]:
         """The use of each token."""
-        return ["learned" if learned else "read" for learned in self.supervised.tolist()]
+        return ["loss" if supervised else "context" for supervised in self.supervised.tolist()]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from postrain.data.messages import history, messages, parse_prompt
 REPEATED = "prompt cut off the answer that repeats it"
 
 
-def asked(fields: Fields) -> Messages:
+def read_prompt(fields: Fields) -> Messages:
     """The turns of the prompt column, with `input` or `context` below a prompt of one text; () without a prompt."""
     found, given = fields.find("prompt"), fields.peek("input")
     if found is None:
@@ -33,7 +33,7 @@ def asked(fields: Fields) -> Messages:
     return parse_prompt(fields, value, name)
 
 
-def begun(fields: Fields, turns: Messages) -> Messages:
+def add_system_and_history(fields: Fields, turns: Messages) -> Messages:
     """The turns with the columns `system` and `history` before them, unless they begin with those already."""
     earlier = fields.optional("history")
     said = history(fields, earlier[1], earlier[0]) if earlier else ()
@@ -93,7 +93,7 @@ def _texts(value: Any) -> list[str]:
 
 def last_answer(turns: Messages, name: str) -> str:
     """The last message's content, which has to be learned from."""
-    if not turns[-1].learned:
+    if not turns[-1].in_loss:
         raise Malformed(f"{name} ends with a message of weight 0, so nothing is left to compare; remove the row")
     return turns[-1].content
 

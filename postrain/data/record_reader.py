@@ -72,7 +72,7 @@ class RecordReader:
     def _learned(self, records: tuple[Record, ...], counts: RowCounts) -> tuple[Record, ...]:
         """Without conversations whose learned answers all have weight 0."""
         last_only = self.loss_on == "completion"
-        kept = tuple(record for record in records if record.has_learned_answer(last_only=last_only))
+        kept = tuple(record for record in records if record.has_answer_in_loss(last_only=last_only))
         if len(kept) < len(records):
             counts.dropped[NOT_LEARNED] += len(records) - len(kept)
         return kept

@@ -52,7 +52,7 @@ class Record(ABC):
         """The texts that a model would learn to write, without the prompt."""
         return self.content()[1:]
 
-    def has_learned_answer(self, *, last_only: bool) -> bool:
+    def has_answer_in_loss(self, *, last_only: bool) -> bool:
         """False where every answer (or the last one, where only that is learned) has weight 0."""
         return True
 

@@ -38,7 +38,7 @@ STATES = ("done", "failed", "interrupted", "running")
 MOST_SECONDS = 1e11
 """A larger time or duration comes from a damaged file."""
 
-USES = ("read", "learned", "right", "wrong")
+TOKEN_USES = ("context", "loss", "positive_step", "negative_step")
 
 WHY = {
     "metrics.jsonl": "no curves: the run ended before its first update",
@@ -55,12 +55,12 @@ class MaskedRow:
 
     title: str
     stretches: tuple[tuple[str, str], ...]
-    """Text, and its use: read, learned, right or wrong."""
+    """Text and its use: context, loss, positive_step or negative_step."""
 
     @property
-    def judged(self) -> bool:
+    def has_step_labels(self) -> bool:
         """Whether it has labelled steps."""
-        return any(use in ("right", "wrong") for _, use in self.stretches)
+        return any(use in ("positive_step", "negative_step") for _, use in self.stretches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +230,14 @@ def curves(records: Iterable[Record]) -> dict[str, Curve]:
 def _masked(record: Record) -> MaskedRow | None:
     if not isinstance(record.get("stretches"), list):
         return None
-    parts = [(text_of(part.get("text")), part.get("use")) for part in records_of(record.get("stretches"))]
+    parts = [(text_of(part.get("text")), _token_use(part.get("use"))) for part in records_of(record.get("stretches"))]
     title = f"row {whole(record.get('row'), 0)} {text_of(record.get('role'))}"
-    return MaskedRow(title.strip(), tuple((text, str(use) if use in USES else "read") for text, use in parts if text))
+    return MaskedRow(title.strip(), tuple((text, use) for text, use in parts if text))
+
+
+def _token_use(value: object) -> str:
+    use = renamed.TOKEN_USES.get(value, value) if isinstance(value, str) else value
+    return use if isinstance(use, str) and use in TOKEN_USES else "context"
 
 
 def _missing(path: Path, counts: Mapping[str, int]) -> Iterable[str]:

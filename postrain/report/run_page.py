@@ -41,10 +41,12 @@ PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
 LENGTHS = "words per completion"
 STRONG = Markup("<strong>{}</strong>")
 MASKS = Markup(
-    '<span class="mask learned">Marked</span> text is trained on, <span class="mask read">grey</span> text is context. '
+    '<span class="mask loss">Marked</span> text is trained on, <span class="mask context">grey</span> text is context. '
     "Special tokens are written out."
 )
-JUDGED = Markup(' Steps with labels: <span class="mask right">right</span>, <span class="mask wrong">wrong</span>.')
+STEP_LABELS = Markup(
+    ' Steps with labels: <span class="mask positive_step">right</span>, <span class="mask negative_step">wrong</span>.'
+)
 STAND_IN = Markup(
     "<b>{} stood in for {}</b>, which was not available when the run started. No number on this page is of {}."
 )
@@ -239,7 +241,7 @@ def _masks(rows: Sequence[MaskedRow]) -> Section | None:
     for row in rows:
         text = Markup().join(blocks.span(text, f"mask {use}") for text, use in row.stretches)
         cards.append(blocks.Group((blocks.Text(row.title, "tag", "span"), blocks.Text(text, "text")), "card masked"))
-    legend = MASKS + JUDGED if any(row.judged for row in rows) else MASKS
+    legend = MASKS + STEP_LABELS if any(row.has_step_labels for row in rows) else MASKS
     return section("Loss mask of the first rows", blocks.about(legend), *cards)
 
 

@@ -264,7 +264,7 @@ def test_truncation_before_a_bos_token_adds_no_second_one():
 def test_answer_of_weight_zero_is_unsupervised_context(loss_on, weights, learned):
     turns = chat("x", "z", "q", "k")
     answers: dict[int, bool] = dict(zip((1, 3), weights, strict=True))
-    talk = tuple(replace(turn, learned=answers.get(place, True)) for place, turn in enumerate(turns))
+    talk = tuple(replace(turn, in_loss=answers.get(place, True)) for place, turn in enumerate(turns))
     make = encoder(mode="chat", loss_on=loss_on)
     row, whole = (encode([Demonstration(row=1, messages=messages)], make)[0] for messages in (talk, turns))
     assert isinstance(row, EncodedRow)
@@ -278,12 +278,12 @@ def test_weight_zero_requires_one_generation_mark_per_answer():
     template = Template(byte_tokenizer(template=last_only + "{% else %}{{ m.content }}{% endif %}{% endfor %}"))
     first, unlearned, *others = chat("x", "z", "q", "k")
     with pytest.raises(ConfigError, match=r"row 4: .* marks 1 spans for 2 answers, so an answer with weight 0"):
-        template.encode((first, replace(unlearned, learned=False), *others), row=4)
+        template.encode((first, replace(unlearned, in_loss=False), *others), row=4)
 
 
 def test_user_turn_of_weight_zero_is_refused_with_loss_on_all():
     question, answer = chat("x", "z")
-    talk = Demonstration(row=6, messages=(replace(question, learned=False), answer))
+    talk = Demonstration(row=6, messages=(replace(question, in_loss=False), answer))
     with pytest.raises(
         ConfigError, match=r"row 6: data\.loss_on=all trains on every turn, .*; use data\.loss_on=assistant"
     ):

@@ -110,7 +110,7 @@ def test_message_weights_zero_and_one_select_what_is_learned(field, weight, lear
     found = parse(table([talk({field: weight})]), {})
     (record,) = found.records
     assert isinstance(record, Demonstration)
-    assert record.messages[-1].learned is learned
+    assert record.messages[-1].in_loss is learned
     assert not found.unused
 
 
@@ -146,7 +146,7 @@ def test_unused_flag_is_named_even_if_false():
 def test_other_names_of_a_zero_weight_exclude_an_answer(field):
     (record,) = parse(table([talk({field: False})]), {}).records
     assert isinstance(record, Demonstration)
-    assert not record.messages[-1].learned
+    assert not record.messages[-1].in_loss
 
 
 @pytest.mark.parametrize("field", ["prefix", "partial"])

@@ -23,7 +23,7 @@ def row(text: str, learned: int, number: int = 1) -> EncodedRow:
 def test_preview_decodes_runs_of_equal_masks_together() -> None:
     # é is two bytes, hence two tokens: decoded separately they are not a letter.
     assert list(preview([row("xyé", 2)], TEMPLATE)) == [
-        PreviewRow(1, "", (Stretch("xy", "read"), Stretch("é", "learned")))
+        PreviewRow(1, "", (Stretch("xy", "context"), Stretch("é", "loss")))
     ]
 
 
@@ -35,11 +35,11 @@ def test_preview_of_a_pair_has_two_rows_with_roles() -> None:
 
 def test_preview_shows_prompt_tokens_outside_the_loss() -> None:
     prompt = EncodedPrompt(2, row("ab", 0).ids, "ab", {})
-    assert list(preview([prompt], TEMPLATE)) == [PreviewRow(2, "", (Stretch("ab", "read"),))]
+    assert list(preview([prompt], TEMPLATE)) == [PreviewRow(2, "", (Stretch("ab", "context"),))]
 
 
 def test_preview_shortens_the_middle_of_each_long_span() -> None:
-    whole = PreviewRow(0, "", (Stretch("a" * 5000 + "b", "read"), Stretch("c", "learned")))
+    whole = PreviewRow(0, "", (Stretch("a" * 5000 + "b", "context"), Stretch("c", "loss")))
     kept = whole.shortened().stretches
     assert len(kept[0].text) == MAX_PREVIEW_CHARACTERS + len(" […] ")
     assert kept[0].text.endswith("ab")

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from postrain.errors import ConfigError
 from postrain.report import write_report
+from postrain.report.folders import MaskedRow, read_run
 from postrain.report.pictures import VARIABLES
 
 FILES = ("metrics.jsonl", "samples.jsonl", "diagnostics.jsonl", "status.json", "manifest.json", "config.yaml")
@@ -236,7 +238,7 @@ def test_unwritable_page_is_one_line_with_the_remedy(tmp_path: Path) -> None:
 
 def test_run_page_shows_loss_mask_forgetting_and_cost(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True, samples=2)
-    stretches = [{"text": "<|user|>", "use": "read"}, {"text": "Paris", "use": "learned"}, {"text": 3}]
+    stretches = [{"text": "<|user|>", "use": "context"}, {"text": "Paris", "use": "loss"}, {"text": 3}]
     (path / "manifest.json").write_text(json.dumps({"data": {"shown": [{"row": 7, "stretches": stretches}, "odd"]}}))
     (path / "result.json").write_text(json.dumps({"parameters": 2000, "trainable": 500, "stopped": "flat reward"}))
     with (path / "metrics.jsonl").open("a") as file:
@@ -244,12 +246,22 @@ def test_run_page_shows_loss_mask_forgetting_and_cost(run_maker: Callable[..., P
         file.write("".join(json.dumps(line) + "\n" for line in lines))
     text = page_of(path)
     for wanted in (
-        '<span class="mask read">&lt;|user|&gt;</span><span class="mask learned">Paris</span>',
+        '<span class="mask context">&lt;|user|&gt;</span><span class="mask loss">Paris</span>',
         "<td>2.00</td><td>62.0</td><td>+60.0</td>",
         "<dd>25 %</dd>",
         "It ended early.</b> flat reward",
     ):
         assert wanted in text, wanted
+
+
+@pytest.mark.parametrize(
+    ("saved", "use"),
+    [("read", "context"), ("learned", "loss"), ("right", "positive_step"), ("wrong", "negative_step"), (3, "context")],
+)
+def test_loss_mask_of_an_earlier_version_is_read_under_the_present_names(tmp_path: Path, saved: Any, use: str) -> None:
+    row = {"row": 1, "stretches": [{"text": "a", "use": saved}]}
+    (tmp_path / "manifest.json").write_text(json.dumps({"data": {"shown": [row]}}))
+    assert read_run(tmp_path).masks() == [MaskedRow("row 1", (("a", use),))]
 
 
 def test_run_writes_metrics_and_samples_like_an_evaluation(full_run: Path) -> None:

@@ -15,7 +15,13 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.text import Text
 from postrain.data.layouts import Fields, Malformed, Unusable, row_format
 from postrain.data.messages import messages
-from postrain.data.prompt_columns import asked, begun, messages_repeated, read_conversation, strip_repeated_prompt
+from postrain.data.prompt_columns import (
+    add_system_and_history,
+    messages_repeated,
+    read_conversation,
+    read_prompt,
+    strip_repeated_prompt,
+)
 from postrain.data.records import Record, conversion
 from postrain.errors import ConfigError
 
@@ -41,9 +47,9 @@ class Demonstration(Record):
     def completions(self) -> tuple[str, ...]:
         return (self.messages[-1].content,)
 
-    def has_learned_answer(self, *, last_only: bool) -> bool:
+    def has_answer_in_loss(self, *, last_only: bool) -> bool:
         answers = [message for message in self.messages if message.role == "assistant"]
-        return any(answer.learned for answer in (answers[-1:] if last_only else answers))
+        return any(answer.in_loss for answer in (answers[-1:] if last_only else answers))
 
     def unused_parts(self, kind: str) -> tuple[str, ...]:
         """A prompt does not use the answer, unless a column keeps it for rewards."""
@@ -54,7 +60,7 @@ class Demonstration(Record):
         *prompt, answer = self.messages
         if encoder.loss_on == "completion":
             return encoder.answers(self.row, tuple(prompt), (answer.content,))[0]
-        if encoder.loss_on == "all" and not all(turn.learned or turn.role == "assistant" for turn in prompt):
+        if encoder.loss_on == "all" and not all(turn.in_loss or turn.role == "assistant" for turn in prompt):
             raise ConfigError(
                 f"row {self.row}: data.loss_on=all trains on every turn, but a turn of another role than the assistant "
                 "has weight 0; use data.loss_on=assistant"
@@ -66,7 +72,7 @@ class Demonstration(Record):
         # cut_prompt_for removes tokens on the left, so their mask values are removed on the left too.
         mask = learned[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
         encoded = encoder.joined(self.row, kept, mask, ids[last:])
-        encoded.supervised[len(kept) :] &= answer.learned
+        encoded.supervised[len(kept) :] &= answer.in_loss
         return encoded
 
 
@@ -78,7 +84,7 @@ def _trailing(mask: Tensor) -> int:
 @row_format("conversation", needs=("messages",), rank=20)
 def parse_conversation(row: int, fields: Fields) -> Demonstration:
     """A demonstration from a column of messages."""
-    turns = begun(fields, read_conversation(fields))
+    turns = add_system_and_history(fields, read_conversation(fields))
     if turns[-1].role != "assistant" or len(turns) == 1:
         raise Unusable(NO_ANSWER)
     return Demonstration(row=row, messages=turns)
@@ -87,7 +93,7 @@ def parse_conversation(row: int, fields: Fields) -> Demonstration:
 @row_format("answer", needs=("prompt", "completion"), answers=("completion",), rank=30)
 def parse_answer(row: int, fields: Fields) -> Demonstration:
     """A demonstration from a prompt column and an answer column."""
-    prompt = asked(fields)
+    prompt = read_prompt(fields)
     name, value = fields.needed("completion")
     if name == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
@@ -101,7 +107,7 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
         if turns[-1].role != "assistant":
             raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(found)}")
     columns = _reference_columns(name, value) if isinstance(value, str) else {}
-    return Demonstration(row=row, messages=begun(fields, turns), columns=columns)
+    return Demonstration(row=row, messages=add_system_and_history(fields, turns), columns=columns)
 
 
 def _reference_columns(name: str, answer: str) -> Mapping[str, Any]:
@@ -126,6 +132,6 @@ def as_prompt(record: Demonstration) -> tuple[Prompt, ...]:
 
 @conversion(Demonstration, Text, reason="answer of weight 0, which running text cannot hold")
 def as_text(record: Demonstration) -> tuple[Text, ...]:
-    if not all(message.learned for message in record.messages if message.role == "assistant"):
+    if not all(message.in_loss for message in record.messages if message.role == "assistant"):
         return ()
     return (Text(row=record.row, columns=record.columns, text=plain_text(record.messages)),)

@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from postrain.data.conversation import FIRST_TURN, LAST_TURN, Messages, plain_text, transcript
-from postrain.data.encode import Encoded, EncodedRow, Encoder, Use
+from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format
 from postrain.data.messages import messages
-from postrain.data.prompt_columns import asked, begun, last_answer, merge_prompts, strip_repeated_prompt
+from postrain.data.prompt_columns import (
+    add_system_and_history,
+    last_answer,
+    merge_prompts,
+    read_prompt,
+    strip_repeated_prompt,
+)
 from postrain.data.records import Record, conversion
 from postrain.types import Batch, Rows
 
@@ -65,12 +71,14 @@ def parse(row: int, fields: Fields) -> Preference:
         raise Malformed("there is no prompt: neither a column prompt nor a user message before chosen")
     margin = fields.optional("margin")
     value = number(margin[1], margin[0]) if margin else 0.0
-    return Preference(row=row, prompt=begun(fields, whole), chosen=chosen, rejected=rejected, margin=value)
+    return Preference(
+        row=row, prompt=add_system_and_history(fields, whole), chosen=chosen, rejected=rejected, margin=value
+    )
 
 
 def _pair_prompt(fields: Fields) -> Messages:
     """The prompt from its column or from messages without an answer; () if both sides contain it."""
-    prompt = asked(fields)
+    prompt = read_prompt(fields)
     found = fields.peek("messages")
     if found is None or empty(found[1]):
         return prompt
@@ -145,9 +153,9 @@ class EncodedPair(Encoded):
         """Truncation may remove all tokens in which the sides differ."""
         return "chosen equals rejected once cut" if torch.equal(self.chosen.ids, self.rejected.ids) else None
 
-    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
-        yield "chosen", self.chosen.ids, self.chosen.learned()
-        yield "rejected", self.rejected.ids, self.rejected.learned()
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[TokenUse]]]:
+        yield "chosen", self.chosen.ids, self.chosen.uses()
+        yield "rejected", self.rejected.ids, self.rejected.uses()
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from postrain.data.conversation import Messages, is_transcript, plain_text
-from postrain.data.encode import Encoded, Encoder, Use
+from postrain.data.encode import Encoded, Encoder, TokenUse
 from postrain.data.layouts import Fields, row_format
-from postrain.data.prompt_columns import asked, begun
+from postrain.data.prompt_columns import add_system_and_history, read_prompt
 from postrain.data.records import Record
 from postrain.errors import ConfigError
 from postrain.types import Batch
@@ -56,7 +56,7 @@ class Prompt(Record):
 def parse(row: int, fields: Fields) -> Prompt:
     """A prompt from its column, or from messages without an answer."""
     fields.needed("prompt")
-    return Prompt(row=row, prompt=begun(fields, asked(fields)))
+    return Prompt(row=row, prompt=add_system_and_history(fields, read_prompt(fields)))
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class EncodedPrompt(Encoded):
     def signature(self) -> bytes:
         return self.ids.numpy().tobytes() + repr(sorted(self.columns.items())).encode() + b"|"
 
-    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
-        yield "", self.ids, ["read"] * len(self.ids)
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[TokenUse]]]:
+        yield "", self.ids, ["context"] * len(self.ids)
 
 
 @dataclass(frozen=True)

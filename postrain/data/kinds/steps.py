@@ -18,12 +18,12 @@ from torch import Tensor
 
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages, plain_text
-from postrain.data.encode import Encoded, EncodedRow, Encoder, Use
+from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.unpaired_preference import UnpairedPreference, label
 from postrain.data.layouts import Fields, Malformed, is_list, row_format
-from postrain.data.prompt_columns import asked, begun
+from postrain.data.prompt_columns import add_system_and_history, read_prompt
 from postrain.data.records import Record, conversion
 from postrain.errors import ConfigError
 from postrain.types import Batch, Rows
@@ -75,7 +75,7 @@ def parse(row: int, fields: Fields) -> Steps:
     right = tuple(label(fields, one, "each of the labels") for one in labels)
     if len(steps) != len(labels):
         raise Malformed(f"there are {len(steps)} steps but {len(labels)} labels")
-    return Steps(row=row, prompt=begun(fields, asked(fields)), steps=tuple(steps), labels=right)
+    return Steps(row=row, prompt=add_system_and_history(fields, read_prompt(fields)), steps=tuple(steps), labels=right)
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,14 @@ class EncodedSteps(Encoded):
     def drop_reason(self) -> str | None:
         return None if self.labels else "first step too long"
 
-    def token_uses(self) -> Iterator[tuple[str, Tensor, list[Use]]]:
+    def token_uses(self) -> Iterator[tuple[str, Tensor, list[TokenUse]]]:
         """The score of a step belongs to its last token, which is before the marked token."""
         labels = iter(self.labels)
-        scored = self.chain.supervised.roll(-1).tolist()
-        yield "", self.chain.ids, [("right" if next(labels) else "wrong") if here else "read" for here in scored]
+        uses: list[TokenUse] = [
+            ("positive_step" if next(labels) else "negative_step") if is_end else "context"
+            for is_end in self.chain.supervised.roll(-1).tolist()
+        ]
+        yield "", self.chain.ids, uses
 
 
 @dataclass(frozen=True)
