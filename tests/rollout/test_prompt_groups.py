@@ -18,9 +18,9 @@ def test_rows_find_their_groups():
     assert groups is not None
     assert family_B[groups.leaders_P].tolist() == [3, 7, 9]
     # three groups of at most twenty: places 0-9, 20-39 and 40-49 are taken
-    assert sorted(groups.place_B.tolist()) == [*range(10), *range(20, 40), *range(40, 50)]
-    assert groups.rows_N[groups.place_B].tolist() == list(range(40))
-    assert (groups.place_B // 20).tolist() == [1, 0, 1, 2] * 10
+    assert sorted(groups.entry_B.tolist()) == [*range(10), *range(20, 40), *range(40, 50)]
+    assert groups.rows_N[groups.entry_B].tolist() == list(range(40))
+    assert (groups.entry_B // 20).tolist() == [1, 0, 1, 2] * 10
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""What turns tokens into next-token logits for rows that decode together: a model with its KV cache.
+"""Decode backends: next-token logits of rows that decode together, from a model and its KV cache.
 
-Three backends: our own forward for one token a row (fast.py); the model's own forward over a slot cache; and rows
-padded on the left in the model's own cache, which works for everything and admits no row while others are under way.
-A model gets the fastest that gives its own logits, tried once on two short rows. Our own forward reads plain weights in
-one piece, so sharded models and mixed precision go through the model itself.
+`FastBackend` decodes with the forward pass of fast.py, `SlotBackend` with the model's forward pass over the slot cache.
+`PaddedBackend` left-pads rows in the model's own cache: it works for every model, without continuous batching.
+`backend_for` chooses the fastest that reproduces the model's logits on two short rows, checked once per model. fast.py
+reads whole weights, so sharded models and mixed precision use the model's forward pass.
 
 Axes: B rows in slots, P prefilled prompts, L positions, V vocabulary.
 """
@@ -32,16 +32,16 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Prompts that have been run, ready to be admitted."""
+    """Prefilled prompts, ready to be admitted."""
 
     logits_PV: Tensor
-    """Of the first new token."""
+    """Logits of the first new token."""
     lengths_P: Tensor
     caches: tuple[Cache, ...]
-    """One a model."""
+    """One per model."""
 
-    def narrowed(self, index: int) -> Prefilled:
-        """The one prompt at `index`; the others' keys and values are let go."""
+    def select(self, index: int) -> Prefilled:
+        """The prompt at `index`; frees the keys and values of the others."""
         for cache in self.caches:
             cache.batch_select_indices(torch.tensor([index], device=self.lengths_P.device))
         return Prefilled(self.logits_PV[index : index + 1], self.lengths_P[index : index + 1], self.caches)
@@ -55,28 +55,28 @@ class DecodeBackend(Protocol):
     device: torch.device
 
     def prefill(self, prompts: Sequence[Tensor]) -> Prefilled:
-        """Run prompts, without admitting them."""
+        """Runs prompts without admitting them."""
         ...
 
-    def admit(self, prefilled: Prefilled, which_B: Tensor, slots_B: Tensor) -> None:
-        """Put the prompts `which_B` into `slots_B`."""
+    def admit(self, prefilled: Prefilled, prompts_B: Tensor, slots_B: Tensor) -> None:
+        """Copies the prefilled prompts of indices `prompts_B` to `slots_B`."""
         ...
 
     def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
-        """Copy slots over others, after which the first `rows` are in use."""
+        """Copies slots `source_B` over `target_B`; the first `rows` slots are in use afterwards."""
         ...
 
     def step(self, tokens_B: Tensor) -> Tensor:
-        """Give each slot in use its next token; the logits of the one after, [B, V]."""
+        """Runs one token per slot in use; returns the logits of the next token, [B, V]."""
         ...
 
 
 class SlotBackend:
-    """A model's own forward, each row at its own place in a slot cache."""
+    """The model's forward pass over a slot cache."""
 
     continuous = True
     cache_dtype: torch.dtype | None = None
-    """The type of the cache; None is what the model's own forward gives."""
+    """Dtype of the cache; None is that of the keys of the model's forward pass."""
 
     def __init__(self, model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
@@ -85,44 +85,44 @@ class SlotBackend:
         self.cache = SlotCache(spec, self.device)
 
     def prefill(self, prompts: Sequence[Tensor]) -> Prefilled:
-        """Padded on the right, where causal attention never looks."""
-        # Any id but the pad token: transformers warns when it sees that one without an attention mask.
+        """Runs prompts padded on the right, which causal attention ignores."""
+        # Not the pad token: transformers warns about pad tokens without an attention mask.
         filler = 1 if self.config.pad_token_id == 0 else 0
         ids_PL = pad_sequence(list(prompts), batch_first=True, padding_value=filler).to(self.device)
         lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         cache = DynamicCache()
-        with casting(self.device, self.autocast()):
+        with autocast_to(self.device, self.autocast_dtype()):
             states = trunk(self.model)(input_ids=ids_PL, past_key_values=cache, use_cache=True).last_hidden_state
             last = states[torch.arange(len(prompts), device=self.device), lengths_P - 1]
             return Prefilled(logits_of(self.model, last), lengths_P, (cache,))
 
-    def admit(self, prefilled: Prefilled, which_B: Tensor, slots_B: Tensor) -> None:
-        self.cache.admit(prefilled.caches[0], prefilled.lengths_P, which_B, slots_B, self.cache_dtype)
+    def admit(self, prefilled: Prefilled, prompts_B: Tensor, slots_B: Tensor) -> None:
+        self.cache.admit(prefilled.caches[0], prefilled.lengths_P, prompts_B, slots_B, self.cache_dtype)
 
     def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
         self.cache.move(source_B, target_B)
 
     def step(self, tokens_B: Tensor) -> Tensor:
         self.cache.advance(len(tokens_B))
-        with casting(self.device, self.autocast()):
+        with autocast_to(self.device, self.autocast_dtype()):
             return self.forward(tokens_B)
 
     def forward(self, tokens_B: Tensor) -> Tensor:
-        found = self.model(
+        output = self.model(
             input_ids=tokens_B[:, None],
-            attention_mask=self.masks(),
+            attention_mask=self.attention_masks(),
             position_ids=self.cache.cursor.position_B[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
-        return found.logits[:, -1]
+        return output.logits[:, -1]
 
-    def autocast(self) -> torch.dtype | None:
-        """What the model's own forward is to compute in, where that is not what it does anyhow."""
+    def autocast_dtype(self) -> torch.dtype | None:
+        """Autocast dtype of the model's forward pass; None leaves autocast as it is."""
         return self.dtype
 
-    def masks(self) -> Any:
-        """One mask, or one for each kind of layer where some look back a window only."""
+    def attention_masks(self) -> Any:
+        """The attention mask; with sliding-window layers, a mask for each kind of layer."""
         kinds = set(getattr(self.config, "layer_types", None) or ())
         if "sliding_attention" not in kinds:
             return self.cache.attention_mask()
@@ -131,7 +131,7 @@ class SlotBackend:
 
 
 class FastBackend(SlotBackend):
-    """Prompts through the model, single tokens through our own forward."""
+    """Prefills with the model and decodes with the forward pass of fast.py."""
 
     def __init__(self, model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> None:
         super().__init__(model, spec=spec, dtype=dtype)
@@ -141,12 +141,12 @@ class FastBackend(SlotBackend):
     def forward(self, tokens_B: Tensor) -> Tensor:
         return self.decoder(tokens_B, self.cache)
 
-    def autocast(self) -> None:
-        """Nothing: prompts are run in the weights' own type, and single tokens on copies."""
+    def autocast_dtype(self) -> None:
+        """None: prompts run in the dtype of the weights, decode steps on copies in `cache_dtype`."""
 
 
 class PaddedBackend:
-    """The model's own forward and cache, rows padded on the left; all are admitted at once."""
+    """The model's forward pass and cache with left-padded rows, which are all admitted together."""
 
     continuous = False
 
@@ -158,17 +158,17 @@ class PaddedBackend:
 
     def prefill(self, prompts: Sequence[Tensor]) -> Prefilled:
         lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        ids_PL, mask_PL = self.left_padded(prompts)
+        ids_PL, mask_PL = self.left_pad(prompts)
         cache = DynamicCache(config=unwrapped(self.model).config)
         return Prefilled(self.forward(ids_PL, mask_PL, cache), lengths_P, (cache,))
 
-    def admit(self, prefilled: Prefilled, which_B: Tensor, slots_B: Tensor) -> None:
+    def admit(self, prefilled: Prefilled, prompts_B: Tensor, slots_B: Tensor) -> None:
         (self.cache,) = prefilled.caches
-        self.cache.batch_select_indices(which_B[slots_B.argsort()])
-        lengths_B = prefilled.lengths_P[which_B[slots_B.argsort()]]
+        self.cache.batch_select_indices(prompts_B[slots_B.argsort()])
+        lengths_B = prefilled.lengths_P[prompts_B[slots_B.argsort()]]
         width = int(prefilled.lengths_P.max())
-        places_L = torch.arange(width, device=self.device)
-        self.mask_BL = (places_L >= width - lengths_B[:, None]).long()
+        positions_L = torch.arange(width, device=self.device)
+        self.mask_BL = (positions_L >= width - lengths_B[:, None]).long()
 
     def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
         keep = torch.arange(rows, device=self.device)
@@ -181,7 +181,7 @@ class PaddedBackend:
         return self.forward(tokens_B[:, None], self.mask_BL, self.cache)
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache) -> Tensor:
-        with casting(self.device, self.dtype):
+        with autocast_to(self.device, self.dtype):
             return self.model(
                 input_ids=ids_BL,
                 attention_mask=mask_BL,
@@ -191,7 +191,7 @@ class PaddedBackend:
                 logits_to_keep=1,
             ).logits[:, -1]
 
-    def left_padded(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def left_pad(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         flipped = [prompt.flip(0) for prompt in prompts]
         ids_PL = pad_sequence(flipped, batch_first=True).flip(1)
         mask_PL = pad_sequence([torch.ones_like(prompt) for prompt in flipped], batch_first=True).flip(1)
@@ -199,8 +199,8 @@ class PaddedBackend:
 
 
 class MixtureBackend:
-    """Policy and reference side by side, each with its own cache: π^(1−c) · ref^c, up to the constant that drawing
-    takes out. Mixing the logits mixes the log-probabilities, at any temperature."""
+    """The mixture π^(1−c) · ref^c of policy and reference, each with its own cache. Interpolated logits are
+    interpolated log-probabilities up to a constant that sampling normalises, at any temperature."""
 
     def __init__(
         self, policy: DecodeBackend, reference_backend: DecodeBackend, reference: Reference, coef: float
@@ -210,31 +210,32 @@ class MixtureBackend:
         self.continuous = policy.continuous and reference_backend.continuous
 
     def prefill(self, prompts: Sequence[Tensor]) -> Prefilled:
-        mine = self.policy.prefill(prompts)
+        policy = self.policy.prefill(prompts)
         with self.reference.scoring():
-            other = self.reference_backend.prefill(prompts)
-        return Prefilled(self.mixed(mine.logits_PV, other.logits_PV), mine.lengths_P, mine.caches + other.caches)
+            reference = self.reference_backend.prefill(prompts)
+        logits_PV = self.interpolate(policy.logits_PV, reference.logits_PV)
+        return Prefilled(logits_PV, policy.lengths_P, policy.caches + reference.caches)
 
-    def admit(self, prefilled: Prefilled, which_B: Tensor, slots_B: Tensor) -> None:
+    def admit(self, prefilled: Prefilled, prompts_B: Tensor, slots_B: Tensor) -> None:
         for backend, cache in zip((self.policy, self.reference_backend), prefilled.caches, strict=True):
-            backend.admit(Prefilled(prefilled.logits_PV, prefilled.lengths_P, (cache,)), which_B, slots_B)
+            backend.admit(Prefilled(prefilled.logits_PV, prefilled.lengths_P, (cache,)), prompts_B, slots_B)
 
     def move(self, source_B: Tensor, target_B: Tensor, rows: int) -> None:
         self.policy.move(source_B, target_B, rows)
         self.reference_backend.move(source_B, target_B, rows)
 
     def step(self, tokens_B: Tensor) -> Tensor:
-        mine_BV = self.policy.step(tokens_B)
+        policy_BV = self.policy.step(tokens_B)
         with self.reference.scoring():
-            return self.mixed(mine_BV, self.reference_backend.step(tokens_B))
+            return self.interpolate(policy_BV, self.reference_backend.step(tokens_B))
 
-    def mixed(self, mine_BV: Tensor, theirs_BV: Tensor) -> Tensor:
-        return torch.lerp(mine_BV.float(), theirs_BV.float(), self.coef)
+    def interpolate(self, policy_BV: Tensor, reference_BV: Tensor) -> Tensor:
+        return torch.lerp(policy_BV.float(), reference_BV.float(), self.coef)
 
 
 @contextmanager
-def casting(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Products in `dtype` inside the block; the surroundings' own if None."""
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast to `dtype` inside the block; None changes nothing."""
     if dtype is None:
         yield
     else:
@@ -243,27 +244,30 @@ def casting(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> DecodeBackend:
-    """The fastest backend that gives this model's logits, for rows that fit in `spec`; `model` in eval mode."""
+    """The fastest backend that reproduces this model's logits, for rows that fit in `spec`. `model` is in eval mode."""
     inner: Any = unwrapped(model)
-    # A sliding window without layer_types needs masks that are not built here; one wider than all rows has no effect.
     config = inner.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    narrow = window is not None and window < spec.row
+    # A window wider than all rows has no effect. A narrower one needs layer_types to build masks.
+    windowed = window is not None and window < spec.row
     if not hasattr(inner, "decode_backends"):
         inner.decode_backends = {}
     settings = {"spec": spec, "dtype": dtype}
-    whole = not any(isinstance(module, FSDPModule) for module in inner.modules())
-    plain = whole and not torch.is_autocast_enabled(inner.device.type) and not (narrow and layers != {"full_attention"})
-    if plain and is_supported(inner) and (found := verified(FastBackend, model, settings)):
-        return found
-    if KNOWN_LAYERS.issuperset(layers) and (layers or not narrow) and (found := verified(SlotBackend, model, settings)):
-        return found
+    sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
+    autocast = torch.is_autocast_enabled(inner.device.type)
+    full_attention = not windowed or layers == {"full_attention"}
+    fast = is_supported(inner) and full_attention and not sharded and not autocast
+    if fast and (backend := verified_backend(FastBackend, model, settings)):
+        return backend
+    slots = KNOWN_LAYERS.issuperset(layers) and (layers or not windowed)
+    if slots and (backend := verified_backend(SlotBackend, model, settings)):
+        return backend
     return PaddedBackend(model, dtype=dtype)
 
 
-def verified(kind: type[SlotBackend], model: nn.Module, settings: Any) -> SlotBackend | None:
-    """The backend, if it reproduces the model's logits; checked once per model."""
+def verified_backend(kind: type[SlotBackend], model: nn.Module, settings: Any) -> SlotBackend | None:
+    """A backend of this class, or None if it does not reproduce the model's logits; checked once per model."""
     known: dict[type[SlotBackend], bool] = unwrapped(model).decode_backends  # pyright: ignore[reportAssignmentType]
     try:
         if kind not in known:
@@ -280,14 +284,15 @@ def matches_model_logits(kind: type[SlotBackend], model: nn.Module) -> bool:
     rows = [row[:5], row[2:]]
     with in_eval_mode(model):
         backend = kind(model, spec=CacheSpec(slots=3, prompt=7, new_tokens=1, row=8), dtype=None)
-        turned = torch.tensor([1, 0], device=backend.device)
+        swapped = torch.tensor([1, 0], device=backend.device)
         try:
-            backend.admit(backend.prefill([ids[:-1] for ids in rows]), turned, turned)
-            mine_BV = backend.step(torch.stack([ids[-1] for ids in rows]).to(backend.device))
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # what refuses masks or shapes
+            backend.admit(backend.prefill([ids[:-1] for ids in rows]), swapped, swapped)
+            logits_BV = backend.step(torch.stack([ids[-1] for ids in rows]).to(backend.device))
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            # The model does not accept these masks or shapes.
             return False
-        whole_BV = torch.stack(
+        expected_BV = torch.stack(
             [model(input_ids=ids[None].to(backend.device), use_cache=False).logits[0, -1] for ids in rows]
         )
-    tolerance = RELATIVE_TOLERANCE.get(whole_BV.dtype, 3e-2)
-    return bool((mine_BV - whole_BV).abs().max() <= tolerance * whole_BV.abs().max().clamp(min=1))
+    tolerance = RELATIVE_TOLERANCE.get(expected_BV.dtype, 3e-2)
+    return bool((logits_BV - expected_BV).abs().max() <= tolerance * expected_BV.abs().max().clamp(min=1))

@@ -1,10 +1,10 @@
-"""One token a row through a decoder we know, in few operations: GPT-2's family and Llama's (Llama, Mistral, Qwen2/3).
+"""Fast forward pass of one token per row, for the GPT-2 and Llama families (Llama, Mistral, Qwen2/3).
 
-The same numbers as the model's own forward up to rounding, which is tried before it is relied on (backend.py). Reads
-the weights when it is made, so it lasts for one generation. Leaves out prompts, sliding windows and everything else:
-those go through the model itself.
+Its logits equal the model's up to rounding, which backend.py checks before use. A decoder copies the weights when it is
+constructed, so it is valid for one generation. Not supported: prompts, sliding windows and other architectures, which
+use the model's forward pass.
 
-Axes: B rows, D model width, H key-value heads, G query heads on each of them, K width of a head, L positions.
+Axes: B rows, D model width, H key-value heads, G query heads per key-value head, K width of a head, L positions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from postrain.rollout.decode.cache import SlotCache, SlotLayer, shared_attention
 from postrain.rollout.decode.weights import Activation, UnsupportedLayer, Weights
 
-# Names of activations in transformers' configs, and what oneDNN calls them.
+# Activations: their names in transformers' configs → name and algorithm in oneDNN.
 ACTIVATIONS = {
     "gelu_new": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
@@ -33,7 +33,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm, or RMSNorm where there is no bias."""
+    """LayerNorm; RMSNorm without a bias."""
 
     weight: Tensor
     bias: Tensor | None
@@ -72,19 +72,19 @@ class Decoder:
     blocks: tuple[Block, ...]
     activation: Activation
     shape: tuple[int, int, int]
-    """Query heads, key-value heads, width of a head."""
+    """Number of query heads, number of key-value heads, width of a head."""
     norm: Norm
     head: Weights
 
     def __call__(self, tokens_B: Tensor, cache: SlotCache) -> Tensor:
-        """Logits of the next token, [B, V]; the token is added to the cache, which has advanced for it."""
-        at_B = cache.cursor.position_B
-        x_BD = self.embed(tokens_B, at_B)
-        turn = rotation(*self.rotary(x_BD, at_B[:, None])) if self.rotary else None
-        seen = cache.attention_mask()
-        mask_B11L = torch.zeros(seen.shape, dtype=x_BD.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        """Logits of the next token, [B, V]. Adds `tokens_B` to the cache, whose cursor has advanced already."""
+        positions_B = cache.cursor.position_B
+        x_BD = self.embed(tokens_B, positions_B)
+        rotary = signed_rotary(*self.rotary(x_BD, positions_B[:, None])) if self.rotary else None
+        mask = cache.attention_mask()
+        mask_B11L = torch.zeros(mask.shape, dtype=x_BD.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
         for block, layer in zip(self.blocks, cache.slot_layers, strict=True):
-            x_BD = self.attend(block, x_BD, turn, mask_B11L, layer)
+            x_BD = self.attend(block, x_BD, rotary, mask_B11L, layer)
             states_BD = block.before_mlp(x_BD)
             if block.gate is None:
                 inner = block.up(states_BD, self.activation)
@@ -94,35 +94,37 @@ class Decoder:
         return self.head(self.norm(x_BD))
 
     def attend(
-        self, block: Block, x_BD: Tensor, turn: tuple[Tensor, Tensor] | None, mask_B11L: Tensor, layer: SlotLayer
+        self, block: Block, x_BD: Tensor, rotary: tuple[Tensor, Tensor] | None, mask_B11L: Tensor, layer: SlotLayer
     ) -> Tensor:
-        """Attention of the new tokens to all before them, added to what came in."""
+        """Attention with its residual connection, [B, D]."""
         queries, heads, width = self.shape
         qkv = block.qkv(block.before_attention(x_BD)).unflatten(-1, (queries + 2 * heads, width))
-        turned, values_BHK = qkv.split((queries + heads, heads), dim=1)
+        qk, values_BHK = qkv.split((queries + heads, heads), dim=1)
         if block.query_norm is not None and block.key_norm is not None:
-            turned = torch.cat([block.query_norm(turned[:, :queries]), block.key_norm(turned[:, queries:])], dim=1)
-        if turn is not None:
-            cosines, sines = turn
-            turned = (turned * cosines).addcmul_(turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sines)
-        query_BHGK = turned[:, :queries].unflatten(1, (heads, -1))
-        layer.write(turned[:, queries:], values_BHK)
+            qk = torch.cat([block.query_norm(qk[:, :queries]), block.key_norm(qk[:, queries:])], dim=1)
+        if rotary is not None:
+            cosines, sines = rotary
+            qk = (qk * cosines).addcmul_(qk.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sines)
+        query_BHGK = qk[:, :queries].unflatten(1, (heads, -1))
+        layer.write(qk[:, queries:], values_BHK)
         if groups := layer.cursor.groups:
-            found = shared_attention(query_BHGK, groups, layer.shared(groups), layer.own(), mask_B11L, block.scale)
+            prompt, completion = layer.read_prompts(groups), layer.read_completions()
+            output = shared_attention(query_BHGK, groups, prompt, completion, mask_B11L, block.scale)
         else:
-            # Query heads that share keys and values stand where else the tokens of a sequence do: nothing is repeated.
-            found = F.scaled_dot_product_attention(query_BHGK, *layer.whole(), attn_mask=mask_B11L, scale=block.scale)
-        return block.out.plus(found.flatten(1), x_BD)
+            # Grouped-query attention: query heads take the place of the sequence axis, so keys need no repetition.
+            output = F.scaled_dot_product_attention(query_BHGK, *layer.read(), attn_mask=mask_B11L, scale=block.scale)
+        return block.out.plus(output.flatten(1), x_BD)
 
 
-def rotation(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines, and sines with the sign that the half they are multiplied with gets, [B, 1, K]."""
+def signed_rotary(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary embeddings, the first half of the sines negated, [B, 1, K]: x · cos + swap(x) · sin,
+    where swap exchanges the halves of x, is the rotation."""
     half = sines.shape[-1] // 2
     return cosines, torch.cat([-sines[..., :half], sines[..., half:]], dim=-1)
 
 
 def decoder_of(model: Any, dtype: torch.dtype) -> Decoder:
-    """Reads a Hugging Face model. Raises UnsupportedLayer where some layer's weights cannot be read."""
+    """The fast decoder of a Hugging Face model. Raises UnsupportedLayer if a layer's weights cannot be read."""
     return READERS[model.config.model_type](model, dtype)
 
 
@@ -199,14 +201,14 @@ def read_gpt2(model: Any, dtype: torch.dtype) -> Decoder:
 
 
 def plain_embedding(layer: nn.Module) -> nn.Module:
-    """The layer, if it is nothing but a table."""
+    """The layer, if it is a plain nn.Embedding. Raises UnsupportedLayer otherwise."""
     if type(layer) is not nn.Embedding:
         raise UnsupportedLayer
     return layer
 
 
 def activation_of(name: str, function: nn.Module) -> Activation:
-    """The activation a config names."""
+    """The activation of this name in a config. Raises UnsupportedLayer for an unknown one."""
     if name not in ACTIVATIONS:
         raise UnsupportedLayer
     return Activation(*ACTIVATIONS[name], function)

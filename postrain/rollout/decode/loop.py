@@ -1,7 +1,7 @@
 """Continuous batching: rows are queued, admitted to free slots, get one token per step, and are evicted when they end.
 
-Each distinct prompt is prefilled once however many completions it gets. Independent of the model: a DecodeBackend
-returns the logits.
+Each distinct prompt is prefilled once for all of its completions. Independent of the model: a DecodeBackend returns the
+logits.
 
 Axes: R rows of the call, T new tokens, S slots, B some of them, V vocabulary.
 """
@@ -52,7 +52,7 @@ class DecodeLoop:
         self.stop_texts = StopTexts(stop)
         rows, last = len(prompts), sampling.max_new_tokens
         self.limit_R = torch.tensor(stop.limits or [last] * rows, device=self.device)
-        # The extra last column takes the discarded tokens of ended rows.
+        # The extra last column holds discarded tokens of ended rows.
         self.uniform_RT = torch.cat([uniforms(keys, last), torch.zeros(rows, 1)], dim=1).to(self.device)
         self.tokens_RT = torch.zeros(rows, last + 1, dtype=torch.long, device=self.device)
         self.logps_RT = torch.zeros(rows, last + 1, device=self.device)
@@ -90,10 +90,10 @@ class DecodeLoop:
         """Evicts ended rows, admits waiting ones to their slots, and compacts the rest."""
         ended = (~self.open_R[self.row_S[: self.used]]).nonzero().squeeze(-1).tolist()
         free = [*ended, *range(self.used, self.slots)]
-        takes = min(len(free), len(self.waiting)) if self.backend.continuous or not live else 0
-        if takes:
-            self.admit([self.waiting.popleft() for _ in range(takes)], free[:takes])
-        self.compact(free[takes:])
+        count = min(len(free), len(self.waiting)) if self.backend.continuous or not live else 0
+        if count:
+            self.admit([self.waiting.popleft() for _ in range(count)], free[:count])
+        self.compact(free[count:])
 
     def admit(self, rows: Sequence[int], slots: Sequence[int]) -> None:
         """Admits rows to slots and samples their first token."""
@@ -104,31 +104,33 @@ class DecodeLoop:
         for row, slot in zip(rows, slots, strict=True):
             members.setdefault(self.prompt_index[row], []).append(slot)
         split = self.prompt_index[self.waiting[0]] if self.waiting and self.backend.continuous else None
-        for block, filled in self.prefilled(list(members)):
-            which_B = self.indices([place for place, index in enumerate(block) for _ in members[index]])
+        for block, prefilled in self.prefill(list(members)):
+            prompts_B = self.indices([row for row, index in enumerate(block) for _ in members[index]])
             slots_B = self.indices([slot for index in block for slot in members[index]])
-            self.backend.admit(filled, which_B, slots_B)
-            self.record(slots_B, filled.logits_PV[which_B])
+            self.backend.admit(prefilled, prompts_B, slots_B)
+            self.record(slots_B, prefilled.logits_PV[prompts_B])
             if split in block:
-                one = filled if len(block) == 1 else filled.narrowed(block.index(split))
+                one = prefilled if len(block) == 1 else prefilled.select(block.index(split))
                 self.split_prefill = split, one
 
-    def prefilled(self, prompts: list[int]) -> Iterator[tuple[list[int], Prefilled]]:
-        """The distinct prompts of these indices, prefilled in blocks of similar length; the prompt
-        of a group that was split between refills is kept for the next one."""
+    def prefill(self, prompts: list[int]) -> Iterator[tuple[list[int], Prefilled]]:
+        """Prefills the distinct prompts of these indices in blocks of similar length.
+
+        The prompt of a group that is split between two refills is kept for the second one.
+        """
         kept, self.split_prefill = self.split_prefill, None
         if kept is not None:
             prompts.remove(kept[0])
             yield [kept[0]], kept[1]
         lengths = [len(self.distinct[index]) for index in prompts]
-        for places, length in length_buckets(lengths) if self.backend.continuous else [(list(range(len(prompts))), 1)]:
+        for bucket, length in length_buckets(lengths) if self.backend.continuous else [(list(range(len(prompts))), 1)]:
             size = max(1, PREFILL_TOKENS // length)
-            for start in range(0, len(places), size):
-                block = [prompts[place] for place in places[start : start + size]]
+            for start in range(0, len(bucket), size):
+                block = [prompts[index] for index in bucket[start : start + size]]
                 yield block, self.backend.prefill([self.distinct[index] for index in block])
 
     def compact(self, free: Sequence[int]) -> None:
-        """The last rows move to the front, so that the slots in use are the first ones again."""
+        """Moves the last rows to free slots, so that the first slots are in use again."""
         holes = {slot for slot in free if slot < self.used}
         if not holes:
             return
@@ -143,28 +145,28 @@ class DecodeLoop:
         """Samples a token for each of these slots; tokens of ended rows are discarded."""
         rows_B = self.row_S[slots_B]
         open_B, last = self.open_R[rows_B], self.sampling.max_new_tokens
-        at_B = torch.where(open_B, self.count_R[rows_B], last)
-        tokens_B, logps_B = draw(logits_BV, self.uniform_RT[rows_B, at_B], self.sampling)
-        self.tokens_RT[rows_B, at_B], self.logps_RT[rows_B, at_B] = tokens_B, logps_B.float()
+        step_B = torch.where(open_B, self.count_R[rows_B], last)
+        tokens_B, logps_B = draw(logits_BV, self.uniform_RT[rows_B, step_B], self.sampling)
+        self.tokens_RT[rows_B, step_B], self.logps_RT[rows_B, step_B] = tokens_B, logps_B.float()
         self.token_S[slots_B] = tokens_B
         self.count_R[rows_B] += open_B
         ended_B = open_B & torch.isin(tokens_B, self.stop_ids)
         if self.stop_texts.texts:
             ended_B |= self.complete_texts(rows_B, open_B & ~ended_B)
         self.finished_R[rows_B] |= ended_B
-        self.open_R[rows_B] = open_B & ~ended_B & (at_B + 1 < self.limit_R[rows_B])
+        self.open_R[rows_B] = open_B & ~ended_B & (step_B + 1 < self.limit_R[rows_B])
 
     def complete_texts(self, rows_B: Tensor, candidates_B: Tensor) -> Tensor:
-        """Which of the candidate rows completed a stop text with their last token."""
-        found_B = torch.zeros_like(candidates_B)
-        for place in candidates_B.nonzero().squeeze(-1).tolist():
-            row = rows_B[place]
-            found_B[place] = self.stop_texts.completed(self.tokens_RT[row, : self.count_R[row]].tolist())
-        return found_B
+        """True for candidate rows whose last token completes a stop text, [B]."""
+        complete_B = torch.zeros_like(candidates_B)
+        for index in candidates_B.nonzero().squeeze(-1).tolist():
+            row = rows_B[index]
+            complete_B[index] = self.stop_texts.completed(self.tokens_RT[row, : self.count_R[row]].tolist())
+        return complete_B
 
-    def indices(self, places: Sequence[int]) -> Tensor:
+    def indices(self, values: Sequence[int]) -> Tensor:
         """Indices as a tensor on the rows' device."""
-        return torch.tensor(places, dtype=torch.long, device=self.device)
+        return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
 class StopTexts:
@@ -178,20 +180,20 @@ class StopTexts:
             raise TypeError("stop texts need Stop.decode")
         self.texts = stop.texts
         self._decode: Callable[[Sequence[int]], str] = stop.decode or str
-        # One token more than the longest text can take: the first of a tail may decode otherwise than in its place.
+        # One token more than the longest text needs: the first token of a tail may decode differently than in context.
         self._tail = TOKENS_PER_CHARACTER * max(map(len, stop.texts), default=0) + 1
         self._ends = {text[-1] for text in stop.texts}
         self._known: dict[int, bool] = {}
 
     def completed(self, ids: Sequence[int]) -> bool:
-        """Whether the last of a completion's tokens completes a stop text."""
+        """Whether the last token of a completion completes a stop text."""
         if not self._may_complete(ids[-1]):
             return False
         tail = self._decode(ids[-self._tail :])
         return any(text in tail for text in self.texts)
 
     def _may_complete(self, token: int) -> bool:
-        """Whether the token's own text has the last character of a stop text; remembered for each token."""
+        """Whether the token's text contains the last character of a stop text; memoised per token."""
         if token not in self._known:
             piece = self._decode([token])
             # Decoded alone, a token may lose spaces or be an incomplete character: such tokens are checked in context.

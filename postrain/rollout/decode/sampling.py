@@ -19,7 +19,7 @@ BLOCK = 64
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
-    """One row of `count` uniform numbers for each seed, [B, count]: a row's randomness is its own."""
+    """`count` uniform numbers per seed, [B, count]; a row depends on its seed only."""
     rows_BT = torch.empty(len(seeds), count, dtype=torch.float32)
     for row_T, seed in zip(rows_BT, seeds, strict=True):
         row_T.uniform_(generator=torch.Generator().manual_seed(seed))
@@ -27,10 +27,10 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and their log-probabilities [B] under the distribution they were drawn from.
+    """Samples tokens [B]; returns them with their log-probabilities [B] under the sampling distribution.
 
-    Inverse transform sampling: the token whose slice of the cumulative distribution holds the row's uniform number.
-    Temperature 0 is greedy and reports log-probabilities at temperature 1.
+    Inverse transform sampling: the first token whose cumulative probability exceeds the row's uniform number.
+    Temperature 0 is greedy and returns log-probabilities at temperature 1.
     """
     logits_BV = allowed_logits(logits_BV, sampling)
     top_B1 = logits_BV.amax(-1, keepdim=True)
@@ -48,25 +48,26 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tens
 
 
 def invert(weights_BCW: Tensor, mass_BC: Tensor, uniform_B1: Tensor) -> Tensor:
-    """The flat index at which the cumulative sum of the weights passes the uniform share of it, [B, 1]: first the
-    block, then the place in it."""
+    """Index of the first weight at which the cumulative sum exceeds the uniform fraction of the total, [B, 1]. Searches
+    for the block first, then within it."""
     cumulative_BC = mass_BC.cumsum(-1)
-    sought_B1 = uniform_B1 * cumulative_BC[:, -1:]
-    block_B1 = first_above(cumulative_BC, sought_B1)
+    threshold_B1 = uniform_B1 * cumulative_BC[:, -1:]
+    block_B1 = first_above(cumulative_BC, threshold_B1)
     inside_BW = weights_BCW.gather(1, block_B1[:, :, None].expand(-1, 1, BLOCK)).squeeze(1).cumsum(-1)
     before_B1 = cumulative_BC.gather(1, block_B1) - mass_BC.gather(1, block_B1)
-    return block_B1 * BLOCK + first_above(inside_BW, sought_B1 - before_B1)
+    return block_B1 * BLOCK + first_above(inside_BW, threshold_B1 - before_B1)
 
 
-def first_above(cumulative_BN: Tensor, sought_B1: Tensor) -> Tensor:
-    """First place where the sum is above what is sought, [B, 1]; never one that added nothing, whatever is rounded."""
-    most_B1 = torch.nextafter(cumulative_BN[:, -1:], cumulative_BN.new_zeros(()))
-    found_B1 = torch.searchsorted(cumulative_BN, torch.minimum(sought_B1, most_B1).clamp(min=0), right=True)
-    return found_B1.clamp(max=cumulative_BN.shape[-1] - 1)
+def first_above(cumulative_BN: Tensor, threshold_B1: Tensor) -> Tensor:
+    """First index at which the cumulative sum exceeds the threshold, [B, 1]."""
+    # The threshold stays below the total and at least 0: rounding must not select an entry of weight 0.
+    largest_B1 = torch.nextafter(cumulative_BN[:, -1:], cumulative_BN.new_zeros(()))
+    index_B1 = torch.searchsorted(cumulative_BN, torch.minimum(threshold_B1, largest_B1).clamp(min=0), right=True)
+    return index_B1.clamp(max=cumulative_BN.shape[-1] - 1)
 
 
 def allowed_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Logits after temperature, top-k, top-p and min-p; −inf where a token is cut off."""
+    """Logits after temperature, top-k, top-p and min-p; −inf for excluded tokens."""
     logits_BV = upcast(logits_BV)
     if sampling.temperature not in (0, 1):
         logits_BV = logits_BV / sampling.temperature
@@ -75,21 +76,21 @@ def allowed_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         logits_BV = logits_BV.masked_fill(logits_BV < kept, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logits_BV.softmax(-1).sort(-1, descending=True)
-        # A token stays when the mass of the likelier ones has not yet reached top_p: the likeliest always stays.
+        # A token is kept if the more likely ones have less than top_p in total: the most likely one is always kept.
         beyond = (ordered.cumsum(-1) - ordered) >= sampling.top_p
         logits_BV = logits_BV.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
     if sampling.min_p:
-        shares_BV = logits_BV.softmax(-1)
-        unlikely_BV = shares_BV < sampling.min_p * shares_BV.amax(-1, keepdim=True)
+        probs_BV = logits_BV.softmax(-1)
+        unlikely_BV = probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True)
         logits_BV = logits_BV.masked_fill(unlikely_BV, -torch.inf)
     return logits_BV
 
 
 def allowed_logps(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities of the distribution that tokens are drawn from."""
+    """Log-probabilities of the sampling distribution, [B, V]."""
     return allowed_logits(logits_BV, sampling).log_softmax(-1)
 
 
 def truncates(sampling: Sampling) -> bool:
-    """Whether top-k, top-p or min-p change the distribution, so that log-probabilities are not the model's."""
+    """Whether top-k, top-p or min-p truncate the distribution, so that log-probabilities differ from the model's."""
     return bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)

@@ -1,8 +1,8 @@
-"""Weights of linear layers, read once for a whole generation: side by side where several layers read the same input,
-adapters merged, in the type and the memory layout in which few rows are multiplied fastest.
+"""Weights of linear layers, copied once per generation: layers with the same input concatenated, adapters merged, in
+the dtype and memory layout in which few rows are multiplied fastest.
 
-Not supported: layers other than plain linear ones (quantised, DoRA). `merged` raises UnsupportedLayer, and the model's
-own forward is used.
+Not supported: layers other than plain linear ones (quantised, DoRA). `merged` raises UnsupportedLayer for them, and the
+model's forward pass is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class UnsupportedLayer(Exception):
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of each number, by its name in oneDNN, which applies it to a product before it leaves the cache."""
+    """An elementwise activation; oneDNN fuses it into the product by `name` and `algorithm`."""
 
     name: str
     algorithm: str
@@ -33,7 +33,7 @@ class Activation:
 
 
 class Weights:
-    """Linear layers that read the same input, as one: x [B, in] → [B, out]."""
+    """Linear layers with the same input as one layer: x [B, in] → [B, out]."""
 
     def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
         pairs = [merged(layer) for layer in layers]
@@ -44,7 +44,7 @@ class Weights:
             raise UnsupportedLayer
         self.bias = torch.cat(biases).to(dtype) if biases else None
         self.packed = weight.device.type == "cpu" and supports_packed_weights(weight.dtype)
-        # oneDNN's own order: with eight rows twice as fast as plain weights, and worth its copy in a few tokens.
+        # oneDNN's packed layout: twice as fast with eight rows; a few tokens repay the copy.
         self.weight = ONEDNN._reorder_linear_weight(weight.contiguous(), ROWS) if self.packed else weight
 
     def __call__(self, x: Tensor, activation: Activation | None = None) -> Tensor:
@@ -52,8 +52,8 @@ class Weights:
         if self.packed:
             name, algorithm = (activation.name, activation.algorithm) if activation else ("none", "")
             return ONEDNN._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
-        found = F.linear(x, self.weight, self.bias)
-        return activation.function(found) if activation else found
+        output = F.linear(x, self.weight, self.bias)
+        return activation.function(output) if activation else output
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """x · Wᵀ + b + other."""
@@ -69,7 +69,7 @@ class Weights:
 
 
 def merged(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, in] and bias of a linear layer with its active LoRA additions. Raises UnsupportedLayer."""
+    """Weight [out, in] and bias of a linear layer, with active LoRA adapters merged. Raises UnsupportedLayer."""
     if type(layer) is nn.Linear:
         return layer.weight.detach(), _detached(layer.bias)
     if type(layer) is Conv1D:
