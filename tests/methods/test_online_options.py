@@ -1,4 +1,4 @@
-"""Every key of the methods that learn from their own completions changes what is learned; forgetting one fails."""
+"""Every key of the online methods changes the gradient of an update; a key without a case fails."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.methods.test_rollouts import FirstTokenReward, NumberTemplate, prompt
 from tests.tiny import tiny_model
 
 Change = tuple[dict[str, Any], dict[str, Any]]
-"""What is changed, and beside which settings that say it matters."""
+"""The changed settings, and the settings under which they have an effect."""
 
-# Common to all methods, and tested with those: tests/methods/test_dpo_options.py.
+# Keys of the training loop, common to all methods: tests/methods/test_dpo_options.py tests them.
 COMMON = {"_target_", *schema_of(Method).keys}
 TRUNCATED: list[Change] = [
     ({"missing_eos_penalty": 0.7}, {}),
@@ -43,7 +43,7 @@ CHANGES: dict[str, list[Change]] = {
         ({"scale_rewards": "batch"}, {}),
         ({"scale_rewards": "none"}, {}),
         *(({"loss_type": name}, {}) for name in ("bnpo", "dr_grpo")),
-        # One mini-batch holds all tokens of the rollout: there bnpo and dapo are the same.
+        # With one mini-batch bnpo and dapo are equal.
         ({"loss_type": "dapo"}, {"loss_type": "bnpo", "minibatches_per_epoch": 2}),
         ({"importance_sampling_level": "sequence"}, {}),
         ({"objective": "cispo"}, {}),
@@ -71,13 +71,13 @@ CHANGES: dict[str, list[Change]] = {
         ({"mixture": 0.9}, {}),
     ],
 }
-# A hard choice of winner knows no temperature, but what is told of it does.
+# Online DPO ranks completions, so the temperature changes its metrics but not its gradient.
 ELSEWHERE = {"online_dpo": {"preference_temperature"}}
 CASES = [(method, changed, beside) for method, cases in CHANGES.items() for changed, beside in cases]
 
 
-class Mixing(ScriptedEngine):
-    """Tells the mixture's share by what it says: its opponents' completions begin with another token."""
+class MixtureEngine(ScriptedEngine):
+    """Shifts the scripted completions by ten times the mixture coefficient, so that the gradient depends on it."""
 
     def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list:
         if isinstance(model, Mixture):
@@ -89,32 +89,36 @@ COMPLETIONS = [[2, 7, 0], [2, 3, 0], [2, 4], [1, 4, 9, 0], [3, 8, 0], [1, 5], [4
 VALUES = {"1": 0.0, "2": 1.0, "3": 0.4, "4": 0.1}
 
 
-def learned(method: str, **settings: Any) -> torch.Tensor:
-    """The gradients of all mini-batches of an update, where policy, sampler and reference are three."""
-    components = {"engine": Mixing(COMPLETIONS), "template": NumberTemplate(), "reward": FirstTokenReward(VALUES)}
+def update_gradients(method: str, **settings: Any) -> torch.Tensor:
+    """The gradients of all mini-batches of one update, with different policy, sampler and reference."""
+    components = {
+        "engine": MixtureEngine(COMPLETIONS),
+        "template": NumberTemplate(),
+        "reward": FirstTokenReward(VALUES),
+    }
     policy = tiny_model()
-    alone = {"dynamic_sampling": 0} if "dynamic_sampling" in defaults(method) else {}
-    settings = {"batch_size": 2, "group_size": 3, **alone, **settings}
-    found = make_method(method, policy, reference=tiny_model(seed=1), components=components, **settings)
-    found.accumulated = {}
-    prepared = found.prepare(prompts(found.items_per_update()))
+    off = {"dynamic_sampling": 0} if "dynamic_sampling" in defaults(method) else {}
+    settings = {"batch_size": 2, "group_size": 3, **off, **settings}
+    learner = make_method(method, policy, reference=tiny_model(seed=1), components=components, **settings)
+    learner.accumulated = {}
+    prepared = learner.prepare(prompts(learner.items_per_update()))
     if hasattr(prepared, "logps_BT"):
-        # Some tokens have become likelier, others less likely: beyond both clips, for good and for bad completions.
+        # Ratios beyond both clips, for positive and negative advantages.
         moved_BT = 0.3 * torch.randn(prepared.logps_BT.shape, generator=torch.Generator().manual_seed(8))
         prepared = replace(prepared, logps_BT=prepared.logps_BT - moved_BT)
     gradients = []
-    for minibatch in found.minibatches(prepared):
-        found.first_pass = False
+    for minibatch in learner.minibatches(prepared):
+        learner.first_pass = False
         used = minibatch.select([item for item, cost in enumerate(minibatch.cost()) if cost])
         if len(used):
-            total = found.loss_sum(used).total / found.denominator(minibatch)
+            total = learner.loss_sum(used).total / learner.denominator(minibatch)
             gradients.append(flat_gradient(policy, total))
     return torch.cat(gradients)
 
 
 @pytest.mark.parametrize(("method", "changed", "beside"), CASES)
 def test_each_key_changes_the_update(method, changed, beside):
-    before, after = learned(method, **beside), learned(method, **{**beside, **changed})
+    before, after = update_gradients(method, **beside), update_gradients(method, **{**beside, **changed})
     assert before.shape != after.shape or not torch.allclose(before, after, rtol=1e-3, atol=1e-6)
 
 

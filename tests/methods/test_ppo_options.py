@@ -1,11 +1,11 @@
-"""Every key of PPO changes what is learned; those that only change how, run."""
+"""Every key of PPO changes the trained weights; worked numbers of early stopping, adaptive KL and critic warm-up."""
 
 import pytest
 import torch
 
 from tests.training_runs import final_state, records, small_run
 
-# The second update is the first that depends on what the first one has changed.
+# Two updates: the second is the first whose rollout depends on an optimizer step.
 BASE = (
     "method=ppo",
     "method.updates=2",
@@ -47,43 +47,43 @@ CHANGES = [
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    """What the run learns without any change."""
+def default_weights(tmp_path_factory):
+    """The weights of a run with default settings."""
     return flat(small_run(tmp_path_factory.mktemp("base"), *BASE))
 
 
 def flat(folder) -> torch.Tensor:
-    """The policy at the end."""
+    """The final policy weights as one vector."""
     state = final_state(folder)["state_dict"]
     return torch.cat([value.flatten() for name, value in state.items() if name.startswith("policy.")])
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_each_key_changes_the_update(change, untouched, tmp_path):
+def test_each_key_changes_the_update(change, default_weights, tmp_path):
     folder = small_run(tmp_path, *BASE, *change.split())
-    assert not torch.equal(flat(folder), untouched)
+    assert not torch.equal(flat(folder), default_weights)
     last = records(folder)[-1]
     assert last["kl/exact"] >= -1e-6
     assert last["kl/k3"] >= -1e-6
 
 
-def test_the_minibatch_that_exceeds_the_target_is_not_applied(untouched, tmp_path):
+def test_minibatch_beyond_target_kl_is_not_applied(default_weights, tmp_path):
     folder = small_run(tmp_path, *BASE, "method.target_kl=1e-6")
     state = final_state(folder)
-    # Of four mini-batches the first has ratio 1 and moves the policy; the second finds it too far and is the last.
+    # The first of four mini-batches has ratio 1. The second exceeds target_kl and ends the update, in both updates.
     assert state["postrain"]["counters"]["optimizer_steps"] == 2
     assert all(record["kl/old_policy"] > 0 for record in records(folder)[1:])
-    assert not torch.equal(flat(folder), untouched)
+    assert not torch.equal(flat(folder), default_weights)
 
 
-def test_the_coefficient_follows_the_kl(tmp_path):
+def test_kl_coefficient_grows_when_the_kl_exceeds_its_target(tmp_path):
     found = records(small_run(tmp_path, *BASE, "method.updates=3", "method.kl_target=1e-4", "method.kl_horizon=10"))
-    # KL far above the target: the coefficient grows by its most, 0.2 · 8 episodes / 10, once the KL is there
+    # KL far above the target: the coefficient grows by the maximum, 0.2 · 8 episodes / 10, from the second update on
     coefs = [record["kl/coef"] for record in found if "kl/coef" in record]
     assert coefs[2] == pytest.approx(coefs[1] * 1.16)
 
 
-def test_only_the_critic_learns_in_the_warm_up(tmp_path):
+def test_critic_warmup_trains_only_the_critic(tmp_path):
     folder = small_run(tmp_path, *BASE, "method.critic_warmup=3")
     assert records(folder)[-1]["ratio/max"] == pytest.approx(1, abs=1e-5)
     assert float(final_state(folder)["state_dict"]["value_head.output.weight"].abs().sum()) > 0
