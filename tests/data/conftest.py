@@ -1,4 +1,4 @@
-"""Shared fixtures: a stand-in for datasketch, an optional package that depends on scipy."""
+"""Shared fixtures: demonstrations as a file, and a fake of datasketch, an optional package that depends on scipy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import ModuleType
 import pytest
 
 from tests.data.helpers import write_lines
-from tests.data.modules import TALKS
+from tests.data.modules import DEMONSTRATIONS
 
 
 class MinHash:
-    """Exact set instead of a MinHash sketch."""
+    """A set of all members instead of a MinHash sketch."""
 
     def __init__(self, num_perm: int) -> None:
         self.members: set[bytes] = set()
@@ -23,7 +23,7 @@ class MinHash:
 
 
 class MinHashLSH:
-    """Exact search over all pairs; datasketch estimates it."""
+    """Exact search over all pairs; datasketch approximates it."""
 
     def __init__(self, threshold: float, num_perm: int) -> None:
         self.threshold = threshold
@@ -42,12 +42,13 @@ class MinHashLSH:
 
 @pytest.fixture(autouse=True)
 def datasketch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two classes of datasketch that quality.py uses."""
+    """Replaces datasketch by the two classes that quality.py uses."""
     module = ModuleType("datasketch")
     module.__dict__.update(MinHash=MinHash, MinHashLSH=MinHashLSH)
     monkeypatch.setitem(sys.modules, "datasketch", module)
 
 
 @pytest.fixture
-def talks(tmp_path) -> str:
-    return f"data.path={write_lines(tmp_path / 'talks.jsonl', TALKS)}"
+def data_path(tmp_path) -> str:
+    """An override of data.path with a file of DEMONSTRATIONS."""
+    return f"data.path={write_lines(tmp_path / 'demonstrations.jsonl', DEMONSTRATIONS)}"

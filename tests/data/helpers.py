@@ -1,4 +1,4 @@
-"""Small tokenizers, built in milliseconds, and constructors of conversations and tables."""
+"""Small tokenizers, built in milliseconds, and builders of conversations and tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages
 from postrain.data.quality import Quality
 from postrain.data.readers import Row, Table
@@ -21,8 +23,15 @@ MARKED = (
     "{% generation %}{{ m.content + '<|stop|>' }}{% endgeneration %}{% else %}{{ m.content + '<|stop|>' }}{% endif %}"
     "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+"""A chat template with a generation mark around each answer."""
 UNMARKED = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-OFF = Quality(
+"""The same template without generation marks."""
+STRIPPING = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content.split('</think>')[-1] + '<|stop|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""A chat template that removes the reasoning of answers, as those of reasoning models do."""
+NO_FILTERS = Quality(
     empty="drop",
     min_characters=0,
     max_characters=None,
@@ -48,36 +57,41 @@ def byte_tokenizer(
         inner.post_processor = processors.TemplateProcessing(
             single="<|bos|> $A", special_tokens=[("<|bos|>", inner.token_to_id("<|bos|>"))]
         )
-    return _wrapped(inner, template, pad)
+    return _wrap(inner, template, pad)
 
 
 def metaspace_tokenizer(*, template: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer that prepends a space to every text, as that of Llama 2 does."""
     letters = sorted({letter for text in CORPUS for letter in text} | set("abcdefghijklmnopqrstuvwxyz:#-\n▁"))
-    tokens = {token: place for place, token in enumerate([*SPECIAL, "<unk>", *letters])}
+    tokens = {token: index for index, token in enumerate([*SPECIAL, "<unk>", *letters])}
     inner = Tokenizer(models.BPE(vocab=tokens, merges=[], unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     inner.decoder = decoders.Metaspace(prepend_scheme="first")
     inner.add_special_tokens(SPECIAL)
-    return _wrapped(inner, template, "<|pad|>")
+    return _wrap(inner, template, "<|pad|>")
 
 
-def _wrapped(inner: Tokenizer, template: str | None, pad: str) -> PreTrainedTokenizerFast:
-    made = PreTrainedTokenizerFast(
+def _wrap(inner: Tokenizer, template: str | None, pad: str) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         eos_token="<|end|>",
         bos_token="<|bos|>",
         pad_token=pad,
         clean_up_tokenization_spaces=False,
     )
-    made.add_special_tokens({"extra_special_tokens": SPECIAL[3:]})
-    made.chat_template = template
-    return made
+    tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL[3:]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def decoded(template: Template, ids: Tensor) -> str:
+    """The text of token ids, with special tokens."""
+    return template.tokenizer.decode(ids.tolist())
 
 
 def chat(*turns: str) -> Messages:
     """A conversation of alternating user and assistant messages."""
-    return tuple(Message(("user", "assistant")[place % 2], text) for place, text in enumerate(turns))
+    return tuple(Message(("user", "assistant")[index % 2], text) for index, text in enumerate(turns))
 
 
 def table(rows: Iterable[Mapping[str, Any]], name: str = "rows.jsonl") -> Table:

@@ -1,4 +1,4 @@
-"""Data modules for tests: an option of `data` with overrides, on the bundled nano tokenizer."""
+"""Data modules of an option of `data` with overrides, with the bundled nano tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from postrain.data.module import DataModule
 from tests.training_runs import CONF, forced
 
 NANO = CONF.parent / "postrain" / "assets" / "nano"
-TALKS = [
+DEMONSTRATIONS = [
     {"prompt": f"Tell me about thing number {n}.", "completion": f"It is {n % 3} and it is green.", "task": "ab"[n % 2]}
     for n in range(30)
 ]

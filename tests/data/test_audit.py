@@ -21,9 +21,9 @@ EOS = TEMPLATE.tokenizer.eos_token_id
 BOS = TEMPLATE.tokenizer.bos_token_id
 
 
-def row(ids: list[int], learned: int, number: int = 1) -> EncodedRow:
-    """An encoded row whose last `learned` tokens are supervised."""
-    mask = torch.arange(len(ids)) >= len(ids) - learned
+def row(ids: list[int], supervised: int, number: int = 1) -> EncodedRow:
+    """An encoded row whose last `supervised` tokens are supervised."""
+    mask = torch.arange(len(ids)) >= len(ids) - supervised
     return EncodedRow(number, torch.tensor(ids), mask)
 
 
@@ -48,7 +48,7 @@ def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False)
     )
 
 
-def test_tokens_are_counted():
+def test_audit_counts_tokens_in_the_loss_end_tokens_and_lengths():
     # 3 + 5 + 4 = 12 tokens, of which 2 + 1 + 3 = 6 are supervised; two of three rows end with the end token.
     found = audit([row([7, 8, EOS], 2), row([7, 8, 9, 9, EOS], 1), row([7, 8, 9, 9], 3)])
     assert (found.tokens, found.supervised, found.supervised_min, found.supervised_mean) == (12, 6, 1, 2)
@@ -160,8 +160,8 @@ def test_audit_counts_steps_and_labels():
 def test_preview_colours_each_step_by_its_label(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     ids = TEMPLATE.tokenizer("xzq", add_special_tokens=False)["input_ids"]
-    shown = show([chain([*ids, EOS], [2, 3], (True, False))], TEMPLATE, 1)
-    assert "\x1b[2mx\x1b[0m\x1b[1;32mz\x1b[0m\x1b[1;31mq\x1b[0m\x1b[2m<|end|>" in shown
+    text = show([chain([*ids, EOS], [2, 3], (True, False))], TEMPLATE, 1)
+    assert "\x1b[2mx\x1b[0m\x1b[1;32mz\x1b[0m\x1b[1;31mq\x1b[0m\x1b[2m<|end|>" in text
 
 
 def test_manifest_has_the_counts_without_samples():
@@ -181,7 +181,7 @@ def test_preview_colours_the_tokens_in_the_loss(monkeypatch):
     assert "\x1b[2mx" in coloured
 
 
-def test_fingerprint_depends_on_the_gold_of_eval_rows():
+def test_fingerprint_depends_on_the_gold_values_of_eval_rows():
     items = [row([7, 8, EOS], 2)]
     assert len({fingerprint(items), fingerprint(items, [1, 2]), fingerprint(items, [1, 3])}) == 3
 

@@ -16,47 +16,47 @@ from postrain.data.records import convert
 from postrain.errors import ConfigError
 from tests.data.helpers import chat
 
-WITH = {"gold": {"x": 1}}
-PREFERENCE = Preference(row=5, prompt=chat("a"), chosen="b", rejected="c", columns=WITH)
-DEMONSTRATION = Demonstration(row=5, messages=chat("a", "b"), columns=WITH)
-UP = UnpairedPreference(row=5, prompt=chat("a"), completion="b", label=True, columns=WITH)
-DOWN = UnpairedPreference(row=6, prompt=chat("a"), completion="c", label=False, columns=WITH)
-RIGHT = Steps(row=5, prompt=chat("a"), steps=("b", "c"), labels=(True, True), columns=WITH)
-WRONG = Steps(row=6, prompt=chat("a"), steps=("b", "d"), labels=(True, False), columns=WITH)
-PROMPT = Prompt(row=5, prompt=chat("a"), columns=WITH)
+COLUMNS = {"gold": {"x": 1}}
+PREFERENCE = Preference(row=5, prompt=chat("a"), chosen="b", rejected="c", columns=COLUMNS)
+DEMONSTRATION = Demonstration(row=5, messages=chat("a", "b"), columns=COLUMNS)
+DESIRABLE = UnpairedPreference(row=5, prompt=chat("a"), completion="b", label=True, columns=COLUMNS)
+UNDESIRABLE = UnpairedPreference(row=6, prompt=chat("a"), completion="c", label=False, columns=COLUMNS)
+RIGHT = Steps(row=5, prompt=chat("a"), steps=("b", "c"), labels=(True, True), columns=COLUMNS)
+WRONG = Steps(row=6, prompt=chat("a"), steps=("b", "d"), labels=(True, False), columns=COLUMNS)
+PROMPT = Prompt(row=5, prompt=chat("a"), columns=COLUMNS)
 
 
 @pytest.mark.parametrize(
-    ("records", "seen"),
+    ("records", "expected"),
     [
         ([PREFERENCE], [DEMONSTRATION]),
         ([PREFERENCE], [PROMPT]),
         ([DEMONSTRATION], [PROMPT]),
-        ([DEMONSTRATION], [Text(row=5, text="a\n\nb", columns=WITH)]),
-        ([UP], [DEMONSTRATION]),
-        ([UP], [PROMPT]),
+        ([DEMONSTRATION], [Text(row=5, text="a\n\nb", columns=COLUMNS)]),
+        ([DESIRABLE], [DEMONSTRATION]),
+        ([DESIRABLE], [PROMPT]),
         ([RIGHT], [PROMPT]),
-        ([RIGHT], [Demonstration(row=5, messages=chat("a", "b c"), columns=WITH)]),
+        ([RIGHT], [Demonstration(row=5, messages=chat("a", "b c"), columns=COLUMNS)]),
         (
             [RIGHT, WRONG],
             [
-                UnpairedPreference(row=5, prompt=chat("a"), completion="b c", label=True, columns=WITH),
-                UnpairedPreference(row=6, prompt=chat("a"), completion="b d", label=False, columns=WITH),
+                UnpairedPreference(row=5, prompt=chat("a"), completion="b c", label=True, columns=COLUMNS),
+                UnpairedPreference(row=6, prompt=chat("a"), completion="b d", label=False, columns=COLUMNS),
             ],
         ),
-        ([PREFERENCE], [UP, replace(DOWN, row=5)]),
+        ([PREFERENCE], [DESIRABLE, replace(UNDESIRABLE, row=5)]),
         ([PREFERENCE], [PREFERENCE]),
     ],
 )
-def test_conversion_keeps_row_and_columns(records, seen):
-    found = convert(records, type(seen[0]).__name__, source="rows")
-    assert list(found.records) == seen
+def test_conversion_keeps_row_and_columns(records, expected):
+    found = convert(records, type(expected[0]).__name__, source="rows")
+    assert list(found.records) == expected
     assert not found.dropped
 
 
 @pytest.mark.parametrize(
     ("records", "reason"),
-    [([UP, DOWN], "answer labelled undesirable"), ([RIGHT, WRONG], "chain with a wrong step")],
+    [([DESIRABLE, UNDESIRABLE], "answer labelled undesirable"), ([RIGHT, WRONG], "chain with a wrong step")],
 )
 def test_undesirable_answers_and_wrong_chains_are_dropped_and_counted(records, reason):
     found = convert(records, "Demonstration", source="rows")
@@ -78,7 +78,12 @@ def test_conversion_error_names_the_missing_side_of_a_pair():
 
 @pytest.mark.parametrize(
     ("record", "kind"),
-    [(DEMONSTRATION, "Preference"), (Text(row=1, text="a"), "Prompt"), (PROMPT, "Demonstration"), (UP, "Preference")],
+    [
+        (DEMONSTRATION, "Preference"),
+        (Text(row=1, text="a"), "Prompt"),
+        (PROMPT, "Demonstration"),
+        (DESIRABLE, "Preference"),
+    ],
 )
 def test_impossible_conversion_error_names_both_kinds(record, kind):
     with pytest.raises(ConfigError, match=rf"trains on {kind} records, but rows\.csv holds {type(record).__name__}"):

@@ -21,11 +21,11 @@ from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, byte_tokenizer, chat
 
 
-def encoder(max_length: int = 64, **changes) -> Encoder:
+def build_encoder(max_length: int = 64, **changes) -> Encoder:
     mode = changes.pop("mode", "plain")
     adds_bos = changes.pop("adds_bos", False)
     template = Template(byte_tokenizer(template=MARKED, pad="<|end|>", adds_bos=adds_bos), mode=mode)
-    made = Encoder(
+    encoder = Encoder(
         template=template,
         loss_on="completion",
         max_length=max_length,
@@ -33,11 +33,11 @@ def encoder(max_length: int = 64, **changes) -> Encoder:
         pack=False,
         layout=StepLayout(joiner="\n", separator=""),
     )
-    return replace(made, **changes)
+    return replace(encoder, **changes)
 
 
 def letters(rng: random.Random, low: int, high: int) -> str:
-    """A text of `count` letters without merges, so of `count` tokens."""
+    """Random text of `low` to `high` letters that the tokenizer does not merge: one token per letter."""
     return "".join(rng.choices("xzqkj", k=rng.randint(low, high)))
 
 
@@ -47,123 +47,122 @@ def test_truncation_drops_the_left_of_the_prompt_first(adds_bos):
     for _ in range(150):
         length = rng.randint(4, 40)
         prompt, answer = letters(rng, 1, 50), letters(rng, 1, 50)
-        make = encoder(length, adds_bos=adds_bos)
-        row = encode([Demonstration(row=1, messages=chat(prompt, answer))], make)[0]
+        encoder = build_encoder(length, adds_bos=adds_bos)
+        row = encode([Demonstration(row=1, messages=chat(prompt, answer))], encoder)[0]
         assert isinstance(row, EncodedRow)
         assert len(row.ids) == len(row.supervised) <= length
         assert not row.supervised[0]
-        learned = row.ids[row.supervised].tolist()
-        assert learned[-1] == make.template.tokenizer.eos_token_id
+        supervised = row.ids[row.supervised].tolist()
+        assert supervised[-1] == encoder.template.tokenizer.eos_token_id
         assert row.supervised[-1]
-        assert len(learned) >= 2
-        decoded = make.template.decode(learned)
+        assert len(supervised) >= 2
+        decoded = encoder.template.decode(supervised)
         assert answer.startswith(decoded)
         if len(answer) + 1 < length:
-            # The answer, its end and one token of the prompt fit: nothing of the answer is lost.
+            # The answer, its end and one token of the prompt fit: the answer is complete.
             assert decoded == answer
-            assert make.cuts[ANSWER_CUT] == 0
-        kept = make.template.decode(row.ids[~row.supervised])
+            assert encoder.cuts[ANSWER_CUT] == 0
+        kept = encoder.template.decode(row.ids[~row.supervised])
         assert prompt.endswith(kept)
-        assert make.cuts[PROMPT_CUT] == (int((~row.supervised).sum()) < len(prompt) + adds_bos)
+        assert encoder.cuts[PROMPT_CUT] == (int((~row.supervised).sum()) < len(prompt) + adds_bos)
 
 
 def test_truncated_pair_keeps_the_same_prompt_for_both_sides():
     rng = random.Random(1)
     for _ in range(80):
         length = rng.randint(4, 30)
-        make = encoder(length)
+        encoder = build_encoder(length)
         pair = encode(
             [
                 Preference(
                     row=1, prompt=chat(letters(rng, 1, 30)), chosen=letters(rng, 1, 40), rejected=letters(rng, 1, 40)
                 )
             ],
-            make,
+            encoder,
         )[0]
         assert isinstance(pair, EncodedPair)
         prompts = [side.ids[~side.supervised] for side in (pair.chosen, pair.rejected)]
         assert prompts[0].equal(prompts[1])
         for side in (pair.chosen, pair.rejected):
             assert len(side.ids) <= length
-            assert int(side.ids[-1]) == make.template.tokenizer.eos_token_id
+            assert int(side.ids[-1]) == encoder.template.tokenizer.eos_token_id
             assert int(side.supervised.sum()) >= 2
-        assert make.cuts[PROMPT_CUT] <= 1
+        assert encoder.cuts[PROMPT_CUT] <= 1
 
 
 def test_shared_prefix_of_both_answers_is_supervised_in_both():
-    make = encoder()
+    encoder = build_encoder()
     pair = encode(
-        [Preference(row=1, prompt=chat("2 + 2"), chosen="The answer is 4.", rejected="The answer is 5.")], make
+        [Preference(row=1, prompt=chat("2 + 2"), chosen="The answer is 4.", rejected="The answer is 5.")], encoder
     )[0]
     assert isinstance(pair, EncodedPair)
     for side, text in ((pair.chosen, "The answer is 4."), (pair.rejected, "The answer is 5.")):
-        assert make.template.decode(side.ids[side.supervised]) == text
+        assert encoder.template.decode(side.ids[side.supervised]) == text
 
 
 @pytest.mark.parametrize(
-    ("loss_on", "learned"),
+    ("loss_on", "supervised_text"),
     [
         ("completion", "zz<|stop|>"),
         ("assistant", "xx<|stop|>zz<|stop|>"),
         ("all", "q<|stop|>\n<|assistant|>xx<|stop|>\n<|user|>k<|stop|>\n<|assistant|>zz<|stop|>"),
     ],
 )
-def test_loss_on_selects_the_supervised_turns(loss_on, learned):
-    make = encoder(mode="chat", loss_on=loss_on)
-    row = encode([Demonstration(row=1, messages=chat("q", "xx", "k", "zz"))], make)[0]
+def test_loss_on_selects_the_supervised_turns(loss_on, supervised_text):
+    encoder = build_encoder(mode="chat", loss_on=loss_on)
+    row = encode([Demonstration(row=1, messages=chat("q", "xx", "k", "zz"))], encoder)[0]
     assert isinstance(row, EncodedRow)
-    assert make.template.tokenizer.decode(row.ids[row.supervised]) == learned
+    assert encoder.template.tokenizer.decode(row.ids[row.supervised]) == supervised_text
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 def test_mask_of_a_truncated_conversation_stays_aligned(loss_on):
-    talk = Demonstration(row=1, messages=chat("q" * 9, "x" * 9, "k" * 9, "z" * 9))
-    whole = encode([talk], encoder(mode="chat", loss_on=loss_on))[0]
+    demonstration = Demonstration(row=1, messages=chat("q" * 9, "x" * 9, "k" * 9, "z" * 9))
+    whole = encode([demonstration], build_encoder(mode="chat", loss_on=loss_on))[0]
     assert isinstance(whole, EncodedRow)
     for length in range(4, len(whole.ids)):
-        row = encode([talk], encoder(length, mode="chat", loss_on=loss_on))[0]
+        row = encode([demonstration], build_encoder(length, mode="chat", loss_on=loss_on))[0]
         assert isinstance(row, EncodedRow)
         assert len(row.ids) == length
-        # From 11 tokens (nine letters, the end of the turn and one before) the last answer is whole.
+        # The last answer is complete from 11 tokens: nine letters, the end of the turn and one token before.
         if length >= 11:
             assert row.ids.equal(whole.ids[-length:])
             assert row.supervised[1:].equal(whole.supervised[-length + 1 :])
 
 
 def test_answer_without_a_prompt_is_supervised_whole():
-    make = encoder()
-    row = encode([Demonstration(row=1, messages=chat("", "xz"))], make)[0]
+    encoder = build_encoder()
+    row = encode([Demonstration(row=1, messages=chat("", "xz"))], encoder)[0]
     assert isinstance(row, EncodedRow)
-    assert make.template.decode(row.ids[row.supervised]) == "xz"
+    assert encoder.template.decode(row.ids[row.supervised]) == "xz"
     assert int(row.supervised.sum()) == 3
 
 
 def test_prompts_are_truncated_to_max_prompt_length():
-    make = encoder(max_prompt_length=5)
-    prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"), columns={"answer": "4"})], make)[0]
+    encoder = build_encoder(max_prompt_length=5)
+    prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"), columns={"answer": "4"})], encoder)[0]
     assert isinstance(prompt, EncodedPrompt)
-    assert make.template.decode(prompt.ids) == "qkjxz"
+    assert encoder.template.decode(prompt.ids) == "qkjxz"
     assert prompt.text == "xzqkjxz"
     assert prompt.columns == {"answer": "4"}
-    assert make.cuts == {PROMPT_CUT: 1}
+    assert encoder.cuts == {PROMPT_CUT: 1}
 
 
-def test_unpaired_preference_borrows_another_completion_for_the_kl_estimate():
-    make = encoder(6)
+def test_unpaired_preference_gets_another_completion_for_the_kl_estimate():
+    encoder = build_encoder(6)
     records = [
         UnpairedPreference(row=2, prompt=chat("xzqkj"), completion="z", label=True),
         UnpairedPreference(row=3, prompt=chat("xz"), completion="xxxxx", label=False),
     ]
-    first, second = encode(records, make)
+    first, second = encode(records, encoder)
     assert isinstance(first, EncodedUnpairedPreference)
     assert isinstance(second, EncodedUnpairedPreference)
-    decode = make.template.tokenizer.decode
+    decode = encoder.template.tokenizer.decode
     assert (decode(first.answer.ids), decode(second.answer.ids)) == ("zqkjz<|end|>", "zxxxx<|end|>")
     assert (decode(first.unrelated.ids), decode(second.unrelated.ids)) == ("jxxxx<|end|>", "xzz<|end|>")
     assert (first.label, second.label) == (True, False)
-    # In the rows themselves both prompts and the long answer are truncated; a second cut of the first prompt is not
-    # counted.
-    assert make.cuts == {PROMPT_CUT: 2, ANSWER_CUT: 1}
+    # Both prompts and the long answer are truncated. The second truncation of the first prompt is not counted.
+    assert encoder.cuts == {PROMPT_CUT: 2, ANSWER_CUT: 1}
     batch = collate([first, second])
     assert isinstance(batch, UnpairedPreferences)
     # cost of scoring both: 6 + 6 and 6 + 4
@@ -171,10 +170,10 @@ def test_unpaired_preference_borrows_another_completion_for_the_kl_estimate():
     assert batch.row_ids == (2, 3)
 
 
-def test_unpaired_preference_borrows_no_equal_completion_after_truncation():
+def test_unrelated_completion_differs_after_truncation():
     rng = random.Random(3)
     for _ in range(40):
-        make = encoder(rng.randint(4, 12))
+        encoder = build_encoder(rng.randint(4, 12))
         records = [
             UnpairedPreference(
                 row=n, prompt=chat(rng.choice("xz")), completion=letters(rng, 1, 9), label=rng.random() < 0.5
@@ -182,38 +181,38 @@ def test_unpaired_preference_borrows_no_equal_completion_after_truncation():
             for n in range(rng.randint(2, 9))
         ]
         try:
-            items = encode(records, make)
+            items = encode(records, encoder)
         except ConfigError:
             continue
         for item in items:
             assert isinstance(item, EncodedUnpairedPreference)
             own, other = (row.ids[row.supervised].tolist() for row in (item.answer, item.unrelated))
             assert own != other
-            assert len(item.unrelated.ids) <= make.max_length
-            assert other[-1] == make.template.tokenizer.eos_token_id
+            assert len(item.unrelated.ids) <= encoder.max_length
+            assert other[-1] == encoder.template.tokenizer.eos_token_id
 
 
 def test_empty_prompt_is_refused():
     with pytest.raises(ConfigError, match="row 4: the prompt is empty"):
-        encode([Prompt(row=4, prompt=chat(""))], encoder())[0]
+        encode([Prompt(row=4, prompt=chat(""))], build_encoder())[0]
 
 
 def test_truncation_keeps_the_bos_token():
-    make = encoder(5, adds_bos=True)
-    prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"))], make)[0]
+    encoder = build_encoder(5, adds_bos=True)
+    prompt = encode([Prompt(row=1, prompt=chat("xzqkjxz"))], encoder)[0]
     assert isinstance(prompt, EncodedPrompt)
-    assert make.template.tokenizer.decode(prompt.ids) == "<|bos|>kjxz"
+    assert encoder.template.tokenizer.decode(prompt.ids) == "<|bos|>kjxz"
 
 
 def test_running_text_is_supervised_whole_and_truncated_on_the_right():
-    make = encoder(5)
-    short, long = encode([Text(row=1, text="xzq"), Text(row=2, text="xzqkjxz")], make)
+    encoder = build_encoder(5)
+    short, long = encode([Text(row=1, text="xzq"), Text(row=2, text="xzqkjxz")], encoder)
     assert isinstance(short, EncodedRow)
     assert isinstance(long, EncodedRow)
-    assert make.template.tokenizer.decode(short.ids) == "xzq<|end|>"
-    assert make.template.tokenizer.decode(long.ids) == "xzqkj"
+    assert encoder.template.tokenizer.decode(short.ids) == "xzq<|end|>"
+    assert encoder.template.tokenizer.decode(long.ids) == "xzqkj"
     assert short.supervised.tolist() == [False, True, True, True]
-    assert make.cuts == {TEXT_CUT: 1}
+    assert encoder.cuts == {TEXT_CUT: 1}
 
 
 def test_packed_blocks_are_the_concatenated_documents():
@@ -221,10 +220,10 @@ def test_packed_blocks_are_the_concatenated_documents():
     for _ in range(20):
         length = rng.randint(4, 20)
         texts = [letters(rng, 1, 30) for _ in range(rng.randint(1, 8))]
-        make = encoder(length, pack=True)
-        blocks = encode([Text(row=number, text=text) for number, text in enumerate(texts)], make)
+        encoder = build_encoder(length, pack=True)
+        blocks = encode([Text(row=number, text=text) for number, text in enumerate(texts)], encoder)
         rows = [block for block in blocks if isinstance(block, EncodedRow)]
-        joined = make.template.tokenizer.decode(torch.cat([row.ids for row in rows]))
+        joined = encoder.template.tokenizer.decode(torch.cat([row.ids for row in rows]))
         whole = "".join(text + "<|end|>" for text in texts)
         # Only a last block of one token, which has no target, may be missing.
         assert joined in (whole, whole.removesuffix("<|end|>"))
@@ -234,24 +233,24 @@ def test_packed_blocks_are_the_concatenated_documents():
 
 def test_packing_of_demonstrations_is_refused():
     with pytest.raises(ConfigError, match=r"data\.pack=true is for running text"):
-        encode([Demonstration(row=1, messages=chat("a", "b"))], encoder(pack=True))
+        encode([Demonstration(row=1, messages=chat("a", "b"))], build_encoder(pack=True))
 
 
 def test_single_unpaired_preference_cannot_be_encoded():
     with pytest.raises(ConfigError, match="all completions are the same in a part of 1 unpaired preferences"):
-        encode([UnpairedPreference(row=1, prompt=chat("a"), completion="b", label=True)], encoder())
+        encode([UnpairedPreference(row=1, prompt=chat("a"), completion="b", label=True)], build_encoder())
 
 
 def test_truncation_before_a_bos_token_adds_no_second_one():
-    make = encoder(5, adds_bos=True)
-    bos = make.template.tokenizer.bos_token_id
+    encoder = build_encoder(5, adds_bos=True)
+    bos = encoder.template.tokenizer.bos_token_id
     # Five are kept: the first token and the last four. If these begin with BOS, it is kept once.
-    assert make.cut_prompt(torch.tensor([bos, 9, 9, 9, bos, 7, 7, 7])).tolist() == [bos, 7, 7, 7]
-    assert make.cut_prompt(torch.tensor([bos, 9, 9, 9, 8, 7, 7, 7])).tolist() == [bos, 8, 7, 7, 7]
+    assert encoder.cut_prompt(torch.tensor([bos, 9, 9, 9, bos, 7, 7, 7])).tolist() == [bos, 7, 7, 7]
+    assert encoder.cut_prompt(torch.tensor([bos, 9, 9, 9, 8, 7, 7, 7])).tolist() == [bos, 8, 7, 7, 7]
 
 
 @pytest.mark.parametrize(
-    ("loss_on", "weights", "learned"),
+    ("loss_on", "weights", "supervised_text"),
     [
         ("completion", (False, True), "k<|stop|>"),
         ("assistant", (False, True), "k<|stop|>"),
@@ -261,31 +260,31 @@ def test_truncation_before_a_bos_token_adds_no_second_one():
         ("all", (False, True), "x<|stop|>\n<|assistant|>\n<|user|>q<|stop|>\n<|assistant|>k<|stop|>"),
     ],
 )
-def test_answer_of_weight_zero_is_unsupervised_context(loss_on, weights, learned):
+def test_answer_of_weight_zero_is_unsupervised_context(loss_on, weights, supervised_text):
     turns = chat("x", "z", "q", "k")
     answers: dict[int, bool] = dict(zip((1, 3), weights, strict=True))
-    talk = tuple(replace(turn, in_loss=answers.get(place, True)) for place, turn in enumerate(turns))
-    make = encoder(mode="chat", loss_on=loss_on)
-    row, whole = (encode([Demonstration(row=1, messages=messages)], make)[0] for messages in (talk, turns))
+    conversation = tuple(replace(turn, in_loss=answers.get(index, True)) for index, turn in enumerate(turns))
+    encoder = build_encoder(mode="chat", loss_on=loss_on)
+    row, whole = (encode([Demonstration(row=1, messages=messages)], encoder)[0] for messages in (conversation, turns))
     assert isinstance(row, EncodedRow)
     assert isinstance(whole, EncodedRow)
     assert row.ids.equal(whole.ids)
-    assert make.template.tokenizer.decode(row.ids[row.supervised].tolist()) == learned
+    assert encoder.template.tokenizer.decode(row.ids[row.supervised].tolist()) == supervised_text
 
 
 def test_weight_zero_requires_one_generation_mark_per_answer():
     last_only = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content }}{% endgeneration %}"
     template = Template(byte_tokenizer(template=last_only + "{% else %}{{ m.content }}{% endif %}{% endfor %}"))
-    first, unlearned, *others = chat("x", "z", "q", "k")
+    first, zero_weight, *others = chat("x", "z", "q", "k")
     with pytest.raises(ConfigError, match=r"row 4: .* marks 1 spans for 2 answers, so an answer with weight 0"):
-        template.encode((first, replace(unlearned, in_loss=False), *others), row=4)
+        template.encode((first, replace(zero_weight, in_loss=False), *others), row=4)
 
 
 def test_user_turn_of_weight_zero_is_refused_with_loss_on_all():
     question, answer = chat("x", "z")
-    talk = Demonstration(row=6, messages=(replace(question, in_loss=False), answer))
+    demonstration = Demonstration(row=6, messages=(replace(question, in_loss=False), answer))
     with pytest.raises(
         ConfigError, match=r"row 6: data\.loss_on=all trains on every turn, .*; use data\.loss_on=assistant"
     ):
-        encode([talk], encoder(loss_on="all"))[0]
-    assert isinstance(encode([talk], encoder(loss_on="assistant"))[0], EncodedRow)
+        encode([demonstration], build_encoder(loss_on="all"))[0]
+    assert isinstance(encode([demonstration], build_encoder(loss_on="assistant"))[0], EncodedRow)

@@ -93,8 +93,8 @@ def test_folder_or_glob_without_rows_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """A data set and a dictionary of two, as `save_to_disk` writes them."""
-    import datasets  # noqa: PLC0415 - the other tests need not wait for it
+    """A folder with a `Dataset` and a `DatasetDict` of two splits, written by `save_to_disk`."""
+    import datasets  # noqa: PLC0415 - slow import, only for these tests
 
     folder = tmp_path_factory.mktemp("saved")
     train, test = datasets.Dataset.from_list(ROWS[:2]), datasets.Dataset.from_list(ROWS[2:])

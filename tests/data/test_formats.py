@@ -19,8 +19,8 @@ from tests.data.helpers import chat, table
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: What is 2 + 2?\n\nAssistant:"
 
 
-def only(row: dict, **columns: str):
-    """The only record of a table of one row."""
+def parse_one(row: dict, **columns: str):
+    """The record of a table of one row."""
     (record,) = parse(table([row]), columns).records
     return record
 
@@ -130,32 +130,32 @@ def turns(*pairs: tuple[str, str]) -> list[dict]:
     ],
 )
 def test_usual_columns_are_recognised(row, record):
-    assert only(row) == record
+    assert parse_one(row) == record
 
 
 def test_columns_with_other_names_are_mapped():
-    found = only({"frage": "a", "antwort": "b", "prompt": "not this"}, prompt="frage", completion="antwort")
+    found = parse_one({"frage": "a", "antwort": "b", "prompt": "not this"}, prompt="frage", completion="antwort")
     assert found == Demonstration(row=1, messages=chat("a", "b"))
 
 
 def test_columns_can_be_swapped():
-    found = only({"prompt": "b", "completion": "a"}, prompt="completion", completion="prompt")
+    found = parse_one({"prompt": "b", "completion": "a"}, prompt="completion", completion="prompt")
     assert found == Demonstration(row=1, messages=chat("a", "b"))
 
 
 def test_one_column_can_fill_two_roles():
-    found = only({"word": "a", "other": 1}, prompt="word", completion="word")
+    found = parse_one({"word": "a", "other": 1}, prompt="word", completion="word")
     assert found == Demonstration(row=1, messages=chat("a", "a"), columns={"other": 1})
 
 
 def test_error_of_a_missing_mapped_column_lists_the_columns():
     with pytest.raises(ConfigError, match=r"data\.columns\.prompt=frage: rows\.jsonl has no such column.*are q, a"):
-        only({"q": "a", "a": "b"}, prompt="frage")
+        parse_one({"q": "a", "a": "b"}, prompt="frage")
 
 
 def test_unknown_columns_are_listed_with_a_remedy():
     with pytest.raises(ConfigError, match=r"no known layout has the columns frage, antwort; .*data\.columns\.prompt="):
-        only({"frage": "a", "antwort": "b"})
+        parse_one({"frage": "a", "antwort": "b"})
 
 
 def test_column_missing_in_one_row_names_the_line():
@@ -168,7 +168,7 @@ def test_label_that_is_not_binary_is_refused(label):
     with pytest.raises(
         ConfigError, match=r"line 1: label has to be true or false \(or 1 or 0\), got .*; correct or remove the row"
     ):
-        only({"prompt": "a", "completion": "b", "label": label})
+        parse_one({"prompt": "a", "completion": "b", "label": label})
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,13 @@ def test_class_label_of_running_text_is_unused():
 
 
 def test_solution_column_overrides_the_one_extracted_from_the_answer():
-    found = only({"question": "a", "answer": "42", "solution": "long"})
+    found = parse_one({"question": "a", "answer": "42", "solution": "long"})
     assert found == Demonstration(row=1, messages=chat("a", "42"), columns={"answer": "42", "solution": "long"})
 
 
 @pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE", True)])
 def test_cell_is_a_boolean_as_a_label_and_text_elsewhere(cell, label):
-    found = only({"prompt": "a", "completion": Cell(cell), "label": Cell(cell)})
+    found = parse_one({"prompt": "a", "completion": Cell(cell), "label": Cell(cell)})
     assert found == UnpairedPreference(row=1, prompt=chat("a"), completion=cell, label=label)
 
 
@@ -227,7 +227,7 @@ def test_cell_is_a_boolean_as_a_label_and_text_elsewhere(cell, label):
 )
 def test_malformed_row_error_names_the_line(row, message):
     with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*({message})"):
-        only(row)
+        parse_one(row)
 
 
 @pytest.mark.parametrize(

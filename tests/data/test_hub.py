@@ -1,4 +1,4 @@
-"""Data sets through `datasets`: a local directory laid out as on the Hub, and an unreachable Hub."""
+"""Data sets loaded by `datasets`: a local directory with the Hub's layout, and an unreachable Hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in r
 
 @pytest.fixture
 def local(tmp_path, monkeypatch):
-    import datasets.config  # noqa: PLC0415 - the other tests need not wait for it
+    import datasets.config  # noqa: PLC0415 - slow import, only for these tests
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()

@@ -1,4 +1,4 @@
-"""Lists given as JSON text in a cell."""
+"""Lists as JSON text in a cell."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from postrain.data.records import Record
 from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 
-ASKED, GOOD, BAD = ({"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("gpt", "c")))
+USER, CHOSEN, REJECTED = (
+    {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("gpt", "c"))
+)
 PAIR = Preference(row=1, prompt=chat("a"), chosen="b", rejected="c")
 
 
 @pytest.mark.parametrize(
     ("row", "record"),
     [
-        ({"messages": [ASKED, GOOD]}, Demonstration(row=1, messages=chat("a", "b"))),
-        ({"prompt": [ASKED]}, Prompt(row=1, prompt=chat("a"))),
-        ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, PAIR),
-        ({"prompt": [ASKED], "chosen": GOOD, "rejected": BAD}, PAIR),
+        ({"messages": [USER, CHOSEN]}, Demonstration(row=1, messages=chat("a", "b"))),
+        ({"prompt": [USER]}, Prompt(row=1, prompt=chat("a"))),
+        ({"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, PAIR),
+        ({"prompt": [USER], "chosen": CHOSEN, "rejected": REJECTED}, PAIR),
         (
             {"prompt": "c", "completion": "d", "history": [["a", "b"]]},
             Demonstration(row=1, messages=chat("a", "b", "c", "d")),
@@ -43,12 +45,12 @@ def test_json_lists_in_cells_are_read(row: dict, record: Record) -> None:
 
 
 def test_json_messages_in_a_string_are_parsed_and_other_json_stays_text() -> None:
-    row = {"prompt": json.dumps([ASKED]), "completion": '[{"name": "a"}]'}
+    row = {"prompt": json.dumps([USER]), "completion": '[{"name": "a"}]'}
     assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", '[{"name": "a"}]')),)
 
 
 @pytest.mark.parametrize("column", ["messages", "prompt", "chosen"])
 def test_messages_as_python_literals_are_refused(column: str) -> None:
-    row = {"completion": "b", "rejected": "b", column: str([ASKED])}
+    row = {"completion": "b", "rejected": "b", column: str([USER])}
     with pytest.raises(ConfigError, match=rf"line 1: {column} holds a list as text that is not JSON, .* json\.dumps"):
         parse(table([row]), {})

@@ -1,4 +1,4 @@
-"""A new kind of record is defined in one file."""
+"""A new record kind needs one file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from postrain.data.layouts import FORMATS, Fields, number, row_format, text
 from postrain.data.records import CONVERSIONS, KINDS, Record, conversion, convert, encode
 from postrain.types import Batch, Rows
 from tests.data.helpers import chat, table
-from tests.data.test_encode import encoder
+from tests.data.test_encode import build_encoder
 
 
 @pytest.fixture(autouse=True)
-def _forgotten_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def _unregister_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[tuple[dict[Any, Any], Any]] = [(KINDS, "Essay"), (FORMATS, "essay"), (CONVERSIONS, ("Essay", "Prompt"))]
     for registry, name in names:
-        # Removed now and restored by monkeypatch at the end of the test, also after a new registration.
+        # monkeypatch removes the name after the test, also if the test registers it.
         monkeypatch.setitem(registry, name, None)
         registry.pop(name)
 
@@ -63,12 +63,12 @@ def test_registered_kind_with_a_new_column_passes_the_whole_pipeline() -> None:
         return (Prompt(row=record.row, prompt=chat("w")),)
 
     found = parse(table([{"essay": "xzq", "grade": 2}]), {})
-    make = encoder()
-    items = encode(found.records, make)
+    encoder = build_encoder()
+    items = encode(found.records, encoder)
     batch = collate(items)
     assert isinstance(batch, Rows)
-    assert make.template.decode(batch.ids[0][batch.supervised[0]]) == "xzq"
-    assert count(items, items, make.template)["supervised"] == 4
+    assert encoder.template.decode(batch.ids[0][batch.supervised[0]]) == "xzq"
+    assert count(items, items, encoder.template)["supervised"] == 4
     assert convert(found.records, "Prompt", source="rows").records == (
         Prompt(row=found.records[0].row, prompt=chat("w")),
     )

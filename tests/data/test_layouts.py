@@ -1,4 +1,4 @@
-"""The layouts that public data sets use, and columns that contradict each other."""
+"""Column layouts of public data sets, and conflicting columns."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 
 SYSTEM = Message("system", "s")
-ASKED = [{"role": "user", "content": "a"}]
-GOOD, BAD = {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}
+USER = [{"role": "user", "content": "a"}]
+CHOSEN, REJECTED = {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}
 
 
-def only(row: dict, **columns: str) -> Record:
-    """The only record of a table of one row."""
+def parse_one(row: dict, **columns: str) -> Record:
+    """The record of a table of one row."""
     (record,) = parse(table([row]), columns).records
     return record
 
 
-def shared(text: str) -> dict:
+def human(text: str) -> dict:
     return {"from": "human", "value": text}
 
 
-def answered(text: str) -> dict:
+def gpt(text: str) -> dict:
     return {"from": "gpt", "value": text}
 
 
-@pytest.mark.parametrize("asks", ["prompt", "instruction", "question", "query", "problem", "input"])
-@pytest.mark.parametrize("answers", ["completion", "response", "output", "answer"])
-def test_question_and_answer_columns_make_a_demonstration(asks, answers):
-    found = only({asks: "a", answers: "b"})
-    if (asks, answers) == ("prompt", "answer"):
-        # Beside a prompt, the answer is a reward column.
+@pytest.mark.parametrize("prompt", ["prompt", "instruction", "question", "query", "problem", "input"])
+@pytest.mark.parametrize("completion", ["completion", "response", "output", "answer"])
+def test_question_and_answer_columns_make_a_demonstration(prompt, completion):
+    found = parse_one({prompt: "a", completion: "b"})
+    if (prompt, completion) == ("prompt", "answer"):
+        # With a column named prompt, the answer is a reward column.
         assert found == Prompt(row=1, prompt=chat("a"), columns={"answer": "b"})
     else:
         assert isinstance(found, Demonstration)
@@ -47,15 +47,15 @@ def test_question_and_answer_columns_make_a_demonstration(asks, answers):
 
 
 def test_solution_is_the_completion_of_a_problem_only():
-    found = only({"problem": "a", "solution": "b", "answer": 4})
+    found = parse_one({"problem": "a", "solution": "b", "answer": 4})
     assert found == Demonstration(row=1, messages=chat("a", "b"), columns={"solution": "b", "answer": 4})
-    prompt = only({"prompt": "a", "solution": "b"})
+    prompt = parse_one({"prompt": "a", "solution": "b"})
     assert prompt == Prompt(row=1, prompt=chat("a"), columns={"solution": "b"})
 
 
 @pytest.mark.parametrize("answer", [4, "4"])
 def test_numeric_answer_becomes_text(answer):
-    found = only({"question": "a", "answer": answer})
+    found = parse_one({"question": "a", "answer": answer})
     assert found == Demonstration(row=1, messages=chat("a", "4"), columns={"answer": "4", "solution": "4"})
 
 
@@ -64,36 +64,41 @@ def test_numeric_answer_becomes_text(answer):
     [
         {"instruction": "a", "input": "i", "chosen": "b", "rejected": "c"},
         {"prompt": "a", "context": "i", "chosen": "b", "rejected": "c"},
-        {"conversations": [shared("a\n\ni")], "chosen": answered("b"), "rejected": answered("c")},
+        {"conversations": [human("a\n\ni")], "chosen": gpt("b"), "rejected": gpt("c")},
         {"messages": [{"role": "user", "content": "a\n\ni"}], "chosen": "b", "rejected": "c"},
         {
             "input": {"messages": [{"role": "user", "content": "a\n\ni"}], "tools": [], "parallel_tool_calls": True},
-            "preferred_output": [GOOD],
-            "non_preferred_output": [BAD],
+            "preferred_output": [CHOSEN],
+            "non_preferred_output": [REJECTED],
         },
         {
-            "chosen_messages": [{"role": "user", "content": "a\n\ni"}, GOOD],
-            "rejected_messages": [{"role": "user", "content": "a\n\ni"}, BAD],
+            "chosen_messages": [{"role": "user", "content": "a\n\ni"}, CHOSEN],
+            "rejected_messages": [{"role": "user", "content": "a\n\ni"}, REJECTED],
         },
-        {"question": "a\n\ni", "chosen": [GOOD], "rejected": [BAD]},
+        {"question": "a\n\ni", "chosen": [CHOSEN], "rejected": [REJECTED]},
     ],
 )
 def test_common_preference_layouts_are_read(row):
-    assert only(row) == Preference(row=1, prompt=chat("a\n\ni"), chosen="b", rejected="c")
+    assert parse_one(row) == Preference(row=1, prompt=chat("a\n\ni"), chosen="b", rejected="c")
 
 
 @pytest.mark.parametrize(
     "row",
     [
         {"instruction": "a", "output": "b", "system": "s", "history": [["h", "g"]], "input": ""},
-        {"instruction": "a", "output": "b", "system_prompt": "s", "history": [{"role": "user", "content": "h"}, BAD]},
+        {
+            "instruction": "a",
+            "output": "b",
+            "system_prompt": "s",
+            "history": [{"role": "user", "content": "h"}, REJECTED],
+        },
         {"prompt": "a", "completion": "b", "system": Cell("s"), "history": [["h", "g"]]},
-        {"conversations": [shared("h"), answered("g"), shared("a"), answered("b")], "system": "s", "tools": "[]"},
-        {"messages": [{"role": "Developer", "content": "s"}, *ASKED, GOOD], "system": "s", "history": [["h", "g"]]},
+        {"conversations": [human("h"), gpt("g"), human("a"), gpt("b")], "system": "s", "tools": "[]"},
+        {"messages": [{"role": "Developer", "content": "s"}, *USER, CHOSEN], "system": "s", "history": [["h", "g"]]},
     ],
 )
 def test_system_and_history_come_before_the_prompt(row):
-    record = only(row)
+    record = parse_one(row)
     assert isinstance(record, Demonstration)
     assert [turn.role for turn in record.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert record.messages[0] == SYSTEM
@@ -103,20 +108,20 @@ def test_system_and_history_come_before_the_prompt(row):
 
 @pytest.mark.parametrize("answer", [{"chosen": "b", "rejected": "c"}, {"steps": ["b"], "labels": [True]}, {}])
 def test_system_and_history_apply_to_every_kind_of_record(answer):
-    record = only({"prompt": "a", "system": "s", "history": [["h", "g"]], **answer})
+    record = parse_one({"prompt": "a", "system": "s", "history": [["h", "g"]], **answer})
     assert getattr(record, "prompt", None) == (SYSTEM, *chat("h", "g", "a"))
 
 
 def test_context_within_the_prompt_is_not_repeated():
-    assert only({"prompt": "Read: i. a", "context": "i", "completion": "b"}) == Demonstration(
+    assert parse_one({"prompt": "Read: i. a", "context": "i", "completion": "b"}) == Demonstration(
         row=1, messages=chat("Read: i. a", "b")
     )
 
 
 def test_conversations_without_a_final_answer_are_prompts():
-    waiting, answered_row = {"messages": ASKED, "answer": "b"}, {"messages": [*ASKED, GOOD], "answer": "b"}
-    assert parse(table([waiting]), {}).records == (Prompt(row=1, prompt=chat("a"), columns={"answer": "b"}),)
-    found = parse(table([waiting, answered_row]), {})
+    prompt, complete = {"messages": USER, "answer": "b"}, {"messages": [*USER, CHOSEN], "answer": "b"}
+    assert parse(table([prompt]), {}).records == (Prompt(row=1, prompt=chat("a"), columns={"answer": "b"}),)
+    found = parse(table([prompt, complete]), {})
     assert found.records == (Demonstration(row=2, messages=chat("a", "b"), columns={"answer": "b"}),)
     assert found.dropped == {"the conversation does not end with an answer": 1}
 
@@ -127,12 +132,12 @@ def test_conversations_without_a_final_answer_are_prompts():
     [
         {"instruction": "a", "output": "b"},
         {"prompt": "a", "completion": "b"},
-        {"messages": [*ASKED, GOOD]},
-        {"conversations": [shared("a"), answered("b")]},
+        {"messages": [*USER, CHOSEN]},
+        {"conversations": [human("a"), gpt("b")]},
         {"question": "a", "response": "b"},
     ],
 )
-def test_answer_with_a_label_is_a_unpaired_preference_in_every_layout(row, name):
+def test_answer_with_a_label_is_an_unpaired_preference_in_every_layout(row, name):
     found = parse(table([{**row, name: True}, {**row, name: False}]), {})
     assert [
         (one.prompt, one.completion, one.label) for one in found.records if isinstance(one, UnpairedPreference)
@@ -145,7 +150,7 @@ def test_answer_with_a_label_is_a_unpaired_preference_in_every_layout(row, name)
 
 @pytest.mark.parametrize(("value", "label"), [("👍", True), ("down", False), (Cell("True"), True)])
 def test_label_spellings_are_read(value, label):
-    record = only({"prompt": "a", "completion": "b", "thumbs": value})
+    record = parse_one({"prompt": "a", "completion": "b", "thumbs": value})
     assert record == UnpairedPreference(row=1, prompt=chat("a"), completion="b", label=label)
 
 
@@ -190,25 +195,25 @@ def test_answer_that_begins_with_a_short_prompt_is_kept():
     [
         ({"prompt": "a", "instruction": "x", "output": "b"}, "prompt and instruction both hold the prompt and differ"),
         ({"prompt": "a", "completion": "b", "response": "x"}, "completion and response both hold the completion"),
-        ({"messages": [*ASKED, GOOD], "prompt": "x"}, r"prompt and messages .* data\.columns\.messages=messages"),
-        ({"messages": [*ASKED, GOOD], "completion": "x"}, "completion and messages both hold the completion"),
-        ({"messages": [*ASKED, GOOD], "conversations": [*ASKED, BAD]}, "messages and conversations both hold"),
-        ({"messages": [{"role": "system", "content": "x"}, *ASKED, GOOD], "system": "s"}, "system and the first"),
-        ({"prompt": "x", "chosen": [*ASKED, GOOD], "rejected": [*ASKED, BAD]}, "prompt and the turns that begin"),
+        ({"messages": [*USER, CHOSEN], "prompt": "x"}, r"prompt and messages .* data\.columns\.messages=messages"),
+        ({"messages": [*USER, CHOSEN], "completion": "x"}, "completion and messages both hold the completion"),
+        ({"messages": [*USER, CHOSEN], "conversations": [*USER, REJECTED]}, "messages and conversations both hold"),
+        ({"messages": [{"role": "system", "content": "x"}, *USER, CHOSEN], "system": "s"}, "system and the first"),
+        ({"prompt": "x", "chosen": [*USER, CHOSEN], "rejected": [*USER, REJECTED]}, "prompt and the turns that begin"),
         ({"prompt": "a", "completion": "b", "label": True, "kto_tag": False}, "label and kto_tag both hold the label"),
     ],
 )
 def test_conflicting_columns_are_refused_by_name(row, message):
     with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{message}"):
-        only(row)
+        parse_one(row)
 
 
 @pytest.mark.parametrize(
     "row",
     [
         {"prompt": "a", "instruction": "a", "output": "b"},
-        {"messages": [*ASKED, GOOD], "prompt": "a", "completion": [GOOD]},
-        {"prompt": ASKED, "completion": [*ASKED, GOOD]},
+        {"messages": [*USER, CHOSEN], "prompt": "a", "completion": [CHOSEN]},
+        {"prompt": USER, "completion": [*USER, CHOSEN]},
     ],
 )
 def test_equal_columns_are_used_once(row):
@@ -224,14 +229,14 @@ def test_mapped_column_wins_and_the_other_is_listed_as_unused():
     assert found.unused == {"prompt": 1}
 
 
-def test_non_text_input_is_refused_rather_than_lost():
+def test_input_that_is_not_text_is_refused():
     for answer in ({"output": "b"}, {"chosen": "b", "rejected": "c"}):
         with pytest.raises(
             ConfigError, match=r"line 1: input has to be text, which is put below the prompt, got \[1\]"
         ):
-            only({"instruction": "a", "input": [1], **answer})
-    assert only({"prompt": "a", "input": [1]}) == Prompt(row=1, prompt=chat("a"), columns={"input": [1]})
-    record = only({"instruction": "a", "input": None, "output": "b"})
+            parse_one({"instruction": "a", "input": [1], **answer})
+    assert parse_one({"prompt": "a", "input": [1]}) == Prompt(row=1, prompt=chat("a"), columns={"input": [1]})
+    record = parse_one({"instruction": "a", "input": None, "output": "b"})
     assert isinstance(record, Demonstration)
     assert record.messages == chat("a", "b")
 
@@ -240,9 +245,9 @@ def test_non_text_input_is_refused_rather_than_lost():
 @pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "a"}, {"prompt": "a", "completion": "b"}])
 def test_columns_that_change_the_meaning_of_a_row_are_refused_by_name(row, name):
     with pytest.raises(ConfigError, match=f"line 1: has the column {name}: .*; remove the column or the row"):
-        only({**row, name: [{"name": "f"}]})
+        parse_one({**row, name: [{"name": "f"}]})
     for nothing in (None, [], "", "[]", {}):
-        only({**row, name: nothing})
+        parse_one({**row, name: nothing})
 
 
 @pytest.mark.parametrize(("weight", "records"), [(1, 1), (True, 1), (0, 0), (Cell("1.0"), 1)])
@@ -256,14 +261,14 @@ def test_row_of_weight_zero_is_dropped_and_counted(weight, records):
 @pytest.mark.parametrize("weight", [0.5, float("nan"), "heavy", [1]])
 def test_row_weights_other_than_zero_and_one_are_refused_except_for_prompts(weight):
     with pytest.raises(ConfigError, match="line 1: weight has to be"):
-        only({"prompt": "a", "completion": "b", "weight": weight})
-    assert only({"prompt": "a", "weight": weight}).columns["weight"] is weight
+        parse_one({"prompt": "a", "completion": "b", "weight": weight})
+    assert parse_one({"prompt": "a", "weight": weight}).columns["weight"] is weight
 
 
 def test_unused_columns_and_fields_are_counted_by_name():
     rows = [
-        {"messages": [{**ASKED[0], "id": 1}, GOOD], "source": "web", "score": None, "lang": ""},
-        {"messages": [*ASKED, GOOD], "source": "book", "score": 3, "lang": ""},
+        {"messages": [{**USER[0], "id": 1}, CHOSEN], "source": "web", "score": None, "lang": ""},
+        {"messages": [*USER, CHOSEN], "source": "book", "score": 3, "lang": ""},
     ]
     found = parse(table(rows), {})
     assert found.unused == {"source": 2, "score": 1, "messages.id": 1}
@@ -272,11 +277,11 @@ def test_unused_columns_and_fields_are_counted_by_name():
 @pytest.mark.parametrize("margin", [float("nan"), float("inf"), 10**400, True, Cell("big")])
 def test_non_finite_margin_is_refused(margin):
     with pytest.raises(ConfigError, match="line 1: margin has to be a finite number, got"):
-        only({"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin})
+        parse_one({"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin})
 
 
 @pytest.mark.parametrize(("cell", "margin"), [("1.5", 1.5), ("", 0.0)])
 def test_margin_of_a_csv_file_is_parsed_as_a_number(cell, margin):
-    record = only({"prompt": "a", "chosen": "b", "rejected": "c", "margin": Cell(cell)})
+    record = parse_one({"prompt": "a", "chosen": "b", "rejected": "c", "margin": Cell(cell)})
     assert isinstance(record, Preference)
     assert record.margin == margin

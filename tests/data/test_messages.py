@@ -16,12 +16,12 @@ from tests.data.helpers import chat, table
 CALL = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
-def talk(answer: dict[str, Any], **user_fields: Any) -> dict[str, Any]:
+def conversation(answer: dict[str, Any], **user_fields: Any) -> dict[str, Any]:
     user = {"role": "user", "content": "a", **user_fields}
     return {"messages": [user, {"role": "assistant", "content": "b", **answer}]}
 
 
-def refused(row: dict[str, Any], message: str) -> None:
+def assert_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=rf"rows\.jsonl, line 1: .*{message}"):
         parse(table([row]), {})
 
@@ -29,14 +29,16 @@ def refused(row: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("content", ["b", None, ""])
 @pytest.mark.parametrize("field", ["tool_calls", "function_call"])
 def test_tool_calls_are_refused_by_name_with_any_content(field, content):
-    refused(talk({"content": content, field: CALL}), f"messages has {field}: tool calls cannot be learned yet")
+    assert_refused(
+        conversation({"content": content, field: CALL}), f"messages has {field}: tool calls cannot be learned yet"
+    )
 
 
 @pytest.mark.parametrize("role", ["tool", "function", "observation", "function_call"])
 def test_tool_roles_are_refused_by_name(role):
-    row = talk({})
+    row = conversation({})
     row["messages"].insert(1, {"role": role, "content": "22"})
-    refused(row, f"role '{role}': tool calls cannot be learned yet")
+    assert_refused(row, f"role '{role}': tool calls cannot be learned yet")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_tool_roles_are_refused_by_name(role):
     ],
 )
 def test_fields_that_change_the_meaning_of_a_message_are_refused_by_name(field):
-    refused(talk({field: "x"}), f"messages has {field}: .*; remove the field or the row")
+    assert_refused(conversation({field: "x"}), f"messages has {field}: .*; remove the field or the row")
 
 
 @pytest.mark.parametrize("nothing", [None, [], {}, "", False])
@@ -60,14 +62,14 @@ def test_empty_fields_are_ignored(nothing):
         "prefix",
         *(() if nothing is False else ("id",)),
     )
-    found = parse(table([talk(dict.fromkeys(fields, nothing))]), {})
+    found = parse(table([conversation(dict.fromkeys(fields, nothing))]), {})
     assert found.records == (Demonstration(row=1, messages=chat("a", "b")),)
     assert not found.unused
 
 
 @pytest.mark.parametrize("kind", ["image_url", "image", "input_audio", "file", ["text"], None])
 def test_content_parts_that_are_not_text_are_refused(kind):
-    refused(talk({"content": [{"type": kind, "text": "b"}]}), "content part of the type")
+    assert_refused(conversation({"content": [{"type": kind, "text": "b"}]}), "content part of the type")
 
 
 @pytest.mark.parametrize(
@@ -79,18 +81,20 @@ def test_content_parts_that_are_not_text_are_refused(kind):
     ],
 )
 def test_content_parts_of_text_are_joined(content):
-    assert parse(table([talk({"content": content})]), {}).records == (Demonstration(row=1, messages=chat("a", "b")),)
+    assert parse(table([conversation({"content": content})]), {}).records == (
+        Demonstration(row=1, messages=chat("a", "b")),
+    )
 
 
 @pytest.mark.parametrize("role", [["user"], {"a": 1}, 3, None, True, "judge"])
 def test_unknown_role_is_refused(role):
-    refused(talk({}, role=role), "has a message with the role")
+    assert_refused(conversation({}, role=role), "has a message with the role")
 
 
 def test_conflicting_field_spellings_are_refused():
-    refused(talk({"from": "human"}), "a message whose role and from differ")
-    refused(talk({"value": "x"}), "a message whose content and value differ")
-    refused(talk({"weight": 0, "train": True}), "a message whose weight and train differ")
+    assert_refused(conversation({"from": "human"}), "a message whose role and from differ")
+    assert_refused(conversation({"value": "x"}), "a message whose content and value differ")
+    assert_refused(conversation({"weight": 0, "train": True}), "a message whose weight and train differ")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +110,8 @@ def test_conflicting_field_spellings_are_refused():
         ("loss", False, False),
     ],
 )
-def test_message_weights_zero_and_one_select_what_is_learned(field, weight, learned):
-    found = parse(table([talk({field: weight})]), {})
+def test_message_weights_zero_and_one_select_the_answers_in_the_loss(field, weight, learned):
+    found = parse(table([conversation({field: weight})]), {})
     (record,) = found.records
     assert isinstance(record, Demonstration)
     assert record.messages[-1].in_loss is learned
@@ -116,46 +120,50 @@ def test_message_weights_zero_and_one_select_what_is_learned(field, weight, lear
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, float("nan"), "0", [0], 10**400])
 def test_message_weights_other_than_zero_and_one_are_refused(weight):
-    refused(talk({"weight": weight}), r"messages\.weight has to be 0 \(read only\) or 1 \(learned\)")
+    assert_refused(conversation({"weight": weight}), r"messages\.weight has to be 0 \(read only\) or 1 \(learned\)")
 
 
 def test_weight_is_for_single_assistant_messages_only():
-    refused(talk({}, weight=1), "a user message with weight 1: .* remove the field, or set it to 0")
-    assert len(parse(table([talk({}, weight=0)]), {}).records) == 1
+    assert_refused(conversation({}, weight=1), "a user message with weight 1: .* remove the field, or set it to 0")
+    assert len(parse(table([conversation({}, weight=0)]), {}).records) == 1
 
 
 @pytest.mark.parametrize("other", [{"label": True}, {"chosen": "x"}])
 def test_answer_of_weight_zero_is_refused_in_unpaired_preferences_and_pairs(other):
-    row = talk({"weight": 0})
+    row = conversation({"weight": 0})
     if "chosen" in other:
-        row = {"chosen": row["messages"], "rejected": talk({"content": "c"})["messages"]}
-    refused({**other, **row}, "ends with a message of weight 0")
+        row = {"chosen": row["messages"], "rejected": conversation({"content": "c"})["messages"]}
+    assert_refused({**other, **row}, "ends with a message of weight 0")
 
 
 def test_history_that_is_not_a_list_of_pairs_is_refused():
     for history in ("x", [["a"]], [["a", 3]], [3]):
-        refused({"prompt": "a", "completion": "b", "history": history}, r"history has to be a list of \[user, assist")
+        assert_refused(
+            {"prompt": "a", "completion": "b", "history": history}, r"history has to be a list of \[user, assist"
+        )
 
 
 def test_unused_flag_is_named_even_if_false():
-    assert parse(table([talk({"end_turn": False})]), {}).unused == {"messages.end_turn": 1}
-    refused(talk({"label": False}), "messages has label: a verdict stands beside the messages")
+    assert parse(table([conversation({"end_turn": False})]), {}).unused == {"messages.end_turn": 1}
+    assert_refused(conversation({"label": False}), "messages has label: a verdict stands beside the messages")
 
 
 @pytest.mark.parametrize("field", ["train_on_turn", "learnable", "trainable"])
 def test_other_names_of_a_zero_weight_exclude_an_answer(field):
-    (record,) = parse(table([talk({field: False})]), {}).records
+    (record,) = parse(table([conversation({field: False})]), {}).records
     assert isinstance(record, Demonstration)
     assert not record.messages[-1].in_loss
 
 
 @pytest.mark.parametrize("field", ["prefix", "partial"])
 def test_prefill_as_the_last_message_makes_a_prompt(field):
-    row = talk({field: True})
+    row = conversation({field: True})
     expected = (chat("a")[0], Message("assistant", "b", prefill=True))
     assert parse(table([row]), {}).records == (Prompt(row=1, prompt=expected),)
     assert parse(table([{"prompt": row["messages"]}]), {}).records == (Prompt(row=1, prompt=expected),)
-    refused({"messages": [*row["messages"], {"role": "user", "content": "c"}]}, f"{field}: only the assistant's last")
+    assert_refused(
+        {"messages": [*row["messages"], {"role": "user", "content": "c"}]}, f"{field}: only the assistant's last"
+    )
 
 
 def test_messages_as_an_object_of_lists_are_read():
@@ -164,16 +172,22 @@ def test_messages_as_an_object_of_lists_are_read():
 
 
 def test_role_names_with_the_same_meaning_agree():
-    row = talk({"from": "gpt", "value": "b"})
+    row = conversation({"from": "gpt", "value": "b"})
     assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", "b")),)
-    refused(talk({"from": "human"}), "role and from differ")
+    assert_refused(conversation({"from": "human"}), "role and from differ")
 
 
 def test_error_of_an_unknown_message_layout_names_the_fields():
-    refused({"conversation": [{"input": "a", "output": "b"}]}, "a message without role; its fields are input, output")
-    refused({"messages": [{"role": "user", "text": "b"}]}, "a message without content; its fields are role, text")
+    assert_refused(
+        {"conversation": [{"input": "a", "output": "b"}]}, "a message without role; its fields are input, output"
+    )
+    assert_refused(
+        {"messages": [{"role": "user", "text": "b"}]}, "a message without content; its fields are role, text"
+    )
 
 
 def test_error_of_a_refused_content_part_names_the_reason():
-    refused(talk({"content": [{"type": "tool_use"}]}), "type 'tool_use': tool calls cannot be learned")
-    refused(talk({"content": [{"type": "thinking", "thinking": "b"}]}), "type 'thinking': a model's reasoning")
+    assert_refused(conversation({"content": [{"type": "tool_use"}]}), "type 'tool_use': tool calls cannot be learned")
+    assert_refused(
+        conversation({"content": [{"type": "thinking", "thinking": "b"}]}), "type 'thinking': a model's reasoning"
+    )

@@ -1,4 +1,4 @@
-"""The data module: bad files, splits, truncation and the batches of a trainer."""
+"""The data module: bad files, splits, truncation, and the batches of each rank."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.types import Rows
 from tests.data.helpers import write_lines
-from tests.data.modules import TALKS, prepared
+from tests.data.modules import DEMONSTRATIONS, prepared
 
 
-def test_training_and_held_out_rows_share_no_prompt(talks):
-    data = prepared("jsonl", talks, "data.eval_fraction=0.2")
+def test_training_and_held_out_rows_share_no_prompt(data_path):
+    data = prepared("jsonl", data_path, "data.eval_fraction=0.2")
     assert (len(data.train), len(data.eval)) == (24, 6)
     trained, held_out = (
         {record.prompt_content() for record in part} for part in (data.records.train, data.records.held_out)
@@ -32,7 +32,7 @@ def test_training_and_held_out_rows_share_no_prompt(talks):
 
 @pytest.mark.parametrize("empty", ["drop", "error"])
 def test_empty_completions_are_dropped_or_refused(empty, tmp_path):
-    rows = [*TALKS, {"prompt": "q", "completion": ""}]
+    rows = [*DEMONSTRATIONS, {"prompt": "q", "completion": ""}]
     path = write_lines(tmp_path / "x.jsonl", rows)
     if empty == "drop":
         assert prepared("jsonl", f"data.path={path}").audit.dropped == {"empty completion": 1}
@@ -46,7 +46,7 @@ def lines(*rows: Any) -> bytes:
 
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
-JUDGED = {"prompt": "a", "completion": "b", "label": True}
+LABELLED = {"prompt": "a", "completion": "b", "label": True}
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ JUDGED = {"prompt": "a", "completion": "b", "label": True}
         (lines({"prompt": "a", "completion": " "}), "Demonstration", "no row can be used: 1 empty completion"),
         (lines({**PAIR, "rejected": "b"}), "Preference", "no row can be used: 1 chosen equals rejected"),
         (
-            lines(JUDGED, {**JUDGED, "label": "up?"}),
+            lines(LABELLED, {**LABELLED, "label": "up?"}),
             "UnpairedPreference",
             "line 2: label .* got 'up\\?'; correct or remove",
         ),
         (lines({**PAIR, "rejected": "b "}), "UnpairedPreference", "no row can be used: 1 chosen equals rejected"),
         (lines(PAIR, {"prompt": "a", "chosen": "b"}), "Preference", "line 2: the column rejected is missing"),
         (lines({"prompt": "a", "chosen": "b"}), "Preference", "row 1 has chosen but no column rejected"),
-        (lines(JUDGED), "Preference", "trains on Preference records, but .* holds UnpairedPreference records"),
+        (lines(LABELLED), "Preference", "trains on Preference records, but .* holds UnpairedPreference records"),
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],
 )
@@ -112,21 +112,21 @@ def test_pairs_as_unpaired_preferences_stay_in_one_split_and_empty_ones_are_coun
 
 
 def test_kto_pairing_does_not_depend_on_the_batch_size(tmp_path):
-    rows = [{**talk, "label": n % 3 > 0} for n, talk in enumerate(TALKS)]
+    rows = [{**row, "label": n % 3 > 0} for n, row in enumerate(DEMONSTRATIONS)]
     path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
     found = []
     for size in (1, 5, 8):
-        borrowed = {}
+        unrelated = {}
         for batch in prepared(
             "jsonl", path, kind="UnpairedPreference", batch_size=size, updates=40 // size
         ).train_dataloader():
             assert isinstance(batch, UnpairedPreferences)
             assert len(batch.unrelated) == len(batch.rows) == len(batch.label_B) == size
-            own = [tuple(ids.tolist()) for ids in batch.rows.ids]
-            borrowed |= dict(zip(own, (tuple(ids.tolist()) for ids in batch.unrelated.ids), strict=True))
-        found.append(borrowed)
+            rows = [tuple(ids.tolist()) for ids in batch.rows.ids]
+            unrelated |= dict(zip(rows, (tuple(ids.tolist()) for ids in batch.unrelated.ids), strict=True))
+        found.append(unrelated)
     assert found[0] == found[1] == found[2]
-    assert len(found[0]) == len({tuple(sorted(talk.items())) for talk in TALKS}) - 3
+    assert len(found[0]) == len({tuple(sorted(row.items())) for row in DEMONSTRATIONS}) - 3
 
 
 def test_prompts_longer_than_the_context_are_truncated_counted_and_printed(tmp_path):
@@ -138,16 +138,16 @@ def test_prompts_longer_than_the_context_are_truncated_counted_and_printed(tmp_p
     assert all(len(ids) == 48 for ids in data.eval_prompts(9).ids)
 
 
-def test_lengths_that_do_not_fit_the_model_are_refused(talks):
+def test_lengths_that_do_not_fit_the_model_are_refused(data_path):
     with pytest.raises(ConfigError, match=r"data\.max_length=600: the model has a context of 512"):
-        prepared("jsonl", talks, "data.max_length=600")
+        prepared("jsonl", data_path, "data.max_length=600")
     with pytest.raises(ConfigError, match=r"rollout\.max_new_tokens=512 fills the model's context"):
-        prepared("jsonl", talks, kind="Prompt", completion_tokens=512)
+        prepared("jsonl", data_path, kind="Prompt", completion_tokens=512)
 
 
-def test_filters_that_drop_every_row_list_the_reasons(talks):
+def test_filters_that_drop_every_row_list_the_reasons(data_path):
     with pytest.raises(ConfigError, match=r"no training row is left: 27 shorter than 999 characters; loosen"):
-        prepared("jsonl", talks, "data.quality.min_characters=999", "data.eval_rows=3")
+        prepared("jsonl", data_path, "data.quality.min_characters=999", "data.eval_rows=3")
 
 
 def test_prompts_of_several_turns_are_also_given_as_messages(tmp_path):
@@ -165,7 +165,7 @@ def test_prompts_of_several_turns_are_also_given_as_messages(tmp_path):
     assert isinstance(data.records.train[0], Prompt)
 
 
-def seen(data: DataModule) -> list[tuple[int, ...]]:
+def row_ids(data: DataModule) -> list[tuple[int, ...]]:
     return [batch.row_ids for batch in data.train_dataloader() if isinstance(batch, Rows)]
 
 
@@ -175,22 +175,22 @@ def trainer(ranks: int, rank: int) -> Trainer:
     return cast(Trainer, SimpleNamespace(lightning_module=method, world_size=ranks, global_rank=rank))
 
 
-def test_train_dataloader_gives_the_remaining_batches_of_the_rank(talks):
-    data = prepared("jsonl", talks)
-    whole = seen(data)
+def test_train_dataloader_gives_the_remaining_batches_of_the_rank(data_path):
+    data = prepared("jsonl", data_path)
+    whole = row_ids(data)
     for rank in (0, 1):
         data.trainer = trainer(2, rank)
-        assert seen(data) == [ids[rank::2] for ids in whole[1:]]
+        assert row_ids(data) == [ids[rank::2] for ids in whole[1:]]
     data.trainer = trainer(5, 0)
     with pytest.raises(ConfigError, match=r"method\.batch_size=4: 5 ranks need at least 5 rows"):
         data.train_dataloader()
     data.trainer = None
     data.start_update = 2
-    assert seen(data) == whole[2:]
+    assert row_ids(data) == whole[2:]
 
 
-def test_fingerprint_depends_on_rows_and_split_on_the_seed(talks):
-    one, again, other = (prepared("jsonl", talks, seed=seed).audit.fingerprint for seed in (0, 0, 1))
+def test_fingerprint_depends_on_rows_and_split_on_the_seed(data_path):
+    one, again, other = (prepared("jsonl", data_path, seed=seed).audit.fingerprint for seed in (0, 0, 1))
     assert one == again != other
 
 
@@ -214,10 +214,10 @@ def test_all_file_formats_give_the_same_batches(tmp_path: Path):
         path.write_text(write[0])
         return prepared("jsonl", f"data.path={path}").audit.fingerprint
 
-    as_csv = "prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in TALKS)
+    as_csv = "prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in DEMONSTRATIONS)
     found = {
-        fingerprint("x.jsonl", [lines(*TALKS).decode()]),
-        fingerprint("x.json", [json.dumps(TALKS)]),
+        fingerprint("x.jsonl", [lines(*DEMONSTRATIONS).decode()]),
+        fingerprint("x.json", [json.dumps(DEMONSTRATIONS)]),
         fingerprint("x.csv", [as_csv]),
     }
     assert len(found) == 1

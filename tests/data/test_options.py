@@ -1,4 +1,4 @@
-"""The options of `data`: each YAML, the kinds of records each serves as, and the effect of each key."""
+"""The options of `data`: each YAML, the record kinds it can provide, and the effect of each key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from postrain.data.schedule import EvalBatches
 from postrain.errors import ConfigError
 from postrain.types import Rows
 from tests.data.helpers import write_lines
-from tests.data.modules import NANO, TALKS, config, module, prepared
+from tests.data.modules import DEMONSTRATIONS, NANO, config, module, prepared
 from tests.training_runs import CONF
 
 OPTIONS = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
@@ -62,7 +62,7 @@ def test_world_data_gives_batches_of_every_supported_kind(option, kind):
     prompts = data.eval_prompts(3)
     assert 0 < len(prompts) <= 3
     assert len(set(prompts.texts)) == len(prompts)
-    # Running text is packed into pages of several documents, which have no gold score of their own.
+    # Running text is packed into pages of several documents, which have no gold score.
     assert option == "world_text" or all("gold" in columns for columns in prompts.columns)
     assert data.gold_score is not None
 
@@ -84,7 +84,7 @@ def test_columns_stay_with_their_prompts_after_shuffling():
     for batch in data.train_dataloader():
         assert isinstance(batch, Prompts)
         for text, columns, row in zip(batch.texts, batch.columns, batch.row_ids, strict=True):
-            # An oracle that knows the answer column is right about every shuffled row.
+            # The answer column of a row is right for its prompt.
             assert data.gold_score(text, f" The answer is {columns['answer']}.", columns["gold"])["correct"] == 1
             order.append(row)
     assert order[:30] != sorted(order[:30])
@@ -140,10 +140,10 @@ def test_rows_of_hub_data_sets_become_batches(option, kind, rows, tmp_path):
         assert {"answer", "solution"} <= set(data.prompt_columns)
 
 
-def test_path_replaces_the_source_of_any_option(talks, tmp_path):
-    held_out = write_lines(tmp_path / "held_out.jsonl", [{"prompt": "new", "completion": "x"}, TALKS[0]])
-    data = prepared("world_demonstrations", talks, f"data.eval_path={held_out}")
-    assert data.audit.source.endswith("talks.jsonl")
+def test_path_replaces_the_source_of_any_option(data_path, tmp_path):
+    held_out = write_lines(tmp_path / "held_out.jsonl", [{"prompt": "new", "completion": "x"}, DEMONSTRATIONS[0]])
+    data = prepared("world_demonstrations", data_path, f"data.eval_path={held_out}")
+    assert data.audit.source.endswith("demonstrations.jsonl")
     assert (data.audit.rows_read, data.audit.rows_train, data.audit.rows_eval) == (32, 30, 1)
     assert data.audit.dropped == {"held-out prompt also in training": 1}
     assert data.eval_prompts(5).texts == ("new",)
@@ -172,9 +172,15 @@ def test_path_replaces_the_source_of_any_option(talks, tmp_path):
     ],
 )
 def test_every_key_has_an_effect(override, changes, tmp_path):
-    rows = [*TALKS, TALKS[7], TALKS[9], {**TALKS[11], "prompt": "x", "completion": "so on and on and on and on and on"}]
-    rows += [{**TALKS[3], "completion": "short", "prompt": "y"}, {**TALKS[3], "completion": "tiny", "prompt": "z"}]
-    path = f"data.path={write_lines(tmp_path / 'talks.jsonl', rows)}"
+    rows = [
+        *DEMONSTRATIONS,
+        DEMONSTRATIONS[7],
+        DEMONSTRATIONS[9],
+        {**DEMONSTRATIONS[11], "prompt": "x", "completion": "so on and on and on and on and on"},
+        {**DEMONSTRATIONS[3], "completion": "short", "prompt": "y"},
+        {**DEMONSTRATIONS[3], "completion": "tiny", "prompt": "z"},
+    ]
+    path = f"data.path={write_lines(tmp_path / 'demonstrations.jsonl', rows)}"
     before = prepared("jsonl", path, "data.eval_fraction=0.15")
     if override == "data.quality.max_characters=5":
         assert prepared("jsonl", path, override).audit.rows_train == 2
@@ -217,8 +223,8 @@ def test_running_text_leaves_the_tokenizers_chat_template_unchanged():
     assert data.chat_template.name == "plain"
 
 
-def test_file_instead_of_world_stories_uses_the_models_template(talks):
+def test_file_instead_of_world_stories_uses_the_models_template(data_path):
     assert prepared("world_stories", kind="Prompt").chat_template.name == "plain"
     assert prepared("world_stories", "data.source.task=instructions", kind="Prompt").chat_template.name == "chat"
-    assert prepared("world_stories", talks, kind="Prompt").chat_template.name == "chat"
+    assert prepared("world_stories", data_path, kind="Prompt").chat_template.name == "chat"
     assert prepared("world_stories", "data.template=alpaca", kind="Prompt").chat_template.name == "alpaca"

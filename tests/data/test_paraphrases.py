@@ -23,15 +23,15 @@ def source(**changes: Any) -> Paraphrases:
     return instantiate({**node["source"], **small, "completion": "At the {place}.", **changes})
 
 
-def sides(made: Paraphrases) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    loaded = made.load(eval_rows=8)
+def load_rows(paraphrases: Paraphrases) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    loaded = paraphrases.load(eval_rows=8)
     assert loaded.held_out is not None
     train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
     return train, held_out
 
 
 def test_train_and_eval_rows_share_facts_but_no_paraphrase() -> None:
-    train, held_out = sides(source())
+    train, held_out = load_rows(source())
     assert [row["prompt"] for row in train] == ["Where is Mia?", "Where is Tim?", "Seen Mia?", "Seen Tim?"]
     assert [row["prompt"] for row in held_out] == ["Find Mia.", "Find Tim."]
     assert [row["completion"] for row in held_out] == ["At the river.", "At the park."]
@@ -39,7 +39,7 @@ def test_train_and_eval_rows_share_facts_but_no_paraphrase() -> None:
 
 
 def test_gold_score_is_one_if_only_the_right_answer_is_named() -> None:
-    _, (mia, _) = sides(source())
+    _, (mia, _) = load_rows(source())
     completions = ("At the river.", "At the park.", "At the river or the park.", "")
     assert [score(mia["prompt"], text, mia["gold"])["total"] for text in completions] == [1.0, 0.0, 0.0, 0.0]
 

@@ -1,4 +1,4 @@
-"""The rows of the audit's preview: spans of text with their use in the loss."""
+"""The audit's preview: spans of text inside and outside the loss."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.data.helpers import byte_tokenizer
 TEMPLATE = Template(byte_tokenizer(pad="<|end|>"), mode="plain")
 
 
-def row(text: str, learned: int, number: int = 1) -> EncodedRow:
-    """An encoded text whose last `learned` tokens are supervised."""
+def row(text: str, supervised: int, number: int = 1) -> EncodedRow:
+    """An encoded text whose last `supervised` tokens are supervised."""
     ids = TEMPLATE.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return EncodedRow(number, torch.tensor(ids), torch.arange(len(ids)) >= len(ids) - learned)
+    return EncodedRow(number, torch.tensor(ids), torch.arange(len(ids)) >= len(ids) - supervised)
 
 
 def test_preview_decodes_runs_of_equal_masks_together() -> None:

@@ -14,15 +14,15 @@ from postrain.data.record_reader import OVERLAP, SURPLUS, RecordReader, RowCount
 from postrain.data.records import Record
 from postrain.data.schedule import EvalBatches
 from postrain.errors import ConfigError
-from tests.data.helpers import OFF, chat, table, write_lines
+from tests.data.helpers import NO_FILTERS, chat, table, write_lines
 from tests.data.modules import prepared
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "id": 1}
-TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 1}
+CONVERSATION = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 1}
 
 
 def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, ...], RowCounts]:
-    settings: dict[str, Any] = {"columns": {}, "quality": OFF, "loss_on": "completion", "known": frozenset()}
+    settings: dict[str, Any] = {"columns": {}, "quality": NO_FILTERS, "loss_on": "completion", "known": frozenset()}
     counts = RowCounts()
     return RecordReader(kind=kind, **(settings | changes)).records(table([row, row]), counts), counts
 
@@ -34,8 +34,8 @@ def read(row: dict[str, Any], kind: str, **changes: Any) -> tuple[tuple[Record, 
         (PAIR, "Demonstration", {"id", "rejected", "margin"}),
         (PAIR, "UnpairedPreference", {"id", "margin"}),
         (PAIR, "Prompt", {"chosen", "rejected", "margin"}),
-        (TALK, "Demonstration", {"id"}),
-        (TALK, "Prompt", {"completion"}),
+        (CONVERSATION, "Demonstration", {"id"}),
+        (CONVERSATION, "Prompt", {"completion"}),
         ({"prompt": "a", "completion": "b", "label": True}, "Demonstration", set()),
         ({"prompt": "a", "completion": "b", "label": True}, "Prompt", {"completion", "label"}),
         # The answer to a question is kept as a reward column.
@@ -61,22 +61,22 @@ def test_columns_of_prompts_are_available_to_rewards():
     assert not counts.unused
 
 
-def weighed(*weights: int) -> dict[str, Any]:
+def weighted_conversation(*weights: int) -> dict[str, Any]:
     turns = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": w}] for w in weights]
     return {"messages": [message for turn in turns for message in turn]}
 
 
 @pytest.mark.parametrize(("loss_on", "weights"), [("completion", (1, 0)), ("assistant", (0, 0)), ("all", (0,))])
-def test_conversations_without_a_learned_answer_are_dropped_and_counted(loss_on, weights):
+def test_conversations_without_an_answer_in_the_loss_are_dropped_and_counted(loss_on, weights):
     with pytest.raises(ConfigError, match=r"rows\.jsonl: no row can be used: 2 answer of weight 0"):
-        read(weighed(*weights), "Demonstration", loss_on=loss_on)
-    records, counts = read(weighed(0, 1), "Demonstration", loss_on=loss_on)
+        read(weighted_conversation(*weights), "Demonstration", loss_on=loss_on)
+    records, counts = read(weighted_conversation(0, 1), "Demonstration", loss_on=loss_on)
     assert (len(records), counts.dropped[""]) == (2, 0)
 
 
 def test_running_text_cannot_hold_an_answer_of_weight_zero():
     with pytest.raises(ConfigError, match="2 answer of weight 0, which running text cannot hold"):
-        read(weighed(0, 1), "Text")
+        read(weighted_conversation(0, 1), "Text")
 
 
 def test_error_of_missing_answers_lists_the_candidate_columns():
@@ -96,7 +96,7 @@ def test_at_most_max_rows_are_read(tmp_path):
     assert prepared("jsonl", path, "data.max_rows=99").audit.rows_read == 30
 
 
-def test_held_out_unpaired_preferences_with_one_completion_borrow_from_training(tmp_path):
+def test_held_out_unpaired_preferences_with_one_completion_are_paired_with_training_rows(tmp_path):
     rows = [{"prompt": f"p {n}", "completion": ("bad", "good")[n % 2], "label": bool(n % 2)} for n in range(20)]
     held_out = [{"prompt": f"q {n}", "completion": "good", "label": True} for n in range(3)]
     paths = [str(write_lines(tmp_path / name, part)) for name, part in (("x.jsonl", rows), ("y.jsonl", held_out))]
@@ -108,7 +108,7 @@ def test_held_out_unpaired_preferences_with_one_completion_borrow_from_training(
     assert json.dumps(data.audit.to_dict()["unused"]) == "{}"
 
 
-def test_margin_that_the_method_reads_is_used(tmp_path):
+def test_margin_is_unused_unless_the_method_reads_it(tmp_path):
     rows = [{**PAIR, "prompt": f"p {number}"} for number in range(12)]
     path = f"data.path={write_lines(tmp_path / 'x.jsonl', rows)}"
     for use_margin, unused in ((True, {"id": 12}), (False, {"id": 12, "margin": 12})):

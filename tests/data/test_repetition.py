@@ -17,7 +17,7 @@ from postrain.data.repetition import (
 )
 
 
-def test_distinct_n_worked_numbers() -> None:
+def test_distinct_n_is_different_ngrams_over_all_ngrams() -> None:
     # "a b a b" and "a b": bigrams ab, ba, ab, ab → 2 different of 4
     assert distinct_n(["a b a b", "a b"], 2) == 0.5
     # unigrams a b a b a b → 2 of 6
@@ -42,12 +42,12 @@ def test_distinct_n_of_equal_texts_is_low_over_the_set_only() -> None:
         ("very very good", 2 / 3),
     ],
 )
-def test_loop_share(text: str, share: float) -> None:
+def test_loop_share_is_the_share_of_words_in_immediate_repeats(text: str, share: float) -> None:
     assert loop_share(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ngrams_of_any_text(seed: int) -> None:
+def test_ngram_counts_and_shares_are_in_bounds_for_random_texts(seed: int) -> None:
     generator = random.Random(seed)
     words = [generator.choice("abcde") for _ in range(generator.randrange(30))]
     for n in range(1, 5):
@@ -56,15 +56,15 @@ def test_ngrams_of_any_text(seed: int) -> None:
     assert 0 <= loop_share(" ".join(words)) <= 1
 
 
-TALES = [f"Tim saw {n} birds." for n in range(8)]
+STORIES = [f"Tim saw {n} birds." for n in range(8)]
 DISTINCT, ONE_WORD = "eval/completion/distinct", "eval/completion/one_word"
 
 
-def shape(texts: list[str]) -> dict[str, float]:
+def collapse_metrics(texts: list[str]) -> dict[str, float]:
     return {DISTINCT: distinct_text_share(texts), ONE_WORD: one_word_share(texts)}
 
 
-def test_shares_of_completions() -> None:
+def test_distinct_and_one_word_shares_ignore_case_and_spaces() -> None:
     assert distinct_text_share(["a b", "A  b ", "c"]) == pytest.approx(2 / 3)
     assert one_word_share(["good good Good", "", "good.", "so good"]) == 0.75
     assert (distinct_text_share([]), one_word_share([])) == (1, 0)
@@ -77,19 +77,19 @@ def test_shares_of_completions() -> None:
         ([f"{'glad ' * n}" for n in range(8)], "100% have at most one word (0% before training)"),
         (["", "", "", ""], "100% have at most one word"),
         (["They saw it."] * 4 + ["It was big."] * 4, "25% of the completions are different"),
-        (TALES, ""),
-        (TALES[:4] * 2, ""),
+        (STORIES, ""),
+        (STORIES[:4] * 2, ""),
     ],
 )
 def test_collapse_is_found_for_one_text_or_one_word(texts: list[str], message: str) -> None:
-    found = collapsed(shape(TALES), shape(texts))
+    found = collapsed(collapse_metrics(STORIES), collapse_metrics(texts))
     assert message in found
     assert bool(found) == bool(message)
 
 
 def test_short_equal_labels_before_training_are_not_a_collapse() -> None:
     labels = ["positive", "negative"] * 4
-    found = collapsed(shape(labels), shape(["positive"] * 8))
+    found = collapsed(collapse_metrics(labels), collapse_metrics(["positive"] * 8))
     assert found == "12% of the completions are different (25% before training)"
-    assert collapsed(shape(labels), shape(labels)) == ""
-    assert collapsed(shape(TALES), {}) == ""
+    assert collapsed(collapse_metrics(labels), collapse_metrics(labels)) == ""
+    assert collapsed(collapse_metrics(STORIES), {}) == ""

@@ -14,11 +14,11 @@ from postrain.types import Rows
 
 
 def schedule(items: int, **changes: int) -> TrainBatches:
-    made = [EncodedRow(row, torch.full((3,), row), torch.tensor([False, True, True])) for row in range(items)]
-    return replace(TrainBatches(items=made, batch_size=4, updates=9, seed=0), **changes)
+    rows = [EncodedRow(row, torch.full((3,), row), torch.tensor([False, True, True])) for row in range(items)]
+    return replace(TrainBatches(items=rows, batch_size=4, updates=9, seed=0), **changes)
 
 
-def seen(batches: TrainBatches) -> list[tuple[int, ...]]:
+def row_ids(batches: TrainBatches) -> list[tuple[int, ...]]:
     found = []
     for batch in batches:
         assert isinstance(batch, Rows)
@@ -30,7 +30,7 @@ def test_epochs_are_complete_batches_full_and_orders_different():
     rng = random.Random(0)
     for _ in range(40):
         items, size = rng.randint(1, 30), rng.randint(1, 40)
-        batches = seen(schedule(items, batch_size=size, updates=12, seed=rng.randint(0, 9)))
+        batches = row_ids(schedule(items, batch_size=size, updates=12, seed=rng.randint(0, 9)))
         assert [len(batch) for batch in batches] == [size] * 12
         stream = [row for batch in batches for row in batch]
         epochs = [stream[at : at + items] for at in range(0, len(stream) - items + 1, items)]
@@ -41,24 +41,24 @@ def test_epochs_are_complete_batches_full_and_orders_different():
 
 @pytest.mark.parametrize("start", [0, 1, 5, 9])
 def test_schedule_started_later_gives_the_remaining_batches(start):
-    whole = seen(schedule(10))
+    whole = row_ids(schedule(10))
     rest = schedule(10, start=start)
-    assert seen(rest) == whole[start:]
+    assert row_ids(rest) == whole[start:]
     assert len(rest) == 9 - start
 
 
 def test_batch_does_not_depend_on_the_number_of_updates():
-    assert seen(schedule(10, updates=3)) == seen(schedule(10))[:3]
+    assert row_ids(schedule(10, updates=3)) == row_ids(schedule(10))[:3]
 
 
 def test_order_depends_on_the_seed():
-    assert seen(schedule(10)) != seen(schedule(10, seed=1))
+    assert row_ids(schedule(10)) != row_ids(schedule(10, seed=1))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_ranks_share_a_global_batch(ranks):
-    parts = [seen(schedule(10, rank=rank, ranks=ranks)) for rank in range(ranks)]
-    for update, whole in enumerate(seen(schedule(10))):
+    parts = [row_ids(schedule(10, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    for update, whole in enumerate(row_ids(schedule(10))):
         shares = [part[update] for part in parts]
         assert sorted(row for share in shares for row in share) == sorted(whole)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

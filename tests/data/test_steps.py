@@ -30,7 +30,7 @@ def template(name: str = "plain") -> Template:
     return TEMPLATES[name]()
 
 
-def encoder(length: int = 64, layout: StepLayout = LINES) -> Encoder:
+def build_encoder(length: int = 64, layout: StepLayout = LINES) -> Encoder:
     return Encoder(
         template=template(), loss_on="completion", max_length=length, max_prompt_length=999, pack=False, layout=layout
     )
@@ -42,18 +42,18 @@ def record(prompt: str, *steps: str, wrong: int = 99) -> Steps:
     return Steps(row=1, prompt=chat(prompt), steps=steps, labels=labels)
 
 
-def supervised_texts(found: Template, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+def step_texts(template: Template, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
     """The text between consecutive marked tokens."""
     ends = [0, *mask.nonzero().flatten().tolist()]
-    return [found.decode_all(ids[a:b].tolist()) for a, b in pairwise(ends)]
+    return [template.decode_all(ids[a:b].tolist()) for a, b in pairwise(ends)]
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("separator", ["", "\n", "<|stop|>"])
 def test_step_mark_follows_its_step(name: str, separator: str) -> None:
-    made, layout = template(name), StepLayout(joiner=" ", separator=separator)
-    ids, mask = layout.chain(made, user("what is it?"), ("the answer is", "the question", "done")).row()
-    first, *rest = supervised_texts(made, ids, mask)
+    chat_template, layout = template(name), StepLayout(joiner=" ", separator=separator)
+    ids, mask = layout.chain(chat_template, user("what is it?"), ("the answer is", "the question", "done")).row()
+    first, *rest = step_texts(chat_template, ids, mask)
     # metaspace has no newline token and separates special tokens by spaces
     assert [text.strip() for text in rest] == [f"the question{separator}".strip(), f"done{separator}".strip()]
     assert first.endswith(f"the answer is{separator}")
@@ -62,14 +62,14 @@ def test_step_mark_follows_its_step(name: str, separator: str) -> None:
 
 
 def test_step_border_inside_a_token_merge_is_kept() -> None:
-    made = template()
-    tokens = made.tokenizer.tokenize
+    chat_template = template()
+    tokens = chat_template.tokenizer.tokenize
     # The tokenizer writes " answer" as one token; its two halves are separate steps.
     assert len(tokens(" answer")) < len(tokens(" ans")) + len(tokens("wer"))
-    ids, mask = StepLayout(joiner="", separator="").chain(made, user("q:"), (" ans", "wer")).row()
-    assert supervised_texts(made, ids, mask) == ["q: ans", "wer"]
+    ids, mask = StepLayout(joiner="", separator="").chain(chat_template, user("q:"), (" ans", "wer")).row()
+    assert step_texts(chat_template, ids, mask) == ["q: ans", "wer"]
     # The mark of the last step is the end token after it.
-    assert int(ids[-1]) == made.tokenizer.eos_token_id
+    assert int(ids[-1]) == chat_template.tokenizer.eos_token_id
     assert bool(mask[-1])
 
 
@@ -86,27 +86,27 @@ def test_steps_beyond_max_length_are_dropped_whole_with_their_labels() -> None:
     # Letters without merges: the prompt is 4 tokens, each step with its joiner 5, the end 1.
     whole = record("zqxk", "jzqx", "kqzj", "xqzk", wrong=1)
     for length, steps in ((20, 3), (19, 2), (15, 2), (14, 1), (10, 1)):
-        make = encoder(length)
-        found = encode([whole], make)[0]
+        encoder = build_encoder(length)
+        found = encode([whole], encoder)[0]
         assert isinstance(found, EncodedSteps)
         assert found.labels == (True, False, False)[:steps]
         assert int(found.chain.supervised.sum()) == steps
         assert len(found.chain.ids) == 4 + 5 * steps + 1
-        assert make.cuts == ({STEPS_CUT: 1} if steps < 3 else {})
+        assert encoder.cuts == ({STEPS_CUT: 1} if steps < 3 else {})
 
 
 def test_prompt_is_truncated_to_fit_one_step() -> None:
-    make = encoder(8)
-    found = encode([record("zqxk", "jzqx", "kqzj")], make)[0]
+    encoder = build_encoder(8)
+    found = encode([record("zqxk", "jzqx", "kqzj")], encoder)[0]
     assert isinstance(found, EncodedSteps)
     # 8 - 5 for the step - 1 for the end leave two tokens of the prompt.
-    assert make.template.decode(found.chain.ids[:2]) == "xk"
+    assert encoder.template.decode(found.chain.ids[:2]) == "xk"
     assert found.labels == (True,)
-    assert make.cuts == {PROMPT_CUT: 1, STEPS_CUT: 1}
+    assert encoder.cuts == {PROMPT_CUT: 1, STEPS_CUT: 1}
 
 
 def test_chain_without_a_step_after_truncation_is_dropped_and_counted() -> None:
-    items = encode([record("zqxk", "jzqx"), record("zq", "x")], encoder(6))
+    items = encode([record("zqxk", "jzqx"), record("zq", "x")], build_encoder(6))
     dropped: Counter[str] = Counter()
     assert [item.row for item in drop_empty(items, dropped, "x.jsonl")] == [1]
     assert dropped == {"first step too long": 1}
@@ -115,7 +115,7 @@ def test_chain_without_a_step_after_truncation_is_dropped_and_counted() -> None:
 
 
 def test_step_batch_keeps_labels_with_their_rows() -> None:
-    batch = collate(encode([record("zq", "x", "j", wrong=0), record("zq", "k")], encoder()))
+    batch = collate(encode([record("zq", "x", "j", wrong=0), record("zq", "k")], build_encoder()))
     assert isinstance(batch, StepRows)
     assert [labels.tolist() for labels in batch.labels] == [[False, False], [True]]
     swapped = batch.select([1, 0])

@@ -1,4 +1,4 @@
-"""reasoning-gym tasks as rows, on a stand-in: reproducible rows, disjoint splits, errors of bad settings."""
+"""reasoning-gym tasks as rows, with a fake package: reproducible rows, disjoint splits, errors of bad settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NANO = CONF.parent / "postrain" / "assets" / "nano"
 
 
 @pytest.fixture(autouse=True)
-def _gym(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fake_gym(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_reasoning_gym.install(monkeypatch)
 
 
@@ -33,15 +33,15 @@ def source(task: str = "adding", **changes: Any) -> ReasoningGym:
     return instantiate({**given["source"], "task": task, "count": 40, **changes})
 
 
-def sides(made: ReasoningGym, eval_rows: int = 6) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    loaded = made.load(eval_rows=eval_rows)
+def load_rows(tasks: ReasoningGym, eval_rows: int = 6) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    loaded = tasks.load(eval_rows=eval_rows)
     assert loaded.held_out is not None
     train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
     return train, held_out
 
 
 def test_task_rows_have_prompt_answer_and_scorer_fields() -> None:
-    train, held_out = sides(source())
+    train, held_out = load_rows(source())
     assert (len(train), len(held_out)) == (40, 6)
     row = train[0]
     one, other = (int(word) for word in row["prompt"].removesuffix(" = ?").split(" + "))
@@ -54,12 +54,12 @@ def test_task_rows_have_prompt_answer_and_scorer_fields() -> None:
 
 @pytest.mark.parametrize("task", ["adding", "ambient"])
 def test_task_rows_depend_on_seed_and_index_only(task: str) -> None:
-    train, held_out = sides(source(task))
+    train, held_out = load_rows(source(task))
     random.seed(1)
-    assert sides(source(task)) == (train, held_out)
-    assert sides(source(task, count=10))[0] == train[:10]
-    assert sides(source(task), eval_rows=2)[1] == held_out[:2]
-    assert sides(source(task, seed=1))[0] != train
+    assert load_rows(source(task)) == (train, held_out)
+    assert load_rows(source(task, count=10))[0] == train[:10]
+    assert load_rows(source(task), eval_rows=2)[1] == held_out[:2]
+    assert load_rows(source(task, seed=1))[0] != train
 
 
 def test_loading_leaves_the_global_generators_unchanged() -> None:
@@ -68,37 +68,37 @@ def test_loading_leaves_the_global_generators_unchanged() -> None:
     expected = random.random(), np.random.random()
     random.seed(3)
     np.random.seed(3)
-    sides(source("ambient"))
+    load_rows(source("ambient"))
     assert (random.random(), np.random.random()) == expected
 
 
 def test_train_and_eval_prompts_of_a_small_task_are_disjoint() -> None:
     # 7 · 7 = 49 different sums, each drawn many times
-    train, held_out = sides(source(settings={"largest": 6}, count=400), eval_rows=40)
+    train, held_out = load_rows(source(settings={"largest": 6}, count=400), eval_rows=40)
     train_prompts, eval_prompts = {row["prompt"] for row in train}, [row["prompt"] for row in held_out]
     assert not train_prompts & set(eval_prompts)
     assert len(set(eval_prompts)) == len(eval_prompts) > 0
 
 
 def test_task_settings_are_passed_to_the_scorer() -> None:
-    train, _ = sides(source(settings={"largest": 20}))
+    train, _ = load_rows(source(settings={"largest": 20}))
     assert all(int(row["answer"]) <= 40 for row in train)
     assert train[0][COLUMN]["settings"] == {"largest": 20}
 
 
 def test_instruction_is_appended_to_the_prompt_only() -> None:
-    plain, instructed = sides(source())[0][0], sides(source(instruction=" Only the number."))[0][0]
+    plain, instructed = load_rows(source())[0][0], load_rows(source(instruction=" Only the number."))[0][0]
     assert instructed["prompt"] == plain["prompt"] + " Only the number."
     assert instructed[COLUMN] == plain[COLUMN]
 
 
 def test_demonstrations_follow_the_answer_format() -> None:
-    row = sides(source(kind="demonstrations", reply="<answer>{answer}</answer>"))[0][0]
+    row = load_rows(source(kind="demonstrations", reply="<answer>{answer}</answer>"))[0][0]
     assert row["completion"] == f"<answer>{row['answer']}</answer>"
     with pytest.raises(ConfigError, match=r"data.source.kind=demonstrations: open states no answers"):
-        sides(source("open", kind="demonstrations"))
+        load_rows(source("open", kind="demonstrations"))
     with pytest.raises(ConfigError, match=r"data.source.reply='42': expected a text with \{answer\} in it"):
-        sides(source(reply="42"))
+        load_rows(source(reply="42"))
 
 
 @pytest.mark.parametrize(
@@ -119,22 +119,22 @@ def test_demonstrations_follow_the_answer_format() -> None:
 )
 def test_invalid_task_settings_are_a_one_line_error(task: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        sides(source(task, **changes))
+        load_rows(source(task, **changes))
     assert "\n" not in str(caught.value)
 
 
 def test_task_that_depends_on_the_hash_seed_requires_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(ConfigError, match=r"ransom_note: .* set the environment variable PYTHONHASHSEED=0"):
-        sides(source("ransom_note"))
+        load_rows(source("ransom_note"))
     monkeypatch.setenv("PYTHONHASHSEED", "0")
-    assert len(sides(source("ransom_note"))[0]) == 40
+    assert len(load_rows(source("ransom_note"))[0]) == 40
 
 
 def test_missing_extra_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r'reasoning_gym is not installed; run pip install "postrain\[tasks\]"'):
-        sides(source())
+        load_rows(source())
 
 
 def test_every_refused_task_has_a_reason() -> None:

@@ -1,4 +1,4 @@
-"""Values that files may contain and training cannot use."""
+"""Values in files that training cannot use: refused, replaced or converted to text."""
 
 from __future__ import annotations
 
