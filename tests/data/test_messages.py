@@ -98,7 +98,7 @@ def test_conflicting_field_spellings_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("field", "weight", "learned"),
+    ("field", "weight", "in_loss"),
     [
         ("weight", 0, False),
         ("weight", 1, True),
@@ -110,11 +110,11 @@ def test_conflicting_field_spellings_are_refused():
         ("loss", False, False),
     ],
 )
-def test_message_weights_zero_and_one_select_the_answers_in_the_loss(field, weight, learned):
+def test_message_weights_zero_and_one_select_the_answers_in_the_loss(field, weight, in_loss):
     found = parse(table([conversation({field: weight})]), {})
     (record,) = found.records
     assert isinstance(record, Demonstration)
-    assert record.messages[-1].in_loss is learned
+    assert record.messages[-1].in_loss is in_loss
     assert not found.unused
 
 

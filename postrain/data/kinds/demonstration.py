@@ -67,10 +67,10 @@ class Demonstration(Record):
             )
         ids, is_assistant, weightless = encoder.template.encode(self.messages, row=self.row)
         last = len(is_assistant) - _trailing(is_assistant)
-        learned = ~weightless & (is_assistant if encoder.loss_on == "assistant" else torch.ones_like(is_assistant))
+        supervised = ~weightless & (is_assistant if encoder.loss_on == "assistant" else torch.ones_like(is_assistant))
         kept = encoder.cut_prompt_for(ids[:last], len(ids) - last)
         # cut_prompt_for removes tokens on the left, so their mask values are removed on the left too.
-        mask = learned[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
+        mask = supervised[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
         encoded = encoder.joined(self.row, kept, mask, ids[last:])
         encoded.supervised[len(kept) :] &= answer.in_loss
         return encoded

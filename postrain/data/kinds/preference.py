@@ -174,7 +174,7 @@ class Pairs(Batch):
 
     def cost(self) -> list[int]:
         """Tokens of each pair. The prompt counts once, because both answers share one copy of it."""
-        prompts = [int(learned.long().argmax()) for learned in self.chosen.supervised]
+        prompts = [int(supervised.long().argmax()) for supervised in self.chosen.supervised]
         both = zip(self.chosen.cost(), self.rejected.cost(), prompts, strict=True)
         return [one + other - shared for one, other, shared in both]
 
