@@ -13,18 +13,18 @@ from postrain.config.paths import MODULES
 
 COMMANDS = {
     "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
-    "evaluate": "measure models: postrain evaluate model.path=RUN",
-    "generate": "sample, score and keep completions: postrain generate model=run model.path=RUN",
-    "chat": "talk to a model: postrain chat RUN",
+    "evaluate": "evaluate models: postrain evaluate model.path=RUN",
+    "generate": "sample, score and select completions: postrain generate model=run model.path=RUN",
+    "chat": "chat with a model: postrain chat RUN",
     "report": "write the report of a run or sweep, or an index of a folder: postrain report runs --open",
-    "help": "explain a key, a group or an option: postrain help method.kl_coef",
+    "help": "describe a key, a group or an option: postrain help method.kl_coef",
     "world": "print rows of the bundled world: postrain world --kind preferences",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
-    # Before torch is imported: threads that spin while they wait slow down everything else on the cores.
+    # Before torch is imported: threads that wait actively slow down other threads on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     program, *words = sys.argv if argv is None else argv
     name = words[0] if words else "--help"
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"postrain {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"error: {name}: {_instead(name)}", file=sys.stderr)
+        print(f"error: {name}: {_suggestion(name)}", file=sys.stderr)
         return 2
     try:
         return _run(name, [program, *words[1:]])
@@ -44,34 +44,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ignore_closed_pipe() -> int:
-    """Ends quietly after the reader of stdout has seen enough, as in `postrain help | head`; returns the exit code."""
-    # What is still buffered must not raise again at exit.
+    """Ignores that the reader of stdout has closed it, as in `postrain help | head`; returns the exit code."""
+    # Flushing the buffer at exit must not raise again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def overview() -> str:
-    """The sub-commands, a line each."""
+    """A line for each sub-command."""
     lines = [f"  {name:<10}{meaning}" for name, meaning in COMMANDS.items()]
     return "\n".join(["usage: postrain COMMAND ...", "", *lines, "", "postrain COMMAND --help shows its options."])
 
 
-def _instead(name: str) -> str:
+def _suggestion(name: str) -> str:
     near = get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean postrain {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}"
     return f"no such command; {'write postrain train ' + name if '=' in name else hint}"
 
 
 def _run(name: str, argv: list[str]) -> int:
-    # Imported here so that a wrong sub-command and --help answer at once (start-up time).
+    # Imported here for a fast start-up: --help and a wrong sub-command need none of it.
     if name == "train":
         from postrain.cli.main import start  # noqa: PLC0415
 
         return start(argv)
     if name == "help":
-        from postrain.cli.help import main as explain  # noqa: PLC0415
+        from postrain.cli.help import main as help_main  # noqa: PLC0415
 
-        return explain(argv)
+        return help_main(argv)
     sys.argv = argv
     try:
         runpy.run_module(MODULES[name], run_name="__main__", alter_sys=False)

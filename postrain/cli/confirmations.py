@@ -1,6 +1,6 @@
-"""Overrides that must be repeated to resume a folder, besides resume=FOLDER; the resume command includes them.
+"""Overrides that the user must repeat to resume a folder, besides resume=FOLDER; the printed resume command has them.
 
-Which values those are: trust.py.
+config/trust.py decides which values these are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from postrain.training.config import TrainConfig
 
 
 def confirmations(folder: Path) -> list[str]:
-    """The words and flags, empty if the folder cannot be read; resuming it then reports why."""
+    """The overrides and flags; empty if the folder cannot be read, which resuming reports."""
     try:
         return list(dict.fromkeys(_confirmations(folder)))
     except (ConfigError, OSError, ValueError, TypeError, KeyError):

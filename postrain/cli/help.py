@@ -1,4 +1,4 @@
-"""postrain help KEY: what a key means, its type, range and default, and which options have it or set it."""
+"""postrain help KEY: description, type, range and default of a key, and the options that have it or set it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from postrain.jobs.launchers import Settings
 
 LAUNCHER = "hydra/launcher"
 ABOUT_GROUP = {
-    SWEEP: "A study: a question, what varies, the seeds and the deciding metric.",
-    LAUNCHER: "How the jobs of a sweep are started.",
+    SWEEP: "A study: a question, the varied keys, the seeds and the deciding metric.",
+    LAUNCHER: "The launcher that starts the jobs of a sweep.",
 }
 ABOUT = """\
 usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.prompt, rollout, grpo, method=grpo
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     for word in words:
         found = explain(word)
         code = code if found else 2
-        print(found or f"error: {word}: {_instead(word)}", file=sys.stdout if found else sys.stderr)
+        print(found or f"error: {word}: {_suggestion(word)}", file=sys.stdout if found else sys.stderr)
     return code
 
 
@@ -73,14 +73,14 @@ def groups() -> dict[str, str]:
     """The groups of all programs, each with its description."""
     found: dict[str, str] = {}
     for root in map(root_of, PROGRAMS):
-        said = field_docs(root)
+        docs = field_docs(root)
         names = [name for name in schema_of(root).keys if options(name)]
-        found = {**{name: said.get(name, "") for name in names}, **found}
+        found = {**{name: docs.get(name, "") for name in names}, **found}
     return found
 
 
 def explain(word: str) -> str | None:
-    """What is known of a key, a group or an option; None of what does not exist."""
+    """The description of a key, a group or an option; None if it does not exist."""
     name = word.strip().lstrip("+")
     if (present := renamed.key(name)) != name:
         if name not in renamed.SYNONYMS:
@@ -101,14 +101,14 @@ def explain(word: str) -> str | None:
 
 
 def _study(name: str) -> str | None:
-    """A study as its YAML defines it, the question first."""
+    """The YAML of a study."""
     files = [folder / f"{name.partition('=')[2]}.yaml" for folder in study_dirs(CONF.parent)]
     file = next((file for file in files if file.is_file()), None)
     return None if file is None else f"{name}\n" + indent(OmegaConf.to_yaml(OmegaConf.load(file)).rstrip(), "  ")
 
 
 def _launcher(name: str) -> str | None:
-    """The settings of the local launcher; other launchers are Hydra's own."""
+    """The settings of the local launcher; None for Hydra's launchers."""
     file = CONF / "hydra" / "launcher" / f"{name.partition('=')[2]}.yaml"
     if not file.is_file():
         return None
@@ -118,7 +118,7 @@ def _launcher(name: str) -> str | None:
 
 
 def _key(name: str) -> str | None:
-    """A dotted key, by each meaning that it has."""
+    """The description of a dotted key, once for each meaning; None if it does not exist."""
     meanings: dict[tuple[str, str], dict[str, list[str]]] = {}
     for option_name, entry in known_keys():
         if entry.path == name:
@@ -136,7 +136,7 @@ def _key(name: str) -> str | None:
 
 
 def known_keys() -> Iterator[tuple[str, Entry]]:
-    """Every key there is, with the option that has it, or for one of no group the program."""
+    """Every key, with the option that has it, or with the program if it belongs to no group."""
     for primary, program in PROGRAMS.items():
         root = root_of(primary)
         own = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
@@ -147,12 +147,12 @@ def known_keys() -> Iterator[tuple[str, Entry]]:
             try:
                 yield from [(f"{group}={name}", entry) for entry in option_entries(group, file)]
             except ConfigError as error:
-                # Of a user's own conf/: it must not hide what the others have.
+                # An invalid option of the user must not hide the keys of other options.
                 print(f"note: {file}: {error}", file=sys.stderr)
 
 
 def _setters(key: str) -> Iterator[str]:
-    """The options of other groups that set a key, such as a method its rollout's length."""
+    """The options of other groups that set a key, such as a method that sets rollout.max_new_tokens."""
     for group in (*groups(), "experiment"):
         for name, file in options(group).items():
             value = OmegaConf.select(OmegaConf.create(option(group, file)), key)
@@ -160,7 +160,7 @@ def _setters(key: str) -> Iterator[str]:
                 yield f"{group}={name} ({as_override_value(value)})"
 
 
-def _instead(word: str) -> str:
+def _suggestion(word: str) -> str:
     known = dict.fromkeys(
         [
             *groups(),
@@ -170,13 +170,15 @@ def _instead(word: str) -> str:
     )
     near = get_close_matches(word, known, n=1)
     last = word.rpartition(".")[2]
-    alike = near or [key for key in known if key.rpartition(".")[2] == last][:3]
-    hint = f"did you mean {' or '.join(alike)}?" if alike else f"{command('train')} method=NAME --help lists all keys"
+    similar = near or [key for key in known if key.rpartition(".")[2] == last][:3]
+    hint = (
+        f"did you mean {' or '.join(similar)}?" if similar else f"{command('train')} method=NAME --help lists all keys"
+    )
     return f"no such key, group or option; {hint}"
 
 
 def describe_all(found: Iterator[Entry]) -> str:
-    """Keys with their meanings, a paragraph for each group."""
+    """Keys with their descriptions, a paragraph for each group."""
     lines: list[str] = []
     last = ""
     for entry in found:

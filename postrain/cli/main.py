@@ -1,7 +1,7 @@
-"""From the command line to a job: what `train.py` and `python -m postrain.generate` call. It talks to Hydra.
+"""Runs command lines of `train.py`, `postrain.generate` and `postrain.evaluate` through Hydra.
 
-Mistakes of a user end here as one line each on stderr and exit code 2; `debug=true` shows where they came from. Lists
-of values and sweep=NAME make a sweep, whose jobs come through here again, in processes of their own.
+A user's mistakes are printed on stderr, one line each, with exit code 2; `debug=true` shows tracebacks. Lists of values
+and sweep=NAME start a sweep, whose jobs run this module again in separate processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from postrain.config.arguments import full_hydra_errors, resolved, split_cfg_fla
 from postrain.config.check import check
 from postrain.config.groups import listing, listing_of_named_groups, overview
 from postrain.config.masking import MASK, masked_text
-from postrain.config.overrides import PROGRAMS, ParsedCommandLine, job_overrides, prepare
+from postrain.config.overrides import PROGRAMS, job_overrides, prepare
 from postrain.config.paths import CONF, command
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
@@ -38,14 +38,14 @@ from postrain.errors import ConfigError
 from postrain.jobs.parent_watchdog import watch_parent
 
 RESUME = re.compile(r"(?<![\w.'])resume=([^\s;,:'\"]+)")
-"""Where a message tells to resume a folder."""
+"""resume=FOLDER in a message."""
 Run = Callable[[DictConfig, list[str], str | None, Path | None], float | None]
-"""Does one job: its config, its words of the command line, the sweep it belongs to, and where its folder shall be."""
+"""Runs one job, given its config, its overrides, the name of its sweep and its folder (None creates one)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """The keys that are read before a sweep or a pipeline has composed what it checks."""
+    """The keys that are read before a sweep or a pipeline composes and checks its jobs."""
 
     name: str | None
     debug: bool
@@ -56,7 +56,7 @@ class Session:
 
 
 def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config", run: Run | None = None) -> int:
-    """Runs one command line, with `run` in place of training; returns the exit code."""
+    """Runs one command line; `run` replaces training. Returns the exit code."""
     watch_parent()
     use_user_conf()
     try:
@@ -67,11 +67,11 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
     except BrokenPipeError:
         return ignore_closed_pipe()
     except KeyboardInterrupt:
-        # Once a run has begun, runs/interrupt.py answers to Ctrl-C.
+        # In a run, runs/interrupt.py handles Ctrl-C.
         print("interrupted before the run started", file=sys.stderr)
         return 130
     except SystemExit as end:
-        # runs/interrupt.py's Interrupted, which takes seconds to import. Behind everything else that is printed.
+        # For runs/interrupt.py's Interrupted, whose import takes seconds. This is the last line that is printed.
         if folder := getattr(end, "folder", None):
             print(f"interrupted; {_resume_hint(config_name, folder, argv[1:])}", file=sys.stderr)
         raise
@@ -80,7 +80,7 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
 def _resume_hint(config_name: str, folder: Path, argv: Sequence[str]) -> str:
     if config_name == "evaluate":
         return "an evaluation cannot be resumed; start it again"
-    # How a sweep's jobs are launched is no part of the sweep.
+    # sweep.yaml does not record the launcher.
     launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []
     return masked_text(
         f"resume with: {PROGRAMS[config_name]} {resume_overrides(folder)} {shlex.join(launched)}".rstrip()
@@ -88,29 +88,26 @@ def _resume_hint(config_name: str, folder: Path, argv: Sequence[str]) -> str:
 
 
 def resume_overrides(folder: Path) -> str:
-    """resume=FOLDER and the words that have to be said again with it, as a shell reads them."""
+    """resume=FOLDER and the overrides that must be repeated with it, quoted for a shell."""
     from postrain.cli.confirmations import confirmations  # noqa: PLC0415 - start-up time
 
     return " ".join(map(_quoted, [f"resume={folder}", *confirmations(folder)]))
 
 
 def _quoted(word: str) -> str:
-    """For a shell; double quotes where they do, since values of Hydra's grammar hold single ones."""
+    """A shell word; in double quotes if possible, because values of Hydra's grammar contain single quotes."""
     return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
 
 
 def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
     code = 0
-    shown = listing_of_named_groups(argv[1:], conf)
-    line = (
-        prepare(prepend_sweep_overrides(argv[1:]), conf, config_name) if shown is None else ParsedCommandLine([], None)
-    )
-    if shown is not None:
-        print(shown)
+    if (options := listing_of_named_groups(argv[1:], conf)) is not None:
+        print(options)
         return 0
-    words, shows = split_cfg_flags(line.arguments)
+    line = prepare(prepend_sweep_overrides(argv[1:]), conf, config_name)
+    words, cfg_flags = split_cfg_flags(line.arguments)
     sys.argv = [argv[0], *words]
-    # Both for --help, in the primary config's hydra.help.template.
+    # hydra.help.template of the primary config uses both for --help.
     OmegaConf.register_new_resolver("command", command, replace=True)
     OmegaConf.register_new_resolver("groups", lambda: overview(argv[1:], conf, config_name), replace=True)
     composed = False
@@ -121,9 +118,9 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     def job(config: DictConfig) -> float | None:
         nonlocal code, composed
         composed = True
-        if shows is not None:
+        if cfg_flags is not None:
             root = root_of(config_name)
-            code = show(complete(config, root), root, shows)
+            code = show(complete(config, root), root, cfg_flags)
             return None
         with one_line_errors(config):
             if line.sweep is None:
@@ -146,7 +143,7 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
 
 def root_of(config_name: str) -> type:
     """The dataclass of a primary config's top-level keys."""
-    # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+    # Imported here for a fast start-up: --help and command-line mistakes need no torch.
     from postrain.jobs.session import PROGRAMS, TRAIN  # noqa: PLC0415
 
     return next((one.config for one in PROGRAMS.values() if one.primary == config_name), TRAIN.config)
@@ -173,9 +170,12 @@ def show(config: DictConfig, root: type, flags: Namespace) -> int:
 
 
 def prepend_sweep_overrides(argv: Sequence[str]) -> list[str]:
-    """The command line, behind that of the sweep which it goes on with."""
-    said = [word.partition("=")[2].strip("'\"") for word in argv if word.startswith("resume=")]
-    folders = [Path(directory.replace("\\", "")) for directory in said]
+    """The command line, preceded by the recorded one if it resumes a sweep.
+
+    Raises ConfigError if sweep.yaml has no valid command line, or has restricted values that are not repeated.
+    """
+    given = [word.partition("=")[2].strip("'\"") for word in argv if word.startswith("resume=")]
+    folders = [Path(directory.replace("\\", "")) for directory in given]
     if not folders or not (folders[-1] / "sweep.yaml").is_file():
         return list(argv)
     try:
@@ -185,12 +185,12 @@ def prepend_sweep_overrides(argv: Sequence[str]) -> list[str]:
     words = saved.get("words") if isinstance(saved, dict) else None
     flags = (saved.get("flags") or []) if isinstance(saved, dict) else []
     if not words or not all(
-        isinstance(said, list) and all(isinstance(w, str) for w in said) for said in (words, flags)
+        isinstance(part, list) and all(isinstance(w, str) for w in part) for part in (words, flags)
     ):
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml does not record the command line; start a new sweep")
-    today = {word.partition("=")[0] for word in argv}
-    # Words whose secrets were masked in the file come from today.
-    words = [word for word in words if MASK not in word or word.partition("=")[0] not in today]
+    current = {word.partition("=")[0] for word in argv}
+    # The current command line replaces overrides whose secrets are masked in the file.
+    words = [word for word in words if MASK not in word or word.partition("=")[0] not in current]
     if lost := [word.partition("=")[0] for word in words if MASK in word]:
         raise ConfigError(f"resume: {folders[-1]}/sweep.yaml contains no secrets; repeat {', '.join(lost)}=...")
     UntrustedFolder(folders[-1], override_items(argv)).check_overrides([*join_flags(flags), *words])
@@ -199,7 +199,7 @@ def prepend_sweep_overrides(argv: Sequence[str]) -> list[str]:
 
 @contextmanager
 def one_line_errors(config: DictConfig) -> Iterator[None]:
-    """Ends the program with one line for a user's mistake."""
+    """Prints a user's mistake as one line and ends the program, unless tracebacks are wanted."""
     try:
         yield
     except (ConfigError, OmegaConfBaseException) as error:
@@ -209,7 +209,7 @@ def one_line_errors(config: DictConfig) -> Iterator[None]:
 
 
 def wants_traceback(config: DictConfig) -> bool:
-    """Whether tracebacks are wanted; not where `debug` is a mistake itself."""
+    """Whether debug=true; False if the value of `debug` is invalid."""
     try:
         return config.get("debug") is True
     except (OmegaConfBaseException, RecursionError):
@@ -217,14 +217,14 @@ def wants_traceback(config: DictConfig) -> bool:
 
 
 def check_session(config: DictConfig) -> None:
-    """Raises ConfigError for what is wrong with the keys that everything begins with."""
-    # One by one: a pipeline's stages refer to folders that are not there yet.
+    """Raises ConfigError for problems of the keys in `Session`."""
+    # Resolved one by one: a pipeline's stages refer to folders that do not exist yet.
     values = {field.name: config[field.name] for field in fields(Session) if field.name in config}
     check({key: resolved(value) if OmegaConf.is_config(value) else value for key, value in values.items()}, Session)
 
 
 def run_job(run: Run, config: DictConfig) -> float | None:
-    """A single run, or one of a sweep's: then Hydra has been told its folder."""
+    """Runs a single run, or a job of a sweep, whose folder is Hydra's output directory."""
     chosen = HydraConfig.get()
     output = Path(chosen.runtime.output_dir)
     directory = None if output == Path.cwd() else output
@@ -234,11 +234,11 @@ def run_job(run: Run, config: DictConfig) -> float | None:
 
 
 def train(conf: Path, config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
-    """Training, or a pipeline where one is named."""
+    """Runs training, or the pipeline that the config selects or resumes."""
     resume = config.get("resume")
     if config.get("pipeline") or (isinstance(resume, str) and (Path(resume) / "pipeline.yaml").is_file()):
         check_session(config)
-        # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+        # Imported here for a fast start-up, as above.
         from postrain.jobs.pipeline import execute as pipeline  # noqa: PLC0415
 
         shared = directory.parents[1] / "shared" if directory is not None and group else None
@@ -255,7 +255,7 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, d
 
 
 def report_error(error: ConfigError) -> int:
-    """Prints a user's mistake, with all that a command in it has to say; returns the exit code for it."""
+    """Prints a user's mistake, in which resume=FOLDER is completed to a full command; returns the exit code."""
     text = RESUME.sub(
         lambda found: resume_overrides(Path(found[1])) if Path(found[1]).is_dir() else found[0], str(error)
     )

@@ -1,6 +1,6 @@
-"""A user's own conf/ in the working directory: searched before the built-in one, modules beside it can be imported.
+"""A user's conf/ in the working directory: searched before the built-in one; modules beside it can be imported.
 
-It adds config groups. Its primary configs are left out: conf/config.yaml may be that of another Hydra program.
+It adds config groups. Its primary configs are ignored: conf/config.yaml may belong to another Hydra program.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from postrain.config.paths import CONF, user_conf, user_folder
 
-NOTED = "POSTRAIN_SHADOWED"
-"""Set once the shadowed options were named, for the jobs that this process starts."""
+REPORTED = "POSTRAIN_SHADOWED"
+"""Environment variable, set after the note is printed so that jobs of this process do not repeat it."""
 
 
-def shadowed() -> Iterator[tuple[Path, list[str]]]:
-    """The user's folders and what of the built-in ones each replaces: options as GROUP/NAME, studies by name."""
+def replaced_options() -> Iterator[tuple[Path, list[str]]]:
+    """The user's folders with the built-in options (GROUP/NAME) and studies (NAME) that each replaces."""
     for name, files in (("conf", "*/**/*.yaml"), ("sweep", "*.yaml")):
         own, built_in = user_folder(name), CONF.parent / name
         there = [file.relative_to(own) for file in sorted(own.glob(files))] if own else []
@@ -34,20 +34,20 @@ def shadowed() -> Iterator[tuple[Path, list[str]]]:
 
 
 def use_user_conf() -> None:
-    """Adds the user's conf/ to Hydra's search path and its modules to Python's; names what it shadows once."""
+    """Adds the user's conf/ to Hydra's search path and its folder to Python's; prints replaced options once."""
     Plugins.instance().register(UserGroups)
     Plugins.instance().register(UserConf)
     own = user_conf()
     if own is not None and str(own.parent) not in sys.path:
         sys.path.append(str(own.parent))
-    if NOTED not in os.environ:
-        for folder, names in shadowed():
-            os.environ[NOTED] = "1"
+    if REPORTED not in os.environ:
+        for folder, names in replaced_options():
+            os.environ[REPORTED] = "1"
             print(f"note: {folder} replaces the built-in {', '.join(names)}", file=sys.stderr)
 
 
 class UserGroups(ConfigSource):
-    """The groups of a folder of configs: its files as Hydra reads them, without the primary configs."""
+    """Hydra's source of a folder of config files, without its primary configs."""
 
     def __init__(self, provider: str, path: str) -> None:
         super().__init__(provider, path)
@@ -56,19 +56,19 @@ class UserGroups(ConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """What its paths begin with."""
+        """The scheme of its paths."""
         return "postrain-user"
 
     def available(self) -> bool:
-        """Whether the folder is there."""
+        """Whether the folder exists."""
         return self.files.available()
 
     def is_group(self, config_path: str) -> bool:
-        """Whether this is a folder."""
+        """Whether the path is a folder."""
         return self.files.is_group(config_path)
 
     def is_config(self, config_path: str) -> bool:
-        """Whether this is an option of a group."""
+        """Whether the path is an option of a group."""
         return "/" in config_path and self.files.is_config(config_path)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
@@ -76,7 +76,7 @@ class UserGroups(ConfigSource):
         return self.files.list(config_path, results_filter)
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """An option."""
+        """Loads an option."""
         return self.files.load_config(config_path)
 
 
@@ -84,7 +84,7 @@ class UserConf(SearchPathPlugin):
     """Puts the user's groups before the built-in ones."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Hydra calls this for every search path it makes."""
+        """Hydra calls this for every search path that it creates."""
         own = user_conf()
         if own is not None:
             search_path.prepend("postrain-user", f"{UserGroups.scheme()}://{own}", anchor="main")

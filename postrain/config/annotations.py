@@ -1,6 +1,6 @@
-"""A type of a signature in the words of a YAML file, and whether a value from YAML fits it.
+"""Describes the types of signatures in terms of YAML, and validates values from YAML against them.
 
-Types that YAML cannot write (a Protocol, a model class) stand for a nested node.
+A type that YAML cannot express (a Protocol, a model class) means a nested node with `_target_`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict, TypeA
 from postrain.config.schema import LISTS, MAPPINGS, TARGET, is_node, is_section
 
 SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null", Path: "a path"}
+DESCRIPTIONS = {
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    Path: "a path",
+}
 PLURALS = {int: "integers", float: "numbers", str: "texts"}
 SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 NODE = f"a node with {TARGET}"
-# An upper bound from here on only keeps a slip from filling the memory: it is named to the value that exceeds it.
+# Upper bounds of at least this size only prevent typing errors from filling the memory; only messages about values that
+# exceed them contain them.
 LARGE = 1_000_000
 
 
@@ -35,12 +43,12 @@ def is_group(annotation: Any) -> bool:
 
 @cache
 def adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Validates a value from YAML against `annotation`; a nested node passes as it is, check.py visits it by itself."""
+    """Validates a value from YAML against `annotation`. Nested nodes pass unchecked: check.py visits them."""
     return TypeAdapter(_plain(annotation))
 
 
 def _plain(annotation: Any) -> Any:
-    """The same type for pydantic: strict scalars, lists for tuples, nodes where a class stands."""
+    """The equivalent type for pydantic: strict scalars, lists for tuples, nodes for classes."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in (int, str, bool):
         return Annotated[annotation, Strict()]
@@ -59,7 +67,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _scientific(value: Any) -> Any:
-    """1e-4 without a dot is text to PyYAML; people mean the number."""
+    """Converts 1e-4, which PyYAML reads as text because it has no dot."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > sys.float_info.max:
         raise ValueError("larger than any float")
     return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
@@ -72,15 +80,19 @@ def _node(value: Any) -> Any:
 
 
 def describe(annotation: Any, *, limits: bool = False) -> str:
-    """A type in the words of a YAML file; `limits` names upper bounds of LARGE and more, too."""
+    """A type in terms of YAML; `limits` includes upper bounds of LARGE and more."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if annotation in WORDS:
-        return WORDS[annotation]
+    if annotation in DESCRIPTIONS:
+        return DESCRIPTIONS[annotation]
     if annotation is Any:
         return "anything"
     if origin is Annotated:
-        told = [item.documentation for item in args[1:] if isinstance(item, DocInfo)]
-        return told[0] if told else " ".join([describe(args[0]), " and ".join(_ranges(args[1:], limits))]).strip()
+        documented = [item.documentation for item in args[1:] if isinstance(item, DocInfo)]
+        return (
+            documented[0]
+            if documented
+            else " ".join([describe(args[0]), " and ".join(_ranges(args[1:], limits))]).strip()
+        )
     if origin is Literal:
         return "one of " + ", ".join("null" if choice is None else str(choice) for choice in args)
     if origin in (Union, UnionType):

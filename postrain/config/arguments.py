@@ -1,7 +1,7 @@
-"""The flags of the command line, and Hydra's refusals in one line.
+"""The flags of the command line, and Hydra's errors as one line each.
 
 Hydra answers a mistake with advice on Hydra, often a traceback, and exit code 1. Here each becomes a ConfigError that
-names what was typed. Leaves out the overrides themselves: overrides.py.
+names the argument. Leaves out the overrides (overrides.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-# Private: the flags that hydra.main reads, and its frame in a traceback, have no public name.
+# Private: the flags of hydra.main and its frame in a traceback have no public name.
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
@@ -29,17 +29,17 @@ from postrain.errors import ConfigError, Parser
 
 SHELLS = ("bash", "fish", "zsh")
 COMPLETION = [f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in SHELLS]
-# Messages of Hydra and OmegaConf, and what they mean for an override.
+# Beginnings of messages of Hydra and OmegaConf, and their meaning for an override.
 MEANINGS = {
     "Cannot merge DictConfig with ListConfig": "expected a list, got a mapping",
     "ListConfig indices must be integers or slices": "expected the number of an item of a list",
     "invalid literal for int()": "expected the number of an item of a list",
-    "Unexpected type for root": "expected a mapping or list to set this in",
+    "Unexpected type for root": "expected a mapping or a list that contains this key",
 }
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Flags and overrides in any order, all problems of the flags in one ConfigError."""
+    """Parses flags and overrides in any order; raises one ConfigError with all problems of the flags."""
     parser = Parser(parents=[get_args_parser()], add_help=False, conflict_handler="resolve")
     parser.add_argument("--version", action="version", version=f"postrain {__version__}")
     arguments, unknown = parser.parse_known_intermixed_args(list(argv))
@@ -50,9 +50,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def split_cfg_flags(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace | None]:
-    """The command line without --cfg and what belongs to it, and those; None where no config is to be shown.
+    """Separates --cfg and its flags from the rest of the command line; the flags are None if no config is printed.
 
-    --help beside overrides shows the config that they compose, each key with its meaning.
+    --help with overrides prints the config that they compose, with a description of each key.
     """
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
@@ -72,9 +72,9 @@ def _unknown(token: str) -> str:
 
 
 def _misused(arguments: argparse.Namespace) -> Iterator[str]:
-    """Flags that mean nothing together, or alone."""
-    shown = {"cfg": "--cfg", "info": "--info", "shell_completion": "-sc", "run": "--run"}
-    given = [flag for name, flag in shown.items() if getattr(arguments, name)]
+    """Problems of flags that exclude or require each other."""
+    exclusive = {"cfg": "--cfg", "info": "--info", "shell_completion": "-sc", "run": "--run"}
+    given = [flag for name, flag in exclusive.items() if getattr(arguments, name)]
     if len(given) > 1:
         yield f"{' '.join(given)}: expected one of them"
     if arguments.run and arguments.multirun:
@@ -83,14 +83,14 @@ def _misused(arguments: argparse.Namespace) -> Iterator[str]:
         if getattr(arguments, flag) and not arguments.cfg:
             yield f"--{flag}: changes the output of --cfg; write --cfg job --{flag}"
     if arguments.experimental_rerun is not None:
-        yield "--experimental-rerun: not supported; resume=FOLDER resumes a run, manifest.json says how to repeat it"
+        yield "--experimental-rerun: not supported; resume=FOLDER resumes a run, manifest.json has its command"
     if arguments.shell_completion and (len(arguments.overrides) != 1 or arguments.overrides[0] not in COMPLETION):
         yield f"-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, with one of {', '.join(SHELLS)}"
 
 
 @contextmanager
 def full_hydra_errors() -> Iterator[None]:
-    """Lets Hydra raise what it would otherwise print by itself before it ends the process."""
+    """Makes Hydra raise errors, which it would otherwise print before it ends the process."""
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -104,7 +104,7 @@ def full_hydra_errors() -> Iterator[None]:
 
 
 def unknown_hydra_keys(key: str) -> Iterator[str]:
-    """Hydra takes `hydra.ouput_subdir=x` with a `+` without a word, so its own schema is asked here."""
+    """Problems of a `hydra.` key. Hydra accepts any key with a `+`, so this compares it with Hydra's schema."""
     section: type = HydraConf
     path = "hydra"
     for part in key.split(".")[1:]:
@@ -122,7 +122,7 @@ def unknown_hydra_keys(key: str) -> Iterator[str]:
 
 @contextmanager
 def composition_errors() -> Iterator[None]:
-    """Turns every exception raised while composing a config into a ConfigError, not only OmegaConf's own."""
+    """Converts every exception that composing a config raises to a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -132,7 +132,7 @@ def composition_errors() -> Iterator[None]:
 
 
 def set_values(config: DictConfig, words: Sequence[str]) -> None:
-    """Sets each `++key=value` as Hydra does, in a config that is composed already, because composing is slow."""
+    """Sets each `++key=value` in a composed config, as Hydra does; composing again would be slow."""
     for override in OverridesParser.create().parse_overrides(list(words)):
         word = (override.input_line or "").lstrip("+")
         if override.package is not None:
@@ -142,13 +142,13 @@ def set_values(config: DictConfig, words: Sequence[str]) -> None:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
         except RecursionError as error:
             raise to_config_error(error) from None
-        # Not only OmegaConf's own, as of a key below a list or a text.
+        # OmegaConf raises built-in exceptions too, such as for a key below a list or a text.
         except Exception as error:
             raise ConfigError(f"{word}: {_meaning(str(error).splitlines())}") from None
 
 
 def to_config_error(error: Exception) -> ConfigError:
-    """What Hydra or OmegaConf refused, in one line that begins with what was typed."""
+    """An error of Hydra or OmegaConf as one line that begins with the override or key."""
     if isinstance(error, RecursionError):
         return ConfigError("a reference ${...} leads back to itself, or a value is nested too deeply")
     lines = [line for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
@@ -164,7 +164,7 @@ def to_config_error(error: Exception) -> ConfigError:
 
 
 def _word(error: Exception) -> str:
-    """The override that was being applied: what is raised for a key below a list or a text does not tell."""
+    """The override that failed: errors for a key below a list or a text do not contain it."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is ConfigLoaderImpl._apply_overrides_to_config.__code__:
             return str(frame.f_locals["override"].input_line).lstrip("+")
@@ -172,7 +172,7 @@ def _word(error: Exception) -> str:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A composed config as plain containers, its references resolved. Raises ConfigError for one that cannot be."""
+    """A composed config as plain containers, its references resolved. Raises ConfigError if that fails."""
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
@@ -182,4 +182,4 @@ def resolved(config: Any) -> dict[str, Any]:
 
 def _meaning(lines: Sequence[str]) -> str:
     first = lines[0] if lines else "cannot be read"
-    return next((meaning for said, meaning in MEANINGS.items() if first.startswith(said)), first)
+    return next((meaning for message, meaning in MEANINGS.items() if first.startswith(message)), first)

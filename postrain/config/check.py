@@ -1,7 +1,7 @@
-"""Checks a composed config against the signatures of its constructors, before anything is built (tree.py builds it).
+"""Checks a composed config against the signatures of its constructors, before tree.py builds it.
 
-Every problem is reported, in one error, a line each: unknown key, missing key, wrong type, value out of range, target
-that cannot be imported. Leaves out what only a run can tell (does the file exist, does the model fit the data).
+One error reports all problems, a line each: unknown key, missing key, wrong type, value out of range, target that
+cannot be imported. Leaves out problems that only a run can find (missing files, a model that does not fit the data).
 """
 
 from __future__ import annotations
@@ -33,31 +33,35 @@ from postrain.errors import ConfigError
 MISSING = "???"
 # Added to the message about a wrong value.
 REMEDIES = {
-    "debug": "it shows tracebacks; for a short trial use method.updates=3 evaluation=quick",
-    "trainer._target_": "a run makes its own Trainer; its options are understood with lightning.pytorch.Trainer",
+    "debug": "true shows tracebacks; for a short trial use method.updates=3 evaluation=quick",
+    "trainer._target_": "a run creates its Trainer; for options of Lightning's Trainer write lightning.pytorch.Trainer",
     "trainer.precision": "fp16 gives NaN on a CPU and loses the small log-ratios these methods need; use bf16-mixed",
     "optim.lr": "method.learning_rate",
 }
 
 
 def check(config: Mapping[str, Any], root: type) -> None:
-    """Raise one ConfigError with every problem of `config`, plain containers whose top-level keys are `root`'s fields.
+    """Raises one ConfigError with every problem of `config`, plain containers; its top-level keys are fields of `root`.
 
-    A key of `root` whose type is a Section is written without `_target_`.
+    A field of `root` whose type is a Section has no `_target_`.
     """
-    known = [*_of_root(root), *_known(config)]
+    known = [*_root_keys(root), *_known_keys(config)]
     problems = list(_problems("", config, root, known))
-    problems += [f"{TARGET}: unknown key; an option of a group says what it builds"] if TARGET in config else []
+    problems += (
+        [f"{TARGET}: unknown key; only the value of a group has it, as in method._target_"] if TARGET in config else []
+    )
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def check_objects(**made: Any) -> None:
-    """Raise one ConfigError with every setting of dataclasses made in Python that a config may not have, by the keys
-    they would stand at: check_objects(method=...). What they hold objects in is those objects' own to check."""
+def check_objects(**objects: Any) -> None:
+    """Raises one ConfigError with every invalid setting of dataclasses created in Python, named by config keys.
+
+    The keyword is the first part of the key: check_objects(method=...). Nested objects are not checked.
+    """
     problems = [
         problem
-        for path, value in made.items()
+        for path, value in objects.items()
         if is_dataclass(value)
         for name, key in schema_of(type(value)).keys.items()
         if NODE not in describe(key.annotation) and getattr(value, name, key.default) is not key.default
@@ -77,14 +81,14 @@ def _problems(
     node: Mapping[str, Any],
     target: Callable[..., Any],
     known: Sequence[str],
-    given: Collection[str] = (),
+    supplied: Collection[str] = (),
 ) -> Iterator[str]:
-    """Everything wrong with `node` as arguments of `target`, which the run calls with those that are `given`."""
+    """All problems of `node` as arguments of `target`; the run passes the arguments `supplied` itself."""
     schema = schema_of(target)
     for name, value in _settings(node):
         here = f"{path}{name}"
-        if name in given:
-            yield f"{here}: the run sets this itself" + f"; set {REMEDIES[here]}" * (here in REMEDIES)
+        if name in supplied:
+            yield f"{here}: set by the run" + f"; set {REMEDIES[here]}" * (here in REMEDIES)
         elif name in schema.keys:
             yield from _value_problems(here, value, schema.keys[name].annotation, known)
         elif schema.open:
@@ -92,7 +96,7 @@ def _problems(
         else:
             yield from _unknown_problems(path, name, value, schema, known)
     for name, key in schema.keys.items():
-        if key.required and name not in node and name not in given:
+        if key.required and name not in node and name not in supplied:
             yield f"{path}{name}: missing; expected {describe(key.annotation)}"
 
 
@@ -103,17 +107,17 @@ def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]
         yield from _problems(f"{path}.", value, annotation, known)
         if TARGET in value:
             yield f"{path}.{TARGET}: unknown key; {path} is not built from a class"
-    elif isinstance(value, Mapping) and not is_node(value) and (items := _misfits(value, annotation)):
-        among = [name for name in value if name not in items]
+    elif isinstance(value, Mapping) and not is_node(value) and (items := _non_nodes(value, annotation)):
+        others = [name for name in value if name not in items]
         for name, item in items.items():
-            near = get_close_matches(name, among, n=1)
-            there = f"; available: {', '.join(among)}" if among else ""
+            near = get_close_matches(name, others, n=1)
+            there = f"; available: {', '.join(others)}" if others else ""
             hint = f"; did you mean {path}.{near[0]}?" if near else there
             got = abbreviate(masked(item, name))
             yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {got}{hint}"
     elif not _fits(value, annotation):
         large = isinstance(value, int) and abs(value) > LARGE
-        remedy = f"; {REMEDIES[path]}" if path in REMEDIES else _quoting(path, value, annotation)
+        remedy = f"; {REMEDIES[path]}" if path in REMEDIES else _quoting_hint(path, value, annotation)
         without = f" without {TARGET}" if isinstance(value, Mapping) and NODE in describe(annotation) else ""
         got = abbreviate(masked(value, path))
         yield f"{path}: expected {describe(annotation, limits=large)}, got {got}{without}{remedy}"
@@ -131,20 +135,20 @@ def _fits(value: Any, annotation: Any) -> bool:
     return True
 
 
-def _misfits(value: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
-    """The items of a mapping to nodes that are none; empty where the annotation says nothing of nodes."""
+def _non_nodes(value: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
+    """The items of a mapping to nodes that are not nodes; empty if the annotation is not a mapping to nodes."""
     of_nodes = get_origin(annotation) in MAPPINGS and describe(get_args(annotation)[1]).startswith(NODE)
     return {name: item for name, item in value.items() if not is_node(item)} if of_nodes else {}
 
 
-def _quoting(path: str, value: Any, annotation: Any) -> str:
-    """How to say a number where text was expected."""
+def _quoting_hint(path: str, value: Any, annotation: Any) -> str:
+    """How to write a number as text, if text was expected."""
     is_text = isinstance(value, int | float) and _fits(str(value), annotation)
     return f"; for text write {path}='\"{abbreviate(value)}\"'" if is_text else ""
 
 
 def _nested_problems(path: str, value: Any, known: Sequence[str]) -> Iterator[str]:
-    """The problems of every node in `value`, itself included."""
+    """The problems of all nodes in `value`, including itself."""
     if is_node(value):
         yield from _node_problems(path, value, Any, known)
     elif isinstance(value, Mapping):
@@ -156,11 +160,11 @@ def _nested_problems(path: str, value: Any, known: Sequence[str]) -> Iterator[st
 
 
 def _node_problems(path: str, node: Mapping[str, Any], annotation: Any, known: Sequence[str]) -> Iterator[str]:
-    """Everything wrong with a node that stands where `annotation` is expected."""
+    """All problems of a node at a key of type `annotation`."""
     try:
         target = load_target(node[TARGET])
-        given = [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, SuppliedArguments)]
-        problems = list(_problems(f"{path}.", node, target, known, given[0] if given else ()))
+        marks = [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, SuppliedArguments)]
+        problems = list(_problems(f"{path}.", node, target, known, marks[0] if marks else ()))
     except ConfigError as problem:
         yield f"{path}.{TARGET}: {problem}"
         return
@@ -168,17 +172,17 @@ def _node_problems(path: str, node: Mapping[str, Any], annotation: Any, known: S
         yield from problems
     else:
         remedy = f"; {REMEDIES[f'{path}.{TARGET}']}" if f"{path}.{TARGET}" in REMEDIES else ""
-        yield f"{path}.{TARGET}: expected {describe(annotation)}, and {node[TARGET]} is none{remedy}"
+        yield f"{path}.{TARGET}: expected {describe(annotation)}, got {node[TARGET]}{remedy}"
 
 
 def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: Sequence[str]) -> Iterator[str]:
-    """An unknown key, or each leaf of an unknown section, with the closest key there is."""
+    """A message for an unknown key, or for each leaf of an unknown section, with the closest known key."""
     if name.startswith("_"):
         yield f"{path}{name}: unknown key; of Hydra's own keys only {TARGET} is used here"
         return
     for leaf in _leaves(f"{path}{name}", value):
-        alike = _alike(path, name, leaf, schema, known)
-        fallback = f"did you mean {' or '.join(alike)}?" if alike else f"known keys: {', '.join(schema.keys)}"
+        similar = _similar(path, name, leaf, schema, known)
+        fallback = f"did you mean {' or '.join(similar)}?" if similar else f"known keys: {', '.join(schema.keys)}"
         yield f"{leaf}: unknown key; {suggest_key(leaf, known.__contains__) or fallback}"
 
 
@@ -190,32 +194,33 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
         yield from _leaves(f"{path}.{name}", item)
 
 
-def _alike(path: str, name: str, leaf: str, schema: Schema, known: Sequence[str]) -> list[str]:
-    """Dotted keys a user may have meant: a misspelt neighbour first, else the word or its long form elsewhere."""
+def _similar(path: str, name: str, leaf: str, schema: Schema, known: Sequence[str]) -> list[str]:
+    """Suggested dotted keys: a similar key of the same section, else a key of any section with a similar name or with
+    these initials."""
     section = f"{path}{name}"
     near = [path + match for match in get_close_matches(name, schema.keys, n=1, cutoff=0.7)]
     if near:
         return [near[0] + leaf[len(section) :]]
     word = leaf.rpartition(".")[2]
-    elsewhere: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     for key in known:
-        elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
-    matches = get_close_matches(word, elsewhere, n=1, cutoff=0.7)
-    matches = matches or [key for key in elsewhere if "".join(part[:1] for part in key.split("_")) == word]
-    return elsewhere[matches[0]][:3] if matches else []
+        by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    matches = get_close_matches(word, by_name, n=1, cutoff=0.7)
+    matches = matches or [key for key in by_name if "".join(part[:1] for part in key.split("_")) == word]
+    return by_name[matches[0]][:3] if matches else []
 
 
-def _known(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Every dotted key that some node's constructor accepts."""
+def _known_keys(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Every dotted key that the constructors of the nodes accept."""
     for name, value in config.items():
         if is_node(value):
-            yield from _accepted(value, f"{path}{name}.")
+            yield from _accepted_keys(value, f"{path}{name}.")
         elif isinstance(value, Mapping):
-            yield from _known(value, f"{path}{name}.")
+            yield from _known_keys(value, f"{path}{name}.")
 
 
-def _of_root(root: type) -> Iterator[str]:
-    """The keys that belong to no group."""
+def _root_keys(root: type) -> Iterator[str]:
+    """The keys outside of config groups."""
     for name, key in schema_of(root).keys.items():
         if is_section(key.annotation):
             yield from (f"{name}.{inner}" for inner in schema_of(key.annotation).keys)
@@ -223,10 +228,10 @@ def _of_root(root: type) -> Iterator[str]:
             yield name
 
 
-def _accepted(node: Mapping[str, Any], path: str) -> Iterator[str]:
+def _accepted_keys(node: Mapping[str, Any], path: str) -> Iterator[str]:
     try:
         keys = schema_of(load_target(node["_target_"])).keys
     except ConfigError:  # reported where the node itself is visited
         return
     yield from (f"{path}{name}" for name in keys)
-    yield from _known(dict(_settings(node)), path)
+    yield from _known_keys(dict(_settings(node)), path)

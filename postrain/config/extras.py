@@ -1,4 +1,4 @@
-"""Packages that only some choices need: named before a run folder is made, imported where they are used."""
+"""Optional packages: reported as missing before a run folder is created, imported where they are used."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ INSTALL = {
     "vllm": "postrain[vllm]",
     "wandb": "wandb",
 }
-# Versions of their own, where constraints.txt pins others.
+# Packages that need other versions than those in constraints.txt.
 CONSTRAINTS = {"vllm": " -c constraints-vllm.txt"}
-# What does without a package.
+# Alternatives without the package.
 INSTEAD = {
-    "datasketch": "; null does without it",
-    "vllm": "; rollout=local samples without it, on a CPU too",
+    "datasketch": "; null disables it",
+    "vllm": "; rollout=local does not need it and runs on a CPU too",
 }
-# What a config may name, and the package that it needs.
+# Values of a config, and the package that each needs.
 NAMES = {
     "postrain.data.tasks.ReasoningGym": "reasoning_gym",
     "postrain.evaluation.harness.Harness": "lm_eval",
@@ -47,13 +47,13 @@ KEYS = {"data.quality.near_dedupe": "datasketch"}
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
-    """Raises one ConfigError, a line for each value of a config that needs a package which is not installed."""
+    """Raises one ConfigError with a line for each value that needs a package which is not installed."""
     if problems := list(_problems(config)):
         raise ConfigError("\n".join(problems))
 
 
 def load(package: str) -> Any:
-    """The package, imported. Raises ConfigError where it is not installed."""
+    """Imports and returns the package. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -61,12 +61,12 @@ def load(package: str) -> Any:
 
 
 def installed(package: str) -> bool:
-    """Whether it can be imported; it is not."""
+    """Whether the package can be imported. Does not import it."""
     return importlib.util.find_spec(package) is not None
 
 
 def missing(name: str, package: str) -> str:
-    """What to say of a package that is not there; `name` differs where it is a package that `package` needs."""
+    """The message about a missing package: `package` itself, or its dependency `name`."""
     install = f'pip install "{INSTALL[package]}"{CONSTRAINTS.get(package, "")}'
     return f"the package {name} is not installed; run {install}{INSTEAD.get(package, '')}"
 

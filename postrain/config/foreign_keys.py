@@ -1,7 +1,7 @@
 """Keys of Lightning, Transformers, TRL, verl and the Hydra templates, and their equivalents here.
 
-One table for check.py (unknown keys) and overrides.py (unknown flags). Leaves out misspellings, which are
-found by likeness.
+One table for check.py (unknown keys) and arguments.py (unknown flags). Leaves out misspellings: check.py finds similar
+keys.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ForeignKey:
-    """A setting as other programs call it."""
+    """A setting of other programs."""
 
     names: str
-    """The last part of a dotted key, or all of it; several, separated by spaces."""
+    """Its names there, separated by spaces: whole dotted keys or their last parts."""
     keys: str = ""
-    """Keys that do the same here, the closest first; not every method has each."""
+    """The equivalent keys here, separated by spaces, the closest first; not every method has all of them."""
     requires: str = ""
-    """The choice that brings the keys, where a run does not have them by itself."""
+    """The group option that the keys require, if not every run has them."""
     note: str = ""
-    """What to know about the keys, or what to write where no single key does the same."""
+    """A remark on the keys, or the remedy if there is no equivalent key."""
 
 
 FOREIGN_KEYS = (
@@ -35,7 +35,7 @@ FOREIGN_KEYS = (
         "max_steps total_steps num_steps train_steps num_train_steps total_training_steps max_train_steps max_iters "
         "max_iterations iterations total_episodes trainer.steps min_steps",
         "method.updates",
-        note="an update is one optimizer step, with epochs and minibatches epochs * minibatches of them",
+        note="an update is one optimizer step, or epochs * minibatches steps for methods with these keys",
     ),
     ForeignKey("num_ppo_epochs ppo_epochs num_iterations mini_epochs", "method.epochs"),
     ForeignKey("num_mini_batches num_minibatches ppo_mini_batch_size mini_batch_size", "method.minibatches_per_epoch"),
@@ -159,30 +159,28 @@ FOREIGN_KEYS = (
 )
 
 
-def suggest_key(key: str, there: Callable[[str], bool]) -> str | None:
-    """The suggestion for an unknown `key`; `there` returns whether the config has a key.
+def suggest_key(key: str, exists: Callable[[str], bool]) -> str | None:
+    """The suggestion for an unknown `key`; `exists` returns whether the config has a key.
 
-    None for a key that no other program has, or that has no equivalent here.
+    None for a key that is not in the table, or whose equivalents the config does not have.
     """
-    for known in _found(key):
-        keys = [name for name in known.keys.split() if known.requires or there(name)][:2]
-        told = f"with {known.requires}" if known.requires else known.note
+    for known in _matches(key):
+        keys = [name for name in known.keys.split() if known.requires or exists(name)][:2]
+        remark = f"with {known.requires}" if known.requires else known.note
         if keys:
-            return f"did you mean {' or '.join(keys)}?" + (f" ({told})" if told else "")
+            return f"did you mean {' or '.join(keys)}?" + (f" ({remark})" if remark else "")
         if not known.keys:
             return known.note
     return None
 
 
-def _found(key: str) -> Iterator[ForeignKey]:
-    """The habits a key fits: those that name all of it first."""
+def _matches(key: str) -> Iterator[ForeignKey]:
+    """The table entries that match a key: those with the whole key first."""
     word = key.rpartition(".")[2]
-    yield from (
-        known for spoken in dict.fromkeys((key, word)) for known in FOREIGN_KEYS if spoken in known.names.split()
-    )
+    yield from (known for name in dict.fromkeys((key, word)) for known in FOREIGN_KEYS if name in known.names.split())
 
 
-# Groups whose options people replace by the thing itself: a Hub name, a file, a function.
+# Groups for which users often write a Hub name, a file or a function in place of an option.
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gguf")
 REPLACEMENTS = {
     "model": "model=local model.path=",
@@ -192,7 +190,7 @@ REPLACEMENTS = {
 
 
 def suggest_option(group: str, name: str) -> str | None:
-    """What to write for a path where the name of an option is expected; None where it is none."""
+    """The overrides to write if `name` is a path and not an option; None if it is not a path."""
     return (
         f"write {REPLACEMENTS[group]}{name}"
         if group in REPLACEMENTS and ({"/", ":"} & {*name} or name.endswith(FILES))

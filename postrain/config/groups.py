@@ -1,4 +1,4 @@
-"""The config groups there are, with their options: of conf/, of the user, of a --config-dir and of Hydra."""
+"""The available config groups and options: of conf/, of the user, of --config-dir and of Hydra."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from postrain.config.arguments import parse
 from postrain.config.paths import study_dirs, user_conf
 
 SWEEP = "sweep"
-"""Prefix of the sweep's own overrides, which its jobs do not get: sweep=NAME, sweep.KEY=VALUE."""
+"""Prefix of overrides for the sweep itself, which are not passed to its jobs: sweep=NAME, sweep.KEY=VALUE."""
 
 
 def listing_of_named_groups(argv: Sequence[str], conf: Path) -> str | None:
-    """The options of every group that is named without a value, as in `train.py method`; None if there is none."""
+    """The options of each group named without a value, as in `train.py method`; None if there is no such group."""
     groups = groups_of(conf, None)
     named = [word for word in parse(argv).overrides if word.isidentifier() and groups.options(word)]
     return "\n\n".join(listing(conf, group) for group in named) or None
 
 
 def overview(argv: Sequence[str], conf: Path, config_name: str) -> str:
-    """The groups this program has, a line each with their options; Hydra's own list shows every folder there is."""
+    """A line for each group of a program with its options. Hydra's own list would contain every folder."""
     groups = groups_of(conf, parse(argv).config_dir)
     return "\n".join(
-        f"{group}: {', '.join(groups.options(group))}" for group in sorted(groups_taken(conf, config_name))
+        f"{group}: {', '.join(groups.options(group))}" for group in sorted(groups_in_defaults(conf, config_name))
     )
 
 
 def listing(conf: Path, group: str) -> str:
-    """The options of a group, a line each: its name and the comment its YAML begins with, after a package line."""
+    """A line for each option of a group: its name and the first comment of its YAML."""
     names = groups_of(conf, None).options(group)
     width = max(len(name) for name in names)
     return "\n".join([f"{group}=", *(f"  {name:<{width}}  {_comment(conf, group, name)}" for name in names)])
@@ -46,7 +46,7 @@ def _comment(conf: Path, group: str, name: str) -> str:
     folders = study_dirs(conf.parent) if group == SWEEP else (root / group for root in roots)
     files = (folder / f"{name}.yaml" for folder in folders)
     path = next((file for file in files if file.is_file()), None)
-    if path is None:  # one of Hydra's own
+    if path is None:  # an option of Hydra
         return ""
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next((line for line in lines if not line.startswith("# @package")), "")
@@ -54,7 +54,7 @@ def _comment(conf: Path, group: str, name: str) -> str:
 
 
 class Groups:
-    """The config groups there are: those of conf/, of the user, of a --config-dir and of Hydra, and `sweep`."""
+    """The config groups of conf/, of the user, of --config-dir and of Hydra, and `sweep`."""
 
     def __init__(self, conf: Path, extra: str | None) -> None:
         self.loaders = [*_loaders(conf, extra)]
@@ -62,7 +62,7 @@ class Groups:
         self.options = cache(self._options)
 
     def names(self) -> list[str]:
-        """The groups with options, Hydra's own left out."""
+        """The groups with options, except Hydra's."""
         found = {name for loader in self.loaders for name in loader.list_groups("")} | {SWEEP}
         return [name for name in sorted(found) if name != "hydra" and self.options(name)]
 
@@ -72,7 +72,7 @@ class Groups:
 
 
 def _loaders(conf: Path, extra: str | None) -> Iterator[ConfigLoader]:
-    """What lists the options: in a Hydra job its own loader, before one begins a loader for each folder."""
+    """The loaders that list options: in a Hydra job that of Hydra, before it starts one for each folder."""
     if GlobalHydra.instance().is_initialized():
         yield GlobalHydra.instance().config_loader()
         return
@@ -83,12 +83,12 @@ def _loaders(conf: Path, extra: str | None) -> Iterator[ConfigLoader]:
 
 @cache
 def groups_of(conf: Path, extra: str | None) -> Groups:
-    """One for all stages of a pipeline: finding the options takes longer than anything else here."""
+    """The groups, cached because searching for options is slow."""
     return Groups(conf, extra)
 
 
-def groups_taken(conf: Path, root: str) -> frozenset[str]:
-    """The groups that a primary config has in its defaults list."""
+def groups_in_defaults(conf: Path, root: str) -> frozenset[str]:
+    """The groups in the defaults list of a primary config."""
     items = primary_config(conf, root).get("defaults", [])
     keys = (str(key) for item in items if not isinstance(item, str) for key in item)
     return frozenset(key for key in keys if not key.startswith("override "))
@@ -96,7 +96,7 @@ def groups_taken(conf: Path, root: str) -> frozenset[str]:
 
 @cache
 def primary_config(conf: Path, root: str) -> dict[str, Any]:
-    """A primary config as its file writes it."""
+    """The content of the file of a primary config, not composed."""
     file = conf / f"{root}.yaml"
     written: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
     return written

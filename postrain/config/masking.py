@@ -1,6 +1,6 @@
-"""Takes secrets out of whatever a run writes or prints: by the words of a key, by value, and in addresses.
+"""Masks secrets in everything that a run writes or prints: by the words of a key, by value, and in URLs.
 
-Values are those of environment variables whose names look secret. Imports nothing of torch, so that reports can use it.
+Secret values are those of environment variables with secret names. Does not import torch, so that reports can use it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ SECRET = (
     "secret secrets password passwords passwd pwd passphrase credential credentials authorization auth bearer "
     "apikey accesskey secretkey privatekey accesstoken authtoken apitoken"
 )
-WORDS = frozenset(re.findall(r"\w+", SECRET))
+SECRET_WORDS = frozenset(re.findall(r"\w+", SECRET))
 KEYS = frozenset({"key", "keys"})
 BEFORE_KEY = frozenset({"api", "access", "private", "signing", "encryption", "ssh", "account", "service"})
-# What makes a token one of a vocabulary.
+# Words that mark `token` in a key as a token of text, not of access.
 VOCABULARY = (
     "pad eos bos unk sep cls mask end start stop special image audio video new added extra first last next prompt "
     "completion per id ids budget budgets count type types index level limit length lengths text"
 )
-OF_TEXT = frozenset(re.findall(r"\w+", VOCABULARY))
-PLACES = frozenset({"path", "file", "dir", "directory", "sock", "variable", "url", "uri", "parallelism"})
+TOKEN_OF_TEXT = frozenset(re.findall(r"\w+", VOCABULARY))
+# Last words of keys that refer to a secret but do not contain it.
+REFERS_TO_SECRET = frozenset({"path", "file", "dir", "directory", "sock", "variable", "url", "uri", "parallelism"})
 PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?:(?P<user>[^\s:/@?#'\"]*):)?(?P<secret>[^\s/?#'\"]+)@")
 SHAPE = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|AKIA[A-Z0-9]{16})")
@@ -34,22 +35,22 @@ CLOSES = {"{": "}", "[": "]", "(": ")"}
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key, dotted or of the environment, names a secret by a word anywhere in it."""
+    """Whether a dotted key or an environment variable holds a secret, by the words in its name."""
     for part in re.split(r"[./@]", key):
         words = [word.lower() for word in PART.findall(part)]
-        if words and words[-1] in PLACES:
+        if words and words[-1] in REFERS_TO_SECRET:
             continue
-        if WORDS & set(words) or words[-1:] == ["key"]:
+        if SECRET_WORDS & set(words) or words[-1:] == ["key"]:
             return True
         if any(one in BEFORE_KEY and two in KEYS for one, two in pairwise(words)):
             return True
-        if "token" in words and not OF_TEXT & set(words):
+        if "token" in words and not TOKEN_OF_TEXT & set(words):
             return True
     return False
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """`value`, plain containers, without secrets: all that stands under a key that names one, and in every text."""
+    """`value`, plain containers, with secrets masked: values of secret keys, and secrets in texts."""
     if isinstance(value, Mapping):
         return {name: masked(item, key if key and is_secret(key) else str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -62,33 +63,33 @@ def masked(value: Any, key: str = "") -> Any:
 
 
 def masked_text(text: str) -> str:
-    """A message or an override without secrets: `api_key=...`, `{api_key: ...}`, user:password@ and known values."""
-    found, place = "", 0
+    """A message or override with secrets masked: `api_key=...`, `{api_key: ...}`, user:password@ and known values."""
+    found, position = "", 0
     for match in PAIR.finditer(text):
-        if match.start() < place or not is_secret(match["key"]) or not _assigns(text, match):
+        if match.start() < position or not is_secret(match["key"]) or not _assigns(text, match):
             continue
         end = _end(text, match.end(), top=text[: match.start()].strip("+~ '\"") == "")
         if end > match.end():
-            found += text[place : match.end()] + MASK
-            place = end
-    return hidden(found + text[place:])
+            found += text[position : match.end()] + MASK
+            position = end
+    return hidden(found + text[position:])
 
 
 def hidden(text: str) -> str:
-    """A text without values of secret environment variables, and without passwords of addresses."""
+    """A text with the values of secret environment variables and the passwords of URLs masked."""
     for value in secret_values():
         text = text.replace(value, MASK)
     return SHAPE.sub(MASK, ADDRESS.sub(_address, text))
 
 
 def secret_values() -> list[str]:
-    """What secret environment variables hold, longest first; plain words and places are none."""
+    """The values of secret environment variables, longest first, without plain words and paths."""
     held = [value for name, value in os.environ.items() if is_secret(name)]
-    return sorted({value for value in held if _tells(value)}, key=lambda value: (-len(value), value))
+    return sorted({value for value in held if _is_distinctive(value)}, key=lambda value: (-len(value), value))
 
 
-def _tells(value: str) -> bool:
-    """Whether a value is long and odd enough not to be found in harmless text."""
+def _is_distinctive(value: str) -> bool:
+    """Whether a value is long and unusual enough not to occur in harmless text."""
     odd = not value.isalpha() or len(value) >= 16
     return len(value) >= 6 and odd and not value.startswith(("/", "~", "./"))
 
@@ -99,13 +100,13 @@ def _address(match: re.Match[str]) -> str:
 
 
 def _assigns(text: str, match: re.Match[str]) -> bool:
-    """A colon gives a value inside braces only; elsewhere it is a sentence's."""
+    """Whether a match is a key with a value: a colon outside of braces is punctuation."""
     before = text[: match.start()]
     return match["sign"] == "=" or before.count("{") > before.count("}")
 
 
 def _end(text: str, start: int, *, top: bool) -> int:
-    """Where the value that begins at `start` ends; of an override that is nothing but this pair, at the text's end."""
+    """The end of the value that begins at `start`; the end of the text if it is a single override (`top`)."""
     first = text[start : start + 1]
     if top and "\n" not in text and ": " not in text[start:]:
         return len(text)
@@ -114,10 +115,10 @@ def _end(text: str, start: int, *, top: bool) -> int:
         return close.end() if close else len(text)
     if first in CLOSES:
         depth = 0
-        for place in range(start, len(text)):
-            depth += (text[place] in CLOSES) - (text[place] in CLOSES.values())
+        for index in range(start, len(text)):
+            depth += (text[index] in CLOSES) - (text[index] in CLOSES.values())
             if depth == 0:
-                return place + 1
+                return index + 1
         return len(text)
     plain = re.compile(r"[^\s,;&}\])]*").match(text, start)
     # A message continues after the value: `key=value: unknown key`.

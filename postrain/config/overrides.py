@@ -1,8 +1,8 @@
-"""The command line, before Hydra reads it: group options, `hydra.` keys and the grammar, all problems in one error.
+"""Checks the command line before Hydra reads it: grammar, group options and `hydra.` keys, all problems in one error.
 
-Hydra stops at its first unknown key and forgets the `+`-ed ones. So every `key=value` is passed as `++key=value`, which
-Hydra always accepts, and check.py holds the composed config against the constructors. Leaves out what only the composed
-config can tell.
+Hydra stops at the first unknown key and does not check keys with `+`. Therefore every `key=value` is passed as
+`++key=value`, which Hydra always accepts, and check.py checks the composed config. Leaves out problems that only the
+composed config shows.
 """
 
 from __future__ import annotations
@@ -23,36 +23,38 @@ from omegaconf import OmegaConf
 from postrain.config import renamed
 from postrain.config.arguments import parse, unknown_hydra_keys
 from postrain.config.foreign_keys import suggest_option
-from postrain.config.groups import SWEEP, Groups, groups_of, groups_taken, primary_config
+from postrain.config.groups import SWEEP, Groups, groups_in_defaults, groups_of, primary_config
 from postrain.config.paths import command
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
 
-# Keys of a study that make several jobs by themselves.
-VARIED = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
-# Launchers that are packages of their own, and the extra that brings each.
-EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
-# Those that no version of can be installed beside the Hydra that is needed here.
-UNAVAILABLE = ("ray",)
-NAMED = "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
-DEEPEST = 20
-"""Brackets inside each other that a value may have."""
+# Keys of a study that define several jobs.
+SWEEP_VALUES = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
+# Launchers in separate packages, and the extra that installs each.
+LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+# Launchers that require another version of Hydra.
+UNAVAILABLE_LAUNCHERS = ("ray",)
+MODEL_NAME_ALONE = (
+    "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
+)
+MAX_BRACKET_DEPTH = 20
+"""The deepest nesting of brackets that a value may have."""
 # Command of each primary config.
 PROGRAMS = {"config": command("train"), "generate": command("generate"), "evaluate": command("evaluate")}
 
 
 @dataclass(frozen=True)
 class ParsedCommandLine:
-    """A command line (without the program's name), taken apart."""
+    """A parsed command line, without the program's name."""
 
     arguments: list[str]
     """Arguments passed to Hydra; flags come last."""
     sweep: tuple[str, ...] | None
-    """Overrides of the sweep alone: sweep=NAME, sweep.KEY=VALUE, lists of values; None for a single run."""
+    """Overrides for the sweep itself: sweep=NAME, sweep.KEY=VALUE, lists of values; None for a single run."""
 
 
 def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> ParsedCommandLine:
-    """A command line as Hydra and the sweep get it; all problems in one ConfigError."""
+    """Parses a command line for Hydra and the sweep. Raises one ConfigError with all problems."""
     arguments = parse(argv)
     if arguments.shell_completion:
         return ParsedCommandLine(list(argv), None)
@@ -75,11 +77,11 @@ def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Par
 
 def _varies(override: Override) -> bool:
     key = override.key_or_group
-    return override.is_sweep_override() or key == SWEEP or key.startswith(VARIED)
+    return override.is_sweep_override() or key == SWEEP or key.startswith(SWEEP_VALUES)
 
 
 def job_overrides() -> list[str]:
-    """The overrides of the running Hydra job as people write them: without ++, references as they stand."""
+    """The overrides of the running Hydra job as a user writes them: without ++, with unresolved references."""
     written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
     return [str(word).removeprefix("++") for word in written]
 
@@ -91,9 +93,9 @@ def _is_swept(override: Override) -> bool:
 def forced(
     tokens: Sequence[str], conf: Path, *, root: str, extra: str | None = None, multirun: bool = False
 ) -> list[str]:
-    """Overrides as Hydra gets them, `++key=value` but for choices of a group; all problems in one ConfigError.
+    """Overrides for Hydra: `++key=value`, except options of a group. Raises one ConfigError with all problems.
 
-    `root` is the primary config they are for, `extra` a further folder of config groups.
+    `root` is the primary config, `extra` a further folder of config groups.
     """
     known = groups_of(conf, extra)
     overrides = _checked(tokens, conf, root=root, extra=extra, multirun=multirun)
@@ -101,7 +103,7 @@ def forced(
 
 
 def last_choices(words: Sequence[str]) -> list[str]:
-    """Forced words with one choice for each group, the last; values come after all choices, and the last one wins."""
+    """Forced overrides with only the last option of each group, followed by all values in order."""
     choices = {_key(word): word for word in words if not word.startswith(("+", "~"))}
     return [*choices.values(), *(word for word in words if word.startswith(("+", "~")))]
 
@@ -111,7 +113,7 @@ def _key(word: str) -> str:
 
 
 def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None, multirun: bool) -> list[Override]:
-    """The overrides read, or everything that is wrong with them."""
+    """The parsed overrides. Raises one ConfigError with all problems."""
     known = groups_of(conf, extra)
     problems: list[str] = []
     overrides: list[Override] = []
@@ -119,7 +121,7 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
         try:
             _refuse_depth(token)
             overrides += OverridesParser.create().parse_overrides([token])
-        # ValueError: of whole numbers of thousands of digits.
+        # ValueError: an integer of thousands of digits.
         except (HydraException, ValueError) as error:
             problems.append(_unreadable(token, error))
     if not multirun and not any(override.key_or_group == SWEEP for override in overrides):
@@ -128,7 +130,7 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
     problems += [problem for override in overrides for problem in _undeletable(override, conf, root)]
     keys = {override.key_or_group for override in overrides}
     if "model.name" in keys and not keys & {"model", "model.path"}:
-        problems.append(NAMED)
+        problems.append(MODEL_NAME_ALONE)
     staged = any(override.key_or_group == "pipeline" for override in overrides)
     problems += [problem for override in overrides for problem in _misplaced(override, conf, root, staged)]
     if problems:
@@ -137,9 +139,9 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
 
 
 def _refuse_depth(token: str) -> None:
-    """Hydra's parser calls itself for every bracket."""
-    if max(accumulate((sign in "[{(") - (sign in "]})") for sign in token)) > DEEPEST:
-        raise ValueError(f"more than {DEEPEST} brackets inside each other")
+    """Raises ValueError for deeply nested brackets: Hydra's parser is recursive."""
+    if max(accumulate((sign in "[{(") - (sign in "]})") for sign in token)) > MAX_BRACKET_DEPTH:
+        raise ValueError(f"more than {MAX_BRACKET_DEPTH} brackets inside each other")
 
 
 def _unreadable(token: str, error: Exception) -> str:
@@ -170,20 +172,20 @@ def _problems(override: Override, known: Groups) -> Iterator[str]:
 
 
 def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Iterator[str]:
-    """A choice in a group that another program has; Hydra would say that it is not in the defaults list."""
+    """A message for an option of a group that only another program has; Hydra's message names the defaults list."""
     key = override.key_or_group
     chooses = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
-    if root in PROGRAMS and chooses and key not in groups_taken(conf, root):
+    if root in PROGRAMS and chooses and key not in groups_in_defaults(conf, root):
         for name, program in PROGRAMS.items():
-            if key in groups_taken(conf, name):
+            if key in groups_in_defaults(conf, name):
                 yield f"{key}: belongs to {program}" + (f"; write stage.NAME.{override.input_line}" if staged else "")
 
 
 def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
-    """A run cannot do without the keys of the primary config."""
+    """A message for the deletion of a key of the primary config, which every run needs."""
     key = override.key_or_group
     if override.is_delete() and key.partition(".")[0] in {"hydra", *primary_config(conf, root)} - {"defaults"}:
-        yield f"~{key}: cannot be left out; set it instead, as in {key}=VALUE"
+        yield f"~{key}: cannot be deleted; set it instead, as in {key}=VALUE"
 
 
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
@@ -192,15 +194,15 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
     for name in (name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in _chosen(override)):
         if name in options:
             continue
-        if name in EXTRAS and override.key_or_group == "hydra/launcher":
-            yield f'{override.input_line}: not installed; run `pip install "postrain[{EXTRAS[name]}]"`'
+        if name in LAUNCHER_EXTRAS and override.key_or_group == "hydra/launcher":
+            yield f'{override.input_line}: not installed; run `pip install "postrain[{LAUNCHER_EXTRAS[name]}]"`'
             continue
-        if name in UNAVAILABLE and override.key_or_group == "hydra/launcher":
-            there = ", ".join(options)
-            yield f"{override.input_line}: its package needs Hydra 1.4, postrain uses 1.3; available: {there}"
+        if name in UNAVAILABLE_LAUNCHERS and override.key_or_group == "hydra/launcher":
+            available = ", ".join(options)
+            yield f"{override.input_line}: its package needs Hydra 1.4, postrain uses 1.3; available: {available}"
             continue
-        of_a_user = override.key_or_group == SWEEP and name.endswith(".yaml")
-        if not of_a_user:
+        is_study_file = override.key_or_group == SWEEP and name.endswith(".yaml")
+        if not is_study_file:
             instead = suggest_option(override.key_or_group, name)
             yield f"{override.key_or_group}={name}: no such option" + (
                 f"; {instead}" if instead else _hint(name, options)
@@ -208,7 +210,7 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
 
 
 def _chosen(override: Override) -> Iterator[str]:
-    """The option names of a group override: one, a list of them, or those of a sweep; none for null and for glob(*)."""
+    """The option names of a group override: one, a list, or those of a sweep; empty for null and glob(*)."""
     value = override.value()
     if override.is_choice_sweep():
         value = None if isinstance(value, Glob) else list(override.sweep_iterator())
@@ -224,7 +226,7 @@ def _hint(name: str, choices: Sequence[str]) -> str:
 
 
 def _forced(override: Override, known: Groups) -> str:
-    """`key=v` and `+key=v` as `++key=v`; choices of a group, deletions and Hydra's own keys as they were."""
+    """`key=v` and `+key=v` as `++key=v`; options of a group, deletions and Hydra's keys unchanged."""
     key, line = override.key_or_group, override.input_line or ""
-    as_it_was = override.is_delete() or key.startswith("hydra.") or known.options(key) or override.package
-    return line if as_it_was else "++" + line.lstrip("+")
+    unchanged = override.is_delete() or key.startswith("hydra.") or known.options(key) or override.package
+    return line if unchanged else "++" + line.lstrip("+")

@@ -1,6 +1,6 @@
-"""Where the config groups lie, and what starts postrain here: in a checkout, or installed from a wheel.
+"""Folders of config groups and studies, and the commands that start postrain, in a checkout or when installed.
 
-A user's own `conf/` and `sweep/` in the working directory are searched before the built-in ones: cli/user_conf.py.
+A user's `conf/` and `sweep/` in the working directory are searched before the built-in ones (cli/user_conf.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 IN_CHECKOUT = not (PACKAGE / "conf").is_dir()
 CONF = (PACKAGE.parent if IN_CHECKOUT else PACKAGE) / "conf"
-"""The built-in config groups; studies lie beside them in sweep/."""
+"""The built-in config groups; the built-in studies are in sweep/ beside it."""
 MODULES = {
     "evaluate": "postrain.evaluate",
     "generate": "postrain.generate",
@@ -18,34 +18,34 @@ MODULES = {
     "report": "postrain.report",
     "world": "postrain.world",
 }
-"""What runs the sub-commands that have a module of their own."""
+"""The modules of sub-commands other than train and help."""
 
 
 def command(name: str) -> str:
-    """What a user types for the sub-command `name`."""
+    """The shell command for the sub-command `name`."""
     if not IN_CHECKOUT:
         return f"postrain {name}"
     return "python train.py" if name == "train" else f"python -m {MODULES[name]}"
 
 
 def user_conf() -> Path | None:
-    """The user's own config groups: conf/ in the working directory."""
+    """The user's config groups: conf/ in the working directory; None without such a folder."""
     return user_folder("conf")
 
 
 def user_folder(name: str) -> Path | None:
-    """`name` in the working directory, where it is not the built-in one."""
+    """The folder `name` in the working directory; None if it does not exist or is the built-in one."""
     folder = Path.cwd() / name
     return folder if folder.is_dir() and folder.resolve() != (CONF.parent / name).resolve() else None
 
 
 def config_dirs() -> tuple[Path, ...]:
-    """All directories of config groups, the first to be searched first."""
+    """All directories of config groups, in search order."""
     own = user_conf()
     return (CONF,) if own is None else (own, CONF)
 
 
 def study_dirs(root: Path) -> tuple[Path, ...]:
-    """All directories of studies, the first to be searched first; the built-in one is sweep/ in `root`."""
+    """All directories of studies, in search order; the built-in one is sweep/ in `root`."""
     own = user_folder("sweep")
     return (root / "sweep",) if own is None else (own, root / "sweep")

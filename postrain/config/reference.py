@@ -1,6 +1,6 @@
-"""Every key of a config: type, range, default and description, read off signatures and the docstrings under fields.
+"""Every key of a config: type, range, default and description, from signatures and the docstrings below fields.
 
-What `postrain help`, `--help`, the JSON schema and the tables of the documentation show; nothing is written twice.
+`postrain help`, `--help`, the JSON schema and the tables of the documentation use it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Entry:
     key: Key
     description: str
     value: Any
-    """What it is where nothing else is said, as a config writes it; None of one that has to be given."""
+    """Its default as a config writes it; None for a required key."""
 
     def format(self) -> str:
-        """Key, value and meaning."""
+        """Key, value, type and description."""
         return f"{self.path}={as_override_value(self.value)}\n    {describe(self.key.annotation)}. {self.description}"
 
 
@@ -48,14 +48,14 @@ def as_override_value(value: Any) -> str:
 
 @cache
 def field_docs(target: Any) -> Mapping[str, str]:
-    """The docstring under each field of a class and its bases, a subclass's own first."""
+    """The docstring below each field of a class; a subclass overrides its bases."""
     found: dict[str, str] = {}
     for base in inspect.getmro(target) if inspect.isclass(target) else ():
         if not base.__module__.startswith("postrain.") and base is not target:
             continue
         try:
             (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        except (OSError, TypeError, SyntaxError, ValueError):  # without a source file, as made in a console
+        except (OSError, TypeError, SyntaxError, ValueError):  # no source file, as for a class defined in a console
             continue
         statements = body.body if isinstance(body, ast.ClassDef) else []
         for field, below in pairwise(statements):
@@ -69,24 +69,24 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def entries(node: Mapping[str, Any], target: Any, path: str = "") -> Iterator[Entry]:
-    """Every key of `target` and of the nodes in its settings, `node`, complete."""
-    said = field_docs(target)
+    """Every key of `target` and of its nested nodes; `node` holds its settings, including defaults."""
+    docs = field_docs(target)
     for name, key in schema_of(target).keys.items():
         value = node.get(name)
         here = f"{path}{name}"
         if is_section(key.annotation) and isinstance(value, Mapping):
             yield from entries(value, key.annotation, f"{here}.")
         elif isinstance(value, Mapping) and is_node(value):
-            yield Entry(here, key, said.get(name, ""), value[TARGET])
+            yield Entry(here, key, docs.get(name, ""), value[TARGET])
             yield from _inside(value, f"{here}.")
         else:
-            yield Entry(here, key, said.get(name, ""), value)
+            yield Entry(here, key, docs.get(name, ""), value)
             for item, inner in value.items() if isinstance(value, Mapping) else ():
                 if is_node(inner):
                     yield from _inside(inner, f"{here}.{item}.")
                 else:
                     kinds = get_args(key.annotation)
-                    yield Entry(f"{here}.{item}", Key(kinds[-1] if kinds else Any, False), said.get(name, ""), inner)
+                    yield Entry(f"{here}.{item}", Key(kinds[-1] if kinds else Any, False), docs.get(name, ""), inner)
 
 
 def _inside(node: Mapping[str, Any], path: str) -> Iterator[Entry]:
@@ -97,7 +97,7 @@ def _inside(node: Mapping[str, Any], path: str) -> Iterator[Entry]:
 
 
 def options(group: str) -> Mapping[str, Path]:
-    """The options of a group with their files, the user's own first."""
+    """The options of a group with their files; a user's option replaces a built-in one."""
     found: dict[str, Path] = {}
     for conf in config_dirs():
         for file in sorted((conf / group).glob("*.yaml")):
@@ -106,19 +106,19 @@ def options(group: str) -> Mapping[str, Path]:
 
 
 def option(group: str, file: Path) -> dict[str, Any]:
-    """What an option sets by itself: a mapping of groups to settings, its bases merged."""
-    written: Any = OmegaConf.to_container(OmegaConf.load(file))
-    written = written if isinstance(written, dict) else {}
-    whole: Any = OmegaConf.create({})
-    for base in written.pop("defaults", []):
+    """The settings of an option, merged with its bases: a mapping of groups to settings."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(file))
+    content = content if isinstance(content, dict) else {}
+    merged_bases: Any = OmegaConf.create({})
+    for base in content.pop("defaults", []):
         name, _, place = base.partition("@") if isinstance(base, str) else ("", "", "")
         if not name or name == "_self_" or (place and place != "_here_"):
             continue
         path = file.parent / f"{name}.yaml"
         if path.is_file():
-            whole = OmegaConf.merge(whole, option(group, path))
+            merged_bases = OmegaConf.merge(merged_bases, option(group, path))
     is_global = "@package _global_" in file.read_text(encoding="utf-8")
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(whole, written if is_global else {group: written}))
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(merged_bases, content if is_global else {group: content}))
     return merged
 
 
@@ -131,7 +131,7 @@ def option_entries(group: str, file: Path) -> Iterator[Entry]:
 
 
 def json_schema(groups: Mapping[str, str], root: type) -> dict[str, Any]:
-    """The JSON schema of a program's config: a group is one of its options. `groups` have a description each."""
+    """The JSON schema of a program's config; a group is one of its options. `groups` maps groups to descriptions."""
     properties: dict[str, Any] = {}
     for entry in entries(fill_defaults({}, root, without=[*groups]), root):
         if entry.path not in groups:

@@ -1,7 +1,6 @@
-"""What a `_target_` may be given: its keys, with their types and defaults.
+"""The schema of a `_target_`: its keys with types and defaults, from the signature of its constructor.
 
-The constructor's signature is the schema; nothing is declared twice. Where a node sits in a config: check.py. What a
-type is called, and which values fit it: annotations.py.
+Leaves out the position of a node in a config (check.py), and the description and validation of types (annotations.py).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
 MAPPINGS: tuple[Any, ...] = (dict, Mapping)
 TARGET = "_target_"
 LONGEST = 80
-"""Characters of a wrong value that a message shows."""
+"""The maximum number of characters of a wrong value in a message."""
 T = TypeVar("T")
 
 
@@ -33,18 +32,18 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Paths(Section):
-    """Where things go."""
+    """Output folders."""
 
     output: str = "runs"
-    """Run folders are made here, relative to where the command is given."""
+    """Folder in which run folders are created, relative to the working directory."""
     sweeps: str = "sweeps"
-    """Folders of sweeps, whose jobs lie in them, are made here."""
+    """Folder in which folders of sweeps are created; they contain the run folders of their jobs."""
 
 
 class Deferred(Generic[T]):
-    """An object that is built when it is first needed, because its constructor loads weights or runs a user's code.
+    """An object that is built on first access, because its constructor loads weights or runs user code.
 
-    As an annotation, Deferred[Reward], it marks the keys of a config whose nodes are checked but not built.
+    The annotation Deferred[Reward] marks a key whose node is checked with the config but built later.
     """
 
     def __init__(self, make: Callable[[], T], target: Any, settings: Any = None) -> None:
@@ -53,12 +52,12 @@ class Deferred(Generic[T]):
 
     @classmethod
     def of(cls, value: T) -> Deferred[T]:
-        """An object that exists already."""
+        """Wraps an existing object."""
         return cls(lambda: value, value if inspect.isfunction(value) else type(value))
 
     @cached_property
     def value(self) -> T:
-        """The object. Raises ConfigError where it cannot be built."""
+        """The object. Raises ConfigError if it cannot be built."""
         return self._make()
 
 
@@ -67,12 +66,12 @@ class Key:
     """One argument of a constructor."""
 
     annotation: Any
-    """Its type, `Deferred` left out."""
+    """Its type, without `Deferred`."""
     required: bool
     default: Any = None
-    """Of an argument that is not required."""
+    """The default of an argument that is not required."""
     written: Any = None
-    """The annotation as it is written."""
+    """The annotation as written, including `Deferred`."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,11 @@ class Schema:
 
     keys: Mapping[str, Key]
     open: bool
-    """True when the constructor takes any further keyword, as some constructors of other libraries do."""
+    """True if the constructor accepts further keywords (**kwargs), as in some other libraries."""
 
 
 class SuppliedArguments(frozenset[str]):
-    """Inside Annotated, the arguments of a node that the run gives: the parameters of an optimizer."""
+    """Inside Annotated: arguments of a node that the run passes, such as the parameters of an optimizer."""
 
 
 def _never(value: Any) -> bool:
@@ -94,17 +93,17 @@ def _never(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Confirm:
-    """Marks, inside Annotated, a key that names code or an address, or permits something: where a run folder gives its
-    value, the command line has to confirm it (trust.py)."""
+    """Inside Annotated: marks a key that names code or a URL, or grants a permission. If its value comes from a run
+    folder, the command line must confirm it (trust.py)."""
 
     effect: str
-    """What the value does, as in "reward.function=FILE (runs this Python)"."""
+    """The effect of the value, as in "reward.function=FILE (runs this Python)"."""
     harmless: Callable[[Any], bool] = _never
-    """True for values that need not be said again, besides null and false."""
+    """True for values, besides null and false, that need no confirmation."""
 
 
 def is_node(value: Any) -> bool:
-    """True for a mapping that builds an object."""
+    """True for a mapping with `_target_`, which builds an object."""
     return isinstance(value, Mapping) and TARGET in value
 
 
@@ -114,13 +113,13 @@ def is_section(annotation: Any) -> bool:
 
 
 def abbreviate(value: Any) -> str:
-    """A value as a message names it."""
+    """A value for a message, truncated to LONGEST characters."""
     text = "null" if value is None else " ".join(repr(value).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def load_target(path: str) -> Callable[..., Any]:
-    """The class or function behind a dotted path."""
+    """The class or function at a dotted path. Raises ConfigError if there is none."""
     parts = path.split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {abbreviate(path)}")
@@ -136,7 +135,7 @@ def load_target(path: str) -> Callable[..., Any]:
 
 
 def _split(path: str) -> tuple[ModuleType, str]:
-    """The longest part of a dotted path that is a module, imported, and the rest."""
+    """The longest prefix of a dotted path that is a module, imported, and the rest."""
     parts = path.split(".")
     for end in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:end])
@@ -154,7 +153,7 @@ def _split(path: str) -> tuple[ModuleType, str]:
 
 @cache
 def schema_of(target: Callable[..., Any]) -> Schema:
-    """The arguments of a class or function, inherited dataclass fields included."""
+    """The arguments of a class or function, including inherited dataclass fields."""
     keys, takes_any = {}, False
     try:
         parameters = inspect.signature(target).parameters
@@ -165,45 +164,47 @@ def schema_of(target: Callable[..., Any]) -> Schema:
             takes_any = takes_any or parameter.kind is parameter.VAR_KEYWORD
             continue
         annotation = _resolve(target, name, parameter.annotation)
-        # An InitVar is what Python code gives, and a config cannot.
+        # Only Python code can pass an InitVar.
         if not name.startswith("_") and not isinstance(annotation, InitVar):
             required = parameter.default is parameter.empty
-            keys[name] = Key(_built(annotation), required, None if required else parameter.default, annotation)
+            keys[name] = Key(
+                _without_deferred(annotation), required, None if required else parameter.default, annotation
+            )
     return Schema(keys, takes_any)
 
 
 def is_deferred(annotation: Any) -> bool:
-    """Whether a node under this annotation is built later."""
+    """Whether a node of this type is built on first access."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
         return any(map(is_deferred, get_args(annotation)))
     return get_origin(annotation) is Deferred
 
 
-def _built(annotation: Any) -> Any:
-    """The annotation with T for every Deferred[T] in it."""
+def _without_deferred(annotation: Any) -> Any:
+    """The annotation with T in place of every Deferred[T]."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Deferred:
         return args[0]
     if origin in (Union, UnionType):
-        return reduce(operator.or_, map(_built, args))
+        return reduce(operator.or_, map(_without_deferred, args))
     if origin is Annotated:
-        return Annotated[(_built(args[0]), *args[1:])]
-    return origin[tuple(map(_built, args))] if origin in MAPPINGS or origin in LISTS else annotation
+        return Annotated[(_without_deferred(args[0]), *args[1:])]
+    return origin[tuple(map(_without_deferred, args))] if origin in MAPPINGS or origin in LISTS else annotation
 
 
 def _resolve(target: Any, name: str, annotation: Any) -> Any:
-    """An annotation with its strings evaluated where they were written."""
+    """An annotation with its strings evaluated in the module that contains them."""
     if annotation is inspect.Parameter.empty:
         return Any
     holder = SimpleNamespace(__annotations__={name: annotation})
     try:
         return get_type_hints(holder, globalns=_namespace(target, name), include_extras=True)[name]
-    except NameError:  # a name that only type checkers import, as in other libraries' constructors
+    except NameError:  # a name imported only under TYPE_CHECKING, as in other libraries
         return Any
 
 
 def _namespace(target: Any, name: str) -> dict[str, Any]:
-    # A generated __init__ knows only its own class's module, not that of an inherited field.
+    # A generated __init__ has the globals of its class's module, not those of an inherited field's module.
     if inspect.isclass(target) and is_dataclass(target):
         for owner in target.__mro__:
             if name in inspect.get_annotations(owner):
@@ -213,9 +214,10 @@ def _namespace(target: Any, name: str) -> dict[str, Any]:
 
 
 def provides(target: Callable[..., Any], annotation: Any) -> bool:
-    """Whether what `target` builds can stand where `annotation` is expected, as far as a class tells.
+    """Whether the result of `target` fits `annotation`, judged by its class.
 
-    A class has to inherit, or have every member of a protocol and be called alike; a function is taken at its word.
+    A class must inherit from the type, or have every member of a protocol and the same call signature. True for a
+    function, whose result is unknown.
     """
     if get_origin(annotation) in (Union, UnionType):
         return any(provides(target, each) for each in get_args(annotation))
@@ -230,13 +232,13 @@ def provides(target: Callable[..., Any], annotation: Any) -> bool:
 def _has(target: type, protocol: type, name: str) -> bool:
     if name != "__call__":
         return hasattr(target, name) or any(name in inspect.get_annotations(base) for base in target.__mro__)
-    # Every class can be called; whether its objects can stands in its bases.
+    # Every class is callable; the bases show whether its instances are.
     own: Any = next((vars(base)[name] for base in target.__mro__ if name in vars(base)), None)
     if own is None:
         return False
     wanted = list(inspect.signature(vars(protocol)[name]).parameters)
     if target.__module__.startswith("postrain."):
-        # What sets protocols of one argument apart; others may call their arguments as they like.
+        # Argument names distinguish the protocols of this package; user classes may name arguments differently.
         return list(inspect.signature(own).parameters) == wanted
     try:
         inspect.signature(own).bind(*wanted)

@@ -1,10 +1,10 @@
-"""A composed config as a typed tree, and back.
+"""Converts a composed config to a typed object, and back.
 
-`parse` checks plain containers and builds every node once; from there on a config is an object whose fields are the
-parts of a run. `settings_of` writes it as plain containers again: config.yaml, hashes, manifests and trackers.
+`parse` checks plain containers and builds every node once; the fields of the result are the components of a run.
+`settings_of` converts it back to plain containers for config.yaml, hashes, manifests and trackers.
 
-A default stands in one place, the signature of a constructor; YAML holds what differs from it. `complete` fills it in
-before references are resolved, so that ${method.updates} finds it and `--cfg job` shows every setting.
+Defaults are defined only in signatures of constructors; YAML contains only differences. `complete` fills in defaults
+before references are resolved, so that ${method.updates} resolves and `--cfg job` prints every setting.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from postrain.errors import ConfigError
 
 C = TypeVar("C")
 SESSION: Mapping[str, Any] = {"resume": None, "allow_change": False, "debug": False}
-"""Keys of a session and not of the run, with the values that are kept of them."""
+"""Keys of a session, not of the run, with the values that saved configs contain."""
 SETTINGS = "_settings"
-"""Attribute of every built object: the node it was built from, with the defaults of what the node leaves out."""
+"""Attribute of every built object: the node it was built from, completed with defaults."""
 SCALARS = (str, int, float, type(None))
 
 
 def parse(plain: Mapping[str, Any], root: type[C]) -> C:
-    """The config that `plain` describes, its keys the fields of the dataclass `root`.
+    """The typed config for `plain`, whose keys are fields of the dataclass `root`.
 
-    Raises ConfigError with every problem of keys, types, ranges and missing packages, else with the first thing that
-    a constructor refuses.
+    Raises ConfigError with all problems of keys, types, ranges and missing packages, otherwise with the first error of
+    a constructor.
     """
     check(plain, root)
     check_packages(plain)
@@ -56,9 +56,9 @@ def parse(plain: Mapping[str, Any], root: type[C]) -> C:
 
 
 def instantiate(value: Any, annotation: Any = Any) -> Any:
-    """The object that a checked node describes, nested nodes first; containers of nodes likewise.
+    """Builds the object of a checked node, nested nodes first; likewise for containers of nodes.
 
-    Values arrive as their annotated types: 1 as 1.0, a list as a tuple.
+    Values are converted to their annotated types: 1 to 1.0, a list to a tuple.
     """
     if is_node(value):
         target = load_target(value[TARGET])
@@ -78,7 +78,7 @@ def _build(target: Callable[..., C], node: Mapping[str, Any]) -> C:
     keys = schema_of(target).keys
     arguments = {str(name): _argument(value, keys.get(name)) for name, value in node.items() if name != TARGET}
     found = target(**arguments)
-    # A function may return anything, also what takes no attribute.
+    # A function may return an object without settable attributes.
     with suppress(AttributeError, TypeError):
         object.__setattr__(found, SETTINGS, fill_defaults(node, target))
     return found
@@ -93,7 +93,7 @@ def _argument(value: Any, key: Key | None) -> Any:
 
 
 def _item(annotation: Any) -> Any:
-    """The annotation of what a container holds."""
+    """The annotation of a container's items."""
     for kind in (annotation, *get_args(annotation)):
         args = get_args(kind)
         if args and get_origin(kind) in (*MAPPINGS, *LISTS):
@@ -102,10 +102,10 @@ def _item(annotation: Any) -> Any:
 
 
 def complete(config: DictConfig, root: type) -> DictConfig:
-    """The same config with every default; `root` is the dataclass of its top-level keys. Groups are not chosen here.
+    """The config completed with defaults; `root` is the dataclass of its top-level keys. Selects no group options.
 
-    A class that understands the words of another program says so with `translate_config`, node to node (Hardware).
-    What is wrong with it stays as it is: check.py reports it.
+    A class that accepts keys of another library converts its node with `translate_config` (Hardware). Invalid parts
+    stay unchanged: check.py reports them.
     """
     plain: Any = OmegaConf.to_container(config)
     settings = renamed.config(plain)
@@ -120,42 +120,44 @@ def complete(config: DictConfig, root: type) -> DictConfig:
 def fill_defaults(
     settings: Mapping[str, Any], target: Callable[..., Any], *, without: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The arguments of `target`, plain containers, with its defaults and those of every node in them.
+    """`settings` of `target`, plain containers, completed with its defaults and those of all nested nodes.
 
-    The arguments `without` a default have to be given.
+    The arguments in `without` get no default.
     """
     defaults = {name: value for name, value in defaults_of(target).items() if name not in without}
-    whole = {**defaults, **{name: _over(defaults.get(name), value) for name, value in settings.items()}}
+    whole = {**defaults, **{name: _merged(defaults.get(name), value) for name, value in settings.items()}}
     order = dict.fromkeys(name for name in (TARGET, *schema_of(target).keys, *whole) if name in whole)
-    return {name: _filled(whole[name]) for name in order}
+    return {name: _with_defaults(whole[name]) for name in order}
 
 
 def defaults_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """The default of every argument that has one, as a config writes it; other libraries decide theirs."""
+    """The defaults of arguments, as a config writes them; {} for constructors of other libraries."""
     if not is_dataclass(target) and not str(getattr(target, "__module__", "")).startswith("postrain."):
         return {}
-    made: dict[str, Any] = {}
+    factories: dict[str, Any] = {}
     if is_dataclass(target):
-        made = {each.name: each.default_factory() for each in fields(target) if each.default_factory is not MISSING}
+        factories = {
+            each.name: each.default_factory() for each in fields(target) if each.default_factory is not MISSING
+        }
     defaults = {name: key.default for name, key in schema_of(target).keys.items() if not key.required}
-    return {name: settings_of(made.get(name, default)) for name, default in defaults.items()}
+    return {name: settings_of(factories.get(name, default)) for name, default in defaults.items()}
 
 
-def _over(default: Any, value: Any) -> Any:
-    """`value` with what it lacks of a mapping or list that is its default; not where it builds another thing."""
+def _merged(default: Any, value: Any) -> Any:
+    """`value` completed from a default mapping or list, unless it has a different `_target_`."""
     if isinstance(default, list) and isinstance(value, Mapping) and value.keys() <= {*map(str, range(len(default)))}:
         return [value.get(str(index), item) for index, item in enumerate(default)]  # adam_betas.0=0.8
     if not isinstance(default, Mapping) or not isinstance(value, Mapping):
         return value
     if value.get(TARGET, default.get(TARGET)) != default.get(TARGET):
         return value
-    return {**default, **{name: _over(default.get(name), item) for name, item in value.items()}}
+    return {**default, **{name: _merged(default.get(name), item) for name, item in value.items()}}
 
 
-def _filled(value: Any) -> Any:
-    """A value with the defaults of every node in it."""
+def _with_defaults(value: Any) -> Any:
+    """A value with the defaults of all nodes in it."""
     if isinstance(value, list):
-        return [_filled(item) for item in value]
+        return [_with_defaults(item) for item in value]
     if not isinstance(value, Mapping):
         return value
     if is_node(value):
@@ -163,13 +165,13 @@ def _filled(value: Any) -> Any:
             return fill_defaults(value, load_target(value[TARGET]))
         except ConfigError:
             return value
-    return {name: _filled(item) for name, item in value.items()}
+    return {name: _with_defaults(item) for name, item in value.items()}
 
 
 def settings_of(value: Any) -> Any:
-    """A config, or a part of one, as plain containers.
+    """Converts a config, or a part of one, to plain containers.
 
-    An object that `parse` did not build is written by its fields; one without fields by its name alone.
+    An object that `parse` did not build becomes a node with its fields; without fields, only `_target_`.
     """
     if isinstance(value, SCALARS):
         return value
@@ -182,11 +184,11 @@ def settings_of(value: Any) -> Any:
     if isinstance(value, Deferred):
         return settings_of(value.value) if value.settings is None else value.settings
     recorded = getattr(value, SETTINGS, None)
-    return _described(value) if recorded is None else recorded
+    return _node_of(value) if recorded is None else recorded
 
 
-def _described(value: Any) -> dict[str, Any]:
-    """The node of an object that was made in Python."""
+def _node_of(value: Any) -> dict[str, Any]:
+    """The node of an object that was created in Python."""
     named = value if hasattr(value, "__qualname__") else type(value)
     node = {} if isinstance(value, Section) else {TARGET: f"{named.__module__}.{named.__qualname__}"}
     if is_dataclass(value) and not isinstance(value, type):
@@ -196,5 +198,5 @@ def _described(value: Any) -> dict[str, Any]:
 
 
 def settings(config: Section) -> dict[str, Any]:
-    """A whole config as plain containers, without what belongs to a session."""
+    """A whole config as plain containers, with the keys of the session reset."""
     return {**settings_of(config), **SESSION}

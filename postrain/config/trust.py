@@ -1,9 +1,9 @@
-"""Which values a run folder's config may set, and which the current command line has to confirm.
+"""Values that a run folder's config may set, and those that the current command line must confirm.
 
-A run folder may come from a stranger, and is resumed, evaluated and generated from. Its config builds objects: there,
-`_target_` names a class of this package that has the protocol its key demands, and nothing else. Keys that name code or
-an address, or that permit something, are marked in their class with `Confirm`; their values are listed and refused
-until the command line of today says the same. Leaves out what lies in a model directory: models/directory.py.
+A run folder may come from an untrusted source and is resumed, evaluated and generated from. Its config builds objects:
+`_target_` may only name classes of this package that fit their key. Keys that name code or a URL, or that grant a
+permission, are marked with `Confirm` in their class; their values are rejected unless the current command line repeats
+them. Leaves out the files in a model directory (models/directory.py).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from postrain.jsonl import leaves
 
 Item = tuple[str, str]
 """A dotted key and its value as text."""
-CODE = "builds an object of other code"
-# Classes of other packages that take numbers and names alone: no file, no address, no code.
+CODE = "builds an object outside this package"
+# Classes of other packages whose arguments are only numbers and names: no file, no URL, no code.
 HARMLESS = re.compile(
     r"lightning\.pytorch\.callbacks\.(EarlyStopping|LearningRateMonitor|(Rich|TQDM)ProgressBar|(Rich)?ModelSummary|Timer"
     r"|DeviceStatsMonitor)|torch\.optim\.(AdamW?|Adamax|Adadelta|Adafactor|Adagrad|ASGD|NAdam|RAdam|RMSprop|Rprop|SGD)"
 )
 HYDRA = ("hydra", "-")
-"""How words begin that tell Hydra where to look for code: its own keys and flags."""
+"""Beginnings of arguments that can change where Hydra imports code from: its keys and flags."""
 
 FOLDERS = {
     "--config-dir": "--config-dir",
@@ -44,7 +44,7 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class RestrictedValue:
-    """A value that the command line has to confirm."""
+    """A value that the command line must confirm."""
 
     key: str
     value: Any
@@ -52,47 +52,47 @@ class RestrictedValue:
 
     @property
     def item(self) -> Item:
-        """How it is looked for in what was confirmed."""
+        """Key and value, for comparison with the confirmed items."""
         return self.key, str(self.value)
 
 
 @dataclass(frozen=True)
 class UntrustedFolder:
-    """An untrusted folder, and the values that the current command line confirms."""
+    """A folder from an untrusted source, and the values that the current command line confirms."""
 
     folder: Path
     confirmed: Collection[Item]
 
     def check(self, config: Mapping[str, Any], root: type, prefix: str = "") -> None:
-        """Raises ConfigError with every value of the folder's `config` that needs confirmation.
+        """Raises ConfigError with every value of the folder's `config` that is restricted and not confirmed.
 
-        `root` gives the kind of each key as in `check.check`; `prefix` stands before keys on the command line.
+        `root` is the dataclass of the top-level keys; `prefix` precedes keys on the command line (`stage.NAME.`).
         """
         self.reject(
             [one for one in restricted_values(config, root, self.confirmed) if one.item not in self.confirmed], prefix
         )
 
     def check_overrides(self, words: Sequence[str]) -> None:
-        """Raises ConfigError for words of the folder that tell Hydra where to look for code."""
+        """Raises ConfigError for overrides and flags of the folder that change where Hydra imports code from."""
         plain = [word.lstrip("+~") for word in words]
         pairs = [word.partition("=") for word in plain if word.startswith(HYDRA)]
-        found = [RestrictedValue(key, value, "sets where Hydra imports code from") for key, _, value in pairs]
+        found = [RestrictedValue(key, value, "changes where Hydra imports code from") for key, _, value in pairs]
         self.reject([one for one in found if one.item not in self.confirmed])
 
     def reject(self, found: Sequence[RestrictedValue], prefix: str = "") -> None:
-        """One line on everything found; none where there is nothing."""
+        """Raises ConfigError with one line for all values found, if any."""
         if found:
             named = "; ".join(f"{prefix}{one.key}={one.value} ({one.effect})" for one in found)
-            raise ConfigError(f"{self.folder} asks for {named}; repeat it on the command line if you trust it")
+            raise ConfigError(f"{self.folder} sets {named}; repeat it on the command line if you trust it")
 
 
 def config_items(config: Mapping[str, Any]) -> frozenset[Item]:
-    """Every value of a config that today's command line has composed."""
+    """Every value of the config that the current command line composes."""
     return frozenset((key, str(value)) for key, value in leaves("", config))
 
 
 def override_items(words: Sequence[str]) -> frozenset[Item]:
-    """Every value that words of today give, `stage.NAME.` left out; flags are items without a value."""
+    """Every value that the overrides of a command line set, with and without `stage.NAME.`; flags are items too."""
     found: set[Item] = set()
     for word in join_flags(words):
         if word.startswith("-"):
@@ -107,7 +107,7 @@ def override_items(words: Sequence[str]) -> frozenset[Item]:
 
 
 def join_flags(words: Sequence[str]) -> list[str]:
-    """A command line with each flag and its value in one word, directories absolute: `--config-dir=/DIRECTORY`."""
+    """A command line with each flag and its value as one argument, directories absolute: `--config-dir=/DIRECTORY`."""
     found: list[str] = []
     for word in words:
         if found and found[-1] in FOLDERS:
@@ -132,7 +132,7 @@ def restricted_values(
 
 
 def package_class(path: Any) -> type | None:
-    """The class of this package, or the harmless one of another, at a dotted path; None for all else, which is not
+    """The class of this package, or a harmless one of another, at a dotted path; None for others, which are not
     imported."""
     if isinstance(path, str) and HARMLESS.fullmatch(path):
         return cast("type", load_target(path))
@@ -146,7 +146,7 @@ def package_class(path: Any) -> type | None:
 
 
 def _values(key: str, value: Any, annotation: Any, confirmed: Collection[Item] | None) -> Iterator[RestrictedValue]:
-    """What a folder cannot decide of a value whose key has this type; None is a type that nobody has stated."""
+    """The restricted values in `value`, whose key has this type; None for an unknown type."""
     kinds, marks = _flat(annotation)
     inside = Annotated[Any, marks[0]] if marks else None
     plain = not isinstance(value, Mapping | list | tuple)
@@ -171,7 +171,9 @@ def _node(
     target, own = node["_target_"], package_class(node["_target_"])
     wanted = [kind for kind in kinds if isinstance(kind, type) and kind is not Any]
     if own is None or not any(provides(own, kind) for kind in wanted):
-        effect = CODE if own is None else f"is not a {' or '.join(kind.__name__ for kind in wanted) or 'no class'}"
+        expected = " or ".join(kind.__name__ for kind in wanted)
+        other = f"is not a {expected}" if expected else "builds an object where none is expected"
+        effect = CODE if own is None else other
         yield RestrictedValue(f"{key}._target_", target, effect)
         if confirmed is not None and (f"{key}._target_", str(target)) not in confirmed:
             return
@@ -182,7 +184,7 @@ def _node(
 
 
 def _flat(annotation: Any) -> tuple[list[Any], list[Confirm]]:
-    """The alternatives of a type, and its marks."""
+    """The alternatives of a type, and its Confirm marks."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         kinds, marks = _flat(inner)
@@ -194,7 +196,7 @@ def _flat(annotation: Any) -> tuple[list[Any], list[Confirm]]:
 
 
 def _element(kinds: Sequence[Any], of: type) -> Any:
-    """The type of what a mapping or a list holds, by the type of the whole."""
+    """The type of the items of a mapping or list; None if unknown."""
     for kind in kinds:
         origin, args = get_origin(kind), get_args(kind)
         if isinstance(origin, type) and issubclass(origin, of) and args:
@@ -205,12 +207,12 @@ def _element(kinds: Sequence[Any], of: type) -> Any:
 def _parsed(word: str) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides([word])
-    except HydraException:  # the command line's mistakes are told where it is read
+    except HydraException:  # reported where the command line is parsed
         return []
 
 
 def plain_value(value: Any) -> Any:
-    """The value of an override as plain containers, quotation marks removed."""
+    """The value of an override as plain containers, without quotes."""
     if isinstance(value, dict):
         return {str(plain_value(name)): plain_value(item) for name, item in value.items()}
     if isinstance(value, list):

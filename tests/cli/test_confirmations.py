@@ -1,4 +1,4 @@
-"""The command that resumes a folder says again what the folder cannot decide, so that it can be pasted."""
+"""The printed resume command repeats the overrides that a folder cannot confirm itself."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ WORDS = ("method=ppo", "reward=function", f"reward.function='{OWN}'")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is paid by a function of its user's."""
+    """A run with a reward function of the user."""
     made = RunFolder.at(tmp_path_factory.mktemp("runs") / "run")
     made.config.write_text(OmegaConf.to_yaml(composed(WORDS)))
     return made.path
 
 
-def test_what_is_said_again_is_enough_to_resume(folder: Path) -> None:
+def test_confirmations_are_sufficient_to_resume(folder: Path) -> None:
     config, words = composed(WORDS), confirmations(folder)
-    with pytest.raises(ConfigError, match=r"asks for reward\.function"):
+    with pytest.raises(ConfigError, match=r"sets reward\.function"):
         UntrustedFolder(folder, override_items([])).check(config, TrainConfig)
     UntrustedFolder(folder, override_items(words)).check(config, TrainConfig)
     assert shlex.split(resume_overrides(folder)) == [f"resume={folder}", f"reward.function='{OWN}'"]
 
 
-def test_a_message_that_tells_to_resume_says_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report_error(ConfigError(f"the disk is full; free some space and go on with resume={folder}")) == 2
+def test_message_with_resume_is_completed_by_confirmations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_error(ConfigError(f"the disk is full; free some space and continue with resume={folder}")) == 2
     assert (
         capsys.readouterr().err
-        == f"error: the disk is full; free some space and go on with {resume_overrides(folder)}\n"
+        == f"error: the disk is full; free some space and continue with {resume_overrides(folder)}\n"
     )
     report_error(ConfigError("resume=nowhere, or another"))
     assert capsys.readouterr().err == "error: resume=nowhere, or another\n"
 
 
-def test_a_pipeline_names_the_stage(tmp_path: Path) -> None:
+def test_confirmation_of_a_pipeline_names_the_stage(tmp_path: Path) -> None:
     node = {"stages": {"sft": ["method=sft"], "ppo": ["method=ppo"]}}
     configs = (composed(["method=sft"]), composed(WORDS))
     stages = zip(stages_of(node), configs, strict=True)
@@ -59,13 +59,13 @@ def test_a_pipeline_names_the_stage(tmp_path: Path) -> None:
     assert confirmations(tmp_path) == [f"stage.ppo.reward.function='{OWN}'"]
 
 
-def test_a_sweep_says_it_once_for_all_jobs(tmp_path: Path) -> None:
+def test_confirmations_of_a_sweep_are_unique(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(OmegaConf.to_yaml({"words": [], "flags": ["--config-dir", "/mine"]}))
     (tmp_path / "jobs.json").write_text(json.dumps([{"confirm": [f"reward.function='{OWN}'"]}] * 2))
     assert confirmations(tmp_path) == ["--config-dir=/mine", f"reward.function='{OWN}'"]
 
 
-def test_a_folder_that_cannot_be_read_adds_nothing(tmp_path: Path) -> None:
+def test_unreadable_folder_has_no_confirmations(tmp_path: Path) -> None:
     assert confirmations(tmp_path) == []
     (tmp_path / "config.yaml").write_text("[")
     assert confirmations(tmp_path) == []

@@ -1,4 +1,4 @@
-"""postrain help and --help: every key is explained, from its signature and the docstring under its field."""
+"""postrain help and --help: every key has a description from its signature and the docstring below its field."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def known() -> list[tuple[str, Entry]]:
     return list(helper.known_keys())
 
 
-def test_every_key_has_a_sentence(known: list[tuple[str, Entry]]) -> None:
-    theirs = ("callbacks", "optim", "logger")  # may be classes of other libraries
+def test_every_key_has_a_description(known: list[tuple[str, Entry]]) -> None:
+    external = ("callbacks", "optim", "logger")  # may be classes of other libraries
     lacking = [f"{where} {entry.path}" for where, entry in known if not entry.description]
-    assert [one for one in lacking if not one.split(" ")[-1].startswith(theirs)] == []
+    assert [one for one in lacking if not one.split(" ")[-1].startswith(external)] == []
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_every_key_has_a_sentence(known: list[tuple[str, Entry]]) -> None:
         ("grpo", ["  method.group_size=8\n    an integer >= 1. Completions of each prompt"]),
     ],
 )
-def test_help_explains(word: str, lines: list[str]) -> None:
-    said = helper.explain(word) or ""
-    assert [line for line in lines if line not in said] == []
+def test_help_describes_keys_groups_and_options(word: str, lines: list[str]) -> None:
+    text = helper.explain(word) or ""
+    assert [line for line in lines if line not in text] == []
 
 
 def test_help_of_an_old_key_explains_the_present_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,31 +60,31 @@ def test_help_of_an_old_key_explains_the_present_one(capsys: pytest.CaptureFixtu
     assert found.err.startswith("note: method.sync_every is now method.ref_sync_steps; ")
 
 
-def test_help_of_what_does_not_exist_names_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_an_unknown_key_suggests_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["postrain", "help", "method.kl_coeff"]) == 2
     assert capsys.readouterr().err == (
         "error: method.kl_coeff: no such key, group or option; did you mean method.kl_coef?\n"
     )
 
 
-def test_help_of_a_config_lists_every_key_of_it() -> None:
+def test_help_of_a_config_lists_all_of_its_keys() -> None:
     config = composed(["method=grpo"])
-    shown = helper.describe_config(OmegaConf.create(config), root_of("config"))
+    text = helper.describe_config(OmegaConf.create(config), root_of("config"))
     for group in ("method", "rollout", "data", "trainer"):
-        assert [key for key in config[group] if key != "_target_" and f"  {group}.{key}=" not in shown] == []
+        assert [key for key in config[group] if key != "_target_" and f"  {group}.{key}=" not in text] == []
 
 
-def test_the_json_schema_is_one_and_names_every_method() -> None:
+def test_json_schema_contains_every_method() -> None:
     schema = json.loads(json.dumps(json_schema(helper.groups(), root_of("config")), default=str))
     titles = [form["title"] for form in schema["properties"]["method"]["anyOf"]]
     assert titles == [f"method={name}" for name in options("method")]
 
 
-def test_an_option_of_a_user_that_cannot_be_loaded_hides_no_other_key(tmp_path, monkeypatch, capsys) -> None:
+def test_invalid_option_of_a_user_hides_no_other_key(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "mine.yaml").write_text("_target_: mine_lost.Mine\n")
     monkeypatch.chdir(tmp_path)
     assert main(["postrain", "help", "rollout.top_k"]) == 0
-    said = capsys.readouterr()
-    assert "rollout.top_k: an integer >= 0" in said.out
-    assert "mine.yaml: there is no module mine_lost" in said.err
+    output = capsys.readouterr()
+    assert "rollout.top_k: an integer >= 0" in output.out
+    assert "mine.yaml: there is no module mine_lost" in output.err

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one line for a mistake, exit code 2, nothing trained away."""
+"""The command line end to end: one line and exit code 2 for a mistake, no run folder, exact resume."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ ROOT = CONF.parent
 
 
 def run(*words: str) -> int:
-    """What train.py does with these words; its exit code."""
+    """Runs train.py with these arguments; returns the exit code."""
     try:
         return start(["train.py", *words], CONF)
     except SystemExit as end:
@@ -34,21 +34,23 @@ def only_folder(output: Path) -> RunFolder:
     return RunFolder(path)
 
 
-def test_without_a_method_the_methods_are_listed(capsys):
+def test_missing_method_lists_the_methods(capsys):
     assert run() == 2
-    shown = capsys.readouterr().out
-    assert all(f"\n  {method} " in shown for method in METHODS)
+    output = capsys.readouterr().out
+    assert all(f"\n  {method} " in output for method in METHODS)
 
 
-def test_help_shows_groups_and_three_examples(capsys):
+def test_help_shows_groups_and_examples(capsys):
     assert run("--help") == 0
-    shown = capsys.readouterr().out
-    assert all(f"{group}: " in shown for group in ("method", "model", "adapter", "data", "reward", "trainer", "logger"))
-    assert shown.count("python train.py method=") >= 2
-    assert "python train.py -m method=ppo" in shown
+    output = capsys.readouterr().out
+    assert all(
+        f"{group}: " in output for group in ("method", "model", "adapter", "data", "reward", "trainer", "logger")
+    )
+    assert output.count("python train.py method=") >= 2
+    assert "python train.py -m method=ppo" in output
 
 
-def test_all_mistakes_are_named_at_once(capsys, tmp_path):
+def test_all_mistakes_are_reported_in_one_error(capsys, tmp_path):
     words = ["method.learning_rat=1", "+method.clipp=0.1", "method.kl_coef=-1", "method.epochs=two", "lr=1"]
     assert run("method=ppo", *words, f"paths.output={tmp_path}") == 2
     lines = capsys.readouterr().err.splitlines()
@@ -59,7 +61,7 @@ def test_all_mistakes_are_named_at_once(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_misspelt_option_is_named(capsys):
+def test_misspelt_option_gets_a_suggestion(capsys):
     assert run("method=pppo") == 2
     assert "did you mean ppo" in capsys.readouterr().err
 
@@ -86,27 +88,27 @@ REWARDS = {
 
 
 @pytest.mark.parametrize("kind", REWARDS)
-def test_a_bad_reward_function_stops_before_training(kind, capsys, tmp_path):
-    body, said = REWARDS[kind]
+def test_bad_reward_function_stops_before_training(kind, capsys, tmp_path):
+    body, expected = REWARDS[kind]
     source = tmp_path / "mine.py"
     source.write_text(f"def reward(prompts, completions, **columns):\n    {body}\n")
     words = ["method=ppo", "reward=function", f"reward.function={source}:reward", *SMALL]
     assert run(*words, f"paths.output={tmp_path / 'runs'}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert said in line
+    assert expected in line
     status = only_folder(tmp_path / "runs").status.read()
     assert status["status"] == "failed"
-    assert said in status["reason"]
+    assert expected in status["reason"]
 
 
-def test_an_output_that_cannot_be_written_is_one_line(capsys, tmp_path):
+def test_unwritable_output_folder_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert run("method=sft", *SMALL, f"paths.output={tmp_path / 'file' / 'runs'}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "paths.output" in line
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_the_rest_is_the_same(tmp_path, capsys):
+def test_damaged_checkpoint_is_skipped_and_the_resumed_run_is_identical(tmp_path, capsys):
     whole, damaged = (small_run(tmp_path / name, "method=sft") for name in ("whole", "damaged"))
     newest = sorted(damaged.checkpoints.glob("*.ckpt"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
@@ -121,7 +123,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_rest_is_the_same(tmp_path, 
     assert "damaged" in line
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+def test_run_killed_before_its_first_checkpoint_restarts(tmp_path):
     whole, killed = (small_run(tmp_path / name, "method=sft") for name in ("whole", "killed"))
     for path in killed.checkpoints.glob("*.ckpt"):
         path.unlink()
@@ -130,7 +132,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
     assert killed.samples.read() == whole.samples.read()
 
 
-def test_a_resumed_run_says_what_would_change(tmp_path, capsys):
+def test_resume_with_other_settings_lists_the_changes(tmp_path, capsys):
     folder = small_run(tmp_path, "method=sft")
     assert run(f"resume={folder.path}", "method.updates=4", "method.learning_rate=0.5") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -140,12 +142,12 @@ def test_a_resumed_run_says_what_would_change(tmp_path, capsys):
     assert [record["update"] for record in records(folder)] == [0, 1, 2, 3, 4]
 
 
-def test_a_killed_process_loses_only_what_came_after_its_checkpoint(tmp_path):
+def test_killed_process_resumes_from_its_last_checkpoint(tmp_path):
     words = [*SMALL, "method=sft", "method.updates=40", "trainer.checkpoint_every=2", f"paths.output={tmp_path}"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path
     )
-    # The fourth, or a later one: those that came before it are removed.
+    # Earlier checkpoints are deleted, so wait for the fourth or a later one.
     while all(path.stem < "update=000004" for path in tmp_path.glob("sft/nano/*/checkpoints/update=*.ckpt")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -161,12 +163,12 @@ def test_a_killed_process_loses_only_what_came_after_its_checkpoint(tmp_path):
     assert same(final_state(folder)["state_dict"], final_state(whole)["state_dict"])
 
 
-def test_the_version_is_this_programs(capsys):
+def test_version_is_that_of_postrain(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"postrain {__version__}\n"
 
 
-def test_completion_installs_and_gives_the_options_of_a_group(capsys, monkeypatch):
+def test_shell_completion_lists_the_options_of_a_group(capsys, monkeypatch):
     assert run("-sc", "install=bash") == 0
     assert "complete -o nospace -o default -F hydra_bash_completion" in capsys.readouterr().out
     monkeypatch.setenv("COMP_LINE", "python train.py logger=")
@@ -180,7 +182,7 @@ def test_hydra_error_is_one_line(capsys):
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_missing_package_leaves_no_folder(capsys, tmp_path, monkeypatch):
+def test_missing_package_leaves_no_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run("method=sft", "logger=trackio", *SMALL[:-5], f"paths.output={tmp_path / 'runs'}") == 2
     line = 'error: logger: the package trackio is not installed; run pip install "postrain[trackio]"'
@@ -196,7 +198,7 @@ def test_a_missing_package_leaves_no_folder(capsys, tmp_path, monkeypatch):
         ("evaluate", "interrupted; an evaluation cannot be resumed; start it again"),
     ],
 )
-def test_after_ctrl_c_the_last_line_says_how_to_resume(root, line, capsys, tmp_path, monkeypatch):
+def test_last_line_after_ctrl_c_is_the_resume_command(root, line, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def interrupted(*_):

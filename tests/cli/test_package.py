@@ -1,4 +1,4 @@
-"""A wheel in an empty environment, outside the checkout: the command, its config groups, a user's own, the snippet."""
+"""A wheel installed outside the checkout: the command, built-in and user config groups, the snippet of the docs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKOUT_ONLY = re.compile(r"python train\.py|python -m postrain")
 
 
 class Installed:
-    """The package in an environment of its own; libraries are those of this one."""
+    """The package in a separate environment that uses the libraries of this one."""
 
     def __init__(self, home: Path) -> None:
         source, wheels, self.user = home / "source", home / "wheels", home / "user"
@@ -42,7 +42,7 @@ class Installed:
         (wheel,) = wheels.iterdir()
         self.pip("--python", str(self.bin / "python"), "install", "--quiet", "--no-deps", "--no-index", str(wheel))
         (libraries,) = (home / "venv").glob("lib/python*/site-packages")
-        # A path without its .pth files: the editable checkout stays outside.
+        # Without the .pth files of these directories, which would add the editable checkout.
         paths = sysconfig.get_paths()
         places = {paths["purelib"], paths["platlib"], *(p for p in sys.path if p.endswith("site-packages"))}
         lines = [f"import sys; sys.path.append({place!r})" for place in places]
@@ -53,7 +53,7 @@ class Installed:
         subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *words], check=True)
 
     def __call__(self, program: str, *words: str, code: int = 0) -> str:
-        """What a program prints, in the user's directory."""
+        """Runs a program in the user's directory; returns its output."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [str(self.bin / program), *words]
         done = subprocess.run(command, cwd=self.user, env=environment, capture_output=True, text=True)
@@ -68,8 +68,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 def test_the_installed_command_trains_and_evaluates_outside_the_checkout(installed: Installed) -> None:
     places = "import postrain, sys; print(postrain.__file__, 'torch' in sys.modules)"
-    assert f"{installed.bin.parent}/" in (said := installed("python", "-c", places))
-    assert said.endswith("False\n")
+    assert f"{installed.bin.parent}/" in (output := installed("python", "-c", places))
+    assert output.endswith("False\n")
     assert "did you mean postrain train?" in installed("postrain", "trian", code=2)
     installed("postrain", "train", "method=sft", "method.updates=3", "report=false", *TINY)
     (run,) = installed.user.glob("runs/sft/nano/*")
@@ -80,7 +80,7 @@ def test_the_installed_command_trains_and_evaluates_outside_the_checkout(install
     assert installed("python", "snippet.py").splitlines()[-1] == "-1.0"
 
 
-def test_a_users_own_conf_is_found_first(installed: Installed) -> None:
+def test_users_conf_is_searched_first(installed: Installed) -> None:
     conf = installed.user / "conf"
     for group, name, text in [
         ("method", "mine", "# @package _global_\n# Mine\ndefaults:\n  - sft\nmethod:\n  _target_: own_methods.Mine\n"),
@@ -96,16 +96,16 @@ def test_a_users_own_conf_is_found_first(installed: Installed) -> None:
     (installed.user / "own_methods.py").write_text(
         "from postrain.methods.sft import SFT\n\n\nclass Mine(SFT):\n    pass\n"
     )
-    said = installed("postrain", "train", "method=mine", "data=own", "method.updates=5", "--cfg", "job")
-    assert "own_methods.Mine" in said
-    assert "path: rows.jsonl" in said
-    assert "checkpoint_every: 7" in said
-    assert said.count(f"note: {conf} replaces the built-in trainer/cpu") == 1
+    output = installed("postrain", "train", "method=mine", "data=own", "method.updates=5", "--cfg", "job")
+    assert "own_methods.Mine" in output
+    assert "path: rows.jsonl" in output
+    assert "checkpoint_every: 7" in output
+    assert output.count(f"note: {conf} replaces the built-in trainer/cpu") == 1
     assert "stage only: method.batch_sizes: unknown key" in installed("postrain", "train", "sweep=own", code=2)
 
 
-def _said(file: Path) -> list[str]:
-    """The texts of a file that may reach a user: docstrings and comments are left out."""
+def _messages(file: Path) -> list[str]:
+    """The strings of a file that a user may see, without docstrings and comments."""
     text = file.read_text()
     if file.suffix == ".yaml":
         return [line for line in text.splitlines() if not line.startswith("#")]
@@ -114,7 +114,7 @@ def _said(file: Path) -> list[str]:
     return [str(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in docs]
 
 
-def test_commands_in_messages_come_from_paths_which_knows_the_installed_ones() -> None:
+def test_messages_take_commands_from_paths() -> None:
     files = [file for file in (*ROOT.glob("postrain/**/*.py"), *ROOT.glob("conf/*.yaml")) if file.name != "paths.py"]
     assert len(files) > 100
-    assert [f"{file}: {said}" for file in files for said in _said(file) if CHECKOUT_ONLY.search(said)] == []
+    assert [f"{file}: {text}" for file in files for text in _messages(file) if CHECKOUT_ONLY.search(text)] == []

@@ -1,4 +1,4 @@
-"""Whatever a command line sets, deletes or refers to: a config that fits its constructors, or short lines."""
+"""Random overrides result in a valid config or in short error lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from postrain.training.config import TrainConfig
 from tests.training_runs import CONF, composed, unresolved
 
 LINES = 500
-# A primary config, and choices that between them have most keys there are.
+# Primary configs and options that together have most keys.
 BASES = (
     ("config", ("method=ppo", "adapter=lora", "logger=wandb", "reward=weighted")),
     ("config", ("method=grpo", "rollout=vllm", "environment=calculator", "evaluation=all")),
@@ -51,7 +51,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 
 def keys(node: Any, path: str = "") -> Iterator[str]:
-    """Every dotted key there is."""
+    """Every dotted key of a config."""
     for name, value in node.items():
         yield f"{path}{name}"
         if isinstance(value, dict):
@@ -65,7 +65,7 @@ def known(base: int) -> list[str]:
 
 
 def override(draw: random.Random, key: str) -> str:
-    """A deletion, a key below or beside one, or any value for it."""
+    """A deletion of the key, a value for it, or a value for a key below or beside it."""
     kind, value = draw.random(), draw.choice(VALUES)
     if kind < 0.2:
         return f"~{key}"
@@ -74,8 +74,8 @@ def override(draw: random.Random, key: str) -> str:
     return f"{draw.choice(['', '', '+', '++'])}{key[:-1] if kind < 0.35 else key}={value}"
 
 
-def hold(root: str, words: list[str]) -> None:
-    """What a command line goes through before anything is built."""
+def compose_and_check(root: str, words: list[str]) -> None:
+    """The steps from a command line to a checked config."""
     with composition_errors():
         config = unresolved(root, last_choices(forced(words, CONF, root=root)))
     plain = resolved(config)
@@ -88,14 +88,14 @@ SHARE = "a number >= 0 and <= 1"
 
 
 @pytest.mark.parametrize("base", range(len(BASES)))
-def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
+def test_random_override_is_a_valid_config_or_short_lines(base: int) -> None:
     root, words = BASES[base]
     draw = random.Random(base)
     lines: list[str] = []
     for _ in range(LINES // len(BASES) + 1):
-        said = [override(draw, draw.choice(known(base))) for _ in range(draw.choice((1, 1, 2)))]
+        overrides = [override(draw, draw.choice(known(base))) for _ in range(draw.choice((1, 1, 2)))]
         try:
-            hold(root, [*words, *said])
+            compose_and_check(root, [*words, *overrides])
         except ConfigError as error:
             lines += str(error).splitlines() or [""]
     assert {line for line in lines if not 0 < len(line) < 600} == set()
@@ -107,7 +107,7 @@ def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
     [
         (["~name"], "~name: nothing to delete; it has its default or does not exist"),
         (["~model"], "model: missing; expected a node with _target_ (ModelSource)"),
-        (["~hydra.run"], "~hydra.run: cannot be left out; set it instead, as in hydra.run=VALUE"),
+        (["~hydra.run"], "~hydra.run: cannot be deleted; set it instead, as in hydra.run=VALUE"),
         (["~data.quality.balance"], "~data.quality.balance: nothing to delete; it has its default or does not exist"),
         (["~data.nope"], "~data.nope: nothing to delete; it has its default or does not exist"),
         (["method.adam_betas={a:1}"], f"method.adam_betas: expected a list of 2: {SHARE}, {SHARE}, got {{'a': 1}}"),
@@ -133,24 +133,24 @@ def test_any_override_is_a_fitting_config_or_short_lines(base: int) -> None:
         (["method.learning_rate=inf"], "method.learning_rate: expected a number > 0, got inf"),
         (["method._partial_=true"], "method._partial_: unknown key; of Hydra's own keys only _target_ is used here"),
         (["trainer._convert_=all"], "trainer._convert_: unknown key; of Hydra's own keys only _target_ is used here"),
-        (["_target_=a.b"], "_target_: unknown key; an option of a group says what it builds"),
+        (["_target_=a.b"], "_target_: unknown key; only the value of a group has it, as in method._target_"),
         (["paths._target_=a.b"], "paths._target_: unknown key; paths is not built from a class"),
         (["model._target_=postrain.training.loggers.NoTracker"], "model._target_: expected a node with _target_ "
-         "(ModelSource), and postrain.training.loggers.NoTracker is none"),
+         "(ModelSource), got postrain.training.loggers.NoTracker"),
         (["reward._target_=builtins.dict"],
          "reward._target_: <class 'dict'> has no inspectable signature; wrap it in a function"),
-        (["debug=default"], "debug: expected true or false, got 'default'; it shows tracebacks; for a short trial use "
-         "method.updates=3 evaluation=quick"),
+        (["debug=default"], "debug: expected true or false, got 'default'; true shows tracebacks; for a short trial "
+         "use method.updates=3 evaluation=quick"),
     ],
 )  # fmt: skip
-def test_a_line_names_what_was_typed_and_what_is_expected(words: list[str], line: str) -> None:
+def test_error_line_names_the_override_and_the_expected_value(words: list[str], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        hold("config", ["method=ppo", *words])
+        compose_and_check("config", ["method=ppo", *words])
     assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "online_dpo"])
-def test_sizes_that_are_too_large_together_are_one_line(method: str) -> None:
+def test_sizes_with_a_too_large_product_are_one_line(method: str) -> None:
     words = ["method.batch_size=1000000", "rollout.max_new_tokens=1000000"]
     with pytest.raises(
         ConfigError, match=r"^method\.batch_size=1000000 × .*rollout\.max_new_tokens=1000000: expected at"
@@ -159,9 +159,9 @@ def test_sizes_that_are_too_large_together_are_one_line(method: str) -> None:
 
 
 @pytest.mark.parametrize("group", ["trainer", "model", "method", "data"])
-def test_a_group_without_its_target_is_refused(group: str) -> None:
+def test_group_without_its_target_is_rejected(group: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{group}: expected a node with _target_ .* without _target_$"):
-        hold("config", ["method=ppo", f"~{group}._target_"])
+        compose_and_check("config", ["method=ppo", f"~{group}._target_"])
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_a_group_without_its_target_is_refused(group: str) -> None:
     [
         ("ppo", "trainer.max_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
         ("sft", "num_train_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
-        ("ppo", "trainer.max_steps", "did you mean method.updates? (an update is one optimizer step, with epochs and "
-         "minibatches epochs * minibatches of them)"),
+        ("ppo", "trainer.max_steps", "did you mean method.updates? (an update is one optimizer step, or epochs * "
+         "minibatches steps for methods with these keys)"),
         ("ppo", "num_ppo_epochs", "did you mean method.epochs?"),
         ("sft", "lr", "did you mean method.learning_rate?"),
         ("sft", "optimizer.lr", "did you mean method.learning_rate?"),
@@ -189,7 +189,7 @@ def test_a_group_without_its_target_is_refused(group: str) -> None:
         ("sft", "model.name_or_path", "choose model=OPTION, or model=local model.path=DIRECTORY_OR_HUB_NAME"),
     ],
 )  # fmt: skip
-def test_what_other_programs_call_it_leads_to_the_key_here(method: str, typed: str, line: str) -> None:
+def test_key_of_another_program_suggests_the_equivalent(method: str, typed: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        hold("config", [f"method={method}", f"{typed}=1"])
+        compose_and_check("config", [f"method={method}", f"{typed}=1"])
     assert str(caught.value) == f"{typed}: unknown key; {line}"

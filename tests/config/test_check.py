@@ -1,4 +1,4 @@
-"""check.py and schema.py: every problem of a config, in one error, in words; and what instantiate then builds."""
+"""check.py and schema.py: one error with all problems of a config; and the objects that instantiate builds."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Root:
 HERE = __name__
 
 
-def good() -> dict[str, Any]:
+def valid_config() -> dict[str, Any]:
     method = {
         "_target_": f"{HERE}.Method",
         "updates": 3,
@@ -89,7 +89,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    config = good()
+    config = valid_config()
     node: Any = config
     *sections, leaf = path.split(".")
     for section in sections:
@@ -98,9 +98,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return config
 
 
-def test_a_good_config_passes_and_is_built_with_its_annotated_types() -> None:
-    check(good(), root=Root)
-    method = instantiate(good()["method"])
+def test_valid_config_is_built_with_annotated_types() -> None:
+    check(valid_config(), root=Root)
+    method = instantiate(valid_config()["method"])
     assert isinstance(method, Method)
     assert method.learning_rate == 1e-4
     assert (type(method.kl_coef), method.betas) == (float, (0.9, 1.0))
@@ -132,7 +132,7 @@ def test_a_good_config_passes_and_is_built_with_its_annotated_types() -> None:
         ("resume", [3], "resume: expected text or null, got [3]"),
     ],
 )
-def test_a_wrong_value_is_one_line(path: str, value: Any, line: str) -> None:
+def test_wrong_value_is_one_line(path: str, value: Any, line: str) -> None:
     assert problems(changed(path, value)) == [line]
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_value_is_one_line(path: str, value: Any, line: str) -> None:
         ("sed", 1, "sed: unknown key; did you mean seed?"),
     ],
 )  # fmt: skip
-def test_an_unknown_key_says_what_was_meant(path: str, value: Any, line: str) -> None:
+def test_unknown_key_gets_a_suggestion(path: str, value: Any, line: str) -> None:
     assert problems(changed(path, value)) == [line]
 
 
@@ -178,23 +178,23 @@ def test_all_problems_are_in_one_error() -> None:
         ("SFT", "method._target_: expected a dotted path such as postrain.methods.sft.SFT, got 'SFT'"),
     ],
 )
-def test_a_target_that_is_not_there(target: str, line: str) -> None:
+def test_unknown_target_is_one_line(target: str, line: str) -> None:
     assert problems(changed("method._target_", target)) == [line]
 
 
-def test_a_missing_package_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_of_a_target_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "needs_more.py").write_text("import package_that_is_not_there\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"needs_more.A needs the package 'package_that_is_not_there'"):
         load_target("needs_more.A")
 
 
-def test_a_node_is_expected_where_the_type_is_a_class() -> None:
+def test_key_of_a_class_type_expects_a_node() -> None:
     (line,) = problems(changed("method.scorers", {"length": "long"}))
     assert line == "method.scorers.length: expected a node with _target_ (Scorer), got 'long'"
 
 
-def test_a_constructor_with_open_keywords_takes_any_key_and_its_nodes_are_still_checked() -> None:
+def test_constructor_with_kwargs_accepts_any_key_and_its_nodes_are_checked() -> None:
     bad = {"_target_": f"{HERE}.Length", "target": 1}
     node = {"_target_": f"{HERE}.Open", "size": 2, "extra": [bad]}
     assert problems(changed("method", node)) == ["method.extra[0].scale: missing; expected a number"]
@@ -203,7 +203,7 @@ def test_a_constructor_with_open_keywords_takes_any_key_and_its_nodes_are_still_
 
 
 @pytest.mark.parametrize(
-    ("annotation", "words"),
+    ("annotation", "description"),
     [
         (dict[str, float], "a mapping to a number"),
         (list[str], "a list of texts"),
@@ -212,5 +212,5 @@ def test_a_constructor_with_open_keywords_takes_any_key_and_its_nodes_are_still_
         (Any, "anything"),
     ],
 )
-def test_types_in_words(annotation: Any, words: str) -> None:
-    assert describe(annotation) == words
+def test_description_of_a_type(annotation: Any, description: str) -> None:
+    assert describe(annotation) == description

@@ -1,4 +1,4 @@
-"""A default stands in the signature alone, and a composed config is completed from it."""
+"""Defaults are defined only in signatures; composed configs are completed from them."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def completed(**settings: Any) -> Any:
     return OmegaConf.to_container(complete(OmegaConf.create(settings), Whole), resolve=True)
 
 
-def test_defaults_fill_what_is_not_given() -> None:
+def test_defaults_complete_missing_keys() -> None:
     rest = {"rest": {"output": "runs"}, "pair": [1, 2], "names": {"a": None, "b": None}}
     assert completed() == {**rest}
     assert completed(part={TARGET: PART, "count": 3}) == {"part": {TARGET: PART, "count": 3, "share": 0.5}, **rest}
-    assert completed(part={"count": 3})["part"] == {"count": 3}  # an option of a group says what it builds
+    assert completed(part={"count": 3})["part"] == {"count": 3}  # without _target_: only a group option has it
     quality = composed(["method=sft", "data.quality.dedupe=true"])["data"]["quality"]
     assert (quality[TARGET], quality["dedupe"], quality["empty"]) == ("postrain.data.quality.Quality", True, "drop")
 
@@ -72,27 +72,27 @@ def test_defaults_fill_what_is_not_given() -> None:
         ({"unknown": {"a": 1}}, "unknown", {"a": 1}),
     ],
 )
-def test_what_is_given_stays(given: dict[str, Any], key: str, expected: Any) -> None:
+def test_given_value_stays(given: dict[str, Any], key: str, expected: Any) -> None:
     assert completed(**given)[key] == expected
 
 
-def test_a_reference_finds_a_default() -> None:
+def test_reference_resolves_to_a_default() -> None:
     config = composed(["method=grpo", "method.kl_coef=${method.clip_low}", "name=u${method.updates}"])
     assert (config["method"]["kl_coef"], config["name"]) == (0.2, "u60")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_has_a_default_for_every_setting(method: str) -> None:
+def test_every_setting_of_a_method_has_a_default(method: str) -> None:
     target = composed([f"method={method}"])["method"][TARGET]
     load_target(target)()
 
 
-def test_an_object_made_in_python_is_written_by_its_keys() -> None:
+def test_object_created_in_python_is_saved_with_its_keys() -> None:
     assert settings_of(Hosted(count=3)) == {TARGET: f"{__name__}.Hosted", "count": 3}
 
 
 def repeated(node: Any, path: str = "") -> Iterator[str]:
-    """The keys of a YAML whose values the signature gives already."""
+    """The keys of a YAML file whose values equal the defaults of the signature."""
     if not isinstance(node, dict):
         return
     defaults = defaults_of(load_target(node[TARGET])) if is_node(node) else {}

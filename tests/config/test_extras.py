@@ -1,4 +1,4 @@
-"""Optional packages: found missing from the config alone, whatever program reads it."""
+"""Missing optional packages are detected from the config of any program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.training_runs import composed
         (["data=reasoning_gym"],
          'data.source: the package reasoning_gym is not installed; run pip install "postrain[tasks]"'),
         (["data.quality.near_dedupe=0.8"], "data.quality.near_dedupe: the package datasketch is not installed; run pip "
-         'install "postrain[quality]"; null does without it'),
+         'install "postrain[quality]"; null disables it'),
         (["reward=weighted", "+reward.parts.sum={_target_:postrain.rewards.function.Function,"
           "function:postrain.rewards.verified.math_equal,arguments:{}}"],
          'reward.parts.sum.function: the package math_verify is not installed; run pip install "postrain[math]"'),
@@ -34,10 +34,12 @@ from tests.training_runs import composed
          'evaluation.tasks.lm_eval: the package lm_eval is not installed; run pip install "postrain[eval]"'),
         (["rollout=vllm"], 'rollout: the package vllm is not installed; '
          'run pip install "postrain[vllm]" -c constraints-vllm.txt; '
-         "rollout=local samples without it, on a CPU too"),
+         "rollout=local does not need it and runs on a CPU too"),
     ],
 )  # fmt: skip
-def test_a_missing_package_is_found_in_the_config(words: list[str], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_detected_from_the_config(
+    words: list[str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = composed(["method=ppo", *words])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
@@ -45,12 +47,12 @@ def test_a_missing_package_is_found_in_the_config(words: list[str], line: str, m
     assert str(caught.value) == line
 
 
-def test_what_needs_no_package_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_without_optional_packages_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(["method=ppo"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_packages(config)
 
 
-def test_every_name_exists_and_every_package_has_a_way_to_be_installed() -> None:
+def test_every_name_exists_and_every_package_has_an_install_command() -> None:
     assert all(map(load_target, NAMES))
     assert {*NAMES.values(), *KEYS.values()} <= set(INSTALL)

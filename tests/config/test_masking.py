@@ -1,4 +1,4 @@
-"""No secret gets out: by its key's words, by its value, in an address; and nothing else is hidden."""
+"""Secrets are masked by the words of their keys, by value and in URLs; other values stay visible."""
 
 import json
 import os
@@ -36,7 +36,7 @@ HARMLESS = HARMLESS_KEYS.split()
 
 
 @pytest.mark.parametrize("key", SECRET)
-def test_a_word_anywhere_in_a_key_makes_it_a_secret(key: str) -> None:
+def test_key_with_a_secret_word_is_masked(key: str) -> None:
     assert is_secret(key)
     assert masked({key: KEY, "n": {key: [KEY, {"a": KEY}], "b": 1}}) == {
         key: "***",
@@ -46,14 +46,14 @@ def test_a_word_anywhere_in_a_key_makes_it_a_secret(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", HARMLESS)
-def test_harmless_keys_are_shown(key: str) -> None:
+def test_harmless_key_is_not_masked(key: str) -> None:
     assert not is_secret(key)
     assert masked({key: "value", "of": [{key: 3}]}) == {key: "value", "of": [{key: 3}]}
     assert masked_text(f"{key}=value") == f"{key}=value"
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         (f"logger.api_key={KEY}", "logger.api_key=***"),
         (f"++logger.api_key='{KEY} and more'", "++logger.api_key=***"),
@@ -74,12 +74,12 @@ def test_harmless_keys_are_shown(key: str) -> None:
         ("method.kl_coef=0.1,0.2", "method.kl_coef=0.1,0.2"),
     ],
 )  # fmt: skip
-def test_texts_and_overrides(text: str, shown: str) -> None:
-    assert masked_text(text) == shown
-    assert masked({"words": [text]}) == {"words": [shown]}
+def test_secret_in_a_text_or_override_is_masked(text: str, expected: str) -> None:
+    assert masked_text(text) == expected
+    assert masked({"words": [text]}) == {"words": [expected]}
 
 
-def test_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_value_of_a_secret_environment_variable_is_masked_in_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", KEY)
     monkeypatch.setenv("DB_PASSWORD", "hunter2")
     monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent.1")
@@ -89,7 +89,7 @@ def test_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch: 
     assert masked({"name": f"a {KEY}", "n": [KEY]}) == {"name": "a ***", "n": ["***"]}
 
 
-def test_private_files_are_made_so(tmp_path: Path) -> None:
+def test_private_file_has_mode_0600(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     before = os.umask(0)
     try:
@@ -100,7 +100,7 @@ def test_private_files_are_made_so(tmp_path: Path) -> None:
     assert [stat.S_IMODE(file.stat().st_mode) for file in (path, tmp_path / "open")] == [0o600, 0o666]
 
 
-def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
+def test_symlink_at_the_path_of_a_file_is_replaced_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     for name in ("status.json", f".status.json.{os.getpid()}.tmp"):
         (tmp_path / name).symlink_to(tmp_path / "mine")
@@ -112,7 +112,7 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
 CONFIG: dict[str, Any] = {"reward": {"api_key": KEY, "url": f"http://u:{KEY}@h"}, "max_new_tokens": 5, "name": "n"}
 
 
-def test_manifest_status_report_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_manifest_status_report_and_errors_are_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder.at(tmp_path / "run")
     atomic_write_text(folder.config, yaml.safe_dump(CONFIG), private=True)
     words = [f"reward={{api_key:{KEY}}}", "seed=1"]
@@ -121,20 +121,20 @@ def test_manifest_status_report_and_errors(tmp_path: Path, capsys: pytest.Captur
     folder.status.failed(f"cannot reach http://u:{KEY}@h")
     report_error(ConfigError(f"reward.api_key={KEY}: unknown key"))
     run = read_run(folder.path)
-    shown = [folder.manifest.read_text(), folder.status.path.read_text(), run.config, capsys.readouterr().err]
-    assert [KEY in text for text in shown] == [False] * 4
-    assert json.loads(shown[0])["config"]["max_new_tokens"] == 5
+    texts = [folder.manifest.read_text(), folder.status.path.read_text(), run.config, capsys.readouterr().err]
+    assert [KEY in text for text in texts] == [False] * 4
+    assert json.loads(texts[0])["config"]["max_new_tokens"] == 5
     assert "max_new_tokens: 5" in run.config
     assert reproduce(words) == "python train.py 'reward={api_key:***}' seed=1"
 
 
-def test_a_manifest_of_an_earlier_version_is_masked_where_it_is_read(tmp_path: Path) -> None:
+def test_manifest_of_an_earlier_version_is_masked_on_reading(tmp_path: Path) -> None:
     folder = RunFolder.at(tmp_path)
     folder.manifest.write_text(json.dumps({"config": CONFIG, "reproduce": f"python train.py a.password={KEY}"}))
     assert KEY not in str(read_run(tmp_path).manifest)
 
 
-def test_a_sweep_asks_for_the_secrets_it_did_not_keep(tmp_path: Path) -> None:
+def test_resumed_sweep_requires_its_masked_secrets(tmp_path: Path) -> None:
     sweep = Sweep("x", Study(base=(f"a.token={KEY}",)), tmp_path, None, report=False)  # type: ignore[arg-type]
     sweep.record([f"logger.api_key={KEY}", "method=ppo"], [])
     text = (tmp_path / "sweep.yaml").read_text()

@@ -1,4 +1,4 @@
-"""What the command line says is checked before Hydra reads it, and nothing is lost on the way to Hydra."""
+"""The command line is checked before Hydra reads it, and reaches Hydra complete."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.training_runs import CONF
 def conf(tmp_path: Path) -> Path:
     files = {
         "conf/config.yaml": "defaults: [_self_, {method: sft}]\nseed: 0\n",
-        "conf/method/sft.yaml": "# Learn from demonstrations.\nlr: 0.1\n",
-        "conf/method/ppo.yaml": "# @package _global_\n# Learn from a reward.\nmethod: {lr: 0.2}\n",
+        "conf/method/sft.yaml": "# Trains on demonstrations.\nlr: 0.1\n",
+        "conf/method/ppo.yaml": "# @package _global_\n# Trains on a reward.\nmethod: {lr: 0.2}\n",
         "conf/logger/none.yaml": "x: 1\n",
         "sweep/kl_coef.yaml": "# How much KL?\nseed: 1\n",
         "more/method/mine.yaml": "# My own.\nlr: 0.3\n",
@@ -87,7 +87,7 @@ def test_overrides_of_the_sweep_are_not_passed_to_hydra(
         ("seed", "seed: expected NAME=VALUE, as in seed=1"),
     ],
 )
-def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
+def test_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
     assert problems([token], conf) == [line]
 
 
@@ -98,13 +98,13 @@ def test_a_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None
         ("basik", "hydra/launcher=basik: no such option; did you mean basic? (available: basic, local)"),
     ],
 )
-def test_a_launcher_that_is_not_there(name: str, line: str) -> None:
+def test_unknown_launcher_is_one_line(name: str, line: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"hydra/launcher={name}"])
-    # Which launchers there are depends on the packages installed.
+    # The available launchers depend on the installed packages.
     assert list(_option_problems(override, ["basic", "local"])) == [line]
 
 
-def test_unbalanced_brackets_say_to_quote(conf: Path) -> None:
+def test_message_for_unbalanced_brackets_recommends_quotes(conf: Path) -> None:
     (line,) = problems(["name=a:b,("], conf)
     assert line.startswith("name=a:b,(: cannot be read (")
     assert line.endswith("""quote special characters, as in name='"..."'""")
@@ -132,13 +132,13 @@ def test_all_problems_are_in_one_error(conf: Path) -> None:
         ),
     ],
 )
-def test_a_group_of_the_other_program_names_it(root: str, argv: list[str], line: str) -> None:
+def test_group_of_another_program_names_that_program(root: str, argv: list[str], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         prepare(argv, CONF, root)
     assert str(caught.value) == line
 
 
-def test_help_lists_the_groups_that_the_program_has(conf: Path) -> None:
+def test_help_lists_the_groups_of_the_program(conf: Path) -> None:
     assert overview(["--help"], conf, "config") == "method: ppo, sft"
     more = str(conf.parent / "more")
     assert overview(["--help", "--config-dir", more], conf, "config") == "method: mine, ppo, sft"
@@ -148,20 +148,20 @@ def test_help_lists_the_groups_that_the_program_has(conf: Path) -> None:
     )
 
 
-def test_a_config_dir_of_the_user_brings_its_options(conf: Path) -> None:
+def test_config_dir_adds_its_options(conf: Path) -> None:
     more = str(conf.parent / "more")
     assert prepare(["method=mine", "--config-dir", more], conf).arguments == ["method=mine", "--config-dir", more]
 
 
-def test_hydra_composes_what_it_gets_and_keeps_unknown_keys_for_the_check(conf: Path) -> None:
+def test_hydra_composes_forced_overrides_including_unknown_keys(conf: Path) -> None:
     overrides = prepare(["method=ppo", "method.lr=5", "lr=1e-3", "methd.kl.coef=2"], conf).arguments
     with initialize_config_dir(str(conf), version_base="1.3"):
         config = compose("config", overrides)
     assert config == {"seed": 0, "method": {"lr": 5}, "lr": 1e-3, "methd": {"kl": {"coef": 2}}}
 
 
-def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
-    text = "method=\n  ppo  Learn from a reward.\n  sft  Learn from demonstrations."
+def test_group_without_a_value_lists_its_options(conf: Path) -> None:
+    text = "method=\n  ppo  Trains on a reward.\n  sft  Trains on demonstrations."
     assert listing_of_named_groups(["method"], conf) == text == listing(conf, "method")
     assert listing(conf, "sweep") == "sweep=\n  kl_coef  How much KL?"
     assert listing_of_named_groups(["method=ppo", "-m", "seed"], conf) is None
@@ -191,10 +191,10 @@ def test_a_group_without_a_value_lists_its_options(conf: Path) -> None:
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: not supported; "),
     ],
 )
-def test_a_flag_that_means_nothing_is_one_line(argv: list[str], line: str, conf: Path) -> None:
+def test_invalid_flag_is_one_line(argv: list[str], line: str, conf: Path) -> None:
     (only,) = problems(argv, conf)
     assert only.startswith(line)
 
 
-def test_completion_is_left_to_hydra(conf: Path) -> None:
+def test_shell_completion_is_passed_to_hydra(conf: Path) -> None:
     assert prepare(["-sc", "install=bash"], conf) == ParsedCommandLine(["-sc", "install=bash"], None)

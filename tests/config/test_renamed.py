@@ -46,12 +46,12 @@ def announced_once():
         ("sweep.grid.method.scale=[none]", "sweep.grid.method.scale_rewards=[none]"),
     ],
 )
-def test_an_override_gets_its_present_name(old, new):
+def test_old_override_gets_its_new_name(old, new):
     assert renamed.override(old) == new
     assert renamed.override(new) == new
 
 
-def test_the_new_name_is_printed_once(capsys):
+def test_new_name_is_printed_once(capsys):
     words = ["method.resample=1", "method.resample=2", "method.num_generations=4"]
     assert forced(words, CONF, root="config")[1] == "++method.dynamic_sampling=2"
     assert capsys.readouterr().err == (
@@ -59,7 +59,7 @@ def test_the_new_name_is_printed_once(capsys):
     )
 
 
-def test_a_saved_config_is_read_under_present_keys(tmp_path, capsys):
+def test_saved_config_is_read_with_new_keys(tmp_path, capsys):
     old = {
         "method": {"aggregation": "dapo", "scale": "none", "reference_logps": "fresh", "delta": None},
         "evaluation": {"measures": {"wins": {"against": "x"}, "kl": {}}, "tasks": {"gold": {}}},
@@ -74,13 +74,13 @@ def test_a_saved_config_is_read_under_present_keys(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_present_key_overrides_its_old_name():
+def test_new_key_overrides_its_old_name():
     assert renamed.config({"method": {"scale": "batch", "scale_rewards": "none"}}) == {
         "method": {"scale_rewards": "none"}
     }
 
 
-def test_a_study_file_with_old_names_is_read(tmp_path):
+def test_study_with_old_names_is_read_with_new_names(tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(
         "question: q\nbase: [method=grpo]\ngrid: {method.resample: [0, 2]}\nmetric: eval/win/mixture\n"
@@ -92,7 +92,7 @@ def test_a_study_file_with_old_names_is_read(tmp_path):
     assert (study.plot.x, study.plot.y) == ("kl/old_policy", "eval/log_ratio/chosen")
 
 
-def test_a_run_of_before_is_reported_under_present_metrics(tmp_path):
+def test_run_of_an_earlier_version_is_read_with_new_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"update": 1, "kl/step": 0.5, "eval/logp_change/chosen": 2}))
     changes = {"win/mixture": [0.5, 0.6]}
     (tmp_path / "result.json").write_text(json.dumps({"changes": changes, "metric": "win/mixture"}))
@@ -101,7 +101,7 @@ def test_a_run_of_before_is_reported_under_present_metrics(tmp_path):
     assert run.result == {"changes": {"win_rate/mixture": [0.5, 0.6]}, "metric": "win_rate/mixture"}
 
 
-def test_no_file_of_the_program_uses_an_old_name():
+def test_no_source_file_uses_an_old_name():
     old = [
         *(renamed.VALUES.keys() - {"data.source.kind"}),
         *(key for key in renamed.KEYS if "." in key),
@@ -116,6 +116,6 @@ def test_no_file_of_the_program_uses_an_old_name():
 
 
 @pytest.mark.parametrize("value", ["other", ["cached"], None])
-def test_a_value_without_a_replacement_stays_for_the_check_of_the_config(value):
+def test_value_without_a_replacement_stays_unchanged(value):
     plain = {"method": {"reference_logps": value}}
     assert renamed.config(plain, quiet=True) == plain

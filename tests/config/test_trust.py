@@ -1,4 +1,4 @@
-"""What a run folder may decide: nothing that runs code or sends anything elsewhere, unless it is said again."""
+"""Values of a run folder that run code or send data need confirmation on the command line."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -27,10 +27,10 @@ from tests.training_runs import CONF, composed
 
 GROUPS = ("method", "model", "adapter", "data", "reward", "rollout", "environment", "trainer", "logger", "evaluation")
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-# What these ask for by themselves is "???": it has to be given anyway.
-ASK = {"reward.function", "reward.url"}
+# Required keys of options: their value in the YAML is "???".
+REQUIRED = {"reward.function", "reward.url"}
 OWN = "mine.py:brevity"
-MEASURES = {
+TASKS = {
     name: composed(["method=ppo", f"evaluation={name}"])["evaluation"]["tasks"][name] for name in ("lm_eval", "queries")
 }
 
@@ -40,7 +40,7 @@ def run(*words: str) -> dict[str, Any]:
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """A run's config with one value of a stranger's; dots lead down mappings."""
+    """A run's config with the value at a dotted path replaced."""
     config = deepcopy(run("reward=weighted"))
     *above, last = path.split(".")
     inner = config
@@ -51,9 +51,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_of_the_package_can_be_resumed_without_a_word(group: str, option: str) -> None:
+def test_every_built_in_option_resumes_without_confirmation(group: str, option: str) -> None:
     config = run(f"{group}={option}") if group != "method" else composed([f"method={option}"])
-    assert {one.key for one in restricted_values(config, TrainConfig)} <= ASK
+    assert {one.key for one in restricted_values(config, TrainConfig)} <= REQUIRED
 
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "selection").glob("*.yaml")))
@@ -61,14 +61,14 @@ def test_every_selection_resumes_without_confirmation(option: str) -> None:
     assert list(restricted_values(composed([f"selection={option}"], "generate"), GenerateConfig)) == []
 
 
-def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
+def test_calls_of_built_in_pipelines_need_no_confirmation() -> None:
     assert package_calls() == {"postrain.report.overoptimization.overoptimization"}
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        # Other code.
+        # Code outside the package.
         ("method._target_", "os.system"),
         ("method._target_", "postrain.training.train.os.system"),
         ("method._target_", "postrain.rewards.user_code.load_function"),
@@ -80,31 +80,31 @@ def test_calls_of_the_packages_own_pipelines_need_no_word() -> None:
         ("nothing", {"_target_": "os.system"}),
         ("seed", {"_target_": "os.system"}),
         ("rollout.stop", [{"_target_": "os.system"}]),
-        # A class of the package, in another's place.
+        # A class of the package at a key of another type.
         ("method._target_", "postrain.rewards.world.Gold"),
         ("trainer._target_", "postrain.training.loggers.NoTracker"),
         ("reward._target_", "postrain.methods.sft.SFT"),
         ("environment._target_", "postrain.models.adapters.NoAdapter"),
         ("reward.parts.brevity.arguments.words", {"_target_": "postrain.rewards.world.Gold", "weights": {}}),
-        # Functions that are none of the package's rewards.
+        # Functions that are not rewards of the package.
         ("reward.parts.brevity.function", "evil.py:f"),
         ("reward.parts.brevity.function", "os.system"),
         ("reward.parts.brevity.function", "postrain.rewards.user_code.load_function"),
         ("reward.parts.brevity.function", "postrain.rewards.text.re.sub"),
         ("data.gold", "subprocess.getoutput"),
         ("data.gold", "postrain.rewards.user_code.load_function"),
-        # Arguments of the package's own functions that name others.
+        # Arguments of the package's functions that name other functions.
         ("reward.parts.brevity.arguments.scorer", "evil.py:f"),
         ("reward.parts.brevity.arguments.scorer", "dir/evil.pyc:f"),
         ("reward.parts.brevity.arguments.scorer", "os.system"),
         ("reward.parts.brevity.arguments.scorer", "postrain.rewards.user_code.load_function"),
-        # What sends or permits.
+        # URLs and permissions.
         ("reward", composed(["method=ppo", "reward=judge", "reward.url=http://a", "reward.model=m"])["reward"]),
         ("reward", composed(["method=ppo", "reward=code", "reward.allow_execution=true"])["reward"]),
         ("rollout", composed(["method=ppo", "rollout=vllm", "rollout.url=http://a"])["rollout"]),
         ("logger", composed(["method=ppo", "logger=wandb", "logger.online=true"])["logger"]),
-        ("evaluation.tasks.lm_eval", {**MEASURES["lm_eval"], "folder": "x"}),
-        ("evaluation.tasks.queries", {**MEASURES["queries"], "allow_execution": True}),
+        ("evaluation.tasks.lm_eval", {**TASKS["lm_eval"], "folder": "x"}),
+        ("evaluation.tasks.queries", {**TASKS["queries"], "allow_execution": True}),
     ],
 )
 def test_unconfirmed_value_of_a_run_folder_is_refused(path: str, value: Any, tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_unconfirmed_value_of_a_run_folder_is_refused(path: str, value: Any, tmp
     with pytest.raises(ConfigError, match="repeat it on the command line if you trust it") as caught:
         UntrustedFolder(tmp_path, config_items(run("reward=weighted"))).check(config, TrainConfig)
     assert "\n" not in str(caught.value)
-    assert f"asks for {path}" in str(caught.value)
+    assert f"sets {path}" in str(caught.value)
 
 
-def test_nothing_is_imported_to_find_that_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_does_not_import_untrusted_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = changed("method._target_", "evil_module.Method")
-    with pytest.raises(ConfigError, match=r"asks for method\._target_=evil_module\.Method"):
+    with pytest.raises(ConfigError, match=r"sets method\._target_=evil_module\.Method"):
         UntrustedFolder(tmp_path, ()).check(config, TrainConfig)
 
 
@@ -128,12 +128,12 @@ def test_only_confirmed_values_are_trusted(tmp_path: Path) -> None:
     UntrustedFolder(tmp_path, config_items(config)).check(config, TrainConfig)
     UntrustedFolder(tmp_path, override_items([f"reward.function='{OWN}'"])).check(config, TrainConfig)
     UntrustedFolder(tmp_path, override_items([f"stage.ppo.reward.function={OWN}"])).check(config, TrainConfig)
-    for said in ("reward=function", "reward.function=mine.py:other", "reward.function=other.py:brevity"):
-        with pytest.raises(ConfigError, match=r"asks for reward\.function=mine\.py:brevity \(runs this Python\)"):
-            UntrustedFolder(tmp_path, override_items([said])).check(config, TrainConfig)
+    for other in ("reward=function", "reward.function=mine.py:other", "reward.function=other.py:brevity"):
+        with pytest.raises(ConfigError, match=r"sets reward\.function=mine\.py:brevity \(runs this Python\)"):
+            UntrustedFolder(tmp_path, override_items([other])).check(config, TrainConfig)
 
 
-def test_arguments_that_name_code_are_said_again_one_by_one(tmp_path: Path) -> None:
+def test_each_argument_that_names_code_needs_confirmation(tmp_path: Path) -> None:
     config = changed("reward.parts.brevity.arguments", {"scorer": "evil.py:f", "more": [{"deep": "evil.py:g"}]})
     with pytest.raises(ConfigError, match=r"scorer=evil\.py:f .*more\[0\]\.deep=evil\.py:g \(may name Python"):
         UntrustedFolder(tmp_path, config_items(run("reward=weighted"))).check(config, TrainConfig)
@@ -142,22 +142,22 @@ def test_arguments_that_name_code_are_said_again_one_by_one(tmp_path: Path) -> N
     UntrustedFolder(tmp_path, ()).check(changed("reward.parts.brevity.arguments", plain), TrainConfig)
 
 
-def test_an_own_class_that_is_said_again_is_looked_into(tmp_path: Path) -> None:
+def test_arguments_of_a_confirmed_class_are_checked(tmp_path: Path) -> None:
     own = {"_target_": "tests.config.test_trust.Own", "inner": {"_target_": "os.system"}}
     config = {**run(), "reward": own}
-    with pytest.raises(ConfigError, match=r"asks for reward\.inner\._target_=os\.system"):
+    with pytest.raises(ConfigError, match=r"sets reward\.inner\._target_=os\.system"):
         UntrustedFolder(tmp_path, override_items(["reward._target_=tests.config.test_trust.Own"])).check(
             config, TrainConfig
         )
 
 
 class Own:
-    """A reward of a user's."""
+    """A reward class of the user."""
 
     def __init__(self, inner: Any) -> None: ...
 
 
-def test_a_kind_is_a_base_or_every_member_of_a_protocol() -> None:
+def test_class_provides_a_type_by_inheritance_or_by_all_members_of_a_protocol() -> None:
     class Whole:
         def build(self) -> None: ...
         def close(self) -> None: ...
@@ -177,8 +177,7 @@ def test_a_kind_is_a_base_or_every_member_of_a_protocol() -> None:
     ] == [None] * 5
 
 
-def test_keys_that_name_code_or_addresses_are_marked_wherever_they_stand() -> None:
-    """A new class with such a key has to mark it."""
+def test_every_key_that_names_code_or_a_url_has_a_confirm_mark() -> None:
     risky = ("url", "key_variable", "allow_execution", "online", "function", "host", "endpoint")
     from postrain.config.schema import schema_of  # noqa: PLC0415 - as above
 
@@ -199,7 +198,7 @@ def nodes(value: Any) -> list[dict[str, Any]]:
     return []
 
 
-def stranger(tmp_path: Path, config: dict[str, Any]) -> RunFolder:
+def run_folder(tmp_path: Path, config: dict[str, Any]) -> RunFolder:
     """A run folder with this config."""
     folder = RunFolder.at(tmp_path / "run")
     folder.config.write_text(OmegaConf.to_yaml(config))
@@ -207,18 +206,18 @@ def stranger(tmp_path: Path, config: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def test_the_model_a_run_began_with_is_of_the_package(tmp_path: Path) -> None:
-    origin = SourceRun.of(str(stranger(tmp_path, changed("model._target_", "os.system")).path))
-    assert origin is not None
-    with pytest.raises(ConfigError, match=r"asks for model\._target_=os\.system"):
-        origin.reference_model()
+def test_initial_model_of_a_run_folder_is_checked(tmp_path: Path) -> None:
+    source = SourceRun.of(str(run_folder(tmp_path, changed("model._target_", "os.system")).path))
+    assert source is not None
+    with pytest.raises(ConfigError, match=r"sets model\._target_=os\.system"):
+        source.reference_model()
 
 
-def test_what_an_evaluation_inherits_is_held_to_the_same(tmp_path: Path) -> None:
+def test_inherited_config_of_an_evaluation_is_checked(tmp_path: Path) -> None:
     config = run("reward=function", f"reward.function={OWN}")
-    today = composed(["model=nano"], "evaluate")
+    current = composed(["model=nano"], "evaluate")
     with pytest.raises(ConfigError, match="runs this Python"):
-        UntrustedFolder(tmp_path, config_items(today)).check({"reward": config["reward"]}, EvaluateConfig)
+        UntrustedFolder(tmp_path, config_items(current)).check({"reward": config["reward"]}, EvaluateConfig)
     named = composed(["model=nano", f"+reward.function={OWN}"], "evaluate")
     UntrustedFolder(tmp_path, config_items(named)).check({"reward": config["reward"]}, EvaluateConfig)
 
@@ -226,28 +225,28 @@ def test_what_an_evaluation_inherits_is_held_to_the_same(tmp_path: Path) -> None
 PIPELINE = {"stages": {"ppo": ["method=ppo"], "plot": {"call": "os.system", "arguments": {"command": "true"}}}}
 
 
-def test_a_pipeline_calls_what_is_said_again(tmp_path: Path) -> None:
+def test_function_call_of_a_pipeline_needs_confirmation(tmp_path: Path) -> None:
     learn, plot = stages_of(PIPELINE)
-    with pytest.raises(ConfigError, match=r"asks for stage\.plot\._target_=os\.system \(calls this function\)"):
+    with pytest.raises(ConfigError, match=r"sets stage\.plot\._target_=os\.system \(calls this function\)"):
         check_untrusted(plot, {}, UntrustedFolder(tmp_path, ()))
     check_untrusted(plot, {}, UntrustedFolder(tmp_path, override_items(["stage.plot._target_=os.system"])))
     (own,) = package_calls()
     hidden = replace(plot, config={"call": {"_target_": own, "runs": {"_target_": "os.system"}}})
-    with pytest.raises(ConfigError, match=r"asks for stage\.plot\.runs\._target_=os\.system"):
+    with pytest.raises(ConfigError, match=r"sets stage\.plot\.runs\._target_=os\.system"):
         check_untrusted(hidden, {}, UntrustedFolder(tmp_path, ()))
     evil = replace(learn, config=changed("method._target_", "os.system"))
-    with pytest.raises(ConfigError, match=r"asks for stage\.ppo\.method\._target_=os\.system"):
+    with pytest.raises(ConfigError, match=r"sets stage\.ppo\.method\._target_=os\.system"):
         check_untrusted(evil, {}, UntrustedFolder(tmp_path, ()))
 
 
-def test_a_reference_cannot_hide_a_target(tmp_path: Path) -> None:
+def test_target_behind_a_reference_is_checked(tmp_path: Path) -> None:
     (learn, _) = stages_of(PIPELINE)
     config = changed("method._target_", "${name}") | {"name": "os.system"}
     with pytest.raises(ConfigError, match=r"method\._target_=os\.system"):
         check_untrusted(replace(learn, config=config), {}, UntrustedFolder(tmp_path, ()))
 
 
-def test_stages_cannot_lie_outside_their_pipeline(tmp_path: Path) -> None:
+def test_stage_folder_outside_its_pipeline_is_rejected(tmp_path: Path) -> None:
     stages = stages_of(PIPELINE)
     config = {"name": None, "model": {"name": None, "path": "x"}, "call": {"_target_": "os.system"}}
     jobs = tuple(replace(stage, overrides=(), config=config) for stage in stages)
@@ -269,15 +268,15 @@ def test_stages_cannot_lie_outside_their_pipeline(tmp_path: Path) -> None:
         {"words": ["method=ppo"], "flags": ["--config-path=evil"]},
     ],
 )
-def test_a_sweeps_folder_cannot_tell_hydra_where_code_is(saved: dict[str, Any], tmp_path: Path) -> None:
+def test_sweep_folder_cannot_change_where_hydra_imports_code_from(saved: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(OmegaConf.to_yaml(saved))
-    with pytest.raises(ConfigError, match="sets where Hydra imports code from"):
+    with pytest.raises(ConfigError, match="changes where Hydra imports code from"):
         prepend_sweep_overrides([f"resume={tmp_path}"])
     again = [*saved["words"][1:], *saved.get("flags", ())]
     assert prepend_sweep_overrides([f"resume={tmp_path}", *again])[-len(again) :] == again
 
 
-def test_a_resumed_job_is_told_again_what_it_needs(tmp_path: Path) -> None:
+def test_resumed_job_gets_its_confirmations(tmp_path: Path) -> None:
     job = Job(name="", overrides=("method=ppo",), folder="0", confirm=("reward.url=x",))
     (tmp_path / "0").mkdir()
     assert overrides_of(job, tmp_path, True) == ["method=ppo"]
@@ -285,7 +284,7 @@ def test_a_resumed_job_is_told_again_what_it_needs(tmp_path: Path) -> None:
     assert overrides_of(job, tmp_path, True) == [f"resume={tmp_path}/0", "reward.url=x"]
 
 
-def test_a_resumed_config_is_checked_against_its_root(tmp_path: Path) -> None:
+def test_valid_config_of_a_run_folder_passes(tmp_path: Path) -> None:
     config = run()
     check(config, TrainConfig)
     UntrustedFolder(tmp_path, ()).check(config, TrainConfig)

@@ -1,4 +1,4 @@
-"""Whole pipelines through the command line: checked before the first stage, stopped between stages, resumed."""
+"""Whole pipelines from the command line: checked before the first stage, interrupted between stages, resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REASONING = (
     "stage.cold_start.data.source.count=32",
 )
 PIPELINES = sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml"))
-# Experiments that carry their pipeline themselves.
+# Experiments that define a pipeline.
 STAGED = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "\npipeline:" in path.read_text())
 STAGES = [
     "1-cold_start",
@@ -66,7 +66,7 @@ def status(folder: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def conf(tmp_path_factory) -> list[str]:
-    """Words that bring the pipelines of made.py."""
+    """Arguments that add the pipelines of pipelines.py."""
     folder = tmp_path_factory.mktemp("conf")
     (folder / "pipeline").mkdir()
     (folder / "pipeline" / "two.yaml").write_text(TWO)
@@ -76,7 +76,7 @@ def conf(tmp_path_factory) -> list[str]:
 
 
 def contents(folder: Path) -> list:
-    """What the stages of pipeline two measured and wrote, without what a clock decides."""
+    """The metrics and data of the stages of pipeline two, without times."""
     made = [JsonLines(folder / "2-make" / name).read() for name in ("completions.jsonl", "data.jsonl")]
     return [records(RunFolder(folder / "1-learn")), *made]
 
@@ -91,11 +91,11 @@ def whole(tmp_path_factory) -> Path:
 def test_every_stage_has_its_folder_and_uses_products_of_earlier_stages(whole):
     assert sorted(path.name for path in whole.iterdir() if path.is_dir()) == STAGES
     assert all(status(whole / stage)["status"] == "done" for stage in STAGES)
-    took = {stage: OmegaConf.load(whole / stage / "config.yaml") for stage in STAGES}
-    assert took["2-grpo"].model.path == str(whole / "1-cold_start" / "model")
-    assert took["3-rejection"].model.path == str(whole / "2-grpo" / "model")
-    assert took["4-sft"].data.path == str(whole / "3-rejection" / "data.jsonl")
-    assert took["4-sft"].model.path == took["1-cold_start"].model.path == "bundled:nano"
+    configs = {stage: OmegaConf.load(whole / stage / "config.yaml") for stage in STAGES}
+    assert configs["2-grpo"].model.path == str(whole / "1-cold_start" / "model")
+    assert configs["3-rejection"].model.path == str(whole / "2-grpo" / "model")
+    assert configs["4-sft"].data.path == str(whole / "3-rejection" / "data.jsonl")
+    assert configs["4-sft"].model.path == configs["1-cold_start"].model.path == "bundled:nano"
     manifest = json.loads((whole / "2-grpo" / "manifest.json").read_text())
     assert manifest["model"]["name"] == "reasoning-1-cold_start"
     assert f"model.path={whole / '1-cold_start' / 'model'}" in manifest["reproduce"]
@@ -133,7 +133,7 @@ def test_resumed_pipeline_repeats_no_finished_stage(two, conf, tmp_path, capsys,
     assert (status(folder)["status"], status(folder)["reason"]) == ("interrupted", "SIGTERM")
     done = {path: path.read_bytes() for path in (folder / "1-learn").rglob("*") if path.is_file()}
     assert "metrics.jsonl" in {path.name for path in done}
-    # Where it lies plays no part.
+    # A pipeline can be moved.
     moved = folder.rename(tmp_path / "moved")
     assert run(f"resume={moved}") == 0
     assert capsys.readouterr().out.count("done before") == 1
@@ -177,7 +177,7 @@ def test_job_resumes_a_shared_stage_that_another_job_failed_in(two, conf, tmp_pa
     sweep = tmp_path / "study" / "time-hash"
     sweep.mkdir(parents=True)
     (sweep / "sweep.yaml").write_text("name: x\n")
-    places = [sweep / "jobs" / name for name in ("00-a", "01-b")]
+    directories = [sweep / "jobs" / name for name in ("00-a", "01-b")]
     words = [*SMALL, "pipeline=two", *conf]
 
     def broken(*args: object, **kwargs: object) -> None:
@@ -185,16 +185,16 @@ def test_job_resumes_a_shared_stage_that_another_job_failed_in(two, conf, tmp_pa
 
     with monkeypatch.context() as patched:
         patched.setattr(session, "PROGRAMS", {**session.PROGRAMS, "train": replace(session.TRAIN, run=broken)})
-        assert run(*words, "stage.make.samples=1", f"hydra.run.dir={places[0]}") == 2
-    assert run(*words, f"hydra.run.dir={places[1]}") == 0
-    assert contents(places[1]) == contents(two)
-    assert not (places[0] / "1-learn").is_symlink()
-    assert (places[1] / "1-learn").resolve() == places[0] / "1-learn"
+        assert run(*words, "stage.make.samples=1", f"hydra.run.dir={directories[0]}") == 2
+    assert run(*words, f"hydra.run.dir={directories[1]}") == 0
+    assert contents(directories[1]) == contents(two)
+    assert not (directories[0] / "1-learn").is_symlink()
+    assert (directories[1] / "1-learn").resolve() == directories[0] / "1-learn"
     capsys.readouterr()
-    assert run(f"resume={places[0]}", f"hydra.run.dir={places[0]}") == 0
+    assert run(f"resume={directories[0]}", f"hydra.run.dir={directories[0]}") == 0
     assert capsys.readouterr().out.count("done before") == 1
-    assert [status(place)["status"] for place in places] == ["done", "done"]
-    manifest = json.loads(RunFolder(places[1] / "2-make").manifest.read_text())
+    assert [status(directory)["status"] for directory in directories] == ["done", "done"]
+    manifest = json.loads(RunFolder(directories[1] / "2-make").manifest.read_text())
     assert manifest["model"]["name"] == "study-1-learn"
     assert sorted(path.suffix for path in (sweep / "shared").iterdir()) == 3 * [".json"] + 3 * [".lock"]
 
@@ -224,7 +224,7 @@ def test_reference_to_an_unknown_stage_is_one_line(conf, tmp_path, capsys):
 
 def test_pipeline_with_branches_evaluation_and_call_needs_only_yaml(conf, tmp_path, capsys):
     words = [*SMALL, "pipeline=lab", "prompts=4", "data.source.count=32", "stage.picture.title=Mood"]
-    # Stories have no end in twelve tokens.
+    # Stories are longer than twelve tokens.
     words += ["stage.best.rollout.max_new_tokens=48", "stage.policy.held.seed=3", *conf]
     assert run(*words, "stage.picture.tilte=x", f"paths.output={tmp_path}") == 2
     assert "stage picture: call.tilte: unknown key; did you mean call.title?" in capsys.readouterr().err
@@ -236,27 +236,27 @@ def test_pipeline_with_branches_evaluation_and_call_needs_only_yaml(conf, tmp_pa
     assert [(config.method.kl_coef, config.seed) for config in configs] == [(0.01, 0), (0.5, 3)]
     stats = json.loads((folder / "4-test" / "evaluation_stats.json").read_text())
     assert [model["name"] for model in stats["models"]] == ["lab-2-policy-held", "lab-2-policy-free", "nano"]
-    # The last stage with a measure of its own stands for the pipeline; the other stages' changes are there by name.
+    # The result is that of the last stage with an objective; changes of other stages are prefixed with their names.
     result, last = (json.loads((path / "result.json").read_text()) for path in (folder, folder / "4-test"))
     assert (result["metric"], result["objective"]) == (last["metric"], last["objective"])
     policy = json.loads((folder / "2-policy-held" / "result.json").read_text())
     assert result["changes"]["policy.held/eval/reward/total"] == policy["changes"]["eval/reward/total"]
     assert result["changes"][last["metric"]] == last["changes"][last["metric"]]
-    # An evaluation that was stopped begins anew and leaves nothing twice.
+    # An interrupted evaluation restarts without duplicating results.
     before = (folder / "4-test" / "lengths.jsonl").read_bytes()
     RunFolder(folder / "4-test").status.interrupted("SIGTERM")
     capsys.readouterr()
     assert run(f"resume={folder}") == 2
     again = "stage.picture._target_=tests.jobs.pipelines.draw"
-    assert f"asks for {again} (calls this function); repeat it" in capsys.readouterr().err
+    assert f"sets {again} (calls this function); repeat it" in capsys.readouterr().err
     assert run(f"resume={folder}", again) == 0
     assert capsys.readouterr().out.count("done before") == 5
     assert (folder / "4-test" / "lengths.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("chosen", [*(f"pipeline={name}" for name in PIPELINES), *(f"experiment={e}" for e in STAGED)])
-def test_every_pipeline_composes_and_fits(chosen, tmp_path, capsys, monkeypatch):
-    """All of it but the running."""
+def test_every_built_in_pipeline_composes_and_is_valid(chosen, tmp_path, capsys, monkeypatch):
+    """Plans the pipeline without running its stages."""
     monkeypatch.setattr(plan, "compose", unresolved)
     monkeypatch.setattr(extras, "installed", lambda package: True)
     monkeypatch.setattr(pipeline.StageRunner, "advance", lambda self, job: None)

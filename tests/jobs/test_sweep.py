@@ -27,7 +27,7 @@ def done(tmp_path_factory):
     return folder, program
 
 
-def test_every_job_has_a_folder_of_its_own(done):
+def test_every_job_has_a_separate_folder(done):
     folder, program = done
     names = ["kl_coef=0.1 seed=0", "kl_coef=0.1 seed=1", "kl_coef=0.4 seed=0", "kl_coef=0.4 seed=1"]
     assert program.ran == names
@@ -120,7 +120,7 @@ def test_damaged_files_are_reported_and_the_rest_is_read(done, tmp_path):
 
 
 def study_of(folder, *values, metric="eval/reward/total"):
-    """A sweep of settings with the numbers that their jobs ended with."""
+    """A finished sweep: `values` are settings with the rewards of their jobs."""
     jobs = []
     for place, (name, ends) in enumerate(values):
         for seed, value in enumerate(ends):
@@ -178,7 +178,7 @@ def test_config_dir_reaches_the_jobs(tmp_path, capsys):
     program.ran.clear()
     more = (f"resume={folder}", "method.kl_coef=0.1,0.2,0.3")
     assert sweep(program, *more) == 2
-    assert f"asks for --config-dir={tmp_path / 'conf'}" in capsys.readouterr().err
+    assert f"sets --config-dir={tmp_path / 'conf'}" in capsys.readouterr().err
     assert sweep(program, *more, "--config-dir", str(tmp_path / "conf")) == 0
     assert program.ran == ["kl_coef=0.3"]
 

@@ -48,7 +48,7 @@ def test_reward_failure_in_the_third_update_loses_no_update(tmp_path):
     folder = RunFolder(path)
     assert [saved.name for saved in folder.checkpoints.iterdir()] == ["update=000002.ckpt"]
     assert folder.status.read()["status"] == "failed"
-    with pytest.raises(ConfigError, match=r"asks for reward\.function=\S+ \(runs this Python\); repeat it"):
+    with pytest.raises(ConfigError, match=r"sets reward\.function=\S+ \(runs this Python\); repeat it"):
         resumed(folder)
     resumed(folder, *(word for word in WORDS if word.startswith("reward.function=")))
     assert records(folder) == records(whole)
