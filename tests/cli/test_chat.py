@@ -1,4 +1,4 @@
-"""Talking to models through the command line: once, from a pipe, and with everything that can be typed."""
+"""The chat command: a single answer, input from a pipe, and commands."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ STORY = Conversation().ask("Once upon a time Anna the fox was at the river.")
 
 @pytest.fixture(scope="module")
 def nano() -> ChatModel:
-    """The bundled model, going on with text: chat it has not learned."""
+    """The bundled model, which continues text because it has no chat template."""
     chat_model = ChatModel(resolve_by_name("model", "nano", "a name"))
     chat_model.template = Template(chat_model.template.tokenizer, mode="plain")
     return chat_model
 
 
-def test_an_answer_is_the_models_own_continuation(nano):
-    """Greedy, token by token, without a cache."""
+def test_greedy_answer_equals_argmax_decoding_without_a_cache(nano):
     pieces: list[str] = []
     answer = nano.answer(nano.fit(STORY, OPTIONS), OPTIONS, pieces.append)
     prompt = ids = nano.template.encode_text("Once upon a time Anna the fox was at the river.")
@@ -54,26 +53,26 @@ def test_equal_seeds_give_equal_answers(nano):
 
 
 def test_control_characters_are_removed_from_answers(nano):
-    shown: list[str] = []
-    pieces = AnswerStreamer(nano.template.tokenizer, shown.append, strip=True)
+    printed: list[str] = []
+    pieces = AnswerStreamer(nano.template.tokenizer, printed.append, strip=True)
     pieces.on_finalized_text(" \x1b[2Ja\x07\tb\n")
-    assert shown == ["[2Ja\tb\n"]
+    assert printed == ["[2Ja\tb\n"]
 
 
-def test_ctrl_c_keeps_what_was_said(nano):
-    shown: list[str] = []
+def test_ctrl_c_keeps_the_part_of_the_answer_sampled_so_far(nano):
+    printed: list[str] = []
 
-    def impatient(piece: str) -> None:
-        shown.append(piece)
-        if len(shown) == 2:
+    def interrupt(piece: str) -> None:
+        printed.append(piece)
+        if len(printed) == 2:
             raise KeyboardInterrupt
 
-    answer = nano.answer(nano.fit(STORY, OPTIONS), OPTIONS, impatient)
-    assert answer == Answer("".join(shown), stopped=True)
+    answer = nano.answer(nano.fit(STORY, OPTIONS), OPTIONS, interrupt)
+    assert answer == Answer("".join(printed), stopped=True)
 
 
 class Echo:
-    """Answers with what it read, a token a letter."""
+    """A fake model that answers with its input, one token per letter."""
 
     def fit(self, conversation: Conversation, options: ChatOptions) -> TruncatedConversation:
         text = "|".join(message.content for message in conversation.messages)
@@ -99,7 +98,7 @@ def test_terminal_runs_messages_and_commands():
     assert terminal.conversation.turns[-1].content == "S|d at 0.5"
 
 
-def test_once_and_from_a_pipe(capsys, monkeypatch):
+def test_once_and_a_pipe_print_only_answers(capsys, monkeypatch):
     words = ["nano", "--temperature", "0", "--max-new-tokens", "5"]
     assert main([*words, "--once", "What is 3 + 4?"]) == 0
     once = capsys.readouterr()
@@ -110,7 +109,7 @@ def test_once_and_from_a_pipe(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["nano", "--top-p", "2"], "top-p 2.0: expected a share above 0"),
         (["nano", "--max-new-tokens", "0"], "max-new-tokens 0: expected 1 or more"),
@@ -119,11 +118,11 @@ def test_once_and_from_a_pipe(capsys, monkeypatch):
         ([], "the following arguments are required: model"),
     ],
 )
-def test_a_mistake_is_one_line(words, said, capsys):
+def test_mistake_is_one_line(words, expected, capsys):
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert expected in line
 
 
-def test_a_model_without_a_chat_template_continues_the_text(nano):
+def test_model_without_a_chat_template_continues_the_text(nano):
     assert nano.continues

@@ -1,4 +1,4 @@
-"""What fits in front of an answer, and what a typed line asks for: pure functions."""
+"""Truncating a conversation and parsing a typed line: pure functions."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from postrain.cli.chat.commands import COMMANDS, Command, overview, parse, temperature
-from postrain.cli.chat.conversation import Conversation, as_plain_text, room_for, truncate
+from postrain.cli.chat.conversation import Conversation, as_plain_text, token_limit, truncate
 from postrain.data.conversation import Message, Messages
 from postrain.errors import ConfigError
 
 
 def letters(messages: Messages) -> Tensor:
-    """A token a letter."""
+    """One token per letter."""
     return torch.tensor([ord(letter) for message in messages for letter in message.content])
 
 
-TALK = Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd").ask("ee")
+CONVERSATION = Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd").ask("ee")
 
 
 @pytest.mark.parametrize(
-    ("room", "kept", "forgotten", "cut"),
+    ("limit", "kept", "dropped", "cut"),
     [
         # S aa bb cc dd ee = 11 letters.
         (11, "Saabbccddee", 0, False),
@@ -29,28 +29,28 @@ TALK = Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd").as
         (10, "Sccddee", 1, False),
         (7, "Sccddee", 1, False),
         (6, "See", 2, False),
-        # The last question alone is too long: its end stays.
+        # The last question alone exceeds the limit: its end is kept.
         (1, "e", 2, True),
     ],
 )
-def test_truncation_drops_the_oldest_exchanges_first(room, kept, forgotten, cut):
-    found = truncate(TALK, letters, room)
-    assert ("".join(map(chr, found.ids)), found.dropped, found.cut) == (kept, forgotten, cut)
+def test_truncation_drops_the_oldest_exchanges_first(limit, kept, dropped, cut):
+    found = truncate(CONVERSATION, letters, limit)
+    assert ("".join(map(chr, found.ids)), found.dropped, found.cut) == (kept, dropped, cut)
 
 
-def test_an_answer_never_takes_more_than_half_of_the_context():
-    assert (room_for(256, 100), room_for(256, 1000)) == (156, 128)
+def test_answer_gets_at_most_half_of_the_context():
+    assert (token_limit(256, 100), token_limit(256, 1000)) == (156, 128)
 
 
-def test_undoing_takes_a_question_and_its_answer_back():
-    assert TALK.undo() == Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd")
-    assert TALK.undo().undo() == Conversation(system="S").ask("aa").answer("bb")
+def test_undo_removes_the_last_question_and_its_answer():
+    assert CONVERSATION.undo() == Conversation(system="S").ask("aa").answer("bb").ask("cc").answer("dd")
+    assert CONVERSATION.undo().undo() == Conversation(system="S").ask("aa").answer("bb")
     assert Conversation().undo() == Conversation()
 
 
-def test_text_that_goes_on_is_one_piece_with_blanks_between_words():
-    said = [("user", "Anna ran."), ("assistant", " She fell"), ("assistant", "."), ("user", "Ben"), ("user", "\nNo.")]
-    assert as_plain_text(tuple(Message(*each) for each in said)) == "Anna ran. She fell. Ben\nNo."
+def test_plain_text_joins_messages_with_blanks_between_words():
+    turns = [("user", "Anna ran."), ("assistant", " She fell"), ("assistant", "."), ("user", "Ben"), ("user", "\nNo.")]
+    assert as_plain_text(tuple(Message(*each) for each in turns)) == "Anna ran. She fell. Ben\nNo."
 
 
 def test_line_is_parsed_as_message_or_command():
@@ -63,15 +63,15 @@ def test_line_is_parsed_as_message_or_command():
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ("/resett", "did you mean /reset?"),
-        ("/x", "there is /reset, /undo"),
+        ("/x", "available: /reset, /undo"),
         ("/undo 2", "expected no argument, got '2'"),
     ],
 )
-def test_a_wrong_command_is_one_line(line, said):
+def test_wrong_command_is_one_line(line, expected):
     with pytest.raises(ConfigError) as caught:
         parse(line)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""python -m postrain.cli.chat MODEL: talk to a run's model, or any other, in the terminal."""
+"""python -m postrain.cli.chat MODEL: chat with a run's model, or another one, in the terminal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from postrain.errors import ConfigError, Parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 2 and one line for a mistake."""
+    """Runs one command line; returns the exit code, 2 for a mistake."""
     try:
-        talk(parser().parse_args(argv))
+        chat(parser().parse_args(argv))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -32,25 +32,25 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser(
+    found = Parser(
         prog=command("chat"),
-        description="Talk to a model. Questions may also come from a pipe, a line each.",
-        epilog=f"while talking (Ctrl-C stops an answer):\n{overview()}",
+        description="Chat with a model. From a pipe, each line is a message.",
+        epilog=f"commands (Ctrl-C stops an answer):\n{overview()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("model", help="a run folder, a directory (adapters too), a Hub name, or nano, smollm2, ...")
-    made.add_argument("--once", metavar="TEXT", help="answer this and end")
-    made.add_argument("--system", metavar="TEXT", default="", help="the system message")
-    made.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; default %(default)s")
-    made.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
-    made.add_argument("--max-new-tokens", type=int, default=256, help="of an answer; default %(default)s")
-    made.add_argument("--seed", type=int, default=0, help="the same seed and words give the same answers")
-    return made
+    found.add_argument("model", help="a run folder, a directory (adapters too), a Hub name, or nano, smollm2, ...")
+    found.add_argument("--once", metavar="TEXT", help="print the answer to TEXT and exit")
+    found.add_argument("--system", metavar="TEXT", default="", help="the system message")
+    found.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; default %(default)s")
+    found.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
+    found.add_argument("--max-new-tokens", type=int, default=256, help="token limit of an answer; default %(default)s")
+    found.add_argument("--seed", type=int, default=0, help="sampling seed; default %(default)s")
+    return found
 
 
-def talk(chosen: argparse.Namespace) -> None:
-    """Loads the model, then answers."""
-    # Imported here so that --help and mistakes on the command line answer at once (start-up time).
+def chat(chosen: argparse.Namespace) -> None:
+    """Loads the model and answers messages."""
+    # Imported here for a fast start-up: --help and command-line mistakes need no torch.
     from postrain.cli.chat.conversation import Conversation  # noqa: PLC0415
     from postrain.cli.chat.model import ChatModel, ChatOptions  # noqa: PLC0415
     from postrain.cli.chat.terminal import Terminal  # noqa: PLC0415
@@ -58,16 +58,16 @@ def talk(chosen: argparse.Namespace) -> None:
 
     settings = {name: getattr(chosen, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
     options = ChatOptions(**settings)
-    # As in the other commands: model=nano, model.path=runs/...
+    # Also accepts the form of the other commands: model=nano, model.path=runs/...
     name = chosen.model.removeprefix("model=").removeprefix("model.path=")
     model = ChatModel(resolve_by_name("model", name, "a run folder, a model directory, a Hub name"))
     console, notes = Console(highlight=False), Console(highlight=False, stderr=True)
     terminal = Terminal(model, options, Conversation(system=chosen.system), console, notes)
     if chosen.once is not None:
-        terminal.say(chosen.once)
+        terminal.reply(chosen.once)
         return
     if sys.stdin.isatty():
-        # Gives input() its history and keys.
+        # Adds history and line editing to input().
         importlib.import_module("readline")
         kind = "a base model: it continues your text" if model.continues else "/help lists commands"
         terminal.note(f"{model.name}, {kind}", "bold")

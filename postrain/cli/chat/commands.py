@@ -12,23 +12,23 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reset": ("", "clear the conversation"),
     "undo": ("", "remove the last question and its answer"),
     "system": ("TEXT", "set the system message; without TEXT remove it"),
-    "temperature": ("NUMBER", "0 always takes the likeliest word"),
+    "temperature": ("NUMBER", "sampling temperature; 0 is greedy"),
     "help": ("", "this list"),
     "quit": ("", "or Ctrl-D, or Ctrl-C"),
 }
-"""By name: its argument, and what it does."""
+"""Argument and description of each command."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Something to do."""
+    """A parsed command."""
 
     name: str
     argument: str = ""
 
 
 def parse(line: str) -> Command | str:
-    """What a line asks for; a text that begins with a slash is written with two."""
+    """The command or message of a line; `//` begins a message with a slash. Raises ConfigError for a wrong command."""
     if not line.startswith("/"):
         return line
     if line.startswith("//"):
@@ -36,7 +36,7 @@ def parse(line: str) -> Command | str:
     name, _, argument = line[1:].strip().partition(" ")
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
-        meant = f"did you mean /{near[0]}?" if near else f"there is {', '.join('/' + known for known in COMMANDS)}"
+        meant = f"did you mean /{near[0]}?" if near else f"available: {', '.join('/' + known for known in COMMANDS)}"
         raise ConfigError(f"/{name}: no such command; {meant}")
     wanted, argument = COMMANDS[name][0], argument.strip()
     if argument and not wanted:
@@ -45,7 +45,7 @@ def parse(line: str) -> Command | str:
 
 
 def temperature(text: str) -> float:
-    """The number behind /temperature."""
+    """The argument of /temperature as a number."""
     try:
         return float(text)
     except ValueError:
@@ -53,7 +53,7 @@ def temperature(text: str) -> float:
 
 
 def overview() -> str:
-    """All commands, a line each."""
+    """A line for each command."""
     rows = [(f"/{name} {argument}".rstrip(), about) for name, (argument, about) in COMMANDS.items()]
     width = max(len(form) for form, _ in rows)
     return "\n".join(f"{form:<{width}}  {about}" for form, about in rows)

@@ -10,66 +10,66 @@ from torch import Tensor
 from postrain.data.conversation import Message, Messages
 
 Encode = Callable[[Messages], Tensor]
-"""Token ids of a conversation up to where the next answer begins, [L]."""
+"""Token ids of a conversation up to the beginning of the next answer, [L]."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation; each step gives a new one."""
+    """An immutable conversation; each method returns a new one."""
 
     system: str = ""
-    """What the model is told before everything else; empty for nothing."""
+    """The system message; empty for none."""
     turns: Messages = ()
-    """User and assistant, in turn."""
+    """Messages of user and assistant, alternating."""
 
     @property
     def messages(self) -> Messages:
-        """All of it, as a template takes it."""
+        """All messages, including the system message."""
         return ((Message("system", self.system), *self.turns)) if self.system else self.turns
 
     def ask(self, text: str) -> Conversation:
-        """With a further question."""
+        """The conversation with a further user message."""
         return replace(self, turns=(*self.turns, Message("user", text)))
 
     def answer(self, text: str) -> Conversation:
-        """With the answer to it."""
+        """The conversation with a further assistant message."""
         return replace(self, turns=(*self.turns, Message("assistant", text)))
 
     def undo(self) -> Conversation:
-        """Without the last question and its answer."""
+        """The conversation without the last user message and its answer."""
         return replace(self, turns=self.turns[: (len(self.turns) - 1) // 2 * 2])
 
 
 @dataclass(frozen=True)
 class TruncatedConversation:
-    """A conversation in the space there is for it."""
+    """A conversation truncated to the model's context."""
 
     ids: Tensor
-    """[L]."""
+    """Token ids, int64 [L]."""
     dropped: int
-    """Exchanges from its beginning that had to go."""
+    """The number of dropped exchanges, the oldest ones."""
     cut: bool
-    """Whether even the last question lost its beginning."""
+    """Whether the beginning of the last user message was dropped too."""
 
 
-def truncate(conversation: Conversation, encode: Encode, room: int) -> TruncatedConversation:
-    """The ids of at most `room` tokens: whole exchanges go first, the oldest before the others, then tokens."""
+def truncate(conversation: Conversation, encode: Encode, limit: int) -> TruncatedConversation:
+    """Truncates to at most `limit` tokens: drops the oldest whole exchanges first, then the first tokens."""
     kept = conversation
-    while len(ids := encode(kept.messages)) > room and len(kept.turns) > 2:
+    while len(ids := encode(kept.messages)) > limit and len(kept.turns) > 2:
         kept = replace(kept, turns=kept.turns[2:])
-    gone = (len(conversation.turns) - len(kept.turns)) // 2
-    return TruncatedConversation(ids[-room:], gone, len(ids) > room)
+    dropped = (len(conversation.turns) - len(kept.turns)) // 2
+    return TruncatedConversation(ids[-limit:], dropped, len(ids) > limit)
 
 
-def room_for(context: int, answer: int) -> int:
-    """Tokens a conversation may take, where an answer wants so many; it never takes more than half of the context."""
+def token_limit(context: int, answer: int) -> int:
+    """The token limit of a conversation, given that of its answer, which gets at most half of the context."""
     return context - min(answer, context // 2)
 
 
 def as_plain_text(messages: Messages) -> str:
-    """A conversation with a model that only goes on with text: what both wrote, in one piece."""
+    """A conversation as one text, for a model that only continues text."""
     text = ""
     for message in messages:
-        apart = not text or text[-1].isspace() or message.content[:1].isspace() or message.role == "assistant"
-        text += message.content if apart else f" {message.content}"
+        separated = not text or text[-1].isspace() or message.content[:1].isspace() or message.role == "assistant"
+        text += message.content if separated else f" {message.content}"
     return text

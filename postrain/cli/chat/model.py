@@ -1,6 +1,6 @@
 """A model that streams its answers: any causal language model, with its adapters merged.
 
-Sampling is transformers' own; rollout/ is made for many completions at once and shows none before it is whole.
+Uses `generate` of transformers: rollout/ samples many completions in parallel and does not stream them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
 
-from postrain.cli.chat.conversation import Conversation, TruncatedConversation, as_plain_text, room_for, truncate
+from postrain.cli.chat.conversation import Conversation, TruncatedConversation, as_plain_text, token_limit, truncate
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages
 from postrain.errors import ConfigError
@@ -25,13 +25,13 @@ from postrain.models.sources import ResolvedModel
 from postrain.seeds import derive_seed
 
 Show = Callable[[str], None]
-# Control characters but for line breaks and tabs: a model must not move the cursor or rename the window.
+# Control characters except line breaks and tabs: a model must not move the cursor or rename the window.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """Sampling options of answers."""
+    """Sampling options."""
 
     temperature: float
     """0 is greedy."""
@@ -54,14 +54,14 @@ class Answer:
 
     text: str
     stopped: bool
-    """Whether Ctrl-C came before its end."""
+    """Whether Ctrl-C ended it early."""
 
 
 class ChatModel:
     """Answers a conversation."""
 
     def __init__(self, resolved: ResolvedModel) -> None:
-        """Raises ConfigError for what is no language model."""
+        """Raises ConfigError if the model is not a language model."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(resolved)
         self.name, self.context = resolved.name, resolved.context
@@ -72,15 +72,15 @@ class ChatModel:
 
     @property
     def continues(self) -> bool:
-        """True for a model without chat: it goes on with the text."""
+        """True for a model without a chat template, which continues the text."""
         return self.template.name == "plain"
 
     def fit(self, conversation: Conversation, options: ChatOptions) -> TruncatedConversation:
-        """What the model gets to read. Raises ConfigError where its template refuses the conversation."""
-        return truncate(conversation, self._ids, room_for(self.context, options.max_new_tokens))
+        """The model's input. Raises ConfigError if the chat template rejects the conversation."""
+        return truncate(conversation, self._ids, token_limit(self.context, options.max_new_tokens))
 
     def answer(self, read: TruncatedConversation, options: ChatOptions, show: Show) -> Answer:
-        """The answer, shown piece by piece as it is drawn; after Ctrl-C, as much as there is of it."""
+        """Samples the answer and passes each piece to `show`; after Ctrl-C returns the part sampled so far."""
         torch.manual_seed(derive_seed(options.seed, "chat", self._answers))
         self._answers += 1
         pieces = AnswerStreamer(self.template.tokenizer, show, strip=not self.continues)
@@ -101,14 +101,16 @@ class ChatModel:
             return self.template.encode_text(as_plain_text(messages))
         return self.template.encode_prompt(messages)
 
-    def _settings(self, options: ChatOptions, left: int) -> GenerationConfig:
-        drawn = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.temperature else {}
+    def _settings(self, options: ChatOptions, available: int) -> GenerationConfig:
+        sampling = (
+            {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.temperature else {}
+        )
         return GenerationConfig(
             do_sample=bool(options.temperature),
-            max_new_tokens=min(options.max_new_tokens, left),
+            max_new_tokens=min(options.max_new_tokens, available),
             eos_token_id=[*self.template.stop_ids],
             pad_token_id=self.template.tokenizer.pad_token_id,
-            **drawn,
+            **sampling,
         )
 
 
@@ -116,7 +118,7 @@ class AnswerStreamer(TextStreamer):
     """Streams an answer token by token and collects its text."""
 
     def __init__(self, tokenizer: Any, show: Show, *, strip: bool) -> None:
-        """`strip` leaves out the blank that opens an answer."""
+        """`strip` removes whitespace at the beginning of an answer."""
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self.show, self.strip, self.text = show, strip, ""
 

@@ -1,6 +1,6 @@
-"""The conversation in a terminal: reads lines, shows answers as they are drawn, does what commands ask.
+"""A conversation in a terminal: reads lines, streams answers, executes commands.
 
-Into a pipe go the answers alone, from a pipe come the questions, a line each: nothing else is printed there.
+Standard output gets only answers and standard error all notes, so that both can be piped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from postrain.cli.chat.model import ChatModel, ChatOptions
 from postrain.errors import ConfigError
 
 ReadLine = Callable[[], str]
-"""The next line; raises EOFError when there is none."""
+"""Returns the next line; raises EOFError at the end of the input."""
 
 
 @dataclass
@@ -28,12 +28,12 @@ class Terminal:
     options: ChatOptions
     conversation: Conversation
     console: Console
-    """Where answers go."""
+    """The console for answers."""
     notes: Console
-    """Where everything else goes."""
+    """The console for notes and errors."""
 
     def run(self, read: ReadLine) -> None:
-        """Until the lines end, /quit, or Ctrl-C where nothing is being answered."""
+        """Reads lines until the end of the input, /quit, or Ctrl-C while no answer is sampled."""
         while True:
             try:
                 line = read()
@@ -42,48 +42,51 @@ class Terminal:
             if not line.strip():
                 continue
             try:
-                said = parse(line.rstrip("\n"))
-                if said == Command("quit"):
+                parsed = parse(line.rstrip("\n"))
+                if parsed == Command("quit"):
                     return
-                self.do(said) if isinstance(said, Command) else self.say(said)
+                self.execute(parsed) if isinstance(parsed, Command) else self.reply(parsed)
             except ConfigError as error:
                 self.note(str(error), "red")
 
-    def say(self, text: str) -> None:
-        """Asks, shows the answer, and remembers both."""
-        asked = self.conversation.ask(text)
-        read = self.model.fit(asked, self.options)
+    def reply(self, text: str) -> None:
+        """Samples and prints the answer to a message, and adds both to the conversation."""
+        conversation = self.conversation.ask(text)
+        read = self.model.fit(conversation, self.options)
         if read.cut:
-            self.note("longer than the model can read: the beginning of your text was cut", "yellow")
+            self.note("your message exceeds the model's context: its beginning was dropped", "yellow")
         elif read.dropped:
-            self.note(f"the model can no longer read the first {read.dropped} of your questions", "yellow")
+            self.note(
+                f"the conversation exceeds the model's context: the first {read.dropped} exchanges were dropped",
+                "yellow",
+            )
         answer = self.model.answer(read, self.options, self._show)
         self.console.print()
         if answer.stopped:
             self.note("stopped", "yellow")
         elif not answer.text:
-            self.note("(it ended without a word)", "dim")
-        self.conversation = asked.answer(answer.text)
+            self.note("(empty answer)", "dim")
+        self.conversation = conversation.answer(answer.text)
 
-    def do(self, command: Command) -> None:
-        """Anything but /quit."""
+    def execute(self, command: Command) -> None:
+        """Executes a command other than /quit."""
         match command.name:
             case "reset":
                 self.conversation = Conversation(system=self.conversation.system)
-                self.note("forgotten", "dim")
+                self.note("conversation cleared", "dim")
             case "undo":
-                self.note("taken back" if self.conversation.turns else "there is nothing to take back", "dim")
+                self.note("removed the last question" if self.conversation.turns else "nothing to undo", "dim")
                 self.conversation = self.conversation.undo()
             case "system":
                 self.conversation = replace(self.conversation, system=command.argument)
-                self.note("from now on" if command.argument else "nothing is said before the conversation now", "dim")
+                self.note("system message set" if command.argument else "system message removed", "dim")
             case "temperature":
                 self.options = replace(self.options, temperature=temperature(command.argument))
             case _:
                 self.note(overview(), "dim")
 
     def note(self, text: str, style: str) -> None:
-        """Something that is no answer."""
+        """Prints a line to the notes console."""
         self.notes.print(Text(text, style=style), soft_wrap=True)
 
     def _show(self, piece: str) -> None:
