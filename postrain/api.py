@@ -240,5 +240,5 @@ def _ids(tokens: Any) -> Tensor:
 def _tokenizer(model: nn.Module, tokenizer: Any) -> Any:
     found = tokenizer or getattr(provenance_of(model), "tokenizer", None)
     if found is None:
-        raise ConfigError("tokenizer: pass tokenizer=...; only models from load_model know theirs")
+        raise ConfigError("tokenizer: pass tokenizer=...; only models from load_model have one")
     return found

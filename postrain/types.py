@@ -126,7 +126,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if "" in self.stop:
-            raise ConfigError("rollout.stop: an empty text ends nothing; name texts, or give [] for none")
+            raise ConfigError("rollout.stop: expected non-empty texts; [] disables stop texts")
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,9 @@ def test_generate_is_the_function_also_where_the_command_was_imported(nano):
          ["num_generations: expected an integer >= 1, got 0"]),
         (lambda model, _: pt.generate(model, "abc"), ["prompts: expected a list, got 'abc'"]),
         (lambda model, _: pt.generate(torch.nn.Identity(), ["a"]),
-         ["tokenizer: pass tokenizer=...; only models from load_model know theirs"]),
+         ["tokenizer: pass tokenizer=...; only models from load_model have one"]),
         (lambda model, _: pt.score(torch.nn.Identity(), [("a", "b")]),
-         ["tokenizer: pass tokenizer=...; only models from load_model know theirs"]),
+         ["tokenizer: pass tokenizer=...; only models from load_model have one"]),
     ],
 )  # fmt: skip
 def test_a_mistake_in_python_is_one_line_each(make, lines, nano):

@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 
 import torch
 
-# Private: instantiate_launcher asks for a HydraContext and that for this; nothing public makes one.
+# Private: instantiate_launcher needs a HydraContext, which needs this; there is no public constructor.
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -91,8 +91,8 @@ def command(conf: Path, primary: str) -> tuple[str, ...]:
 def overrides_of(job: Job, folder: Path, resumes: bool) -> list[str]:
     """The overrides that start a job, or that resume it if its folder holds a run and its program can resume."""
     path = folder / job.folder
-    begun = any((path / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
-    return [format_override("resume", str(path)), *job.confirm] if begun and resumes else [*job.overrides]
+    started = any((path / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
+    return [format_override("resume", str(path)), *job.confirm] if started and resumes else [*job.overrides]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class Local(Settings):
 
     def _process(self, job: Job, folder: Path, slot: int, log: IO[bytes], lock: IO[str]) -> None:
         """Runs a job unless the sweep is stopping; completes status.json if the job could not."""
-        path, begun = folder / job.folder, log.tell()
+        path, offset = folder / job.folder, log.tell()
         status = Status(path / "status.json")
         with self.starting:
             if self.stopping.is_set():
@@ -200,7 +200,7 @@ class Local(Settings):
         elif ended == "running" and self.stopping.is_set():
             status.interrupted("SIGTERM")
         elif ended == "running":
-            status.failed(failure_reason(path / LOG, begun, process.returncode))
+            status.failed(failure_reason(path / LOG, offset, process.returncode))
 
     def _exceeds_timeout(self, process: subprocess.Popen[bytes]) -> bool:
         """Waits for a job. At the time limit sends SIGTERM, and after the grace period kills the process group."""
@@ -232,9 +232,9 @@ def resource_share(jobs: int, slot: int) -> dict[str, str]:
     return found
 
 
-def failure_reason(log: Path, begun: int, code: int) -> str:
-    """Why a job failed that did not record a reason, from its log starting at the byte `begun`."""
-    lines = log.read_bytes()[begun:].decode("utf-8", errors="replace").splitlines()
+def failure_reason(log: Path, offset: int, code: int) -> str:
+    """Why a job failed that did not record a reason, from its log starting at the byte `offset`."""
+    lines = log.read_bytes()[offset:].decode("utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if mistakes:
         return mistakes[-1]

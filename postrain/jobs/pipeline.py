@@ -253,11 +253,11 @@ class StageRunner:
 
     def session(self, job: Job, folder: Path) -> dict[str, Any]:
         """Config keys that make a stage resume its folder; removes an unfinished evaluation."""
-        begun = (folder / "config.yaml").is_file()
+        started = (folder / "config.yaml").is_file()
         if job.kind != "evaluate":
-            return {"resume": str(folder) if begun else None, "allow_change": self.allow_change}
+            return {"resume": str(folder) if started else None, "allow_change": self.allow_change}
         # An evaluation cannot be resumed.
-        if begun:
+        if started:
             shutil.rmtree(folder)
         return {}
 

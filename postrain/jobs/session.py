@@ -100,10 +100,14 @@ def execute(
         run_lifecycle(folder, ready),
         process_group(ready.trainer, folder and folder.path) as path,
     ):
-        begun = RunFolder(path)
-        with clock_at(begun.status.first_started()):
+        run_folder = RunFolder(path)
+        with clock_at(run_folder.status.first_started()):
             context = RunContext(
-                folder=begun, interrupt=interrupt, command=command or program.command, overrides=overrides, group=group
+                folder=run_folder,
+                interrupt=interrupt,
+                command=command or program.command,
+                overrides=overrides,
+                group=group,
             )
             return program.run(ready, context)
 

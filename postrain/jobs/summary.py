@@ -12,7 +12,7 @@ from postrain.jobs.graph import Job
 from postrain.jsonl import number, read_json
 from postrain.runs.folder import RunFolder
 
-MADE, GREEDY, SAMPLED, SOLVED = "held-out, or kept", "accuracy, greedy", "accuracy, sampled", "pass@n"
+MADE, GREEDY, SAMPLED, SOLVED = "held-out, or selected", "accuracy, greedy", "accuracy, sampled", "pass@n"
 
 
 def grid(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[str]]]:
@@ -69,7 +69,7 @@ def _generated(folder: RunFolder) -> dict[str, str]:
     if SOLVED in cells:
         cells[SOLVED] += f" (n={found['samples']})"
     if found.get("kept"):
-        cells[MADE] = f"{found['kept']} of {found['prompts'] * found['samples']} kept"
+        cells[MADE] = f"{found['kept']} of {found['prompts'] * found['samples']} selected"
     return cells
 
 

@@ -1,4 +1,4 @@
-"""A fake job in a process of its own: overrides are key=value, its folder is hydra.run.dir."""
+"""A fake job for a separate process: overrides are key=value, its folder is hydra.run.dir."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from postrain.jobs.parent_watchdog import watch_parent
 
-SAID = dict(word.split("=", 1) for word in sys.argv[1:])
-STATUS = Path(SAID["hydra.run.dir"]) / "status.json"
+OVERRIDES = dict(word.split("=", 1) for word in sys.argv[1:])
+STATUS = Path(OVERRIDES["hydra.run.dir"]) / "status.json"
 
-match SAID["do"]:
+match OVERRIDES["do"]:
     case "finish":
         STATUS.write_text(json.dumps({"status": "done"}))
     case "watch":

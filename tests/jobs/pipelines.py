@@ -1,4 +1,4 @@
-"""Two pipelines, one of them in the form of a laboratory, and the function its last stage calls."""
+"""Two pipelines, and the function that the last stage of the second one calls."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 TWO = """\
-# Learn from demonstrations, then write some
+# SFT, then a generation
 stages:
   learn: [method=sft, data.source.count=32]
   make: {generate: [model=run, "model.path=${stages.learn.model}", selection=all, prompts=6, samples=2]}
 """
 LAB = """\
-# A reward model, two policies trained on it, the best of several, a comparison and a picture
+# A reward model, two policies trained on it, best-of-n, an evaluation and a plot
 stages:
   proxy: [method=reward, data.source.noise=0.2]
   policy:
@@ -37,6 +37,6 @@ stages:
 
 
 def draw(*, folder: str, runs: Mapping[str, Mapping[str, str]], best: str, title: str) -> None:
-    """Leaves what a picture would be made from."""
+    """Writes a summary of its arguments to picture.json."""
     found = {name: Path(run["model"], "config.json").is_file() for name, run in runs.items()}
     Path(folder, "picture.json").write_text(json.dumps({"title": title, "best": Path(best).is_file(), **found}))

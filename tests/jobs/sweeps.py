@@ -20,18 +20,18 @@ from tests.training_runs import CONF
 
 
 class Program:
-    """What `train.py` does, with this in place of training; remembers its jobs."""
+    """Replaces training in `train.py`; records its jobs."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.broken: set[str] = set()
-        """Jobs, by their names, that fail."""
+        """Names of jobs that fail."""
 
-    def __call__(self, config: DictConfig, words: list[str], group: str | None, place: Path | None) -> float | None:
-        assert place is not None
+    def __call__(self, config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
+        assert directory is not None
         assert group is not None
-        folder = RunFolder.at(place)
-        saved = place / "words.json"
+        folder = RunFolder.at(directory)
+        saved = directory / "words.json"
         if config.resume:
             words = json.loads(saved.read_text())
         saved.write_text(json.dumps(words))
@@ -40,7 +40,7 @@ class Program:
         name = given["name"].strip("'")
         self.ran.append(name)
         if name in self.broken:
-            folder.config.write_text("begun: true")
+            folder.config.write_text("started: true")
             raise ConfigError(f"{name} is broken")
         kl_coef, seed = (
             float(next((v for k, v in given.items() if k.endswith("kl_coef")), 0)),
@@ -51,7 +51,7 @@ class Program:
 
 
 def finish(folder: RunFolder, *, reward: float, kl: float, stopped: str | None = None) -> None:
-    """A finished run that has measured these."""
+    """Writes the results of a finished run."""
     changes = {"eval/reward/total": [0.0, reward], "eval/kl/exact": [0.0, kl]}
     result: dict[str, Any] = {"metric": "eval/reward/total", "direction": "max", "objective": reward}
     folder.result.write_text(json.dumps({**result, "changes": changes, "stopped": stopped}))
@@ -59,8 +59,8 @@ def finish(folder: RunFolder, *, reward: float, kl: float, stopped: str | None =
 
 
 @dataclass(frozen=True)
-class Here:
-    """Runs jobs in this process, without Hydra's composing each once more."""
+class InProcess:
+    """A launcher that runs jobs in this process without composing them again."""
 
     program: Program
     jobs: int = 1
@@ -77,10 +77,10 @@ class Here:
 
 
 def sweep(program: Program, *words: str, launcher: str | None = None, root: str = "config") -> int:
-    """What a command line comes to; its exit code. `launcher` is one of Hydra's, `root` a primary config."""
+    """Runs a command line; returns the exit code. `launcher` is one of Hydra's, `root` a primary config."""
     with pytest.MonkeyPatch.context() as patched:
         if launcher is None:
-            patched.setattr("postrain.jobs.sweep.launcher_of", lambda *_: Here(program))
+            patched.setattr("postrain.jobs.sweep.launcher_of", lambda *_: InProcess(program))
         try:
             return start(
                 ["train.py", f"hydra/launcher={launcher or 'local'}", *words], CONF, run=program, config_name=root

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: a failed or killed job does not stop the others, and its status has the reason."""
+"""Jobs in separate processes: a failed or killed job does not stop the others, and its status has the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_killed_job_counts_as_failed_and_others_finish(tmp_path, monkeypatch):
     assert (tmp_path / "jobs/2" / LOG).read_text() == "error: method.kl_coef: expected a number\n"
 
 
-def test_begun_job_is_resumed(tmp_path):
+def test_started_job_is_resumed(tmp_path):
     assert overrides_of(job(0, "finish"), tmp_path, True) == ["do=finish"]
     (tmp_path / "jobs/0").mkdir(parents=True)
     (tmp_path / "jobs/0/config.yaml").write_text("")
@@ -40,7 +40,7 @@ def test_begun_job_is_resumed(tmp_path):
 def test_reason_is_the_last_error_line_of_the_log(tmp_path):
     (tmp_path / LOG).write_text("error: one\nTraceback\nerror: two\nbye\n")
     assert failure_reason(tmp_path / LOG, 0, 2) == "two"
-    # Of a retry only what it has said itself counts.
+    # Only the lines of the last attempt count.
     (tmp_path / LOG).write_text("error: old\nTypeError: new\n")
     assert failure_reason(tmp_path / LOG, 11, 3) == "ended with exit code 3; see log.txt: TypeError: new"
     assert failure_reason(tmp_path / LOG, 0, -6) == "old"
@@ -53,9 +53,9 @@ def test_job_with_parent_watchdog_ends_cleanly(tmp_path, monkeypatch):
     assert (tmp_path / "jobs/0" / LOG).read_text() == ""
 
 
-def test_job_beyond_its_time_limit_is_ended_and_named(tmp_path, monkeypatch):
+def test_job_beyond_its_time_limit_is_killed_and_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    # The first ignores SIGTERM, the second saves; both are named, however far they had come.
+    # The first job ignores SIGTERM, the second one saves; both count as timed out.
     jobs = [job(0, "hang"), job(1, "save")]
     Local(jobs=2, command=FAKE, timeout=1.0, grace=0.2)(jobs, tmp_path, lambda job: None)
     for each in jobs:

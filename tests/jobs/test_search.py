@@ -1,4 +1,4 @@
-"""A search: trials that Optuna proposes are run, reported and remembered by the next session."""
+"""A hyperparameter search: runs the trials that Optuna proposes, records their values, resumes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_failed_trial_does_not_stop_the_search(tmp_path):
 
 
 def test_search_without_its_metric_uses_that_of_the_jobs(tmp_path):
-    # The jobs measure a reward, to be maximised, and no gold; a study that minimises sees it with the sign changed.
+    # The jobs measure only a reward, which is maximized; a study that minimizes gets it with the opposite sign.
     for metric, direction, sign in (("gold/total", "max", 1), ("eval/perplexity", "min", -1)):
         home = tmp_path / direction
         words = (*SEARCH[:2], f"sweep.metric={metric}", f"sweep.direction={direction}", "report=false")
@@ -86,10 +86,10 @@ def test_distribution_of_each_kind_of_space():
     assert distribution("k", {"low": 1, "high": 8, "log": True}) == kinds.IntDistribution(1, 8, log=True)
     assert distribution("k", {"low": 0, "high": 1.0}) == kinds.FloatDistribution(0.0, 1.0)
     assert distribution("k", ["a", "b"]) == kinds.CategoricalDistribution(["a", "b"])
-    for said, told in (
+    for space, message in (
         ({"low": 1}, "expected a list of choices"),
         ({"low": 2, "high": 1}, "low < high, got 2 and 1"),
         ({"low": 0.0, "high": 1.0, "log": True}, "sweep.search.k: .*0.0"),
     ):
-        with pytest.raises(ConfigError, match=told):
-            distribution("k", said)
+        with pytest.raises(ConfigError, match=message):
+            distribution("k", space)

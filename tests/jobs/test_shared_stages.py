@@ -14,13 +14,13 @@ def stage(name: str, **config: object) -> Job:
 
 
 def test_digest_covers_the_config_and_the_stages_it_refers_to():
-    asks = {"data": "${stages.a.data}"}
-    one = digests([stage("a", x=1), stage("b", **asks), stage("c", x=1)])
-    other = digests([stage("a", x=2), stage("b", **asks), stage("c", x=1)])
+    reference = {"data": "${stages.a.data}"}
+    one = digests([stage("a", x=1), stage("b", **reference), stage("c", x=1)])
+    other = digests([stage("a", x=2), stage("b", **reference), stage("c", x=1)])
     assert one["c"] == other["c"]
     assert one["a"] != other["a"]
     assert one["b"] != other["b"]
-    assert one == digests([stage("a", x=1, resume="here"), stage("b", **asks), stage("c", x=1)])
+    assert one == digests([stage("a", x=1, resume="here"), stage("b", **reference), stage("c", x=1)])
 
 
 def jobs(tmp_path: Path) -> tuple[Path, Path, Path]:
@@ -35,17 +35,17 @@ def test_second_job_waits_for_a_shared_stage_and_links_to_it(tmp_path, capsys):
     found: list[Path] = []
 
     def other() -> None:
-        with shared_folder(second, shared, "a-1") as place:
-            found.append(place)
+        with shared_folder(second, shared, "a-1") as directory:
+            found.append(directory)
 
-    with shared_folder(first, shared, "a-1") as place:
-        assert place == first
+    with shared_folder(first, shared, "a-1") as directory:
+        assert directory == first
         waiting = threading.Thread(target=other)
         waiting.start()
         waiting.join(0.2)
         assert not found
-        place.mkdir()
-        (place / "done").touch()
+        directory.mkdir()
+        (directory / "done").touch()
     waiting.join()
     assert found == [first]
     assert second.is_symlink()
@@ -56,14 +56,14 @@ def test_second_job_waits_for_a_shared_stage_and_links_to_it(tmp_path, capsys):
     assert (moved / "jobs" / "01" / "1-a" / "done").is_file()
 
 
-def test_stage_stays_in_its_job_if_the_claimed_folder_is_gone_or_it_was_begun_alone(tmp_path):
+def test_stage_stays_in_its_job_if_the_claimed_folder_is_gone_or_it_started_without_a_claim(tmp_path):
     shared, first, second = jobs(tmp_path)
     with shared_folder(first, shared, "a-1"):
         pass
     first.parent.rmdir()
-    with shared_folder(second, shared, "a-1") as place:
-        assert place == second
+    with shared_folder(second, shared, "a-1") as directory:
+        assert directory == second
     first.mkdir(parents=True)
     (first / "config.yaml").touch()
-    with shared_folder(first, shared, "a-1") as place:
-        assert place == first
+    with shared_folder(first, shared, "a-1") as directory:
+        assert directory == first

@@ -72,14 +72,14 @@ def test_references_resolve_to_paths_in_the_pipelines_folder():
 def test_wrong_pipeline_is_one_line(stages, line):
     with pytest.raises(ConfigError) as caught:
         stages_of({"stages": stages})
-    (said,) = str(caught.value).splitlines()
-    assert line in said
+    (message,) = str(caught.value).splitlines()
+    assert line in message
 
 
-def overrides_of_stage(said: list[str], stage: Job, *, takes: str = "method model data seed") -> list[str]:
-    words = split(said, [stage])
+def overrides_of_stage(overrides: list[str], stage: Job, *, takes: str = "method model data seed") -> list[str]:
+    given = split(overrides, [stage])
     return stage_overrides(
-        words, stage, lambda key: key.partition(".")[0] in takes.split(), {"method", "model", "data"}
+        given, stage, lambda key: key.partition(".")[0] in takes.split(), {"method", "model", "data"}
     )[0]
 
 
@@ -98,21 +98,21 @@ def test_shared_override_does_not_replace_a_reference():
 
 
 def test_overrides_of_a_stage_come_last_and_of_a_branch_after_them():
-    said = ["stage.ppo.low.seed=3", "stage.ppo.seed=2", "seed=1", "pipeline=x", "paths.output=y"]
-    assert overrides_of_stage(said, STAGE) == [*OVERRIDES, "seed=1", "seed=2", "seed=3"]
+    overrides = ["stage.ppo.low.seed=3", "stage.ppo.seed=2", "seed=1", "pipeline=x", "paths.output=y"]
+    assert overrides_of_stage(overrides, STAGE) == [*OVERRIDES, "seed=1", "seed=2", "seed=3"]
 
 
 def test_overrides_that_reach_no_stage_are_named():
-    words = split(["model=smollm2", "logger=none", "seed=1"], [STAGE])
-    _, reached = stage_overrides(words, STAGE, lambda key: key != "logger", {"model"})
-    assert [line.partition(":")[0] for line in unused(words, reached)] == ["model=smollm2", "logger=none"]
+    given = split(["model=smollm2", "logger=none", "seed=1"], [STAGE])
+    _, reached = stage_overrides(given, STAGE, lambda key: key != "logger", {"model"})
+    assert [line.partition(":")[0] for line in unused(given, reached)] == ["model=smollm2", "logger=none"]
 
 
 def test_misspelt_stage_gets_a_suggestion():
-    for word, said in (
+    for override, message in (
         ("stage.pop.seed=1", "there is no stage pop; did you mean ppo?"),
         ("stage.ppo=1", "expected a setting of the stage, as in stage.ppo.seed=1"),
         ("stage.ppo.low=1", "expected a setting of the stage, as in stage.ppo.low.seed=1"),
     ):
-        with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
-            split([word], [STAGE])
+        with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+            split([override], [STAGE])

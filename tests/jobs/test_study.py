@@ -67,7 +67,7 @@ def test_lists_alone_are_a_study(root):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["sweep=mine", "++sweep.metrik=a"], "metrik: unknown key; did you mean metric?"),
         (["sweep=mine", "++sweep.seeds=[a]"], "seeds: expected a list of integers or null, got ['a']"),
@@ -79,10 +79,10 @@ def test_lists_alone_are_a_study(root):
         (["sweep=mine", "++sweep.grid.method.kl_coef=[]"], "sweep.grid.method.kl_coef: expected at least one value"),
     ],
 )
-def test_mistakes_are_one_line(words, said, root):
+def test_mistake_is_one_line(words, message, root):
     with pytest.raises(ConfigError) as caught:
         read(words, [], root)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 

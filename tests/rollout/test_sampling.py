@@ -82,5 +82,5 @@ def test_nan_logits_give_a_valid_token():
 
 
 def test_an_empty_stop_text_is_refused():
-    with pytest.raises(ConfigError, match=r"^rollout\.stop: an empty text ends nothing[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^rollout\.stop: expected non-empty texts[^\n]*$"):
         Sampling(1, stop=("a", ""))
