@@ -1,9 +1,9 @@
-"""Direct preference optimisation and its family: the policy's log-ratio to a reference is the implicit reward, which
-ranks the two completions of a pair (Rafailov et al. 2023).
+"""Direct preference optimisation and its family: β times the log-ratio to a reference is the implicit reward of a
+completion, trained to be larger for the chosen one of a pair (Rafailov et al. 2023).
 
     loss = −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected)))      a mean over pairs
 
-`losses.dpo` is this loss. `method.loss` chooses among the losses of losses/dpo_variants.py, or weighs several (MPO,
+`losses.dpo` is this loss. `method.loss` selects a loss of losses/dpo_variants.py, or a weighted sum of several (MPO,
 Wang et al. 2024).
 
 Axes: B pairs, T completion tokens.
@@ -35,7 +35,7 @@ from postrain.losses.dpo_variants import (
 from postrain.losses.preference import pair_terms, rank_partners
 from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairMethod, PairScores, Smoothing, lengths, mean_logps, pair_metrics, score_pairs
-from postrain.methods.reference_cache import in_order
+from postrain.methods.reference_cache import lookup
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Positive, Size
 
@@ -44,8 +44,7 @@ Share = Annotated[float, Gt(0), Lt(1)]
 
 @dataclass(frozen=True)
 class RunningMean:
-    """An exponential moving average that starts empty, not at 0: total / weight corrects the bias of the first steps
-    (Kingma and Ba 2015, Adam, section 3)."""
+    """Exponential moving average with bias correction, total / weight (Kingma and Ba 2015, Adam, section 3)."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -71,20 +70,20 @@ class PairsWithReference(Batch):
     """Log-probabilities under the reference, [T] each."""
     ref_rejected: tuple[Tensor, ...]
     ref_margin_of_rank_B: Tensor
-    """Constants of equal rank in the global batch, see PairTerms; 0 where no loss uses them."""
+    """Constants of equal rank in the global batch, see PairTerms; 0 if no loss uses them."""
     chosen_of_rank_B: Tensor
     rejected_of_rank_B: Tensor
 
     def reference(self) -> PairScores:
         """The reference's scores, laid out as the policy's."""
-        return PairScores.of(self.ref_chosen, self.ref_rejected, self.ref_margin_of_rank_B.device)
+        return PairScores.from_logps(self.ref_chosen, self.ref_rejected, self.ref_margin_of_rank_B.device)
 
 
 def check_losses(weights: Mapping[LossName, float], *, smoothing: float, divergence: Divergence) -> None:
-    """Raises ConfigError for settings that a chosen loss would ignore or cannot use."""
+    """Raises ConfigError for settings that a loss ignores or cannot use."""
     names = "+".join(weights)
     if not weights:
-        raise ConfigError(f"method.loss: names no loss; give one of {', '.join(LOSSES)}")
+        raise ConfigError(f"method.loss: expected at least one loss; give one of {', '.join(LOSSES)}")
     if smoothing and not SMOOTHED.intersection(weights):
         raise ConfigError(
             f"method.label_smoothing={smoothing} has no effect on method.loss={names}; leave it 0 or use one of "
@@ -112,7 +111,7 @@ class DPO(ReferenceModelMixin, PairMethod):
     batch_size: Size = 32
     learning_rate: Positive = 1e-4
     loss: LossName | Mapping[LossName, Positive] = "sigmoid"
-    """One loss, or several with their weights: {sigmoid: 0.8, bco: 0.2}."""
+    """A loss, or several with weights as in {sigmoid: 0.8, bco: 0.2}."""
     beta: Positive = 0.1
     """KL coefficient β: larger values keep the policy closer to the reference. With loss=ipo it is τ: the target gap is
     1/(2τ) nats/token."""
@@ -129,8 +128,7 @@ class DPO(ReferenceModelMixin, PairMethod):
     discopop_tau: Positive = 0.05
     """Temperature of DiscoPOP's blend of the logistic and the exponential loss."""
     bco_momentum: Fraction = 0.9
-    """Momentum of BCO's running mean reward. Bias-corrected: the first update's mean counts fully and is not averaged
-    with an initial 0."""
+    """Momentum of BCO's running mean reward, with bias correction."""
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
@@ -140,32 +138,34 @@ class DPO(ReferenceModelMixin, PairMethod):
 
     def prepare(self, batch: Pairs) -> PairsWithReference:
         known = self.reference_logps_of(batch)
-        none_B = torch.zeros_like(batch.margin_B)
+        zeros_B = torch.zeros_like(batch.margin_B)
         prepared = PairsWithReference(
-            batch, in_order(known, batch.chosen), in_order(known, batch.rejected), none_B, none_B, none_B
+            batch, lookup(known, batch.chosen), lookup(known, batch.rejected), zeros_B, zeros_B, zeros_B
         )
         return self.ranked(prepared) if RANKED.intersection(self.weights) else prepared
 
     def ranked(self, prepared: PairsWithReference) -> PairsWithReference:
-        """Matches pairs of the global batch by rank, with the policy's log-probabilities before this update."""
+        """Matches pairs of the global batch by rank under the policy before this update (AOT)."""
         known = self.logps_by_row(self.policy, prepared.pairs)
         pairs = prepared.pairs
-        policy = PairScores.of(in_order(known, pairs.chosen), in_order(known, pairs.rejected), pairs.margin_B.device)
+        policy = PairScores.from_logps(
+            lookup(known, pairs.chosen), lookup(known, pairs.rejected), pairs.margin_B.device
+        )
         found = self.terms(policy, prepared)
         ref_chosen_B, ref_rejected_B = self.sums(prepared.reference())
-        mine = [found.chosen_B, found.rejected_B, found.margin_B, ref_chosen_B - ref_rejected_B]
-        parts = collectives.gather([tensor_B.cpu() for tensor_B in mine])
-        before = sum(len(part[0]) for part in parts[: collectives.rank()])
+        local = [found.chosen_B, found.rejected_B, found.margin_B, ref_chosen_B - ref_rejected_B]
+        parts = collectives.gather([tensor_B.cpu() for tensor_B in local])
+        offset = sum(len(part[0]) for part in parts[: collectives.rank()])
         partners = rank_partners(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         ref_margin_B, chosen_B, rejected_B = (
-            values_G[before : before + len(prepared)].to(found.chosen_B) for values_G in partners
+            values_G[offset : offset + len(prepared)].to(found.chosen_B) for values_G in partners
         )
         return replace(
             prepared, ref_margin_of_rank_B=ref_margin_B, chosen_of_rank_B=chosen_B, rejected_of_rank_B=rejected_B
         )
 
     def sums(self, scores: PairScores) -> tuple[Tensor, Tensor]:
-        """Each side's log-probability, [B]."""
+        """Log-probabilities of the chosen and the rejected completions, [B] each, weighted by ld_alpha."""
         chosen, rejected = scores.chosen, scores.rejected
         return (
             length_desensitised(chosen.logps_BT, chosen.mask_BT, lengths(rejected), self.ld_alpha),
@@ -173,7 +173,7 @@ class DPO(ReferenceModelMixin, PairMethod):
         )
 
     def terms(self, policy: PairScores, batch: PairsWithReference) -> PairTerms:
-        """The inputs of the losses of LOSSES."""
+        """The inputs of the losses in LOSSES."""
         return pair_terms(
             *self.sums(policy),
             *self.sums(batch.reference()),

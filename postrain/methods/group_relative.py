@@ -49,11 +49,11 @@ class GroupExperience(Batch):
     advantages_BT: Tensor
     weight_B: Tensor
     """Weight of the completion's token losses in the sum."""
-    learned_B: Tensor
+    in_loss_B: Tensor
     """False where the loss has no gradient: such completions skip the forward pass."""
 
     def cost(self) -> list[int]:
-        learned = self.learned_B.tolist()
+        learned = self.in_loss_B.tolist()
         sharing = Counter(row for row, goes in zip(self.rows.row_ids, learned, strict=True) if goes)
         rows = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, learned, strict=True)
         # The cost of the prompt is shared by the group's completions; environment observations are not shared.
@@ -126,14 +126,14 @@ class GroupRelative(PolicyGradient):
         reward_PG = self.shaped_rewards(rollouts).view(-1, self.group_size)
         counted_B = self.is_selected(len(rollouts))
         # Statistics skip unselected groups: their number must not change the advantages.
-        learned_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
-        advantages_BT = self.advantages(learned_PG, penalty_BT, mask_BT) * ~learned_PG.isnan().view(-1, 1)
+        scored_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
+        advantages_BT = self.advantages(scored_PG, penalty_BT, mask_BT) * ~scored_PG.isnan().view(-1, 1)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
         has_gradient_B = (advantages_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
         self.accumulate(rollouts.metrics())
         self.log_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
-        learned_B = (weight_B != 0) & has_gradient_B
-        return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, learned_B)
+        in_loss_B = (weight_B != 0) & has_gradient_B
+        return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, in_loss_B)
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probabilities under the reference, [B, T]; logs every KL estimate that needs no extra forward pass."""

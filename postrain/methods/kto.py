@@ -18,7 +18,7 @@ from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.methods.metrics import count_positive
-from postrain.methods.reference_cache import LogpsByRow, in_order
+from postrain.methods.reference_cache import LogpsByRow, lookup
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.scoring import score
 from postrain.types import Batch, LossSum, Max, Mean, Positive, Rows, Size
@@ -74,14 +74,14 @@ class KTO(ReferenceModelMixin):
     def prepare(self, batch: UnpairedPreferences) -> UnpairedPreferencesWithReference:
         known = self.reference_logps_of(self.reference_batch(batch))
         baseline_B = self.baseline(batch, known).expand(len(batch))
-        return UnpairedPreferencesWithReference(batch.rows, batch.label_B, in_order(known, batch.rows), baseline_B)
+        return UnpairedPreferencesWithReference(batch.rows, batch.label_B, lookup(known, batch.rows), baseline_B)
 
     def baseline(self, batch: UnpairedPreferences, known: LogpsByRow) -> Tensor:
         """The KL baseline z, from each prompt with another prompt's completion."""
         if self.loss != "kto":
             return torch.zeros((), device=batch.label_B.device)
         mine = self.logps_by_row(self.policy, batch.unrelated)
-        gains_B = summed(in_order(mine, batch.unrelated)) - summed(in_order(known, batch.unrelated))
+        gains_B = summed(lookup(mine, batch.unrelated)) - summed(lookup(known, batch.unrelated))
         sums = torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()]).to(batch.label_B.device)
         return losses.kto_baseline(*collectives.all_sum(sums))
 

@@ -1,5 +1,4 @@
-"""Metrics of an update: sums added up by name over micro-batches, mini-batches and ranks, then plain floats; and the
-metrics that several methods log.
+"""Accumulation of metrics over micro-batches, mini-batches and ranks, and metrics that several methods log.
 
 Axes: B items, T tokens, K confidence bins.
 """
@@ -24,17 +23,17 @@ TIE = 1e-4
 BINS = 10
 
 
-# Accumulation --------------------------------------------------------------------------------------------------------
+# Accumulation ---------------------------------------------------------------------------------------------------------
 
 
 def add_metrics(into: dict[str, Mean | Max], metrics: Metrics) -> None:
-    """Adds metrics up by name; tensors are detached."""
+    """Accumulates `metrics` in `into` by name. Tensors must be detached."""
     for name, value in metrics.items():
-        into[name] = added(into[name], value) if name in into else value
+        into[name] = add(into[name], value) if name in into else value
 
 
-def added(one: Mean | Max, other: Mean | Max) -> Mean | Max:
-    """The sum of two metrics of one name, which are of one kind."""
+def add(one: Mean | Max, other: Mean | Max) -> Mean | Max:
+    """The combination of two metrics of the same class."""
     if isinstance(one, Mean):
         assert isinstance(other, Mean)
         return one + other
@@ -43,19 +42,19 @@ def added(one: Mean | Max, other: Mean | Max) -> Mean | Max:
 
 
 def combine(metrics: Metrics) -> dict[str, float]:
-    """The metrics of an update over all ranks, as plain floats in a fixed order."""
+    """Metrics combined over all ranks, as floats sorted by name."""
     total: dict[str, Mean | Max] = {}
-    for part in collectives.gather({name: plain(value) for name, value in metrics.items()}):
+    for part in collectives.gather({name: to_floats(value) for name, value in metrics.items()}):
         add_metrics(total, part)
     return {name: total[name].value() for name in sorted(total)}
 
 
-def plain(value: Mean | Max) -> Mean | Max:
-    """The same metric in plain floats, free of device and graph."""
+def to_floats(value: Mean | Max) -> Mean | Max:
+    """The same metric with floats instead of tensors."""
     return Max(float(value.peak)) if isinstance(value, Max) else Mean(float(value.total), float(value.count))
 
 
-# What several methods log --------------------------------------------------------------------------------------------
+# Metrics of several methods -------------------------------------------------------------------------------------------
 
 
 def count_positive(gap_B: Tensor) -> Tensor:
@@ -64,12 +63,15 @@ def count_positive(gap_B: Tensor) -> Tensor:
 
 
 def explained_variance(returns: Tensor, errors: Tensor) -> Tensor:
-    """1 − Var(returns − values) / Var(returns) from the two variances: 1 is a perfect critic, 0 a constant one."""
+    """1 − Var(returns − values) / Var(returns): 1 is a perfect critic, 0 a constant one.
+
+    `returns` and `errors` are the variances of the returns and of returns − values.
+    """
     return 1 - errors / returns.clamp(min=1e-8)
 
 
 def sampled_kl_metrics(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> dict[str, Mean | Max]:
-    """Every sampled estimate of KL(policy ‖ reference), per token, and the largest log-ratio."""
+    """The estimates k1, k2, k3 of KL(policy ‖ reference) [nats/token], and the largest log-ratio of a token [nats]."""
     estimators: tuple[SampledKL, ...] = ("k1", "k2", "k3")
     means: dict[str, Mean | Max] = {
         f"kl/{name}": Mean((kl(logps_BT, ref_logps_BT, name) * mask_BT).sum(), mask_BT.sum()) for name in estimators
@@ -78,15 +80,16 @@ def sampled_kl_metrics(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) 
 
 
 def kl_metrics(found: ReferenceScores) -> dict[str, Mean | Max]:
-    """Every estimate of KL(policy ‖ reference), per token, and the largest log-ratio (0 before the first update)."""
+    """The sampled estimates and the exact KL(policy ‖ reference) [nats/token], and the largest log-ratio of a token
+    [nats], which is 0 before the first update."""
     exact = {"kl/exact": Mean(found.kl_BT.detach().sum(), found.mask_BT.sum())}
     return sampled_kl_metrics(found.logps_BT.detach(), found.ref_logps_BT, found.mask_BT) | exact
 
 
 def step_metrics(log_ratio_BT: Tensor, terms: PolicyTerms, mask_BT: Tensor) -> dict[str, Mean | Max]:
-    """How far one optimizer step's policy is from the one that sampled, and the share of tokens that the clip changes.
+    """Importance ratios, clip fraction and KL to the old policy of one optimizer step.
 
-    `log_ratio_BT` is the tokens' own, whatever ratio the terms clip.
+    `log_ratio_BT` is log π/π_old of each token, also if `terms` has ratios of whole completions.
     """
     log_ratio_BT, ratio, tokens = log_ratio_BT.detach() * mask_BT, terms.ratio.detach(), mask_BT.sum()
     return {
@@ -97,32 +100,33 @@ def step_metrics(log_ratio_BT: Tensor, terms: PolicyTerms, mask_BT: Tensor) -> d
     }
 
 
-# Calibration: are predictions with confidence c right in a share c of cases? -----------------------------------------
+# Calibration: predictions with confidence c should be correct in a share c of cases -----------------------------------
 
 
 def margin_bins(margin_B: Tensor, bins: int = BINS) -> Tensor:
-    """Pairs, confidence and correct answers in each confidence bin, float64 [K, 3], of a reward model's margins.
+    """Confidence bins of a reward model's margins (chosen minus rejected), as `confidence_bins` returns them.
 
-    The model prefers the larger reward with confidence sigmoid(|margin|), between 1/2 and 1, as Bradley-Terry has it,
-    and is right where the margin (chosen minus rejected) is positive, half right at 0.
+    Bradley-Terry prefers the larger reward with confidence sigmoid(|margin|), between 1/2 and 1. The prediction is
+    correct if the margin is positive, and counts half at 0.
     """
     margin_B = margin_B.detach().double()
-    right_B = (margin_B > 0).double() + 0.5 * (margin_B == 0)
-    return confidence_bins(torch.sigmoid(margin_B.abs()), right_B, lowest=0.5, bins=bins)
+    correct_B = (margin_B > 0).double() + 0.5 * (margin_B == 0)
+    return confidence_bins(torch.sigmoid(margin_B.abs()), correct_B, lowest=0.5, bins=bins)
 
 
-def confidence_bins(confidence_B: Tensor, right_B: Tensor, *, lowest: float = 0.0, bins: int = BINS) -> Tensor:
-    """Cases, confidence and right ones in each confidence bin, float64 [K, 3]; sums, so that batches and ranks add up.
+def confidence_bins(confidence_B: Tensor, correct_B: Tensor, *, lowest: float = 0.0, bins: int = BINS) -> Tensor:
+    """Number of cases, sum of confidences and number of correct cases in each bin, float64 [K, 3].
 
-    `confidence_B` is between `lowest` and 1, which the bins share evenly; `right_B` is 1 or 0, or something between.
+    The sums are additive over batches and ranks. Bins divide [`lowest`, 1] evenly. `correct_B` is between 0 (wrong) and
+    1 (correct).
     """
-    confidence_B, right_B = confidence_B.detach().double(), right_B.double()
+    confidence_B, correct_B = confidence_B.detach().double(), correct_B.double()
     index_B = ((confidence_B - lowest) / (1 - lowest) * bins).long().clamp(max=bins - 1)
     sums_K3 = torch.zeros(bins, 3, dtype=torch.float64, device=confidence_B.device)
-    return sums_K3.index_add_(0, index_B, torch.stack([torch.ones_like(confidence_B), confidence_B, right_B], dim=1))
+    return sums_K3.index_add_(0, index_B, torch.stack([torch.ones_like(confidence_B), confidence_B, correct_B], dim=1))
 
 
 def expected_calibration_error(sums_K3: Tensor) -> float:
-    """Expected calibration error (Guo et al. 2017): mean over cases of |share right − confidence| of their bin."""
-    cases_K, confidence_K, right_K = sums_K3.unbind(1)
-    return float((right_K - confidence_K).abs().sum() / cases_K.sum().clamp(min=1))
+    """Expected calibration error (Guo et al. 2017): mean over cases of |accuracy − confidence| of their bin."""
+    cases_K, confidence_K, correct_K = sums_K3.unbind(1)
+    return float((correct_K - confidence_K).abs().sum() / cases_K.sum().clamp(min=1))

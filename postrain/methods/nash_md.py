@@ -34,11 +34,11 @@ class Experience(Batch):
     logps_BT: Tensor
     """Old log-probabilities: under the policy that sampled."""
     advantages_BT: Tensor
-    learned_B: Tensor
+    in_loss_B: Tensor
     """False for truncated completions with mask_truncated_completions: they skip the forward pass."""
 
     def cost(self) -> list[int]:
-        return [cost * learned for cost, learned in zip(self.rows.cost(), self.learned_B.tolist(), strict=True)]
+        return [cost * learned for cost, learned in zip(self.rows.cost(), self.in_loss_B.tolist(), strict=True)]
 
 
 class NashMD(OnlinePreference):
@@ -68,9 +68,9 @@ class NashMD(OnlinePreference):
         known_B = ~preferred_B.isnan()
         self.accumulate({**self.rollout_metrics(mine), **sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT)})
         self.accumulate({"win_rate/mixture": Mean(preferred_B[known_B].sum(), known_B.sum())})
-        learned_B = ~self.truncated_and_masked(mine)
+        in_loss_B = ~self.truncated_and_masked(mine)
         advantages_BT = losses.nash_md_advantages(preferred_B, logps_BT - ref_logps_BT, mask_BT, beta=self.beta)
-        return Experience(mine.rows, logps_BT, advantages_BT * learned_B[:, None], learned_B)
+        return Experience(mine.rows, logps_BT, advantages_BT * in_loss_B[:, None], in_loss_B)
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         for indices in self.minibatch_indices(self.batch_size):

@@ -90,7 +90,7 @@ class OnlineDPO(OnlinePreference):
 
     def loss_sum(self, batch: OnlinePairs) -> LossSum:
         both = batch.pairs.chosen + batch.pairs.rejected
-        found = PairScores.halves(score(self.policy, both, temperature=self.sampling.temperature))
+        found = PairScores.from_concatenated(score(self.policy, both, temperature=self.sampling.temperature))
         chosen_B, rejected_B = found.chosen.logps_BT.sum(1), found.rejected.logps_BT.sum(1)
         total = losses.dpo(
             chosen_B,

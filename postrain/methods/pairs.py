@@ -1,4 +1,4 @@
-"""Base of methods that learn from preference pairs: both sides are scored behind one copy of their prompt."""
+"""Base of methods trained on preference pairs; both completions of a pair share one copy of their prompt."""
 
 from __future__ import annotations
 
@@ -18,62 +18,62 @@ from postrain.models.scoring import Scores, score
 from postrain.types import Batch, Max, Mean
 
 Smoothing = Annotated[float, Ge(0), Lt(0.5)]
-"""ε, the share of labels taken to be wrong."""
+"""ε, the assumed share of wrong labels, below 0.5."""
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of both sides of pairs, padded to one width."""
+    """Scores of the chosen and the rejected completions, padded to one length."""
 
     chosen: Scores
     rejected: Scores
 
     @classmethod
-    def of(cls, chosen: Sequence[Tensor], rejected: Sequence[Tensor], device: torch.device) -> Self:
-        """Log-probabilities [T] of each completion, laid out as `score_pairs` does, on `device`."""
+    def from_logps(cls, chosen: Sequence[Tensor], rejected: Sequence[Tensor], device: torch.device) -> Self:
+        """From the token log-probabilities [T] of each completion; the layout is that of `score_pairs`."""
         logps_BT = pad_sequence([*chosen, *rejected], batch_first=True)
         sizes_B = torch.tensor([len(logps_T) for logps_T in (*chosen, *rejected)])
         mask_BT = torch.arange(logps_BT.shape[1]) < sizes_B[:, None]
-        return cls.halves(Scores(logps_BT.to(device), mask_BT.to(device)))
+        return cls.from_concatenated(Scores(logps_BT.to(device), mask_BT.to(device)))
 
     @classmethod
-    def halves(cls, both: Scores) -> Self:
-        """Chosen first, rejected behind them."""
+    def from_concatenated(cls, both: Scores) -> Self:
+        """From scores of all chosen completions followed by all rejected ones."""
         (chosen_BT, rejected_BT), masks = both.logps_BT.chunk(2), both.mask_BT.chunk(2)
         return cls(Scores(chosen_BT, masks[0]), Scores(rejected_BT, masks[1]))
 
 
 def score_pairs(model: nn.Module, pairs: Pairs) -> PairScores:
-    """Scores of the chosen and of the rejected completions, from one forward, each behind one copy of its prompt."""
-    return PairScores.halves(score(model, pairs.chosen + pairs.rejected))
+    """Scores of the chosen and the rejected completions, from one forward pass."""
+    return PairScores.from_concatenated(score(model, pairs.chosen + pairs.rejected))
 
 
 def lengths(scores: Scores) -> Tensor:
-    """Tokens of each completion, [B]."""
+    """Number of tokens of each completion, [B]."""
     return scores.mask_BT.sum(1)
 
 
 def mean_logps(scores: Scores) -> Tensor:
-    """Log-probability per token of each completion, [B]."""
+    """Mean log-probability per token of each completion, [B]."""
     return scores.logps_BT.sum(1) / lengths(scores)
 
 
 def pair_metrics(chosen_B: Tensor, rejected_B: Tensor, scores: PairScores) -> dict[str, Mean | Max]:
-    """The metrics of pairs whose implicit rewards are `chosen_B` and `rejected_B`."""
-    gap_B, pairs = (chosen_B - rejected_B).detach(), len(chosen_B)
-    found: dict[str, Mean | Max] = {
-        "accuracy": Mean(count_positive(gap_B), pairs),
-        "margin": Mean(gap_B.sum(), pairs),
+    """Accuracy, margin, rewards, log-probabilities and lengths; `chosen_B` and `rejected_B` are implicit rewards."""
+    margin_B, pairs = (chosen_B - rejected_B).detach(), len(chosen_B)
+    metrics: dict[str, Mean | Max] = {
+        "accuracy": Mean(count_positive(margin_B), pairs),
+        "margin": Mean(margin_B.sum(), pairs),
     }
     for name, reward_B, side in (("chosen", chosen_B, scores.chosen), ("rejected", rejected_B, scores.rejected)):
-        found[f"reward/{name}"] = Mean(reward_B.detach().sum(), pairs)
-        found[f"logp/{name}"] = Mean(side.logps_BT.detach().sum(), pairs)
-        found[f"length/{name}"] = Mean(lengths(side).sum(), pairs)
-    return found
+        metrics[f"reward/{name}"] = Mean(reward_B.detach().sum(), pairs)
+        metrics[f"logp/{name}"] = Mean(side.logps_BT.detach().sum(), pairs)
+        metrics[f"length/{name}"] = Mean(lengths(side).sum(), pairs)
+    return metrics
 
 
 class PairMethod(Method):
-    """A method whose loss is a mean over preference pairs."""
+    """Base of methods whose loss is a mean over preference pairs."""
 
     kind: ClassVar[str] = "Preference"
     expected_change: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)

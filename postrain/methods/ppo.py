@@ -69,7 +69,7 @@ class Experience(Batch):
     """Whitened over the global batch."""
     returns_BT: Tensor
     """Value targets: unwhitened advantage + old value."""
-    learned_B: Tensor
+    in_loss_B: Tensor
     """False for unscorable episodes, and for truncated ones with mask_truncated_completions: no mini-batch has them."""
 
 
@@ -136,21 +136,21 @@ class PPO(PolicyGradient):
                 found, values_BT=in_micro_batches(self.separate_values, rollouts.rows, self.micro_batch_tokens)
             )
         kl_BT = self.penalty(logps_BT, found)
-        learned_B = ~rollouts.reward_B.isnan() & ~self.truncated_and_masked(rollouts)
-        learned_BT = found.mask_BT & learned_B[:, None]
+        in_loss_B = ~rollouts.reward_B.isnan() & ~self.truncated_and_masked(rollouts)
+        in_loss_BT = found.mask_BT & in_loss_B[:, None]
         reward_B = self.shaped_rewards(rollouts).nan_to_num(0.0)
         rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
-        returns_BT = (advantages_BT + found.values_BT) * learned_BT
+        returns_BT = (advantages_BT + found.values_BT) * in_loss_BT
         self.accumulate(rollouts.metrics() | kl_metrics(found))
-        self.accumulate(critic_metrics(found.values_BT, returns_BT, advantages_BT, learned_BT))
+        self.accumulate(critic_metrics(found.values_BT, returns_BT, advantages_BT, in_loss_BT))
         self.accumulate({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
         self.episode_kl = kl_BT.sum(1)
         self.accumulate({"kl/coef": Max(self.coef)})
         self.accumulate({"rollout/logp_error": sampler_error(rollouts.logps_BT, found.logps_BT, strict=recorded)})
-        whitened_BT = collectives.whiten_globally(advantages_BT, learned_BT)
+        whitened_BT = collectives.whiten_globally(advantages_BT, in_loss_BT)
         tensors = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
-        return Experience(rollouts.rows, *tensors, learned_B)
+        return Experience(rollouts.rows, *tensors, in_loss_B)
 
     def compare(self, rows: Rows) -> ReferenceScores:
         """Policy, reference and shared critic on the same tokens."""
@@ -190,7 +190,7 @@ class PPO(PolicyGradient):
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         """Epochs × mini-batches, until target_kl is exceeded; then adapts the KL coefficient."""
-        learned, self.exceeds_target_kl = prepared.learned_B.tolist(), False
+        learned, self.exceeds_target_kl = prepared.in_loss_B.tolist(), False
         for indices in self.minibatch_indices(self.batch_size):
             self.kl_before = self.old_policy_kl()
             yield prepared.select([index for index in local_indices(indices) if learned[index]])

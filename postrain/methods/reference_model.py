@@ -1,9 +1,9 @@
-"""Mixin of methods whose loss weighs a completion by its log-ratio log π(completion) − log π_ref(completion).
+"""Mixin of methods with a loss of the log-ratio log π(completion) − log π_ref(completion).
 
-The reference's log-probabilities are constants of the loss. They are computed once for all rows before the first update
-and cached on disk (`precompute_ref_log_probs`), or at every update, from a frozen copy or with the adapter off. In
-float32 the numbers are the same; in bfloat16 either carries the rounding of its own pass. Before the first update
-the policy is its own reference, so that pass needs no second model.
+Reference log-probabilities are constants of the loss. They are computed once for all rows before the first update and
+cached on disk (`precompute_ref_log_probs`), or at every update from a frozen copy or with the adapter off. Both give
+the same numbers in float32; in bfloat16 they differ by rounding. Before the first update the policy equals its
+reference, so precomputing needs no second model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from postrain.methods.metrics import Metrics
 from postrain.methods.reference_cache import (
     LogpsByRow,
     cache_name,
-    distinct,
+    deduplicate,
     logps_by_row,
     read,
     rows_in,
@@ -38,17 +38,17 @@ from postrain.models.parts import frozen_copy, weights_digest
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.types import Batch, CountOrZero
 
-# Largest initial log-ratio of a token that rounding explains, in float32 (True) and in lower precision (False).
+# Largest initial log-ratio of a token due to rounding [nats]: in float32 (True), in lower precision (False).
 INITIAL_TOLERANCE = {True: 1e-3, False: 1.0}
 
 
 class ReferenceModelMixin(Method):
-    """A method with a reference model. Its `prepare` calls `reference_logps_of(batch)`, its `loss_sum`
-    `check_initial_log_ratio`."""
+    """Adds a reference model. A subclass calls `reference_logps_of(batch)` in `prepare`, and `check_initial_log_ratio`
+    in `loss_sum`."""
 
     precompute_ref_log_probs: bool = True
-    """Compute the reference log-probabilities of all rows once, before the first update, and cache them on disk; false
-    computes them at every update."""
+    """true: compute the reference log-probabilities of all rows before the first update and cache them on disk. false:
+    compute them at every update."""
     reference_free: bool = False
     """Take all reference log-probabilities as 0: a uniform reference policy, as in SimPO and CPO."""
     ref_sync_steps: CountOrZero = 0
@@ -73,7 +73,7 @@ class ReferenceModelMixin(Method):
             self.synced = self.synced_reference()
 
     def synced_reference(self) -> Reference:
-        """A reference of the method's own that can follow the policy; that of evaluations keeps the initial weights."""
+        """A copy of the reference that `sync` updates; evaluations use the original, with the initial weights."""
         if not self.needs_reference():
             raise ConfigError(
                 f"method.ref_sync_steps={self.ref_sync_steps} updates the reference policy; set "
@@ -81,7 +81,7 @@ class ReferenceModelMixin(Method):
             )
         if hasattr(self.policy, "disable_adapter"):
             raise ConfigError(
-                "method.ref_sync_steps: not with an adapter, whose reference is the adapter off; leave it 0"
+                "method.ref_sync_steps: not with an adapter, where the reference is the base model; leave it 0"
             )
         with self.reference_policy.scoring() as initial:
             if [p.shape for p in initial.parameters()] != [p.shape for p in self.policy.parameters()]:
@@ -92,37 +92,37 @@ class ReferenceModelMixin(Method):
         """Fills the cache before the first update, and before a checkpoint is loaded."""
         super().setup(stage)
         if self.is_cached:
-            self.cached_logps = self.cached_or_computed(distinct(self.reference_batch(all_items(self.datamodule))))
+            self.cached_logps = self.cached_or_computed(deduplicate(self.reference_batch(all_items(self.datamodule))))
 
     def reference_batch(self, batch: Batch) -> Batch:
         """The part of a batch whose rows need the reference's log-probabilities."""
         return batch
 
     def cached_or_computed(self, batch: Batch) -> LogpsByRow:
-        """Log-probabilities of all rows, read from disk where they were computed before; ranks share the work."""
-        # How rows are cut decides the last bits: a run's numbers must not depend on who filled the cache.
+        """Log-probabilities of all rows: read from the disk cache, or computed over all ranks and written to it."""
+        # micro_batch_tokens is in the name: it changes the last bits, which must not depend on the run that wrote them.
         path = cache_directory() / cache_name(batch, f"{self.reference_fingerprint()} {self.micro_batch_tokens}")
-        whose = "another model" if self.components.separate_reference else "what the policy starts from"
-        message = f"reference: log-probabilities of {len(rows_in(batch))} rows under {whose}"
+        model_name = "another model" if self.components.separate_reference else "the initial policy"
+        message = f"reference: log-probabilities of {len(rows_in(batch))} rows under {model_name}"
         if all(collectives.gather(path.is_dir())):
             print_on_rank_zero(f"{message}, read from {path}\n")
             return read(path)
         print_on_rank_zero(f"{message}, computing them once ... ")
-        began = time.monotonic()
+        started = time.monotonic()
         groups = self.micro_batches(batch)
         with self.trainer.strategy.precision_plugin.forward_context(), self.initial_model() as model:
-            mine = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
-        known = {digest: logps for part in collectives.gather(mine) for digest, logps in part.items()}
-        print_on_rank_zero(f"{time.monotonic() - began:.1f} s, ")
+            local = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
+        known = {digest: logps for part in collectives.gather(local) for digest, logps in part.items()}
+        print_on_rank_zero(f"{time.monotonic() - started:.1f} s, ")
         try:
             disk_cached(path.name, lambda directory: write(directory, known))
-            print_on_rank_zero(f"kept in {path}\n")
+            print_on_rank_zero(f"cached in {path}\n")
         except ConfigError as reason:
-            print_on_rank_zero(f"not kept: {reason}\n")
+            print_on_rank_zero(f"not cached: {reason}\n")
         return known
 
     def reference_fingerprint(self) -> str:
-        """Identifies the reference's weights and how they are computed with."""
+        """Identifies the reference's weights, device, precision and torch version, for the name of the cache."""
         if self.components.reference_fingerprint:
             return self.components.reference_fingerprint
         with self.initial_model() as model:
@@ -130,7 +130,7 @@ class ReferenceModelMixin(Method):
 
     @contextmanager
     def initial_model(self) -> Iterator[nn.Module]:
-        """The reference model; where there is none, the policy itself, which has not been updated yet."""
+        """The reference model; without one, the policy, which has not been updated yet."""
         if self.components.reference is not None:
             with self.components.reference.scoring() as model:
                 yield model
@@ -139,7 +139,7 @@ class ReferenceModelMixin(Method):
                 yield self.policy
 
     def reference_logps_of(self, batch: Batch) -> LogpsByRow:
-        """The reference's log-probabilities of every row of a batch."""
+        """Log-probabilities of every row of a batch under the reference."""
         if self.is_cached:
             return self.cached_logps
         if self.reference_free:
@@ -153,8 +153,13 @@ class ReferenceModelMixin(Method):
 
     def check_initial_log_ratio(self, log_ratio_max: Tensor) -> None:
         """Raises ConfigError if the policy differs from its reference before the first optimizer step."""
-        begun = self.counters.optimizer_steps or self.policy.training or self.reference_free
-        if begun or self.components.separate_reference or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
+        may_differ = (
+            self.counters.optimizer_steps
+            or self.policy.training
+            or self.reference_free
+            or self.components.separate_reference
+        )
+        if may_differ or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
             return
         raise ConfigError(
             f"reference: before the first update the largest log-ratio to the reference is {float(log_ratio_max):.2g}, "
@@ -171,17 +176,15 @@ class ReferenceModelMixin(Method):
 
     @torch.no_grad()
     def sync(self, reference: Reference) -> None:
-        """Moves the reference towards the policy: θ_ref ← mix·θ + (1 − mix)·θ_ref."""
+        """Moves the reference towards the policy: θ_ref ← α·θ + (1 − α)·θ_ref, α = ref_mixup_alpha."""
         with reference.scoring() as model:
-            for theirs, mine in zip(model.parameters(), self.policy.parameters(), strict=True):
-                theirs.lerp_(mine, self.ref_mixup_alpha)
+            for target, source in zip(model.parameters(), self.policy.parameters(), strict=True):
+                target.lerp_(source, self.ref_mixup_alpha)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.ref_sync_steps and self.device_mesh is not None:
-            raise ConfigError(
-                "method.ref_sync_steps: not with trainer.strategy=fsdp, which keeps no whole policy; use ddp"
-            )
+            raise ConfigError("method.ref_sync_steps: not with trainer.strategy=fsdp, which shards the policy; use ddp")
 
     def state(self) -> dict[str, Any]:
         if self.synced is None:
@@ -190,19 +193,19 @@ class ReferenceModelMixin(Method):
             return {"reference": model.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        # Absent where the run began without ref_sync_steps: the reference then keeps the initial weights.
+        # Absent if the checkpointed run had no ref_sync_steps: the reference keeps the initial weights.
         if self.synced is not None and "reference" in state:
             with self.synced.scoring() as model:
                 model.load_state_dict(state["reference"])
 
 
 def print_on_rank_zero(text: str) -> None:
-    """Prints, on the first rank alone."""
+    """Prints `text` on rank 0 only."""
     if collectives.rank() == 0:
         print(text, end="", flush=True)
 
 
 def all_items(data: DataModule) -> Batch:
-    """All items the run will use: those of its updates, and the held-out ones."""
+    """All items that the run uses: those of its updates and the held-out ones."""
     schedule = data.train_dataloader()
     return collate([*(schedule.items[index] for index in schedule.indices_seen()), *data.eval])

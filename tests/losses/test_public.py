@@ -153,7 +153,7 @@ def test_a_public_loss_with_its_defaults_is_what_the_method_logs(case: str) -> N
 def test_ppo_and_nash_md_on_the_same_rollout() -> None:
     policy, (batch, _) = float64_model(), rollout([1.0, -0.5, 2.0, -1.0])
     logps_BT = pad_sequence(plain_logps(policy, batch.rows), batch_first=True)
-    mask_BT, old_BT, everyone = logps_BT != 0, batch.logps_BT - 0.3 * (batch.logps_BT != 0), batch.learned_B
+    mask_BT, old_BT, everyone = logps_BT != 0, batch.logps_BT - 0.3 * (batch.logps_BT != 0), batch.in_loss_B
     nash = Experience(batch.rows, old_BT, batch.advantages_BT, everyone)
     found = make_method("nash_md", policy)
     mean = found.loss_sum(nash).total / found.denominator(nash)

@@ -88,7 +88,7 @@ def test_ratios_move_with_the_policy(method):
 
 def test_completions_without_gradient_skip_the_forward_pass():
     batch, _ = rollout([1.0, 0.0, 2.0, 0.0])
-    learned = replace(batch, learned_B=torch.tensor([True, False, True, False]))
+    learned = replace(batch, in_loss_B=torch.tensor([True, False, True, False]))
     assert [bool(cost) for cost in learned.cost()] == [True, False, True, False]
     # The prompt of two completions is paid for once: half of it (rounded up) by each.
     prompt, said = int((~batch.rows.supervised[0]).sum()), int(batch.rows.supervised[0].sum())

@@ -27,7 +27,7 @@ def test_both_sides_are_scored_as_each_row_alone(seed):
     policy, batch = float64_model(seed), pairs(5, seed)
     found = score_pairs(policy, batch)
     chosen, rejected = plain_logps(policy, batch.chosen), plain_logps(policy, batch.rejected)
-    same = PairScores.of(chosen, rejected, torch.device("cpu"))
+    same = PairScores.from_logps(chosen, rejected, torch.device("cpu"))
     for one, other in ((found.chosen, same.chosen), (found.rejected, same.rejected)):
         assert torch.equal(one.mask_BT, other.mask_BT)
         assert torch.allclose(one.logps_BT, other.logps_BT)

@@ -56,7 +56,7 @@ def test_unscorable_and_masked_episodes_have_no_effect_on_the_update(left_out, c
     for name in ("advantage/mean_abs", "value/explained_variance"):
         assert logged(among, name) == pytest.approx(logged(without, name))
     prepared = among.prepare(prompts(3))
-    assert prepared.learned_B.tolist() == [True, True, False]
+    assert prepared.in_loss_B.tolist() == [True, True, False]
     assert not prepared.advantages_BT[2].any()
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from postrain.errors import ConfigError
-from postrain.methods.reference_cache import in_order, read, row_digest, rows_in, write
+from postrain.methods.reference_cache import lookup, read, row_digest, rows_in, write
 from postrain.runs.folder import RunFolder
 from tests.methods.builders import QUICK, float64_model, make_method, pairs, unpaired_preferences
 from tests.models.test_adapters import lora
@@ -46,9 +46,9 @@ def test_precomputed_and_online_reference_logps_give_the_same_run(adapter, cache
     (kept,) = cache.iterdir()
     # 8 training pairs and 4 held-out ones
     assert "24 rows" in said
-    assert f"kept in {kept}" in said
+    assert f"cached in {kept}" in said
     read_back, said = run("true"), capsys.readouterr().out
-    assert f"24 rows under what the policy starts from, read from {kept}" in said
+    assert f"24 rows under the initial policy, read from {kept}" in said
     assert read_back == computed
     for one, other in zip(fresh, computed, strict=True):
         for name in ("loss", "margin", "eval/loss", "eval/margin", "reward/chosen"):
@@ -174,7 +174,7 @@ def test_rows_are_known_by_their_content(batch, tmp_path):
     write(tmp_path / "kept", known)
     again = read(tmp_path / "kept")
     backwards = rows.select(range(len(rows) - 1, -1, -1))
-    for one, other in zip(in_order(known, rows), reversed(in_order(again, backwards)), strict=True):
+    for one, other in zip(lookup(known, rows), reversed(lookup(again, backwards)), strict=True):
         assert torch.equal(one, other)
     ids, supervised = rows.ids[0], rows.supervised[0]
     changed = supervised.clone()

@@ -123,7 +123,7 @@ def test_advantages_compare_completions_of_the_same_prompt():
     method = scripted_method("grpo", completions, {"3": 3.0, "1": 1.0}, scale_rewards="none")
     prepared = method.prepare(prompts(2))
     assert prepared.advantages_BT.tolist() == [[1, 1, 1, 0], [-1, -1, 0, 0], [0] * 4, [0] * 4]
-    assert prepared.learned_B.tolist() == [True, True, False, False]
+    assert prepared.in_loss_B.tolist() == [True, True, False, False]
     assert logged(method, "group/frac_reward_zero_std") == 0.5
     (minibatch,) = method.minibatches(prepared)
     assert sorted(minibatch.rows.row_ids) == [0, 0, 1, 1]
@@ -146,7 +146,7 @@ def test_truncated_completions_are_penalised_or_masked():
         mask_truncated_completions=True,
         batch_size=1,
     )
-    assert masked.prepare(prompts(1)).learned_B.tolist() == [False, True]
+    assert masked.prepare(prompts(1)).in_loss_B.tolist() == [False, True]
 
 
 def test_dynamic_sampling_replaces_zero_variance_groups():
@@ -157,7 +157,7 @@ def test_dynamic_sampling_replaces_zero_variance_groups():
     prepared = method.prepare(prompts(6))
     assert method.selected == [1, 3]
     assert logged(method, "group/prompts_sampled") == 4
-    assert prepared.learned_B.tolist() == [False, False, True, True, False, False, True, True]
+    assert prepared.in_loss_B.tolist() == [False, False, True, True, False, False, True, True]
     (minibatch,) = method.minibatches(prepared)
     assert sorted(minibatch.rows.row_ids) == [1, 1, 3, 3]
 
@@ -203,7 +203,7 @@ def test_unselected_groups_do_not_change_batch_statistics(name, changes):
     among = scripted_method(name, same + pair + same + pair, values, dynamic_sampling=1, **changes).prepare(prompts(4))
     kept = among.select([2, 3, 6, 7])
     assert torch.allclose(kept.advantages_BT, alone.advantages_BT)
-    assert not among.select([0, 1, 4, 5]).learned_B.any()
+    assert not among.select([0, 1, 4, 5]).in_loss_B.any()
 
 
 @pytest.mark.parametrize(("name", "changes"), [("reinforce", {}), ("grpo", {"scale_rewards": "batch"}), ("rloo", {})])
@@ -224,7 +224,7 @@ def test_reinforce_learns_from_single_completions():
     method = scripted_method("reinforce", [[1, 0], [2, 0]], {"1": 1.0, "2": 0.0}, group_size=1, dynamic_sampling=2)
     prepared = method.prepare(prompts(6))
     assert method.selected == [0, 1]
-    assert prepared.learned_B.tolist() == [True, True]
+    assert prepared.in_loss_B.tolist() == [True, True]
 
 
 def test_minibatches_hold_whole_groups():
