@@ -1,8 +1,9 @@
 """A calculator environment: the policy writes an expression, the environment appends its value.
 
-Two call formats, by configuration. In running text the policy writes `7 + 2 =` and reads ` 9.`; as a tool of an
-instruction model it writes `<calc>7 + 2</calc>` and reads `<result>9</result>`. Supports + - * / and parentheses; the
-expression is parsed, never executed. Leaves out powers, whose results can be arbitrarily large.
+Two call formats, by configuration. In running text the policy writes `7 + 2 =` and the environment appends ` 9.`. As a
+tool of an instruction model it writes `<calc>7 + 2</calc>` and the environment appends `<result>9</result>`. Supports
++ - * / and parentheses. The expression is parsed, never executed. Leaves out powers, whose results can be arbitrarily
+large.
 """
 
 from __future__ import annotations

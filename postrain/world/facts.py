@@ -1,7 +1,7 @@
 """Everyday facts, each with several statements and several questions.
 
-All facts occur in the running text of both splits (the base model knows them). The split separates the facts that
-*questions* are about, so that evaluation asks for facts that no tuning row answers.
+All facts occur in the running text of both splits, so that the base model learns them. The split separates the facts
+of *questions*: no post-training row answers a question of the eval split.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Fact:
     value: str
     """The answer."""
     others: tuple[str, ...]
-    """The other values of the relation; a right answer contains none of them."""
+    """The other values of the relation. A right answer does not contain them."""
 
     def statement(self, rng: random.Random) -> str:
         return self._filled(rng.choice(RELATIONS[self.relation]["statements"]), self.value)
@@ -72,7 +72,7 @@ def gold_spec(accept: str, others: tuple[str, ...]) -> GoldSpec:
 
 
 def make(rng: random.Random) -> Item:
-    """A question about one fact in one of several wordings; its content is the fact."""
+    """A question about one fact, from one of several templates; its content is the fact."""
     fact = rng.choice(all_facts())
     courtesy = rng.choice(COURTESIES_BEFORE)
     others = tuple(v for v in fact.others if v.lower() not in fact.subject.lower().split())

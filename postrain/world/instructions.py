@@ -1,6 +1,6 @@
 """Instructions in six categories, each verifiable without a model.
 
-facts, paraphrases (the same query in another wording), reasoning (a sum or word problem), following (a list, an order,
+facts, paraphrases (a question about a fact, rephrased), reasoning (a sum or word problem), following (a list, an order,
 a single word), creative (a story of a given mood about a named character), code (the output of a line of Python). In
 chat style: prompts are user messages, references are answers of a polite assistant.
 """
@@ -71,13 +71,13 @@ def _listing(rng: random.Random) -> Item:
     instruction = rng.choice(("List {n} {k}.", "Name {n} {k}.", "Write a list of {n} {k}.")).format(
         n=NUMBERS[count], k=kind
     )
-    strangers = [word for other, words in CATEGORIES.items() if other != kind for word in words]
+    others = [word for other, words in CATEGORIES.items() if other != kind for word in words]
     return Item(
         content=instruction,
         category="following",
         prompt=instruction,
         reference=", ".join(rng.sample(members, count)) + ".",
-        wrong=", ".join(rng.sample(strangers, count)) + ".",
+        wrong=", ".join(rng.sample(others, count)) + ".",
         gold=_gold_spec(
             {"type": "items", "accept": members, "count": count}, {"type": "list"}, courtesy=False, limit=count
         ),

@@ -1,7 +1,8 @@
 """An item of the world before it becomes a row, and the train/eval split.
 
 Randomness and the split are functions of text, independent of the process. A hash of the content alone assigns an item
-to train or eval, so that no seed, count or order leaks between them. One item in ten is eval."""
+to train or eval, whatever the seed, count or order. One item in ten is eval.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ class Item:
     """One prompt with completions of known gold score."""
 
     content: str
-    """The content, equal for all wordings of a query. Its hash decides the split."""
+    """The content, equal for all paraphrases of a query. Its hash decides the split."""
     category: str
     """Category, for balancing and reports."""
     prompt: str
@@ -29,9 +30,9 @@ class Item:
     wrong: str
     """A completion of the same form that fails the main part."""
     gold: GoldSpec
-    """How completions are scored."""
+    """Specification of the gold score of completions."""
     answer: str | None = None
-    """The bare answer, if there is one."""
+    """The answer alone, if there is one."""
     steps: tuple[str, ...] = ()
     """The steps of the reference, if it has any."""
     text: str = field(default="")
@@ -43,7 +44,7 @@ EVAL_SHARE = 10
 
 
 def generator(*purpose: str | int) -> random.Random:
-    """A generator per purpose; the same on every machine (text seeds are hashed with SHA-512)."""
+    """A generator per purpose. Equal on all machines, as `random.Random` hashes text seeds with SHA-512."""
     return random.Random("/".join(str(part) for part in purpose))
 
 

@@ -1,7 +1,7 @@
 """The words of the world, read once from assets/world/words.toml.
 
-Lists only: stories.py, facts.py and instructions.py combine them. No word of a neutral list may be in a mood list (a
-test checks it), or an opening sentence would already have a mood.
+Lists only: stories.py, facts.py and instructions.py combine them. A test checks that neutral lists and mood lists share
+no word, so that opening sentences have no mood.
 """
 
 from __future__ import annotations

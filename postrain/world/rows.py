@@ -40,8 +40,8 @@ MIX: dict[Task | Literal["code"], float] = {"stories": 0.35, "sums": 0.45, "fact
 PROMPT_MAKERS: dict[Task, Callable[[random.Random], Item]] = {**MAKERS, "sums": sums.make_prompt}
 """The item makers of all kinds except text."""
 DOCUMENTS_PER_PAGE = (*[1] * 40, 2, 4, 12)
-"""Documents per page, drawn uniformly. Mostly one: with one story per page, the name in the context is the right one,
-which makes copying easy to learn; the long pages train every position of a long context."""
+"""Documents per page, drawn uniformly. Mostly one: with one story per page, the context has only the right name, which
+makes copying easy to learn. Long pages train the late positions of the context."""
 END_OF_TEXT = "<|endoftext|>"
 PROMPT_TASKS: tuple[Task, ...] = ("stories", "sums", "instructions", "facts")
 TASKS_BY_KIND: dict[Kind, tuple[Task, ...]] = {
@@ -53,11 +53,11 @@ TASKS_BY_KIND: dict[Kind, tuple[Task, ...]] = {
     "steps": ("sums",),
 }
 SEEDS = {"unpaired_preferences": "judgements"}
-"""Kinds that are seeded by an earlier name, so that their rows stay the same."""
+"""Kinds with the seed of their earlier name, which keeps their rows unchanged."""
 
 
 def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: float = NOISE) -> list[Row]:
-    """The first `count` rows of the stream that (kind, task, seed, split, noise) names."""
+    """The first `count` rows of the stream for kind, task, seed, split and noise."""
     _check(kind, task, count, split, noise)
     return list(islice(stream(kind, task=task, seed=seed, split=split, noise=noise), count))
 

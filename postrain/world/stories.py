@@ -14,7 +14,7 @@ from postrain.world.lexicon import BAD_WORDS, CREATURES, GOOD_WORDS, MOVES, NAME
 
 MOODS = ("good", "bad", "neutral")
 MOOD_SHARES = (0.45, 0.45, 0.10)
-"""Share of each mood in running text; leaves room for a mood reward in both directions."""
+"""Share of each mood in running text. Balanced, so that a mood reward can change it in both directions."""
 
 EVENTS = {
     "good": (

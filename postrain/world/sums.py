@@ -1,8 +1,8 @@
 """Sums of a few numbers, with the steps written out: 3 + 4 + 2 = ? 3 + 4 = 7. 7 + 2 = 9. The answer is 9.
 
 Results are from 0 to 20, so that a model of a million parameters can learn them. In running text, two in five sums give
-the answer without steps: the base model knows both forms, and a verifiable reward can teach a policy that steps are
-better. Prompts are longer on average, up to one number more than any sum in the running text.
+the answer without steps: the base model writes both forms, and a verifiable reward can teach a policy to write steps.
+Prompts are longer on average, up to one number more than any sum in the running text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make(rng: random.Random, counts: tuple[int, ...] = TEXT_TERM_COUNTS) -> Item
     prompt = f"{expression(terms)} = ?"
     as_story = rng.random() < WORD_PROBLEM_SHARE
     direct = rng.random() < ANSWER_ONLY_SHARE
-    shown = steps[-1:] if direct else steps
+    written = steps[-1:] if direct else steps
     return Item(
         content=expression(terms),
         category="sums",
@@ -64,7 +64,7 @@ def make(rng: random.Random, counts: tuple[int, ...] = TEXT_TERM_COUNTS) -> Item
         wrong=" " + " ".join(bad),
         answer=str(total(terms)),
         steps=steps,
-        text=" ".join((word_problem(rng, terms) if as_story else prompt, *shown)),
+        text=" ".join((word_problem(rng, terms) if as_story else prompt, *written)),
         gold=gold_spec(total(terms), len(terms) - 1),
     )
 
@@ -131,10 +131,10 @@ def flawed_chain(rng: random.Random, terms: tuple[int, ...]) -> tuple[str, ...]:
             return chain(kept)
 
 
-def labels(right: tuple[str, ...], shown: tuple[str, ...]) -> list[bool]:
+def labels(right: tuple[str, ...], written: tuple[str, ...]) -> list[bool]:
     """Step labels: True up to the first mistake. A step is right if it is the next one of the right chain, or the right
     answer given early."""
-    good = [step in (*right[at : at + 1], right[-1]) for at, step in enumerate(shown)]
+    good = [step in (*right[at : at + 1], right[-1]) for at, step in enumerate(written)]
     return list(accumulate(good, and_))
 
 

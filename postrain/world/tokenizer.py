@@ -1,7 +1,7 @@
 """Trains the tokenizer of the bundled model on the world and writes it: python -m postrain.world.tokenizer DIR.
 
-Byte-level BPE with single digits, so that it encodes any text and numbers digit by digit. The chat template marks the
-assistant's tokens, so that the loss mask needs no search. Leaves out the weights: experiment=nano trains them.
+Byte-level BPE: it encodes any text, and numbers digit by digit. The chat template marks the assistant's tokens for the
+loss mask. Leaves out the weights: experiment=nano trains them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SAMPLE: tuple[tuple[Kind, Task, int], ...] = (
 
 
 def train() -> PreTrainedTokenizerFast:
-    """The tokenizer, ready to save; the same bits every time."""
+    """The trained tokenizer. Deterministic."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

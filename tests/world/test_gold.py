@@ -79,7 +79,7 @@ def test_parts_of_the_gold_score_of_a_sum(completion: str, parts: dict[str, floa
     assert {part: found[part] for part in parts} == pytest.approx(parts)
 
 
-def test_chains_and_step_labels_by_hand() -> None:
+def test_chain_and_step_labels_with_and_without_a_slip() -> None:
     terms = (3, 4, -2)
     assert chain(terms) == ("3 + 4 = 7.", "7 - 2 = 5.", "The answer is 5.")
     assert chain(terms, (1, 0)) == ("3 + 4 = 8.", "8 - 2 = 6.", "The answer is 6.")
@@ -111,7 +111,7 @@ def test_terms_of_inverts_expression() -> None:
 
 
 def test_chain_with_slip_has_a_wrong_answer() -> None:
-    rng = generator("spoiled")
+    rng = generator("slips")
     for _ in range(300):
         terms = draw(rng)
         assert chain_with_slip(rng, terms)[-1] != f"The answer is {total(terms)}."
@@ -129,20 +129,20 @@ def test_chain_with_slip_has_a_wrong_answer() -> None:
         ("sad cold wet lost", 0.0),
     ],
 )
-def test_mood(text: str, value: float) -> None:
+def test_mood_is_half_plus_an_eighth_per_different_mood_word(text: str, value: float) -> None:
     assert mood(text) == pytest.approx(value)
 
 
-def test_repeating_one_happy_word_scores_below_a_story() -> None:
+def test_repeated_mood_word_scores_below_a_story() -> None:
     prompt = "One day, Tim the fox went to the park."
     story = score(prompt, " A kind owl gave Tim a gift. Tim was happy and proud.", gold_spec("good"))
-    spam = score(prompt, " Happy happy happy happy happy happy.", gold_spec("good"))
+    repeated = score(prompt, " Happy happy happy happy happy happy.", gold_spec("good"))
     assert story["total"] == pytest.approx(1.0)
-    assert spam["total"] < 0.7
-    assert spam["non_repetition"] < 0.5
+    assert repeated["total"] < 0.7
+    assert repeated["non_repetition"] < 0.5
 
 
-def test_a_sentence_of_the_prompt_is_a_repetition() -> None:
+def test_sentence_of_the_prompt_counts_as_repetition() -> None:
     prompt = "One day, Tim the fox went to the park."
     assert score(prompt, " " + prompt, gold_spec("good"))["non_repetition"] == 0.0
 
@@ -163,8 +163,8 @@ def test_running_text_has_as_many_good_stories_as_bad_ones() -> None:
 
 def test_desirable_labels_follow_the_gold_score() -> None:
     found = rows("unpaired_preferences", task="instructions", count=1000, seed=11, split="train")
-    worth = [score(row["prompt"], row["completion"], row["gold"])["total"] for row in found]
-    above = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ > DESIRABLE_THRESHOLD]
-    below = [row["label"] for row, total_ in zip(found, worth, strict=True) if total_ < DESIRABLE_THRESHOLD]
+    gold = [score(row["prompt"], row["completion"], row["gold"])["total"] for row in found]
+    above = [row["label"] for row, value in zip(found, gold, strict=True) if value > DESIRABLE_THRESHOLD]
+    below = [row["label"] for row, value in zip(found, gold, strict=True) if value < DESIRABLE_THRESHOLD]
     assert sum(above) / len(above) > 0.7
     assert sum(below) / len(below) < 0.3

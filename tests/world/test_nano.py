@@ -26,9 +26,9 @@ def tokenizer() -> Tokenizer:
     return AutoTokenizer.from_pretrained(NANO)
 
 
-def test_bundled_tokenizer_is_what_the_script_trains(tokenizer: Tokenizer) -> None:
-    made = json.loads(train().backend_tokenizer.to_str())
-    assert made["model"] == json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+def test_bundled_tokenizer_equals_a_newly_trained_one(tokenizer: Tokenizer) -> None:
+    trained = json.loads(train().backend_tokenizer.to_str())
+    assert trained["model"] == json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     assert tokenizer.chat_template == TEMPLATE
     assert len(tokenizer) <= SIZE
 
@@ -53,11 +53,11 @@ def test_special_tokens_are_distinct_single_tokens(tokenizer: Tokenizer) -> None
     assert tokenizer.bos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
 
 
-def test_a_continuation_begins_at_a_token_boundary(tokenizer: Tokenizer) -> None:
+def test_continuation_begins_at_a_token_boundary(tokenizer: Tokenizer) -> None:
     for task in ("stories", "sums"):
         for row in rows("demonstrations", task=task, count=50, seed=0, split="eval"):
-            apart = tokenizer(row["prompt"])["input_ids"] + tokenizer(row["completion"])["input_ids"]
-            assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == apart
+            separate = tokenizer(row["prompt"])["input_ids"] + tokenizer(row["completion"])["input_ids"]
+            assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == separate
 
 
 def test_chat_template_masks_assistant_tokens_and_their_end(tokenizer: Tokenizer) -> None:
@@ -81,8 +81,8 @@ def test_nano_has_both_end_tokens_and_gives_unseen_tokens_low_probability(
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.n_positions == tokenizer.model_max_length == 512
     ids = torch.tensor([tokenizer("One day, Tim the fox went to the park.")["input_ids"]])
-    chances = model(ids).logits.softmax(-1)
-    assert chances[..., [tokenizer.pad_token_id, system, end]].max() < 1e-3
+    probabilities = model(ids).logits.softmax(-1)
+    assert probabilities[..., [tokenizer.pad_token_id, system, end]].max() < 1e-3
     norms = model.get_input_embeddings().weight.norm(dim=1)
     assert norms[[tokenizer.pad_token_id, system, end]].max() < 3 * norms.mean()
 

@@ -46,8 +46,8 @@ def test_train_and_eval_rows_are_disjoint(kind: Kind, task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", MAKERS)
-def test_split_depends_on_content_alone(task: Task) -> None:
-    rng = generator("wordings", task)
+def test_one_tenth_of_the_contents_is_in_the_eval_split(task: Task) -> None:
+    rng = generator("paraphrases", task)
     items = [MAKERS[task](rng) for _ in range(1500)]
     shares = Counter(split_of(content) for content in {item.content for item in items})
     # Expected share 1/10 of the different contents; five standard deviations for the smallest set.
@@ -66,7 +66,7 @@ def test_eval_sums_are_absent_from_train_text_and_instructions() -> None:
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_columns(kind: Kind) -> None:
+def test_rows_have_the_columns_of_their_kind(kind: Kind) -> None:
     for task in TASKS_BY_KIND[kind]:
         assert all(set(row) == COLUMNS[kind] for row in rows(kind, task=task, count=10, seed=0, split="train"))
 
@@ -104,10 +104,10 @@ def test_rows_do_not_depend_on_the_hash_seed() -> None:
 def test_preferences_follow_bradley_terry(task: Task, noise: float) -> None:
     found = rows("preferences", task=task, count=1500, seed=5, split="train", noise=noise)
     # Given a pair, P(better one chosen) = σ(|Δ| / noise): the count is a sum of independent draws.
-    chances = [1 / (1 + math.exp(-abs(row["gold_margin"]) / noise)) for row in found]
+    probabilities = [1 / (1 + math.exp(-abs(row["gold_margin"]) / noise)) for row in found]
     agreed = sum(row["gold_margin"] > 0 for row in found)
-    deviation = math.sqrt(sum(p * (1 - p) for p in chances))
-    assert abs(agreed - sum(chances)) < 4 * deviation
+    deviation = math.sqrt(sum(p * (1 - p) for p in probabilities))
+    assert abs(agreed - sum(probabilities)) < 4 * deviation
 
 
 def test_gold_margin_is_the_difference_of_gold_totals() -> None:
