@@ -1,11 +1,10 @@
-"""Text to tokens and back, in one object that training, evaluation, rollouts and export share.
+"""Chat templates and tokenization, shared by training, evaluation, rollouts and export.
 
-Every template is a Jinja chat template on the tokenizer, the plain one too, so that an exported model carries the one
-it was trained with. Prompt and completion are tokenised apart, at the very place where the model will start to write:
-what is trained on is what is sampled from, whatever the tokenizer would have merged across that place. An answer ends
-with the first token that ends a turn, where sampling stops; what a template writes behind it (a line break) opens the
-next turn and is not learned. Masks come from these places, never from a search for tokens or from `id == pad`. Leaves
-out tools, images and truncation (encode.py).
+Every template, also `plain`, is a Jinja chat template on the tokenizer, so an exported model includes the template it
+was trained with. Prompt and completion are tokenized separately, so training and sampling see the same prompt tokens,
+and no token spans the boundary. An answer ends with its first end-of-turn token, where sampling stops. Text that the
+template adds after this token, such as a line break, belongs to the next turn and is not in the loss. Loss masks
+follow from these boundaries, never from a search for token ids. Not included: tools, images and truncation (encode.py).
 
 L tokens of a row.
 """
@@ -27,14 +26,14 @@ from postrain.seeds import derive_seed
 
 QUESTION = (Message("user", "a"),)
 ANSWER = "¶"
-"""Stands for an answer where only what a template writes around it is wanted; in no template itself."""
+"""Placeholder answer to find the text that a template adds around an answer; does not occur in templates."""
 VERBATIM = (
-    "the chat template writes answers in another way than its own prompt leads to (it moves or leaves out thinking); "
-    "answers are learned as they stand, right after the prompt that is sampled from"
+    "the chat template renders answers differently from a continuation of its prompt (it moves or removes thinking); "
+    "training uses the answers as given, directly after the prompt used for sampling"
 )
 REWRITTEN = (
-    "the chat template rewrites earlier answers of a conversation and marks none; with data.loss_on=assistant only "
-    "answers that stand as they were sampled are learned"
+    "the chat template rewrites earlier answers of a conversation and has no generation marks; with "
+    "data.loss_on=assistant only answers that it leaves unchanged are in the loss"
 )
 
 
@@ -43,32 +42,32 @@ class RenderedAnswer:
     """An answer as the template renders it after a prompt."""
 
     text: str
-    """The answer, through the token that ends its turn where the template writes one."""
+    """The answer with its end-of-turn token if the template adds one."""
     ended: bool
-    """False where the template writes no such token; the end token has to follow."""
+    """False if the template adds no end-of-turn token; eos must be appended."""
     verbatim: bool
-    """True where the template would write the answer in a way that its own prompt does not lead to."""
+    """True if the answer is used as given because the template's rendering does not continue its prompt."""
 
 
 class Template:
-    """How messages become token ids.
+    """Converts messages to token ids and back.
 
-    `auto` is the tokenizer's own template, or plain where it has none; `chat` insists on its own; the name of one of
-    its templates chooses that one. `plain` writes the messages as they stand, for a base model that continues text;
-    `random` draws one of five instruction templates for each row, and leaves the model's own (else alpaca) on the
-    tokenizer for inference.
+    `auto` uses the tokenizer's chat template, or `plain` if it has none; `chat` requires one; the name of one of the
+    tokenizer's templates selects it. `plain` joins the messages unchanged, for a base model that continues text.
+    `random` draws one of five instruction templates for each row and keeps the tokenizer's template (else alpaca) for
+    inference.
     """
 
     def __init__(
         self, tokenizer: Any, *, mode: str = "auto", seed: int = 0, eos_ids: Iterable[int] = (), install: bool = True
     ) -> None:
-        """`install` puts the template on the tokenizer; `eos_ids` are further end tokens, from a generation config."""
+        """`install` sets the tokenizer's chat_template; `eos_ids` are further end tokens, from a generation config."""
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no eos_token, so an answer cannot end; set one in its config")
         self.tokenizer = tokenizer
         self.seed = seed
         self.notes: dict[str, None] = {}
-        """What a reader has to know about the rows that were encoded; a mapping keeps order and says each once."""
+        """Notes on the encoded rows for the console: an ordered set."""
         self.name, own = rendering.choose(tokenizer, mode)
         self._adds_bos = rendering.adds_bos(tokenizer)
         self._prefixes_space = tokenizer.tokenize("a")[0].startswith("▁")
@@ -84,57 +83,56 @@ class Template:
         self._ends = tuple(tokenizer.convert_ids_to_tokens(token) for token in self.stop_ids if token in special)
 
     def encode_prompt(self, messages: Messages, *, row: int = 0) -> Tensor:
-        """The ids after which the model writes its answer, or continues its last message, [L]."""
+        """Ids of the prompt up to the first generated token, [L]; a prefill is part of it."""
         return _tensor(self._ids(self._render(messages, row, prompt=True), first=True))
 
     def encode_completion(self, prompt: Messages, completion: str, *, row: int = 0) -> tuple[Tensor, Tensor]:
-        """Ids of the prompt and of its completion with the token that ends it, [L] each."""
+        """Ids of the prompt and of its completion with its end token, [L] each."""
         before, (after,) = self.encode_completions(prompt, (completion,), row=row)
         return before, after
 
     def encode_completions(
         self, prompt: Messages, completions: Sequence[str], *, row: int = 0
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Ids of a prompt and of several completions of it, each with the token that ends it."""
+        """Ids of a prompt and of several completions of it, each with its end token."""
         before = self._render(prompt, row, prompt=True)
-        said = [self._render_answer(prompt, before, completion, row) for completion in completions]
-        return _tensor(self._ids(before, first=True)), tuple(_tensor(self._learned(one)) for one in said)
+        answers = [self._render_answer(prompt, before, completion, row) for completion in completions]
+        return _tensor(self._ids(before, first=True)), tuple(_tensor(self._answer_ids(answer)) for answer in answers)
 
     def encode_pieces(
         self, prompt: Messages, pieces: Sequence[str], *, row: int = 0
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Ids of a prompt, of the pieces of its answer, each tokenised by itself, and of what ends it, [L] each.
+        """Ids of a prompt, of the separately tokenized pieces of its answer, and of the end of the answer, [L] each.
 
-        What the template writes before an answer is part of the first piece.
+        Text that the template adds before an answer is part of the first piece.
         """
         before = self._render(prompt, row, prompt=True)
         head, tail = self._answer_affixes(prompt, before, row)
         texts = [head + piece if place == 0 else piece for place, piece in enumerate(pieces)]
         end = rendering.turn_end(tail, self._ends)
-        ended = [self.tokenizer.eos_token_id] if end is None else self._ids(tail[:end])
-        return _tensor(self._ids(before, first=True)), [_tensor(self._ids(text)) for text in texts], _tensor(ended)
+        end_ids = [self.tokenizer.eos_token_id] if end is None else self._ids(tail[:end])
+        return _tensor(self._ids(before, first=True)), [_tensor(self._ids(text)) for text in texts], _tensor(end_ids)
 
     def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids of a conversation that ends with an answer, [L]; True at the assistant's tokens with their end tokens,
-        bool [L]; and where that is an answer with weight 0, bool [L].
+        """Ids of a conversation that ends with an answer, int64 [L]; True in answers with their end tokens, bool [L];
+        True in answers of weight 0, bool [L].
         """
         *prompt, answer = messages
         before = self._render(prompt, row, prompt=True)
-        said = self._render_answer(prompt, before, answer.content, row)
+        last = self._answer_ids(self._render_answer(prompt, before, answer.content, row))
         spans = self._spans(messages, before, row)
-        weightless = self._weightless(messages, len(spans) + 1, row)
+        zero_weight = self._zero_weight_answers(messages, len(spans) + 1, row)
         ids: list[int] = []
-        answer_of: list[int] = []  # the number of the answer that a token is part of, -1 between answers
+        answer_of: list[int] = []  # index of the answer that a token is part of, -1 between answers
         for text, number in rendering.segments(before, spans):
             part = self._ids(text, first=not ids)
             ids += part
             answer_of += [number] * len(part)
-        last = self._learned(said)
         answer_L = _tensor([*answer_of, *[len(spans)] * len(last)])
-        return _tensor([*ids, *last]), answer_L >= 0, torch.isin(answer_L, _tensor(weightless))
+        return _tensor([*ids, *last]), answer_L >= 0, torch.isin(answer_L, _tensor(zero_weight))
 
-    def _weightless(self, messages: Messages, spans: int, row: int) -> list[int]:
-        """The numbers of the answers that are not learned."""
+    def _zero_weight_answers(self, messages: Messages, spans: int, row: int) -> list[int]:
+        """Indices of the answers with weight 0. Raises ConfigError if the spans are not one per answer."""
         answers = [
             turn for turn in messages if turn.role == "assistant" and not (turn.prefill or self._keeps_text(turn))
         ]
@@ -147,7 +145,7 @@ class Template:
         return found
 
     def encode_text(self, text: str) -> Tensor:
-        """Ids of running text as the tokenizer starts a document, without an end, [L]."""
+        """Ids of a document with the bos token that the tokenizer adds, without an end token, [L]."""
         bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
         return _tensor(bos + self._ids(text, first=True))
 
@@ -156,24 +154,24 @@ class Template:
         return _tensor(self._ids(text))
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """The text of a completion, without special tokens and without the space that opens an answer."""
+        """The text of a completion, without special tokens and surrounding whitespace (`plain` keeps whitespace)."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text if self.name == "plain" else text.strip()
 
     def decode_all(self, ids: Sequence[int]) -> str:
-        """The text of tokens as they stand, special tokens too: what stop texts are looked for in."""
+        """The text of tokens with special tokens, for the search of stop texts."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def source(self, row: int = 0) -> str:
-        """The Jinja template a row is written with."""
+        """The Jinja template of a row."""
         draw = derive_seed(self.seed, "template", row) if len(self._sources) > 1 else 0
         return self._sources[draw % len(self._sources)]
 
     def _render_answer(self, prompt: Sequence[Message], before: str, completion: str, row: int) -> RenderedAnswer:
-        """What the model has to write after a prompt, which the template writes as `before`.
+        """The answer after a prompt that renders as `before`.
 
-        The answer as the template writes it where that follows on the prompt, else as it stands: some templates write
-        an answered prompt in another way (DeepSeek-R1 and Nemotron open <think> for the model) or leave out thinking.
+        Uses the template's rendering if it continues `before`, else the answer as given: some templates render a prompt
+        with an answer differently (DeepSeek-R1 and Nemotron open <think> in the prompt) or remove thinking.
         """
         if self.name == "plain" and before.endswith(LAST_TURN) and not completion[:1].isspace():
             completion = f" {completion}"
@@ -188,25 +186,25 @@ class Template:
         end = rendering.turn_end(tail, self._ends)
         return RenderedAnswer(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
 
-    def _learned(self, said: RenderedAnswer) -> list[int]:
+    def _answer_ids(self, answer: RenderedAnswer) -> list[int]:
         """Ids of the answer with its end token."""
-        if said.verbatim:
+        if answer.verbatim:
             self.notes[VERBATIM] = None
-        ids = self._ids(said.text)
-        return ids if said.ended else [*ids, self.tokenizer.eos_token_id]
+        ids = self._ids(answer.text)
+        return ids if answer.ended else [*ids, self.tokenizer.eos_token_id]
 
     def _answer_affixes(self, prompt: Sequence[Message], before: str, row: int) -> tuple[str, str]:
-        """What the template writes before and behind an answer; before it only where that follows on the prompt."""
+        """Text that the template adds before and after an answer; empty before it unless it continues the prompt."""
         probe = self._render(self._answered(prompt, ANSWER), row)
         start, found, tail = probe.rpartition(ANSWER)
         if not found:
             raise ConfigError(
-                f"row {row}: the chat template leaves out the assistant's message; use data.template=plain or another"
+                f"row {row}: the chat template omits the assistant's message; use data.template=plain or another"
             )
         return (start[len(before) :] if start.startswith(before) else ""), tail
 
     def _answered(self, prompt: Sequence[Message], completion: str) -> Messages:
-        """A prompt and its answer, which may continue the assistant's last message."""
+        """A prompt with its answer, which extends the last message if that is a prefill."""
         if not self._continues(prompt):
             return (*prompt, Message("assistant", completion))
         return (*prompt[:-1], Message("assistant", prompt[-1].content + completion))
@@ -215,7 +213,7 @@ class Template:
         return bool(prompt) and prompt[-1].prefill and not self._keeps_text(prompt[-1])
 
     def _keeps_text(self, turn: Message) -> bool:
-        """Whether a turn of a transcript keeps its text: the plain template has no other way to name the speaker."""
+        """True for a turn of a transcript under the plain template, which adds no speaker itself."""
         return self.name == "plain" and turn.written is not None
 
     def _render(self, messages: Sequence[Message], row: int, *, prompt: bool = False) -> str:
@@ -224,9 +222,9 @@ class Template:
     def _rendered(
         self, messages: Sequence[Message], row: int, *, prompt: bool = False, marks: bool = False
     ) -> tuple[str, rendering.Spans]:
-        """A conversation as text, and the places between generation marks if asked for."""
+        """A conversation as text, and with `marks` the spans between generation marks."""
         turns = [
-            # Text that the plain template must not end with the end token.
+            # As a user turn, because the plain template ends assistant turns with the end token.
             {"role": "user", "content": turn.written or ""} if self._keeps_text(turn) else rendering.as_mapping(turn)
             for turn in messages
         ]
@@ -243,18 +241,18 @@ class Template:
             raise ConfigError(f"row {row}: {problem}") from None
 
     def _spans(self, messages: Messages, before: str, row: int) -> rendering.Spans:
-        """Where the assistant speaks in the prompt of the last message, written as `before`: in characters, each
-        through the token that ends its turn.
+        """Spans of the earlier answers in `before`, the rendered prompt of the last answer: characters, including the
+        end-of-turn tokens.
 
-        By the template's marks, else by rendering up to each answer. The span of an answer that the template has
-        rewritten since is empty: it is not what was sampled.
+        Taken from the template's generation marks, else from rendering up to each answer. The span is empty if the
+        template renders the answer differently later in the conversation: that text was not sampled.
         """
         *prompt, answer = messages
         if rendering.GENERATION_MARK.search(self.source(row)):
             whole, spans = self._rendered(self._answered(prompt, answer.content), row, marks=True)
             if not whole.startswith(before):
                 spans = self._rendered(prompt, row, prompt=True, marks=True)[1]
-            # What a prefill says is part of the prompt, and its stretch ends behind it.
+            # A prefill is part of the prompt: its span ends after `before`.
             return rendering.extend_to_turn_ends(before, [span for span in spans if span[1] <= len(before)], self._ends)
         spans, at = [], 0
         for place, turn in enumerate(prompt):
@@ -269,21 +267,21 @@ class Template:
         return spans
 
     def _ids(self, text: str, *, first: bool = False) -> list[int]:
-        """Ids of a piece of a row, no special tokens added."""
+        """Ids of a piece of a row, without added special tokens."""
         if not text:
             return []
         if first or not self._prefixes_space:
-            return self._tokenised(text)
-        # Tokenizers that open every text with a space (▁) must not do so in the middle of a row.
-        lead = self._tokenised("\n")
-        return self._tokenised("\n" + text)[len(lead) :]
+            return self._tokenized(text)
+        # Tokenizers that prefix every text with a space (▁) must not do so within a row.
+        lead = self._tokenized("\n")
+        return self._tokenized("\n" + text)[len(lead) :]
 
-    def _tokenised(self, text: str) -> list[int]:
-        # Not verbose: texts longer than the context are cut later, and counted.
+    def _tokenized(self, text: str) -> list[int]:
+        # verbose=False: encode.py truncates and counts texts longer than the context.
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _end_of_turn(self, source: str) -> int:
-        """The special token the template ends an answer with; eos where it has none."""
+        """The special token with which the template ends an answer, else eos."""
         turns = [rendering.as_mapping(turn) for turn in (*QUESTION, Message("assistant", ANSWER))]
         written = rendering.render_texts(source, turns, self.tokenizer.special_tokens_map)
         _, _, tail = written.rpartition(ANSWER)
@@ -291,7 +289,7 @@ class Template:
         return next((token for token in self._ids(tail) if token in special), self.tokenizer.eos_token_id)
 
     def _special(self) -> set[int]:
-        """Ids that stand for no text of their own."""
+        """Ids of special and added tokens."""
         return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
 
 

@@ -1,4 +1,4 @@
-"""Conversations: messages, and transcripts of a Human and an Assistant in one text, as HH writes them."""
+"""Conversations as messages, and transcripts of Human and Assistant turns in one text (the format of HH-RLHF)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Message:
     """system, user or assistant."""
     content: str
     in_loss: bool = True
-    """False for an answer that is part of the conversation and not imitated (weight 0)."""
+    """False for an answer of weight 0, which is context only."""
     prefill: bool = False
-    """True for the assistant's last message in a prompt, which is to be continued."""
+    """True for an assistant message at the end of a prompt, which the model continues."""
     written: str | None = field(default=None, compare=False)
-    """The turn with its speaker as a transcript writes it, for models without a chat template."""
+    """The turn as it is in a transcript, with its speaker; for models without a chat template."""
 
 
 Messages = tuple[Message, ...]
@@ -34,13 +34,13 @@ def user(text: str) -> Messages:
 
 
 def with_prefill(prompt: Messages) -> Messages:
-    """A prompt; if its last message is the assistant's, that one is to be continued."""
+    """The prompt with its last message marked as a prefill if it is the assistant's."""
     *before, last = prompt
     return (*before, replace(last, prefill=last.role == "assistant"))
 
 
 def plain_text(messages: Messages) -> str:
-    """A prompt as a person wrote it: one message or a transcript as it stands, several messages under each other."""
+    """A prompt without a chat template: a message or a transcript unchanged, several messages joined by blank lines."""
     written = [message.written for message in messages if message.written is not None]
     if written and len(written) == len(messages):
         return "".join(written)
@@ -48,14 +48,15 @@ def plain_text(messages: Messages) -> str:
 
 
 def is_transcript(text: str) -> bool:
-    """True for a text that opens with a Human's turn."""
+    """True for a text that starts with a Human turn."""
     return text.startswith(FIRST_TURN)
 
 
 def transcript(text: str) -> Messages:
-    """The turns of a prompt, each with its text as it stands; one that only opens the assistant's turn has none there.
+    """The turns of a transcript, each with its original text in `written`.
 
-    An assistant's turn that has begun is to be continued.
+    An empty assistant turn at the end is not a turn: it stays in the text of the turn before. An assistant turn with
+    text at the end is a prefill.
     """
     starts = [match.start() for match in TURN.finditer(text)]
     turns = [_turn(text[start:end]) for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
@@ -66,5 +67,5 @@ def transcript(text: str) -> Messages:
 
 
 def _turn(text: str) -> Message:
-    speaker, _, said = text.strip("\n").partition(":")
-    return Message("user" if speaker == "Human" else "assistant", said.strip(), written=text)
+    speaker, _, content = text.strip("\n").partition(":")
+    return Message("user" if speaker == "Human" else "assistant", content.strip(), written=text)

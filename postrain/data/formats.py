@@ -97,12 +97,12 @@ def _renamed(table: Table, values: Values, renames: Mapping[str, str]) -> Values
 def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) -> Layout:
     """The layout of a table, by all columns that its rows have."""
     columns = dict.fromkeys(name for values in rows for name in values)
-    opinions = [
+    label_like = [
         name
         for name in LABEL_LIKE_COLUMNS
         if name in columns and all(as_label(values.get(name)) is not None for values in rows)
     ]
-    found = find_layout(columns, renames, opinions)
+    found = find_layout(columns, renames, label_like)
     if found is None:
         raise ConfigError(
             f"{table.name}: no known layout has the columns {names(columns)}; expected for example prompt and "
@@ -113,7 +113,7 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
     if "messages" in found.format.needs and all(any(awaits_answer(row.get(name)) for name in turns) for row in rows):
         return replace(found, format=FORMATS["prompt"], parts={**found.parts, "prompt": turns})
     answers = found.format.answers
-    return replace(found, repeats=all(_repeats(found, row, answers) for row in rows)) if answers else found
+    return replace(found, repeats_prompt=all(_repeats(found, row, answers) for row in rows)) if answers else found
 
 
 def _repeats(layout: Layout, values: Values, answers: Sequence[str]) -> bool:

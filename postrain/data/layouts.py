@@ -1,11 +1,10 @@
-"""Which columns hold which part of a record, and one row on its way to a record.
+"""Maps the columns of a table to the parts of a record, and records which columns a row uses.
 
-PARTS names the columns of the ecosystem in one table. A layout is known by the parts that a format of rows needs
-(`row_format`, in the files of `kinds/`); the first format whose parts all have a column is taken, from the one that
-says most to the one that says least. Other names are mapped by `data.columns`, and a mapped part is looked for in that
-column alone. Fields notes every column and field that has been used. Nothing is left out silently: the columns that no
-reader asked for stay with the record and are named by the audit, and those that would change what a row means (tools,
-images, weights) are refused.
+PARTS lists the column names in common use for each part. The layout of a table is the row format with the lowest rank
+whose needed parts all have a column (`row_format`, in the files of `kinds/`). `data.columns` maps other names; a mapped
+part is read from that column only. Fields records the columns and message fields that a record uses. Unused columns
+stay with the record and are listed by the audit; columns that would change the meaning of a row (tools, images) are
+refused.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from postrain.data.readers import Cell
 
-if TYPE_CHECKING:  # records.py stands on this file
+if TYPE_CHECKING:  # records.py imports this file
     from postrain.data.records import Record
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -46,48 +45,48 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "weight": ("weight", "loss_weight", "sample_weight"),
 }
-"""The names that a part goes by."""
+"""Known column names of each part."""
 COLUMNS = (
     *("text", "messages", "prompt", "completion", "system", "history", "input", "chosen", "rejected"),
     *("margin", "label", "weight", "steps", "labels", "answer"),
 )
-"""The parts, and a reward's answer, for which `data.columns` can name a column."""
+"""The keys of `data.columns`: parts, and `answer`, which rewards read."""
 LABEL_LIKE_COLUMNS = (
     *("rating", "vote", "feedback", "verdict", "correct", "is_correct", "accepted", "is_accepted", "preferred"),
     *("is_preferred", "liked", "good", "is_good", "passed", "approved", "upvoted", "helpful", "success", "is_chosen"),
     *("accept", "correctness"),
 )
-"""Columns that are a label where every row has true, false or a thumb there, and are unused elsewhere."""
-TOOLS = "tool calls cannot be learned yet"
-MEDIA = "only text can be learned"
+"""Columns used as the label if every row holds true, false, 👍 or 👎 there; unused otherwise."""
+TOOLS = "training on tool calls is not supported yet"
+MEDIA = "only text is supported"
 REFUSED_COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), TOOLS),
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos", "image_url"), MEDIA),
     "chat_template_kwargs": "chat templates get no arguments from a row",
 }
-"""Columns that change what a row means, with the reason why they cannot be used."""
+"""Columns that change the meaning of a row, with the reason why they are not supported."""
 EMPTY_JSON = ("[]", "{}", "null")
-"""Columns of tools often hold JSON as text."""
+"""Empty values of tool columns, which often hold JSON as text."""
 MAX_NAMES, MAX_NAME_LENGTH = 20, 60
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A way in which rows hold one kind of record."""
+    """Columns from which a row becomes a record of one kind."""
 
     name: str
     needs: tuple[str, ...]
-    """The parts that a table has to have; all others are used where they are there."""
+    """Parts that the table must have; all other parts are optional."""
     rank: int
-    """Of the formats that a table has the parts of, the one with the lowest is taken."""
+    """Of the matching formats the one with the lowest rank is used."""
     build: Callable[[int, Fields], Record]
-    """The record of a row; raises Malformed or Unusable."""
+    """Returns the record of a row; raises Malformed or Unusable."""
     answers: tuple[str, ...] = ()
-    """The parts that may begin with the prompt once more."""
+    """Parts that may repeat the prompt at their beginning."""
 
 
 FORMATS: dict[str, RowFormat] = {}
-"""Every format by its name, filled as the files of `kinds/` are imported."""
+"""All formats by name; importing the files of `kinds/` registers them."""
 
 
 Build = TypeVar("Build", bound="Callable[[int, Fields], Record]")
@@ -96,7 +95,7 @@ Build = TypeVar("Build", bound="Callable[[int, Fields], Record]")
 def row_format(
     name: str, *, needs: tuple[str, ...], rank: int, answers: tuple[str, ...] = ()
 ) -> Callable[[Build], Build]:
-    """Registers a function that builds the record of a row; see RowFormat."""
+    """Registers a function that returns the record of a row; see RowFormat."""
 
     def register(build: Build) -> Build:
         FORMATS[name] = RowFormat(name, needs, rank, build, answers)
@@ -107,49 +106,48 @@ def row_format(
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a table are read."""
+    """Format and column mapping of a table."""
 
     format: RowFormat
     parts: Mapping[str, tuple[str, ...]]
-    """The columns of the table that may hold each part."""
+    """The table's columns that may hold each part."""
     mapped: frozenset[str]
-    """The parts for which `data.columns` names a column."""
-    repeats: bool = False
-    """True where every answer begins with its prompt, which is then cut off."""
+    """Parts that `data.columns` maps to a column."""
+    repeats_prompt: bool = False
+    """True if every answer in the table begins with its prompt; the prompt is then removed from the answers."""
 
 
-def find_layout(columns: Collection[str], mapped: Collection[str], opinions: Collection[str]) -> Layout | None:
-    """The layout of a table with these columns; None where there is none.
+def find_layout(columns: Collection[str], mapped: Collection[str], label_like: Collection[str]) -> Layout | None:
+    """The layout of a table with these columns; None if no format matches.
 
-    `mapped` are the parts that `data.columns` names a column for; `opinions` are the LABEL_LIKE_COLUMNS that hold
-    labels.
+    `mapped` are the parts that `data.columns` maps; `label_like` are the LABEL_LIKE_COLUMNS that hold labels.
     """
     needed = {part: (part,) for known in FORMATS.values() for part in known.needs}
     spellings = {part: (part,) if part in mapped else known for part, known in {**needed, **PARTS}.items()}
     parts = {part: tuple(name for name in known if name in columns) for part, known in spellings.items()}
-    # A question is answered by `answer`. Beside `prompt`, and beside an answer of another name, it is the reference
-    # that a reward reads. `solution` is the worked answer to a `problem`, and `input` asks where nothing else does.
+    # `answer` is the completion of a `question`. Next to `prompt` or another completion column it is the reference of a
+    # reward. `solution` is the completion of a `problem`. `input` is the prompt if there is no other prompt column.
     if not parts["prompt"]:
-        parts |= {"prompt": _there(columns, "input"), "input": _there(columns, "context")}
+        parts |= {"prompt": _if_present(columns, "input"), "input": _if_present(columns, "context")}
     if not parts["completion"] and "prompt" not in columns:
-        worked = _there(columns, "solution") if "problem" in columns else ()
-        parts["completion"] = worked or _there(columns, "answer")
+        solution = _if_present(columns, "solution") if "problem" in columns else ()
+        parts["completion"] = solution or _if_present(columns, "answer")
     if not parts["label"]:
-        parts["label"] = tuple(opinions)
+        parts["label"] = tuple(label_like)
     fitting = [known for known in FORMATS.values() if all(parts[part] for part in known.needs)]
     return Layout(min(fitting, key=lambda known: known.rank), parts, frozenset(mapped)) if fitting else None
 
 
-def _there(columns: Collection[str], name: str) -> tuple[str, ...]:
+def _if_present(columns: Collection[str], name: str) -> tuple[str, ...]:
     return (name,) if name in columns else ()
 
 
 class Malformed(Exception):
-    """A row that does not match its layout; the message says what was expected."""
+    """A row that does not match its layout; the message states what was expected."""
 
 
 class Unusable(Exception):
-    """A well-formed row that cannot be trained on; the message says why."""
+    """A well-formed row that cannot be used for training; the message states the reason."""
 
 
 class Fields:
@@ -158,16 +156,16 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], layout: Layout) -> None:
         self.values, self.layout = values, layout
         self.used: set[str] = set()
-        """Columns used for the record."""
+        """Columns that the record uses."""
         self.unused: set[str] = set()
-        """Fields inside of used columns that nothing was made of, such as messages.id."""
+        """Unused fields in used columns, such as messages.id."""
         self.repaired: set[str] = set()
-        """Repairs of the row."""
+        """Descriptions of the changes made to the row."""
 
     def peek(self, part: str) -> tuple[str, Any] | None:
-        """The column that holds a part, and its value; None where the row has none. Does not use it.
+        """The column of a part and its value; None if the row has none. Does not mark the column as used.
 
-        Raises Malformed where two columns hold the part differently.
+        Raises Malformed if two columns hold the part with different values.
         """
         named = [name for name in self.layout.parts[part] if name in self.values]
         filled = [name for name in named if not empty(self.values[name])]
@@ -183,17 +181,17 @@ class Fields:
         return first, self.values[first]
 
     def find(self, part: str) -> tuple[str, Any] | None:
-        """As `peek`, and uses the column and those that say the same."""
+        """Like `peek`, and marks all columns of the part as used."""
         self.used.update(self.layout.parts[part])
         return self.peek(part)
 
     def optional(self, part: str) -> tuple[str, Any] | None:
-        """As `find`, and None where the part is empty."""
+        """Like `find`, but None if the part is empty."""
         found = self.find(part)
         return None if found is None or empty(found[1]) else found
 
     def needed(self, part: str) -> tuple[str, Any]:
-        """As `find`; raises Malformed where the row has no such column."""
+        """Like `find`, but raises Malformed if the row has no such column."""
         found = self.find(part)
         if found is None:
             missing = self.layout.parts[part][0]
@@ -201,32 +199,32 @@ class Fields:
         return found
 
     def rest(self) -> dict[str, Any]:
-        """The columns that have not been used."""
+        """The unused columns."""
         return {name: value for name, value in self.values.items() if name not in self.used}
 
     def check_unused(self) -> None:
-        """Raises Malformed where a column is left that would change what the row means."""
+        """Raises Malformed for an unused column that would change the meaning of the row."""
         for name, value in self.rest().items():
             if name in REFUSED_COLUMNS and not empty(value) and value not in EMPTY_JSON:
                 raise Malformed(f"has the column {name}: {REFUSED_COLUMNS[name]}; remove the column or the row")
 
 
 def empty(value: Any) -> bool:
-    """True for an empty column or field, as in files with the same columns in every row."""
+    """True for null, blank text and empty lists and objects."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, Sequence | Mapping) and not value)
 
 
 def text(value: Any, name: str) -> str:
-    """A value that has to be text."""
+    """Checks that a value is text. Raises Malformed."""
     if not isinstance(value, str):
         raise Malformed(f"{name} has to be text, got {value!r:.60}")
     return str(value)
 
 
 def number(value: Any, name: str) -> float:
-    """A value that has to be a finite number; the cell of a CSV file may hold one."""
+    """Converts a number, or a CSV cell that holds one, to a finite float. Raises Malformed."""
     try:
         found = float(value) if isinstance(value, Cell | int | float) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
@@ -237,12 +235,12 @@ def number(value: Any, name: str) -> float:
 
 
 def is_list(value: Any) -> bool:
-    """True for a sequence that is not text."""
+    """True for a sequence other than text."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def names(columns: Sequence[str] | Mapping[str, Any]) -> str:
-    """Names of columns for a message of one line."""
+    """Column names for a message of one line."""
     cut = [name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}..." for name in columns]
     shown = [name if name.isprintable() and name else repr(name) for name in cut]
     more = f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""

@@ -1,7 +1,7 @@
-"""The messages of a conversation, in the spellings of OpenAI, ShareGPT and others.
+"""Parses the messages of a conversation in the formats of OpenAI, ShareGPT and others.
 
-Every field of a message is used, noted as unused, or refused by name where it changes what the message says. A weight
-of 0 keeps an answer in the conversation without learning it.
+A field of a message is used, recorded as unused, or refused by name if it changes the meaning of the message. An answer
+of weight 0 stays in the conversation as context and is not in the loss.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ROLES = {
 }
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 PREFIXES = ("prefix", "partial", "continue_final_message")
-"""Fields of an assistant's message that is to be continued."""
-REASONING = "a model's reasoning cannot be learned apart from its answer; write it into the content"
+"""Fields that mark an assistant message as a prefill."""
+REASONING = "reasoning in a separate field is not supported; write it into the content"
 REFUSED: Mapping[str, str] = {
     **REFUSED_COLUMNS,
     "tool_call_id": TOOLS,
@@ -40,20 +40,20 @@ REFUSED: Mapping[str, str] = {
     "input_audio": MEDIA,
     **dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought"), REASONING),
     "refusal": "write the refusal into the content",
-    "name": "speakers have roles only; write the name into the content",
+    "name": "names of speakers are not supported; write the name into the content",
     "channel": REASONING,
     "recipient": TOOLS,
-    **dict.fromkeys(("label", "kto_tag"), "a verdict stands beside the messages, in a column of the row"),
+    **dict.fromkeys(("label", "kto_tag"), "a label belongs in a column of the row, not in a message"),
     **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), "give the message a weight of 0 or 1"),
-    **dict.fromkeys(PREFIXES, "only the assistant's last message of a prompt can be continued"),
+    **dict.fromkeys(PREFIXES, "only an assistant message at the end of a prompt can be continued"),
 }
-"""Fields that change what a message says, with the reason why they cannot be used."""
+"""Fields that change the meaning of a message, with the reason why they are not supported."""
 REFUSED_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("tool", "tools", "function", "functions"), TOOLS),
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos", "media", "attachments"), MEDIA),
     **dict.fromkeys(("reasoning", "thinking", "think", "thought", "thoughts"), REASONING),
 }
-"""The same for words in the name of a field or of the type of a content part: tool_responses, thinking_text."""
+"""The same for words in field names and in types of content parts, such as tool_responses and thinking_text."""
 WEIGHTS = ("weight", "loss_weight", "loss", "train", "training", "trainable", "learnable", "train_on_turn")
 WORD = re.compile(r"[A-Z]?[a-z]+")
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -61,19 +61,22 @@ REMEDY = "remove the field or the row"
 
 
 def messages(fields: Fields, value: Any, name: str, *, or_text: str = "", is_prompt: bool = False) -> Messages:
-    """A list of messages, or a single one, that stands in the column `name`.
+    """Parses a list of messages, or a single message, of the column `name`. Raises Malformed.
 
-    `or_text` is for the error alone. In a prompt, the assistant's last message may say that it is to be continued.
+    `or_text` is a part of the error message. With `is_prompt` an assistant message at the end may be marked as a
+    prefill.
     """
     listed = _listed(value)
     if not is_list(listed) or not listed:
         raise Malformed(f"{name} has to be {or_text}a list of messages with role and content, got {value!r:.60}")
     last = len(listed) - 1
-    return tuple(_message(fields, item, name, begun=is_prompt and at == last) for at, item in enumerate(listed))
+    return tuple(
+        _message(fields, item, name, may_be_prefill=is_prompt and at == last) for at, item in enumerate(listed)
+    )
 
 
 def _listed(value: Any) -> Any:
-    """A single message as a list, and an object of lists, as `datasets` stores sequences, as a list of objects."""
+    """Converts a single message, or an object of lists (`datasets` stores sequences so), to a list of objects."""
     if not isinstance(value, Mapping):
         return value
     lists = list(value.values())
@@ -83,7 +86,7 @@ def _listed(value: Any) -> Any:
 
 
 def awaits_answer(value: Any) -> bool:
-    """True for messages that end with the user's, or with one to be continued, so that an answer is still to come."""
+    """True for messages that end with a user message or a prefill."""
     last = value[-1] if is_list(value) and value else None
     if not isinstance(last, Mapping):
         return False
@@ -92,9 +95,9 @@ def awaits_answer(value: Any) -> bool:
 
 
 def parse_prompt(fields: Fields, value: Any, name: str) -> Messages:
-    """A prompt as text, as a transcript, as messages, or as an object that holds messages.
+    """Parses a prompt from text, a transcript, messages, or an object with the key `messages`.
 
-    An assistant's message at its end is to be continued.
+    An assistant message at the end is a prefill.
     """
     if isinstance(value, str):
         return transcript(value) if is_transcript(value) else (Message("user", str(value)),)
@@ -105,21 +108,21 @@ def parse_prompt(fields: Fields, value: Any, name: str) -> Messages:
 
 
 def history(fields: Fields, value: Any, name: str) -> Messages:
-    """Earlier turns: pairs of what the user and the assistant said, or messages."""
+    """Parses earlier turns from messages or from [user, assistant] pairs of texts."""
     if not is_list(value):
         raise Malformed(f"{name} has to be a list of [user, assistant] pairs, got {value!r:.60}")
     if all(isinstance(item, Mapping) for item in value):
         return messages(fields, value, name)
     turns: list[Message] = []
     for pair in value:
-        if not is_list(pair) or len(pair) != 2 or not all(isinstance(said, str) for said in pair):
+        if not is_list(pair) or len(pair) != 2 or not all(isinstance(turn, str) for turn in pair):
             raise Malformed(f"{name} has to be a list of [user, assistant] pairs, got {pair!r:.60}")
         turns += [Message("user", pair[0]), Message("assistant", pair[1])]
     return tuple(turns)
 
 
-def _message(fields: Fields, item: Any, name: str, *, begun: bool) -> Message:
-    """One message; where it has `begun` and is the assistant's, it may say so."""
+def _message(fields: Fields, item: Any, name: str, *, may_be_prefill: bool) -> Message:
+    """Parses one message. With `may_be_prefill` an assistant message may have a field of PREFIXES."""
     if not isinstance(item, Mapping):
         raise Malformed(f"{name} has to hold messages with role and content, got {item!r:.60}")
     role_field, role = _field_of(item, ("role", "from"), name, same=ROLES)
@@ -129,21 +132,21 @@ def _message(fields: Fields, item: Any, name: str, *, begun: bool) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {', '.join(sorted(ROLES))}")
     content_field, content = _field_of(item, ("content", "value"), name)
-    begins = PREFIXES if begun and ROLES[role] == "assistant" else ()
-    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, *begins))
-    return Message(ROLES[role], _content(fields, content, name), _learned(item, ROLES[role], name))
+    prefixes = PREFIXES if may_be_prefill and ROLES[role] == "assistant" else ()
+    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, *prefixes))
+    return Message(ROLES[role], _content(fields, content, name), _in_loss(item, ROLES[role], name))
 
 
 def _field_of(
     item: Mapping[str, Any], spellings: tuple[str, str], name: str, *, same: Mapping[str, str] | None = None
 ) -> tuple[str, Any]:
-    """The field that is there under one of two names; Malformed where none is, or both are and differ.
+    """Name and value of a field with one of two names. Raises Malformed if it is missing, or if both exist and differ.
 
-    `same` are values that mean the same, by what they mean.
+    `same` maps synonymous values to one value.
     """
     there = [field for field in spellings if item.get(field) is not None]
-    meant = {(same or {}).get(str(item[field]).lower(), str(item[field])) for field in there}
-    if len(meant) > 1:
+    values = {(same or {}).get(str(item[field]).lower(), str(item[field])) for field in there}
+    if len(values) > 1:
         raise Malformed(f"{name} has a message whose {there[0]} and {there[1]} differ; keep one of the two")
     if not any(field in item for field in spellings):
         raise Malformed(f"{name} has a message without {spellings[0]}; its fields are {names(item)}")
@@ -152,11 +155,12 @@ def _field_of(
 
 
 def _check_fields(fields: Fields, item: Mapping[str, Any], name: str, used: Sequence[str]) -> None:
-    """Refuses what changes the meaning of a message, and notes all else that is not used."""
+    """Raises Malformed for fields that change the meaning of a message; records all other unused fields."""
     for field, value in item.items():
         if field in used or empty(value):
             continue
-        # A flag holds no call and no image (parallel_tool_calls), and one that is off asks for nothing; a verdict does.
+        # A boolean holds no call and no image (parallel_tool_calls), and false switches a feature off; but a label of
+        # false is a label.
         reason = REFUSED.get(field) or (None if isinstance(value, bool) else _refused_word(field))
         if reason and (value is not False or field in ("label", "kto_tag")):
             raise Malformed(f"{name} has {field}: {reason}; {REMEDY}")
@@ -170,7 +174,7 @@ def _refused_word(name: str) -> str | None:
 
 
 def _content(fields: Fields, value: Any, name: str) -> str:
-    """Text, or a list of parts that are all text."""
+    """The content as text; joins a list of text parts."""
     if not is_list(value):
         if not isinstance(value, str):
             raise Malformed(f"{name} has a message whose content is not text: {value!r:.60}")
@@ -189,21 +193,23 @@ def _part(fields: Fields, part: Any, name: str) -> str:
     return text(part.get("text"), f"the text of a content part in {name}")
 
 
-def _learned(item: Mapping[str, Any], role: str, name: str) -> bool:
-    """False for weight 0. Weights other than 0 and 1 are refused, and so are answers of anyone but the assistant."""
+def _in_loss(item: Mapping[str, Any], role: str, name: str) -> bool:
+    """False for weight 0. Raises Malformed for weights other than 0 and 1, and for weight 1 of another role than the
+    assistant.
+    """
     there = [field for field in WEIGHTS if item.get(field) is not None]
     found = {field: _weight(item[field], f"{name}.{field}") for field in there}
     if len(set(found.values())) > 1:
         raise Malformed(f"{name} has a message whose {' and '.join(there)} differ; keep one of them")
     if role != "assistant" and any(found.values()):
         raise Malformed(
-            f"{name} has a {role} message with {there[0]} {item[there[0]]!r:.40}: of single messages, only the "
-            "assistant's can be learned; remove the field, or set it to 0"
+            f"{name} has a {role} message with {there[0]} {item[there[0]]!r:.40}; only assistant messages can have "
+            "weight 1; remove the field, or set it to 0"
         )
     return all(found.values())
 
 
 def _weight(value: Any, name: str) -> bool:
     if not isinstance(value, bool | int | float) or value not in (0, 1):
-        raise Malformed(f"{name} has to be 0 (read only) or 1 (learned), got {value!r:.40}")
+        raise Malformed(f"{name} has to be 0 (context) or 1 (in the loss), got {value!r:.40}")
     return bool(value)

@@ -132,7 +132,7 @@ def test_template_that_requires_content_parts_is_refused(content):
 
 def test_template_that_omits_the_answer_is_an_error_with_the_row():
     silent = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(ConfigError, match=r"row 7: the chat template leaves out the assistant's message; use"):
+    with pytest.raises(ConfigError, match=r"row 7: the chat template omits the assistant's message; use"):
         Template(byte_tokenizer(template=silent)).encode_completion(chat("a"), "b", row=7)
 
 

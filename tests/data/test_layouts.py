@@ -177,7 +177,7 @@ def test_prompt_repeated_by_both_sides_is_removed_and_counted(prompt, before, an
     found = parse(table([row]), {})
     assert isinstance(found.records[0], Preference)
     assert (found.records[0].chosen, found.records[0].rejected) == answers
-    assert found.repaired == {"prompt cut off the answer that repeats it": 1}
+    assert found.repaired == {"prompt removed from an answer that repeats it": 1}
 
 
 def test_answer_that_begins_with_a_short_prompt_is_kept():
@@ -232,7 +232,7 @@ def test_mapped_column_wins_and_the_other_is_listed_as_unused():
 def test_input_that_is_not_text_is_refused():
     for answer in ({"output": "b"}, {"chosen": "b", "rejected": "c"}):
         with pytest.raises(
-            ConfigError, match=r"line 1: input has to be text, which is put below the prompt, got \[1\]"
+            ConfigError, match=r"line 1: input has to be text, which is appended to the prompt, got \[1\]"
         ):
             parse_one({"instruction": "a", "input": [1], **answer})
     assert parse_one({"prompt": "a", "input": [1]}) == Prompt(row=1, prompt=chat("a"), columns={"input": [1]})

@@ -30,7 +30,8 @@ def assert_refused(row: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("field", ["tool_calls", "function_call"])
 def test_tool_calls_are_refused_by_name_with_any_content(field, content):
     assert_refused(
-        conversation({"content": content, field: CALL}), f"messages has {field}: tool calls cannot be learned yet"
+        conversation({"content": content, field: CALL}),
+        f"messages has {field}: training on tool calls is not supported yet",
     )
 
 
@@ -38,7 +39,7 @@ def test_tool_calls_are_refused_by_name_with_any_content(field, content):
 def test_tool_roles_are_refused_by_name(role):
     row = conversation({})
     row["messages"].insert(1, {"role": role, "content": "22"})
-    assert_refused(row, f"role '{role}': tool calls cannot be learned yet")
+    assert_refused(row, f"role '{role}': training on tool calls is not supported yet")
 
 
 @pytest.mark.parametrize(
@@ -120,11 +121,11 @@ def test_message_weights_zero_and_one_select_the_answers_in_the_loss(field, weig
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, float("nan"), "0", [0], 10**400])
 def test_message_weights_other_than_zero_and_one_are_refused(weight):
-    assert_refused(conversation({"weight": weight}), r"messages\.weight has to be 0 \(read only\) or 1 \(learned\)")
+    assert_refused(conversation({"weight": weight}), r"messages\.weight has to be 0 \(context\) or 1 \(in the loss\)")
 
 
 def test_weight_is_for_single_assistant_messages_only():
-    assert_refused(conversation({}, weight=1), "a user message with weight 1: .* remove the field, or set it to 0")
+    assert_refused(conversation({}, weight=1), "a user message with weight 1; .* remove the field, or set it to 0")
     assert len(parse(table([conversation({}, weight=0)]), {}).records) == 1
 
 
@@ -145,7 +146,7 @@ def test_history_that_is_not_a_list_of_pairs_is_refused():
 
 def test_unused_flag_is_named_even_if_false():
     assert parse(table([conversation({"end_turn": False})]), {}).unused == {"messages.end_turn": 1}
-    assert_refused(conversation({"label": False}), "messages has label: a verdict stands beside the messages")
+    assert_refused(conversation({"label": False}), "messages has label: a label belongs in a column of the row")
 
 
 @pytest.mark.parametrize("field", ["train_on_turn", "learnable", "trainable"])
@@ -162,7 +163,8 @@ def test_prefill_as_the_last_message_makes_a_prompt(field):
     assert parse(table([row]), {}).records == (Prompt(row=1, prompt=expected),)
     assert parse(table([{"prompt": row["messages"]}]), {}).records == (Prompt(row=1, prompt=expected),)
     assert_refused(
-        {"messages": [*row["messages"], {"role": "user", "content": "c"}]}, f"{field}: only the assistant's last"
+        {"messages": [*row["messages"], {"role": "user", "content": "c"}]},
+        f"{field}: only an assistant message at the end",
     )
 
 
@@ -187,7 +189,10 @@ def test_error_of_an_unknown_message_layout_names_the_fields():
 
 
 def test_error_of_a_refused_content_part_names_the_reason():
-    assert_refused(conversation({"content": [{"type": "tool_use"}]}), "type 'tool_use': tool calls cannot be learned")
     assert_refused(
-        conversation({"content": [{"type": "thinking", "thinking": "b"}]}), "type 'thinking': a model's reasoning"
+        conversation({"content": [{"type": "tool_use"}]}), "type 'tool_use': training on tool calls is not supported"
+    )
+    assert_refused(
+        conversation({"content": [{"type": "thinking", "thinking": "b"}]}),
+        "type 'thinking': reasoning in a separate field",
     )
