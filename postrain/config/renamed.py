@@ -30,9 +30,14 @@ KEYS = {
     "method.mask_truncated": "method.mask_truncated_completions",
     "evaluation.measures.wins": "evaluation.tasks.win_rate",
     "evaluation.measures": "evaluation.tasks",
+    **{
+        f"evaluation.tasks.{task}.right": f"evaluation.tasks.{task}.grader"
+        for task in ("best_of_n", "self_consistency", "cot", "beam", "tree")
+    },
     "evaluation.shown": "evaluation.logged_samples",
     "shown": "logged_samples",
     "keep": "selection",
+    "part": "split",
     "sweep.picture": "sweep.plot",
 }
 SYNONYMS = {"method.num_generations": "method.group_size"}

@@ -38,7 +38,7 @@ class GenerateConfig(Section):
     """The hardware: processes, devices and precision."""
     selection: Selection
     """The selection of completions for the data file."""
-    part: Literal["train", "eval"] = "train"
+    split: Literal["train", "eval"] = "train"
     """The split of the prompts: train or eval (held-out)."""
     prompts: Count | None = None
     """Maximum number of prompts, in order; null is all."""
@@ -47,7 +47,7 @@ class GenerateConfig(Section):
     greedy: bool = False
     """Also evaluate one greedy completion per prompt."""
     threshold: float = 1.0
-    """A completion is right if its reward is at least this."""
+    """A completion is correct if its reward is at least this."""
     chunk: Size = 64
     """Prompts per write to disk. An interrupted run loses at most one chunk."""
     seed: Seed = 0
@@ -71,11 +71,11 @@ class GenerateConfig(Section):
                     "selection=revisions do not need one"
                 )
             return
-        found = self.reward.target
+        target = self.reward.target
         # `callable(cls)` is true for every class; whether its objects are callable is defined in the class.
-        if isinstance(found, type) and not any("__call__" in vars(base) for base in found.__mro__):
+        if isinstance(target, type) and not any("__call__" in vars(base) for base in target.__mro__):
             raise ConfigError(
-                f"reward: {found.__name__} compares two completions, but generate needs a score of each; choose "
+                f"reward: {target.__name__} compares two completions, but generate needs a score of each; choose "
                 "another reward"
             )
 

@@ -56,12 +56,12 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     notes = (f"note: {note}" for note in data.chat_template.notes)
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
     run.save_manifest(config, audit, config.resolved, seeds={"seed": config.seed})
-    items = distinct_prompts(data.train if config.part == "train" else data.eval, config.prompts)
+    items = distinct_prompts(data.train if config.split == "train" else data.eval, config.prompts)
     chunks = sample(_sampler(config, data), items, JsonLines(run.folder.path / COMPLETIONS), config.chunk)
     console = Console(highlight=False)
     total = -(-len(items) // config.chunk)
-    shown = track(chunks, "sampling", total=total, console=console, disable=not console.is_terminal, transient=True)
-    answers = [one for chunk in shown for one in chunk]
+    tracked = track(chunks, "sampling", total=total, console=console, disable=not console.is_terminal, transient=True)
+    answers = [one for chunk in tracked for one in chunk]
     return _finish(config, answers, run.folder, console)
 
 
@@ -80,7 +80,7 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
         environment=config.environment,
         samples=config.samples,
         principles=config.selection.principles if isinstance(config.selection, RevisionPairs) else (),
-        part=config.part,
+        split=config.split,
         seed=config.seed,
     )
 
@@ -89,28 +89,28 @@ def _finish(
     config: GenerateConfig, answers: Sequence[PromptCompletions], folder: RunFolder, console: Console
 ) -> float | None:
     """Writes and prints the statistics and the selected rows."""
-    keep = config.selection
-    rows = [keep(one) for one in answers]
+    selection = config.selection
+    rows = [selection(one) for one in answers]
     found = compute_stats(answers, config.threshold)
-    kept = [row for made in rows for row in made]
-    prompts = sum(bool(made) for made in rows)
+    kept = [row for selected in rows for row in selected]
+    prompts = sum(bool(selected) for selected in rows)
     with writing(folder.path):
         summary = {**plain(asdict(found)), "kept": len(kept), "kept_prompts": prompts}
         atomic_write_text(folder.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
         atomic_write_text(folder.result, json.dumps(plain(result(found)), indent=2) + "\n")
     console.print(table(found, len(kept), prompts, scored=config.reward is not None))
-    if not isinstance(keep, NoRows):
+    if not isinstance(selection, NoRows):
         if not kept:
-            raise _no_rows_error(keep, found)
+            raise _no_rows_error(selection, found)
         _write_rows(kept, folder.path / DATA)
         console.print(f"data    {folder.path / DATA}", soft_wrap=True)
     return found.sampled.value if found.sampled else None
 
 
-def _no_rows_error(keep: Selection, found: GenerationStats) -> ConfigError:
+def _no_rows_error(selection: Selection, found: GenerationStats) -> ConfigError:
     """The error for an empty selection: training on an empty file would fail later with less context."""
     ended = f"{found.finished:.0%} were not truncated"
-    if isinstance(keep, RevisionPairs):
+    if isinstance(selection, RevisionPairs):
         return ConfigError(
             f"selection: no completion of {found.prompts} prompts was revised ({ended}); raise rollout.max_new_tokens, "
             "or lower it where request, completion, critique and revision do not fit into the model's context"

@@ -46,26 +46,26 @@ class Sampler:
     """Completions per prompt."""
     principles: tuple[str, ...]
     """Principles for critique and revision; empty disables revisions."""
-    part: str
+    split: str
     seed: int
 
     @torch.no_grad()
     def __call__(self, items: Sequence[EncodedPrompt]) -> list[PromptCompletions]:
         """The completions of each prompt."""
         prompts = EncodedPrompt.collate(items)
-        copies = prompts.select([place for place in range(len(items)) for _ in range(self.samples)])
+        copies = prompts.select([index for index in range(len(items)) for _ in range(self.samples)])
         seeds = [self._seed(item.row, number) for item in items for number in range(self.samples)]
         rollouts = self._rollouts(self.engine, copies, seeds)
         gold = [scores.get("total") for scores in gold_scores(rollouts, self.data)]
         greedy = self._greedy(prompts)
         revised = self._revisions(rollouts, seeds)
         return [
-            self._prompt_completions(item, rollouts, gold, revised, range(start, start + self.samples), greedy[place])
-            for place, (item, start) in enumerate(zip(items, range(0, len(seeds), self.samples), strict=True))
+            self._prompt_completions(item, rollouts, gold, revised, range(start, start + self.samples), greedy[index])
+            for index, (item, start) in enumerate(zip(items, range(0, len(seeds), self.samples), strict=True))
         ]
 
     def _seed(self, row: int, number: int) -> int:
-        return derive_seed(self.seed, f"generate {self.part}", row, number)
+        return derive_seed(self.seed, f"generate {self.split}", row, number)
 
     def _rollouts(self, engine: Engine, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
         template = self.data.chat_template
@@ -85,9 +85,9 @@ class Sampler:
     def _revisions(self, rollouts: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
         """The revisions of the finished completions, by their index."""
         ended = rollouts.finished_B.nonzero().flatten().tolist() if self.principles else []
-        prompts = [_conversation(rollouts.prompts[place], rollouts.columns[place]) for place in ended]
-        completions = [rollouts.completions[place] for place in ended]
-        own = [seeds[place] for place in ended]
+        prompts = [_conversation(rollouts.prompts[index], rollouts.columns[index]) for index in ended]
+        completions = [rollouts.completions[index] for index in ended]
+        own = [seeds[index] for index in ended]
         made = (
             revise(self.engine, self.model, self.data.chat_template, prompts, completions, self.principles, own)
             if ended
@@ -109,12 +109,12 @@ class Sampler:
             row=item.row,
             prompt=item.text,
             columns=_as_read_from_file(item.columns),
-            completions=tuple(rollouts.completions[place] for place in mine),
-            rewards=tuple(rewards[place] for place in mine),
-            finished=tuple(finished[place] for place in mine),
-            gold=tuple(gold[place] for place in mine),
+            completions=tuple(rollouts.completions[index] for index in mine),
+            rewards=tuple(rewards[index] for index in mine),
+            finished=tuple(finished[index] for index in mine),
+            gold=tuple(gold[index] for index in mine),
             greedy=greedy,
-            revisions=tuple(revised[place] for place in mine if place in revised),
+            revisions=tuple(revised[index] for index in mine if index in revised),
         )
 
 

@@ -38,15 +38,15 @@ class GenerationStats:
     finished: float
     """Share of completions that are not truncated."""
     sampled: Interval | None
-    """pass@1: the share of right completions."""
+    """pass@1: the share of correct completions."""
     solved: Interval | None
-    """pass@n: the share of prompts with at least one right completion."""
+    """pass@n: the share of prompts with at least one correct completion."""
     greedy: Interval | None
-    """The share of right greedy completions."""
+    """The share of correct greedy completions."""
 
 
 def compute_stats(answers: Sequence[PromptCompletions], threshold: float) -> GenerationStats:
-    """The statistics; a completion is right if its reward is at least `threshold`."""
+    """The statistics; a completion is correct if its reward is at least `threshold`."""
     scored = [rewards for one in answers if (rewards := [r for r in one.rewards if r is not None])]
     shares = [fmean(float(reaches(r, threshold)) for r in rewards) for rewards in scored]
     greedy = [float(reaches(one.greedy, threshold)) for one in answers if one.greedy is not None]
@@ -112,7 +112,7 @@ def format_interval(interval: Interval) -> str:
 
 def gold_of_best(answers: PromptCompletions) -> float | None:
     """The gold score of the completion with the best reward, ties by order of sampling."""
-    scored = [(-reward, place) for place, reward in enumerate(answers.rewards) if reward is not None]
+    scored = [(-reward, index) for index, reward in enumerate(answers.rewards) if reward is not None]
     return answers.gold[min(scored)[1]] if scored else None
 
 

@@ -22,10 +22,10 @@ def completions(folder: RunFolder) -> list[dict]:
     return JsonLines(folder.path / "completions.jsonl").read()
 
 
-def code_of(*words: str) -> int:
-    """The exit code of the program with these arguments."""
+def exit_code(*arguments: str) -> int:
+    """The exit code of the generate command with these arguments."""
     try:
-        return main(["generate", *words])
+        return main(["generate", *arguments])
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -59,13 +59,13 @@ def test_completions_do_not_depend_on_chunk_size_or_number_of_samples(whole, tmp
     assert len(completions(other)) == 7
 
 
-def test_seed_changes_completions_and_part_changes_prompts(whole, tmp_path):
+def test_seed_changes_completions_and_split_changes_prompts(whole, tmp_path):
     def column(folder: RunFolder, name: str) -> list:
         return [record[name] for record in completions(folder)]
 
     seeded, held_out = (
         run_generation(tmp_path, "selection=none", "seed=1"),
-        run_generation(tmp_path, "selection=none", "part=eval"),
+        run_generation(tmp_path, "selection=none", "split=eval"),
     )
     assert column(seeded, "prompt") == column(whole, "prompt")
     assert column(seeded, "completions") != column(whole, "completions")
@@ -76,7 +76,7 @@ def test_seed_changes_completions_and_part_changes_prompts(whole, tmp_path):
 def test_interrupted_generation_resumes_with_equal_results(kept_lines, whole, tmp_path, monkeypatch):
     folder = run_generation(tmp_path, "selection=all", "greedy=true")
     lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
-    # What a kill leaves: whole chunks of 4, perhaps a part of the next one, and half a line.
+    # A killed run leaves whole chunks of 4, possibly a partial chunk, and half a line.
     (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:kept_lines]) + lines[kept_lines][:20])
     (folder.path / "data.jsonl").unlink()
     batches = []
@@ -121,14 +121,14 @@ def test_revisions_without_reward_resume_and_can_be_trained_on(tmp_path, monkeyp
     assert all(pair["chosen"] != pair["rejected"] and pair["principle"] in principles for pair in pairs)
     (sampled,) = {json.dumps(record["completions"]) for record in found if record["prompt"] == pairs[0]["prompt"]}
     assert pairs[0]["rejected"] in json.loads(sampled)
-    # Killed in the second chunk: what is written anew is what was lost.
+    # Killed in the second chunk: resuming samples the lost prompts again, with equal results.
     lines = (folder.path / "completions.jsonl").read_bytes().splitlines(keepends=True)
     (folder.path / "completions.jsonl").write_bytes(b"".join(lines[:3]))
     (folder.path / "data.jsonl").unlink()
     resume_generation(folder)
     assert (completions(folder), rows(folder)) == (found, pairs)
-    words = [f"data.path={folder.path / 'data.jsonl'}", "data.eval_rows=1", "data.template=plain"]
-    small_run(tmp_path, "method=dpo", *words, "method.batch_size=1")
+    overrides = [f"data.path={folder.path / 'data.jsonl'}", "data.eval_rows=1", "data.template=plain"]
+    small_run(tmp_path, "method=dpo", *overrides, "method.batch_size=1")
 
 
 def test_selecting_revisions_of_unrevised_completions_is_an_error(tmp_path):
@@ -159,7 +159,7 @@ def test_prompts_of_several_turns_become_conversations(tmp_path):
 
 def test_config_errors_are_one_line(tmp_path, capsys):
     output = [*SMALL, f"paths.output={tmp_path / 'runs'}"]
-    for words, message in (
+    for arguments, message in (
         ([*output, "sampls=3"], "did you mean samples?"),
         ([*output, "samples=0"], "samples: expected"),
         ([*output, "selection=bets"], "did you mean best?"),
@@ -174,7 +174,7 @@ def test_config_errors_are_one_line(tmp_path, capsys):
             "PairwiseFunction compares two completions, but gen",
         ),
     ):
-        assert code_of(*words) == 2
+        assert exit_code(*arguments) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert message in line
     unrevised, unkept = sorted((tmp_path / "runs").glob("*/*/*"), key=lambda path: path.stat().st_ctime_ns)

@@ -95,7 +95,7 @@ def test_multi_turn_prompt_keeps_its_turns():
 
 
 def test_stats_are_means_over_prompts():
-    # Right: 3 of 4, 0 of 1 (three could not be scored), 4 of 4; a fourth prompt is left out.
+    # Correct: 3 of 4, 0 of 1 (three are unscorable), 4 of 4; the fourth prompt has no score and is left out.
     none = (None, None, None, None)
     answers = [
         FOUR,
@@ -107,11 +107,11 @@ def test_stats_are_means_over_prompts():
     assert found.sampled is not None
     assert found.solved is not None
     assert found.greedy is not None
-    # (3/4 + 0 + 1) / 3; a right one at 2 of 3 prompts; the greedy one right at 1 of the 2 that have one.
+    # pass@1: (3/4 + 0 + 1) / 3; pass@n: 2 of 3 prompts; greedy: 1 of 2 greedy completions.
     assert (found.sampled.value, found.solved.value, found.greedy.value) == pytest.approx((1.75 / 3, 2 / 3, 1 / 2))
-    # Rewards 3 + 0 + 4 over 4 + 1 + 4 scored; bests 1, 0, 1; 15 of 16 came to an end.
+    # Rewards 3 + 0 + 4 over 4 + 1 + 4 scored; best of each prompt 1, 0, 1; 15 of 16 finished.
     assert (found.reward, found.best, found.finished) == pytest.approx((7 / 9, 2 / 3, 15 / 16))
-    # Gold of the best: 0.9 (the first of the right ones), 0.2, 0.9.
+    # Gold of the best: 0.9 (the first of the correct ones), 0.2, 0.9.
     assert found.gold_of_best == pytest.approx(2.0 / 3)
     assert (found.prompts, found.samples, found.unscorable) == (4, 4, 1)
     assert compute_stats(answers, threshold=0.0).solved == compute_stats(answers, threshold=-1.0).solved
