@@ -1,4 +1,4 @@
-"""Accuracy of answers by a verifiable reward, and calibration: whether answers of probability p are right at rate p.
+"""Accuracy of answers by a verifiable reward, and calibration: whether answers of probability p are correct at rate p.
 
 Axes: B answers, K bins of confidence.
 """
@@ -36,7 +36,7 @@ class Accuracy:
     reward: Reward
     """The reward that verifies an answer."""
     threshold: float = 1.0
-    """An answer is right if its reward is at least this."""
+    """An answer is correct if its reward is at least this."""
     prompts: Count = 64
     """Maximum number of held-out prompts; one greedy and one sampled completion each."""
 
@@ -52,12 +52,12 @@ class Accuracy:
         except ConfigError as error:
             has_answers = any("answer" in columns for columns in rollouts_of["greedy"].columns)
             return EvalResult(metrics={}, notes=(str(error) if has_answers else NEEDS_ANSWERS,))
-        known = {decoding: [one for one in right if one is not None] for decoding, right in found.items()}
+        known = {decoding: [one for one in correct if one is not None] for decoding, correct in found.items()}
         if not all(known.values()):
             return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
         both = zip(found["greedy"], found["sampled"], rollouts_of["sampled"].completions, strict=True)
         return EvalResult(
-            metrics={decoding: Estimate.share(right) for decoding, right in known.items()},
+            metrics={decoding: Estimate.share(correct) for decoding, correct in known.items()},
             example=first_prompt(eval_model, rollouts_of["greedy"]),
             records=completion_records(
                 rollouts_of["greedy"],
@@ -67,7 +67,7 @@ class Accuracy:
 
 
 def verdicts(rollouts: Rollouts, reward: Reward, threshold: float) -> list[bool | None]:
-    """Whether each completion is right; None if it cannot be scored."""
+    """Whether each completion is correct; None if it cannot be scored."""
     totals = nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
     return [None if total is None else reaches(total, threshold) for total in totals]
 
@@ -82,8 +82,8 @@ class Calibration:
     """Expected calibration `error` of greedy answers (Guo et al. 2017): ten bins by the probability of the whole
     completion, compared with accuracy in each bin; and the means, `confidence` and `accuracy`.
 
-    `auroc` is the probability that a right answer has a higher confidence than a wrong one (0.5 is chance). It does not
-    depend on the scale of the confidence and needs two right and two wrong answers.
+    `auroc` is the probability that a correct answer has a higher confidence than a wrong one (0.5 is chance). It does
+    not depend on the scale of the confidence and needs two correct and two wrong answers.
 
     The error is biased upwards for few answers.
     """
@@ -91,7 +91,7 @@ class Calibration:
     reward: Reward
     """The reward that verifies an answer."""
     threshold: float = 1.0
-    """An answer is right if its reward is at least this."""
+    """An answer is correct if its reward is at least this."""
     prompts: Count = 64
     """Maximum number of held-out prompts."""
 
@@ -103,45 +103,45 @@ class Calibration:
             return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
         # Greedy completions are recorded with their log-probabilities at temperature 1.
         confidences = rollouts.logps_BT.double().sum(1).exp().tolist()
-        known = [(sure, right) for sure, right in zip(confidences, found, strict=True) if right is not None]
+        known = [(confidence, one) for confidence, one in zip(confidences, found, strict=True) if one is not None]
         if not known:
             return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
         records = [
-            {} if right is None else {"confidence": sure, "accuracy": right}
-            for sure, right in zip(confidences, found, strict=True)
+            {} if one is None else {"confidence": confidence, "accuracy": one}
+            for confidence, one in zip(confidences, found, strict=True)
         ]
-        rights = [right for _, right in known]
+        correct = [one for _, one in known]
         return EvalResult(
             metrics={
                 "error": calibration_error(*zip(*known, strict=True)),
-                **({"auroc": auroc(*zip(*known, strict=True))} if 2 <= sum(rights) <= len(rights) - 2 else {}),
-                "confidence": Estimate.mean([sure for sure, _ in known], 0, 1),
-                "accuracy": Estimate.share(rights),
+                **({"auroc": auroc(*zip(*known, strict=True))} if 2 <= sum(correct) <= len(correct) - 2 else {}),
+                "confidence": Estimate.mean([confidence for confidence, _ in known], 0, 1),
+                "accuracy": Estimate.share(correct),
             },
             example=first_prompt(eval_model, rollouts),
             records=completion_records(rollouts, records),
         )
 
 
-def calibration_error(confidences: Sequence[float], rights: Sequence[float]) -> Estimate:
-    """Expected calibration error of at least one answer, with a jackknife interval; `rights` are in [0, 1].
+def calibration_error(confidences: Sequence[float], correctness: Sequence[float]) -> Estimate:
+    """Expected calibration error of at least one answer, with a jackknife interval; `correctness` is in [0, 1].
 
-    Leave out completions without an answer: their confidence of 0 would always be right.
+    Leave out completions without an answer: their confidence of 0 would always be calibrated.
     """
-    sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights).double()
-    sums_K3 = confidence_bins(sure_B, right_B)
-    alone = [confidence_bins(sure_B[at : at + 1], right_B[at : at + 1]) for at in range(len(sure_B))]
+    confidence_B, correct_B = torch.tensor(confidences).double(), torch.tensor(correctness).double()
+    sums_K3 = confidence_bins(confidence_B, correct_B)
+    alone = [confidence_bins(confidence_B[at : at + 1], correct_B[at : at + 1]) for at in range(len(confidence_B))]
     without = [expected_calibration_error(sums_K3 - one_K3) for one_K3 in alone]
     return Estimate.jackknife(expected_calibration_error(sums_K3), without, 0, 1)
 
 
-def auroc(confidences: Sequence[float], rights: Sequence[bool]) -> Estimate:
-    """Area under the ROC curve of confidence as a predictor of right answers, with a jackknife interval; needs at least
-    two right and two wrong answers."""
-    sure_B, right_B = torch.tensor(confidences).double(), torch.tensor(rights)
+def auroc(confidences: Sequence[float], correct: Sequence[bool]) -> Estimate:
+    """Area under the ROC curve of confidence as a predictor of correct answers, with a jackknife interval; needs at
+    least two correct and two wrong answers."""
+    confidence_B, correct_B = torch.tensor(confidences).double(), torch.tensor(correct)
 
     def area(keep_B: Tensor) -> float:
-        return float(binary_auroc(sure_B[keep_B], right_B[keep_B].long()))
+        return float(binary_auroc(confidence_B[keep_B], correct_B[keep_B].long()))
 
-    every_B = torch.arange(len(sure_B))
+    every_B = torch.arange(len(confidence_B))
     return Estimate.jackknife(area(every_B), [area(every_B[every_B != left]) for left in every_B], 0, 1)

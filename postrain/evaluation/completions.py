@@ -54,7 +54,7 @@ def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts
             eval_model.model,
             eval_model.template,
             prompts,
-            seeds=[derive_seed(eval_model.seed, "evaluation", place) for place in range(len(prompts))],
+            seeds=[derive_seed(eval_model.seed, "evaluation", index) for index in range(len(prompts))],
             reward=eval_model.reward,
             environment=eval_model.environment,
         )
@@ -116,6 +116,6 @@ def decoded_prompt(eval_model: EvalModel, ids: torch.Tensor) -> str:
 
 def first_prompt(eval_model: EvalModel, rollouts: Rollouts) -> str:
     """The exact model input of the first prompt."""
-    learned = rollouts.rows.supervised[0].long()
-    at = int(learned.argmax()) if int(learned.max()) else len(learned)
+    supervised_L = rollouts.rows.supervised[0].long()
+    at = int(supervised_L.argmax()) if int(supervised_L.max()) else len(supervised_L)
     return decoded_prompt(eval_model, rollouts.rows.ids[0][:at])

@@ -30,7 +30,7 @@ TRAINING_ONLY = {
     "evaluation.every": "leave it out",
     "evaluation.completions": "each task has its own number: evaluation.tasks.NAME.prompts=COUNT",
     "evaluation.logged_samples": "use logged_samples=COUNT",
-    "evaluation.greedy": "rollout.temperature=0 samples greedy_metrics",
+    "evaluation.greedy": "rollout.temperature=0 decodes greedily",
 }
 """Remedies for keys of `evaluation` that only training reads."""
 INHERITED = ("data", "reward", "rollout", "environment")
@@ -116,14 +116,14 @@ class EvaluateConfig(Section):
         return self.name or "evaluate"
 
 
-def inherit(plain: Mapping[str, Any], words: Sequence[str], confirmed: Collection[Item]) -> dict[str, Any]:
-    """A composed config with the groups of the evaluated run that the overrides `words` do not set.
+def inherit(plain: Mapping[str, Any], overrides: Sequence[str], confirmed: Collection[Item]) -> dict[str, Any]:
+    """A composed config with the groups of the evaluated run that `overrides` do not set.
 
     Raises ConfigError if there is no model, and for values that need confirmation; `confirmed` are the values of the
     current command line.
     """
     origin = SourceRun.of(model_path(plain))
-    config, taken = inherited(plain, origin, words)
+    config, taken = inherited(plain, origin, overrides)
     if origin and taken:
         UntrustedFolder(origin.folder.path, confirmed).check({group: config[group] for group in taken}, EvaluateConfig)
         print(
@@ -134,15 +134,15 @@ def inherit(plain: Mapping[str, Any], words: Sequence[str], confirmed: Collectio
 
 
 def inherited(
-    plain: Mapping[str, Any], origin: SourceRun | None, words: Sequence[str]
+    plain: Mapping[str, Any], origin: SourceRun | None, overrides: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The config with the run's groups that the overrides `words` do not set, and the names of these groups.
+    """The config with the run's groups that `overrides` do not set, and the names of these groups.
 
     Overrides of single keys, such as `data.eval_rows=...`, apply to the inherited group.
     """
     if origin is None:
         return dict(plain), []
-    keys = [word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words]
+    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     taken = [group for group in INHERITED if group not in keys and group in origin.config]
     found = OmegaConf.create({group: origin.config[group] for group in taken})
     composed = OmegaConf.create(dict(plain))
@@ -153,10 +153,10 @@ def inherited(
     return {**plain, **changed}, [group for group in taken if changed[group] is not None]
 
 
-def check_words(words: Sequence[str]) -> None:
+def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ConfigError for overrides of keys that only apply to evaluation during training."""
-    for word in words:
-        key = word.lstrip("+~").partition("=")[0]
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
         if key in TRAINING_ONLY:
             raise ConfigError(f"{key}: applies to evaluation during training only; {TRAINING_ONLY[key]}")
 

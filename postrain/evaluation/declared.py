@@ -50,9 +50,9 @@ declare("kl/per_completion", "KL to the reference", unit="nats/completion", dire
 declare("repetition/distinct_*", "share of distinct n-grams (distinct-n)", direction="max", bounds=SHARE)
 declare("repetition/loop*", "share of words in a loop, or of looping texts", direction="min", bounds=SHARE)
 
-declare("*accuracy", "share of right answers", direction="max", bounds=SHARE)
-declare("*/accuracy/*", "share of right answers of one category", direction="max", bounds=SHARE)
-declare("accuracy/*", "share of right answers, greedy or sampled", direction="max", bounds=SHARE)
+declare("*accuracy", "share of correct answers", direction="max", bounds=SHARE)
+declare("*/accuracy/*", "share of correct answers of one category", direction="max", bounds=SHARE)
+declare("accuracy/*", "share of correct answers, greedy or sampled", direction="max", bounds=SHARE)
 declare(
     "*/accuracy_per_token", "share of pairs ranked correctly by mean log-probability", direction="max", bounds=SHARE
 )
@@ -71,7 +71,9 @@ declare("*/refusals_or_empty", "share of answers that are refusals or empty", di
 declare("*/answered", "share of completions from which an answer could be extracted", bounds=SHARE)
 declare("*/finished", "share of completions that are not truncated", direction="max", bounds=SHARE)
 declare("*/confidence", "mean confidence in the answer", bounds=SHARE)
-declare("*auroc", "probability that a right answer has more confidence than a wrong one", direction="max", bounds=SHARE)
+declare(
+    "*auroc", "probability that a correct answer has more confidence than a wrong one", direction="max", bounds=SHARE
+)
 declare("*error", "expected calibration error", direction="min", bounds=SHARE)
 declare("*/tokens", "tokens sampled per prompt", unit="tokens", bounds=POSITIVE)
 declare("*/prompt_tokens", "tokens per prompt", unit="tokens", bounds=POSITIVE)

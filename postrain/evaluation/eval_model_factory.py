@@ -70,7 +70,7 @@ class EvalModelFactory:
         self, resolved: ResolvedModel, data: DataModule, reward: Deferred[Reward | PreferenceModel] | None = None
     ) -> None:
         """`data` is prepared for the method; `reward` is the run's configured reward."""
-        self.named = reward
+        self.configured = reward
         plan = data.spec
         self.data_as = DataConversions(
             data=data,
@@ -94,7 +94,7 @@ class EvalModelFactory:
             template=parts.template,
             engine=parts.engine,
             environment=parts.environment,
-            reward=parts.reward or self._chosen(method),
+            reward=parts.reward or self._configured_reward(method),
             reference=parts.reference,
             seed=parts.seed,
             context=self.data_as.context,
@@ -102,7 +102,7 @@ class EvalModelFactory:
             data_as=self.data_as,
         )
 
-    def _chosen(self, method: Method) -> Reward | None:
+    def _configured_reward(self, method: Method) -> Reward | None:
         """The configured reward of a method that does not learn from it."""
         if self._reward is not None:
             self._reward.to(method.device)
@@ -110,10 +110,10 @@ class EvalModelFactory:
 
     @cached_property
     def _reward(self) -> Reward | None:
-        return scoring_reward(self.named)
+        return scoring_reward(self.configured)
 
 
-def scoring_reward(named: Deferred[Reward | PreferenceModel] | None) -> Reward | None:
+def scoring_reward(configured: Deferred[Reward | PreferenceModel] | None) -> Reward | None:
     """The configured reward if it scores single completions; None for a preference, which only compares them."""
-    found = named and named.value
+    found = configured and configured.value
     return found if callable(found) else None  # pyright: ignore[reportReturnType]

@@ -42,8 +42,8 @@ class SourceRun:
     @classmethod
     def of(cls, path: str) -> SourceRun | None:
         """The training run that `path`, a run folder or its model/, belongs to; None for any other model."""
-        place = Path(path).expanduser()
-        for directory in (place, place.parent) if place.name == "model" else (place,):
+        given = Path(path).expanduser()
+        for directory in (given, given.parent) if given.name == "model" else (given,):
             folder = RunFolder(directory)
             if folder.config.is_file() and folder.manifest.is_file():
                 config = saved_config(folder)
@@ -111,14 +111,14 @@ def unique_names(paths: Sequence[str], names: Sequence[str]) -> list[str]:
         for path, name in zip(paths, names, strict=True)
     ]
     return [
-        name if longer.count(name) == 1 else f"{name} ({longer[:place].count(name) + 1})"
-        for place, name in enumerate(longer)
+        name if longer.count(name) == 1 else f"{name} ({longer[:index].count(name) + 1})"
+        for index, name in enumerate(longer)
     ]
 
 
 def run_name(path: str) -> str:
     """A short name of a run: the hash in its folder's name, else the folder's name."""
-    place = Path(path)
-    name = place.parent.name if place.name == "model" else place.name
-    made = RUN_FOLDER_NAME.fullmatch(name)
-    return made[1] if made else name
+    directory = Path(path)
+    name = directory.parent.name if directory.name == "model" else directory.name
+    match = RUN_FOLDER_NAME.fullmatch(name)
+    return match[1] if match else name

@@ -35,7 +35,7 @@ class Evaluation:
     greedy: bool = False
     """Also complete the prompts greedily (temperature 0) and log `eval/greedy/…`."""
     tasks: Mapping[str, Deferred[EvalTask]] = field(default_factory=dict)
-    """What else is measured, by name, for `eval/<name>/…`; the options of this group add tasks here."""
+    """Further tasks by name, logged as `eval/<name>/…`; the options of this group add them."""
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,9 @@ class PreferenceAccuracy:
         records = [
             {
                 "row": row,
-                "accuracy": right(chosen - rejected),
+                "accuracy": ranked_correctly(chosen - rejected),
                 "margin": chosen - rejected,
-                "accuracy_per_token": right(chosen / tokens - rejected / other_tokens),
+                "accuracy_per_token": ranked_correctly(chosen / tokens - rejected / other_tokens),
                 "margin_per_token": chosen / tokens - rejected / other_tokens,
             }
             for row, (chosen, tokens), (rejected, other_tokens) in zip(
@@ -150,7 +150,7 @@ def logps(eval_model: EvalModel, batch: Pairs) -> tuple[list[tuple[float, int]],
     return found[: len(batch)], found[len(batch) :]
 
 
-def right(margin: float) -> float:
+def ranked_correctly(margin: float) -> float:
     """1 if the chosen completion has the larger log-probability, ½ for a tie."""
     return 0.5 if margin == 0 else float(margin > 0)
 
@@ -226,7 +226,7 @@ def rival_values(fact: Fact) -> tuple[str, ...]:
 def evenly_spaced(facts: Sequence[Fact], count: int) -> list[Fact]:
     """`count` facts at even distances; all of them if there are fewer."""
     wanted = min(count, len(facts))
-    return [facts[place * len(facts) // wanted] for place in range(wanted)]
+    return [facts[index * len(facts) // wanted] for index in range(wanted)]
 
 
 def encoded_texts(eval_model: EvalModel, texts: Sequence[str], *, end: bool = True) -> Rows:

@@ -156,11 +156,11 @@ class Queries:
 
 def record(query_answers: Sequence[QueryAnswer]) -> Mapping[str, Any]:
     """The record of a query: its value of each metric, and its phrasings with their answers."""
-    query, right = query_answers[0].query, fmean(one.verdict.right for one in query_answers)
+    query, accuracy = query_answers[0].query, fmean(one.verdict.right for one in query_answers)
     shares = {
-        "accuracy": right,
-        f"accuracy/{query.category}": right,
-        "worst_phrasing": right == 1,
+        "accuracy": accuracy,
+        f"accuracy/{query.category}": accuracy,
+        "worst_phrasing": accuracy == 1,
         **(_consistency(query, query_answers) if len(query_answers) > 1 else {}),
         "refusals_or_empty": fmean(refuses(one.response) for one in query_answers),
         "finished": fmean(one.finished for one in query_answers),
@@ -186,7 +186,7 @@ def agreement(answers: Sequence[str]) -> float:
 
 
 def _consistency(query: Query, query_answers: Sequence[QueryAnswer]) -> dict[str, float]:
-    """Consistency of the verdicts over phrasings, and agreement of the extracted answers, right or wrong."""
+    """Consistency of the verdicts over phrasings, and agreement of the extracted answers, correct or not."""
     found: dict[str, float] = {"consistency": len({one.verdict.right for one in query_answers}) == 1}
     if has_extractable_answer(query.expect):
         found["agreement"] = agreement([one.verdict.answer for one in query_answers])

@@ -53,7 +53,7 @@ class Expect(Section):
     first_number: float | None = None
     """The first number: for facts that may be followed by an explanation."""
     chooses: tuple[tuple[str, ...], ...] | None = None
-    """Options as lists of names, the right option first. The first one named counts (after "so" or "answer is")."""
+    """Options as lists of names, the correct option first. The first one named counts (after "so" or "answer is")."""
     starts_with: tuple[str, ...] | None = None
     ends_with: tuple[str, ...] | None = None
     min_words: CountOrZero | None = None
@@ -237,9 +237,9 @@ def chosen_option(text: str, options: Sequence[Sequence[str]]) -> str | None:
     """The first name of the option that is named first, in the conclusion if there is one."""
     answer = final_answer(text)
     for part in (CONCLUSION.split(answer)[-1], answer):
-        places = [(place, names[0]) for names in options if (place := find_phrase(part, names)) is not None]
-        if places:
-            return min(places)[1]
+        positions = [(at, names[0]) for names in options if (at := find_phrase(part, names)) is not None]
+        if positions:
+            return min(positions)[1]
     return None
 
 

@@ -60,7 +60,7 @@ def _functions(program: str) -> list[ast.FunctionDef]:
 
 def _accepts(signed: ast.arguments, count: int) -> bool:
     """Whether a signature accepts `count` positional arguments."""
-    by_place = len(signed.posonlyargs) + len(signed.args)
-    required = by_place - len(signed.defaults)
+    positional = len(signed.posonlyargs) + len(signed.args)
+    required = positional - len(signed.defaults)
     needs_names = any(default is None for default in signed.kw_defaults)
-    return required <= count and (count <= by_place or signed.vararg is not None) and not needs_names
+    return required <= count and (count <= positional or signed.vararg is not None) and not needs_names

@@ -85,7 +85,7 @@ def _problems(query: Query) -> Iterator[str]:
 def _malformed(expect: Expect) -> Iterator[str]:
     """Errors in regular expressions, options, signatures and tests."""
     if expect.chooses is not None and (len(expect.chooses) < 2 or not all(expect.chooses)):
-        yield "expect.chooses: expected at least two lists of names, the right option first, as in [[yes], [no]]"
+        yield "expect.chooses: expected at least two lists of names, the correct option first, as in [[yes], [no]]"
     if expect.regex is not None and not _parses(re.compile, expect.regex, re.error):
         yield f"expect.regex: {expect.regex!r} is not a regular expression"
     if expect.function is not None and not _parses(signature, expect.function, ValueError):

@@ -50,7 +50,7 @@ class ScalingPoint:
     seconds: float
     """Mean wall time per prompt."""
     score: Estimate
-    """Accuracy, or the mean score if answers are not graded right or wrong."""
+    """Accuracy, or the mean score if answers have no correct/wrong grade."""
     kl: float | None = None
     """KL to the sampler in nats per completion, if there is a closed form."""
 

@@ -34,9 +34,9 @@ class GreedyScriptedEngine(ScriptedEngine):
 def make_prompts(count: int, **columns: Sequence[Any]) -> Prompts:
     """Prompts of one token each, with these columns."""
     return Prompts(
-        ids=tuple(torch.tensor([1 + place]) for place in range(count)),
-        texts=tuple(f"prompt {place}" for place in range(count)),
-        columns=tuple({name: values[place] for name, values in columns.items()} for place in range(count)),
+        ids=tuple(torch.tensor([1 + index]) for index in range(count)),
+        texts=tuple(f"prompt {index}" for index in range(count)),
+        columns=tuple({name: values[index] for name, values in columns.items()} for index in range(count)),
         row_ids=tuple(range(count)),
     )
 

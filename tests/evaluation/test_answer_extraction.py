@@ -15,7 +15,7 @@ COLOURS = (("blue",), ("grey", "gray"), ("red",))
         ("It is 12.", 12, 12),
         ("3 + 5 = 8 and 8 - 2 = 6, so 6.", 6, 3),
         ("It prints 14, which is 2 + 3 * 4.", 14, 14),
-        ("2 + 3", 3, 2),  # nothing but a sum: its last number
+        ("2 + 3", 3, 2),  # only a calculation: its last number
         ("len([4, 5, 6]) is 3, as [4, 5, 6] is that long", 3, 4),
         ("The area is 24 cm^2", 24, 24),
         ("It drives 180km.", 180, 180),
@@ -41,7 +41,7 @@ def test_first_and_last_number_are_extracted(text: str, last: float | None, firs
         ("A GRAY one", "grey"),
         ("Red is warm and grey is dull, so it is blue", "blue"),
         ("The answer is: red. Blue is nicer", "red"),
-        ("It is blue, so nice", "blue"),  # nothing is named in the conclusion
+        ("It is blue, so nice", "blue"),  # the conclusion names no option
         ("bluish", None),
         ("<answer>red</answer> not blue", "red"),
     ],

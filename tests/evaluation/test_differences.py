@@ -23,7 +23,7 @@ def result(values: list[float], weights: list[float] | None = None, rows: Any = 
 
 
 def test_paired_difference_has_the_interval_of_the_item_differences() -> None:
-    # Each item is 1 better, however far apart the items are: nothing is left to chance.
+    # Every item differs by 1, although the items vary: the paired interval has width 0.
     found = differences(result([1.0, 5.0, 9.0]), result([2.0, 6.0, 10.0]))["loss"]
     assert (found.value, found.low, found.high, found.n) == (-1, -1, -1, 3)
 
@@ -60,8 +60,8 @@ def test_metrics_in_nats_are_not_compared_for_different_inputs() -> None:
 def test_no_difference_for_other_rows_or_records_that_do_not_average_to_the_metric() -> None:
     one = result([1.0, 2.0])
     assert differences(one, result([1.0, 2.0], rows=["a", "b"])) == {}
-    bent = EvalResult(metrics={"loss": Estimate(value=7.0, low=0, high=9, n=2)}, records=one.records)
-    assert differences(bent, one) == {}
+    inconsistent = EvalResult(metrics={"loss": Estimate(value=7.0, low=0, high=9, n=2)}, records=one.records)
+    assert differences(inconsistent, one) == {}
     assert differences(one, EvalResult(metrics={})) == {}
     twice = EvalResult(metrics=one.metrics, records=one.records * 2)
     assert differences(twice, twice) == {}

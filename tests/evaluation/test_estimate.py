@@ -27,7 +27,7 @@ def test_wilson_interval_matches_worked_example() -> None:
 
 
 def test_wilson_interval_at_shares_of_0_and_1() -> None:
-    # all of n right: low = n / (n + z²) = 10 / 13.8415 = 0.72247
+    # all of n correct: low = n / (n + z²) = 10 / 13.8415 = 0.72247
     assert wilson(10, 10).low == pytest.approx(0.72247, abs=1e-4)
     assert wilson(10, 10).high == pytest.approx(1.0)
     assert wilson(0, 10).low == 0.0
@@ -67,7 +67,7 @@ def test_interval_with_one_bound_uses_the_log_scale() -> None:
     assert (interval.low, interval.high) == pytest.approx((0.44 * exp(-0.42 / 0.44), 0.44 * exp(0.42 / 0.44)))
     # A log-probability is at most 0.
     assert within(-0.44, 0.42, -inf, 0).high == pytest.approx(-interval.low)
-    # A perplexity is at least 1: the distance from 1 is what varies.
+    # A perplexity is at least 1: the scale is the log of the distance from 1.
     assert within(1.44, 0.42, 1).low == pytest.approx(1 + interval.low)
 
 
@@ -75,7 +75,7 @@ def test_interval_with_two_bounds_uses_the_logit_scale() -> None:
     # logit 0.9 = 2.19722; half 0.2 / (0.9 · 0.1) = 2.22222: between 1 / (1 + e^0.025) and 1 / (1 + e^-4.41944)
     interval = within(0.9, 0.2, 0, 1)
     assert (interval.low, interval.high) == pytest.approx((0.493750, 0.988102), abs=1e-5)
-    # A difference of two shares lies between -1 and 1; the same on twice the length.
+    # A difference of two shares lies between -1 and 1: the same interval, twice as wide.
     difference = within(0.8, 0.4, -1, 1)
     assert (difference.low, difference.high) == pytest.approx((2 * interval.low - 1, 2 * interval.high - 1))
 
@@ -98,11 +98,11 @@ def test_interval_far_from_bounds_is_symmetric() -> None:
 
 
 def test_interval_of_values_outside_bounds_or_without_spread() -> None:
-    # What is negative is not a KL, whatever it is called.
+    # A value below the bound gets the symmetric interval.
     assert within(-0.1, 0.5, 0).low == pytest.approx(-0.6)
     assert mean_interval([-1.0, 2.0], 0) == mean_interval([-1.0, 2.0])
     assert mean_interval([0.1, 0.1, 0.1], 0, 1).low == mean_interval([0.1, 0.1, 0.1], 0, 1).high
-    # Rounding is forgiven.
+    # Values within rounding of the bound count as inside.
     assert mean_interval([-1e-9, 1e-9], 0).low == 0
     assert jackknife_interval(0.5, [0.4, 0.6], 0, 1).low > 0
 
@@ -114,7 +114,7 @@ def test_ratio_is_of_totals_with_a_jackknife_interval() -> None:
     assert (found.value, found.n) == (2.0, 2)
     # Nats are never below 0: on the log scale the half width is 12.7062 · 1.5 / 2 around log 2.
     assert (found.low, found.high) == pytest.approx((2 * math.exp(-T[0] * 0.75), 2 * math.exp(T[0] * 0.75)))
-    # Totals that may be negative have the symmetric one: -2 in all, 2 and -2 / 2 and -4 without each.
+    # Totals of both signs have a symmetric interval.
     free = Estimate.ratio([2.0, -4.0], [2, 1])
     assert free.value - free.low == pytest.approx(free.high - free.value)
 
@@ -134,7 +134,7 @@ def test_ratio_without_counts_is_nan() -> None:
     found = Estimate.ratio([0.0, 0.0], [0, 0])
     assert math.isnan(found.value)
     assert (found.low, found.high, found.n) == (-math.inf, math.inf, 0)
-    # An item without tokens is none: as above without it.
+    # An item without tokens is left out.
     assert Estimate.ratio([2.0, 0.0, 4.0], [2, 0, 1]) == Estimate.ratio([2.0, 4.0], [2, 1])
 
 
@@ -147,20 +147,20 @@ def test_share_of_fractions_uses_the_interval_of_the_mean_unless_all_are_equal()
     # 0.6 and 0.8, three times each: mean 0.7, deviation 0.1 · sqrt(6 / 5); half 2.5706 · 0.10954 / sqrt(6) = 0.11496,
     # on the logit scale 0.11496 / (0.7 · 0.3) = 0.54743 above ln(0.7 / 0.3) = 0.84730: 1 / (1 + e^-1.39473) = 0.80135
     assert Estimate.share([0.6, 0.8] * 3).high == pytest.approx(0.80135, abs=1e-4)
-    # Wilson's of 2.1 in 3
+    # Wilson's interval of 2.1 in 3
     assert Estimate.share([0.7] * 3).high - Estimate.share([0.7] * 3).low > 0.5
     assert 0 < Estimate.share([0.01, 0.99]).low < 0.5 < Estimate.share([0.01, 0.99]).high < 1
 
 
 def test_paired_difference_of_few_items_has_a_nonzero_width() -> None:
-    # Six with the two made up: middle 4/6, variance 5/6 - 16/36 = 0.38889; half 3.1824 · sqrt(0.38889 / 6) = 0.81022
+    # n + 2 = 6 observations: middle 4/6, variance 5/6 - 16/36 = 0.38889; half 3.1824 · sqrt(0.38889 / 6) = 0.81022
     found = Estimate.paired([1, 1, 1, 1], [0, 0, 0, 0])
     assert (found.value, found.high, found.n) == (1, 1, 4)
     assert found.low == pytest.approx(4 / 6 - 0.81022, abs=1e-4)
     assert Estimate.paired([1] * 12, [0] * 12).low > 0.5
     assert (Estimate.paired([1], [0]).low, Estimate.paired([1], [0.5]).high) == (-1, 1)
     assert Estimate.gain([1, 1, 1, 1]) == found
-    # Lengths are not shares: each is one longer.
+    # Lengths are not shares: every difference is 1, so the width is 0.
     assert Estimate.paired([5, 9, 7], [4, 8, 6]).low == 1
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from postrain.errors import ConfigError
 from postrain.evaluate import evaluate
-from postrain.evaluation.config import check_words, inherited
+from postrain.evaluation.config import check_overrides, inherited
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.eval_models import EvalSource, SourceRun, unique_names
 from postrain.evaluation.evaluate import EvalTaskError, data_mismatch_notes
@@ -45,8 +45,8 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def run_evaluation(output: Path, *overrides: str) -> RunFolder:
-    words = [*SMALL, *overrides]
-    execute(EVALUATE, composed(*words, f"paths.output={output}"), overrides=words, group=None)
+    overrides = [*SMALL, *overrides]
+    execute(EVALUATE, composed(*overrides, f"paths.output={output}"), overrides=overrides, group=None)
     return RunFolder(max((output / "evaluate" / "nano").iterdir()))
 
 
@@ -99,7 +99,7 @@ def test_result_is_the_default_or_the_configured_metric(folder: RunFolder, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("overrides", "line"),
     [
         ([], "model.path: expected the model to evaluate"),
         (["model=nano", "evaluation=default"], "evaluation: this option has no tasks"),
@@ -113,9 +113,9 @@ def test_result_is_the_default_or_the_configured_metric(folder: RunFolder, tmp_p
         (["model=nano", "evaluation=best_of_n", "rollout.temperature=0"], r"rollout\.temperature=0: all samples"),
     ],
 )
-def test_config_errors_are_one_line_and_leave_no_folder(words: list[str], line: str, tmp_path: Path) -> None:
+def test_config_errors_are_one_line_and_leave_no_folder(overrides: list[str], line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=line):
-        execute(EVALUATE, composed(*words, f"paths.output={tmp_path}"), overrides=words, group=None)
+        execute(EVALUATE, composed(*overrides, f"paths.output={tmp_path}"), overrides=overrides, group=None)
     assert not list(tmp_path.iterdir())
 
 
@@ -150,8 +150,8 @@ def test_task_error_exits_with_code_1(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize("key", ["every", "completions", "logged_samples", "greedy"])
 def test_keys_that_only_training_reads_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^evaluation\.{key}: applies to evaluation during training only"):
-        check_words(["model=nano", f"evaluation.{key}=1"])
-    check_words(["evaluation=all", "evaluation.tasks.gold.prompts=1", "logged_samples=1"])
+        check_overrides(["model=nano", f"evaluation.{key}=1"])
+    check_overrides(["evaluation=all", "evaluation.tasks.gold.prompts=1", "logged_samples=1"])
 
 
 def test_table_omits_infinite_intervals() -> None:

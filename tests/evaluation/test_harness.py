@@ -37,7 +37,7 @@ def test_intervals_come_from_items_else_from_the_standard_error() -> None:
     found = parse_results(RETURNED)
     assert found.example == "0 + 1 ="
     assert set(found.metrics) == {"mine/acc", "mine/exact_match,strict", "mine/f1", "all/acc"}
-    assert found.metrics["mine/acc"].high < 1  # Wilson's, of 3 in 4
+    assert found.metrics["mine/acc"].high < 1  # Wilson's interval of 3 in 4
     assert found.metrics["mine/exact_match,strict"].high == pytest.approx(0.5 + 1.959964 * 0.1)
     assert math.isinf(found.metrics["mine/f1"].high)
     assert found.records[2] == {"row": "mine 2", "target": "0", "answer": "[2]", "mine/acc": 0.0}

@@ -99,18 +99,18 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-def measure(path: str | None, **changes: Any) -> Queries:
+def queries_task(path: str | None, **changes: Any) -> Queries:
     settings: dict[str, Any] = {"categories": None, "phrasings": None, "allow_execution": False}
     return Queries(**({"temperature": 0.0, "max_new_tokens": 32, "path": path} | settings | changes))
 
 
 @pytest.fixture(scope="module")
 def found(eval_model: EvalModel, path: str) -> EvalResult:
-    return measure(path)(eval_model)
+    return queries_task(path)(eval_model)
 
 
 def test_query_metrics_match_worked_example(found: EvalResult) -> None:
-    # Right of each query: 2/3, 0 and 1 (parsed only), three observations.
+    # Accuracy per query: 2/3, 0 and 1 (code is only parsed); three observations.
     assert found.metrics["accuracy"] == Estimate.share([2 / 3, 0.0, 1.0])
     assert found.metrics["accuracy"].value == pytest.approx(5 / 9)
     values = {name: (estimate.value, estimate.n) for name, estimate in found.metrics.items()}
@@ -119,11 +119,11 @@ def test_query_metrics_match_worked_example(found: EvalResult) -> None:
         "accuracy/paraphrase": (pytest.approx(2 / 3), 1),
         "accuracy/factual": (0.0, 1),
         "accuracy/code": (1.0, 1),
-        "worst_phrasing": (pytest.approx(1 / 3), 3),  # only the code has all its phrasings right
-        "consistency": (0.5, 2),  # of the two with several phrasings, the sky is wrong throughout
+        "worst_phrasing": (pytest.approx(1 / 3), 3),  # only the code is correct in every phrasing
+        "consistency": (0.5, 2),  # of two queries with several phrasings, `sky` has one verdict: wrong
         "agreement": (pytest.approx(1 / 3), 1),  # 7, seven and 8: one pair of three
         "agreement/paraphrase": (pytest.approx(1 / 3), 1),
-        "refusals_or_empty": (pytest.approx(1 / 3), 3),  # both of the sky's
+        "refusals_or_empty": (pytest.approx(1 / 3), 3),  # both phrasings of `sky`
         "finished": (pytest.approx((2 / 3 + 1 + 1) / 3), 3),
         "tokens": values["tokens"],
     }
@@ -131,7 +131,7 @@ def test_query_metrics_match_worked_example(found: EvalResult) -> None:
 
 def test_tokens_are_averaged_per_query(found: EvalResult) -> None:
     tokens = [[phrasing["tokens"] for phrasing in record["phrasings"]] for record in found.records]
-    assert tokens[1][0] == 1  # nothing but the end
+    assert tokens[1][0] == 1  # only the end token
     assert found.metrics["tokens"] == Estimate.mean([sum(each) / len(each) for each in tokens], 0)
 
 
@@ -170,23 +170,23 @@ def test_records_contain_prompts_responses_and_verdicts(found: EvalResult) -> No
 
 
 def test_code_is_run_if_allowed(eval_model: EvalModel, path: str) -> None:
-    ran = measure(path, categories=("code",), allow_execution=True)(eval_model)
+    ran = queries_task(path, categories=("code",), allow_execution=True)(eval_model)
     assert (ran.metrics["accuracy"].value, ran.metrics["accuracy/code"].value) == (0, 0)
     assert "consistency" not in ran.metrics  # needs several phrasings
     assert ran.notes == ()
 
 
 def test_categories_and_phrasings_are_limited(eval_model: EvalModel, path: str) -> None:
-    few = measure(path, categories=("factual", "paraphrase"), phrasings=2)(eval_model)
+    few = queries_task(path, categories=("factual", "paraphrase"), phrasings=2)(eval_model)
     run = [(record["row"], phrasing["phrasing"]) for record in few.records for phrasing in record["phrasings"]]
     assert run == [("sum", 0), ("sum", 1), ("sky", 0), ("sky", 1)]
 
 
 def test_small_context_limits_answers(eval_model: EvalModel, path: str) -> None:
     prompts = [eval_model.template.encode_prompt(user(text)) for text in ANSWERS if text[0] in "4A"]
-    found = measure(path, categories=("paraphrase",))(replace(eval_model, context=max(map(len, prompts)) + 6))
+    found = queries_task(path, categories=("paraphrase",))(replace(eval_model, context=max(map(len, prompts)) + 6))
     assert found.notes == ("answers were limited to 6 tokens instead of 32 by the model's context",)
-    none = measure(path)(replace(eval_model, context=3))
+    none = queries_task(path)(replace(eval_model, context=3))
     assert (none.metrics, none.notes) == ({}, ("the context of 3 tokens is too short for the queries",))
 
 
@@ -206,7 +206,7 @@ def test_small_context_limits_answers(eval_model: EvalModel, path: str) -> None:
 )
 def test_unknown_category_is_an_error(categories: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^{problem}"):
-        measure(None, categories=categories)
+        queries_task(None, categories=categories)
 
 
 def test_agreement_counts_pairs() -> None:
@@ -219,4 +219,4 @@ def test_option_uses_the_bundled_queries() -> None:
     assert node.pop("_target_") == "postrain.evaluation.queries.Queries"
     text = (CONF / "evaluation" / "queries.yaml").read_text()
     assert text.startswith(f"# {len(read_queries(None))} hand-written queries")
-    assert Queries(**node) == measure(None, max_new_tokens=128)
+    assert Queries(**node) == queries_task(None, max_new_tokens=128)

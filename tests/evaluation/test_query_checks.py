@@ -38,7 +38,7 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("case", "upper", "RAIN AT 5!", "RAIn"),
     ("case", "lower", "rain", "Rain"),
     ("without_letters", "e", "A dog ran", "EGGS"),
-    # A loop of 2 words in 4 of 12 is a third; of 11 runs of three words, 8 differ where one comes four times.
+    # First: a loop of 4 of 12 words, a third. Second: 8 of 11 trigrams are distinct.
     ("fluent", True, STORY, "one two three four five six go on go on seven eight"),
     ("fluent", True, "so it is", "go by it now go by it then go by it ever go by it"),
     ("function", "add(a, b)", "def add(x, y=0): return x", "def add(x): return x"),
@@ -90,16 +90,16 @@ def test_refusals_are_wrong(text: str, refused: bool) -> None:
 
 def test_code_tests_run_only_if_all_other_expectations_are_met() -> None:
     expect = Expect(function="one()", tests=("assert one() == 1",))
-    tried: list[str] = []
+    executed: list[str] = []
 
-    def never(text: str, given: Expect) -> bool:
-        tried.append(text)
+    def fails(text: str, given: Expect) -> bool:
+        executed.append(text)
         return given != expect
 
     assert check_answer(expect, "def one(): return 2").right
-    assert check_answer(expect, "def one(): return 2", never).why == 'missed tests ["assert one() == 1"]'
-    assert check_answer(expect, "def two(): return 2", never).why == 'missed function "one()"'
-    assert tried == ["def one(): return 2"]
+    assert check_answer(expect, "def one(): return 2", fails).why == 'missed tests ["assert one() == 1"]'
+    assert check_answer(expect, "def two(): return 2", fails).why == 'missed function "one()"'
+    assert executed == ["def one(): return 2"]
 
 
 def test_refusal_detection_ignores_thinking() -> None:

@@ -38,7 +38,7 @@ def test_every_query_has_several_unique_phrasings(queries: tuple[Query, ...]) ->
 
 
 def test_reference_meets_its_own_query_and_few_others(queries: tuple[Query, ...]) -> None:
-    # Checks that let anything pass would let other queries' answers pass.
+    # Checks that are too lenient would accept the answers of other queries.
     for query in queries:
         assert check_answer(query.expect, query.reference).right
         others = [check_answer(query.expect, other.reference).right for other in queries if other is not query]
@@ -48,7 +48,7 @@ def test_reference_meets_its_own_query_and_few_others(queries: tuple[Query, ...]
 def test_references_pass_the_tests_of_their_code(queries: tuple[Query, ...]) -> None:
     code = [query for query in queries if query.expect.function]
     programs = [source(query.reference, (query.expect.function or "").partition("(")[0]) for query in code]
-    # One process for all of them: what each defines has a unique name.
+    # One process for all programs: their functions have unique names.
     assert passes("\n".join(programs), [test for query in code for test in query.expect.tests])
 
 

@@ -30,14 +30,14 @@ from tests.evaluation.fake_eval_model import eval_model, gold, make_prompts
 from tests.methods.builders import float64_model, pairs, plain_logps
 
 
-class Pays:
-    """A reward that returns the column `pay`."""
+class ColumnReward:
+    """A reward that returns the column `score`."""
 
     def __call__(self, prompts: Any, completions: Any, columns: Any) -> RewardBatch:
-        if columns and "pay" not in columns[0]:
-            raise ConfigError("needs pay")
-        values = tuple(row["pay"] for row in columns)
-        return RewardBatch(none_to_nan(values), {"pay": values})
+        if columns and "score" not in columns[0]:
+            raise ConfigError("needs score")
+        values = tuple(row["score"] for row in columns)
+        return RewardBatch(none_to_nan(values), {"score": values})
 
     def to(self, device: Any) -> None:
         """Nothing to move."""
@@ -84,8 +84,8 @@ def test_preference_accuracy_by_summed_and_mean_log_probabilities() -> None:
         (Rewards(prompts=2), "needs a reward"),
         (GoldScores(prompts=2), "gold scores"),
         (KLDivergence(prompts=2), "reference=DIRECTORY"),
-        (Accuracy(reward=Pays(), threshold=1, prompts=2), "column answer"),
-        (Calibration(reward=Pays(), threshold=1, prompts=2), "column answer"),
+        (Accuracy(reward=ColumnReward(), threshold=1, prompts=2), "column answer"),
+        (Calibration(reward=ColumnReward(), threshold=1, prompts=2), "column answer"),
     ],
 )
 def test_unsuitable_data_gives_a_note_instead_of_an_error(task: Any, needs: str) -> None:
@@ -121,9 +121,9 @@ def test_lengths_include_the_end_token_and_report_truncation() -> None:
 
 
 def test_mean_reward_excludes_unscorable_completions() -> None:
-    found = Rewards(prompts=3)(eval_model(prompts=make_prompts(3, pay=[1.0, None, 0.5]), reward=Pays()))
+    found = Rewards(prompts=3)(eval_model(prompts=make_prompts(3, score=[1.0, None, 0.5]), reward=ColumnReward()))
     assert found.metrics["total"].value == 0.75
-    assert found.metrics["pay"].n == 2
+    assert found.metrics["score"].n == 2
     assert found.metrics["unscorable"].value == pytest.approx(1 / 3)
 
 
@@ -134,38 +134,38 @@ def test_gold_scores_are_averaged_by_part() -> None:
 
 
 def test_accuracy_is_the_share_that_reaches_the_threshold() -> None:
-    given = eval_model(prompts=make_prompts(4, pay=[1.0, 0.9, None, 1.0]))
-    found = Accuracy(reward=Pays(), threshold=1.0, prompts=4)(given)
+    given = eval_model(prompts=make_prompts(4, score=[1.0, 0.9, None, 1.0]))
+    found = Accuracy(reward=ColumnReward(), threshold=1.0, prompts=4)(given)
     assert found.metrics["greedy"].value == pytest.approx(2 / 3)
     assert [one["greedy"] for one in found.records] == [True, False, None, True]
 
 
 def test_calibration_error_matches_worked_example() -> None:
-    # Two answers of confidence 0.95, one right, and one of 0.25 that is wrong:
+    # Two answers of confidence 0.95, one of them correct, and a wrong one of 0.25:
     # (|1 - 1.9| + |0 - 0.25|) / 3 = 1.15 / 3.
     found = calibration_error([0.95, 0.95, 0.25], [True, False, False])
     assert found.value == pytest.approx(1.15 / 3)
     assert 0 <= found.low <= found.value <= found.high <= 1
-    given = eval_model(completions=[(5, 0), (7, 0)], prompts=make_prompts(2, pay=[1.0, 0.0]))
-    measured = Calibration(reward=Pays(), threshold=1.0, prompts=2)(given)
-    likely = complete(given, 2, greedy=True).logps_BT.sum(1).exp()
-    assert measured.metrics["confidence"].value == pytest.approx(float(likely.mean()), rel=1e-5)
+    given = eval_model(completions=[(5, 0), (7, 0)], prompts=make_prompts(2, score=[1.0, 0.0]))
+    measured = Calibration(reward=ColumnReward(), threshold=1.0, prompts=2)(given)
+    probabilities_B = complete(given, 2, greedy=True).logps_BT.sum(1).exp()
+    assert measured.metrics["confidence"].value == pytest.approx(float(probabilities_B.mean()), rel=1e-5)
 
 
 def test_auroc_is_the_share_of_correctly_ordered_pairs() -> None:
-    # Of (0.9, 0.8), (0.9, 0.3), (0.7, 0.8), (0.7, 0.3), right before wrong, three are in order.
+    # Of (0.9, 0.8), (0.9, 0.3), (0.7, 0.8), (0.7, 0.3), three pairs rank the correct answer higher.
     found = auroc([0.9, 0.8, 0.7, 0.3], [True, False, True, False])
     assert (found.value, found.n) == (0.75, 4)
     assert 0 <= found.low <= 0.75 <= found.high <= 1
-    given = eval_model(completions=[(5, 0), (7, 0)] * 2, prompts=make_prompts(4, pay=[1.0, 0.0, 1.0, 0.0]))
-    assert "auroc" in Calibration(reward=Pays(), threshold=1.0, prompts=4)(given).metrics
-    assert "auroc" not in Calibration(reward=Pays(), threshold=1.0, prompts=2)(given).metrics
+    given = eval_model(completions=[(5, 0), (7, 0)] * 2, prompts=make_prompts(4, score=[1.0, 0.0, 1.0, 0.0]))
+    assert "auroc" in Calibration(reward=ColumnReward(), threshold=1.0, prompts=4)(given).metrics
+    assert "auroc" not in Calibration(reward=ColumnReward(), threshold=1.0, prompts=2)(given).metrics
 
 
 def test_rows_without_supervised_tokens_have_no_loss() -> None:
     rows = pairs(5).chosen
-    silent = replace(rows, supervised=tuple(map(torch.zeros_like, rows.supervised)))
-    found = Perplexity(rows=2)(eval_model(items={"Demonstration": encoded(silent)}))
+    unsupervised = replace(rows, supervised=tuple(map(torch.zeros_like, rows.supervised)))
+    found = Perplexity(rows=2)(eval_model(items={"Demonstration": encoded(unsupervised)}))
     assert found.metrics == {}
     assert "completions or running text" in found.notes[0]
 
@@ -175,7 +175,7 @@ def test_kl_is_zero_to_the_same_model_and_positive_to_another() -> None:
     given = eval_model(reference=Reference(float64_model(), float64_model(seed=1)))
     found = KLDivergence(prompts=2)(given)
     assert found.metrics["per_token"].value > 0
-    # Two tokens a completion, so twice as much for a completion.
+    # A completion has two tokens.
     assert found.metrics["per_completion"].value == pytest.approx(2 * found.metrics["per_token"].value)
     assert set(differences(found, found)) == {"per_token", "per_completion", "reference_logp"}
     # Untrained weights are near uniform: the mean log-probability is about -ln V nats/token, and at most 0.
@@ -185,13 +185,13 @@ def test_kl_is_zero_to_the_same_model_and_positive_to_another() -> None:
 def test_distinct_n_jackknife_matches_recounting() -> None:
     texts = ["a b a b", "a b c", "d"]
     without = [distinct_n(texts[:at] + texts[at + 1 :], 2) for at in range(3)]
-    # a b, b a, a b, a b, b c: three kinds of five; without the first 2 of 2, without the second 2 of 3.
+    # a b, b a, a b, a b, b c: 3 distinct of 5; without the first text 2 of 2, without the second 2 of 3.
     assert (distinct(texts, 2).value, without) == (0.6, [1.0, 2 / 3, 0.6])
     many = texts + [f"{at} {at} {at}" for at in range(9)]
     without = [distinct_n(many[:at] + many[at + 1 :], 2) for at in range(12)]
     mean = sum(without) / 12
     half = T[10] * math.sqrt(11 / 12 * sum((one - mean) ** 2 for one in without))
-    # Three kinds of five, and nine of eighteen; on the logit scale, as a share has it.
+    # 3 of 5 and 9 of 18 bigrams are distinct: 12 of 23; the interval is on the logit scale.
     share = 12 / 23
     odds = share / (1 - share) * math.exp(-half / (share * (1 - share)))
     assert distinct(many, 2).low == pytest.approx(odds / (1 + odds))
@@ -203,22 +203,22 @@ def test_win_points_of_win_tie_and_loss() -> None:
 
 
 def test_win_rate_of_equal_completions_is_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = eval_model(prompts=make_prompts(4, pay=[1.0] * 4), reward=Pays())
+    given = eval_model(prompts=make_prompts(4, score=[1.0] * 4), reward=ColumnReward())
     monkeypatch.setattr(WinRate, "_theirs", lambda self, eval_model, data: complete(given, 4))
     monkeypatch.setattr(WinRate, "_other", SimpleNamespace(name="other"))
     given.data_as("Prompt").gold_score = None
     found = WinRate(against="other", judge=None, prompts=4)(given)
     assert found.metrics["win_rate"].value == 0.5
-    assert found.notes == ("against other, judged by Pays",)
-    # Data that knows gold scores may hold rows without them.
+    assert found.notes == ("against other, judged by ColumnReward",)
+    # Data with a gold function may have rows without a gold column.
     given.data_as("Prompt").gold_score = gold
     assert WinRate(against="other", judge=None, prompts=4)(given) == found
 
 
 def test_opponent_is_resolved_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    duel = WinRate(against="nano", judge=None, prompts=4)
-    duel.check(Sampling(4, 1.0))
-    assert duel._other.name == "nano"
+    task = WinRate(against="nano", judge=None, prompts=4)
+    task.check(Sampling(4, 1.0))
+    assert task._other.name == "nano"
     with pytest.raises(ConfigError, match=r"^evaluation\.tasks\.win_rate\.against=no/such: .*one of .*nano"):
         WinRate(against="no/such", judge=None, prompts=4).check(Sampling(4, 1.0))
     monkeypatch.setattr("postrain.evaluation.win_rate.resolve_by_name", lambda *_: SimpleNamespace(head="scalar"))

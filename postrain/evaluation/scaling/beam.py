@@ -82,8 +82,8 @@ def step_value(scorer: StepScorer, prompts: Prompts, aggregate: Aggregate) -> Va
     """Scores partial completions by the aggregated step scores."""
     combined = AGGREGATES[aggregate]
 
-    def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
-        scores = scorer.step_scores([prompts.texts[place] for place in places], texts)
+    def value(indices: Sequence[int], texts: Sequence[str]) -> list[float | None]:
+        scores = scorer.step_scores([prompts.texts[index] for index in indices], texts)
         return [combined(steps) if steps else None for steps in scores]
 
     return value

@@ -72,7 +72,7 @@ class BestOfN(PromptTask):
         )
 
     def _choices(self, eval_model: EvalModel, grader: Grader, graded: GradedSamples) -> dict[str, Choice]:
-        logps = tuple(tuple(one.logprob for one in mine) for mine in graded.samples.of)
+        logps = tuple(tuple(one.logprob for one in mine) for mine in graded.samples.by_prompt)
         found = {"logprob": Choice(logps, 0.0), "oracle": Choice(graded.grades, 0.0)}
         scorer = self.scorer or (None if grader.by == "reward" else eval_model.reward)
         return found if scorer is None else {"reward": scored(scorer, eval_model, grader, graded.samples), **found}
@@ -84,7 +84,7 @@ class BestOfN(PromptTask):
                 f"best of {n}",
                 choice.expected_correctness(graded, n),
                 tokens=n * each,
-                seconds=samples.share(n) + choice.seconds * n / (self.samples * len(samples.of)),
+                seconds=samples.seconds_for(n) + choice.seconds * n / (self.samples * len(samples.by_prompt)),
                 kl=best_of_n_kl(n),
             )
             for n in powers_of_two(self.samples)
@@ -108,7 +108,7 @@ class BestOfN(PromptTask):
         """Further fields of each prompt's record."""
         by_size = {str(n): choice.expected_correctness(graded, n) for n in powers_of_two(self.samples)}
         return {
-            "right": [{n: grades[place] for n, grades in by_size.items()} for place in range(len(graded.grades))],
+            "right": [{n: grades[index] for n, grades in by_size.items()} for index in range(len(graded.grades))],
             "answers": self.answers_of(graded.samples),
             "grades": graded.grades,
             "scores": choice.scores,
@@ -117,10 +117,12 @@ class BestOfN(PromptTask):
 
 def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Samples) -> Choice:
     """Scores all samples with a reward."""
-    places = [place for place, mine in enumerate(samples.of) for _ in mine]
-    prompts = grader.prompts.select(places)
+    indices = [index for index, mine in enumerate(samples.by_prompt) for _ in mine]
+    prompts = grader.prompts.select(indices)
     scorer.to(next(eval_model.model.parameters()).device)
     with timed() as clock:
-        total_B = scorer(prompts.texts, [one.text for mine in samples.of for one in mine], prompts.columns).total_B
+        total_B = scorer(
+            prompts.texts, [one.text for mine in samples.by_prompt for one in mine], prompts.columns
+        ).total_B
     scores = iter(nan_to_none(total_B))
-    return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.of), clock.seconds)
+    return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.by_prompt), clock.seconds)

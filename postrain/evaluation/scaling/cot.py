@@ -40,7 +40,7 @@ NO_EXAMPLES = (
 
 @dataclass(frozen=True)
 class PromptVariant:
-    """A way to prompt for an answer."""
+    """A prompt format: as it stands, direct, zero-shot or few-shot."""
 
     name: str
     """Prefix of the metrics."""
@@ -55,12 +55,12 @@ class VariantResult:
 
     graded: GradedSamples
     answers: list[str | None]
-    sure: list[float | None]
+    confidences: list[float | None]
     """The probability of each answer; None without an answer."""
 
     def answered(self) -> list[bool]:
         """Whether an answer could be extracted, per prompt."""
-        return [sure is not None for sure in self.sure]
+        return [confidence is not None for confidence in self.confidences]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class ChainOfThought(PromptTask):
             curves=curves,
             notes=(
                 *grader.notes(*(one.graded for one in found.values())),
-                f"the example is of the prompt {last.label}; tokens are those sampled, prompt_tokens those read",
+                f"the example is of the prompt {last.label}; tokens are sampled, prompt_tokens are the prompt's",
                 *([NO_EXAMPLES] if self.shots and all(variant.curve != "few-shot" for variant in variants) else []),
                 *([f"left out, since longer than the model's context: {', '.join(too_long)}"] if too_long else []),
             ),
@@ -120,7 +120,7 @@ class ChainOfThought(PromptTask):
         for k in self.shots if pool else ():
             label = f"few-shot, {k} example{'s' if k > 1 else ''}"
             before = [
-                few_shot_turns(pool, k, derive_seed(eval_model.seed, "shots", place)) for place in range(len(originals))
+                few_shot_turns(pool, k, derive_seed(eval_model.seed, "shots", index)) for index in range(len(originals))
             ]
             turns = [(*examples, *question) for examples, question in zip(before, originals, strict=True)]
             yield PromptVariant(f"few_shot_{k}", "few-shot", label, rephrased(eval_model, grader.prompts, turns))
@@ -132,52 +132,54 @@ class ChainOfThought(PromptTask):
     def _found(self, eval_model: EvalModel, grader: Grader, variant: PromptVariant) -> VariantResult:
         graded = grader.grade(draw(eval_model, variant.prompts, 1, "chain of thought", greedy=self.greedy))
         (answers,) = zip(*self.answers_of(graded.samples), strict=True)
-        return VariantResult(graded, list(answers), [self._sure(eval_model, mine[0]) for mine in graded.samples.of])
+        return VariantResult(
+            graded, list(answers), [self._confidence(eval_model, mine[0]) for mine in graded.samples.by_prompt]
+        )
 
-    def _sure(self, eval_model: EvalModel, one: Sample) -> float | None:
+    def _confidence(self, eval_model: EvalModel, one: Sample) -> float | None:
         answer = extract_answer(one.text, self.answers)
         return answer_probability(answer, one.ids, one.logps, eval_model.template.decode) if answer else None
 
     def _point(self, variant: PromptVariant, graded: GradedSamples) -> ScalingPoint:
         samples = graded.samples
-        return point(variant.label, graded.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
+        return point(variant.label, graded.firsts(), tokens=fmean(samples.tokens()), seconds=samples.seconds_for(1))
 
     def _metrics(
         self, variant: PromptVariant, found: VariantResult, direct: VariantResult | None
     ) -> Mapping[str, Estimate]:
-        right = found.graded.firsts()
+        grades = found.graded.firsts()
         metrics = {
-            "accuracy": Estimate.of(right),
+            "accuracy": Estimate.of(grades),
             "answered": Estimate.share(found.answered()),
-            **confidence(found),
+            **confidence_metrics(found),
             "tokens": Estimate.mean(found.graded.samples.tokens(), 0),
             "prompt_tokens": Estimate.mean([float(len(ids)) for ids in variant.prompts.ids], 0),
         }
         if direct is None or variant.name == DIRECT:
             return metrics
-        return {**metrics, "gain": Estimate.gain(gains(right, direct.graded.firsts()))}
+        return {**metrics, "gain": Estimate.gain(gains(grades, direct.graded.firsts()))}
 
     def _columns(self, found: Mapping[str, VariantResult]) -> Mapping[str, Sequence[object]]:
         columns: dict[str, Sequence[object]] = {}
         for name, one in found.items():
             columns[f"{name}/accuracy"] = one.graded.firsts()
             columns[f"{name}/answered"] = one.answered()
-            columns[f"{name}/confidence"] = one.sure
+            columns[f"{name}/confidence"] = one.confidences
             columns[f"{name}/answer"] = one.answers
-            columns[f"{name}/completion"] = [mine[0].text for mine in one.graded.samples.of]
+            columns[f"{name}/completion"] = [mine[0].text for mine in one.graded.samples.by_prompt]
         return columns
 
 
-def confidence(found: VariantResult) -> Mapping[str, Estimate]:
+def confidence_metrics(found: VariantResult) -> Mapping[str, Estimate]:
     """Mean confidence and calibration error of the extracted answers; empty without answers."""
-    pairs = zip(found.sure, found.graded.firsts(), strict=True)
-    known = [(sure, right) for sure, right in pairs if sure is not None]
+    pairs = zip(found.confidences, found.graded.firsts(), strict=True)
+    known = [(confidence, grade) for confidence, grade in pairs if confidence is not None]
     if not known:
         return {}
-    confidences, rights = zip(*known, strict=True)
+    confidences, grades = zip(*known, strict=True)
     return {
         "confidence": Estimate.mean(confidences, 0, 1),
-        "calibration_error": calibration_error(confidences, rights),
+        "calibration_error": calibration_error(confidences, grades),
     }
 
 
@@ -202,7 +204,7 @@ def rephrased(eval_model: EvalModel, prompts: Prompts, turns: Sequence[Messages]
 def few_shot_turns(pool: Sequence[Messages], k: int, seed: int) -> Messages:
     """The turns of k examples, sampled by the seed; a prefix of those for a larger k."""
     order = random.Random(seed).sample(range(len(pool)), len(pool))
-    return tuple(turn for place in order[:k] for turn in pool[place])
+    return tuple(turn for index in order[:k] for turn in pool[index])
 
 
 def worked_examples(eval_model: EvalModel, grader: Grader, column: str | None) -> list[Messages]:

@@ -55,7 +55,7 @@ class Grader:
 
     data: DataModule
     prompts: Prompts
-    marker: GradeFunction
+    grade_function: GradeFunction
     by: Source
     """The source of correctness."""
     description: str
@@ -63,10 +63,12 @@ class Grader:
 
     def grade(self, samples: Samples) -> GradedSamples:
         """Grades completions of the prompts in one batch."""
-        places = [place for place, mine in enumerate(samples.of) for _ in mine]
-        found = self.marker(self.prompts.select(places), [one.text for mine in samples.of for one in mine])
+        indices = [index for index, mine in enumerate(samples.by_prompt) for _ in mine]
+        found = self.grade_function(
+            self.prompts.select(indices), [one.text for mine in samples.by_prompt for one in mine]
+        )
         grades = iter([0.0 if grade is None else float(grade) for grade in found])
-        graded = tuple(tuple(next(grades) for _ in mine) for mine in samples.of)
+        graded = tuple(tuple(next(grades) for _ in mine) for mine in samples.by_prompt)
         return GradedSamples(samples, graded, sum(grade is None for grade in found))
 
     def greedy(self, eval_model: EvalModel, purpose: str) -> GradedSamples:
@@ -100,11 +102,12 @@ class PromptTask(ABC):
     """Maximum number of held-out prompts; data.eval_rows sets how many there are."""
     answers: Kind = "number"
     """Type of answer: number (the last one in the marked answer, else in the completion) or text."""
-    right: Literal["auto", "reward", "answer", "gold"] = "auto"
-    """The grader: reward, answer (the data's answer column), gold (the gold score), or auto, the first available one.
+    grader: Literal["auto", "reward", "answer", "gold"] = "auto"
+    """What grades completions: reward, answer (the data's answer column), gold (the gold score), or auto, the first
+    available one.
     auto skips learned rewards (learned, process, judge, or a sum with one of them)."""
     threshold: float | None = None
-    """A completion is right if its reward or gold score is at least this; null uses the score itself."""
+    """A completion is correct if its reward or gold score is at least this; null uses the score itself."""
 
     @torch.no_grad()
     def __call__(self, eval_model: EvalModel) -> EvalResult:
@@ -126,7 +129,7 @@ class PromptTask(ABC):
 
     def answers_of(self, samples: Samples) -> list[list[str | None]]:
         """The answer of each completion, per prompt."""
-        found = [[extract_answer(one.text, self.answers) for one in mine] for mine in samples.of]
+        found = [[extract_answer(one.text, self.answers) for one in mine] for mine in samples.by_prompt]
         return [[None if answer is None else answer.value for answer in mine] for mine in found]
 
     def _grader(self, eval_model: EvalModel) -> Grader:
@@ -146,19 +149,21 @@ class PromptTask(ABC):
             for source in order
             if known[source] and not (source == "reward" and is_model_based(eval_model.reward))
         ]
-        chosen: Source | None = next(iter(trusted), None) if self.right == "auto" else self.right
+        chosen: Source | None = next(iter(trusted), None) if self.grader == "auto" else self.grader
         if chosen is None or not known[chosen]:
             raise NotApplicable(
-                f"right={self.right}: there is no grader; choose a verifiable reward "
+                f"grader={self.grader}: there is no grader; choose a verifiable reward "
                 "(reward=answer), or data with a column answer or gold scores"
             )
-        return Grader(data, prompts, self._marker(chosen, eval_model.reward, data), chosen, self._description(chosen))
+        return Grader(
+            data, prompts, self._grade_function(chosen, eval_model.reward, data), chosen, self._description(chosen)
+        )
 
     def _has_answer(self, columns: Mapping[str, Any]) -> bool:
         answer = columns.get("answer")
         return answer is not None and (self.answers == "text" or last_number(str(answer)) is not None)
 
-    def _marker(self, source: Source, reward: Reward | None, data: DataModule) -> GradeFunction:
+    def _grade_function(self, source: Source, reward: Reward | None, data: DataModule) -> GradeFunction:
         if source == "answer":
             compare = numeric if self.answers == "number" else exact
             return lambda prompts, completions: compare(completions, [columns["answer"] for columns in prompts.columns])
@@ -205,7 +210,7 @@ def gains(values: Sequence[float], base: Sequence[float]) -> list[float]:
 def greedy_point(greedy: GradedSamples) -> ScalingPoint:
     """The point of greedy decoding, the baseline of all methods."""
     samples = greedy.samples
-    return point("greedy", greedy.firsts(), tokens=fmean(samples.tokens()), seconds=samples.share(1))
+    return point("greedy", greedy.firsts(), tokens=fmean(samples.tokens()), seconds=samples.seconds_for(1))
 
 
 def point(

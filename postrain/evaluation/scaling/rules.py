@@ -26,7 +26,7 @@ def expected_best_of_n(scores: Sequence[float | None], grades: Sequence[float], 
 
     Of G samples, s score better than a value that m have: the best of n has it with probability
     (C(G−s, n) − C(G−s−m, n)) / C(G, n), with ties broken uniformly. Samples without a score rank
-    last. With binary correctness as the score this is pass@n = 1 − C(G−c, n)/C(G, n), c of G right.
+    last. With binary correctness as the score this is pass@n = 1 − C(G−c, n)/C(G, n), c of G correct.
     """
     tied: dict[float, list[float]] = {}
     for score, grade in zip(scores, grades, strict=True):
@@ -44,7 +44,7 @@ def expected_best_of_n(scores: Sequence[float | None], grades: Sequence[float], 
 class Vote:
     """The result of a majority vote."""
 
-    place: int
+    index: int
     """Index of the first sample with the winning answer."""
     share: float
     """Share of all samples, including those without an answer; 0 if none has one."""
@@ -54,23 +54,23 @@ def majority_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) 
     """The most frequent answer (Wang et al. 2022, self-consistency); ties are broken by the larger sum of
     weights, then by the first sample. None has no vote."""
     votes: dict[Hashable, list[int]] = {}
-    for place, answer in enumerate(answers):
+    for index, answer in enumerate(answers):
         if answer is not None:
-            votes.setdefault(answer, []).append(place)
+            votes.setdefault(answer, []).append(index)
     if not votes:
         return Vote(0, 0.0)
-    won = max(votes.values(), key=lambda places: (len(places), math.fsum(weights[place] for place in places)))
+    won = max(votes.values(), key=lambda indices: (len(indices), math.fsum(weights[index] for index in indices)))
     return Vote(won[0], len(won) / len(answers))
 
 
 def top_states(scores: Sequence[float], states: Sequence[Hashable], width: int) -> list[int]:
     """The indices of the `width` best-scored distinct states, best first; ties by index."""
     first: dict[Hashable, int] = {}
-    for place, state in enumerate(states):
-        first.setdefault(state, place)
-    return sorted(first.values(), key=lambda place: -scores[place])[:width]
+    for index, state in enumerate(states):
+        first.setdefault(state, index)
+    return sorted(first.values(), key=lambda index: -scores[index])[:width]
 
 
 def final_state(scores: Sequence[float], ended: Sequence[bool]) -> int:
     """The index of a search's result: the best-scored finished state, else the best-scored state."""
-    return max(range(len(scores)), key=lambda place: (ended[place], scores[place]))
+    return max(range(len(scores)), key=lambda index: (ended[index], scores[index]))

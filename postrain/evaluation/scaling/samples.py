@@ -42,18 +42,17 @@ class Sample:
 class Samples:
     """The same number of completions for each prompt."""
 
-    of: tuple[tuple[Sample, ...], ...]
-    """By prompt."""
+    by_prompt: tuple[tuple[Sample, ...], ...]
     seconds: float
-    """For all of them."""
+    """Wall time of sampling all completions."""
 
     def tokens(self) -> list[float]:
         """Mean sampled tokens per completion, for each prompt."""
-        return [fmean(one.tokens for one in samples) for samples in self.of]
+        return [fmean(one.tokens for one in samples) for samples in self.by_prompt]
 
-    def share(self, count: int) -> float:
+    def seconds_for(self, count: int) -> float:
         """Seconds for `count` completions of a prompt; batched decoding is split evenly."""
-        return self.seconds * count / sum(map(len, self.of))
+        return self.seconds * count / sum(map(len, self.by_prompt))
 
 
 @dataclass
@@ -82,16 +81,16 @@ def check_temperature(sampling: Sampling) -> None:
 
 def draw(eval_model: EvalModel, prompts: Prompts, count: int, purpose: str, *, greedy: bool = False) -> Samples:
     """Samples `count` completions of each prompt, or decodes greedily."""
-    places = [place for place in range(len(prompts)) for _ in range(count)]
+    indices = [index for index in range(len(prompts)) for _ in range(count)]
     seeds = [
-        derive_seed(eval_model.seed, purpose, place, number) for place in range(len(prompts)) for number in range(count)
+        derive_seed(eval_model.seed, purpose, index, number) for index in range(len(prompts)) for number in range(count)
     ]
     with timed() as clock:
         rollouts = roll_out(
             greedy_engine(eval_model.engine) if greedy else eval_model.engine,
             eval_model.model,
             eval_model.template,
-            prompts.select(places),
+            prompts.select(indices),
             seeds=seeds,
             environment=eval_model.environment,
         )

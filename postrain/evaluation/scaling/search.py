@@ -60,8 +60,7 @@ class State:
 class Branch:
     """A state to continue with one step."""
 
-    place: int
-    """Index of the prompt."""
+    prompt_index: int
     state: State
     key: int
 
@@ -76,11 +75,11 @@ def search(eval_model: EvalModel, prompts: Prompts, plan: Plan, value: Value, pu
             if not branches:
                 break
             made = _continued(eval_model, prompts, branches, plan.ends)
-            scores = state_values(value, [branch.place for branch in branches], [state.text for state in made])
+            scores = state_values(value, [branch.prompt_index for branch in branches], [state.text for state in made])
             found: list[list[State]] = [[state for state in mine if state.ended] for mine in kept]
             for branch, state, score in zip(branches, made, scores, strict=True):
-                spent[branch.place] += len(state.ids) - len(branch.state.ids)
-                found[branch.place].append(state if score is None else replace(state, score=score))
+                spent[branch.prompt_index] += len(state.ids) - len(branch.state.ids)
+                found[branch.prompt_index].append(state if score is None else replace(state, score=score))
             kept = [_best(mine, plan.width) for mine in found]
     chosen = [mine[final_state([state.score for state in mine], [state.ended for state in mine])] for mine in kept]
     pairs = zip(chosen, spent, strict=True)
@@ -89,9 +88,9 @@ def search(eval_model: EvalModel, prompts: Prompts, plan: Plan, value: Value, pu
     )
 
 
-def state_values(value: Value, places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
+def state_values(value: Value, indices: Sequence[int], texts: Sequence[str]) -> list[float | None]:
     """The value of each text; duplicates of a prompt are valued once."""
-    pairs = list(zip(places, texts, strict=True))
+    pairs = list(zip(indices, texts, strict=True))
     different = list(dict.fromkeys(pairs))
     known = dict(zip(different, value(*zip(*different, strict=True)), strict=True))
     return [known[pair] for pair in pairs]
@@ -103,8 +102,8 @@ def _branches(
     """The continuations of all unfinished states, each with its own seed."""
     times = plan.expansions * (plan.width if level == 0 else 1)
     return [
-        Branch(place, state, derive_seed(eval_model.seed, purpose, place, level, rank, number))
-        for place, mine in enumerate(kept)
+        Branch(index, state, derive_seed(eval_model.seed, purpose, index, level, rank, number))
+        for index, mine in enumerate(kept)
         for rank, state in enumerate(mine)
         for number in range(times if not state.ended else 0)
     ]
@@ -118,7 +117,7 @@ def _continued(
     limits = tuple(sampling.max_new_tokens - len(branch.state.ids) for branch in branches)
     completions = eval_model.engine.generate(
         eval_model.model,
-        [torch.cat([prompts.ids[branch.place].cpu(), branch.state.ids]) for branch in branches],
+        [torch.cat([prompts.ids[branch.prompt_index].cpu(), branch.state.ids]) for branch in branches],
         seeds=[branch.key for branch in branches],
         stop=Stop(template.stop_ids, (*sampling.stop, *ends), template.decode_all, limits),
     )
@@ -141,8 +140,8 @@ def _longer(eval_model: EvalModel, state: State, completion: Completion, limit: 
 
 def _best(states: Sequence[State], width: int) -> list[State]:
     """The best states without duplicates."""
-    places = top_states([state.score for state in states], [(state.text, state.ended) for state in states], width)
-    return [states[place] for place in places]
+    indices = top_states([state.score for state in states], [(state.text, state.ended) for state in states], width)
+    return [states[index] for index in indices]
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class Baseline:
     def seconds_of(self, n: int) -> float:
         """Seconds per prompt for the best of n."""
         samples = self.graded.samples
-        return samples.share(n) + self.seconds * n / sum(map(len, samples.of))
+        return samples.seconds_for(n) + self.seconds * n / sum(map(len, samples.by_prompt))
 
 
 def compare_with_best_of_n(
@@ -199,9 +198,9 @@ def compare_with_best_of_n(
 def draw_baseline(eval_model: EvalModel, grader: Grader, value: Value, count: int, purpose: str) -> Baseline:
     """`count` whole completions of each prompt, scored by the value function."""
     graded = grader.grade(draw(eval_model, grader.prompts, count, purpose))
-    places = [place for place in range(len(grader.prompts)) for _ in range(count)]
+    indices = [index for index in range(len(grader.prompts)) for _ in range(count)]
     with timed() as clock:
-        scores = state_values(value, places, [one.text for mine in graded.samples.of for one in mine])
+        scores = state_values(value, indices, [one.text for mine in graded.samples.by_prompt for one in mine])
     by_prompt = tuple(tuple(scores[at : at + count]) for at in range(0, len(scores), count))
     return Baseline(graded, by_prompt, clock.seconds)
 
@@ -212,7 +211,7 @@ def curves(
     """Curves of the searches, of best-of-n at equal tokens, and of greedy decoding."""
     each = fmean(baseline.graded.samples.tokens())
     searched = tuple(
-        point(label, graded.firsts(), tokens=fmean(graded.samples.tokens()), seconds=graded.samples.share(1))
+        point(label, graded.firsts(), tokens=fmean(graded.samples.tokens()), seconds=graded.samples.seconds_for(1))
         for label, graded in found.items()
     )
     chosen = tuple(
@@ -232,8 +231,8 @@ def search_details(found: Mapping[str, GradedSamples]) -> dict[str, Sequence[obj
     """Further record fields: the result of each search and its correctness."""
     prompts = range(len(next(iter(found.values())).grades))
     return {
-        "right": [{label: graded.grades[place][0] for label, graded in found.items()} for place in prompts],
+        "right": [{label: graded.grades[index][0] for label, graded in found.items()} for index in prompts],
         "completions": [
-            {label: graded.samples.of[place][0].text for label, graded in found.items()} for place in prompts
+            {label: graded.samples.by_prompt[index][0].text for label, graded in found.items()} for index in prompts
         ],
     }

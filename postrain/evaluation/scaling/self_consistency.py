@@ -60,7 +60,7 @@ class SelfConsistency(PromptTask):
             records=grader.records(
                 {
                     **columns,
-                    "right": [{str(n): grades[n][place] for n in grades} for place in range(len(graded.grades))],
+                    "right": [{str(n): grades[n][index] for n in grades} for index in range(len(graded.grades))],
                     "answer": [groups[0].answer for groups in elected[most]],
                     "answers": self.answers_of(graded.samples),
                 }
@@ -72,7 +72,7 @@ class SelfConsistency(PromptTask):
     def _elected(self, graded: GradedSamples, n: int) -> list[list[MajorityAnswer]]:
         """The majority answer of each group of n samples, per prompt."""
         starts = range(0, self.samples - n + 1, n)
-        rows = zip(graded.samples.of, graded.grades, self.answers_of(graded.samples), strict=True)
+        rows = zip(graded.samples.by_prompt, graded.grades, self.answers_of(graded.samples), strict=True)
         return [
             [vote_of(samples[at : at + n], grades[at : at + n], answers[at : at + n]) for at in starts]
             for samples, grades, answers in rows
@@ -81,7 +81,7 @@ class SelfConsistency(PromptTask):
     def _curve(self, graded: GradedSamples, grades: dict[int, list[float]]) -> tuple[ScalingPoint, ...]:
         each = fmean(graded.samples.tokens())
         return tuple(
-            point(f"majority of {n}", values, tokens=n * each, seconds=graded.samples.share(n))
+            point(f"majority of {n}", values, tokens=n * each, seconds=graded.samples.seconds_for(n))
             for n, values in grades.items()
         )
 
@@ -94,4 +94,4 @@ class SelfConsistency(PromptTask):
 def vote_of(samples: tuple[Sample, ...], grades: tuple[float, ...], answers: list[str | None]) -> MajorityAnswer:
     """The majority answer of a group; ties are broken by the geometric mean of the token probabilities."""
     won = majority_vote(answers, [exp(one.logprob) for one in samples])
-    return MajorityAnswer(grades[won.place] if won.share else 0.0, won.share, answers[won.place])
+    return MajorityAnswer(grades[won.index] if won.share else 0.0, won.share, answers[won.index])

@@ -1,7 +1,7 @@
 """Tree of thoughts, breadth first (Yao et al. 2023, algorithm 1): propose several next steps for each state, value the
 states they lead to, keep the best `breadth` of them.
 
-States are valued by prompting the model whether the steps are right, by a process reward model, or, on the world's
+States are valued by prompting the model whether the steps are correct, by a process reward model, or, on the world's
 sums, by an exact checker of partial sums (an upper bound). Thoughts are sampled independently, the paper's first
 proposal strategy. Not implemented: voting across states, and depth-first search.
 """
@@ -76,28 +76,28 @@ class TreeOfThoughts(PromptTask):
 
 
 def gold_value(prompts: Prompts) -> Value:
-    """1 if every step so far is right, else 0."""
-    right = [sums.chain(sums.terms_of(prompt)) for prompt in prompts.texts]
+    """1 if every step so far is correct, else 0."""
+    correct_steps = [sums.chain(sums.terms_of(prompt)) for prompt in prompts.texts]
 
-    def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
-        return [partial_sum(right[place], text) for place, text in zip(places, texts, strict=True)]
+    def value(indices: Sequence[int], texts: Sequence[str]) -> list[float | None]:
+        return [partial_sum(correct_steps[index], text) for index, text in zip(indices, texts, strict=True)]
 
     return value
 
 
-def partial_sum(right: tuple[str, ...], text: str) -> float | None:
-    """1 if the steps so far are right, else 0; None without steps."""
+def partial_sum(correct_steps: tuple[str, ...], text: str) -> float | None:
+    """1 if the steps so far are correct, else 0; None without steps."""
     steps = tuple(step for piece in STEP.split(text) if (step := piece.strip()))
-    return float(all(sums.labels(right, steps))) if steps else None
+    return float(all(sums.labels(correct_steps, steps))) if steps else None
 
 
 def model_value(eval_model: EvalModel, prompts: Prompts, question: str) -> Value:
     """The model's own P(yes) / (P(yes) + P(no)) to the question about each state."""
 
-    def value(places: Sequence[int], texts: Sequence[str]) -> list[float | None]:
+    def value(indices: Sequence[int], texts: Sequence[str]) -> list[float | None]:
         questions = [
-            question.replace("{prompt}", prompts.texts[place]).replace("{steps}", text)
-            for place, text in zip(places, texts, strict=True)
+            question.replace("{prompt}", prompts.texts[index]).replace("{steps}", text)
+            for index, text in zip(indices, texts, strict=True)
         ]
         return yes_probabilities(eval_model, questions)
 
@@ -107,12 +107,12 @@ def model_value(eval_model: EvalModel, prompts: Prompts, question: str) -> Value
 def yes_probabilities(eval_model: EvalModel, questions: Sequence[str]) -> list[float | None]:
     """P(yes) / (P(yes) + P(no)) for each question; None if it does not fit the context."""
     rows = [_answered(eval_model, question, word) for question in questions for word in WORDS]
-    fitting = [place for place, (ids, _) in enumerate(rows) if len(ids) <= eval_model.context]
+    fitting = [index for index, (ids, _) in enumerate(rows) if len(ids) <= eval_model.context]
     logps_Q2 = torch.full((len(rows),), torch.nan)
     if fitting:
         # Both answers share one forward pass of their question.
-        families = tuple(place // len(WORDS) for place in fitting)
-        ids, marks = zip(*(rows[place] for place in fitting), strict=True)
+        families = tuple(index // len(WORDS) for index in fitting)
+        ids, marks = zip(*(rows[index] for index in fitting), strict=True)
         found = in_micro_batches(
             lambda part: score(eval_model.model, part), Rows(ids, marks, families), eval_model.micro_batch_tokens
         )
@@ -127,6 +127,6 @@ def _answered(eval_model: EvalModel, question: str, word: str) -> tuple[Tensor, 
     # Plain text needs a space before the answer; chat templates separate it.
     text = f" {word}" if template.name == "plain" else word
     prompt, answer = template.encode_completion(user(question), text)
-    ends = [place for place, token in enumerate(answer.tolist()) if token in template.stop_ids]
+    ends = [index for index, token in enumerate(answer.tolist()) if token in template.stop_ids]
     ids = torch.cat([prompt, answer[: ends[0]]])
     return ids, torch.arange(len(ids)) >= len(prompt)

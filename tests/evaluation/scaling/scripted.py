@@ -54,26 +54,28 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Marks:
-    """A reward, and a process reward, from a table: the first key that a completion contains gives its score."""
+class TableReward:
+    """An outcome and process reward from a table: the score of the first key that a completion contains."""
 
-    of: Mapping[str, float]
+    scores: Mapping[str, float]
 
     def __call__(self, prompts: Any, completions: Sequence[str], columns: Any) -> RewardBatch:
-        return RewardBatch(none_to_nan([self.mark(completion) for completion in completions]), {})
+        return RewardBatch(none_to_nan([self.score(completion) for completion in completions]), {})
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
-        return [() if self.mark(completion) is None else (self.mark(completion) or 0.0,) for completion in completions]
+        return [
+            () if self.score(completion) is None else (self.score(completion) or 0.0,) for completion in completions
+        ]
 
     def to(self, device: Any) -> None: ...
 
-    def mark(self, completion: str) -> float | None:
-        return next((value for text, value in self.of.items() if text in completion), None)
+    def score(self, completion: str) -> float | None:
+        return next((value for text, value in self.scores.items() if text in completion), None)
 
 
 @cache
 def nano(*overrides: str) -> tuple[DataConversions, Any]:
-    """The data of a command line as nano's tokenizer reads it, and nano's source."""
+    """The data of a command line, encoded with nano's tokenizer, and nano's source."""
     config = composed(["method=grpo", f"data.eval_rows={PROMPTS}", "data.source.count=12", *overrides])
     resolved = instantiate(config["model"]).resolve()
     return DataConversions(
@@ -110,7 +112,7 @@ def eval_model(continuations: Callable[[str], Sequence[str]], *overrides: str, *
     )
 
 
-def measure(name: str, **changes: Any) -> Any:
+def make_task(name: str, **changes: Any) -> Any:
     """A task from its YAML, with these keys changed."""
     return replace(_settings(name), **{"prompts": PROMPTS, **changes})
 
@@ -120,8 +122,8 @@ def _settings(name: str) -> Any:
     return instantiate(composed(["method=grpo", f"evaluation={name}"])["evaluation"]["tasks"][name])
 
 
-def right_and_wrong() -> Callable[[str], Sequence[str]]:
-    """For each sum the right answer, and an answer that is too large by one."""
+def correct_and_wrong() -> Callable[[str], Sequence[str]]:
+    """For each sum the correct answer, and an answer that is too large by one."""
     answers = {text: int(row["answer"]) for text, row in zip(*_held_out(), strict=True)}
 
     def continuations(prompt: str) -> Sequence[str]:
@@ -130,8 +132,8 @@ def right_and_wrong() -> Callable[[str], Sequence[str]]:
     return continuations
 
 
-def right_answers() -> list[str]:
-    """Texts that the right completions of `right_and_wrong` contain."""
+def correct_answers() -> list[str]:
+    """Texts that the correct completions of `correct_and_wrong` contain."""
     return [f"is {columns['answer']}." for columns in sums().eval_prompts(PROMPTS).columns]
 
 

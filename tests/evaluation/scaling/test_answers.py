@@ -1,4 +1,4 @@
-"""answers.py: what a completion answers, and how likely its tokens were."""
+"""answers.py: the extracted answer of a completion, its span, and its probability."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def test_answer_probability_is_of_the_answer_tokens():
     answer = extract_answer("".join(pieces), "number")
     assert answer is not None
     assert answer == Answer("12", 14, 16)
-    found = answer_probability(answer, range(5), logps, lambda ids: "".join(pieces[place] for place in ids))
+    found = answer_probability(answer, range(5), logps, lambda ids: "".join(pieces[index] for index in ids))
     # p(" 1") · p("2") = 0.5 · 0.8
     assert found == pytest.approx(0.4)

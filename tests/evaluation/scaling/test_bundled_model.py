@@ -15,9 +15,9 @@ from tests.engines import engine
 from tests.evaluation.scaling.scripted import (
     ANY,
     PROMPTS,
-    Marks,
+    TableReward,
     eval_model,
-    measure,
+    make_task,
     nano,
     sums,
 )
@@ -54,9 +54,9 @@ def test_yes_probability_is_a_softmax_over_yes_and_no(real):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_task_is_deterministic_and_records_average_to_its_metrics(real, method):
-    scorer = {"scorer": Marks({"= 7": 0.2, "1": 0.9, "": 0.5})} if method in ("best_of_n", "beam") else {}
+    scorer = {"scorer": TableReward({"= 7": 0.2, "1": 0.9, "": 0.5})} if method in ("best_of_n", "beam") else {}
     fewer = {"shots": (1,)} if method == "cot" else SHALLOW.get(method, {"samples": 2})
-    one, again = measure(method, **fewer, **scorer)(real), measure(method, **fewer, **scorer)(real)
+    one, again = make_task(method, **fewer, **scorer)(real), make_task(method, **fewer, **scorer)(real)
     assert one.metrics == again.metrics
     assert one.records == again.records
     assert [record["row"] for record in one.records] == list(sums().eval_prompts(PROMPTS).row_ids)

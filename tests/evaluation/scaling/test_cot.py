@@ -13,9 +13,9 @@ from postrain.evaluation.scaling.cot import few_shot_turns, with_suffix, worked_
 from postrain.world.sums import terms_of
 from tests.evaluation.scaling.scripted import (
     PROMPTS,
+    correct_and_wrong,
     eval_model,
-    measure,
-    right_and_wrong,
+    make_task,
     scores,
     sums,
 )
@@ -32,15 +32,15 @@ def test_few_shot_examples_are_turns_and_prefixes_of_each_other():
 
 
 def test_each_prompt_variant_has_its_model_input():
-    both, received = right_and_wrong(), []
+    both, received = correct_and_wrong(), []
 
     def continuations(prompt: str) -> list[str]:
-        """Right only after worked examples."""
+        """Correct only after worked examples."""
         received.append(prompt)
         question = prompt.split(END)[-1].removesuffix(" The answer is").removesuffix(" Think.")
         return [both(question)[END not in prompt]]
 
-    found = measure("cot", zero_shot="Think.", shots=(1, 2))(eval_model(continuations))
+    found = make_task("cot", zero_shot="Think.", shots=(1, 2))(eval_model(continuations))
     questions = sums().eval_prompts(PROMPTS).texts
     assert received[:PROMPTS] == list(questions)
     assert received[PROMPTS : 2 * PROMPTS] == [f"{text} The answer is" for text in questions]
@@ -64,44 +64,44 @@ def test_each_prompt_variant_has_its_model_input():
 
 
 def test_calibration_excludes_completions_without_an_answer():
-    both = right_and_wrong()
+    both = correct_and_wrong()
     first = sums().eval_prompts(1).texts[0]
-    found = measure("cot", shots=())(eval_model(lambda prompt: [both(prompt)[0] if prompt == first else " Well."]))
-    metrics, (sure, *silent) = found.metrics, found.records
+    found = make_task("cot", shots=())(eval_model(lambda prompt: [both(prompt)[0] if prompt == first else " Well."]))
+    metrics, (answered, *unanswered) = found.metrics, found.records
     assert (metrics["as_it_stands/answered"].value, metrics["as_it_stands/confidence"].n) == (1 / PROMPTS, 1)
-    # One answer, which is right: its error is what it lacks of certainty.
-    error = 1 - sure["as_it_stands/confidence"]
+    # One answer, which is correct: its error is 1 − confidence.
+    error = 1 - answered["as_it_stands/confidence"]
     assert metrics["as_it_stands/calibration_error"].value == pytest.approx(error)
-    assert [one["as_it_stands/confidence"] for one in silent] == [None, None]
+    assert [one["as_it_stands/confidence"] for one in unanswered] == [None, None]
     assert "zero_shot/calibration_error" not in metrics
 
 
 def answer_of(prompt: str) -> int:
-    """Of the sum a text begins with."""
+    """The answer of the sum at the beginning of a text."""
     return sum(terms_of(prompt.partition(" = ?")[0]))
 
 
 def test_few_shot_examples_use_the_chat_template():
     received = []
     scripted = eval_model(lambda prompt: received.append(prompt) or ["7"], "data=world_sums", "data.template=qa")
-    measure("cot", shots=(1,), prompts=1)(scripted)
+    make_task("cot", shots=(1,), prompts=1)(scripted)
     assert received[-1].count("Question: ") == received[-1].count("Answer:") == 2
     assert received[-1].endswith("\nAnswer:")
 
 
 def test_examples_come_from_demonstrations_or_a_named_column():
     scripted = eval_model(lambda prompt: ["7"], "data=world_demonstrations")
-    assert "few_shot_1/accuracy" in measure("cot", shots=(1,))(scripted).metrics
+    assert "few_shot_1/accuracy" in make_task("cot", shots=(1,))(scripted).metrics
     stories = eval_model(lambda prompt: ["7"], "data=world_stories")
-    found = measure("cot", shots=(1,))(stories)
+    found = make_task("cot", shots=(1,))(stories)
     assert any(note.startswith("few-shot is left out") for note in found.notes)
-    assert "few_shot_1/accuracy" in measure("cot", shots=(1,), worked="category")(stories).metrics
+    assert "few_shot_1/accuracy" in make_task("cot", shots=(1,), worked="category")(stories).metrics
     with pytest.raises(ConfigError, match=r"^worked=steps: the training rows have no such column; they have .*gold"):
-        measure("cot", shots=(1,), worked="steps")(stories)
+        make_task("cot", shots=(1,), worked="steps")(stories)
 
 
 def test_examples_that_do_not_fit_the_context_are_left_out():
     scripted = replace(eval_model(lambda prompt: [" The answer is 7."]), context=160)
-    found = measure("cot", shots=(1, 12))(scripted)
+    found = make_task("cot", shots=(1, 12))(scripted)
     assert "few_shot_1/accuracy" in found.metrics
     assert "left out, since longer than the model's context: few-shot, 12 examples" in found.notes

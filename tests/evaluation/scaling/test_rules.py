@@ -1,4 +1,4 @@
-"""rules.py: worked choices, and the closed forms against all subsets written out."""
+"""rules.py: worked examples, and the closed forms against an enumeration of all subsets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from postrain.evaluation.scaling.rules import (
 )
 
 SCORES = (0.3, None, 0.9, 0.3, 0.1, 0.9)
-WORTHS = (1.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+GRADES = (1.0, 0.0, 0.0, 0.0, 1.0, 1.0)
 
 
 def test_kl_of_the_best_of_n():
@@ -34,22 +34,22 @@ def test_sizes_are_powers_of_two():
     assert powers_of_two(12) == (1, 2, 4, 8)
 
 
-def chosen_grade(places: tuple[int, ...]) -> float:
+def chosen_grade(indices: tuple[int, ...]) -> float:
     """The grade of the best-scored of these samples; ties are broken uniformly, unscored samples rank last."""
-    scores = [-math.inf if (score := SCORES[place]) is None else score for place in places]
-    return fmean(WORTHS[place] for place, score in zip(places, scores, strict=True) if score == max(scores))
+    scores = [-math.inf if (score := SCORES[index]) is None else score for index in indices]
+    return fmean(GRADES[index] for index, score in zip(indices, scores, strict=True) if score == max(scores))
 
 
 @pytest.mark.parametrize("n", range(1, 7))
 def test_best_of_n_is_the_mean_over_all_subsets(n):
-    written_out = fmean(chosen_grade(places) for places in combinations(range(6), n))
-    assert expected_best_of_n(SCORES, WORTHS, n) == pytest.approx(written_out)
+    enumerated = fmean(chosen_grade(indices) for indices in combinations(range(6), n))
+    assert expected_best_of_n(SCORES, GRADES, n) == pytest.approx(enumerated)
 
 
-@pytest.mark.parametrize(("right", "total", "k"), [(0, 5, 2), (1, 5, 2), (3, 5, 2), (4, 16, 8), (5, 5, 1)])
-def test_best_of_n_selected_by_correctness_is_pass_at_k(right, total, k):
-    grades = [1.0] * right + [0.0] * (total - right)
-    expected = 1 - math.comb(total - right, k) / math.comb(total, k)
+@pytest.mark.parametrize(("correct", "total", "k"), [(0, 5, 2), (1, 5, 2), (3, 5, 2), (4, 16, 8), (5, 5, 1)])
+def test_best_of_n_selected_by_correctness_is_pass_at_k(correct, total, k):
+    grades = [1.0] * correct + [0.0] * (total - correct)
+    expected = 1 - math.comb(total - correct, k) / math.comb(total, k)
     assert expected_best_of_n(grades, grades, k) == pytest.approx(expected)
 
 
