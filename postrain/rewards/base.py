@@ -55,7 +55,7 @@ class PreferenceModel(Protocol):
 def is_model_based(reward: object) -> bool:
     """Whether a reward is the score of a model (its attribute `model_based`, default False), not a verifiable reward.
 
-    A model-based reward may rank completions, but does not decide which are right.
+    A model-based reward may rank completions, but does not decide which are correct.
     """
     return bool(getattr(reward, "model_based", False))
 

@@ -52,8 +52,8 @@ QUOTED_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
-class UnpairedPreference:
-    """The result of a question."""
+class JudgeAnswer:
+    """The parsed answer to a question."""
 
     value: float | None
     reason: str = ""
@@ -125,7 +125,7 @@ class Endpoint(ABC):
         counted = ", ".join(f"{len(list(same))} × {reason}" for reason, same in groupby(sorted(reasons)))
         print(f"warning: {len(reasons)} of {count} not scored; the judge at {self.address} {counted}", file=sys.stderr)
 
-    def _judge(self, question: str) -> UnpairedPreference:
+    def _judge(self, question: str) -> JudgeAnswer:
         """Asks, and once more if the answer cannot be parsed."""
         messages = [{"role": "user", "content": question}]
         try:
@@ -137,11 +137,11 @@ class Endpoint(ABC):
                 answer = self._complete([*messages, previous, {"role": "user", "content": again}])
                 value = self.read(strip_thinking(answer))
         except NoAnswer as problem:
-            return UnpairedPreference(None, str(problem))
+            return JudgeAnswer(None, str(problem))
         return (
-            UnpairedPreference(value)
+            JudgeAnswer(value)
             if value is not None
-            else UnpairedPreference(None, f"answered without {self.form}: {answer!r:.80}")
+            else JudgeAnswer(None, f"answered without {self.form}: {answer!r:.80}")
         )
 
     def _complete(self, messages: Sequence[dict[str, str]]) -> str:

@@ -44,7 +44,8 @@ class ReasoningGymScore:
     ) -> RewardBatch:
         pairs = zip(completions, columns, strict=True)
         scores = tuple(
-            float(any(_is_right(answer, row) for answer in extract_answers(text, self.extract))) for text, row in pairs
+            float(any(_is_correct(answer, row) for answer in extract_answers(text, self.extract)))
+            for text, row in pairs
         )
         return RewardBatch(none_to_nan(scores), {"right": scores})
 
@@ -63,7 +64,7 @@ def extract_answers(text: str, how: Extract) -> tuple[str, ...]:
     return (last, last.removesuffix(".")) if last else ()
 
 
-def _is_right(answer: str, row: Mapping[str, Any]) -> bool:
+def _is_correct(answer: str, row: Mapping[str, Any]) -> bool:
     if COLUMN not in row:
         raise ConfigError(
             f"reward=reasoning_gym needs the column {COLUMN}, and the data has only {', '.join(row) or 'none'}; use "

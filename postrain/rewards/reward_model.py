@@ -165,7 +165,7 @@ class ProcessRewardModel:
         return RewardBatch(none_to_nan(parts[self.aggregate]), {**parts, "steps": counts})
 
     def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
-        """The probability that each step is right, per completion; empty if there are no steps."""
+        """The probability that each step is correct, per completion; empty if there are no steps."""
         return self.chain_scores(prompts, [self.steps(completion) for completion in completions])
 
     def steps(self, completion: str) -> tuple[str, ...]:

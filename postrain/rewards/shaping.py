@@ -39,11 +39,11 @@ def cosine(
     exceeded: float = -10.0,
     scorer: str = "postrain.rewards.text.numeric",
 ) -> list[float | None]:
-    """Cosine length reward: right answers score higher if shorter, wrong ones if longer (Yeo et al. 2025).
+    """Cosine length reward: correct answers score higher if shorter, wrong ones if longer (Yeo et al. 2025).
 
     `right` and `wrong` are the rewards at 0 and at max_words words; between them the reward follows half a cosine. A
     completion of max_words or more gets `exceeded`. `scorer`, a function of completions and answer, decides what is
-    right (a score of at least 1).
+    correct (a score of at least 1).
     """
     _at_least_one("max_words", max_words)
     scores = load_function(scorer, key="reward.arguments.scorer")(completions=completions, answer=answer)

@@ -48,8 +48,8 @@ def last_number(text: str) -> Decimal | None:
 def exact(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
     """1 if the final answer (marked, or the whole completion) equals the row's, ignoring case and outer white space."""
     return [
-        None if right is None else float(final_answer(text).casefold() == final_answer(str(right)).casefold())
-        for text, right in zip(completions, answer, strict=True)
+        None if expected is None else float(final_answer(text).casefold() == final_answer(str(expected)).casefold())
+        for text, expected in zip(completions, answer, strict=True)
     ]
 
 
@@ -59,7 +59,7 @@ def numeric(completions: Sequence[str], answer: Sequence[str | float | None]) ->
     A row whose answer has no number is unscorable.
     """
     return [
-        None if (right := _number(expected)) is None else float(_number(text) == right)
+        None if (number := _number(expected)) is None else float(_number(text) == number)
         for text, expected in zip(completions, answer, strict=True)
     ]
 

@@ -34,13 +34,15 @@ def math_equal(completions: Sequence[str], answer: Sequence[str | float | None])
     A row whose answer cannot be parsed as mathematics is unscorable.
     """
     library = load("math_verify")
-    return [_math_equal(library, completion, right) for completion, right in zip(completions, answer, strict=True)]
+    return [
+        _math_equal(library, completion, expected) for completion, expected in zip(completions, answer, strict=True)
+    ]
 
 
-def _math_equal(library: Any, completion: str, right: str | float | None) -> float | None:
+def _math_equal(library: Any, completion: str, expected: str | float | None) -> float | None:
     # The library's time limit is an alarm, which only the main thread can set.
     seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
-    gold = [] if right is None else library.parse(_boxed(final_answer(str(right))), parsing_timeout=seconds)
+    gold = [] if expected is None else library.parse(_boxed(final_answer(str(expected))), parsing_timeout=seconds)
     if not gold:
         return None
     marked = marked_answer(completion)
@@ -127,7 +129,7 @@ def countdown(
     """1 if the answer is an expression of + − * / that uses each given number once and evaluates to the target.
 
     The answer is the marked one, else the last line; `= 24` after it is ignored. `form` is the reward of an expression
-    that uses the right numbers and misses the target.
+    that uses the given numbers and misses the target.
     """
     return [
         None if given is None or goal is None else _countdown(completion, given, goal, form)

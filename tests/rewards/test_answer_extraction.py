@@ -30,7 +30,7 @@ from postrain.rewards.text import final_answer, last_number, marked_answer
         ("", None),
     ],
 )
-def test_last_number(text: str, number: str | None) -> None:
+def test_last_number_is_extracted(text: str, number: str | None) -> None:
     assert last_number(text) == (None if number is None else Decimal(number))
 
 
@@ -48,7 +48,7 @@ def test_last_number(text: str, number: str | None) -> None:
         ("", None),
     ],
 )
-def test_marked_answer(text: str, answer: str | None) -> None:
+def test_marked_answer_is_extracted(text: str, answer: str | None) -> None:
     assert marked_answer(text) == answer
     assert final_answer(text) == (text.strip() if answer is None else answer)
 

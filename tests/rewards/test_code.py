@@ -15,28 +15,28 @@ ASSERTS = "from math import inf\nassert f(2) == 4\nassert f(3) == 9\nfor x in ra
 PAIRS = [{"input": "1 2\n", "output": "3\n"}, {"stdin": "2 2", "stdout": "4"}]
 
 
-def reward(**changed: Any) -> Code:
-    given: dict[str, Any] = {"credit": "share", "seconds": 1, "memory_mb": 256, "workers": 2}
-    return Code(**{"allow_execution": True, **given, **changed})
+def reward(**changes: Any) -> Code:
+    defaults: dict[str, Any] = {"credit": "share", "seconds": 1, "memory_mb": 256, "workers": 2}
+    return Code(**{"allow_execution": True, **defaults, **changes})
 
 
-def scored(tests: Any, *completions: str, **changed: Any) -> tuple[float | None, ...]:
+def scores_of(tests: Any, *completions: str, **changes: Any) -> tuple[float | None, ...]:
     return nan_to_none(
-        reward(**changed)(["p"] * len(completions), completions, [{"tests": tests}] * len(completions)).total_B
+        reward(**changes)(["p"] * len(completions), completions, [{"tests": tests}] * len(completions)).total_B
     )
 
 
 def test_score_is_the_share_of_passed_asserts() -> None:
     # f(x) = 4 passes the first of three; f(x) = x the loop
     half, other = "def f(x):\n    return 4", "def f(x):\n    return x"
-    assert scored(ASSERTS, SQUARE, half, other, "", "f = 3") == (
+    assert scores_of(ASSERTS, SQUARE, half, other, "", "f = 3") == (
         1.0,
         pytest.approx(1 / 3),
         pytest.approx(1 / 3),
         0.0,
         0.0,
     )
-    assert scored(ASSERTS, SQUARE, half, credit="all") == (1.0, 0.0)
+    assert scores_of(ASSERTS, SQUARE, half, credit="all") == (1.0, 0.0)
 
 
 def test_endless_loop_scores_the_tests_passed_before_it() -> None:
@@ -50,23 +50,27 @@ def test_endless_loop_scores_the_tests_passed_before_it() -> None:
 
 def test_score_is_the_share_of_matching_outputs() -> None:
     adds = "print(sum(map(int, input().split())), ' ')"
-    assert scored(PAIRS, adds, "print(3)", "print(3)\nraise SystemExit(1)") == (1.0, 0.5, 0.0)
-    assert scored(PAIRS, "print(3)", credit="all") == (0.0,)
+    assert scores_of(PAIRS, adds, "print(3)", "print(3)\nraise SystemExit(1)") == (1.0, 0.5, 0.0)
+    assert scores_of(PAIRS, "print(3)", credit="all") == (0.0,)
     rewards = reward()(["p"], ["print(3, flush=True)\nwhile True: pass"], [{"tests": PAIRS}])
     assert (rewards.parts["code"], rewards.parts["out_of_limits"]) == ((0.0,), (1.0,))
 
 
 def test_program_runs_under_the_configured_limits() -> None:
     limits = "import resource\nassert resource.getrlimit(resource.RLIMIT_CPU) == (7, 7)"
-    assert scored(f"{limits}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7) == (
-        0.5,
-    )
-    assert scored(f"{limits}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
+    assert scores_of(
+        f"{limits}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7
+    ) == (0.5,)
+    assert scores_of(f"{limits}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
 
 
 def test_number_of_workers_changes_no_score() -> None:
     completions = [SQUARE, "f = 3", "", SQUARE]
-    assert scored(ASSERTS, *completions, workers=1) == scored(ASSERTS, *completions, workers=3) == (1.0, 0.0, 0.0, 1.0)
+    assert (
+        scores_of(ASSERTS, *completions, workers=1)
+        == scores_of(ASSERTS, *completions, workers=3)
+        == (1.0, 0.0, 0.0, 1.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_number_of_workers_changes_no_score() -> None:
         ("", ""),
     ],
 )
-def test_extract_program(completion: str, program: str) -> None:
+def test_program_is_the_first_python_block(completion: str, program: str) -> None:
     assert extract_program(completion) == program
 
 
@@ -105,7 +109,7 @@ def test_row_without_tests_is_unscorable(tests: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("row", "message"),
     [
         ({"tests": "assert f("}, "the tests of row 1 are not Python ('(' was never closed (<unknown>, line 1))"),
         ({"tests": "x = 1"}, "the tests of row 1 contain neither an assert nor a call: 'x = 1'"),
@@ -117,10 +121,10 @@ def test_row_without_tests_is_unscorable(tests: Any) -> None:
         ),
     ],
 )
-def test_malformed_tests_are_a_one_line_error(row: dict[str, Any], words: str) -> None:
+def test_malformed_tests_are_a_one_line_error(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_tests(row, "row 1")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

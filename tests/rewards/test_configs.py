@@ -13,14 +13,14 @@ from postrain.config.check import check
 from postrain.config.tree import instantiate
 
 CONF = Path(__file__).parents[2] / "conf" / "reward"
-SERVED = {"url": "http://127.0.0.1:8000/v1", "model": "judge"}
-GIVEN = {
+ENDPOINT = {"url": "http://127.0.0.1:8000/v1", "model": "judge"}
+REQUIRED = {
     "function": {"function": "postrain.rewards.text.exact"},
     "pairwise": {"function": "postrain.rewards.text.exact"},
     "learned": {"path": "runs/reward"},
     "process": {"path": "runs/prm"},
-    "judge": SERVED,
-    "judge_pairwise": SERVED,
+    "judge": ENDPOINT,
+    "judge_pairwise": ENDPOINT,
     "self_judge": {"path": "runs/sft"},
 }
 
@@ -31,7 +31,7 @@ class Root:
 
 
 def node(file: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), GIVEN.get(file.stem, {})))
+    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), REQUIRED.get(file.stem, {})))
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)

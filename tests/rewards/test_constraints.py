@@ -12,8 +12,8 @@ from postrain.rewards.constraints import constraints, paragraphs, sentences
 TEXT = 'The sun rose, at 3.5 degrees. "Warm!" text Tom.\n\n- one bird\n* two birds\n\nWas it? Yes'
 
 
-def score(demands: Any, text: str = TEXT, *, strict: bool = False) -> float | None:
-    (score,) = constraints([text], [demands], strict=strict)
+def score(given: Any, text: str = TEXT, *, strict: bool = False) -> float | None:
+    (score,) = constraints([text], [given], strict=strict)
     return score
 
 
@@ -45,19 +45,19 @@ def test_each_constraint_met_and_missed(name: str, met: Any, missed: Any) -> Non
     ("text", "count"),
     [('One. Two! "Three?" Four', 4), ("3.5 is not two", 1), ("Wait... what?", 2), ("", 0), ("a.b", 1)],
 )
-def test_sentences(text: str, count: int) -> None:
+def test_sentences_are_counted(text: str, count: int) -> None:
     assert sentences(text) == count
 
 
-def test_paragraphs() -> None:
+def test_paragraphs_are_counted() -> None:
     assert [paragraphs(text) for text in ("", "a\nb", "a\n \n\nb", "a\n\n")] == [0, 1, 2, 1]
 
 
 def test_score_is_the_share_met_or_all_if_strict() -> None:
-    demands = {"min_words": 2, "max_words": 3, "contains": "sun", "excludes": "moon"}  # "the moon": 2 of 4
-    assert score(demands, "the moon") == 0.5
-    assert score(demands, "the moon", strict=True) == 0.0
-    assert score(demands, "the sun", strict=True) == 1.0
+    given = {"min_words": 2, "max_words": 3, "contains": "sun", "excludes": "moon"}  # "the moon": 2 of 4
+    assert score(given, "the moon") == 0.5
+    assert score(given, "the moon", strict=True) == 0.0
+    assert score(given, "the sun", strict=True) == 1.0
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
@@ -72,7 +72,7 @@ def test_constraints_from_a_column_an_argument_and_json_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("demands", "words"),
+    ("given", "message"),
     [
         ({"min_word": 2}, "unknown constraint min_word; did you mean min_words?"),
         ({"tone": 2}, "unknown constraint tone; expected one of min_words, max_words"),
@@ -84,9 +84,9 @@ def test_constraints_from_a_column_an_argument_and_json_text() -> None:
         (3, "expected a mapping such as {min_words: 20}, got 3"),
     ],
 )
-def test_malformed_constraints_are_a_one_line_error(demands: Any, words: str) -> None:
+def test_malformed_constraints_are_a_one_line_error(given: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        score(demands)
+        score(given)
     assert str(caught.value).startswith("constraints: ")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

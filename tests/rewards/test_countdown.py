@@ -23,7 +23,7 @@ def score(text: str, *, nums: tuple[int, ...] = (3, 1, 6, 6), target: int = 48, 
         "(6--6)*(1+3)",
     ],
 )
-def test_right_expressions_score_one(text: str) -> None:
+def test_correct_expressions_score_one(text: str) -> None:
     assert score(text) == 1.0
 
 
@@ -32,7 +32,7 @@ def test_right_expressions_score_one(text: str) -> None:
     [
         "",
         "48",
-        "6*6+6+6",  # numbers twice, others never
+        "6*6+6+6",  # some numbers used twice, others not at all
         "(3 + 1) * 12",
         "(3 + 1) * (6 + 6) * 1",
         "3 ** 1 + 6 + 6",
@@ -53,11 +53,11 @@ def test_wrong_expressions_score_zero(text: str) -> None:
 
 
 def test_fractions_are_exact() -> None:
-    # 8 / (3 - 8/3) = 8 / (1/3) = 24, which floats miss
+    # 8 / (3 - 8/3) = 8 / (1/3) = 24, which floating point misses
     assert score("8 / (3 - 8 / 3)", nums=(3, 3, 8, 8), target=24) == 1.0
 
 
-def test_form_rewards_only_the_right_numbers() -> None:
+def test_form_rewards_expressions_of_the_given_numbers() -> None:
     assert score("3 + 1 + 6 + 6", form=0.1) == 0.1
     assert score("3 + 1 + 6", form=0.1) == 0.0
     assert score("(3 + 1) * (6 + 6)", form=0.1) == 1.0

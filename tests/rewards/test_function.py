@@ -46,7 +46,7 @@ def text(completions):
 def octets(completions):
     return b"ab"
 
-def odd(completions, answer):
+def echo(completions, answer):
     return list(answer)
 
 NUMBER = 3
@@ -88,7 +88,7 @@ def test_none_is_nan_in_the_total(path: Path) -> None:
 
 @pytest.mark.parametrize("value", [True, np.float32(1.0), np.int64(1), 1])
 def test_numeric_types_are_accepted(path: Path, value: Any) -> None:
-    assert score(path, "odd", ({"answer": value},) * 2) == (1.0, 1.0)
+    assert score(path, "echo", ({"answer": value},) * 2) == (1.0, 1.0)
 
 
 def test_function_by_dotted_path() -> None:
@@ -111,26 +111,26 @@ def test_error_of_a_batch_without_a_failing_prompt_is_reported(path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "columns", "words"),
+    ("name", "columns", "message"),
     [
         ("short", ({}, {}), "returned 1 rewards for 2 completions"),
         ("text", ({}, {}), "expected a list of numbers (or None), one per completion, got '12'"),
-        ("odd", ({"answer": 1}, {"answer": float("nan")}), "returned nan for prompt 'say b'; expected a finite number"),
-        ("odd", ({"answer": float("inf")}, {"answer": 1}), "returned inf for prompt 'say a'"),
-        ("odd", ({"answer": 10**400}, {"answer": 1}), "returned 1000000000"),
-        ("odd", ({"answer": 10**5000}, {"answer": 1}), "returned a number of too many digits to print for prompt"),
-        ("odd", ({"answer": -1e39}, {"answer": 1}), "returned -1e+39 for prompt 'say a'; expected a finite number"),
-        ("odd", ({"answer": "1"}, {"answer": 1}), "returned '1' for prompt 'say a'"),
-        ("odd", ({"answer": 1j}, {"answer": 1}), "returned 1j for prompt 'say a'"),
-        ("odd", ({"answer": [1]}, {"answer": 1}), "returned [1] for prompt 'say a'"),
+        ("echo", ({"answer": 1}, {"answer": float("nan")}), "returned nan for prompt 'say b'; expected a finite number"),
+        ("echo", ({"answer": float("inf")}, {"answer": 1}), "returned inf for prompt 'say a'"),
+        ("echo", ({"answer": 10**400}, {"answer": 1}), "returned 1000000000"),
+        ("echo", ({"answer": 10**5000}, {"answer": 1}), "returned a number of too many digits to print for prompt"),
+        ("echo", ({"answer": -1e39}, {"answer": 1}), "returned -1e+39 for prompt 'say a'; expected a finite number"),
+        ("echo", ({"answer": "1"}, {"answer": 1}), "returned '1' for prompt 'say a'"),
+        ("echo", ({"answer": 1j}, {"answer": 1}), "returned 1j for prompt 'say a'"),
+        ("echo", ({"answer": [1]}, {"answer": 1}), "returned [1] for prompt 'say a'"),
         ("octets", ({}, {}), "expected a list of numbers (or None), one per completion, got b'ab'"),
         ("by_name", ({"question": 1}, {"label": 1}), "needs answer, and the data has only the columns question, label"),
     ],
 )  # fmt: skip
-def test_invalid_return_value_is_a_one_line_error(path: Path, name: str, columns: Any, words: str) -> None:
+def test_invalid_return_value_is_a_one_line_error(path: Path, name: str, columns: Any, message: str) -> None:
     found = error(path, name, columns)
     assert found.startswith(f"reward function {path}:{name} ({path}:")
-    assert words in found
+    assert message in found
 
 
 def test_unknown_argument_is_refused(path: Path) -> None:
@@ -143,7 +143,7 @@ def test_builtin_without_signature_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "words"),
+    ("function", "message"),
     [
         ("{path}:by_nam", "has no function by_nam; did you mean by_name?"),
         ("{path}:NUMBER", "has no function NUMBER"),
@@ -151,10 +151,10 @@ def test_builtin_without_signature_is_refused() -> None:
         ("postrain.rewards.text.numerc", "postrain.rewards.text has no numerc; did you mean numeric?"),
     ],
 )
-def test_missing_function_is_refused(path: Path, function: str, words: str) -> None:
+def test_missing_function_is_refused(path: Path, function: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Function(function=function.format(path=path), arguments={})
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_syntax_error_of_a_file_is_reported(path: Path) -> None:
@@ -163,21 +163,21 @@ def test_syntax_error_of_a_file_is_reported(path: Path) -> None:
         Function(function=f"{path}:f", arguments={})
 
 
-LEAVES = {
+EXITS = {
     "sys.exit(0)": ("import sys; sys.exit(0)", "SystemExit: 0"),
     "interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "generator": ("raise GeneratorExit", "GeneratorExit"),
     "memory": ("raise MemoryError('all of it')", "MemoryError: all of it"),
-    "recursion": ("return leaves(completions)", "RecursionError: maximum recursion depth exceeded"),
+    "recursion": ("return exits(completions)", "RecursionError: maximum recursion depth exceeded"),
 }
 
 
-@pytest.mark.parametrize("kind", LEAVES)
+@pytest.mark.parametrize("kind", EXITS)
 def test_exits_of_a_function_are_errors(path: Path, kind: str) -> None:
-    body, what = LEAVES[kind]
-    path.write_text(f"def leaves(completions):\n    {body}\n")
-    found = error(path, "leaves")
-    assert found.startswith(f"reward function {path}:leaves raised {what}")
+    body, expected = EXITS[kind]
+    path.write_text(f"def exits(completions):\n    {body}\n")
+    found = error(path, "exits")
+    assert found.startswith(f"reward function {path}:exits raised {expected}")
     assert f"at {path}:2" in found
 
 

@@ -61,12 +61,12 @@ def test_step_score_equals_transformers_on_the_prefix(prm, tmp_path):
 def test_step_scores_do_not_depend_on_the_batch_or_later_steps(prm):
     together = prm().step_scores(PROMPTS, COMPLETIONS)
     assert [len(steps) for steps in together] == [3, 1, 0]
-    for place, steps in enumerate(together):
-        alone = prm(batch_tokens=1).step_scores(PROMPTS[place : place + 1], COMPLETIONS[place : place + 1])
+    for index, steps in enumerate(together):
+        alone = prm(batch_tokens=1).step_scores(PROMPTS[index : index + 1], COMPLETIONS[index : index + 1])
         assert steps == pytest.approx(alone[0], abs=1e-5)
     # A search scores prefixes: later steps must not change the scores of earlier ones.
-    (begun,) = prm().chain_scores(PROMPTS[:1], [("3 + 4 = 7.", "7 + 2 = 9.")])
-    assert begun == pytest.approx(together[0][:2], abs=1e-5)
+    (prefix,) = prm().chain_scores(PROMPTS[:1], [("3 + 4 = 7.", "7 + 2 = 9.")])
+    assert prefix == pytest.approx(together[0][:2], abs=1e-5)
 
 
 @pytest.mark.parametrize(

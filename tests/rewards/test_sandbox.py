@@ -1,4 +1,4 @@
-"""sandbox.py and sandbox_process.py: what programs may not do, and clean-up after them."""
+"""sandbox.py and sandbox_process.py: denied operations, limits, and clean-up."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from postrain.rewards import sandbox_process
 from postrain.rewards.sandbox import Limits, execute
 
 LIMITS = Limits(seconds=1, memory_mb=256)
-# Starts a process without an event of the audit hook: the remaining attack when all others are refused.
+# Starts a process without an event of the audit hook: the only way that the hook does not deny.
 SPAWN = """
 import os, _posixsubprocess
-def spawn(*words):
-    words = [word.encode() for word in words]
+def spawn(*arguments):
+    arguments = [argument.encode() for argument in arguments]
     ends = os.pipe()
-    _posixsubprocess.fork_exec(words, words[:1], True, (), None, None, -1, -1, -1, -1, -1, -1, *ends, False, True, -1,
-                               None, None, None, -1, None, True)
+    _posixsubprocess.fork_exec(arguments, arguments[:1], True, (), None, None, -1, -1, -1, -1, -1, -1, *ends, False,
+                               True, -1, None, None, None, -1, None, True)
 """
-UNTIL_ONE_SLEEPS = """
+WAIT_FOR_SLEEPER = """
 import time
 for _ in range(400):
     if os.path.exists("asleep"):
@@ -67,16 +67,16 @@ def processes(mark: str) -> list[str]:
     ],
 )
 def test_sandbox_denies_processes_network_and_outside_writes(program: str, tmp_path: Path) -> None:
-    (tmp_path / "kept").write_text("all of it")
+    (tmp_path / "kept").write_text("content")
     program = f"try:\n    {program.format(outside=tmp_path)}\nexcept PermissionError:\n    refused = True\n"
     assert execute(program, tests=["assert refused"], limits=LIMITS).output == "1"
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]
-    assert (tmp_path / "kept").read_text() == "all of it"
+    assert (tmp_path / "kept").read_text() == "content"
 
 
 def test_sandbox_has_no_mkfifo_and_mknod() -> None:
-    program = "import os, posix\nheld = [hasattr(m, n) for m in (os, posix) for n in ('mkfifo', 'mknod')]"
-    assert execute(program, tests=["assert not any(held)"], limits=LIMITS).output == "1"
+    program = "import os, posix\npresent = [hasattr(m, n) for m in (os, posix) for n in ('mkfifo', 'mknod')]"
+    assert execute(program, tests=["assert not any(present)"], limits=LIMITS).output == "1"
 
 
 def test_sandbox_allows_threads_asyncio_and_temporary_files() -> None:
@@ -114,7 +114,7 @@ def test_failing_program_passes_no_test(program: str) -> None:
 
 def test_sleeping_process_is_killed_after_wall_clock_limit() -> None:
     watcher = os.fork()
-    if not watcher:  # watch() takes the alarm, which is pytest's here
+    if not watcher:  # a fork, since watch() uses the alarm of the process
         sleeper = os.fork()
         if not sleeper:
             time.sleep(99)
@@ -128,17 +128,17 @@ def test_tests_passed_before_an_exit_count() -> None:
 
 
 def test_fork_bomb_leaves_no_process() -> None:
-    # 1 + 2 + 4 + … + 32 shells unseen by the hook, each in a new session; the last ones sleep for long
+    # 1 + 2 + 4 + … + 32 shells that cause no audit event, each in a new session; the last ones sleep
     last = "[ $0 -gt 5 ] && : > asleep && exec sleep 98765"
     shell = last + '; setsid sh -c "$1" $(($0 + 1)) "$1" & setsid sh -c "$1" $(($0 + 1)) "$1"'
-    program = f"{SPAWN}\nspawn('/bin/sh', '-c', {shell!r}, '1', {shell!r})\n{UNTIL_ONE_SLEEPS}"
+    program = f"{SPAWN}\nspawn('/bin/sh', '-c', {shell!r}, '1', {shell!r})\n{WAIT_FOR_SLEEPER}"
     assert execute(program, tests=["assert os.path.exists('asleep')"], limits=LIMITS).output == "1"
     assert processes("sleep\x0098765") == []
 
 
 def test_sweep_kills_orphans_without_a_process_namespace() -> None:
     ended = os.fork()
-    if not ended:  # what isolate() does in a container that forbids unshare
+    if not ended:  # as isolate() in a container that forbids unshare
         sandbox_process.ctypes.CDLL(None).prctl(sandbox_process.ADOPT_ORPHANS, 1, 0, 0, 0)
         os.system("setsid setsid sleep 98766 & setsid sh -c 'sleep 98766 & sleep 98766' &")
         sandbox_process.sweep()
@@ -154,8 +154,8 @@ def test_execute_returns_output_and_status() -> None:
 
 def test_sandbox_has_packages_no_secrets_and_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
-    seen = "print('SECRET' in os.environ, len(os.environ) < 5, list({'a', 'b', 'c'}), annotated_types.__name__)"
-    script = f"import os, annotated_types\n{seen}"
+    checks = "print('SECRET' in os.environ, len(os.environ) < 5, list({'a', 'b', 'c'}), annotated_types.__name__)"
+    script = f"import os, annotated_types\n{checks}"
     first, second = (execute(script, tests=None, limits=LIMITS).output for _ in range(2))
     assert first == second
     assert first.startswith("False True")

@@ -16,20 +16,20 @@ from postrain.rewards.judge import QUESTION, SelfJudge
 from tests.rewards.test_configs import CONF
 from tests.rewards.test_reward_model import NANO, reward_model
 
-KIND, BRIEF = "The reply is polite.", "The reply is short."
+POLITE, BRIEF = "The reply is polite.", "The reply is short."
 PROMPTS = ("Say hello.", "What is 3 + 4?", "Tell a story.")
 FIRST = ("Hello, dear friend!", "7", "Tom ran home. He was glad.")
 SECOND = ("Go away.", "It is 8, of course.", "Tom.")
 
 
 def judge(*principles: str, path: Path = NANO, **changes: Any) -> SelfJudge:
-    given = {"path": str(path), "principles": list(principles or (KIND,)), **changes}
-    return instantiate(OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF / "self_judge.yaml"), given)))
+    settings = {"path": str(path), "principles": list(principles or (POLITE,)), **changes}
+    return instantiate(OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF / "self_judge.yaml"), settings)))
 
 
 @pytest.fixture(scope="module")
-def kind() -> SelfJudge:
-    return judge(KIND)
+def polite() -> SelfJudge:
+    return judge(POLITE)
 
 
 def beats(comparer: SelfJudge, order: tuple[int, ...] = (0, 1, 2), swapped: bool = False) -> torch.Tensor:
@@ -38,52 +38,52 @@ def beats(comparer: SelfJudge, order: tuple[int, ...] = (0, 1, 2), swapped: bool
     return comparer.compare(prompts, one, other, [{}] * len(order))
 
 
-def test_preference_equals_next_token_probabilities_in_both_orders(kind: SelfJudge) -> None:
-    def leaning(first: str, second: str) -> float:
-        question = QUESTION.format(prompt=PROMPTS[0], first=first, second=second, principle=KIND)
-        ids, (a, b) = kind.template.encode_completions(user(question), ("A", "B"))
-        logits_V = kind.model(input_ids=ids[None]).logits[0, -1]
+def test_preference_equals_next_token_probabilities_in_both_orders(polite: SelfJudge) -> None:
+    def probability_of_a(first: str, second: str) -> float:
+        question = QUESTION.format(prompt=PROMPTS[0], first=first, second=second, principle=POLITE)
+        ids, (a, b) = polite.template.encode_completions(user(question), ("A", "B"))
+        logits_V = polite.model(input_ids=ids[None]).logits[0, -1]
         return float(torch.sigmoid(logits_V[a[0]] - logits_V[b[0]]))
 
     with torch.no_grad():
-        expected = (leaning(FIRST[0], SECOND[0]) + 1 - leaning(SECOND[0], FIRST[0])) / 2
+        expected = (probability_of_a(FIRST[0], SECOND[0]) + 1 - probability_of_a(SECOND[0], FIRST[0])) / 2
     assert 0 < expected < 1
-    assert float(beats(kind, (0,))) == pytest.approx(expected, abs=1e-6)
+    assert float(beats(polite, (0,))) == pytest.approx(expected, abs=1e-6)
 
 
-def test_preference_does_not_depend_on_the_batch(kind: SelfJudge) -> None:
-    together = beats(kind)
+def test_preference_does_not_depend_on_the_batch(polite: SelfJudge) -> None:
+    together = beats(polite)
     assert len(set(together.tolist())) == 3
-    torch.testing.assert_close(together, torch.cat([beats(kind, (i,)) for i in range(3)]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(together[[2, 0]], beats(judge(KIND, batch_tokens=1), (2, 0)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(together, torch.cat([beats(polite, (i,)) for i in range(3)]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(together[[2, 0]], beats(judge(POLITE, batch_tokens=1), (2, 0)), atol=1e-6, rtol=0)
 
 
-def test_preference_is_antisymmetric(kind: SelfJudge) -> None:
-    torch.testing.assert_close(beats(kind) + beats(kind, swapped=True), torch.ones(3), atol=1e-6, rtol=0)
-    same = kind.compare(PROMPTS, FIRST, FIRST, [{}] * 3)
+def test_preference_is_antisymmetric(polite: SelfJudge) -> None:
+    torch.testing.assert_close(beats(polite) + beats(polite, swapped=True), torch.ones(3), atol=1e-6, rtol=0)
+    same = polite.compare(PROMPTS, FIRST, FIRST, [{}] * 3)
     torch.testing.assert_close(same, torch.full((3,), 0.5), atol=1e-6, rtol=0)
 
 
-def test_principles_are_averaged(kind: SelfJudge) -> None:
-    both, other = beats(judge(KIND, BRIEF)), beats(judge(BRIEF))
-    assert not torch.allclose(other, beats(kind), atol=1e-5)
-    torch.testing.assert_close(both, (beats(kind) + other) / 2, atol=1e-6, rtol=0)
+def test_principles_are_averaged(polite: SelfJudge) -> None:
+    both, other = beats(judge(POLITE, BRIEF)), beats(judge(BRIEF))
+    assert not torch.allclose(other, beats(polite), atol=1e-5)
+    torch.testing.assert_close(both, (beats(polite) + other) / 2, atol=1e-6, rtol=0)
 
 
-def test_question_beyond_the_context_is_nan(kind: SelfJudge) -> None:
-    long = "word " * kind.context
-    found = kind.compare([*PROMPTS[:1], *PROMPTS[:1]], [FIRST[0], long], [SECOND[0]] * 2, [{}] * 2)
+def test_question_beyond_the_context_is_nan(polite: SelfJudge) -> None:
+    long = "word " * polite.context
+    found = polite.compare([*PROMPTS[:1], *PROMPTS[:1]], [FIRST[0], long], [SECOND[0]] * 2, [{}] * 2)
     assert found.isnan().tolist() == [False, True]
-    assert float(found[0]) == pytest.approx(float(beats(kind, (0,))), abs=1e-6)
-    assert kind.compare(PROMPTS[:1], [long], [long], [{}]).isnan().all()
+    assert float(found[0]) == pytest.approx(float(beats(polite, (0,))), abs=1e-6)
+    assert polite.compare(PROMPTS[:1], [long], [long], [{}]).isnan().all()
 
 
-def test_self_judge_is_frozen_and_runs_in_bf16(kind: SelfJudge) -> None:
-    kind.to("cpu")
-    assert not any(parameter.requires_grad for parameter in kind.model.parameters())
-    rounded = judge(KIND, dtype="bf16")
+def test_self_judge_is_frozen_and_runs_in_bf16(polite: SelfJudge) -> None:
+    polite.to("cpu")
+    assert not any(parameter.requires_grad for parameter in polite.model.parameters())
+    rounded = judge(POLITE, dtype="bf16")
     assert next(rounded.model.parameters()).dtype == torch.bfloat16
-    torch.testing.assert_close(beats(rounded), beats(kind), atol=0.05, rtol=0)
+    torch.testing.assert_close(beats(rounded), beats(polite), atol=0.05, rtol=0)
 
 
 def test_invalid_judges_are_refused(tmp_path: Path) -> None:

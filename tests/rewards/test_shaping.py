@@ -12,7 +12,7 @@ def text_of(words: int) -> str:
     return "a " * words
 
 
-def test_repetition() -> None:
+def test_repetition_is_minus_the_share_of_repeated_ngrams() -> None:
     # "a b a b": bigrams ab ba ab, 2 of 3 are new → 2/3 - 1;  a repeated six times: 1 of 5 bigrams → 1/5 - 1
     expected = [0.0, pytest.approx(-1 / 3), pytest.approx(-0.8), 0.0]
     assert repetition(["a b c", "a b a b", text_of(6), ""], n=2) == expected
@@ -21,8 +21,8 @@ def test_repetition() -> None:
         repetition(["a"], n=0)
 
 
-def test_overlong() -> None:
-    # max 10, cache 4: free up to 6; 8 → (6 - 8) / 4 = -0.5; 10 and more → -1
+def test_overlong_is_linear_within_the_cache() -> None:
+    # max 10, cache 4: 0 up to 6 words; 8 → (6 - 8) / 4 = -0.5; 10 and more → -1
     assert overlong([text_of(n) for n in (0, 6, 7, 8, 10, 30)], max_words=10, cache=4) == [0, 0, -0.25, -0.5, -1, -1]
     with pytest.raises(ConfigError, match=r"reward.arguments.cache: expected an integer >= 1"):
         overlong(["a"], max_words=10, cache=0)
@@ -30,10 +30,10 @@ def test_overlong() -> None:
         overlong(["a"], max_words=3, cache=4)
 
 
-def test_cosine() -> None:
+def test_cosine_matches_worked_example() -> None:
     completions = ["7", "a a a 7", "", "a a a 8", text_of(7) + "7", "7"]
-    # 8 words at most. Right, 1 word: 1 + ½ (2 - 1)(1 + cos π/8) = 1.9619; 4 words, half way: 1.5.
-    # Wrong, no words: -10; half way: -5. Eight words, though right: -10. No reference answer: None.
+    # max_words 8. Correct with 1 word: 1 + ½ (2 - 1)(1 + cos π/8) = 1.9619; with 4 words, half way: 1.5.
+    # Wrong with 0 words: -10; half way: -5. Correct with 8 words: -10 (exceeded). No reference answer: None.
     assert cosine(completions, ["7"] * 5 + [None], max_words=8) == [
         pytest.approx(1.9619, abs=1e-4),
         pytest.approx(1.5),

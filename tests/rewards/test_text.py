@@ -8,12 +8,12 @@ from postrain.errors import ConfigError
 from postrain.rewards.text import exact, finds, length, matches, non_repetition, numeric, tagged
 
 
-def test_exact() -> None:
+def test_exact_ignores_case_and_reads_the_marked_answer() -> None:
     assert exact([" Paris\n", "paris!", "x"], ["paris", "Paris", None]) == [1.0, 0.0, None]
     assert exact(["So <answer> Paris</answer>.", "", "12"], ["Paris", "Paris", 12]) == [1.0, 0.0, 1.0]
 
 
-def test_numeric() -> None:
+def test_numeric_compares_the_last_number_by_value() -> None:
     completions = ["so 3 + 4 = 7.00", "8, no: 7", "7 or 8", "seven"]
     assert numeric(completions, ["#### 7", 7, "7", "7"]) == [1.0, 1.0, 0.0, 0.0]
     assert numeric(["7", "7"], [None, "seven"]) == [None, None]
@@ -25,14 +25,14 @@ def test_numeric_prefers_the_marked_answer_to_the_last_number() -> None:
     assert numeric(["72"], ["He sold 48 / 2 = 24, 48 + 24.\n#### 72"]) == [1.0]
 
 
-def test_length() -> None:
+def test_length_falls_linearly_from_the_target() -> None:
     # target of 4 words: 4 → 1, 2 → 1 - 2/4, 8 → 0, 20 → 0
     assert length(["a b c d", "a b", "a " * 8, "a " * 20], words=4) == [1.0, 0.5, 0.0, 0.0]
     with pytest.raises(ConfigError, match=r"reward.arguments.words"):
         length(["a"], words=0)
 
 
-def test_matches() -> None:
+def test_matches_needs_the_whole_text_and_finds_a_part() -> None:
     assert matches([" <b>1\n2</b> ", "<b>1</b> more"], pattern="<b>.*</b>") == [1.0, 0.0]
     assert finds(["say <b>1</b> more", "b"], pattern="<b>.*</b>") == [1.0, 0.0]
     for reward in (matches, finds):
@@ -54,7 +54,7 @@ def test_matches() -> None:
         ("<think>a</think><answer>c", False, 0.0),  # truncated
     ],
 )
-def test_tagged(completion: str, opened: bool, score: float) -> None:
+def test_tagged_requires_each_tag_once_in_order(completion: str, opened: bool, score: float) -> None:
     assert tagged([completion], tags=["think", "answer"], opened=opened) == [score]
 
 
@@ -63,6 +63,6 @@ def test_tags_must_be_a_list() -> None:
         tagged(["a"], tags="think")
 
 
-def test_non_repetition() -> None:
+def test_non_repetition_is_the_share_of_new_ngrams() -> None:
     # "a b a b": bigrams ab ba ab → 2 of 3
     assert non_repetition(["a b c", "a b a b", ""]) == [1.0, pytest.approx(2 / 3), 1.0]

@@ -1,4 +1,4 @@
-"""verified.py: calls to its libraries (faked here) and the rewards made of their results."""
+"""verified.py: calls to the libraries (fakes) and the rewards from their results."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Validator:
     @staticmethod
     def check_schema(schema: Any) -> None:
         if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
-            raise SchemaError("a type that is none,\n\ntold in several lines")
+            raise SchemaError("not a type,\n\nin several lines")
 
     def is_valid(self, value: Any) -> bool:
         if "$ref" in self.schema:

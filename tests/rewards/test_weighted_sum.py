@@ -34,7 +34,7 @@ class Fixed:
 def test_weighted_sum_with_missing_parts() -> None:
     first, second = Fixed((1.0, 2.0, None, None)), Fixed((10.0, None, 30.0, None), {"a": (1.0,) * 4, "b": (2.0,) * 4})
     rewards = WeightedSum(parts={"first": first, "second": second}, weights={"first": 2.0, "second": -0.5})("", "", ())
-    # 2·1 - 0.5·10 = -3;  2·2 + nothing = 4;  nothing - 0.5·30 = -15;  nothing at all
+    # 2·1 - 0.5·10 = -3;  2·2 + None = 4;  None - 0.5·30 = -15;  None
     assert nan_to_none(rewards.total_B) == (-3.0, 4.0, -15.0, None)
     assert rewards.parts == {
         "first": (1.0, 2.0, None, None),
