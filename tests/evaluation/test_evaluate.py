@@ -45,8 +45,8 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def run_evaluation(output: Path, *overrides: str) -> RunFolder:
-    overrides = [*SMALL, *overrides]
-    execute(EVALUATE, composed(*overrides, f"paths.output={output}"), overrides=overrides, group=None)
+    given = [*SMALL, *overrides]
+    execute(EVALUATE, composed(*given, f"paths.output={output}"), overrides=given, group=None)
     return RunFolder(max((output / "evaluate" / "nano").iterdir()))
 
 

@@ -115,7 +115,7 @@ def test_error_of_a_batch_without_a_failing_prompt_is_reported(path: Path) -> No
     [
         ("short", ({}, {}), "returned 1 rewards for 2 completions"),
         ("text", ({}, {}), "expected a list of numbers (or None), one per completion, got '12'"),
-        ("echo", ({"answer": 1}, {"answer": float("nan")}), "returned nan for prompt 'say b'; expected a finite number"),
+        ("echo", ({"answer": 1}, {"answer": float("nan")}), "returned nan for prompt 'say b'; expected a finite"),
         ("echo", ({"answer": float("inf")}, {"answer": 1}), "returned inf for prompt 'say a'"),
         ("echo", ({"answer": 10**400}, {"answer": 1}), "returned 1000000000"),
         ("echo", ({"answer": 10**5000}, {"answer": 1}), "returned a number of too many digits to print for prompt"),
