@@ -1,7 +1,7 @@
-"""What every kind of record shares on its way to token rows: the row itself, masks, and cuts where it is too long.
+"""Token rows with loss masks, and truncation, for all record kinds.
 
-A row that is too long loses the left end of its prompt first; only when one prompt token is left does the answer lose
-its right end, and it keeps the token that ends it. Several answers to a prompt keep one prompt. Every cut is counted.
+A row that is too long is truncated on the left of the prompt down to one prompt token, then on the right of the answer,
+which keeps its end token. Several answers to a prompt share one truncated prompt. Truncated rows are counted.
 
 L tokens of a row.
 """
@@ -21,7 +21,7 @@ from postrain.data.chat import Template
 from postrain.data.conversation import Messages
 from postrain.types import Batch, Rows
 
-if TYPE_CHECKING:  # the file of the kind stands on this one
+if TYPE_CHECKING:  # kinds/steps.py imports this file
     from postrain.data.kinds.steps import StepLayout
 
 LossOn = Literal["completion", "assistant", "all"]
@@ -37,17 +37,17 @@ class Encoded(ABC):
     """A record as tokens."""
 
     row: int
-    """The record's number in the source."""
+    """Number of the row in the source."""
 
     label_names: ClassVar[tuple[str, str]] = ("true", "false")
 
     @classmethod
     @abstractmethod
     def collate(cls, items: Sequence[Any]) -> Batch:
-        """The batch of records, all of this kind. Rows stay ragged; scoring pads or packs them."""
+        """A batch of records of this kind. Rows stay ragged; scoring pads or packs them."""
 
     def token_rows(self) -> tuple[EncodedRow, ...]:
-        """The rows with supervised tokens."""
+        """The rows with tokens in the loss."""
         return ()
 
     def sequences(self) -> tuple[Tensor, ...]:
@@ -55,17 +55,17 @@ class Encoded(ABC):
         return tuple(row.ids for row in self.token_rows())
 
     def signature(self) -> bytes:
-        """Changes with any token, mask, label, margin or column."""
+        """Bytes that differ for different tokens, masks, labels, margins or columns."""
         return b"".join(
             row.ids.numpy().tobytes() + row.supervised.numpy().tobytes() + b"|" for row in self.token_rows()
         )
 
     def label_values(self) -> tuple[bool, ...]:
-        """The labels of the record, which the audit counts under `label_names`."""
+        """The labels of the record; the audit counts them under `label_names`."""
         return ()
 
     def drop_reason(self) -> str | None:
-        """Why cutting has left nothing to learn; None where it has not."""
+        """Why the record cannot be used after truncation; None if it can."""
         return None
 
     def token_uses(self) -> Iterator[tuple[str, Tensor, list[TokenUse]]]:
@@ -86,7 +86,7 @@ class EncodedRow(Encoded):
     ids: Tensor
     """int64 [L]"""
     supervised: Tensor
-    """True where the token itself is learned, bool [L]; never at position 0."""
+    """True for tokens in the loss, bool [L]; False at position 0."""
 
     @classmethod
     def collate(cls, items: Sequence[Self]) -> Rows:
@@ -106,45 +106,45 @@ class EncodedRow(Encoded):
 
 @dataclass(frozen=True)
 class Encoder:
-    """How records become token rows within a number of tokens."""
+    """Encodes records as token rows of limited length."""
 
     template: Template
     loss_on: LossOn
     max_length: int
-    """Tokens a row may have."""
+    """Maximum tokens per row."""
     max_prompt_length: int
-    """Tokens a prompt may have, before its answer is looked at."""
+    """Maximum tokens per prompt."""
     pack: bool
     layout: StepLayout
-    """How steps follow each other."""
+    """Separators between the steps of a reasoning chain."""
     cuts: Counter[str] = field(default_factory=Counter)
-    """Rows that lost tokens, by what they lost."""
+    """Number of truncated rows by the truncated part."""
 
     def cut_prompt(self, prompt: Tensor) -> Tensor:
-        """A prompt without an answer, cut to what is allowed."""
-        return self._shortened(prompt, min(self.max_prompt_length, self.max_length))
+        """A truncated prompt without an answer."""
+        return self._truncated(prompt, min(self.max_prompt_length, self.max_length))
 
     def answers(self, row: int, prompt: Messages, answers: Sequence[str]) -> list[EncodedRow]:
-        """Each answer after the same prompt, which leaves room for the longest of them."""
+        """One row per answer, all with the same prompt, truncated to fit the longest answer."""
         before, completions = self.template.encode_completions(prompt, answers, row=row)
         kept = self.cut_prompt_for(before, max(map(len, completions)))
         mask = torch.zeros(len(kept), dtype=torch.bool)
         return [self.joined(row, kept, mask, completion) for completion in completions]
 
     def answer(self, row: int, prompt: Tensor, completion: Tensor) -> EncodedRow:
-        """A completion after a prompt, which leaves room for it."""
+        """One row of prompt and completion."""
         kept = self.cut_prompt_for(prompt, len(completion))
         return self.joined(row, kept, torch.zeros(len(kept), dtype=torch.bool), completion)
 
     def cut_prompt_for(self, prompt: Tensor, answer: int) -> Tensor:
-        """The prompt, cut as far as an answer of that many tokens asks for; one token of it always stays."""
+        """The prompt truncated to leave `answer` tokens, down to one token."""
         if not len(prompt):
-            # Nothing comes before the first token of a row, so an answer without a prompt gets one to follow.
+            # The first token of a row has no context to be predicted from: an answer without a prompt follows eos.
             return self.eos()
-        return self._shortened(prompt, max(1, min(self.max_length - answer, self.max_prompt_length)))
+        return self._truncated(prompt, max(1, min(self.max_length - answer, self.max_prompt_length)))
 
     def joined(self, row: int, prompt: Tensor, prompt_mask: Tensor, completion: Tensor) -> EncodedRow:
-        """Prompt and completion in one row; an answer that is still too long keeps its end token."""
+        """Prompt and completion in one row; a truncated completion keeps its end token."""
         room = self.max_length - len(prompt)
         if len(completion) > room:
             self.cuts[ANSWER_CUT] += 1
@@ -154,17 +154,17 @@ class Encoder:
         return EncodedRow(row, torch.cat([prompt, completion]), supervised)
 
     def eos(self) -> Tensor:
-        """The end token alone."""
+        """The eos token, [1]."""
         return torch.tensor([self.template.tokenizer.eos_token_id])
 
-    def _shortened(self, prompt: Tensor, room: int) -> Tensor:
-        """The right end of a prompt; a token that starts every row stays in front."""
+    def _truncated(self, prompt: Tensor, room: int) -> Tensor:
+        """The last `room` tokens of a prompt; a leading bos token stays."""
         if len(prompt) <= room:
             return prompt
         self.cuts[PROMPT_CUT] += 1
         bos = self.template.tokenizer.bos_token_id
         if room > 1 and bos is not None and int(prompt[0]) == bos:
             kept = prompt[len(prompt) - room + 1 :]
-            # Where turns begin with the same token (<|im_start|>), a cut just before one has it in front already.
+            # If bos also starts turns (<|im_start|>), the kept part may already begin with it.
             return kept if int(kept[0]) == bos else torch.cat([prompt[:1], kept])
         return prompt[len(prompt) - room :]

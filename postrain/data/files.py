@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] - httpx or httpx2, whichever the client uses
 )
 
-from postrain.data.readers import COMPRESSED, READERS, Table, joined, make_table, read_file, suffix_of
+from postrain.data.readers import COMPRESSED, READERS, Table, join_tables, make_table, read_file, suffix_of
 from postrain.errors import ConfigError
 from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, one_line, with_timeout
 
@@ -70,7 +70,7 @@ def _read_files(path: str, files: list[Path]) -> tuple[Table, Table | None]:
 
 def _joined(path: str, files: list[Path]) -> Table:
     tables = [read_file(str(file)) for file in files]
-    return tables[0] if len(tables) == 1 else joined(f"{path} ({len(tables)} files)", tables)
+    return tables[0] if len(tables) == 1 else join_tables(f"{path} ({len(tables)} files)", tables)
 
 
 def _read_splits(place: Path) -> tuple[Table, Table | None]:

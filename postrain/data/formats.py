@@ -1,9 +1,9 @@
-"""Turns the rows of a table into records: finds the layout (layouts.py) and builds each row with its format (kinds/).
+"""Converts the rows of a table to records: finds the layout (layouts.py) and builds each row by its format (kinds/).
 
-Every column is used, stays with the record and is named by the audit as unused, or is refused because it would change
-what the row means (layouts.py, messages.py). What is wrong with the file (a column missing in one row, a label that is
-not a boolean) is an error that names the line; what is only unusable for learning (two transcripts that do not share
-their prompt) is dropped and counted.
+A column is used, kept with the record and listed by the audit as unused, or refused because it would change the meaning
+of the row (layouts.py, messages.py). An error in the file (a column missing in one row, a label that is not a boolean)
+is a ConfigError with the line. A well-formed row that cannot be used for training (two transcripts with different
+prompts) is dropped and counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from postrain.data.records import Record
 from postrain.data.values import clean_values, decode
 from postrain.errors import ConfigError
 
-WEIGHTLESS = "row of weight 0"
+ZERO_WEIGHT = "row of weight 0"
 
 Values = Mapping[str, Any]
 
@@ -48,15 +48,15 @@ class Parsed:
 
     records: tuple[Record, ...]
     dropped: Mapping[str, int]
-    """How many rows could not be used, by reason."""
+    """Number of dropped rows by reason."""
     unused: Mapping[str, int] = field(default_factory=dict)
-    """How many rows hold a column or a field of a message that no record was made of, by its name."""
+    """Number of rows with an unused column or message field, by its name."""
     repaired: Mapping[str, int] = field(default_factory=dict)
-    """How many rows have been changed before use, by what was done."""
+    """Number of changed rows by the change."""
 
 
 def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
-    """The records of a table, after `columns` (ours to theirs) has been applied."""
+    """The records of a table. `columns` maps our column names to those of the table. Raises ConfigError."""
     if not table.rows:
         return Parsed((), {})
     renames = {ours: theirs for ours, theirs in columns.items() if theirs}
@@ -89,13 +89,13 @@ def _renamed(table: Table, values: Values, renames: Mapping[str, str]) -> Values
             raise ConfigError(
                 f"data.columns.{ours}={theirs}: {table.name} has no such column; its columns are {names(values)}"
             )
-    # A column that is mapped wins over one that has the name already.
+    # A mapped column replaces a column that already has the name.
     others = {name: value for name, value in values.items() if name not in renames.values()}
     return others | {ours: values[theirs] for ours, theirs in renames.items()}
 
 
 def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) -> Layout:
-    """The layout of a table, by all columns that its rows have."""
+    """The layout of a table from the columns of all its rows. Raises ConfigError if no format matches."""
     columns = dict.fromkeys(name for values in rows for name in values)
     label_like = [
         name
@@ -117,7 +117,7 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
 
 
 def _repeats(layout: Layout, values: Values, answers: Sequence[str]) -> bool:
-    """True where the answers of a row begin with its prompt."""
+    """True if the answers of a row begin with its prompt."""
     prompt, *rest = (next((values.get(name) for name in layout.parts[part]), None) for part in ("prompt", *answers))
     return repeats_prompt(prompt, rest)
 
@@ -127,39 +127,41 @@ def _record(row: int, fields: Fields) -> Record:
     if not isinstance(record, Prompt):
         _check_weight(fields)
     fields.check_unused()
-    # A column of the row wins over the parts that its answer was taken into.
+    # A column of the row takes precedence over a column that the format derives from the answer.
     return replace(record, columns={**record.columns, **fields.rest()})
 
 
 def _check_weight(fields: Fields) -> None:
-    """Drops a row of weight 0; other weights than 1 are refused."""
+    """Raises Unusable for a row of weight 0, and Malformed for other weights than 1."""
     found = fields.optional("weight")
     if found is None:
         return
     name, value = found
     weight = float(value) if isinstance(value, bool) else number(value, name)
     if weight == 0:
-        raise Unusable(WEIGHTLESS)
+        raise Unusable(ZERO_WEIGHT)
     if weight != 1:
-        raise Malformed(f"{name} has to be 0 (leave the row out) or 1, got {value!r:.40}; rows cannot be weighted")
+        raise Malformed(f"{name} has to be 0 (drop the row) or 1, got {value!r:.40}; weighted rows are not supported")
 
 
-# Lists that stand in a cell as text, as CSV files and some exports have them ---
+# Lists and messages as text in a cell, as in CSV files and some exports -------------------------------------------
 
 TURNS = frozenset(name for part in ("messages", "prompt", "completion", "chosen", "rejected") for name in PARTS[part])
 """Columns that hold messages, or text."""
 LISTS = frozenset(name for part in ("history", "steps", "labels") for name in PARTS[part])
-"""Columns that hold lists, and text only where a file has no lists."""
+"""Columns that hold lists, as text only in CSV files."""
 MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
-"""How text begins that is messages: as JSON, or as Python prints them."""
+"""Beginning of messages written as text, as JSON or as a Python literal."""
 
 
 def parse_json_cells(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The columns of a row, its lists and messages read from text. Raises ConfigError for text that is not JSON."""
-    return {name: _read(name, value, where) if isinstance(value, str) else value for name, value in values.items()}
+    """The columns of a row with lists and messages parsed from text. Raises ConfigError for text that is not JSON."""
+    return {
+        name: _parse_cell(name, value, where) if isinstance(value, str) else value for name, value in values.items()
+    }
 
 
-def _read(name: str, value: str, where: str) -> Any:
+def _parse_cell(name: str, value: str, where: str) -> Any:
     is_list = name in LISTS and isinstance(value, Cell) and value.lstrip().startswith("[")
     if not is_list and not (name in TURNS and MESSAGES.match(value)):
         return value
@@ -170,5 +172,5 @@ def _read(name: str, value: str, where: str) -> Any:
             f"{where}: {name} holds a list as text that is not JSON, got {value!r:.60}; write JSON lines, or the "
             "column with json.dumps"
         ) from None
-    # What stood in the text as escapes is looked at only now.
+    # Escape sequences in the text are decoded only now, so they need the checks of values.py too.
     return clean_values({name: found}, where)[0][name]

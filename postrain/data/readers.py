@@ -1,7 +1,7 @@
-"""Reads files into rows: JSON lines, JSON, CSV, Parquet, Arrow, text, compressed or not. A row keeps its line or index.
+"""Reads files into rows: JSON lines, JSON, CSV, Parquet, Arrow and text, also compressed.
 
-What cannot be read is refused with the line it stands on. What the columns mean is left to formats.py, folders of files
-to files.py.
+A row keeps its line or index, and errors name it. Not included: the meaning of columns (formats.py) and folders of
+files (files.py).
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from typing import Any
 from postrain.data.values import clean_values, decode
 from postrain.errors import ConfigError
 
-# Running text is cut into documents of about this many characters, at blank lines: far fewer rows than paragraphs,
-# and enough of them for a held-out part. Text without blank lines is cut at twice that, at a line's or a word's end.
 DOCUMENT_CHARACTERS = 2000
+"""Approximate characters of a document of running text, which is split at blank lines. Text without blank lines is
+split at twice this length, at the end of a line or word. This length gives enough rows for a held-out part and far
+fewer than one per paragraph."""
 UNITS = {".jsonl": "line", ".ndjson": "line", ".csv": "line", ".tsv": "line", ".txt": "line", ".json": "item"}
 DELIMITERS = ",;\t"
-"""Of CSV files; the first of them that is in the header."""
+"""Delimiters of CSV files, in order of preference; one that occurs in the header is used."""
 JSON_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
 JSON_LINE = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\n]*\}\s*(\n|$)")
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
-# Cells of CSV files are as long as the text they hold; the module's own limit is 131,072 characters.
+# The default limit of 131,072 characters is too short for documents.
 csv.field_size_limit(2**31 - 1)
 
 
 class Cell(str):
-    """A cell of a CSV file, where the truth value true cannot be told from the word."""
+    """A cell of a CSV file: text that may stand for a boolean or a number."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a source, before anyone has asked what it means."""
+    """One row of a source, before conversion to a record."""
 
     number: int
-    """Its line, from 1, or its index in a data set, from 0; in a table of several files, counted on."""
+    """Line, from 1, or index in a data set, from 0; numbered consecutively over the files of a table."""
     values: Mapping[str, Any]
 
 
@@ -52,29 +53,29 @@ class Table:
     """The rows of one source."""
 
     name: str
-    """What a person calls the source: a file name, a data set."""
+    """Name of the source for messages: a file or a data set."""
     unit: str
-    """What `Row.number` counts: line, item or row."""
+    """Unit of `Row.number`: line, item or row."""
     rows: tuple[Row, ...]
     repaired: Mapping[str, int] = field(default_factory=dict)
-    """How many rows hold values that have been changed, by what was done."""
+    """Number of rows with changed values, by the change."""
     parts: tuple[tuple[int, str], ...] = ()
-    """Of a table of several files, what each adds to the numbers of its rows, and its name; in order."""
+    """For a table of several files: the offset of each file's row numbers and its name, in order."""
 
     def where(self, number: int) -> str:
-        """A row in words, for error messages."""
+        """Describes the location of a row for error messages."""
         if not self.parts:
             return f"{self.name}, {self.unit} {number}"
-        added, name = self.parts[bisect([added for added, _ in self.parts], number) - 1]
-        return f"{name}, {self.unit} {number - added}"
+        offset, name = self.parts[bisect([offset for offset, _ in self.parts], number) - 1]
+        return f"{name}, {self.unit} {number - offset}"
 
     def head(self, rows: int | None) -> Table:
-        """The first rows; None is all of them."""
+        """The first rows; None returns all."""
         return self if rows is None else Table(self.name, self.unit, self.rows[:rows], self.repaired, self.parts)
 
 
 def make_table(name: str, unit: str, rows: Iterator[tuple[int, Mapping[str, Any]]]) -> Table:
-    """A table of numbered rows, after their values have been looked at."""
+    """A table of numbered rows with cleaned values. Raises ConfigError for unsupported values."""
     made: list[Row] = []
     repaired: Counter[str] = Counter()
     for number, raw in rows:
@@ -84,26 +85,26 @@ def make_table(name: str, unit: str, rows: Iterator[tuple[int, Mapping[str, Any]
     return Table(name, unit, tuple(made), repaired)
 
 
-def joined(name: str, tables: Sequence[Table]) -> Table:
-    """The rows of several tables with the same unit, numbered on."""
+def join_tables(name: str, tables: Sequence[Table]) -> Table:
+    """The rows of several tables with the same unit, numbered consecutively."""
     rows: list[Row] = []
     parts: list[tuple[int, str]] = []
     repaired: Counter[str] = Counter()
     for table in tables:
-        added = rows[-1].number + 1 if rows else 0
-        parts.append((added, table.name))
-        rows += [Row(added + row.number, row.values) for row in table.rows]
+        offset = rows[-1].number + 1 if rows else 0
+        parts.append((offset, table.name))
+        rows += [Row(offset + row.number, row.values) for row in table.rows]
         repaired.update(table.repaired)
     return Table(name, tables[0].unit, tuple(rows), repaired, tuple(parts))
 
 
 def suffix_of(file: Path) -> str:
-    """The suffix that says how a file is read, without that of its compression."""
+    """The suffix of a file without that of its compression, in lower case."""
     return (file.with_suffix("") if file.suffix.lower() in COMPRESSED else file).suffix.lower()
 
 
 def read_file(path: str) -> Table:
-    """All rows of a file, by its suffix."""
+    """All rows of a file, read by its suffix. Raises ConfigError."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"data.path: there is no file {path}; give the path of a {_suffixes()} file")
@@ -115,7 +116,7 @@ def read_file(path: str) -> Table:
         )
     raw = _bytes(file)
     if suffix in (".json", ".jsonl", ".ndjson"):
-        # Both names are used for both.
+        # Both suffixes are in use for both formats.
         suffix = ".json" if JSON_LIST.match(raw) else ".jsonl" if JSON_LINE.match(raw) else suffix
     table = make_table(path, UNITS.get(suffix, "row"), READERS[suffix](raw, path))
     if not table.rows:
@@ -128,7 +129,7 @@ def _suffixes() -> str:
 
 
 def _bytes(file: Path) -> bytes:
-    """What is in a file, decompressed."""
+    """The decompressed content of a file."""
     compression = COMPRESSED.get(file.suffix.lower())
     try:
         raw = file.read_bytes()
@@ -141,12 +142,12 @@ def _bytes(file: Path) -> bytes:
         return pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), compression).read()
     except (OSError, EOFError, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())[:120]
-        kind = f"not a whole {compression} file" if compression else "cannot be read"
+        kind = f"not a complete {compression} file" if compression else "cannot be read"
         raise ConfigError(f"{file}: {kind} ({reason})") from None
 
 
 def _text(raw: bytes, name: str) -> str:
-    """A file as text. A byte-order mark, as spreadsheets write it, is not part of it."""
+    """Decodes UTF-8 and removes a byte-order mark, which spreadsheets write."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -158,7 +159,7 @@ Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 
 
 def _json_lines(raw: bytes, name: str) -> Numbered:
-    # Not splitlines(): a JSON string may hold characters that Python, but not JSON lines, takes for a line's end.
+    # Not splitlines(): a JSON string may contain characters that Python treats as line ends and JSON lines does not.
     for number, line in enumerate(_text(raw, name).split("\n"), start=1):
         if line.strip():
             yield number, _object(_parse(line, name, number), f"{name}, line {number}")
@@ -186,7 +187,7 @@ def _json(raw: bytes, name: str) -> Numbered:
     text = _text(raw, name)
     value = {} if text.lstrip().startswith("{") else _parse(text, name, 1) if text.strip() else []
     if not isinstance(value, list):
-        raise ConfigError(f"{name}: expected a list of objects, or one object a line")
+        raise ConfigError(f"{name}: expected a list of objects, or one object per line")
     for number, item in enumerate(value):
         yield number, _object(item, f"{name}, item {number}")
 
@@ -210,7 +211,7 @@ def _csv(raw: bytes, name: str) -> Numbered:
 
 
 def _refuse_repeated(columns: Sequence[str], name: str) -> None:
-    """Raises ConfigError for a name that two columns have."""
+    """Raises ConfigError if two columns have the same name."""
     for place, column in enumerate(columns):
         if column in columns[:place]:
             raise ConfigError(
@@ -233,7 +234,7 @@ def _parquet(raw: bytes, name: str) -> Numbered:
 
 
 def _arrow(raw: bytes, name: str) -> Numbered:
-    """A stream, as `datasets` writes it, or a file of Arrow's own format, as Feather."""
+    """Reads an Arrow stream (written by `datasets`) or an Arrow file (Feather)."""
     import pyarrow  # noqa: PLC0415 - start-up time
 
     buffer = pyarrow.BufferReader(raw)
@@ -247,7 +248,7 @@ def _arrow(raw: bytes, name: str) -> Numbered:
 
 
 def _documents(raw: bytes, name: str) -> Numbered:
-    """Running text, cut at blank lines; blank lines inside a document stay."""
+    """Splits running text at blank lines; blank lines within a document stay."""
     held: list[str] = []
     first = 1
     length = 0
@@ -265,7 +266,7 @@ def _documents(raw: bytes, name: str) -> Numbered:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; a line of several documents' length is cut at spaces."""
+    """Lines with their numbers; very long lines are split at spaces."""
     longest = 2 * DOCUMENT_CHARACTERS
     for number, line in enumerate(text.split("\n"), start=1):
         while len(line) > longest:

@@ -1,8 +1,8 @@
-"""Values that JSON, CSV and Parquet allow and that training cannot use: refused by place and column, or replaced.
+"""Checks values that JSON, CSV and Parquet allow and training cannot use: replaces them, or raises with row and column.
 
-Half surrogate pairs and NUL characters are not text: they become U+FFFD and are counted. Keys that stand twice in one
-object, numbers of thousands of digits and nesting beyond every real data set are refused. NaN and infinities are left
-to those who read the column (fields.number).
+Unpaired surrogates and NUL characters become U+FFFD and are counted. Duplicate keys in an object, integers of more than
+1000 digits and nesting deeper than 100 levels are errors. NaN and infinities are not checked here but where a number is
+read (layouts.number).
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ MAX_LEVELS = 100
 MAX_DIGITS = 1000
 NOT_TEXT = re.compile("[\ud800-\udfff\0]")
 REPLACEMENT = "\ufffd"
-REPLACED = "half a surrogate pair or NUL replaced by U+FFFD"
+REPLACED = "unpaired surrogate or NUL replaced by U+FFFD"
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 
 
 @dataclass(frozen=True)
 class OversizedInteger:
-    """An integer that is too long to be converted."""
+    """Marks an integer with too many digits."""
 
     digits: int
 
 
 class DuplicateKeys(dict[str, Any]):
-    """A JSON object in which a key stands twice."""
+    """Marks a JSON object in which a key occurs twice."""
 
     key = ""
 
 
 def decode(text: str) -> Any:
-    """The value of a JSON text. Raises json.JSONDecodeError, also where it is nested too deeply to be read.
+    """Parses JSON. Raises json.JSONDecodeError, also for nesting that exceeds Python's recursion limit.
 
-    What `clean_values` refuses is marked as OversizedInteger or DuplicateKeys: only the reader of a row knows its
-    line.
+    Returns OversizedInteger and DuplicateKeys as markers, since only the caller of `clean_values` knows the line for
+    the error message.
     """
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
-        raise json.JSONDecodeError(f"nested deeper than {MAX_LEVELS} levels", text, _deep(text)) from None
+        raise json.JSONDecodeError(f"nested deeper than {MAX_LEVELS} levels", text, _too_deep_at(text)) from None
 
 
 def clean_values(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:
-    """The values of a row as text, numbers, lists and objects that can be used, and what has been replaced in them.
+    """The values of a row as text, numbers, lists and objects, and a description of each replacement.
 
-    Raises ConfigError that names the place and the column.
+    Raises ConfigError with the row and the column.
     """
     replaced: set[str] = set()
     if isinstance(values, DuplicateKeys):
-        raise ConfigError(f"{where}: the column {values.key!r:.60} stands twice; remove one of the two")
+        raise ConfigError(f"{where}: the column {values.key!r:.60} occurs twice; remove one of them")
     return {_text(name): _clean(value, name, where, replaced, 1) for name, value in values.items()}, replaced
 
 
@@ -74,7 +74,7 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
     if value is None or isinstance(value, bool | int | float):
         return value
     if not isinstance(value, Mapping | list | tuple):
-        # Dates, decimals and bytes of Parquet files; run folders hold JSON.
+        # Dates, decimals and bytes of Parquet files become text, because run folders hold JSON.
         return str(value)
     if level >= MAX_LEVELS:
         raise ConfigError(f"{where}: {column!r:.60} is nested deeper than {MAX_LEVELS} levels; correct the row")
@@ -104,8 +104,8 @@ def _integer(digits: str) -> int | OversizedInteger:
     return int(digits) if len(digits) <= MAX_DIGITS else OversizedInteger(len(digits.lstrip("-")))
 
 
-def _deep(text: str) -> int:
-    """The place of the first bracket beyond the levels that are allowed."""
+def _too_deep_at(text: str) -> int:
+    """Position of the first bracket beyond MAX_LEVELS."""
     level = 0
     for found in BRACKETS.finditer(text):
         level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found.group(), 0)

@@ -43,7 +43,7 @@ def test_format_of_a_compressed_file_is_its_inner_suffix(suffix, tmp_path):
 @pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"not compressed"])
 def test_damaged_compressed_file_is_a_one_line_error(suffix, damage, tmp_path):
     (tmp_path / f"x.jsonl.{suffix}").write_bytes(damage(COMPRESS[suffix](LINES)))
-    with pytest.raises(ConfigError, match=rf"x\.jsonl\.{suffix}: not a whole .* file") as caught:
+    with pytest.raises(ConfigError, match=rf"x\.jsonl\.{suffix}: not a complete .* file") as caught:
         read_path(str(tmp_path / f"x.jsonl.{suffix}"))
     assert "\n" not in str(caught.value)
 

@@ -75,7 +75,7 @@ def test_text_is_split_into_documents_at_blank_lines(tmp_path):
         ("x.csv", "text\n", "is empty"),
         ("x.csv", "", "is empty"),
         ("x.txt", "\n\n", "is empty"),
-        ("x.json", '{\n"text": "a"\n}', "expected a list of objects, or one object a line"),
+        ("x.json", '{\n"text": "a"\n}', "expected a list of objects, or one object per line"),
         ("x.json", '{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
         ("x.arrow", "text", "cannot be read as Arrow"),
         ("x.json", '[{"text": "a"}, 3]', "item 1: expected an object"),

@@ -32,7 +32,7 @@ def write(path: Path, content: str | bytes) -> str:
         ("[" * 20000 + "]" * 20000, "nested deeper than 100 levels at column 119"),
         ('{"a":' * 20000 + "1" + "}" * 20000, "nested deeper than 100 levels at column 515"),
         ('{"a": 1, "b": 2, "a": 3}', "'n' holds an object with the key 'a' twice"),
-        ('1, "text": "b"', "the column 'text' stands twice; remove one of the two"),
+        ('1, "text": "b"', "the column 'text' occurs twice; remove one of them"),
     ],
 )
 def test_unreadable_value_error_names_line_and_column(value, message, tmp_path):
@@ -50,7 +50,7 @@ def test_lone_surrogates_and_nul_are_replaced_and_counted(tmp_path):
         {"text": "b", "more": [{"x": "\ufffd"}]},
         {"text": "😀 c"},
     ]
-    what = "half a surrogate pair or NUL replaced by U+FFFD in"
+    what = "unpaired surrogate or NUL replaced by U+FFFD in"
     assert table.repaired == {f"{what} 'text'": 1, f"{what} 'more'": 1}
     cells = read_file(write(tmp_path / "x.csv", "text\na\0\n"))
     assert (cells.rows[0].values["text"], cells.repaired) == ("a\ufffd", {f"{what} 'text'": 1})
