@@ -5,8 +5,8 @@
         for minibatch in self.minibatches(prepared):   # one, or epochs × mini-batches
             self.update(minibatch)                     # micro-batches by token budget → sums / global count → one step
 
-Optimisation is manual for every method, so that accumulation, clipping and schedules are right once. One `update` is
-one optimizer step on one mini-batch, and the numbers do not depend on how it is cut into micro-batches or over ranks.
+Optimisation is manual for every method: accumulation, clipping and schedules are implemented once. One `update` is one
+optimizer step on one mini-batch. Its result does not depend on the division into micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from postrain.types import Batch, Count, Fraction, LossSum, LRSchedule, Max, Mea
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(kw_only=True, eq=False, repr=False)
 class Method(LightningHooks):
-    """Base of every method. Annotated fields are its config keys: a subclass is made a keyword-only dataclass.
+    """Base of all methods. Annotated fields are config keys; subclasses become keyword-only dataclasses.
 
-    Python code gives the model with its tokenizer, and the components that replace the defaults:
-    `GRPO(model, tokenizer, reward=my_reward, data=rows, updates=50)`. Without a model, a method
-    holds only its settings until `attach`. Raises ConfigError for components that do not fit.
+    In Python: `GRPO(model, tokenizer, reward=my_reward, data=rows, updates=50)`; components that are not given have
+    defaults. Without a model, a method holds only its settings until `attach`. Raises ConfigError for components that
+    do not fit.
     """
 
     kind: ClassVar[str]
-    """The kind of record it is trained on: the name of a class in postrain.data.kinds."""
+    """Record kind of the training data: the name of a class in postrain.data.kinds."""
     head: ClassVar[Literal["causal", "scalar"]] = "causal"
     """The head of the policy: language model (causal) or one number per sequence (scalar)."""
     needs_reward: ClassVar[bool] = False
@@ -53,7 +53,7 @@ class Method(LightningHooks):
     headline: ClassVar[tuple[str, str, str]]
     """The three metrics of the progress line."""
     expected_change: ClassVar[tuple[str, float]]
-    """The held-out metric that measures success, and the least change after a third of the default run."""
+    """The held-out metric that measures success, and its minimum change after a third of the default run."""
 
     model: InitVar[nn.Module | None] = field(default=None, kw_only=False)
     """The policy: a causal language model, or a scalar one for a reward model; with its adapter, if any."""
@@ -80,15 +80,15 @@ class Method(LightningHooks):
     schedule: LRSchedule = "linear"
     """Learning-rate schedule after the warm-up: constant, linear (to 0) or cosine (to 0)."""
     warmup: Fraction = 0.1
-    """Fraction of the updates with linear learning-rate warm-up from 0."""
+    """Fraction of the updates with linear learning-rate warm-up from 0; 0 disables it."""
     weight_decay: NonNegative = 0.0
-    """Weight decay, decoupled (AdamW), on matrices only."""
+    """Decoupled weight decay (AdamW) of matrices; other parameters have none."""
     adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's β₁ and β₂."""
     adam_eps: Positive = 1e-8
     """AdamW's ε."""
     max_grad_norm: Positive = 1.0
-    """Gradient clipping: maximum global norm."""
+    """Maximum global gradient norm; larger gradients are scaled down."""
     micro_batch_tokens: Count = 2048
     """Tokens per micro-batch (forward and backward pass). Changes memory use and speed, not the result."""
     dropout: bool = False
@@ -131,14 +131,14 @@ class Method(LightningHooks):
         if data is not None:
             self.own_data = data if isinstance(data, DataModule) else DataModule(data, tokenizer)
 
-    # What a method defines ---------------------------------------------------------------------------------------
+    # Defined by methods ------------------------------------------------------------------------------------------
 
     def needs_reference(self) -> bool:
         """Whether the loss or a metric needs the reference policy."""
         return False
 
     def items_per_update(self) -> int:
-        """Items of data per update, over all ranks; more than batch_size with dynamic sampling."""
+        """Number of data items per update, over all ranks; more than batch_size with dynamic sampling."""
         return self.batch_size
 
     def on_model_attached(self) -> None:
@@ -149,11 +149,11 @@ class Method(LightningHooks):
         return batch
 
     def minibatches(self, prepared: Any) -> Iterator[Batch]:
-        """The mini-batches of one update, one optimizer step each; all ranks yield equally many."""
+        """The mini-batches of one update, one optimizer step each; the same number on all ranks."""
         yield prepared
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Further metrics of an update or an evaluation, from its means (a perplexity from a mean loss)."""
+        """Metrics derived from the means of an update or an evaluation, such as perplexity from loss."""
         return {}
 
     def may_step(self) -> bool:
@@ -161,11 +161,11 @@ class Method(LightningHooks):
         return True
 
     def loss_sum(self, batch: Any) -> LossSum:
-        """The loss of a micro-batch, summed over what `denominator` counts."""
+        """The loss of a micro-batch, summed over the units that `denominator` counts."""
         raise TypeError(f"{type(self).__name__} does not define loss_sum")
 
     def denominator(self, batch: Any) -> int:
-        """What the loss sum is divided by, counted in this rank's mini-batch: supervised tokens, or items."""
+        """Divisor of the loss sum, counted in this rank's mini-batch: supervised tokens by default, or items."""
         rows = batch if isinstance(batch, Rows) else batch.rows
         return sum(int(mask.sum()) for mask in rows.supervised)
 
@@ -188,10 +188,10 @@ class Method(LightningHooks):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer, in Lightning's wrapper, an instance of the same class."""
-        found = self.optimizers()
-        assert isinstance(found, torch.optim.Optimizer)
-        return found
+        """The optimizer, in Lightning's wrapper of the same class."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
 
     def attach(self, components: MethodComponents) -> None:
         """Attaches model, engine, reward and the other components of a run."""
@@ -202,7 +202,7 @@ class Method(LightningHooks):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update: Lightning's batch is this rank's share of a global batch."""
-        # Dropout is the only ambient randomness: pinned to the update, a resumed run draws the same masks.
+        # Dropout alone uses the global generator. Seeded per update, a resumed run draws the same masks.
         torch.manual_seed(derive_seed(self.components.seed, "dropout", self.counters.updates, collectives.rank()))
         self.current_rows = getattr(batch, "row_ids", ())
         self.accumulated = {}
@@ -217,23 +217,23 @@ class Method(LightningHooks):
         self.counters.updates += 1
         self.counters.episodes += int(collectives.all_sum(torch.tensor(len(batch), device=self.device)))
         self.last_metrics = self.combined(self.accumulated)
-        self.show(self.last_metrics, len(batch))
-        self.end_on_schedule()
+        self.log_update(self.last_metrics, len(batch))
+        self.stop_after_last_update()
 
     def update(self, minibatch: Batch) -> None:
-        """One optimizer step on the global mini-batch of which this is the rank's share, unless `may_step` is false."""
+        """One optimizer step on a global mini-batch, given this rank's share; skipped if `may_step` returns False."""
         self.optimizer.zero_grad()
         counts = collectives.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
         groups = self.micro_batches(minibatch)
-        idle = self.dummy_passes(len(groups))
+        dummies = self.dummy_passes(len(groups))
         for group in groups:
             with self.no_sync():
                 found = self.loss_sum(minibatch.select(group))
                 self.manual_backward(found.total / counts[0])
             self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
-        for _ in range(idle):
+        for _ in range(dummies):
             self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
         self.accumulate({"loss": Mean(0.0, self.denominator(minibatch))})
         collectives.sum_gradients(self.trainable_parameters())
@@ -246,12 +246,12 @@ class Method(LightningHooks):
             self.counters.optimizer_steps += 1
 
     def in_float32(self) -> bool:
-        """Whether all computation is in float32, so that two computations of one number agree up to rounding."""
-        whole = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
-        return whole and not torch.is_autocast_enabled(self.device.type)
+        """Whether all computation is in float32, so that recomputed log-probabilities agree within small tolerances."""
+        float32 = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
+        return float32 and not torch.is_autocast_enabled(self.device.type)
 
     def micro_batches(self, batch: Batch) -> list[list[int]]:
-        """The batch's items in groups of at most `micro_batch_tokens`, as indices."""
+        """Item indices of the micro-batches, each of at most `micro_batch_tokens` tokens."""
         return micro_batches(batch.cost(), self.micro_batch_tokens, batch.prompt_groups())
 
     def dummy_passes(self, passes: int) -> int:
@@ -263,7 +263,7 @@ class Method(LightningHooks):
         add_metrics(self.accumulated, metrics)
 
     def combined(self, metrics: Metrics) -> dict[str, float]:
-        """Metrics over all ranks as plain floats, with what derives from them; names with a leading _ only derive."""
+        """Metrics over all ranks as floats, with derived ones; names with a leading _ are inputs of `derived` only."""
         total = combine(metrics)
         return {name: value for name, value in sorted((total | self.derived(total)).items()) if name[0] != "_"}
 
@@ -272,19 +272,19 @@ class Method(LightningHooks):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def lr_factor(self) -> float:
-        """The schedule's factor for the current update: a function of counters alone, so resume needs no state."""
+        """Learning-rate factor of the current update; depends on counters only, so resume needs no further state."""
         return lr_factor(self.schedule, self.counters.updates, self.updates, self.warmup)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Disables DistributedDataParallel's gradient reduction: `collectives.sum_gradients` reduces once per step."""
+        """Disables gradient reduction of DistributedDataParallel; `collectives.sum_gradients` reduces once per step."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def on_fit_start(self) -> None:
         """Moves reward and preference models, which are not submodules, to the policy's device."""
-        for judge in (self.components.reward, self.components.preference):
-            if judge is not None:
-                judge.to(self.device)
+        for model in (self.components.reward, self.components.preference):
+            if model is not None:
+                model.to(self.device)
 
     def configure_model(self) -> None:
         """Shards the policy if the strategy provides a device mesh (FSDP)."""

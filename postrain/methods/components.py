@@ -48,7 +48,7 @@ class MethodComponents:
     environment: Environment = SINGLE_TURN
     """The environment of multi-turn rollouts."""
     optim: Callable[..., torch.optim.Optimizer] | None = None
-    """Makes the optimizer from parameter groups and `lr`; None is AdamW with the method's own settings."""
+    """Constructs the optimizer from parameter groups and `lr`; None is AdamW with the method's settings."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Counters:
     episodes: int = 0
     """Rows, pairs or prompts trained on, over all ranks."""
     tokens: int = 0
-    """Tokens run through the policy with a gradient, over all ranks."""
+    """Tokens of forward passes with a gradient, over all ranks."""
 
 
 def components_of(
@@ -85,23 +85,23 @@ def components_of(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: expected a PyTorch model, got {model!r:.60}; pt.load_model(...) gives one")
     if hasattr(unwrapped(model), "score") is not (method.head == "scalar"):
-        has, wants = ("scalar", "causal") if method.head == "causal" else ("causal", "scalar")
+        has, needs = ("scalar", "causal") if method.head == "causal" else ("causal", "scalar")
         raise ConfigError(
-            f"model: {type(method).__name__} needs a model with a {wants} head, not a {has} one; "
-            f'load it with pt.load_model(NAME, head="{wants}")'
+            f"model: {type(method).__name__} needs a model with a {needs} head, not a {has} one; "
+            f'load it with pt.load_model(NAME, head="{needs}")'
         )
     engine = LocalEngine() if engine is None else engine
     check_objects(method=method, rollout=engine)
-    given = reference if isinstance(reference, Reference | None) else Reference.for_policy(model, reference)
+    separate = reference if isinstance(reference, Reference | None) else Reference.for_policy(model, reference)
     scores, compares = reward_and_preference(reward)
     return MethodComponents(
         policy=model,
-        # The template that the rows are made for takes its place, and is put on the tokenizer, when there are rows.
+        # `setup` replaces it by the template of the data, which is also set on the tokenizer.
         template=Template(tokenizer, seed=seed, install=False),
         seed=seed,
         engine=engine,
-        reference=Reference.for_policy(model) if given is None and needs_reference else given,
-        separate_reference=given is not None,
+        reference=Reference.for_policy(model) if separate is None and needs_reference else separate,
+        separate_reference=separate is not None,
         reward=scores,
         preference=compares,
         environment=SINGLE_TURN if environment is None else environment,

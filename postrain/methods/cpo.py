@@ -1,4 +1,4 @@
-"""Contrastive preference optimisation: DPO with a uniform reference, with an SFT loss on the chosen completions
+"""Contrastive preference optimisation: DPO with a uniform reference, plus an SFT loss on the chosen completions
 (Xu et al. 2024).
 
 Axes: B pairs, T completion tokens.
@@ -22,18 +22,18 @@ class CPO(PairMethod):
     A mean over pairs: `losses.cpo`.
     """
 
-    # At a rate that keeps the language intact, likelihood and ranking move slowly; the loss shows it first.
+    # At learning rates that preserve fluency, accuracy changes slowly; the loss changes first.
     expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.2)
 
     updates: Count = 60
     batch_size: Size = 32
     learning_rate: Positive = 1.5e-4
     beta: Positive = 0.1
-    """Scale of the log-ratio between the two completions."""
+    """Scale β of the difference of log-probabilities of the two completions."""
     label_smoothing: Smoothing = 0.0
     """ε, the assumed share of wrong labels, below 0.5."""
     sft_coef: NonNegative = 0.2
-    """Weight of the SFT loss on the chosen completion."""
+    """Weight of the SFT loss on the chosen completion; 0 disables it."""
 
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)

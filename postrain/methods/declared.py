@@ -6,8 +6,8 @@ from math import inf
 
 from postrain.metrics import POSITIVE, SHARE, declare
 
-declare("loss", "what is minimised", direction="min", title="Loss")
-declare("eval/loss", "what is minimised, on held-out rows", direction="min", bounds=POSITIVE, title="Loss")
+declare("loss", "training loss, mean over an update", direction="min", title="Loss")
+declare("eval/loss", "loss on held-out rows", direction="min", bounds=POSITIVE, title="Loss")
 declare("loss/*", "one term of the loss, before weighting", direction="min")
 declare("policy_loss", "clipped surrogate; near 0 by construction, only its gradient matters", title="Policy loss")
 declare("value_loss", "half the squared error of the critic", direction="min", bounds=POSITIVE, title="Value loss")
@@ -49,11 +49,11 @@ declare("win_rate/mixture", "win rate against the mixture with the reference", d
 declare("preference", "mean probability that a completion beats the reference's", direction="max", bounds=SHARE)
 
 declare("step_accuracy", "share of steps classified correctly", direction="max", bounds=SHARE)
-declare("step_accuracy/*", "the same over the steps with this label", direction="max", bounds=SHARE)
+declare("step_accuracy/*", "share of steps with this label classified correctly", direction="max", bounds=SHARE)
 declare("first_error_accuracy", "share of wrong chains whose first wrong step is found", direction="max", bounds=SHARE)
 declare("solution_accuracy", "share of whole chains classified correctly", direction="max", bounds=SHARE)
 declare("majority_accuracy", "accuracy of always predicting the more frequent label", direction="max", bounds=SHARE)
-declare("positive_step_fraction", "share of steps that are right", bounds=SHARE)
+declare("positive_step_fraction", "share of steps labelled right", bounds=SHARE)
 
 declare(
     "kl/exact",
@@ -80,8 +80,8 @@ declare(
 )
 
 declare("entropy", "entropy of the policy", unit="nats/token", title="Entropy")
-declare("entropy/exact", "the same from the whole distribution", unit="nats/token", bounds=POSITIVE)
-declare("advantage/*", "size of the advantages of a batch", bounds=POSITIVE)
+declare("entropy/exact", "entropy of the policy, a sum over the vocabulary", unit="nats/token", bounds=POSITIVE)
+declare("advantage/*", "absolute advantage of a token, mean over a batch", bounds=POSITIVE)
 declare(
     "value/explained_variance",
     "1 is a perfect critic, 0 a constant one",
@@ -96,14 +96,14 @@ declare(
     "share of zero-variance groups, which carry no gradient",
     direction="min",
     bounds=SHARE,
-    title="Groups that agree",
+    title="Zero-variance groups",
 )
 declare("group/reward_std", "standard deviation of the reward in a group, mean", bounds=POSITIVE)
 declare("group/prompts_sampled", "prompts sampled for one batch", bounds=POSITIVE)
 declare("group/with_gradient", "groups of a batch whose completions differ in reward", direction="max", bounds=POSITIVE)
 
-declare("grad_norm", "before clipping", bounds=POSITIVE, title="Gradient norm")
-declare("learning_rate", "of the optimizer, after warm-up and decay", bounds=POSITIVE)
+declare("grad_norm", "global gradient norm before clipping", bounds=POSITIVE, title="Gradient norm")
+declare("learning_rate", "learning rate of the optimizer, after warm-up and decay", bounds=POSITIVE)
 declare("optimizer_steps", "optimizer steps of the run so far", bounds=POSITIVE)
 declare("episodes", "rows, pairs or prompts trained on so far", bounds=POSITIVE)
 declare("tokens", "tokens trained on so far", unit="tokens", bounds=POSITIVE)

@@ -208,12 +208,12 @@ class DPO(ReferenceModelMixin, PairMethod):
             return {}
         chosen_BT = (policy.chosen.logps_BT - reference.chosen.logps_BT).detach()
         rejected_BT = (policy.rejected.logps_BT - reference.rejected.logps_BT).detach()
-        furthest = torch.maximum(chosen_BT.abs().max(), rejected_BT.abs().max())
-        self.check_initial_log_ratio(furthest)
+        largest = torch.maximum(chosen_BT.abs().max(), rejected_BT.abs().max())
+        self.check_initial_log_ratio(largest)
         return {
             "log_ratio/chosen": Mean(chosen_BT.sum(), len(chosen_BT)),
             "log_ratio/rejected": Mean(rejected_BT.sum(), len(rejected_BT)),
-            "log_ratio_max": Max(furthest),
+            "log_ratio_max": Max(largest),
         }
 
     def minibatches(self, prepared: Batch) -> Iterator[Batch]:

@@ -1,13 +1,13 @@
-"""Base of policy gradients with group-relative advantages: completions of a prompt are compared, without a critic.
+"""Base of critic-free policy gradients with group-relative advantages: completions of one prompt are compared.
 
     prepare      sample group_size completions of each prompt → rewards → `advantages` → weights of the completions
-    loss_sum     `surrogate` of each token, + kl_coef · KL − entropy_coef · entropy, times its completion's weight
+    loss_sum     (surrogate + kl_coef · KL − entropy_coef · entropy) of each token, times its completion's weight
 
-A subclass defines the advantages, and may change the surrogate or the weights; it minimises the function of its name in
-postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` replaces them with
-groups of further prompts (dynamic sampling; Yu et al. 2025, DAPO, eq. 11). The step is always divided by `batch_size`
-groups: if too few groups have a gradient, zero-variance groups fill the batch, as with `dynamic_sampling` = 0.
-`group/with_gradient` logs how many groups have a gradient. (DAPO's own code stops the run instead.)
+A subclass defines the advantages and may change the surrogate or the weights; its loss is the function of the same name
+in postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` replaces them with groups of further
+prompts (Yu et al. 2025, DAPO, eq. 11). The loss is always divided by `batch_size` groups: if too few groups have a
+gradient, zero-variance groups fill the batch, where DAPO's code stops the run. `group/with_gradient` logs the number of
+groups with a gradient.
 
 Completions without a gradient skip the forward pass. Axes: P prompts, G completions of a prompt, B = P·G
 completions, prompt-major, T completion tokens.
@@ -43,23 +43,23 @@ class GroupExperience(Batch):
 
     rows: Rows
     logps_BT: Tensor
-    """Old log-probabilities: under the policy that sampled."""
+    """Old log-probabilities, under the sampling policy."""
     ref_logps_BT: Tensor
-    """Under the reference; zeros without a KL penalty."""
+    """Log-probabilities under the reference; zeros without a KL penalty."""
     advantages_BT: Tensor
     weight_B: Tensor
     """Weight of the completion's token losses in the sum."""
     in_loss_B: Tensor
-    """False where the loss has no gradient: such completions skip the forward pass."""
+    """False for completions without a gradient, which skip the forward pass."""
 
     def cost(self) -> list[int]:
-        learned = self.in_loss_B.tolist()
-        sharing = Counter(row for row, goes in zip(self.rows.row_ids, learned, strict=True) if goes)
-        rows = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, learned, strict=True)
-        # The cost of the prompt is shared by the group's completions; environment observations are not shared.
+        in_loss = self.in_loss_B.tolist()
+        sharing = Counter(row for row, counts in zip(self.rows.row_ids, in_loss, strict=True) if counts)
+        rows = zip(self.rows.ids, self.rows.supervised, self.rows.row_ids, in_loss, strict=True)
+        # Completions of a group share the cost of the prompt, but not of environment observations.
         return [
-            len(ids) - int(mask.long().argmax()) * (sharing[row] - 1) // sharing[row] if goes else 0
-            for ids, mask, row, goes in rows
+            len(ids) - int(mask.long().argmax()) * (sharing[row] - 1) // sharing[row] if counts else 0
+            for ids, mask, row, counts in rows
         ]
 
 
@@ -79,9 +79,9 @@ class GroupRelative(PolicyGradient):
     clip_high: Positive = 0.2
     """Upper clip ε_high of the importance ratio: 1 + ε_high."""
     dynamic_sampling: CountOrZero = 2
-    """Batches of further prompts that may be sampled at an update to replace zero-variance groups (DAPO's dynamic
-    sampling). Groups that are not replaced stay in the batch: the step is divided by batch_size groups, and their only
-    gradient is that of the KL in the loss. group/with_gradient logs how many groups have variance."""
+    """Maximum number of further batches of prompts sampled per update to replace zero-variance groups (DAPO's dynamic
+    sampling); 0 disables it. Groups that are not replaced stay in the batch, without a gradient except that of a KL in
+    the loss. group/with_gradient logs the number of groups with variance."""
 
     min_group_size: ClassVar[int] = 2
 
@@ -110,7 +110,7 @@ class GroupRelative(PolicyGradient):
         return {}
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
-        """The weight of each completion's tokens, [B]; by default the mean over its tokens."""
+        """Weight of each completion's tokens, [B]; by default 1/length, the mean over its tokens."""
         return completion_weights(lengths_B, counted_B)
 
     # From prompts to mini-batches --------------------------------------------------------------------------------
@@ -121,13 +121,13 @@ class GroupRelative(PolicyGradient):
         rows, mask_BT = rollouts.rows, completion_mask(rollouts.rows, self.device)
         logps_BT = self.old_logps(rollouts)
         ref_logps_BT = self.reference_logps_and_kl(rows, logps_BT, mask_BT) if self.coef else torch.zeros_like(logps_BT)
-        off_reward = self.coef if self.kl_in == "reward" else 0.0
-        penalty_BT = off_reward * kl(logps_BT, ref_logps_BT, "k1") * mask_BT
+        reward_kl_coef = self.coef if self.kl_in == "reward" else 0.0
+        penalty_BT = reward_kl_coef * kl(logps_BT, ref_logps_BT, "k1") * mask_BT
         reward_PG = self.shaped_rewards(rollouts).view(-1, self.group_size)
         counted_B = self.is_selected(len(rollouts))
-        # Statistics skip unselected groups: their number must not change the advantages.
-        scored_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
-        advantages_BT = self.advantages(scored_PG, penalty_BT, mask_BT) * ~scored_PG.isnan().view(-1, 1)
+        # NaN excludes unselected groups from statistics of the batch: their number must not change advantages.
+        selected_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
+        advantages_BT = self.advantages(selected_PG, penalty_BT, mask_BT) * ~selected_PG.isnan().view(-1, 1)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
         has_gradient_B = (advantages_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
         self.accumulate(rollouts.metrics())
@@ -136,7 +136,7 @@ class GroupRelative(PolicyGradient):
         return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, in_loss_B)
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Log-probabilities under the reference, [B, T]; logs every KL estimate that needs no extra forward pass."""
+        """Log-probabilities under the reference, [B, T]; logs KL estimates (kl/exact with kl_estimator=exact)."""
         if self.kl_estimator != "exact":
             ref_logps_BT = self.reference_logps(rows)
             self.accumulate(sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT))
@@ -164,35 +164,35 @@ class GroupRelative(PolicyGradient):
         )
 
     def sample_groups(self, batch: Prompts) -> tuple[Rollouts, list[int]]:
-        """Groups of completions, and the global indices of the batch_size prompts that are selected to learn from.
+        """Samples groups of completions; returns them and the global indices of the batch_size selected prompts.
 
-        Samples batch_size prompts at a time over all ranks, until batch_size groups have variance or the prompts are
-        used up. Zero-variance groups fill the rest of the batch.
+        Samples batch_size prompts at a time over all ranks, until batch_size groups have variance or no prompts are
+        left. Zero-variance groups fill the rest of the batch.
         """
         world, rank = collectives.world_size(), collectives.rank()
         found: list[Rollouts] = []
         with_gradient: list[int] = []
         for first in range(0, self.items_per_update(), self.batch_size):
-            mine = [p for p in range(first, first + self.batch_size) if p % world == rank]
-            prompts = batch.select([p // world for p in mine])
-            wave = self.rollout(prompts, indices=mine, num_generations=self.group_size)
-            found.append(wave)
-            differs = has_variance(self.shaped_rewards(wave).view(-1, self.group_size)).tolist()
+            local = [p for p in range(first, first + self.batch_size) if p % world == rank]
+            prompts = batch.select([p // world for p in local])
+            sampled = self.rollout(prompts, indices=local, num_generations=self.group_size)
+            found.append(sampled)
+            differs = has_variance(self.shaped_rewards(sampled).view(-1, self.group_size)).tolist()
             with_gradient += chain.from_iterable(
-                collectives.gather([p for p, good in zip(mine, differs, strict=True) if good])
+                collectives.gather([p for p, good in zip(local, differs, strict=True) if good])
             )
             if len(with_gradient) >= self.batch_size:
                 break
         with_gradient = sorted(with_gradient)[: self.batch_size]
-        drawn = len(found) * self.batch_size
-        others = sorted(set(range(drawn)).difference(with_gradient))[: self.batch_size - len(with_gradient)]
-        self.accumulate({"group/prompts_sampled": Mean(drawn, 1), "group/with_gradient": Mean(len(with_gradient), 1)})
+        count = len(found) * self.batch_size
+        others = sorted(set(range(count)).difference(with_gradient))[: self.batch_size - len(with_gradient)]
+        self.accumulate({"group/prompts_sampled": Mean(count, 1), "group/with_gradient": Mean(len(with_gradient), 1)})
         return concatenated(found), sorted(with_gradient + others)
 
     def is_selected(self, completions: int) -> Tensor:
         """True for this rank's completions of selected prompts, [B]."""
-        mine = set(local_indices(self.selected))
-        selected = [group in mine for group in range(completions // self.group_size)]
+        local = set(local_indices(self.selected))
+        selected = [group in local for group in range(completions // self.group_size)]
         return torch.tensor(selected, device=self.device).repeat_interleave(self.group_size)
 
     def minibatches(self, prepared: GroupExperience) -> Iterator[GroupExperience]:
@@ -220,7 +220,7 @@ class GroupRelative(PolicyGradient):
         loss_BT = terms.loss_BT
         metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
         self.record_step(terms.ratio, batch.advantages_BT, mask_BT)
-        # The count is added per mini-batch: completions without a gradient are not in this batch.
+        # `minibatches` adds the count: completions without a gradient are not in this micro-batch.
         metrics["policy_loss"] = Mean(weighted_sum(loss_BT.detach(), mask_BT, batch.weight_B), 0)
         if self.kl_in_this_loss():
             loss_BT = loss_BT + self.coef * self.kl_term(found, batch.ref_logps_BT)

@@ -1,5 +1,5 @@
-"""Kahneman-Tversky optimisation: single completions with a desirable or undesirable label, weighed by how far their
-log-ratio to the reference lies from a baseline (Ethayarajh et al. 2024). `losses.kto` is the loss.
+"""Kahneman-Tversky optimisation on single completions with a desirable or undesirable label: the loss depends on the
+log-ratio to the reference relative to a KL baseline (Ethayarajh et al. 2024). `losses.kto` is the loss.
 
 Axes: B labelled completions, T completion tokens.
 """
@@ -33,7 +33,7 @@ class UnpairedPreferencesWithReference(Batch):
     ref_logps: tuple[Tensor, ...]
     """Log-probabilities under the reference, [T] each."""
     baseline_B: Tensor
-    """The KL baseline z, equal over the global batch."""
+    """The KL baseline z, the same for the global batch."""
 
 
 class KTO(ReferenceModelMixin):
@@ -77,18 +77,18 @@ class KTO(ReferenceModelMixin):
         return UnpairedPreferencesWithReference(batch.rows, batch.label_B, lookup(known, batch.rows), baseline_B)
 
     def baseline(self, batch: UnpairedPreferences, known: LogpsByRow) -> Tensor:
-        """The KL baseline z, from each prompt with another prompt's completion."""
+        """The KL baseline z, from prompts paired with the completion of another prompt."""
         if self.loss != "kto":
             return torch.zeros((), device=batch.label_B.device)
-        mine = self.logps_by_row(self.policy, batch.unrelated)
-        gains_B = summed(lookup(mine, batch.unrelated)) - summed(lookup(known, batch.unrelated))
-        sums = torch.stack([gains_B.sum(), torch.ones_like(gains_B).sum()]).to(batch.label_B.device)
+        policy = self.logps_by_row(self.policy, batch.unrelated)
+        log_ratio_B = summed(lookup(policy, batch.unrelated)) - summed(lookup(known, batch.unrelated))
+        sums = torch.stack([log_ratio_B.sum(), torch.ones_like(log_ratio_B).sum()]).to(batch.label_B.device)
         return losses.kto_baseline(*collectives.all_sum(sums))
 
     def loss_sum(self, batch: UnpairedPreferencesWithReference) -> LossSum:
         scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)
-        gains_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True).to(scores.logps_BT)
-        log_ratio_B = gains_BT.sum(1)
+        log_ratio_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True).to(scores.logps_BT)
+        log_ratio_B = log_ratio_BT.sum(1)
         total = losses.kto(
             log_ratio_B,
             label_B,
@@ -103,22 +103,22 @@ class KTO(ReferenceModelMixin):
             "accuracy": Mean(count_positive(torch.where(label_B, above_B, -above_B)), count),
             "kl/baseline": Mean(batch.baseline_B.sum(), count),
         }
-        for name, chosen_B in (("desirable", label_B), ("undesirable", ~label_B)):
-            found = int(chosen_B.sum())
-            if not found:  # no completions of this label: its mean and the margin are undefined
-                continue
-            metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[chosen_B].sum(), found)
-            metrics[f"log_ratio/{name}"] = Mean(log_ratio_B.detach()[chosen_B].sum(), found)
-            metrics[f"length/{name}"] = Mean(scores.mask_BT[chosen_B].sum(), found)
-        return LossSum(total, metrics | self.log_ratio_metrics(gains_BT))
+        for name, labelled_B in (("desirable", label_B), ("undesirable", ~label_B)):
+            found = int(labelled_B.sum())
+            if not found:
+                continue  # Without completions of this label, its mean and the margin are undefined.
+            metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[labelled_B].sum(), found)
+            metrics[f"log_ratio/{name}"] = Mean(log_ratio_B.detach()[labelled_B].sum(), found)
+            metrics[f"length/{name}"] = Mean(scores.mask_BT[labelled_B].sum(), found)
+        return LossSum(total, metrics | self.log_ratio_metrics(log_ratio_BT))
 
     def log_ratio_metrics(self, log_ratio_BT: Tensor) -> dict[str, Mean | Max]:
         """The largest log-ratio of a token; empty with reference_free."""
         if self.reference_free:
             return {}
-        furthest = log_ratio_BT.detach().abs().max()
-        self.check_initial_log_ratio(furthest)
-        return {"log_ratio_max": Max(furthest)}
+        largest = log_ratio_BT.detach().abs().max()
+        self.check_initial_log_ratio(largest)
+        return {"log_ratio_max": Max(largest)}
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         if not metrics.keys() >= {"reward/desirable", "reward/undesirable"}:

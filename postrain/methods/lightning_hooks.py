@@ -1,8 +1,8 @@
-"""The hooks that any Lightning Trainer calls: `Trainer(max_steps=50).fit(method, datamodule=...)`.
+"""Lightning hooks of all methods: `Trainer(max_steps=50).fit(method, datamodule=...)`.
 
-Hooks, logging, validation and checkpoints; the loop itself is in base.py. `postrain train` uses the
-same hooks with two differences: it evaluates in a callback instead of the validation loop, so that results belong to
-the record of the update and precede its checkpoint; and it writes metrics itself, numbered by update.
+Hooks, logging, validation and checkpoints; the training loop is in base.py. `postrain train` differs in two points. It
+evaluates in a callback instead of the validation loop, so that results are in the record of the update and precede its
+checkpoint. It writes metrics itself, numbered by update.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from postrain.fit import Run
     from postrain.training.loggers import Tracker
 
-# Options that Lightning refuses under manual optimisation: its default, and the key that does the same here.
-OURS = {
+# Trainer options that Lightning rejects under manual optimisation: the default, and the equivalent config key.
+REPLACED_OPTIONS = {
     "accumulate_grad_batches": (1, "method.micro_batch_tokens, the tokens of a micro-batch"),
     "gradient_clip_val": (None, "method.max_grad_norm"),
 }
@@ -58,20 +58,21 @@ class LightningHooks(LightningModule):
         self.strict_loading = False
         self.counters = Counters()
         self.last_metrics: dict[str, float] = {}
-        self.stop_reason = ""  # why the run stops early
+        self.stop_reason = ""
+        """Reason for stopping early; empty otherwise."""
         self.logs_to_trackers = True
-        """Whether Lightning sends metrics to the Trainer's loggers; not where a callback does (MetricsFile)."""
+        """Whether Lightning sends metrics to the Trainer's loggers; False if a callback does (MetricsFile)."""
         self.held_out: dict[str, Mean | Max] = {}
         self.own_data: DataModule | None = None
 
     # Defined by methods ---------------------------------------------------------------------------------------------
 
     def items_per_update(self) -> int:
-        """Items of data that an update is given, over all ranks."""
+        """Number of data items per update, over all ranks."""
         raise NotImplementedError
 
     def steps_per_update(self) -> int:
-        """Optimizer steps of an update."""
+        """Number of optimizer steps per update."""
         return 1
 
     def evaluate(self, batch: Any, index: int) -> Metrics:
@@ -79,11 +80,11 @@ class LightningHooks(LightningModule):
         raise NotImplementedError
 
     def validate(self, batch: Any, index: int) -> Metrics:
-        """The same in Lightning's validation loop, where no callback measures anything besides."""
+        """Metrics of one held-out batch in Lightning's validation loop, which runs without evaluation tasks."""
         return self.evaluate(batch, index)
 
     def combined(self, metrics: Metrics) -> dict[str, float]:
-        """Metrics over all ranks as plain floats."""
+        """Metrics over all ranks as floats."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class LightningHooks(LightningModule):
             run = GRPO(model, tokenizer, data=rows, reward=my_reward, updates=50).fit()
             run.model, run.path, run.metrics[-1], run.result["objective"]
         """
-        # Imported by name: postrain.fit is a higher layer, and imports go down only.
+        # Imported at run time: postrain.fit is a higher layer, and imports go down only.
         return import_module("postrain.fit").fit(
             self,
             output=output,
@@ -128,8 +129,10 @@ class LightningHooks(LightningModule):
     # Before training ----------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Any]:
-        """Lightning's first call. Raises ConfigError where this Trainer cannot train this method, and takes the length
-        of the schedule from `Trainer(max_steps=)`, which counts optimizer steps."""
+        """The first hook: sets `updates` from `Trainer(max_steps=)`, which counts optimizer steps.
+
+        Raises ConfigError if this Trainer cannot train this method.
+        """
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_trainer(self.trainer)
             self.check_ready(resumes=bool(self.trainer.ckpt_path))
@@ -138,13 +141,13 @@ class LightningHooks(LightningModule):
         return []
 
     def check_ready(self, *, resumes: bool) -> None:
-        """Raises ConfigError where training cannot begin; `resumes` says that it does from a checkpoint."""
+        """Raises ConfigError if training cannot start; `resumes` is True if a checkpoint is loaded."""
         name = type(self).__name__
         if not hasattr(self, "components"):
             raise ConfigError(f"{name}: has no model; construct it as {name}(model, tokenizer)")
         if self.counters.updates and not resumes:
             raise ConfigError(
-                f"{name}: has been trained already, {self.counters.updates} updates; construct another one for another "
+                f"{name}: has been trained already, {self.counters.updates} updates; construct a new one for another "
                 "fit, or resume from a checkpoint with ckpt_path"
             )
         self.check_reward(self.components.reward, self.components.preference)
@@ -157,11 +160,11 @@ class LightningHooks(LightningModule):
         if self.needs_reward and reward is None and not self.accepts_preferences:
             raise ConfigError(
                 f"reward: {type(preference).__name__} compares two completions, and {name} needs a number for each; "
-                "choose another reward, or a method that learns from comparisons (online_dpo, nash_md)"
+                "choose another reward, or a method trained on preferences (online_dpo, nash_md)"
             )
 
     def setup(self, stage: str) -> None:
-        """Takes over the template that the data is encoded with."""
+        """Uses the chat template that the data is encoded with."""
         data = self.datamodule
         if data is self.own_data:
             data.trainer = self.trainer
@@ -170,11 +173,11 @@ class LightningHooks(LightningModule):
 
     @property
     def datamodule(self) -> DataModule:
-        """The Trainer's, else the method's own `data`. Raises ConfigError where there is neither."""
-        found = getattr(self.trainer, "datamodule", None) or self.own_data
-        if not isinstance(found, DataModule):
+        """The Trainer's datamodule, else the method's `data`. Raises ConfigError without either."""
+        module = getattr(self.trainer, "datamodule", None) or self.own_data
+        if not isinstance(module, DataModule):
             raise ConfigError("data: no rows to train on; call fit(method, datamodule=DataModule(rows, tokenizer))")
-        return found
+        return module
 
     def data_spec(self) -> DataSpec:
         """Requirements on the data: kind of record, context length, batch size, number of batches."""
@@ -190,23 +193,23 @@ class LightningHooks(LightningModule):
         )
 
     def train_dataloader(self) -> Any:
-        """The batches of `data=`, where the Trainer was given no datamodule."""
+        """Training batches of `data=`, if the Trainer has no datamodule."""
         return self.datamodule.train_dataloader()
 
     def val_dataloader(self) -> EvalBatches:
-        """The held-out batches of `data=`, where the Trainer was given no datamodule."""
+        """Held-out batches of `data=`, if the Trainer has no datamodule."""
         return self.datamodule.val_dataloader()
 
     # While training -----------------------------------------------------------------------------------------------
 
-    def show(self, metrics: Mapping[str, float], items: int) -> None:
+    def log_update(self, metrics: Mapping[str, float], items: int) -> None:
         """Logs an update's metrics to callbacks, progress bars and Lightning's loggers."""
         logger = self.logs_to_trackers and bool(self.trainer.loggers)
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name in self.headline, logger=logger, batch_size=items)
 
-    def end_on_schedule(self) -> None:
-        """Stops the Trainer after the last update: the learning rate is 0 from there on."""
+    def stop_after_last_update(self) -> None:
+        """Stops the Trainer after the last update, where the schedule ends."""
         trainer = self.trainer
         if self.counters.updates < self.updates or trainer.max_epochs == 1:
             return
@@ -215,7 +218,7 @@ class LightningHooks(LightningModule):
             print(f"method.updates={self.updates}: training ends here, at the end of the schedule", flush=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Begins an evaluation."""
+        """Clears the metrics of the last evaluation."""
         self.held_out = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -233,19 +236,19 @@ class LightningHooks(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves trainable weights and counters; frozen weights are loaded from the model's source again.
 
-        The settings are what `load_from_checkpoint(path, model=..., tokenizer=...)` constructs the method with.
+        `load_from_checkpoint(path, model=..., tokenizer=...)` constructs the method with the saved settings.
         """
-        learns = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in learns}
-        # Lightning's own progress counts optimizer steps and batches of a loader that starts over on resume.
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        # Lightning's progress counts batches of a loader; ours starts at the current update after resume.
         checkpoint.pop("loops", None)
         checkpoint["postrain"] = {"counters": asdict(self.counters), "state": self.state()}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = self.settings()
 
     def settings(self) -> dict[str, Any]:
-        """The config keys with their values, in plain containers."""
+        """Config keys with their values, as plain containers."""
         keys: Any = self
-        return {one.name: plain(getattr(self, one.name)) for one in fields(keys)}
+        return {key.name: to_plain(getattr(self, key.name)) for key in fields(keys)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores counters and state."""
@@ -254,15 +257,15 @@ class LightningHooks(LightningModule):
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raises ConfigError for options that Lightning refuses too, with the key that does the same here."""
-    for name, (default, key) in OURS.items():
+    """Raises ConfigError for REPLACED_OPTIONS, with the equivalent config key."""
+    for name, (default, key) in REPLACED_OPTIONS.items():
         value = getattr(trainer, name)
         if value != default:
-            raise ConfigError(f"Trainer({name}={value}): the method does this itself; leave it out and set {key}")
+            raise ConfigError(f"Trainer({name}={value}): not supported; leave it out and set {key}")
 
 
-def plain(value: Any) -> Any:
-    """A setting as plain containers."""
+def to_plain(value: Any) -> Any:
+    """A setting as dicts, lists and scalars."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value

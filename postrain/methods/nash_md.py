@@ -1,6 +1,5 @@
 """Nash learning from human feedback by mirror descent (Munos et al. 2023, Nash-MD-PG): the policy plays against a
-geometric mixture of itself and the reference policy, and is rewarded by how likely its completion is preferred to the
-mixture's.
+geometric mixture of itself and the reference policy. Its reward is the probability that its completion is preferred.
 
 The fixed point is the Nash equilibrium of the preference, regularised by the KL to the reference. The preference may be
 intransitive. `losses.nash_md` is the loss, `losses.nash_md_advantages` computes the advantages.
@@ -32,13 +31,13 @@ class Experience(Batch):
 
     rows: Rows
     logps_BT: Tensor
-    """Old log-probabilities: under the policy that sampled."""
+    """Old log-probabilities, under the sampling policy."""
     advantages_BT: Tensor
     in_loss_B: Tensor
     """False for truncated completions with mask_truncated_completions: they skip the forward pass."""
 
     def cost(self) -> list[int]:
-        return [cost * learned for cost, learned in zip(self.rows.cost(), self.in_loss_B.tolist(), strict=True)]
+        return [cost * in_loss for cost, in_loss in zip(self.rows.cost(), self.in_loss_B.tolist(), strict=True)]
 
 
 class NashMD(OnlinePreference):
@@ -58,19 +57,19 @@ class NashMD(OnlinePreference):
     def prepare(self, batch: Prompts) -> Experience:
         """Samples from policy and mixture; compares each completion with all of the mixture's for its prompt."""
         size = self.group_size
-        mine = self.rollout(batch, num_generations=size)
-        opponent = Mixture(self.policy, self.reference_policy, self.mixture)
-        theirs = self.rollout(batch, num_generations=size, purpose="opponent", model=opponent)
-        preferred_B = self.preferences(mine, theirs).nanmean(2).flatten()
-        mask_BT = completion_mask(mine.rows, self.device)
-        logps_BT = self.old_logps(mine)
-        ref_logps_BT = self.reference_logps(mine.rows)
+        policy = self.rollout(batch, num_generations=size)
+        mixture = Mixture(self.policy, self.reference_policy, self.mixture)
+        opponent = self.rollout(batch, num_generations=size, purpose="opponent", model=mixture)
+        preferred_B = self.preferences(policy, opponent).nanmean(2).flatten()
+        mask_BT = completion_mask(policy.rows, self.device)
+        logps_BT = self.old_logps(policy)
+        ref_logps_BT = self.reference_logps(policy.rows)
         known_B = ~preferred_B.isnan()
-        self.accumulate({**self.rollout_metrics(mine), **sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT)})
+        self.accumulate({**self.rollout_metrics(policy), **sampled_kl_metrics(logps_BT, ref_logps_BT, mask_BT)})
         self.accumulate({"win_rate/mixture": Mean(preferred_B[known_B].sum(), known_B.sum())})
-        in_loss_B = ~self.truncated_and_masked(mine)
+        in_loss_B = ~self.truncated_and_masked(policy)
         advantages_BT = losses.nash_md_advantages(preferred_B, logps_BT - ref_logps_BT, mask_BT, beta=self.beta)
-        return Experience(mine.rows, logps_BT, advantages_BT * in_loss_B[:, None], in_loss_B)
+        return Experience(policy.rows, logps_BT, advantages_BT * in_loss_B[:, None], in_loss_B)
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         for indices in self.minibatch_indices(self.batch_size):

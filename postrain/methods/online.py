@@ -1,8 +1,9 @@
 """Bases of the online methods: `Online` samples completions from the policy and iterates over each rollout in epochs of
 mini-batches; `PolicyGradient` adds the KL penalty and the entropy bonus of PPO and the GRPO family.
 
-Seeds of completions depend on the prompt's index in the global batch and on the completion's number, never on the rank
-that samples it. Axes: B completions, prompt-major, T completion tokens.
+The seed of a completion depends on the prompt's index in the global batch and the completion's number, not on the rank.
+
+Axes: B completions, prompt-major, T completion tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from postrain.rollout.engine import Mixture
 from postrain.seeds import derive_seed, generator
 from postrain.types import Count, LRSchedule, Max, Mean, NonNegative, Rows
 
-# Largest difference of two float32 log-probabilities that summation order explains.
+# Largest difference of two float32 log-probabilities due to summation order [nats].
 SAMPLER_TOLERANCE = 1e-2
 
 KLPlacement = Literal["reward", "loss"]
@@ -36,7 +37,7 @@ KLPlacement = Literal["reward", "loss"]
 BIASED_KL: Mapping[tuple[KLEstimator, KLPlacement], str] = {
     ("k2", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1, or method.kl_in=loss",
     ("k3", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1",
-    ("exact", "reward"): "it is the same number whichever token is drawn, so it has no gradient; use method.kl_in=loss",
+    ("exact", "reward"): "it does not depend on the sampled token and has no gradient; use method.kl_in=loss",
     ("k1", "loss"): "its expected gradient is 0; use method.kl_in=reward, or method.kl_estimator=exact or k2",
     ("k3", "loss"): (
         "its expected gradient is that of KL(reference ‖ policy), not of KL(policy ‖ reference); "
@@ -47,7 +48,7 @@ BIASED_KL: Mapping[tuple[KLEstimator, KLPlacement], str] = {
 
 
 class Online(Method):
-    """Base of methods trained on the policy's own completions of prompts."""
+    """Base of methods trained on completions that the policy samples."""
 
     kind: ClassVar[str] = "Prompt"
     needs_reward: ClassVar[bool] = True
@@ -55,11 +56,11 @@ class Online(Method):
     schedule: LRSchedule = "constant"
     micro_batch_tokens: Count = 8192
     epochs: Count = 1
-    """Epochs over each rollout batch."""
+    """Number of epochs over each rollout."""
     minibatches_per_epoch: Count = 1
-    """Mini-batches, one optimizer step each, in each epoch."""
+    """Number of mini-batches per epoch, one optimizer step each."""
     missing_eos_penalty: NonNegative = 0.0
-    """Penalty subtracted from the reward of a completion truncated at rollout.max_new_tokens."""
+    """Penalty subtracted from the reward of completions truncated at rollout.max_new_tokens; 0 disables it."""
     mask_truncated_completions: bool = False
     """Whether completions truncated at rollout.max_new_tokens are masked out of the loss."""
 
@@ -82,17 +83,18 @@ class Online(Method):
             )
         if collectives.world_size() > self.batch_size:
             raise ConfigError(
-                f"method.batch_size={self.batch_size}: {collectives.world_size()} ranks need at least one prompt each"
+                f"method.batch_size={self.batch_size}: expected at least one prompt per rank; give at least "
+                f"{collectives.world_size()}"
             )
         if self.sampling.temperature == 0:
-            raise ConfigError("rollout.temperature=0 always draws the same completion; learning needs it above 0")
+            raise ConfigError("rollout.temperature=0 always samples the same completion; training needs it above 0")
 
     def record_step(self, ratio_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
-        """Keeps the last micro-batch's ratios and advantages for histograms."""
+        """Stores ratios and advantages of the last micro-batch for histograms."""
         self.last_step_BT = ratio_BT.detach(), advantages_BT, mask_BT
 
     def distributions(self) -> dict[str, Tensor]:
-        """Ratios and advantages of the tokens of that micro-batch; {} before the first one."""
+        """Importance ratios and advantages of the tokens of the last micro-batch; {} before the first one."""
         if self.last_step_BT is None:
             return {}
         ratio_BT, advantages_BT, mask_BT = self.last_step_BT
@@ -107,8 +109,10 @@ class Online(Method):
         purpose: str = "rollout",
         model: nn.Module | Mixture | None = None,
     ) -> Rollouts:
-        """`num_generations` completions of each prompt, prompt-major, sampled from the policy or from `model`, with
-        rewards. `indices` are the prompts' in the global batch, by default those of this rank's share."""
+        """`num_generations` completions of each prompt, prompt-major, sampled from `model` or the policy, with rewards.
+
+        `indices` are those of the prompts in the global batch; by default, of this rank's share.
+        """
         if indices is None:
             indices = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
         seeds = [
@@ -123,20 +127,20 @@ class Online(Method):
         return rollouts
 
     def sample_and_score(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
-        """A completion of each prompt with its reward; `seeds` are the completions'."""
-        parts = self.components
+        """One completion per prompt with its reward; `seeds` has one seed per completion."""
+        components = self.components
         return collect(
-            parts.engine,
+            components.engine,
             model,
-            parts.template,
+            components.template,
             prompts,
             seeds=seeds,
-            reward=parts.reward,
-            environment=parts.environment,
+            reward=components.reward,
+            environment=components.environment,
         )
 
     def rollout_metrics(self, rollouts: Rollouts) -> Metrics:
-        """Metrics of completions, without reward metrics if there is only a preference."""
+        """Metrics of completions; without a reward (only a preference), no reward metrics."""
         found = rollouts.metrics()
         return (
             found
@@ -145,15 +149,15 @@ class Online(Method):
         )
 
     def shaped_rewards(self, rollouts: Rollouts) -> Tensor:
-        """The reward of each completion with the method's own penalties, NaN if unscorable, [B]."""
+        """Reward of each completion minus the method's penalties, NaN if unscorable, [B]."""
         return rollouts.reward_B - self.missing_eos_penalty * (~rollouts.finished_B)
 
     def truncated_and_masked(self, rollouts: Rollouts) -> Tensor:
         """True where a completion was truncated and `mask_truncated_completions` excludes it from the loss, [B]."""
-        out_B = ~rollouts.finished_B & self.mask_truncated_completions
+        masked_B = ~rollouts.finished_B & self.mask_truncated_completions
         if self.mask_truncated_completions:
-            self.accumulate({"completion/masked": Mean(out_B.sum(), len(out_B))})
-        return out_B
+            self.accumulate({"completion/masked": Mean(masked_B.sum(), len(masked_B))})
+        return masked_B
 
     def logps(self, model: nn.Module, rows: Rows) -> Tensor:
         """Log-probabilities of the completions under a model, at the sampling temperature, without gradient, [B, T]."""
@@ -165,7 +169,7 @@ class Online(Method):
 
     def old_logps(self, rollouts: Rollouts) -> Tensor:
         """Old log-probabilities, [B, T], recorded while sampling or recomputed; sets `first_pass`."""
-        # In lower precision engine and scorer round differently, and the first ratio must be 1: recompute.
+        # In lower precision engine and scorer round differently. The first ratio must be 1, so recompute.
         self.first_pass = self.components.engine.exact_logps and self.in_float32()
         if self.first_pass:
             return rollouts.logps_BT
@@ -174,7 +178,7 @@ class Online(Method):
         return logps_BT
 
     def check_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
-        """Before the first optimizer step the policy must reproduce the recorded log-probabilities."""
+        """Checks, before the first optimizer step, that the policy reproduces the recorded log-probabilities."""
         if self.first_pass:
             error = sampler_error(recorded_BT, own_BT.detach(), strict=not self.dropout)
             self.accumulate({"rollout/logp_error": error})
@@ -185,18 +189,18 @@ class Online(Method):
             return self.logps(frozen, rows)
 
     def minibatch_indices(self, items: int) -> Iterator[Sequence[int]]:
-        """Epochs × mini-batches: the indices of each mini-batch in a rollout of `items` over all ranks."""
+        """Indices of each mini-batch, over all epochs, in a rollout of `items` over all ranks."""
         for epoch in range(self.epochs):
             source = generator(self.components.seed, "minibatches", self.counters.updates, epoch)
             for chunk in torch.randperm(items, generator=source).chunk(self.minibatches_per_epoch):
                 yield chunk.tolist()
 
     def evaluate(self, batch: Any, index: int) -> Metrics:
-        """Empty: held-out prompts have no loss. Evaluation measures samples, rewards and KL for every method."""
+        """Empty: held-out prompts have no loss. Evaluation tasks measure samples, rewards and KL for every method."""
         return {}
 
     def validate(self, batch: Prompts, index: int) -> Metrics:
-        """Also samples a completion of each prompt with fixed seeds and adds rewards, lengths and finish rates."""
+        """`evaluate`, and rewards, lengths and finish rate of one completion per prompt, sampled with fixed seeds."""
         seeds = [derive_seed(self.components.seed, "evaluation", index, number) for number in range(len(batch))]
         return {**self.evaluate(batch, index), **self.rollout_metrics(self.sample_and_score(self.policy, batch, seeds))}
 
@@ -207,10 +211,10 @@ class PolicyGradient(Online):
     kl_coef: NonNegative = 0.0
     """Weight of KL(policy ‖ reference); 0 needs no reference."""
     kl_estimator: KLEstimator = "k1"
-    """KL estimator of the penalty. k1 belongs in the reward; exact (a sum over the vocabulary), k2 and k3 in the loss,
+    """KL estimator of the penalty: k1 with kl_in=reward; exact (a sum over the vocabulary), k2 or k3 with kl_in=loss,
     where exact and k2 have the gradient of the KL. All estimates are logged."""
     kl_in: KLPlacement = "reward"
-    """reward: subtract the KL penalty from the reward (k1). loss: add it to the loss (exact, k2, k3)."""
+    """Where the KL penalty enters. reward: subtracted from the reward (k1). loss: added to the loss (exact, k2, k3)."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus [per nat]; 0 disables it."""
 
@@ -234,7 +238,7 @@ class PolicyGradient(Online):
         return self.kl_in == "loss" and self.coef > 0
 
     def scored(self, rows: Rows, head: Callable[[Tensor], Tensor] | None = None) -> Scores | ReferenceScores:
-        """The policy on these rows, differentiable, beside the reference where the loss needs their exact KL."""
+        """Differentiable scores of these rows under the policy; with the exact KL in the loss, also its value."""
         options: Any = {"temperature": self.sampling.temperature, "entropy": self.entropy_coef > 0, "head": head}
         if self.kl_in_this_loss() and self.kl_estimator == "exact":
             return score_with_reference(self.policy, self.reference_policy, rows, **options)
@@ -249,33 +253,33 @@ class PolicyGradient(Online):
 
 
 def local_indices(indices: Sequence[int]) -> list[int]:
-    """The items that this rank holds (rank::world_size), as indices into its share of the global batch."""
+    """Indices of this rank's items (rank::world_size) in its share of the global batch."""
     world, rank = collectives.world_size(), collectives.rank()
     return [index // world for index in indices if index % world == rank]
 
 
 def completion_mask(rows: Rows, device: torch.device) -> Tensor:
-    """True at the completion tokens of each row, left-aligned, [B, T]."""
+    """True at completion tokens, left-aligned, [B, T]."""
     counts_B = torch.tensor([int(mask.sum()) for mask in rows.supervised], device=device)
     return torch.arange(int(counts_B.max()), device=device) < counts_B[:, None]
 
 
 def sampler_error(recorded_BT: Tensor, own_BT: Tensor, *, strict: bool) -> Max:
-    """Largest difference between log-probabilities recorded while sampling and the policy's own, 0 outside the mask.
+    """Largest difference between recorded and recomputed log-probabilities; both are 0 outside the mask.
 
-    Raises ConfigError if `strict` (all float32) and it exceeds rounding: the first importance ratio would not be 1.
+    With `strict` (all float32), raises ConfigError if it exceeds rounding: the first importance ratio would not be 1.
     """
     error = float((recorded_BT - own_BT).abs().max())
     if strict and error > SAMPLER_TOLERANCE:
         raise ConfigError(
-            f"rollout: sampled log-probabilities differ by {error:.2g} from the policy's own in float32, so the engine "
-            "and the model do not compute the same"
+            f"rollout: sampled log-probabilities differ by {error:.2g} from the policy's own in float32, expected 0 up "
+            "to rounding: the engine and the model do not compute the same; report it with the model's name"
         )
     return Max(error)
 
 
 def concatenated(parts: Sequence[Rollouts]) -> Rollouts:
-    """Rollouts one after the other, their tensors padded to the longest."""
+    """Concatenates rollouts; pads tensors to the longest."""
     names = [f.name for f in fields(Rollouts)]
     return Rollouts(**{name: _concatenated([getattr(part, name) for part in parts]) for name in names})
 

@@ -1,8 +1,8 @@
 """Direct preference optimisation on the policy's own completions, labelled online (Guo et al. 2024, "Direct
 language model alignment from online AI feedback").
 
-Of each prompt's completions the one preferred on average to all others is chosen and the least preferred rejected; two
-completions are the paper's setting. A prompt whose completions tie carries no gradient. `losses.dpo` is the loss.
+The completion of a prompt with the highest mean preference over the others is chosen, the one with the lowest is
+rejected; the paper samples two completions. Prompts with a tie carry no gradient. `losses.dpo` is the loss.
 
 Axes: P prompts, G completions of a prompt, B pairs (one per prompt), T completion tokens.
 """
@@ -33,8 +33,8 @@ def average_preference(beats_PGG: Tensor) -> Tensor:
 
     `beats_PGG[p, i, j]` is P(i beats j); a completion is not compared with itself.
     """
-    itself = torch.eye(beats_PGG.shape[1], dtype=torch.bool, device=beats_PGG.device)
-    return beats_PGG.masked_fill(itself, torch.nan).nanmean(2)
+    diagonal = torch.eye(beats_PGG.shape[1], dtype=torch.bool, device=beats_PGG.device)
+    return beats_PGG.masked_fill(diagonal, torch.nan).nanmean(2)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class OnlineDPO(OnlinePreference):
 
     learning_rate: Positive = 1.5e-4
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """The loss of a pair: DPO's (sigmoid) or IPO's (ipo)."""
+    """Loss of a pair: sigmoid (DPO) or ipo (IPO)."""
 
     headline: ClassVar[tuple[str, str, str]] = ("accuracy", "completion/length", "eval/win_rate")
 
@@ -103,8 +103,8 @@ class OnlineDPO(OnlinePreference):
             rejected_lengths=lengths(found.rejected),
             reduction="sum",
         )
-        gained_B, lost_B = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
-        return LossSum(total, pair_metrics(self.beta * gained_B, self.beta * lost_B, found))
+        log_ratios = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
+        return LossSum(total, pair_metrics(self.beta * log_ratios[0], self.beta * log_ratios[1], found))
 
     def denominator(self, batch: OnlinePairs) -> int:
         return len(batch)

@@ -1,6 +1,6 @@
-"""Base of methods trained on preferences between sampled completions; measures the win rate against the reference.
+"""Base of methods trained on preferences between sampled completions; logs the win rate against the reference.
 
-A preference gives P(a beats b); a reward becomes one by the difference of its scores. Truncated
+A preference gives P(a beats b). With a reward, P(a beats b) is a sigmoid of the difference of the rewards. Truncated
 completions can be penalised (with a reward) or excluded from all comparisons.
 
 Axes: P prompts, G completions of a prompt, B completions, prompt-major.
@@ -24,7 +24,7 @@ from postrain.types import Count, Mean, Positive, Size
 
 
 class OnlinePreference(Online):
-    """Base of OnlineDPO and NashMD: the training signal is which of two completions is preferred."""
+    """Base of OnlineDPO and NashMD, which are trained on preferences between two completions."""
 
     accepts_preferences: ClassVar[bool] = True
     expected_change: ClassVar[tuple[str, float]] = ("eval/win_rate", 0.1)
@@ -37,8 +37,8 @@ class OnlinePreference(Online):
     beta: Positive = 0.1
     """KL coefficient β: larger values keep the policy closer to the reference."""
     preference_temperature: Positive = 0.1
-    """Where a reward scores single completions: P(a beats b) = σ((r(a) − r(b)) / this). It decides how clear a win is
-    and what counts as a tie, not which completion wins."""
+    """With a reward: temperature τ of the preference P(a beats b) = σ((r(a) − r(b)) / τ). Smaller values make wins
+    clearer and ties rarer; the winner stays the same."""
 
     def needs_reference(self) -> bool:
         return True
@@ -51,14 +51,16 @@ class OnlinePreference(Online):
         super().check()
         if self.missing_eos_penalty and self.components.preference is not None:
             raise ConfigError(
-                f"method.missing_eos_penalty={self.missing_eos_penalty:g}: taken off the reward of a completion, and "
-                f"{type(self.components.preference).__name__} only compares; use "
+                f"method.missing_eos_penalty={self.missing_eos_penalty:g} is subtracted from a reward, and "
+                f"{type(self.components.preference).__name__} only compares completions; use "
                 "method.mask_truncated_completions=true, or a reward that scores completions"
             )
 
     def preferences(self, some: Rollouts, others: Rollouts) -> Tensor:
-        """P(completion i of the first beats completion j of the second), for each prompt, [P, G, G]; with the method's
-        penalties, and NaN where one of them is masked or the comparison failed."""
+        """P(completion i of `some` beats completion j of `others`) for each prompt, [P, G, G].
+
+        Includes the method's penalties. NaN if one of the two is masked or the comparison failed.
+        """
         size = self.group_size
         some, others = (replace(one, reward_B=self.shaped_rewards(one)) for one in (some, others))
         one, other = all_pairs(some, others, size)
@@ -73,7 +75,7 @@ class OnlinePreference(Online):
         return wins_B.to(self.device)
 
     def evaluate(self, batch: Prompts, index: int) -> Metrics:
-        """How often the policy's completions of held-out prompts beat the reference's, sampled with the same seeds."""
+        """Win rate of the policy's completions of held-out prompts against the reference's, with the same seeds."""
         if index not in self.reference_rollouts:
             with self.reference_policy.scoring() as frozen:
                 self.reference_rollouts[index] = self.completed(frozen, batch, index)
@@ -91,7 +93,7 @@ class OnlinePreference(Online):
 
 
 def all_pairs(some: Rollouts, others: Rollouts, size: int) -> tuple[Rollouts, Rollouts]:
-    """Every completion beside each of the others for the same prompt, G · G pairs a prompt."""
+    """All pairs of a completion of `some` and one of `others` for the same prompt, G · G pairs per prompt."""
     rows = range(len(some))
     first = [row for row in rows for _ in range(size)]
     second = [row // size * size + other for row in rows for other in range(size)]

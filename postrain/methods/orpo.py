@@ -1,5 +1,5 @@
-"""Odds-ratio preference optimisation: supervised learning of the chosen completions and, on top, larger odds for them
-than for the rejected ones; no reference (Hong, Lee and Thorne 2024).
+"""Odds-ratio preference optimisation: an SFT loss on the chosen completions plus an odds-ratio loss of the pair,
+without a reference (Hong, Lee and Thorne 2024).
 
 Axes: B pairs, T completion tokens.
 """
@@ -23,7 +23,7 @@ class ORPO(PairMethod):
     `losses.orpo` is the loss; odds are P / (1 − P) with P = exp(mean log-probability per token).
     """
 
-    # At a rate that keeps the language intact, the quality of samples improves before the ranking accuracy.
+    # At learning rates that preserve fluency, the quality of samples improves before the ranking accuracy.
     expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
     updates: Count = 60

@@ -3,11 +3,11 @@ clipped policy and value losses over several epochs (Schulman et al. 2017; Ziegl
 
     loss = −min(r A, clip(r, 1 ± clip) A) + value_coef · ½ max((v − R)², (v_clipped − R)²)      a mean over tokens
 
-`losses.ppo` and `losses.ppo_value` are these terms, `losses.gae` and `losses.whiten` give A and R. Episodes that no
-reward can score are excluded: they get no advantage and no value target, and whitening and means skip them.
+`losses.ppo` and `losses.ppo_value` are these terms, `losses.gae` and `losses.whiten` compute A and R. Unscorable
+episodes are excluded: they have no advantage and no value target, and whitening and means skip them. Not implemented:
+running reward normalisation, which makes runs incomparable.
 
-Axes: B episodes, T completion tokens. Not implemented: running reward normalisation, which makes runs
-incomparable.
+Axes: B episodes, T completion tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from postrain.types import (
 
 
 def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Metrics:
-    """Size of the advantages, and the share of the returns' variance that the critic explains, over all ranks."""
+    """Mean absolute advantage, and the critic's explained variance of the returns, over all ranks."""
     _, spread, tokens = collectives.moments(returns_BT, mask_BT)
     _, error, _ = collectives.moments(returns_BT - values_BT, mask_BT)
     return {
@@ -61,16 +61,16 @@ class Experience(Batch):
 
     rows: Rows
     logps_BT: Tensor
-    """Old log-probabilities: under the policy that sampled."""
+    """Old log-probabilities, under the sampling policy."""
     ref_logps_BT: Tensor
     values_BT: Tensor
-    """Old values: the critic's before the update."""
+    """Old values, of the critic before the update."""
     advantages_BT: Tensor
     """Whitened over the global batch."""
     returns_BT: Tensor
     """Value targets: unwhitened advantage + old value."""
     in_loss_B: Tensor
-    """False for unscorable episodes, and for truncated ones with mask_truncated_completions: no mini-batch has them."""
+    """False for unscorable episodes, and for truncated ones with mask_truncated_completions; excluded from the loss."""
 
 
 class PPO(PolicyGradient):
@@ -98,7 +98,7 @@ class PPO(PolicyGradient):
     value_coef: NonNegative = 0.1
     """Weight of the value loss."""
     gamma: Fraction = 1.0
-    """Discount γ of future rewards."""
+    """Discount factor γ of future rewards."""
     lam: Fraction = 0.95
     """λ of generalised advantage estimation."""
     kl_target: Positive | None = None
@@ -111,7 +111,7 @@ class PPO(PolicyGradient):
     critic: Literal["shared", "separate"] = "shared"
     """shared: a value head on the policy's trunk. separate: a value head on a copy of the trunk."""
     critic_warmup: CountOrZero = 0
-    """Number of first updates that train only the critic."""
+    """Number of updates at the beginning that train only the critic; 0 disables it."""
 
     def needs_reference(self) -> bool:
         return True
@@ -128,7 +128,7 @@ class PPO(PolicyGradient):
         """Rollouts → rewards → values → GAE advantages and returns."""
         rollouts = self.rollout(batch)
         found = in_micro_batches(self.compare, rollouts.rows, self.micro_batch_tokens)
-        # Old log-probs are recomputed if the sampler differs (top-k, bf16): the first ratio must be 1.
+        # The first ratio must be 1: old log-probs are recomputed if the engine's are not exact (top-k, bf16).
         recorded = self.components.engine.exact_logps and self.in_float32()
         logps_BT = rollouts.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
@@ -153,7 +153,7 @@ class PPO(PolicyGradient):
         return Experience(rollouts.rows, *tensors, in_loss_B)
 
     def compare(self, rows: Rows) -> ReferenceScores:
-        """Policy, reference and shared critic on the same tokens."""
+        """Log-probabilities of policy and reference, and values of a shared critic."""
         return score_with_reference(
             self.policy, self.reference_policy, rows, temperature=self.sampling.temperature, head=self.shared_head()
         )
@@ -190,10 +190,10 @@ class PPO(PolicyGradient):
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         """Epochs × mini-batches, until target_kl is exceeded; then adapts the KL coefficient."""
-        learned, self.exceeds_target_kl = prepared.in_loss_B.tolist(), False
+        in_loss, self.exceeds_target_kl = prepared.in_loss_B.tolist(), False
         for indices in self.minibatch_indices(self.batch_size):
             self.kl_before = self.old_policy_kl()
-            yield prepared.select([index for index in local_indices(indices) if learned[index]])
+            yield prepared.select([index for index in local_indices(indices) if in_loss[index]])
             if self.exceeds_target_kl:
                 break
         self.adapt_kl(self.episode_kl)

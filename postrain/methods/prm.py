@@ -1,8 +1,8 @@
-"""A process reward model from step labels: is a reasoning step right, given the steps before it?
+"""Process reward model: predicts whether a reasoning step is right, given the steps before it.
 
-One binary cross-entropy per step, `losses.prm`, on a scalar head read at the step's end (Uesato et al. 2022, "Solving
-math word problems with process- and outcome-based feedback"; Lightman et al. 2023, "Let's verify step by step").
-Neutral labels are not supported.
+`losses.prm` is a binary cross-entropy per step on a scalar head, read at the last token of the step (Uesato et al.
+2022, "Solving math word problems with process- and outcome-based feedback"; Lightman et al. 2023, "Let's verify step by
+step"). Neutral labels are not supported.
 
 Axes: B chains, S steps of a chain (left-aligned, padded to the longest of the batch).
 """
@@ -52,8 +52,8 @@ class PRM(Method):
     after_first_error: Literal["use", "ignore"] = "use"
     """use: train on all step labels. ignore: skip labels after the first wrong step. Metrics count all labels."""
 
-    def learned(self, batch: StepRows) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels, which of them are real and which of these are learned, bool [B, S] each."""
+    def labels_and_masks(self, batch: StepRows) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, mask of real steps and mask of steps in the loss, bool [B, S] each."""
         labels_BS = pad_sequence(list(batch.labels), batch_first=True)
         steps_B = torch.tensor([len(labels) for labels in batch.labels], device=labels_BS.device)
         mask_BS = torch.arange(labels_BS.shape[1], device=labels_BS.device) < steps_B[:, None]
@@ -61,22 +61,22 @@ class PRM(Method):
         return labels_BS, mask_BS, used_BS
 
     def denominator(self, batch: StepRows) -> int:
-        return int(self.learned(batch)[2].sum())
+        return int(self.labels_and_masks(batch)[2].sum())
 
     def loss_sum(self, batch: StepRows) -> LossSum:
-        labels_BS, mask_BS, used_BS = self.learned(batch)
+        labels_BS, mask_BS, used_BS = self.labels_and_masks(batch)
         logits_BS = step_logits(self.policy, batch.rows)
         total = losses.prm(logits_BS, labels_BS, used_BS, reduction="sum")
         return LossSum(total, accuracies(logits_BS.detach() > 0, labels_BS, mask_BS))
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
-        """The accuracy of always predicting the more frequent label, to compare the model's with."""
+        """Baseline: the accuracy of always predicting the more frequent label."""
         share = metrics["positive_step_fraction"]
         return {"majority_accuracy": max(share, 1 - share)}
 
 
 def accuracies(right_BS: Tensor, labels_BS: Tensor, mask_BS: Tensor) -> dict[str, Mean]:
-    """How often predictions and labels agree: on steps, on whole chains, on the first wrong step of a chain."""
+    """Accuracies of steps, of whole chains and of the first wrong step of a chain; `right_BS` are predictions."""
     agree_BS = (right_BS == labels_BS) & mask_BS
     good_BS, bad_BS = labels_BS & mask_BS, ~labels_BS & mask_BS
     predicted_B, true_B = first_error(~right_BS & mask_BS), first_error(bad_BS)

@@ -1,6 +1,7 @@
-"""REINFORCE++ (Hu et al. 2025): REINFORCE with PPO's clipped token ratio and advantages whitened over the whole batch
-instead of a critic. With groups (its "baseline" form) the group's mean is the baseline and a k2 KL is in the loss; with
-`kl_in=reward` the k1 KL of this token and all later ones is taken off its return. `losses.reinforce` is the loss.
+"""REINFORCE++ (Hu et al. 2025): REINFORCE with PPO's clipped token ratio and advantages whitened over the global batch,
+without a critic. With groups ("REINFORCE++-baseline"), the mean reward of the group is the baseline and a k2 KL is in
+the loss. With `kl_in=reward`, the k1 KL of a token and all later ones is subtracted from its return. `losses.reinforce`
+is the loss.
 
 Axes: P prompts, G completions of a prompt, B = P·G completions, T completion tokens.
 """

@@ -1,4 +1,4 @@
-"""A reward model from preference pairs: Bradley-Terry on a scalar head that is read at each completion's last token."""
+"""Reward model from preference pairs: Bradley-Terry on a scalar head, read at the last token of a completion."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RewardModel(Method):
     batch_size: Size = 32
     learning_rate: Positive = 3e-3
     use_margin: bool = False
-    """Subtract the margin of the data's rows in the loss (0 for rows without one)."""
+    """Subtract the margin of each row in the loss; it is 0 for rows without one."""
     center_rewards_coefficient: NonNegative = 0.01
-    """Weight of the squared sum of a pair's two rewards, which centres rewards at 0."""
+    """Weight of the squared sum of a pair's two rewards, which centres rewards at 0; 0 disables it."""
 
     def denominator(self, batch: Pairs) -> int:
         return len(batch)
@@ -49,7 +49,7 @@ class RewardModel(Method):
             "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
             "reward/rejected": Mean(rejected_B.detach().sum(), pairs),
         }
-        # Signed gaps of the confidence bins are summed over batches; `derived` turns them into the calibration error.
+        # Signed calibration gaps of the bins are summed over batches; `derived` computes the error from the sums.
         for index, (_, confidence, right) in enumerate(margin_bins(gap_B).tolist()):
             metrics[f"_bin/{index}"] = Mean(confidence - right, pairs)
         return LossSum(total, metrics)

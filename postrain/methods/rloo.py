@@ -1,6 +1,7 @@
 """REINFORCE with a leave-one-out baseline (Kool et al. 2019; Ahmadian et al. 2024, "Back to Basics"): a completion is
-one action, its baseline the mean reward of the prompt's other completions, and its KL the sum over its tokens: off the
-reward as published (k1), or in the loss. `losses.rloo` is the loss, `losses.leave_one_out` the advantages.
+one action, and its baseline is the mean reward of the prompt's other completions. Its KL is a sum over its tokens,
+subtracted from the reward as published (k1) or added to the loss. `losses.rloo` is the loss, `losses.leave_one_out`
+computes the advantages.
 
 Axes: P prompts, G completions of a prompt, B = P·G completions, T completion tokens.
 """
@@ -33,5 +34,5 @@ class RLOO(GroupRelative):
         return super().kl_term(found, ref_logps_BT).sum(1, keepdim=True)
 
     def surrogate_options(self) -> SurrogateOptions:
-        # The ratio is that of the whole completion at every token; weights of 1/length make one loss of them.
+        # All tokens of a completion have its ratio; weights of 1/length give one loss per completion.
         return {"importance_sampling_level": "completion"}

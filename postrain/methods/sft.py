@@ -1,6 +1,6 @@
-"""Supervised fine-tuning on demonstrations, with two optional penalties on the distance to the initial weights.
+"""Supervised fine-tuning on demonstrations, with optional penalties on the distance to the initial model.
 
-LoRA-SFT is this method with `adapter=lora`; it has no separate class.
+LoRA-SFT is this method with `adapter=lora`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class SFT(Method):
     schedule: LRSchedule = "cosine"
     dropout: bool = True
     kl_coef: NonNegative = 0.0
-    """Weight of the exact KL(policy ‖ reference), a mean over supervised tokens."""
+    """Weight of the exact KL(policy ‖ reference), a mean over supervised tokens; 0 disables it."""
     l2_coef: NonNegative = 0.0
-    """Weight of the squared distance of the trainable parameters from their initial values."""
+    """Weight of the squared distance of the trainable parameters from their initial values; 0 disables it."""
 
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
@@ -46,9 +46,7 @@ class SFT(Method):
 
     def on_fit_start(self) -> None:
         if self.l2_coef and self.device_mesh is not None:
-            raise ConfigError(
-                "method.l2_coef: not with trainer.strategy=fsdp, which keeps no whole parameters; use ddp"
-            )
+            raise ConfigError("method.l2_coef: not with trainer.strategy=fsdp, which shards the parameters; use ddp")
         if self.l2_coef:
             self.initial = [parameter.detach().clone() for parameter in self.trainable_parameters()]
 
@@ -71,7 +69,7 @@ class SFT(Method):
         if self.l2_coef:
             distance = losses.l2_distance(self.trainable_parameters(), self.initial)
             metrics["l2"] = Mean(distance.detach() * tokens, tokens)
-            # The caller divides by the tokens of the whole step, of which this micro-batch holds `tokens`.
+            # The training loop divides by the tokens of the global mini-batch; this micro-batch has `tokens` of them.
             penalty = penalty + self.l2_coef * distance * tokens
         return LossSum(nll + penalty, metrics)
 

@@ -1,5 +1,5 @@
-"""Simple preference optimisation: the mean log-probability per token is the reward, and the chosen completion's must be
-larger by a margin; no reference (Meng, Xia and Chen 2024).
+"""Simple preference optimisation: the mean log-probability per token is the implicit reward, with a target margin and
+without a reference (Meng, Xia and Chen 2024).
 
 Axes: B pairs, T completion tokens.
 """
@@ -21,13 +21,13 @@ class SimPO(PairMethod):
         loss = −log σ(β (mean log π(chosen) − mean log π(rejected)) − γ)      a mean over pairs: `losses.simpo`
     """
 
-    # At a rate that keeps the language intact, the quality of samples improves before the ranking accuracy.
+    # At learning rates that preserve fluency, the quality of samples improves before the ranking accuracy.
     expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
     batch_size: Size = 32
     learning_rate: Positive = 6e-5
     beta: Positive = 10.0
-    """Scale of the mean log-probabilities that are compared."""
+    """Scale β of the mean log-probabilities."""
     gamma_beta_ratio: NonNegative = 0.3
     """γ/β, the target margin [nats/token]."""
     label_smoothing: Smoothing = 0.0
