@@ -1,10 +1,10 @@
-"""Seconds per update, tokens per second and peak memory of our methods, beside TRL's on the same token rows.
+"""Seconds per update, tokens per second and peak memory of postrain and TRL on the same token rows.
 
     python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo,grpo,rloo --models nano,smollm2 \\
         --trl-python TRL_VENV/bin/python --ppo-python OLD_TRL_VENV/bin/python
 
-Every measurement runs in a separate process, so that peak memory is its own; ours and TRL alternate, so that what else
-the machine does falls on both. Leaves out start-up, data loading and evaluation. benchmarks/README.md has results.
+Each measurement runs in a separate process, because peak memory is per process. The two sides alternate, so that other
+load on the machine affects both. Leaves out start-up, data loading and evaluation. Results: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ HERE = Path(__file__).parent
 BATCH = {"nano": 16, "smollm2": 4}
 PPO_BATCH = {"nano": 16, "smollm2": 8}
 GROUPS = {"nano": (16, 8), "smollm2": (2, 4)}
-"""Prompts of an update, and completions of each, of methods that compare completions."""
+"""Prompts per update and completions per prompt of the group-relative methods."""
 GROUPED = ("grpo", "rloo")
 NEW_TOKENS = 48
 EPOCHS = 4
 VARIANTS = {"ppo": ("ppo", "ppo_shared"), "dpo": ("dpo", "dpo_cached"), "kto": ("kto", "kto_cached")}
-"""Our variants of a method; the first does TRL's computation, the others what we would rather do."""
+"""postrain's variants of a method. The first does the same computation as TRL, the others use a faster option."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """All rounds of one side of one benchmark, the warm-up left out."""
+class Summary:
+    """Medians of one side of one benchmark over all rounds, without the warm-up."""
 
     seconds: float
     cpu_seconds: float
     peak_mb: float
     pass_cpu_seconds: float
-    """What the method did once, before its first update."""
+    """CPU seconds of the reference pass before the first update, if there is one."""
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measure all methods and print a table."""
     args = arguments()
     print_header()
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,11 +60,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="sft,reward,ppo,dpo,kto,orpo,grpo,rloo")
     parser.add_argument("--models", default="nano,smollm2")
-    parser.add_argument("--trl-python", help="an interpreter with TRL; without it only ours is measured")
-    parser.add_argument("--ppo-python", help="an interpreter with TRL 1.12, the last with PPO (default: --trl-python)")
-    parser.add_argument("--rounds", type=int, default=3, help="processes a side, in turns")
-    parser.add_argument("--updates", type=int, default=6, help="timed updates a process")
-    parser.add_argument("--warmup", type=int, default=2, help="updates before the clock counts")
+    parser.add_argument("--trl-python", help="a Python interpreter with TRL; without it only postrain is measured")
+    parser.add_argument(
+        "--ppo-python", help="a Python interpreter with TRL 1.12, the last release with PPO (default: --trl-python)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side, alternating")
+    parser.add_argument("--updates", type=int, default=6, help="timed updates per process")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed updates per process before the timed ones")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -76,7 +78,7 @@ def print_header() -> None:
 
 
 def prepare(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Rows, as text for us and as ids for TRL, and a reward model of the policy's own size."""
+    """Write the rows, as text for postrain and as ids for TRL, and a reward model of the policy's size."""
     folder.mkdir()
     counts = {
         "batch-size": BATCH[model],
@@ -92,61 +94,61 @@ def prepare(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def compare(method: str, model: str, rows: dict[str, Any], args: argparse.Namespace) -> Iterator[str]:
-    """Table rows of one method on one model: TRL's, then each of ours against it."""
+    """Table rows of one method on one model: TRL, then each variant of postrain with its ratio to TRL."""
     sides = dict.fromkeys(VARIANTS.get(method, (method,)), run_ours)
     if args.trl_python:
         sides = {"TRL": run_trl, **sides}
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(args.rounds):
-        for side, measure in sides.items():
-            found[side].append(measure(side if side != "TRL" else method, method, rows, args))
-    summaries = {side: summary(rounds, args.warmup) for side, rounds in found.items()}
+        for side, run_side in sides.items():
+            rounds[side].append(run_side(side if side != "TRL" else method, method, rows, args))
+    summaries = {side: summarize(measurements, args.warmup) for side, measurements in rounds.items()}
     for side, ours in summaries.items():
         cells = [method, model, side if side == "TRL" else f"ours: {side}"]
         for seconds in (ours.cpu_seconds, ours.seconds):
             cells += [short(seconds), short(rows["tokens"][method] / seconds)]
-        cells += [f"{ours.peak_mb:.0f}", against(ours, summaries.get("TRL"))]
+        cells += [f"{ours.peak_mb:.0f}", ratios(ours, summaries.get("TRL"))]
         yield f"| {' | '.join(cells)} |"
 
 
 def short(value: float) -> str:
-    """Three digits, but never an exponent."""
+    """Three significant digits, without exponent."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def against(ours: Measured, peer: Measured | None) -> str:
-    """CPU, wall and memory beside the peer's, and what came before the clock."""
+def ratios(ours: Summary, trl: Summary | None) -> str:
+    """Ratios of CPU time, wall time and memory to TRL, and the CPU time of the reference pass."""
     notes = []
-    if peer is not None and peer is not ours:
-        time, cpu = peer.seconds / ours.seconds, peer.cpu_seconds / ours.cpu_seconds
-        notes += [f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / peer.peak_mb:.2f} of it"]
-    # A method without a pass still sets itself up, in no time.
+    if trl is not None and trl is not ours:
+        time, cpu = trl.seconds / ours.seconds, trl.cpu_seconds / ours.cpu_seconds
+        notes += [f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / trl.peak_mb:.2f} of it"]
+    # Methods without a reference pass have a set-up of some milliseconds.
     if ours.pass_cpu_seconds > 0.01:
         notes += [f"pass before: {short(ours.pass_cpu_seconds)} CPU-s"]
     return "; ".join(notes)
 
 
-def summary(rounds: list[dict[str, Any]], warmup: int) -> Measured:
-    """Medians over the updates of all rounds; the largest peak; the median pass."""
+def summarize(rounds: list[dict[str, Any]], warmup: int) -> Summary:
+    """Medians over the updates of all rounds, the highest peak, the median reference pass."""
 
-    def middle(key: str) -> float:
-        return median([value for measured in rounds for value in measured[key][warmup:]])
+    def median_of(key: str) -> float:
+        return median([value for measurement in rounds for value in measurement[key][warmup:]])
 
-    peak, before = (tuple(measured[key] for measured in rounds) for key in ("peak_mb", "pass_cpu"))
-    return Measured(middle("wall"), middle("cpu"), max(peak), median(before))
+    peak, pass_cpu = (tuple(measurement[key] for measurement in rounds) for key in ("peak_mb", "pass_cpu"))
+    return Summary(median_of("wall"), median_of("cpu"), max(peak), median(pass_cpu))
 
 
 def run_ours(variant: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    return measured([sys.executable, HERE / "run_ours.py", "--variant", variant], method, rows, args)
+    return measure([sys.executable, HERE / "run_ours.py", "--variant", variant], method, rows, args)
 
 
 def run_trl(_: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     python = args.ppo_python or args.trl_python if method == "ppo" else args.trl_python
-    return measured([python, HERE / "run_trl.py", "--method", method], method, rows, args)
+    return measure([python, HERE / "run_trl.py", "--method", method], method, rows, args)
 
 
-def measured(command: list[Any], method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """One process of one side."""
+def measure(command: list[Any], method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Run one process of one side and read its measurement."""
     prompts, group = GROUPS[rows["name"]] if method in GROUPED else (0, 1)
     batch = prompts or (PPO_BATCH if method == "ppo" else BATCH)[rows["name"]]
     out = Path(rows["folder"]) / "measured.json"
@@ -167,12 +169,12 @@ def measured(command: list[Any], method: str, rows: dict[str, Any], args: argpar
 
 
 def options(values: dict[str, Any]) -> list[str]:
-    """A mapping as command-line options."""
+    """Command-line options from a mapping."""
     return [f"--{name}={value}" for name, value in values.items()]
 
 
 def run(command: list[Any], threads: int) -> None:
-    """A process on `threads` cores, offline; its output is shown only when it fails."""
+    """Run a process with `threads` threads, offline. If it fails, exit with the end of its output."""
     settings = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([str(part) for part in command], env=os.environ | settings, capture_output=True, text=True)
     if done.returncode:

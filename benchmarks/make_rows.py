@@ -1,8 +1,7 @@
-"""The rows both sides of a benchmark learn from: as text for us, as the very same token ids for TRL. Run by
-against_trl.py.
+"""Makes the rows of a benchmark: as text for postrain and as the same token ids for TRL. Run by against_trl.py.
 
-Prompts have 16 to 64 tokens, completions 16 to 128, cut out of the bundled world's running text; the reward model is
-the policy with a new scalar head.
+Prompts of 16 to 64 tokens and completions of 16 to 128 are cut from the bundled world's running text. The reward model
+is the policy with a new scalar head.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
 PROMPT, COMPLETION = (16, 64), (16, 128)
 
 Row = tuple[dict[str, Any], dict[str, Any]]
-"""A row as text for us, and as ids for TRL."""
+"""A row as text for postrain, and as ids for TRL."""
 
 
 def main() -> None:
-    """Writes rows.json, which says where everything is."""
+    """Write the rows, the reward model, and rows.json with their paths and token counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--folder", type=Path, required=True)
@@ -46,17 +45,17 @@ def main() -> None:
     reward_model = args.folder / "reward_model"
     load_scalar(resolved, dtype=torch.float32).save_pretrained(reward_model)
     tokenizer.save_pretrained(reward_model)
-    maker = Maker(Template(tokenizer, mode="plain"))
+    maker = RowMaker(Template(tokenizer, mode="plain"))
     found: dict[str, Any] = {"model": str(resolved.directory), "reward_model": str(reward_model)}
     found |= {"texts": {}, "ids": {}, "tokens": {}}
-    for method, make in maker.makes().items():
+    for method, make_row in maker.builders().items():
         batch = {"ppo": args.ppo_batch_size, "grpo": args.group_prompts, "rloo": args.group_prompts}.get(
             method, args.batch_size
         )
-        made = [make() for _ in range(batch * args.updates)]
+        made = [make_row() for _ in range(batch * args.updates)]
         found["texts"][method] = write(args.folder / f"{method}.jsonl", [text for text, _ in made])
         found["ids"][method] = write(args.folder / f"{method}.ids.jsonl", [ids for _, ids in made])
-        # A pair counts its prompt twice: that is how the peer runs it, and so what both sides' tokens/s are of.
+        # A pair counts its prompt twice on both sides, as TRL computes it twice.
         offline = sum(len(value) for _, ids in made for name, value in ids.items() if name.endswith("ids"))
         sampled = {"ppo": 1, "grpo": args.group_size, "rloo": args.group_size}.get(method)
         found["tokens"][method] = batch * sampled * args.new_tokens if sampled else offline / args.updates
@@ -64,23 +63,23 @@ def main() -> None:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    """JSON lines; returns where."""
+    """Write the rows as JSON lines; returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
-class Maker:
-    """Cuts rows out of running text, each as (text, ids); ids are of whole rows, with the length of their prompt."""
+class RowMaker:
+    """Cuts rows from running text, as (text, ids). The ids are of prompt and completion, with the prompt's length."""
 
     def __init__(self, template: Template) -> None:
         self.template = template
         self.random = random.Random(0)
-        self.good = False
+        self.label = False
         text = " ".join(row["text"] for row in world_rows("text", task="mixed", count=2000, seed=0, split="train"))
         self.ids = template.encode_text(text)
 
-    def makes(self) -> dict[str, Callable[[], Row]]:
-        """What makes a row of each method; the order is part of the rows, as all draw from one generator."""
+    def builders(self) -> dict[str, Callable[[], Row]]:
+        """The builder of each method's rows. Their order matters, as all draw from one generator."""
         return {
             "sft": self.demonstration,
             "reward": self.preference,
@@ -116,24 +115,24 @@ class Maker:
         return {"prompt": prompt, **answers}, ids
 
     def unpaired_preference(self) -> Row:
-        """Good and bad take turns, so that a batch has as many of one as of the other."""
+        """Labels alternate, so that a batch has equal numbers of both."""
         prompt, completion = self.cut(*PROMPT), self.cut(*COMPLETION)
-        self.good = not self.good
+        self.label = not self.label
         prompt_ids, completion_ids = self.encoded(prompt, completion)
-        ids = {"input_ids": prompt_ids + completion_ids, "prompt_length": len(prompt_ids), "label": self.good}
-        return {"prompt": prompt, "completion": completion, "label": self.good}, ids
+        ids = {"input_ids": prompt_ids + completion_ids, "prompt_length": len(prompt_ids), "label": self.label}
+        return {"prompt": prompt, "completion": completion, "label": self.label}, ids
 
     def prompt(self) -> Row:
         prompt = self.cut(*PROMPT)
         return {"prompt": prompt}, {"input_ids": self.template.encode_prompt((Message("user", prompt),)).tolist()}
 
     def question(self) -> Row:
-        """A prompt as text for both: TRL's group trainers make the same ids of it."""
+        """A prompt as text for both sides: TRL's GRPO and RLOO trainers tokenise it to the same ids."""
         prompt = {"prompt": self.cut(*PROMPT)}
         return prompt, prompt
 
     def encoded(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-        """Ids of a prompt and of an answer to it."""
+        """Ids of a prompt and of its completion."""
         prompt_ids, completion_ids = self.template.encode_completion((Message("user", prompt),), completion)
         return prompt_ids.tolist(), completion_ids.tolist()
 

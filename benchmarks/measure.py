@@ -1,7 +1,6 @@
-"""What both sides of a benchmark are measured with: the clock around each update, peak memory of the process, and CPU
-seconds of what a method does once before it learns.
+"""Measurements of a benchmark process: time per update, peak memory, and CPU time before the first update.
 
-Standard library only, so that it runs in any environment the peer is installed in.
+Standard library only, so that it runs in TRL's environment too.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Wall and CPU seconds of each update, and CPU seconds of a pass before the first."""
+    """Wall and CPU seconds of each update, and CPU seconds of the reference pass before the first one."""
 
     def __init__(self) -> None:
         self.wall: list[float] = []
@@ -23,26 +22,26 @@ class Stopwatch:
         self._started = (0.0, 0.0)
 
     def start(self) -> None:
-        """An update begins."""
+        """Start timing an update or the reference pass."""
         self._started = (time.perf_counter(), time.process_time())
 
     def stop(self) -> None:
-        """It is over."""
+        """Record the update that `start` began."""
         self.wall.append(time.perf_counter() - self._started[0])
         self.cpu.append(time.process_time() - self._started[1])
 
     def stop_pass(self) -> None:
-        """What began was no update but what comes before the first."""
+        """Record the CPU time since `start` as that of the reference pass."""
         self.pass_cpu = time.process_time() - self._started[1]
 
     def write(self, path: Path) -> None:
-        """The measurement as JSON."""
-        found = {"wall": self.wall, "cpu": self.cpu, "peak_mb": peak_mb(), "pass_cpu": self.pass_cpu}
-        path.write_text(json.dumps(found), encoding="utf-8")
+        """Write the measurement as JSON."""
+        measurement = {"wall": self.wall, "cpu": self.cpu, "peak_mb": peak_mb(), "pass_cpu": self.pass_cpu}
+        path.write_text(json.dumps(measurement), encoding="utf-8")
 
 
 def peak_mb() -> float:
-    """Most memory this process ever held. Linux's own mark starts anew at exec; getrusage's is inherited."""
+    """Peak resident memory of this process in MB. On Linux from VmHWM, as ru_maxrss is inherited through exec."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

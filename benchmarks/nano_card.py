@@ -1,7 +1,8 @@
-"""Measures what the bundled base model can do on held-out items of the world: python benchmarks/nano_card.py [DIR].
+"""Measures the bundled base model on held-out items of the world: python benchmarks/nano_card.py [DIR].
 
-Plain transformers only, one thread. Shares come with Wilson's 95 % interval, means with 1.96 standard errors. The model
-card quotes what this prints; it measures continuing, not answering (a base model does not answer).
+Prints the numbers of the model card: shares with Wilson's 95 % interval, means with 1.96 standard errors. Uses
+transformers only, with one thread. Measures continuations of running text. Leaves out chat, for which the base model
+is not trained.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Model = Any  # a causal LM: transformers types calling and generating too loosel
 
 
 def main(folder: str) -> None:
-    """Prints one line a measurement."""
+    """Print one line per measurement."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
@@ -42,7 +43,7 @@ def main(folder: str) -> None:
 
 
 def perplexities(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Per token, the end mark included, each document on its own."""
+    """Perplexity per token, including the end token. Each document is one sequence."""
     for task in TASKS:
         total = count = 0.0
         for row in rows("text", task=task, count=ITEMS, seed=SEED, split="eval"):
@@ -55,51 +56,52 @@ def perplexities(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[s
 
 
 def sums(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Right answers on held-out sums, sampled and greedy, by number of steps."""
+    """Accuracy on held-out sums, sampled and greedy, by number of steps."""
     found = rows("prompts", task="sums", count=ITEMS, seed=SEED, split="eval")
     for temperature in (1.0, 0.0):
-        said = sample(model, tokenizer, [row["prompt"] for row in found], temperature)
-        right = [
+        completions = sample(model, tokenizer, [row["prompt"] for row in found], temperature)
+        results = [
             (row["gold"]["steps"]["count"], "=" in text, score(row["prompt"], text, row["gold"])["correct"] == 1.0)
-            for row, text in zip(found, said, strict=True)
+            for row, text in zip(found, completions, strict=True)
         ]
-        yield f"sums at temperature {temperature}: {share([r for *_, r in right])}"
+        yield f"sums at temperature {temperature}: {share([right for *_, right in results])}"
         for steps in (2, 3, 4):
-            yield f"  of {steps + 1} numbers: {share([r for count, _, r in right if count == steps])}"
-        for name, written in (("steps written", True), ("straight to the answer", False)):
-            yield f"  {name}: {share([r for _, shown, r in right if shown == written])}"
+            yield f"  of {steps + 1} numbers: {share([right for count, _, right in results if count == steps])}"
+        for name, with_steps in (("with steps", True), ("answer only", False)):
+            yield f"  {name}: {share([right for _, has_steps, right in results if has_steps == with_steps])}"
 
 
 def stories(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Mood and form of continued stories."""
+    """Mood and gold score of continued stories."""
     found = rows("prompts", task="stories", count=ITEMS, seed=SEED, split="eval")
-    said = sample(model, tokenizer, [row["prompt"] for row in found], 1.0)
-    moods = [mood(text) for text in said]
+    completions = sample(model, tokenizer, [row["prompt"] for row in found], 1.0)
+    moods = [mood(text) for text in completions]
     yield f"stories, mean mood: {mean(moods)}"
     yield f"  good (> 0.5): {share([m > 0.5 for m in moods])}, bad (< 0.5): {share([m < 0.5 for m in moods])}"
-    parts = [score(row["prompt"], text, row["gold"]) for row, text in zip(found, said, strict=True)]
+    parts = [score(row["prompt"], text, row["gold"]) for row, text in zip(found, completions, strict=True)]
     for part in ("format", "non_repetition", "fluency", "total"):
         yield f"  gold {part}: {mean([found[part] for found in parts])}"
-    for row, text in list(zip(found, said, strict=True))[:4]:
+    for row, text in list(zip(found, completions, strict=True))[:4]:
         yield f"  {row['prompt']} |{text}"
 
 
 def facts(model: Model, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Facts whose value ends their first statement, continued greedily from before the value."""
+    """Greedy accuracy on facts whose statement ends with the value; the prompt is the statement up to the value."""
     cut = [(fact.plain("@").split(" @")[0], fact.value) for fact in all_facts() if fact.plain("@").endswith(" @.")]
-    said = sample(model, tokenizer, [start for start, _ in cut], 0.0)
-    yield f"facts, greedy: {share([t.strip().startswith(v + '.') for t, (_, v) in zip(said, cut, strict=True)])}"
+    completions = sample(model, tokenizer, [prompt for prompt, _ in cut], 0.0)
+    right = [text.strip().startswith(value + ".") for text, (_, value) in zip(completions, cut, strict=True)]
+    yield f"facts, greedy: {share(right)}"
 
 
 def sample(model: Model, tokenizer: PreTrainedTokenizerBase, prompts: list[str], temperature: float) -> list[str]:
-    """A continuation of each prompt, without its end mark."""
-    said = []
+    """One completion per prompt, without the end token."""
+    completions = []
     for start in range(0, len(prompts), BATCH):
         batch = tokenizer(prompts[start : start + BATCH], return_tensors="pt", padding=True)
-        chance = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        ids = model.generate(**batch, **chance, max_new_tokens=90)[:, batch["input_ids"].shape[1] :]
-        said += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return said
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        ids = model.generate(**batch, **sampling, max_new_tokens=90)[:, batch["input_ids"].shape[1] :]
+        completions += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return completions
 
 
 def share(hits: list[bool]) -> str:

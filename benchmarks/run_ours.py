@@ -1,9 +1,8 @@
-"""One measurement of ours: a few updates of one method through train.py's own path. Run by against_trl.py.
+"""Measures postrain: a few updates of one method through the code path of train.py. Run by against_trl.py.
 
-The run is a user's run, with tracker, checkpoints and evaluation turned down. Three things differ: the clock around
-each update and around the reference's pass over the data; that nothing ends a sampled completion early, since the
-peer's PPO knows no end token either, and GRPO and RLOO disable early ends; and a separate cache, so that no earlier
-process has computed anything for it.
+The run is an ordinary training run with logger, checkpoints and evaluation reduced. It differs in three points: updates
+and the reference pass are timed; sampled completions have no stop tokens, as in TRL's PPO and in the benchmark's
+settings of TRL's GRPO and RLOO; the disk cache is empty.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Measures, and writes JSON after the last update."""
+    """Run the updates; the measurement is written as JSON after the last one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     for name in ("--model", "--reward-model", "--rows", "--out"):
@@ -54,9 +53,9 @@ def main() -> None:
         parser.add_argument(name, type=int, required=True)
     args = parser.parse_args()
     stopwatch = Stopwatch()
-    watch_updates(stopwatch, Path(args.out), args.updates)
-    watch_pass(stopwatch)
-    LocalEngine.generate = endless(LocalEngine.generate)
+    time_updates(stopwatch, Path(args.out), args.updates)
+    time_reference_pass(stopwatch)
+    LocalEngine.generate = without_stop_tokens(LocalEngine.generate)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["POSTRAIN_CACHE"] = f"{scratch}/cache"
         code = start(["train.py", *overrides(args, scratch)], CONF)
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
-    """The command line a user would give."""
+    """The config overrides of the run."""
     online = [f"method.epochs={args.epochs}", f"reward.path={args.reward_model}"]
     return [
         *VARIANTS[args.variant],
@@ -87,8 +86,8 @@ def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
     ]
 
 
-def watch_updates(stopwatch: Stopwatch, out: Path, updates: int) -> None:
-    """Times every update, and writes the measurement down once the last one is over."""
+def time_updates(stopwatch: Stopwatch, out: Path, updates: int) -> None:
+    """Patch the training step to time every update and to write the measurement after the last one."""
     update = Method.training_step
 
     def timed(self: Method, batch: Any, batch_idx: int) -> None:
@@ -101,8 +100,8 @@ def watch_updates(stopwatch: Stopwatch, out: Path, updates: int) -> None:
     Method.training_step = timed
 
 
-def watch_pass(stopwatch: Stopwatch) -> None:
-    """Times what a method with a reference does before its first update."""
+def time_reference_pass(stopwatch: Stopwatch) -> None:
+    """Patch the setup of methods with a reference model to time the pass before the first update."""
     setup = ReferenceModelMixin.setup
 
     def timed(self: ReferenceModelMixin, stage: str) -> None:
@@ -113,13 +112,13 @@ def watch_pass(stopwatch: Stopwatch) -> None:
     ReferenceModelMixin.setup = timed
 
 
-def endless(generate: Any) -> Any:
+def without_stop_tokens(generate: Any) -> Any:
     """The engine's `generate` without stop tokens."""
 
-    def unstopped(engine: Any, model: Any, prompts: Any, *, seeds: Sequence[int], stop: Any) -> Any:
+    def generate_without_stop(engine: Any, model: Any, prompts: Any, *, seeds: Sequence[int], stop: Any) -> Any:
         return generate(engine, model, prompts, seeds=seeds, stop=Stop(()))
 
-    return unstopped
+    return generate_without_stop
 
 
 if __name__ == "__main__":

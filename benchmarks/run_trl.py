@@ -1,9 +1,9 @@
-"""One measurement of TRL: a few updates of one method on token rows that are already made. Run by against_trl.py.
+"""Measures TRL: a few updates of one method on tokenised rows. Run by against_trl.py.
 
-TRL's defaults, but for gradient checkpointing and bf16, which are off (ours has neither here), no evaluation and no
-saving. All are TRL 1.16's (ORPO its experimental one), but for PPO: the experimental one, last seen in 1.12. TRL is
-imported by name, each part where it is used: the two releases differ, and our own environment has neither. DPO, KTO
-and ORPO only know text, so the one step of theirs that makes tokens of it is replaced by handing the ids through.
+TRL's defaults, but without gradient checkpointing and bf16 (postrain has neither here), evaluation and saving. The
+trainers are those of TRL 1.16 (ORPO from its experimental package), except PPO: the experimental trainer of 1.12, the
+last release with it. TRL is imported inside functions, as the releases differ and postrain's environment does not have
+it. The DPO, KTO and ORPO trainers accept text only, so their tokenisation is overridden to pass the ids through.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from transformers import (
 from vowel_reward import vowels
 
 
-class Watch(TrainerCallback):
-    """The stopwatch, where TRL's trainers call back."""
+class StopwatchCallback(TrainerCallback):
+    """Times the updates of TRL's trainers."""
 
     def __init__(self) -> None:
         self.stopwatch = Stopwatch()
@@ -44,7 +44,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.stopwatch.stop()
-        self.stopwatch.start()  # PPO says nothing when a step begins: it begins where the last one ended
+        self.stopwatch.start()  # PPOTrainer does not call on_step_begin: a step begins at the end of the previous one
 
 
 def common(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
@@ -62,19 +62,19 @@ def common(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     }
 
 
-def sft(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def sft(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl = import_module("trl")
     config = trl.SFTConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
     return trl.SFTTrainer(causal(args), config, **parts(args, rows, watch))
 
 
-def reward(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def reward(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl = import_module("trl")
     config = trl.RewardConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
     return trl.RewardTrainer(scalar(args.reward_model), config, **parts(args, rows, watch))
 
 
-def dpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def dpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl = import_module("trl")
 
     class DPOOnIds(trl.DPOTrainer):
@@ -85,18 +85,18 @@ def dpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
     return DPOOnIds(causal(args), args=config, **parts(args, [split_pair(row) for row in rows], watch))
 
 
-def kto(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def kto(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl = import_module("trl")
 
     class KTOOnIds(trl.KTOTrainer):
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-            return dataset.map(rotated, batched=True, batch_size=args.batch_size)
+            return dataset.map(rotate_completions, batched=True, batch_size=args.batch_size)
 
     config = trl.KTOConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
     return KTOOnIds(causal(args), args=config, **parts(args, [split_unpaired_preference(row) for row in rows], watch))
 
 
-def orpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def orpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl_orpo = import_module("trl.experimental.orpo")
 
     class ORPOOnIds(trl_orpo.ORPOTrainer):
@@ -107,7 +107,7 @@ def orpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scr
     return ORPOOnIds(causal(args), args=config, **parts(args, [labelled_pair(row) for row in rows], watch))
 
 
-def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl_ppo = import_module("trl.experimental.ppo")  # gone from later releases
     config = trl_ppo.PPOConfig(
         **common(args, scratch),
@@ -135,20 +135,20 @@ def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scra
     )
 
 
-def grpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def grpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl = import_module("trl")
-    config = trl.GRPOConfig(**grouped(args, scratch))
+    config = trl.GRPOConfig(**group_settings(args, scratch))
     return trl.GRPOTrainer(causal(args), vowels, args=config, **parts(args, rows, watch))
 
 
-def rloo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch, scratch: str) -> Any:
+def rloo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl = import_module("trl")
-    config = trl.RLOOConfig(**grouped(args, scratch))
+    config = trl.RLOOConfig(**group_settings(args, scratch))
     return trl.RLOOTrainer(causal(args), vowels, args=config, **parts(args, rows, watch))
 
 
-def grouped(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
-    """Common settings of GRPO and RLOO: its batches count completions, and none may end early."""
+def group_settings(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
+    """Common settings of GRPO and RLOO. Batch sizes count completions; all completions have the maximum length."""
     return common(args, scratch) | {
         "per_device_train_batch_size": args.batch_size * args.group_size,
         "num_generations": args.group_size,
@@ -159,26 +159,26 @@ def grouped(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
 
 
 def split_pair(row: dict[str, Any]) -> dict[str, Any]:
-    """A pair as DPOTrainer wants it: the prompt apart."""
+    """A pair in DPOTrainer's format: the prompt is a separate field."""
     cut = row["prompt_length"]
     answers = {name: row[name][cut:] for name in ("chosen_ids", "rejected_ids")}
     return {"prompt_ids": row["chosen_ids"][:cut], **answers}
 
 
 def split_unpaired_preference(row: dict[str, Any]) -> dict[str, Any]:
-    """An unpaired preference as KTOTrainer wants it."""
+    """An unpaired preference in KTOTrainer's format."""
     ids, cut = row["input_ids"], row["prompt_length"]
     return {"prompt_ids": ids[:cut], "completion_ids": ids[cut:], "label": row["label"]}
 
 
-def rotated(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Each prompt with the completion before its own, as KTOTrainer pairs them for its estimate of the KL."""
+def rotate_completions(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Pairs each prompt with the completion of the previous row, as KTOTrainer does to estimate the KL."""
     completions = batch["completion_ids"]
     return {**batch, "KL_completion_ids": completions[-1:] + completions[:-1]}
 
 
 def labelled_pair(row: dict[str, Any]) -> dict[str, Any]:
-    """A pair as ORPOTrainer wants it: whole rows, with the prompt hidden from the labels."""
+    """A pair in ORPOTrainer's format: prompt and completion, with labels of -100 for the prompt."""
     cut, found = row["prompt_length"], {}
     for name in ("chosen", "rejected"):
         ids = row[f"{name}_ids"]
@@ -189,8 +189,8 @@ def labelled_pair(row: dict[str, Any]) -> dict[str, Any]:
     return {**found, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * cut}
 
 
-def parts(args: argparse.Namespace, rows: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
-    """What an offline trainer takes beside its model and its settings."""
+def parts(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback) -> dict[str, Any]:
+    """Arguments of a trainer besides its model and its config."""
     return {
         "train_dataset": Dataset.from_list(rows),
         "processing_class": AutoTokenizer.from_pretrained(args.model, trust_remote_code=False),
@@ -204,7 +204,7 @@ def causal(args: argparse.Namespace) -> Any:
 
 
 def scalar(path: str) -> Any:
-    """A model with one number for a head."""
+    """A model with a scalar head."""
     return AutoModelForSequenceClassification.from_pretrained(
         path, num_labels=1, dtype="float32", trust_remote_code=False
     )
@@ -214,7 +214,7 @@ METHODS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "kto": kto, "or
 
 
 def main() -> None:
-    """Measures, and writes JSON."""
+    """Run the updates and write the measurement as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=METHODS, required=True)
     for name in ("--model", "--reward-model", "--rows", "--out"):
@@ -224,7 +224,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = [json.loads(line) for line in Path(args.rows).read_text(encoding="utf-8").splitlines()]
     torch.set_num_threads(args.threads)
-    watch = Watch()
+    watch = StopwatchCallback()
     with tempfile.TemporaryDirectory() as scratch:
         METHODS[args.method](args, rows, watch, scratch).train()
     watch.stopwatch.write(Path(args.out))

@@ -1,4 +1,4 @@
-"""The reward function of both sides of a benchmark: cheap, and different for nearly every completion."""
+"""The reward function of both sides of a benchmark: cheap, with different values for nearly all completions."""
 
 from __future__ import annotations
 
