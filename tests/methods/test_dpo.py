@@ -1,4 +1,4 @@
-"""DPO on tiny models: where it starts, which way it goes, and that nothing depends on how a batch is cut."""
+"""DPO on tiny models: worked losses and gradients, independence of micro-batches, and refused settings."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CUTS = [[[0, 1, 2, 3, 4, 5, 6]], [[3], [1, 6], [0, 2, 5, 4]], [[6], [5], [4], [3
 """Seven pairs in one, three and seven micro-batches."""
 
 
-def gaps(policy, reference, batch: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both sides' log-ratios [B], each row scored alone."""
+def log_ratios(policy, reference, batch: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-ratios of chosen and rejected completions, [B] each, one forward pass per row."""
     sides = (batch.chosen, batch.rejected)
     chosen, rejected = (sequence_logps(policy, side) - sequence_logps(reference, side).detach() for side in sides)
     return chosen, rejected
@@ -45,7 +45,7 @@ def test_initial_loss_is_ln_2_with_the_gradient_of_half_beta_times_the_margin():
 def test_dpo_loss_of_an_updated_policy_is_equation_7():
     policy, reference, batch = float64_model(0), float64_model(1), pairs(4)
     method = make_method("dpo", policy, reference=reference, beta=0.1)
-    chosen, rejected = gaps(policy, reference, batch)
+    chosen, rejected = log_ratios(policy, reference, batch)
     expected = -torch.log(1 / (1 + torch.exp(-0.1 * (chosen - rejected)))).sum()
     found = method.loss_sum(method.prepare(batch))
     assert found.total.item() == pytest.approx(expected.item())
@@ -61,7 +61,7 @@ def test_dpo_loss_of_an_updated_policy_is_equation_7():
 def test_ipo_uses_log_ratios_per_token():
     policy, reference, batch = float64_model(0), float64_model(1), pairs(4)
     method = make_method("ipo", policy, reference=reference, beta=0.1)
-    chosen, rejected = gaps(policy, reference, batch)
+    chosen, rejected = log_ratios(policy, reference, batch)
     sizes = [torch.tensor([int(mask.sum()) for mask in side.supervised]) for side in (batch.chosen, batch.rejected)]
     # (l_c / |c| − l_r / |r| − 1 / (2 · 0.1))²
     expected = ((chosen / sizes[0] - rejected / sizes[1] - 5) ** 2).sum()
@@ -95,16 +95,16 @@ def test_rank_partners_come_from_the_whole_batch(loss):
             (sequence_logps(reference, batch.chosen) - sequence_logps(reference, batch.rejected)).detach().sort().values
         )
     else:
-        up, down = (side.sort().values for side in gaps(policy, reference, batch))
+        up, down = (side.sort().values for side in log_ratios(policy, reference, batch))
     whole = -torch.nn.functional.logsigmoid(0.2 * (up - down)).sum()
-    # these pairs are not already in order
+    # matching by rank changes the loss of these pairs
     paired = make_method("dpo", policy, reference=reference, loss="sigmoid", beta=0.2)
     assert abs(paired.loss_sum(paired.prepare(batch)).total.item() - whole.item()) > 1e-3
     assert total.item() == pytest.approx(whole.item())
     assert torch.allclose(flat_gradient(policy, total), flat_gradient(policy, whole), atol=1e-9)
 
 
-def test_a_mixture_is_the_weighted_sum_of_its_losses():
+def test_loss_of_a_mixture_is_the_weighted_sum_of_its_losses():
     policy, reference, batch = float64_model(0), float64_model(1), pairs(5)
 
     def total(loss) -> torch.Tensor:
@@ -119,13 +119,13 @@ def test_a_mixture_is_the_weighted_sum_of_its_losses():
 
 def test_sft_term_is_per_token():
     policy, batch = float64_model(0), pairs(5)
-    plain, imitating = (make_method("dpo", policy, reference=float64_model(1), sft_coef=coef) for coef in (0.0, 0.5))
-    added = imitating.loss_sum(imitating.prepare(batch)).total - plain.loss_sum(plain.prepare(batch)).total
+    plain, with_sft = (make_method("dpo", policy, reference=float64_model(1), sft_coef=coef) for coef in (0.0, 0.5))
+    added = with_sft.loss_sum(with_sft.prepare(batch)).total - plain.loss_sum(plain.prepare(batch)).total
     per_token = torch.stack([logps.mean() for logps in plain_logps(policy, batch.chosen)])
     assert added.item() == pytest.approx(-0.5 * per_token.sum().item())
 
 
-def test_ld_alpha_zero_counts_only_the_common_length():
+def test_ld_alpha_0_counts_only_the_common_length():
     policy, batch = float64_model(0), pairs(6)
     method = make_method("dpo", policy, reference=float64_model(1), beta=0.1, ld_alpha=0.0)
     expected = 0.0
@@ -138,7 +138,7 @@ def test_ld_alpha_zero_counts_only_the_common_length():
     assert method.loss_sum(method.prepare(batch)).total.item() == pytest.approx(expected)
 
 
-def test_without_a_reference_its_log_probabilities_are_0():
+def test_reference_free_dpo_uses_reference_log_probabilities_of_0():
     policy, batch = float64_model(0), pairs(4)
     method = make_method("dpo", policy, beta=0.1, reference_free=True)
     expected = -torch.nn.functional.logsigmoid(
@@ -155,9 +155,9 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
     settings = {"loss": {"sigmoid": 1.0, "bco": 1.0}, "beta": 0.1, "bco_momentum": 0.75}
     method = make_method("dpo", float64_model(0), reference=float64_model(1), **settings)
     prepared = method.prepare(batch)
-    chosen, rejected = gaps(float64_model(0), float64_model(1), batch)
+    chosen, rejected = log_ratios(float64_model(0), float64_model(1), batch)
     mean = 0.1 * (chosen.mean() + rejected.mean()).item() / 2
-    # Rewards m, then 2m: the first mean counts fully; then (¾ · ¼ · m + ¼ · 2m) / (1 − (¾)²) = 0.6875 / 0.4375 · m.
+    # Mean rewards m, then 2m: running means m and (¾ · ¼ · m + ¼ · 2m) / (1 − (¾)²) = 0.6875 / 0.4375 · m.
     for scale, expected in ((1, mean), (2, 0.6875 / 0.4375 * mean)):
         method.beta = 0.1 * scale
         method.accumulated = {}
@@ -170,9 +170,9 @@ def test_bco_keeps_a_running_mean_of_the_rewards():
     assert resumed.shift == method.shift
 
 
-def test_a_reference_other_than_the_initial_policy_is_rejected():
+def test_initial_log_ratios_that_are_not_0_are_refused_unless_the_reference_is_separate():
     method = make_method("dpo", tiny_model(seed=0), reference=tiny_model(seed=1))
-    method.loss_sum(method.prepare(pairs(3)))  # another model is expected to differ
+    method.loss_sum(method.prepare(pairs(3)))  # a separate reference may differ
     method.components = replace(method.components, separate_reference=False)
     with pytest.raises(ConfigError, match=r"^reference: before the first update .*, expected 0") as e:
         method.loss_sum(method.prepare(pairs(3)))
@@ -193,7 +193,7 @@ def test_exo_needs_label_smoothing():
         make_method("dpo", float64_model(), loss={"exo": 1.0, "sigmoid": 1.0})
 
 
-def test_a_running_mean_starts_with_its_first_value():
+def test_running_mean_begins_with_its_first_value():
     # momentum 0.9, values 5 and 2: (0.9 · 0.5 + 0.1 · 2) / (1 − 0.81) = 0.65 / 0.19
     assert RunningMean().value == 0
     one = RunningMean().after(5.0, 0.9)

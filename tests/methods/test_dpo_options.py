@@ -1,4 +1,4 @@
-"""Every key of the preference methods changes what is learned, and what cannot be meant is refused in one line."""
+"""Every key of the offline preference methods changes the trained weights; invalid values are one-line errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.methods.builders import (
 from tests.training_runs import composed, final_state, small_run
 
 Change = tuple[dict[str, Any], dict[str, Any]]
-"""What is changed, to a value that no default is likely to take, and beside which settings that say it matters."""
+"""The changed settings, to values unlikely to be defaults, and the settings under which they have an effect."""
 
 DPO: list[Change] = [
     *(({"loss": name}, {}) for name in LOSSES if name not in {"sigmoid", "robust", "exo"}),
@@ -72,9 +72,9 @@ LOOP = {
     "adam_eps": "method.adam_eps=1e-3",
     "max_grad_norm": "method.max_grad_norm=1e-6",
 }
-"""What belongs to the loop and not to a loss; DPO speaks for all."""
+"""Keys of the training loop, tested with DPO for all methods."""
 ELSEWHERE = {"_target_", "micro_batch_tokens", "dropout", "precompute_ref_log_probs"}
-"""Two change no number (tests/test_methods.py, test_reference_model.py); the bundled model has no dropout."""
+"""Keys without an effect: tests/test_methods.py and test_reference_model.py test two; the model has no dropout."""
 
 each_change = pytest.mark.parametrize(
     ("method", "change", "beside"),
@@ -83,10 +83,10 @@ each_change = pytest.mark.parametrize(
 )
 
 
-def learned(method: str, **settings: Any) -> torch.Tensor:
-    """Three updates of plain gradient descent, from a policy that has left its reference.
+def trained_weights(method: str, **settings: Any) -> torch.Tensor:
+    """Policy weights after three updates of gradient descent, from a policy that differs from its reference.
 
-    A running mean without bias depends on its momentum from the third on.
+    Three updates, because a bias-corrected running mean depends on its momentum from the third on.
     """
     policy = float64_model(0)
     learner = make_method(method, policy, reference=float64_model(1), **settings)
@@ -94,12 +94,12 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
     for _ in range(3):
         learner.accumulated = {}
         for minibatch in learner.minibatches(learner.prepare(batch)):
-            found = learner.loss_sum(minibatch)
-            learner.accumulate(found.metrics)
-            step = flat_gradient(policy, found.total)
+            loss = learner.loss_sum(minibatch)
+            learner.accumulate(loss.metrics)
+            gradient = flat_gradient(policy, loss.total)
             with torch.no_grad():
                 sizes = [parameter.numel() for parameter in policy.parameters()]
-                for parameter, part in zip(policy.parameters(), step.split(sizes), strict=True):
+                for parameter, part in zip(policy.parameters(), gradient.split(sizes), strict=True):
                     parameter -= 1e-4 * part.view_as(parameter)
         learner.counters.updates += 1
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
@@ -107,9 +107,9 @@ def learned(method: str, **settings: Any) -> torch.Tensor:
 
 @each_change
 def test_each_key_changes_the_update(method, change, beside):
-    with_it, without = learned(method, **(beside | change)), learned(method, **beside)
-    assert torch.isfinite(with_it).all()
-    assert float((with_it - without).abs().max()) > 1e-9
+    changed, default = trained_weights(method, **(beside | change)), trained_weights(method, **beside)
+    assert torch.isfinite(changed).all()
+    assert float((changed - default).abs().max()) > 1e-9
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "cpo"])
@@ -121,7 +121,7 @@ def test_every_key_has_a_case(method):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One for all runs of this file."""
+    """A cache shared by all runs of this file."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("POSTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -133,14 +133,14 @@ def weights(output, *overrides: str) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory, cache):
-    """What a run learns without any change."""
+def default_weights(tmp_path_factory, cache):
+    """The weights of a run with default settings."""
     return weights(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("override", LOOP.values())
-def test_each_key_of_the_training_loop_changes_the_update(override, untouched, tmp_path):
-    assert not torch.equal(weights(tmp_path, override), untouched)
+def test_each_key_of_the_training_loop_changes_the_update(override, default_weights, tmp_path):
+    assert not torch.equal(weights(tmp_path, override), default_weights)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_each_key_of_the_training_loop_changes_the_update(override, untouched, t
         ("dpo", "method.divergence=kl", r"method\.divergence: expected one of reverse_kl, forward_kl, js, alpha, .*"),
     ],
 )
-def test_contradicting_options_are_one_line_errors(method, override, line):
+def test_invalid_value_is_a_one_line_error(method, override, line):
     with pytest.raises(ConfigError, match=rf"^{line}$"):
         check(composed([f"method={method}", override]), TrainConfig)
 
 
-def test_several_losses_are_weighed_on_the_command_line():
+def test_weighted_losses_are_read_from_the_command_line():
     config = composed(["method=dpo", "method.loss={sigmoid:0.8,bco:0.2}"])
     check(config, TrainConfig)
     assert instantiate(config["method"]).loss == {"sigmoid": 0.8, "bco": 0.2}

@@ -1,4 +1,4 @@
-"""GRPO, RLOO and REINFORCE++: their losses by hand, and which completions they leave out."""
+"""Losses of GRPO, RLOO and REINFORCE++ against worked numbers, and the completions they exclude."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.methods.builders import flat_gradient, float64_model, make_method, pl
 FAMILY = ("grpo", "rloo", "reinforce")
 
 
-def test_cispo_clips_what_it_bounds():
+def test_cispo_clip_fraction_counts_bounded_ratios_of_both_signs():
     ratio_BT = torch.tensor([[0.1, 0.9, 1.1, 5.0]], requires_grad=True)
-    # Whichever way the advantage points; with none there is nothing to bound.
+    # For advantages of both signs; an advantage of 0 counts no clip.
     for advantage, expected in ((1.0, True), (-1.0, True), (0.0, False)):
         found = cispo_clips(ratio_BT, torch.full((1, 4), advantage), clip_low=0.2, clip_high=0.2)
         assert found.tolist() == [[expected, False, False, expected]]
@@ -26,12 +26,12 @@ def test_cispo_clips_what_it_bounds():
     for objective, share in (("clipped", 1.0), ("cispo", 2.0)):
         found = make_method("grpo", policy, objective=objective).loss_sum(moved).metrics["clip_fraction"]
         tokens = [int(mask.sum()) for mask in batch.rows.supervised]
-        # A > 0 is clipped by both; A < 0 by cispo alone.
+        # Both objectives clip A > 0; only cispo clips A < 0.
         assert found.value() == pytest.approx((tokens[0] + (share - 1) * tokens[1]) / sum(tokens))
 
 
 def rollout(advantages: list[float], seed: int = 0) -> tuple[GroupExperience, torch.nn.Module]:
-    """Random completions of random prompts, two of each, with these advantages, sampled by the returned policy."""
+    """Random completions with these advantages, two per random prompt, and the policy that sampled them."""
     policy, draw = float64_model(), torch.Generator().manual_seed(seed)
     prompts = [prompt for prompt in random_sequences(len(advantages) // 2, 6, draw) for _ in range(2)]
     batch = replace(
@@ -42,25 +42,25 @@ def rollout(advantages: list[float], seed: int = 0) -> tuple[GroupExperience, to
     lengths_B = torch.tensor([int(mask.sum()) for mask in batch.supervised])
     mask_BT = torch.arange(logps.shape[1]) < lengths_B[:, None]
     given_B = torch.tensor(advantages, dtype=torch.float64)
-    everyone = torch.ones(len(advantages), dtype=torch.bool)
+    included_B = torch.ones(len(advantages), dtype=torch.bool)
     advantages_BT, weight_B = given_B[:, None] * mask_BT, 1.0 / lengths_B.double()
-    return GroupExperience(batch, logps, logps * 0, advantages_BT, weight_B, everyone), policy
+    return GroupExperience(batch, logps, logps * 0, advantages_BT, weight_B, included_B), policy
 
 
 @pytest.mark.parametrize("method", FAMILY)
-def test_a_fresh_gradient_is_reinforce(method):
+def test_gradient_at_ratio_one_is_reinforce(method):
     """At ratio 1 every surrogate has the gradient of -A · log π, with the method's aggregation over tokens."""
     batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
-    asked = make_method(method, policy)
-    ours = flat_gradient(policy, asked.loss_sum(batch).total)
+    learner = make_method(method, policy)
+    gradient = flat_gradient(policy, learner.loss_sum(batch).total)
     logps = plain_logps(policy, batch.rows)
     per_token = method != "rloo"
-    paid = [
+    objectives = [
         float(advantage) * (logp.mean() if per_token else logp.sum())
         for advantage, logp in zip(batch.advantages_BT[:, 0], logps, strict=True)
     ]
-    expected = -torch.stack(paid).sum()
-    assert torch.allclose(ours, flat_gradient(policy, expected), atol=1e-10)
+    expected = -torch.stack(objectives).sum()
+    assert torch.allclose(gradient, flat_gradient(policy, expected), atol=1e-10)
 
 
 @pytest.mark.parametrize("changes", [{"objective": "cispo"}, {"importance_sampling_level": "sequence"}, {"delta": 4.0}])
@@ -73,16 +73,16 @@ def test_every_grpo_variant_is_reinforce_at_ratio_one(changes):
 
 
 @pytest.mark.parametrize("method", FAMILY)
-def test_ratios_move_with_the_policy(method):
-    """One policy sampled, another is asked: the loss is the surrogate of its own log-probabilities."""
+def test_loss_of_an_updated_policy_uses_the_ratio_to_the_sampler(method):
+    """The sampler's log-probabilities are 0.05 per token below those of the policy."""
     batch, policy = rollout([1.0, -0.5, 2.0, -1.0])
     moved_BT = batch.logps_BT - 0.05
     found = make_method(method, policy, clip_low=0.5, clip_high=0.5).loss_sum(replace(batch, logps_BT=moved_BT)).total
     lengths = [len(logp) for logp in plain_logps(policy, batch.rows)]
     ratios = [math.exp(0.05 * (length if method == "rloo" else 1)) for length in lengths]
-    held = [min(max(ratio, 0.5), 1.5) for ratio in ratios]
+    clipped = [min(max(ratio, 0.5), 1.5) for ratio in ratios]
     advantages = batch.advantages_BT[:, 0].tolist()
-    expected = -sum(min(r * a, h * a) for r, h, a in zip(ratios, held, advantages, strict=True))
+    expected = -sum(min(r * a, c * a) for r, c, a in zip(ratios, clipped, advantages, strict=True))
     assert float(found.detach()) == pytest.approx(expected)
 
 
@@ -90,15 +90,15 @@ def test_completions_without_gradient_skip_the_forward_pass():
     batch, _ = rollout([1.0, 0.0, 2.0, 0.0])
     learned = replace(batch, in_loss_B=torch.tensor([True, False, True, False]))
     assert [bool(cost) for cost in learned.cost()] == [True, False, True, False]
-    # The prompt of two completions is paid for once: half of it (rounded up) by each.
-    prompt, said = int((~batch.rows.supervised[0]).sum()), int(batch.rows.supervised[0].sum())
-    assert batch.cost()[0] == said + (prompt + 1) // 2
+    # The shared prompt is computed once: half of its tokens (rounded up) count for each of the two completions.
+    prompt, completion = int((~batch.rows.supervised[0]).sum()), int(batch.rows.supervised[0].sum())
+    assert batch.cost()[0] == completion + (prompt + 1) // 2
 
 
 @pytest.mark.parametrize(
     ("loss_type", "expected"),
     [
-        # Lengths 2 and 6, the last row not counted, at most 10 tokens.
+        # Lengths 2 and 6; the last row is excluded; max_new_tokens is 10.
         ("grpo", [1 / 2, 1 / 6, 0]),
         ("bnpo", [1, 1, 0]),
         ("dr_grpo", [1 / 10, 1 / 10, 0]),
@@ -106,8 +106,8 @@ def test_completions_without_gradient_skip_the_forward_pass():
         ("dapo", [3 / 8, 3 / 8, 0]),
     ],
 )
-def test_aggregations(loss_type, expected):
-    asked = make_method("grpo", float64_model(), loss_type=loss_type, group_size=3)
-    asked.sampling, asked.selected = replace(asked.sampling, max_new_tokens=10), [0]
-    found = asked.weights(torch.tensor([2, 6, 4]), torch.tensor([True, True, False]))
-    assert found.tolist() == pytest.approx(expected)
+def test_token_weights_of_each_loss_type(loss_type, expected):
+    learner = make_method("grpo", float64_model(), loss_type=loss_type, group_size=3)
+    learner.sampling, learner.selected = replace(learner.sampling, max_new_tokens=10), [0]
+    weight_B = learner.weights(torch.tensor([2, 6, 4]), torch.tensor([True, True, False]))
+    assert weight_B.tolist() == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""KTO: worked numbers of its loss and baseline, and the batches it might choke on."""
+"""KTO: worked numbers of its loss and baseline, and batches of one label or of odd size."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_kto():
+def test_kto_loss_of_worked_log_ratios():
     labels = torch.tensor([True, False, True, False])
-    # at 0: 1 − σ(0) = ½ whatever the label; β (l − z) = ½ (2 ln 3 + 1 − 1) = ln 3: good 1 − ¾, bad ¾
+    # l = 0: 1 − σ(0) = ½ for both labels; β (l − z) = ½ (2 ln 3 + 1 − 1) = ln 3: desirable 1 − ¾, undesirable ¾
     ratio, baseline = tensor(0, 0, 2 * log(3) + 1, 2 * log(3) + 1), tensor(0, 0, 1, 1)
     assert kto(ratio, labels, baseline, beta=0.5, reduction="none").tolist() == pytest.approx([0.5, 0.5, 0.25, 0.75])
 
 
-def test_its_gradient_at_zero_is_a_quarter_of_beta():
+def test_kto_gradient_at_zero_is_a_quarter_of_beta():
     ratio = tensor(0, 0).requires_grad_(True)
     loss = kto(ratio, torch.tensor([True, False]), tensor(0, 0), beta=0.2, reduction="sum")
-    # σ′(0) = ¼: good up, bad down
+    # σ′(0) = ¼: the log-ratio of desirable completions rises, of undesirable ones falls
     assert torch.autograd.grad(loss, ratio)[0].tolist() == pytest.approx([-0.05, 0.05])
 
 
@@ -40,13 +40,13 @@ def test_kto_is_finite_for_large_log_ratios():
     assert torch.isfinite(torch.autograd.grad(loss.sum(), ratio)[0]).all()
 
 
-def test_the_baseline_is_a_mean_and_never_negative():
-    # (1 + 2 + 6) / 3; a negative mean is no KL
+def test_baseline_is_the_mean_log_ratio_clamped_at_0():
+    # 9 / 3; a KL is not negative
     assert kto_baseline(tensor(9), tensor(3)).item() == 3
     assert kto_baseline(tensor(-9), tensor(3)).item() == 0
 
 
-def test_the_baseline_is_measured_on_unrelated_completions():
+def test_baseline_is_measured_on_unrelated_completions():
     batch = unpaired_preferences([True, False, True, False, True])
     found = []
     for seeds in ((0, 1), (1, 0)):
@@ -59,7 +59,7 @@ def test_the_baseline_is_measured_on_unrelated_completions():
             assert not baseline_B.requires_grad
             assert baseline_B.tolist() == pytest.approx([max(0.0, mean)] * 5)
         found.append(baseline_B[0].item())
-    # one model seen from the other: one mean is negative, the other is not
+    # with policy and reference swapped one of the means is negative
     assert min(found) == 0 < max(found)
     assert not make_method("kto", policy, reference=reference, loss="apo_zero_unpaired").prepare(batch).baseline_B.any()
 
@@ -118,7 +118,7 @@ def test_batches_of_one_label_and_of_odd_sizes_are_finite(labels, seeds):
     assert torch.allclose(flat_gradient(policy, parts), gradient, atol=1e-9)
 
 
-def test_one_completion_has_no_unrelated_one():
+def test_batch_size_1_is_refused():
     with pytest.raises(ConfigError, match=r"^method\.batch_size=1: .*at least 2.*$"):
         make_method("kto", float64_model(), batch_size=1)
 
@@ -131,9 +131,9 @@ def test_kto_runs_with_an_odd_batch_and_no_undesirable_label(tmp_path, monkeypat
     )
     quick = ("method.updates=2", "evaluation.completions=0", "data.eval_rows=5", "trainer.checkpoint_every=9")
     found = records(small_run(tmp_path / "runs", "method=kto", f"data.path={path}", "method.batch_size=5", *quick))
-    # each of 5 completions costs ½ at the start, held-out ones too
+    # with the initial policy the loss of a completion is ½, in training and evaluation
     assert [found[0]["eval/loss"], found[1]["loss"]] == pytest.approx([0.5, 0.5])
     assert found[1]["grad_norm"] > 0
-    # nothing is said of what was not there
+    # metrics of an absent label are not logged
     assert "reward/desirable" in found[1]
     assert not {"reward/undesirable", "margin", "eval/margin"} & (found[0].keys() | found[1].keys())

@@ -5,8 +5,8 @@ import pytest
 from postrain.methods.optim import lr_factor
 
 
-def test_the_schedule_rises_and_falls():
-    # 10 updates, 20 % warm-up: ½, 1, then 8 updates down to 1/8 of the way from the end
+def test_learning_rate_factor_warms_up_and_decays():
+    # 10 updates, 20 % warm-up: ½ and 1, then down to 1/8 in 8 updates
     linear = [lr_factor("linear", update, 10, 0.2) for update in range(10)]
     assert linear == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert lr_factor("cosine", 6, 10, 0.2) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""What pair methods share, and ORPO, SimPO and CPO, which need nothing else."""
+"""Scores and metrics shared by pair methods; ORPO, SimPO and CPO."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ WITHOUT_REFERENCE = ["orpo", "simpo", "cpo"]
 
 
 def scores(*rows: list[float]) -> Scores:
-    """Completions with these log-probabilities, all as long as the first."""
+    """Scores with these log-probabilities; 0 is padding."""
     logps = torch.tensor(rows, dtype=torch.float64)
     return Scores(logps, logps < 0)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_both_sides_are_scored_as_each_row_alone(seed):
+def test_scores_of_pairs_equal_those_of_separate_rows(seed):
     policy, batch = float64_model(seed), pairs(5, seed)
-    found = score_pairs(policy, batch)
+    scored = score_pairs(policy, batch)
     chosen, rejected = plain_logps(policy, batch.chosen), plain_logps(policy, batch.rejected)
-    same = PairScores.from_logps(chosen, rejected, torch.device("cpu"))
-    for one, other in ((found.chosen, same.chosen), (found.rejected, same.rejected)):
+    separate = PairScores.from_logps(chosen, rejected, torch.device("cpu"))
+    for one, other in ((scored.chosen, separate.chosen), (scored.rejected, separate.rejected)):
         assert torch.equal(one.mask_BT, other.mask_BT)
         assert torch.allclose(one.logps_BT, other.logps_BT)
-    assert lengths(found.chosen).tolist() == [len(logps) for logps in chosen]
-    assert torch.allclose(mean_logps(found.rejected), torch.stack([logps.mean() for logps in rejected]))
+    assert lengths(scored.chosen).tolist() == [len(logps) for logps in chosen]
+    assert torch.allclose(mean_logps(scored.rejected), torch.stack([logps.mean() for logps in rejected]))
 
 
-def test_a_tie_is_half_right():
+def test_tie_counts_half_in_the_accuracy():
     rewards = torch.tensor([1.0, 2.0, 0.0, 3.0]), torch.tensor([1.0, 1.0, 4.0, 3.0])
     both = PairScores(scores([-1, -2], [-1, 0], [-3, 0], [-2, -2]), scores([-4, 0], [-1, -1], [-2, 0], [-1, 0]))
     found = combine(pair_metrics(*rewards, both))
-    # tie, right, wrong, tie: (½ + 1 + 0 + ½) / 4; gaps 0, 1, −4, 0; lengths 2, 1, 1, 2 and 1, 2, 1, 1
+    # tie, correct, wrong, tie: (½ + 1 + 0 + ½) / 4; gaps 0, 1, −4, 0; lengths 2, 1, 1, 2 and 1, 2, 1, 1
     assert found["accuracy"] == pytest.approx(2 / 4)
     assert found["margin"] == pytest.approx(-3 / 4)
     assert found["reward/chosen"] == pytest.approx(6 / 4)
@@ -50,7 +50,7 @@ def test_a_tie_is_half_right():
     assert found["length/rejected"] == pytest.approx(5 / 4)
 
 
-def test_log_odds():
+def test_log_odds_of_worked_probabilities():
     # P = ½: ln 1; P = 4/5: ln (4/5 / 1/5) = ln 4; P = 1/5: −ln 4
     found = log_odds(torch.tensor([0.5, 0.8, 0.2]).log())
     assert found.tolist() == pytest.approx([0, log(4), -log(4)], abs=1e-6)
@@ -58,10 +58,10 @@ def test_log_odds():
     assert odds_ratio(torch.tensor([0.8]).log(), torch.tensor([0.2]).log()).item() == pytest.approx(log(17 / 16))
 
 
-def test_a_policy_that_is_sure_has_finite_odds():
+def test_log_odds_are_finite_for_probabilities_near_0_and_1():
     means = torch.tensor([0.0, -1e-9, -1e-6, -200.0], requires_grad=True)
     assert torch.isfinite(log_odds(means)).all()
-    # ln P − ln (1 − P) of P = e^−200 is −200; the most there is, at P = 1 − 1e−7, is 7 ln 10
+    # ln P − ln (1 − P) of P = e^−200 is −200; the maximum, at P = 1 − 1e−7, is 7 ln 10
     assert log_odds(means)[[0, 3]].tolist() == pytest.approx([7 * log(10), -200], rel=1e-5)
     for chosen, rejected in ((means, means.flip(0)), (means.flip(0), means)):
         (gradient,) = torch.autograd.grad(odds_ratio(chosen, rejected).sum(), means)
@@ -69,14 +69,14 @@ def test_a_policy_that_is_sure_has_finite_odds():
 
 
 def means(policy, batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability per token of both sides."""
+    """Mean log-probability per token of chosen and rejected completions, [B] each."""
     chosen, rejected = (
         torch.stack([logps.mean() for logps in plain_logps(policy, side)]) for side in (batch.chosen, batch.rejected)
     )
     return chosen, rejected
 
 
-def test_orpo():
+def test_orpo_loss_is_nll_plus_the_odds_ratio_term():
     policy, batch = float64_model(), pairs(4)
     chosen, rejected = means(policy, batch)
     odds = [p / (1 - p) for p in (chosen.exp(), rejected.exp())]
@@ -87,19 +87,19 @@ def test_orpo():
     assert combine(found.metrics)["nll/chosen"] == pytest.approx(-chosen.mean().item())
 
 
-def test_simpo():
+def test_simpo_loss_is_the_logistic_loss_of_the_length_normalised_margin():
     policy, batch = float64_model(), pairs(4)
     chosen, rejected = means(policy, batch)
     # −ln σ(β (m_c − m_r) − γ) with β = 2 and γ = 0.5 β = 1
     expected = torch.log1p(torch.exp(-(2 * (chosen - rejected) - 1))).sum()
     found = make_method("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(batch)
     assert found.total.item() == pytest.approx(expected.item())
-    # the margin that is logged is that of the rewards, before γ is asked of it
+    # the logged margin is that of the rewards, without γ
     assert combine(found.metrics)["margin"] == pytest.approx(2 * (chosen - rejected).mean().item())
 
 
-def test_simpo_loss_of_equal_completions_is_that_of_the_margin():
-    # β 2, γ/β 0.5: equal means cost −ln σ(−1) = ln (1 + e)
+def test_simpo_loss_of_equal_completions_is_the_loss_of_the_target_margin():
+    # β = 2, γ/β = 0.5: the loss of equal means is −ln σ(−1) = ln (1 + e)
     policy, batch = float64_model(), pairs(1)
     same = type(batch)(batch.chosen, batch.chosen, batch.margin_B)
     assert make_method("simpo", policy, beta=2.0, gamma_beta_ratio=0.5).loss_sum(same).total.item() == pytest.approx(
@@ -126,7 +126,7 @@ def test_gradient_is_independent_of_micro_batch_size(method):
     learner = make_method(method, policy)
     whole = flat_gradient(policy, learner.loss_sum(batch).total)
     one_by_one = torch.stack([learner.loss_sum(batch.select([index])).total for index in range(5)]).sum()
-    # ORPO's odds are float32
+    # ORPO computes odds in float32
     assert torch.allclose(flat_gradient(policy, one_by_one), whole, atol=1e-5)
     assert learner.denominator(batch) == 5
     assert not learner.needs_reference()

@@ -1,4 +1,4 @@
-"""What is kept goes by the rows themselves, in whatever order they come and however often."""
+"""The name of a cache of reference log-probabilities depends on the set of rows and the weights, not on their order."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from postrain.methods.reference_cache import cache_name, deduplicate, rows_in
 from tests.methods.builders import pairs, unpaired_preferences
 
 
-def test_another_order_of_the_same_items_is_the_same_cache():
+def test_cache_name_ignores_order_and_repetition():
     for batch in (pairs(7), unpaired_preferences([True, False, True, True])):
         order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(1)).tolist()
-        again = deduplicate(batch.select([*order, order[0]]))
-        assert len(again) == len(batch)
-        assert cache_name(again, "weights") == cache_name(deduplicate(batch), "weights")
-        assert cache_name(again, "weights") != cache_name(again, "other weights")
-        assert cache_name(deduplicate(batch.select([0, 1])), "weights") != cache_name(again, "weights")
+        shuffled = deduplicate(batch.select([*order, order[0]]))
+        assert len(shuffled) == len(batch)
+        assert cache_name(shuffled, "weights") == cache_name(deduplicate(batch), "weights")
+        assert cache_name(shuffled, "weights") != cache_name(shuffled, "other weights")
+        assert cache_name(deduplicate(batch.select([0, 1])), "weights") != cache_name(shuffled, "weights")
 
 
-def test_items_stay_whole():
+def test_deduplicate_keeps_pairs_together():
     batch = pairs(5)
     found = deduplicate(batch)
     assert len(rows_in(found)) == 10
-    assert {couple(found, item) for item in range(5)} == {couple(batch, item) for item in range(5)}
+    assert {pair_ids(found, item) for item in range(5)} == {pair_ids(batch, item) for item in range(5)}
 
 
-def couple(batch: Any, item: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Both sides of a pair."""
+def pair_ids(batch: Any, item: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of both completions of a pair."""
     return tuple(batch.chosen.ids[item].tolist()), tuple(batch.rejected.ids[item].tolist())

@@ -1,4 +1,4 @@
-"""Where the reference's log-probabilities come from: kept, fresh or with the adapter off, they are the same numbers."""
+"""Reference log-probabilities from the cache, a frozen copy and the policy with its adapter disabled are equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.training_runs import final_state, records, resumed, same, small_run
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """The cache of this test alone."""
+    """A cache directory for this test."""
     monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -29,7 +29,7 @@ def quick(tmp_path: Path, *overrides: str) -> RunFolder:
 
 
 def model_of(tmp_path: Path) -> RunFolder:
-    """A run whose exported model differs from the one it began with."""
+    """A run whose exported model differs from its initial model."""
     return small_run(tmp_path / "runs", *QUICK[2:], "method=orpo", "method.updates=1")
 
 
@@ -38,19 +38,19 @@ def test_precomputed_and_online_reference_logps_give_the_same_run(adapter, cache
     def run(precompute: str) -> list[dict]:
         return records(quick(tmp_path, f"adapter={adapter}", f"method.precompute_ref_log_probs={precompute}"))
 
-    fresh = run("false")
+    online = run("false")
     weights = {"none": "a frozen copy of the initial policy", "lora": "the policy with its adapter disabled"}
     assert f"reference: {weights[adapter]}" in capsys.readouterr().out
     assert not cache.exists()
-    computed, said = run("true"), capsys.readouterr().out
+    computed, output = run("true"), capsys.readouterr().out
     (kept,) = cache.iterdir()
     # 8 training pairs and 4 held-out ones
-    assert "24 rows" in said
-    assert f"cached in {kept}" in said
-    read_back, said = run("true"), capsys.readouterr().out
-    assert f"24 rows under the initial policy, read from {kept}" in said
+    assert "24 rows" in output
+    assert f"cached in {kept}" in output
+    read_back, output = run("true"), capsys.readouterr().out
+    assert f"24 rows under the initial policy, read from {kept}" in output
     assert read_back == computed
-    for one, other in zip(fresh, computed, strict=True):
+    for one, other in zip(online, computed, strict=True):
         for name in ("loss", "margin", "eval/loss", "eval/margin", "reward/chosen"):
             assert one.get(name) == pytest.approx(other.get(name), abs=2e-6)
     assert computed[1]["log_ratio_max"] < 1e-5
@@ -65,22 +65,22 @@ def test_cache_depends_on_model_and_data_and_names_a_separate_reference(cache, t
     capsys.readouterr()
     found = records(quick(tmp_path, "method.updates=1", f"reference={other}"))
     assert len(list(cache.iterdir())) == 3
-    said = capsys.readouterr().out
-    assert f"({other})" in next(line for line in said.splitlines() if line.startswith("reference: "))
+    output = capsys.readouterr().out
+    assert f"({other})" in next(line for line in output.splitlines() if line.startswith("reference: "))
     # The policy is not its own reference: allowed, and no margin of 0.
     assert abs(found[1]["margin"]) > 1e-6
-    # Fresh is the same again, from a model beside the policy.
-    fresh = records(quick(tmp_path, "method.updates=1", f"reference={other}", "method.precompute_ref_log_probs=false"))
-    assert fresh[1]["loss"] == pytest.approx(found[1]["loss"], abs=2e-6)
-    # The same weights as a policy, on the same data: what was kept of them as a reference.
+    # Online computation with the separate model gives the same loss.
+    online = records(quick(tmp_path, "method.updates=1", f"reference={other}", "method.precompute_ref_log_probs=false"))
+    assert online[1]["loss"] == pytest.approx(found[1]["loss"], abs=2e-6)
+    # The same weights as the policy, on the same data: the cache of the separate reference is used.
     quick(tmp_path, "method.updates=1", f"model.path={other}")
     assert len(list(cache.iterdir())) == 3
     assert "read from" in capsys.readouterr().out
 
 
-def test_a_reference_with_another_vocabulary_is_refused(cache, tmp_path):
+def test_reference_with_another_vocabulary_is_refused(cache, tmp_path):
     other = model_of(tmp_path).model
-    # As many tokens, one of them by another name.
+    # The number of tokens is the same; one has another name.
     for path in (other / "tokenizer.json", other / "tokenizer_config.json"):
         path.write_text(path.read_text().replace("<|user|>", "<|human|>"))
     with pytest.raises(
@@ -90,7 +90,7 @@ def test_a_reference_with_another_vocabulary_is_refused(cache, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_reference_that_is_not_there_is_refused(cache, tmp_path):
+def test_missing_reference_is_refused(cache, tmp_path):
     with pytest.raises(
         ConfigError, match=r"^reference=.*nowhere: there is no such .*; give a directory or run folder$"
     ) as caught:
@@ -98,7 +98,7 @@ def test_a_reference_that_is_not_there_is_refused(cache, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_reference_follows_and_comes_back_on_resume(cache, tmp_path):
+def test_synced_reference_is_restored_on_resume(cache, tmp_path):
     settings = (
         "method.updates=3",
         "method.precompute_ref_log_probs=false",
@@ -108,7 +108,7 @@ def test_the_reference_follows_and_comes_back_on_resume(cache, tmp_path):
         "trainer.checkpoint_every=1",
     )
     whole = quick(tmp_path / "whole", *settings)
-    # At every update the reference is the policy as it is: no margin, no log-ratio, while the policy moves.
+    # The reference equals the policy at every update: margin and log-ratios are 0 while the policy changes.
     for record in records(whole)[1:]:
         assert record["margin"] == pytest.approx(0, abs=1e-5)
         assert record["log_ratio_max"] == pytest.approx(0, abs=1e-4)
@@ -125,28 +125,28 @@ def test_the_reference_follows_and_comes_back_on_resume(cache, tmp_path):
 
 
 @pytest.mark.parametrize("mix", [0.25, 1.0])
-def test_the_reference_takes_a_step_towards_the_policy(mix):
+def test_synced_reference_is_mixed_with_the_policy(mix):
     batch = pairs(3)
     method = make_method("dpo", float64_model(0), ref_sync_steps=2, ref_mixup_alpha=mix)
-    start = {name: value.clone() for name, value in method.policy.state_dict().items()}
-    moves = float64_model(1).state_dict()
-    expected = start
+    initial = {name: value.clone() for name, value in method.policy.state_dict().items()}
+    change = float64_model(1).state_dict()
+    expected = initial
     for update in range(4):
         prepared = method.prepare(batch)
         for _ in method.minibatches(prepared):
-            # stands for an optimizer step
-            method.policy.load_state_dict({name: start[name] + (update + 1) * moves[name] for name in start})
+            # in place of an optimizer step
+            method.policy.load_state_dict({name: initial[name] + (update + 1) * change[name] for name in initial})
         method.counters.updates += 1
         if update % 2 == 1:
             # θ_ref ← mix θ + (1 − mix) θ_ref, after updates 2 and 4
-            reached = method.policy.state_dict()
-            expected = {name: mix * reached[name] + (1 - mix) * expected[name] for name in start}
+            current = method.policy.state_dict()
+            expected = {name: mix * current[name] + (1 - mix) * expected[name] for name in initial}
         with method.synced.scoring() as reference:
-            found = reference.state_dict()
-        assert all(torch.allclose(found[name], expected[name]) for name in found)
-    # what evaluations compare with has stayed
+            synced = reference.state_dict()
+        assert all(torch.allclose(synced[name], expected[name]) for name in synced)
+    # evaluations compare with the initial policy
     with method.reference_policy.scoring() as reference:
-        assert same(dict(reference.state_dict()), start)
+        assert same(dict(reference.state_dict()), initial)
     if mix == 1.0:
         total = method.loss_sum(method.prepare(batch)).total.item()
         assert total == pytest.approx(3 * torch.tensor(2.0, dtype=torch.float64).log().item())
@@ -164,17 +164,17 @@ def test_ref_sync_is_refused_with_an_adapter():
 
 
 @pytest.mark.parametrize("batch", [pairs(4), unpaired_preferences([True, False, True])])
-def test_rows_are_known_by_their_content(batch, tmp_path):
+def test_cached_log_probabilities_are_found_by_row_content(batch, tmp_path):
     method = make_method("dpo", float64_model())
-    known = method.reference_logps_of(batch)
+    cached = method.reference_logps_of(batch)
     rows = rows_in(batch)
-    assert len(known) == len(rows)
+    assert len(cached) == len(rows)
     # in any order, and as read from disk
     tmp_path.joinpath("kept").mkdir()
-    write(tmp_path / "kept", known)
+    write(tmp_path / "kept", cached)
     again = read(tmp_path / "kept")
     backwards = rows.select(range(len(rows) - 1, -1, -1))
-    for one, other in zip(lookup(known, rows), reversed(lookup(again, backwards)), strict=True):
+    for one, other in zip(lookup(cached, rows), reversed(lookup(again, backwards)), strict=True):
         assert torch.equal(one, other)
     ids, supervised = rows.ids[0], rows.supervised[0]
     changed = supervised.clone()
@@ -183,7 +183,7 @@ def test_rows_are_known_by_their_content(batch, tmp_path):
     assert len(digests) == 3
 
 
-def test_the_adapter_switched_off_is_the_frozen_copy():
+def test_disabled_adapter_gives_the_log_probabilities_of_a_frozen_copy():
     batch, model = pairs(5), tiny_model()
     frozen, adapted = tiny_model(), lora().wrap(model, head="causal")
     learner = make_method("dpo", adapted)
@@ -191,13 +191,15 @@ def test_the_adapter_switched_off_is_the_frozen_copy():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-    off = learner.prepare(batch)
+    disabled = learner.prepare(batch)
     copied = make_method("dpo", adapted, reference=frozen).prepare(batch)
-    for one, other in zip(off.ref_chosen + off.ref_rejected, copied.ref_chosen + copied.ref_rejected, strict=True):
+    for one, other in zip(
+        disabled.ref_chosen + disabled.ref_rejected, copied.ref_chosen + copied.ref_rejected, strict=True
+    ):
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_a_reference_that_changed_is_noticed_on_resume(cache, tmp_path):
+def test_changed_reference_is_refused_on_resume(cache, tmp_path):
     other = model_of(tmp_path).model
     run = quick(tmp_path, f"reference={other}")
     weights = load_file(other / "model.safetensors")
