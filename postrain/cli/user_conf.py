@@ -16,7 +16,9 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
 
+from postrain.config import renamed
 from postrain.config.paths import CONF, user_conf, user_folder
 
 REPORTED = "POSTRAIN_SHADOWED"
@@ -64,20 +66,34 @@ class UserGroups(ConfigSource):
         return self.files.available()
 
     def is_group(self, config_path: str) -> bool:
-        """Whether the path is a folder."""
-        return self.files.is_group(config_path)
+        """Whether the path is a folder, under its current or its old name."""
+        return any(map(self.files.is_group, _names(config_path)))
 
     def is_config(self, config_path: str) -> bool:
         """Whether the path is an option of a group."""
-        return "/" in config_path and self.files.is_config(config_path)
+        return "/" in config_path and any(map(self.files.is_config, _names(config_path)))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """The groups and options in a folder."""
-        return self.files.list(config_path, results_filter)
+        folders = filter(self.files.is_group, _names(config_path))
+        return sorted({name for folder in folders for name in self.files.list(folder, results_filter)})
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Loads an option."""
-        return self.files.load_config(config_path)
+        """Loads an option, with new names in its defaults list."""
+        path = next(filter(self.files.is_config, _names(config_path)), config_path)
+        if path != config_path:
+            renamed.announce(f"conf/{path}", f"conf/{config_path}")
+        found = self.files.load_config(path)
+        if isinstance(found.config, DictConfig) and OmegaConf.is_list(found.config.get("defaults")):
+            entries: Any = OmegaConf.to_container(found.config.defaults)
+            found.config.defaults = renamed.defaults(entries)
+        return found
+
+
+def _names(path: str) -> list[str]:
+    """A path in a folder of configs, and the same path with the old name of its group if it has one."""
+    group, slash, option = path.partition("/")
+    return [path, *(f"{old}{slash}{option}" for old in filter(None, [renamed.GROUPS.get(group)]))]
 
 
 class UserConf(SearchPathPlugin):

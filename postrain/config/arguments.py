@@ -182,4 +182,6 @@ def resolved(config: Any) -> dict[str, Any]:
 
 def _meaning(lines: Sequence[str]) -> str:
     first = lines[0] if lines else "cannot be read"
+    if "evaluation/measure" in first:
+        first += "; evaluation/measure is now evaluation/task"
     return next((meaning for message, meaning in MEANINGS.items() if first.startswith(message)), first)

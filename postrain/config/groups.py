@@ -12,8 +12,10 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from postrain.config import renamed
 from postrain.config.arguments import parse
 from postrain.config.paths import study_dirs, user_conf
+from postrain.errors import ConfigError
 
 SWEEP = "sweep"
 """Prefix of overrides for the sweep itself, which are not passed to its jobs: sweep=NAME, sweep.KEY=VALUE."""
@@ -42,8 +44,9 @@ def listing(conf: Path, group: str) -> str:
 
 
 def _comment(conf: Path, group: str, name: str) -> str:
-    roots = filter(None, (user_conf(), conf))
-    folders = study_dirs(conf.parent) if group == SWEEP else (root / group for root in roots)
+    roots = [root for root in (user_conf(), conf) if root]
+    names = filter(None, (group, renamed.GROUPS.get(group)))
+    folders = study_dirs(conf.parent) if group == SWEEP else [root / each for each in names for root in roots]
     files = (folder / f"{name}.yaml" for folder in folders)
     path = next((file for file in files if file.is_file()), None)
     if path is None:  # an option of Hydra
@@ -57,6 +60,9 @@ class Groups:
     """The config groups of conf/, of the user, of --config-dir and of Hydra, and `sweep`."""
 
     def __init__(self, conf: Path, extra: str | None) -> None:
+        for group, old in renamed.GROUPS.items() if extra else ():
+            if (Path(str(extra)) / old).is_dir():
+                raise ConfigError(f"--config-dir: the group {old} is now {group}; rename the folder {old} in {extra}")
         self.loaders = [*_loaders(conf, extra)]
         self.sweeps = {file.stem for folder in study_dirs(conf.parent) for file in folder.glob("*.yaml")}
         self.options = cache(self._options)

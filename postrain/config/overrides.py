@@ -117,10 +117,13 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
     known = groups_of(conf, extra)
     problems: list[str] = []
     overrides: list[Override] = []
-    for token in renamed.overrides(tokens):
+    for token in tokens:
         try:
+            token = renamed.override(token)
             _refuse_depth(token)
             overrides += OverridesParser.create().parse_overrides([token])
+        except ConfigError as error:
+            problems.append(str(error))
         # ValueError: an integer of thousands of digits.
         except (HydraException, ValueError) as error:
             problems.append(_unreadable(token, error))

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
+from postrain.config import renamed
 from postrain.config.annotations import adapter, describe
 from postrain.config.paths import config_dirs
 from postrain.config.schema import TARGET, Key, is_node, is_section, load_target, schema_of
@@ -100,8 +101,9 @@ def options(group: str) -> Mapping[str, Path]:
     """The options of a group with their files; a user's option replaces a built-in one."""
     found: dict[str, Path] = {}
     for conf in config_dirs():
-        for file in sorted((conf / group).glob("*.yaml")):
-            found.setdefault(file.stem, file)
+        for name in filter(None, (group, renamed.GROUPS.get(group))):
+            for file in sorted((conf / name).glob("*.yaml")):
+                found.setdefault(file.stem, file)
     return dict(sorted(found.items()))
 
 
@@ -119,7 +121,7 @@ def option(group: str, file: Path) -> dict[str, Any]:
             merged_bases = OmegaConf.merge(merged_bases, option(group, path))
     is_global = "@package _global_" in file.read_text(encoding="utf-8")
     merged: Any = OmegaConf.to_container(OmegaConf.merge(merged_bases, content if is_global else {group: content}))
-    return merged
+    return renamed.config(merged)
 
 
 def option_entries(group: str, file: Path) -> Iterator[Entry]:

@@ -1,14 +1,17 @@
-"""Old names of config keys, options and metrics: they work for one version and print their new name.
+"""Old names of config keys, groups, options, classes and metrics: they work for one version and print their new name.
 
 Applied to command lines, users' YAML, studies and the files of earlier runs. Python arguments have no aliases.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
+
+from postrain.errors import ConfigError
 
 UNTIL = "0.4"
 """The first version that refuses the old names."""
@@ -50,13 +53,46 @@ VALUES = {
     },
     "data.source.kind": {"judgements": ("data.source.kind", "unpaired_preferences")},
 }
-"""Keys that are replaced by another one for each of their values."""
+"""Keys whose values are replaced, each by a key and a value."""
 OPTIONS = {
     ("evaluation", "wins"): "win_rate",
     ("data", "world_judgements"): "world_unpaired_preferences",
     ("data", "wordings"): "paraphrases",
     ("sweep", "demonstrations"): "experiments",
 }
+GROUPS = {"selection": "keep"}
+"""Groups, with their old names: a user's conf/ may have the old folder."""
+TASK = re.compile(r"\bmeasure(/\w+)?@(evaluation\.)?measures\.\w+(=\w+)?")
+"""The old group evaluation/measure in an override or in an entry of a defaults list."""
+CLASSES = {
+    "postrain.data.steps.StepLayout": "postrain.data.kinds.steps.StepLayout",
+    "postrain.data.wordings.Wordings": "postrain.data.sources.Paraphrases",
+    "postrain.evaluation.confidence.Calibration": "postrain.evaluation.accuracy.Calibration",
+    "postrain.evaluation.completion_metrics.Divergence": "postrain.evaluation.completion_metrics.KLDivergence",
+    "postrain.evaluation.divergence.Divergence": "postrain.evaluation.completion_metrics.KLDivergence",
+    "postrain.evaluation.forgetting.Forgetting": "postrain.evaluation.likelihood.Forgetting",
+    "postrain.evaluation.lengths.Lengths": "postrain.evaluation.completion_metrics.Lengths",
+    "postrain.evaluation.preference.PreferenceAccuracy": "postrain.evaluation.likelihood.PreferenceAccuracy",
+    "postrain.evaluation.repetitiveness.Repetition": "postrain.evaluation.completion_metrics.Repetition",
+    "postrain.evaluation.scores.GoldScores": "postrain.evaluation.completion_metrics.GoldScores",
+    "postrain.evaluation.scores.Rewards": "postrain.evaluation.completion_metrics.Rewards",
+    "postrain.evaluation.scaling.beam.Beam": "postrain.evaluation.scaling.beam.BeamSearch",
+    "postrain.evaluation.scaling.tree.Tree": "postrain.evaluation.scaling.tree.TreeOfThoughts",
+    "postrain.evaluation.wins.WinRate": "postrain.evaluation.win_rate.WinRate",
+    "postrain.generation.keep.Nothing": "postrain.generation.selection.NoRows",
+    "postrain.generation.keep.Preferences": "postrain.generation.selection.PreferencePairs",
+    "postrain.generation.keep.Revisions": "postrain.generation.selection.RevisionPairs",
+    "postrain.generation.keep.Top": "postrain.generation.selection.TopK",
+    "postrain.rewards.countdown.countdown": "postrain.rewards.verified.countdown",
+    "postrain.rewards.learned.Learned": "postrain.rewards.reward_model.OutcomeRewardModel",
+    "postrain.rewards.learned.Process": "postrain.rewards.reward_model.ProcessRewardModel",
+    "postrain.rewards.pairwise.PairwiseFunction": "postrain.rewards.function.PairwiseFunction",
+    "postrain.rewards.process.Process": "postrain.rewards.reward_model.ProcessRewardModel",
+    "postrain.rewards.self_judge.SelfJudge": "postrain.rewards.judge.SelfJudge",
+    "postrain.rewards.tasks.TaskScore": "postrain.rewards.reasoning_gym.ReasoningGymScore",
+    "postrain.rewards.weighted.WeightedSum": "postrain.rewards.base.WeightedSum",
+}
+"""Paths of classes and functions."""
 METRICS = {
     "group/all_equal": "group/frac_reward_zero_std",
     "group/useful": "group/with_gradient",
@@ -84,12 +120,12 @@ STUDY = {"picture": "plot"}
 
 @cache
 def announce(old: str, new: str) -> None:
-    """One line on stderr, once in a process."""
+    """Prints one line on stderr, once per process."""
     print(f"note: {old} is now {new}; the old name works until version {UNTIL}", file=sys.stderr)
 
 
 def metric(name: str) -> str:
-    """The present name of a logged metric, for training or held-out data."""
+    """The new name of a logged metric, for training or held-out data."""
     held_out = "eval/" if name.startswith("eval/") else ""
     bare = name.removeprefix(held_out)
     for old, new in METRIC_FAMILIES.items():
@@ -99,12 +135,12 @@ def metric(name: str) -> str:
 
 
 def metrics(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of metrics, such as a line of metrics.jsonl, under their present names."""
+    """A record of metrics, such as a line of metrics.jsonl, with new names."""
     return {metric(name): value for name, value in record.items()}
 
 
 def result(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A result.json under the present names of its metrics; may be damaged."""
+    """The content of a result.json with new names of metrics; parts of other types stay unchanged."""
     known = dict(found)
     for part in ("changes", "values"):
         if isinstance(known.get(part), Mapping):
@@ -117,7 +153,7 @@ def result(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key(path: str) -> str:
-    """The present path of a config key, at any depth below a renamed one."""
+    """The new path of a config key, at any depth below a renamed one."""
     for old, new in {**KEYS, **SYNONYMS}.items():
         if path == old or path.startswith(f"{old}."):
             return new + path.removeprefix(old)
@@ -125,8 +161,11 @@ def key(path: str) -> str:
 
 
 def override(token: str) -> str:
-    """An override of the command line under its present name; what is not `KEY=VALUE` stays as it is."""
-    token = token.replace("evaluation/measure@evaluation.measures.", "evaluation/task@evaluation.tasks.")
+    """An override of the command line with new names; unchanged if it is not `KEY=VALUE`.
+
+    Translates simple lists of values too (`a,b`). Raises ConfigError if the values of a list belong to different keys.
+    """
+    token = TASK.sub(_task, token)
     head, equals, text = token.partition("=")
     path = head.lstrip("+~")
     sign = head[: len(head) - len(path)]
@@ -136,27 +175,57 @@ def override(token: str) -> str:
     elif path.startswith("sweep.grid."):
         stage = "sweep.grid."
     bare = path.removeprefix(stage)
-    if replaced := VALUES.get(bare, {}).get(text.strip("'\"")):
-        now, value = replaced
-        announce(f"{bare}={text}", f"{now}={str(value).lower()}")
-        return f"{sign}{stage}{now}={str(value).lower()}"
+    if bare in VALUES:
+        now, text = _new_values(bare, text)
+        return f"{sign}{stage}{now}{equals}{text}"
     now = key(bare)
     if now != bare and bare not in SYNONYMS:
         announce(bare, now)
-    option = OPTIONS.get((now, text), text)
-    if option != text:
-        announce(f"{now}={text}", f"{now}={option}")
-    return f"{sign}{stage}{now}{equals}{option}"
+    options = text.split(",")
+    for option in options:
+        if (now, option) in OPTIONS:
+            announce(f"{now}={option}", f"{now}={OPTIONS[now, option]}")
+    return f"{sign}{stage}{now}{equals}{','.join(OPTIONS.get((now, option), option) for option in options)}"
 
 
-def overrides(tokens: Sequence[str]) -> list[str]:
-    """Overrides under their present names."""
-    return [override(token) for token in tokens]
+def _new_values(old: str, text: str) -> tuple[str, str]:
+    """The new key and values for one or several values of a key in VALUES."""
+    values = [value.strip("'\"") for value in text.split(",")]
+    if not VALUES[old].keys() & {*values}:
+        return old, text
+    pairs = [VALUES[old].get(value, (old, value)) for value in values]
+    texts = [f"{now}={str(value).lower()}" for now, value in pairs]
+    if len({now for now, _ in pairs}) > 1:
+        raise ConfigError(f"{old}={text}: these values are now {', '.join(texts)}; list values of one key only")
+    now = pairs[0][0]
+    new = ",".join(str(value).lower() for _, value in pairs)
+    announce(f"{old}={text}", f"{now}={new}")
+    return now, new
+
+
+def _task(found: re.Match[str]) -> str:
+    announce("evaluation/measure", "evaluation/task")
+    return re.sub(r"\bwins\b", "win_rate", found[0].replace("measures.", "tasks.").replace("measure", "task", 1))
+
+
+def defaults(entries: Sequence[Any]) -> list[Any]:
+    """A defaults list with new names of groups and options."""
+    return [_default(entry) if isinstance(entry, Mapping) else TASK.sub(_task, str(entry)) for entry in entries]
+
+
+def _default(entry: Mapping[Any, Any]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for name, option in entry.items():
+        # `override /GROUP@PACKAGE: OPTION`, of which the keyword and the slash are optional.
+        group = re.sub(r"^(\w+ +)?/?", "", str(name))
+        now, _, text = override(f"{group}={option}").partition("=")
+        found[str(name).removesuffix(group) + now] = text if isinstance(option, str) else option
+    return found
 
 
 def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
-    """A config of plain containers under its present keys; `quiet` for one that an earlier version has saved."""
-    found = {str(name): dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+    """A config of plain containers with new names; `quiet` prints no notes, for a config of an earlier version."""
+    found = {str(name): _new_classes(value, quiet) for name, value in plain.items()}
     for old, new in {**KEYS, **SYNONYMS}.items():
         if _has(found, old.split(".")):
             _set(found, new.split("."), _pop(found, old.split(".")))
@@ -173,8 +242,21 @@ def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
     return found
 
 
+def _new_classes(value: Any, quiet: bool) -> Any:
+    """Plain containers with new paths of classes and functions."""
+    if isinstance(value, Mapping):
+        return {name: _new_classes(item, quiet) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_new_classes(item, quiet) for item in value]
+    if not isinstance(value, str) or value not in CLASSES:
+        return value
+    if not quiet:
+        announce(value, CLASSES[value])
+    return CLASSES[value]
+
+
 def study(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A study, as its YAML or an earlier session's sweep.yaml has it, under present names."""
+    """A study with new names; `node` is its YAML, or the sweep.yaml of an earlier session."""
     found = {STUDY.get(name, name): value for name, value in node.items()}
     for name in ("grid", "search"):
         if isinstance(found.get(name), Mapping):
@@ -197,7 +279,7 @@ def _has(node: Any, path: Sequence[str]) -> bool:
 
 
 def _get(node: Any, path: Sequence[str]) -> Any:
-    """The value at a path; None where there is none."""
+    """The value at a path; None if the path does not exist."""
     for part in path:
         node = node.get(part) if isinstance(node, Mapping) else None
     return node
@@ -211,7 +293,7 @@ def _pop(node: dict[str, Any], path: Sequence[str]) -> Any:
 
 
 def _set(node: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets a value where nothing stands; what is given under the present name has the last word."""
+    """Sets the value at a path, unless the path already has one; mappings are merged."""
     for part in path[:-1]:
         node[part] = dict(node.get(part) or {})
         node = node[part]

@@ -18,35 +18,6 @@ from postrain.runs.folder import RunFolder
 
 # Keys that every saved config has.
 REQUIRED_KEYS = ("model", "data", "trainer", "seed")
-MOVED = {
-    "postrain.data.steps.StepLayout": "postrain.data.kinds.steps.StepLayout",
-    "postrain.data.wordings.Wordings": "postrain.data.sources.Paraphrases",
-    "postrain.evaluation.confidence.Calibration": "postrain.evaluation.accuracy.Calibration",
-    "postrain.evaluation.completion_metrics.Divergence": "postrain.evaluation.completion_metrics.KLDivergence",
-    "postrain.evaluation.divergence.Divergence": "postrain.evaluation.completion_metrics.KLDivergence",
-    "postrain.evaluation.forgetting.Forgetting": "postrain.evaluation.likelihood.Forgetting",
-    "postrain.evaluation.lengths.Lengths": "postrain.evaluation.completion_metrics.Lengths",
-    "postrain.evaluation.preference.PreferenceAccuracy": "postrain.evaluation.likelihood.PreferenceAccuracy",
-    "postrain.evaluation.repetitiveness.Repetition": "postrain.evaluation.completion_metrics.Repetition",
-    "postrain.evaluation.scores.GoldScores": "postrain.evaluation.completion_metrics.GoldScores",
-    "postrain.evaluation.scores.Rewards": "postrain.evaluation.completion_metrics.Rewards",
-    "postrain.evaluation.scaling.beam.Beam": "postrain.evaluation.scaling.beam.BeamSearch",
-    "postrain.evaluation.scaling.tree.Tree": "postrain.evaluation.scaling.tree.TreeOfThoughts",
-    "postrain.evaluation.wins.WinRate": "postrain.evaluation.win_rate.WinRate",
-    "postrain.generation.keep.Nothing": "postrain.generation.selection.NoRows",
-    "postrain.generation.keep.Preferences": "postrain.generation.selection.PreferencePairs",
-    "postrain.generation.keep.Revisions": "postrain.generation.selection.RevisionPairs",
-    "postrain.generation.keep.Top": "postrain.generation.selection.TopK",
-    "postrain.rewards.countdown.countdown": "postrain.rewards.verified.countdown",
-    "postrain.rewards.learned.Learned": "postrain.rewards.reward_model.OutcomeRewardModel",
-    "postrain.rewards.learned.Process": "postrain.rewards.reward_model.ProcessRewardModel",
-    "postrain.rewards.pairwise.PairwiseFunction": "postrain.rewards.function.PairwiseFunction",
-    "postrain.rewards.process.Process": "postrain.rewards.reward_model.ProcessRewardModel",
-    "postrain.rewards.self_judge.SelfJudge": "postrain.rewards.judge.SelfJudge",
-    "postrain.rewards.tasks.TaskScore": "postrain.rewards.reasoning_gym.ReasoningGymScore",
-    "postrain.rewards.weighted.WeightedSum": "postrain.rewards.base.WeightedSum",
-}
-"""Class paths in the configs of earlier versions, and their current paths."""
 REMEDY = "give another run folder or restore its config.yaml"
 
 
@@ -69,14 +40,7 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
         raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
     if not isinstance(config, dict) or not config:
         raise ConfigError(f"{folder.config} is not the config of a run: expected keys and values; {REMEDY}")
-    return renamed.config({str(key): _moved(value) for key, value in config.items()}, quiet=True)
-
-
-def _moved(value: Any) -> Any:
-    """Plain containers with the current class paths."""
-    if isinstance(value, Mapping):
-        return {str(key): _moved(item) for key, item in value.items()}
-    return MOVED.get(value, value) if isinstance(value, str) else value
+    return renamed.config(config, quiet=True)
 
 
 def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,16 +1,24 @@
 """Old names of keys, options and metrics work for one version and print their new name once."""
 
 import json
+import sys
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from postrain.cli.user_conf import use_user_conf
 from postrain.config import renamed
+from postrain.config.groups import groups_of, listing
 from postrain.config.overrides import forced
+from postrain.config.tree import complete
+from postrain.errors import ConfigError
 from postrain.jobs.study import read
 from postrain.report.folders import read_run
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
+from postrain.training.config import TrainConfig
 from tests.training_runs import CONF
 
 
@@ -42,6 +50,14 @@ def announced_once():
         ("~evaluation.measures.kl", "~evaluation.tasks.kl"),
         ("+evaluation/measure@evaluation.measures.kl=kl", "+evaluation/task@evaluation.tasks.kl=kl"),
         ("data=wordings", "data=paraphrases"),
+        ("data=wordings,world_stories", "data=paraphrases,world_stories"),
+        ("data=world_judgements", "data=world_unpaired_preferences"),
+        ("data.source.kind=judgements", "data.source.kind=unpaired_preferences"),
+        ("data.source.kind=preferences,judgements", "data.source.kind=preferences,unpaired_preferences"),
+        ("data.source.asked=[a]", "data.source.eval_prompts=[a]"),
+        ("environment.room=9", "environment.max_observation_tokens=9"),
+        ("method.reference_logps=cached,fresh", "method.precompute_ref_log_probs=true,false"),
+        ("+evaluation/measure@evaluation.measures.wins=wins", "+evaluation/task@evaluation.tasks.win_rate=win_rate"),
         ("sweep.picture.x=eval/kl/exact", "sweep.plot.x=eval/kl/exact"),
         ("sweep.grid.method.scale=[none]", "sweep.grid.method.scale_rewards=[none]"),
     ],
@@ -49,6 +65,53 @@ def announced_once():
 def test_old_override_gets_its_new_name(old, new):
     assert renamed.override(old) == new
     assert renamed.override(new) == new
+
+
+def test_list_of_old_values_of_different_keys_is_one_line():
+    with pytest.raises(
+        ConfigError, match=r"^method\.reference_logps=cached,none: these values are now .*one key only$"
+    ):
+        forced(["method.reference_logps=cached,none"], CONF, root="config", multirun=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("_self_", "_self_"),
+        ("measure/wins@measures.wins", "task/win_rate@tasks.win_rate"),
+        ("/evaluation/measure/kl@evaluation.measures.kl", "/evaluation/task/kl@evaluation.tasks.kl"),
+        ({"override /keep": "mine"}, {"override /selection": "mine"}),
+        ({"/data": "wordings"}, {"/data": "paraphrases"}),
+        ({"measure@measures.kl": "kl"}, {"task@tasks.kl": "kl"}),
+        ({"optional reward": None}, {"optional reward": None}),
+    ],
+)
+def test_old_entry_of_a_defaults_list_gets_its_new_name(old, new):
+    assert renamed.defaults([old]) == [new]
+    assert renamed.defaults([new]) == [new]
+
+
+def test_class_path_of_a_composed_config_gets_its_new_name(capsys):
+    node = OmegaConf.create({"reward": {"_target_": "postrain.rewards.weighted.WeightedSum", "parts": {}}})
+    assert complete(node, TrainConfig).reward["_target_"] == "postrain.rewards.base.WeightedSum"
+    assert "postrain.rewards.weighted.WeightedSum is now postrain.rewards.base.WeightedSum" in capsys.readouterr().err
+
+
+def test_old_group_folder_of_a_user_is_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "conf" / "keep").mkdir(parents=True)
+    (tmp_path / "conf" / "keep" / "mine.yaml").write_text("# Mine\ndefaults: [best, _self_]\nat_least: 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    use_user_conf()
+    groups_of.cache_clear()
+    words = forced(["keep=mine"], CONF, root="generate")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("generate", words).selection.at_least == 0.5
+    assert ["mine", "Mine"] in [line.split() for line in listing(CONF, "selection").splitlines()]
+    assert "note: conf/keep/mine is now conf/selection/mine" in capsys.readouterr().err
+    groups_of.cache_clear()
+    with pytest.raises(ConfigError, match="the group keep is now selection; rename the folder keep"):
+        groups_of(CONF, str(tmp_path / "conf"))
 
 
 def test_new_name_is_printed_once(capsys):

@@ -8,6 +8,7 @@ from datetime import datetime
 import pytest
 from omegaconf import OmegaConf
 
+from postrain.config import renamed
 from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
@@ -15,7 +16,7 @@ from postrain.data.kinds.steps import StepLayout
 from postrain.data.rendering import clock_at
 from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
-from postrain.runs.resume import MOVED, check_data, saved_config
+from postrain.runs.resume import check_data, saved_config
 from tests.data.helpers import UNMARKED, byte_tokenizer, write_lines
 from tests.training_runs import composed
 
@@ -89,4 +90,4 @@ def test_moved_class_paths_of_earlier_versions_are_resolved(tmp_path):
     old = {"data": {"steps": {"_target_": "postrain.data.steps.StepLayout"}}, "seed": 0}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
     assert load_target(saved_config(RunFolder(tmp_path))["data"]["steps"]["_target_"]) is StepLayout
-    assert all(map(load_target, MOVED.values()))
+    assert all(map(load_target, renamed.CLASSES.values()))
