@@ -166,12 +166,12 @@ def score(
         >>> logps.shape == logps.mask.shape, bool((logps <= 0).all())
         (True, True)
     """
-    made = rows if isinstance(rows, Rows) else _rows(model, rows, tokenizer, template)
+    batch = rows if isinstance(rows, Rows) else _rows(model, rows, tokenizer, template)
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters()):
-        found = scores_of(model, made, temperature=temperature, entropy=entropy)
+        found = scores_of(model, batch, temperature=temperature, entropy=entropy)
     else:
         found = in_micro_batches(
-            lambda part: scores_of(model, part, temperature=temperature, entropy=entropy), made, micro_batch_tokens
+            lambda part: scores_of(model, part, temperature=temperature, entropy=entropy), batch, micro_batch_tokens
         )
     logps = found.logps_BT.as_subclass(TokenLogps)
     logps.mask, logps.entropy = found.mask_BT, found.entropy_BT

@@ -45,8 +45,8 @@ class Run:
     """The last value of the method's deciding metric; None if it was not measured."""
 
     def __repr__(self) -> str:
-        learned = f"method={type(self.method).__name__}, updates={self.method.counters.updates}"
-        return f"Run(path={str(self.path)!r}, {learned}, objective={self.objective})"
+        trained = f"method={type(self.method).__name__}, updates={self.method.counters.updates}"
+        return f"Run(path={str(self.path)!r}, {trained}, objective={self.objective})"
 
     def _repr_html_(self) -> str:
         """The verdict and the learning curves, in Jupyter."""

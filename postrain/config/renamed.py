@@ -227,7 +227,7 @@ def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
     """A config of plain containers with new names; `quiet` prints no notes, for a config of an earlier version."""
     found = {str(name): _new_classes(value, quiet) for name, value in plain.items()}
     for old, new in {**KEYS, **SYNONYMS}.items():
-        if _has(found, old.split(".")):
+        if _get(found, old.split("."), ...) is not ...:
             _set(found, new.split("."), _pop(found, old.split(".")))
             if not quiet and old not in SYNONYMS:
                 announce(old, new)
@@ -270,18 +270,10 @@ def study(node: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _has(node: Any, path: Sequence[str]) -> bool:
+def _get(node: Any, path: Sequence[str], missing: Any = None) -> Any:
+    """The value at a path; `missing` if the path does not exist."""
     for part in path:
-        if not isinstance(node, Mapping) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-def _get(node: Any, path: Sequence[str]) -> Any:
-    """The value at a path; None if the path does not exist."""
-    for part in path:
-        node = node.get(part) if isinstance(node, Mapping) else None
+        node = node.get(part, missing) if isinstance(node, Mapping) else missing
     return node
 
 

@@ -34,7 +34,7 @@ class Fingerprinted(Protocol):
 def saved_config(folder: RunFolder) -> dict[str, Any]:
     """The saved config of the run in `folder`."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder.config))
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder.config))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
