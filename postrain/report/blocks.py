@@ -68,7 +68,7 @@ class Cell:
     best: bool = False
     css: str = ""
     numbers: Numbers | None = field(default=None, compare=False)
-    """The same unrounded, for files."""
+    """The unrounded numbers, for files."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Facts:
 class Samples:
     """Prompts with their completions."""
 
-    shown: Sequence[PromptSamples]
+    prompts: Sequence[PromptSamples]
     compare: bool = False
     """Whether scores are coloured by their change since the first completion."""
 
@@ -118,12 +118,12 @@ class ListingRow:
     """A row of a listing."""
 
     cells: Sequence[tuple[str | Markup, str | float]]
-    """What is shown, and what is sorted by."""
+    """Displayed content and sort key of each cell."""
     path: str
     metrics: str
     """JSON: name → values before and after."""
     kind: str
-    """Rows of one kind can be compared; empty for one that cannot."""
+    """Rows of equal kind can be compared; empty for a row that cannot."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Listing:
 
     rows: Sequence[ListingRow]
     columns: Sequence[str]
-    """The first is that of the tick boxes."""
+    """The first column has the tick boxes."""
     words: Sequence[str]
     """Columns of text, aligned left."""
     command: str
@@ -150,7 +150,7 @@ def empty(block: Block | None) -> bool:
 
 
 def card(title: str | Markup, *blocks: Block | None, css: str = "card") -> Group:
-    """A card of blocks, with a heading or without."""
+    """A card of blocks, with an optional heading."""
     return Group(blocks, css, title)
 
 
@@ -165,7 +165,7 @@ def code(text: str, css: str = "command") -> Text:
 
 
 def about(text: str | Markup) -> Text:
-    """An explanation of the blocks beside it; a section of explanations alone is not shown."""
+    """An explanation of the blocks beside it; a section that has only explanations is left out."""
     return Text(text, ABOUT)
 
 

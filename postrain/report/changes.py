@@ -19,7 +19,7 @@ from postrain.metrics import metric
 from postrain.report import blocks
 from postrain.report.folders import Run
 from postrain.report.panels import HEADLINES, totals_first
-from postrain.report.samples import LEAST, Sample, first_and_last, interval
+from postrain.report.samples import MIN_SAMPLES, Sample, first_and_last, interval
 
 PER_TOKEN = "no interval: mean over tokens"
 PER_SET = "no interval: set statistic"
@@ -58,7 +58,7 @@ class Change:
         return self.gap is not None and not self.gap.low <= 0 <= self.gap.high
 
     @property
-    def around(self) -> str:
+    def interval(self) -> str:
         """The interval of the change, or why there is none."""
         if self.gap is None:
             return self.why
@@ -72,7 +72,7 @@ def signed(value: float) -> str:
 
 
 def changes(run: Run) -> list[Change]:
-    """The held-out metrics that were measured before and after training, the important ones first."""
+    """The held-out metrics that were measured before and after training, headline metrics first."""
     groups = dict(first_and_last(run.samples))
     rows = number(run.data.get("rows_eval"))
     found = []
@@ -85,8 +85,8 @@ def changes(run: Run) -> list[Change]:
 
 def _rank(one: Change) -> tuple[int, bool, bool, tuple[bool, bool, bool], str]:
     """The headline metrics, then those that changed, those with an interval first."""
-    place = HEADLINES.index(one.name) if one.name in HEADLINES else len(HEADLINES)
-    return place, one.constant, one.gap is None, totals_first(one.name), one.name
+    index = HEADLINES.index(one.name) if one.name in HEADLINES else len(HEADLINES)
+    return index, one.constant, one.gap is None, totals_first(one.name), one.name
 
 
 def _gap(
@@ -112,7 +112,7 @@ def _gap(
         for one in last
         if (key := (one.row, one.prompt)) in earlier and base in one.scores
     ]
-    if len(pairs) < LEAST:
+    if len(pairs) < MIN_SAMPLES:
         return None, UNSAVED
     return Estimate.paired([mine for mine, _ in pairs], [theirs for _, theirs in pairs]), ""
 
@@ -152,7 +152,7 @@ def _cell(one: Change) -> blocks.Cell:
     gap, value = one.gap, one.after - one.before
     if gap is None:
         return blocks.Cell(signed(value), one.why, numbers=(value, None, None, None))
-    return blocks.Cell(signed(value), f"{one.around}, n={gap.n}", numbers=(value, gap.low, gap.high, gap.n))
+    return blocks.Cell(signed(value), f"{one.interval}, n={gap.n}", numbers=(value, gap.low, gap.high, gap.n))
 
 
 INTERVALS = "Below each change its 95 % interval and the number of prompts or rows, or why there is none."

@@ -47,7 +47,7 @@ class Line:
     measured: bool = False
     """Held-out evaluations: each point has a marker, and the curve is not smoothed."""
     thin: bool = False
-    """One of several whose mean is drawn too."""
+    """One of several curves whose mean is also drawn."""
 
     @property
     def shade(self) -> str:
@@ -72,7 +72,7 @@ class DataPoint:
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     label: str = ""
-    """Text beside it."""
+    """Text beside the point."""
 
 
 def is_drawable(value: float | None) -> bool:
@@ -133,8 +133,8 @@ def histogram(groups: Sequence[Group], *, label: str = "", log_x: bool = False) 
     edges = [low * (high / low) ** step if log_x else low + (high - low) * step for step in steps]
 
     def draw(axes: Axes) -> None:
-        for place, (name, drawn, values) in enumerate(groups):
-            axes.hist(values, bins=edges, color=drawn, alpha=0.75 if place == 0 else 0.6, label=plain(name))
+        for index, (name, drawn, values) in enumerate(groups):
+            axes.hist(values, bins=edges, color=drawn, alpha=0.75 if index == 0 else 0.6, label=plain(name))
         axes.locator_params(axis="y", nbins=3, integer=True)
         axes.set_xlabel(plain(label))
         axes.set_ylabel("count")
@@ -151,17 +151,17 @@ Bars = Sequence[tuple[str, DataPoint, int]]
 
 
 def bars(rows: Bars, *, named: bool = True, label: str = "") -> Draw:
-    """Horizontal bars from 0, the first on top; values are the `x` of their spots.
+    """Horizontal bars from 0, the first on top; the value of a bar is the `x` of its point.
 
     Names are left out where a legend has them. `label` is that of the horizontal axis.
     """
-    shown = [row for row in rows if is_drawable(row[1].x)]
+    drawable = [row for row in rows if is_drawable(row[1].x)]
 
     def draw(axes: Axes) -> None:
-        for place, (_, spot, series) in enumerate(shown):
-            axes.barh(place, spot.x, height=0.62, color=shade(series), alpha=0.8)
-            axes.errorbar(spot.x, place, xerr=_error(spot.x, spot.x_range), color=INK, elinewidth=1, capsize=2.5)
-        axes.set_yticks(range(len(shown)), [plain(_cut(name)) if named else "" for name, _, _ in shown])
+        for index, (_, point, series) in enumerate(drawable):
+            axes.barh(index, point.x, height=0.62, color=shade(series), alpha=0.8)
+            axes.errorbar(point.x, index, xerr=_error(point.x, point.x_range), color=INK, elinewidth=1, capsize=2.5)
+        axes.set_yticks(range(len(drawable)), [plain(_cut(name)) if named else "" for name, _, _ in drawable])
         axes.invert_yaxis()
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(plain(label))
@@ -216,15 +216,17 @@ def points(
             if is_drawable(level):
                 axes.axhline(level, color=MUTED, lw=1, ls="--")
                 axes.text(1, level, plain(_cut(name)), transform=axes.get_yaxis_transform(), fontsize=8, ha="right")
-        for name, number, spots in series:
-            shown = [
-                spot for spot in spots if is_drawable(spot.x) and is_drawable(spot.y) and (spot.x > 0 or not log_x)
+        for name, number, data_points in series:
+            drawable = [
+                point
+                for point in data_points
+                if is_drawable(point.x) and is_drawable(point.y) and (point.x > 0 or not log_x)
             ]
-            xs, ys = [spot.x for spot in shown], [spot.y for spot in shown]
+            xs, ys = [point.x for point in drawable], [point.y for point in drawable]
             if joined:
                 axes.plot(xs, ys, color=shade(number), ls=line_style(max(0, number)), lw=1, alpha=0.5)
-            for place, spot in enumerate(shown):
-                _draw_point(axes, spot, number, plain(name) if place == 0 else None)
+            for index, point in enumerate(drawable):
+                _draw_point(axes, point, number, plain(name) if index == 0 else None)
         if log_x:
             _by_decades(axes)
         axes.set_xlabel(plain(x))
@@ -246,13 +248,13 @@ def _by_decades(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_point(axes: Axes, spot: DataPoint, number: int, label: str | None) -> None:
-    x_error, y_error = _error(spot.x, spot.x_range), _error(spot.y, spot.y_range)
+def _draw_point(axes: Axes, point: DataPoint, number: int, label: str | None) -> None:
+    x_error, y_error = _error(point.x, point.x_range), _error(point.y, point.y_range)
     style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "ms": 4.5, "color": shade(number)}
-    axes.errorbar(spot.x, spot.y, xerr=x_error, yerr=y_error, elinewidth=1, capsize=2, label=label, **style)
-    if spot.label:
-        text = plain(_cut(spot.label))
-        axes.annotate(text, (spot.x, spot.y), (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
+    axes.errorbar(point.x, point.y, xerr=x_error, yerr=y_error, elinewidth=1, capsize=2, label=label, **style)
+    if point.label:
+        text = plain(_cut(point.label))
+        axes.annotate(text, (point.x, point.y), (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
 
 
 def _error(value: float, around: tuple[float, float] | None) -> list[list[float]] | None:

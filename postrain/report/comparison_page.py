@@ -21,20 +21,20 @@ from postrain.report.palette import DASHES, Style, color
 from postrain.report.panels import HEADLINES, axis_of, before_and_after, best_of, label_of, panels, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.run_page import efficiency, run_stats
-from postrain.report.samples import SHOWN, Sample, last, responses, side_by_side
+from postrain.report.samples import MOST_PROMPTS, Sample, last, responses, side_by_side
 
 MOST_COLUMNS, MOST_CURVES, MOST_BARS, MOST_LETTERS = 7, 12, 6, 40
 # Keys that do not change what a run computes.
 IGNORED_KEYS = ("name", "paths", "report", "logger", "debug", "resume", "allow_change", "stages")
 MOST_KEYS = 3
-DRIFT = ("eval/kl/exact", "kl/exact")
-GOOD = ("gold/total", "eval/reward/total", "eval/win_rate", "reward/total")
-ENDS = (
+KL_METRICS = ("eval/kl/exact", "kl/exact")
+REWARD_METRICS = ("gold/total", "eval/reward/total", "eval/win_rate", "reward/total")
+TABLE_ABOUT = (
     "After training; below it the value before, the 95 % interval over held-out items, and their number. The best is "
     "marked. eval and gold are held-out data. A value without an interval is not saved per item."
 )
-WHISKERS = "After training. Whiskers: 95 % interval over held-out items, where the metric is saved per item."
-UP = "Up is better, left is closer to the reference policy: of two runs with equal reward, the left one needed less KL."
+BARS_ABOUT = "After training. Whiskers: 95 % interval over held-out items, where the metric is saved per item."
+FRONTIER_ABOUT = "Higher is better. Further left is closer to the reference policy: the same reward at a lower KL."
 Rows = list[tuple[str, list[blocks.Cell]]]
 
 
@@ -44,7 +44,7 @@ class Member:
 
     name: str
     number: int
-    """Decides its colour and line style."""
+    """Index that determines its colour and line style."""
     run: Run
     samples: Sequence[Sample]
     """Of its last evaluation."""
@@ -59,12 +59,12 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path, formats: Seque
     runs = [read_run(path) for path in paths]
     named = enumerate(zip(labels(runs), runs, strict=True))
     members = [Member(name, number, run, last(run.samples)) for number, (name, run) in named]
-    metrics, notes = judged_by(runs), warnings(members)
+    metrics, notes = comparison_metrics(runs), warnings(members)
     measured, frontier = _measured(members, metrics), _frontier(members)
     groups = [(member.name, member.samples) for member in members if member.samples]
     legend = blocks.Legend([Entry(color(one.number), one.name) for one in members])
     curve_legend = blocks.Legend([Line(one.name, ([], []), one.style).entry for one in members])
-    table = blocks.Table(*headline_table(members, metrics), about=ENDS)
+    table = blocks.Table(*headline_table(members, metrics), about=TABLE_ABOUT)
     sections = (
         section(
             "Final metrics",
@@ -72,15 +72,15 @@ def write_comparison_of_runs(paths: Sequence[Path], folder: Path, formats: Seque
             table,
             blocks.Pictures(
                 [bar_picture(title_of(name)[0], rows, about=title_of(name)[1], named=False) for name, rows in measured],
-                about=WHISKERS,
+                about=BARS_ABOUT,
             ),
         ),
         section("Learning curves", curve_legend, blocks.Pictures(_curves(members, metrics))),
-        section("Reward against KL", blocks.about(UP), blocks.Pictures(frontier, large=True), legend),
+        section("Reward against KL", blocks.about(FRONTIER_ABOUT), blocks.Pictures(frontier, large=True), legend),
         section(
             "The same prompts",
             blocks.about("Each run's last evaluation, the first prompts of the held-out data."),
-            blocks.Samples(side_by_side(groups, least=2)[:SHOWN]),
+            blocks.Samples(side_by_side(groups, least=2)[:MOST_PROMPTS]),
         ),
         section("Cost", blocks.Table(*efficiency_table(members))),
         section(
@@ -122,8 +122,8 @@ def _cut(value: str) -> str:
     return value if short_enough else value[: MOST_LETTERS - 3].rsplit(" ", 1)[0] + "..."
 
 
-def judged_by(runs: Sequence[Run]) -> list[str]:
-    """The metrics that the runs are judged by, then HEADLINES; held-out metrics replace those of training data."""
+def comparison_metrics(runs: Sequence[Run]) -> list[str]:
+    """The deciding metrics of the runs, then HEADLINES; held-out metrics replace those of training data."""
     own = [name for run in runs if isinstance(name := run.result.get("metric"), str)]
     found = [name for name in dict.fromkeys([*own, *HEADLINES]) if any(name in run.metrics for run in runs)]
     return [name for name in found if f"eval/{name}" not in found][:MOST_COLUMNS]
@@ -186,10 +186,10 @@ def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
     """A figure for each metric of at least two runs; held-out metrics replace those of training data."""
     usual = [name for panel in panels() if panel.primary for name in panel.names]
     counts = {name: sum(name in one.run.metrics for one in members) for name in (*metrics, *usual)}
-    shown = [name for name, count in counts.items() if count > 1 and not counts.get(f"eval/{name}")]
+    selected = [name for name, count in counts.items() if count > 1 and not counts.get(f"eval/{name}")]
     updates = max(one.run.updates for one in members)
     found = []
-    for name in shown[:MOST_CURVES]:
+    for name in selected[:MOST_CURVES]:
         dots = name.startswith(("eval/", "gold/"))
         present = [one for one in members if name in one.run.metrics]
         lines = [Line(one.name, one.run.metrics[name], one.style, measured=dots) for one in present]
@@ -214,8 +214,8 @@ def _measured(members: Sequence[Member], metrics: Sequence[str]) -> list[tuple[s
 
 def _frontier(members: Sequence[Member]) -> list[Picture]:
     """Reward or gold score against KL: for each run a path through its evaluations."""
-    for x in DRIFT:
-        for y in GOOD:
+    for x in KL_METRICS:
+        for y in REWARD_METRICS:
             paths = [(one.name, one.number, _path(one, x, y)) for one in members]
             if series := [path for path in paths if path[2]]:
                 draw = points(series, x=axis_of(x), y=axis_of(y))
@@ -233,8 +233,8 @@ def _path(one: Member, x: str, y: str) -> list[DataPoint]:
     if xs is None or ys is None:
         return []
     present = dict(zip(*ys, strict=True))
-    path = [DataPoint(far, present[update]) for update, far in zip(*xs, strict=True) if update in present]
-    return [*path[:-1], *(replace(spot, label=one.name) for spot in path[-1:])]
+    path = [DataPoint(kl, present[update]) for update, kl in zip(*xs, strict=True) if update in present]
+    return [*path[:-1], *(replace(point, label=one.name) for point in path[-1:])]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

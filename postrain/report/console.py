@@ -1,4 +1,4 @@
-"""What the console prints at the end of a run: the held-out metrics that matter, and the verdict."""
+"""The console output at the end of a run: the main held-out metrics and the verdict."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def print_result(path: Path, console: Console | None = None) -> None:
 
 
 def result_table(run: Run) -> Table:
-    """The first MOST_ROWS held-out metrics; those that the method is judged by stand out."""
+    """The first MOST_ROWS held-out metrics; the method's headline metrics are highlighted."""
     found = changes(run)
     headline = run.result.get("headline")
     names = headline if isinstance(headline, list) else []
-    shown = found[:MOST_ROWS]
-    rest = len(found) - len(shown)
+    listed = found[:MOST_ROWS]
+    rest = len(found) - len(listed)
     title = "held-out, before → after" + (f" ({rest} more in the report)" if rest else "")
     columns = ("metric", "before", "after", "change", "95 % interval", "n")
-    best = [place for place, one in enumerate(shown) if one.name in names]
-    return console_table(columns, [_row(one) for one in shown], title, best)
+    best = [index for index, one in enumerate(listed) if one.name in names]
+    return console_table(columns, [_row(one) for one in listed], title, best)
 
 
 def _row(one: Change) -> list[str]:
-    interval, n = (one.why.replace("no interval", "none"), "–") if one.gap is None else (one.around, str(one.gap.n))
+    interval, n = (one.why.replace("no interval", "none"), "–") if one.gap is None else (one.interval, str(one.gap.n))
     return [one.name, figure(one.before), figure(one.after), signed(one.after - one.before), interval, n]

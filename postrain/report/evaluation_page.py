@@ -18,14 +18,14 @@ from postrain.report.page import Page, Section, machine, reproduction, section, 
 from postrain.report.palette import color
 from postrain.report.panels import best_of
 from postrain.report.pictures import Picture, Sheet
-from postrain.report.samples import SHOWN, side_by_side
+from postrain.report.samples import MOST_PROMPTS, side_by_side
 from postrain.report.values import text_of
 
 MOST_FINDINGS = 3
 MOST_ANSWERS = 40
-"""PromptSamples per category of queries; queries.jsonl has all."""
-FOUND = "Below each value its 95 % interval and the number of items."
-SEVERAL = (
+"""Answers listed per category of queries; queries.jsonl has all."""
+METRICS_ABOUT = "Below each value its 95 % interval and the number of items."
+DIFFERENCES_ABOUT = (
     " The best of each row is marked. Differences are the first model minus the other, on the same items; one whose "
     "interval excludes 0 is significant."
 )
@@ -79,9 +79,9 @@ def _write(found: Sequence[Evaluation], folder: Path, formats: Sequence[str]) ->
                 blocks.about(
                     "The first prompts of the held-out data, not the best ones. All samples: sample_responses.json."
                 ),
-                blocks.Samples(side_by_side(samples, least=min(2, len(samples)))[:SHOWN]),
+                blocks.Samples(side_by_side(samples, least=min(2, len(samples)))[:MOST_PROMPTS]),
             ),
-            _given(models),
+            _model_inputs(models),
             _unmeasured(models),
             section(
                 "Reproduce this evaluation",
@@ -119,12 +119,12 @@ def named_models(found: Sequence[Evaluation]) -> list[EvalModel]:
 def warnings(found: Sequence[Evaluation], models: Sequence[EvalModel]) -> list[str]:
     """Warnings at the top of the page."""
     messages = list(dict.fromkeys(note for one in found for note in one.notes))
-    prints = {str(known) for one in found if (known := one.data.get("fingerprint"))}
+    fingerprints = {str(known) for one in found if (known := one.data.get("fingerprint"))}
     sources = {one.name: one.data for one in models if one.data}
     if len(set(sources.values())) > 1:
         each = "; ".join(f"{name}: {source}" for name, source in sources.items())
         messages.insert(0, f"Not measured on the same data ({each}): the metrics are of different items.")
-    elif len(prints) > 1:
+    elif len(fingerprints) > 1:
         messages.insert(0, "Not measured on the same rows: the fingerprints of the data differ.")
     if not models:
         messages.append("No model was measured: there is nothing to show.")
@@ -145,7 +145,7 @@ def _metrics(models: Sequence[EvalModel], differences: Differences) -> Section |
     several = len(models) > 1
     return section(
         "Metrics",
-        blocks.about(FOUND + (SEVERAL if several else "")),
+        blocks.about(METRICS_ABOUT + (DIFFERENCES_ABOUT if several else "")),
         blocks.Group(cards, "stack" if several else "grid large"),
     )
 
@@ -197,7 +197,7 @@ def _scaling(model: EvalModel, several: bool) -> list[blocks.Block]:
         if one.curves:
             title = short(f"{task}, {model.name}" if several else task)
             found += [
-                blocks.Text(title, "measure", "h3"),
+                blocks.Text(title, "task", "h3"),
                 blocks.Pictures(scaling(one.curves), large=True),
                 blocks.details("table of the points, with KL", blocks.Table(*_points(one.curves))),
             ]
@@ -206,12 +206,12 @@ def _scaling(model: EvalModel, several: bool) -> list[blocks.Block]:
 
 def _points(curves: Mapping[str, Sequence[Point]]) -> Table:
     rows = []
-    for way, present in curves.items():
+    for method, present in curves.items():
         for point in present:
             costs = [
                 blocks.Cell("–" if cost is None else figure(cost)) for cost in (point.tokens, point.seconds, point.kl)
             ]
-            name = way if way == point.label else f"{way}: {point.label}"
+            name = method if method == point.label else f"{method}: {point.label}"
             rows.append((name, [_cell(point.score), *costs]))
     return ["method", "score", "tokens", "seconds", "KL(policy‖sampler) [nats]"], rows
 
@@ -220,17 +220,17 @@ def _queries(model: EvalModel, several: bool) -> list[blocks.Block]:
     """The hand-written queries by category: the number of correct answers, and each answer with its verdict."""
     found: list[blocks.Block] = []
     for name, answered in by_category(model.records.get("queries", ())).items():
-        right = sum(one.get("right") is True for one in answered)
+        correct = sum(one.get("right") is True for one in answered)
         more = f"The first {MOST_ANSWERS}; all of them: queries.jsonl." if len(answered) > MOST_ANSWERS else ""
         cards = [_answer(one) for one in answered[:MOST_ANSWERS]]
-        title = f"{name}: {right} of {len(answered)} correct"
+        title = f"{name}: {correct} of {len(answered)} correct"
         found.append(blocks.details(title, *cards, blocks.about(more), css="card"))
-    return [blocks.Text(model.name, "measure", "h3"), *found] if several and found else found
+    return [blocks.Text(model.name, "task", "h3"), *found] if several and found else found
 
 
 def _answer(one: Record) -> blocks.Group:
-    right = one.get("right") is True
-    chip = blocks.span("correct" if right else "wrong", f"chip {'up' if right else 'down'}")
+    correct = one.get("right") is True
+    chip = blocks.span("correct" if correct else "wrong", f"chip {'up' if correct else 'down'}")
     label = blocks.line(text_of(one.get("row")), chip, text_of(one.get("why")))
     answer = one["response"].strip() or "(empty)"
     lines = (blocks.Text(label, "tag", "span"), blocks.Text(one["prompt"], "text muted"), blocks.Text(answer, "text"))
@@ -248,7 +248,7 @@ def by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def _given(models: Sequence[EvalModel]) -> Section | None:
+def _model_inputs(models: Sequence[EvalModel]) -> Section | None:
     """The exact input of item 0 of each task, once for models with the same input."""
     found: dict[str, list[str]] = {}
     for name in _tasks(models):

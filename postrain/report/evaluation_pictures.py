@@ -21,10 +21,10 @@ def compared(models: Sequence[EvalModel]) -> list[tuple[str, Bars]]:
     """Bars of the central metric of each task, one per model; for a single model all of its shares."""
     if len(models) == 1:
         shares = [
-            (short(f"{task} {name}"), known.spot, 0)
+            (short(f"{task} {name}"), known.point, 0)
             for task, found in models[0].tasks.items()
             for name, known in found.metrics.items()
-            if known.around is not None and 0 <= known.around[0] <= known.around[1] <= 1
+            if known.interval is not None and 0 <= known.interval[0] <= known.interval[1] <= 1
         ]
         return [("shares and scores between 0 and 1", shares[:MOST_BARS])] if shares else []
     metrics = {task: found.metrics for one in models for task, found in one.tasks.items()}
@@ -32,7 +32,7 @@ def compared(models: Sequence[EvalModel]) -> list[tuple[str, Bars]]:
     for task in [name for name, of in metrics.items() if of][:MOST_METRICS]:
         metric = central(metrics[task])
         rows = [
-            (one.name, one.tasks[task].metrics[metric].spot, index)
+            (one.name, one.tasks[task].metrics[metric].point, index)
             for index, one in enumerate(models)
             if task in one.tasks and metric in one.tasks[task].metrics
         ]
@@ -81,19 +81,19 @@ def paraphrases(record: Record) -> list[Record]:
     return records_of(record.get("phrasings", record.get("wordings")))
 
 
-def scaling(ways: Mapping[str, Sequence[Point]]) -> list[Picture]:
+def scaling(methods: Mapping[str, Sequence[Point]]) -> list[Picture]:
     """Score against sampled tokens and against time."""
-    legend = [Entry(color(index), way) for index, way in enumerate(ways)]
+    legend = [Entry(color(index), method) for index, method in enumerate(methods)]
     found = []
     for title, cost in (("Score against sampled tokens", "tokens"), ("Score against time", "seconds")):
         series: list[Series] = []
-        for index, (way, there) in enumerate(ways.items()):
-            spots = [
-                DataPoint(spent, point.score.value, None, point.score.around)
-                for point in there
+        for index, (method, curve) in enumerate(methods.items()):
+            data_points = [
+                DataPoint(spent, point.score.value, None, point.score.interval)
+                for point in curve
                 if (spent := getattr(point, cost)) is not None and spent > 0
             ]
-            series += [(way, index, spots)] if spots else []
+            series += [(method, index, data_points)] if data_points else []
         if series:
             draw = points(series, x=f"mean {cost} per prompt", y="score", log_x=True)
             found.append(Picture(title, "with 95 % intervals", draw, legend, size=LARGE))

@@ -38,21 +38,21 @@ class Number:
     n: int | None
 
     @property
-    def around(self) -> tuple[float, float] | None:
+    def interval(self) -> tuple[float, float] | None:
         """The interval."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
-    def stated_interval(self) -> str:
+    def interval_text(self) -> str:
         """The interval as text, or that it is unknown."""
         if self.low is None or self.high is None:
             return "no interval: not saved"
         return f"{figure(self.low)} … {figure(self.high)}"
 
     @property
-    def spot(self) -> DataPoint:
+    def point(self) -> DataPoint:
         """As a bar."""
-        return DataPoint(self.value, 0, self.around)
+        return DataPoint(self.value, 0, self.interval)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def write_table(folder: Path, table: Table, suffix: str) -> Path:
 
 def to_csv(table: Table) -> str:
     """Unrounded numbers; a column of measured values is followed by those of its interval and n, where known."""
-    parts = [_parts([cells[place] for _, cells in table.rows]) for place in range(len(table.columns) - 1)]
+    parts = [_parts([cells[index] for _, cells in table.rows]) for index in range(len(table.columns) - 1)]
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     names = [f"{name} {PARTS[p]}".strip() for name, of in zip(table.columns[1:], parts, strict=True) for p in of]
@@ -66,8 +66,8 @@ def _text(cell: Cell) -> str:
 
 def to_tex(table: Table) -> str:
     """A tabular with booktabs rules: rounded values, their 95 % intervals in brackets, the best in bold."""
-    words = [place for place, name in enumerate(table.columns) if place == 0 or name in table.words]
-    alignment = "".join("l" if place in words else "r" for place in range(len(table.columns)))
+    text_columns = [index for index, name in enumerate(table.columns) if index == 0 or name in table.words]
+    alignment = "".join("l" if index in text_columns else "r" for index in range(len(table.columns)))
     rows = [" & ".join([escape(name), *map(_tex, cells)]) for name, cells in table.rows]
     return "\n".join([
         "% \\usepackage{booktabs}",

@@ -168,7 +168,7 @@ def read_run(path: Path) -> Run:
     times = [value for record in records if (value := number(record.get("time"))) is not None]
     return Run(
         **common(path),
-        config=shown_config(path / "config.yaml"),
+        config=masked_config(path / "config.yaml"),
         metrics=curves(records),
         updates=max((update_of(record) for record in records), default=0),
         seconds=times[-1] - times[0] if times else 0.0,
@@ -198,7 +198,7 @@ def read_generation(path: Path) -> Generation:
     )
 
 
-def shown_config(path: Path) -> str:
+def masked_config(path: Path) -> str:
     """A config.yaml with secrets masked; "" if it is not YAML."""
     config = read_yaml(path)
     return yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True) if config else ""

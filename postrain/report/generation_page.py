@@ -13,7 +13,7 @@ from postrain.report.page import RESPONSES, Page, flat, reproduction, section, w
 from postrain.report.palette import GOLD, POLICY
 from postrain.report.pictures import Sheet
 from postrain.report.run_page import LEAST_FOR_A_HISTOGRAM
-from postrain.report.samples import SHOWN, Answer, PromptSamples, Sample, responses
+from postrain.report.samples import MOST_PROMPTS, Answer, PromptSamples, Sample, responses
 from postrain.report.values import LARGEST
 
 MOST_ANSWERS = 4
@@ -49,7 +49,7 @@ def write_generation(path: Path, output: Path | None = None, formats: Sequence[s
         section(
             "Samples",
             blocks.about(f"{first}completions.jsonl."),
-            blocks.Samples([_shown(prompt) for prompt in found.prompts[:SHOWN]]),
+            blocks.Samples([_first_completions(prompt) for prompt in found.prompts[:MOST_PROMPTS]]),
         ),
         section("Reproduce this generation", *reproduction(found.manifest, found.path)),
     )
@@ -65,7 +65,7 @@ def write_generation(path: Path, output: Path | None = None, formats: Sequence[s
         missing=found.missing,
         sheets=[Sheet("response_lengths", label, [("", histogram(lengths, label=label))])] if lengths else [],
         table=table,
-        files={RESPONSES: responses([("model", found.samples[: 8 * SHOWN])])} if found.prompts else {},
+        files={RESPONSES: responses([("model", found.samples[: 8 * MOST_PROMPTS])])} if found.prompts else {},
     )
     return write_page(folder, page, formats)
 
@@ -76,7 +76,7 @@ def _facts(found: Generation) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _shown(prompt: Sequence[Sample]) -> PromptSamples:
+def _first_completions(prompt: Sequence[Sample]) -> PromptSamples:
     """The first completions of a prompt."""
     answers = [
         Answer(f"completion {number}" + (" (cut)" if one.finished is False else ""), one.completion, one.scores)

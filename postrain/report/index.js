@@ -6,7 +6,7 @@
   const filter = document.getElementById("filter"), count = document.getElementById("count");
   const panel = document.getElementById("compare"), rows = [...body.rows];
   const state = { filter: "", column: -1, down: false, ticked: [] };
-  try { Object.assign(state, JSON.parse(sessionStorage.getItem(key) || "{}")); } catch { /* no storage: start afresh */ }
+  try { Object.assign(state, JSON.parse(sessionStorage.getItem(key) || "{}")); } catch { /* no storage: default state */ }
   const save = () => { try { sessionStorage.setItem(key, JSON.stringify(state)); } catch { /* no storage */ } };
   const value = (row, column) => row.cells[column].dataset.value;
 
@@ -19,21 +19,21 @@
       return sign * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
     };
     [...rows].sort(order).forEach(row => body.append(row));
-    [...table.tHead.rows[0].cells].forEach((head, place) => {
-      head.setAttribute("aria-sort", place !== state.column ? "none" : state.down ? "descending" : "ascending");
+    [...table.tHead.rows[0].cells].forEach((head, index) => {
+      head.setAttribute("aria-sort", index !== state.column ? "none" : state.down ? "descending" : "ascending");
     });
   }
 
   function show() {
     const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
+    let visible = 0;
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
       row.hidden = !words.every(word => text.includes(word));
-      shown += !row.hidden;
+      visible += !row.hidden;
     }
     const all = rows.length === 1 ? "1 entry" : `${rows.length} entries`;
-    count.textContent = shown === rows.length ? all : `${shown} of ${all}`;
+    count.textContent = visible === rows.length ? all : `${visible} of ${all}`;
   }
 
   function element(name, text, parent) {

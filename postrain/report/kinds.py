@@ -48,8 +48,8 @@ def folders(root: Path) -> Iterator[tuple[str, Path]]:
 
     Jobs of a sweep and stages of a pipeline belong to those. Comparison pages, hidden folders and links are left out.
     """
-    for place, directories, files in os.walk(root):
-        path, kind = Path(place), kind_by(files)
+    for index, directories, files in os.walk(root):
+        path, kind = Path(index), kind_by(files)
         directories[:] = [] if kind and path != root else sorted(name for name in directories if name[0] != ".")
         # A comparison holds evaluation_stats.json, and no status.
         if kind and path != root and any(name in files for name in (*COMMON, *FILES["sweep"], *FILES["run"])):

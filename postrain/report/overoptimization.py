@@ -29,7 +29,7 @@ from postrain.runs.folder import writing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TURN = 0.02
+MIN_FALL = 0.02
 """A smaller fall of the gold score below its peak counts as noise."""
 
 
@@ -44,22 +44,22 @@ class Point:
 
     @property
     def distance(self) -> float:
-        """√KL, in which the paper's curves are drawn."""
+        """√KL, the horizontal axis of the paper's figures."""
         return math.sqrt(max(self.kl, 0))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One method of optimising the proxy, from the reference policy on."""
+    """A method of optimising the proxy; the first point is the reference policy."""
 
     name: str
     points: tuple[Point, ...]
 
-    def turn(self) -> Point | None:
-        """The peak of the gold score, if it has fallen by more than TURN since; else None."""
+    def gold_peak(self) -> Point | None:
+        """The peak of the gold score, if it has fallen by more than MIN_FALL since; else None."""
         peak = max(self.points, key=lambda point: point.gold)
         after = self.points[self.points.index(peak) :]
-        return peak if min(point.gold for point in after) < peak.gold - TURN else None
+        return peak if min(point.gold for point in after) < peak.gold - MIN_FALL else None
 
 
 def of_run(name: str, folder: Path) -> Curve:
@@ -79,7 +79,7 @@ def of_run(name: str, folder: Path) -> Curve:
 
 
 def of_samples(name: str, folder: Path) -> Curve:
-    """Best-of-n for n = 1, 2, 4, ... from the completions of a generation: the first n of each prompt compete."""
+    """Best-of-n for n = 1, 2, 4, ...: means over groups of n consecutive completions of a generation's prompts."""
     answers = JsonLines(folder / "completions.jsonl").read()
     if not answers:
         raise ConfigError(f"{folder}: no completions to choose the best of")
@@ -105,19 +105,19 @@ def overoptimization(*, folder: str, runs: Mapping[str, Mapping[str, Any]], samp
     `runs` are groups of training runs, {group: {branch: {folder: ...}}}; `samples` is a best-of-n generation.
     """
     curves = [*_runs(runs), of_samples("best of n", Path(samples["folder"]))]
-    home = Path(folder)
-    with writing(home):
-        atomic_write_text(home / "overoptimization.json", json.dumps([asdict(curve) for curve in curves], indent=1))
-        atomic_write_text(home / "overoptimization.md", markdown_table(HEADINGS, rows(curves)))
-        picture(curves, home / "overoptimization.png")
+    output = Path(folder)
+    with writing(output):
+        atomic_write_text(output / "overoptimization.json", json.dumps([asdict(curve) for curve in curves], indent=1))
+        atomic_write_text(output / "overoptimization.md", markdown_table(HEADINGS, rows(curves)))
+        picture(curves, output / "overoptimization.png")
     # Without a terminal rich assumes 80 columns.
     Console(highlight=False, width=max(Console().width, 104)).print(console_table(HEADINGS, rows(curves), TITLE))
 
 
 def _runs(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:
     for group, branches in runs.items():
-        for branch, places in branches.items():
-            yield of_run(f"{group} {branch}", Path(places["folder"]))
+        for branch, stage in branches.items():
+            yield of_run(f"{group} {branch}", Path(stage["folder"]))
 
 
 TITLE = "proxy and gold reward, held-out"
@@ -128,11 +128,11 @@ def rows(curves: Sequence[Curve]) -> list[tuple[str, ...]]:
     """Each curve as a row of the table."""
     found = []
     for curve in curves:
-        first, last, turn = curve.points[0], curve.points[-1], curve.turn()
+        first, last, fallen = curve.points[0], curve.points[-1], curve.gold_peak()
         peak = max(point.gold for point in curve.points)
         gold = f"{first.gold:.2f} → {peak:.2f} → {last.gold:.2f}"
-        turned = f"{turn.distance:.1f}" if turn else "no fall"
-        found.append((curve.name, f"{first.proxy:.2f} → {last.proxy:.2f}", gold, f"{last.distance:.1f}", turned))
+        peak_distance = f"{fallen.distance:.1f}" if fallen else "no fall"
+        found.append((curve.name, f"{first.proxy:.2f} → {last.proxy:.2f}", gold, f"{last.distance:.1f}", peak_distance))
     return found
 
 
@@ -161,5 +161,5 @@ def _draw(axes: Axes, curves: Sequence[Curve], quantity: str) -> None:
         axes.plot(
             x, [getattr(p, quantity) for p in curve.points], color=color, label=curve.name, marker=".", lw=1.6, ls=style
         )
-        if quantity == "gold" and (turn := curve.turn()):
-            axes.plot(turn.distance, turn.gold, marker="o", ms=9, mfc="none", mec=INK)
+        if quantity == "gold" and (top := curve.gold_peak()):
+            axes.plot(top.distance, top.gold, marker="o", ms=9, mfc="none", mec=INK)

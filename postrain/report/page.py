@@ -52,7 +52,7 @@ class Page:
     sheets: Sequence[Sheet] = ()
     """Image files beside the page."""
     table: Table | None = None
-    """What --format csv and tex write."""
+    """The table that --format csv and tex write."""
     files: Mapping[str, Any] = field(default_factory=dict)
     """JSON files beside the page."""
     script: str = ""
@@ -69,13 +69,13 @@ def section(title: str, *blocks: Block | None) -> Section | None:
 
 
 def reproduction(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None, ...]:
-    """The command that repeats it, and its folder."""
+    """The command that reproduces a run, and its folder."""
     command = manifest.get("reproduce")
     return code(str(command)) if command else None, Text(str(path), "path muted")
 
 
 def resumption(skipped: str, resume: str, repeat: str | None, path: Path) -> Section | None:
-    """How to resume a sweep or a pipeline, what that skips, how to repeat it, and its folder."""
+    """The commands that resume or repeat a sweep or pipeline, and its folder."""
     blocks: list[Block | None] = [Text(f"Resume; {skipped}:", ABOUT), code(resume)]
     if repeat:
         blocks += [Text("Repeat everything:", ABOUT), code(repeat)]

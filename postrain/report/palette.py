@@ -48,7 +48,7 @@ FIRST_FREE = 4
 
 
 class Style(NamedTuple):
-    """How a line is drawn."""
+    """The series number and dash pattern of a line."""
 
     series: int
     dash: int
@@ -64,14 +64,14 @@ def styles(names: Sequence[str], known: dict[str, int] | None = None) -> list[St
     taken: dict[int, str] = {}
     found = []
     alone = len({name.removeprefix("eval/") for name in names}) == 1
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         base = name.removeprefix("eval/")
         role = next((series for pattern, series in ROLES.items() if _fits(base, pattern)), None)
         if role is None and alone:
             role = 0
         series = _part(base, taken, known) if role is None else role
         taken.setdefault(series, base)
-        found.append(Style(series, place % len(DASHES)))
+        found.append(Style(series, index % len(DASHES)))
     return found
 
 
@@ -107,12 +107,12 @@ def css(drawn: str) -> str:
 
 
 def swatch(background: str, dash: int) -> str:
-    """The CSS background of a legend's line: a colour, interrupted as DASHES says."""
+    """The CSS background of a legend's line: a colour with a dash pattern of DASHES."""
     pattern = DASHES[dash % len(DASHES)]
     if not pattern:
         return background
     stops, at = [], 0.0
-    for place, length in enumerate(pattern):
-        stops.append(f"{'transparent' if place % 2 else background} {at:g}px {at + 2 * length:g}px")
+    for index, length in enumerate(pattern):
+        stops.append(f"{'transparent' if index % 2 else background} {at:g}px {at + 2 * length:g}px")
         at += 2 * length
     return f"repeating-linear-gradient(90deg, {', '.join(stops)})"

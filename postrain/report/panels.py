@@ -1,4 +1,4 @@
-"""The panels of a page: which metrics each shows, in which order, with title, meaning and axis label.
+"""The panels of a page: the metrics of each, their order, title, meaning and axis label.
 
 A panel without measured metrics is left out; a metric that is in no panel gets a collapsed one.
 """
@@ -104,13 +104,13 @@ def arrange(metrics: Mapping[str, Curve]) -> tuple[list[Panel], list[str]]:
     constant = [name for name, (_, values) in metrics.items() if len(values) > 1 and min(values) == max(values)]
     left = [name for name in metrics if name not in (*HIDDEN, *constant) and not _is_twin(name, metrics)]
     left.sort(key=totals_first)
-    shown = []
+    arranged = []
     for one in panels():
         names = tuple(dict.fromkeys(name for pattern in one.names for name in left if fnmatchcase(name, pattern)))
         if names:
-            shown.append(replace(one, names=_paired(names)))
+            arranged.append(replace(one, names=_paired(names)))
             left = [name for name in left if name not in names]
-    return shown + _others(left), [name for name in constant if name not in HIDDEN]
+    return arranged + _others(left), [name for name in constant if name not in HIDDEN]
 
 
 def _paired(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -183,14 +183,14 @@ def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
     """Name, before and after of the main metrics; a held-out metric replaces the same one on training data."""
     found: list[tuple[str, float, float]] = []
     for name in HEADLINES:
-        known = {shown.removeprefix("eval/") for shown, _, _ in found}
+        known = {listed.removeprefix("eval/") for listed, _, _ in found}
         if name in metrics and name not in known and len(found) < LARGE:
             found.append((name, *before_and_after(metrics[name])))
     return found
 
 
 def best_of(name: str, values: Mapping[str, float | None], direction: str | None = None) -> set[str]:
-    """Those with the best value of a metric, ties included; empty where there is nothing to compare."""
+    """The names with the best value of a metric, ties included; empty without a direction or a difference."""
     known = {who: value for who, value in values.items() if value is not None and value == value}
     direction = direction or metric(name).direction
     if direction is None or len(set(known.values())) < 2:

@@ -133,27 +133,27 @@ def write_sheet(folder: Path, sheet: Sheet, formats: Sequence[str] = ()) -> None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(across * width, down * height + HEAD), facecolor="white")
         most = int(across * width * 9)
-        shown = sheet.title if len(sheet.title) <= most else sheet.title[: most - 1] + "…"
-        figure.text(0.1 / (across * width), 1 - 0.1 / (down * height + HEAD), plain(shown), va="top", **TITLE)
-        drawn = [_panel(figure, place, *panel) for place, panel in enumerate(sheet.panels)]
-        # The widest margins of all panels: the axes line up.
+        title = sheet.title if len(sheet.title) <= most else sheet.title[: most - 1] + "…"
+        figure.text(0.1 / (across * width), 1 - 0.1 / (down * height + HEAD), plain(title), va="top", **TITLE)
+        drawn = [_panel(figure, index, *panel) for index, panel in enumerate(sheet.panels)]
+        # All panels get the widest margins, so that the axes line up.
         margins = tuple(map(max, zip(*(_margins(axes, WIDE_LETTER) for axes in drawn), strict=True)))
         # Titles line up too, above the exponents of axes.
         for axes in drawn:
             axes.set_title(axes.get_title(loc="left"), y=1.0, pad=margins[2] - 14, **PANEL_TITLE)
-        for place, axes in enumerate(drawn):
-            row, column = divmod(place, across)
+        for index, axes in enumerate(drawn):
+            row, column = divmod(index, across)
             _place(axes, (column * width, (down - 1 - row) * height, width, height), margins)
         for suffix in ("png", *formats):
             path = folder / f"{sheet.stem}.{suffix}"
-            # Without a date the same figure is the same file.
+            # Without a date, equal figures give equal files.
             date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
             with writing(path, REMEDY):
                 figure.savefig(path, dpi=110, metadata=date)
 
 
-def _panel(figure: Figure, place: int, title: str, draw: Draw) -> Axes:
-    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(place))
+def _panel(figure: Figure, index: int, title: str, draw: Draw) -> Axes:
+    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(index))
     draw(axes)
     axes.set_title(plain(title), **PANEL_TITLE)
     if len(axes.get_legend_handles_labels()[0]) > 1:

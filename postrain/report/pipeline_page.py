@@ -21,11 +21,14 @@ from postrain.report.generation_page import write_generation
 from postrain.report.page import PAGE, RESPONSES, Page, link, resumption, section, write_page
 from postrain.report.panels import headlines
 from postrain.report.pictures import Sheet
-from postrain.report.samples import SHOWN, Sample, last, responses, side_by_side
+from postrain.report.samples import MOST_PROMPTS, Sample, last, responses, side_by_side
 from postrain.report.values import read_yaml, records_of
 
 FILE = "pipeline.yaml"
-STAGES = "Metrics of a training stage before → after, with the 95 % interval of the change; of others with their own."
+STAGES = (
+    "Training stages: metrics before → after, with the 95 % interval of the change. Other stages: values with 95 % "
+    "intervals."
+)
 NO_INTERVAL = "no interval: training data"
 MOST_HEADLINES, MOST_FILES, MOST_BARS = 3, 8, 9
 
@@ -50,17 +53,17 @@ class Stage(Folder):
 def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, model_comparison.png and sample_responses.json into the folder or into `output`.
 
-    Generations among the stages that have no report get one. Raises ConfigError where something cannot be written.
+    Writes reports of generation stages that have none. Raises ConfigError if a file cannot be written.
     """
     folder, plan, whole = output or path, read_yaml(path / FILE), Folder(**common(path))
-    stages = [read_stage(name, path / place) for name, place in _stages(plan, path)]
+    stages = [read_stage(name, path / index) for name, index in _stages(plan, path)]
     if output is None:
         for stage in stages:
             if (stage.path / "completions.jsonl").is_file() and not (stage.path / PAGE).is_file():
                 write_generation(stage.path)
     groups = [(stage.name, stage.samples) for stage in stages if stage.samples]
     measured = shared_scores(stages)
-    shown = sorted(side_by_side(groups, least=2), key=lambda one: -len(one.answers))
+    same_prompts = sorted(side_by_side(groups, least=2), key=lambda one: -len(one.answers))
     summary = blocks.Table(*table(path / "summary.md"))
     name, command = str(plan.get("name") or path.name), _command(path)
     sections = (
@@ -83,7 +86,7 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
             blocks.about(
                 "Prompts of at least two stages. Completions of the last evaluation, or the first one of a generation."
             ),
-            blocks.Samples(shown[:SHOWN]),
+            blocks.Samples(same_prompts[:MOST_PROMPTS]),
         ),
         resumption("finished stages are skipped", f"{paths.command('train')} resume={whole.path}", command, whole.path),
     )
@@ -109,7 +112,9 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
 
 def _card(number: int, stage: Stage, folder: Path) -> blocks.Group:
     lines = [
-        blocks.line(blocks.span(label, "muted"), *_was(before), blocks.bold(after), blocks.span(around, "small muted"))
+        blocks.line(
+            blocks.span(label, "muted"), *_before(before), blocks.bold(after), blocks.span(around, "small muted")
+        )
         for label, before, after, around in stage.metrics
     ]
     anchors = [blocks.anchor(label, target) for label, target in links(stage, folder).items()]
@@ -122,7 +127,7 @@ def _card(number: int, stage: Stage, folder: Path) -> blocks.Group:
     )
 
 
-def _was(before: str) -> tuple[Markup, ...]:
+def _before(before: str) -> tuple[Markup, ...]:
     return (blocks.span(before, "was"), blocks.ARROW) if before else ()
 
 
@@ -149,7 +154,7 @@ def read_stage(name: str, folder: Path) -> Stage:
     samples: Sequence[Sample] = ()
     if (folder / "metrics.jsonl").is_file():
         run = read_run(folder)
-        around = {one.name: one.around for one in changes(run)}
+        around = {one.name: one.interval for one in changes(run)}
         metrics = [
             (short(name), figure(one), figure(two), around.get(name, NO_INTERVAL))
             for name, one, two in headlines(run.metrics)
@@ -168,7 +173,7 @@ def read_stage(name: str, folder: Path) -> Stage:
 
 
 def _single(scores: Mapping[str, Number]) -> list[tuple[str, str, str, str]]:
-    return [(name, "", figure(found.value), found.stated_interval) for name, found in scores.items()]
+    return [(name, "", figure(found.value), found.interval_text) for name, found in scores.items()]
 
 
 def _central(tasks: Mapping[str, EvalTask]) -> dict[str, Number]:
@@ -181,7 +186,7 @@ def shared_scores(stages: Sequence[Stage]) -> list[tuple[str, Bars]]:
     """Metrics of at least two stages, one bar per stage."""
     names = dict.fromkeys(name for stage in stages for name in stage.scores)
     rows: dict[str, Bars] = {
-        name: [(one.name, one.scores[name].spot, index) for index, one in enumerate(stages) if name in one.scores]
+        name: [(one.name, one.scores[name].point, index) for index, one in enumerate(stages) if name in one.scores]
         for name in names
     }
     return [(name, found) for name, found in rows.items() if len(found) > 1][:MOST_BARS]

@@ -1,4 +1,4 @@
-"""The page of one training run: verdict, learning curves, samples, cost, data and how to repeat it."""
+"""The page of one training run: verdict, learning curves, samples, cost, data and the command that reproduces it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from postrain.report.page import (
 from postrain.report.palette import POLICY, REFERENCE
 from postrain.report.panels import Panel, arrange, before_and_after, headlines, totals_first
 from postrain.report.pictures import Picture, Sheet
-from postrain.report.samples import SHOWN, Sample, first_and_last, interval, responses, side_by_side
+from postrain.report.samples import MOST_PROMPTS, Sample, first_and_last, interval, responses, side_by_side
 from postrain.report.verdict import verdict
 
 LEAST_FOR_A_HISTOGRAM = 12
@@ -69,7 +69,7 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
         learning_curves(run, panels, constant),
         _samples(run, groups),
         section("Distributions", blocks.Pictures(_histograms(groups))),
-        _forgotten(run),
+        _forgetting(run),
         section("Cost", blocks.Facts(list(efficiency(run).items()), "list")),
         _masks(run.masks()),
         section("Data audit", blocks.Facts(flat({k: v for k, v in run.data.items() if k != "shown"}), "list")),
@@ -130,16 +130,16 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _headlines(run: Run, found: Sequence[Change]) -> Section | None:
-    shown = headlines(run.metrics)
-    intervals = {one.name: one.around for one in found}
+    selected = headlines(run.metrics)
+    intervals = {one.name: one.interval for one in found}
     cards = []
-    for name, one, two in shown:
+    for name, one, two in selected:
         change = blocks.line(blocks.span(figure(one), "was"), blocks.ARROW, STRONG.format(figure(two)))
         about = blocks.Text(intervals.get(name, "no interval: training data"), "small muted", "span")
         cards.append(
             blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(change), about), "card headline")
         )
-    held_out = " eval and gold are held-out data." if shown and shown[0][0].startswith(("eval/", "gold/")) else ""
+    held_out = " eval and gold are held-out data." if selected and selected[0][0].startswith(("eval/", "gold/")) else ""
     text = f"Before and after training, with the 95 % interval of the change.{held_out}"
     return section("", blocks.Group(cards, "headlines"), blocks.about(text))
 
@@ -159,13 +159,13 @@ def learning_curves(run: Run, panels: Sequence[Panel], constant: Sequence[str]) 
     colors: dict[str, int] = {}
     pictures = [(panel.primary, _curve(panel, run, colors)) for panel in panels]
     more = [picture for primary, picture in pictures if not primary]
-    still = Markup(", ").join(blocks.line(name, blocks.bold(figure(run.after(name) or 0.0))) for name in constant)
+    constants = Markup(", ").join(blocks.line(name, blocks.bold(figure(run.after(name) or 0.0))) for name in constant)
     return section(
         "Learning curves",
         blocks.about("Thin line: every update. Thick line: smoothed. Dots: held-out evaluations."),
         blocks.Pictures([picture for primary, picture in pictures if primary]),
         blocks.details(f"{len(more)} more curves", blocks.Pictures(more)),
-        blocks.about(Markup("Constant: {}.").format(still)) if constant else None,
+        blocks.about(Markup("Constant: {}.").format(constants)) if constant else None,
     )
 
 
@@ -185,7 +185,7 @@ def _samples(run: Run, groups: Sequence[tuple[str, Sequence[Sample]]]) -> Sectio
     return section(
         "Samples before and after training",
         blocks.about(f"{which} first prompts of the held-out data, not the best ones. All samples: samples.jsonl."),
-        blocks.Samples(side_by_side(groups)[:SHOWN], compare=True),
+        blocks.Samples(side_by_side(groups)[:MOST_PROMPTS], compare=True),
     )
 
 
@@ -199,10 +199,10 @@ def _histograms(groups: Sequence[tuple[str, Sequence[Sample]]]) -> list[Picture]
         found[short(name)] = _enough(
             [(tag, [s.scores[name] for s in samples if name in s.scores]) for tag, samples in groups]
         )
-    shown = [(name, values) for name, values in found.items() if values]
+    known = [(name, values) for name, values in found.items() if values]
     return [
         distribution(name.capitalize(), f"{len(values[-1][2])} completions", values)
-        for name, values in shown[:MOST_HISTOGRAMS]
+        for name, values in known[:MOST_HISTOGRAMS]
     ]
 
 
@@ -217,7 +217,7 @@ def _enough(groups: Sequence[tuple[str, Sequence[float]]]) -> list[Group]:
     return [(tag, REFERENCE if tag == "before" else POLICY, values) for tag, values in groups]
 
 
-def _forgotten(run: Run) -> Section | None:
+def _forgetting(run: Run) -> Section | None:
     rows = []
     for name, curve in run.metrics.items():
         if name.startswith(FORGETTING):
@@ -247,13 +247,13 @@ def _masks(rows: Sequence[MaskedRow]) -> Section | None:
 
 def efficiency(run: Run) -> dict[str, str]:
     """The cost of a run, formatted."""
-    learned, total = (number(run.result.get(name)) for name in ("trainable", "parameters"))
+    trainable, total = (number(run.result.get(name)) for name in ("trainable", "parameters"))
     memory = max((max(run.metrics[name][1]) for name in PEAKS if name in run.metrics), default=None)
     update, speed = run.after("perf/seconds"), run.after("perf/tokens_per_second")
     found = {
-        "trainable parameters": _count(learned),
+        "trainable parameters": _count(trainable),
         "all parameters": _count(total),
-        "trainable share": f"{100 * learned / total:.3g} %" if learned is not None and total else "",
+        "trainable share": f"{100 * trainable / total:.3g} %" if trainable is not None and total else "",
         "peak memory": f"{figure(memory)} GB" if memory is not None else "",
         "time per update": duration(update) if update is not None and 0 <= update < MOST_SECONDS else "",
         "tokens per second": f"{speed:.0f}" if speed is not None and abs(speed) < MOST_SECONDS else "",

@@ -1,7 +1,7 @@
 """The runs, sweeps, pipelines, evaluations and generations below a folder, each as one row of the index page.
 
 Reads the small files of finished runs only (status, result, manifest), so that an index of hundreds of runs takes about
-a second; of others the metrics too.
+a second; of unfinished ones also the metrics.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Entry:
     """Updates of a run, jobs of a sweep: done, or done/total."""
     metric: str = ""
     ends: Ends | None = None
-    """The metric that the run is judged by."""
+    """The deciding metric before and after training."""
     text: str = ""
-    """Result of what has no such metric: the answer of a sweep, why a run failed."""
+    """Result of an entry without such a metric: the answer of a sweep, or why a run failed."""
     metrics: Mapping[str, Ends] = field(default_factory=dict)
     """The main held-out metrics, for the comparison in the page."""
 
@@ -91,7 +91,7 @@ def _entry(kind: str, path: Path) -> Entry:
     status = Status(path / "status.json").current()
     run = Run(path=path, status=status, manifest=read_json(path / "manifest.json"))
     started, seconds = (number(status.get(name)) or 0.0 for name in ("started", "seconds"))
-    words = text_of(run.manifest.get("reproduce")).split(" ")
+    arguments = text_of(run.manifest.get("reproduce")).split(" ")
     entry = Entry(
         kind=kind,
         path=path,
@@ -101,7 +101,7 @@ def _entry(kind: str, path: Path) -> Entry:
         started=started if 0 < started < MOST_SECONDS else 0.0,
         seconds=seconds if 0 < seconds < MOST_SECONDS else 0.0,
         text=text_of(status.get("reason")),
-        overrides=" ".join(words[2:]),
+        overrides=" ".join(arguments[2:]),
     )
     if kind == "sweep":
         return _sweep(entry)

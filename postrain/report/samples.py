@@ -1,7 +1,7 @@
 """Completions of the same prompts, side by side: before and after training, of runs or of pipeline stages.
 
-Also the intervals of scores over these samples. They are the saved ones; where an evaluation draws more than it saves,
-the interval is wider than that of all, and n is smaller.
+Also the intervals of scores over these samples. Only saved samples count: if an evaluation
+saves fewer samples than it draws, n is smaller and the interval wider than over all of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from postrain.jsonl import JsonLines, Record, number
 from postrain.report.panels import totals_first
 from postrain.report.values import LARGEST, mapping, update_of, whole
 
-SHOWN = 8
-LEAST = 8
+MOST_PROMPTS = 8
+MIN_SAMPLES = 8
 """Samples below which no interval is given."""
 
 
@@ -115,10 +115,10 @@ def _without_repeated_gold(found: list[PromptSamples]) -> list[PromptSamples]:
     def part(answer: Answer, kind: str) -> dict[str, float]:
         return {name.removeprefix(kind): value for name, value in answer.scores.items() if name.startswith(kind)}
 
-    answers = [answer for shown in found for answer in shown.answers]
+    answers = [answer for one in found for answer in one.answers]
     if not all(part(answer, "reward/") == part(answer, "gold/") for answer in answers):
         return found
-    return [replace(shown, answers=tuple(_rewards_only(answer) for answer in shown.answers)) for shown in found]
+    return [replace(one, answers=tuple(_rewards_only(answer) for answer in one.answers)) for one in found]
 
 
 def _rewards_only(answer: Answer) -> Answer:
@@ -174,7 +174,7 @@ def interval(samples: Sequence[Sample], metric: str, value: float) -> tuple[Inte
     """
     name = metric.removeprefix("eval/")
     values = [sample.scores[name] for sample in samples if name in sample.scores]
-    if len(values) < LEAST:
+    if len(values) < MIN_SAMPLES:
         return None
     found = mean_interval(values)
     return (found, len(values)) if found.low <= value <= found.high else None

@@ -40,7 +40,7 @@ class JobResult:
     """Why it failed, or why it ended before its last update."""
     seconds: float
     metric: str | None
-    """The metric that its method is judged by."""
+    """The deciding metric of its method."""
     direction: str | None
     objective: float | None
     """The value of that metric."""

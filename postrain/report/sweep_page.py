@@ -24,9 +24,9 @@ from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, resumption
 from postrain.report.palette import DASHES, UNTRAINED, Style, color
 from postrain.report.panels import axis_of, label_of, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
-from postrain.report.samples import SHOWN, Sample, last, read_samples, responses, side_by_side
+from postrain.report.samples import MOST_PROMPTS, Sample, last, read_samples, responses, side_by_side
 from postrain.report.sweep_cells import Cell, JobResult
-from postrain.report.sweep_results import SweepResult, number_that_varies, read_sweep
+from postrain.report.sweep_results import SweepResult, numeric_key, read_sweep
 from postrain.report.sweep_summary import ABOUT, finished, note, result, sentences
 from postrain.report.values import Curve
 from postrain.runs.status import Status
@@ -39,7 +39,7 @@ MEANS = "mean over seeds with 95 % intervals"
 def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] = ()) -> Path:
     """Writes report.html, frontier.png and sample_responses.json of a sweep, finished or not.
 
-    They go into its folder or into `output`. Raises ConfigError if they cannot be written, or for a folder of no sweep.
+    They go into its folder or into `output`. Raises ConfigError if they cannot be written, or if `path` is not a sweep.
     """
     folder, study = output or path, read_sweep(path)
     drawn, groups = frontier(study), ends(study)
@@ -63,7 +63,7 @@ def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] =
         section(
             "The same prompts",
             blocks.about("The last evaluation of one job of each setting, the first prompts of the held-out data."),
-            blocks.Samples(side_by_side(groups)[:SHOWN] if len(groups) > 1 else []),
+            blocks.Samples(side_by_side(groups)[:MOST_PROMPTS] if len(groups) > 1 else []),
         ),
         section(
             "Jobs",
@@ -71,8 +71,8 @@ def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] =
         ),
         resumption(
             "finished jobs are skipped, failed ones are run again",
-            command(study.words, f"resume={path}"),
-            command(study.words),
+            command(study.overrides, f"resume={path}"),
+            command(study.overrides),
             path.resolve(),
         ),
     )
@@ -129,7 +129,7 @@ def worst(study: SweepResult) -> Cell | None:
 
 def table(study: SweepResult) -> tuple[list[str], list[tuple[str, list[blocks.Cell]]]]:
     """A row for each setting, after the untrained model: means over seeds with their intervals."""
-    names, best = study.shown(), study.best
+    names, best = study.measured_columns(), study.best
     own, notes = study.metric is None, any(map(note, study.cells))
     rows = []
     for cell in (*study.untrained, *study.cells):
@@ -159,10 +159,10 @@ def ends(study: SweepResult) -> list[tuple[str, list[Sample]]]:
     return found
 
 
-def command(words: Sequence[str], *more: str) -> str:
+def command(overrides: Sequence[str], *more: str) -> str:
     """The command line; value lists without a file need -m."""
-    file = any(word.startswith("sweep=") for word in words)
-    return shlex.join([*start("train").split(), *([] if file else ["-m"]), *words, *more])
+    file = any(word.startswith("sweep=") for word in overrides)
+    return shlex.join([*start("train").split(), *([] if file else ["-m"]), *overrides, *more])
 
 
 def frontier(study: SweepResult) -> Picture | None:
@@ -172,7 +172,7 @@ def frontier(study: SweepResult) -> Picture | None:
     metric = study.y or study.metric
     if metric is None or not any(metric in cell.values for cell in study.cells):
         return None
-    along = number_that_varies(study)
+    along = numeric_key(study)
     return _over(study, metric, along) if along else _bars(study, metric)
 
 
@@ -192,20 +192,20 @@ def _value(cell: Cell, key: str) -> float:
 
 
 def _against(study: SweepResult, x: str, y: str) -> Picture:
-    along = number_that_varies(study)
+    along = numeric_key(study)
     series = []
     for index, (name, cells) in enumerate(lines(study, along)):
         present = [cell for cell in cells if {x, y} <= cell.values.keys()]
-        spots = [_spot(cell.values[x], cell.values[y], _label(cell, along)) for cell in present]
-        series.append((name, index, spots))
+        data_points = [_point(cell.values[x], cell.values[y], _label(cell, along)) for cell in present]
+        series.append((name, index, data_points))
     untrained = [cell for cell in study.untrained if {x, y} <= cell.values.keys()]
-    series += [("", UNTRAINED, [_spot(cell.values[x], cell.values[y], cell.label)]) for cell in untrained]
+    series += [("", UNTRAINED, [_point(cell.values[x], cell.values[y], cell.label)]) for cell in untrained]
     draw = points(series, x=axis_of(x), y=axis_of(y), joined=along is not None)
     about = "each point a setting, and the untrained model; mean over seeds with 95 % intervals"
     return Picture(f"{short(y)} against {short(x)}".capitalize(), about, draw, _legend(series), LARGE)
 
 
-def _spot(x: Interval, y: Interval, label: str) -> DataPoint:
+def _point(x: Interval, y: Interval, label: str) -> DataPoint:
     return DataPoint(x.value, y.value, (x.low, x.high), (y.low, y.high), label)
 
 
@@ -214,7 +214,7 @@ def _over(study: SweepResult, metric: str, along: str) -> Picture:
     for index, (name, cells) in enumerate(lines(study, along)):
         found = [(_value(cell, along), cell.values[metric]) for cell in cells if metric in cell.values]
         series.append((name, index, [DataPoint(x, y.value, None, (y.low, y.high)) for x, y in found]))
-    decades = spans_decades([spot.x for _, _, spots in series for spot in spots])
+    decades = spans_decades([point.x for _, _, data_points in series for point in data_points])
     levels = [(cell.label, cell.values[metric].value) for cell in study.untrained if metric in cell.values]
     draw = points(series, x=along.rpartition(".")[2], y=axis_of(metric), log_x=decades, levels=levels)
     title = f"{short(metric)} against {along.rpartition('.')[2]}".capitalize()
@@ -247,12 +247,14 @@ def _legend(series: Sequence[tuple[str, int, Any]]) -> tuple[Entry, ...]:
 
 def sweep_curves(study: SweepResult) -> list[Picture]:
     """Learning curves of the sweep's metrics: the mean over seeds of each setting, and single seeds as thin lines."""
-    wanted = study.shown()[:MOST_CURVES]
-    courses = [[_metrics(job.folder) for job in cell.jobs if job.state != "not started"] for cell in study.cells]
+    wanted = study.measured_columns()[:MOST_CURVES]
+    curves_of_cells = [
+        [_metrics(job.folder) for job in cell.jobs if job.state != "not started"] for cell in study.cells
+    ]
     found = []
     for metric in wanted:
         drawn: list[Line] = []
-        for index, (cell, jobs) in enumerate(zip(study.cells, courses, strict=True)):
+        for index, (cell, jobs) in enumerate(zip(study.cells, curves_of_cells, strict=True)):
             seeds = [job[metric] for job in jobs if metric in job]
             drawn += [Line("", seed, _style(index), thin=True) for seed in seeds] if len(seeds) > 1 else []
             drawn += [Line(cell.label, mean_curve(seeds), _style(index), measured=True)] if seeds else []

@@ -34,10 +34,10 @@ class SweepResult:
     path: Path
     name: str
     question: str
-    words: tuple[str, ...]
-    """Its command line."""
+    overrides: tuple[str, ...]
+    """Of its command line."""
     metric: str | None
-    """The deciding metric; None where the jobs are judged by different ones."""
+    """The deciding metric; None if the jobs have different ones."""
     direction: Direction
     x: str | None
     y: str | None
@@ -49,7 +49,7 @@ class SweepResult:
     untrained: tuple[Cell, ...] = field(default=())
     """Update 0 of the same jobs: one row, or several where the settings start from different models."""
     missing: tuple[str, ...] = field(default=())
-    """A line for each thing that could not be read."""
+    """A line for each file or metric that could not be read."""
 
     @property
     def jobs(self) -> tuple[JobResult, ...]:
@@ -78,7 +78,7 @@ class SweepResult:
         """The deciding metric and the axes of the plot."""
         return tuple(dict.fromkeys(filter(None, (self.metric, self.y, self.x))))
 
-    def shown(self) -> tuple[str, ...]:
+    def measured_columns(self) -> tuple[str, ...]:
         """The measured metrics of the table: the deciding one, the axes of the plot, further columns."""
         wanted = dict.fromkeys((*self.quantities, *self.columns))
         return tuple(name for name in wanted if any(name in cell.values for cell in self.cells))
@@ -100,7 +100,7 @@ def read_sweep(path: Path) -> SweepResult:
     axes = mapping(node.get("plot"))
     known = {name for job in jobs for name in job.values}
     x, y = (name if (name := axes.get(axis)) in known else None for axis in ("x", "y"))
-    if x is None and KL in known and about_kl(settings):
+    if x is None and KL in known and varies_kl(settings):
         x, y = KL, y or metric
     cells = tuple(cells_of(jobs))
     wanted = [node.get("metric"), axes.get("x"), axes.get("y"), *(node.get("columns") or ())]
@@ -108,7 +108,7 @@ def read_sweep(path: Path) -> SweepResult:
         path=path,
         name=str(node.get("name", path.name)),
         question=str(node.get("question") or ""),
-        words=tuple(map(str, node.get("words") or ())),
+        overrides=tuple(map(str, node.get("words") or ())),
         metric=metric,
         direction=direction,
         x=x,
@@ -140,7 +140,7 @@ def deciding(
     return named, "min" if (direction or dict(own).get(named) or direction_of(named)) == "min" else "max"
 
 
-def about_kl(settings: Iterable[str]) -> bool:
+def varies_kl(settings: Iterable[str]) -> bool:
     """Whether a varied key is a KL penalty."""
     return any("kl" in last.split("_") or last == "beta" for last in (key.rpartition(".")[2] for key in settings))
 
@@ -202,7 +202,7 @@ def _changes(found: Any) -> Iterable[tuple[str, tuple[float, float]]]:
             yield name, (ends[0], ends[1])
 
 
-def number_that_varies(study: SweepResult) -> str | None:
+def numeric_key(study: SweepResult) -> str | None:
     """The varied key with the most values among those with numeric values; None without one."""
     values = {key: [number(cell.settings.get(key)) for cell in study.cells] for key in study.settings}
     numeric = {key: set(known) for key, known in values.items() if None not in known and len(set(known)) > 1}

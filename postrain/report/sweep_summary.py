@@ -19,7 +19,7 @@ from postrain.formatting import console_table, duration, figure, markdown_table,
 from postrain.jsonl import number
 from postrain.metrics import bounds
 from postrain.report.sweep_cells import Cell, JobResult, before
-from postrain.report.sweep_results import SweepResult, number_that_varies
+from postrain.report.sweep_results import SweepResult, numeric_key
 
 ABOUT = (
     "Means over seeds with 95 % intervals (Student's t, on the log scale for what is at least 0 and on the logit scale "
@@ -55,7 +55,7 @@ def note(cell: Cell) -> str:
 
 def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     """Column names; for each row whether it is the best, and its cells."""
-    names, best = study.shown(), study.best
+    names, best = study.measured_columns(), study.best
     keys = [key.rpartition(".")[2] for key in study.settings]
     keys = keys if len(set(keys)) == len(keys) else [*study.settings]
     own = [] if study.metric else ["result"]
@@ -170,7 +170,7 @@ def _difference(one: Cell, other: Cell, metric: str, direction: str | None = Non
 
 def _range(study: SweepResult) -> Iterable[str]:
     """The change from the smallest to the largest value of a numeric key, for three settings or more."""
-    key = number_that_varies(study)
+    key = numeric_key(study)
     judged = sorted(study.ranked, key=lambda cell: number(cell.settings.get(key)) or 0.0) if key else []
     if len(judged) < 3 or len(study.settings) > 1:
         return

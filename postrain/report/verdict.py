@@ -88,18 +88,18 @@ def _numbers(one: Change) -> str:
     if one.gap is None:
         return f"{ends} ({one.why})"
     undecided = "" if one.decided else "undecided: "
-    return f"{ends} ({undecided}change {signed(one.after - one.before)}, 95 % interval {one.around}, n={one.gap.n})"
+    return f"{ends} ({undecided}change {signed(one.after - one.before)}, 95 % interval {one.interval}, n={one.gap.n})"
 
 
 def _warnings(run: Run, found: Sequence[Change], main: Change | None) -> list[str]:
-    """Reasons to doubt the numbers, the gravest first."""
+    """Reasons to doubt the numbers, the most serious first."""
     ends = [{name: run.metrics[name][1][end] for name in run.metrics} for end in (0, -1)]
     made = []
     if other := text_of(run.manifest.get("stand_in_for")):
         made.append(f"{run.model} stood in for {other}")
     if collapse := collapsed(*ends):
         made.append(f"the completions collapsed ({collapse})")
-    if (kl := run.after(KL)) is not None and kl > LARGE_KL and _penalised(run):
+    if (kl := run.after(KL)) is not None and kl > LARGE_KL and _kl_matters(run):
         made.append(f"KL(policy‖reference) is {figure(kl)} nats/token")
     made += [
         f"diagnostic “{text_of(one.get('title'))}”"
@@ -118,8 +118,8 @@ def _warnings(run: Run, found: Sequence[Change], main: Change | None) -> list[st
     return made
 
 
-def _penalised(run: Run) -> bool:
-    """Whether the method holds the policy to a reference: supervised fine-tuning is meant to leave it."""
+def _kl_matters(run: Run) -> bool:
+    """Whether a large KL is a warning sign. Supervised fine-tuning is meant to leave the reference policy."""
     return any(name in run.metrics for name in ("reward/total", "margin", "eval/win_rate"))
 
 
@@ -137,14 +137,14 @@ def _trust(run: Run, warnings: Sequence[str], main: Change | None) -> str:
         return f"Doubtful: {'; '.join(warnings)}; {one}, so the spread between seeds is not known."
     rows, kl = number(run.data.get("rows_train")), run.after(KL)
     clean = ["no collapse"] if run.samples else []
-    clean += [f"KL(policy‖reference) {figure(kl)} nats/token"] if kl is not None and _penalised(run) else []
+    clean += [f"KL(policy‖reference) {figure(kl)} nats/token"] if kl is not None and _kl_matters(run) else []
     clean += [f"{rows:.0f} training rows"] if rows else []
     signs = f"No warning sign ({', '.join(clean)})" if clean else "No warning sign"
     return f"{signs}, but {one}: the spread between seeds is not known."
 
 
 def _next(run: Run, main: Change | None, warnings: Sequence[str]) -> tuple[str, str]:
-    """What to do, and the command."""
+    """The next step and its command."""
     resume = f"{command('train')} resume={shlex.quote(str(run.path))}"
     if run.state == "running":
         return "Next: keep its report current:", f"{command('report')} {shlex.quote(str(run.path))} --watch"
@@ -152,39 +152,39 @@ def _next(run: Run, main: Change | None, warnings: Sequence[str]) -> tuple[str, 
         return "Next: resume it:", resume
     if run.state == "failed":
         return "Next: fix the cause, then resume it:", resume
-    words = _overrides(run)
-    if words is None:
+    overrides = _overrides(run)
+    if overrides is None:
         return "Next: read its samples, or talk to it:", f"{command('chat')} {shlex.quote(str(run.path))}"
     rate = number(mapping(run.settings.get("method")).get("learning_rate"))
     if run.manifest.get("stand_in_for"):
-        return "Next: run it again where the model can be downloaded:", _train(words)
+        return "Next: run it again where the model can be downloaded:", _train(overrides)
     if any("collapsed" in one or "KL(" in one for one in warnings) and rate:
-        return "Next: lower the learning rate:", _train(words, {"method.learning_rate": f"{rate / 3:.2g}"})
+        return "Next: lower the learning rate:", _train(overrides, {"method.learning_rate": f"{rate / 3:.2g}"})
     if main is None or not main.better or (main.gap is not None and not main.decided):
         if main is not None and main.better:
-            return "Next: train longer:", _train(words, {"method.updates": str(2 * max(1, run.updates))})
+            return "Next: train longer:", _train(overrides, {"method.updates": str(2 * max(1, run.updates))})
         if rate:
             rates = ",".join(f"{factor * rate:.2g}" for factor in (1 / 3, 1, 3))
-            return "Next: compare learning rates:", _train(words, {"method.learning_rate": rates}, sweep=True)
-    return "Next: repeat it with three seeds:", _train(words, {"seed": DEFAULT_SEEDS}, sweep=True)
+            return "Next: compare learning rates:", _train(overrides, {"method.learning_rate": rates}, sweep=True)
+    return "Next: repeat it with three seeds:", _train(overrides, {"seed": DEFAULT_SEEDS}, sweep=True)
 
 
 def _overrides(run: Run) -> list[str] | None:
     """The overrides of its command line; None for a run that `train` alone cannot repeat (from Python, resumed)."""
     try:
-        words = shlex.split(text_of(run.manifest.get("reproduce")))
+        arguments = shlex.split(text_of(run.manifest.get("reproduce")))
     except ValueError:
         return None
     for start in (command("train").split(), ["python", "train.py"], ["postrain", "train"]):
-        if words[: len(start)] == start:
-            rest = words[len(start) :]
-            return None if any(word.startswith(("resume=", "-", "pipeline=")) for word in rest) else rest
+        if arguments[: len(start)] == start:
+            rest = arguments[len(start) :]
+            return None if any(one.startswith(("resume=", "-", "pipeline=")) for one in rest) else rest
     return None
 
 
-def _train(words: Sequence[str], changed: dict[str, str] | None = None, *, sweep: bool = False) -> str:
+def _train(overrides: Sequence[str], changed: dict[str, str] | None = None, *, sweep: bool = False) -> str:
     """The command line with some keys changed."""
     changed = changed or {}
-    kept = [word for word in words if word.partition("=")[0].lstrip("+~") not in changed]
+    kept = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in changed]
     flags = ["-m"] if sweep else []
     return shlex.join([*command("train").split(), *flags, *kept, *(f"{key}={value}" for key, value in changed.items())])

@@ -24,45 +24,45 @@ ENDS = (" park. It was broken and she was sad.", " park and she laughed. What a 
 
 def metrics_of(update: int, total: int, rng: random.Random) -> dict[str, Any]:
     """Plausible metrics: the reward rises and levels off, the KL grows, the critic learns."""
-    way = 1 - math.exp(-3 * update / total)
+    progress = 1 - math.exp(-3 * update / total)
     found: dict[str, Any] = {
-        "reward/total": 0.25 + 0.5 * way + rng.gauss(0, 0.04),
-        "reward/mood": 0.3 + 0.55 * way + rng.gauss(0, 0.05),
+        "reward/total": 0.25 + 0.5 * progress + rng.gauss(0, 0.04),
+        "reward/mood": 0.3 + 0.55 * progress + rng.gauss(0, 0.05),
         "reward/length": 0.5 + rng.gauss(0, 0.05),
-        "kl/exact": 0.12 * way + abs(rng.gauss(0, 0.004)),
-        "kl/k1": 0.12 * way + rng.gauss(0, 0.02),
-        "kl/k3": 0.12 * way + rng.gauss(0, 0.01),
+        "kl/exact": 0.12 * progress + abs(rng.gauss(0, 0.004)),
+        "kl/k1": 0.12 * progress + rng.gauss(0, 0.02),
+        "kl/k3": 0.12 * progress + rng.gauss(0, 0.01),
         "kl/coef": 0.05,
-        "loss": 0.4 * (1 - way) + rng.gauss(0, 0.03),
+        "loss": 0.4 * (1 - progress) + rng.gauss(0, 0.03),
         "policy_loss": rng.gauss(0, 0.01),
-        "value_loss": 0.4 * (1 - way) + 0.05,
-        "value/explained_variance": way * 0.8 + rng.gauss(0, 0.05),
-        "entropy": 2.1 - 0.6 * way,
+        "value_loss": 0.4 * (1 - progress) + 0.05,
+        "value/explained_variance": progress * 0.8 + rng.gauss(0, 0.05),
+        "entropy": 2.1 - 0.6 * progress,
         "clip_fraction": 0.08 + rng.gauss(0, 0.02),
         "ratio/max": 1.5 + rng.random(),
         "ratio/mean": 1 + rng.gauss(0, 0.01),
         "grad_norm": 0.6 + rng.random() * 0.4,
         "learning_rate": 1e-4 * (1 - update / total),
-        "completion/length": 28 + 6 * way + rng.gauss(0, 1),
-        "completion/finished": 0.6 + 0.3 * way,
+        "completion/length": 28 + 6 * progress + rng.gauss(0, 1),
+        "completion/finished": 0.6 + 0.3 * progress,
         "perf/seconds": 0.4 + rng.random() * 0.1,
         "perf/tokens_per_second": 4000 + 400 * rng.random(),
-        "perf/peak_memory_gb": 0.9 + 0.1 * way,
+        "perf/peak_memory_gb": 0.9 + 0.1 * progress,
     }
     if update % max(1, total // 5) == 0:
         found |= {
-            "eval/reward/total": 0.24 + 0.48 * way,
-            "eval/kl/exact": 0.11 * way,
-            "gold/total": 0.3 + 0.4 * way,
-            "gold/mood": 0.25 + 0.5 * way,
-            "gold/non_repetition": 0.98 - 0.1 * way,
-            "eval/completion/length": 28 + 5 * way,
+            "eval/reward/total": 0.24 + 0.48 * progress,
+            "eval/kl/exact": 0.11 * progress,
+            "gold/total": 0.3 + 0.4 * progress,
+            "gold/mood": 0.25 + 0.5 * progress,
+            "gold/non_repetition": 0.98 - 0.1 * progress,
+            "eval/completion/length": 28 + 5 * progress,
         }
     return found
 
 
-def sample_of(update: int, row: int, way: float, rng: random.Random) -> dict[str, Any]:
-    mood = min(1.0, max(0.0, 0.2 + 0.6 * way + rng.gauss(0, 0.15)))
+def sample_of(update: int, row: int, progress: float, rng: random.Random) -> dict[str, Any]:
+    mood = min(1.0, max(0.0, 0.2 + 0.6 * progress + rng.gauss(0, 0.15)))
     return {
         "update": update,
         "row": row,
@@ -86,12 +86,12 @@ def make_run(base: Path, *, updates: int = 60, samples: int = 32, seed: int = 0,
     kept = ("update", "time", "reward/total", "loss", "eval/reward/total")
     records = [{name: value for name, value in record.items() if not few or name in kept} for record in records]
     write_lines(path / "metrics.jsonl", records)
-    shown = [(update, row) for update in (0, updates) for row in range(samples)]
-    write_lines(path / "samples.jsonl", [sample_of(update, row, update / updates, rng) for update, row in shown])
-    text = "The policy loss is -3.0e-09, yet the gradient norm is 0.4. That is as it should be."
+    pairs = [(update, row) for update in (0, updates) for row in range(samples)]
+    write_lines(path / "samples.jsonl", [sample_of(update, row, update / updates, rng) for update, row in pairs])
+    text = "The policy loss is -3.0e-09, yet the gradient norm is 0.4. This is expected."
     write_lines(
         path / "diagnostics.jsonl",
-        [{"update": 1, "rule": "loss", "title": "The loss is near 0 and that is fine", "text": text, "stops": False}],
+        [{"update": 1, "rule": "loss", "title": "The loss is near 0, as expected", "text": text, "stops": False}],
     )
     status = {"status": "done", "reason": "", "started": 1.7e9, "written": 1.7e9 + 31, "seconds": 31.5}
     (path / "status.json").write_text(json.dumps(status))
@@ -115,7 +115,7 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run with its report, for tests that only look."""
+    """A whole run with its report, for tests that only read it."""
     path = make_run(tmp_path_factory.mktemp("runs"))
     write_report(path)
     return path

@@ -114,14 +114,14 @@ def test_interval_is_that_of_the_sample_scores() -> None:
         8,
     )
     assert interval(samples(0.0, 1.0), "gold/total", 0.5) is None
-    # The metric is of other completions, or on another scale.
+    # A value outside the interval: the metric is of other completions, or on another scale.
     assert interval(samples(*[0.4, 0.6] * 4), "gold/total", 5.0) is None
 
 
 def test_comparison_page_has_all_sections(
     three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A folder given twice is one run.
+    # A repeated folder counts once.
     monkeypatch.setattr("sys.argv", ["report", *map(str, [*three, three[0]]), "--output", str(tmp_path / "out")])
     assert main() == 0
     page = Path(capsys.readouterr().out.strip())
@@ -156,7 +156,7 @@ def test_comparison_survives_a_run_with_damaged_files(three: list[Path], tmp_pat
     checked(write_comparison([empty, three[0]], tmp_path / "out").read_text(encoding="utf-8"))
 
 
-def test_comparison_names_a_folder_of_no_run(three: list[Path], tmp_path: Path) -> None:
+def test_comparison_names_a_folder_that_is_not_a_run(three: list[Path], tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.txt").write_text("")
     with pytest.raises(ConfigError, match=r"x is not the folder of a run, .* \(it holds: notes.txt\)"):

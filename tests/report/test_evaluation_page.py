@@ -1,4 +1,4 @@
-"""An evaluation's page: models side by side, what more sampling buys, the answers, and files of any shape."""
+"""An evaluation's page: models side by side, test-time scaling, answers, and files of any shape."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_bars_are_central_metrics_of_several_models_or_shares_of_one(tmp_path: P
     one = read_evaluation(make_evaluation(tmp_path / "one", NAMES[:1])).models
     ((_, rows),) = compared(one)
     assert [name for name, _, _ in rows] == ["gold concise", "gold total", "best of n accuracy"]
-    # Of 0 ... 8 tokens the multiples of 3 were cut.
+    # Of lengths 0 to 8, the multiples of 3 are truncated.
     assert [(name, values) for name, _, values in lengths(one)] == [
         ("finished", [1, 2, 4, 5, 7, 8]),
         ("cut", [0, 3, 6]),

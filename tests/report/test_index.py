@@ -1,4 +1,4 @@
-"""The index of a folder of runs: every run and sweep, whatever state its files are in."""
+"""The index of a folder of runs: every run and sweep, also with damaged files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def started_run(path: Path, state: str = "running", **status: object) -> Path:
 
 @pytest.fixture
 def root(run_maker: Maker, tmp_path: Path) -> Path:
-    """A finished run, a running one, a damaged one, a sweep of four jobs, and folders that are none."""
+    """A finished run, a running one, a damaged one, a sweep of four jobs, and folders that are not runs."""
     root = tmp_path / "runs"
     run_maker(root, few=True)
     started_run(root / "deep" / "er" / "mine")
@@ -90,7 +90,7 @@ def test_index_page_is_whole_escaped_and_reloads_while_a_run_trains(root: Path) 
     assert '<meta http-equiv="refresh"' in text
     assert 'href="kl/report.html"' not in text  # It has no report yet.
     assert not re.search(r"<(link|iframe|img)\b|@import|\bsrc=|https?://", text)
-    # A second time the page itself is in the folder.
+    # Now the folder also contains the page itself.
     write_report(root, formats=["csv"])
     assert "mine,run,,running,2/5,eval/accuracy,0.5,0.75," in (root / "table.csv").read_text()
 

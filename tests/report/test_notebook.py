@@ -11,14 +11,14 @@ from postrain.report.notebook import run_html
 from tests.report.test_report import checked
 
 
-def test_run_is_shown_with_its_verdict_and_curves(run_maker: Callable[..., Path], tmp_path: Path) -> None:
+def test_run_html_has_verdict_and_curves(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True)
     (path / "status.json").write_text(json.dumps({"status": "<script>"}))
     text = checked(run_html(path))
     assert text.startswith("<div ")
     assert "It learned: eval reward 0.24 → " in text
     assert text.count("<svg") == 2
-    # Colours are set on the element: a notebook has no style sheet of ours.
+    # Colours are set on the element: a notebook does not have our style sheet.
     assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= set(
         re.findall(r"[\"; ](--[\w-]+):#", text.replace(";--", "; --"))
     )

@@ -59,7 +59,7 @@ def test_report_survives_odd_files(name: str, kind: str, tmp_path: Path) -> None
     (tmp_path / name).write_bytes(ODD[kind])
     READERS[name](tmp_path)
     if name.endswith(".yaml"):
-        return  # Read the same way, and slow.
+        return  # The index reads YAML with the same function, slowly.
     below = tmp_path / "below"
     below.mkdir()
     (below / name).write_bytes(ODD[kind])

@@ -1,4 +1,4 @@
-"""Curves of proxy and gold from what runs have written, and where gold turns down."""
+"""Curves of proxy and gold reward from run folders, and the peak of the gold score."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(folder: Path) -> Path:
 
 
 def generation(folder: Path) -> Path:
-    # Four tries: pairs are (1, 3) and (0, 2), of which the second ones win; of all four the second.
+    # Rewards of four samples: pairs are (1, 3) and (0, 2), whose second sample wins; of all four the second wins.
     answer = {"completions": ["a", "b", "c", "d"], "rewards": [1, 3, 0, 2], "gold": [0.1, 0.4, 0.5, 0.8]}
     lines(folder / "completions.jsonl", [answer])
     return folder
@@ -55,15 +55,15 @@ def test_best_of_n_kl():
 
 
 def test_curve_of_a_run_has_its_evaluations(tmp_path):
-    """The exact KL is per token: 0.2 nats over 20 tokens are 4 a completion."""
+    """The exact KL is per token: 0.2 nats over 20 tokens are 4 nats/completion."""
     found = of_run("ppo", run(tmp_path))
     assert found.points == (Point(0, 0, 0.5), Point(4.0, 1, 0.8), Point(16.0, 3, 0.6))
-    assert found.turn() == Point(4.0, 1, 0.8)
+    assert found.gold_peak() == Point(4.0, 1, 0.8)
 
 
-def test_small_fall_of_gold_is_no_turn():
-    assert Curve("x", (Point(0, 0, 0.5), Point(1, 1, 0.81), Point(2, 2, 0.80))).turn() is None
-    assert Curve("x", (Point(0, 0, 0.5), Point(1, 1, 0.6))).turn() is None
+def test_small_fall_of_gold_is_not_overoptimization():
+    assert Curve("x", (Point(0, 0, 0.5), Point(1, 1, 0.81), Point(2, 2, 0.80))).gold_peak() is None
+    assert Curve("x", (Point(0, 0, 0.5), Point(1, 1, 0.6))).gold_peak() is None
 
 
 def test_best_of_n_compares_consecutive_completions(tmp_path):
@@ -85,7 +85,7 @@ def test_overoptimization_writes_figure_table_and_json(tmp_path, capsys):
     assert "best of n" in capsys.readouterr().out
 
 
-def test_curve_without_a_fall_has_no_turn():
+def test_curve_without_a_fall_has_no_peak_distance():
     flat = Curve("grpo", (Point(0, 0, 0.5), Point(math.pi**2, 1, 0.6)))
     assert rows([flat]) == [("grpo", "0.00 → 1.00", "0.50 → 0.60 → 0.60", "3.1", "no fall")]
 

@@ -11,7 +11,7 @@ import pytest
 import postrain.report
 from postrain.report.palette import DASHES, REFERENCE, SERIES, Style, styles, swatch
 
-LEAST = 20.0
+MIN_DISTANCE = 20.0
 """CIE76 distance in CIE Lab; 2.3 is just noticeable, and curves are thin lines."""
 
 Rows = tuple[tuple[float, float, float], ...]
@@ -40,9 +40,9 @@ def linear(color: str) -> tuple[float, ...]:
 
 
 def lab(color: str, vision: str) -> tuple[float, float, float]:
-    seen = tuple(min(1.0, max(0.0, part)) for part in times(VISION[vision], linear(color)))
+    perceived = tuple(min(1.0, max(0.0, part)) for part in times(VISION[vision], linear(color)))
     white = times(XYZ, (1.0, 1.0, 1.0))
-    ratios = (a / b for a, b in zip(times(XYZ, seen), white, strict=True))
+    ratios = (a / b for a, b in zip(times(XYZ, perceived), white, strict=True))
     x, y, z = (r ** (1 / 3) if r > 216 / 24389 else (24389 / 27 * r + 16) / 116 for r in ratios)
     return 116 * y - 16, 500 * (x - y), 200 * (y - z)
 
@@ -76,7 +76,7 @@ def test_colors_differ_for_every_kind_of_vision(theme: int, vision: str) -> None
     assert len(colors) == len(SERIES) + 1
     for one, other in combinations(colors, 2):
         gap = sum((a - b) ** 2 for a, b in zip(colors[one], colors[other], strict=True)) ** 0.5
-        assert gap >= LEAST, f"{one} and {other}: {gap:.1f}"
+        assert gap >= MIN_DISTANCE, f"{one} and {other}: {gap:.1f}"
 
 
 def test_lines_contrast_with_the_card_of_both_themes() -> None:

@@ -59,12 +59,12 @@ def test_constant_metrics_have_no_panel() -> None:
     assert constant == ["kl/coef"]
 
 
-def test_only_component_of_a_total_is_not_shown_twice() -> None:
+def test_only_component_of_a_total_has_no_panel() -> None:
     panels, _ = arrange({"reward/total": curve(1, 2), "reward/mood": curve(1, 2), "reward/other": curve(3, 2)})
     assert [panel.names for panel in panels] == [("reward/total",), ("reward/other",)]
 
 
-def test_reward_component_equal_to_gold_is_not_shown_twice() -> None:
+def test_reward_component_equal_to_gold_has_no_panel() -> None:
     parts = {"eval/reward/mood": curve(1, 2), "gold/mood": curve(1, 2), "eval/reward/total": curve(3, 4)}
     panels, _ = arrange(parts | {"gold/total": curve(3, 4)})
     assert [panel.names for panel in panels] == [("eval/reward/total",), ("gold/total", "gold/mood")]
@@ -75,7 +75,7 @@ def test_best_is_by_direction_with_ties() -> None:
     assert best_of("gold/total", values) == {"b", "c"}
     assert best_of("eval/loss", values) == {"a"}
     assert best_of("eval/loss", values, "max") == {"b", "c"}
-    # No direction, nothing to compare with, no difference.
+    # Without a direction, another value or a difference, nothing is the best.
     assert best_of("eval/completion/length", values) == best_of("loss", {"a": 1.0}) == set()
     assert best_of("loss", {"a": 1.0, "b": 1.0}) == set()
 

@@ -1,4 +1,4 @@
-"""Pipelines and generations: stages of every kind side by side, and folders that stopped half-way."""
+"""Pipelines and generations: stages of every kind side by side, and unfinished folders."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def make_generation(path: Path, prompts: int = 6, completions: int = 3) -> Path:
         {
             "row": row,
             "prompt": f"{row} + 1 = ?",
-            "completions": [f"The answer is {row + try_}." for try_ in range(completions)],
-            "rewards": [float(try_ == 1) for try_ in range(completions)],
+            "completions": [f"The answer is {row + index}." for index in range(completions)],
+            "rewards": [float(index == 1) for index in range(completions)],
             "gold": [0.5, 1.0, None],
             "finished": [True, True, False],
         }
@@ -39,7 +39,7 @@ def make_generation(path: Path, prompts: int = 6, completions: int = 3) -> Path:
 
 
 def make_pipeline(path: Path) -> Path:
-    """A training run, two generations and a stage that has not begun."""
+    """A training run, two generations and a stage that has not started."""
     path.mkdir()
     names = {"sft": "1-sft", "test.base": "2-test-base", "test.sft": "2-test-sft", "plot": "3-plot"}
     steps = [{"stage": {"name": name, "folder": folder, "kind": "train"}} for name, folder in names.items()]
@@ -93,7 +93,7 @@ def test_shared_scores_are_of_at_least_two_stages(tmp_path: Path) -> None:
     stages.append(read_stage("c", make_evaluation(tmp_path / "c")))
     ((name, rows),) = shared_scores(stages)
     assert name == "accuracy, sampled"
-    assert [(who, round(spot.x, 3), index) for who, spot, index in rows] == [("a", 0.333, 0), ("b", 0.333, 1)]
+    assert [(who, round(point.x, 3), index) for who, point, index in rows] == [("a", 0.333, 0), ("b", 0.333, 1)]
     assert stages[2].metrics[0] == ("gold total", "", "0.30", "0.20 … 0.40")
 
 

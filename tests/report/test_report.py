@@ -56,7 +56,7 @@ def test_run_page_has_all_sections(full_run: Path) -> None:
         "nano stood in for gpt2",
         "took</span> 31.5 s",
         '<span class="was">0.24</span>',  # eval/reward/total before the first update
-        "The loss is near 0 and that is fine",
+        "The loss is near 0, as expected",
         "Explained variance",
         "Mia found a kite in the",
         "the world: stories",
@@ -72,7 +72,7 @@ def test_run_page_has_all_sections(full_run: Path) -> None:
 def test_page_loads_nothing_external(full_run: Path) -> None:
     text = (full_run / "report.html").read_text(encoding="utf-8")
     addresses = set(re.findall(r"https?://[^\s\"'<>]+", text))
-    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # Names of dialects, not pages.
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # XML namespaces, not pages.
     assert not re.search(r"<(script|link|iframe|img)\b|@import|\bsrc=", text)
     assert all(
         target.startswith("#")
@@ -97,14 +97,14 @@ def test_inline_figures_use_css_colors(full_run: Path) -> None:
 
 def test_text_from_files_is_escaped(run_maker: Callable[..., Path], tmp_path: Path) -> None:
     path = run_maker(tmp_path, few=True)
-    evil = "</p><script>alert(1)</script>{{ 7 * 7 }}"
-    sample = {"row": 0, "prompt": evil, "completion": evil, "rewards": {evil: 0.5}, "gold": {}}
+    injection = "</p><script>alert(1)</script>{{ 7 * 7 }}"
+    sample = {"row": 0, "prompt": injection, "completion": injection, "rewards": {injection: 0.5}, "gold": {}}
     (path / "samples.jsonl").write_text("".join(json.dumps({"update": k, **sample}) + "\n" for k in (0, 60)))
-    note = {"update": 1, "title": evil, "text": evil}
+    note = {"update": 1, "title": injection, "text": injection}
     (path / "diagnostics.jsonl").write_text(json.dumps(note) + "\n")
-    (path / "status.json").write_text(json.dumps({"status": evil, "reason": evil}))
+    (path / "status.json").write_text(json.dumps({"status": injection, "reason": injection}))
     with (path / "metrics.jsonl").open("a") as file:
-        file.write("".join(json.dumps({"update": k, evil: k * 0.1}) + "\n" for k in (58, 59, 60)))
+        file.write("".join(json.dumps({"update": k, injection: k * 0.1}) + "\n" for k in (58, 59, 60)))
     text = page_of(path)
     assert "<script" not in text
     assert "&lt;script&gt;" in text

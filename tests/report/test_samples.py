@@ -28,19 +28,19 @@ def test_side_by_side_needs_the_least_number_of_groups() -> None:
 
 def test_trend_is_relative_to_the_first_completion() -> None:
     first, second = Answer("before", "", {"a": 0.1, "b": 0.5}), Answer("after", "", {"a": 0.3, "b": 0.4, "c": 1.0})
-    shown = PromptSamples(0, "", (first, second))
-    assert [shown.trend(second, name) for name in "abc"] == ["up", "down", ""]
-    assert shown.trend(first, "a") == ""
+    prompt = PromptSamples(0, "", (first, second))
+    assert [prompt.trend(second, name) for name in "abc"] == ["up", "down", ""]
+    assert prompt.trend(first, "a") == ""
 
 
 def test_gold_scores_equal_to_the_reward_are_dropped() -> None:
     scores = {"gold/mood": 0.5, "reward/mood": 0.5, "gold/total": 0.4, "reward/total": 0.4}
     first, same = (Sample(update, 0, "prompt", "text", scores) for update in (0, 1))
-    (shown,) = side_by_side([("before", [first]), ("after", [same])])
-    assert list(shown.answers[0].scores) == ["reward/total", "reward/mood"]
+    (one,) = side_by_side([("before", [first]), ("after", [same])])
+    assert list(one.answers[0].scores) == ["reward/total", "reward/mood"]
     other = Sample(1, 0, "prompt", "text", scores | {"gold/mood": 0.6})
-    (shown,) = side_by_side([("before", [first]), ("after", [other])])
-    assert len(shown.answers[0].scores) == 4
+    (one,) = side_by_side([("before", [first]), ("after", [other])])
+    assert len(one.answers[0].scores) == 4
 
 
 def test_responses_have_the_known_totals() -> None:

@@ -12,7 +12,7 @@ import pytest
 from postrain.report import write_report
 from postrain.report.blocks import Cell
 from postrain.report.sweep_page import command, ends, frontier, lines, mean_curve, table, write_sweep
-from postrain.report.sweep_results import number_that_varies, read_sweep
+from postrain.report.sweep_results import numeric_key, read_sweep
 from tests.report.sweeps import make_sweep
 from tests.report.test_report import checked
 
@@ -42,8 +42,8 @@ def test_sweep_page_answers_the_question(tmp_path: Path) -> None:
 
 
 def test_table_marks_the_best_and_has_n(tmp_path: Path) -> None:
-    # Two seeds 0.02 apart: half of it, 0.01, is the standard error, and 12.7062 of them, over 0.51 · 0.49, the half
-    # width on the logit scale: 0.51 becomes 0.385 … 0.634. All KLs are equal: no interval.
+    # Two seeds 0.02 apart: standard error 0.01, half width 12.7062 · 0.01 / (0.51 · 0.49) on the logit scale, so 0.51
+    # has the interval 0.385 … 0.634. All KLs are equal: no interval.
     columns, rows = table(read_sweep(make_sweep(tmp_path / "kl")))
     assert columns == ["setting", "gold", "eval kl", "jobs done", "time"]
     assert rows[0] == ("untrained", [Cell("0.10", "n=2"), Cell("0", "n=2"), Cell("–"), Cell("–")])
@@ -56,11 +56,11 @@ def test_table_marks_the_best_and_has_n(tmp_path: Path) -> None:
 
 def test_settings_of_a_numeric_key_are_joined_in_order(tmp_path: Path) -> None:
     study = read_sweep(make_sweep(tmp_path / "kl", values=(0.5, 0.0, 2), seeds=(0,)))
-    assert number_that_varies(study) == "method.kl_coef"
+    assert numeric_key(study) == "method.kl_coef"
     ((name, cells),) = lines(study, "method.kl_coef")
     assert (name, [cell.settings["method.kl_coef"] for cell in cells]) == ("", [0.0, 0.5, 2])
-    words = read_sweep(make_sweep(tmp_path / "methods", key="method", values=("ppo", "dpo"), seeds=(0,)))
-    assert number_that_varies(words) is None
+    methods = read_sweep(make_sweep(tmp_path / "methods", key="method", values=("ppo", "dpo"), seeds=(0,)))
+    assert numeric_key(methods) is None
 
 
 @pytest.mark.parametrize(

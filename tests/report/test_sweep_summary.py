@@ -1,4 +1,4 @@
-"""Sentences of a sweep: the best setting against the next over shared seeds, and what is undecided."""
+"""Sentences of a sweep: the best setting against the next over shared seeds, and undecided differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_difference_is_paired_by_seed() -> None:
 @pytest.mark.parametrize(
     ("seeds", "gap", "decision"),
     [
-        # Seeds move both settings alike: each difference is the gap, whatever the spread of the means.
+        # The seed shifts both settings equally, so each paired difference is the gap.
         ((0, 1), 0.3, "Paired difference over 2 shared seeds: 0.30: kl_coef=0.5 is better."),
         ((0, 1), 0.0, "Paired difference over 2 shared seeds: 0: undecided, it may be chance."),
         (
@@ -69,8 +69,8 @@ def test_untrained_model_has_a_row_and_a_comparison(tmp_path: Path) -> None:
     # make_sweep starts every job at gold 0.1 and KL 0.
     path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.05 - 0.01 * cell, 1.0))
     study = read_sweep(path)
-    (start,) = study.untrained
-    assert (start.label, start.n, start.values[GOLD].value, start.values[KL].value) == ("untrained", 2, 0.1, 0)
+    (before,) = study.untrained
+    assert (before.label, before.n, before.values[GOLD].value, before.values[KL].value) == ("untrained", 2, 0.1, 0)
     columns, lines = rows(study)
     assert lines[0] == (False, ["untrained", "0.10", "0", "2", ""])
     assert len(columns) == len(lines[0][1])
@@ -90,22 +90,22 @@ def test_settings_of_different_models_have_separate_untrained_rows(tmp_path: Pat
 
 
 def test_untrained_row_leaves_out_metrics_that_differ_before_training(tmp_path: Path) -> None:
-    # The loss at update 0 is one of the method: ln 2 for DPO, 0.5 for KTO.
+    # The loss at update 0 depends on the method: ln 2 for DPO, 0.5 for KTO.
     path = make_sweep(tmp_path / "methods", key="method", values=("dpo", "kto", "ipo"), seeds=(0,))
-    for place, loss in enumerate((0.69, 0.5, 0.69)):
-        result = path / f"jobs/{place:02}-abcd/result.json"
+    for index, loss in enumerate((0.69, 0.5, 0.69)):
+        result = path / f"jobs/{index:02}-abcd/result.json"
         found = json.loads(result.read_text())
         result.write_text(json.dumps({**found, "changes": {**found["changes"], "eval/loss": [loss, 0.1]}}))
-    (start,) = read_sweep(path).untrained
-    assert "eval/loss" not in start.values
-    assert start.values[GOLD].value == 0.1
+    (before,) = read_sweep(path).untrained
+    assert "eval/loss" not in before.values
+    assert before.values[GOLD].value == 0.1
 
 
 @pytest.mark.parametrize(("named", "listed"), [("eval/reward/total", True), (None, False)])
 def test_sweep_without_the_named_metric_is_decided_by_the_metric_of_its_jobs(
     tmp_path: Path, named: str | None, listed: bool
 ) -> None:
-    # The jobs have measured gold and KL, and say that gold judges them.
+    # The jobs measured gold and KL; their deciding metric is gold.
     study = read_sweep(make_sweep(tmp_path / "kl", metric=named, direction=None))
     assert (study.metric, study.direction) == (GOLD, "max")
     assert study.best is study.cells[0]

@@ -1,4 +1,4 @@
-"""The verdict on a run: did it learn, can it be trusted, what next."""
+"""The verdict on a run: did it learn, can it be trusted, and the next step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_with(
 
 
 def test_change_of_scores_is_paired_by_prompt() -> None:
-    # Every prompt gains 0.25 give or take 0.01: the interval is far narrower than that of two separate means.
+    # Every prompt gains 0.25 ± 0.01: the interval is far narrower than that of two separate means.
     (change, *_) = changes(run_with(0.5, scores=lambda row: 0.5))
     assert change.gap is not None
     assert (change.gap.n, change.gap.value) == (32, pytest.approx(0.25))
@@ -65,12 +65,12 @@ def test_change_of_an_accuracy_has_newcombes_interval() -> None:
     assert found.high == pytest.approx(0.25 + (0.0745**2 + 0.0962**2) ** 0.5, abs=1e-3)
 
 
-def test_a_metric_without_interval_says_why() -> None:
+def test_a_metric_without_interval_has_the_reason() -> None:
     (change, *_) = changes(run_with(3.0, "eval/perplexity"))
-    assert (change.gap, change.around) == (None, "no interval: mean over tokens")
-    # The samples are not those of the metric.
+    assert (change.gap, change.interval) == (None, "no interval: mean over tokens")
+    # The value is outside the interval of the samples, so the metric is of other completions.
     (change, *_) = changes(run_with(0.9, scores=lambda row: 0.5))
-    assert change.around == "no interval: not saved per row"
+    assert change.interval == "no interval: not saved per row"
 
 
 @pytest.mark.parametrize(
