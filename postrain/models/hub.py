@@ -103,20 +103,20 @@ def hub_errors(kind: str, repository: str, name: str, revision: str | None, *, k
         raise Unreachable(one_line(error)) from None
 
 
-def with_timeout(seconds: float, ask: Callable[[], None]) -> None:
-    """Runs `ask` in a daemon thread and reraises its error; raises Unreachable after `seconds`."""
-    answers: queue.Queue[Unreachable | ConfigError | None] = queue.Queue()
+def with_timeout(seconds: float, request: Callable[[], None]) -> None:
+    """Runs `request` in a daemon thread and reraises its error; raises Unreachable after `seconds`."""
+    results: queue.Queue[Unreachable | ConfigError | None] = queue.Queue()
 
     def work() -> None:
         try:
-            ask()
-            answers.put(None)
+            request()
+            results.put(None)
         except (Unreachable, ConfigError) as error:
-            answers.put(error)
+            results.put(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        problem = answers.get(timeout=seconds)
+        problem = results.get(timeout=seconds)
     except queue.Empty:
         raise Unreachable(f"no answer within {seconds:.0f} s") from None
     if problem is not None:

@@ -25,7 +25,7 @@ class Provenance:
     adapter: Adapter
 
 
-# With the number of in-place changes of its parameters at loading.
+# Provenance and the number of in-place parameter changes when the model was loaded.
 _loaded: WeakKeyDictionary[nn.Module, tuple[Provenance, int]] = WeakKeyDictionary()
 
 

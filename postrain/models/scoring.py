@@ -50,19 +50,19 @@ def micro_batches(costs: Sequence[int], budget: int, groups: Sequence[int] | Non
     first micro-batch, but items of one prompt group are adjacent, so that their prompt is computed once.
     """
     found: list[list[int]] = []
-    room = 0
+    left = 0
     groups = range(len(costs)) if groups is None else groups
     longest: dict[int, int] = {}
     for group, cost in zip(groups, costs, strict=True):
         longest[group] = max(cost, longest.get(group, 0))
     needed = [index for index, cost in enumerate(costs) if cost]
     for index in sorted(needed, key=lambda i: (-longest[groups[i]], groups[i], -costs[i], i)):
-        if found and costs[index] <= room:
+        if found and costs[index] <= left:
             found[-1].append(index)
         else:
             found.append([index])
-            room = budget
-        room -= costs[index]
+            left = budget
+        left -= costs[index]
     return found
 
 
@@ -90,7 +90,7 @@ def supervised_states(model: nn.Module, rows: Rows) -> SupervisedStates:
     counts_B = supervised_BL.sum(1)
     mask_BT = torch.arange(int(counts_B.max())) < counts_B[:, None]
     at_N = index_BL[:, :-1][supervised_BL[:, 1:]]
-    targets_N = torch.cat([ids[learned] for ids, learned in zip(rows.ids, rows.supervised, strict=True)])
+    targets_N = torch.cat([ids[mask] for ids, mask in zip(rows.ids, rows.supervised, strict=True)])
     at_N, targets_N, mask_BT = (tensor.to(states_ND.device) for tensor in (at_N, targets_N, mask_BT))
     return SupervisedStates(states_ND.index_select(0, at_N), targets_N, mask_BT)
 
@@ -184,8 +184,8 @@ def score_with_reference(
         probs_NV = logps_NV.exp()
         kl_N = exact_kl(logps_NV, ref_logps_NV, probs_NV)
         entropy_N = -(probs_NV * logps_NV).sum(-1) if entropy else kl_N.detach()
-        drawn = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
-        return *drawn, kl_N, entropy_N
+        sampled_logps = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
+        return *sampled_logps, kl_N, entropy_N
 
     flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
     logps_BT, ref_logps_BT, kl_BT, entropy_BT = map(mine.unflatten, flat)

@@ -105,15 +105,15 @@ def untrained_tokens(model: Any, ids: Sequence[int], *, tokens: int) -> list[int
 
 
 @torch.no_grad()
-def randomly_initialized(model: Any, tokenizer: Any, used: Sequence[int], *, but: Sequence[int] = ()) -> list[str]:
-    """The added tokens among `used`, without `but`, whose embedding looks randomly initialized by a resize.
+def randomly_initialized(model: Any, tokenizer: Any, used: Sequence[int], *, exclude: Sequence[int] = ()) -> list[str]:
+    """The added tokens among `used`, without `exclude`, whose embedding looks randomly initialized by a resize.
 
     Its standard deviation equals the config's initializer_range within four standard errors, 4 / √(2D) relative.
     Trained embeddings mostly differ.
     """
     weight_VD: Tensor = model.get_input_embeddings().weight
     added = tokenizer.added_tokens_decoder
-    tokens = [token for token in used if token in added and token not in but]
+    tokens = [token for token in used if token in added and token not in exclude]
     spread = getattr(model.config, "initializer_range", None)
     if not tokens or not spread:
         return []

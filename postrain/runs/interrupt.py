@@ -2,8 +2,8 @@
 
 The first signal finishes the update, saves and stops; the second stops immediately. Lightning instead raises after the
 batch on SIGTERM, with exit code 0, and within a batch on Ctrl-C. It also calls its SIGTERM handler before existing
-handlers, so ours is installed again when training starts. A signal that is ignored at the start (nohup) stays ignored.
-Windows has only Ctrl-C.
+handlers, so ours is installed again when training starts. A signal that is ignored when the run starts (nohup) stays
+ignored. Windows has only Ctrl-C.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The attributes of a method that callbacks use; a test can fake them in ten lines."""
+"""The attributes of a method that callbacks use; small enough to fake in a test."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Checkpoints(Callback):
     def __init__(self, folder: RunFolder, guard: NaNGuard, *, every: int, keep: int) -> None:
         self.folder, self.guard, self.every, self.keep = folder, guard, every, keep
         self.before_update: tuple[int, int] | None = None
-        """Updates and optimizer steps at the start of the current update."""
+        """Updates and optimizer steps before the current update."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         counters = method_of(pl_module).counters

@@ -154,15 +154,15 @@ def training_notes(components: Components, resolved: ResolvedModel) -> list[str]
             f"(longrope), so rows are limited to {limit} tokens"
         )
     adapter = getattr(components.method.policy, "peft_config", {}).get("default")
-    learned = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
-    if learned:
-        names = ", ".join(components.tokenizer.convert_ids_to_tokens(learned))
+    trained = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
+    if trained:
+        names = ", ".join(components.tokenizer.convert_ids_to_tokens(trained))
         found.append(f"note: the embeddings of these new tokens are trained besides the adapter: {names}")
     policy, tokens = components.method.policy, components.data.token_ids()
-    if adapter and (drawn := randomly_initialized(policy, components.tokenizer, tokens, but=learned)):
+    if adapter and (frozen := randomly_initialized(policy, components.tokenizer, tokens, exclude=trained)):
         found.append(
             f"note: the embeddings of these added tokens look randomly initialized, and the adapter keeps them frozen: "
-            f"{', '.join(drawn)}; train them with adapter.new_tokens='[{','.join(drawn)}]'"
+            f"{', '.join(frozen)}; train them with adapter.new_tokens='[{','.join(frozen)}]'"
         )
     return found
 

@@ -60,7 +60,7 @@ class TrainConfig(Section):
     optim: Annotated[Deferred[torch.optim.Optimizer] | None, SuppliedArguments({"params", "lr"})] = None
     """A torch optimizer; null is AdamW. Learning rate, schedule and weight decay are keys of the method."""
     evaluation: Evaluation = field(default_factory=Evaluation)
-    """What is measured on held-out rows, and how often."""
+    """Evaluation on held-out rows: interval, completions and tasks."""
     early_stop: EarlyStop = field(default_factory=EarlyStop)
     """Early stopping; a stopped run is still evaluated and exported."""
     seed: Seed = 0
@@ -95,11 +95,11 @@ class TrainConfig(Section):
             raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
 
     def check(self) -> None:
-        """Raises ConfigError for what the machine or a component cannot run, before the run folder is created."""
+        """Raises ConfigError if the machine or a component cannot run. Called before the run folder is created."""
         self.trainer.check()
         self.adapter.quantization()
-        for measure in self.evaluation.tasks.values():
-            assert measure.value
+        for task in self.evaluation.tasks.values():
+            assert task.value
 
     @property
     def tracker(self) -> Tracker:

@@ -38,7 +38,7 @@ class Evaluator(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
         if pl_module.counters.updates == 0:
-            pl_module.last_metrics = self.measure(trainer, pl_module)
+            pl_module.last_metrics = self.run_evaluation(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -47,7 +47,7 @@ class Evaluator(Callback):
         update, last = pl_module.counters.updates, pl_module.counters.updates == pl_module.updates
         pl_module.stop_reason = pl_module.stop_reason or self.callback_stop_reason(trainer, update, last)
         if update % self.settings.every == 0 or last or pl_module.stop_reason:
-            found = self.measure(trainer, pl_module)
+            found = self.run_evaluation(trainer, pl_module)
             pl_module.last_metrics = pl_module.last_metrics | found
             pl_module.log_dict(found, batch_size=1, logger=False)
             # Lightning's EarlyStopping and ModelCheckpoint and Optuna's pruning act on this hook.
@@ -59,7 +59,7 @@ class Evaluator(Callback):
         """Why a user's callback ends the run at this update; empty if none does."""
         return f"a callback stopped training at update {update}" if trainer.should_stop and not last else ""
 
-    def measure(self, trainer: Trainer, method: Method) -> dict[str, float]:
+    def run_evaluation(self, trainer: Trainer, method: Method) -> dict[str, float]:
         """Evaluates once and writes the first completions to samples.jsonl."""
         with trainer.precision_plugin.forward_context():
             found = evaluate(method, self.data, self.settings, self.eval_model(method))

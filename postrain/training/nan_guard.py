@@ -24,7 +24,7 @@ from postrain.runs.status import last_checkpoint
 from postrain.training.record_files import MetricsFile
 
 WATCHED = ("loss", "policy_loss", "value_loss", "grad_norm", "rollout/logp")
-SHOWN_ROWS = 8
+MAX_ROWS = 8
 # A parameter has exploded when its largest absolute weight exceeds this many times max(1, its value before training).
 # Adam moves a weight by about the learning rate per step, so healthy runs stay far below.
 EXPLODED = 100.0
@@ -143,6 +143,6 @@ def non_finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def error_message(update: int, bad: Sequence[str], rows: Sequence[int], saved: str) -> str:
     """The error message: the problem, the update and its data rows, the last checkpoint, the remedy."""
-    shown = ", ".join(str(row) for row in rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
-    where = f"update {update}" + (f", data rows {shown}" if rows else "")
+    listed = ", ".join(str(row) for row in rows[:MAX_ROWS]) + (", ..." if len(rows) > MAX_ROWS else "")
+    where = f"update {update}" + (f", data rows {listed}" if rows else "")
     return f"{', '.join(bad)} at {where}; {saved}; {REMEDY}"
