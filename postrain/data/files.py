@@ -1,9 +1,8 @@
-"""Tables from paths and from the Hub.
+"""Reads tables from paths and from the Hugging Face Hub.
 
-`data.path` may be a file, a folder of files, a glob, or a directory written by `save_to_disk`. In a folder and under a
-glob, files with test, eval, valid or dev in their name are held out, never learned from. The Hub is read through
-`datasets`: the network if it answers within seconds, else the cache (`datasets` by itself retries for 23 seconds before
-it says that there is no network).
+`data.path` is a file, a folder of files, a glob, or a directory written by `save_to_disk`. In folders and globs, files
+with test, eval, valid or dev in their name are held out. The Hub is read through `datasets`: from the network if it
+responds within PROBE_SECONDS, else from the cache (without a network `datasets` retries for 23 seconds).
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub
 
 HELD_OUT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
 METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
-"""Files that describe a data set and hold no rows."""
+"""Files with the description of a data set, without rows."""
 
 
 def read_path(path: str) -> tuple[Table, Table | None]:
-    """The rows to learn from and the rows that are named as held out, None where there are none."""
+    """Training and held-out rows of a path; None if no held-out rows are found by name. Raises ConfigError."""
     place = Path(path).expanduser()
     if (place / "dataset_dict.json").is_file():
         return _read_splits(place)
@@ -53,7 +52,7 @@ def _read_files(path: str, files: list[Path]) -> tuple[Table, Table | None]:
     suffixes = sorted({suffix_of(file) for file in files})
     if not files:
         raise ConfigError(
-            f"data.path: there is no file to read in {path}; expected {', '.join(READERS)}, as they are or compressed "
+            f"data.path: no readable file in {path}; expected {', '.join(READERS)}, as they are or compressed "
             f"({', '.join(COMPRESSED)})"
         )
     if len(suffixes) > 1:
@@ -74,7 +73,7 @@ def _joined(path: str, files: list[Path]) -> Table:
 
 
 def _read_splits(place: Path) -> tuple[Table, Table | None]:
-    """The split `train` and, held out, the first of the others that is named so."""
+    """The split `train`, and the first split with a held-out name."""
     splits = sorted(folder.name for folder in place.iterdir() if (folder / "state.json").is_file())
     if "train" not in splits:
         raise ConfigError(f"data.path: {place} has no split train; name one, as in data.path={place}/SPLIT: {splits}")
@@ -107,7 +106,7 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
     try:
-        # RuntimeError: it has a loading script, which `datasets` 5 never runs.
+        # RuntimeError: the data set has a loading script, which `datasets` 5 does not run.
         with _offline(datasets.config, problem is not None):
             found = datasets.load_dataset(repo, subset, split=split, revision=None if problem else revision)
         return make_table(f"{name} ({split})", "row", enumerate(rows_of(found)))
@@ -118,7 +117,7 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
 
 
 def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a `datasets.Dataset` as plain values: images and audio stay bytes, which are refused by name."""
+    """The rows of a `datasets.Dataset` as plain values; images and audio stay bytes (layouts.py refuses them)."""
     for table in dataset.with_format("arrow").iter(batch_size=1000):
         yield from table.to_pylist()
 
@@ -126,8 +125,8 @@ def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
 def _load_error(repo: str, subset: str | None, split: str, problem: str | None, error: Exception) -> str:
     if problem:
         return (
-            f"data set {repo}: not in the cache {constants.HF_HOME}, and the Hub cannot be asked ({problem}); run once "
-            "where there is a network and copy that cache, or give a file with data=jsonl data.path=FILE"
+            f"data set {repo}: not in the cache {constants.HF_HOME}, and the Hub cannot be reached ({problem}); run "
+            "once with a network and copy that cache, or give a file with data=jsonl data.path=FILE"
         )
     wanted = f"the split {split}" + (f" of the subset {subset}" if subset else "")
     return f"data set {repo}: {wanted} cannot be read ({one_line(error)}); check data.source"
@@ -135,7 +134,7 @@ def _load_error(repo: str, subset: str | None, split: str, problem: str | None, 
 
 @contextmanager
 def _offline(config: Any, offline: bool) -> Iterator[None]:
-    """Lets `datasets` look into its cache at once instead of trying a network that is known not to answer."""
+    """Makes `datasets` use its cache without trying the network."""
     before = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = before or offline
     try:
@@ -145,16 +144,16 @@ def _offline(config: Any, offline: bool) -> Iterator[None]:
 
 
 def _hub_problem(repo: str, revision: str | None) -> str | None:
-    """Why the Hub cannot be asked, None when it answers. Raises ConfigError when it says that there is no such set."""
+    """Why the Hub cannot be reached; None if it responds. Raises ConfigError if it has no such data set."""
 
-    def ask() -> None:
+    def request() -> None:
         with hub_errors(
             "data set", repo, f"data set {repo}", revision, keys=("data.source.repo", "data.source.revision")
         ):
             HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
 
     try:
-        with_timeout(PROBE_SECONDS, ask)
+        with_timeout(PROBE_SECONDS, request)
     except Unreachable as reason:
         return str(reason)
     return None

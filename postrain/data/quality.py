@@ -1,7 +1,7 @@
-"""Filters: empty, contradictory, too short, too long, repetitive, duplicate or over-represented rows.
+"""Filters for empty, contradictory, short, long, repetitive, duplicate and over-represented rows.
 
-Every filter counts what it drops. Label sanity (empty answers, chosen equal to rejected) also holds for held-out rows;
-the rest is for training rows alone, so that an evaluation does not change with the filters.
+Each filter counts the rows that it drops. Empty completions and contradictory labels are also dropped from the held-out
+rows. All other filters apply to training rows only, so evaluations do not depend on them.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ REPEATED_WORDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The filters, in the order they are applied."""
+    """The filters of rows, in the order of application."""
 
     empty: Literal["drop", "error"] = "drop"
-    """Rows without completion text: drop or error."""
+    """Rows with an empty completion: drop, or error (stop with an error)."""
     min_characters: CountOrZero = 0
-    """Minimum characters of a completion (or text)."""
+    """Minimum characters of a completion (or text); 0 disables the filter."""
     max_characters: Count | None = None
-    """Maximum characters of a completion (or text); null is no limit."""
+    """Maximum characters of a completion (or text); null disables the filter."""
     max_repetition: Fraction = 1.0
-    """Largest share of a completion's three-word sequences that may be repetitions; 1 keeps all."""
+    """Maximum share of repeated three-word sequences in a completion, between 0 and 1; 1 disables the filter."""
     dedupe: bool = False
     """Drop exact duplicates of earlier rows."""
     near_dedupe: Fraction | None = None
-    """Drop rows whose three-word sequences overlap with an earlier row's by this share or more, for instance 0.8
-    (Jaccard, estimated); needs the extra postrain[quality]."""
+    """Drop rows whose similarity to an earlier row is at least this value, for instance 0.8; null disables the filter.
+    Jaccard similarity of three-word sequences, estimated by MinHash. Needs the extra postrain[quality]."""
     balance: str | None = None
-    """Column to balance: each value keeps as many rows as the rarest has."""
+    """Column to balance: keep as many rows of each value as the rarest value has; null disables the filter."""
 
 
 @dataclass(frozen=True)
 class Filtered:
-    """What the filters kept."""
+    """Rows that passed the filters, and counts of dropped rows by filter."""
 
     records: tuple[Record, ...]
     dropped: Counter[str] = field(default_factory=Counter)
 
 
 def drop_invalid(records: Iterable[Record], quality: Quality, where: Callable[[int], str]) -> Filtered:
-    """Only records whose labels can be learned; `where` names a row in an error."""
+    """Drops records with an empty completion or contradictory labels; `where` describes a row in errors."""
     kept: list[Record] = []
     dropped: Counter[str] = Counter()
     for record in records:
@@ -113,14 +113,14 @@ def _keep_where(good: Callable[[str], bool]) -> Filter:
 
 
 def repetition(text: str) -> float:
-    """Share of the three-word sequences of a text that have stood there before."""
+    """Share of the three-word sequences of a text that are repetitions."""
     return 1 - distinct_ngram_share(text.lower().split(), REPEATED_WORDS)
 
 
 def _without_duplicates(records: Sequence[Record]) -> Iterable[Record]:
     seen: set[Hashable] = set()
     for record in records:
-        # A judged completion and its opposite are a contradiction, not a duplicate.
+        # The same completion with the other label is a contradiction, not a duplicate.
         key = (record.content(), getattr(record, "label", None))
         if key not in seen:
             seen.add(key)
@@ -159,5 +159,5 @@ def _value(record: Record, column: str) -> Hashable:
     value = getattr(record, column, None) if column == "label" else record.columns.get(column)
     if value is None:
         there = ", ".join([*record.columns, *(["label"] if hasattr(record, "label") else [])]) or "(none)"
-        raise ConfigError(f"data.quality.balance={column}: row {record.row} has no such column; there are {there}")
+        raise ConfigError(f"data.quality.balance={column}: row {record.row} has no such column; it has {there}")
     return value if isinstance(value, Hashable) else repr(value)

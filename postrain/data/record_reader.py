@@ -1,7 +1,4 @@
-"""From the rows of a table to the records that a method learns from and those held out, which share no prompt.
-
-Everything left out is counted.
-"""
+"""Converts tables to training and held-out records, which share no prompt. Dropped rows are counted."""
 
 from __future__ import annotations
 
@@ -19,72 +16,72 @@ from postrain.data.records import Record, convert
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
 
-NOT_LEARNED = "answer of weight 0"
+ZERO_WEIGHT_ANSWER = "answer of weight 0"
 OVERLAP = "held-out prompt also in training"
 SURPLUS = "held out beyond data.eval_rows"
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What has become of rows, columns and fields, by name; filled while tables are read."""
+    """Counts for the audit, filled while tables are read."""
 
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows that could not be used, by reason."""
+    """Number of dropped rows by reason."""
     unused: Counter[str] = field(default_factory=Counter)
-    """Rows with a column, or a field of a message, that nothing is made of."""
+    """Number of rows with an unused column or message field, by its name."""
     repaired: Counter[str] = field(default_factory=Counter)
-    """Rows that have been changed before use."""
+    """Number of changed rows by the change."""
     offered: dict[str, None] = field(default_factory=dict)
-    """Columns of prompts, which rewards may read."""
+    """Columns of prompts for rewards: an ordered set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordReader:
-    """How the rows of a run's tables become records."""
+    """Converts the rows of tables to records."""
 
     kind: str
-    """The kind of record that the method learns from."""
+    """The record kind that the method trains on."""
     columns: Mapping[str, str | None]
     """`data.columns`."""
     quality: Quality
     loss_on: LossOn
     known: frozenset[str]
-    """Columns that something else than the method reads, such as gold."""
+    """Columns used outside of records, such as gold; not reported as unused."""
 
     def records(self, table: Table, counts: RowCounts) -> tuple[Record, ...]:
-        """The records of a table. Raises ConfigError where none is left."""
+        """The records of a table. Raises ConfigError if none is left."""
         parsed = parse(table, self.columns)
-        seen = convert(parsed.records, self.kind, source=table.name)
-        learned = self._learned(seen.records, counts)
-        sound = drop_invalid(learned, self.quality, table.where)
-        for dropped in (parsed.dropped, seen.dropped, sound.dropped):
+        converted = convert(parsed.records, self.kind, source=table.name)
+        weighted = self._drop_zero_weight(converted.records, counts)
+        valid = drop_invalid(weighted, self.quality, table.where)
+        for dropped in (parsed.dropped, converted.dropped, valid.dropped):
             counts.dropped.update(dropped)
         if self.kind == Prompt.__name__:
-            counts.offered.update(dict.fromkeys(name for record in sound.records for name in record.columns))
-        read = {*self.known, *counts.offered}
-        for unused in (parsed.unused, seen.unused):
-            counts.unused.update({name: rows for name, rows in unused.items() if name not in read})
+            counts.offered.update(dict.fromkeys(name for record in valid.records for name in record.columns))
+        used = {*self.known, *counts.offered}
+        for unused in (parsed.unused, converted.unused):
+            counts.unused.update({name: rows for name, rows in unused.items() if name not in used})
         counts.repaired.update(parsed.repaired)
-        if not sound.records:
+        if not valid.records:
             raise ConfigError(f"{table.name}: no row can be used: {reasons(counts.dropped)}")
-        return sound.records
+        return valid.records
 
-    def _learned(self, records: tuple[Record, ...], counts: RowCounts) -> tuple[Record, ...]:
-        """Without conversations whose learned answers all have weight 0."""
+    def _drop_zero_weight(self, records: tuple[Record, ...], counts: RowCounts) -> tuple[Record, ...]:
+        """Drops records without an answer in the loss: those that loss_on selects all have weight 0."""
         last_only = self.loss_on == "completion"
         kept = tuple(record for record in records if record.has_answer_in_loss(last_only=last_only))
         if len(kept) < len(records):
-            counts.dropped[NOT_LEARNED] += len(records) - len(kept)
+            counts.dropped[ZERO_WEIGHT_ANSWER] += len(records) - len(kept)
         return kept
 
 
 def reasons(dropped: Mapping[str, int]) -> str:
-    """Why rows were dropped, in words."""
+    """Formats counts by reason for a message."""
     return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "there are none"
 
 
 def drop_empty(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
-    """Without what cutting has left nothing to learn from."""
+    """Drops items that cannot be used after truncation. Raises ConfigError if none is left."""
     reasons = [item.drop_reason() for item in items]
     dropped.update(reason for reason in reasons if reason)
     if items and all(reasons):
@@ -94,16 +91,16 @@ def drop_empty(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts."""
+    """Training and held-out records."""
 
     train: tuple[Record, ...]
     held_out: tuple[Record, ...]
     dropped: Mapping[str, int]
-    """Held-out rows that are left out, by reason."""
+    """Number of dropped held-out rows by reason."""
 
 
 def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: int, source: str) -> Split:
-    """Holds out a share of the prompts with all their rows, and at most `eval_rows` prompts."""
+    """Holds out a fraction of the prompts with all their rows, at most `eval_rows` prompts and rows."""
     prompts = sorted({record.prompt_content() for record in records})
     if len(prompts) < 2:
         raise ConfigError(
@@ -118,7 +115,7 @@ def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: i
 
 
 def drop_overlap(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: int, source: str) -> Split:
-    """Keeps the source's own held-out rows, those that training does not give away."""
+    """Drops held-out rows whose prompt is in the training rows. Raises ConfigError if none is left."""
     known = {record.prompt_content() for record in train}
     kept = tuple(record for record in held_out if record.prompt_content() not in known)
     if not kept:

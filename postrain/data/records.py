@@ -1,8 +1,7 @@
-"""The base of every kind of record, and records seen as another kind.
+"""Base class of the record kinds, and conversions between kinds.
 
-A kind stands in one file of `kinds/`: its fields, how rows of a table become records, how those become tokens and
-batches, and as which other kinds they serve. A record keeps its row in the source for error messages and samples, and
-every column that is not part of its kind, for rewards and gold scores.
+Each kind is a file of `kinds/` with its fields, builders from table rows, tokens, batch and conversions. A record keeps
+its row number for messages and samples, and all columns that are not its fields for rewards and gold scores.
 """
 
 from __future__ import annotations
@@ -18,81 +17,81 @@ from postrain.data.layouts import names
 from postrain.errors import ConfigError
 
 KINDS: dict[str, type[Record]] = {}
-"""Every kind of record by its name, filled as the files of `kinds/` are imported."""
+"""All record kinds by name; importing the files of `kinds/` registers them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record(ABC):
-    """What every record has."""
+    """Base class of records."""
 
     row: int
     """Line in the file, from 1, or index in the data set, from 0."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else that stood in the row."""
+    """All other columns of the row."""
 
     supervises: ClassVar[Literal["tokens", "steps", "nothing"]] = "tokens"
-    """What the audit counts as learned."""
+    """Unit in which the audit counts the loss mask."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """The parts that a prompt lacks to be this kind of record."""
+    """The parts that this kind needs in addition to a prompt."""
     unused_hints: ClassVar[Mapping[str, str]] = {}
-    """Where an unused column could be of use, by its name."""
+    """Hints for the audit on how to use an unused column, by its name."""
 
     def __init_subclass__(cls) -> None:
         KINDS[cls.__name__] = cls
 
     @abstractmethod
     def content(self) -> tuple[str, ...]:
-        """The text of the record, part by part: equal contents are duplicates."""
+        """The texts of the record's parts; records with equal content are duplicates."""
 
     def prompt_content(self) -> str:
-        """What must not be both in training and held out: the prompt, or the whole of a text."""
+        """The text that training and held-out records must not share: the prompt, or all of a text."""
         return self.content()[0]
 
     def completions(self) -> tuple[str, ...]:
-        """The texts that a model would learn to write, without the prompt."""
+        """The texts of the record without the prompt."""
         return self.content()[1:]
 
     def has_answer_in_loss(self, *, last_only: bool) -> bool:
-        """False where every answer (or the last one, where only that is learned) has weight 0."""
+        """False if all answers (`last_only`: the last answer) have weight 0."""
         return True
 
     def contradiction(self) -> str | None:
-        """Why the labels of the record cannot be learned; None where they can."""
+        """Why the labels of the record contradict each other; None if they do not."""
         return None
 
     def unused_parts(self, kind: str) -> tuple[str, ...]:
-        """The parts that are not used where the record serves as `kind`."""
+        """The parts that a conversion to `kind` does not use."""
         return ()
 
     def encode(self, encoder: Encoder) -> Encoded:
-        """The record as tokens, where it needs no other record."""
+        """The record as tokens; for kinds whose records are encoded independently."""
         raise NotImplementedError
 
     @classmethod
     def encode_all(cls, records: Sequence[Any], encoder: Encoder) -> tuple[Encoded, ...]:
-        """Records of this kind, in order."""
+        """Encodes records of this kind, in order."""
         if encoder.pack:
-            raise ConfigError("data.pack=true is for running text, where all is learned; use data.pack=false here")
+            raise ConfigError("data.pack=true is available for running text only; use data.pack=false here")
         return tuple(record.encode(encoder) for record in records)
 
     @classmethod
     def with_reward_columns(cls, records: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The records with the columns that rewards get besides their own."""
+        """The records with additional columns for rewards."""
         return records
 
     @classmethod
     def borrowed(cls, held_out: Sequence[Any], train: Sequence[Any]) -> tuple[Any, ...]:
-        """Training records without which the held-out ones cannot be encoded."""
+        """Training records that are needed to encode the held-out records."""
         return ()
 
     @classmethod
     def label_advice(cls, labels: Mapping[str, int]) -> str:
-        """What the audit adds to the counts of labels."""
+        """Advice that the audit appends to the label counts; empty for none."""
         return "" if all(labels.values()) else "; only one of the two labels occurs"
 
 
 def encode(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
-    """Records of one kind as tokens, in order. Packed text has fewer rows than records."""
+    """Encodes records of one kind, in order. Packed text gives fewer items than records."""
     return type(records[0]).encode_all(records, encoder) if records else ()
 
 
@@ -101,35 +100,36 @@ def encode(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How one kind of record is seen as another."""
+    """Conversion of one record kind to another."""
 
     build: Callable[[Any], tuple[Record, ...]]
-    """The records seen in one; none where it has nothing to say there."""
+    """Returns the converted records; empty if the record cannot be converted."""
     reason: str = ""
-    """Why a record may have nothing to say."""
+    """Why a record may be dropped."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Records seen as one kind."""
+    """Converted records."""
 
     records: tuple[Record, ...]
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """How many had nothing to say, by reason."""
+    """Number of dropped records by reason."""
     unused: Mapping[str, int] = field(default_factory=dict)
-    """How many had a part that is left out, by its name."""
+    """Number of records with an unused part, by its name."""
 
 
 CONVERSIONS: dict[tuple[str, str], Conversion] = {}
-"""From (kind, kind) to how the first is seen as the second."""
+"""Conversions by (source kind, target kind)."""
 Source = TypeVar("Source", bound=Record)
 Build = Callable[[Source], tuple[Record, ...]]
 
 
 def conversion(source: type[Source], target: type[Record], reason: str = "") -> Callable[[Build], Build]:
-    """Registers a function that sees a record as another kind; `reason` is why it may return none.
+    """Registers a function that converts a record to other kinds; `reason` states why it may return none.
 
-    A conversion never invents: what the other kind needs and the data does not say is refused, naming both kinds.
+    Conversions add no information. If the target kind needs data that the record lacks, there is no conversion, and
+    `convert` raises an error with both kinds.
     """
 
     def register(build: Build) -> Build:
@@ -140,7 +140,7 @@ def conversion(source: type[Source], target: type[Record], reason: str = "") -> 
 
 
 def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
-    """The records as `kind`. Raises ConfigError, naming both kinds, where the data does not say what `kind` needs."""
+    """Converts records to `kind`. Raises ConfigError with both kinds if there is no conversion."""
     have = type(records[0]).__name__ if records else kind
     found = Conversion(lambda record: (record,)) if have == kind else CONVERSIONS.get((have, kind))
     if found is None:
@@ -151,15 +151,17 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
             f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
             f"{_mapping_hint(records[0], kind)}"
         )
-    seen = [found.build(record) for record in records]
+    converted = [found.build(record) for record in records]
     unused = Counter(part for record in records for part in record.unused_parts(kind))
     return Converted(
-        tuple(record for made in seen for record in made), Counter(found.reason for made in seen if not made), unused
+        tuple(record for made in converted for record in made),
+        Counter(found.reason for made in converted if not made),
+        unused,
     )
 
 
 def _mapping_hint(record: Record, kind: str) -> str:
-    """The columns of a prompt without an answer, which may hold what it lacks under another name."""
+    """Hint to map the columns of a prompt record, which may hold the missing parts under other names."""
     needs = KINDS[kind].needs
     if record.supervises != "nothing" or not record.columns or not needs:
         return ""
@@ -168,7 +170,7 @@ def _mapping_hint(record: Record, kind: str) -> str:
 
 
 def _missing_side(record: Record) -> str:
-    """What to say of a pair that lost a side, because a row with one side alone passes for something else."""
+    """Hint for a pair without its chosen or rejected column, which is parsed as another kind."""
     sides = ("chosen", "rejected")
     there = [side for side in sides if side in record.columns]
     if len(there) != 1:

@@ -232,7 +232,7 @@ def test_packed_blocks_are_the_concatenated_documents():
 
 
 def test_packing_of_demonstrations_is_refused():
-    with pytest.raises(ConfigError, match=r"data\.pack=true is for running text"):
+    with pytest.raises(ConfigError, match=r"data\.pack=true is available for running text only"):
         encode([Demonstration(row=1, messages=chat("a", "b"))], build_encoder(pack=True))
 
 

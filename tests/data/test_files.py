@@ -87,7 +87,7 @@ def test_folder_of_several_kinds_of_files_is_refused_with_a_remedy(tmp_path):
 
 def test_folder_or_glob_without_rows_is_refused(tmp_path):
     for path in (tmp_path, f"{tmp_path}/*.jsonl"):
-        with pytest.raises(ConfigError, match=r"data\.path: there is no file to read in .*; expected \.jsonl, "):
+        with pytest.raises(ConfigError, match=r"data\.path: no readable file in .*; expected \.jsonl, "):
             read_path(str(path))
 
 

@@ -61,14 +61,14 @@ def test_offline_error_names_data_set_cache_and_remedies():
     message = str(caught.value)
     assert "data set nobody/nothing: not in the cache " in message
     assert "HF_HUB_OFFLINE is set" in message
-    assert "run once where there is a network and copy that cache, or give a file with data=jsonl" in message
+    assert "run once with a network and copy that cache, or give a file with data=jsonl" in message
 
 
 def test_unanswered_hub_request_times_out(monkeypatch):
     monkeypatch.setattr(files, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(files.HfApi, "dataset_info", lambda *_, **__: time.sleep(1))
     monkeypatch.setattr(files.constants, "is_offline_mode", lambda: False)
-    with pytest.raises(ConfigError, match=r"the Hub cannot be asked \(no answer within 0 s\)"):
+    with pytest.raises(ConfigError, match=r"the Hub cannot be reached \(no answer within 0 s\)"):
         source("nobody/nothing").load(eval_rows=9)
 
 
