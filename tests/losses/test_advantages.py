@@ -1,4 +1,4 @@
-"""Advantages: whitening, generalised advantage estimation, group baselines; worked numbers."""
+"""Advantages: whitening, generalized advantage estimation, group baselines; worked numbers."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -51,14 +51,14 @@ def test_whitening_is_zero_outside_the_mask():
 
 
 def on_ranks(monkeypatch, function, parts):
-    """What `function` gives each rank for its part; ranks are threads that wait for each other in every sum."""
-    gate, box = Barrier(len(parts)), {}
+    """The results of `function` for the part of each rank. Ranks are threads that synchronise in every sum."""
+    barrier, values = Barrier(len(parts)), {}
 
     def all_sum(value):
-        box[get_ident()] = value
-        gate.wait()
-        total = sum(box.values())
-        gate.wait()
+        values[get_ident()] = value
+        barrier.wait()
+        total = sum(values.values())
+        barrier.wait()
         return total
 
     monkeypatch.setattr(collectives, "all_sum", all_sum)
@@ -99,21 +99,21 @@ def test_gae_with_lambda_one_is_return_minus_value():
     assert torch.allclose(gae(rewards, values, mask, gamma=1.0, lam=1.0), expected, atol=1e-6)
 
 
-def test_last_token():
+def test_last_token_is_that_of_the_mask():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert last_token(mask).tolist() == [1, 0]
 
 
 def test_rloo_baseline_is_the_mean_of_the_others():
-    # Four samples of three prompts: of the first prompt 1, 2, 5, 8: 1 - (2 + 5 + 8) / 3 = -4;
-    # of the second 2, 3, 6, 9: 6 - (2 + 3 + 9) / 3 = 1.3333.
+    # Four samples for each of three prompts. First prompt, 1, 2, 5, 8: 1 - (2 + 5 + 8) / 3 = -4.
+    # Second prompt, 2, 3, 6, 9: 6 - (2 + 3 + 9) / 3 = 1.3333.
     samples = torch.tensor([[1.0, 2, 3], [2, 3, 4], [5, 6, 7], [8, 9, 10]])
     found = leave_one_out(samples.T).T.flatten()
     assert found[0] == pytest.approx(-4)
     assert found[7] == pytest.approx(1.3333, abs=1e-4)
 
 
-def test_an_unscorable_reward_is_not_in_the_baseline_and_has_zero_advantage():
+def test_unscorable_reward_is_not_in_the_baseline_and_has_zero_advantage():
     # Scored: 1 and 4, mean 2.5; leave one out: 1 - 4 and 4 - 1.
     reward_PG = torch.tensor([[1.0, NAN, 4.0], [NAN, NAN, NAN], [NAN, 2.0, NAN]])
     assert group_centred(reward_PG).tolist() == [[-1.5, 0, 1.5], [0, 0, 0], [0, 0, 0]]
@@ -121,11 +121,11 @@ def test_an_unscorable_reward_is_not_in_the_baseline_and_has_zero_advantage():
     assert has_variance(reward_PG).tolist() == [True, False, False]
 
 
-def test_rounding_does_not_tell_equal_rewards_apart():
+def test_equal_rewards_have_no_variance_despite_rounding():
     reward_PG = torch.tensor([[100.1] * 8, [100.1] * 7 + [100.2]])
     assert has_variance(reward_PG).tolist() == [False, True]
     assert not group_centred(reward_PG)[0].any()
-    # One alone is compared with the batch, if it could be scored.
+    # A group of one has a gradient if its reward is scorable: its baseline is that of the batch.
     assert has_variance(torch.tensor([[1.0], [NAN]])).tolist() == [True, False]
 
 
@@ -146,31 +146,31 @@ def test_group_advantages_are_exact_for_large_rewards(offset):
     assert float(group_std(reward_PG)) == pytest.approx(0.125, rel=1e-6)
 
 
-def test_scales():
+def test_group_advantages_of_each_scale():
     # Group 1: mean 2, squares 1 + 0 + 1 over n - 1 = 2: 1. Group 2: all 5: 0. A lone scored reward: 0.
     reward_PG = torch.tensor([[1.0, 2, 3], [5, 5, 5], [NAN, 7, NAN]])
     assert group_std(reward_PG).flatten().tolist() == [1, 0, 0]
     # All seven scored: sum 28, squares 14 + 75 + 49 = 138, variance (138 - 28² / 7) / 6 = 26 / 6.
     assert batch_std(reward_PG) == pytest.approx(math.sqrt(26 / 6))
     assert group_advantages(reward_PG)[0].tolist() == pytest.approx([-1 / 1.0001, 0, 1 / 1.0001])
-    for given in (None, batch_std(reward_PG)):
-        found = group_advantages(reward_PG, scale="batch", batch_std=given)
+    for std in (None, batch_std(reward_PG)):
+        found = group_advantages(reward_PG, scale="batch", batch_std=std)
         assert (found[0] * (math.sqrt(26 / 6) + 1e-4)).tolist() == pytest.approx([-1, 0, 1])
     assert group_advantages(reward_PG, scale="none")[0].tolist() == [-1, 0, 1]
 
 
 def test_overlong_penalty_falls_over_the_buffer():
-    # Limit 20, buffer 8: free up to 12, then 1/8 a token.
+    # Limit 20, buffer 8: 0 up to 12 tokens, then 1/8 per token.
     assert overlong_penalty(torch.tensor([5, 12, 14, 20]), limit=20, buffer=8).tolist() == pytest.approx(
         [0, 0, -0.25, -1]
     )
 
 
-def test_reward_to_go():
+def test_reward_to_go_sums_the_later_rewards():
     assert reward_to_go(torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [[7, 6, 4]]
 
 
-def test_the_reward_lands_on_the_last_real_token():
+def test_reward_is_added_at_the_last_token_of_the_mask():
     mask = torch.tensor([[True, True, False], [True, True, True]])
     kl = torch.tensor([[0.1, 0.2, 9.0], [0.0, 0.0, 0.5]])
     found = token_rewards(torch.tensor([1.0, 2.0]), kl, mask, kl_coef=0.5)
@@ -179,8 +179,8 @@ def test_the_reward_lands_on_the_last_real_token():
     assert found[1].tolist() == pytest.approx([0.0, 0.0, 1.75])
 
 
-def test_nash_md_advantages():
-    # Won 0.8 - ½ = 0.3; log-ratios 0.1 and 0.2, β = ½: 0.3 - ½ · 0.3 and 0.3 - ½ · 0.2. Nobody can tell: 0 less KL.
+def test_nash_md_advantages_are_the_win_rate_less_half_and_the_kl():
+    # Win rate 0.8 - ½ = 0.3; log-ratios 0.1 and 0.2, β = ½: 0.3 - ½ · 0.3 and 0.3 - ½ · 0.2. Unscorable: 0 less the KL.
     log_ratio_BT = torch.tensor([[0.1, 0.2, 9.0], [0.4, 0.0, 0.0]])
     mask_BT = torch.tensor([[True, True, False], [True, False, False]])
     found = nash_md_advantages(torch.tensor([0.8, NAN]), log_ratio_BT, mask_BT, beta=0.5)

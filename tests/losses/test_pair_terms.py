@@ -1,5 +1,5 @@
-"""What the losses of the DPO family are given: other divergences, desensitised lengths, the table that chooses; and
-that none of them is infinite whatever it gets."""
+"""Inputs of the DPO losses: divergences, length desensitisation and the table of losses. Losses are finite for extreme
+log-ratios."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.losses.test_dpo_variants import random, slope, tensor
         ("alpha", 2 - 2**0.5, 1.0),
     ],
 )
-def test_f_prime(divergence, expected, slope_at_1):
+def test_f_prime_of_each_divergence(divergence, expected, slope_at_1):
     def of(log_ratio: Tensor) -> Tensor:
         return f_prime(log_ratio, divergence, 0.5)
 
@@ -54,31 +54,31 @@ def test_f_prime(divergence, expected, slope_at_1):
     assert (ordered.diff() > 0).all()
 
 
-def test_the_alpha_divergence_goes_from_reverse_to_forward():
+def test_alpha_divergence_tends_to_reverse_kl_at_0_and_forward_kl_at_1():
     log_ratio = random(20, 0, scale=1.0)
     near_0, near_1 = (f_prime(log_ratio, "alpha", alpha) for alpha in (1e-7, 1 - 1e-7))
     assert torch.allclose(near_0, f_prime(log_ratio, "reverse_kl", 0.5), atol=1e-5)
     assert torch.allclose(near_1, f_prime(log_ratio, "forward_kl", 0.5), atol=1e-5)
 
 
-def test_length_desensitised():
+def test_length_desensitised_scales_tokens_beyond_the_common_length():
     logps = tensor(-1, -2, -4, 0, -8, -16, -32, 0).view(2, 4)
     mask = torch.tensor([[True, True, True, False], [True, True, True, False]])
-    # beyond the other's two tokens: −1 − 2 − 4 / 4 = −4; the other has five, none is beyond: −8 − 16 − 32
+    # common length 2, α = ¼: −1 − 2 − 4 / 4 = −4; common length 3: −8 − 16 − 32
     found = length_desensitised(logps, mask, torch.tensor([2, 5]), 0.25)
     assert found.tolist() == pytest.approx([-4, -56])
     assert torch.equal(length_desensitised(logps, mask, torch.tensor([2, 1]), 1.0), logps.sum(1))
-    # 0 forgets the tail: −1 − 2, −8
+    # α = 0 drops the tokens beyond the common length: −1 − 2, −8
     assert length_desensitised(logps, mask, torch.tensor([2, 1]), 0.0).tolist() == [-3, -8]
 
 
-def test_of_equal_lengths_nothing_is_length_desensitised():
+def test_length_desensitised_is_the_sum_for_equal_lengths():
     logps, mask = random(12, 0).view(3, 4), torch.ones(3, 4, dtype=torch.bool)
     assert torch.equal(length_desensitised(logps, mask, torch.tensor([4, 4, 4]), 0.3), logps.sum(1))
 
 
 def terms(chosen: Tensor, rejected: Tensor, *, smoothing: float = 0.1, shift: float = 0.3) -> PairTerms:
-    """Terms of pairs of 10 tokens each under a reference that says 0 to everything."""
+    """Terms of pairs of 10 tokens each with reference log-probabilities of 0."""
     return PairTerms(
         chosen_B=chosen,
         rejected_B=rejected,
@@ -95,13 +95,13 @@ def terms(chosen: Tensor, rejected: Tensor, *, smoothing: float = 0.1, shift: fl
     )
 
 
-def test_every_loss_has_a_name_and_a_place_in_the_table():
+def test_table_lists_every_loss_name():
     assert set(LOSSES) == set(get_args(LossName))
     assert set(LOSSES) >= SMOOTHED | RANKED
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_table_hands_each_loss_its_own_numbers(name):
+def test_table_passes_each_loss_its_arguments(name):
     c, r = random(6, 1), random(6, 2)
     expected = {
         "sigmoid": sigmoid(c - r, beta=0.7, smoothing=0.1),
@@ -115,7 +115,7 @@ def test_the_table_hands_each_loss_its_own_numbers(name):
         "apo_down": apo_down(c, r, beta=0.7),
         "discopop": discopop(c - r, beta=0.7, tau=0.05),
         "bco": bco(c, r, beta=0.7, shift=0.3),
-        # against a reference margin of 0, and against itself at its own place
+        # aot: the reference margin is 0; aot_unpaired: each value is matched with its own pair
         "aot": sigmoid(c - r, beta=0.7, smoothing=0.1),
         "aot_unpaired": sigmoid(c - r, beta=0.7, smoothing=0.1),
     }
@@ -132,12 +132,12 @@ def test_smoothed_lists_the_losses_that_label_smoothing_changes(name):
 @pytest.mark.parametrize("divergence", get_args(Divergence))
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_finite_for_large_log_ratios(name, divergence):
-    far = [-500.0, -90.0, -40.5, 0.0, 500.0]
+    extreme = [-500.0, -90.0, -40.5, 0.0, 500.0]
     for alpha in (0.1, 0.5, 0.9):
-        chosen = torch.tensor([one for one in far for _ in far], requires_grad=True)
-        rejected = torch.tensor(far * len(far), requires_grad=True)
-        moved = (f_prime(value, divergence, alpha) for value in (chosen, rejected))
-        loss = LOSSES[name](terms(*moved))
+        chosen = torch.tensor([one for one in extreme for _ in extreme], requires_grad=True)
+        rejected = torch.tensor(extreme * len(extreme), requires_grad=True)
+        transformed = (f_prime(value, divergence, alpha) for value in (chosen, rejected))
+        loss = LOSSES[name](terms(*transformed))
         assert torch.isfinite(loss).all()
         for gradient in torch.autograd.grad(loss.sum(), (chosen, rejected), allow_unused=True):
             assert gradient is not None
@@ -146,7 +146,7 @@ def test_every_loss_is_finite_for_large_log_ratios(name, divergence):
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "discopop"])
 def test_every_loss_but_discopop_widens_the_initial_gap(name):
-    # With the reference's numbers; of the two halves of a pair at least one moves, none the wrong way.
+    # At log-ratios of 0: chosen does not fall, rejected does not rise, and the gap grows.
     chosen, rejected = tensor(0.0).requires_grad_(True), tensor(0.0).requires_grad_(True)
     up, down = torch.autograd.grad(LOSSES[name](terms(chosen, rejected, shift=0.0)).sum(), (chosen, rejected))
     assert float(up) <= 0 <= float(down)

@@ -1,4 +1,4 @@
-"""Surrogates, ratios and clips: worked numbers."""
+"""Importance ratios, surrogate losses and clipping: worked numbers."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
 
-def test_ratios():
+def test_importance_ratio_per_token_and_per_sequence():
     log_ratio_BT = torch.tensor([[math.log(2), math.log(8), 0.0]])
     mask_BT = torch.tensor([[True, True, False]])
     assert importance_ratio(log_ratio_BT, mask_BT)[0, :2].tolist() == pytest.approx([2, 8])
@@ -30,10 +30,10 @@ def test_ratios():
     assert importance_ratio(log_ratio_BT, mask_BT, "sequence").tolist() == [[pytest.approx(4)]]
 
 
-def test_clipped_surrogates():
+def test_clipped_surrogate_bounds_positive_advantages_and_delta_negative_ones():
     ratio_BT = torch.tensor([[0.5, 1.0, 1.5, 10.0]])
     plus, minus = torch.ones(1, 4), -torch.ones(1, 4)
-    # A > 0: the upper clip holds the gain; A < 0: only the lower one holds the loss, so that 10 counts as 10.
+    # A > 0: the upper clip bounds the gain. A < 0: only the lower clip applies, so that a ratio of 10 is not clipped.
     assert clipped_surrogate(ratio_BT, plus, **HIGHER).tolist()[0] == pytest.approx([-0.5, -1.0, -1.28, -1.28])
     assert clipped_surrogate(ratio_BT, minus, **HIGHER).tolist()[0] == pytest.approx([0.8, 1.0, 1.5, 10.0])
     assert clipped_surrogate(ratio_BT, minus, **HIGHER, delta=4.0).tolist()[0] == pytest.approx([0.8, 1.0, 1.5, 4.0])
@@ -41,15 +41,15 @@ def test_clipped_surrogates():
 
 def test_cispo_keeps_every_gradient():
     logps_BT = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    # Ratios 0.1 and 5 are held to 0.8 and 1.2: the gradient is -weight · A.
+    # Ratios 0.1 and 5 are clipped to 0.8 and 1.2; the gradient is -ratio · A.
     loss_BT = cispo(torch.tensor([[0.1, 5.0]]), torch.tensor([[1.0, -2.0]]), logps_BT, **CLIP)
     assert loss_BT.tolist() == [pytest.approx([0.8, -4.8])]
     (gradient,) = torch.autograd.grad(loss_BT.sum(), logps_BT)
     assert gradient.tolist() == [pytest.approx([-0.8, 2.4])]
 
 
-def test_rloo_takes_the_completion_as_one_action():
-    # Log-ratios 0.1 + 0.2 and the third token is padding: r = e^0.3 = 1.35, clipped to 1.2 for A = 2.
+def test_rloo_ratio_is_that_of_the_whole_completion():
+    # Log-ratios 0.1 + 0.2, the third token is padding: r = e^0.3 = 1.35, clipped to 1.2 for A = 2.
     mask_BT = torch.tensor([[True, True, False]])
     ratio_B1 = importance_ratio(torch.tensor([[0.1, 0.2, 5.0]]), mask_BT, "completion")
     assert ratio_B1.tolist() == [[pytest.approx(math.exp(0.3))]]
@@ -64,7 +64,7 @@ def test_policy_loss_is_clipped_only_where_clipping_is_pessimistic():
     assert found[0].tolist() == pytest.approx([-1.2, -0.5, 1.5, 0.8, -3.0])
 
 
-def test_at_ratio_one_the_gradient_is_reinforces():
+def test_gradient_at_ratio_one_is_reinforce():
     logps = tensor(-1.0, -2.0).requires_grad_(True)
     advantages = tensor(0.7, -0.3)
     clipped_surrogate((logps - logps.detach()).exp(), advantages, **CLIP).sum().backward()
@@ -75,7 +75,7 @@ def test_at_ratio_one_the_gradient_is_reinforces():
 
 def test_value_loss_is_the_maximum_of_unclipped_and_clipped():
     one = torch.tensor([[True]])
-    # old 0, clip 0.2: held value 0.2; target 1: ½ (0.5 − 1)² = 0.125 against ½ (0.2 − 1)² = 0.32
+    # old 0, clip 0.2: clipped value 0.2; target 1: ½ (0.5 − 1)² = 0.125 against ½ (0.2 − 1)² = 0.32
     assert ppo_value(tensor(0.5), tensor(0.0), tensor(1.0), one, clip=0.2).item() == pytest.approx(0.32)
     # target 0: ½ 0.5² = 0.125 against ½ 0.2² = 0.02
     assert ppo_value(tensor(0.5), tensor(0.0), tensor(0.0), one, clip=0.2).item() == pytest.approx(0.125)

@@ -1,4 +1,4 @@
-"""The public losses: their worked numbers, and that each equals what its method logs on the same batch."""
+"""The public losses: worked numbers, and equality with the loss of the method on the same batch."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def test_grpo(options: Any, expected: float) -> None:
 
 def test_grpo_bounds_the_ratio_of_negative_advantages_by_delta() -> None:
     logps, mask = torch.tensor([[10.0]]).log(), torch.tensor([[True]])
-    asked = [losses.grpo(logps, torch.zeros(1, 1), torch.tensor([-1.0]), mask, delta=delta) for delta in (None, 4.0)]
-    assert [float(loss) for loss in asked] == pytest.approx([10, 4])
+    found = [losses.grpo(logps, torch.zeros(1, 1), torch.tensor([-1.0]), mask, delta=delta) for delta in (None, 4.0)]
+    assert [float(loss) for loss in found] == pytest.approx([10, 4])
 
 
-def other(name: str) -> Any:
-    """A name that no option has."""
+def invalid(name: str) -> Any:
+    """An option value outside its literal type."""
     return name
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, beta=0.1), "ref_logps: beta=0.1"),
         (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, objective="cispo", delta=4.0), "delta: objective=cispo"),
@@ -75,93 +75,95 @@ def other(name: str) -> Any:
             lambda: losses.dpo(OLD, OLD, OLD, OLD, loss_type="hinge", label_smoothing=0.1),
             "no effect on loss_type",
         ),
-        (lambda: losses.kl(OLD, OLD, other("k4")), "estimator='k4': choose k1, k2 or k3"),
-        (lambda: losses.sft(OLD, MASK, reduction=other("average")), "reduction='average': choose mean, sum or none"),
+        (lambda: losses.kl(OLD, OLD, invalid("k4")), "estimator='k4': choose k1, k2 or k3"),
+        (lambda: losses.sft(OLD, MASK, reduction=invalid("average")), "reduction='average': choose mean, sum or none"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(call: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_invalid_or_contradicting_options_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         call()
 
 
 def sums(model: Any, batch: Rows) -> tuple[Tensor, Tensor]:
-    """Log-probability and tokens of each completion, [B]."""
+    """Log-probability and length of each completion, [B] each."""
     return sequence_logps(model, batch), torch.tensor([int(mask.sum()) for mask in batch.supervised])
 
 
-def preferred(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
+def of_pairs(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
     """A loss of mean or sequence_logps log-probabilities of pairs, given both and the lengths of both sides."""
 
-    def of(policy: Any, reference: Any, batch: Pairs, prepared: Any) -> Tensor:
-        both, theirs = ([sums(model, side) for side in (batch.chosen, batch.rejected)] for model in (policy, reference))
-        return function(*both[0], *both[1], theirs[0][0], theirs[1][0])
+    def compute(policy: Any, reference: Any, batch: Pairs, prepared: Any) -> Tensor:
+        of_policy, of_reference = (
+            [sums(model, side) for side in (batch.chosen, batch.rejected)] for model in (policy, reference)
+        )
+        return function(*of_policy[0], *of_policy[1], of_reference[0][0], of_reference[1][0])
 
-    return pairs(5), of
+    return pairs(5), compute
 
 
-def sampled(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
-    """A loss of a rollout whose policy has moved a little since."""
+def of_rollout(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
+    """A rollout with ratios other than 1, and a loss as a function of its log-probabilities and advantages."""
     batch, _ = rollout([1.0, -0.5, 2.0, -1.0])
     moved = replace(batch, logps_BT=batch.logps_BT - 0.3 * (batch.logps_BT != 0))
 
-    def of(policy: Any, reference: Any, batch: Any, prepared: Any) -> Tensor:
+    def compute(policy: Any, reference: Any, batch: Any, prepared: Any) -> Tensor:
         logps_BT = pad_sequence(plain_logps(policy, batch.rows), batch_first=True)
         return function(logps_BT, batch.logps_BT, batch.advantages_BT, logps_BT != 0)
 
-    return moved, of
+    return moved, compute
 
 
-def imitated(policy: Any, reference: Any, batch: Rows, prepared: Any) -> Tensor:
+def sft_loss(policy: Any, reference: Any, batch: Rows, prepared: Any) -> Tensor:
     logps_BT = pad_sequence(plain_logps(policy, batch), batch_first=True)
     return losses.sft(logps_BT, logps_BT != 0)
 
 
-def judged(policy: Any, reference: Any, batch: UnpairedPreferences, prepared: Any) -> Tensor:
+def kto_loss(policy: Any, reference: Any, batch: UnpairedPreferences, prepared: Any) -> Tensor:
     ratios_B = sequence_logps(policy, batch.rows) - sequence_logps(reference, batch.rows)
     return losses.kto(ratios_B, batch.label_B, prepared.baseline_B, beta=0.1)
 
 
 CASES: dict[str, tuple[Any, Callable[..., Tensor]]] = {
-    "dpo": preferred(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, beta=0.1)),
-    "dpo ipo": preferred(lambda c, m, r, n, rc, rr: losses.ipo(c, r, rc, rr, chosen_lengths=m, rejected_lengths=n)),
-    "dpo aot": preferred(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, 0.1, loss_type="aot")),
-    "dpo aot_unpaired": preferred(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, 0.1, loss_type="aot_unpaired")),
-    "orpo": preferred(lambda c, m, r, n, rc, rr: losses.orpo(c / m, r / n)),
-    "simpo": preferred(lambda c, m, r, n, rc, rr: losses.simpo(c / m, r / n)),
-    "cpo": preferred(lambda c, m, r, n, rc, rr: losses.cpo(c, r, chosen_lengths=m)),
-    "kto": (unpaired_preferences([True, False, True, True]), judged),
-    "sft": (pairs(3).chosen, imitated),
-    "pretrain": (pairs(3).chosen, imitated),
-    "grpo": sampled(losses.grpo),
-    "rloo": sampled(losses.rloo),
-    "reinforce": sampled(losses.reinforce),
+    "dpo": of_pairs(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, beta=0.1)),
+    "dpo ipo": of_pairs(lambda c, m, r, n, rc, rr: losses.ipo(c, r, rc, rr, chosen_lengths=m, rejected_lengths=n)),
+    "dpo aot": of_pairs(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, 0.1, loss_type="aot")),
+    "dpo aot_unpaired": of_pairs(lambda c, m, r, n, rc, rr: losses.dpo(c, r, rc, rr, 0.1, loss_type="aot_unpaired")),
+    "orpo": of_pairs(lambda c, m, r, n, rc, rr: losses.orpo(c / m, r / n)),
+    "simpo": of_pairs(lambda c, m, r, n, rc, rr: losses.simpo(c / m, r / n)),
+    "cpo": of_pairs(lambda c, m, r, n, rc, rr: losses.cpo(c, r, chosen_lengths=m)),
+    "kto": (unpaired_preferences([True, False, True, True]), kto_loss),
+    "sft": (pairs(3).chosen, sft_loss),
+    "pretrain": (pairs(3).chosen, sft_loss),
+    "grpo": of_rollout(losses.grpo),
+    "rloo": of_rollout(losses.rloo),
+    "reinforce": of_rollout(losses.reinforce),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_public_loss_with_its_defaults_is_what_the_method_logs(case: str) -> None:
+def test_public_loss_with_defaults_equals_the_loss_of_the_method(case: str) -> None:
     method, _, loss = case.partition(" ")
     batch, expected = CASES[case]
     policy, reference = float64_model(), float64_model(1)
     changes: dict[str, Any] = {"loss": loss} if loss else {}
-    found = make_method(method, policy, reference=reference, **changes)
-    prepared = found.prepare(batch) if method in ("dpo", "kto") else batch
-    mean = found.loss_sum(prepared).total / found.denominator(prepared)
+    learner = make_method(method, policy, reference=reference, **changes)
+    prepared = learner.prepare(batch) if method in ("dpo", "kto") else batch
+    mean = learner.loss_sum(prepared).total / learner.denominator(prepared)
     assert mean.item() == pytest.approx(expected(policy, reference, batch, prepared).item(), rel=1e-5)
 
 
-def test_ppo_and_nash_md_on_the_same_rollout() -> None:
+def test_public_ppo_and_nash_md_losses_equal_those_of_the_methods() -> None:
     policy, (batch, _) = float64_model(), rollout([1.0, -0.5, 2.0, -1.0])
     logps_BT = pad_sequence(plain_logps(policy, batch.rows), batch_first=True)
-    mask_BT, old_BT, everyone = logps_BT != 0, batch.logps_BT - 0.3 * (batch.logps_BT != 0), batch.in_loss_B
-    nash = Experience(batch.rows, old_BT, batch.advantages_BT, everyone)
-    found = make_method("nash_md", policy)
-    mean = found.loss_sum(nash).total / found.denominator(nash)
+    mask_BT, old_BT, included_B = logps_BT != 0, batch.logps_BT - 0.3 * (batch.logps_BT != 0), batch.in_loss_B
+    nash = Experience(batch.rows, old_BT, batch.advantages_BT, included_B)
+    learner = make_method("nash_md", policy)
+    mean = learner.loss_sum(nash).total / learner.denominator(nash)
     assert mean.item() == pytest.approx(losses.nash_md(logps_BT, old_BT, batch.advantages_BT, mask_BT).item())
     zeros_BT, returns_BT = torch.zeros_like(old_BT), batch.advantages_BT
-    played = ppo.Experience(batch.rows, old_BT, old_BT, zeros_BT, batch.advantages_BT, returns_BT, everyone)
-    metrics = make_method("ppo", policy).double().loss_sum(played).metrics
-    # A fresh critic says 0, as before the update.
+    experience = ppo.Experience(batch.rows, old_BT, old_BT, zeros_BT, batch.advantages_BT, returns_BT, included_B)
+    metrics = make_method("ppo", policy).double().loss_sum(experience).metrics
+    # A new critic returns 0, before and after the rollout.
     values = {
         "policy_loss": losses.ppo(logps_BT, old_BT, batch.advantages_BT, mask_BT),
         "value_loss": losses.ppo_value(zeros_BT, zeros_BT, returns_BT, mask_BT),

@@ -1,4 +1,4 @@
-"""Losses with a label: worked numbers."""
+"""Supervised losses: worked numbers."""
 
 import math
 
@@ -9,23 +9,23 @@ from torch.autograd import gradcheck
 from postrain.losses.supervised import bradley_terry, l2_distance, prm, token_logps
 
 
-def test_bradley_terry():
+def test_bradley_terry_loss_with_margin_and_centering():
     chosen, rejected = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 1.0])
     margin = torch.tensor([0.0, 0.0, 1.0])
     found = bradley_terry(chosen, rejected, margin, reduction="none")
-    # −ln σ(1) = ln(1 + e⁻¹) = 0.3133; −ln σ(0) = ln 2; a gap of 1 that was asked to be 1 is like no gap
+    # −ln σ(1) = ln(1 + e⁻¹) = 0.3133; −ln σ(0) = ln 2; a gap of 1 with a margin of 1: −ln σ(0)
     assert found.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(2), math.log(2)])
     # (1 + 0)², (0 + 0)², (2 + 1)²
     centred = bradley_terry(chosen, rejected, margin, center_rewards_coefficient=0.5, reduction="none")
     assert (2 * (centred - found)).tolist() == pytest.approx([1, 0, 9], abs=1e-6)
 
 
-def test_l2_distance():
-    start = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
+def test_l2_distance_sums_squared_differences():
+    initial = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
     moved = [torch.tensor([1.0, 4.0]), torch.tensor([[2.0]])]
     # (4 − 2)² + (2 − 3)² = 5
-    assert float(l2_distance(moved, start)) == 5
-    assert float(l2_distance(start, start)) == 0
+    assert float(l2_distance(moved, initial)) == 5
+    assert float(l2_distance(initial, initial)) == 0
 
 
 def test_prm_is_binary_cross_entropy_of_each_step():
@@ -34,8 +34,8 @@ def test_prm_is_binary_cross_entropy_of_each_step():
     # σ(ln 3) = 3/4: −ln ½, −ln ¾ for a right step, −ln ¼ for a wrong one
     found = prm(logits, labels, mask, reduction="none")
     assert found[0].tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log(4)])
-    theirs = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
-    torch.testing.assert_close(found, theirs)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
+    torch.testing.assert_close(found, expected)
 
 
 def test_token_logps_are_log_softmax_with_its_gradient():
