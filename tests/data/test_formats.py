@@ -217,7 +217,7 @@ def test_cell_is_a_boolean_as_a_label_and_text_elsewhere(cell, label):
             {"prompt": "a", "chosen": "b", "rejected": None},
             "have to be two texts or two message lists, got 'b' and None",
         ),
-        ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "there is no prompt"),
+        ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "the prompt is missing; add"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"}, "margin has to be a finite number"),
         ({"prompt": "a", "steps": "b", "labels": [True]}, "steps has to be a list of texts, got 'b'"),
         ({"prompt": "a", "steps": ["b"], "labels": [2]}, "each of the labels has to be true or false"),

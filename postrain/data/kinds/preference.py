@@ -68,7 +68,7 @@ def parse(row: int, fields: Fields) -> Preference:
     shared, chosen, rejected = _sides(fields, prompt)
     whole = merge_prompts(prompt, shared, "chosen and rejected")
     if not whole:
-        raise Malformed("there is no prompt: neither a column prompt nor a user message before chosen")
+        raise Malformed("the prompt is missing; add a column prompt, or a user message before chosen")
     margin = fields.optional("margin")
     value = number(margin[1], margin[0]) if margin else 0.0
     return Preference(
