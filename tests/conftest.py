@@ -1,4 +1,4 @@
-"""What all tests share: quiet cores, no network, no colours, a cache of their own; and how two workers divide them."""
+"""Settings of all tests (passive OpenMP threads, no network, a temporary cache) and their distribution over workers."""
 
 import os
 import re
@@ -20,8 +20,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What runs keep for later ones is neither sought in the user's cache nor left there; each worker has its own."""
+def _temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor write the user's cache. Each worker has a temporary one."""
     with pytest.MonkeyPatch.context() as patched:
         for name in ("POSTRAIN_CACHE", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patched.setenv(name, str(tmp_path_factory.mktemp("cache")))
@@ -29,22 +29,22 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _signals_arrive() -> None:
-    """A suite in the background (`nohup make test &`) inherits that SIGINT and SIGHUP are ignored; tests send them."""
+def _restored_signal_handlers() -> None:
+    """A suite in the background (`nohup make test &`) inherits ignored SIGINT and SIGHUP, which tests send."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs, whose tests lie at the top, go first; the many short ones then let all workers end together."""
+    """Top-level files, which test whole runs, go first; the short tests at the end let all workers finish together."""
     items.sort(key=lambda item: len(item.path.parts))
 
 
-class Groups(LoadScopeScheduling):
-    """A worker takes a file at a time, whose fixtures are then made once; of test_methods.py, a method at a time.
+class FileScheduling(LoadScopeScheduling):
+    """A worker gets one file at a time, so that its fixtures are built once; of test_methods.py, one method at a time.
 
-    xdist's own marks for groups (3.8) are silently without effect from pytest 9.2 on.
+    The group marks of xdist 3.8 have no effect from pytest 9.2 on.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -55,6 +55,6 @@ class Groups(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """In the order of collection: xdist's own is by the number of tests, which says little about how long they take."""
+    """Keeps the order of collection. xdist sorts by the number of tests, which does not predict their duration."""
     config.option.loadscopereorder = False
-    return Groups(config, log)
+    return FileScheduling(config, log)

@@ -1,4 +1,4 @@
-"""A local engine with settings to change, and prompts for the models of tiny.py."""
+"""Local engines, prompts and adapters for the models of tiny.py."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def prompts(count: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def adapted(model: Any) -> Any:
-    """The model with a LoRA adapter that does something."""
+    """The model with a LoRA adapter that changes its outputs."""
     settings: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.0, "rslora": False, "dora": False}
     policy: Any = LoRA(**settings, target_modules=None).wrap(model, head="causal")
     with torch.no_grad():
@@ -42,5 +42,5 @@ def adapted(model: Any) -> Any:
 
 
 def text(ids: Any) -> str:
-    """Every token is two letters, so that a text can begin inside one."""
+    """Decodes each token as two letters, so that a stop text can begin inside a token."""
     return "".join(f"{chr(97 + int(token) // 8)}{chr(65 + int(token) % 8)}" for token in ids)

@@ -88,11 +88,11 @@ DATASETS = {
 
 
 def create_dataset(name: str, **settings: Any) -> Adding:
-    """A task by name, its settings checked."""
-    made, configure = DATASETS[name]
+    """A task by name, with validated settings."""
+    kind, configure = DATASETS[name]
     config = configure(**settings)
     config.validate()
-    return made(config)
+    return kind(config)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One rank of a process group that runs every method once: what tests/test_ranks.py starts twice."""
+"""One rank of a process group that trains every method once; tests/hardware/test_ranks.py starts two."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from postrain.hardware.ranks import init_process_group
 from postrain.jobs.session import TRAIN, execute
 from tests.training_runs import METHODS, SMALL, composed
 
-# The second update is the first that depends on an optimizer step.
+# Two updates: the second is the first that depends on an optimizer step.
 TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2")
-# Runs that shard the policy, by name. Odd batches in small pieces give the ranks different numbers of passes.
+# Runs that shard the policy, by name. The odd batch in small micro-batches gives the ranks different pass counts.
 SHARDED = {
     "sharded": ["method=ppo"],
     "ragged": ["method=kto", "method.batch_size=7", "method.micro_batch_tokens=100"],
@@ -31,7 +31,7 @@ def listening() -> list[str]:
     """The addresses at which this process listens, in the kernel's hexadecimal."""
     links: list[str] = []
     for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the listing's own is closed by now
+        with suppress(OSError):  # the descriptor of the listing is closed
             links.append(os.readlink(descriptor))
     own = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
     files = [Path("/proc/net", name) for name in ("tcp", "tcp6")]

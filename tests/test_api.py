@@ -1,4 +1,4 @@
-"""The public names of postrain, as README and docstrings use them."""
+"""The Python API: public names, training, generation, scoring and one-line errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = (CONF.parent / "docs" / "howto" / "python.md").read_text()
 FROM_PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 
 
-def test_every_method_and_every_name_is_there():
+def test_all_public_names_resolve_and_include_every_method():
     targets = {composed([f"method={name}"])["method"]["_target_"].rpartition(".")[2] for name in METHODS}
     assert targets <= {*pt.__all__} <= {*dir(pt)}
     assert all(getattr(pt, name) is not None for name in pt.__all__)
@@ -34,12 +34,12 @@ def test_importing_postrain_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_examples_of_docstrings():
+def test_docstring_examples_pass():
     assert doctest.testmod(api).failed == 0
 
 
-def test_python_page_trains_in_both_ways(tmp_path, monkeypatch):
-    """Two methods learn, one in a run folder and one under a plain Trainer; the loss is 1 − ratio = 0 off its mean."""
+def test_python_page_trains_in_a_run_folder_and_with_a_plain_trainer(tmp_path, monkeypatch):
+    """Executes the Python blocks of the how-to page with fewer rows."""
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
     exec(FROM_PYTHON.replace("updates=2)", "updates=1, batch_size=4, group_size=4)"), found)
@@ -61,7 +61,7 @@ def nano() -> tuple[Any, Any]:
     return pt.load_model("nano")
 
 
-def test_scores_are_those_of_the_sampler_and_know_no_batch(nano):
+def test_scores_equal_sampled_log_probabilities_independent_of_the_batch(nano):
     model, _ = nano
     found = pt.generate(model, ["Tom found", "2 + 2 ="], max_new_tokens=6, num_generations=2, seed=3)
     (alone,) = pt.generate(model, ["Tom found"], max_new_tokens=6, seed=3)
@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_sampler_and_know_no_batch(nano):
     assert logps.entropy.shape == logps.shape
 
 
-def test_generate_is_the_function_also_where_the_command_was_imported(nano):
+def test_generate_stays_the_function_after_import_of_the_command_module(nano):
     import_module("postrain.generate")
     (found,) = pt.generate(nano[0], ["Tom found"], max_new_tokens=1)
     assert len(found.token_ids) == 1
@@ -100,13 +100,13 @@ def test_generate_is_the_function_also_where_the_command_was_imported(nano):
          ["tokenizer: pass tokenizer=...; only models from load_model have one"]),
     ],
 )  # fmt: skip
-def test_a_mistake_in_python_is_one_line_each(make, lines, nano):
+def test_each_python_mistake_is_a_one_line_error(make, lines, nano):
     with pytest.raises(pt.ConfigError) as caught:
         make(*nano)
     assert str(caught.value).splitlines() == lines
 
 
-def test_a_row_is_text_or_token_ids_and_has_a_gradient(nano):
+def test_score_of_text_equals_that_of_token_ids_and_has_a_gradient(nano):
     model, tokenizer = nano
     words = ("2 + 2 =", "4")
     text = pt.score(model, [{"prompt": words[0], "completion": words[1]}])
@@ -119,7 +119,7 @@ def test_a_row_is_text_or_token_ids_and_has_a_gradient(nano):
     model.zero_grad()
 
 
-def test_a_model_that_has_learned_is_no_longer_what_was_loaded():
+def test_model_with_changed_weights_is_not_unchanged():
     model, _ = pt.load_model("nano")
     assert unchanged(model)
     with torch.no_grad():

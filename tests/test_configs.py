@@ -1,4 +1,4 @@
-"""Every YAML in conf/ composes, says what it is, and fits the constructors it names."""
+"""Every YAML in conf/ composes, begins with a description, and matches the constructors it names."""
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,12 +10,12 @@ from postrain.config.tree import complete
 from postrain.training.config import TrainConfig
 from tests.training_runs import CONF, METHODS, SMALL, composed, forced
 
-# Groups of conf/generate.yaml, and pipelines, which compose several configs: tests/generation and tests/pipeline.
+# Groups that tests/generation and tests/jobs compose: selections of conf/generate.yaml, and pipelines.
 ELSEWHERE = ("selection", "pipeline")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (CONF / group).glob("*.yaml"))
-# What a user has to say for options that cannot know it.
-GIVEN = {
+# Keys that have no default in these options.
+REQUIRED = {
     ("data", "jsonl"): ["data.path=rows.jsonl"],
     ("evaluation", "lm_eval"): ["evaluation.tasks.lm_eval.tasks=[mine]"],
     ("evaluation", "win_rate"): ["evaluation.tasks.win_rate.against=somewhere"],
@@ -32,32 +32,32 @@ GIVEN = {
 
 
 def is_elsewhere(group: str, option: str) -> bool:
-    """An experiment may be a pipeline, too."""
+    """Whether another test composes the option; an experiment may be a pipeline."""
     return group in ELSEWHERE or "pipeline:" in (CONF / group / f"{option}.yaml").read_text()
 
 
 @pytest.mark.parametrize(("group", "option"), [option for option in OPTIONS if not is_elsewhere(*option)])
 def test_every_option_fits_its_constructor(group, option):
     method = [] if group in ("method", "experiment") else ["method=ppo"]
-    check(composed([*method, f"{group}={option}", *GIVEN.get((group, option), [])]), TrainConfig)
+    check(composed([*method, f"{group}={option}", *REQUIRED.get((group, option), [])]), TrainConfig)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_begins_with_a_line_that_says_what_it_is(group, option):
+def test_every_option_begins_with_a_one_line_description(group, option):
     lines = [line for line in (CONF / group / f"{option}.yaml").read_text().splitlines() if "@package" not in line]
     assert lines[0].startswith("# ")
     assert 10 < len(lines[0]) <= 110
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_command_line_wins_over_the_method(method):
+def test_command_line_overrides_the_method(method):
     config = composed([f"method={method}", "data=jsonl", "data.path=x", "adapter=none", "rollout.temperature=0.25"])
     assert config["data"]["path"] == "x"
     assert config["adapter"]["_target_"].endswith("NoAdapter")
     assert config["rollout"]["temperature"] == 0.25
 
 
-def test_the_experiment_wins_over_the_method_and_loses_to_the_command_line():
+def test_experiment_overrides_the_method_and_the_command_line_overrides_both():
     assert composed(["method=pretrain"])["method"]["batch_size"] == 16
     assert composed(["experiment=nano"])["method"]["batch_size"] == 36
     assert composed(["experiment=nano", "method.batch_size=5"])["method"]["batch_size"] == 5
@@ -70,13 +70,13 @@ def test_the_experiment_wins_over_the_method_and_loses_to_the_command_line():
         ["method.updates=7", "experiment=nano", "adapter=lora", "~data.source.kind", "paths.output='/a b/c'"],
     ],
 )
-def test_tests_compose_as_hydra_does(words):
+def test_composed_config_equals_that_of_hydra(words):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        plainly = resolved(complete(compose("config", forced(words)), TrainConfig))
-    assert composed(words) == plainly
+        expected = resolved(complete(compose("config", forced(words)), TrainConfig))
+    assert composed(words) == expected
 
 
-def test_no_yaml_lies_where_nobody_finds_it():
+def test_every_yaml_is_an_option_a_program_or_shared():
     shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "task", "launcher")}
     assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared == {
         path for path in CONF.rglob("*.yaml") if path not in [CONF / f"{name}.yaml" for name in PROGRAMS]

@@ -1,4 +1,4 @@
-"""Every file of examples/ runs: cut short, and otherwise unchanged."""
+"""Every file of examples/ runs with fewer updates and rows."""
 
 import ast
 import json
@@ -45,7 +45,7 @@ def test_custom_method_trains_and_reports(monkeypatch, tmp_path):
 
 
 def run_cell(source: str, names: dict[str, Any]) -> Any:
-    """Executes a cell as Jupyter does; the value of its last expression."""
+    """Executes a cell and returns the value of its last expression, as Jupyter does."""
     body = ast.parse(source).body
     last = body[-1]
     exec(compile(ast.Module(body[:-1] if isinstance(last, ast.Expr) else body, []), "notebook", "exec"), names)
@@ -58,12 +58,12 @@ def test_notebook_cells_run_in_order_and_a_run_shows_its_curves(monkeypatch, tmp
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     assert all(cell["outputs"] == [] for cell in cells if cell["cell_type"] == "code")
     names: dict[str, Any] = {}
-    shown = []
+    values = []
     for cell in cells:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"]).replace("UPDATES = 30", "UPDATES = 1").replace("count=400", "count=16")
             source = source.replace("eval_rows=64", "eval_rows=4").replace("completions=64", "completions=4")
-            shown.append(run_cell(source, names))
-    html = next(one for one in shown if hasattr(one, "_repr_html_"))._repr_html_()
+            values.append(run_cell(source, names))
+    html = next(value for value in values if hasattr(value, "_repr_html_"))._repr_html_()
     assert "<svg" in html
     assert "eval/accuracy" in capsys.readouterr().out

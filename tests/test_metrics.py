@@ -1,4 +1,4 @@
-"""Declarations of metrics: bounds and better direction by name, and which metric decides."""
+"""Declarations of metrics: bounds and direction by name, and the choice of the deciding metric."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ METHODS = sorted(
         ("eval/reference_logp", (-inf, 0)),
         ("eval/kl/k1", (-inf, inf)),
         ("eval/reward/total", (-inf, inf)),
-        # A part of a reward may be called anything.
+        # The name of a reward component is arbitrary, so it implies no bounds.
         ("eval/reward/accuracy", (-inf, inf)),
         ("eval/margin", (-inf, inf)),
     ],
@@ -72,7 +72,7 @@ def test_bounds_by_name(metric: str, expected: tuple[float, float]) -> None:
         ("eval/forgetting/fact_accuracy", "max"),
         ("eval/completion/length", None),
         ("learning_rate", None),
-        # Nobody declared these: the name suggests it, or nothing does.
+        # Undeclared metrics: the direction follows from the last part of the name, or is None.
         ("lm_eval/lambada/word_perplexity", "min"),
         ("my/loss_of_mine", None),
         ("my_loss", "min"),
@@ -82,38 +82,38 @@ def test_direction_by_name(name: str, direction: str | None) -> None:
     assert metric(name).direction == direction
 
 
-def test_the_most_specific_declaration_holds() -> None:
+def test_most_specific_declaration_applies() -> None:
     for name, found in (("eval/kl/exact", "kl/exact"), ("reward/mood", "reward/*"), ("reward/chosen", "reward/chosen"),
                         ("eval/loss", "eval/loss"), ("loss/odds_ratio", "loss/*")):  # fmt: skip
         assert getattr(declared(name), "name", None) == found
     assert declared("my/loss_of_mine") is None
 
 
-def test_a_metric_cannot_be_declared_twice() -> None:
+def test_second_declaration_of_a_metric_is_refused() -> None:
     with pytest.raises(ValueError, match="grad_norm is declared twice"):
         declare("grad_norm", "something else")
 
 
-def test_the_listing_names_unit_direction_range_and_meaning() -> None:
+def test_listing_names_unit_direction_range_and_meaning() -> None:
     row = "| `kl/exact` | nats/token | min | 0 … inf | KL of the policy to the reference |"
     assert row in listing().splitlines()
     assert all("|  |\n" not in line for line in listing().splitlines())
 
 
 @pytest.mark.parametrize("target", METHODS)
-def test_without_gold_answers_every_method_is_judged_by_a_held_out_metric_of_its_own(target: str) -> None:
+def test_objective_without_gold_scores_is_a_held_out_metric_of_the_method(target: str) -> None:
     method: Any = load_target(target)
     last = method.headline[2]
     direction = "min" if last in ("eval/perplexity", "eval/loss") else "max"
     assert objective_metric(method, {last: 1.0, "eval/kl/exact": 1.0}) == (last, direction)
-    # With gold answers the method's own choice stands.
+    # With gold scores the objective is the metric of `expected_change`.
     name, margin = method.expected_change
     assert objective_metric(method, {last: 1.0, name: 1.0}) == (name, "max" if margin > 0 else "min")
-    # With nothing measured too.
+    # Without measurements too.
     assert objective_metric(method, {}) == (name, "max" if margin > 0 else "min")
 
 
-def test_other_metrics_judge_in_a_fixed_order() -> None:
+def test_deciding_metric_follows_a_fixed_order() -> None:
     assert deciding_metric([], {"eval/loss", "eval/accuracy", "eval/kl/exact"}) == ("eval/accuracy", "max")
     assert deciding_metric([], {"eval/perplexity", "eval/loss"}) == ("eval/perplexity", "min")
     assert deciding_metric([], {"eval/kl/exact"}) is None
@@ -124,12 +124,12 @@ def largest(name: str) -> tuple[str, Direction]:
     return name, "max"
 
 
-def test_runs_are_compared_by_a_metric_that_all_have() -> None:
+def test_runs_are_compared_by_a_metric_that_all_logged() -> None:
     reward, accuracy, gold = map(largest, ("eval/reward/total", "eval/accuracy", "gold/total"))
     both = {reward[0], "eval/kl/exact"}
     assert comparison_metric([reward, reward], [both, both]) == reward
-    # DPO is judged by accuracy, SimPO by gold: gold, where both have it.
+    # The objective of DPO is accuracy, that of SimPO gold: gold is compared where both logged it.
     assert comparison_metric([accuracy, gold], [{accuracy[0], gold[0]}, {accuracy[0], gold[0]}]) == gold
     assert comparison_metric([accuracy, reward], [{accuracy[0]}, {reward[0]}]) is None
-    # What the settings differ in does not compare them.
+    # A reward whose settings differ is not comparable.
     assert comparison_metric([reward, reward], [both, both], ["reward.arguments.weight"]) is None

@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures people use, made in milliseconds."""
+"""Tiny random models of common architectures, built in milliseconds."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 
 VOCABULARY = 61
 
-# What all shapes that come after GPT-2 call by the same names.
+# Settings that all architectures after GPT-2 name alike.
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -43,7 +43,7 @@ SHAPES = {
         head_dim=8,
         tie_word_embeddings=True,
     ),
-    # Every other layer looks back six tokens only.
+    # Every other layer attends to the last six tokens only.
     "gemma3": lambda: Gemma3TextConfig(
         **SMALL,
         num_attention_heads=2,
@@ -59,7 +59,7 @@ SHAPES = {
 def tiny_model(architecture: str = "gpt2", seed: int = 0) -> Any:
     """A random model with weights large enough that its distributions are far from uniform.
 
-    Any, since what the parts of a Hugging Face model are called depends on its architecture.
+    The type is Any because the attributes of a Hugging Face model depend on its architecture.
     """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(SHAPES[architecture](), attn_implementation="sdpa").eval()

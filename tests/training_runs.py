@@ -1,4 +1,4 @@
-"""Tiny runs in this process, composed as the command line composes them, for tests that look at a whole run."""
+"""Tiny runs in this process, composed as the command line composes them, for tests of whole runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from postrain.training.config import TrainConfig
 CONF = Path(__file__).parent.parent / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
-# Three updates on few rows: enough for every part of a run to be used, small enough for many runs.
+# Three updates on few rows: the smallest run that uses every component.
 SMALL = (
     "method.updates=3",
     "method.batch_size=8",
@@ -43,8 +43,8 @@ SMALL = (
 def composed(overrides: Sequence[str], program: str = "config") -> dict:
     """The plain config of a command line; `program` is the primary config.
 
-    Reading and merging some thirty files takes longer than much of what is tested with them: it is done once for the
-    options a line chooses, and the values it gives are then set, as Hydra does it (tests/test_configs.py compares).
+    Reading and merging about thirty files takes longer than most tests. It is done once per set of chosen options.
+    Values are then set as Hydra sets them (tests/test_configs.py compares).
     """
     plain = OmegaConf.to_container(unresolved(program, overrides), resolve=True)
     assert isinstance(plain, dict)
@@ -52,7 +52,7 @@ def composed(overrides: Sequence[str], program: str = "config") -> dict:
 
 
 def unresolved(program: str, overrides: Sequence[str]) -> DictConfig:
-    """The same with its references as they are written; takes the place of Hydra's `compose`."""
+    """The config with unresolved interpolations; replaces Hydra's `compose`."""
     words = [_parsed(word) for word in forced(overrides)]
     chosen = tuple(str(word.input_line) for word in words if _is_option(word))
     config = deepcopy(_with_options(program, chosen))
@@ -61,7 +61,7 @@ def unresolved(program: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def forced(overrides: Sequence[str]) -> list[str]:
-    """Overrides as the command line hands them to Hydra: `++key=value`, for defaults are not in the YAML."""
+    """Overrides as the command line passes them to Hydra: `++key=value`, because defaults are not in the YAML."""
     free = [word.startswith(("+", "~")) or _is_option(_parsed(word)) for word in overrides]
     return [word if is_free else f"++{word}" for word, is_free in zip(overrides, free, strict=True)]
 
@@ -72,7 +72,7 @@ def _parsed(word: str) -> Override:
 
 
 def _is_option(word: Override) -> bool:
-    """Whether a word chooses a file, as method=ppo does, or says where there are more of them."""
+    """Whether an override chooses an option of a group (method=ppo) or adds a folder of options (hydra.searchpath)."""
     return (CONF / word.key_or_group).is_dir() or word.key_or_group == "hydra.searchpath"
 
 
@@ -90,22 +90,22 @@ def train_config(overrides: Sequence[str]) -> TrainConfig:
 
 
 def small_run(output: Path, *overrides: str) -> RunFolder:
-    """One small run; its folder."""
+    """Executes one small run and returns its folder."""
     before = set(output.glob("*/*/*"))
     execute(TRAIN, composed([*SMALL, *overrides, f"paths.output={output}"]), overrides=list(overrides), group=None)
-    (made,) = set(output.glob("*/*/*")) - before
-    return RunFolder(made)
+    (path,) = set(output.glob("*/*/*")) - before
+    return RunFolder(path)
 
 
 def resumed(folder: RunFolder, *overrides: str) -> RunFolder:
-    """The same run, gone on with."""
+    """Resumes a run and returns its folder."""
     config = composed([f"resume={folder.path}", *(f"++{override}" for override in overrides)])
     execute(TRAIN, config, overrides=list(overrides), group=None)
     return folder
 
 
 def records(folder: RunFolder) -> list[dict]:
-    """metrics.jsonl without what a clock decides."""
+    """The records of metrics.jsonl without times and performance."""
     return [
         {key: value for key, value in record.items() if key != "time" and not key.startswith("perf/")}
         for record in folder.metrics.read()
@@ -113,7 +113,7 @@ def records(folder: RunFolder) -> list[dict]:
 
 
 def final_state(folder: RunFolder) -> dict:
-    """The newest checkpoint."""
+    """The content of the newest checkpoint."""
     return torch.load(sorted(folder.checkpoints.glob("*.ckpt"))[-1], weights_only=True)
 
 
