@@ -107,7 +107,7 @@ def _member(model: EvalModel, index: int) -> Markup:
 
 
 def named_models(found: Sequence[Evaluation]) -> list[EvalModel]:
-    """All models with different names; the start time of a run is left out of its name unless two would be equal."""
+    """All models with unique names, without the start time of a run unless two names would be equal."""
     all_of = [(evaluation, model) for evaluation in found for model in evaluation.models]
     names = [TIME.sub("", model.name) for _, model in all_of]
     return [

@@ -64,9 +64,9 @@ class SweepResult:
     @property
     def ranked(self) -> tuple[Cell, ...]:
         """The settings with the deciding metric, the best mean first."""
-        judged = [cell for cell in self.cells if self.metric is not None and self.metric in cell.values]
+        with_metric = [cell for cell in self.cells if self.metric is not None and self.metric in cell.values]
         sign = -1 if self.direction == "max" else 1
-        return tuple(sorted(judged, key=lambda cell: sign * cell.values[str(self.metric)].value))
+        return tuple(sorted(with_metric, key=lambda cell: sign * cell.values[str(self.metric)].value))
 
     @property
     def best(self) -> Cell | None:
@@ -126,8 +126,8 @@ def deciding(
 ) -> tuple[str | None, Direction]:
     """The metric that compares the settings, with its direction.
 
-    It is the one that the study names, if a finished job has measured it, else the one that all finished jobs are
-    judged by: a study of the bundled world on data without gold answers is decided by the held-out reward.
+    The study's metric if a finished job has measured it, else the deciding metric that all finished jobs share: on data
+    without gold scores, a study that names the gold score is decided by the held-out reward.
     """
     finished = [job for job in jobs if job.values]
     own: list[tuple[str, Direction]] = [

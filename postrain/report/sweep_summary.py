@@ -22,14 +22,14 @@ from postrain.report.sweep_cells import Cell, JobResult, before
 from postrain.report.sweep_results import SweepResult, numeric_key
 
 ABOUT = (
-    "Means over seeds with 95 % intervals (Student's t, on the log scale for what is at least 0 and on the logit scale "
+    "Means over seeds with 95 % intervals (Student's t, on the log scale for non-negative metrics, on the logit scale "
     "for shares); none for a single seed or equal values. n is the number of finished jobs. untrained: the same "
     "jobs before their first update."
 )
 
 
 def result(cell: Cell) -> str:
-    """The metric that its jobs are judged by, before → after where both were measured; means over seeds."""
+    """The deciding metric of its jobs, before → after where both were measured; means over seeds."""
     done = [job for job in cell.jobs if job.metric in job.values]
     if not done:
         return ""
@@ -133,7 +133,7 @@ def _compared(study: SweepResult) -> Iterable[str]:
     metric, ranked = study.metric, study.ranked
     if metric is None:
         own = dict.fromkeys(job.metric for job in study.jobs if job.values and job.metric)
-        why = f"their methods are judged by {', '.join(own)}" if len(own) > 1 else "the reward varies"
+        why = f"the deciding metrics of their methods are {', '.join(own)}" if len(own) > 1 else "the reward varies"
         yield f"No metric is common to all settings: {why}. Choose one with sweep.metric=NAME."
     elif len(ranked) == 1:
         yield f"{_has(ranked[0], metric)}; no other setting has finished, so there is nothing to compare."
@@ -171,10 +171,10 @@ def _difference(one: Cell, other: Cell, metric: str, direction: str | None = Non
 def _range(study: SweepResult) -> Iterable[str]:
     """The change from the smallest to the largest value of a numeric key, for three settings or more."""
     key = numeric_key(study)
-    judged = sorted(study.ranked, key=lambda cell: number(cell.settings.get(key)) or 0.0) if key else []
-    if len(judged) < 3 or len(study.settings) > 1:
+    measured = sorted(study.ranked, key=lambda cell: number(cell.settings.get(key)) or 0.0) if key else []
+    if len(measured) < 3 or len(study.settings) > 1:
         return
-    first, last = judged[0], judged[-1]
+    first, last = measured[0], measured[-1]
     found = []
     for metric in study.quantities:
         gap, n = paired(values_of(last, metric), values_of(first, metric), metric)

@@ -54,7 +54,7 @@ def verdict(run: Run) -> Verdict:
 
 
 def _main(run: Run, found: Sequence[Change]) -> Change | None:
-    """The held-out reward of methods that learn from one, else the metric that the method is judged by."""
+    """The held-out reward if the method has one, else the deciding metric of the method."""
     known = {one.name: one for one in found}
     wanted = ("eval/reward/total", text_of(run.result.get("metric")), "gold/total")
     directed = [one for one in found if one.better is not None]

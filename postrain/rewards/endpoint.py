@@ -192,7 +192,7 @@ class Endpoint(ABC):
 
 
 def api_key(variable: str | None) -> str | None:
-    """The key in an environment variable; it is not shown in any message."""
+    """The key in an environment variable; no message contains it."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

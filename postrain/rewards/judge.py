@@ -116,7 +116,7 @@ class Judge(Endpoint):
 
 @dataclass(kw_only=True, eq=False)
 class PairwiseJudge(Endpoint):
-    """P(first beats second) by an LLM judge, asked in both orders because of position bias."""
+    """P(first beats second) by an LLM judge: the mean over both orders, which cancels position bias."""
 
     criterion: str = CRITERION
     """Criterion of a good reply, in words."""
