@@ -1,1 +1,1 @@
-"""From files, the Hub or the world to batches: records, formats, templates, masks, quality, audit, schedule."""
+"""Data: sources, formats, records, chat templates, loss masks, filters, audit and batches."""

@@ -1,7 +1,7 @@
-"""Chat templates as their tokenizer means them: which of several applies, and the text that it writes.
+"""Selects the chat template of a tokenizer and renders conversations with transformers.
 
-Rendering is transformers' own. The clock of `strftime_now` is the run's (`clock_at`), so that a template that writes
-today's date gives the same tokens when the run is resumed on another day. Leaves out tokens (chat.py), tools, images.
+`strftime_now` uses the start time of the run (`clock_at`), so a template with today's date gives the same tokens when
+the run is resumed on another day. Not included: tokens (chat.py), tools and images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from postrain.errors import ConfigError
 Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random"]
 MODES: tuple[str, ...] = get_args(Mode)
 INSTRUCTION = ("alpaca", "vicuna", "qa", "dialogue", "inst")
-"""The templates that `random` mixes; `bot` is left out, so that there is one to ask in that nobody has learned."""
+"""The templates of `random`; without `bot`, which remains as an unseen template for evaluation."""
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CLOSING_TAG = re.compile(r"<[^<>\s]+>(?=\s*$)")
@@ -34,7 +34,7 @@ Spans = list[tuple[int, int]]
 
 @contextmanager
 def clock_at(moment: datetime) -> Iterator[None]:
-    """Templates that ask for the date or time get `moment` inside the block; outside it they get the present."""
+    """Sets the date and time that templates see inside the block to `moment`; outside it is the current time."""
     before = _clock.set(moment)
     try:
         yield
@@ -43,15 +43,15 @@ def clock_at(moment: datetime) -> Iterator[None]:
 
 
 def named_templates(tokenizer: Any) -> Mapping[str, str]:
-    """The tokenizer's templates by name; empty where it has none or a single one, which needs no name."""
+    """The tokenizer's templates by name; empty if it has none or a single one without a name."""
     found = tokenizer.chat_template
     return found if isinstance(found, Mapping) else {}
 
 
 def own_template(tokenizer: Any) -> str | None:
-    """The template that transformers picks for this tokenizer, None where it has none.
+    """The template that transformers selects for this tokenizer; None if it has none.
 
-    Raises ConfigError where it has several and none is the default.
+    Raises ConfigError if it has several and none is the default.
     """
     if not tokenizer.chat_template:
         return None
@@ -66,7 +66,7 @@ def own_template(tokenizer: Any) -> str | None:
 
 
 def choose(tokenizer: Any, mode: str) -> tuple[str, str | None]:
-    """The template that a mode or a name comes to, and its source where it is the tokenizer's own, called `chat`."""
+    """Resolves a mode or a template name; for the tokenizer's own template, returns `chat` and its source."""
     named = named_templates(tokenizer)
     if mode not in MODES:
         if mode in named:
@@ -84,7 +84,7 @@ def choose(tokenizer: Any, mode: str) -> tuple[str, str | None]:
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """True for a tokenizer that starts every text with a beginning-of-sequence token."""
+    """True if the tokenizer prepends a beginning-of-sequence token to every text."""
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
@@ -96,18 +96,18 @@ def install(tokenizer: Any, source: str) -> None:
 
 
 def bundled(name: str, *, bos: bool) -> str:
-    """One of this package's templates, with the tokenizer's first token in front if `bos`."""
+    """One of this package's templates; `bos` prepends the tokenizer's bos token."""
     source = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
     return "{{ bos_token }}" + source if bos else source
 
 
 def is_plain(source: str | None) -> bool:
-    """Whether a template writes messages as they stand, as training with data.template=plain leaves it."""
+    """True for the template that training with data.template=plain sets on the tokenizer."""
     return source in (bundled("plain", bos=False), bundled("plain", bos=True))
 
 
 def as_mapping(turn: Message) -> dict[str, str]:
-    """A message as templates read it."""
+    """A message in the format of chat templates."""
     return {"role": turn.role, "content": turn.content}
 
 
@@ -120,12 +120,12 @@ def render(
     continues: bool = False,
     marks: bool = False,
 ) -> tuple[str, Spans]:
-    """A conversation as text, and the places between generation marks if asked for.
+    """Renders a conversation; returns its text, and with `marks` the spans between generation marks.
 
-    A `prompt` ends where the assistant starts to write; one that `continues` ends with what it has said already.
-    `special` are the tokenizer's special tokens by name. Raises ConfigError where the template refuses.
+    `prompt` adds the generation prompt; with `continues` the text ends with the last message, a prefill. `special` are
+    the tokenizer's special tokens by name. Raises ConfigError if the template raises an error.
     """
-    # transformers' own clock cannot be set through the arguments of a template: those arrive as plain data.
+    # Template arguments cannot replace strftime_now, a global of transformers' template environment.
     moment = _clock.get() or datetime.now()
     try:
         _compile_jinja_template(source).environment.globals["strftime_now"] = moment.strftime
@@ -144,7 +144,7 @@ def render(
 
 
 def render_texts(source: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
-    """A conversation as text; refuses a template that takes content as a list of parts alone, with the reason."""
+    """Renders a conversation. Raises ConfigError for a template that accepts content as a list of parts only."""
     try:
         written, _ = render(source, messages, special)
         refused = None
@@ -152,7 +152,7 @@ def render_texts(source: str, messages: Sequence[Mapping[str, str]], special: Ma
         written, refused = "", problem
     if not all(message["content"] in written for message in messages) and _takes_parts(source, messages, special):
         raise ConfigError(
-            "the chat template takes content as a list of parts alone (for images), not as text; use "
+            "the chat template accepts content as a list of parts only (for images), not as text; use "
             "data.template=plain or another, or give the tokenizer a template for text"
         )
     if refused:
@@ -166,14 +166,14 @@ def _takes_parts(source: str, messages: Sequence[Mapping[str, str]], special: Ma
         written = render_jinja_template(conversations=[parts], chat_template=source, **special)[0][0]  # pyright: ignore
     except (TemplateError, TypeError, ValueError):
         return False
-    # Not as Python prints a list.
+    # A template for text would print the list as a Python literal.
     return all(message["content"] in written for message in messages) and "'text'" not in written
 
 
 def continued(prompt: str, bare: str, answer: str) -> str:
-    """An answer without the tag that the generation prompt ends with and has thereby written already, as <think>.
+    """Removes a leading tag, such as <think>, from an answer if the generation prompt already ends with it.
 
-    `bare` is the prompt without a generation prompt.
+    `bare` is the prompt without the generation prompt.
     """
     same = next((at for at, (one, other) in enumerate(zip(prompt, bare, strict=False)) if one != other), len(bare))
     opening = prompt[same:]
@@ -184,20 +184,20 @@ def continued(prompt: str, bare: str, answer: str) -> str:
 
 
 def contains(written: str, answer: str) -> bool:
-    """Whether a template wrote all of an answer, spaces aside."""
+    """True if the rendered text contains the answer, ignoring whitespace."""
     return "".join(answer.split()) in "".join(written.split())
 
 
 def turn_end(text: str, ends: Sequence[str]) -> int | None:
-    """Where the first of the tokens `ends` in a text is over; None where there is none."""
+    """Position after the first of the tokens `ends` in a text; None if it has none."""
     found = [(text.index(end), -len(end)) for end in ends if end in text]
     return min(found)[0] - min(found)[1] if found else None
 
 
 def extend_to_turn_ends(text: str, marked: Spans, ends: Sequence[str]) -> Spans:
-    """Marked stretches of text, each from its start through the token that ends its turn, wherever the mark was set.
+    """Extends or shortens marked spans to end after their end-of-turn token.
 
-    A model never writes what follows that token, such as a line break; and it writes the token, mark or not.
+    Sampling stops at this token: the model generates the token, and no text after it, such as a line break.
     """
     found: Spans = []
     limits = [*(start for start, _ in marked), len(text)][1:]
@@ -210,7 +210,7 @@ def extend_to_turn_ends(text: str, marked: Spans, ends: Sequence[str]) -> Spans:
 
 
 def segments(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
-    """The text cut at the ends of spans; each piece with the number of its span, -1 between them."""
+    """Splits a text at its spans; returns each piece with the index of its span, -1 between spans."""
     pieces: list[tuple[str, int]] = []
     at = 0
     for number, (start, end) in enumerate(spans):

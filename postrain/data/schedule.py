@@ -1,7 +1,7 @@
-"""The items of each update's batch: a function of (seed, update) alone.
+"""The items of each update's batch, a function of (seed, update) only.
 
-A run therefore resumes from its number of updates, batches cross epoch boundaries without a short batch, and any number
-of ranks shares the same global batch.
+A run can therefore resume from its number of updates, and the global batch does not depend on the number of ranks.
+Batches cross epoch boundaries; there is no short last batch.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from postrain.seeds import generator
 from postrain.types import Batch
 
 EVAL_BATCH = 64
-"""Held-out items measured together. Where a metric looks at a whole batch (KTO's baseline), runs with other batch sizes
-compare."""
+"""Held-out items per batch; fixed, so that metrics over a batch (KTO's KL baseline) are comparable between runs with
+different training batch sizes."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a method needs of its data."""
+    """A method's requirements for its data."""
 
     kind: str
     """Kind of record the method trains on."""
     context: int
     """Maximum tokens per row."""
     completion_tokens: int
-    """Left free after prompts that will be sampled from."""
+    """Tokens reserved after each prompt for sampling."""
     batch_size: int
     updates: int
     seed: int
@@ -62,7 +62,7 @@ class TrainBatches:
     updates: int
     seed: int
     start: int = 0
-    """The first update to give: those before it are done."""
+    """First update of the iteration."""
     done: Callable[[], int] = int
     """Number of finished updates, read at the start of each iteration: Lightning may iterate a loader several times."""
     rank: int = 0
@@ -77,14 +77,14 @@ class TrainBatches:
 
     def indices(self, update: int) -> list[int]:
         """The items of a global batch. A batch may span two epochs."""
-        return self.places(update * self.batch_size, self.batch_size)
+        return self._shuffled(update * self.batch_size, self.batch_size)
 
     def indices_seen(self) -> list[int]:
-        """Every item of the whole run, however often it comes: all, or the beginning of the first epoch."""
-        return self.places(0, min(len(self.items), self.updates * self.batch_size))
+        """The distinct items of the whole run: all, or the first ones of the first epoch."""
+        return self._shuffled(0, min(len(self.items), self.updates * self.batch_size))
 
-    def places(self, first: int, length: int) -> list[int]:
-        """The items from `first` on in the stream of epochs, each in its own shuffled order."""
+    def _shuffled(self, first: int, length: int) -> list[int]:
+        """`length` items from position `first` of all epochs in a row, each shuffled differently."""
         count = len(self.items)
         epochs = range(first // count, (first + length - 1) // count + 1)
         order = torch.cat([torch.randperm(count, generator=generator(self.seed, "epoch", epoch)) for epoch in epochs])

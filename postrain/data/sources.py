@@ -1,4 +1,4 @@
-"""Sources of rows: the bundled world, files, the Hugging Face Hub, paraphrases. Each is a node under `data.source`."""
+"""Sources of rows, selected by `data.source`: the bundled synthetic world, files, the Hugging Face Hub, paraphrases."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Loaded:
 
     train: Table
     held_out: Table | None
-    """None where the source has no held-out rows; a share of the training rows is held out then."""
+    """None if the source has no held-out rows; then a fraction of the training prompts is held out."""
     template: Mode = "auto"
-    """The chat template the rows are made for; auto for any."""
+    """The chat template that the rows require; auto for any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, *, eval_rows: int) -> Loaded:
-        """Reads all rows; `eval_rows` is how many held-out ones are wanted at most."""
+        """Reads all training rows, and at most `eval_rows` generated held-out rows. Raises ConfigError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,11 @@ class World(Source):
     count: Size = 2000
     """Number of training rows."""
     seed: Seed = 0
-    """Seed of the world: another seed gives other facts and rows under the same rules."""
+    """Seed of the world: determines its facts and rows; the rules are the same for all seeds."""
     noise: Positive = 0.1
-    """Temperature of the simulated annotators; small is truthful."""
+    """Temperature of the simulated annotators; towards 0 their labels follow the gold score."""
     eval_noise: Positive = 0.001
-    """Annotator temperature for held-out rows; this small it is the gold score itself."""
+    """Temperature of the annotators of held-out rows; at the default, labels follow the gold score."""
 
     def load(self, *, eval_rows: int) -> Loaded:
         return Loaded(
@@ -75,12 +75,12 @@ class World(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Source):
-    """Rows that Python code holds: mappings, or a `datasets.Dataset`."""
+    """Rows given from Python: mappings, or a `datasets.Dataset`."""
 
     rows: Any
 
     def load(self, *, eval_rows: int) -> Loaded:
-        """Raises ConfigError for what are not rows."""
+        """Raises ConfigError for other types."""
         given = rows_of(self.rows) if hasattr(self.rows, "with_format") else self.rows
         if not isinstance(given, Iterable) or isinstance(given, Mapping):
             raise ConfigError(
@@ -97,7 +97,7 @@ def _mapping(row: Any) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """What to learn from and, if there is one, what to evaluate on: files, folders, globs or saved data sets."""
+    """Training rows and optional held-out rows: files, folders, globs or saved data sets."""
 
     path: str
     eval_path: str | None
@@ -108,7 +108,7 @@ class Files(Source):
 
 
 def read_held_out(path: str) -> Table:
-    """All rows of a path that is to be evaluated on; of a folder with rows for both, those that are held out."""
+    """All rows of a path; if it has training and held-out files, only the held-out rows."""
     train, held_out = read_path(path)
     return held_out or train
 
@@ -120,11 +120,11 @@ class Hub(Source):
     repo: str
     """owner/name, or a directory."""
     subset: str | None = None
-    """The configuration of a data set that has several."""
+    """Subset (configuration) of the data set; null for a data set without subsets."""
     train_split: str = "train"
     """Training split."""
     eval_split: str | None = None
-    """Held-out split; null holds out a share of the training rows."""
+    """Held-out split; null holds out a fraction of the training prompts (data.eval_fraction)."""
     revision: str | None = None
     """Branch, tag or commit; null takes the newest."""
 
@@ -139,7 +139,7 @@ class Hub(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrases(Source):
-    """Every fact in every paraphrase: training and held-out prompts share the facts, never a paraphrase."""
+    """All facts in all paraphrases: training and held-out prompts have the same facts and different paraphrases."""
 
     facts: tuple[Mapping[str, str], ...]
     """Facts: values for the {names} in the texts below."""
@@ -150,10 +150,10 @@ class Paraphrases(Source):
     completion: str
     """Reference completion."""
     answer: str
-    """The word that a correct completion contains."""
+    """The word that a correct completion contains, as a template with {names}."""
 
     def load(self, *, eval_rows: int) -> Loaded:
-        """Held-out rows are ordered by paraphrase. Raises ConfigError for a {name} that a fact lacks."""
+        """Orders held-out rows by paraphrase. Raises ConfigError for a {name} that a fact lacks."""
         if not self.facts:
             raise ConfigError("data.source.facts: expected at least one, such as {who: Mia, place: river}")
         return Loaded(self._table("train_prompts", self.train_prompts), self._table("eval_prompts", self.eval_prompts))
@@ -180,7 +180,7 @@ class Paraphrases(Source):
 
 
 def fill(key: str, text: str, fact: Mapping[str, str]) -> str:
-    """A text with a fact's values in place of its {names}."""
+    """Replaces the {names} in a text by the values of a fact."""
     try:
         return text.format(**fact)
     except (KeyError, IndexError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""Tasks of reasoning-gym as a source of prompts: a hundred generators of puzzles and sums, any number of rows.
+"""Tasks of reasoning-gym as a source of prompts: about 100 generators of reasoning problems, any number of rows.
 
-Rows carry what their own scorer needs, as plain JSON, for `reward=reasoning_gym` (rewards/reasoning_gym.py) and for
-files made of them. The sides of the split share no prompt: a hash of the prompt says where it belongs. Left out are the
-sets whose scorer cannot be trusted with what a model writes, and `composite`, which mixes others.
+Rows contain the input of the task's scorer as plain JSON, for `reward=reasoning_gym` (rewards/reasoning_gym.py) and for
+files made from them. A hash of the prompt assigns it to training or held-out rows. Not included: tasks whose scorer is
+unsafe or incorrect for model output (REFUSED), and `composite`, which combines other tasks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from postrain.world.items import Split, split_of
 
 COLUMN = "reasoning_gym"
 """The column that `reward=reasoning_gym` reads."""
-RUNS_TEXT = "its scorer runs what the model writes as Python"
-NEEDS_TUPLES = "its scorer does not know its own items again once they were written as JSON"
+RUNS_TEXT = "its scorer runs the completion as Python code"
+NEEDS_TUPLES = "its scorer does not accept its own items after a conversion to JSON"
 REFUSED: Mapping[str, str] = {
     "arc_agi": NEEDS_TUPLES,
     "coin_flip": "its scorer rewards the answer 0",
@@ -44,8 +44,8 @@ REFUSED: Mapping[str, str] = {
     "string_insertion": RUNS_TEXT,
 }
 HASHED = ("isomorphic_strings", "knight_swap", "ransom_note", "word_ladder")
-"""Tasks that walk through sets, whose order Python draws anew for each process."""
-# One item in ten is held out: draws per wanted item, plus MORE_DRAWS.
+"""Tasks that iterate over sets, whose order changes with Python's hash seed."""
+# One item in ten is held out: draws per requested item, plus MORE_DRAWS.
 DRAWS: Mapping[Split, int] = {"train": 2, "eval": 20}
 MORE_DRAWS = 200
 
@@ -55,19 +55,19 @@ class ReasoningGym(Source):
     """One of reasoning-gym's tasks."""
 
     task: str = "chain_sum"
-    """Its name there, such as chain_sum or lcm."""
+    """Name of the reasoning-gym task, such as chain_sum or lcm."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The task's own configuration, for instance {min_terms: 2, max_terms: 3, max_digits: 1} of chain_sum."""
     kind: Literal["prompts", "demonstrations"] = "prompts"
     """prompts, or demonstrations whose completion is `reply`."""
     count: Size = 2000
-    """Rows to learn from; fewer where the task has fewer."""
+    """Maximum number of training rows; tasks with few different prompts have fewer."""
     seed: Seed = 0
-    """Another seed draws other rows."""
+    """Seed of the rows."""
     instruction: str = ""
-    """Stands after each question."""
+    """Text appended to each question."""
     reply: str = "{answer}"
-    """The completion of demonstrations, with {answer} in it."""
+    """Completion of demonstrations; {answer} is replaced by the answer."""
 
     def load(self, *, eval_rows: int) -> Loaded:
         if "{answer}" not in self.reply:
@@ -83,8 +83,8 @@ class ReasoningGym(Source):
         items = self._items(side, count, draws)
         if not items:
             raise ConfigError(
-                f"{name}: none of {draws} draws; these settings make too few different prompts to hold some out, so "
-                "set data.source.settings to harder ones"
+                f"{name}: none of {draws} draws; these settings generate too few different prompts to hold some out; "
+                "set harder ones in data.source.settings"
             )
         return Table(name, "row", tuple(Row(number, self._values(item)) for number, item in enumerate(items)))
 
@@ -116,7 +116,7 @@ class ReasoningGym(Source):
 
 
 def draw_item(made: Any, seed: int, index: int) -> dict[str, Any]:
-    """An item, plain. Some tasks draw from Python's or numpy's own generator instead of their seed."""
+    """An item as plain values. Seeds the global generators, which some tasks use instead of their own seed."""
     random.seed(seed + index)
     np.random.seed(seed + index)
     return json.loads(json.dumps(made[index]))

@@ -126,7 +126,7 @@ def test_chat_without_a_template_and_a_tokenizer_without_an_end_are_refused():
 @pytest.mark.parametrize("content", ["m.content[0]['text']", "(m.content | map(attribute='text') | join)"])
 def test_template_that_requires_content_parts_is_refused(content):
     parts = UNMARKED.replace("m.content", content)
-    with pytest.raises(ConfigError, match=r"takes content as a list of parts alone .*; use data\.template=plain"):
+    with pytest.raises(ConfigError, match=r"accepts content as a list of parts only .*; use data\.template=plain"):
         Template(byte_tokenizer(template=parts))
 
 
