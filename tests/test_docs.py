@@ -1,4 +1,4 @@
-"""Every command, snippet and link of the README and of docs/ works; runs are cut short and otherwise unchanged."""
+"""Every command, snippet and link of the README and of docs/ works; runs have fewer updates and rows."""
 
 import json
 import re
@@ -32,7 +32,7 @@ TEXTS = {page: page.read_text() for page in (ROOT / "README.md", *PAGES)}
 BLOCK = re.compile(r"^```(\w*)(?: title=\"(.*?)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 
-# One update on few rows: that methods learn is tested elsewhere.
+# One update on few rows; tests/test_methods.py tests training results.
 SHORT = (*SMALL, "method.updates=1", "method.batch_size=4", "evaluation.completions=2", "data.eval_rows=4")
 ROWS = {
     "my.jsonl": '{{"prompt": "Say {0}.", "completion": "Here it is: {0}."}}\n',
@@ -41,12 +41,12 @@ ROWS = {
     "pairs.jsonl": '{{"prompt": "Say {0}.", "chosen": "Here it is: {0}.", "rejected": "No."}}\n',
     "preferences.jsonl": '{{"prompt": "Say {0}.", "chosen": "Here it is: {0}.", "rejected": "No."}}\n',
 }
-"""The files of rows that commands name: 40 rows in place of the few that a page shows, or of those it generates."""
+"""The data files that commands name, each with 40 rows instead of those of the page."""
 COMPOSED = {
     "model=smollm2": "its weights are not on every machine",
     "REWARD_RUN": "needs a trained reward model, which tests/rewards has",
 }
-"""Commands that are composed and checked but not run, by what they contain, with the reason."""
+"""Commands that are composed and checked but not run: a part of the command, and the reason."""
 NOT_RUN = {
     "make ": "targets are looked up in the Makefile",
     "python make_pairs.py": "the script is executed as a Python block",
@@ -76,18 +76,18 @@ COMMANDS = {
     for line in block.text.splitlines()
     if line
 }
-"""Every command once, with a block that has it."""
+"""Every distinct command, with a block that contains it."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run, which stands for RUN."""
+    """The folder of a finished run, which replaces RUN in commands."""
     return small_run(tmp_path_factory.mktemp("finished"), "method=sft").path
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A working directory with the files of rows, and what the test of a page adds."""
+def working_directory(tmp_path, monkeypatch):
+    """A temporary working directory with the data files; import paths and config groups are reset afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     groups_of.cache_clear()
@@ -98,7 +98,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def write_files(page: Path) -> None:
-    """The titled files of a page and of the tutorial on rewards; those of ROWS stay as they are."""
+    """Writes the titled blocks of a page and of the tutorial on rewards, except the files of ROWS."""
     rewards = DOCS / "tutorials" / "my_reward.md"
     for block in BLOCKS:
         if block.page in (page, rewards) and block.title and block.title not in ROWS:
@@ -119,7 +119,7 @@ def only_planned(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not reason(NOT_RUN, command)])
-@pytest.mark.usefixtures("elsewhere", "only_planned")
+@pytest.mark.usefixtures("working_directory", "only_planned")
 def test_command_works(command, finished, capsys, monkeypatch):
     write_files(COMMANDS[command].page)
     checked = reason(COMPOSED, command) and "pipeline=" not in command
@@ -134,7 +134,7 @@ def test_command_works(command, finished, capsys, monkeypatch):
 
 
 def shortened(words: list[str], command: str) -> list[str]:
-    """The words of a training command with settings that cut it short."""
+    """The overrides of a training command with fewer updates and rows."""
     alone = not any("=" in word for word in words) or "resume=" in command or "pipeline=" in command
     short = [word for word in SHORT if not (word == "logger=none" and "logger=" in command)]
     return words if alone or "sweep=" in command else [*words, *short]
@@ -184,7 +184,7 @@ def test_make_targets_exist():
 @pytest.mark.parametrize(
     "page", [page for page in TEXTS if any(b.page == page and b.language == "python" for b in BLOCKS)]
 )
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("working_directory")
 def test_python_blocks_run_in_order(page):
     names: dict[str, object] = {"__name__": "example"}
     for block in BLOCKS:
@@ -192,7 +192,7 @@ def test_python_blocks_run_in_order(page):
             exec(compile(block.text, str(page), "exec"), names)
 
 
-@pytest.mark.usefixtures("elsewhere", "only_planned")
+@pytest.mark.usefixtures("working_directory", "only_planned")
 def test_yaml_blocks_are_options_that_compose():
     untitled = [block.text for block in BLOCKS if block.language == "yaml" and not block.title]
     assert all(text.startswith("# ") for text in untitled)  # of the README: the path is its first line
@@ -202,7 +202,7 @@ def test_yaml_blocks_are_options_that_compose():
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "json"], ids=lambda b: b.title)
-def test_json_rows_are_read(block):
+def test_json_rows_have_a_known_layout(block):
     rows = [json.loads(line) for line in block.text.splitlines()]
     columns = set().union(*rows)
     assert find_layout(columns, (), ()) is not None
@@ -210,7 +210,7 @@ def test_json_rows_are_read(block):
 
 @pytest.fixture(scope="module")
 def pages():
-    """Every page as the site shows it, without the runs that find the metrics of a method, and the README."""
+    """The README and every page as on the site; method pages list three metrics, without the runs that find them."""
     expanded = {page: expand(page.read_text(), lambda method: ("loss", "eval/loss", "gold/total")) for page in PAGES}
     return {ROOT / "README.md": TEXTS[ROOT / "README.md"], **expanded}
 
@@ -220,10 +220,10 @@ def test_links_lead_to_files_and_anchors(pages):
     for page, text in pages.items():
         for target in LINK.findall(BLOCK.sub("", text)):
             path, _, anchor = target.partition("#")
-            there = (page.parent / path).resolve() if path else page
+            file = (page.parent / path).resolve() if path else page
             if target.startswith(("http:", "https:")):
                 continue
-            if not there.exists() or (anchor and anchor not in anchors(pages.get(there, ""))):
+            if not file.exists() or (anchor and anchor not in anchors(pages.get(file, ""))):
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert not broken
 
@@ -239,7 +239,7 @@ def test_every_page_is_in_the_navigation():
     assert {str(page.relative_to(DOCS)) for page in PAGES} == set(re.findall(r'"([\w/-]+\.md)"', nav))
 
 
-def test_every_method_group_and_public_name_has_its_place(pages):
+def test_every_method_group_public_name_and_metric_is_documented(pages):
     assert {page.stem for page in (DOCS / "methods").glob("*.md")} == {*METHODS, "index"}
     own_pages = {page.stem for page in (DOCS / "reference" / "keys").glob("*.md")}
     assert own_pages == {*groups(), "index"} - {"method"}
@@ -250,11 +250,11 @@ def test_every_method_group_and_public_name_has_its_place(pages):
 
 
 def test_inline_options_and_keys_exist():
-    """GROUP=OPTION and the keys of methods, rollouts and the like that prose names."""
+    """Checks GROUP=OPTION and config keys in inline code."""
     inline = [(page, code) for page, text in TEXTS.items() for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))]
     known = {entry.path for _, entry in known_keys()}
     own = {*(f"{group}=NAME" for group in ("method", "reward", "data", "pipeline", "sweep")), "method=hard_sft"}
-    # Python, not config: arguments and attributes.
+    # Python arguments and attributes, not config.
     own |= {"model=model", "trainer.callback_metrics"}
     choices = {group: {*options(group)} for group in (*groups(), "experiment", "pipeline")}
     choices["sweep"] = {file.stem for file in (ROOT / "sweep").glob("*.yaml")}

@@ -1,4 +1,4 @@
-"""What every method owes Lightning, over conf/method/*.yaml: any Trainer drives it, whatever its options."""
+"""Every method of conf/method/*.yaml trains under a plain Lightning Trainer, with its callbacks, loggers and resume."""
 
 from __future__ import annotations
 
@@ -36,40 +36,40 @@ def config(name: str) -> dict[str, Any]:
     return composed([f"method={name}", *small])
 
 
-def parts(name: str) -> tuple[type[Method], dict[str, Any]]:
-    """The class of a method and what it is constructed with."""
+def method_arguments(name: str) -> tuple[type[Method], dict[str, Any]]:
+    """The class of a method and its constructor arguments."""
     node = dict(config(name)["method"])
     kind: Any = load_target(node.pop("_target_"))
     model, tokenizer = pt.load_model("nano", head=kind.head)
-    given = {"model": model, "tokenizer": tokenizer, "engine": instantiate(config(name)["rollout"])}
+    components = {"model": model, "tokenizer": tokenizer, "engine": instantiate(config(name)["rollout"])}
     reward = {"reward": instantiate(config(name)["reward"])} if kind.needs_reward else {}
-    return kind, {**given, **reward, **{key: instantiate(value) for key, value in node.items()}}
+    return kind, {**components, **reward, **{key: instantiate(value) for key, value in node.items()}}
 
 
-class Rates(Callback):
+class LearningRates(Callback):
     """The learning rate of every update."""
 
     def __init__(self) -> None:
-        self.seen: list[float] = []
+        self.values: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seen += [group["lr"] for group in trainer.optimizers[0].param_groups[:1]]
+        self.values += [group["lr"] for group in trainer.optimizers[0].param_groups[:1]]
         assert pl_module.last_metrics.keys() <= trainer.callback_metrics.keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_plain_trainer_trains_and_its_checkpoint_gives_the_same_logits(name, tmp_path):
-    kind, given = parts(name)
-    method, rates = kind(**given), Rates()
+    kind, given = method_arguments(name)
+    method, rates = kind(**given), LearningRates()
     trainer = Trainer(max_steps=3, callbacks=[rates], **QUIET)
     trainer.fit(method, datamodule=instantiate(config(name)["data"]))
     assert method.counters.updates == method.updates == -(-3 // method.steps_per_update())
-    assert all(0 < rate <= method.learning_rate for rate in rates.seen)
+    assert all(0 < rate <= method.learning_rate for rate in rates.values)
     assert any(key.startswith("eval/") for key in trainer.callback_metrics)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    again = parts(name)[1]
+    reloaded = method_arguments(name)[1]
     loaded = kind.load_from_checkpoint(
-        tmp_path / "last.ckpt", model=again["model"], tokenizer=again["tokenizer"], engine=given["engine"]
+        tmp_path / "last.ckpt", model=reloaded["model"], tokenizer=reloaded["tokenizer"], engine=given["engine"]
     )
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -79,19 +79,19 @@ def test_a_plain_trainer_trains_and_its_checkpoint_gives_the_same_logits(name, t
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_further_epochs_end_with_the_schedule(name, capsys):
-    kind, given = parts(name)
-    method, rates = kind(**{**given, "updates": 2}), Rates()
+def test_training_ends_with_the_schedule_when_the_trainer_has_more_epochs(name, capsys):
+    kind, given = method_arguments(name)
+    method, rates = kind(**{**given, "updates": 2}), LearningRates()
     Trainer(max_epochs=2, limit_val_batches=0, callbacks=[rates], **QUIET).fit(
         method, datamodule=instantiate(config(name)["data"])
     )
     assert method.counters.updates == 2
-    assert all(0 < rate <= method.learning_rate for rate in rates.seen)
+    assert all(0 < rate <= method.learning_rate for rate in rates.values)
     assert "method.updates=2: training ends here" in capsys.readouterr().out
 
 
 def sft(**changes: Any) -> Method:
-    kind, given = parts("sft")
+    kind, given = method_arguments("sft")
     return kind(**{**given, **changes})
 
 
@@ -101,7 +101,7 @@ def fitted(method: Method, data: Any = None, **options: Any) -> Trainer:
     return trainer
 
 
-def test_lightning_callbacks_and_loggers_see_every_metric(tmp_path):
+def test_lightning_callbacks_and_loggers_receive_every_metric(tmp_path):
     best = ModelCheckpoint(tmp_path, monitor="eval/loss", filename="best")
     trainer = fitted(
         sft(updates=4),
@@ -120,7 +120,7 @@ def test_lightning_callbacks_and_loggers_see_every_metric(tmp_path):
     assert json.loads(json.dumps(torch.load(best.best_model_path)["hyper_parameters"]))["updates"] == 4
 
 
-def test_a_run_that_lightning_resumes_ends_where_it_would_have(tmp_path):
+def test_run_resumed_by_lightning_equals_an_uninterrupted_one(tmp_path):
     whole, half, rest = sft(updates=4), sft(updates=4), sft(updates=4)
     fitted(whole)
     trainer = fitted(half, limit_train_batches=2, max_epochs=1)
@@ -142,13 +142,13 @@ def test_unsupported_trainer_options_name_the_method_key(options, key):
         fitted(sft(), **options)
 
 
-def test_mistakes_are_config_errors_of_one_line():
+def test_mistakes_are_one_line_config_errors():
     model, _ = pt.load_model("nano")
     done = sft(updates=1)
     fitted(done)
-    kind, given = parts("grpo")
-    word: Any = "a"
-    for wrong, mistake in (
+    kind, given = method_arguments("grpo")
+    text: Any = "a"
+    for call, message in (
         (lambda: fitted(done), "SFT: has been trained already, 1 updates"),
         (lambda: fitted(kind(**{**given, "reward": None})), r"reward: GRPO learns from a reward; give one"),
         (lambda: fitted(sft(), pt.DataModule([{"text": "a"}] * 9)), "Demonstration|prompt|completion"),
@@ -158,14 +158,14 @@ def test_mistakes_are_config_errors_of_one_line():
         (lambda: Trainer(**QUIET).fit(settings_only("sft")), "SFT: has no model"),
         (lambda: sft(tokenizer=None), "tokenizer: expected the model's tokenizer"),
         (lambda: sft(model="nano"), "model: expected a PyTorch model"),
-        (lambda: parts("reward")[0](**{**parts("reward")[1], "model": model}), 'head="scalar"'),
+        (lambda: method_arguments("reward")[0](**{**method_arguments("reward")[1], "model": model}), 'head="scalar"'),
         (lambda: kind(**{**given, "reward": 3}), "reward: expected a function"),
         (lambda: pt.load_model("no/such/dir/ectory"), "there is no such directory"),
-        (lambda: pt.score(model, [word]), "rows: expected"),
+        (lambda: pt.score(model, [text]), "rows: expected"),
         (lambda: pt.generate(torch.nn.Linear(1, 1), ["a"]), "tokenizer: pass tokenizer="),
     ):
-        with pytest.raises(pt.ConfigError, match=mistake) as error:
-            wrong()
+        with pytest.raises(pt.ConfigError, match=message) as error:
+            call()
         assert "\n" not in str(error.value)
 
 
@@ -185,8 +185,8 @@ def test_rows_are_lists_files_or_datasets(tmp_path):
     assert losses == [own.last_metrics["loss"]] * 3
 
 
-def test_groups_take_classes_of_lightning_and_torch(tmp_path):
-    """The run ends at the first evaluation at which the loss has not risen, and says why."""
+def test_config_groups_accept_classes_of_lightning_and_torch(tmp_path):
+    """With mode=max and patience=1 the run ends at the first evaluation whose loss is not higher, with a reason."""
     stop = "callbacks.early_stopping"
     words = ("method=sft", "optim=sgd", "optim.momentum=0.5", "callbacks=[early_stopping,lr_monitor]")
     words += (f"{stop}.mode=max", f"{stop}.patience=1", "evaluation.completions=0", "evaluation.every=1")
@@ -202,17 +202,17 @@ def test_groups_take_classes_of_lightning_and_torch(tmp_path):
     assert "momentum: 0.5" in folder.config.read_text()
     (table,) = tmp_path.glob("csv/*/metrics.csv")
     lines = table.read_text().splitlines()
-    place = lines[0].split(",").index("loss")
-    assert len([line for line in lines[1:] if line.split(",")[place]]) == 2
+    column = lines[0].split(",").index("loss")
+    assert len([line for line in lines[1:] if line.split(",")[column]]) == 2
     assert "lr-SGD/pg1" in lines[0]
     assert (folder.path / "fit-profile.txt").is_file()
 
 
-def test_an_optimizer_that_does_not_fit_is_one_line():
-    for make, mistake in (
+def test_unsupported_optimizer_is_a_one_line_error():
+    for make, message in (
         (partial(torch.optim.SGD, momentum=-1), "optim: Invalid momentum"),
         (partial(torch.optim.LBFGS), "optim: LBFGS"),
         (lambda groups, lr: None, "optim: expected a torch optimizer"),
     ):
-        with pytest.raises(pt.ConfigError, match=mistake):
+        with pytest.raises(pt.ConfigError, match=message):
             fitted(sft(optim=make))

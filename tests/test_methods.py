@@ -1,4 +1,4 @@
-"""What every method owes, over conf/method/*.yaml: a new YAML is tested without touching this file."""
+"""Requirements on every method of conf/method/*.yaml; a new YAML is tested without a change here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.training_runs import METHODS, composed, final_state, records, resumed
 OneUpdate = Callable[[int], "Recorder"]
 SmallRun = Callable[..., "Recorder"]
 
-# Methods for which a smaller part of the default run than a third moves their metric by far more than they owe.
+# Divisors of the default updates, for methods that reach their required change in less than a third of them.
 UPDATES_DIVISOR = {
     "sft": 5,
     "dpo": 9,
@@ -42,12 +42,12 @@ UPDATES_DIVISOR = {
     "rloo": 6,
     "reinforce": 5,
 }
-# What needs none of the fresh completions of an evaluation.
+# Metrics of held-out rows, which need no sampled completions.
 MEASURED_ON_ROWS = ("eval/accuracy", "eval/loss", "eval/step_accuracy", "eval/win_rate")
 
 
 class Recorder(Callback):
-    """A run that is watched: keeps its folder, the first gradients and the weights before and after."""
+    """Records the first gradients of a run and its weights before and after training; `folder` is the run folder."""
 
     batch: Any = None
     folder: RunFolder
@@ -59,7 +59,7 @@ class Recorder(Callback):
         if self.double:
             pl_module.double()
         self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
-        self.learns = {name for name, p in pl_module.named_parameters() if p.requires_grad}
+        self.trainable = {name for name, p in pl_module.named_parameters() if p.requires_grad}
         self.gradients = None
         original = pl_module.update
 
@@ -79,86 +79,86 @@ class Recorder(Callback):
 
 
 @contextmanager
-def every_run_has(callback: Callback) -> Iterator[None]:
-    """A further callback in all runs."""
+def added_callback(callback: Callback) -> Iterator[None]:
+    """Adds a callback to all runs."""
     original = run_module.callbacks
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(run_module, "callbacks", lambda *args: [*original(*args), callback])
         yield
 
 
-def watched(output: Path, *words: str, double: bool = False) -> Recorder:
-    """A small run and what a Recorder saw of it."""
+def recorded_run(output: Path, *words: str, double: bool = False) -> Recorder:
+    """A small run with a Recorder."""
     recorder = Recorder(double=double)
-    with every_run_has(recorder):
+    with added_callback(recorder):
         recorder.folder = small_run(output, *words)
     return recorder
 
 
-# All tests of a method follow each other, in one process (tests/conftest.py): they share the runs below.
+# One process runs all tests of a method in order (tests/conftest.py); they share the runs below.
 @pytest.fixture(scope="module", params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def untouched(method: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """Small runs of the method to look at and never to change: one with each adapter, asked for or the method's own."""
-    made: dict[str, Recorder] = {}
+def shared_run(method: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """Read-only small runs of the method, one per adapter; without `adapter`, with the default of the method."""
+    runs: dict[str, Recorder] = {}
 
     @cache
     def run(adapter: str | None = None) -> Recorder:
         words = [f"method={method}", *([f"adapter={adapter}"] if adapter else [])]
         chosen = composed(words)["adapter"]
-        if str(chosen) not in made:
-            # Reports take longer than the runs they are of: one for each method is enough.
+        if str(chosen) not in runs:
+            # A report takes longer than the run; one per method is enough.
             report = f"report={chosen['_target_'].endswith('NoAdapter')}"
-            made[str(chosen)] = watched(tmp_path_factory.mktemp("untouched"), *words, report)
-        return made[str(chosen)]
+            runs[str(chosen)] = recorded_run(tmp_path_factory.mktemp("shared_run"), *words, report)
+        return runs[str(chosen)]
 
     return run
 
 
 @pytest.fixture(scope="module")
 def one_update(method: str, tmp_path_factory: pytest.TempPathFactory) -> OneUpdate:
-    """One update with at most so many tokens in a micro-batch; each is made once.
+    """One update with this `micro_batch_tokens`; each is run once.
 
-    In float64, where rounding cannot hide a mistake: a reward model's gradient is a small difference of large ones.
+    In float64, because the gradient of a reward model is a small difference of large numbers.
     """
 
     @cache
     def run(tokens: int) -> Recorder:
         words = (f"method={method}", "method.updates=1", f"method.micro_batch_tokens={tokens}")
-        # What is measured before and after, and what a later run could go on from, has no part in the gradient.
+        # Evaluation and checkpoints do not affect the gradient.
         words += ("evaluation.completions=0", "data.eval_rows=2", "trainer.checkpoint_every=100")
-        return watched(tmp_path_factory.mktemp("update"), *words, double=True)
+        return recorded_run(tmp_path_factory.mktemp("update"), *words, double=True)
 
     return run
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_only_trainable_parameters_change(adapter, untouched):
-    recorder = untouched(adapter)
+def test_only_trainable_parameters_change(adapter, shared_run):
+    recorder = shared_run(adapter)
     moved = {name for name in recorder.before if not torch.equal(recorder.before[name], recorder.after[name])}
-    assert moved == recorder.learns
-    assert recorder.learns
+    assert moved == recorder.trainable
+    assert recorder.trainable
     assert len(records(recorder.folder)) == 4
     assert recorder.folder.status.read()["status"] == "done"
 
 
-def test_every_logged_metric_is_declared(untouched):
-    logged = {name for record in records(untouched().folder) for name in record}
+def test_every_logged_metric_is_declared(shared_run):
+    logged = {name for record in records(shared_run().folder) for name in record}
     assert [name for name in sorted(logged) if declared(name) is None] == []
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(untouched, tmp_path):
-    whole = untouched().folder
+def test_a_resumed_run_equals_an_uninterrupted_one(shared_run, tmp_path):
+    whole = shared_run().folder
     killed = RunFolder(shutil.copytree(whole.path, tmp_path / Path(*whole.path.parts[-3:])))
-    # A kill -9 after update 1 leaves this: its checkpoint, and later lines that no checkpoint stands for.
+    # The state after kill -9: the checkpoint of update 1 and records of later updates.
     for path in sorted(killed.checkpoints.glob("*.ckpt"))[1:]:
         path.unlink()
     shutil.rmtree(killed.model)
-    # A second report would show nothing new, and takes longer than the rest of this test.
+    # A report takes longer than the rest of this test.
     killed.config.write_text(whole.config.read_text().replace("\nreport: true\n", "\nreport: false\n"))
     resumed(killed)
     assert records(killed) == records(whole)
@@ -169,8 +169,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(untouched, tmp_path):
     assert one["postrain"] == other["postrain"]
 
 
-def test_a_run_interrupted_by_a_signal_resumes_bit_for_bit(method, untouched, tmp_path):
-    """Each method gets one of the signals in turn: what a signal does is the callback's, what is saved the method's."""
+def test_a_run_interrupted_by_a_signal_resumes_bit_for_bit(method, shared_run, tmp_path):
+    """Each method is tested with one of the signals: handling depends on the callback, saved state on the method."""
     number = SIGNALS[METHODS.index(method) % len(SIGNALS)]
 
     class Sender(Callback):
@@ -178,8 +178,8 @@ def test_a_run_interrupted_by_a_signal_resumes_bit_for_bit(method, untouched, tm
             if method_of(pl_module).counters.updates == 1:
                 os.kill(os.getpid(), number)
 
-    whole = untouched().folder
-    with every_run_has(Sender()), pytest.raises(Interrupted) as stop:
+    whole = shared_run().folder
+    with added_callback(Sender()), pytest.raises(Interrupted) as stop:
         small_run(tmp_path, f"method={method}", "trainer.checkpoint_every=100")
     assert stop.value.code == 128 + number
     (path,) = tmp_path.glob("*/*/*")
@@ -197,25 +197,25 @@ def test_gradient_is_independent_of_micro_batch_size(one_update):
 
 
 def test_gradient_is_independent_of_row_order(one_update):
-    made, batch = one_update(100_000).module, one_update(100_000).batch
+    module, batch = one_update(100_000).module, one_update(100_000).batch
     found = []
     for order in (list(range(len(batch))), list(range(len(batch)))[::-1]):
-        made.zero_grad()
-        made.loss_sum(batch.select(order)).total.backward()
-        found.append(torch.cat([p.grad.flatten() for p in made.parameters() if p.grad is not None]))
+        module.zero_grad()
+        module.loss_sum(batch.select(order)).total.backward()
+        found.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-6
 
 
-def test_initial_log_ratios_to_the_reference_are_zero(untouched):
-    first = records(untouched().folder)
-    shown = {key: value for key, value in first[0].items() if key.endswith("log_ratio_max")}
-    shown |= {key: value for key, value in first[1].items() if key == "rollout/logp_error"}
-    assert all(value <= 1e-5 for value in shown.values())
-    assert shown or any(name.endswith("accuracy") for name in first[0])
+def test_initial_log_ratios_to_the_reference_are_zero(shared_run):
+    first = records(shared_run().folder)
+    errors = {key: value for key, value in first[0].items() if key.endswith("log_ratio_max")}
+    errors |= {key: value for key, value in first[1].items() if key == "rollout/logp_error"}
+    assert all(value <= 1e-5 for value in errors.values())
+    assert errors or any(name.endswith("accuracy") for name in first[0])
 
 
-def test_plain_transformers_loads_the_exported_model(untouched):
-    recorder = untouched("none")
+def test_plain_transformers_loads_the_exported_model(shared_run):
+    recorder = shared_run("none")
     folder = recorder.folder
     scalar = recorder.module.head == "scalar"
     loaded = (AutoModelForSequenceClassification if scalar else AutoModelForCausalLM).from_pretrained(folder.model)
@@ -229,30 +229,30 @@ def test_plain_transformers_loads_the_exported_model(untouched):
 
 
 def test_method_improves_its_success_metric(method, tmp_path):
-    """A third of the default run, or less, moves the held-out metric the method is judged by."""
+    """A third of the default run, or less, changes the held-out metric of the method by its required amount."""
     execute(TRAIN, part_of_default(method, f"paths.output={tmp_path}"), overrides=[], group=None)
     (path,) = tmp_path.glob("*/*/*")
-    metric, margin = learns(method)
+    metric, margin = required_change(method)
     before, after = before_and_after(RunFolder(path).metrics.read())[metric]
     assert after - before >= margin if margin > 0 else after - before <= margin
 
 
-def learns(method: str) -> tuple[str, float]:
-    """The metric a method is judged by, and how far it has to move."""
+def required_change(method: str) -> tuple[str, float]:
+    """The metric of a method's success and its least change."""
     return get_class(composed([f"method={method}"])["method"]["_target_"]).expected_change
 
 
 def part_of_default(method: str, *words: str) -> dict[str, Any]:
-    """The default run with a part of its updates and rows, which measures what the method is judged by and no more."""
+    """The default run with a part of its updates and rows, evaluated with the success metric only."""
     words = (f"method={method}", *words, "report=false", "evaluation.every=1000000", "evaluation.greedy=false")
     default = composed(words)["method"]
     updates, batch = default["updates"] // UPDATES_DIVISOR.get(method, 3), default["batch_size"]
-    # Each of these prompts is continued many times, and others are drawn where all completions are worth the same.
-    batch, waves = (batch // 2, 1 + default["dynamic_sampling"]) if "dynamic_sampling" in default else (batch, 1)
-    # As many rows as are used: making more, and what a reference thinks of them, takes as long as to learn from them.
-    rows = updates * batch * waves
+    # Prompts are sampled several times each, and dynamic sampling draws further prompts.
+    batch, draws = (batch // 2, 1 + default["dynamic_sampling"]) if "dynamic_sampling" in default else (batch, 1)
+    # Only the rows that are used: generating and reference-scoring a row takes as long as training on it.
+    rows = updates * batch * draws
     short = [f"method.updates={updates}", f"method.batch_size={batch}", f"data.source.count={rows}"]
-    if learns(method)[0] in MEASURED_ON_ROWS:
+    if required_change(method)[0] in MEASURED_ON_ROWS:
         short.append("evaluation.completions=0")
     return composed([*words, *short])
 

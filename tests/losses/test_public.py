@@ -90,7 +90,7 @@ def sums(model: Any, batch: Rows) -> tuple[Tensor, Tensor]:
 
 
 def of_pairs(function: Callable[..., Tensor]) -> tuple[Any, Callable[..., Tensor]]:
-    """A loss of mean or sequence_logps log-probabilities of pairs, given both and the lengths of both sides."""
+    """Pairs, and a loss as a function of log-probabilities and lengths under the policy and under the reference."""
 
     def compute(policy: Any, reference: Any, batch: Pairs, prepared: Any) -> Tensor:
         of_policy, of_reference = (
