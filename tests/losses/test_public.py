@@ -46,7 +46,7 @@ MASK = torch.tensor([[True, True], [True, False]])
         ),
     ],
 )
-def test_grpo(options: Any, expected: float) -> None:
+def test_grpo_loss_of_worked_ratios_for_each_option(options: Any, expected: float) -> None:
     for advantages in (torch.tensor([1.0, -1.0]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])):
         found = losses.grpo(LOGPS, OLD, advantages, MASK, clip_low=0.2, clip_high=0.28, **options)
         assert found.shape == ()

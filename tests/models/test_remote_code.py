@@ -19,7 +19,7 @@ from tests.models.conftest import source
 
 ROOT = Path(__file__).parents[2]
 LOADERS = {"from_pretrained", "from_config", "HFLM", "LLM"}
-# PEFT reads adapters of its own classes only and has no such argument.
+# PEFT loads only adapter classes that it defines, so its loaders have no such argument.
 WITHOUT_CODE = {"PeftConfig", "PeftModel"}
 FILES = sorted([*ROOT.glob("postrain/**/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "train.py"])
 AUTO_MAP = {

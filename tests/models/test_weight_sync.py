@@ -55,28 +55,28 @@ def test_fused_optimizer_step_changes_the_fingerprint():
     policy = adapted("llama")
     learns = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learns, lr=1e-5, fused=True)
-    start = fingerprint(policy)
-    assert fingerprint(policy) == start
+    before = fingerprint(policy)
+    assert fingerprint(policy) == before
     policy(torch.arange(1, 9)[None]).logits.sum().backward()
-    assert fingerprint(policy) == start
+    assert fingerprint(policy) == before
     optimizer.step()
-    assert fingerprint(policy) != start
+    assert fingerprint(policy) != before
 
 
 def test_merging_keeps_the_fingerprint():
     policy = adapted("gpt2")
-    start = fingerprint(policy)
+    before = fingerprint(policy)
     list(merged_weights(policy))
-    assert fingerprint(policy) == start
+    assert fingerprint(policy) == before
 
 
 def test_fingerprint_detects_a_sign_flip_in_every_dtype():
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         model = tiny_model("llama").to(dtype)
-        start = fingerprint(model)
+        before = fingerprint(model)
         with torch.no_grad():
             model.lm_head.weight[0, 0] *= -1
-        assert fingerprint(model) != start
+        assert fingerprint(model) != before
 
 
 def test_four_bit_weights_are_refused():

@@ -25,11 +25,11 @@ def test_progress_text_has_update_metrics_pace_and_time_left() -> None:
 @pytest.mark.parametrize("total", [1, 2, 17, 18, 19, 20, 21, 100, 359, 1000, 12345])
 @pytest.mark.parametrize("first", [0, 5])
 def test_at_most_twenty_lines_are_printed(total: int, first: int) -> None:
-    shown = [done for done in range(first + 1, total + 1) if is_printed(done, total, first)]
-    assert len(shown) <= 20
-    if shown:
-        assert shown[0] == first + 1
-        assert shown[-1] == total
+    printed = [done for done in range(first + 1, total + 1) if is_printed(done, total, first)]
+    assert len(printed) <= 20
+    if printed:
+        assert printed[0] == first + 1
+        assert printed[-1] == total
 
 
 def test_without_a_terminal_plain_lines_are_printed(trainer: Any, make_method: Callable[..., Any]) -> None:
