@@ -1,4 +1,4 @@
-"""From rewards to advantages: baselines of a group, GAE with a critic, whitening, and penalties on the reward.
+"""Advantages from rewards: group baselines, GAE with a critic, whitening and reward penalties.
 
 Axes: P prompts, G completions of a prompt, B completions, T completion tokens (left-aligned, padded). A NaN reward is
 unscorable: means skip it, and its advantage is 0.
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-4
-"""Added to a standard deviation before it divides."""
+"""Added to standard deviations in divisors."""
 
 
 def has_variance(rewards: Tensor) -> Tensor:
-    """True for groups whose scored rewards differ, [P, G] → [P]; a group of one is compared with the batch, so True."""
+    """True for groups whose scored rewards differ, [P, G] → [P]; for G = 1, for scored ones."""
     known_PG = ~rewards.isnan()
     if rewards.shape[1] == 1:
         return known_PG[:, 0]
@@ -25,15 +25,15 @@ def has_variance(rewards: Tensor) -> Tensor:
 
 
 def group_centred(rewards: Tensor) -> Tensor:
-    """Each reward less the mean of its group, [P, G]."""
-    # In float64, where the mean of large rewards keeps their differences; and rounding must not tell equal ones apart.
+    """Each reward minus the mean of its group, [P, G]."""
+    # float64 keeps small differences of large rewards. Zero-variance groups are exactly 0, despite rounding.
     rewards_PG = rewards.double()
     centred_PG = (rewards_PG - rewards_PG.nanmean(1, keepdim=True)).nan_to_num(0.0)
     return (centred_PG * has_variance(rewards)[:, None]).to(rewards)
 
 
 def group_std(rewards: Tensor) -> Tensor:
-    """Bessel-corrected standard deviation of the scored rewards of each group, [P, G] → [P, 1]; 0 of one reward."""
+    """Bessel-corrected standard deviation of the scored rewards of each group, [P, G] → [P, 1]; 0 for one reward."""
     count_P1 = (~rewards.isnan()).sum(1, keepdim=True)
     return ((group_centred(rewards) ** 2).sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
 
@@ -43,8 +43,8 @@ def group_advantages(
 ) -> Tensor:
     """(r − mean of the group) / (standard deviation + 1e-4), [P, G]: GRPO's advantages.
 
-    `scale` chooses the deviation: the group's (Shao et al. 2024, DeepSeekMath), the batch's (Liu et al. 2025, "Tricks
-    or traps"; `batch_std` where the batch lies on several ranks), or none, which divides by 1 (Liu et al. 2025,
+    `scale` selects the standard deviation: group (Shao et al. 2024, DeepSeekMath), batch (Liu et al. 2025, "Tricks or
+    traps"; give `batch_std` if the batch is distributed over ranks), or none, which divides by 1 (Liu et al. 2025,
     Dr. GRPO).
     """
     centred_PG = group_centred(rewards)
@@ -58,22 +58,22 @@ def group_advantages(
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Each reward less the mean of the others in its group, [P, G]: RLOO's advantages (Kool et al. 2019; Ahmadian et
+    """Each reward minus the mean of the others in its group, [P, G]: RLOO's advantages (Kool et al. 2019; Ahmadian et
     al. 2024). r_i − Σ_{j≠i} r_j / (n − 1) = n / (n − 1) · (r_i − mean)."""
     count_P1 = (~rewards.isnan()).sum(1, keepdim=True)
     return group_centred(rewards) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
 def reward_to_go(values: Tensor) -> Tensor:
-    """Sum of this and all later tokens' values, [B, T]."""
+    """Sum of the values of a token and all later ones, [B, T]."""
     return values.flip(1).cumsum(1).flip(1)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
-    """Generalised advantage estimates over completion tokens, right to left, [B, T] (Schulman et al. 2016, eq. 16).
+    """Generalised advantage estimates of completion tokens, [B, T] (Schulman et al. 2016, eq. 16).
 
-    `values[b, t]` is the critic's value before token t is drawn; the value after the last token of the mask is 0, since
-    a completion is a whole episode. 0 outside the mask.
+    `values[b, t]` is the critic's value before token t is sampled. The value after the last token is 0, because a
+    completion is a whole episode. 0 outside the mask.
     """
     advantages_BT = torch.zeros_like(rewards)
     following_B = torch.zeros_like(rewards[:, 0])
@@ -92,8 +92,8 @@ def whiten(
 ) -> Tensor:
     """(values − mean) / sqrt(variance + 1e-8), with the mean added back unless `shift_mean`; 0 outside the mask.
 
-    The moments are float64 scalars of the masked values, or given where the batch lies on several ranks: in float32
-    the mean of values around 1000 is already off by a part of their spread.
+    Moments are those of the masked values, computed in float64; give them if the batch is distributed over ranks. In
+    float32, the rounding error of the mean of values around 1000 is no longer small against their spread.
     """
     known_N = values[mask].double()
     mean = known_N.mean() if mean is None else mean
@@ -103,7 +103,7 @@ def whiten(
 
 
 def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """−kl_coef · KL at every token, and the completion's reward [B] on its last one, [B, T] (Ziegler et al. 2019,
+    """−kl_coef · KL of every token, plus the completion's reward [B] at its last token, [B, T] (Ziegler et al. 2019,
     eq. 2)."""
     rewards_BT = -kl_coef * kl * mask
     return rewards_BT.scatter_add(1, last_token(mask)[:, None], rewards[:, None].to(rewards_BT))
@@ -115,15 +115,15 @@ def last_token(mask: Tensor) -> Tensor:
 
 
 def overlong_penalty(lengths: Tensor, *, limit: int, buffer: int) -> Tensor:
-    """0 up to limit − buffer tokens, falling evenly to −1 at the limit, [B] (Yu et al. 2025, DAPO, eq. 13)."""
+    """0 up to limit − buffer tokens, decreasing linearly to −1 at the limit, [B] (Yu et al. 2025, DAPO, eq. 13)."""
     return -((lengths - (limit - buffer)) / max(buffer, 1)).clamp(0, 1)
 
 
 def nash_md_advantages(preferences: Tensor, log_ratios: Tensor, mask: Tensor, *, beta: float) -> Tensor:
-    """P(y beats y') − ½ − β · Σ log π/π_ref of this and all later tokens, [B, T] (Munos et al. 2023, section 7.2).
+    """P(y beats y') − ½ − β · Σ log π/π_ref of a token and all later ones, [B, T] (Munos et al. 2023, section 7.2).
 
-    `preferences` [B] is P(completion beats the mixture's), `log_ratios` [B, T] the policy's to the reference. The
-    tokens before do not depend on this one, so leaving theirs out changes no mean. NaN (no verdict) counts as ½.
+    `preferences` [B] is P(completion beats the mixture's), `log_ratios` [B, T] is log π/π_ref of the tokens. Log-ratios
+    of earlier tokens are omitted: they do not change the expected gradient. NaN (no preference) counts as ½.
     """
-    won_B = (preferences - 0.5).nan_to_num(0.0)
-    return (won_B[:, None] - beta * reward_to_go(log_ratios * mask)) * mask
+    centred_B = (preferences - 0.5).nan_to_num(0.0)
+    return (centred_B[:, None] - beta * reward_to_go(log_ratios * mask)) * mask

@@ -1,19 +1,19 @@
-"""KL(policy ‖ reference): its estimates from sampled tokens, its exact value, and what training on each does.
+"""KL(policy ‖ reference): estimates from sampled tokens, the exact value, and the gradients of both.
 
-What counts is the expected gradient over tokens that the policy draws, not the expected value (Tang and Munos 2025, "On
-a few pitfalls in KL divergence gradient estimation for RL"). Taken off the reward, an estimate multiplies ∇log π; in
-the loss it is differentiated itself. One token, log r = log π_ref − log π:
+Training depends on the expected gradient over tokens sampled from the policy, not on the expected value (Tang and Munos
+2025, "On a few pitfalls in KL divergence gradient estimation for RL"). Subtracted from the reward, an estimate
+multiplies ∇log π; in the loss, it is differentiated. For one token, with log r = log π_ref − log π:
 
-    estimate   off the reward: E[estimate · ∇log π]     in the loss: E[∇ estimate]
+    estimate   in the reward: E[estimate · ∇log π]      in the loss: E[∇ estimate]
     k1         ∇KL(π ‖ ref)                             0
     k2         not a gradient of a KL                   ∇KL(π ‖ ref)
     k3         not a gradient of a KL                   ∇KL(ref ‖ π)
     exact      0                                        ∇KL(π ‖ ref)
 
-Off the reward, the KL of later tokens also reaches the earlier ones: the gradient is that of the whole completion's KL.
-In the loss each token's KL is minimised given the text before it. k2's gradient holds in the first pass over a rollout,
-while the policy is the one that sampled; the exact KL sums over the vocabulary and needs no sampled token, but one
-forward of the reference in each pass.
+In the reward, the KL of later tokens also affects earlier ones: the gradient is that of the KL of whole completions. In
+the loss, each token's KL is minimised given its prefix. k2 has this gradient in the first pass over a rollout, while
+the policy equals the sampling policy. The exact KL sums over the vocabulary and needs no sampled token, but a forward
+pass of the reference in each epoch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KLEstimator = Literal["k1", "k2", "k3", "exact"]
 
 
 def kl(logps: Tensor, ref_logps: Tensor, estimator: SampledKL = "k3") -> Tensor:
-    """Estimate of KL(policy ‖ reference) at each token the policy drew, of the shape of `logps` (Schulman 2020,
+    """Estimate of KL(policy ‖ reference) at tokens sampled from the policy, of the shape of `logps` (Schulman 2020,
     "Approximating KL divergence").
 
     With log r = ref − policy: k1 = −log r (unbiased), k2 = ½ (log r)² (low variance), k3 = r − 1 − log r (both, ≥ 0).
@@ -44,10 +44,10 @@ def kl(logps: Tensor, ref_logps: Tensor, estimator: SampledKL = "k3") -> Tensor:
 
 
 def exact_kl(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = None) -> Tensor:
-    """Σ π (log π − log π_ref) over the vocabulary, [..., V] → [...]; `probs` is exp(logps) where it is at hand."""
+    """Σ π (log π − log π_ref) over the vocabulary, [..., V] → [...]; `probs` is exp(logps), if already computed."""
     return ((logps.exp() if probs is None else probs) * (logps - ref_logps)).sum(-1)
 
 
 def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:
-    """The proportional controller of Ziegler et al. 2019: coef · (1 + clip(KL/target − 1, ±0.2) · n/horizon)."""
+    """Proportional controller of Ziegler et al. 2019: coef · (1 + clip(KL/target − 1, ±0.2) · n/horizon)."""
     return coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * samples / horizon)

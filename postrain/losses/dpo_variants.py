@@ -1,6 +1,6 @@
-"""The losses of the DPO family, each a pure function of one pair's log-ratios, and the table `loss_type` chooses from.
+"""The losses of the DPO family, pure functions of the log-ratios of pairs, and the table LOSSES of `loss_type`.
 
-β > 0 is the strength of the KL penalty to the reference that the loss implies. A completion's log-ratio l is
+β > 0 is the coefficient of the implied KL penalty to the reference. A completion's log-ratio l is
 Σ log π(token) − Σ log π_ref(token); the gap Δ of a pair is the chosen one's log-ratio minus the rejected one's. All
 tensors are [B], a loss for each pair; `losses.dpo` reduces them.
 """
@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid, relu, softplus
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
-# The square of exp(40) is still a float32: a ratio that far off would otherwise make a loss infinite, SPPO's first.
+# Bounds exponents so that losses stay finite: the square of exp(40), as in SPPO, is still a float32.
 LARGEST_EXPONENT = 40.0
 
 
@@ -86,7 +86,7 @@ def discopop(gap_B: Tensor, *, beta: float, tau: float) -> Tensor:
 
 def bco(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, shift: float) -> Tensor:
     """−log σ(βl_c − δ) − log σ(−(βl_r − δ)), a binary classifier of single completions with the running mean reward δ
-    for a threshold (Jung et al. 2024)."""
+    as threshold (Jung et al. 2024)."""
     return -logsigmoid(beta * chosen_B - shift) - logsigmoid(-(beta * rejected_B - shift))
 
 
@@ -107,8 +107,9 @@ def aot_unpaired(
 ) -> Tensor:
     """`sigmoid` of chosen log-ratios over the rejected ones of equal rank in the global batch (Melnyk et al. 2024).
 
-    `rejected_of_rank_B` is the constant each chosen one is held against, and the other way round: together they have
-    the gradient of the whole sum, wherever its terms are computed; the second half adds no value of its own.
+    `rejected_of_rank_B` holds the constants that chosen log-ratios are compared with; `chosen_of_rank_B` those for
+    rejected ones. The two terms together have the gradient of the sum over the global batch, on any division into
+    micro-batches; the second term contributes its gradient only.
     """
     up_B = sigmoid(chosen_B - rejected_of_rank_B, beta=beta, smoothing=smoothing)
     down_B = sigmoid(chosen_of_rank_B - rejected_B, beta=beta, smoothing=smoothing)
@@ -116,12 +117,12 @@ def aot_unpaired(
 
 
 def match_by_rank(values_B: Tensor, others_B: Tensor) -> Tensor:
-    """For each value the one of `others_B` that has the same rank among them, [B]."""
+    """For each value, the element of `others_B` with the same rank, [B]."""
     return others_B.sort().values[values_B.argsort().argsort()]
 
 
 def f_prime(log_ratio_B: Tensor, divergence: Divergence, alpha: float) -> Tensor:
-    """f′(u) − f′(1) of u = π/π_ref, which takes the log-ratio's place under another f-divergence (Wang et al. 2024,
+    """f′(u) − f′(1) with u = π/π_ref, which replaces the log-ratio under another f-divergence (Wang et al. 2024,
     table 1): log u, 1 − 1/u, log(2u/(1+u)) or (1 − u^−α)/α."""
     if divergence == "reverse_kl":
         return log_ratio_B
@@ -132,8 +133,8 @@ def f_prime(log_ratio_B: Tensor, divergence: Divergence, alpha: float) -> Tensor
 
 
 def length_desensitised(logps_BT: Tensor, mask_BT: Tensor, other_length_B: Tensor, weight: float) -> Tensor:
-    """Σ of a completion's log-probabilities with those beyond the other completion's length times `weight`, [B]
-    (LD-DPO of Liu et al. 2024, eq. 10); 1 is the plain sum."""
+    """Σ of a completion's log-probabilities, with those beyond the other completion's length times `weight`, [B] (LD-DPO
+    of Liu et al. 2024, eq. 10); weight 1 is the plain sum."""
     beyond_BT = mask_BT.cumsum(1) > other_length_B[:, None]
     return (logps_BT * torch.where(beyond_BT, weight, 1.0)).sum(1)
 
@@ -143,7 +144,7 @@ class PairTerms:
     """The inputs of the losses of the family; tensors are [B]."""
 
     chosen_B: Tensor
-    """The chosen completion's log-ratio, or f′ of it under another divergence."""
+    """The chosen completion's log-ratio, or `f_prime` of it under another divergence."""
     rejected_B: Tensor
     chosen_mean_B: Tensor
     """Log-ratio divided by the completion's tokens."""
@@ -151,9 +152,9 @@ class PairTerms:
     margin_B: Tensor
     """log π(chosen) − log π(rejected)."""
     ref_margin_of_rank_B: Tensor
-    """The reference's margin that has this margin's rank in the global batch."""
+    """The reference's margin with the rank of this margin in the global batch."""
     chosen_of_rank_B: Tensor
-    """The chosen log-ratio that has the rank of this pair's rejected one."""
+    """The chosen log-ratio with the rank of this pair's rejected one."""
     rejected_of_rank_B: Tensor
     beta: float
     smoothing: float
@@ -162,7 +163,7 @@ class PairTerms:
 
     @property
     def gap_B(self) -> Tensor:
-        """Δ."""
+        """Δ = l_c − l_r."""
         return self.chosen_B - self.rejected_B
 
 
@@ -206,8 +207,8 @@ LOSSES: Mapping[LossName, Callable[[PairTerms], Tensor]] = {
 }
 
 SMOOTHED: frozenset[LossName] = frozenset({"sigmoid", "robust", "exo", "aot", "aot_unpaired"})
-"""Losses that label smoothing has an effect on."""
+"""Losses with label smoothing."""
 WITHOUT_DIVERGENCE: frozenset[LossName] = frozenset({"ipo", "aot"})
-"""Losses of the log-probabilities themselves, on which the divergence has no effect."""
+"""Losses on which `divergence` has no effect."""
 RANKED: frozenset[LossName] = frozenset({"aot", "aot_unpaired"})
-"""Losses that compare a pair with others of the global batch, by rank."""
+"""Losses that match pairs of the global batch by rank."""

@@ -4,9 +4,9 @@
 
 With one pass over a rollout the ratio is 1, and the gradient is REINFORCE's, −A ∇log π.
 
-Axes: B completions, T completion tokens (left-aligned, padded). Of every loss: `logps` [B, T] are the policy's
-log-probabilities of the sampled tokens, differentiable; `old_logps` [B, T] those of the policy that sampled;
-`advantages` [B, T], or [B] where all tokens of a completion share one; `mask` [B, T] is True at completion tokens.
+Axes: B completions, T completion tokens (left-aligned, padded). Arguments: `logps` [B, T] are the policy's
+log-probabilities of the sampled tokens, differentiable; `old_logps` [B, T] those of the sampling policy; `advantages`
+[B, T], or [B] with one advantage per completion; `mask` [B, T] is True at completion tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from postrain.losses.divergence import SampledKL, kl
 from postrain.losses.reduction import Reduction, reduce
 
 ImportanceSamplingLevel = Literal["token", "sequence", "completion"]
-"""What is compared with the policy that sampled. token: each token. sequence: the geometric mean of a completion's
-token ratios, (π/π_old)^(1/length) (Zheng et al. 2025, GSPO, eq. 7). completion: their product (RLOO)."""
+"""Level of the importance ratio. token: a ratio per token. sequence: the geometric mean of a completion's token ratios,
+(π/π_old)^(1/length) (Zheng et al. 2025, GSPO, eq. 7). completion: their product (RLOO)."""
 Objective = Literal["clipped", "cispo"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 
 
 def importance_ratio(log_ratio: Tensor, mask: Tensor, level: ImportanceSamplingLevel = "token") -> Tensor:
-    """π/π_old from log π − log π_old [B, T]: of each token, [B, T], or one number for each completion, [B, 1]."""
+    """π/π_old from log π − log π_old [B, T]: per token, [B, T], or per completion, [B, 1]."""
     if level == "token":
         return log_ratio.exp()
     total_B1 = (log_ratio * mask).sum(1, keepdim=True)
@@ -40,20 +40,20 @@ def clipped_surrogate(
 ) -> Tensor:
     """−min(min(r, delta)·A, clip(r, 1 − low, 1 + high)·A) at each token (Schulman et al. 2017, PPO, eq. 7).
 
-    high > low is clip-higher (Yu et al. 2025, DAPO, eq. 8); `delta` also bounds what a negative advantage can do
-    (two-sided clip; Prime Intellect 2025, INTELLECT-2, eq. 1).
+    high > low is clip-higher (Yu et al. 2025, DAPO, eq. 8); `delta` also bounds the ratio at negative
+    advantages (two-sided clip; Prime Intellect 2025, INTELLECT-2, eq. 1).
     """
-    held = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio.clamp(max=math.inf if delta is None else delta) * advantages, held * advantages)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio.clamp(max=math.inf if delta is None else delta) * advantages, clipped * advantages)
 
 
 def surrogate_clips(
     ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, delta: float | None = None
 ) -> Tensor:
-    """True where `clipped_surrogate` is flat, so that the token has no gradient."""
-    gained = (ratio > 1 + clip_high) & (advantages > 0)
-    lost = ((ratio < 1 - clip_low) | (ratio > (math.inf if delta is None else delta))) & (advantages < 0)
-    return gained | lost
+    """True for tokens where `clipped_surrogate` is constant, so that they have no gradient."""
+    upper = (ratio > 1 + clip_high) & (advantages > 0)
+    lower = ((ratio < 1 - clip_low) | (ratio > (math.inf if delta is None else delta))) & (advantages < 0)
+    return upper | lower
 
 
 def cispo(ratio: Tensor, advantages: Tensor, logps: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
@@ -62,12 +62,12 @@ def cispo(ratio: Tensor, advantages: Tensor, logps: Tensor, *, clip_low: float, 
 
 
 def cispo_clips(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """True where `cispo` bounds the weight of a token's gradient, whichever way the advantage points."""
+    """True for tokens where `cispo` clips the weight of the gradient, at positive and negative advantages."""
     return ((ratio < 1 - clip_low) | (ratio > 1 + clip_high)) & (advantages != 0)
 
 
 class PolicyTerms(NamedTuple):
-    """A policy-gradient loss before it is summed up."""
+    """The terms of a policy-gradient loss before reduction."""
 
     loss_BT: Tensor
     """The surrogate at each token, differentiable; outside the mask it is undefined."""
@@ -97,9 +97,9 @@ def policy_terms(
     importance_sampling_level: ImportanceSamplingLevel = "token",
     objective: Objective = "clipped",
 ) -> PolicyTerms:
-    """Surrogate, ratio and clipped tokens: all that the losses of this file and the methods' metrics are made of.
+    """Surrogate, ratio and clipped tokens, for the losses of this module and the metrics of methods.
 
-    Raises ValueError where `delta` is given to cispo, whose ratio `clip_high` bounds already.
+    Raises ValueError for `delta` with cispo, where `clip_high` already bounds the ratio.
     """
     advantages_BT = advantages[:, None] if advantages.ndim == 1 else advantages
     ratio_BT = importance_ratio(logps - old_logps, mask, importance_sampling_level)
@@ -123,13 +123,13 @@ def completion_weights(
     tokens: Tensor | None = None,
     completions: int | None = None,
 ) -> Tensor:
-    """The weight of each completion's tokens before everything is summed and divided by the number of completions, [B].
+    """Weight of each completion's tokens in the loss sum, which is divided by the number of completions, [B].
 
     grpo: mean over completions of their token means (Shao et al. 2024). dr_grpo: sum over completions divided by
-    `max_tokens`, so that length is not rewarded (Liu et al. 2025). dapo: mean over all `tokens` of the batch (Yu et al.
-    2025). bnpo: mean over the tokens of a mini-batch, where the divisor is the number of tokens instead.
-    `counted` [B] is False for completions that are left out; `tokens` and `completions` are totals over the whole
-    batch, by default of these completions.
+    `max_tokens`, without a length bias (Liu et al. 2025). dapo: mean over all `tokens` of the batch (Yu et al.
+    2025). bnpo: mean over the tokens of a mini-batch, with the number of tokens as divisor. `counted` [B] is False for
+    excluded completions; `tokens` and `completions` are totals over the global batch, by default over these
+    completions.
     """
     if loss_type == "grpo":
         return counted / lengths
@@ -144,7 +144,7 @@ def completion_weights(
 
 
 def weighted_sum(loss: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Σ over completions of weight [B] · Σ over their tokens of the loss [B, T] (or [B, 1], one for all tokens)."""
+    """Σ over completions of weight [B] · Σ over tokens of the loss, [B, T] or [B, 1] (the same for all tokens)."""
     return (loss * mask * weights[:, None]).sum()
 
 
@@ -196,7 +196,7 @@ def grpo(
 def rloo(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
-    """The clipped surrogate of whole completions, whose ratio is the product of their tokens' (Ahmadian et al. 2024,
+    """The clipped surrogate with the ratio of whole completions, the product of token ratios (Ahmadian et al. 2024,
     "Back to basics"), a mean over completions; `advantages` come from `leave_one_out`."""
     return grpo(
         logps,
@@ -213,7 +213,7 @@ def reinforce(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
     """REINFORCE++ (Hu et al. 2025): the clipped token surrogate, a mean over completions of their token means;
-    `advantages` are rewards less a baseline, whitened over the batch by `whiten`."""
+    `advantages` are rewards minus a baseline, whitened over the batch by `whiten`."""
     return grpo(logps, old_logps, advantages, mask, clip_low=clip_low, clip_high=clip_high)
 
 
@@ -241,12 +241,12 @@ def ppo_value(
     clip: float = 0.2,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """½ max((v − R)², (v_clipped − R)²), a mean over tokens, with v held to ± clip around its old value.
+    """½ max((v − R)², (v_clipped − R)²), a mean over tokens; v_clipped is v clipped to old value ± clip.
 
     All tensors are [B, T]; `returns` is the unwhitened advantage + the old value.
     """
-    held_BT = old_values + (values - old_values).clamp(-clip, clip)
-    return reduce(0.5 * torch.maximum((values - returns) ** 2, (held_BT - returns) ** 2), reduction, mask)
+    clipped_BT = old_values + (values - old_values).clamp(-clip, clip)
+    return reduce(0.5 * torch.maximum((values - returns) ** 2, (clipped_BT - returns) ** 2), reduction, mask)
 
 
 def nash_md(

@@ -44,8 +44,8 @@ def pair_terms(
 ) -> PairTerms:
     """The inputs of the losses of the family, from log-probabilities [B].
 
-    `partners` are the last tensors of PairTerms, of equal rank in the global batch; by default zeros, for losses that
-    use none. Without lengths the means are the sums.
+    `partners` are from `rank_partners`; by default zeros, for losses that do not match by rank. Without lengths, means
+    equal sums.
     """
     chosen_B, rejected_B = policy_chosen - reference_chosen, policy_rejected - reference_rejected
     ref_margin_B, chosen_of_rank_B, rejected_of_rank_B = partners or (torch.zeros_like(chosen_B),) * 3
@@ -68,7 +68,7 @@ def pair_terms(
 def rank_partners(
     chosen: Tensor, rejected: Tensor, margin: Tensor, reference_margin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pair of a batch the constants of equal rank that aot and aot_unpaired hold it against, [B] each: the
+    """For each pair, the constants of equal rank in the batch that aot and aot_unpaired compare it with, [B] each: the
     reference's margin, the chosen log-ratio (for the rejected one), the rejected log-ratio (for the chosen one)."""
     return (match_by_rank(margin, reference_margin), match_by_rank(rejected, chosen), match_by_rank(chosen, rejected))
 
@@ -94,9 +94,9 @@ def dpo(
 
     Log-probabilities are [B]. `loss_type` chooses another loss of the family (dpo_variants.py has their equations):
     ipo divides by `chosen_lengths` and `rejected_lengths` [B] in tokens, discopop has the temperature `tau`, bco the
-    threshold `shift`, aot and aot_unpaired compare pairs of equal rank in this batch. `label_smoothing` is the share of
-    labels taken to be wrong; `divergence` replaces the reverse KL, `alpha` belongs to divergence=alpha.
-    Raises ValueError for options that a loss would ignore or cannot do without.
+    threshold `shift`, aot and aot_unpaired compare pairs of equal rank in this batch. `label_smoothing` is the assumed
+    share of wrong labels; `divergence` replaces the reverse KL, `alpha` is α of divergence=alpha.
+    Raises ValueError for options that a loss ignores, and for missing ones.
     """
     if loss_type not in LOSSES:
         raise ValueError(f"loss_type={loss_type!r}: choose one of {', '.join(LOSSES)}")
@@ -175,24 +175,24 @@ def kto(
     l = log π(completion) − log π_ref(completion) is `log_ratios` [B]; `desirable` [B] is bool; z is the `baseline` from
     `kto_baseline`, a scalar or [B]. With z = 0 this is APO-zero for single completions (D'Oosterlinck et al. 2024).
     """
-    gain_B = torch.where(desirable, log_ratios - baseline, baseline - log_ratios)
+    signed_B = torch.where(desirable, log_ratios - baseline, baseline - log_ratios)
     weight_B = torch.where(desirable, desirable_weight, undesirable_weight)
-    return reduce(weight_B * (1 - torch.sigmoid(beta * gain_B)), reduction)
+    return reduce(weight_B * (1 - torch.sigmoid(beta * signed_B)), reduction)
 
 
 def kto_baseline(log_ratio_sum: Tensor, count: Tensor | int) -> Tensor:
-    """max(0, mean log-ratio of mismatched completions), a scalar: an estimate of KL(policy ‖ reference), biased but
-    cheap (Ethayarajh et al. 2024, section 4.1)."""
+    """max(0, mean log-ratio of mismatched completions), a scalar: a biased, cheap estimate of KL(policy ‖ reference)
+    (Ethayarajh et al. 2024, section 4.1)."""
     return (log_ratio_sum / count).clamp(min=0)
 
 
 def log_odds(mean_logps: Tensor) -> Tensor:
     """log(P / (1 − P)) with P = exp(mean log-probability per token), [B], in float32 (Hong et al. 2024, eq. 4).
 
-    P is held below 1 by 1e-7: a completion the policy is sure of would have infinite odds.
+    log P is at most −1e-7, so that odds are finite.
     """
-    held_B = mean_logps.float().clamp(max=-1e-7)
-    return held_B - torch.log(-torch.expm1(held_B))
+    clamped_B = mean_logps.float().clamp(max=-1e-7)
+    return clamped_B - torch.log(-torch.expm1(clamped_B))
 
 
 def odds_ratio(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def simpo(
 ) -> Tensor:
     """−log σ(β (mean log π(chosen) − mean log π(rejected)) − γ), a mean over pairs (Meng, Xia and Chen 2024, eq. 6).
 
-    Both tensors are mean log-probabilities per token, [B]; `gamma_beta_ratio` is γ/β, the margin in nats per token.
+    Both tensors are mean log-probabilities per token, [B]; `gamma_beta_ratio` is γ/β, the margin [nats/token].
     """
     gap_B = chosen_mean_logps - rejected_mean_logps - gamma_beta_ratio
     return reduce(sigmoid(gap_B, beta=beta, smoothing=label_smoothing), reduction)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 Reduction = Literal["mean", "sum", "none"]
 """mean: over items, or over the tokens of the mask. sum: used by the training loop, which divides by the count of
-the whole step. none: the loss of each item or token."""
+the global mini-batch. none: the loss of each item or token."""
 
 
 def reduce(loss: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses with a label: next-token cross-entropy, Bradley-Terry for reward models, step labels for process rewards.
+"""Supervised losses: next-token cross-entropy, Bradley-Terry for reward models, step labels for process rewards.
 
 Axes: B items, T tokens (left-aligned, padded), S steps, N tokens of a whole batch, V vocabulary. Log-probabilities are
 natural. Each function takes `reduction`: mean, sum or none.
@@ -17,7 +17,7 @@ from postrain.losses.reduction import Reduction, reduce
 
 
 class _TokenLogps(torch.autograd.Function):
-    """Autograd's own backward pass of gather and logsumexp goes over [N, V] six times; this one three times."""
+    """log softmax at the targets. Autograd's backward pass reads or writes [N, V] six times; this one three times."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def sft(logps: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """−log π(token | all before it), a mean over tokens: the loss of SFT and of pretraining.
+    """−log π(token | prefix), a mean over tokens: the loss of SFT and of pretraining.
 
     `logps` [B, T] are the policy's log-probabilities of the data's tokens, `mask` [B, T] is True at supervised tokens.
     """
@@ -64,8 +64,8 @@ def bradley_terry(
     """−log σ(r_c − r_r − margin) + center_rewards_coefficient · (r_c + r_r)², a mean over pairs: the loss of a
     reward model.
 
-    All tensors are [B] (Bradley and Terry 1952; Llama 2, eq. 2, has the margin). The second term pins the free constant
-    of Bradley-Terry at 0 (Eisenstein et al. 2023).
+    All tensors are [B] (Bradley and Terry 1952; Llama 2, eq. 2, has the margin). The second term centres
+    rewards at 0, which Bradley-Terry determines only up to a constant (Eisenstein et al. 2023).
     """
     loss_B = -logsigmoid(chosen_rewards - rejected_rewards - margin)
     return reduce(loss_B + center_rewards_coefficient * (chosen_rewards + rejected_rewards) ** 2, reduction)
@@ -74,7 +74,7 @@ def bradley_terry(
 def prm(logits: Tensor, labels: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """−log σ(z) of a right step and −log(1 − σ(z)) of a wrong one, a mean over steps: a process reward model's loss.
 
-    `logits` [B, S] are read at each step's end, `labels` (bool) say which steps are right, `mask` which are learned
-    (Uesato et al. 2022; Lightman et al. 2023).
+    `logits` [B, S] are read at the last token of each step; `labels` [B, S] is True for right steps, `mask` [B, S] for
+    steps in the loss (Uesato et al. 2022; Lightman et al. 2023).
     """
     return reduce(-logsigmoid(torch.where(labels, logits, -logits)), reduction, mask)

@@ -1,4 +1,4 @@
-"""The local engine draws what the model says, whatever is decoded beside it."""
+"""LocalEngine: samples follow the model and do not depend on the other rows."""
 
 import pytest
 import torch
@@ -50,20 +50,20 @@ def test_recorded_logps_are_the_models_own(architecture, temperature):
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_with_an_adapter_they_are_the_adapted_models_own(architecture):
+def test_recorded_logps_are_the_models_own_with_an_adapter(architecture):
     model = adapted(tiny_model(architecture))
     found = engine().generate(model, prompts(6), seeds=range(6), stop=Stop((0,)))
     assert gap(model, prompts(6), found) <= 1e-5
 
 
-def gap(model, asked: list[torch.Tensor], found: list[Completion]) -> float:
+def gap(model, batch: list[torch.Tensor], found: list[Completion]) -> float:
     """Largest difference between recorded log-probabilities and those of the scorer."""
     rows = Rows(
-        ids=tuple(torch.cat([prompt, item.ids]) for prompt, item in zip(asked, found, strict=True)),
+        ids=tuple(torch.cat([prompt, item.ids]) for prompt, item in zip(batch, found, strict=True)),
         supervised=tuple(
-            torch.arange(len(prompt) + len(item.ids)) >= len(prompt) for prompt, item in zip(asked, found, strict=True)
+            torch.arange(len(prompt) + len(item.ids)) >= len(prompt) for prompt, item in zip(batch, found, strict=True)
         ),
-        row_ids=tuple(range(len(asked))),
+        row_ids=tuple(range(len(batch))),
     )
     with torch.no_grad():
         scored = score(model, rows)
@@ -86,7 +86,7 @@ def same(one: list[Completion], other: list[Completion]) -> bool:
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"min_p": 0.1, "top_k": 9}])
 def test_a_completion_does_not_depend_on_its_neighbours(architecture, settings):
-    """Neither on how many slots there are, nor on when its row got one, nor on the order of the prompts."""
+    """Nor on the number of slots, the step of its admission or the order of prompts."""
     model, many = tiny_model(architecture), [prompt for prompt in prompts(5) for _ in range(3)]
     seeds, stop = [7 * i + 3 for i in range(15)], Stop((0, 5, 9))
     together = engine(**settings).generate(model, many, seeds=seeds, stop=stop)
@@ -107,15 +107,15 @@ def test_all_decode_backends_sample_the_same_tokens(architecture):
 
 
 def test_each_architecture_gets_its_fastest_backend():
-    ways = {name: type(backend_for(tiny_model(name), spec=SPEC, dtype=None)) for name in SHAPES}
-    assert ways == {"gpt2": FastBackend, "llama": FastBackend, "qwen3": FastBackend, "gemma3": SlotBackend}
+    backends = {name: type(backend_for(tiny_model(name), spec=SPEC, dtype=None)) for name in SHAPES}
+    assert backends == {"gpt2": FastBackend, "llama": FastBackend, "qwen3": FastBackend, "gemma3": SlotBackend}
     with torch.autocast("cpu", torch.bfloat16):
         assert isinstance(backend_for(tiny_model(), spec=SPEC, dtype=None), SlotBackend)
 
 
 def test_a_backend_with_other_logits_is_not_used():
     model = tiny_model("llama")
-    # Granite's: a factor that our own forward knows nothing of.
+    # As in Granite: a factor of the logits that fast.py does not apply.
     model.lm_head.register_forward_hook(lambda layer, given, logits: logits * 2)
     assert type(backend_for(model, spec=SPEC, dtype=None)) is SlotBackend
     model.model.layers[0].register_forward_pre_hook(refuse_masks, with_kwargs=True)
@@ -130,15 +130,15 @@ def refuse_masks(layer, given, named):
 
 def test_a_group_prefills_its_prompt_once():
     model, (first, second) = tiny_model(), prompts(2)
-    run: list[int] = []
+    prefilled: list[int] = []
     model.transformer.register_forward_pre_hook(
-        lambda layer, args, named: run.append(len(named.get("input_ids", *args))), with_kwargs=True
+        lambda layer, args, named: prefilled.append(len(named.get("input_ids", *args))), with_kwargs=True
     )
     backend_for(model, spec=SPEC, dtype=None)
-    run.clear()
-    # Three slots for ten rows: both groups are split between waves. Our own forward takes the rest.
+    prefilled.clear()
+    # Three slots for ten rows: both groups are split between refills. Single tokens do not pass through this hook.
     found = engine(batch_rows=3).generate(model, [first] * 5 + [second] * 5, seeds=range(10), stop=Stop((0, 5)))
-    assert sum(run) == 2
+    assert sum(prefilled) == 2
     assert len(found) == 10
 
 
@@ -189,7 +189,7 @@ def test_a_completion_of_one_token():
         assert [(len(item.ids), item.finished) for item in found] == [(1, True)] * 7
 
 
-def test_without_an_end_all_reach_the_limit():
+def test_completions_without_an_end_token_reach_the_limit():
     found = engine(batch_rows=3).generate(tiny_model(), prompts(7), seeds=range(7), stop=Stop(()))
     assert [(len(item.ids), item.finished) for item in found] == [(12, False)] * 7
 
@@ -203,7 +203,7 @@ def test_a_prompt_beyond_the_context_is_refused():
 
 @pytest.mark.parametrize("slots", [2, 64])
 def test_a_completion_ends_with_its_first_stop_text(slots):
-    """Cutting the completion that was not stopped where its text first holds a stop text gives the stopped one."""
+    """The stopped completion is the free one, truncated where its text first contains a stop text."""
     model, many, texts = tiny_model(), prompts(20), ("A", "Bd", "zzz")
     free = engine(max_new_tokens=30).generate(model, many, seeds=range(20), stop=Stop(()))
     settings = engine(max_new_tokens=30, batch_rows=slots)
@@ -222,7 +222,7 @@ def test_a_stop_text_that_is_never_reached():
 
 @pytest.fixture
 def without_bf16_instructions(monkeypatch):
-    """oneDNN as it is on a processor with AVX2 and no AVX-512: it refuses bfloat16 weights when it is given them."""
+    """oneDNN on a processor with AVX2 and without AVX-512: it rejects bfloat16 weights."""
 
     class Operators:
         def _reorder_linear_weight(self, weight, rows):
@@ -267,7 +267,7 @@ def test_in_bfloat16_log_probabilities_are_near_the_policys(architecture):
     model = tiny_model(architecture)
     rounded = engine(dtype="bf16")
     found = rounded.generate(model, prompts(8), seeds=range(8), stop=Stop((0,)))
-    # eight bits of mantissa through two layers of weights far larger than a trained model's
+    # bfloat16 has eight significant bits, and these weights are far larger than a trained model's.
     assert 1e-5 < gap(model, prompts(8), found) < 0.5
     assert next(model.parameters()).dtype == torch.float32
 
@@ -279,7 +279,7 @@ def test_exact_logps_is_false_with_truncation_or_lower_precision():
         assert not engine(**cut).exact_logps
 
 
-def test_keys_are_any_seed():
+def test_derived_seeds_are_accepted_and_determine_the_completion():
     seeds = [derive_seed(1, "rollout", i) for i in range(3)]
     found = engine().generate(tiny_model(), [prompts(1)[0]] * 3, seeds=seeds, stop=Stop(()))
     again = engine().generate(tiny_model(), [prompts(1)[0]], seeds=seeds[1:2], stop=Stop(()))

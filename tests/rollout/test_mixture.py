@@ -1,4 +1,4 @@
-"""Completions of a mixture come from both models, each reading its own cache."""
+"""Mixture sampling: recorded log-probabilities are those of the mixture of both models."""
 
 import pytest
 import torch

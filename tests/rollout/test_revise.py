@@ -1,4 +1,4 @@
-"""revise.py: what a model is asked, and what becomes of a completion, with an engine that says what a test scripts."""
+"""Critique and revision: prompts and results, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KIND, BRIEF = "The reply is polite.", "The reply is short."
 
 @dataclass
 class Scripted:
-    """Answers a decoded prompt with what `says` makes of it; `asked` keeps the prompts and their seeds."""
+    """An engine that returns `reply(prompt)`; `calls` records prompts and seeds."""
 
     template: Template
-    says: Callable[[str], str]
+    reply: Callable[[str], str]
     max_new_tokens: int = 8
-    asked: list[tuple[str, int]] = field(default_factory=list)
+    calls: list[tuple[str, int]] = field(default_factory=list)
     exact_logps: bool = True
     finished: bool = True
 
@@ -42,13 +42,13 @@ class Scripted:
         self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         texts = [self.template.decode_all(prompt.tolist()) for prompt in prompts]
-        self.asked += zip(texts, seeds, strict=True)
-        ids = [torch.tensor(self.template.tokenizer(self.says(text))["input_ids"]) for text in texts]
+        self.calls += zip(texts, seeds, strict=True)
+        ids = [torch.tensor(self.template.tokenizer(self.reply(text))["input_ids"]) for text in texts]
         return [Completion(row, torch.zeros(len(row)), finished=self.finished) for row in ids]
 
 
 class Model(nn.Module):
-    """Has nothing but a context of so many tokens."""
+    """A model with a context of `context` tokens."""
 
     def __init__(self, context: int) -> None:
         super().__init__()
@@ -65,38 +65,43 @@ def template() -> Template:
 
 
 def by_turn(text: str) -> str:
-    """A critique where one is asked for, else a revision."""
+    """A revision if the prompt requests one, else a critique."""
     return "Thank you, I will." if "write your reply" in text else "It is curt."
 
 
 def run(
-    engine: Scripted, prompts: Sequence[str], said: Sequence[str], *, context: int = 512, seeds: Sequence[int] = (5, 6)
+    engine: Scripted,
+    prompts: Sequence[str],
+    replies: Sequence[str],
+    *,
+    context: int = 512,
+    seeds: Sequence[int] = (5, 6),
 ) -> list[Revision]:
-    return revise(engine, Model(context), engine.template, prompts, said, [KIND], seeds[: len(prompts)])
+    return revise(engine, Model(context), engine.template, prompts, replies, [KIND], seeds[: len(prompts)])
 
 
 def test_a_reply_is_criticised_and_revised(template: Template) -> None:
     engine = Scripted(template, by_turn)
     (found,) = run(engine, ["Will you?"], [" No."])
-    # It begins with the blank that its original begins with.
+    # The revision has the leading blank of the original.
     assert found == Revision("Will you?", " No.", "It is curt.", " Thank you, I will.", KIND)
-    (first, one), (second, other) = engine.asked
+    (first, one), (second, other) = engine.calls
     assert one != other
-    # what is asked first stands in what is asked next
+    # The second prompt contains the first one.
     for part in ("Will you?", "No.", CRITIQUE.format(principle=KIND)):
         assert part in first
         assert part in second
     assert second.index("It is curt.") < second.index(REVISION.format(principle=KIND))
 
 
-def test_a_row_depends_on_its_own_key_alone(template: Template) -> None:
-    prompts, said = [f"p{i}" for i in range(8)], ["No."] * 8
+def test_a_revision_depends_on_its_seed_only(template: Template) -> None:
+    prompts, replies = [f"p{i}" for i in range(8)], ["No."] * 8
 
     def drawn(order: Sequence[int]) -> dict[int, tuple[str, list[int]]]:
         engine = Scripted(template, by_turn)
-        texts = [prompts[i] for i in order], [said[i] for i in order]
+        texts = [prompts[i] for i in order], [replies[i] for i in order]
         found = revise(engine, Model(512), template, *texts, [KIND, BRIEF], [100 + i for i in order])
-        halves = [key for _, key in engine.asked]
+        halves = [key for _, key in engine.calls]
         return {
             i: (item.principle, halves[place :: len(order)])
             for place, (i, item) in enumerate(zip(order, found, strict=True))
@@ -112,9 +117,9 @@ def test_a_conversation_beyond_the_context_keeps_the_reply(template: Template) -
     short, long = run(engine, ["Hi.", "word " * 300], ["No.", "No."], context=256)
     assert short.revised == "Thank you, I will."
     assert (long.critique, long.revised) == ("", "No.")
-    assert len(engine.asked) == 2
-    (unasked,) = run(engine, ["word " * 300], ["No."], context=256)
-    assert unasked.revised == "No."
+    assert len(engine.calls) == 2
+    (too_long,) = run(engine, ["word " * 300], ["No."], context=256)
+    assert too_long.revised == "No."
 
 
 def test_empty_critiques_change_nothing(template: Template) -> None:
@@ -128,11 +133,11 @@ def test_a_truncated_revision_is_discarded(template: Template) -> None:
     assert (found.critique, found.revised) == ("It is curt.", "No.")
 
 
-def test_a_prompt_of_several_turns_is_asked_with_all_of_them(template: Template) -> None:
+def test_a_multi_turn_prompt_is_sent_with_all_turns(template: Template) -> None:
     engine = Scripted(template, by_turn)
     turns = (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Will you?"))
     (found,) = revise(engine, Model(512), template, [turns], ["No."], [KIND], [5])
-    assert all(turn.content in asked for turn in turns for asked, _ in engine.asked)
+    assert all(turn.content in text for turn in turns for text, _ in engine.calls)
     (row,) = preferences([found], [{}])
     assert row["prompt"][1] == {"role": "assistant", "content": "Hello."}
 
@@ -160,8 +165,8 @@ TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant:"
         (f"{TRANSCRIPT} Well,", f"{TRANSCRIPT} Well, What?"),
     ],
 )
-def test_a_critique_keeps_a_transcript_as_it_stands_and_continues_what_was_begun(prompt, begins):
+def test_a_critique_keeps_transcripts_and_prefilled_replies(prompt, begins):
     plain = Template(AutoTokenizer.from_pretrained(NANO), mode="plain")
     engine = Scripted(plain, by_turn)
     revise(engine, Model(600), plain, [prompt], [" What?"], [KIND], [1])
-    assert engine.asked[0][0].startswith(begins)
+    assert engine.calls[0][0].startswith(begins)

@@ -1,4 +1,4 @@
-"""Tokens are drawn from the distribution that is reported."""
+"""Sampling: tokens follow the distribution whose log-probabilities are returned."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_samples_follow_the_distribution():
 
 
 @pytest.mark.parametrize("vocabulary", [5, BLOCK, BLOCK + 1, 3 * BLOCK, 1000])
-def test_the_token_is_where_the_cumulative_distribution_passes_the_number(vocabulary):
+def test_the_token_is_the_first_whose_cumulative_probability_exceeds_the_uniform_number(vocabulary):
     generator = torch.Generator().manual_seed(vocabulary)
     logits = torch.randn(500, vocabulary, generator=generator).double()
     uniform = torch.rand(500, generator=generator).double()
@@ -32,8 +32,8 @@ def test_the_token_is_where_the_cumulative_distribution_passes_the_number(vocabu
     assert torch.allclose(logps, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1))
 
 
-def test_a_token_that_is_cut_is_never_drawn():
-    """Not even by the numbers at both ends, nor where the last tokens of the vocabulary are the ones cut off."""
+def test_excluded_tokens_are_never_drawn():
+    """Also for uniform numbers 0 and 1, and if the last tokens of the vocabulary are excluded."""
     logits = torch.full((4, 200), -torch.inf)
     logits[:, [70, 130]] = torch.tensor([1.0, 0.5])
     tokens, logps = draw(logits, torch.tensor([0.0, 1 - 2**-24, 1.0, 0.3]), Sampling(1))
@@ -41,13 +41,13 @@ def test_a_token_that_is_cut_is_never_drawn():
     assert logps.isfinite().all()
 
 
-def test_greedy_takes_the_likeliest_and_reports_temperature_one():
+def test_greedy_takes_the_most_likely_token_and_returns_logps_at_temperature_one():
     tokens, logps = draw(TENTHS, torch.tensor([0.99]), Sampling(1, temperature=0.0))
     assert tokens.tolist() == [0]
     assert logps.exp().tolist() == pytest.approx([0.4])
 
 
-def test_top_k_and_top_p_keep_the_likeliest():
+def test_top_k_and_top_p_keep_the_most_likely_tokens():
     assert allowed_logps(TENTHS, Sampling(1, top_k=2)).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
     # 0.4 has not reached 0.5, so 0.3 stays; 0.7 has, so the rest goes
     assert allowed_logps(TENTHS, Sampling(1, top_p=0.5)).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
@@ -57,19 +57,19 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert squared == pytest.approx([0.16 / 0.3, 0.09 / 0.3, 0.04 / 0.3, 0.01 / 0.3])
 
 
-def test_min_p_cuts_at_a_share_of_the_likeliest():
+def test_min_p_excludes_tokens_below_a_fraction_of_the_largest_probability():
     # 0.6 · 0.4 = 0.24: 0.3 stays, 0.2 goes
     assert allowed_logps(TENTHS, Sampling(1, min_p=0.6)).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
     assert allowed_logps(TENTHS, Sampling(1, min_p=1.0)).exp()[0].tolist() == pytest.approx([1, 0, 0, 0])
 
 
-def test_reported_log_probabilities_are_those_after_the_cut():
+def test_returned_logps_are_those_after_truncation():
     tokens, logps = draw(TENTHS, torch.tensor([0.99]), Sampling(1, top_k=2))
     assert tokens.tolist() == [1]
     assert logps.exp().tolist() == pytest.approx([3 / 7])
 
 
-def test_a_rows_numbers_are_its_own():
+def test_uniform_numbers_depend_on_the_seed_only():
     assert torch.equal(uniforms([3, 4, 5], 7)[1], uniforms([4], 7)[0])
     # fewer tokens are the beginning of more
     assert torch.equal(uniforms([4], 16)[0], uniforms([4], 32)[0, :16])

@@ -1,4 +1,4 @@
-"""An episode of several turns: who wrote which token, when it ends, and that the policy learns its own tokens alone."""
+"""Multi-turn rollouts: policy mask, end of episodes, and no gradient at observations."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -44,32 +44,32 @@ def template() -> Template:
 
 @dataclass
 class Scripted:
-    """Says the next of its turns to each row, and remembers what it was asked."""
+    """An engine that returns the next scripted turn for every row, and records its calls."""
 
     template: Template
     turns: Sequence[str]
     sampling: Sampling
     exact_logps: bool = True
-    asked: list[tuple[list[str], list[int], Stop]] = field(default_factory=list)
+    calls: list[tuple[list[str], list[int], Stop]] = field(default_factory=list)
 
     def generate(
         self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
-        said = self.turns[len(self.asked)]
-        self.asked.append(([self.template.decode(ids) for ids in prompts], list(seeds), stop))
+        text = self.turns[len(self.calls)]
+        self.calls.append(([self.template.decode(ids) for ids in prompts], list(seeds), stop))
         limits = stop.limits or [self.sampling.max_new_tokens] * len(prompts)
         found = []
         for limit in limits:
-            ids = self.template.encode_continuation(said)[:limit]
-            text = self.template.decode_all(ids.tolist())
-            ended = text.endswith(END) or any(stop in text for stop in stop.texts)
+            ids = self.template.encode_continuation(text)[:limit]
+            decoded = self.template.decode_all(ids.tolist())
+            ended = decoded.endswith(END) or any(stop in decoded for stop in stop.texts)
             found.append(Completion(ids, -torch.arange(1.0, len(ids) + 1), ended))
         return found
 
 
 @dataclass(frozen=True)
 class Guessing:
-    """Knows a number and says higher or lower after each guess; pays 1 for the right one and −¼ for another."""
+    """Guess a number: answers higher or lower; rewards 1 for the right guess, −¼ for a wrong one."""
 
     max_turns: int = 5
     max_observation_tokens: int = 60
@@ -80,13 +80,13 @@ class Guessing:
 
     def step(self, state: tuple[int, int], turn: str) -> Step:
         answer, guesses = state
-        said = turn.strip(" !")
+        guess = turn.strip(" !")
         now = (answer, guesses + 1)
-        if not said.isdigit():
+        if not guess.isdigit():
             return Step(" What?", now, error=True)
-        if int(said) == answer:
+        if int(guess) == answer:
             return Step(f" Yes, after {guesses + 1}.", now, reward=1.0, done=True)
-        return Step(" Higher." if int(said) < answer else " Lower.", now, reward=-0.25)
+        return Step(" Higher." if int(guess) < answer else " Lower.", now, reward=-0.25)
 
 
 def prompts(template: Template, *texts: str) -> Prompts:
@@ -94,7 +94,7 @@ def prompts(template: Template, *texts: str) -> Prompts:
     return Prompts(ids, texts, tuple({"answer": "7"} for _ in texts), tuple(range(len(texts))))
 
 
-def played(
+def rolled_out(
     template: Template,
     turns: Sequence[str],
     environment: Environment,
@@ -103,25 +103,25 @@ def played(
     stop: tuple[str, ...] = (),
 ) -> tuple[Scripted, Rollouts]:
     engine = Scripted(template, turns, Sampling(max_new_tokens, stop=stop))
-    asked = prompts(template, "Guess.")
-    return engine, collect(engine, nn.Linear(1, 1), template, asked, seeds=[5], environment=environment)
+    batch = prompts(template, "Guess.")
+    return engine, collect(engine, nn.Linear(1, 1), template, batch, seeds=[5], environment=environment)
 
 
-def who_wrote(template: Template, episodes: Rollouts) -> tuple[str, str]:
-    """What the policy wrote, and what stands in the row besides."""
+def split_by_author(template: Template, episodes: Rollouts) -> tuple[str, str]:
+    """Text of the policy's tokens, and text of all other tokens of the row."""
     ids, own = episodes.rows.ids[0], episodes.rows.supervised[0]
     return template.decode(ids[own]), template.decode(ids[~own])
 
 
 def test_done_of_the_environment_ends_the_episode(template: Template) -> None:
-    engine, found = played(template, [" 3!", " 9!", " 7!", " never"], Guessing())
+    engine, found = rolled_out(template, [" 3!", " 9!", " 7!", " never"], Guessing())
     assert found.completions == (" 3! Higher. 9! Lower. 7! Yes, after 3.",)
-    assert who_wrote(template, found) == (" 3! 9! 7!", "Guess. Higher. Lower. Yes, after 3.")
+    assert split_by_author(template, found) == (" 3! 9! 7!", "Guess. Higher. Lower. Yes, after 3.")
     # −¼ − ¼ + 1
     assert found.reward_B.tolist() == [0.5]
     assert found.parts == ({"environment": 0.5},)
     assert found.finished_B.tolist() == [True]
-    assert [asked[0] for asked in engine.asked] == [["Guess."], ["Guess. 3! Higher."], ["Guess. 3! Higher. 9! Lower."]]
+    assert [call[0] for call in engine.calls] == [["Guess."], ["Guess. 3! Higher."], ["Guess. 3! Higher. 9! Lower."]]
     metrics = {name: value.value() for name, value in found.metrics().items()}
     assert metrics["reward/total"] == metrics["reward/environment"] == 0.5
     assert (metrics["environment/turns"], metrics["environment/calls"], metrics["environment/errors"]) == (3, 3, 0)
@@ -129,73 +129,73 @@ def test_done_of_the_environment_ends_the_episode(template: Template) -> None:
 
 
 def test_recorded_logps_are_those_of_supervised_tokens_in_order(template: Template) -> None:
-    _, found = played(template, [" 3!", f" 12{END}"], Guessing())
-    said = [template.encode_continuation(text) for text in (" 3!", f" 12{END}")]
-    # The script says −1, −2, … from the start of each turn.
-    assert found.logps_BT.tolist() == [[-float(i + 1) for ids in said for i in range(len(ids))]]
-    assert found.rows.ids[0][found.rows.supervised[0]].equal(torch.cat(said))
+    _, found = rolled_out(template, [" 3!", f" 12{END}"], Guessing())
+    turns = [template.encode_continuation(text) for text in (" 3!", f" 12{END}")]
+    # The scripted log-probabilities are −1, −2, … in each turn.
+    assert found.logps_BT.tolist() == [[-float(i + 1) for ids in turns for i in range(len(ids))]]
+    assert found.rows.ids[0][found.rows.supervised[0]].equal(torch.cat(turns))
 
 
 def test_an_end_token_ends_the_episode_without_a_call(template: Template) -> None:
-    _, found = played(template, [f" 7{END}"], Guessing())
+    _, found = rolled_out(template, [f" 7{END}"], Guessing())
     assert found.environment_stats is not None
     assert (found.environment_stats[0].calls, found.finished_B.tolist(), found.reward_B.tolist()) == (0, [True], [0.0])
 
 
 def test_an_engines_own_stop_text_ends_the_episode(template: Template) -> None:
-    _, found = played(template, [" 3?"], Guessing(), stop=("?",))
+    _, found = rolled_out(template, [" 3?"], Guessing(), stop=("?",))
     assert found.environment_stats is not None
     assert (found.environment_stats[0].calls, found.finished_B.tolist()) == (0, [True])
 
 
 def test_malformed_calls_are_answered_and_counted(template: Template) -> None:
-    _, found = played(template, [" x!", " 7!"], Guessing())
+    _, found = rolled_out(template, [" x!", " 7!"], Guessing())
     assert found.completions == (" x! What? 7! Yes, after 2.",)
     assert found.metrics()["environment/errors"].value() == 1
 
 
-def test_turns_run_out(template: Template) -> None:
-    _, found = played(template, [" 1!", " 2!"], Guessing(max_turns=2))
+def test_max_turns_ends_the_episode(template: Template) -> None:
+    _, found = rolled_out(template, [" 1!", " 2!"], Guessing(max_turns=2))
     assert found.completions == (" 1! Higher. 2! Higher.",)
     assert found.finished_B.tolist() == [False]
 
 
 def test_the_policys_tokens_are_counted_over_all_turns(template: Template) -> None:
     each = len(template.encode_continuation(" 1!"))
-    engine, found = played(template, [" 1!", " 2!", " 3!"], Guessing(), max_new_tokens=2 * each + 1)
-    assert [asked[2].limits for asked in engine.asked] == [None, (each + 1,), (1,)]
+    engine, found = rolled_out(template, [" 1!", " 2!", " 3!"], Guessing(), max_new_tokens=2 * each + 1)
+    assert [call[2].limits for call in engine.calls] == [None, (each + 1,), (1,)]
     assert int(found.rows.supervised[0].sum()) == 2 * each + 1
     assert found.finished_B.tolist() == [False]
 
 
-def test_no_turn_is_opened_without_a_token_left(template: Template) -> None:
+def test_no_turn_starts_without_remaining_tokens(template: Template) -> None:
     each = len(template.encode_continuation(" 1!"))
-    engine, found = played(template, [" 1!", " 2!"], Guessing(), max_new_tokens=each)
-    assert len(engine.asked) == 1
+    engine, found = rolled_out(template, [" 1!", " 2!"], Guessing(), max_new_tokens=each)
+    assert len(engine.calls) == 1
     assert found.completions == (" 1! Higher.",)
     assert found.finished_B.tolist() == [False]
 
 
-def test_an_observation_beyond_the_room_is_dropped_and_counted(template: Template) -> None:
+def test_an_observation_beyond_the_limit_is_dropped_and_counted(template: Template) -> None:
     limit = len(template.encode_continuation(" Higher.")) + 1
-    _, found = played(template, [" 1!", " 2!"], Guessing(max_observation_tokens=limit))
+    _, found = rolled_out(template, [" 1!", " 2!"], Guessing(max_observation_tokens=limit))
     assert found.completions == (" 1! Higher. 2!",)
     assert found.metrics()["environment/cut"].value() == 1
     assert found.finished_B.tolist() == [False]
-    # The turns were paid all the same.
+    # Rewards of the turns are kept.
     assert found.reward_B.tolist() == [-0.5]
 
 
 def test_no_environment_logs_no_environment_metrics(template: Template) -> None:
-    _, found = played(template, [" 1! 2!"], SINGLE_TURN)
+    _, found = rolled_out(template, [" 1! 2!"], SINGLE_TURN)
     assert found.environment_stats is None
     assert not any(name.startswith("environment") for name in found.metrics())
 
 
-def test_seeds_belong_to_rows_and_turns(template: Template) -> None:
+def test_seeds_depend_on_row_and_turn(template: Template) -> None:
     engine = Scripted(template, [" 1!", " 2!", " 7!"], Sampling(40))
     collect(engine, nn.Linear(1, 1), template, prompts(template, "a", "b"), seeds=[5, 6], environment=Guessing())
-    assert [asked[1] for asked in engine.asked] == [
+    assert [call[1] for call in engine.calls] == [
         [5, 6],
         [derive_seed(5, "turn", 1), derive_seed(6, "turn", 1)],
         [derive_seed(5, "turn", 2), derive_seed(6, "turn", 2)],
@@ -234,8 +234,8 @@ def episodes(policy: Any, template: Template) -> Rollouts:
 
 def test_the_bundled_model_can_use_the_calculator_untrained(episodes: Rollouts) -> None:
     assert episodes.environment_stats is not None
-    assert sum(tally.calls for tally in episodes.environment_stats) >= 10
-    assert sum(tally.errors for tally in episodes.environment_stats) == 0
+    assert sum(stats.calls for stats in episodes.environment_stats) >= 10
+    assert sum(stats.errors for stats in episodes.environment_stats) == 0
     assert any(not own[own.long().argmax() :].all() for own in episodes.rows.supervised)
 
 
@@ -253,8 +253,8 @@ def test_packed_rows_with_holes_score_as_single_ones(policy: Any, episodes: Roll
 
 
 def test_observations_have_no_gradient(policy: Any, episodes: Rollouts) -> None:
-    """The gradient of the log-probabilities with respect to each position's logits is zero where the next token is an
-    answer's: what is trained on is the sum over the policy's own tokens, written out here by hand."""
+    """The gradient with respect to a position's logits is zero if the next token is part of an observation; otherwise
+    it equals that of the sum of log-probabilities of the policy's tokens, computed here directly."""
     row = next(i for i, own in enumerate(episodes.rows.supervised) if not own[own.long().argmax() :].all())
     ids, own = episodes.rows.ids[row], episodes.rows.supervised[row]
     policy.zero_grad()
@@ -279,15 +279,15 @@ def test_an_episode_is_independent_of_the_other_rows(policy: Any, template: Temp
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_limits_cut_rows_and_nothing_else(architecture: str) -> None:
-    """A row with a limit is the beginning of the row without; one that ends before it is not touched. With limits a
-    prompt may come so close to the 64 positions of the model that max_new_tokens would not fit behind it."""
+def test_limits_truncate_rows_without_other_changes(architecture: str) -> None:
+    """A row with a limit is a prefix of the row without; a row that ends earlier is unchanged. With limits, a prompt
+    may be so long that max_new_tokens would exceed the model's 64 positions."""
     model, engine = tiny_model(architecture), instantiate(configured("none")["rollout"] | {"max_new_tokens": 12})
-    asked = [torch.arange(1, 1 + length) for length in (3, 9, 3, 5, 50)]
-    whole = engine.generate(model, asked, seeds=range(5), stop=Stop((0, 5)))
-    asked.append(torch.arange(1, 61))
+    batch = [torch.arange(1, 1 + length) for length in (3, 9, 3, 5, 50)]
+    whole = engine.generate(model, batch, seeds=range(5), stop=Stop((0, 5)))
+    batch.append(torch.arange(1, 61))
     limits = (1, 4, 12, 2, 7, 4)
-    short = engine.generate(model, asked, seeds=range(6), stop=Stop((0, 5), limits=limits))
+    short = engine.generate(model, batch, seeds=range(6), stop=Stop((0, 5), limits=limits))
     for one, other, limit in zip(short, whole, limits, strict=False):
         assert one.ids.equal(other.ids[:limit])
         assert torch.allclose(one.logps, other.logps[:limit], atol=1e-5)
@@ -301,9 +301,9 @@ def test_an_unused_environment_changes_nothing(policy: Any, template: Template) 
     assert plain.completions == tagged.completions
 
 
-def test_the_calculator_makes_hot_steps_right(policy: Any, template: Template) -> None:
-    """At temperature 1.5 nano slips: of four-term sums written in steps it gets 0.55 by itself and 0.72 with the tool
-    (885 held-out prompts). Here every equation is looked at."""
+def test_the_calculator_corrects_steps_sampled_at_high_temperature(policy: Any, template: Template) -> None:
+    """At temperature 1.5 nano solves 0.55 of four-term sums without the tool and 0.72 with it (885 held-out prompts).
+    This test checks every equation."""
     texts = SUMS * 8
     alone = sampled(policy, template, texts, seeds=range(48), option="none", temperature=1.5)
     helped = sampled(policy, template, texts, seeds=range(48), temperature=1.5)
@@ -311,7 +311,7 @@ def test_the_calculator_makes_hot_steps_right(policy: Any, template: Template) -
 
 
 def right_equations(found: Rollouts) -> float:
-    """The share of equations whose left side comes to their right side."""
+    """Share of correct equations."""
     equations = re.findall(r"(\d+ [+-] \d+) = (-?\d+)\.", " ".join(found.completions))
     return sum(calculate(left) == right for left, right in equations) / len(equations)
 
@@ -319,9 +319,9 @@ def right_equations(found: Rollouts) -> float:
 # In a run -------------------------------------------------------------------------------------------------------------
 
 
-def test_gae_and_the_score_know_only_own_tokens() -> None:
-    """[B, T] is left-aligned over the policy's tokens, so an answer between two of them takes no step: with γ = λ = ½ a
-    reward of 1 on the last of three tokens is worth ¼, ½, 1 to them, however long the answers were."""
+def test_gae_skips_observations() -> None:
+    """[B, T] is left-aligned over the policy's tokens, so an observation is not a step: with γ = ½ and λ = 1, a reward
+    of 1 on the last of three tokens gives advantages ¼, ½, 1, regardless of the length of observations."""
     mask_BT = torch.tensor([[True, True, True, False]])
     rewards_BT = torch.zeros(1, 4).scatter(1, last_token(mask_BT)[:, None], 1.0)
     advantages_BT = gae(rewards_BT, torch.zeros(1, 4), mask_BT, gamma=0.5, lam=1.0)
@@ -346,13 +346,13 @@ def test_a_run_learns_and_evaluates_with_its_environment(tmp_path: Path) -> None
     assert len(evaluated) >= 2
 
 
-def test_answers_have_room_in_the_context() -> None:
+def test_context_budget_includes_observations() -> None:
     config = train_config(["method=ppo", "environment=calculator", "environment.max_observation_tokens=200", *SMALL])
     assert build(config).data.spec.completion_tokens == 208
 
 
 class Odd:
-    """An environment that does what it is told: returns an answer, or raises it."""
+    """An environment that returns `answer`, or raises it if it is an exception."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -369,7 +369,7 @@ class Odd:
         None,
         ("4", None),
         Step(None, None),  # type: ignore[arg-type]
-        *(Step("4", None, reward=paid) for paid in (10**400, float("nan"), float("inf"), 1e39, "1", [1.0])),  # type: ignore[arg-type]
+        *(Step("4", None, reward=reward) for reward in (10**400, float("nan"), float("inf"), 1e39, "1", [1.0])),  # type: ignore[arg-type]
         KeyError("x"),
         SystemExit(0),
     ],

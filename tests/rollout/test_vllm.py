@@ -1,6 +1,6 @@
-"""rollout=vllm with a stand-in for vLLM: what it is calls, when it gets weights, and what becomes of its answers.
+"""rollout=vllm with a fake vLLM: its arguments, weight transfers and the conversion of its outputs.
 
-The stand-in is a module named vllm whose LLM writes a script; the server is a real HTTP server on loopback.
+The fake is a module named vllm with a deterministic LLM; the server is an HTTP server on loopback.
 """
 
 import json
@@ -29,28 +29,28 @@ SEEDS = [11, 2**62, 13]
 
 
 @dataclass
-class Told:
-    """Everything the stand-in was calls, in order."""
+class Calls:
+    """Arguments and events recorded by the fake vLLM, in order."""
 
-    made: dict[str, Any] = field(default_factory=dict)
+    init: dict[str, Any] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
     settings: list[dict[str, Any]] = field(default_factory=list)
 
 
-def answer(prompt: list[int], settings: Mapping[str, Any]) -> tuple[list[int], list[float], str]:
-    """The prompt's own tokens again and the end token, within max_tokens: tokens, log-probabilities, why it ended."""
+def complete(prompt: list[int], settings: Mapping[str, Any]) -> tuple[list[int], list[float], str]:
+    """Tokens, log-probabilities and finish reason: the prompt's tokens and the end token, up to max_tokens."""
     ids = [*prompt, END][: settings["max_tokens"]]
     return ids, [-0.5 * (i + 1) for i in range(len(ids))], "stop" if ids[-1] == END else "length"
 
 
-def stand_in(calls: Told) -> ModuleType:
-    """A module with what the engine uses of vLLM."""
+def fake_vllm(calls: Calls) -> ModuleType:
+    """A module with the part of vLLM that the engine uses."""
 
     class LLM:
         def __init__(self, **settings: Any) -> None:
-            calls.made = settings
+            calls.init = settings
 
         def apply_model(self, function: Any) -> list[Any]:
             calls.events.append("weights")
@@ -69,11 +69,11 @@ def stand_in(calls: Told) -> ModuleType:
             calls.events.append("generate")
             calls.prompts = [prompt["prompt_token_ids"] for prompt in prompts]
             calls.settings = [vars(values) for values in settings]
-            found = [answer(prompt, values) for prompt, values in zip(calls.prompts, calls.settings, strict=True)]
+            found = [complete(prompt, values) for prompt, values in zip(calls.prompts, calls.settings, strict=True)]
             return [SimpleNamespace(outputs=[output(*one)]) for one in found]
 
     def output(ids: list[int], logps: list[float], reason: str) -> Any:
-        # Beside the drawn token there may be others, whose log-probabilities are not to be taken.
+        # vLLM may return log-probabilities of other tokens besides the sampled one.
         known = [
             {99: SimpleNamespace(logprob=-9.0), i: SimpleNamespace(logprob=p)} for i, p in zip(ids, logps, strict=True)
         ]
@@ -86,9 +86,9 @@ def stand_in(calls: Told) -> ModuleType:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Told:
-    found = Told()
-    monkeypatch.setitem(sys.modules, "vllm", stand_in(found))
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    found = Calls()
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm(found))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("RANK", "VLLM_ENABLE_V1_MULTIPROCESSING"):
         monkeypatch.setenv(name, "0")
@@ -137,12 +137,12 @@ def test_each_row_has_its_own_seed_and_all_the_same_stops(calls, model):
     }
 
 
-def test_no_top_k_is_all_tokens(calls, model):
+def test_disabled_top_k_is_passed_as_minus_one(calls, model):
     engine().generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert calls.settings[0]["top_k"] == -1
 
 
-def test_what_earlier_turns_left_is_each_rows_limit(calls, model):
+def test_max_tokens_of_a_row_is_its_limit(calls, model):
     found = engine().generate(model, PROMPTS, seeds=SEEDS, stop=Stop((END,), limits=(2, 1, 40)))
     assert [settings["max_tokens"] for settings in calls.settings] == [2, 1, 40]
     assert [item.ids.tolist() for item in found] == [[5, 6], [8], [5, 6, 7, END]]
@@ -179,24 +179,24 @@ def test_weights_are_transferred_once_per_change(calls, model):
 def test_the_greedy_engine_uses_the_same_weights(calls, model):
     vllm = engine(temperature=0.7)
     vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    calls.made.clear()
+    calls.init.clear()
     greedy(vllm).generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert calls.settings[0]["temperature"] == 0
     assert calls.events == ["weights", "reset", "generate", "generate"]
-    assert not calls.made
+    assert not calls.init
 
 
 def test_sleep_frees_memory_between_rollouts(calls, model):
     vllm = engine(sleep=True)
     for _ in range(2):
         vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert calls.made["enable_sleep_mode"]
+    assert calls.init["enable_sleep_mode"]
     assert calls.events == ["weights", "reset", "generate", "sleep 1", "wake", "generate", "sleep 1"]
 
 
 def test_the_engine_starts_from_the_policys_directory_and_type(calls, model):
     engine(gpu_memory_utilization=0.4, max_model_len=256).generate(model.bfloat16(), PROMPTS, seeds=SEEDS, stop=STOP)
-    assert calls.made == {
+    assert calls.init == {
         "model": "some/model",
         "trust_remote_code": False,
         "dtype": "bfloat16",
@@ -215,7 +215,7 @@ def test_a_model_without_a_directory_is_refused(calls):
 
 
 def test_a_mixture_is_refused(calls, model):
-    mixture = Mixture(model, SimpleNamespace(), 0.5)  # pyright: ignore[reportArgumentType] - never looked at
+    mixture = Mixture(model, SimpleNamespace(), 0.5)  # pyright: ignore[reportArgumentType] - unused
     with pytest.raises(ConfigError, match=r"mixture.*rollout=local"):
         engine().generate(mixture, PROMPTS, seeds=SEEDS, stop=STOP)
 
@@ -230,7 +230,7 @@ def test_missing_requirements_are_one_line_errors(calls, monkeypatch):
 
 
 def test_an_empty_stop_text_is_refused(calls):
-    with pytest.raises(ConfigError, match=r"^rollout\.stop: an empty text"):
+    with pytest.raises(ConfigError, match=r"^rollout\.stop: expected non-empty texts"):
         _ = engine(stop=["a", ""]).sampling
 
 
@@ -238,30 +238,30 @@ def test_an_empty_stop_text_is_refused(calls):
 
 
 @pytest.fixture
-def server(calls: Told) -> Iterator[str]:
-    """A server that answers as vLLM's does; what it was asked is in `calls`."""
+def server(calls: Calls) -> Iterator[str]:
+    """A server with vLLM's HTTP API; requests are recorded in `calls`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answers = {"/v1/models": {"data": [{"id": "served"}]}, "/get_world_size": {"world_size": 2}}
-            self.say(answers[self.path])
+            self.respond(answers[self.path])
 
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             calls.events.append(self.path)
             if self.path != "/v1/completions":
-                return self.say(None)
-            if asked["prompt"] == [8]:
-                return self.say({"message": "too\nlong"}, 400) if asked["seed"] == 666 else self.complete(asked)
-            return self.complete(asked)
+                return self.respond(None)
+            if request["prompt"] == [8]:
+                return self.respond({"message": "too\nlong"}, 400) if request["seed"] == 666 else self.complete(request)
+            return self.complete(request)
 
-        def complete(self, asked: dict[str, Any]) -> None:
-            calls.settings.append(asked)
-            ids, logps, reason = answer(asked["prompt"], asked)
+        def complete(self, request: dict[str, Any]) -> None:
+            calls.settings.append(request)
+            ids, logps, reason = complete(request["prompt"], request)
             choice = {"token_ids": ids, "logprobs": {"token_logprobs": logps}, "finish_reason": reason}
-            self.say({"choices": [choice]})
+            self.respond({"choices": [choice]})
 
-        def say(self, body: Any, status: int = 200) -> None:
+        def respond(self, body: Any, status: int = 200) -> None:
             text = b"" if body is None else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
@@ -269,7 +269,7 @@ def server(calls: Told) -> Iterator[str]:
             self.wfile.write(text)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Quiet."""
+            """Writes no log."""
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
@@ -279,13 +279,13 @@ def server(calls: Told) -> Iterator[str]:
 
 
 @pytest.fixture
-def transfer(calls: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's sender of weights: asks the source for names and then for numbers."""
+def transfer(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake of vLLM's weight transfer: reads the metadata of the source, then its tensors."""
 
     class Factory:
         @staticmethod
         def trainer_init(*, init_info: Any, client: Any, source: Any) -> Any:
-            calls.made = {**vars(init_info), "client": client}
+            calls.init = {**vars(init_info), "client": client}
 
             def send_weights() -> None:
                 calls.events.append("weights")
@@ -317,12 +317,12 @@ def test_server_completions_come_back_in_order(calls, server, model):
     assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
     assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
     assert all(item.finished for item in found)
-    assert {asked["seed"] for asked in calls.settings} == set(SEEDS)
-    for asked in calls.settings:
-        assert (asked["model"], asked["return_token_ids"], asked["logprobs"]) == ("served", True, 0)
-        assert (asked["stop_token_ids"], asked["stop"]) == ([END, 3], ["=", "</calc>"])
-    # Two workers of the server and this process.
-    assert calls.made == {
+    assert {request["seed"] for request in calls.settings} == set(SEEDS)
+    for request in calls.settings:
+        assert (request["model"], request["return_token_ids"], request["logprobs"]) == ("served", True, 0)
+        assert (request["stop_token_ids"], request["stop"]) == ([END, 3], ["=", "</calc>"])
+    # Two workers of the server, and this process.
+    assert calls.init == {
         "master_address": "10.0.0.1",
         "master_port": 4321,
         "world_size": 3,
