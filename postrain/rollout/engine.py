@@ -44,7 +44,7 @@ class Engine(Protocol):
     def generate(
         self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
-        """One completion for each prompt, in order, drawn as `sampling` says.
+        """One completion per prompt, in order, sampled with the settings of `sampling`.
 
         `prompts` are int64 [L]; repeat a prompt to get a group. `seeds` has one for each row (`ops.derive_seed`): a
         completion depends on its prompt, its seed and the weights, never on its neighbours. A completion

@@ -59,7 +59,7 @@ def revise(
     A revision depends only on its texts, its seed and the weights.
     """
     if not principles:
-        raise ConfigError("principles: expected at least one sentence that says what makes a reply good")
+        raise ConfigError("principles: expected at least one sentence that describes a good reply")
     drawn = [principles[derive_seed(seed, "principle") % len(principles)] for seed in seeds]
     rows = zip(prompts, completions, drawn, strict=True)
     conversations = [

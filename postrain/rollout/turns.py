@@ -45,7 +45,7 @@ class Environment(Protocol):
         ...
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> Any:
-        """The state at the start of an episode; `columns` are the other columns of the prompt's record."""
+        """The initial state of an episode; `columns` are the other columns of the prompt's record."""
         ...
 
     def step(self, state: Any, turn: str) -> Step:
@@ -95,7 +95,7 @@ class Rollout:
     logps: Tensor
     """Log-probability of each token of the policy, float32 [T]."""
     state: Any
-    """The environment's."""
+    """State of the environment."""
     finished: bool = False
     """True if an end token, a stop text of the engine or the environment ended it."""
     open: bool = True
@@ -142,15 +142,15 @@ def roll_out(
             else replace(stop, limits=tuple(budget - episodes[row].policy_tokens() for row in live)),
         )
         for row, completion in zip(live, completions, strict=True):
-            played = _with_turn(episodes[row], completion)
+            episode = _with_turn(episodes[row], completion)
             text = template.decode_all(completion.ids.tolist())
             if completion.finished and _calls_environment(completion, text, template.stop_ids, environment.stop):
-                played = _with_observation(
-                    played, _step(environment, played.state, text), template, environment.max_observation_tokens
+                episode = _with_observation(
+                    episode, _step(environment, episode.state, text), template, environment.max_observation_tokens
                 )
-                episodes[row] = replace(played, open=played.open and played.policy_tokens() < budget)
+                episodes[row] = replace(episode, open=episode.open and episode.policy_tokens() < budget)
             else:
-                episodes[row] = replace(played, open=False)
+                episodes[row] = replace(episode, open=False)
     return episodes
 
 
