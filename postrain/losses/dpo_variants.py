@@ -133,7 +133,8 @@ def f_prime(log_ratio_B: Tensor, divergence: Divergence, alpha: float) -> Tensor
 
 
 def length_desensitised(logps_BT: Tensor, mask_BT: Tensor, other_length_B: Tensor, weight: float) -> Tensor:
-    """Σ of a completion's log-probabilities, with those beyond the other's length times `weight`, [B] (LD-DPO of Liu et al. 2024, eq. 10); weight 1 is the plain sum."""
+    """Σ of a completion's log-probabilities, with those beyond the other's length times `weight`, [B] (LD-DPO of Liu et
+    al. 2024, eq. 10); weight 1 is the plain sum."""
     beyond_BT = mask_BT.cumsum(1) > other_length_B[:, None]
     return (logps_BT * torch.where(beyond_BT, weight, 1.0)).sum(1)
 

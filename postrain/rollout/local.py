@@ -42,8 +42,8 @@ class LocalEngine:
     """Texts that end a completion, besides the template's end tokens."""
     batch_rows: Size = 128
     """Maximum number of rows decoded together. Changes memory use and speed, not the completions."""
-    # No compiled decoding: on a CPU, torch.compile took 10 s to save 0.5 of 6.6 ms per step (nano, 128 rows), and it does
-    # not support oneDNN's packed weights, which halve a step of SmolLM2.
+    # No compiled decoding: on a CPU, torch.compile took 10 s to save 0.5 of 6.6 ms per step (nano, 128 rows), and it
+    # does not support oneDNN's packed weights, which halve a step of SmolLM2.
     dtype: Literal["policy", "bf16"] = "policy"
     """Precision of decode steps: the policy's dtype, or bf16 copies of its weights. With bf16, methods recompute old
     log-probabilities. On a processor without bf16 instructions bf16 is slow and prints a warning."""
