@@ -1,7 +1,7 @@
-"""Counts of the data before the first update, and an error where there is nothing to train on.
+"""Counts of the data before the first update, and errors for data without tokens in the loss.
 
-Prints a table of counts and, with `data.show_mask`, a few rows with the tokens in the loss in green. The same rows,
-shortened, go into the manifest, from which the report shows them.
+Prints a table of counts and, with `data.show_mask`, rows with the tokens in the loss in green. The manifest stores the
+counts and a few shortened rows for the report.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ STYLES: Mapping[TokenUse, str] = {
     "negative_step": "bold red",
 }
 PREVIEW_ITEMS = 3
-"""Items whose rows the manifest keeps, for the report."""
+"""Items whose rows are stored in the manifest for the report."""
 MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_STRETCHES = 600, 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """The counts."""
+    """Counts of the training and held-out data."""
 
     source: str
     kind: str
     """Kind of record the method trains on."""
     template: str
     rows_read: int
-    """Training rows in the source, and held-out rows if it brings its own."""
+    """Training rows in the source, and held-out rows if it has them."""
     rows_train: int
     rows_eval: int
     dropped: Mapping[str, int]
-    """Rows that are in neither part, by reason."""
+    """Number of dropped rows by reason."""
     repaired: Mapping[str, int]
-    """Rows that were changed before use, by what was done."""
+    """Number of changed rows by the change."""
     unused: Mapping[str, int]
     """Rows with an unused column or message field, by its name."""
     offered: tuple[str, ...]
     """Prompt columns that rewards can read; empty for other kinds."""
     cut: Mapping[str, int]
-    """Training and held-out rows that lost tokens, by what they lost."""
+    """Number of truncated training and held-out rows by the truncated part."""
     packed: bool
-    """True when an item is a block of several texts, which starts and ends anywhere."""
+    """True if an item is a block of concatenated documents."""
     items: int
     """Training items: rows, or blocks of packed text."""
     updates: int
-    """Updates of the run; 0 where nothing is trained."""
+    """Updates of the run; 0 without training."""
     batch_size: int
     """Training items per update."""
     tokens: int
@@ -71,7 +71,7 @@ class Audit:
     """Training tokens in the loss; for reasoning chains, labelled steps."""
     supervised_min: int
     supervised_mean: float
-    """Over training token rows; a pair has two."""
+    """Mean over training token rows; a pair has two."""
     unsupervised_rows: int
     """Token rows without a token in the loss."""
     ended: float
@@ -85,7 +85,7 @@ class Audit:
     fingerprint: str
     """sha256 of all ids, masks and labels, training and held out, and of the columns that rewards may read."""
     samples: str
-    """Rows printed with their mask; empty unless asked for."""
+    """Rendered rows with their loss mask; empty unless data.show_mask is set."""
     shown: tuple[PreviewRow, ...]
     """The first training rows with their loss mask, shortened."""
 
@@ -97,7 +97,7 @@ class Audit:
 
     @property
     def passes(self) -> float:
-        """Passes over the training items that the run's updates amount to."""
+        """Passes over the training items (epochs) in all updates of the run."""
         return self.updates * self.batch_size / max(1, self.items)
 
     @property
@@ -146,14 +146,14 @@ class Audit:
         return f"{self.passes:.2f} ({self.updates:,} updates × {self.batch_size:,} {unit} of {self.items:,})"
 
     def _unused(self) -> str:
-        """The columns that no record is made of, with the rows that have them where not all do."""
+        """The unused columns, with their number of rows unless all rows have them."""
         partly = {column: rows for column, rows in self.unused.items() if rows != self.rows_read}
         found = [f"{column} ({partly[column]} rows)" if column in partly else column for column in self.unused]
         hints = KINDS[self.kind].unused_hints
         return names(found) + "".join(f"; {hints[column]}" for column in self.unused if column in hints)
 
     def check(self) -> None:
-        """Raises ConfigError for data that would train on nothing."""
+        """Raises ConfigError for rows without tokens in the loss and for repeated BOS tokens."""
         if self.unsupervised_rows:
             raise ConfigError(
                 f"{self.source}: {self.unsupervised_rows} rows have no token in the loss; show them with "
@@ -169,9 +169,9 @@ class Audit:
 def count(
     train: Sequence[Encoded], held_out: Sequence[Encoded], template: Template, gold: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """The part of an audit that is counted on tokens, as its fields.
+    """The fields of an audit that are computed from tokens.
 
-    `gold` are the gold columns of the held-out rows, read when completions are evaluated.
+    `gold` are the gold columns of the held-out rows, which the evaluation of completions uses.
     """
     ids = [tokens for item in train for tokens in item.sequences()]
     rows = [row for item in train for row in item.token_rows()]
@@ -201,7 +201,7 @@ def _labels(items: Sequence[Encoded]) -> dict[str, int]:
 
 
 def fingerprint(items: Sequence[Encoded], gold: Sequence[Any] = ()) -> str:
-    """Changes with any token, mask, label, margin or column of any item, with any of `gold`, and with their order."""
+    """sha256 of the tokens, masks, labels, margins and columns of all items in order, and of `gold`."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(item.signature())
@@ -211,9 +211,9 @@ def fingerprint(items: Sequence[Encoded], gold: Sequence[Any] = ()) -> str:
 
 
 def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
-    """The first items as text: tokens in the loss green, all others dim, special tokens written out.
+    """Renders the first items: tokens in the loss green, all others dim, special tokens as text.
 
-    Of a reasoning chain, the token each step is scored at: green for a right step, red for a wrong one.
+    For a reasoning chain, the last token of each step is green for a right step and red for a wrong one.
     """
     shown = Text()
     for row in preview(items[:rows], template):
@@ -225,7 +225,7 @@ def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
 
 
 def _printed(renderable: Any) -> str:
-    """The console's rendering, with colours if it has them."""
+    """Renders for the console, in colour if it supports colour."""
     console = Console(file=io.StringIO(), width=Console().width, color_system=Console().color_system)  # type: ignore[arg-type]
     with console.capture() as capture:
         console.print(renderable)
@@ -246,10 +246,10 @@ def _leading(ids: Sequence[int], token: int | None) -> int:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens next to each other with the same use."""
+    """Adjacent tokens with the same use."""
 
     text: str
-    """Special tokens written out."""
+    """Decoded tokens, including special tokens."""
     use: TokenUse
 
 
@@ -258,13 +258,13 @@ class PreviewRow:
     """One row of tokens."""
 
     row: int
-    """Its number in the source."""
+    """Number of the row in the source."""
     role: str
-    """chosen or rejected; empty for a row that stands alone."""
+    """chosen or rejected; empty for a single row."""
     stretches: tuple[Stretch, ...]
 
     def shortened(self) -> PreviewRow:
-        """Of a size that a manifest can keep."""
+        """A copy with limited text for the manifest."""
         kept = tuple(
             replace(stretch, text=_shortened(stretch.text)) for stretch in self.stretches[:MAX_PREVIEW_STRETCHES]
         )
@@ -272,14 +272,14 @@ class PreviewRow:
 
 
 def preview(items: Sequence[Encoded], template: Template) -> Iterator[PreviewRow]:
-    """The rows of the items, a pair's two after each other."""
+    """The token rows of the items in order; a pair has two."""
     for item in items:
         for role, ids, uses in item.token_uses():
             yield PreviewRow(item.row, role, _stretches(ids.tolist(), uses, template))
 
 
 def _stretches(ids: Sequence[int], uses: Sequence[TokenUse], template: Template) -> tuple[Stretch, ...]:
-    """Decoded in one piece each: tokens decoded one by one lose their spaces and break letters of several bytes."""
+    """Groups adjacent tokens by use and decodes each group as a whole, which keeps spaces and multi-byte characters."""
     found, start = [], 0
     for use, group in groupby(uses):
         end = start + len(list(group))

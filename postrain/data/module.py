@@ -1,7 +1,7 @@
-"""The `data` group: from a source through the audit to the batches of every update.
+"""The `data` config group: reads, splits, filters and encodes the rows of a source, audits them and returns batches.
 
-`prepare` does all the work once, before any weight is loaded. The loader (schedule.py) gives a resumed run and any
-number of ranks the same rows. Under a plain Lightning Trainer `setup` calls `prepare` with the method's DataSpec.
+`prepare` does all of this once, before weights are loaded. The loader (schedule.py) returns the same rows after a
+resume and for any number of ranks. Under a plain Lightning Trainer `setup` calls `prepare` with the method's DataSpec.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ Share = Annotated[float, Interval(gt=0, lt=1)]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DataModule(LightningDataModule):
-    """Everything between a source of rows and the batches of a run.
+    """Data of a run, from the source of its rows to batches.
 
-    Python code gives `rows`: a list of mappings in any known layout, a path, or a `datasets.Dataset`. Without a
-    `tokenizer` it is the method's.
+    In Python, `rows` is a list of mappings in any known layout, a path, or a `datasets.Dataset`. The default `tokenizer`
+    is the method's.
 
         pairs = [{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}, ...]
         Trainer(max_steps=50).fit(DPO(model, tokenizer), datamodule=DataModule(pairs, tokenizer))
@@ -57,30 +57,30 @@ class DataModule(LightningDataModule):
     path: str | None = None
     """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also .gz .bz2 .xz .zst), a folder or a glob of such files
     ('data/*.jsonl'; those with test, eval, valid or dev in their name are held out), or a directory written by the
-    save_to_disk of `datasets`. It replaces the source. Lists and messages may stand in a cell as JSON text."""
+    save_to_disk of `datasets`. Replaces the source. Cells may contain lists and messages as JSON text."""
     eval_path: str | None = None
-    """Held-out rows: a path as data.path. null holds a share of the training rows out."""
+    """Path of the held-out rows, as data.path; null uses those of the source, else holds out training prompts."""
     eval_fraction: Share = 0.1
-    """Share of the prompts held out where the source has no held-out rows; at most eval_rows."""
+    """Fraction of the prompts to hold out if the source has no held-out rows; at most data.eval_rows prompts."""
     eval_rows: Size = 128
     """Maximum number of held-out rows."""
     max_rows: Count | None = None
-    """Read at most this many training rows, the first ones; null reads all. Held-out rows are not counted."""
+    """Maximum number of training rows, from the beginning; null uses all. Does not apply to held-out rows."""
     columns: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
-    """Our name for a column and the file's, where they differ: data.columns.prompt=question_text. The usual names
-    (those of Alpaca, ShareGPT, OpenAI, TRL, LLaMA-Factory, HH) are known; the audit names all others as unused."""
+    """Column names of the file by part of the record, as in data.columns.prompt=question_text. The names of Alpaca,
+    ShareGPT, OpenAI, TRL, LLaMA-Factory and HH-RLHF need no mapping; the audit lists unused columns."""
     template: str = "auto"
-    """auto (what the source is made for, else the tokenizer's own, else plain), chat, plain, alpaca, vicuna, qa,
-    dialogue, inst, bot, random (one of the five from alpaca to inst for each row; the exported model keeps its own
-    template, else alpaca), or the name of one of the tokenizer's templates, where it has several (tool_use, rag)."""
+    """Chat template: auto (the one the source requires, else the tokenizer's, else plain), chat (the tokenizer's),
+    plain, alpaca, vicuna, qa, dialogue, inst, bot, random (one of alpaca to inst for each row; the exported model has
+    its own template, else alpaca), or the name of one of the tokenizer's templates if it has several (tool_use, rag)."""
     loss_on: LossOn = "completion"
-    """Tokens in the loss: completion (the last answer), assistant (every answer), all (prompts too)."""
+    """Tokens in the loss: completion (the last answer), assistant (all answers), all (prompts too)."""
     max_length: Length | None = None
-    """Maximum tokens per row; null is the model's context. Prompts are truncated first, on the left."""
+    """Maximum tokens per row; null uses the model's context. Prompts are truncated first, on the left."""
     max_prompt_length: Count | None = None
-    """Maximum tokens per prompt; null is what max_length leaves."""
+    """Maximum tokens per prompt; null sets no limit besides data.max_length."""
     pack: bool = False
-    """Join running text and cut it into blocks of max_length; a document sees those before it in its block."""
+    """Join running text and split it into blocks of max_length; attention crosses document boundaries in a block."""
     steps: StepLayout = field(default_factory=StepLayout)
     """Separators between the steps of a reasoning chain, for step labels (method=prm)."""
     quality: Quality = field(default_factory=Quality)
@@ -89,7 +89,7 @@ class DataModule(LightningDataModule):
     """Dotted path of the gold scorer, a function with the true score of a completion; used for evaluation only:
     gold(prompt, completion, columns["gold"])."""
     show_mask: CountOrZero = 0
-    """Print this many rows with the tokens in the loss in green."""
+    """Number of rows to print with the tokens in the loss in green; 0 prints none."""
 
     def __post_init__(self, rows: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -103,11 +103,11 @@ class DataModule(LightningDataModule):
         self.gold_score: Callable[..., Mapping[str, float]] | None = (
             None if self.gold is None else load_target(self.gold)
         )
-        """Scores a completion of this data."""
+        """Gold scorer of completions; None without `gold`."""
         self.start_update = 0
-        """The first update to give batches for; a resumed method's counters go before it."""
+        """First update of the batches; the counters of a resumed method take precedence."""
         self.prepared_for: DataSpec | None = None
-        """The DataSpec that `setup` prepared last; None before, and after a direct call of `prepare`."""
+        """The DataSpec of the last `setup`; None before it and after a direct call of `prepare`."""
 
     # Before training ----------------------------------------------------------------------------------------------
 
@@ -123,14 +123,14 @@ class DataModule(LightningDataModule):
         completion_tokens: int = 0,
         use_margin: bool = False,
     ) -> Audit:
-        """Reads, filters, splits and encodes everything. Raises ConfigError for data that cannot be learned from.
+        """Reads, filters, splits and encodes all rows. Raises ConfigError for data that cannot be trained on.
 
-        `kind` names a record; `completion_tokens` are left free after the prompts that will be sampled from;
-        `use_margin` says that the method reads the margins of pairs.
+        `kind` is a record kind; `completion_tokens` are reserved after prompts for sampling; `use_margin` states that
+        the method uses the margins of pairs.
         """
         self.spec = DataSpec(kind, context, completion_tokens, batch_size, updates, seed, use_margin)
         loaded = self._load()
-        # Running text says nothing of templates: an exported base model keeps its tokenizer's own.
+        # Running text uses no template, so an exported base model keeps its tokenizer's.
         running = kind == Text.__name__
         mode = "plain" if running else loaded.template if self.template == "auto" else self.template
         self.chat_template = Template(tokenizer, mode=mode, seed=seed, install=not running)
@@ -146,8 +146,7 @@ class DataModule(LightningDataModule):
         return self.audit
 
     def setup(self, stage: str) -> None:
-        """Prepares what the Trainer's method learns from, unless it is prepared already. Raises ConfigError for rows
-        that it cannot learn from."""
+        """Prepares the data for the Trainer's method unless it is prepared. Raises ConfigError."""
         method: Any = self.trainer.lightning_module if self.trainer else None
         if method is None or (hasattr(self, "audit") and self.prepared_for is None):
             return
@@ -191,7 +190,7 @@ class DataModule(LightningDataModule):
         return replace(parts, train=filtered.records)
 
     def _held_out(self, encoder: Encoder, parts: Split) -> tuple[Encoded, ...]:
-        """The held-out rows; those that they cannot be encoded without are left out again."""
+        """Encodes the held-out rows, together with the training rows that they need, which are then dropped."""
         borrowed = KINDS[self.spec.kind].borrowed(parts.held_out, parts.train)
         return encode(self._with_reward_columns((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
 
@@ -199,7 +198,7 @@ class DataModule(LightningDataModule):
         return KINDS[self.spec.kind].with_reward_columns(records)
 
     def _row_length(self) -> int:
-        """Tokens a training row may have; a prompt leaves room for what will be sampled."""
+        """Maximum tokens per training row; for prompts, minus the tokens to sample."""
         context = self.spec.context
         if self.max_length is not None and self.max_length > context:
             raise ConfigError(
@@ -209,7 +208,7 @@ class DataModule(LightningDataModule):
         return min(longest, self.max_length or longest)
 
     def _prompt_length(self) -> int:
-        """Tokens a prompt that is sampled from may have."""
+        """Maximum tokens of a prompt for sampling."""
         room = self.spec.context - self.spec.completion_tokens
         if room < 1:
             raise ConfigError(
@@ -257,7 +256,7 @@ class DataModule(LightningDataModule):
     # While training -----------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> TrainBatches:
-        """The batches of the updates that are still to do, this rank's share."""
+        """This rank's share of the batches of the remaining updates."""
         trainer = self.trainer
         method = trainer.lightning_module if trainer else None
         ranks = trainer.world_size if trainer else 1
@@ -275,11 +274,11 @@ class DataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> EvalBatches:
-        """The batches of an evaluation, the same on every rank."""
+        """The held-out batches, the same on every rank."""
         return EvalBatches(self.eval)
 
     def eval_prompts(self, count: int) -> Prompts:
-        """The first `count` different held-out prompts, to sample from; of running text, the beginning of each."""
+        """The first `count` distinct held-out prompts; for running text, the beginning of each document."""
         different = list({record.prompt_content(): record for record in self.records.held_out}.values())[:count]
         encoder = self._encoder(self._prompt_length())
         if self.spec.kind == Text.__name__:
@@ -287,15 +286,15 @@ class DataModule(LightningDataModule):
                 [record.encode_beginning(encoder) for record in different if isinstance(record, Text)]
             )
         found = convert(different, Prompt.__name__, source="the held-out rows").records
-        asked = Prompt.with_reward_columns(tuple(record for record in found if isinstance(record, Prompt)))
-        return EncodedPrompt.collate([record.encode(encoder) for record in asked])
+        prompts = Prompt.with_reward_columns(tuple(record for record in found if isinstance(record, Prompt)))
+        return EncodedPrompt.collate([record.encode(encoder) for record in prompts])
 
     def token_ids(self) -> list[int]:
-        """Every token that a training row holds, once, in order."""
+        """The distinct token ids of the training rows, sorted."""
         return torch.cat([ids for item in self.train for ids in item.sequences()]).unique().tolist()
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
-        """Columns that every training record brings, for rewards."""
+        """Columns that all training records have, for rewards."""
         common = set.intersection(*(set(record.columns) for record in self.records.train))
         return tuple(name for name in self.records.train[0].columns if name in common)
