@@ -42,8 +42,8 @@ Share = Annotated[float, Interval(gt=0, lt=1)]
 class DataModule(LightningDataModule):
     """Data of a run, from the source of its rows to batches.
 
-    In Python, `rows` is a list of mappings in any known layout, a path, or a `datasets.Dataset`. The default `tokenizer`
-    is the method's.
+    In Python, `rows` is a list of mappings in any known layout, a path, or a `datasets.Dataset`. The default
+    `tokenizer` is the method's.
 
         pairs = [{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}, ...]
         Trainer(max_steps=50).fit(DPO(model, tokenizer), datamodule=DataModule(pairs, tokenizer))
@@ -72,7 +72,7 @@ class DataModule(LightningDataModule):
     template: str = "auto"
     """Chat template: auto (the one the source requires, else the tokenizer's, else plain), chat (the tokenizer's),
     plain, alpaca, vicuna, qa, dialogue, inst, bot, random (one of alpaca to inst for each row; the exported model has
-    its own template, else alpaca), or the name of one of the tokenizer's templates if it has several (tool_use, rag)."""
+    its own template, else alpaca), or the name of another of its templates (tool_use, rag)."""
     loss_on: LossOn = "completion"
     """Tokens in the loss: completion (the last answer), assistant (all answers), all (prompts too)."""
     max_length: Length | None = None
