@@ -85,7 +85,9 @@ def sum_gradients(parameters: Sequence[Parameter]) -> None:
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in whole])
     dist.all_reduce(flat)
     for parameter, total in zip(whole, flat.split([p.numel() for p in whole]), strict=True):
-        parameter.grad = total.view_as(parameter).clone()
+        # With master weights, the gradients of 16-bit parameters are float32.
+        dtype = getattr(parameter, "grad_dtype", None) or parameter.dtype
+        parameter.grad = total.view_as(parameter).to(dtype, copy=True)
 
 
 def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:

@@ -75,6 +75,10 @@ class Hardware:
     precision: Literal["fp32", "bf16-mixed", "bf16"] = "fp32"
     """fp32, bf16-mixed (fp32 weights, bf16 autocast) or bf16 (bf16 weights). fp16 is not supported: it gives NaN on a
     CPU and loses small log-ratios."""
+    master_weights: bool = True
+    """Keep float32 copies of trained bf16 weights in the optimizer, which takes the steps there: 18 bytes per trained
+    parameter with AdamW. false takes 8 and trains the bf16 weights themselves: steps below 1/512 of a weight are lost,
+    which is most of them at learning rates of fine-tuning. No effect on fp32 weights, such as those of LoRA."""
     threads: Workers | None = None
     """CPU threads per rank; null is PyTorch's default, divided by the ranks of the node."""
     checkpoint_every: Count = 20

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
@@ -24,7 +25,7 @@ from postrain.hardware import collectives
 from postrain.methods.components import MethodComponents, RewardLike, components_of
 from postrain.methods.lightning_hooks import LightningHooks
 from postrain.methods.metrics import Metrics, add_metrics, combine
-from postrain.methods.optim import chosen_optimizer, lr_factor, make_optimizer, set_learning_rate
+from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches
 from postrain.rollout.engine import Engine
@@ -293,8 +294,7 @@ class Method(LightningHooks):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over all trainable parameters: AdamW, or the one of `optim`."""
-        if self.components.optim is not None:
-            return chosen_optimizer(self, self.components.optim, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return make_optimizer(
-            self, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.adam_betas, eps=self.adam_eps
-        )
+        # torch adds eps to the bias-corrected root, TensorFlow to the raw one: early steps differ by a small factor.
+        adamw = partial(torch.optim.AdamW, betas=self.adam_betas, eps=self.adam_eps, fused=True)
+        make, masters = self.components.optim or adamw, self.components.master_weights
+        return make_optimizer(self, make, lr=self.learning_rate, weight_decay=self.weight_decay, master_weights=masters)

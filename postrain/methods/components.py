@@ -49,6 +49,8 @@ class MethodComponents:
     """The environment of multi-turn rollouts."""
     optim: Callable[..., torch.optim.Optimizer] | None = None
     """Constructs the optimizer from parameter groups and `lr`; None is AdamW with the method's settings."""
+    master_weights: bool = True
+    """Whether the optimizer keeps float32 copies of 16-bit parameters."""
 
 
 @dataclass

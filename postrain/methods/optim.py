@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from postrain.errors import ConfigError
+from postrain.methods.master_weights import MasterWeights, is_low_precision
 
 
 def lr_factor(schedule: str, update: int, updates: int, warmup: float) -> float:
@@ -27,14 +29,18 @@ def lr_factor(schedule: str, update: int, updates: int, warmup: float) -> float:
 
 
 def make_optimizer(
-    module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
-) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only.
-
-    `eps` is a setting because frameworks differ: torch adds it to the bias-corrected root, TensorFlow to the raw one.
-    With the same eps, early steps differ severalfold.
-    """
-    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
+    module: nn.Module,
+    make: Callable[..., torch.optim.Optimizer],
+    *,
+    lr: float,
+    weight_decay: float,
+    master_weights: bool = True,
+) -> torch.optim.Optimizer:
+    """The optimizer of all trainable parameters, `make(groups, lr=lr)`; 16-bit ones have float32 master weights."""
+    groups = parameter_groups(module, weight_decay)
+    low_precision = any(is_low_precision(parameter) for group in groups for parameter in group["params"])
+    build = partial(checked_optimizer, make=make, lr=lr, weight_decay=weight_decay)
+    return MasterWeights(build, groups) if master_weights and low_precision else build(groups)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -50,15 +56,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def chosen_optimizer(
-    module: nn.Module, make: Callable[..., torch.optim.Optimizer], *, lr: float, weight_decay: float
+def checked_optimizer(
+    groups: list[dict[str, Any]], make: Callable[..., torch.optim.Optimizer], *, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimizer `make(groups, lr=lr)` over all trainable parameters, with weight decay on matrices only.
-
-    Raises ConfigError for arguments or optimizers that cannot be used.
-    """
+    """`make(groups, lr=lr)`. Raises ConfigError for one that does not fit."""
     try:
-        found: Any = make(parameter_groups(module, weight_decay), lr=lr)
+        found: Any = make(groups, lr=lr)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optim: {' '.join(str(error).split())}") from None
     if not isinstance(found, torch.optim.Optimizer):

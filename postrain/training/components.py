@@ -73,6 +73,7 @@ def build(config: TrainConfig) -> Components:
             preference=preference,
             environment=config.environment,
             optim=given.optim if given else config.make_optimizer,
+            master_weights=config.trainer.master_weights,
         )
     )
     return Components(method, data, audit, tokenizer, other)
