@@ -145,4 +145,4 @@ def test_randomly_initialized_added_tokens_are_named() -> None:
     tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
     used = [0, 1, tokenizer.eos_token_id, *NEW]
     assert randomly_initialized(model, tokenizer, used) == ["<think>", "</think>"]
-    assert randomly_initialized(model, tokenizer, used, but=NEW[:1]) == ["</think>"]
+    assert randomly_initialized(model, tokenizer, used, exclude=NEW[:1]) == ["</think>"]
