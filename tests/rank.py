@@ -17,7 +17,12 @@ TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2")
 # Runs that shard the policy, by name. The odd batch in small micro-batches gives the ranks different pass counts.
 SHARDED = {
     "sharded": ["method=ppo"],
-    "ragged": ["method=kto", "method.batch_size=7", "method.micro_batch_tokens=100"],
+    "ragged": [
+        "method=kto",
+        "method.batch_size=7",
+        "method.micro_batch_tokens=100",
+        "method.gradient_checkpointing=true",
+    ],
     "adapted": ["method=dpo", "adapter=lora", "method.precompute_ref_log_probs=false"],
 }
 

@@ -46,9 +46,13 @@ FOREIGN_KEYS = (
     ),
     ForeignKey(
         "gradient_accumulation_steps accumulate_grad_batches grad_accum micro_batch_size per_device_batch_size "
-        "per_device_eval_batch_size eval_batch_size ppo_micro_batch_size gradient_checkpointing",
+        "per_device_eval_batch_size eval_batch_size ppo_micro_batch_size",
         "method.micro_batch_tokens micro_batch_tokens",
         note="gradients are accumulated over micro-batches of at most this many tokens; results do not depend on it",
+    ),
+    ForeignKey(
+        "gradient_checkpointing enable_gradient_checkpointing activation_checkpointing use_gradient_checkpointing",
+        "method.gradient_checkpointing",
     ),
     ForeignKey(
         "logging_steps log_every_n_steps log_interval log_freq logging_strategy log_steps",

@@ -22,6 +22,7 @@ from torch import nn
 from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
+from postrain.hardware import collectives
 from postrain.methods.components import Counters, MethodComponents
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
@@ -191,6 +192,17 @@ class LightningHooks(LightningModule):
             seed=self.components.seed,
             use_margin=getattr(self, "use_margin", False),
         )
+
+    def configure_model(self) -> None:
+        """Shards the policy if the strategy provides a device mesh (FSDP)."""
+        if self.device_mesh is not None:
+            collectives.shard(self.policy, self.device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        """Moves reward and preference models, which are not submodules, to the policy's device."""
+        for model in (self.components.reward, self.components.preference):
+            if model is not None:
+                model.to(self.device)
 
     def train_dataloader(self) -> Any:
         """Training batches of `data=`, if the Trainer has no datamodule."""

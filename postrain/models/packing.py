@@ -142,14 +142,14 @@ AttentionMaskInterface.register(NAME, no_mask)
 
 
 @contextmanager
-def use_packed_attention(inner: Any) -> Iterator[None]:
-    """Makes transformers call `packed_attention` inside the block."""
-    previous = inner.config._attn_implementation
-    inner.config._attn_implementation = NAME
+def use_attention(config: Any, name: str) -> Iterator[None]:
+    """Makes transformers call this attention function inside the block, such as `packed_attention`."""
+    previous = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:
-        inner.config._attn_implementation = previous
+        config._attn_implementation = previous
 
 
 def hidden_states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -172,7 +172,7 @@ def packed_states(model: nn.Module, packing: Packing) -> Tensor:
     device = next(model.parameters()).device
     on_device = replace(packing, gather_M=packing.gather_M.to(device), inverse_N=packing.inverse_N.to(device))
     ids_1N, positions_1N = packing.ids_N[None].to(device), packing.positions_N[None].to(device)
-    with use_packed_attention(unwrapped(model)):
+    with use_attention(unwrapped(model).config, NAME):
         found = trunk(model)(input_ids=ids_1N, position_ids=positions_1N, use_cache=False, packing=on_device)
     return found.last_hidden_state[0]
 
