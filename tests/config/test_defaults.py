@@ -36,7 +36,7 @@ class Rest(Section):
 
 @dataclass(kw_only=True)
 class Whole:
-    part: Part = field(default_factory=lambda: Part(share=0.1))
+    item: Part = field(default_factory=lambda: Part(share=0.1))
     group: Part
     rest: Rest = field(default_factory=Rest)
     pair: tuple[int, int] = (1, 2)
@@ -53,8 +53,8 @@ def completed(**settings: Any) -> Any:
 def test_defaults_complete_missing_keys() -> None:
     rest = {"rest": {"output": "runs"}, "pair": [1, 2], "names": {"a": None, "b": None}}
     assert completed() == {**rest}
-    assert completed(part={TARGET: PART, "count": 3}) == {"part": {TARGET: PART, "count": 3, "share": 0.5}, **rest}
-    assert completed(part={"count": 3})["part"] == {"count": 3}  # without _target_: only a group option has it
+    assert completed(item={TARGET: PART, "count": 3}) == {"item": {TARGET: PART, "count": 3, "share": 0.5}, **rest}
+    assert completed(item={"count": 3})["item"] == {"count": 3}  # without _target_: only a group option has it
     quality = composed(["method=sft", "data.quality.dedupe=true"])["data"]["quality"]
     assert (quality[TARGET], quality["dedupe"], quality["empty"]) == ("postrain.data.quality.Quality", True, "drop")
 
