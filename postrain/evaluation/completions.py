@@ -66,13 +66,13 @@ def compare_to_reference(eval_model: EvalModel, rollouts: Rollouts) -> Reference
     """KL and log-probabilities of the model's completions under model and reference, at the sampling temperature."""
     reference = eval_model.reference
     assert reference is not None
-    return in_micro_batches(
-        lambda rows: score_with_reference(
-            eval_model.model, reference, rows, temperature=eval_model.engine.sampling.temperature or 1.0
-        ),
-        rollouts.rows,
-        eval_model.micro_batch_tokens,
-    )
+    temperature = eval_model.engine.sampling.temperature or 1.0
+    with reference.scoring():
+        return in_micro_batches(
+            lambda rows: score_with_reference(eval_model.model, reference, rows, temperature=temperature),
+            rollouts.rows,
+            eval_model.micro_batch_tokens,
+        )
 
 
 def gold_scores(rollouts: Rollouts, data: DataModule) -> tuple[Mapping[str, float], ...]:

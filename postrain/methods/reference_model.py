@@ -130,9 +130,10 @@ class ReferenceModelMixin(Method):
 
     @contextmanager
     def initial_model(self) -> Iterator[nn.Module]:
-        """The reference model; without one, the policy, which has not been updated yet."""
-        if self.components.reference is not None:
-            with self.components.reference.scoring() as model:
+        """The reference model, before the first update: without one of its own, the policy without its adapter."""
+        reference, adapted = self.components.reference, hasattr(self.policy, "disable_adapter")
+        if reference is not None and (adapted or self.components.separate_reference):
+            with reference.scoring() as model:
                 yield model
         else:
             with in_eval_mode(self.policy):

@@ -108,6 +108,11 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def size_in_bytes(model: nn.Module) -> int:
+    """Memory of all parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def frozen_copy(model: Model) -> Model:
     """A copy of the model in eval mode, with gradients disabled."""
     return copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,11 +1,11 @@
-"""The reference model of a policy: the policy with its adapter disabled, or a frozen model.
+"""The reference model of a policy: the policy with its adapter disabled, a frozen model, or one loaded while it scores.
 
 It is not a submodule, so optimizer, checkpoints and DDP do not see its weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -18,9 +18,18 @@ from postrain.models.parts import frozen_copy
 class Reference:
     """The reference policy. A plain object, so that a module with this attribute does not own the weights."""
 
-    def __init__(self, policy: Any, frozen: nn.Module | None, *, description: str = "") -> None:
+    def __init__(
+        self,
+        policy: Any,
+        frozen: nn.Module | None = None,
+        *,
+        load: Callable[[], nn.Module] | None = None,
+        description: str = "",
+    ) -> None:
+        """`load` gives the frozen model for the time of a `scoring` block; without both, the adapter is disabled."""
         self._policy = policy
         self._frozen = frozen
+        self._load = load
         self.description = description or (
             "reference: the policy with its adapter disabled"
             if frozen is None
@@ -36,14 +45,28 @@ class Reference:
 
     @contextmanager
     def scoring(self) -> Iterator[nn.Module]:
-        """The reference model in eval mode, without gradients; restores the policy's state afterwards."""
-        with torch.no_grad():
-            if self._frozen is None:
+        """The reference model in eval mode, without gradients; restores the policy's state afterwards.
+
+        A model that is loaded stays until the outermost block ends, so a loop over batches belongs in one block.
+        """
+        with torch.no_grad(), self._resident() as frozen:
+            if frozen is None:
                 with in_eval_mode(self._policy), adapter_disabled(self._policy):
                     yield self._policy
             else:
                 # Lightning moves only the policy, since no module owns the reference.
-                yield self._frozen.to(next(self._policy.parameters()).device)
+                yield frozen.to(next(self._policy.parameters()).device)
+
+    @contextmanager
+    def _resident(self) -> Iterator[nn.Module | None]:
+        if self._frozen is not None or self._load is None:
+            yield self._frozen
+            return
+        self._frozen = self._load().eval().requires_grad_(False)
+        try:
+            yield self._frozen
+        finally:
+            self._frozen = None
 
 
 @contextmanager

@@ -7,24 +7,22 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import nn
 
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
-from postrain.errors import ConfigError
 from postrain.hardware.collectives import full_state_dict
 from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
 from postrain.methods.components import MethodComponents, reward_and_preference
 from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
-from postrain.models.reference import Reference
-from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import PreferenceModel, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
 from postrain.training.config import TrainConfig
+from postrain.training.reference import build_reference, reference_fingerprint, resolve_reference
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def build(config: TrainConfig) -> Components:
             template=data.chat_template,
             seed=config.seed,
             engine=config.rollout,
-            reference=(given and given.reference) or build_reference(config, policy, other),
+            reference=(given and given.reference) or build_reference(config, policy, other, saved=given is None),
             separate_reference=given.separate_reference if given else other is not None,
             reference_fingerprint="" if given else reference_fingerprint(config, other or resolved),
             reward=reward,
@@ -86,44 +84,6 @@ def build_reward(config: TrainConfig) -> tuple[Reward | None, PreferenceModel | 
     reward, preference = reward_and_preference(config.reward and config.reward.value)
     config.method.check_reward(reward, preference)
     return reward, preference
-
-
-def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
-    """The model that the key `reference` names, if any. Raises ConfigError for a reward model or another vocabulary."""
-    path = config.reference
-    if path is None:
-        return None
-    found = resolve_for("reference", path, "a directory or run folder")
-    if "scalar" in (config.method.head, found.head):
-        who = "this method" if config.method.head == "scalar" else "a reward model"
-        raise ConfigError(f"reference={path}: {who} has no log-probabilities to compare; remove it")
-    theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
-    if theirs != ours:
-        raise ConfigError(
-            f"reference={path}: its vocabulary ({len(theirs)} tokens) differs from the policy's ({len(ours)}); "
-            "log-probabilities need the same tokens: give a model of the same family"
-        )
-    return found
-
-
-def reference_fingerprint(config: TrainConfig, model: ResolvedModel) -> str:
-    """A key of everything but the rows that determines log-probabilities under `model`, the reference of this run."""
-    hardware = config.trainer
-    weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
-    return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
-
-
-def build_reference(config: TrainConfig, policy: nn.Module, other: ResolvedModel | None) -> Reference | None:
-    """The reference policy, if the method or the KL of evaluated completions needs one; None saves its memory."""
-    method, hardware = config.method, config.trainer
-    if other is not None:
-        model = cast("nn.Module", load_causal(other, dtype=hardware.dtype)).to(hardware.device)
-        return Reference(
-            policy, model.requires_grad_(False), description=f"reference: {other.name} ({config.reference})"
-        )
-    if method.needs_reference() or (method.head == "causal" and config.evaluation.completions > 0):
-        return Reference.for_policy(policy)
-    return None
 
 
 def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:

@@ -1,5 +1,6 @@
 """The reference model keeps the initial weights of the policy during training."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -77,6 +78,27 @@ def test_given_model_is_the_reference_and_the_description_names_the_kind() -> No
         assert model is other
     assert Reference.for_policy(policy(True)).description == "reference: the policy with its adapter disabled"
     assert "frozen" in Reference.for_policy(policy(False)).description
+
+
+def test_loaded_model_is_shared_by_nested_blocks_and_released_after_the_outermost() -> None:
+    loaded: list[Any] = []
+
+    def load() -> nn.Module:
+        model = tiny_model("gpt2", seed=5).train()
+        loaded.append(weakref.ref(model))
+        return model
+
+    learner = policy(True)
+    reference = Reference(learner, load=load)
+    for _ in range(2):
+        with reference.scoring() as model:
+            assert not model.training
+            assert not any(parameter.requires_grad for parameter in model.parameters())
+            with reference.scoring() as again:
+                assert again is model
+            assert loaded[-1]() is model
+            del model, again
+    assert [one() for one in loaded] == [None, None]
 
 
 def test_frozen_copy_shares_no_weights() -> None:

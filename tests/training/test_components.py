@@ -7,7 +7,7 @@ import pytest
 from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, LoRA
 from postrain.models.loading import load_tokenizer
-from postrain.training.components import reference_fingerprint, resolve_reference
+from postrain.training.reference import reference_fingerprint, resolve_reference
 from tests.training_runs import train_config
 
 

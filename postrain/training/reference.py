@@ -1,0 +1,101 @@
+"""The reference policy of a run, and where its weights are while training.
+
+A method whose loss needs the reference at every update keeps a frozen copy. All others need it before the first update
+(precomputed log-probabilities) and for the KL of evaluated completions: they read it from the model's files for that
+time, so training holds one copy of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+
+from postrain.errors import ConfigError
+from postrain.models.directory import fingerprint
+from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.parts import size_in_bytes
+from postrain.models.reference import Reference
+from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.training.config import TrainConfig
+
+# A smaller policy has a frozen copy in memory: reading it for every evaluation would take longer than it is worth.
+READ_FROM = 2**28
+
+
+def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
+    """The model that the key `reference` names, if any. Raises ConfigError for a reward model or another vocabulary."""
+    path = config.reference
+    if path is None:
+        return None
+    found = resolve_for("reference", path, "a directory or run folder")
+    if "scalar" in (config.method.head, found.head):
+        who = "this method" if config.method.head == "scalar" else "a reward model"
+        raise ConfigError(f"reference={path}: {who} has no log-probabilities to compare; remove it")
+    theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
+    if theirs != ours:
+        raise ConfigError(
+            f"reference={path}: its vocabulary ({len(theirs)} tokens) differs from the policy's ({len(ours)}); "
+            "log-probabilities need the same tokens: give a model of the same family"
+        )
+    return found
+
+
+def reference_fingerprint(config: TrainConfig, model: ResolvedModel) -> str:
+    """A key of everything but the rows that determines log-probabilities under `model`, the reference of this run."""
+    hardware = config.trainer
+    weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
+    return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
+
+
+def build_reference(
+    config: TrainConfig, policy: nn.Module, other: ResolvedModel | None, *, saved: bool = True
+) -> Reference | None:
+    """The reference policy, if the method or the KL of evaluated completions needs one.
+
+    `other` is the model that the key `reference` names; `saved` is False for a policy given in Python.
+    """
+    method = config.method
+    if other is not None:
+        load, needed = partial(load_frozen, other, config.trainer.dtype), method.needs_reference()
+        description = f"reference: {other.name} ({config.reference})"
+        return Reference(policy, load() if needed else None, load=load, description=description)
+    if method.needs_reference():
+        return Reference.for_policy(policy)
+    if method.head != "causal" or not config.evaluation.completions:
+        return None
+    load = partial(load_frozen, config.resolved, next(policy.parameters()).dtype)
+    if hasattr(policy, "disable_adapter") or size_in_bytes(policy) < READ_FROM or not (saved or gives(load, policy)):
+        return Reference.for_policy(policy)
+    description = "reference: the initial policy, read from its files for each evaluation"
+    return Reference(policy, load=load, description=description)
+
+
+def load_frozen(resolved: ResolvedModel, dtype: torch.dtype) -> nn.Module:
+    """The model without adapter, on the CPU. Raises ConfigError if its files changed since the run started."""
+    directories = (resolved.directory, *resolved.adapters)
+    if not all(path.is_dir() for path in directories) or fingerprint(*directories) != resolved.fingerprint:
+        raise ConfigError(
+            f"reference: the files in {directories[-1]} changed during the run; restore them and resume, or set "
+            "evaluation.completions=0"
+        )
+    # Not in the precision of the evaluation around it: loading compares outputs of the model.
+    with torch.autocast("cpu", enabled=False):
+        return cast("nn.Module", load_causal(resolved, dtype=dtype)).requires_grad_(False)
+
+
+def gives(load: Callable[[], nn.Module], policy: nn.Module) -> bool:
+    """Whether `load` gives the policy, bit for bit."""
+    try:
+        loaded = load()
+    except ConfigError:
+        return False
+    mine, theirs = policy.state_dict(), loaded.state_dict()
+    same = type(loaded) is type(policy) and mine.keys() == theirs.keys()
+    return same and all(
+        value.dtype == theirs[name].dtype and torch.equal(value.cpu(), theirs[name]) for name, value in mine.items()
+    )
