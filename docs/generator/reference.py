@@ -10,7 +10,7 @@ from typing import Any
 
 from docs.generator.tables import code, escaped, sentence, table
 from postrain.cli.commands import COMMANDS
-from postrain.cli.help import groups
+from postrain.cli.help import groups, keys_of
 from postrain.cli.main import root_of
 from postrain.config.annotations import describe
 from postrain.config.paths import CONF
@@ -123,7 +123,7 @@ def group(name: str) -> str:
     """The options of a group with all keys of each."""
     parts = [groups().get(name, ""), options_of(name)]
     for chosen, file in options(name).items():
-        rows = list(entry_rows(option_entries(name, file)))
+        rows = list(entry_rows(keys_of(name, file)))
         set_elsewhere = sorted(set(option(name, file)) - {name, "defaults"})
         if rows:
             parts += [f"## {name}={chosen}", f"{sentence(file)}.", table(KEYS, rows)]

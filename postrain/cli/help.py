@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from textwrap import indent
 from typing import Any
 
@@ -28,6 +29,7 @@ from postrain.config.reference import (
     option,
     option_entries,
     options,
+    supplied_arguments,
 )
 from postrain.config.schema import TARGET, schema_of
 from postrain.config.tree import fill_defaults
@@ -79,6 +81,11 @@ def groups() -> dict[str, str]:
     return found
 
 
+def keys_of(group: str, file: Path) -> Iterator[Entry]:
+    """Every key of an option that a config may set."""
+    yield from option_entries(group, file, without=supplied_arguments(map(root_of, PROGRAMS)))
+
+
 def explain(word: str) -> str | None:
     """The description of a key, a group or an option; None if it does not exist."""
     name = word.strip().lstrip("+")
@@ -96,7 +103,7 @@ def explain(word: str) -> str | None:
     places = [group] if chosen else [each for each in groups() if name in options(each)]
     choices = [(each, options(each)[chosen or name]) for each in places if (chosen or name) in options(each)]
     if choices:
-        return "\n\n".join(f"{each}={file.stem}\n{describe_all(option_entries(each, file))}" for each, file in choices)
+        return "\n\n".join(f"{each}={file.stem}\n{describe_all(keys_of(each, file))}" for each, file in choices)
     return _key(name)
 
 
@@ -145,7 +152,7 @@ def known_keys() -> Iterator[tuple[str, Entry]]:
     for group in groups():
         for name, file in options(group).items():
             try:
-                yield from [(f"{group}={name}", entry) for entry in option_entries(group, file)]
+                yield from [(f"{group}={name}", entry) for entry in keys_of(group, file)]
             except ConfigError as error:
                 # An invalid option of the user must not hide the keys of other options.
                 print(f"note: {file}: {error}", file=sys.stderr)
@@ -199,7 +206,7 @@ def _markdown() -> Iterator[str]:
     for group, description in groups().items():
         yield from (f"## {group}", "", description, "")
         for name, file in options(group).items():
-            rows = list(option_entries(group, file))
+            rows = list(keys_of(group, file))
             if rows:
                 yield from (f"### {group}={name}", "", "| key | default | type | meaning |", "|---|---|---|---|")
                 for e in rows:

@@ -37,6 +37,7 @@ REMEDIES = {
     "trainer._target_": "a run creates its Trainer; for options of Lightning's Trainer write lightning.pytorch.Trainer",
     "trainer.precision": "fp16 gives NaN on a CPU and loses the small log-ratios these methods need; use bf16-mixed",
     "optim.lr": "method.learning_rate",
+    "optim.weight_decay": "method.weight_decay",
 }
 
 

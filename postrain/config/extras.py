@@ -34,6 +34,7 @@ INSTEAD = {
 NAMES = {
     "postrain.data.tasks.ReasoningGym": "reasoning_gym",
     "postrain.evaluation.harness.Harness": "lm_eval",
+    "postrain.methods.adamw_8bit.AdamW8bit": "bitsandbytes",
     "postrain.models.adapters.QLoRA": "bitsandbytes",
     "postrain.rewards.reasoning_gym.ReasoningGymScore": "reasoning_gym",
     "postrain.rewards.verified.json_valid": "jsonschema",

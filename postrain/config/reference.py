@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from postrain.config import renamed
 from postrain.config.annotations import adapter, describe
 from postrain.config.paths import config_dirs
-from postrain.config.schema import TARGET, Key, is_node, is_section, load_target, schema_of
+from postrain.config.schema import TARGET, Key, SuppliedArguments, is_node, is_section, load_target, schema_of
 from postrain.config.tree import fill_defaults
 from postrain.errors import ConfigError
 
@@ -124,12 +124,20 @@ def option(group: str, file: Path) -> dict[str, Any]:
     return renamed.config(merged)
 
 
-def option_entries(group: str, file: Path) -> Iterator[Entry]:
-    """Every key of an option's class."""
+def supplied_arguments(roots: Iterable[Any]) -> frozenset[str]:
+    """The dotted arguments of options that the run passes itself, such as optim.lr."""
+    keys = [item for root in roots for item in schema_of(root).keys.items()]
+    marks = [(name, mark) for name, key in keys for mark in getattr(key.annotation, "__metadata__", ())]
+    return frozenset(f"{name}.{each}" for name, mark in marks if isinstance(mark, SuppliedArguments) for each in mark)
+
+
+def option_entries(group: str, file: Path, *, without: Collection[str] = ()) -> Iterator[Entry]:
+    """Every key of an option's class, except those in `without`."""
     node = option(group, file).get(group)
     if isinstance(node, Mapping) and is_node(node):
         target = load_target(node[TARGET])
-        yield from entries(fill_defaults(node, target), target, f"{group}.")
+        found = entries(fill_defaults(node, target), target, f"{group}.")
+        yield from (entry for entry in found if entry.path not in without)
 
 
 def json_schema(groups: Mapping[str, str], root: type) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from postrain.errors import ConfigError
 from postrain.methods.master_weights import MasterWeights, is_low_precision
+from postrain.methods.muon import USE_MUON
 
 
 def lr_factor(schedule: str, update: int, updates: int, warmup: float) -> float:
@@ -37,14 +38,18 @@ def make_optimizer(
     master_weights: bool = True,
 ) -> torch.optim.Optimizer:
     """The optimizer of all trainable parameters, `make(groups, lr=lr)`; 16-bit ones have float32 master weights."""
-    groups = parameter_groups(module, weight_decay)
+    separate = getattr(getattr(make, "func", make), "separates_blocks", False)
+    groups = parameter_groups(module, weight_decay, separate_blocks=separate)
     low_precision = any(is_low_precision(parameter) for group in groups for parameter in group["params"])
     build = partial(checked_optimizer, make=make, lr=lr, weight_decay=weight_decay)
     return MasterWeights(build, groups) if master_weights and low_precision else build(groups)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in groups: matrices with weight decay, all others without; sharded ones separately."""
+def parameter_groups(module: nn.Module, weight_decay: float, *, separate_blocks: bool = False) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices with weight decay, all others without; sharded ones separately.
+
+    With `separate_blocks`, each group has `use_muon`: whether it holds the two-dimensional matrices of the blocks.
+    """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {
@@ -53,7 +58,20 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         }
         for matrix, sharded in itertools.product((True, False), (False, True))
     ]
-    return [group for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]]
+    return by_use_muon(module, groups) if separate_blocks else groups
+
+
+def by_use_muon(module: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups split into two-dimensional matrices of transformer blocks, which are in module lists, and the rest."""
+    blocks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
+    matrices = {p for block in blocks for p in block.parameters() if p.ndim == 2}
+    split = [
+        {**group, "params": [p for p in group["params"] if (p in matrices) is muon], USE_MUON: muon}
+        for group in groups
+        for muon in (True, False)
+    ]
+    return [group for group in split if group["params"]]
 
 
 def checked_optimizer(

@@ -57,7 +57,7 @@ class TrainConfig(Section):
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
     """Lightning callbacks, under names of your choice. An evaluation is a validation to them; its metrics can be
     monitored."""
-    optim: Annotated[Deferred[torch.optim.Optimizer] | None, SuppliedArguments({"params", "lr"})] = None
+    optim: Annotated[Deferred[torch.optim.Optimizer] | None, SuppliedArguments({"params", "lr", "weight_decay"})] = None
     """A torch optimizer; null is AdamW. Learning rate, schedule and weight decay are keys of the method."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Evaluation on held-out rows: interval, completions and tasks."""
