@@ -79,6 +79,10 @@ class Hardware:
     """Keep float32 copies of trained bf16 weights in the optimizer, which takes the steps there: 18 bytes per trained
     parameter with AdamW. false takes 8 and trains the bf16 weights themselves: steps below 1/512 of a weight are lost,
     which is most of them at learning rates of fine-tuning. No effect on fp32 weights, such as those of LoRA."""
+    reference_precision: Literal["bf16"] | None = None
+    """Precision of a frozen reference policy; null is that of the policy. bf16 halves the memory of a float32 one and
+    adds rounding to log-ratios and KL. No effect where the reference is the policy with its adapter disabled, and on
+    precomputed log-probabilities of the initial policy."""
     threads: Workers | None = None
     """CPU threads per rank; null is PyTorch's default, divided by the ranks of the node."""
     checkpoint_every: Count = 20

@@ -160,7 +160,8 @@ class ReferenceModelMixin(Method):
             or self.reference_free
             or self.components.separate_reference
         )
-        if may_differ or log_ratio_max <= INITIAL_TOLERANCE[self.in_float32()]:
+        exact = self.in_float32() and (self.is_cached or not self.reference_policy.is_rounded)
+        if may_differ or log_ratio_max <= INITIAL_TOLERANCE[exact]:
             return
         raise ConfigError(
             f"reference: before the first update the largest log-ratio to the reference is {float(log_ratio_max):.2g}, "

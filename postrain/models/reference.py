@@ -43,6 +43,21 @@ class Reference:
         adapted = hasattr(policy, "disable_adapter")
         return cls(policy, frozen if frozen is not None or adapted else frozen_copy(policy))
 
+    def reduce_precision(self, dtype: torch.dtype) -> None:
+        """Converts the frozen model, if there is one, now or when it is loaded."""
+        if self._frozen is not None:
+            self._frozen.to(dtype)
+        if (load := self._load) is not None:
+            self._load = lambda: load().to(dtype)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether a frozen model has a lower precision than the policy."""
+        if self._frozen is None:
+            return False
+        mine, theirs = (next(model.parameters()).dtype.itemsize for model in (self._frozen, self._policy))
+        return mine < theirs
+
     @contextmanager
     def scoring(self) -> Iterator[nn.Module]:
         """The reference model in eval mode, without gradients; restores the policy's state afterwards.

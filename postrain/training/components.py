@@ -74,6 +74,8 @@ def build(config: TrainConfig) -> Components:
             master_weights=config.trainer.master_weights,
         )
     )
+    if config.trainer.reference_precision and method.components.reference:
+        method.components.reference.reduce_precision(torch.bfloat16)
     return Components(method, data, audit, tokenizer, other)
 
 

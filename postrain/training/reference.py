@@ -49,6 +49,8 @@ def reference_fingerprint(config: TrainConfig, model: ResolvedModel) -> str:
     """A key of everything but the rows that determines log-probabilities under `model`, the reference of this run."""
     hardware = config.trainer
     weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
+    if hardware.reference_precision and config.reference is not None:
+        weights += f" {hardware.reference_precision}"
     return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
 
 

@@ -56,6 +56,20 @@ def test_precomputed_and_online_reference_logps_give_the_same_run(adapter, cache
     assert computed[1]["log_ratio_max"] < 1e-5
 
 
+def test_a_reference_in_bf16_changes_log_ratios_by_rounding_only(cache, tmp_path):
+    def run(*words: str) -> list[dict]:
+        return records(quick(tmp_path, "adapter=none", *words))
+
+    online = "method.precompute_ref_log_probs=false"
+    exact, rounded = run(online), run(online, "trainer.reference_precision=bf16")
+    assert exact[1]["log_ratio_max"] < 1e-5
+    assert 1e-4 < rounded[1]["log_ratio_max"] < 0.3
+    assert rounded[-1]["eval/loss"] == pytest.approx(exact[-1]["eval/loss"], abs=0.02)
+    # Precomputed log-probabilities are those of the policy before the first update.
+    completions = "evaluation.completions=4"
+    assert run(completions, "trainer.reference_precision=bf16")[1]["log_ratio_max"] < 1e-5
+
+
 def test_cache_depends_on_model_and_data_and_names_a_separate_reference(cache, tmp_path, capsys):
     other = model_of(tmp_path).model
     assert not cache.exists()

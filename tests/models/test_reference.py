@@ -101,6 +101,24 @@ def test_loaded_model_is_shared_by_nested_blocks_and_released_after_the_outermos
     assert [one() for one in loaded] == [None, None]
 
 
+def test_reduced_precision_halves_the_reference_and_leaves_the_policy():
+    policy = tiny_model("llama")
+    reference = Reference.for_policy(policy)
+    assert not reference.is_rounded
+    reference.reduce_precision(torch.bfloat16)
+    assert reference.is_rounded
+    with reference.scoring() as frozen:
+        assert {p.dtype for p in frozen.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    loaded = Reference(policy, load=lambda: tiny_model("llama"))
+    loaded.reduce_precision(torch.bfloat16)
+    with loaded.scoring() as frozen:
+        assert next(frozen.parameters()).dtype == torch.bfloat16
+    adapted = Reference(policy)
+    adapted.reduce_precision(torch.bfloat16)
+    assert not adapted.is_rounded
+
+
 def test_frozen_copy_shares_no_weights() -> None:
     model = tiny_model("llama").train()
     copied = frozen_copy(model)

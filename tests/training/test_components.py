@@ -29,6 +29,9 @@ def test_reference_fingerprint_depends_on_weights_precision_device_and_quantizat
         reference_fingerprint(replace(config, trainer=replace(config.trainer, precision="bf16")), nano),
         reference_fingerprint(replace(config, trainer=replace(config.trainer, accelerator="gpu")), nano),
         reference_fingerprint(replace(config, adapter=Quantized()), nano),
+        reference_fingerprint(
+            replace(config, reference="other", trainer=replace(config.trainer, reference_precision="bf16")), nano
+        ),
     ]
     assert len(set(names)) == len(names)
     # A new LoRA adapter does not change the outputs.
