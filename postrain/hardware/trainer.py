@@ -18,6 +18,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfil
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from postrain.errors import ConfigError
+from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.processor import warn_if_slow
 from postrain.types import Count, Workers
 
@@ -173,6 +174,7 @@ class Hardware:
             strategy=self._strategy(),
             precision=PRECISIONS[self.precision][0],
             callbacks=list(callbacks),
+            plugins=FileCheckpointIO(),
             logger=list(loggers),
             default_root_dir=root,
             max_epochs=1,

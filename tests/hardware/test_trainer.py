@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from postrain.config.check import check
@@ -102,3 +103,10 @@ def test_every_lightning_trainer_option_is_supported_or_refused(name: str, confi
 def test_fp16_is_refused_with_the_reason(config: dict[str, Any]) -> None:
     (line,) = errors(config, precision="16-mixed")
     assert line.startswith("trainer.precision: expected one of fp32, bf16-mixed, bf16, got '16-mixed'; fp16 gives NaN")
+
+
+def test_checkpoints_are_written_to_their_file_without_a_buffer(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", None)
+    writer = Hardware().make_trainer([], [], tmp_path).strategy.checkpoint_io
+    writer.save_checkpoint({"weights": torch.ones(3)}, tmp_path / "new" / "a.ckpt")
+    assert torch.equal(writer.load_checkpoint(tmp_path / "new" / "a.ckpt", weights_only=True)["weights"], torch.ones(3))
