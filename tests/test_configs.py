@@ -13,7 +13,9 @@ from tests.training_runs import CONF, METHODS, SMALL, composed, forced
 # Groups that tests/generation and tests/jobs compose: selections of conf/generate.yaml, and pipelines.
 ELSEWHERE = ("selection", "pipeline")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+RECIPES = sorted(f"recipe/{path.stem}" for path in (CONF / "experiment" / "recipe").glob("*.yaml"))
 OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+OPTIONS += [("experiment", name) for name in RECIPES]
 # Keys that have no default in these options.
 REQUIRED = {
     ("data", "jsonl"): ["data.path=rows.jsonl"],
@@ -28,7 +30,10 @@ REQUIRED = {
     ("reward", "judge"): ["reward.url=http://127.0.0.1:8000/v1", "reward.model=judge"],
     ("reward", "judge_pairwise"): ["reward.url=http://127.0.0.1:8000/v1", "reward.model=judge"],
     ("reward", "self_judge"): ["reward.path=somewhere"],
+    **{("experiment", name): ["data.path=rows.jsonl"] for name in RECIPES if not name.endswith("ppo")},
+    **{("experiment", name): ["data.path=rows.jsonl", "reward.path=run"] for name in RECIPES if name.endswith("ppo")},
 }
+GPU_MODELS = ("qwen2.5-1.5b", "qwen3-0.6b", "llama-3.2-1b")
 
 
 def is_elsewhere(group: str, option: str) -> bool:
@@ -40,6 +45,13 @@ def is_elsewhere(group: str, option: str) -> bool:
 def test_every_option_fits_its_constructor(group, option):
     method = [] if group in ("method", "experiment") else ["method=ppo"]
     check(composed([*method, f"{group}={option}", *REQUIRED.get((group, option), [])]), TrainConfig)
+
+
+@pytest.mark.parametrize("model", GPU_MODELS)
+def test_gpu_recipes_take_other_models(model):
+    config = composed(["experiment=recipe/gpu_dpo", f"model={model}", "data.path=rows.jsonl"])
+    check(config, TrainConfig)
+    assert (config["model"]["name"], config["method"]["batch_size"], config["data"]["max_length"]) == (model, 32, 1024)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -78,6 +90,7 @@ def test_composed_config_equals_that_of_hydra(words):
 
 def test_every_yaml_is_an_option_a_program_or_shared():
     shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "task", "launcher")}
-    assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared == {
+    recipes = {CONF / "experiment" / f"{name}.yaml" for name in RECIPES}
+    assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared | recipes == {
         path for path in CONF.rglob("*.yaml") if path not in [CONF / f"{name}.yaml" for name in PROGRAMS]
     }

@@ -10,7 +10,7 @@ from docs.generator.tables import comment_lines
 from postrain.config.paths import CONF
 
 ROOT = CONF.parent
-PARTS = re.compile(r"^(Question|Command|Result|Lesson)  ")
+PARTS = re.compile(r"^(Question|Command|Rows|Result|Lesson)  ")
 TITLES = {"Question": "Question", "Command": "Command", "Result": "Result", "Lesson": "What to take from it"}
 
 
@@ -30,6 +30,15 @@ def experiment(file: Path) -> str:
         else:
             parts += [f"**{TITLES[name]}.** " + as_markdown(lines)]
     return "\n\n".join(parts)
+
+
+def recipes(_: str) -> str:
+    """A table of the recipes: name, description, columns of the data file."""
+    lines = ["| `experiment=` | | columns of the rows |", "|---|---|---|"]
+    for path in sorted((CONF / "experiment" / "recipe").glob("*.yaml")):
+        first, *rest = comment_lines(path)
+        lines.append(f"| `recipe/{path.stem}` | {first} | {' '.join(sections(rest)['Rows'])} |")
+    return "\n".join(lines)
 
 
 def sections(lines: list[str]) -> dict[str, list[str]]:

