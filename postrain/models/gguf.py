@@ -20,7 +20,6 @@ from postrain.models.disk_cache import disk_cached
 from postrain.models.quiet import quiet
 from postrain.models.vocabulary import ensure_pad
 
-
 PART = re.compile(r"(.+\.gguf)\.part(\d+)")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
