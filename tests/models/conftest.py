@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
@@ -47,6 +48,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES),
     "gemma2": Gemma2Config(**SIZES, query_pre_attn_scalar=8, final_logit_softcapping=0.05),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, query_pre_attn_scalar=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+    ),
     "granite": GraniteConfig(**SIZES, logits_scaling=8.0),
     "cohere": CohereConfig(**SIZES, logit_scale=0.25),
 }
