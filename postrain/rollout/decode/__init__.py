@@ -28,7 +28,7 @@ The files:
   model, without continuous batching. `MixtureBackend` mixes the logits of two backends (Nash-MD). `backend_for`
   chooses the fastest backend that reproduces the model's logits on two short rows, checked once per model.
 - `cache.py`: the slot cache, and attention that reads the keys and values of a shared prompt once per group.
-- `fast.py`: forward pass of one token per row for the GPT-2 and Llama families, in few operations.
+- `fast.py`: forward pass of one token per row for the GPT-2 and Llama families and Gemma 3, in few operations.
 - `weights.py`: linear layers for `fast.py`: layers with the same input concatenated, LoRA merged, packed for oneDNN on
   a CPU, copied to bf16 with `rollout.dtype=bf16`. Prompts always run in the dtype of the weights.
 """

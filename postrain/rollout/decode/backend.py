@@ -256,8 +256,7 @@ def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None)
     settings = {"spec": spec, "dtype": dtype}
     sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
     autocast = torch.is_autocast_enabled(inner.device.type)
-    full_attention = not windowed or layers == {"full_attention"}
-    fast = is_supported(inner) and full_attention and not sharded and not autocast
+    fast = is_supported(inner, windowed=windowed and layers != {"full_attention"}) and not sharded and not autocast
     if fast and (backend := verified_backend(FastBackend, model, settings)):
         return backend
     slots = KNOWN_LAYERS.issuperset(layers) and (layers or not windowed)

@@ -1,16 +1,16 @@
-"""Fast forward pass of one token per row, for the GPT-2 and Llama families (Llama, Mistral, Qwen2/3).
+"""Fast forward pass of one token per row, for the GPT-2 and Llama families (Llama, Mistral, Qwen2/3) and Gemma 3.
 
 Its logits equal the model's up to rounding, which backend.py checks before use. A decoder copies the weights when it is
-constructed, so it is valid for one generation. Not supported: prompts, sliding windows and other architectures, which
-use the model's forward pass.
+constructed, so it is valid for one generation. Not supported: prompts, sliding windows except Gemma's, and other
+architectures, which use the model's forward pass.
 
 Axes: B rows, D model width, H key-value heads, G query heads per key-value head, K width of a head, L positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -59,6 +59,11 @@ class Block:
     gate: Weights | None
     up: Weights
     down: Weights
+    after_attention: Norm | None = None
+    """Normalizes the output of attention before the residual connection; None in most architectures."""
+    after_mlp: Norm | None = None
+    layer_type: str = ""
+    """Key of its mask and rotary embedding."""
 
 
 @dataclass(frozen=True)
@@ -67,30 +72,36 @@ class Decoder:
 
     embed: Callable[[Tensor, Tensor], Tensor]
     """Ids and positions [B] → [B, D]."""
-    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
-    """States and positions [B, 1] → cosines and sines, [B, 1, K]."""
+    rotary: Callable[..., tuple[Tensor, Tensor]] | None
+    """States, positions [B, 1], and the layer type if there are several → cosines and sines, [B, 1, K]."""
     blocks: tuple[Block, ...]
     activation: Activation
     shape: tuple[int, int, int]
     """Number of query heads, number of key-value heads, width of a head."""
     norm: Norm
     head: Weights
+    windows: Mapping[str, int | None] = field(default_factory=lambda: {"": None})
+    """The sliding window of each layer type; None attends to all tokens."""
 
     def __call__(self, tokens_B: Tensor, cache: SlotCache) -> Tensor:
         """Logits of the next token, [B, V]. Adds `tokens_B` to the cache, whose cursor has advanced already."""
         positions_B = cache.cursor.position_B
         x_BD = self.embed(tokens_B, positions_B)
-        rotary = signed_rotary(*self.rotary(x_BD, positions_B[:, None])) if self.rotary else None
-        mask = cache.attention_mask()
-        mask_B11L = torch.zeros(mask.shape, dtype=x_BD.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        rotary = {
+            kind: signed_rotary(*self.rotary(x_BD, positions_B[:, None], *([kind] if kind else [])))
+            if self.rotary
+            else None
+            for kind in self.windows
+        }
+        masks = {kind: additive(cache.attention_mask(window), x_BD.dtype) for kind, window in self.windows.items()}
         for block, layer in zip(self.blocks, cache.slot_layers, strict=True):
-            x_BD = self.attend(block, x_BD, rotary, mask_B11L, layer)
+            x_BD = self.attend(block, x_BD, rotary[block.layer_type], masks[block.layer_type], layer)
             states_BD = block.before_mlp(x_BD)
             if block.gate is None:
                 inner = block.up(states_BD, self.activation)
             else:
                 inner = block.up.times(states_BD, block.gate(states_BD, self.activation))
-            x_BD = block.down.plus(inner, x_BD)
+            x_BD = residual(block.down, inner, x_BD, block.after_mlp)
         return self.head(self.norm(x_BD))
 
     def attend(
@@ -113,7 +124,17 @@ class Decoder:
         else:
             # Grouped-query attention: query heads take the place of the sequence axis, so keys need no repetition.
             output = F.scaled_dot_product_attention(query_BHGK, *layer.read(), attn_mask=mask_B11L, scale=block.scale)
-        return block.out.plus(output.flatten(1), x_BD)
+        return residual(block.out, output.flatten(1), x_BD, block.after_attention)
+
+
+def residual(weights: Weights, inner: Tensor, x_BD: Tensor, norm: Norm | None) -> Tensor:
+    """x + norm(inner · Wᵀ + b), [B, D]."""
+    return weights.plus(inner, x_BD) if norm is None else x_BD + norm(weights(inner))
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the mask is True, −∞ elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def signed_rotary(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,9 +149,9 @@ def decoder_of(model: Any, dtype: torch.dtype) -> Decoder:
     return READERS[model.config.model_type](model, dtype)
 
 
-def is_supported(model: Any) -> bool:
-    """Whether the architecture has a fast decoder."""
-    return model.config.model_type in READERS
+def is_supported(model: Any, *, windowed: bool) -> bool:
+    """Whether the architecture has a fast decoder; with `windowed`, one that applies sliding windows."""
+    return model.config.model_type in (WITH_WINDOWS if windowed else READERS)
 
 
 def read_llama(model: Any, dtype: torch.dtype) -> Decoder:
@@ -164,6 +185,46 @@ def read_llama(model: Any, dtype: torch.dtype) -> Decoder:
         shape=(config.num_attention_heads, heads, width),
         norm=norm(inner.norm),
         head=Weights([model.lm_head], dtype),
+    )
+
+
+def read_gemma3(model: Any, dtype: torch.dtype) -> Decoder:
+    """Norms around attention and MLP, with weights 1 + w; a rotary embedding for each layer type."""
+    inner, config = model.model, model.config
+    tokens = plain_embedding(inner.embed_tokens)
+
+    def norm(layer: Any) -> Norm:
+        return Norm((1 + layer.weight.detach().float()).to(dtype), None, layer.eps)
+
+    def block(layer: Any) -> Block:
+        attention, mlp = layer.self_attn, layer.mlp
+        return Block(
+            before_attention=norm(layer.input_layernorm),
+            qkv=Weights([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
+            query_norm=norm(attention.q_norm),
+            key_norm=norm(attention.k_norm),
+            scale=attention.scaling,
+            out=Weights([attention.o_proj], dtype),
+            before_mlp=norm(layer.pre_feedforward_layernorm),
+            gate=Weights([mlp.gate_proj], dtype),
+            up=Weights([mlp.up_proj], dtype),
+            down=Weights([mlp.down_proj], dtype),
+            after_attention=norm(layer.post_attention_layernorm),
+            after_mlp=norm(layer.post_feedforward_layernorm),
+            layer_type=attention.layer_type,
+        )
+
+    return Decoder(
+        embed=lambda tokens_B, at_B: tokens(tokens_B).to(dtype),
+        rotary=inner.rotary_emb,
+        blocks=tuple(map(block, inner.layers)),
+        activation=activation_of(config.hidden_activation, inner.layers[0].mlp.act_fn),
+        shape=(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
+        norm=norm(inner.norm),
+        head=Weights([model.lm_head], dtype),
+        windows={
+            kind: config.sliding_window if kind == "sliding_attention" else None for kind in set(config.layer_types)
+        },
     )
 
 
@@ -201,8 +262,9 @@ def read_gpt2(model: Any, dtype: torch.dtype) -> Decoder:
 
 
 def plain_embedding(layer: nn.Module) -> nn.Module:
-    """The layer, if it is a plain nn.Embedding. Raises UnsupportedLayer otherwise."""
-    if type(layer) is not nn.Embedding:
+    """The layer, if it is a plain embedding, or Gemma's scaled one. Raises UnsupportedLayer otherwise."""
+    # By name: importing the class loads all of Gemma 3.
+    if type(layer) is not nn.Embedding and type(layer).__name__ != "Gemma3TextScaledWordEmbedding":
         raise UnsupportedLayer
     return layer
 
@@ -217,4 +279,7 @@ def activation_of(name: str, function: nn.Module) -> Activation:
 READERS: dict[str, Callable[[Any, torch.dtype], Decoder]] = {
     "gpt2": read_gpt2,
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), read_llama),
+    "gemma3_text": read_gemma3,
 }
+WITH_WINDOWS = {"gemma3_text"}
+"""Architectures whose decoder applies sliding windows."""
